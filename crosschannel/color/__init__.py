@@ -1,0 +1,18 @@
+"""Colour: sRGB↔Lab, the 313-bin ab quantizer and the ab prior, as batched tensor code on any device."""
+
+from crosschannel.color.lab import fit_gamut, lab_to_rgb, rgb_to_lab
+from crosschannel.color.prior import ABPrior, PriorEstimator, load_prior, rebalancing_weights, smooth
+from crosschannel.color.quantizer import ABQuantizer, annealed_mean
+
+__all__ = [
+    "ABPrior",
+    "ABQuantizer",
+    "PriorEstimator",
+    "annealed_mean",
+    "fit_gamut",
+    "lab_to_rgb",
+    "load_prior",
+    "rebalancing_weights",
+    "rgb_to_lab",
+    "smooth",
+]

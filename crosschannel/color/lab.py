@@ -1,0 +1,114 @@
+"""sRGB ↔ CIE Lab (D65 white, 2° observer) on batches of images, on any device.
+
+The constants are those of the sRGB standard (IEC 61966-2-1) and CIE 15 in the rounding that scikit-image uses,
+so that both agree to float32 accuracy.
+"""
+
+import torch
+from torch import Tensor
+
+_RGB_TO_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)
+_WHITE = (0.95047, 1.0, 1.08883)
+_EPSILON = 0.008856  # below it the cube root is replaced by a line, in XYZ …
+_EPSILON_ROOT = 0.2068966  # … and in its cube root
+_SLOPE = 7.787
+
+
+def _check(image: Tensor, what: str) -> None:
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"{what} must have shape (N, 3, H, W), got {tuple(image.shape)}")
+
+
+def _matrix(rows, like: Tensor) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64).to(like.device, like.dtype)
+
+
+def _mix(image: Tensor, matrix: Tensor) -> Tensor:
+    """The 3×3 colour matrix applied to every pixel, in full precision also inside autocast."""
+    with torch.autocast(image.device.type, enabled=False):
+        return torch.nn.functional.conv2d(image, matrix[:, :, None, None])
+
+
+def rgb_to_lab(rgb: Tensor) -> Tensor:
+    """sRGB to Lab.
+
+    Args:
+        rgb: (N, 3, H, W), float in [0, 1] or uint8 in [0, 255].
+
+    Returns:
+        (N, 3, H, W): L in [0, 100], a and b within about ±110. The dtype is the input's; uint8 gives float32.
+        Half precision is computed in float32 and rounded at the end.
+
+    Raises:
+        ValueError: the shape is not (N, 3, H, W).
+    """
+    _check(rgb, "rgb")
+    if rgb.dtype == torch.uint8:
+        out, rgb = torch.float32, rgb.float() / 255
+    else:
+        out, rgb = rgb.dtype, rgb.to(torch.promote_types(rgb.dtype, torch.float32))
+    linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    xyz = _mix(linear, _matrix(_RGB_TO_XYZ, rgb) / _matrix(_WHITE, rgb)[:, None])
+    f = torch.where(xyz > _EPSILON, xyz.clamp(min=_EPSILON) ** (1 / 3), _SLOPE * xyz + 16 / 116)
+    x, y, z = f.unbind(1)
+    return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), 1).to(out)
+
+
+def _lab_to_rgb_unclipped(lab: Tensor) -> Tensor:
+    y = (lab[:, 0] + 16) / 116
+    f = torch.stack((y + lab[:, 1] / 500, y, (y - lab[:, 2] / 200).clamp(min=0)), 1)
+    xyz = torch.where(f > _EPSILON_ROOT, f**3, (f - 16 / 116) / _SLOPE)
+    inverse = torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)) * torch.tensor(_WHITE)
+    linear = _mix(xyz, inverse.to(lab.device, lab.dtype))
+    curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear > 0.0031308, curved, 12.92 * linear)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """Lab to sRGB, clipped to [0, 1].
+
+    Args:
+        lab: (N, 3, H, W) float, L in [0, 100].
+
+    Returns:
+        (N, 3, H, W) in [0, 1], of the input's dtype. Colours outside the sRGB gamut are clipped channel by
+        channel, which changes their lightness; :func:`fit_gamut` first keeps it.
+
+    Raises:
+        ValueError: the shape is not (N, 3, H, W).
+    """
+    _check(lab, "lab")
+    work = lab.to(torch.promote_types(lab.dtype, torch.float32))
+    return _lab_to_rgb_unclipped(work).clamp(0, 1).to(lab.dtype)
+
+
+def fit_gamut(lab: Tensor, steps: int = 10) -> Tensor:
+    """Move colours that sRGB cannot show towards grey until it can; L and hue stay.
+
+    Args:
+        lab: (N, 3, H, W) float.
+        steps: halvings of the search along the chroma; 10 leave an error below 0.1 % of the chroma.
+
+    Returns:
+        (N, 3, H, W), the same L, ab scaled per pixel by a factor in [0, 1].
+    """
+    _check(lab, "lab")
+    slack = 2e-4  # the rounding of the matrices; a twentieth of an 8-bit step
+    rgb = _lab_to_rgb_unclipped(lab)
+    outside = ((rgb < -slack) | (rgb > 1 + slack)).any(1)
+    if not outside.any():
+        return lab
+    pixels = lab.permute(0, 2, 3, 1)[outside].T[None, :, :, None]
+    low, high = torch.zeros_like(pixels[:, :1]), torch.ones_like(pixels[:, :1])
+    for _ in range(steps):
+        middle = (low + high) / 2
+        rgb = _lab_to_rgb_unclipped(torch.cat((pixels[:, :1], pixels[:, 1:] * middle), 1))
+        fits = ((rgb >= -slack) & (rgb <= 1 + slack)).all(1, keepdim=True)
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    fitted = lab.permute(0, 2, 3, 1).clone()
+    fitted[outside] = torch.cat((pixels[:, :1], pixels[:, 1:] * low), 1)[0, :, :, 0].T
+    return fitted.permute(0, 3, 1, 2).contiguous()

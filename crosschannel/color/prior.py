@@ -1,0 +1,142 @@
+"""The ab prior: how often each bin occurs in photographs, and the loss weights that follow from it (Eq. 4)."""
+
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crosschannel.color.lab import rgb_to_lab
+from crosschannel.color.quantizer import ABQuantizer, Q
+from crosschannel.errors import UserError
+
+
+@dataclass
+class ABPrior:
+    """Distributions over the 313 bins.
+
+    Attributes:
+        empirical: p (313,), share of pixels whose nearest bin this is.
+        smoothed: p̃ (313,), the mean soft-encoding of the pixels.
+        provenance: what it was estimated from (data, images, pixels, neighbours, sigma, library version).
+    """
+
+    empirical: Tensor
+    smoothed: Tensor
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path | str) -> None:
+        """Write a ``.npz`` file (float64 arrays and the provenance as JSON; no pickle)."""
+        with Path(path).open("wb") as file:
+            np.savez(
+                file,
+                empirical=self.empirical.double().numpy(),
+                smoothed=self.smoothed.double().numpy(),
+                provenance=np.array(json.dumps(self.provenance)),
+            )
+
+
+class PriorEstimator:
+    """Accumulates p and p̃ over batches of images in constant memory.
+
+    Example::
+
+        estimator = PriorEstimator()
+        for rgb in batches:           # (N, 3, H, W) float in [0, 1] or uint8
+            estimator.add(rgb)
+        prior = estimator.prior()
+    """
+
+    def __init__(self, neighbours: int = 5, sigma: float = 5.0, device: str | torch.device = "cpu"):
+        self.quantizer = ABQuantizer(neighbours, sigma).to(device)
+        self.nearest = torch.zeros(Q, dtype=torch.float64, device=device)
+        self.soft = torch.zeros(Q, dtype=torch.float64, device=device)
+        self.images = self.pixels = 0
+
+    def add(self, rgb: Tensor) -> None:
+        """Count every pixel of (N, 3, H, W) images."""
+        indices, weights = self.quantizer.encode(rgb_to_lab(rgb)[:, 1:])
+        self.nearest += torch.bincount(indices[:, 0].flatten(), minlength=Q)
+        self.soft += torch.bincount(indices.flatten(), weights.double().flatten(), minlength=Q)
+        self.images += rgb.shape[0]
+        self.pixels += rgb.shape[0] * rgb.shape[2] * rgb.shape[3]
+
+    def prior(self, **provenance: Any) -> ABPrior:
+        """The distributions of everything added so far."""
+        if not self.pixels:
+            raise ValueError("no image was added")
+        return ABPrior(
+            (self.nearest / self.nearest.sum()).cpu(),
+            (self.soft / self.soft.sum()).cpu(),
+            {
+                "images": self.images,
+                "pixels": self.pixels,
+                "neighbours": self.quantizer.neighbours,
+                "sigma": self.quantizer.sigma,
+                **provenance,
+            },
+        )
+
+
+def smooth(empirical: Tensor, neighbours: int = 5, sigma: float = 5.0) -> Tensor:
+    """p̃ from a hard histogram p (313,), as if every pixel sat at its bin's centre.
+
+    For histograms whose pixels are gone; :class:`PriorEstimator` smooths the pixels themselves.
+    """
+    quantizer = ABQuantizer(neighbours, sigma)
+    indices, weights = quantizer.encode(quantizer.bins.T[None, :, :, None])
+    spread = (empirical.double() * weights[0, :, :, 0].double()).flatten()
+    smoothed = torch.bincount(indices[0, :, :, 0].flatten(), spread, minlength=Q)
+    return smoothed / smoothed.sum()
+
+
+def rebalancing_weights(prior: Tensor, lam: float = 0.5) -> Tensor:
+    """w ∝ ((1 - λ)·p̃ + λ/Q)⁻¹, scaled so that Σ p̃·w = 1 (Eq. 4). λ = 1 gives every bin weight 1.
+
+    At λ = 0 a bin that the prior never saw would get an infinite weight: it gets that of the rarest seen bin.
+
+    Args:
+        prior: p̃ (313,), non-negative.
+        lam: λ in [0, 1].
+
+    Returns:
+        (313,) float64 weights.
+    """
+    if not 0 <= lam <= 1:
+        raise ValueError(f"lam must be within 0..1, got {lam}")
+    p = prior.double() / prior.double().sum()
+    mixed = (1 - lam) * p + lam / p.numel()
+    mixed = mixed.clamp(min=mixed[mixed > 0].min())
+    weights = 1 / mixed
+    return weights / (p * weights).sum()
+
+
+def load_prior(source: str = "imagenet-256") -> ABPrior:
+    """Read a prior file written by ``crosschannel prior``, or the packaged one.
+
+    Args:
+        source: a path, or ``imagenet-256`` for the prior that ships with the package (600 ImageNet photographs
+            of 600 classes; see its ``provenance``).
+
+    Raises:
+        UserError: no such file, or not a prior.
+    """
+    packaged = files("crosschannel.color") / "priors" / f"{source}.npz"
+    path = packaged if "/" not in source and packaged.is_file() else Path(source)
+    if not path.is_file():
+        raise UserError(f"no prior at {source!r}: give a file that `crosschannel prior` wrote, or 'imagenet-256'")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            empirical, smoothed = (torch.from_numpy(arrays[key]) for key in ("empirical", "smoothed"))
+            provenance = json.loads(str(arrays["provenance"]))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{source} is not a prior file that `crosschannel prior` wrote: {error}") from None
+    for p in (empirical, smoothed):
+        if p.shape != (Q,) or not p.isfinite().all() or (p < 0).any() or not p.sum() > 0:
+            raise UserError(f"{source} does not hold distributions over {Q} bins")
+    return ABPrior(empirical, smoothed, provenance)
