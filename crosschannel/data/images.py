@@ -1,0 +1,79 @@
+"""ImageSet: encoded images by index, wherever they are stored."""
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import Protocol
+
+import numpy as np
+
+
+class Names(Sequence[str]):
+    """A read-only list of strings in one buffer: a million file names cost their bytes, not a million objects,
+    and forked workers share them."""
+
+    def __init__(self, names: Iterable[str]):
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._blob = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = int(self._ends[index - 1]) if index else 0
+        return self._blob[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any name or the order."""
+        return sha256(self._ends.tobytes() + self._blob).hexdigest()[:16]
+
+
+class ImageSet(Protocol):
+    """Encoded images with labels. Reading is thread- and fork-safe.
+
+    Attributes:
+        names: what each image is called in logs and results, unique.
+        labels: (len,) int64, -1 where unknown.
+        classes: class names by label; empty where there are none.
+    """
+
+    names: Names
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of one image."""
+        ...
+
+
+class MemoryImages:
+    """An ImageSet of encoded images held in memory."""
+
+    def __init__(self, names: Sequence[str], labels: Sequence[int], blobs: Sequence[bytes], classes=()):
+        self.names, self.labels, self.classes = Names(names), np.asarray(labels, np.int64), tuple(classes)
+        self._blobs = list(blobs)
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def read(self, index: int) -> bytes:
+        return self._blobs[index]
+
+
+class Subset:
+    """Some images of another set, by index."""
+
+    def __init__(self, images: ImageSet, indices: np.ndarray):
+        self.names = Names(images.names[int(i)] for i in indices)
+        self.labels, self.classes = images.labels[indices], images.classes
+        self._images, self._indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> bytes:
+        return self._images.read(int(self._indices[index]))

@@ -1,0 +1,100 @@
+"""From what a user names (`--data`) to training and validation images."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from crosschannel.data.folder import open_folder
+from crosschannel.data.images import ImageSet, Subset
+from crosschannel.data.order import mix
+from crosschannel.data.sample import sample_images
+from crosschannel.data.shards import open_shards
+from crosschannel.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where downloads land: ``$CROSSCHANNEL_CACHE``, or ``~/.cache/crosschannel``."""
+    return Path(os.environ.get("CROSSCHANNEL_CACHE") or Path.home() / ".cache" / "crosschannel")
+
+
+def open_images(data: str, val_share: float = 0.05) -> tuple[ImageSet, ImageSet]:
+    """Training and validation images of a data source.
+
+    Args:
+        data: a folder (any depth; ``train/`` and ``val/`` are honoured, the raw ILSVRC layout too), tar shards
+            (a folder of them, one file or a brace pattern), ``builtin:sample``, ``torchvision:imagenette``.
+        val_share: share of the images held out for validation where the source has no validation images of
+            its own; which ones depends on their names alone.
+
+    Raises:
+        UserError: nothing there, or no image in it.
+    """
+    train, val = _open(data)
+    if val is not None and not len(val):
+        raise UserError(f"the validation part of {data!r} has no images")
+    return (train, val) if val is not None else hold_out(train, val_share, data)
+
+
+def open_training_images(data: str) -> ImageSet:
+    """The training images alone: all images, where the source has no validation images of its own."""
+    return _open(data)[0]
+
+
+def hold_out(images: ImageSet, share: float, what: str = "the data") -> tuple[ImageSet, ImageSet]:
+    """Split images by a hash of their names into (the rest, about ``share`` of them, at least one)."""
+    if len(images) < 2:
+        raise UserError(f"{what!r} has one image only; at least two are needed, to hold one out for validation")
+    draws = np.array([mix(*images.names[i].encode("utf-8", "surrogateescape")) for i in range(len(images))], np.uint64)
+    ranks = np.argsort(draws, kind="stable")
+    held = np.zeros(len(images), bool)
+    held[ranks[: min(len(images) - 1, max(1, round(share * len(images))))]] = True
+    return Subset(images, np.flatnonzero(~held)), Subset(images, np.flatnonzero(held))
+
+
+def _open(data: str) -> tuple[ImageSet, ImageSet | None]:
+    train, val = _find(data)
+    if not len(train):
+        raise UserError(f"no images in {data!r}: none of its files ends in .jpg, .png, .webp, .bmp or .tif")
+    return train, val
+
+
+def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
+    kind, _, name = data.partition(":")
+    if data == "builtin:sample":
+        return sample_images()
+    if kind == "builtin":
+        raise UserError(f"no built-in data {name!r}: there is 'builtin:sample'")
+    if kind == "torchvision":
+        return open_folder(_download(name))
+    path = Path(data).expanduser()
+    if "{" in data or data.endswith(".tar"):
+        return open_shards(str(path))
+    if path.is_file():
+        raise UserError(f"{data} is a file: --data takes a folder of images, or tar shards")
+    if not path.is_dir():
+        raise UserError(f"no data at {data!r}: no such folder")
+    if any(path.glob("*.tar")):
+        return open_shards(str(path))
+    return open_folder(path)
+
+
+def _download(name: str) -> Path:
+    """Imagenette (320 px) through torchvision, into the cache."""
+    if name != "imagenette":
+        raise UserError(f"no data 'torchvision:{name}': there is 'torchvision:imagenette'")
+    from torchvision.datasets import Imagenette
+
+    root = cache_folder() / "imagenette2-320"
+    if not root.is_dir():
+        part = root.with_suffix(".part")  # renamed once it is whole
+        part.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.rmtree(part / root.name, ignore_errors=True)
+            Imagenette(str(part), split="train", size="320px", download=True)
+            (part / root.name).rename(root)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"torchvision could not download Imagenette into {part}: {error}") from None
+        shutil.rmtree(part)
+    return root

@@ -1,0 +1,68 @@
+"""The embedded sample: crops of the colour photographs inside scikit-image and scikit-learn, no download.
+
+Ten photographs are ten classes. Training crops come from the left 70 % of a photograph, validation crops from
+the right 30 %, so that no pixel is in both.
+"""
+
+import io
+from functools import lru_cache
+from importlib.resources import files
+
+import numpy as np
+from PIL import Image
+
+from crosschannel.data.images import MemoryImages
+from crosschannel.data.order import uniforms
+
+PHOTOGRAPHS = {
+    "astronaut": ("skimage.data", "astronaut.png"),
+    "chelsea": ("skimage.data", "chelsea.png"),
+    "coffee": ("skimage.data", "coffee.png"),
+    "rocket": ("skimage.data", "rocket.jpg"),
+    "motorcycle": ("skimage.data", "motorcycle_left.png"),
+    "hubble": ("skimage.data", "hubble_deep_field.jpg"),
+    "ihc": ("skimage.data", "ihc.png"),
+    "retina": ("skimage.data", "retina.jpg"),
+    "china": ("sklearn.datasets.images", "china.jpg"),
+    "flower": ("sklearn.datasets.images", "flower.jpg"),
+}
+_SHORT_SIDE, _CROP, _TRAIN_SHARE = 448, 128, 0.7
+_TRAIN_CROPS, _VAL_CROPS = 48, 12
+
+
+@lru_cache(maxsize=1)
+def photographs() -> MemoryImages:
+    """The ten photographs as they are, for colouring."""
+    blobs = [(files(package) / name).read_bytes() for package, name in PHOTOGRAPHS.values()]
+    names = [f"{key}{name[name.rindex('.') :]}" for key, (_, name) in PHOTOGRAPHS.items()]
+    return MemoryImages(names, range(len(blobs)), blobs, tuple(PHOTOGRAPHS))
+
+
+def sample_images() -> tuple[MemoryImages, MemoryImages]:
+    """Training (480) and validation (120) crops of 128 px, as PNG."""
+    split: dict[str, tuple[list[str], list[int], list[bytes]]] = {"train": ([], [], []), "val": ([], [], [])}
+    source = photographs()
+    for label, name in enumerate(PHOTOGRAPHS):
+        photo = Image.open(io.BytesIO(source.read(label))).convert("RGB")
+        scale = _SHORT_SIDE / min(photo.size)
+        photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+        border = int(photo.width * _TRAIN_SHARE)
+        for part, left, right, count in (
+            ("train", 0, border, _TRAIN_CROPS),
+            ("val", border, photo.width, _VAL_CROPS),
+        ):
+            names, labels, blobs = split[part]
+            for i in range(count):
+                u = uniforms(2, label, part == "val", i)
+                x = left + int(u[0] * (right - left - _CROP + 1))
+                y = int(u[1] * (photo.height - _CROP + 1))
+                names.append(f"{part}/{name}/{i:03d}.png")
+                labels.append(label)
+                blobs.append(_png(np.asarray(photo.crop((x, y, x + _CROP, y + _CROP)))))
+    return MemoryImages(*split["train"], tuple(PHOTOGRAPHS)), MemoryImages(*split["val"], tuple(PHOTOGRAPHS))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,187 @@
+"""Batches of crops in an order that depends on (seed, epoch, position) alone.
+
+A training stream is endless: sample number c is position c mod N of epoch c div N. A rank asks for the numbers it
+is to see; who else runs, how many workers decode and whether the run was restarted changes nothing.
+"""
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from crosschannel.data.crops import CropConfig, centre_box, cut, random_box
+from crosschannel.data.decode import BrokenImage, image_size
+from crosschannel.data.images import ImageSet
+from crosschannel.data.order import epoch_order, mix, uniforms
+from crosschannel.errors import UserError
+
+_ATTEMPTS = 20
+
+
+@dataclass
+class Batch:
+    """A batch as it leaves the workers.
+
+    Attributes:
+        images: (N, 3, S, S) uint8 RGB, channels_last in memory.
+        indices: (N,) int64 into the ImageSet.
+        broken: (index, reason) of the images that had to be replaced (training) or left out (validation).
+    """
+
+    images: Tensor
+    indices: Tensor
+    broken: list[tuple[int, str]]
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.images.pin_memory(), self.indices, self.broken)
+
+
+class CropStream(Dataset):
+    """Sample number → crop, a pure function of the seed.
+
+    Args:
+        images: where the pixels come from.
+        crop: what is cut out of them.
+        seed: of order and augmentation.
+        train: shuffle and augment; otherwise sample c is the centre crop of image c.
+    """
+
+    def __init__(self, images: ImageSet, crop: CropConfig, seed: int = 0, train: bool = True):
+        self.images, self.crop, self.seed, self.train = images, crop, seed, train
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray | None, int, list[tuple[int, str]]]:
+        """The crop (None where no image could be read), the image's index, and the broken ones met."""
+        broken: list[tuple[int, str]] = []
+        for attempt in range(_ATTEMPTS if self.train else 1):
+            index = self._index(number, attempt)
+            try:
+                return self._crop(index, number, attempt), index, broken
+            except (BrokenImage, OSError) as error:
+                broken.append((index, str(error)))
+        return None, index, broken
+
+    def _index(self, number: int, attempt: int) -> int:
+        if not self.train:
+            return number
+        epoch, position = divmod(number, len(self.images))
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self.images), self.seed, epoch))
+        if attempt:
+            position = mix(self.seed, epoch, position, attempt) % len(self.images)
+        return int(self._order[1][position])
+
+    def _crop(self, index: int, number: int, attempt: int) -> np.ndarray:
+        data = self.images.read(index)
+        size = image_size(data)
+        if not self.train:
+            return cut(data, size, centre_box(*size, self.crop), self.crop.size, False)
+        epoch, position = divmod(number, len(self.images))
+        u = uniforms(5, self.seed, epoch, position, attempt, 1)
+        mirror = self.crop.mirror and u[4] < 0.5
+        return cut(data, size, random_box(*size, self.crop, u), self.crop.size, mirror)
+
+
+class BrokenImages:
+    """Counts broken images and stops a run once they are too many.
+
+    Args:
+        limit: greatest share of broken ones among the images seen …
+        after: … once this many were seen.
+    """
+
+    def __init__(self, limit: float = 0.01, after: int = 1000):
+        self.limit, self.after = limit, after
+        self.seen = self.broken = 0
+
+    def count(self, seen: int, broken: list[str]) -> None:
+        """Add to the tally.
+
+        Args:
+            seen: images asked for.
+            broken: names of those that could not be read.
+
+        Raises:
+            UserError: more than the allowed share is broken.
+        """
+        self.seen += seen + len(broken)
+        self.broken += len(broken)
+        if self.seen > self.after and self.broken > self.limit * self.seen:
+            raise UserError(
+                f"{self.broken} of {self.seen} images seen so far are broken, more than the allowed "
+                f"{self.limit:.3g} of them (the last one: {broken[-1] if broken else 'see the log'})"
+            )
+
+
+class _Numbers:
+    """A batch sampler over sample numbers: range(start, stop) in steps of batches, `take` of each batch.
+
+    The last part may be empty: all ranks see the same number of batches.
+    """
+
+    def __init__(self, start: int, stop: int, batch: int, take: slice):
+        self.start, self.stop, self.batch, self.take = start, stop, batch, take
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(self.start, self.stop, self.batch):
+            yield list(range(first, min(first + self.batch, self.stop))[self.take])
+
+    def __len__(self) -> int:
+        return -(-(self.stop - self.start) // self.batch)
+
+
+def crop_loader(
+    stream: CropStream,
+    start: int,
+    stop: int,
+    batch: int,
+    take: slice = slice(None),
+    workers: int = 0,
+    pin: bool = False,
+) -> DataLoader:
+    """A loader of :class:`Batch` over sample numbers ``start`` … ``stop``.
+
+    Args:
+        stream: number → crop.
+        start, stop: the sample numbers, half open.
+        batch: numbers a batch over all ranks.
+        take: the part of every batch that this rank loads.
+        workers: processes that decode; 0 decodes in this one.
+        pin: page-lock the batches, for copies to a GPU.
+    """
+    return DataLoader(
+        stream,
+        batch_sampler=_Numbers(start, stop, batch, take),
+        collate_fn=_collate,
+        num_workers=workers,
+        worker_init_fn=_start_worker if workers else None,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _collate(samples: list[tuple[np.ndarray | None, int, list[tuple[int, str]]]]) -> Batch:
+    crops = [crop for crop, _, _ in samples if crop is not None]
+    indices = torch.tensor([index for crop, index, _ in samples if crop is not None], dtype=torch.int64)
+    stacked = np.stack(crops) if crops else np.empty((0, 1, 1, 3), np.uint8)
+    return Batch(
+        torch.from_numpy(stacked).permute(0, 3, 1, 2),
+        indices,
+        [broken for _, _, found in samples for broken in found],
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """Workers leave signals to the main process, use one thread, and die with the main process."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
