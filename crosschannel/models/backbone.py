@@ -1,0 +1,153 @@
+"""Backbone: the contract between a net and everything that uses one."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.color import rgb_to_lab
+from crosschannel.errors import UserError
+
+InputKind = Literal["grey", "lab", "rgb"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a net was trained on.
+
+    Attributes:
+        kind: "grey" (L - 50), "lab" (L - 50, a, b) or "rgb" (normalised by mean and std).
+        size: side of its square crops, in pixels.
+        resize: short side that an image is resized to before its centre is cropped.
+        interpolation: of that resize.
+        mean, std: of "rgb" inputs in [0, 1].
+    """
+
+    kind: InputKind = "grey"
+    size: int = 227
+    resize: int = 256
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.kind == "grey" else 3
+
+    def preprocess(self, rgb: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, 1 or 3, H, W) float."""
+        if self.kind == "rgb":
+            rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
+            mean, std = (torch.tensor(v).to(rgb)[:, None, None] for v in (self.mean, self.std))
+            return (rgb - mean) / std
+        lab = rgb_to_lab(rgb)
+        return centre_lightness(lab[:, :1] if self.kind == "grey" else lab)
+
+
+def centre_lightness(lab: Tensor) -> Tensor:
+    """L or Lab with 50 subtracted from L, so that zero is mid-grey."""
+    return torch.cat((lab[:, :1] - 50, lab[:, 1:]), 1)
+
+
+@dataclass
+class Provenance:
+    """Where weights come from; what a result needs to say about them."""
+
+    source: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Backbone(nn.Module):
+    """A net with named layers, the input that it was trained on, and where its weights come from.
+
+    Args:
+        net: has ``layers`` (names in order) and ``forward_features(x, layers)``.
+        input: what ``preprocess`` makes of RGB.
+        layers: what ``features`` gives when it is not told; default all.
+        provenance: source and details of the weights.
+
+    Example::
+
+        backbone = crosschannel.load_backbone("runs/alexnet-0")
+        maps = backbone(rgb)                                   # {"conv1": (N, 96, 55, 55), …}
+        maps = backbone.features(backbone.preprocess(rgb), ["conv5"])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        input: InputSpec,
+        layers: Sequence[str] | None = None,
+        provenance: Provenance | None = None,
+    ):
+        super().__init__()
+        self.net, self.input, self.provenance = net, input, provenance or Provenance()
+        self.layers: tuple[str, ...] = tuple(net.layers)
+        self.default_layers = self._known(layers) if layers else self.layers
+        self._shapes: dict[str, tuple[int, int]] | None = None
+
+    def _known(self, layers: Sequence[str]) -> tuple[str, ...]:
+        unknown = [name for name in layers if name not in self.layers]
+        if unknown:
+            raise UserError(f"no layer {unknown[0]!r}; this backbone has {', '.join(self.layers)}")
+        return tuple(layers)
+
+    def preprocess(self, rgb: Tensor) -> Tensor:
+        """RGB (N, 3, H, W), float in [0, 1] → what the net was trained on. Pad after this, where zero is grey."""
+        return self.input.preprocess(rgb)
+
+    def features(self, x: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Feature maps (N, C, h, w) by layer name, each after its norm and ReLU.
+
+        Args:
+            x: a preprocessed batch.
+            layers: names; nothing past the last one is computed.
+
+        Raises:
+            UserError: a layer that the net does not have; the message lists those it has.
+        """
+        return self.net.forward_features(x, self.default_layers if layers is None else self._known(layers))
+
+    def head(self, x: Tensor) -> Tensor:
+        """What stands above the last pooled map: fc6 and fc7 of an AlexNet, else the mean over positions.
+
+        Args:
+            x: (N, C, h, w), the layer before fc6 (pool5), or the net's last map.
+
+        Returns:
+            (N, D).
+        """
+        for name in ("fc6", "fc7"):
+            if name in self.layers:
+                x = self.net.get_submodule(name)(x)
+        return x.mean((2, 3))
+
+    def forward(self, rgb: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """``features(preprocess(rgb))``."""
+        return self.features(self.preprocess(rgb), layers)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of every layer."""
+        return {name: channels for name, (channels, _) in self._measure().items()}
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Input pixels per step of every layer's map."""
+        return {name: stride for name, (_, stride) in self._measure().items()}
+
+    def _measure(self) -> dict[str, tuple[int, int]]:
+        if self._shapes is None:
+            training, like = self.training, next(self.parameters())
+            size = self.input.size
+            with torch.no_grad():
+                blank = torch.zeros(1, self.input.channels, size, size).to(like)
+                maps = self.eval().features(blank, self.layers)
+            self.train(training)
+            self._shapes = {name: (m.shape[1], round(size / m.shape[3])) for name, m in maps.items()}
+        return self._shapes

@@ -1,0 +1,51 @@
+"""One dictionary from net names to builders, and the description of a net that its files carry."""
+
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from crosschannel.errors import UserError
+from crosschannel.models.alexnet import AlexNet
+from crosschannel.models.colornet import ColorNet
+from crosschannel.models.vgg import VGG16
+from crosschannel.models.wrapped import TimmNet
+
+_BUILDERS = {"alexnet": AlexNet, "colornet": ColorNet, "vgg16": VGG16}
+NET_NAMES = tuple(_BUILDERS)
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """Enough to build a net without its weights.
+
+    Attributes:
+        name: alexnet, colornet, vgg16 or timm:NAME.
+        in_channels: 1 (grey) or 3 (Lab, RGB).
+        norm: BatchNorm as in pretraining; False once it is absorbed.
+        fc: width of AlexNet's fc6 and fc7, 0 for none.
+        geometry: AlexNet's, "padded" or "probe".
+    """
+
+    name: str = "alexnet"
+    in_channels: int = 1
+    norm: bool = True
+    fc: int = 4096
+    geometry: str = "padded"
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def build_net(spec: NetSpec, image_size: int | None = None) -> nn.Module:
+    """The untrained net of a description.
+
+    Raises:
+        UserError: no net of that name.
+    """
+    if spec.name.startswith("timm:"):
+        return TimmNet(spec.name.removeprefix("timm:"), spec.in_channels, image_size=image_size)
+    if spec.name not in _BUILDERS:
+        raise UserError(f"no net {spec.name!r}: there are {', '.join(NET_NAMES)} and timm:NAME")
+    if spec.name == "alexnet":
+        return AlexNet(spec.in_channels, spec.geometry, spec.norm, spec.fc)
+    return _BUILDERS[spec.name](spec.in_channels, spec.norm)

@@ -1,0 +1,46 @@
+"""ColorNet, the colorization net of the paper's Fig. 2 (the release's "v2", VGG-styled), up to conv7.
+
+The decoder (conv8) and the classifier are its pretext head: see :mod:`crosschannel.models.pretext`.
+"""
+
+from crosschannel.models.layers import Conv, LayeredNet
+
+# block: (width, convolutions, stride of the last, dilation)
+_BLOCKS = {
+    "conv1": (64, 2, 2, 1),
+    "conv2": (128, 2, 2, 1),
+    "conv3": (256, 3, 2, 1),
+    "conv4": (512, 3, 1, 1),
+    "conv5": (512, 3, 1, 2),
+    "conv6": (512, 3, 1, 2),
+    "conv7": (512, 3, 1, 1),
+}
+
+
+def _rows() -> list[Conv]:
+    return [
+        Conv(
+            f"{block}_{i}",
+            width,
+            kernel=3,
+            stride=stride if i == count else 1,
+            pad=dilation,
+            dilation=dilation,
+            norm=i == count,
+        )
+        for block, (width, count, stride, dilation) in _BLOCKS.items()
+        for i in range(1, count + 1)
+    ]
+
+
+class ColorNet(LayeredNet):
+    """Layers conv1_1, conv1_2, … conv7_3, at 1/8 resolution from conv3_3 on; BatchNorm (no affine) ends a block,
+    after the ReLU.
+
+    Args:
+        in_channels: 1 for L - 50.
+        norm: BatchNorm at block ends.
+    """
+
+    def __init__(self, in_channels: int = 1, norm: bool = True):
+        super().__init__(_rows(), in_channels, norm, order="conv-relu-norm")

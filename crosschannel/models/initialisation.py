@@ -1,0 +1,239 @@
+"""Initial values from data: k-means, unit variance, calibration, and BatchNorm statistics.
+
+Krähenbühl, Doersch, Donahue, Darrell, "Data-dependent initializations of convolutional neural networks", ICLR 2016.
+Batches are preprocessed net inputs (N, C, H, W). Every function works in place.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+WeightLayer = nn.Conv2d | nn.Linear
+
+
+class _InputSeen(Exception):
+    pass
+
+
+def gaussian(net: nn.Module, std: float = 0.01, skip: Sequence[str] = ("fc6", "fc7")) -> None:
+    """N(0, std) weights and zero biases, except in the layers named (which keep their own start)."""
+    for name, module in net.named_modules():
+        if isinstance(module, WeightLayer) and not _named(name, skip):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _named(name: str, names: Sequence[str]) -> bool:
+    return any(part in names for part in name.split("."))
+
+
+def weight_layers(net: nn.Module, batch: Tensor) -> list[tuple[str, WeightLayer]]:
+    """Convolutions and linear layers with their names, in the order in which a forward pass meets them."""
+    order: list[tuple[str, WeightLayer]] = []
+    handles = [
+        module.register_forward_hook(lambda m, _i, _o, name=name: order.append((name, m)))
+        for name, module in net.named_modules()
+        if isinstance(module, WeightLayer)
+    ]
+    try:
+        with torch.no_grad():
+            net(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(order))
+
+
+def _inputs(net: nn.Module, module: nn.Module, batches: Iterable[Tensor]) -> Iterable[Tensor]:
+    """What the module is given for each batch; the pass is left there."""
+    seen: list[Tensor] = []
+
+    def stop(_module, arguments):
+        seen.append(arguments[0])
+        raise _InputSeen
+
+    for batch in batches:
+        handle = module.register_forward_pre_hook(stop)
+        try:
+            net(batch)
+        except _InputSeen:
+            pass
+        finally:
+            handle.remove()
+        yield seen.pop()
+
+
+@torch.no_grad()
+def unit_variance(net: nn.Module, batches: Sequence[Tensor], skip: Sequence[str] = ("fc6", "fc7")) -> None:
+    """Scale every output channel to unit standard deviation on the batches and set its mean to 0.1.
+
+    Changes the function: for layers that are still untrained.
+    """
+    net.train()
+    for name, module in weight_layers(net, batches[0]):
+        if not _named(name, skip):
+            _normalise_outputs(module, _inputs(net, module, batches))
+    reset_batchnorm(net)
+
+
+def _normalise_outputs(module: WeightLayer, inputs: Iterable[Tensor], mean_after: float = 0.1) -> None:
+    if module.bias is not None:
+        module.bias.zero_()
+    count, total, squares = 0, 0.0, 0.0
+    for x in inputs:
+        y = module(x).double()
+        y = y.flatten(2).transpose(1, 2).flatten(0, 1) if y.ndim == 4 else y.flatten(0, -2)
+        count, total, squares = count + len(y), total + y.sum(0), squares + y.square().sum(0)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    module.weight.div_(std.to(module.weight).reshape(-1, *[1] * (module.weight.ndim - 1)))
+    if module.bias is not None:
+        module.bias.copy_(mean_after - mean / std)
+
+
+@torch.no_grad()
+def kmeans(
+    net: nn.Module,
+    batches: Sequence[Tensor],
+    seed: int = 0,
+    max_bytes: int = 500 << 20,
+    skip: Sequence[str] = ("fc6", "fc7"),
+) -> None:
+    """Layer by layer, filters become the centres of whitened random patches of the layer's input.
+
+    Args:
+        net: any net of convolutions and linear layers, grouped and dilated ones too.
+        batches: inputs; the release uses 10 batches of 16.
+        seed: of the patches and of k-means.
+        max_bytes: of patches held at a time.
+        skip: layers left as they are (fc6 has 9,216 inputs and 4,096 outputs).
+    """
+    net.train()  # BatchNorm has no statistics yet
+    generator = np.random.default_rng(seed)
+    for name, module in weight_layers(net, batches[0]):
+        if _named(name, skip):
+            continue
+        bytes_each = 4 * module.weight[0].numel() * getattr(module, "groups", 1)
+        count = max(1, max_bytes // bytes_each // len(batches))
+        patches = torch.cat([_patches(module, x, count, generator) for x in _inputs(net, module, batches)])
+        groups = getattr(module, "groups", 1)
+        per_group = module.weight.shape[0] // groups
+        for group, part in enumerate(patches.chunk(groups, 1)):
+            filters = _centres(part.flatten(1).float().cpu().numpy(), per_group, seed)
+            target = module.weight[group * per_group : (group + 1) * per_group]
+            target.copy_(torch.from_numpy(filters).reshape(target.shape))
+        _normalise_outputs(module, _inputs(net, module, batches))
+    reset_batchnorm(net)
+
+
+def _patches(module: WeightLayer, x: Tensor, count: int, generator: np.random.Generator) -> Tensor:
+    """Up to ``count`` random receptive fields of the layer: (P, C, kh, kw), or (P, D) for a linear layer."""
+    if isinstance(module, nn.Linear):
+        rows = x.flatten(0, -2)
+        return rows[torch.from_numpy(generator.permutation(len(rows))[:count]).to(x.device)]
+    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
+    ph, pw = module.padding
+    x = nn.functional.pad(x, (pw, pw, ph, ph))
+    h, w = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1, (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    chosen = torch.from_numpy(generator.permutation(len(x) * h * w)[:count]).to(x.device)
+    image, row, column = chosen // (h * w), chosen // w % h, chosen % w
+    rows = (row * sh)[:, None] + dh * torch.arange(kh, device=x.device)
+    columns = (column * sw)[:, None] + dw * torch.arange(kw, device=x.device)
+    return x[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _centres(patches: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Centre, PCA-whiten, L2-normalise, cluster, and map the centres back: (P, d) → (k, d) filters."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    patches = patches - patches.mean(0)
+    values, vectors = np.linalg.eigh(patches.T @ patches)
+    kept = values > 1e-6
+    whiten = vectors[:, kept] / np.sqrt(values[kept] + 1e-3)
+    white = patches @ whiten
+    white /= np.linalg.norm(white, axis=1, keepdims=True) + 1e-12
+    if not kept.any() or len(white) < k:
+        raise ValueError(f"{len(white)} patches with {int(kept.sum())} dimensions are too few for {k} filters")
+    # The seeding looks at 5k patches only: on all of them it would take ten times as long as the clustering.
+    clusters = MiniBatchKMeans(k, batch_size=10_000, init_size=5 * k, n_init=1, max_iter=10, random_state=seed)
+    clusters.fit(white)
+    return (clusters.cluster_centers_ @ whiten.T).astype(np.float32)
+
+
+def reset_batchnorm(net: nn.Module) -> None:
+    """Forget BatchNorm's running statistics."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+
+
+@torch.no_grad()
+def estimate_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set BatchNorm's statistics to their average over the batches; leaves the net in eval mode."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    reset_batchnorm(net)
+    for norm in norms:
+        norm.momentum = None  # a cumulative average
+    net.train()
+    for batch in batches:
+        net(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    net.eval()
+
+
+def calibrate(
+    net: nn.Module, batches: Sequence[Tensor], seed: int = 0, iterations: int = 10, tolerance: float = 0.01
+) -> None:
+    """Rescale the layers of a loaded net so that all learn at the same rate.
+
+    With N(0, 1) noise as the gradient at the top, the ratio sqrt(mean(grad²) / mean(w²)) of every layer is brought
+    to their geometric mean; the output's standard deviation tends to 1. On a net of convolutions, ReLUs and pools
+    the function survives up to one positive factor (absorb BatchNorm first).
+
+    Args:
+        net: a net whose layers follow one another.
+        batches: inputs.
+        seed: of the noise.
+        iterations: at most.
+        tolerance: greatest relative change of a layer at which it stops.
+    """
+    net.eval()
+    layers = [module for _, module in weight_layers(net, batches[0])]
+    noise = torch.Generator().manual_seed(seed)
+    for _ in range(iterations):
+        ratios, std = _learning_rates(net, layers, batches, noise)
+        target = ratios.log().mean().exp() * std ** (1 / len(layers))
+        scales = (ratios / target).sqrt()
+        change = 1.0
+        with torch.no_grad():
+            for module, scale in zip(layers, scales.tolist(), strict=True):
+                module.weight.mul_(scale)
+                change *= scale
+                if module.bias is not None:
+                    module.bias.mul_(change)
+        if (scales - 1).abs().max() < tolerance:
+            break
+
+
+def _learning_rates(
+    net: nn.Module, layers: list[WeightLayer], batches: Sequence[Tensor], noise: torch.Generator
+) -> tuple[Tensor, float]:
+    """sqrt(mean(grad²) / mean(w²)) of every layer, and the standard deviation of the output."""
+    squares, moments = torch.zeros(len(layers), dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for batch in batches:
+        with torch.enable_grad():
+            output = net(batch)
+            top = torch.randn(output.shape, generator=noise).to(output)
+            gradients = torch.autograd.grad(output, [m.weight for m in layers], top)
+        squares += torch.stack([g.double().square().mean() for g in gradients]).cpu()
+        y = output.detach().double()
+        moments += torch.stack([torch.tensor(y.numel()).to(y), y.sum(), y.square().sum()]).cpu()
+    count, total, square = moments
+    weights = torch.stack([m.weight.detach().double().square().mean() for m in layers]).cpu()
+    ratios = (squares / len(batches) / weights.clamp(min=1e-30)).clamp(min=1e-30).sqrt()
+    return ratios, float((square / count - (total / count) ** 2).sqrt())

@@ -1,0 +1,134 @@
+"""Nets as tables: a row a layer, a named module a row, and the walk that stops at the last layer asked for."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Order = Literal["conv-norm-relu", "conv-relu-norm"]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with its ReLU and, where the net has one, its normalisation."""
+
+    name: str
+    out: int
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    dilation: int = 1
+    groups: int = 1
+    norm: bool = True
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max pooling as Caffe does it: sizes round up."""
+
+    name: str
+    kernel: int
+    stride: int
+    pad: int = 0
+
+
+Row = Conv | Pool
+
+
+def conv_block(row: Conv, channels: int, norm: bool, order: Order) -> nn.Sequential:
+    """The modules of one row: ``conv``, ``relu`` and, if asked for, an affine-free BatchNorm ``norm``."""
+    conv = nn.Conv2d(channels, row.out, row.kernel, row.stride, row.pad, row.dilation, row.groups)
+    parts: dict[str, nn.Module] = {"conv": conv}
+    if norm and row.norm:
+        parts["norm"] = nn.BatchNorm2d(row.out, affine=False)
+    parts["relu"] = nn.ReLU(inplace=True)
+    if order == "conv-relu-norm" and "norm" in parts:
+        parts["norm"] = parts.pop("norm")
+    return nn.Sequential(OrderedDict(parts))
+
+
+class LayeredNet(nn.Module):
+    """A sequence of named layers built from a table.
+
+    Args:
+        rows: the table; the names are the net's layers, in order.
+        in_channels: of the input.
+        norm: affine-free BatchNorm in the rows that allow it.
+        order: where it stands.
+
+    Attributes:
+        layers: names in order.
+
+    Shape:
+        input (N, in_channels, H, W); every layer is (N, C, h, w).
+    """
+
+    def __init__(self, rows: Sequence[Row], in_channels: int, norm: bool = True, order: Order = "conv-norm-relu"):
+        super().__init__()
+        self.layers = tuple(row.name for row in rows)
+        channels = in_channels
+        for row in rows:
+            if isinstance(row, Conv):
+                self.add_module(row.name, conv_block(row, channels, norm, order))
+                channels = row.out
+            else:
+                self.add_module(row.name, nn.MaxPool2d(row.kernel, row.stride, row.pad, ceil_mode=True))
+        self.out_channels = channels
+
+    def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """The layers asked for; nothing past the last of them is computed."""
+        found: dict[str, Tensor] = {}
+        for name in self.layers[: 1 + max(self.layers.index(layer) for layer in layers)]:
+            x = self._modules[name](x)
+            if name in layers:
+                found[name] = x
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_features(x, self.layers[-1:])[self.layers[-1]]
+
+
+@torch.no_grad()
+def absorb_batchnorm(net: LayeredNet) -> LayeredNet:
+    """Fold every BatchNorm into the convolution before it, in place; exact in eval mode.
+
+    Raises:
+        ValueError: a norm stands after the ReLU (ColorNet): folding it into the *next* convolution would change
+            the zero-padded borders.
+    """
+    for name, block in net.named_children():
+        norm = getattr(block, "norm", None)
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if list(block._modules).index("norm") != 1:
+            raise ValueError(f"{name}: a BatchNorm after the ReLU cannot be absorbed exactly")
+        scale = (norm.running_var + norm.eps).rsqrt()
+        shift = -norm.running_mean * scale
+        if norm.affine:
+            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+        block.conv.weight.mul_(scale[:, None, None, None])
+        block.conv.bias.mul_(scale).add_(shift)
+        del block.norm
+    return net
+
+
+@torch.no_grad()
+def widen_to_lab(net: LayeredNet) -> LayeredNet:
+    """Give a grey net's first convolution two more input channels (a, b) with zero weights, in place.
+
+    The function of L is unchanged; fine-tuning can then use colour.
+    """
+    block = net._modules[net.layers[0]]
+    grey = block.conv
+    if grey.in_channels != 1:
+        raise ValueError(f"only a grey net can be widened to Lab; this one has {grey.in_channels} input channels")
+    wide = nn.Conv2d(3, grey.out_channels, grey.kernel_size, grey.stride, grey.padding, grey.dilation, grey.groups).to(
+        grey.weight
+    )
+    wide.weight.zero_()[:, :1] = grey.weight
+    wide.bias.copy_(grey.bias)
+    block.conv = wide
+    return net

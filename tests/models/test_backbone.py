@@ -1,0 +1,104 @@
+import pytest
+import torch
+import torchvision
+from skimage.color import rgb2lab
+from torch import nn
+
+from crosschannel import UserError
+from crosschannel.models import AlexNet, Backbone, InputSpec
+from crosschannel.models.wrapped import ModuleNet, TimmNet
+
+RGB = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_preprocessing_is_what_each_kind_says():
+    lab = torch.from_numpy(rgb2lab(RGB.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2).float()
+    lab[:, 0] -= 50
+    assert torch.allclose(InputSpec("lab").preprocess(RGB), lab, atol=1e-3)
+    assert torch.allclose(InputSpec("grey").preprocess(RGB), lab[:, :1], atol=1e-3)
+    normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert torch.allclose(InputSpec("rgb").preprocess(RGB), normalise(RGB), atol=1e-6)
+
+
+def test_mid_grey_is_zero():
+    grey = torch.full((1, 3, 4, 4), 0.46633)  # L = 50
+    assert InputSpec("grey").preprocess(grey).abs().max() < 0.01
+
+
+def test_calling_it_is_features_of_preprocess():
+    backbone = Backbone(AlexNet(fc=0), InputSpec("grey", 64)).eval()
+    with torch.no_grad():
+        called = backbone(RGB, ["conv2", "conv5"])
+        apart = backbone.features(backbone.preprocess(RGB), ["conv2", "conv5"])
+    assert list(called) == ["conv2", "conv5"]
+    assert all(torch.equal(called[name], apart[name]) for name in called)
+
+
+def test_channels_and_strides():
+    backbone = Backbone(AlexNet(), InputSpec("grey", 180))
+    assert backbone.channels["conv5"] == 256 and backbone.channels["fc7"] == 4096
+    assert (backbone.strides["conv1"], backbone.strides["pool1"], backbone.strides["conv5"]) == (4, 8, 15)
+    assert backbone.training  # measuring left the mode alone
+
+
+def test_an_unknown_layer_lists_those_there_are():
+    backbone = Backbone(AlexNet(fc=0), InputSpec())
+    with pytest.raises(UserError, match=r"no layer 'conv9'.*conv1, pool1"):
+        backbone.features(torch.zeros(1, 1, 64, 64), ["conv9"])
+
+
+def test_the_head_of_an_alexnet_is_fc6_and_fc7():
+    backbone = Backbone(AlexNet(geometry="probe", norm=False), InputSpec("grey", 227)).eval()
+    with torch.no_grad():
+        maps = backbone.features(torch.randn(1, 1, 227, 227), ["pool5", "fc7"])
+        assert torch.equal(backbone.head(maps["pool5"]), maps["fc7"].flatten(1))
+
+
+def test_timm_stages_and_blocks_are_maps():
+    for name, kind in (("resnet18", "stage"), ("vit_tiny_patch16_224", "block")):
+        net = TimmNet(name, in_channels=1, image_size=64).eval()
+        with torch.no_grad():
+            maps = net.forward_features(torch.randn(2, 1, 64, 64), net.layers)
+        assert list(maps) == [f"{kind}{i}" for i in range(1, len(net.layers) + 1)]
+        assert all(m.ndim == 4 and m.shape[0] == 2 for m in maps.values())
+        assert maps[net.layers[-1]].shape[1] == net.out_channels
+
+
+def test_timm_features_are_timms_own():
+    import timm
+
+    torch.manual_seed(0)
+    net = TimmNet("resnet18").eval()
+    reference = timm.create_model("resnet18", features_only=True).eval()
+    reference.load_state_dict(net.model.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours, theirs = net.forward_features(x, net.layers), reference(x)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours.values(), theirs, strict=True))
+
+
+def test_any_module_with_named_parts_can_be_wrapped_and_is_left_early():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.act = nn.ReLU(inplace=True)
+            self.late = nn.Conv2d(4, 5, 3)
+
+        def forward(self, x):
+            y = self.late(self.act(self.stem(x)))
+            raise AssertionError("computed to the end") if self.training else None
+            return y
+
+    net = ModuleNet(Net())
+    assert net.layers == ("stem", "act", "late")
+    maps = net.forward_features(RGB, ["stem", "act"])
+    assert (maps["stem"] < 0).any() and torch.equal(maps["act"], maps["stem"].relu())
+
+
+def test_a_module_without_maps_says_so():
+    net = ModuleNet(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)))
+    with pytest.raises(UserError, match="no feature map"):
+        net.forward_features(torch.zeros(1, 3, 2, 2), ["0"])
+    with pytest.raises(UserError, match="no named submodules"):
+        ModuleNet(nn.ReLU())

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from torch import nn
+
+from crosschannel.models import AlexNet, ColorNet
+from crosschannel.models import initialisation as init
+
+
+@pytest.fixture
+def batches(photos):
+    crops = [torch.from_numpy(p[y : y + 96, x : x + 96].copy()) for p in photos for y in (0, 150) for x in (0, 200)]
+    lightness = [crop.float().mean(2)[None] * 100 / 255 - 50 for crop in crops]
+    return list(torch.stack(lightness).split(8))
+
+
+class Small(nn.Module):
+    """Strided, grouped and dilated convolutions, pools and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 12, 5, stride=2, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(12, 16, 3, padding=2, dilation=2, groups=2), nn.ReLU(),
+            nn.Conv2d(16, 24, 3, groups=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 10),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def layer_outputs(net, batches):
+    """Every weight layer's outputs over the batches, as (values, channels)."""
+    outputs: dict[str, list] = {}
+    handles = [
+        m.register_forward_hook(lambda m, i, o, n=n: outputs.setdefault(n, []).append(o.detach().clone()))
+        for n, m in net.named_modules()
+        if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            net(batch)
+    for handle in handles:
+        handle.remove()
+    joined = {n: torch.cat(o) for n, o in outputs.items()}
+    return {n: o.movedim(1, -1).reshape(-1, o.shape[1]) for n, o in joined.items()}
+
+
+@pytest.mark.parametrize("method", [init.unit_variance, init.kmeans])
+def test_every_channel_has_unit_std_and_mean_one_tenth(method, batches):
+    torch.manual_seed(0)
+    net = Small()
+    method(net, batches)
+    for name, values in layer_outputs(net, batches).items():
+        assert torch.allclose(values.std(0), torch.ones(values.shape[1]), atol=0.02), name
+        assert torch.allclose(values.mean(0), torch.full((values.shape[1],), 0.1), atol=0.02), name
+
+
+def test_kmeans_filters_follow_the_images_and_the_seed(batches):
+    nets = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(3)
+        nets.append(Small())
+        init.kmeans(nets[-1], batches, seed=seed)
+    first = [net.layers[0].weight.detach().flatten(1) for net in nets]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+    filters = nn.functional.normalize(first[0] - first[0].mean(1, keepdim=True))
+    off = filters @ filters.T - torch.eye(12)
+    assert off.abs().max() < 0.999  # distinct
+
+
+def test_kmeans_centres_are_cluster_centres_of_whitened_patches():
+    """On patches from k tight clusters each filter responds most to its own cluster."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    directions = np.linalg.qr(generator.normal(size=(20, 20)))[0][:4]
+    patches = directions[generator.integers(0, 4, 4000)] + generator.normal(0, 0.02, (4000, 20))
+    filters = init._centres(patches.astype(np.float32), 4, seed=0)
+    responses = filters @ (directions - directions.mean(0)).T
+    assert sorted(responses.argmax(1)) == [0, 1, 2, 3]
+
+
+def test_kmeans_and_unit_variance_run_on_alexnet_and_colornet(batches):
+    for net in (AlexNet(fc=0), AlexNet(fc=0, norm=False), ColorNet()):
+        init.unit_variance(net, batches[:2])
+        with torch.no_grad():
+            assert net.eval()(batches[0]).isfinite().all()
+
+
+def test_a_skipped_layer_keeps_its_weights(batches):
+    net = AlexNet(fc=32)
+    before = net.fc6.conv.weight.clone()
+    init.unit_variance(net, batches[:1])
+    init.gaussian(net)
+    assert torch.equal(net.fc6.conv.weight, before) and (net.fc6.conv.bias == 1).all()
+    assert net.conv2.conv.weight.std().item() == pytest.approx(0.01, rel=0.02)
+
+
+def test_estimated_batchnorm_is_the_average_over_batches(batches):
+    net = AlexNet(fc=0)
+    init.gaussian(net)
+    init.estimate_batchnorm(net, batches)
+    with torch.no_grad():
+        outputs = torch.stack([net.conv1.conv(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
+    assert torch.allclose(net.conv1.norm.running_mean, outputs, rtol=1e-3, atol=1e-5)
+    assert not net.training and net.conv1.norm.momentum == 0.1
+
+
+def uncalibrated(batches) -> AlexNet:
+    torch.manual_seed(0)
+    net = AlexNet(fc=0, norm=False)
+    init.unit_variance(net, batches)
+    with torch.no_grad():
+        for scale, name in zip((9, 0.2, 3, 0.5, 2), ("conv1", "conv2", "conv3", "conv4", "conv5"), strict=True):
+            net.get_submodule(name).conv.weight.mul_(scale)
+    return net
+
+
+def test_calibrate_keeps_the_function_up_to_one_positive_factor(batches):
+    net = uncalibrated(batches)
+    with torch.no_grad():
+        before = net.eval()(batches[0])
+    init.calibrate(net, batches)
+    with torch.no_grad():
+        after = net(batches[0])
+    factor = (before * after).sum() / after.square().sum()
+    assert factor > 0
+    assert (before - factor * after).abs().max() < 1e-4 * before.abs().max()
+
+
+def test_calibrate_makes_layers_learn_at_one_rate_and_the_output_unit_std(batches):
+    net = uncalibrated(batches)
+    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    noise = torch.Generator().manual_seed(5)
+    before, _ = init._learning_rates(net, layers, batches, noise)
+    init.calibrate(net, batches)
+    after, std = init._learning_rates(net, layers, batches, noise)
+    assert before.max() / before.min() > 10
+    assert after.max() / after.min() < 1.1
+    assert std == pytest.approx(1, abs=0.1)
