@@ -1,0 +1,120 @@
+"""Rebalanced classification over the 313 ab bins (Eq. 2–4), from sparse soft targets.
+
+A dense N × 313 × h × w target never exists: the cross-entropy of a soft target with k bins needs the log-sum-exp
+of the logits and k of them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.color import ABQuantizer, rebalancing_weights
+from crosschannel.color.quantizer import Q
+
+
+class _SparseCrossEntropy(torch.autograd.Function):
+    """Saves the logits and one number a pixel; the gradient is written once, in place."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        full = logits.float()
+        log_sum = full.logsumexp(1)
+        ctx.save_for_backward(logits, log_sum, indices, weights)
+        return log_sum - (full.gather(1, indices) * weights).sum(1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        logits, log_sum, indices, weights = ctx.saved_tensors
+        change = (logits.float() - log_sum[:, None]).exp_()
+        change.scatter_add_(1, indices, -weights).mul_(gradient[:, None])
+        return change.to(logits.dtype), None, None
+
+
+def sparse_cross_entropy(logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """-Σ_q z_q log softmax(logits)_q at every pixel, z given by its non-zero entries.
+
+    Args:
+        logits: (N, Q, h, w), any float dtype; computed in float32.
+        indices: (N, k, h, w) int64 bins, distinct at a pixel.
+        weights: (N, k, h, w) float32, summing to 1 over k.
+
+    Returns:
+        (N, h, w) float32 nats.
+    """
+    return _SparseCrossEntropy.apply(logits, indices, weights)
+
+
+class Classification(nn.Module):
+    """Class-rebalanced cross-entropy: v(z)·CE(z, softmax(logits)), v the weight of the target's likeliest bin.
+
+    Args:
+        prior: p̃ (313,).
+        lam: λ of the weights; 1 is plain classification.
+        neighbours, sigma: of the soft-encoding.
+        grey_threshold: crops none of whose target |a| or |b| exceeds it give no gradient (the release's 5);
+            0 keeps all.
+
+    Shape:
+        logits (N, 313, h, w) and ab (N, 2, h, w) → (N, h, w).
+    """
+
+    outputs = Q
+
+    def __init__(
+        self,
+        prior: Tensor,
+        lam: float = 0.5,
+        neighbours: int = 5,
+        sigma: float = 5.0,
+        grey_threshold: float = 0.0,
+    ):
+        super().__init__()
+        self.quantizer = ABQuantizer(neighbours, sigma)
+        self.register_buffer("weights", rebalancing_weights(prior, lam).float(), persistent=False)
+        self.grey_threshold = grey_threshold
+
+    def forward(self, logits: Tensor, ab: Tensor) -> Tensor:
+        indices, weights = self.quantizer.encode(ab)
+        loss = self.weights[indices[:, 0]] * sparse_cross_entropy(logits, indices, weights)
+        return without_grey_gradient(loss, ab, self.grey_threshold)
+
+    def decode(self, outputs: Tensor, temperature: float = 0.38) -> Tensor:
+        """Annealed mean: (N, 313, h, w) → ab (N, 2, h, w)."""
+        return self.quantizer.decode(outputs, temperature)
+
+    @torch.no_grad()
+    def score(self, logits: Tensor, ab: Tensor) -> Tensor:
+        """Sums for :meth:`metrics`, float64: v·CE, v·H(z), the count of pixels, then Σ v·z over pixels (313)."""
+        indices, weights = self.quantizer.encode(ab)
+        v = self.weights[indices[:, 0]].double()
+        cross = (v * sparse_cross_entropy(logits, indices, weights)).sum()
+        entropy = -(v[:, None] * torch.special.xlogy(weights, weights)).sum()
+        histogram = torch.bincount(indices.flatten(), (v[:, None] * weights).flatten(), minlength=Q)
+        return torch.cat((torch.stack((cross, entropy, torch.tensor(float(v.numel())).to(v))), histogram))
+
+    @staticmethod
+    def metrics(sums: Tensor) -> dict[str, float]:
+        """Per-pixel nats from summed scores.
+
+        ``loss`` is the rebalanced cross-entropy, ``kl`` the same less the (rebalanced) entropy of the targets,
+        ``kl_constant`` the kl of the constant distribution that fits these very images best, ``kl_share`` their
+        ratio: below 1 the net knows something of the pictures.
+        """
+        cross, entropy, pixels = sums[:3].tolist()
+        histogram = sums[3:]
+        constant = -torch.special.xlogy(histogram, histogram / histogram.sum()).sum().item()
+        kl, kl_constant = (cross - entropy) / pixels, (constant - entropy) / pixels
+        return {
+            "loss": cross / pixels,
+            "target_entropy": entropy / pixels,
+            "kl": kl,
+            "kl_constant": kl_constant,
+            "kl_share": kl / kl_constant,
+        }
+
+
+def without_grey_gradient(loss: Tensor, ab: Tensor, threshold: float) -> Tensor:
+    """The same values, but crops whose |a| and |b| all stay within the threshold pass no gradient."""
+    if not threshold:
+        return loss
+    coloured = (ab.abs() > threshold).flatten(1).any(1)[:, None, None]
+    return torch.where(coloured, loss, loss.detach())

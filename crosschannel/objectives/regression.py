@@ -1,0 +1,48 @@
+"""Euclidean regression of ab (Eq. 1), the paper's L2 variant."""
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.objectives.classification import without_grey_gradient
+
+_UNIT = 110.0  # the net's outputs are ab in units of this
+
+
+class Regression(nn.Module):
+    """½‖ab − âb‖² at every pixel, in ab units.
+
+    Args:
+        grey_threshold: as in :class:`Classification`.
+
+    Shape:
+        outputs (N, 2, h, w) and ab (N, 2, h, w) → (N, h, w).
+    """
+
+    outputs = 2
+
+    def __init__(self, grey_threshold: float = 0.0):
+        super().__init__()
+        self.grey_threshold = grey_threshold
+
+    def forward(self, outputs: Tensor, ab: Tensor) -> Tensor:
+        loss = (ab - _UNIT * outputs.float()).square().sum(1) / 2
+        return without_grey_gradient(loss, ab, self.grey_threshold)
+
+    def decode(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+        """ab (N, 2, h, w); a regression has no temperature."""
+        return _UNIT * outputs.float()
+
+    @torch.no_grad()
+    def score(self, outputs: Tensor, ab: Tensor) -> Tensor:
+        """Sums for :meth:`metrics`, float64: the loss, the count of pixels, Σ ab (2), Σ ‖ab‖²."""
+        ab = ab.double()
+        loss = (ab - self.decode(outputs)).square().sum() / 2
+        count = torch.tensor(float(ab[:, 0].numel())).to(ab)
+        return torch.stack((loss, count, *ab.sum((0, 2, 3)), ab.square().sum()))
+
+    @staticmethod
+    def metrics(sums: Tensor) -> dict[str, float]:
+        """``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
+        loss, count, a, b, square = sums.tolist()
+        constant = (square - (a * a + b * b) / count) / 2
+        return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}
