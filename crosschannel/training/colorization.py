@@ -1,0 +1,139 @@
+"""The pretext task: predict the ab channels of an image from its lightness."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from crosschannel.color import rgb_to_lab
+from crosschannel.data import Batch, CropConfig, CropStream, ImageSet, crop_loader
+from crosschannel.errors import UserError
+from crosschannel.models import PretextNet
+from crosschannel.models import initialisation as init
+from crosschannel.models.backbone import centre_lightness
+from crosschannel.models.colorizer import Colorizer
+from crosschannel.objectives import Classification, Regression
+from crosschannel.training.interrupts import Interrupted
+from crosschannel.training.log import TrainingLog
+from crosschannel.training.ranks import World
+
+_PICTURES = 8
+
+
+class Colorization:
+    """A task for the loop.
+
+    Args:
+        net: the pretext net.
+        objective: what its outputs are scored by.
+        normalise: "pixels" or "images", what the summed loss is divided by.
+        val: held-out images, whose centre crops are scored.
+        crop: how they are cropped.
+        world: shares out the held-out images.
+        initial: "default", "gaussian", "kmeans" or "unit-variance".
+        start_state: weights to start from instead, by name; those that fit are taken.
+        samples: a folder for pictures of held-out images.
+        workers: that decode held-out images.
+    """
+
+    def __init__(
+        self,
+        net: PretextNet,
+        objective: Classification | Regression,
+        normalise: str,
+        val: ImageSet,
+        crop: CropConfig,
+        world: World,
+        initial: str,
+        start_state: dict[str, Tensor] | None,
+        samples: Path,
+        seed: int = 0,
+        batch: int = 64,
+        workers: int = 0,
+    ):
+        self.net, self.objective, self.normalise = net, objective.to(world.device), normalise
+        self.val, self.crop, self.world = val, crop, world
+        self.initial, self.start_state, self.samples = initial, start_state, samples
+        self.seed, self.batch, self.workers = seed, batch, workers
+
+    def initialise(self, stream: CropStream) -> bool:
+        """Initial weights; k-means takes a while and is saved."""
+        if self.start_state is not None:
+            own = self.net.state_dict()
+            fitting = {k: v for k, v in self.start_state.items() if k in own and v.shape == own[k].shape}
+            lacking = [k for k in own if k.startswith("net.") and k not in fitting]
+            if lacking:
+                raise UserError(f"--init_from does not fit this net: it lacks {lacking[0]}")
+            self.net.load_state_dict({**own, **fitting})
+            return False
+        if self.initial == "gaussian":
+            init.gaussian(self.net.net)
+        if self.initial in ("kmeans", "unit-variance"):
+            batches = [self._targets(b.images)[0] for b in crop_loader(stream, 0, 160, 16)]
+            if self.initial == "kmeans":
+                init.kmeans(self.net.net, batches, self.seed)
+            else:
+                init.unit_variance(self.net.net, batches)
+        return self.initial in ("kmeans", "unit-variance")
+
+    def _targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 RGB → the net's input L - 50 and the ab of every stride-th pixel."""
+        device = self.world.device
+        lab = rgb_to_lab(images.to(device, non_blocking=True))
+        stride = self.net.stride
+        return centre_lightness(lab[:, :1]), lab[:, 1:, ::stride, ::stride]
+
+    def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        lightness, ab = self._targets(batch.images)
+        loss = self.objective(net(lightness), ab)
+        count = loss.numel() if self.normalise == "pixels" else len(loss)
+        return loss.sum(), torch.tensor(count, device=loss.device)
+
+    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float]:
+        stream = CropStream(self.val, self.crop, train=False)
+        rank, size = self.world.rank, self.world.size
+        own = slice(rank * self.batch, (rank + 1) * self.batch)
+        sums: Tensor | None = None
+        for batch in crop_loader(stream, 0, len(self.val), self.batch * size, own, self.workers):
+            if should_stop():
+                raise Interrupted
+            if len(batch.images):
+                lightness, ab = self._targets(batch.images)
+                score = self.objective.score(net(lightness), ab)
+                sums = score if sums is None else sums + score
+        if sums is None:
+            if size == 1:
+                raise UserError("none of the held-out images can be read")
+            sums = torch.zeros_like(self._empty_score())
+        return self.objective.metrics(self.world.sum(sums))
+
+    def _empty_score(self) -> Tensor:
+        side = self.crop.size
+        lightness, ab = self._targets(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+        return self.objective.score(self.net(lightness), ab)
+
+    def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
+        """Write a picture of held-out images: lightness, predicted colours, truth."""
+        grid = self.picture(net)
+        if grid is not None:
+            self.samples.mkdir(exist_ok=True)
+            path = self.samples / f"step-{step:09d}.png"
+            Image.fromarray(grid).save(path)
+            log.picture(step, "held-out", grid)
+        share = figures.get("kl_share", figures.get("loss_share"))
+        return f"held-out: loss {figures['loss']:.4f}, {share:.4f} of the best constant's"
+
+    def picture(self, net: nn.Module) -> np.ndarray | None:
+        """Rows of grey, coloured and true crops of up to eight held-out images: (H, W, 3) uint8."""
+        stream = CropStream(self.val, self.crop, train=False)
+        chosen = np.unique(np.linspace(0, len(self.val) - 1, _PICTURES).astype(int))
+        crops = [crop for crop, _, _ in (stream[int(i)] for i in chosen) if crop is not None]
+        if not crops:
+            return None
+        colorizer = Colorizer(net, self.objective, self.crop.size)
+        grey = [np.asarray(Image.fromarray(crop).convert("L").convert("RGB")) for crop in crops]
+        coloured = [colorizer(crop) for crop in crops]
+        return np.concatenate([np.concatenate(row, 1) for row in (grey, coloured, crops)])

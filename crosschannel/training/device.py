@@ -1,0 +1,56 @@
+"""Which device, and what `auto` means on it: a fixed table, looked up, never timed."""
+
+from pathlib import Path
+
+import torch
+
+from crosschannel.errors import UserError
+from crosschannel.training.config import TrainConfig
+
+# device kind: (precision, channels_last, compile)
+AUTO = {
+    "cuda": ("bfloat16", True, True),
+    "cuda-without-bfloat16": ("float16", True, False),
+    "cpu-with-bfloat16": ("bfloat16", True, False),
+    "cpu": ("float32", True, False),
+    "mps": ("float32", False, False),
+}
+
+
+def find_device(name: str) -> torch.device:
+    """``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def device_kind(device: torch.device) -> str:
+    """The row of the table that holds for a device."""
+    if device.type == "cuda":
+        return "cuda" if torch.cuda.is_bf16_supported() else "cuda-without-bfloat16"
+    if device.type == "cpu":
+        cpuinfo = Path("/proc/cpuinfo")
+        flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+        return "cpu-with-bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "cpu"
+    return "mps"
+
+
+def resolve_auto(train: TrainConfig, device: torch.device) -> TrainConfig:
+    """Replace every ``auto`` by the table's value, in place."""
+    precision, channels_last, compiled = AUTO[device_kind(device)]
+    if train.precision == "auto":
+        train.precision = precision
+    if train.channels_last == "auto":
+        train.channels_last = channels_last
+    if train.compile == "auto":
+        train.compile = compiled
+    return train

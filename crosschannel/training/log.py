@@ -1,0 +1,81 @@
+"""What a person sees while a run goes on: a progress bar in a terminal, lines in a file; TensorBoard beside it."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class TrainingLog:
+    """Rank 0's reports; on other ranks (``quiet``) it says nothing.
+
+    Args:
+        run: the run folder, for TensorBoard's events.
+        step, steps: where the run stands and where it ends.
+        tensorboard: write events.
+        quiet: say nothing at all.
+    """
+
+    def __init__(self, run: Path, step: int, steps: int, tensorboard: bool = True, quiet: bool = False):
+        self.quiet, self.steps = quiet, steps
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._bar = None
+        self._writer = None
+        self._since, self._begun = step, time.monotonic()
+        if not quiet and self.console.is_terminal:
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[figures]}")
+            self._bar = Progress(
+                *(TextColumn(c) if isinstance(c, str) else c for c in columns),
+                TimeElapsedColumn(),
+                "left",
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
+        if tensorboard and not quiet:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def say(self, message: str) -> None:
+        """A line of its own."""
+        self.console.print(message, markup=False)
+
+    def advance(self, step: int) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def scalars(self, step: int, values: dict[str, Any], shown: str) -> None:
+        """Figures of a step: to TensorBoard, and ``shown`` to the bar or as a line."""
+        if self._writer:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, step)
+        if self._bar:
+            self._bar.update(self._task, completed=step, figures=shown)
+        else:
+            spent = time.monotonic() - self._begun
+            left = spent / max(1, step - self._since) * (self.steps - step)
+            self.say(f"step {step}/{self.steps}  {shown}  {_clock(left)} left")
+
+    def picture(self, step: int, name: str, pixels) -> None:
+        """An (H, W, 3) uint8 picture, to TensorBoard."""
+        if self._writer:
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._writer:
+            self._writer.close()
+        sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

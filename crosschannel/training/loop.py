@@ -1,0 +1,317 @@
+"""The training loop. It reads from top to bottom: set up, resume, then step, log, evaluate, save, stop."""
+
+import contextlib
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.data import Batch, BrokenImages, CropStream, crop_loader
+from crosschannel.data.order import mix
+from crosschannel.errors import UserError
+from crosschannel.training import checkpoints
+from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from crosschannel.training.interrupts import Interrupted, InterruptFlag
+from crosschannel.training.log import TrainingLog
+from crosschannel.training.optim import build_optimizer, rate, set_rate
+from crosschannel.training.ranks import World
+from crosschannel.training.run_folder import RunFolder
+
+
+class Task(Protocol):
+    """What a command trains. ``net`` holds the weights; the loop hands back the same net, wrapped or averaged."""
+
+    net: nn.Module
+
+    def initialise(self, stream: CropStream) -> bool:
+        """Set the initial weights; whether that took so long that they should be saved at once."""
+        ...
+
+    def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed loss of a batch and the count that it is to be divided by (both scalars)."""
+        ...
+
+    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float]:
+        """Figures on held-out images, the same on all ranks. Raises Interrupted when told to stop."""
+        ...
+
+    def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
+        """Called on rank 0 after an evaluation: write pictures; return the line to show."""
+        ...
+
+
+@dataclass
+class Settings:
+    """The loop's part of a command's config."""
+
+    seed: int
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    runtime: RuntimeConfig
+
+
+def total_steps(train: TrainConfig, images: int) -> int:
+    """Optimiser steps of a run over so many images."""
+    return train.steps or max(1, round(train.epochs * images / train.batch))
+
+
+class Loop:
+    """Train a task on a stream of crops inside a run folder, resuming where it stopped.
+
+    Args:
+        task: what is trained.
+        stream: the training crops.
+        settings: how.
+        run: where it is kept (rank 0 writes).
+        world: this process among all.
+    """
+
+    def __init__(self, task: Task, stream: CropStream, settings: Settings, run: RunFolder, world: World):
+        self.task, self.stream, self.run, self.world = task, stream, run, world
+        self.settings, self.train, self.runtime = settings, settings.train, settings.runtime
+        share = world.size * self.train.accumulate
+        if self.train.batch % share:
+            raise UserError(
+                f"train.batch ({self.train.batch}) must be a multiple of ranks × accumulate "
+                f"({world.size} × {self.train.accumulate})"
+            )
+        if self.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        self.micro_batch = self.train.batch // share
+        self.steps = total_steps(self.train, len(stream.images))
+        self.broken = BrokenImages(self.runtime.broken_limit)
+        self._named_broken: set[str] = set()
+        self.done = 0
+        self.evaluated = True  # whether the evaluation that is due at `done` has been done
+        self.figures: dict[str, float] = {}
+
+    def fit(self) -> dict[str, float]:
+        """Train to the end.
+
+        Returns:
+            the figures of the last evaluation.
+
+        Raises:
+            Interrupted: told to stop; everything is saved.
+            UserError: too many broken images; everything is saved.
+        """
+        with InterruptFlag() as self.flag:
+            self._set_up()
+            notes: list[str] = []
+            state = checkpoints.load_newest(self.run.checkpoints, notes.append)
+            if state is not None:
+                self._load(state)
+            main = self.world.is_main
+            if main:
+                self.run.forget_metrics_after(self.done)
+            self.log = TrainingLog(self.run.path, self.done, self.steps, self.runtime.tensorboard, quiet=not main)
+            try:
+                self._begin(state is not None, notes)
+                self._train()
+            finally:
+                self.log.close()
+        return self.figures
+
+    def _set_up(self) -> None:
+        device, train = self.world.device, self.train
+        self.net = self.task.net.to(device)
+        if train.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.net, self.settings.optim)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(train.precision)
+        self.autocast = lambda: torch.autocast(device.type, dtype, enabled=dtype is not None)
+        self.average = copy.deepcopy(self.net).requires_grad_(False) if train.ema else None
+
+    def _begin(self, resumed: bool, notes: list[str]) -> None:
+        """Say where the run stands, and set the initial weights of a new one."""
+        for note in notes:
+            self.log.say(note)
+        if resumed:
+            self.log.say(f"resuming {self.run.path} at step {self.done} of {self.steps}")
+            return
+        costly = self.task.initialise(self.stream)
+        if self.average is not None:
+            self.average.load_state_dict(self.net.state_dict())
+        if costly:
+            self._save()
+
+    def _train(self) -> None:
+        model = self._wrap()
+        if not self.evaluated:
+            self._evaluate()
+        begun, images, losses = time.monotonic(), 0, []
+        for parts in self._batches():
+            losses.append(self._step(model, parts))
+            self.done += 1
+            images += self.train.batch
+            self._watch_broken(parts)
+            if self.done % self.runtime.log_every == 0 or self.done == self.steps:
+                speed = images / (time.monotonic() - begun)
+                self._log_step(torch.stack(losses).mean().item(), speed)
+                begun, images, losses = time.monotonic(), 0, []
+            self.log.advance(self.done)
+            last = self.done == self.steps
+            if last or self.done % self.runtime.eval_every == 0:
+                paused = time.monotonic()
+                self._evaluate()
+                begun += time.monotonic() - paused
+            if self._told_to_stop() and not last:
+                self._save()
+                raise Interrupted(self.flag.name or "another rank")
+            if last or self.done % self.runtime.checkpoint_every == 0:
+                self._save()
+
+    def _wrap(self) -> nn.Module:
+        model: nn.Module = self.net
+        if self.world.size > 1:
+            model = nn.parallel.DistributedDataParallel(model)
+        return torch.compile(model) if self.train.compile else model
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """The rest of the run: for every step this rank's micro-batches."""
+        rank, micro = self.world.rank, self.micro_batch
+        own = slice(rank * micro, (rank + 1) * micro)
+        loader = crop_loader(
+            self.stream,
+            self.done * self.train.batch,
+            self.steps * self.train.batch,
+            micro * self.world.size,
+            own,
+            self.runtime.workers,
+            pin=self.world.device.type == "cuda",
+        )
+        parts: list[Batch] = []
+        for batch in loader:
+            parts.append(batch)
+            if len(parts) == self.train.accumulate:
+                yield parts
+                parts = []
+
+    def _step(self, model: nn.Module, parts: list[Batch]) -> Tensor:
+        """One optimiser step: summed losses, divided once by the count over all ranks and parts."""
+        torch.manual_seed(mix(self.settings.seed, self.done, self.world.rank) >> 1)  # dropout and the like
+        set_rate(self.optimizer, rate(self.done, self.steps, self.settings.optim.lr, self.settings.schedule))
+        model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(2, device=self.world.device, dtype=torch.float64)
+        for number, batch in enumerate(parts):
+            last = number == len(parts) - 1
+            waits = model.no_sync() if self.world.size > 1 and not last else contextlib.nullcontext()
+            with waits:
+                with self.autocast():
+                    loss, count = self.task.step(model, batch)
+                # Any constant would do here; images keep float16's gradients in range.
+                self.scaler.scale(loss / self.train.batch).backward()
+            sums += torch.stack((loss.detach().double(), count.double()))
+        self.world.sum(sums)
+        # DDP has averaged over ranks; the loss was divided by the batch.
+        factor = self.world.size * self.train.batch / sums[1].clamp(min=1e-30)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, factor.float())
+        if self.settings.optim.clip:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.optim.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self._update_average()
+        return sums[0] / sums[1].clamp(min=1e-30)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Weights and BatchNorm statistics; the first steps are averaged faster, so that the start is forgotten."""
+        decay = min(self.train.ema, (1 + self.done) / (10 + self.done))
+        for mean, new in zip(self.average.state_dict().values(), self.net.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(new, 1 - decay)
+            else:
+                mean.copy_(new)
+
+    @property
+    def best_net(self) -> nn.Module:
+        """What is evaluated and saved as the result: the running average, where there is one."""
+        return self.net if self.average is None else self.average
+
+    def _watch_broken(self, parts: list[Batch]) -> None:
+        """Name (once), count and limit the broken images of all ranks."""
+        mine = [(self.stream.images.names[i], why) for part in parts for i, why in part.broken]
+        if self.world.any(bool(mine)):
+            mine = [entry for entries in self.world.gather(mine) for entry in entries]
+        for name, why in mine:
+            if name not in self._named_broken:
+                self._named_broken.add(name)
+                self.log.say(f"broken image {name}: {why}")
+        try:
+            self.broken.count(self.train.batch, [name for name, _ in mine])
+            if any(len(part.images) < self.micro_batch for part in parts):
+                raise UserError("no readable image was found in twenty attempts; check --data")
+        except UserError:
+            self._save()
+            raise
+
+    def _log_step(self, loss: float, speed: float) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        epoch = self.done * self.train.batch / len(self.stream.images)
+        values = {"train/loss": loss, "train/lr": lr, "train/images_per_s": speed, "train/epoch": epoch}
+        shown = f"loss {loss:.4f}  {speed:.0f} images/s"
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {self.done}; lower optim.lr or use train.precision=float32")
+        if self.world.is_main:
+            self.run.log_metrics(self.done, **{k: round(v, 8) for k, v in values.items()}, broken=self.broken.broken)
+        self.log.scalars(self.done, values, shown)
+
+    def _evaluate(self) -> None:
+        self.evaluated = False
+        try:
+            with self.autocast(), torch.inference_mode():
+                self.figures = self.task.evaluate(self.best_net.eval(), self._told_to_stop)
+        except Interrupted:
+            self._save()
+            raise Interrupted(self.flag.name or "another rank") from None
+        self.evaluated = True
+        values = {f"val/{name}": value for name, value in self.figures.items()}
+        if self.world.is_main:
+            self.run.log_metrics(self.done, **values)
+            with torch.inference_mode():
+                shown = self.task.report(self.best_net.eval(), self.done, self.figures, self.log)
+            self.log.scalars(self.done, values, shown)
+
+    def _told_to_stop(self) -> bool:
+        return self.world.any(self.flag.name is not None)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "evaluated": self.evaluated,
+            "figures": self.figures,
+            "broken": [self.broken.seen, self.broken.broken],
+            "images": self.stream.images.names.fingerprint(),
+        }
+
+    def _save(self) -> None:
+        if self.world.is_main:
+            checkpoints.save(self.run.checkpoints, self.done, self._state(), self.runtime.keep)
+        self.world.any(False)  # nobody leaves before the checkpoint is there
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state["images"] != self.stream.images.names.fingerprint():
+            raise UserError(f"{self.run.path} was begun on other images than those that --data now gives")
+        self.net.load_state_dict(state["net"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.broken.seen, self.broken.broken = state["broken"]
+        self.done, self.evaluated, self.figures = state["step"], state["evaluated"], state["figures"]

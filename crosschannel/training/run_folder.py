@@ -1,0 +1,136 @@
+"""A run folder: one command's config, log, checkpoints and results, held by one process group at a time."""
+
+import fcntl
+import json
+import os
+import socket
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import crosschannel
+from crosschannel.errors import UserError
+from crosschannel.training.config import flatten, runtime_keys
+
+_HEADER = "# crosschannel run:"
+
+
+class RunFolder:
+    """Open (or create) the folder of one run and hold it until the process ends.
+
+    Args:
+        path: the folder.
+        command: what runs here, such as "pretrain"; a folder of another command is refused.
+
+    Attributes:
+        finished: the run has ended; ``result.json`` is there.
+        resuming: the run was begun before.
+
+    Raises:
+        UserError: another process holds it, or it is a non-empty folder of something else.
+    """
+
+    def __init__(self, path: Path, command: str):
+        self.path, self.command = path, command
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; --out takes a folder")
+        foreign = path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir())
+        self.resuming = (path / "config.yaml").is_file()
+        if foreign and not (self.resuming and self._header() == f"{_HEADER} {command}"):
+            raise UserError(f"{path} is not empty and not a run of `{command}`; give another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        self.finished = (path / "result.json").is_file()
+
+    def _header(self) -> str:
+        with (self.path / "config.yaml").open() as file:
+            return file.readline().partition("(")[0].strip()
+
+    def _lock(self) -> None:
+        """A POSIX record lock: gone with its process however that dies, and not inherited by loader workers."""
+        self._handle = (self.path / ".lock").open("a+")
+        try:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._handle.seek(0)
+            holder = self._handle.read().strip() or "another process"
+            raise UserError(f"{self.path} is in use by {holder}") from None
+        self._handle.truncate(0)
+        job = os.environ.get("SLURM_JOB_ID")
+        self._handle.write(f"process {os.getpid()} on {socket.gethostname()}" + (f", SLURM job {job}" if job else ""))
+        self._handle.flush()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def stored_config(self) -> dict[str, Any]:
+        """What ``config.yaml`` says."""
+        try:
+            stored = yaml.safe_load((self.path / "config.yaml").read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.path / 'config.yaml'} is damaged: {str(error).splitlines()[0]}") from None
+        if not isinstance(stored, dict):
+            raise UserError(f"{self.path / 'config.yaml'} is damaged: it holds no keys")
+        return stored
+
+    def check_science(self, config: Any) -> None:
+        """Refuse a config whose science keys differ from the stored ones; ``auto`` agrees with anything.
+
+        Keys that the stored file lacks (it may be older) are taken at today's values.
+        """
+        free = runtime_keys(config)
+        stored, asked = flatten(self.stored_config()), flatten(asdict(config))
+        changed = [
+            f"{key} was {stored[key]!r} and is now {value!r}"
+            for key, value in asked.items()
+            if key in stored and key not in free and value != "auto" and value != stored[key]
+        ]
+        if changed:
+            raise UserError(
+                f"{self.path} was begun with other settings: {'; '.join(changed)}; "
+                "give another --out, or the same settings to resume"
+            )
+
+    def write_config(self, config: Any) -> None:
+        """Write ``config.yaml``: complete, enough to run again."""
+        head = f"{_HEADER} {self.command} (crosschannel {crosschannel.__version__})\n"
+        tree = json.loads(json.dumps(asdict(config)))  # tuples as lists
+        self.write("config.yaml", head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a text file at once or not at all."""
+        path = self.path / name
+        part = path.with_name(path.name + ".part")
+        part.write_text(text)
+        part.replace(path)
+        return path
+
+    def log_metrics(self, step: int, **values: Any) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop lines of steps that a resumed run will do again, and a last line that was cut off."""
+        rows = read_metrics(self.path)
+        self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write ``result.json``, which marks the run as finished."""
+        self.write("result.json", json.dumps(result, indent=2) + "\n")
+        self.finished = True
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``; a line that was cut off is left out."""
+    path = run / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

@@ -1,0 +1,158 @@
+"""The loop on a small net without BatchNorm: what must be equal is equal, whatever the split of the work."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from crosschannel import UserError
+from crosschannel.color import load_prior
+from crosschannel.data import CropConfig, CropStream, MemoryImages, open_images
+from crosschannel.models import AlexNet
+from crosschannel.models.pretext import LinearHead, PretextNet
+from crosschannel.objectives import Classification
+from crosschannel.training.colorization import Colorization
+from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from crosschannel.training.device import find_device, resolve_auto
+from crosschannel.training.loop import Loop, Settings
+from crosschannel.training.ranks import World, join_world, leave_world
+from crosschannel.training.run_folder import RunFolder, read_metrics
+
+CROP = CropConfig(size=64, resize=72)
+
+
+def train(data, out, world=None, images=None, grey_threshold=0.0, optim=None, runtime=None, **train_options) -> Loop:
+    world = world or World(0, 1, torch.device("cpu"))
+    torch.manual_seed(0)
+    net = PretextNet(AlexNet(norm=False, fc=0), LinearHead(256, 313), stride=8)
+    folder, val = open_images(str(data))
+    stream = CropStream(images or folder, CROP, seed=3)
+    objective = Classification(load_prior().smoothed, grey_threshold=grey_threshold)
+    run = RunFolder(Path(out), "pretrain")
+    task = Colorization(net, objective, "pixels", val, CROP, world, "default", None, run.path / "samples")
+    options = {"batch": 16, "steps": 4, "precision": "float32", "channels_last": False, "compile": False}
+    settings = Settings(
+        0,
+        optim or OptimConfig("sgd", lr=0.01, momentum=0.5),
+        ScheduleConfig("constant"),
+        TrainConfig(**{**options, **train_options}),
+        runtime or RuntimeConfig(workers=0, log_every=1, tensorboard=False),
+    )
+    loop = Loop(task, stream, settings, run, world)
+    loop.fit()
+    return loop
+
+
+def weights(loop):
+    return torch.cat([p.detach().flatten() for p in loop.net.parameters()])
+
+
+@pytest.mark.parametrize("grey_threshold", [0.0, 40.0])
+def test_accumulation_changes_nothing_but_rounding(photo_folder, tmp_path, grey_threshold):
+    whole = train(photo_folder, tmp_path / "whole", grey_threshold=grey_threshold)
+    parts = train(photo_folder, tmp_path / "parts", grey_threshold=grey_threshold, accumulate=4)
+    difference = (weights(whole) - weights(parts)).abs().max()
+    assert difference < 1e-6 and not torch.equal(weights(whole), torch.zeros_like(weights(whole)))
+    losses = [[r["train/loss"] for r in read_metrics(run.run.path) if "train/loss" in r] for run in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_two_ranks_train_as_one_process_does(photo_folder, tmp_path):
+    """torchrun with two gloo ranks against one process, to rounding; grey crops are masked on one rank more."""
+    one = train(photo_folder, tmp_path / "one", grey_threshold=40.0)
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch
+        from test_loop import join_world, leave_world, train
+        world = join_world(torch.device("cpu"))
+        train({str(photo_folder)!r}, {str(tmp_path)!r} + f"/two-{{world.rank}}", world, grey_threshold=40.0)
+        leave_world()
+        """)
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env={
+                **os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    rows, expected = (
+        [r["train/loss"] for r in read_metrics(tmp_path / run) if "train/loss" in r] for run in ("two-0", "one")
+    )
+    assert rows == pytest.approx(expected, rel=1e-4)
+    from crosschannel.training import checkpoints
+
+    state = checkpoints.load_newest(tmp_path / "two-0" / "checkpoints")["net"]
+    two = torch.cat([state[name].flatten() for name, _ in one.net.named_parameters()])
+    assert (two - weights(one)).abs().max() < 1e-5
+
+
+def test_the_average_follows_the_weights(photo_folder, tmp_path):
+    loop = train(photo_folder, tmp_path / "a", ema=0.9)
+    averaged = torch.cat([p.flatten() for p in loop.best_net.parameters()])
+    assert loop.best_net is not loop.net and 0 < (averaged - weights(loop)).abs().max() < 0.1
+
+
+def test_clipping_bounds_the_step(photo_folder, tmp_path):
+    torch.manual_seed(0)
+    start = torch.cat([p.detach().flatten() for p in AlexNet(norm=False, fc=0).parameters()])
+    optim = OptimConfig("sgd", lr=1.0, momentum=0, weight_decay=0, clip=1e-3)
+    moved = weights(train(photo_folder, tmp_path / "a", optim=optim, steps=1))[: len(start)] - start
+    assert moved.norm().item() <= 1.01e-3
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precisions_train(photo_folder, tmp_path, precision):
+    loop = train(photo_folder, tmp_path / "a", precision=precision, channels_last=True)
+    assert weights(loop).isfinite().all() and weights(loop).dtype == torch.float32
+    assert loop.figures["loss"] < 12
+
+
+def test_a_batch_that_does_not_divide_is_refused(photo_folder, tmp_path):
+    with pytest.raises(UserError, match=r"multiple of ranks × accumulate"):
+        train(photo_folder, tmp_path / "a", accumulate=5)
+
+
+def test_a_diverging_run_stops_with_one_sentence(photo_folder, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf)"):
+        train(photo_folder, tmp_path / "a", optim=OptimConfig("sgd", lr=1e8), steps=20)
+
+
+def test_too_many_broken_images_stop_a_run_which_is_saved(photo_folder, tmp_path):
+    blobs = [b""] * 10 + [open_images(str(photo_folder))[0].read(i) for i in range(30)]
+    images = MemoryImages([f"{i}.jpg" for i in range(40)], [0] * 40, blobs)
+    with pytest.raises(UserError, match="images seen so far are broken"):
+        train(photo_folder, tmp_path / "a", images=images, steps=100)
+    from crosschannel.training import checkpoints
+
+    assert checkpoints.load_newest(tmp_path / "a" / "checkpoints")["step"] > 40
+
+
+def test_auto_is_a_fixed_table_and_explicit_values_stay():
+    train_config = resolve_auto(TrainConfig(precision="float16"), torch.device("cpu"))
+    assert train_config.precision == "float16"
+    assert "auto" not in (train_config.channels_last, train_config.compile)
+
+
+def test_an_unknown_device_is_one_sentence():
+    for name in ("cuda:99", "abacus"):
+        with pytest.raises(UserError, match=f"no device '{name}'"):
+            find_device(name)
+
+
+__all__ = ["join_world", "leave_world"]

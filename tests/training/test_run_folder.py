@@ -1,0 +1,104 @@
+import multiprocessing
+import time
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from crosschannel import UserError
+from crosschannel.training.config import OptimConfig, RuntimeConfig, runtime, runtime_keys
+from crosschannel.training.run_folder import RunFolder, read_metrics
+
+
+@dataclass
+class Config:
+    data: str = runtime("x")
+    seed: int = 0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def begin(path) -> RunFolder:
+    run = RunFolder(path, "pretrain")
+    run.write_config(Config())
+    run._handle.close()
+    return run
+
+
+def test_runtime_keys_are_those_declared_so():
+    keys = runtime_keys(Config())
+    assert {"data", "runtime.workers", "runtime.keep"} <= keys
+    assert not {"seed", "optim.lr", "optim.betas"} & keys
+
+
+def test_the_config_file_is_complete_and_plain_yaml(tmp_path):
+    begin(tmp_path / "run")
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["optim"]["betas"] == [0.9, 0.999] and stored["runtime"]["workers"] == 2 and stored["seed"] == 0
+
+
+def test_another_science_key_is_refused_with_the_difference(tmp_path):
+    run = begin(tmp_path / "run")
+    run.check_science(Config())
+    run.check_science(Config(data="elsewhere", runtime=RuntimeConfig(workers=7)))
+    with pytest.raises(UserError, match=r"optim\.lr was 0\.001 and is now 0\.5.*; give another --out"):
+        run.check_science(Config(optim=OptimConfig(lr=0.5)))
+
+
+def test_a_key_that_an_older_file_lacks_is_no_difference(tmp_path):
+    run = begin(tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("  clip: 0.0\n", ""))
+    run.check_science(Config(optim=OptimConfig(clip=3.0)))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.yaml"])
+def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path, name):
+    (tmp_path / name).write_text("mine: 1\n")
+    with pytest.raises(UserError, match="not empty and not a run"):
+        RunFolder(tmp_path, "pretrain")
+    assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine: 1\n"
+
+
+def test_a_run_of_another_command_is_refused(tmp_path):
+    begin(tmp_path / "run")
+    with pytest.raises(UserError, match="not a run of `linear-probe`"):
+        RunFolder(tmp_path / "run", "linear-probe")
+
+
+def test_a_file_is_not_a_folder(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(tmp_path / "out", "pretrain")
+
+
+def hold(path, ready):
+    run = RunFolder(path, "pretrain")
+    ready.set()
+    time.sleep(60)
+    del run
+
+
+def test_one_process_holds_a_folder_and_a_dead_one_does_not(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=hold, args=(tmp_path / "run", ready))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
+            RunFolder(tmp_path / "run", "pretrain")
+    finally:
+        holder.kill()
+        holder.join()
+    RunFolder(tmp_path / "run", "pretrain")
+
+
+def test_metrics_of_steps_to_be_done_again_are_forgotten(tmp_path):
+    run = RunFolder(tmp_path / "run", "pretrain")
+    for step in (10, 20, 30):
+        run.log_metrics(step, loss=step / 10)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    run.forget_metrics_after(20)
+    assert read_metrics(run.path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}]
