@@ -1,0 +1,260 @@
+"""load_backbone and load_colorizer: a source string → a module that is ready to use."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
+from crosschannel.errors import UserError
+from crosschannel.hub.files import load_state, read_weights
+from crosschannel.hub.sources import Source, parse_source
+from crosschannel.models import Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
+from crosschannel.models import initialisation as init
+from crosschannel.models.backbone import Provenance
+from crosschannel.models.colorizer import Colorizer
+from crosschannel.models.wrapped import TORCHVISION_LAYERS, ModuleNet, TimmNet
+from crosschannel.objectives import ObjectiveConfig, build_objective
+
+
+def load_backbone(
+    source: str,
+    layers: Sequence[str] | None = None,
+    frozen: bool = True,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    data: str | None = None,
+) -> Backbone:
+    """Load a backbone.
+
+    Args:
+        source: a run folder, a ``.safetensors`` file, ``random:``, ``kmeans:``, ``torchvision:``, ``timm:`` or
+            ``package.module:factory``; see :mod:`crosschannel.hub.sources`.
+        layers: what ``features`` gives when it is not told; default all.
+        frozen: eval mode and no gradients.
+        device, dtype: of the weights.
+        data: images from which a fresh net's statistics or k-means filters are taken, where the source does not
+            name them; default ``builtin:sample``.
+
+    Returns:
+        a :class:`~crosschannel.models.Backbone`.
+
+    Raises:
+        UserError: no such source, a file that does not hold a backbone, an unknown layer.
+    """
+    parsed = parse_source(source)
+    net, input, provenance = _LOADERS[parsed.kind](parsed, data)
+    provenance.source = source
+    backbone = Backbone(net, input, layers, provenance).to(device, dtype)
+    return backbone.eval().requires_grad_(False) if frozen else backbone
+
+
+def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer:
+    """Load a net that colours pictures: a run folder or the ``colorizer.safetensors`` of one.
+
+    Raises:
+        UserError: no such source, or a file that holds a backbone only.
+    """
+    parsed = parse_source(source)
+    if parsed.kind != "path":
+        raise UserError(f"{source!r} has no colorization head; give a run folder or a colorizer.safetensors file")
+    state, meta = read_weights(_weights_path(parsed, "colorizer.safetensors"))
+    if meta["format"] != "crosschannel.colorizer":
+        raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
+    objective = build_objective(ObjectiveConfig(**{**meta["objective"], "prior": "imagenet-256"}))
+    input = _input(meta)
+    net = build_pretext(NetSpec(**meta["net"]), objective.outputs, input.size)
+    load_state(net, state, source)
+    provenance = Provenance(source, meta["provenance"]["details"])
+    colorizer = Colorizer(net, objective, input.resize, meta["temperature"], provenance)
+    return colorizer.to(device).eval().requires_grad_(False)
+
+
+Loaded = tuple[nn.Module, InputSpec, Provenance]
+
+
+def _weights_path(source: Source, name: str) -> Path:
+    path = Path(source.name).expanduser()
+    if path.is_dir():
+        if not (path / name).is_file():
+            is_run = (path / "config.yaml").is_file()
+            hint = "the run has not finished; start it again to go on" if is_run else "it is not a run folder"
+            raise UserError(f"{path} has no {name}: {hint}")
+        return path / name
+    if not path.exists():
+        raise UserError(f"no source {source.text!r}: neither a file or run folder nor a known kind")
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is not a run folder or a .safetensors file")
+    return path
+
+
+def _input(meta: dict) -> InputSpec:
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["input"].items()}
+    return InputSpec(**values)
+
+
+def _load_path(source: Source, _data: str | None) -> Loaded:
+    state, meta = read_weights(_weights_path(source, "backbone.safetensors"))
+    if meta["format"] == "crosschannel.colorizer":
+        state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
+    input, spec = _input(meta), NetSpec(**meta["net"])
+    net = build_net(replace(spec, geometry=_geometry(source)), input.size)
+    load_state(net, state, source.name)
+    if source.choice("input", ("grey", "lab"), input.kind) != input.kind:
+        net, input = widen_to_lab(net), replace(input, kind="lab")
+    return net, input, Provenance(source.text, meta["provenance"]["details"])
+
+
+def _geometry(source: Source) -> str:
+    return source.choice("geometry", ("probe", "padded"), "probe")
+
+
+def _fresh(source: Source, norm: bool) -> tuple[NetSpec, InputSpec, int]:
+    """The description of an untrained net, and its seed."""
+    size = source.integer("size", 227 if source.name == "alexnet" else 224)
+    kind = source.choice("input", ("grey", "lab", "rgb"), "grey")
+    input = InputSpec(kind, size, source.integer("resize", max(size, 256)))
+    norm = source.choice("norm", ("true", "false"), str(norm).lower()) == "true"
+    spec = NetSpec(source.name, input.channels, norm, source.integer("fc", 4096), _geometry(source))
+    return spec, input, source.integer("seed", 0)
+
+
+def _load_random(source: Source, data: str | None) -> Loaded:
+    inner = parse_source(source.name)
+    if inner.kind == "path" and Path(inner.name).exists():
+        return _load_twin(source, inner, data)
+    spec, input, seed = _fresh(source, norm=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_net(spec, input.size)
+        if not isinstance(net, TimmNet):
+            init.gaussian(net)
+    return _with_statistics(net, input, source, data)
+
+
+def _load_twin(source: Source, inner: Source, data: str | None) -> Loaded:
+    """The same net and input as a trained one's, freshly initialised."""
+    _, meta = read_weights(_weights_path(inner, "backbone.safetensors"))
+    spec, input = NetSpec(**meta["net"]), _input(meta)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(source.integer("seed", 0))
+        net = build_net(replace(spec, geometry=_geometry(source)), input.size)
+        if not isinstance(net, TimmNet):
+            init.gaussian(net)
+    return _with_statistics(net, input, source, data)
+
+
+def _with_statistics(net: nn.Module, input: InputSpec, source: Source, data: str | None) -> Loaded:
+    details = {"initialisation": "random", "seed": source.integer("seed", 0)}
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+        images = source.options.get("data") or data or "builtin:sample"
+        init.estimate_batchnorm(net, real_batches(images, input, seed=details["seed"]))
+        details["statistics"] = images
+    return net, input, Provenance(source.text, details)
+
+
+def _load_kmeans(source: Source, data: str | None) -> Loaded:
+    spec, input, seed = _fresh(source, norm=False)
+    images = source.options.get("data") or data or "builtin:sample"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_net(spec, input.size)
+        init.kmeans(net, real_batches(images, input, seed=seed), seed)
+    return net, input, Provenance(source.text, {"initialisation": "k-means", "seed": seed, "images": images})
+
+
+def real_batches(data: str, input: InputSpec, count: int = 10, batch: int = 16, seed: int = 0) -> list[Tensor]:
+    """Preprocessed training batches for data-dependent initial values."""
+    images, _ = open_images(data)
+    stream = CropStream(images, CropConfig(input.size, max(input.size, input.resize)), seed)
+    return [input.preprocess(b.images) for b in crop_loader(stream, 0, count * batch, batch)]
+
+
+def _load_torchvision(source: Source, _data: str | None) -> Loaded:
+    import torchvision
+
+    if source.name not in torchvision.models.list_models():
+        raise UserError(f"torchvision has no model {source.name!r}")
+    weights = source.options.get("weights", "DEFAULT")
+    random = weights.lower() == "none"
+    local = Path(weights).expanduser()
+    try:
+        model = torchvision.models.get_model(source.name, weights=None if random or local.is_file() else weights)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise UserError(f"torchvision's weights {weights!r} of {source.name} cannot be had: {error}") from None
+    if local.is_file():
+        load_state(model, _torch_weights(local), str(local))
+    size = source.integer("size", 224)
+    input = InputSpec("rgb", size, source.integer("resize", 256))
+    details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
+    return ModuleNet(model, TORCHVISION_LAYERS.get(source.name)), input, Provenance(source.text, details)
+
+
+def _load_timm(source: Source, _data: str | None) -> Loaded:
+    weights = source.options.get("weights")
+    local = Path(weights).expanduser() if weights else None
+    if local and weights.lower() != "none" and not local.is_file():
+        raise UserError(f"{source.text!r}: no weights file {weights!r}")
+    input_kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
+    size = source.integer("size", 0) or None
+    net = TimmNet(source.name, 1 if input_kind == "grey" else 3, pretrained=weights is None, image_size=size)
+    if local and local.is_file():
+        load_state(net.model, _torch_weights(local, drop=("head.", "fc.", "classifier.")), weights)
+    config = net.model.pretrained_cfg
+    size = size or config.get("input_size", (3, 224, 224))[-1]
+    resize = source.integer("resize", round(size / config.get("crop_pct", 0.875)))
+    mean, std = tuple(config.get("mean", InputSpec.mean)), tuple(config.get("std", InputSpec.std))
+    input = InputSpec(input_kind, size, resize, config.get("interpolation", "bilinear"), mean, std)
+    details = {"library": "timm", "weights": weights or net.model.pretrained_cfg.get("hf_hub_id") or "timm"}
+    return net, input, Provenance(source.text, details)
+
+
+def _torch_weights(path: Path, drop: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """A state dict from a ``.pth`` file, never unpickling anything but tensors."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a weights file: {str(error).splitlines()[0]}") from None
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
+    tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no named tensors")
+    return {k: v for k, v in tensors.items() if not k.startswith(drop)} if drop else tensors
+
+
+def _load_factory(source: Source, _data: str | None) -> Loaded:
+    """A callable of the user's that returns an nn.Module (RGB, ImageNet's normalisation) or a Backbone."""
+    module_name, _, attribute = source.name.partition(":")
+    sys.path.insert(0, "")  # what stands in the working folder can be named, as with `python -m`
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot import {source.name!r}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    made = factory()
+    if isinstance(made, Backbone):
+        return made.net, made.input, made.provenance
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")
+    kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
+    size = source.integer("size", 224)
+    input = InputSpec(kind, size, source.integer("resize", max(size, 256)))
+    net = made if hasattr(made, "forward_features") and hasattr(made, "layers") else ModuleNet(made)
+    return net, input, Provenance(source.text, {})
+
+
+_LOADERS = {
+    "path": _load_path,
+    "random": _load_random,
+    "kmeans": _load_kmeans,
+    "torchvision": _load_torchvision,
+    "timm": _load_timm,
+    "factory": _load_factory,
+}
+
+__all__ = ["load_backbone", "load_colorizer", "real_batches"]

@@ -1,0 +1,200 @@
+import pytest
+import torch
+from torch import nn
+
+import crosschannel
+from crosschannel import UserError, load_backbone
+from crosschannel.hub import parse_source, read_weights, save_backbone
+from crosschannel.models import AlexNet, InputSpec, NetSpec
+from crosschannel.models.backbone import Provenance
+
+RGB = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    net = AlexNet(fc=0).train()
+    net(torch.randn(8, 1, 128, 128) * 20)
+    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    spec = NetSpec("alexnet", fc=0)
+    save_backbone(path, net.eval(), spec, InputSpec("grey", 128, 144), Provenance("test", {"steps": 1}))
+    return path, net
+
+
+def test_a_saved_backbone_comes_back_with_its_input_and_provenance(saved):
+    path, net = saved
+    backbone = load_backbone(f"{path},geometry=padded", layers=["conv3"])
+    assert backbone.input == InputSpec("grey", 128, 144) and backbone.provenance.details == {"steps": 1}
+    with torch.no_grad():
+        expected = net(backbone.preprocess(RGB))
+        assert torch.equal(backbone(RGB, ["pool5"])["pool5"], expected)
+    assert list(backbone(RGB)) == ["conv3"]
+
+
+def test_frozen_means_eval_and_no_gradients(saved):
+    frozen, free = load_backbone(str(saved[0])), load_backbone(str(saved[0]), frozen=False)
+    assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
+    assert all(p.requires_grad for p in free.parameters())
+
+
+def test_dtype_and_geometry_and_lab(saved):
+    assert next(load_backbone(str(saved[0]), dtype=torch.float64).parameters()).dtype == torch.float64
+    probe = load_backbone(str(saved[0]))
+    assert probe(torch.rand(1, 3, 227, 227), ["conv1"])["conv1"].shape[-1] == 55
+    lab = load_backbone(f"{saved[0]},input=lab")
+    assert torch.allclose(lab(RGB, ["conv5"])["conv5"], probe(RGB, ["conv5"])["conv5"], atol=1e-4)
+
+
+def test_random_nets_follow_their_seed_and_have_real_statistics(photo_folder):
+    source = f"random:alexnet,fc=0,size=64,data={photo_folder}"
+    a, b, c = (load_backbone(f"{source},seed={seed}") for seed in (1, 1, 2))
+    assert torch.equal(a(RGB, ["conv5"])["conv5"], b(RGB, ["conv5"])["conv5"])
+    assert not torch.equal(a.net.conv1.conv.weight, c.net.conv1.conv.weight)
+    assert a.net.conv3.norm.running_var.min() > 0 and not torch.allclose(
+        a.net.conv3.norm.running_mean, torch.zeros(384)
+    )
+    values = a(RGB, ["conv5"])["conv5"]
+    assert 0.05 < (values > 0).float().mean() < 0.95  # neither dead nor saturated
+
+
+def test_random_of_a_trained_net_is_its_fresh_twin(saved, photo_folder):
+    twin = load_backbone(f"random:{saved[0]},data={photo_folder}")
+    trained = load_backbone(str(saved[0]))
+    assert twin.layers == trained.layers and twin.input == trained.input
+    assert not torch.equal(twin.net.conv1.conv.weight, trained.net.conv1.conv.weight)
+
+
+def test_kmeans_source(photo_folder):
+    backbone = load_backbone(f"kmeans:alexnet,input=lab,fc=0,size=96,data={photo_folder}")
+    assert backbone.input.kind == "lab" and backbone.net.conv1.conv.weight.shape[1] == 3
+    assert backbone.provenance.details["initialisation"] == "k-means"
+
+
+def test_torchvision_by_the_literatures_names():
+    import torchvision
+
+    torch.manual_seed(0)
+    backbone = load_backbone("torchvision:alexnet,weights=none")
+    assert backbone.layers == ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
+    maps = backbone(RGB)
+    model = torchvision.models.alexnet(weights=None).eval()
+    model.load_state_dict(backbone.net.model.state_dict())
+    assert torch.allclose(maps["pool5"], model.features(backbone.preprocess(RGB)), atol=1e-6)
+    assert (maps["conv5"] >= 0).all()  # after its ReLU
+
+
+def test_timm_with_weights_from_a_file(tmp_path):
+    import timm
+
+    torch.manual_seed(1)
+    model = timm.create_model("resnet18").eval()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "my.pth")
+    backbone = load_backbone(f"timm:resnet18,weights={tmp_path / 'my.pth'}")
+    with torch.no_grad():
+        expected = model.forward_features(backbone.preprocess(RGB))
+    assert torch.allclose(backbone(RGB, ["stage5"])["stage5"], expected, atol=1e-4)
+
+
+def test_a_factory_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "def small(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+        "def wrong(): return 3\n"
+    )
+    backbone = load_backbone("my_nets:small")
+    assert backbone.layers == ("0", "1") and backbone(RGB)["1"].shape == (1, 4, 126, 126)
+    with pytest.raises(UserError, match="returned int"):
+        load_backbone("my_nets:wrong")
+    with pytest.raises(UserError, match="cannot import"):
+        load_backbone("my_nets:absent")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "names nothing"),
+        ("random:", "names nothing"),
+        ("nowhere/run", "no source"),
+        ("random:lexnet", "no net 'lexnet'"),
+        ("random:alexnet,seed=x", "whole number"),
+        ("random:alexnet,seed", "not an option"),
+        ("random:alexnet,speed=1", "no option 'speed'"),
+        ("random:alexnet,input=cmyk", "one of grey, lab, rgb"),
+        ("timm:resnet18000", "timm has no model"),
+        ("timm:resnet18,weights=gone.pth", "no weights file"),
+        ("torchvision:nothing", "torchvision has no model"),
+        ("no_such_package:net", "cannot import"),
+    ],
+)
+def test_a_source_that_is_none_is_one_sentence(source, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_backbone(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_backbones(tmp_path, saved):
+    whole = saved[0].read_bytes()
+    bad = {
+        "cut.safetensors": whole[: len(whole) // 2],
+        "empty.safetensors": b"",
+        "html.safetensors": b"<!DOCTYPE html><html></html>",
+        "huge-header.safetensors": (4 << 30).to_bytes(8, "little") + b"{}",
+    }
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            load_backbone(str(tmp_path / name))
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="not written by crosschannel"):
+        load_backbone(str(tmp_path / "other.safetensors"))
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match="not a run folder or"):
+        load_backbone(str(tmp_path / "notes.txt"))
+    with pytest.raises(UserError, match="it is not a run folder"):
+        load_backbone(str(tmp_path))
+
+
+def test_weights_for_another_net_are_named(tmp_path, saved):
+    _, net = saved
+    path = tmp_path / "b.safetensors"
+    save_backbone(path, net, NetSpec("alexnet", fc=32), InputSpec(), Provenance())
+    with pytest.raises(UserError, match=r"lacks fc6\.conv\.bias"):
+        load_backbone(str(path))
+
+
+def test_a_malicious_pickle_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="not a weights file"):
+        load_backbone(f"timm:resnet18,weights={tmp_path / 'evil.pth'}")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_metadata_says_what_a_reader_needs(saved):
+    _, meta = read_weights(saved[0])
+    assert meta["format"] == "crosschannel.backbone" and meta["layers"][0] == "conv1" and meta["input"]["size"] == 128
+
+
+def test_sources_parse():
+    source = parse_source("timm:resnet50.a1_in1k,weights=a/b.pth,size=160")
+    assert (source.kind, source.name) == ("timm", "resnet50.a1_in1k")
+    assert source.options == {"weights": "a/b.pth", "size": "160"}
+    assert parse_source("runs/a-0").kind == "path" and parse_source("pkg.mod:make").kind == "factory"
+
+
+def test_import_is_lazy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, crosschannel; print([m for m in ('torch', 'timm', 'sklearn', 'jsonargparse') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    assert isinstance(crosschannel.__version__, str) and nn
