@@ -1,0 +1,231 @@
+"""`crosschannel pretrain`: learn a representation by predicting colour from lightness."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import crosschannel
+from crosschannel.data import CropConfig, CropStream, ImageSet, open_images
+from crosschannel.data.images import Subset
+from crosschannel.data.order import epoch_order
+from crosschannel.errors import UserError
+from crosschannel.hub.files import read_weights, save_backbone, save_colorizer
+from crosschannel.models import InputSpec, NetSpec, PretextNet, build_pretext
+from crosschannel.models.backbone import Provenance
+from crosschannel.objectives import ObjectiveConfig, build_objective
+from crosschannel.training.colorization import Colorization
+from crosschannel.training.config import (
+    OptimConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TrainConfig,
+    check_training,
+    flatten,
+    runtime,
+)
+from crosschannel.training.device import find_device, resolve_auto
+from crosschannel.training.loop import Loop, Settings
+from crosschannel.training.ranks import World, join_world, leave_world
+from crosschannel.training.run_folder import RunFolder
+
+
+@dataclass
+class ModelConfig:
+    """The net."""
+
+    name: str = "alexnet"
+    """alexnet, colornet, vgg16 or timm:NAME"""
+    fc: int = 4096
+    """width of AlexNet's fc6 and fc7; 0 leaves them out"""
+    init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
+    """initial weights; kmeans and unit-variance look at training images"""
+
+
+@dataclass
+class PretrainConfig:
+    """Learn a representation by predicting colour from lightness."""
+
+    data: str = runtime("builtin:sample")
+    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
+    out: str | None = runtime(None)
+    """run folder; default runs/CONFIG-SEED"""
+    init_from: str | None = None
+    """a run folder or weights file to start from, such as the full net for L2 fine-tuning"""
+    seed: int = 0
+    """of initial weights, order and augmentation"""
+    device: str = runtime("auto")
+    """auto, cpu, cuda, cuda:1, mps"""
+    val_share: float = 0.05
+    """share of the images held out where the data has no val/"""
+    val_images: int = 10000
+    """most images that an evaluation looks at"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def check(config: PretrainConfig) -> None:
+    """Raise a UserError for the first key that cannot be, before anything is loaded."""
+    check_training(config.optim, config.schedule, config.train, config.runtime)
+    crop = config.crop
+    if not 8 <= crop.size <= crop.resize:
+        raise UserError(f"crop.size must be within 8..crop.resize ({crop.resize}), got {crop.size}")
+    if not 0 < crop.area[0] <= crop.area[1] <= 1:
+        raise UserError(f"crop.area must be two ascending shares within 0..1, got {crop.area}")
+    if crop.aspect < 1:
+        raise UserError(f"crop.aspect must be at least 1, got {crop.aspect}")
+    if not 0 < config.val_share < 1:
+        raise UserError(f"val_share must be within 0..1, got {config.val_share}")
+    if config.val_images < 1:
+        raise UserError(f"val_images must be at least 1, got {config.val_images}")
+    if config.model.fc < 0:
+        raise UserError(f"model.fc must not be negative, got {config.model.fc}")
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run (or resume) a pretraining; returns its run folder.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: told to stop; the run is saved and goes on when started again.
+    """
+    check(config)
+    world = join_world(find_device(config.device))
+    path = Path(config.out or f"runs/pretrain-{config.seed}")
+    console = Console(stderr=True, quiet=not world.is_main, highlight=False, soft_wrap=True)
+    try:
+        run = _open_run(path, config, world)
+        if run.finished:
+            console.print(f"{path} is finished: nothing to do", markup=False)
+            return path
+        train, val = open_images(config.data, config.val_share)
+        if len(val) > config.val_images:
+            val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
+        console.print(f"{path}: {len(train)} training and {len(val)} held-out images", markup=False)
+        spec = NetSpec(config.model.name, in_channels=1, fc=config.model.fc)
+        loop = _build(config, spec, run, world, train, val)
+        figures = loop.fit()
+        if world.is_main:
+            _finish(config, spec, run, loop, figures, train, console)
+    finally:
+        leave_world()
+    return path
+
+
+def _open_run(path: Path, config: PretrainConfig, world: World) -> RunFolder:
+    """Rank 0 takes the folder; all ranks learn whether that went well."""
+    run, problem = None, None
+    if world.is_main:
+        try:
+            run = RunFolder(path, "pretrain")
+            if run.resuming:
+                run.check_science(config)
+        except UserError as error:
+            problem = str(error)
+    problem = world.gather(problem)[0]
+    if problem:
+        raise UserError(problem)
+    if run is None:
+        run = RunFolder.__new__(RunFolder)  # a view of rank 0's folder, without the lock
+        run.path, run.command, run.resuming, run.finished = path, "pretrain", False, False
+    return run
+
+
+def _build(config: PretrainConfig, spec: NetSpec, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
+    _resolve(config, run, world)
+    torch.manual_seed(config.seed)
+    objective = build_objective(config.objective)
+    net = build_pretext(spec, objective.outputs, config.crop.size)
+    task = Colorization(
+        net,
+        objective,
+        config.objective.normalise,
+        val,
+        config.crop,
+        world,
+        config.model.init,
+        _start_state(config.init_from),
+        run.path / "samples",
+        config.seed,
+        config.train.batch // world.size or 1,
+        config.runtime.workers,
+    )
+    settings = Settings(config.seed, config.optim, config.schedule, config.train, config.runtime)
+    loop = Loop(task, CropStream(train, config.crop, config.seed), settings, run, world)
+    if world.is_main:
+        run.write_config(config)  # only now: a command that could not start leaves nothing to resume
+    return loop
+
+
+def _resolve(config: PretrainConfig, run: RunFolder, world: World) -> None:
+    """Fill in `auto`: as the run began, or by the table; rank 0 decides."""
+    if world.is_main and run.resuming:
+        stored = flatten(run.stored_config())
+        for key in ("precision", "channels_last", "compile"):
+            if getattr(config.train, key) == "auto":
+                setattr(config.train, key, stored.get(f"train.{key}", "auto"))
+    resolve_auto(config.train, world.device)
+    for key in ("precision", "channels_last", "compile"):
+        setattr(config.train, key, world.gather(getattr(config.train, key))[0])
+
+
+def _start_state(source: str | None) -> dict[str, Tensor] | None:
+    """Weights of a pretext net (with its head, where the source has one)."""
+    if source is None:
+        return None
+    path = Path(source).expanduser()
+    for name in ("colorizer.safetensors", "backbone.safetensors"):
+        if (path / name).is_file():
+            path = path / name
+            break
+    state, meta = read_weights(path)
+    return state if meta["format"] == "crosschannel.colorizer" else {f"net.{k}": v for k, v in state.items()}
+
+
+def _finish(config, spec, run, loop, figures, train, console) -> None:
+    """Weights, curve and result of a run that has ended."""
+    from crosschannel.report import validation_curve
+
+    net: PretextNet = loop.best_net
+    input = InputSpec("grey", config.crop.size, config.crop.resize)
+    details = {
+        "pretext": "colorization",
+        "objective": config.objective.kind,
+        "lam": config.objective.lam,
+        "data": config.data,
+        "images": len(train),
+        "steps": loop.steps,
+        "seed": config.seed,
+        "version": crosschannel.__version__,
+    }
+    provenance = Provenance(str(run.path), details)
+    save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)
+    save_colorizer(run.path / "colorizer.safetensors", net, spec, input, config.objective, provenance)
+    curve = validation_curve(run.path, run.path / "curve.png")
+    run.finish(
+        {
+            "protocol": "pretrain",
+            "backbone": str(run.path / "backbone.safetensors"),
+            "data": config.data,
+            "config": json.loads(json.dumps(run.stored_config())),
+            "seed": config.seed,
+            "n": len(loop.task.val),
+            "version": crosschannel.__version__,
+            "metrics": figures,
+        }
+    )
+    if loop.broken.broken:
+        console.print(f"{loop.broken.broken} of {loop.broken.seen} images seen were broken", markup=False)
+    pictures = sorted((run.path / "samples").glob("*.png"))
+    if pictures:
+        console.print(f"held-out pictures (lightness, predicted, true): {pictures[-1]}", markup=False)
+    console.print(f"validation curve: {curve}", markup=False)

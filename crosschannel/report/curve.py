@@ -1,0 +1,32 @@
+"""The validation curve of a pretraining run, as a PNG."""
+
+from pathlib import Path
+
+from crosschannel.training.run_folder import read_metrics
+
+
+def validation_curve(run: Path, out: Path) -> Path:
+    """Plot training and validation loss against steps, and the figure that a task is judged by beside them."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(run)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, colour in (("train/loss", "#9aa5b1"), ("val/loss", "#c0392b")):
+        _line(left, rows, name, colour)
+    left.set(xlabel="step", ylabel="loss", title="loss")
+    share = "val/kl_share" if any("val/kl_share" in row for row in rows) else "val/loss_share"
+    _line(right, rows, share, "#c0392b")
+    right.axhline(1, color="#9aa5b1", linestyle=":", label="best constant colour")
+    right.set(xlabel="step", ylabel=share.removeprefix("val/"), title="held-out images, against a constant")
+    for axes in (left, right):
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=120)
+    return out
+
+
+def _line(axes, rows, name: str, colour: str) -> None:
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=colour, label=name, marker="." if len(points) < 40 else None)

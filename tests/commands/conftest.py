@@ -1,0 +1,23 @@
+import pytest
+
+from crosschannel.cli import main
+
+SMALL = [
+    "--model.fc=0", "--crop.size=48", "--crop.resize=56", "--train.batch=8", "--train.steps=12", "--train.ema=0.9",
+    "--optim.lr=1e-3", "--runtime.workers=0", "--runtime.checkpoint_every=3", "--runtime.eval_every=5",
+    "--runtime.log_every=1", "--runtime.tensorboard=false", "--device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def small(photo_folder) -> list[str]:
+    """A pretraining of twelve small steps; add --out."""
+    return ["pretrain", f"--data={photo_folder}", *SMALL]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, photo_folder):
+    """A finished run of `small`, never interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert main(["pretrain", f"--data={photo_folder}", *SMALL, f"--out={out}"]) == 0
+    return out

@@ -1,0 +1,156 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from crosschannel import load_colorizer
+from crosschannel.cli import main
+from crosschannel.color import rgb_to_lab
+from crosschannel.models.colorizer import sample_ab
+
+
+def lightness(pixels):
+    return rgb_to_lab(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None])[0, 0]
+
+
+def colour(run, tmp_path, *images, **options):
+    out = tmp_path / "out"
+    flags = [f"--{key}={value}" for key, value in options.items()]
+    assert main(["colorize", *map(str, images), "--model", str(run), "--out", str(out), *flags]) == 0
+    return out
+
+
+def test_pictures_keep_their_size_and_lightness(finished_run, tmp_path, photos):
+    for name, pixels in {"a": photos[0], "b": photos[1][:97, :33], "c": photos[2]}.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    out = colour(finished_run, tmp_path, *(tmp_path / f"{n}.png" for n in "abc"))
+    for name in "abc":
+        before = np.asarray(Image.open(tmp_path / f"{name}.png"))
+        after = np.asarray(Image.open(out / f"{name}.png"))
+        assert after.shape == before.shape and not np.array_equal(after, before)
+        difference = (lightness(after) - lightness(before)).abs()
+        assert difference.mean() < 0.3 and difference.max() < 1.5  # the rounding to 8 bits
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (7, 3), (2000, 30)])
+def test_any_size(finished_run, size):
+    picture = Image.effect_noise(size, 60)
+    assert load_colorizer(str(finished_run))(picture).size == size
+
+
+def test_only_the_lightness_of_the_input_matters(finished_run, photos):
+    colorizer = load_colorizer(str(finished_run))
+    grey = Image.fromarray(photos[1]).convert("L")
+    from_grey, from_rgb = colorizer(grey), colorizer(grey.convert("RGB"))
+    assert from_grey.tobytes() == from_rgb.tobytes()
+
+
+def test_arrays_images_and_batches_come_back_as_they_went_in(finished_run, photos):
+    colorizer = load_colorizer(str(finished_run))
+    array = photos[0][:64, :80]
+    expected = colorizer(array)
+    assert expected.dtype == np.uint8 and expected.shape == (64, 80, 3)
+    assert np.array_equal(np.asarray(colorizer(Image.fromarray(array))), expected)
+    batch = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
+    coloured = colorizer(batch.repeat(2, 1, 1, 1))
+    assert coloured.shape == (2, 3, 64, 80) and coloured.dtype == torch.float32
+    assert np.array_equal((coloured[1] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+    assert colorizer(array[:, :, 0]).shape == (64, 80, 3)
+
+
+def test_temperature_changes_how_vivid_it_is(finished_run, photos):
+    colorizer = load_colorizer(str(finished_run))
+    lab = torch.from_numpy(photos[0].copy()).permute(2, 0, 1)[None]
+    chroma = [colorizer.predict_ab(rgb_to_lab(lab)[:, :1], t).norm(dim=1).mean() for t in (0.1, 0.38, 1.0)]
+    assert chroma[0] > chroma[1] > chroma[2]
+
+
+def test_folders_depth_formats_and_names_that_collide(finished_run, tmp_path, photos):
+    source = tmp_path / "in"
+    (source / "deep" / "er").mkdir(parents=True)
+    small = Image.fromarray(photos[3][:40, :50])
+    small.save(source / "x.png"), small.save(source / "x.jpg"), small.save(source / "deep" / "er" / "y.webp")
+    out = colour(finished_run, tmp_path, source, format="jpeg")
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["deep/er/y.jpg", "x-1.jpg", "x.jpg"]
+    assert Image.open(out / "x.jpg").format == "JPEG"
+
+
+def test_exif_orientation_is_applied(finished_run, tmp_path, photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photos[1][:40, :90]).save(tmp_path / "turned.jpg", exif=exif)
+    picture = Image.open(colour(finished_run, tmp_path, tmp_path / "turned.jpg") / "turned.png")
+    assert picture.size == (40, 90) and picture.getexif().get(0x0112, 1) == 1
+
+
+def test_an_icc_profile_is_applied(finished_run, tmp_path):
+    """A picture in a linear-light profile must come out as light as it looks, not as its numbers say."""
+    linear = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    data = bytearray(linear.tobytes())
+    count = int.from_bytes(data[128:132], "big")
+    for i in range(count):  # make the tone curves linear: a 'para' curve of type 0 with gamma 1
+        entry = 132 + 12 * i
+        if bytes(data[entry : entry + 4]) in (b"rTRC", b"gTRC", b"bTRC"):
+            offset = int.from_bytes(data[entry + 4 : entry + 8], "big")
+            data[offset : offset + 16] = b"para" + bytes(8) + (1 << 16).to_bytes(4, "big")
+    Image.new("RGB", (32, 32), (55, 55, 55)).save(tmp_path / "linear.png", icc_profile=bytes(data))
+    out = colour(finished_run, tmp_path, tmp_path / "linear.png")
+    expected = 1.055 * (55 / 255) ** (1 / 2.4) - 0.055  # linear light to sRGB
+    target = lightness(np.full((1, 1, 3), round(expected * 255), np.uint8))[0, 0]
+    assert lightness(np.asarray(Image.open(out / "linear.png"))).mean() == pytest.approx(target.item(), abs=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_every_mode_of_picture(finished_run, tmp_path, mode, photos):
+    picture = Image.fromarray(photos[0][100:140, 100:150])
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    else:
+        picture = picture.convert(mode)
+    if mode in ("LA", "RGBA"):
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    name = "x.jpg" if mode == "CMYK" else "x.png"
+    picture.save(tmp_path / name)
+    coloured = Image.open(colour(finished_run, tmp_path, tmp_path / name) / "x.png")
+    assert coloured.size == (50, 40)
+    assert coloured.mode == ("RGBA" if mode in ("LA", "RGBA") else "RGB")
+    if coloured.mode == "RGBA":
+        assert np.array_equal(coloured.getchannel("A"), picture.getchannel("A"))
+
+
+def test_a_24_megapixel_picture_needs_little_memory(finished_run, tmp_path, photos):
+    """6000 × 4000 within a gigabyte above what the program holds anyway; a dozen float copies would need 3.5."""
+    big = np.tile(photos[0], (8, 12, 1))[:4000, :6000]
+    Image.fromarray(big).save(tmp_path / "big.jpg", quality=80)
+    Image.fromarray(big[:64, :64]).save(tmp_path / "small.jpg")
+    peaks = {}
+    for name in ("small", "big"):
+        out = tmp_path / name
+        command = ["colorize", str(tmp_path / f"{name}.jpg"), "--model", str(finished_run), "--out", str(out)]
+        code = (
+            "import resource, sys; from crosschannel.cli import main; code = main(sys.argv[1:]);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *command, "--format=jpeg"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[name] = int(done.stdout) * 1024
+    assert Image.open(tmp_path / "big" / "big.jpg").size == (6000, 4000)
+    assert peaks["big"] - peaks["small"] < 1 << 30
+
+
+def test_ab_lands_on_the_pixels_it_was_predicted_for():
+    """ab of every 8th pixel of a linear ramp, brought to twice the size, is the ramp at the pixel centres."""
+    ab = (torch.arange(6.0) * 8)[None, None, None].expand(1, 2, 6, 6)  # value = pixel of the net's input
+    full = sample_ab(ab, slice(0, 80), 80, (0.5, 0.5), stride=8)
+    centres = (torch.arange(80) + 0.5) * 0.5 - 0.5
+    assert torch.allclose(full[0, 0, 10], centres.clamp(0, 40), atol=1e-3)
+    strips = torch.cat([sample_ab(ab, slice(a, a + 16), 80, (0.5, 0.5), 8) for a in range(0, 80, 16)], 2)
+    assert torch.allclose(strips, full, atol=1e-4)
+
+
+def test_the_sample_photographs_by_name(finished_run, tmp_path):
+    out = colour(finished_run, tmp_path, "builtin:sample", size=64)
+    assert len(list(out.glob("*.png"))) == 10 and (out / "chelsea.png").is_file()

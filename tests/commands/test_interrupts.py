@@ -1,0 +1,179 @@
+"""Killed, told to stop, started twice: a run ends where the uninterrupted run ends."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import assert_same_end
+
+from crosschannel.cli import main
+from crosschannel.training import checkpoints
+from crosschannel.training.colorization import Colorization
+from crosschannel.training.run_folder import read_metrics
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+def start(arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "crosschannel.cli", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(process, text):
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"ended with {process.wait()} before it said {text!r}")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_kill_9_at_ten_random_moments(small, finished_run, tmp_path, workers):
+    moments, kills, run = random.Random(workers), 0, 0
+    while kills < 10:
+        out = tmp_path / f"run-{run}"
+        process = start([*small, f"--runtime.workers={workers}", f"--out={out}"])
+        wait_for(process, "held-out images")  # the imports are behind it
+        try:
+            process.wait(moments.uniform(0, 1.2))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        run += 1
+    assert main([*small, f"--runtime.workers={workers}", f"--out={out}"]) == 0
+    for path in tmp_path.glob("run-*"):
+        assert_same_end(path, finished_run)
+
+
+def send_in(monkeypatch, place: str, number: int) -> None:
+    """Send this process a signal from inside a phase of the run, once."""
+    sent = []
+
+    def once(function):
+        def wrapper(*arguments, **options):
+            if not sent and len(calls := wrapper.calls) >= 1:
+                sent.append(True)
+                os.kill(os.getpid(), number)
+                del calls[:]
+            wrapper.calls.append(1)
+            return function(*arguments, **options)
+
+        wrapper.calls = []
+        return wrapper
+
+    if place == "training":
+        monkeypatch.setattr(Colorization, "step", once(Colorization.step))
+    elif place == "validation":
+        monkeypatch.setattr(Colorization, "_targets", once_after_evaluate_began(Colorization, number, sent))
+    else:
+        monkeypatch.setattr(checkpoints.os, "fsync", once(os.fsync))
+
+
+def once_after_evaluate_began(task, number, sent):
+    import sys as _sys
+
+    original = task._targets
+
+    def wrapper(self, images):
+        if not sent and _sys._getframe(1).f_code.co_name == "evaluate":
+            sent.append(True)
+            os.kill(os.getpid(), number)
+        return original(self, images)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
+@pytest.mark.parametrize("place", ["training", "validation", "checkpoint"])
+def test_a_signal_saves_at_the_next_step_boundary_and_exits_75(
+    small, finished_run, tmp_path, monkeypatch, capsys, place, number
+):
+    arguments = [*small, f"--out={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        send_in(patch, place, number)
+        assert main(arguments) == 75
+    assert f"stopped by {number.name}" in capsys.readouterr().err
+    state = checkpoints.load_newest(tmp_path / "run" / "checkpoints")
+    assert 0 < state["step"] < 12
+    assert state["step"] == max(row["step"] for row in read_metrics(tmp_path / "run"))
+    assert main(arguments) == 0
+    assert_same_end(tmp_path / "run", finished_run)
+
+
+def test_handlers_are_put_back(finished_run):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_still_saves(small, finished_run, tmp_path):
+    arguments = [*small, "--runtime.workers=2", f"--out={tmp_path / 'run'}"]
+    process = start(arguments)
+    wait_for(process, "step 2/12")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 75, process.stderr.read()
+    assert "Traceback" not in process.stderr.read()
+    assert main(arguments) == 0
+    assert_same_end(tmp_path / "run", finished_run)
+
+
+def test_no_worker_outlives_a_killed_run(small, tmp_path):
+    process = start([*small, "--train.steps=5000", "--runtime.workers=2", f"--out={tmp_path / 'run'}"])
+    wait_for(process, "step 1/")
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        listing = subprocess.run(["ps", "-eo", "sid,stat"], capture_output=True, text=True).stdout.split("\n")
+        alive = [line for line in listing if line.split()[:1] == [str(process.pid)] and "Z" not in line]
+        if not alive:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"left behind: {alive}")
+
+
+def test_two_processes_on_one_run_folder(small, tmp_path, capsys):
+    arguments = [*small, "--train.steps=5000", f"--out={tmp_path / 'run'}"]
+    first = start(arguments)
+    try:
+        wait_for(first, "step 1/")
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"in use by process {first.pid} on " in error and error.count("\n") == 1
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_changed_number_of_workers_goes_on_bit_for_bit(small, finished_run, tmp_path, monkeypatch):
+    arguments = [*small, f"--out={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        send_in(patch, "training", signal.SIGTERM)
+        assert main(arguments) == 75
+    assert main([*arguments, "--runtime.workers=2", "--runtime.log_every=1"]) == 0
+    assert_same_end(tmp_path / "run", finished_run)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_run_still_ends_the_same(
+    small, finished_run, tmp_path, capsys, damage
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    (out / "result.json").unlink()
+    newest = checkpoints.found(out / "checkpoints")[0]
+    data = bytearray(newest.read_bytes())
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 3] ^= 1
+    newest.write_bytes(data)
+    assert main([*small, f"--out={out}"]) == 0
+    assert f"{newest.name} is damaged" in capsys.readouterr().err.replace("\n", "")
+    assert_same_end(out, finished_run)

@@ -1,0 +1,46 @@
+import numpy as np
+import torch
+from PIL import Image
+
+from crosschannel.cli import main
+from crosschannel.color import PriorEstimator, load_prior
+from crosschannel.data import open_images
+
+
+def test_the_prior_command_equals_the_estimator(tmp_path, photos):
+    (tmp_path / "in").mkdir()
+    estimator = PriorEstimator()
+    for i in range(3):
+        pixels = photos[i][:64, :64]
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
+        estimator.add(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
+    (tmp_path / "in" / "broken.png").write_bytes(b"no")
+    out = tmp_path / "prior.npz"
+    assert main(["prior", "--data", str(tmp_path / "in"), "--out", str(out)]) == 0
+    prior = load_prior(str(out))
+    assert torch.allclose(prior.smoothed, estimator.prior().smoothed)
+    assert prior.provenance["images"] == 3 and prior.provenance["broken"] == 1 and prior.provenance["data"] == "in"
+
+
+def test_a_prior_of_ones_own_trains(tmp_path, photo_folder, small):
+    out = tmp_path / "prior.npz"
+    assert main(["prior", "--data", str(photo_folder), "--out", str(out), "--limit", "12", "--size", "32"]) == 0
+    assert load_prior(str(out)).provenance["pixels"] == 12 * 32 * 32
+    options = [f"--objective.prior={out}", "--train.steps=2", f"--out={tmp_path / 'run'}"]
+    assert main([*small, *options]) == 0
+
+
+def test_shards_train_like_their_folder(tmp_path, photo_folder, small):
+    out = tmp_path / "shards"
+    assert main(["shard", str(photo_folder), str(out), "--size", "60"]) == 0
+    train, val = open_images(str(out))
+    assert (len(train), len(val)) == (40, 10) and train.classes == tuple(f"class{i}" for i in range(10))
+    assert sorted(np.bincount(train.labels)) == [4] * 10
+    assert main(["pretrain", *small[2:], f"--data={out}", "--train.steps=3", f"--out={tmp_path / 'a'}"]) == 0
+    pattern = str(out / "train-{000000..000000}.tar")
+    assert main(["pretrain", *small[2:], f"--data={pattern}", "--train.steps=3", f"--out={tmp_path / 'b'}"]) == 0
+
+
+def test_a_folder_without_val_is_split_once_and_the_same_way(tmp_path, photo_folder):
+    assert main(["shard", str(photo_folder / "train"), str(tmp_path / "s"), "--val-share", "0.25"]) == 0
+    assert [len(images) for images in open_images(str(tmp_path / "s"))] == [30, 10]
