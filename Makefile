@@ -1,0 +1,43 @@
+# The two commands of the README: `make quickstart` and `make test`.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+RUN := runs/quickstart-0
+
+.PHONY: quickstart test test-system lint clean
+
+ifneq ($(UV),)
+install = $(UV) venv --quiet --allow-existing $(VENV) && $(UV) pip install --quiet --python $(BIN)/python -e '.[$(1)]'
+else
+install = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'
+endif
+
+$(VENV)/.installed: pyproject.toml
+	$(call install,timm)
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml
+	$(call install,test)
+	touch $@ $(VENV)/.installed
+
+quickstart: $(VENV)/.installed
+	$(BIN)/crosschannel pretrain --config quickstart --out $(RUN)
+	$(BIN)/crosschannel colorize builtin:sample --model $(RUN) --out $(RUN)/coloured
+	@echo
+	@echo "coloured pictures:  $(RUN)/coloured (such as $(RUN)/coloured/chelsea.png)"
+	@echo "validation curve:   $(RUN)/curve.png"
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+# What needs more than a virtual environment: the built wheel in a fresh environment of its own.
+test-system: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m system
+
+clean:
+	rm -rf $(VENV) dist build runs .pytest_cache .ruff_cache
