@@ -25,7 +25,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/crosschannel pretrain --config quickstart --out $(RUN)
 	$(BIN)/crosschannel colorize builtin:sample --model $(RUN) --out $(RUN)/coloured
 	@echo
-	@echo "coloured pictures:  $(RUN)/coloured (such as $(RUN)/coloured/chelsea.png)"
+	@echo "coloured pictures:  $(RUN)/coloured (such as $(RUN)/coloured/coffee.png)"
 	@echo "validation curve:   $(RUN)/curve.png"
 
 lint: $(VENV)/.installed-test

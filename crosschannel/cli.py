@@ -100,17 +100,24 @@ def parse(command: str, config_class: type, argv: list[str], positional: tuple[s
     Raises:
         UserError: an unknown key, a bad value, a missing file; one sentence.
     """
-    from argparse import ArgumentError
+    from argparse import SUPPRESS, ArgumentError
 
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    places = "".join(f" {name.upper()}{' …' if name == 'images' else ''}" for name in positional)
     parser = ArgumentParser(
-        prog=f"crosschannel {command}", description=config_class.__doc__, exit_on_error=False, default_env=False
+        prog=f"crosschannel {command}",
+        usage=f"crosschannel {command}{places} [--config NAME|FILE] [--KEY VALUE …]",
+        description=config_class.__doc__,
+        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
     parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
     _add_positionals(parser, config_class, positional)
+    for action in parser._actions:
+        if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
+            action.help = SUPPRESS
     argv, name = _prepare(argv, command)
     try:
         namespace = parser.parse_args(argv)
@@ -141,6 +148,7 @@ def _one_sentence(message: str, keys: list[str]) -> str:
         close = get_close_matches(key, keys, 1)
         return f"no key {key!r}" + (f"; did you mean {close[0]}?" if close else "; --help lists them")
     for pattern, words in (
+        (r"^the following arguments are required: (.*)$", r"missing: \1"),
         (r'^Parser key "([\w.]+)": ', r"\1: "),
         (r"Does not validate .* Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", r"expected \1, got \2"),
         (r"typing\.Literal\[(.*?)\]", r"one of \1"),
@@ -156,7 +164,7 @@ def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None
     for entry in fields(config_class):
         if entry.name in names:
             many = {"nargs": "+", "type": str} if entry.type == list[str] else {"type": entry.type}
-            parser.add_argument(entry.name, metavar=entry.name.upper(), **many)
+            parser.add_argument(entry.name, metavar=entry.name.upper(), help=entry.metadata["help"], **many)
 
 
 def _prepare(argv: list[str], command: str) -> tuple[list[str], str | None]:

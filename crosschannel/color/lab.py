@@ -7,12 +7,11 @@ so that both agree to float32 accuracy.
 import torch
 from torch import Tensor
 
-_RGB_TO_XYZ = (
-    (0.412453, 0.357580, 0.180423),
-    (0.212671, 0.715160, 0.072169),
-    (0.019334, 0.119193, 0.950227),
+_RGB_TO_XYZ = torch.tensor(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
+    dtype=torch.float64,
 )
-_WHITE = (0.95047, 1.0, 1.08883)
+_WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
 _EPSILON = 0.008856  # below it the cube root is replaced by a line, in XYZ …
 _EPSILON_ROOT = 0.2068966  # … and in its cube root
 _SLOPE = 7.787
@@ -23,14 +22,10 @@ def _check(image: Tensor, what: str) -> None:
         raise ValueError(f"{what} must have shape (N, 3, H, W), got {tuple(image.shape)}")
 
 
-def _matrix(rows, like: Tensor) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64).to(like.device, like.dtype)
-
-
 def _mix(image: Tensor, matrix: Tensor) -> Tensor:
-    """The 3×3 colour matrix applied to every pixel, in full precision also inside autocast."""
-    with torch.autocast(image.device.type, enabled=False):
-        return torch.nn.functional.conv2d(image, matrix[:, :, None, None])
+    """The 3×3 colour matrix applied to every pixel; spelled out, since a GPU may round matrix products to TF32."""
+    one, two, three = image.unbind(1)
+    return torch.stack([one * row[0] + two * row[1] + three * row[2] for row in matrix.tolist()], 1)
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:
@@ -52,7 +47,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     else:
         out, rgb = rgb.dtype, rgb.to(torch.promote_types(rgb.dtype, torch.float32))
     linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = _mix(linear, _matrix(_RGB_TO_XYZ, rgb) / _matrix(_WHITE, rgb)[:, None])
+    xyz = _mix(linear, _RGB_TO_XYZ / _WHITE[:, None])
     f = torch.where(xyz > _EPSILON, xyz.clamp(min=_EPSILON) ** (1 / 3), _SLOPE * xyz + 16 / 116)
     x, y, z = f.unbind(1)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), 1).to(out)
@@ -62,8 +57,7 @@ def _lab_to_rgb_unclipped(lab: Tensor) -> Tensor:
     y = (lab[:, 0] + 16) / 116
     f = torch.stack((y + lab[:, 1] / 500, y, (y - lab[:, 2] / 200).clamp(min=0)), 1)
     xyz = torch.where(f > _EPSILON_ROOT, f**3, (f - 16 / 116) / _SLOPE)
-    inverse = torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)) * torch.tensor(_WHITE)
-    linear = _mix(xyz, inverse.to(lab.device, lab.dtype))
+    linear = _mix(xyz, torch.linalg.inv(_RGB_TO_XYZ) * _WHITE)
     curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear > 0.0031308, curved, 12.92 * linear)
 

@@ -26,8 +26,9 @@ class ColorizeConfig:
     """a run folder or its colorizer.safetensors"""
     out: str
     """folder for the coloured pictures"""
-    images: list[str] = field(default_factory=list)
-    """picture files, folders of them, or builtin:sample"""
+    images: list[str] = field(
+        default_factory=list, metadata={"help": "picture files, folders of them, or builtin:sample"}
+    )
     temperature: float | None = None
     """of the annealed mean: lower is more vivid, 1 is the mean; default the net's own (0.38)"""
     size: int = 0
@@ -35,7 +36,7 @@ class ColorizeConfig:
     format: Literal["png", "jpeg"] = "png"
     """of the files written"""
     device: str = "auto"
-    """auto, cpu, cuda, …"""
+    """auto, cpu, cuda or cuda:N"""
 
 
 def colorize(config: ColorizeConfig) -> list[Path]:

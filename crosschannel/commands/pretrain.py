@@ -14,10 +14,11 @@ from crosschannel.data import CropConfig, CropStream, ImageSet, open_images
 from crosschannel.data.images import Subset
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
-from crosschannel.hub.files import read_weights, save_backbone, save_colorizer
+from crosschannel.hub import load_backbone, load_colorizer, save_backbone, save_colorizer
 from crosschannel.models import InputSpec, NetSpec, PretextNet, build_pretext
 from crosschannel.models.backbone import Provenance
 from crosschannel.objectives import ObjectiveConfig, build_objective
+from crosschannel.training.checkpoints import found
 from crosschannel.training.colorization import Colorization
 from crosschannel.training.config import (
     OptimConfig,
@@ -50,16 +51,16 @@ class ModelConfig:
 class PretrainConfig:
     """Learn a representation by predicting colour from lightness."""
 
-    data: str = runtime("builtin:sample")
+    data: str = runtime()
     """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
     out: str | None = runtime(None)
     """run folder; default runs/CONFIG-SEED"""
     init_from: str | None = None
-    """a run folder or weights file to start from, such as the full net for L2 fine-tuning"""
+    """a source (run folder, weights file, kmeans:alexnet, …) whose weights to start from"""
     seed: int = 0
     """of initial weights, order and augmentation"""
     device: str = runtime("auto")
-    """auto, cpu, cuda, cuda:1, mps"""
+    """auto, cpu, cuda or cuda:N"""
     val_share: float = 0.05
     """share of the images held out where the data has no val/"""
     val_images: int = 10000
@@ -134,10 +135,7 @@ def _open_run(path: Path, config: PretrainConfig, world: World) -> RunFolder:
     problem = world.gather(problem)[0]
     if problem:
         raise UserError(problem)
-    if run is None:
-        run = RunFolder.__new__(RunFolder)  # a view of rank 0's folder, without the lock
-        run.path, run.command, run.resuming, run.finished = path, "pretrain", False, False
-    return run
+    return run or RunFolder(path, "pretrain", hold=False)
 
 
 def _build(config: PretrainConfig, spec: NetSpec, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
@@ -153,7 +151,7 @@ def _build(config: PretrainConfig, spec: NetSpec, run: RunFolder, world: World, 
         config.crop,
         world,
         config.model.init,
-        _start_state(config.init_from),
+        None if found(run.checkpoints) else _start_state(config.init_from),
         run.path / "samples",
         config.seed,
         config.train.batch // world.size or 1,
@@ -179,16 +177,14 @@ def _resolve(config: PretrainConfig, run: RunFolder, world: World) -> None:
 
 
 def _start_state(source: str | None) -> dict[str, Tensor] | None:
-    """Weights of a pretext net (with its head, where the source has one)."""
+    """Weights of a pretext net by name: with its head, where the source has one."""
     if source is None:
         return None
-    path = Path(source).expanduser()
-    for name in ("colorizer.safetensors", "backbone.safetensors"):
-        if (path / name).is_file():
-            path = path / name
-            break
-    state, meta = read_weights(path)
-    return state if meta["format"] == "crosschannel.colorizer" else {f"net.{k}": v for k, v in state.items()}
+    try:
+        return load_colorizer(source).net.state_dict()
+    except UserError:
+        net = load_backbone(source).net
+        return {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
 
 
 def _finish(config, spec, run, loop, figures, train, console) -> None:

@@ -36,7 +36,7 @@ class PriorConfig:
     seed: int = 0
     """of that choice"""
     device: str = "auto"
-    """auto, cpu, cuda, …"""
+    """auto, cpu, cuda or cuda:N"""
 
 
 def estimate_prior(config: PriorConfig) -> ABPrior:

@@ -1,6 +1,6 @@
 """`crosschannel shard`: pack images into indexed tar shards in the webdataset layout."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
@@ -15,10 +15,8 @@ from crosschannel.errors import UserError
 class ShardConfig:
     """Pack images into tar shards (webdataset layout) with an index, optionally reduced in size."""
 
-    data: str
-    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
-    out: str
-    """an empty or new folder"""
+    data: str = field(metadata={"help": "a folder of images, tar shards, builtin:sample or torchvision:imagenette"})
+    out: str = field(metadata={"help": "an empty or new folder"})
     size: int = 0
     """reduce larger images to this short side; 0 keeps the files as they are"""
     shard_mb: int = 256

@@ -1,7 +1,7 @@
 """ImageSet: encoded images by index, wherever they are stored."""
 
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,13 @@ class Names(Sequence[str]):
             raise IndexError(index)
         start = int(self._ends[index - 1]) if index else 0
         return self._blob[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+
+    def hashes(self) -> np.ndarray:
+        """(len,) uint64, a hash of each name alone."""
+        encoded = (name.encode("utf-8", "surrogateescape") for name in self)
+        return np.array(
+            [int.from_bytes(blake2b(name, digest_size=8).digest(), "little") for name in encoded], np.uint64
+        )
 
     def fingerprint(self) -> str:
         """16 hex digits that change with any name or the order."""

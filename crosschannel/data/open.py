@@ -8,7 +8,6 @@ import numpy as np
 
 from crosschannel.data.folder import open_folder
 from crosschannel.data.images import ImageSet, Subset
-from crosschannel.data.order import mix
 from crosschannel.data.sample import sample_images
 from crosschannel.data.shards import open_shards
 from crosschannel.errors import UserError
@@ -46,8 +45,7 @@ def hold_out(images: ImageSet, share: float, what: str = "the data") -> tuple[Im
     """Split images by a hash of their names into (the rest, about ``share`` of them, at least one)."""
     if len(images) < 2:
         raise UserError(f"{what!r} has one image only; at least two are needed, to hold one out for validation")
-    draws = np.array([mix(*images.names[i].encode("utf-8", "surrogateescape")) for i in range(len(images))], np.uint64)
-    ranks = np.argsort(draws, kind="stable")
+    ranks = np.argsort(images.names.hashes(), kind="stable")
     held = np.zeros(len(images), bool)
     held[ranks[: min(len(images) - 1, max(1, round(share * len(images))))]] = True
     return Subset(images, np.flatnonzero(~held)), Subset(images, np.flatnonzero(held))

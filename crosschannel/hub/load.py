@@ -13,7 +13,7 @@ from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
 from crosschannel.errors import UserError
 from crosschannel.hub.files import load_state, read_weights
 from crosschannel.hub.sources import Source, parse_source
-from crosschannel.models import Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
+from crosschannel.models import AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
 from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.colorizer import Colorizer
@@ -104,67 +104,67 @@ def _load_path(source: Source, _data: str | None) -> Loaded:
     input, spec = _input(meta), NetSpec(**meta["net"])
     net = build_net(replace(spec, geometry=_geometry(source)), input.size)
     load_state(net, state, source.name)
+    input = _resized(source, replace(input, size=227, resize=256) if _is_classic(net) else input)
     if source.choice("input", ("grey", "lab"), input.kind) != input.kind:
         net, input = widen_to_lab(net), replace(input, kind="lab")
     return net, input, Provenance(source.text, meta["provenance"]["details"])
+
+
+def _is_classic(net: nn.Module) -> bool:
+    """An AlexNet with fc6 in probe geometry: it is defined for 227 crops, whatever it was pretrained on."""
+    return isinstance(net, AlexNet) and net.fc > 0 and net.geometry == "probe"
+
+
+def _resized(source: Source, input: InputSpec) -> InputSpec:
+    """The input with the source's own ``size`` and ``resize``."""
+    size = source.integer("size", input.size)
+    return replace(input, size=size, resize=source.integer("resize", max(size, input.resize)))
 
 
 def _geometry(source: Source) -> str:
     return source.choice("geometry", ("probe", "padded"), "probe")
 
 
-def _fresh(source: Source, norm: bool) -> tuple[NetSpec, InputSpec, int]:
-    """The description of an untrained net, and its seed."""
-    size = source.integer("size", 227 if source.name == "alexnet" else 224)
-    kind = source.choice("input", ("grey", "lab", "rgb"), "grey")
-    input = InputSpec(kind, size, source.integer("resize", max(size, 256)))
-    norm = source.choice("norm", ("true", "false"), str(norm).lower()) == "true"
-    spec = NetSpec(source.name, input.channels, norm, source.integer("fc", 4096), _geometry(source))
-    return spec, input, source.integer("seed", 0)
-
-
-def _load_random(source: Source, data: str | None) -> Loaded:
-    inner = parse_source(source.name)
-    if inner.kind == "path" and Path(inner.name).exists():
-        return _load_twin(source, inner, data)
-    spec, input, seed = _fresh(source, norm=True)
+def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
+    """An untrained net, its input and its seed: of a name, or the twin of a trained one."""
+    if Path(source.name).expanduser().exists():
+        _, meta = read_weights(_weights_path(parse_source(source.name), "backbone.safetensors"))
+        spec, input = NetSpec(**meta["net"]), _input(meta)
+    else:
+        spec, input = NetSpec(source.name, norm=norm), InputSpec("grey", 227 if source.name == "alexnet" else 224)
+    kind = source.choice("input", ("grey", "lab", "rgb"), input.kind)
+    input = replace(_resized(source, input), kind=kind)
+    spec = replace(
+        spec,
+        in_channels=input.channels,
+        norm=source.choice("norm", ("true", "false"), str(spec.norm).lower()) == "true",
+        fc=source.integer("fc", spec.fc),
+        geometry=_geometry(source),
+    )
+    seed = source.integer("seed", 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build_net(spec, input.size)
-        if not isinstance(net, TimmNet):
+        if not isinstance(net, TimmNet):  # timm's nets have their own
             init.gaussian(net)
-    return _with_statistics(net, input, source, data)
+    return net, input, seed
 
 
-def _load_twin(source: Source, inner: Source, data: str | None) -> Loaded:
-    """The same net and input as a trained one's, freshly initialised."""
-    _, meta = read_weights(_weights_path(inner, "backbone.safetensors"))
-    spec, input = NetSpec(**meta["net"]), _input(meta)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(source.integer("seed", 0))
-        net = build_net(replace(spec, geometry=_geometry(source)), input.size)
-        if not isinstance(net, TimmNet):
-            init.gaussian(net)
-    return _with_statistics(net, input, source, data)
-
-
-def _with_statistics(net: nn.Module, input: InputSpec, source: Source, data: str | None) -> Loaded:
-    details = {"initialisation": "random", "seed": source.integer("seed", 0)}
+def _load_random(source: Source, data: str | None) -> Loaded:
+    net, input, seed = _fresh(source, norm=True)
+    details = {"initialisation": "random", "seed": seed}
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
         images = source.options.get("data") or data or "builtin:sample"
-        init.estimate_batchnorm(net, real_batches(images, input, seed=details["seed"]))
+        init.estimate_batchnorm(net, real_batches(images, input, seed=seed))
         details["statistics"] = images
     return net, input, Provenance(source.text, details)
 
 
 def _load_kmeans(source: Source, data: str | None) -> Loaded:
-    spec, input, seed = _fresh(source, norm=False)
+    net, input, seed = _fresh(source, norm=False)
     images = source.options.get("data") or data or "builtin:sample"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = build_net(spec, input.size)
-        init.kmeans(net, real_batches(images, input, seed=seed), seed)
-    return net, input, Provenance(source.text, {"initialisation": "k-means", "seed": seed, "images": images})
+    init.kmeans(net, real_batches(images, input, seed=seed), seed)
+    return net.eval(), input, Provenance(source.text, {"initialisation": "k-means", "seed": seed, "images": images})
 
 
 def real_batches(data: str, input: InputSpec, count: int = 10, batch: int = 16, seed: int = 0) -> list[Tensor]:
@@ -203,7 +203,7 @@ def _load_timm(source: Source, _data: str | None) -> Loaded:
     size = source.integer("size", 0) or None
     net = TimmNet(source.name, 1 if input_kind == "grey" else 3, pretrained=weights is None, image_size=size)
     if local and local.is_file():
-        load_state(net.model, _torch_weights(local, drop=("head.", "fc.", "classifier.")), weights)
+        load_state(net.model, _torch_weights(local, drop=net.model.pretrained_cfg.get("classifier")), weights)
     config = net.model.pretrained_cfg
     size = size or config.get("input_size", (3, 224, 224))[-1]
     resize = source.integer("resize", round(size / config.get("crop_pct", 0.875)))
@@ -213,8 +213,8 @@ def _load_timm(source: Source, _data: str | None) -> Loaded:
     return net, input, Provenance(source.text, details)
 
 
-def _torch_weights(path: Path, drop: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """A state dict from a ``.pth`` file, never unpickling anything but tensors."""
+def _torch_weights(path: Path, drop: str | None = None) -> dict[str, Tensor]:
+    """A state dict from a ``.pth`` file, never unpickling anything but tensors; without the module ``drop``."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -223,7 +223,7 @@ def _torch_weights(path: Path, drop: tuple[str, ...] = ()) -> dict[str, Tensor]:
     tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no named tensors")
-    return {k: v for k, v in tensors.items() if not k.startswith(drop)} if drop else tensors
+    return {k: v for k, v in tensors.items() if not (drop and k.startswith(f"{drop}."))}
 
 
 def _load_factory(source: Source, _data: str | None) -> Loaded:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from crosschannel.errors import UserError
 
 _OPTIONS = {
-    "path": {"geometry", "input"},
+    "path": {"geometry", "input", "size", "resize"},
     "random": {"input", "seed", "data", "norm", "fc", "geometry", "size", "resize"},
-    "kmeans": {"input", "seed", "data", "fc", "geometry", "size", "resize"},
+    "kmeans": {"input", "seed", "data", "norm", "fc", "geometry", "size", "resize"},
     "torchvision": {"weights", "size", "resize"},
     "timm": {"weights", "input", "size", "resize"},
     "factory": {"input", "size", "resize"},

@@ -142,12 +142,22 @@ class Backbone(nn.Module):
         return {name: stride for name, (_, stride) in self._measure().items()}
 
     def _measure(self) -> dict[str, tuple[int, int]]:
+        """Channels and stride by layer: by how much a map grows when the input grows by 128 pixels."""
         if self._shapes is None:
-            training, like = self.training, next(self.parameters())
-            size = self.input.size
-            with torch.no_grad():
-                blank = torch.zeros(1, self.input.channels, size, size).to(like)
-                maps = self.eval().features(blank, self.layers)
+            training, size = self.training, self.input.size
+            self.eval()
+            small = self._sizes(size)
+            try:
+                large = self._sizes(size + 128)
+            except (RuntimeError, AssertionError):  # a net of one input size, such as a ViT: its maps tile the input
+                strides = {name: round(size / side) for name, (_, side) in small.items()}
+            else:
+                strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
             self.train(training)
-            self._shapes = {name: (m.shape[1], round(size / m.shape[3])) for name, m in maps.items()}
+            self._shapes = {name: (channels, strides[name]) for name, (channels, _) in small.items()}
         return self._shapes
+
+    @torch.no_grad()
+    def _sizes(self, side: int) -> dict[str, tuple[int, int]]:
+        blank = torch.zeros(1, self.input.channels, side, side).to(next(self.parameters()))
+        return {name: (m.shape[1], m.shape[3]) for name, m in self.features(blank, self.layers).items()}

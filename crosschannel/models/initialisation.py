@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-WeightLayer = nn.Conv2d | nn.Linear
+WeightLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+KEPT = ("fc6", "fc7", "out")  # layers with a start of their own
 
 
 class _InputSeen(Exception):
     pass
 
 
-def gaussian(net: nn.Module, std: float = 0.01, skip: Sequence[str] = ("fc6", "fc7")) -> None:
+def gaussian(net: nn.Module, std: float = 0.01, skip: Sequence[str] = KEPT) -> None:
     """N(0, std) weights and zero biases, except in the layers named (which keep their own start)."""
     for name, module in net.named_modules():
         if isinstance(module, WeightLayer) and not _named(name, skip):
@@ -67,7 +68,7 @@ def _inputs(net: nn.Module, module: nn.Module, batches: Iterable[Tensor]) -> Ite
 
 
 @torch.no_grad()
-def unit_variance(net: nn.Module, batches: Sequence[Tensor], skip: Sequence[str] = ("fc6", "fc7")) -> None:
+def unit_variance(net: nn.Module, batches: Sequence[Tensor], skip: Sequence[str] = KEPT) -> None:
     """Scale every output channel to unit standard deviation on the batches and set its mean to 0.1.
 
     Changes the function: for layers that are still untrained.
@@ -89,7 +90,9 @@ def _normalise_outputs(module: WeightLayer, inputs: Iterable[Tensor], mean_after
         count, total, squares = count + len(y), total + y.sum(0), squares + y.square().sum(0)
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
-    module.weight.div_(std.to(module.weight).reshape(-1, *[1] * (module.weight.ndim - 1)))
+    per_output = [1] * module.weight.ndim
+    per_output[1 if isinstance(module, nn.ConvTranspose2d) else 0] = -1
+    module.weight.div_(std.to(module.weight).reshape(per_output))
     if module.bias is not None:
         module.bias.copy_(mean_after - mean / std)
 
@@ -100,7 +103,7 @@ def kmeans(
     batches: Sequence[Tensor],
     seed: int = 0,
     max_bytes: int = 500 << 20,
-    skip: Sequence[str] = ("fc6", "fc7"),
+    skip: Sequence[str] = KEPT,
 ) -> None:
     """Layer by layer, filters become the centres of whitened random patches of the layer's input.
 
@@ -109,12 +112,15 @@ def kmeans(
         batches: inputs; the release uses 10 batches of 16.
         seed: of the patches and of k-means.
         max_bytes: of patches held at a time.
-        skip: layers left as they are (fc6 has 9,216 inputs and 4,096 outputs).
+        skip: layers left as they are (fc6 has 9,216 inputs and 4,096 outputs). Deconvolutions get unit variance.
     """
     net.train()  # BatchNorm has no statistics yet
     generator = np.random.default_rng(seed)
     for name, module in weight_layers(net, batches[0]):
         if _named(name, skip):
+            continue
+        if isinstance(module, nn.ConvTranspose2d):  # its inputs are no patches
+            _normalise_outputs(module, _inputs(net, module, batches))
             continue
         bytes_each = 4 * module.weight[0].numel() * getattr(module, "groups", 1)
         count = max(1, max_bytes // bytes_each // len(batches))
@@ -204,6 +210,9 @@ def calibrate(
     """
     net.eval()
     layers = [module for _, module in weight_layers(net, batches[0])]
+    frozen = [module.weight for module in layers if not module.weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_()
     noise = torch.Generator().manual_seed(seed)
     for _ in range(iterations):
         ratios, std = _learning_rates(net, layers, batches, noise)
@@ -218,6 +227,8 @@ def calibrate(
                     module.bias.mul_(change)
         if (scales - 1).abs().max() < tolerance:
             break
+    for weight in frozen:
+        weight.requires_grad_(False)
 
 
 def _learning_rates(

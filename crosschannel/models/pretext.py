@@ -1,11 +1,16 @@
 """A backbone and the head that predicts colour from its last map."""
 
 import math
+from functools import lru_cache
 
+import torch
 from torch import Tensor, nn
 
+from crosschannel.models.alexnet import AlexNet
 from crosschannel.models.build import NetSpec, build_net
 from crosschannel.models.colornet import ColorNet
+from crosschannel.models.vgg import VGG16
+from crosschannel.models.wrapped import TimmNet
 
 
 class LinearHead(nn.Module):
@@ -49,38 +54,40 @@ class PretextNet(nn.Module):
     """L - 50 → what is predicted at every ``stride``-th pixel.
 
     Args:
-        net: a backbone net of stride ``head_stride`` once its head is on.
+        net: a backbone net.
         head: last map → (N, out, h, w).
-        stride: input pixels per target pixel.
+        stride: input pixels per target pixel; the first target is on pixel 0.
+        head_stride, origin: input pixels per step of the head's map, and the pixel that its first point is centred on.
 
     Shape:
         (N, 1, H, W) → (N, out, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, net: nn.Module, head: nn.Module, stride: int):
+    def __init__(self, net: nn.Module, head: nn.Module, stride: int, head_stride: int, origin: float = 0.0):
         super().__init__()
         self.net, self.head, self.stride = net, head, stride
+        self.head_stride, self.origin = head_stride, origin
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = (math.ceil(side / self.stride) for side in x.shape[2:])
-        return to_grid(self.head(self.net(x)), height, width)
+        outputs = self.head(self.net(x))
+        if self.head_stride == self.stride:
+            return outputs[:, :, :height, :width]
+        rows = interpolation(height, outputs.shape[2], self.stride, self.head_stride, self.origin).to(outputs)
+        columns = interpolation(width, outputs.shape[3], self.stride, self.head_stride, self.origin).to(outputs)
+        return rows @ outputs @ columns.T
 
 
-def to_grid(logits: Tensor, height: int, width: int) -> Tensor:
-    """Bring logits of a coarser grid to the target grid, both with their first points on pixel (0, 0).
+@lru_cache(maxsize=16)
+def interpolation(targets: int, points: int, stride: int, head_stride: int, origin: float) -> Tensor:
+    """Linear interpolation as a matrix: targets on pixels stride·j from points on pixels origin + head_stride·i.
 
-    A net of twice the target's stride has a point on every other target: the map is upsampled with its corner
-    points fixed and what lies past the image is cut off. Other ratios are resized to the target's size.
+    Returns:
+        (targets, points) float32, rows summing to 1; targets past the outermost points take their value.
     """
-    h, w = logits.shape[2:]
-    if (h, w) == (height, width):
-        return logits
-    doubled = (2 * h - 1, 2 * w - 1)
-    fits = all(0 <= have - want <= 2 for have, want in zip(doubled, (height, width), strict=True))
-    if not fits:
-        return nn.functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-    logits = nn.functional.interpolate(logits, doubled, mode="bilinear", align_corners=True)
-    return logits[:, :, :height, :width]
+    with torch.inference_mode(False):  # kept, so it must serve training too
+        position = ((stride * torch.arange(targets) - origin) / head_stride).clamp(0, points - 1)
+        return (1 - (position[:, None] - torch.arange(points)).abs()).clamp(min=0)
 
 
 def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) -> PretextNet:
@@ -94,5 +101,26 @@ def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) ->
     """
     net = build_net(spec, image_size)
     if isinstance(net, ColorNet):
-        return PretextNet(net, Decoder(net.out_channels, outputs), stride=4)
-    return PretextNet(net, LinearHead(net.out_channels, outputs), stride=8)
+        return PretextNet(net, Decoder(net.out_channels, outputs), stride=4, head_stride=4)
+    pretext = PretextNet(net, LinearHead(net.out_channels, outputs), 8, *_grid(net))
+    if isinstance(net, TimmNet):
+        _freeze_unused(pretext, spec.in_channels, image_size or 224)
+    return pretext
+
+
+def _grid(net: nn.Module) -> tuple[int, float]:
+    """Stride of a net's last map, and the pixel that its first point is centred on."""
+    if isinstance(net, AlexNet):
+        return 16, 0.0  # its padding is made for that
+    if isinstance(net, VGG16):
+        return 16, 7.5  # four 2×2 pools
+    stride = net.last_stride
+    return stride, (stride - 1) / 2 if net.kind == "block" else 0.0  # patches; odd kernels that pad their half
+
+
+def _freeze_unused(pretext: PretextNet, channels: int, image_size: int) -> None:
+    """Parameters past the last feature (a final norm) get no gradient, which DDP would not accept."""
+    pretext.eval()(torch.zeros(1, channels, image_size, image_size)).sum().backward()
+    for parameter in pretext.train().parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None

@@ -36,9 +36,15 @@ class TimmNet(nn.Module):
         if image_size and hasattr(self.model, "set_input_size"):
             self.model.set_input_size(img_size=image_size)
         count = len(self.model.feature_info)
-        kind = "block" if hasattr(self.model, "patch_embed") and hasattr(self.model, "blocks") else "stage"
-        self.layers = tuple(f"{kind}{i}" for i in range(1, count + 1))
+        patches = hasattr(self.model, "patch_embed") and hasattr(self.model, "blocks")
+        self.kind = "block" if patches else "stage"
+        self.layers = tuple(f"{self.kind}{i}" for i in range(1, count + 1))
         self.out_channels = self.model.feature_info[-1]["num_chs"]
+
+    @property
+    def last_stride(self) -> int:
+        """Input pixels per step of the last map."""
+        return self.model.feature_info[-1]["reduction"]
 
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """The layers asked for; nothing past the last of them is computed."""

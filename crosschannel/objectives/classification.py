@@ -58,6 +58,7 @@ class Classification(nn.Module):
     """
 
     outputs = Q
+    score_length = 3 + Q
 
     def __init__(
         self,
@@ -83,13 +84,14 @@ class Classification(nn.Module):
 
     @torch.no_grad()
     def score(self, logits: Tensor, ab: Tensor) -> Tensor:
-        """Sums for :meth:`metrics`, float64: v·CE, v·H(z), the count of pixels, then Σ v·z over pixels (313)."""
+        """Sums for :meth:`metrics`, float64: the count of pixels, v·CE, v·H(z), then Σ v·z over pixels (313)."""
         indices, weights = self.quantizer.encode(ab)
         v = self.weights[indices[:, 0]].double()
         cross = (v * sparse_cross_entropy(logits, indices, weights)).sum()
         entropy = -(v[:, None] * torch.special.xlogy(weights, weights)).sum()
-        histogram = torch.bincount(indices.flatten(), (v[:, None] * weights).flatten(), minlength=Q)
-        return torch.cat((torch.stack((cross, entropy, torch.tensor(float(v.numel())).to(v))), histogram))
+        histogram = torch.zeros(Q, dtype=v.dtype, device=v.device)
+        histogram.scatter_add_(0, indices.flatten(), (v[:, None] * weights).flatten())
+        return torch.cat((torch.stack((torch.tensor(float(v.numel())).to(v), cross, entropy)), histogram))
 
     @staticmethod
     def metrics(sums: Tensor) -> dict[str, float]:
@@ -99,7 +101,7 @@ class Classification(nn.Module):
         ``kl_constant`` the kl of the constant distribution that fits these very images best, ``kl_share`` their
         ratio: below 1 the net knows something of the pictures.
         """
-        cross, entropy, pixels = sums[:3].tolist()
+        pixels, cross, entropy = sums[:3].tolist()
         histogram = sums[3:]
         constant = -torch.special.xlogy(histogram, histogram / histogram.sum()).sum().item()
         kl, kl_constant = (cross - entropy) / pixels, (constant - entropy) / pixels

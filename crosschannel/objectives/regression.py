@@ -19,6 +19,7 @@ class Regression(nn.Module):
     """
 
     outputs = 2
+    score_length = 5
 
     def __init__(self, grey_threshold: float = 0.0):
         super().__init__()
@@ -34,15 +35,15 @@ class Regression(nn.Module):
 
     @torch.no_grad()
     def score(self, outputs: Tensor, ab: Tensor) -> Tensor:
-        """Sums for :meth:`metrics`, float64: the loss, the count of pixels, Σ ab (2), Σ ‖ab‖²."""
+        """Sums for :meth:`metrics`, float64: the count of pixels, the loss, Σ ab (2), Σ ‖ab‖²."""
         ab = ab.double()
         loss = (ab - self.decode(outputs)).square().sum() / 2
         count = torch.tensor(float(ab[:, 0].numel())).to(ab)
-        return torch.stack((loss, count, *ab.sum((0, 2, 3)), ab.square().sum()))
+        return torch.stack((count, loss, *ab.sum((0, 2, 3)), ab.square().sum()))
 
     @staticmethod
     def metrics(sums: Tensor) -> dict[str, float]:
         """``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
-        loss, count, a, b, square = sums.tolist()
+        count, loss, a, b, square = sums.tolist()
         constant = (square - (a * a + b * b) / count) / 2
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}

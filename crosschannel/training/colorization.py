@@ -70,13 +70,13 @@ class Colorization:
             self.net.load_state_dict({**own, **fitting})
             return False
         if self.initial == "gaussian":
-            init.gaussian(self.net.net)
+            init.gaussian(self.net)
         if self.initial in ("kmeans", "unit-variance"):
             batches = [self._targets(b.images)[0] for b in crop_loader(stream, 0, 160, 16)]
             if self.initial == "kmeans":
-                init.kmeans(self.net.net, batches, self.seed)
+                init.kmeans(self.net, batches, self.seed)
             else:
-                init.unit_variance(self.net.net, batches)
+                init.unit_variance(self.net, batches)
         return self.initial in ("kmeans", "unit-variance")
 
     def _targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,24 +96,17 @@ class Colorization:
         stream = CropStream(self.val, self.crop, train=False)
         rank, size = self.world.rank, self.world.size
         own = slice(rank * self.batch, (rank + 1) * self.batch)
-        sums: Tensor | None = None
+        sums = torch.zeros(self.objective.score_length, dtype=torch.float64, device=self.world.device)
         for batch in crop_loader(stream, 0, len(self.val), self.batch * size, own, self.workers):
             if should_stop():
                 raise Interrupted
             if len(batch.images):
                 lightness, ab = self._targets(batch.images)
-                score = self.objective.score(net(lightness), ab)
-                sums = score if sums is None else sums + score
-        if sums is None:
-            if size == 1:
-                raise UserError("none of the held-out images can be read")
-            sums = torch.zeros_like(self._empty_score())
-        return self.objective.metrics(self.world.sum(sums))
-
-    def _empty_score(self) -> Tensor:
-        side = self.crop.size
-        lightness, ab = self._targets(torch.zeros(1, 3, side, side, dtype=torch.uint8))
-        return self.objective.score(self.net(lightness), ab)
+                sums += self.objective.score(net(lightness), ab)
+        sums = self.world.sum(sums)
+        if not sums[0]:
+            raise UserError("none of the held-out images can be read")
+        return self.objective.metrics(sums)
 
     def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
         """Write a picture of held-out images: lightness, predicted colours, truth."""

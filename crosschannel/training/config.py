@@ -2,13 +2,13 @@
 is refused) unless it is declared with :func:`runtime` (free to change)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from crosschannel.errors import UserError
 
 
-def runtime(default: Any) -> Any:
+def runtime(default: Any = MISSING) -> Any:
     """A dataclass field that a resumed run may change."""
     return field(default=default, metadata={"runtime": True})
 

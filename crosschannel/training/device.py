@@ -1,5 +1,6 @@
 """Which device, and what `auto` means on it: a fixed table, looked up, never timed."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ AUTO = {
     "cuda-without-bfloat16": ("float16", True, False),
     "cpu-with-bfloat16": ("bfloat16", True, False),
     "cpu": ("float32", True, False),
-    "mps": ("float32", False, False),
 }
 
 
@@ -25,6 +25,8 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"no device {name!r}: there are auto, cpu, cuda and cuda:N")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -37,11 +39,9 @@ def device_kind(device: torch.device) -> str:
     """The row of the table that holds for a device."""
     if device.type == "cuda":
         return "cuda" if torch.cuda.is_bf16_supported() else "cuda-without-bfloat16"
-    if device.type == "cpu":
-        cpuinfo = Path("/proc/cpuinfo")
-        flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
-        return "cpu-with-bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "cpu"
-    return "mps"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return "cpu-with-bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "cpu"
 
 
 def resolve_auto(train: TrainConfig, device: torch.device) -> TrainConfig:

@@ -90,6 +90,7 @@ class Loop:
         self.broken = BrokenImages(self.runtime.broken_limit)
         self._named_broken: set[str] = set()
         self.done = 0
+        self.losses: list[Tensor] = []  # since the last line of the log
         self.evaluated = True  # whether the evaluation that is due at `done` has been done
         self.figures: dict[str, float] = {}
 
@@ -148,16 +149,17 @@ class Loop:
         model = self._wrap()
         if not self.evaluated:
             self._evaluate()
-        begun, images, losses = time.monotonic(), 0, []
+        begun, images = time.monotonic(), 0
         for parts in self._batches():
-            losses.append(self._step(model, parts))
+            self.losses.append(self._step(model, parts))
             self.done += 1
             images += self.train.batch
             self._watch_broken(parts)
             if self.done % self.runtime.log_every == 0 or self.done == self.steps:
                 speed = images / (time.monotonic() - begun)
-                self._log_step(torch.stack(losses).mean().item(), speed)
-                begun, images, losses = time.monotonic(), 0, []
+                self._check_losses()
+                self._log_step(torch.stack(self.losses).mean().item(), speed)
+                begun, images, self.losses = time.monotonic(), 0, []
             self.log.advance(self.done)
             last = self.done == self.steps
             if last or self.done % self.runtime.eval_every == 0:
@@ -243,34 +245,41 @@ class Loop:
 
     def _watch_broken(self, parts: list[Batch]) -> None:
         """Name (once), count and limit the broken images of all ranks."""
-        mine = [(self.stream.images.names[i], why) for part in parts for i, why in part.broken]
-        if self.world.any(bool(mine)):
-            mine = [entry for entries in self.world.gather(mine) for entry in entries]
-        for name, why in mine:
+        found = [(self.stream.images.names[i], why) for part in parts for i, why in part.broken]
+        starved = any(len(part.images) < self.micro_batch for part in parts)
+        if self.world.any(bool(found)):
+            ranks = self.world.gather((found, starved))
+            found, starved = [entry for entries, _ in ranks for entry in entries], any(flag for _, flag in ranks)
+        for name, why in found:
             if name not in self._named_broken:
                 self._named_broken.add(name)
                 self.log.say(f"broken image {name}: {why}")
         try:
-            self.broken.count(self.train.batch, [name for name, _ in mine])
-            if any(len(part.images) < self.micro_batch for part in parts):
+            self.broken.count(self.train.batch, [name for name, _ in found])
+            if starved:
                 raise UserError("no readable image was found in twenty attempts; check --data")
         except UserError:
             self._save()
             raise
+
+    def _check_losses(self) -> None:
+        """Weights that led nowhere are neither logged nor saved."""
+        for loss in torch.stack(self.losses).tolist() if self.losses else ():
+            if not math.isfinite(loss):
+                raise UserError(f"the loss became {loss} before step {self.done}; lower optim.lr or set optim.clip")
 
     def _log_step(self, loss: float, speed: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
         epoch = self.done * self.train.batch / len(self.stream.images)
         values = {"train/loss": loss, "train/lr": lr, "train/images_per_s": speed, "train/epoch": epoch}
         shown = f"loss {loss:.4f}  {speed:.0f} images/s"
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {self.done}; lower optim.lr or use train.precision=float32")
         if self.world.is_main:
             self.run.log_metrics(self.done, **{k: round(v, 8) for k, v in values.items()}, broken=self.broken.broken)
         self.log.scalars(self.done, values, shown)
 
     def _evaluate(self) -> None:
         self.evaluated = False
+        self.world.copy_from_main(self.best_net)  # BatchNorm's statistics differ between ranks; rank 0's are saved
         try:
             with self.autocast(), torch.inference_mode():
                 self.figures = self.task.evaluate(self.best_net.eval(), self._told_to_stop)
@@ -296,11 +305,13 @@ class Loop:
             "scaler": self.scaler.state_dict(),
             "evaluated": self.evaluated,
             "figures": self.figures,
+            "losses": [loss.cpu() for loss in self.losses],
             "broken": [self.broken.seen, self.broken.broken],
             "images": self.stream.images.names.fingerprint(),
         }
 
     def _save(self) -> None:
+        self._check_losses()
         if self.world.is_main:
             checkpoints.save(self.run.checkpoints, self.done, self._state(), self.runtime.keep)
         self.world.any(False)  # nobody leaves before the checkpoint is there
@@ -313,5 +324,6 @@ class Loop:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.losses = [loss.to(self.world.device) for loss in state["losses"]]
         self.broken.seen, self.broken.broken = state["broken"]
         self.done, self.evaluated, self.figures = state["step"], state["evaluated"], state["figures"]

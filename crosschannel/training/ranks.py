@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -36,6 +36,12 @@ class World:
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)))
+
+    def copy_from_main(self, module: nn.Module) -> None:
+        """Rank 0's parameters and buffers for all."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
 
     def gather(self, value: object) -> list:
         """Every rank's value, in order of rank."""

@@ -23,6 +23,7 @@ class RunFolder:
     Args:
         path: the folder.
         command: what runs here, such as "pretrain"; a folder of another command is refused.
+        hold: take the lock; False for the ranks that follow one that has it.
 
     Attributes:
         finished: the run has ended; ``result.json`` is there.
@@ -32,7 +33,7 @@ class RunFolder:
         UserError: another process holds it, or it is a non-empty folder of something else.
     """
 
-    def __init__(self, path: Path, command: str):
+    def __init__(self, path: Path, command: str, hold: bool = True):
         self.path, self.command = path, command
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; --out takes a folder")
@@ -40,8 +41,8 @@ class RunFolder:
         self.resuming = (path / "config.yaml").is_file()
         if foreign and not (self.resuming and self._header() == f"{_HEADER} {command}"):
             raise UserError(f"{path} is not empty and not a run of `{command}`; give another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        if hold:
+            self._lock()
         self.finished = (path / "result.json").is_file()
 
     def _header(self) -> str:
@@ -50,7 +51,11 @@ class RunFolder:
 
     def _lock(self) -> None:
         """A POSIX record lock: gone with its process however that dies, and not inherited by loader workers."""
-        self._handle = (self.path / ".lock").open("a+")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._handle = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

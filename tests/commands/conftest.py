@@ -5,7 +5,7 @@ from crosschannel.cli import main
 SMALL = [
     "--model.fc=0", "--crop.size=48", "--crop.resize=56", "--train.batch=8", "--train.steps=12", "--train.ema=0.9",
     "--optim.lr=1e-3", "--runtime.workers=0", "--runtime.checkpoint_every=3", "--runtime.eval_every=5",
-    "--runtime.log_every=1", "--runtime.tensorboard=false", "--device=cpu",
+    "--runtime.log_every=4", "--runtime.tensorboard=false", "--device=cpu",
 ]  # fmt: skip
 
 

@@ -46,6 +46,17 @@ def test_dtype_and_geometry_and_lab(saved):
     assert torch.allclose(lab(RGB, ["conv5"])["conv5"], probe(RGB, ["conv5"])["conv5"], atol=1e-4)
 
 
+def test_a_classic_alexnet_is_probed_at_227_whatever_it_was_trained_at(tmp_path):
+    save_backbone(
+        tmp_path / "b.safetensors", AlexNet(fc=8), NetSpec("alexnet", fc=8), InputSpec("grey", 180), Provenance()
+    )
+    backbone = load_backbone(str(tmp_path / "b.safetensors"))
+    assert (backbone.input.size, backbone.input.resize) == (227, 256) and backbone.strides["pool5"] == 32
+    padded = load_backbone(f"{tmp_path / 'b.safetensors'},geometry=padded")
+    assert padded.input.size == 180 and padded.strides["conv5"] == 16
+    assert load_backbone(f"{tmp_path / 'b.safetensors'},size=240").input == InputSpec("grey", 240, 256)
+
+
 def test_random_nets_follow_their_seed_and_have_real_statistics(photo_folder):
     source = f"random:alexnet,fc=0,size=64,data={photo_folder}"
     a, b, c = (load_backbone(f"{source},seed={seed}") for seed in (1, 1, 2))

@@ -104,11 +104,3 @@ def test_logits_cover_every_8th_pixel(side, target):
     pretext = build_pretext(NetSpec("alexnet", fc=0), 313).eval()
     with torch.no_grad():
         assert pretext(torch.zeros(1, 1, side, side)).shape == (1, 313, target, target)
-
-
-def test_logits_keep_their_pixel_when_the_grid_is_refined():
-    from crosschannel.models.pretext import to_grid
-
-    coarse = torch.arange(12.0)[None, None, None].expand(1, 1, 12, 12)  # value = index = pixel / 16
-    fine = to_grid(coarse, 23, 23)
-    assert torch.allclose(fine[0, 0, 0], torch.arange(23) / 2)  # = pixel / 16 at every 8th pixel

@@ -37,8 +37,12 @@ def test_calling_it_is_features_of_preprocess():
 def test_channels_and_strides():
     backbone = Backbone(AlexNet(), InputSpec("grey", 180))
     assert backbone.channels["conv5"] == 256 and backbone.channels["fc7"] == 4096
-    assert (backbone.strides["conv1"], backbone.strides["pool1"], backbone.strides["conv5"]) == (4, 8, 15)
+    assert (backbone.strides["conv1"], backbone.strides["pool1"], backbone.strides["conv5"]) == (4, 8, 16)
     assert backbone.training  # measuring left the mode alone
+    probe = Backbone(AlexNet(geometry="probe"), InputSpec("grey", 227))
+    assert [probe.strides[n] for n in ("conv1", "pool1", "conv2", "pool2", "conv5", "pool5")] == [4, 8, 8, 16, 16, 32]
+    vit = Backbone(TimmNet("vit_tiny_patch16_224"), InputSpec("rgb", 224))
+    assert set(vit.strides.values()) == {16} and set(vit.channels.values()) == {192}
 
 
 def test_an_unknown_layer_lists_those_there_are():

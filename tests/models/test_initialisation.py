@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from crosschannel.models import AlexNet, ColorNet
+from crosschannel.models import AlexNet, ColorNet, NetSpec, build_pretext
 from crosschannel.models import initialisation as init
 
 
@@ -34,7 +34,7 @@ def layer_outputs(net, batches):
     handles = [
         m.register_forward_hook(lambda m, i, o, n=n: outputs.setdefault(n, []).append(o.detach().clone()))
         for n, m in net.named_modules()
-        if isinstance(m, nn.Conv2d | nn.Linear)
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     ]
     with torch.no_grad():
         for batch in batches:
@@ -85,6 +85,16 @@ def test_kmeans_and_unit_variance_run_on_alexnet_and_colornet(batches):
         init.unit_variance(net, batches[:2])
         with torch.no_grad():
             assert net.eval()(batches[0]).isfinite().all()
+
+
+def test_the_decoder_of_colornet_starts_at_unit_variance_too(batches):
+    pretext = build_pretext(NetSpec("colornet"), 313)
+    before = pretext.head.out.weight.clone()
+    init.unit_variance(pretext, batches[:2])
+    outputs = layer_outputs(pretext, batches[:2])
+    for name in ("head.conv8_1", "head.conv8_2", "head.conv8_3", "net.conv5_2.conv"):
+        assert torch.allclose(outputs[name].std(0), torch.ones(outputs[name].shape[1]), atol=0.02), name
+    assert torch.equal(pretext.head.out.weight, before)
 
 
 def test_a_skipped_layer_keeps_its_weights(batches):
@@ -138,3 +148,11 @@ def test_calibrate_makes_layers_learn_at_one_rate_and_the_output_unit_std(batche
     assert before.max() / before.min() > 10
     assert after.max() / after.min() < 1.1
     assert std == pytest.approx(1, abs=0.1)
+
+
+def test_calibrate_takes_a_frozen_net_and_leaves_it_frozen(batches):
+    net = uncalibrated(batches).requires_grad_(False)
+    before = net.conv1.conv.weight.clone()
+    init.calibrate(net, batches, iterations=1)
+    assert not torch.equal(net.conv1.conv.weight, before)
+    assert not any(p.requires_grad for p in net.parameters())
