@@ -82,6 +82,8 @@ class Loop:
                 f"train.batch ({self.train.batch}) must be a multiple of ranks × accumulate "
                 f"({world.size} × {self.train.accumulate})"
             )
+        if self.train.batch > len(stream.images):
+            raise UserError(f"train.batch ({self.train.batch}) is more than the {len(stream.images)} training images")
         if self.train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

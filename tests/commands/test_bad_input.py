@@ -36,6 +36,7 @@ CASES = [
     ("value not among the choices", "pretrain --optim.name lion", "optim.name"),
     ("negative rate", "pretrain --data {photos} --optim.lr=-1", "optim.lr must be above 0"),
     ("batch of zero", "pretrain --data {photos} --train.batch 0", "train.batch"),
+    ("batch larger than the data", "pretrain --data {photos} --train.batch 99999999 --out {tmp}/o", "training images"),
     ("crop larger than its image", "pretrain --data {photos} --crop.size 300 --crop.resize 256", "crop.size"),
     ("lambda of two", "pretrain --data {photos} --objective.lam 2 --out {tmp}/o", "objective.lam"),
     ("unknown net", "pretrain --data {photos} --model.name lexnet --out {tmp}/o", "no net 'lexnet'"),
