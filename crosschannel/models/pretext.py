@@ -75,7 +75,9 @@ class PretextNet(nn.Module):
             return outputs[:, :, :height, :width]
         rows = interpolation(height, outputs.shape[2], self.stride, self.head_stride, self.origin).to(outputs)
         columns = interpolation(width, outputs.shape[3], self.stride, self.head_stride, self.origin).to(outputs)
-        return rows @ outputs @ columns.T
+        x = outputs.permute(0, 2, 3, 1)  # two products of few, large matrices, in channels_last
+        x = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])
+        return (columns @ x).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)
