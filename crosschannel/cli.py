@@ -1,5 +1,6 @@
 """`crosschannel COMMAND …`: a dataclass per command is its YAML file, its flags and its help."""
 
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -91,6 +92,10 @@ def run(argv: list[str]) -> int:
         return EXIT_CODE
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"cannot write: {error}") from error
+        raise
     return 0
 
 

@@ -79,7 +79,8 @@ def annealed_mean(logits: Tensor, bins: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     with torch.autocast(logits.device.type, enabled=False):
-        z = (logits.float() / temperature).softmax(1)
+        logits = logits.float()
+        z = ((logits - logits.amax(1, keepdim=True)) / temperature).softmax(1)  # no overflow, however small T
         return torch.einsum("nqhw,qc->nchw", z, bins.to(z))
 
 

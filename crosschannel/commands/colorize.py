@@ -59,20 +59,30 @@ def colorize(config: ColorizeConfig) -> list[Path]:
     console, written, failed = stderr_console(), [], []
     for source, target in progress(pictures, "colouring", len(pictures)):
         try:
-            picture = _colour(colorizer, source, config)
+            _save(_colour(colorizer, source, config), target, config.format)
         except BrokenImage as error:
             failed.append(str(source))
-            console.print(f"cannot read {source}: {error}", markup=False)
+            console.print(f"cannot colour {source}: {error}", markup=False)
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        picture.save(part, config.format, **({"quality": 95} if config.format == "jpeg" else {}))
-        part.replace(target)
         written.append(target)
     console.print(f"{len(written)} coloured in {out}", markup=False)
     if failed:
-        raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be read, the first is {failed[0]}")
+        raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be coloured, the first is {failed[0]}")
     return written
+
+
+def _save(picture: Image.Image, target: Path, format: str) -> None:
+    """Write a picture at once or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    try:
+        picture.save(part, format, **({"quality": 95} if format == "jpeg" else {}))
+    except (OSError, ValueError, SystemError) as error:  # more pixels than the format holds
+        part.unlink(missing_ok=True)
+        if getattr(error, "errno", None):  # the disk's complaint, not the encoder's
+            raise
+        raise BrokenImage(f"it cannot be written as {format}: {error}") from None
+    part.replace(target)
 
 
 def _pictures(names: list[str]) -> Iterator[tuple[Path | str, str]]:

@@ -7,6 +7,7 @@ timm:resnet50.a1_in1k   timm:resnet50,weights=my.pth      package.module:factory
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from crosschannel.errors import UserError
 
@@ -55,6 +56,8 @@ def parse_source(text: str) -> Source:
     Raises:
         UserError: an empty name, an option without a value, or one that this kind does not have.
     """
+    if text and Path(text).expanduser().exists():  # whatever its name looks like
+        return Source("path", text, text)
     head, *pairs = text.split(",")
     kind, colon, name = head.partition(":")
     if not colon or kind not in _OPTIONS:

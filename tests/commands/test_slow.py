@@ -12,7 +12,7 @@ from crosschannel.color import load_prior
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_the_imagenette_config_learns(real_data, tmp_path):
-    """25 minutes on two cores. Its KL on held-out images is at most 0.87 of the best constant prediction's."""
+    """20 minutes on two cores. Its KL on held-out images is at most 0.87 of the best constant prediction's."""
     out = tmp_path / "run"
     assert main(["pretrain", "--config=imagenette", f"--data={real_data / 'imagenette'}", f"--out={out}"]) == 0
     assert json.loads((out / "result.json").read_text())["metrics"]["kl_share"] <= 0.87

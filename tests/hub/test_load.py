@@ -193,6 +193,14 @@ def test_the_metadata_says_what_a_reader_needs(saved):
     assert meta["format"] == "crosschannel.backbone" and meta["layers"][0] == "conv1" and meta["input"]["size"] == 128
 
 
+def test_an_existing_path_is_a_path_whatever_it_looks_like(saved, tmp_path):
+    for name in ("with,comma=1", "pkg:name"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "backbone.safetensors").write_bytes(saved[0].read_bytes())
+        assert load_backbone(str(folder)).layers[0] == "conv1"
+
+
 def test_sources_parse():
     source = parse_source("timm:resnet50.a1_in1k,weights=a/b.pth,size=160")
     assert (source.kind, source.name) == ("timm", "resnet50.a1_in1k")
