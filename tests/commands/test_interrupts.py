@@ -1,5 +1,6 @@
 """Killed, told to stop, started twice: a run ends where the uninterrupted run ends."""
 
+import itertools
 import os
 import random
 import shutil
@@ -12,8 +13,10 @@ import pytest
 from runs import assert_same_end
 
 from crosschannel.cli import main
+from crosschannel.objectives import Classification
 from crosschannel.training import checkpoints
 from crosschannel.training.colorization import Colorization
+from crosschannel.training.interrupts import InterruptFlag
 from crosschannel.training.run_folder import read_metrics
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -54,40 +57,19 @@ def test_kill_9_at_ten_random_moments(small, finished_run, tmp_path, workers):
 
 def send_in(monkeypatch, place: str, number: int) -> None:
     """Send this process a signal from inside a phase of the run, once."""
-    sent = []
+    owner, name, skipped = {
+        "training": (Colorization, "step", 1),
+        "validation": (Classification, "score", 0),
+        "checkpoint": (checkpoints.os, "fsync", 0),
+    }[place]
+    original, calls = getattr(owner, name), itertools.count()
 
-    def once(function):
-        def wrapper(*arguments, **options):
-            if not sent and len(calls := wrapper.calls) >= 1:
-                sent.append(True)
-                os.kill(os.getpid(), number)
-                del calls[:]
-            wrapper.calls.append(1)
-            return function(*arguments, **options)
-
-        wrapper.calls = []
-        return wrapper
-
-    if place == "training":
-        monkeypatch.setattr(Colorization, "step", once(Colorization.step))
-    elif place == "validation":
-        monkeypatch.setattr(Colorization, "_targets", once_after_evaluate_began(Colorization, number, sent))
-    else:
-        monkeypatch.setattr(checkpoints.os, "fsync", once(os.fsync))
-
-
-def once_after_evaluate_began(task, number, sent):
-    import sys as _sys
-
-    original = task._targets
-
-    def wrapper(self, images):
-        if not sent and _sys._getframe(1).f_code.co_name == "evaluate":
-            sent.append(True)
+    def wrapper(*arguments, **options):
+        if next(calls) == skipped:
             os.kill(os.getpid(), number)
-        return original(self, images)
+        return original(*arguments, **options)
 
-    return wrapper
+    monkeypatch.setattr(owner, name, wrapper)
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
@@ -107,9 +89,12 @@ def test_a_signal_saves_at_the_next_step_boundary_and_exits_75(
     assert_same_end(tmp_path / "run", finished_run)
 
 
-def test_handlers_are_put_back(finished_run):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with InterruptFlag() as flag:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert flag.name == "SIGUSR2"
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_still_saves(small, finished_run, tmp_path):
