@@ -158,10 +158,12 @@ def _build(config: PretrainConfig, spec: NetSpec, run: RunFolder, world: World, 
         config.runtime.workers,
     )
     settings = Settings(config.seed, config.optim, config.schedule, config.train, config.runtime)
-    loop = Loop(task, CropStream(train, config.crop, config.seed), settings, run, world)
-    if world.is_main:
-        run.write_config(config)  # only now: a command that could not start leaves nothing to resume
-    return loop
+
+    def started() -> None:  # only now: a command that could not start leaves nothing to resume
+        if world.is_main:
+            run.write_config(config)
+
+    return Loop(task, CropStream(train, config.crop, config.seed), settings, run, world, started)
 
 
 def _resolve(config: PretrainConfig, run: RunFolder, world: World) -> None:

@@ -66,6 +66,8 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
         raise UserError(f"no built-in data {name!r}: there is 'builtin:sample'")
     if kind == "torchvision":
         return open_folder(_download(name))
+    if not data:
+        raise UserError("--data is empty")
     path = Path(data).expanduser()
     if "{" in data or data.endswith(".tar"):
         return open_shards(str(path))
@@ -73,7 +75,7 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
         raise UserError(f"{data} is a file: --data takes a folder of images, or tar shards")
     if not path.is_dir():
         raise UserError(f"no data at {data!r}: no such folder")
-    if any(path.glob("*.tar")):
+    if any(path.glob("*.tar")) and not (path / "train").is_dir():
         return open_shards(str(path))
     return open_folder(path)
 

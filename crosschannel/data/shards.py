@@ -17,6 +17,7 @@ from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
 
 _INDEX_VERSION = "crosschannel-index-1"
+_OPEN_FILES = 64  # shards that a process keeps open
 
 
 class ShardImages:
@@ -43,6 +44,8 @@ class ShardImages:
         shard = int(self._shard[index])
         key = (os.getpid(), shard)
         if key not in self._files:
+            if len(self._files) >= _OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
             self._files[key] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(self._files[key], int(self._size[index]), int(self._offset[index]))
 

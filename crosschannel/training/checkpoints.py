@@ -21,18 +21,22 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint and drop all but the newest ``keep``."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "writing.part"
-    with part.open("wb") as file:
-        torch.save({"schema": SCHEMA, "step": step, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with part.open("wb") as file:
+            torch.save({"schema": SCHEMA, "step": step, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+        part.unlink(missing_ok=True)
+        raise UserError(f"cannot write a checkpoint into {folder}: {error.__context__ or error}") from error
     path = folder / f"step-{step:09d}-{_digest(part)}.pt"
     part.replace(path)
     _sync(folder)
+    for other in found(folder):  # the same step saved anew, or a damaged later one that was passed over
+        if _step(other) >= step and other != path:
+            other.unlink()
     for old in found(folder)[keep:]:
         old.unlink()
-    for twin in found(folder):  # the same step saved anew
-        if _step(twin) == step and twin != path:
-            twin.unlink()
     return path
 
 

@@ -71,9 +71,19 @@ class Loop:
         settings: how.
         run: where it is kept (rank 0 writes).
         world: this process among all.
+        started: called once the run is loaded or initialised, before anything is written.
     """
 
-    def __init__(self, task: Task, stream: CropStream, settings: Settings, run: RunFolder, world: World):
+    def __init__(
+        self,
+        task: Task,
+        stream: CropStream,
+        settings: Settings,
+        run: RunFolder,
+        world: World,
+        started: Callable[[], None] = lambda: None,
+    ):
+        self.started = started
         self.task, self.stream, self.run, self.world = task, stream, run, world
         self.settings, self.train, self.runtime = settings, settings.train, settings.runtime
         share = world.size * self.train.accumulate
@@ -140,8 +150,10 @@ class Loop:
             self.log.say(note)
         if resumed:
             self.log.say(f"resuming {self.run.path} at step {self.done} of {self.steps}")
+            self.started()
             return
         costly = self.task.initialise(self.stream)
+        self.started()
         if self.average is not None:
             self.average.load_state_dict(self.net.state_dict())
         if costly:

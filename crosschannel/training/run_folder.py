@@ -37,7 +37,7 @@ class RunFolder:
         self.path, self.command = path, command
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; --out takes a folder")
-        foreign = path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir())
+        foreign = path.is_dir() and any(entry.name != ".lock" and entry.suffix != ".part" for entry in path.iterdir())
         self.resuming = (path / "config.yaml").is_file()
         if foreign and not (self.resuming and self._header() == f"{_HEADER} {command}"):
             raise UserError(f"{path} is not empty and not a run of `{command}`; give another --out")
@@ -109,7 +109,10 @@ class RunFolder:
         """Write a text file at once or not at all."""
         path = self.path / name
         part = path.with_name(path.name + ".part")
-        part.write_text(text)
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
         return path
 

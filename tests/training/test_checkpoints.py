@@ -48,6 +48,14 @@ def test_if_all_are_damaged_nothing_is_begun_anew(tmp_path):
         checkpoints.load_newest(tmp_path)
 
 
+def test_a_new_checkpoint_outlives_a_damaged_later_one(tmp_path):
+    save(tmp_path, 250)
+    truncate(save(tmp_path, 500))
+    save(tmp_path, 300, keep=1)
+    assert checkpoints.load_newest(tmp_path)["step"] == 300
+    assert len(checkpoints.found(tmp_path)) == 1
+
+
 def test_a_half_written_file_is_no_checkpoint(tmp_path):
     assert checkpoints.load_newest(tmp_path) is None
     (tmp_path / "writing.part").write_bytes(b"half")

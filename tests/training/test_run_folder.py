@@ -60,6 +60,12 @@ def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine: 1\n"
 
 
+def test_a_start_killed_while_it_wrote_its_config_can_start_again(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.yaml.part").write_text("half")
+    assert not RunFolder(tmp_path, "pretrain").resuming
+
+
 def test_a_run_of_another_command_is_refused(tmp_path):
     begin(tmp_path / "run")
     with pytest.raises(UserError, match="not a run of `linear-probe`"):
