@@ -3,6 +3,8 @@
 import errno
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
@@ -19,6 +21,13 @@ COMMANDS: dict[str, tuple[str, str, str, tuple[str, ...], str]] = {
     "colorize": ("colorize", "ColorizeConfig", "colorize", ("images",), "colour pictures with a trained net"),
     "prior": ("prior", "PriorConfig", "estimate_prior", (), "estimate the ab prior of a collection of images"),
     "shard": ("shard", "ShardConfig", "shard", ("data", "out"), "pack images into indexed tar shards"),
+}
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+_FILE_ERRORS = _DISK_ERRORS | {
+    getattr(errno, name)
+    for name in ("ENOENT", "ENOTDIR", "EISDIR", "EACCES", "EPERM", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
 }
 
 
@@ -64,13 +73,21 @@ def main(argv: list[str] | None = None) -> int:
         print(crosschannel.__version__)
         return 0
     debug = "--debug" in argv
+    warnings.showwarning = _show_warning
     try:
         return run([argument for argument in argv if argument != "--debug"])
     except UserError as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"crosschannel: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("crosschannel: interrupted", file=sys.stderr)
+        return 130
+
+
+def _show_warning(message, category, *_place, **_more) -> None:
+    print(f"crosschannel: {message}" if category is UserWarning else f"{category.__name__}: {message}", file=sys.stderr)
 
 
 def run(argv: list[str]) -> int:
@@ -93,8 +110,10 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"cannot write: {error}") from error
+        if error.filename and error.errno in _FILE_ERRORS:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+        if error.errno in _DISK_ERRORS:
+            raise UserError(f"cannot write: {error.strerror}") from error
         raise
     return 0
 
@@ -133,6 +152,9 @@ def parse(command: str, config_class: type, argv: list[str], positional: tuple[s
     config = config_class(**{key: value for key, value in vars(values).items() if key in names})
     if name and getattr(config, "out", "") is None:
         config.out = f"runs/{name}-{config.seed}"
+    for key in ("out", "model"):  # a shell leaves the ~ of --out=~/x to us
+        if getattr(config, key, None) and isinstance(getattr(config, key), str):
+            setattr(config, key, str(Path(getattr(config, key)).expanduser()))
     return config
 
 
@@ -152,7 +174,14 @@ def _one_sentence(message: str, keys: list[str]) -> str:
         key = ".".join(unknown.groups())
         close = get_close_matches(key, keys, 1)
         return f"no key {key!r}" + (f"; did you mean {close[0]}?" if close else "; --help lists them")
+    group = re.match(r'Parser key "(\w+)": Unable to load config', message)
+    if group:
+        member = next((key for key in keys if key.startswith(f"{group[1]}.")), group[1])
+        return f"{group[1]} is a group of keys: give one of them, such as --{member}"
     for pattern, words in (
+        (r"expected tuple", "expected two numbers such as [0.5, 1.0]"),
+        (r"Expected a <class 'tuple'>", "expected two numbers such as [0.5, 1.0]"),
+        (r"Expected a <class 'list'>", "expected a list such as [1, 2]"),
         (r"^the following arguments are required: (.*)$", r"missing: \1"),
         (r'^Parser key "([\w.]+)": ', r"\1: "),
         (r"Does not validate .* Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", r"expected \1, got \2"),

@@ -32,13 +32,15 @@ class ABPrior:
 
     def save(self, path: Path | str) -> None:
         """Write a ``.npz`` file (float64 arrays and the provenance as JSON; no pickle)."""
-        with Path(path).open("wb") as file:
+        part = Path(f"{path}.part")
+        with part.open("wb") as file:
             np.savez(
                 file,
                 empirical=self.empirical.double().numpy(),
                 smoothed=self.smoothed.double().numpy(),
                 provenance=np.array(json.dumps(self.provenance)),
             )
+        part.replace(path)
 
 
 class PriorEstimator:

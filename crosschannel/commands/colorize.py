@@ -35,6 +35,8 @@ class ColorizeConfig:
     """short side at which the net looks at a picture; 0 takes the net's own"""
     format: Literal["png", "jpeg"] = "png"
     """of the files written"""
+    seed: int = 0
+    """taken as by every command; colouring draws nothing at random"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 

@@ -1,6 +1,5 @@
 """`crosschannel pretrain`: learn a representation by predicting colour from lightness."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -78,6 +77,8 @@ def check(config: PretrainConfig) -> None:
     """Raise a UserError for the first key that cannot be, before anything is loaded."""
     check_training(config.optim, config.schedule, config.train, config.runtime)
     crop = config.crop
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"seed must be within 0..2^63-1, got {config.seed}")
     if not 8 <= crop.size <= crop.resize:
         raise UserError(f"crop.size must be within 8..crop.resize ({crop.resize}), got {crop.size}")
     if not 0 < crop.area[0] <= crop.area[1] <= 1:
@@ -214,9 +215,9 @@ def _finish(config, spec, run, loop, figures, train, console) -> None:
             "protocol": "pretrain",
             "backbone": str(run.path / "backbone.safetensors"),
             "data": config.data,
-            "config": json.loads(json.dumps(run.stored_config())),
+            "config": run.stored_config(),
             "seed": config.seed,
-            "n": len(loop.task.val),
+            "n": len(loop.task.val) - len(loop.task.broken),
             "version": crosschannel.__version__,
             "metrics": figures,
         }

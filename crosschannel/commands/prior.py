@@ -9,9 +9,9 @@ import torch
 import crosschannel
 from crosschannel.color import ABPrior, PriorEstimator
 from crosschannel.commands.progress import progress, stderr_console
-from crosschannel.data import open_training_images
-from crosschannel.data.crops import cut
-from crosschannel.data.decode import BrokenImage, image_size
+from crosschannel.data import CropConfig, open_training_images
+from crosschannel.data.crops import centre_box, cut
+from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
 from crosschannel.training.device import find_device
@@ -51,27 +51,27 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
         raise UserError(f"neighbours must be within 1..313, got {config.neighbours}")
     if not config.sigma > 0:
         raise UserError(f"sigma must be above 0, got {config.sigma}")
+    if config.limit < 0:
+        raise UserError(f"limit must not be negative, got {config.limit}")
     out = Path(config.out)
-    if not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: no folder {out.parent}")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else f"no folder {out.parent}"))
     device = find_device(config.device)
     images = open_training_images(config.data)
     chosen = epoch_order(len(images), config.seed, 0)[: config.limit or None]
     estimator = PriorEstimator(config.neighbours, config.sigma, device)
     console, broken = stderr_console(), 0
     for index in progress(chosen, "ab prior", len(chosen)):
-        data = images.read(int(index))
         try:
-            width, height = image_size(data)
-            side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            box = (left, top, left + side, top + side)
-            pixels = cut(data, (width, height), box, min(side, config.size), mirror=False)
-        except BrokenImage as error:
+            image = EncodedImage(images.read(int(index)))
+            side = min(image.width, image.height)
+            box = centre_box(image.width, image.height, CropConfig(side, side))
+            pixels = cut(image, box, min(side, config.size))
+        except (BrokenImage, FileNotFoundError) as error:
             broken += 1
             console.print(f"broken image {images.names[int(index)]}: {error}", markup=False)
             continue
-        estimator.add(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(device))
+        estimator.add(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device))
     if not estimator.images:
         raise UserError(f"none of the {len(chosen)} images in {config.data!r} can be read")
     prior = estimator.prior(

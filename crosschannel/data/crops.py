@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+import torch
+from torch import nn
 
-from crosschannel.data.decode import decode
+from crosschannel.data.decode import EncodedImage
 
 
 @dataclass
@@ -27,7 +28,7 @@ class CropConfig:
     """mirror half of the training crops"""
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the full image
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the full image
 
 
 def centre_box(width: int, height: int, crop: CropConfig) -> Box:
@@ -46,23 +47,24 @@ def random_box(width: int, height: int, crop: CropConfig, u: list[float]) -> Box
     ratio = crop.aspect ** (2 * u[3] - 1)
     w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
     shrink = min(1, width / w, height / h)  # a box that would stick out shrinks, keeping its shape
-    w, h = w * shrink, h * shrink
-    left, top = u[0] * (width - w), u[1] * (height - h)
+    w, h = max(1, round(w * shrink)), max(1, round(h * shrink))
+    left, top = int(u[0] * (width - w + 1)), int(u[1] * (height - h + 1))
     return left, top, left + w, top + h
 
 
 def _square(width: int, height: int, crop: CropConfig, x: float, y: float) -> Box:
-    side = min(width, height) * min(1, crop.size / crop.resize)
-    left, top = x * (width - side), y * (height - side)
+    """A square at the share x, y of its ways, on whole pixels: where the image has the short side that it would be
+    resized to, a crop is a copy."""
+    side = max(1, round(min(width, height) * min(1, crop.size / crop.resize)))
+    left, top = int(x * (width - side + 1)), int(y * (height - side + 1))
     return left, top, left + side, top + side
 
 
-def cut(data: bytes, size: tuple[int, int], box: Box, out: int, mirror: bool) -> np.ndarray:
+def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False) -> np.ndarray:
     """Decode an image and resample a box of it (bilinear, antialiased).
 
     Args:
-        data: the encoded image.
-        size: its full width and height, the frame of ``box``.
+        image: the encoded image.
         box: what to cut.
         out: side of the result.
         mirror: flip it left to right.
@@ -70,16 +72,15 @@ def cut(data: bytes, size: tuple[int, int], box: Box, out: int, mirror: bool) ->
     Returns:
         (out, out, 3) uint8.
     """
-    width, height = size
-    # The reduced image must still give the box at least `out` pixels.
-    least = min(1.0, out / max(1e-6, min(box[2] - box[0], box[3] - box[1])))
-    image = decode(data, int(np.ceil(height * least)), int(np.ceil(width * least)))
-    sy, sx = image.shape[0] / height, image.shape[1] / width
-    scaled = (
-        max(0.0, box[0] * sx),
-        max(0.0, box[1] * sy),
-        min(image.shape[1], box[2] * sx),
-        min(image.shape[0], box[3] * sy),
-    )
-    pixels = np.asarray(Image.fromarray(image).resize((out, out), Image.Resampling.BILINEAR, scaled))
-    return pixels[:, ::-1] if mirror else pixels
+    least = min(box[2] - box[0], box[3] - box[1])
+    shrink = max(k for k in (1, 2, 4, 8) if k == 1 or least >= k * out)
+    pixels = image.pixels(shrink)
+    if pixels.shape[0] == image.height:  # a format that does not shrink
+        shrink = 1
+    left, top, right, bottom = (round(edge / shrink) for edge in box)
+    part = pixels[top:bottom, left:right]
+    if part.shape[:2] != (out, out):
+        batch = torch.from_numpy(part)[None].permute(0, 3, 1, 2)  # channels_last, which torch resamples fastest
+        batch = nn.functional.interpolate(batch, (out, out), mode="bilinear", antialias=True)
+        part = batch[0].permute(1, 2, 0).numpy()
+    return part[:, ::-1] if mirror else part

@@ -14,32 +14,61 @@ class BrokenImage(Exception):
     """Bytes that do not decode to an image; the message says why."""
 
 
-def decode(data: bytes, min_height: int = 0, min_width: int = 0) -> np.ndarray:
-    """Decode one image to upright 8-bit RGB.
+class EncodedImage:
+    """An image of which only the header is read.
 
     Args:
         data: a JPEG, PNG, WebP, BMP or TIFF file, grey, palette, CMYK, 16-bit or with alpha (laid over white).
-        min_height, min_width: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as it stays at least this large;
-            0 asks for the full size.
 
-    Returns:
-        (H, W, 3) uint8.
+    Attributes:
+        width, height: of the upright image, in pixels.
 
     Raises:
-        BrokenImage: the bytes are no image, are cut off, or hold more than 178 million pixels.
+        BrokenImage: the bytes are no image, or would hold more than 178 million pixels.
     """
-    if not data:
-        raise BrokenImage("the file is empty")
-    try:
-        if data[:2] == b"\xff\xd8" and not _turned(data):
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            check_size(height, width)
-            if space not in ("CMYK", "YCCK"):
-                reduced = {"min_height": min_height, "min_width": min_width} if min_height and min_width else {}
-                return simplejpeg.decode_jpeg(data, "RGB", **reduced)
-        return _decode_with_pillow(data)
-    except Exception as error:  # decoders raise whatever they like on bytes they cannot read
-        raise broken(error) from None
+
+    def __init__(self, data: bytes):
+        if not data:
+            raise BrokenImage("the file is empty")
+        self._data = data
+        try:
+            self._turbo = data[:2] == b"\xff\xd8" and not _turned(data)
+            if self._turbo:
+                self.height, self.width, space, _ = simplejpeg.decode_jpeg_header(data)
+                self._turbo = space not in ("CMYK", "YCCK")
+            else:
+                self.width, self.height = _upright_size(data)
+        except Exception as error:  # decoders raise whatever they like on bytes they cannot read
+            raise broken(error) from None
+        check_size(self.height, self.width)
+
+    def pixels(self, shrink: int = 1) -> np.ndarray:
+        """The upright 8-bit RGB image.
+
+        Args:
+            shrink: 1, 2, 4 or 8: a JPEG may be decoded at this part of its size.
+
+        Returns:
+            (H, W, 3) uint8, writable.
+
+        Raises:
+            BrokenImage: the bytes are cut off or damaged.
+        """
+        try:
+            if self._turbo:
+                # Only these fractions have fast inverse transforms; 7/8 takes longer than the whole.
+                least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
+                return simplejpeg.decode_jpeg(self._data, "RGB", **(least if shrink > 1 else {}))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return np.array(to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(self._data)))))
+        except Exception as error:
+            raise broken(error) from None
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode one image to upright 8-bit RGB: (H, W, 3) uint8; see :class:`EncodedImage`."""
+    return EncodedImage(data).pixels()
 
 
 def broken(error: Exception) -> BrokenImage:
@@ -66,12 +95,12 @@ def _turned(data: bytes) -> bool:
         return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) != 1
 
 
-def _decode_with_pillow(data: bytes) -> np.ndarray:
+def _upright_size(data: bytes) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data))
-        check_size(image.height, image.width)
-        return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return image.size[::-1] if sideways else image.size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -86,22 +115,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the decoded image, from the header alone.
-
-    Raises:
-        BrokenImage: the header cannot be read.
-    """
-    try:
-        if data[:2] == b"\xff\xd8" and not _turned(data):
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            return width, height
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if sideways else image.size
-    except Exception as error:
-        raise (broken(error) if data else BrokenImage("the file is empty")) from None

@@ -14,17 +14,25 @@ EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def list_files(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """Paths below ``root`` with one of the extensions, relative, '/'-separated, sorted; links are followed."""
-    found, seen = [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back up
-            subfolders.clear()
-            continue
-        seen.add(real)
-        prefix = Path(folder).relative_to(root).as_posix()
-        prefix = "" if prefix == "." else prefix + "/"
+    """Paths below ``root`` with one of the extensions, relative, '/'-separated, sorted.
+
+    Links are followed, unless they lead back up.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    found = []
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
+        prefix = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
         found += [prefix + f for f in files if f.lower().endswith(extensions) and not f.startswith("._")]
+        above = os.path.realpath(folder) + "/"
+        linked = [name for name in subfolders if Path(folder, name).is_symlink()]
+        loops = {name for name in linked if above.startswith(os.path.realpath(f"{folder}/{name}") + "/")}
+        subfolders[:] = [name for name in subfolders if name not in loops]
     return sorted(found)
 
 
@@ -36,6 +44,8 @@ class FolderImages:
         labels: class name by file stem, for layouts that keep labels elsewhere (ILSVRC's val).
         classes: class names to number by, so that val agrees with train; default: those found.
     """
+
+    remote = False
 
     def __init__(self, root: Path, labels: dict[str, str] | None = None, classes: tuple[str, ...] | None = None):
         self._root = root

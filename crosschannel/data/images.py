@@ -44,8 +44,10 @@ class ImageSet(Protocol):
         names: what each image is called in logs and results, unique.
         labels: (len,) int64, -1 where unknown.
         classes: class names by label; empty where there are none.
+        remote: reading waits for a network, so that it pays to ask for many images at once.
     """
 
+    remote: bool
     names: Names
     labels: np.ndarray
     classes: tuple[str, ...]
@@ -59,6 +61,8 @@ class ImageSet(Protocol):
 
 class MemoryImages:
     """An ImageSet of encoded images held in memory."""
+
+    remote = False
 
     def __init__(self, names: Sequence[str], labels: Sequence[int], blobs: Sequence[bytes], classes=()):
         self.names, self.labels, self.classes = Names(names), np.asarray(labels, np.int64), tuple(classes)
@@ -77,7 +81,7 @@ class Subset:
     def __init__(self, images: ImageSet, indices: np.ndarray):
         self.names = Names(images.names[int(i)] for i in indices)
         self.labels, self.classes = images.labels[indices], images.classes
-        self._images, self._indices = images, indices
+        self._images, self._indices, self.remote = images, indices, images.remote
 
     def __len__(self) -> int:
         return len(self._indices)

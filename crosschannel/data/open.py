@@ -1,5 +1,6 @@
 """From what a user names (`--data`) to training and validation images."""
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from crosschannel.data.folder import open_folder
 from crosschannel.data.images import ImageSet, Subset
+from crosschannel.data.remote import is_remote
 from crosschannel.data.sample import sample_images
 from crosschannel.data.shards import open_shards
 from crosschannel.errors import UserError
@@ -23,7 +25,7 @@ def open_images(data: str, val_share: float = 0.05) -> tuple[ImageSet, ImageSet]
 
     Args:
         data: a folder (any depth; ``train/`` and ``val/`` are honoured, the raw ILSVRC layout too), tar shards
-            (a folder of them, one file or a brace pattern), ``builtin:sample``, ``torchvision:imagenette``.
+            (a folder of them, one file or a brace pattern; http too), ``builtin:sample``, ``torchvision:imagenette``.
         val_share: share of the images held out for validation where the source has no validation images of
             its own; which ones depends on their names alone.
 
@@ -43,6 +45,8 @@ def open_training_images(data: str) -> ImageSet:
 
 def hold_out(images: ImageSet, share: float, what: str = "the data") -> tuple[ImageSet, ImageSet]:
     """Split images by a hash of their names into (the rest, about ``share`` of them, at least one)."""
+    if not 0 < share < 1:
+        raise UserError(f"val_share must be within 0..1, got {share}")
     if len(images) < 2:
         raise UserError(f"{what!r} has one image only; at least two are needed, to hold one out for validation")
     ranks = np.argsort(images.names.hashes(), kind="stable")
@@ -68,6 +72,8 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
         return open_folder(_download(name))
     if not data:
         raise UserError("--data is empty")
+    if is_remote(data):
+        return open_shards(data)
     path = Path(data).expanduser()
     if "{" in data or data.endswith(".tar"):
         return open_shards(str(path))
@@ -75,7 +81,7 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
         raise UserError(f"{data} is a file: --data takes a folder of images, or tar shards")
     if not path.is_dir():
         raise UserError(f"no data at {data!r}: no such folder")
-    if any(path.glob("*.tar")) and not (path / "train").is_dir():
+    if any((path / "train" if (path / "train").is_dir() else path).glob("*.tar")):
         return open_shards(str(path))
     return open_folder(path)
 
@@ -87,9 +93,13 @@ def _download(name: str) -> Path:
     from torchvision.datasets import Imagenette
 
     root = cache_folder() / "imagenette2-320"
-    if not root.is_dir():
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_suffix(".lock").open("w") as lock:  # one of all ranks downloads, the others wait
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if root.is_dir():
+            return root
         part = root.with_suffix(".part")  # renamed once it is whole
-        part.mkdir(parents=True, exist_ok=True)
+        part.mkdir(exist_ok=True)
         try:
             shutil.rmtree(part / root.name, ignore_errors=True)
             Imagenette(str(part), split="train", size="320px", download=True)

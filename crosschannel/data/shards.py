@@ -1,39 +1,58 @@
 """Tar shards in the webdataset layout, with an index of member offsets so that any image can be read at once."""
 
-import io
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import warnings
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from crosschannel.data.decode import BrokenImage, decode
 from crosschannel.data.folder import EXTENSIONS
-from crosschannel.data.images import ImageSet, Names
-from crosschannel.data.order import epoch_order
+from crosschannel.data.images import Names
+from crosschannel.data.remote import file_size, is_remote, read_file, read_range
 from crosschannel.errors import UserError
 
+CLASSES, LISTING = "classes.txt", "shards.txt"  # beside shards: class names by label; file names, for http
 _INDEX_VERSION = "crosschannel-index-1"
 _OPEN_FILES = 64  # shards that a process keeps open
+_SPLITS = {"train": r"train(ing)?", "val": r"val(id|idation)?", "test": r"test"}
+
+
+class Row(NamedTuple):
+    """An image in a shard: where its bytes are, its label (-1 for none) and its member's name."""
+
+    offset: int
+    size: int
+    label: int
+    name: str
 
 
 class ShardImages:
     """An ImageSet of the image members of tar files; ``key.cls`` beside ``key.jpg`` is its label.
 
     A shard's index is read from ``SHARD.idx`` where that fits the shard, else made by scanning the tar once.
+
+    Args:
+        shards: paths or addresses.
+        classes: class names by label; default the labels themselves.
     """
 
-    def __init__(self, paths: list[Path], classes: tuple[str, ...] = ()):
-        self._paths = paths
-        rows = [(shard, row) for shard, path in enumerate(paths) for row in _index(path)]
-        self._shard = np.array([shard for shard, _ in rows], np.int32)
-        self._offset = np.array([row[0] for _, row in rows], np.int64)
-        self._size = np.array([row[1] for _, row in rows], np.int64)
-        self.labels = np.array([row[2] for _, row in rows], np.int64)
-        self.names = Names(f"{paths[shard].name}/{row[3]}" for shard, row in rows)
+    def __init__(self, shards: list[str], classes: tuple[str, ...] = ()):
+        self._shards, self.remote = shards, any(map(is_remote, shards))
+        tables = [_index(shard) for shard in shards]
+        self._ends = np.cumsum([len(table) for table in tables])
+        self._offset, self._size, self.labels = (
+            np.fromiter((row[i] for table in tables for row in table), np.int64) for i in range(3)
+        )
+        self.names = Names(
+            f"{PurePosixPath(shard).name}/{row.name}"
+            for shard, rows in zip(shards, tables, strict=True)
+            for row in rows
+        )
         self.classes = classes or tuple(str(i) for i in range(int(self.labels.max(initial=-1)) + 1))
         self._files: dict[tuple[int, int], int] = {}
 
@@ -41,34 +60,68 @@ class ShardImages:
         return len(self._offset)
 
     def read(self, index: int) -> bytes:
-        shard = int(self._shard[index])
+        shard = int(np.searchsorted(self._ends, index, "right"))
+        offset, size = int(self._offset[index]), int(self._size[index])
+        if is_remote(self._shards[shard]):
+            return read_range(self._shards[shard], offset, size)
         key = (os.getpid(), shard)
         if key not in self._files:
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[key] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._files[key], int(self._size[index]), int(self._offset[index]))
+            self._files[key] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self._files[key], size, offset)
 
 
-def _index(path: Path) -> list[tuple[int, int, int, str]]:
-    """(offset, size, label, member name) of every image in a shard, in the order of the tar."""
-    size = path.stat().st_size
+def _index(shard: str) -> list[Row]:
+    """The images of a shard, in the order of the tar."""
+    if is_remote(shard):
+        text = read_file(shard + ".idx")
+        rows = None if text is None else parse_index(text.decode(), file_size(shard))
+        if rows is None:
+            raise UserError(f"{shard} has no .idx beside it that fits; `crosschannel shard` writes them")
+        return rows
+    path = Path(shard)
     sidecar = path.with_name(path.name + ".idx")
-    if sidecar.is_file():
-        head, *lines = sidecar.read_text().splitlines()
-        if head == f"{_INDEX_VERSION}\t{size}":
-            fields = (line.split("\t", 3) for line in lines)
-            return [(int(offset), int(length), int(label), name) for offset, length, label, name in fields]
-    return scan(path)
+    rows = parse_index(sidecar.read_text(errors="replace"), path.stat().st_size) if sidecar.is_file() else None
+    if rows is None or (rows and not _is_member(path, rows[-1])):
+        return scan(path)
+    return rows
 
 
-def scan(path: Path) -> list[tuple[int, int, int, str]]:
-    """Index a tar by reading its headers (and its labels); an incomplete last member is left out."""
+def index_text(rows: list[Row], size: int) -> str:
+    """An index of a shard of ``size`` bytes: a head with its version, size, rows and their digest, then the rows."""
+    body = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+    return f"{_INDEX_VERSION}\t{size}\t{len(rows)}\t{_digest(body)}\n{body}"
+
+
+def parse_index(text: str, size: int) -> list[Row] | None:
+    """The rows of an index; None where it is damaged or belongs to a shard of another size."""
+    head, _, body = text.partition("\n")
+    if head != f"{_INDEX_VERSION}\t{size}\t{body.count(chr(10))}\t{_digest(body)}":
+        return None
+    fields = (line.split("\t", 3) for line in body.split("\n")[:-1])
+    return [Row(int(offset), int(length), int(label), name) for offset, length, label, name in fields]
+
+
+def _digest(body: str) -> str:
+    return sha256(body.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _is_member(path: Path, row: Row) -> bool:
+    """Whether the tar's header before an image's bytes names it: the shard may have been made anew."""
+    with path.open("rb") as file:
+        file.seek(max(0, row.offset - 512))
+        field = file.read(100).rstrip(b"\0").decode("utf-8", "surrogateescape")
+    return bool(field) and (row.name.startswith(field) or row.name.endswith(field))  # a long name is cut or split
+
+
+def scan(path: Path) -> list[Row]:
+    """Index a tar by reading its headers (and its labels); what follows a damaged place is lost, with a warning."""
     images, labels = [], {}
     total = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in _members(tar):
+            while (member := _next(tar)) is not None:
                 if not member.isfile() or member.offset_data + member.size > total:
                     continue
                 key = _key(member.name)
@@ -76,21 +129,22 @@ def scan(path: Path) -> list[tuple[int, int, int, str]]:
                     images.append((member.offset_data, member.size, key, member.name))
                 elif member.name.endswith(".cls"):
                     labels[key] = int(tar.extractfile(member).read())
+            end = tar.offset
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise UserError(f"{path} is not an uncompressed tar shard: {error}") from None
-    return [(offset, size, labels.get(key, -1), name) for offset, size, key, name in images]
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(512).strip(b"\0") or end > total:
+            warnings.warn(f"{path} is damaged or cut off at byte {min(end, total)}: {len(images)} images", stacklevel=2)
+    return [Row(offset, size, labels.get(key, -1), name) for offset, size, key, name in images]
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members up to where the file is cut off."""
-    while True:
-        try:
-            member = tar.next()
-        except tarfile.ReadError:
-            return
-        if member is None:
-            return
-        yield member
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member; None at the end and where the file is cut off."""
+    try:
+        return tar.next()
+    except tarfile.ReadError:
+        return None
 
 
 def _key(name: str) -> str:
@@ -98,109 +152,67 @@ def _key(name: str) -> str:
     return f"{folder}/{base.split('.', 1)[0]}"
 
 
-def expand(pattern: str) -> list[Path]:
-    """Paths of a brace pattern such as ``train-{000000..000146}.tar`` (comma lists too)."""
+def expand(pattern: str) -> list[str]:
+    """Names of a brace pattern such as ``train-{000000..000146}.tar`` (comma lists too)."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
-        return [Path(pattern)]
+        return [pattern]
     bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if bounds:
         first, last = bounds.groups()
+        if int(first) > int(last):
+            raise UserError(f"the range {match[0]} of {pattern!r} is empty: its first number is above its last")
         parts: Iterable[str] = (str(i).zfill(len(first)) for i in range(int(first), int(last) + 1))
     else:
         parts = match[1].split(",")
     return [p for part in parts for p in expand(pattern[: match.start()] + part + pattern[match.end() :])]
 
 
-def open_shards(pattern: str) -> tuple[ShardImages, ShardImages | None]:
-    """Training and validation images of a brace pattern, or of a folder's ``train-*.tar`` and ``val-*.tar``."""
-    if Path(pattern).is_dir():
-        train, val = (sorted(Path(pattern).glob(f"{split}-*.tar")) for split in ("train", "val"))
-        train = train or sorted(Path(pattern).glob("*.tar"))
+def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
+    """Training and validation images of tar shards.
+
+    Args:
+        data: a shard or a brace pattern of them, paths or http addresses: all are training images; or a folder (for
+            http, one with a ``shards.txt``), where the names tell ``train`` from ``val``.
+
+    Raises:
+        UserError: a shard is missing or no tar, or the names leave open what is for validation.
+    """
+    if is_remote(data) and not data.endswith(".tar"):
+        listing = read_file(f"{data.rstrip('/')}/{LISTING}")
+        if listing is None:
+            raise UserError(f"no {LISTING} at {data}: give a folder that `crosschannel shard` wrote, or its .tar files")
+        train, val = _split([f"{data.rstrip('/')}/{name}" for name in listing.decode().split()], data)
+    elif Path(data).is_dir():
+        found = sorted(Path(data).glob("*.tar")) + sorted(Path(data).glob("*/*.tar"))
+        train, val = _split([str(path) for path in found], data)
     else:
-        train, val = expand(pattern), []
-    missing = [path for path in train if not path.is_file()]
-    if missing:
-        raise UserError(f"no shard {missing[0]}, the first of {len(missing)} missing ones named by {pattern!r}")
-    names = train[0].parent / "classes.txt"
-    classes = tuple(names.read_text().splitlines()) if names.is_file() else ()
+        train, val = expand(data), []
+        missing = [path for path in train if not is_remote(path) and not Path(path).is_file()]
+        if missing:
+            raise UserError(f"no shard {missing[0]}, the first of {len(missing)} missing ones named by {data!r}")
+    classes = _classes(train[0])
     return ShardImages(train, classes), ShardImages(val, classes) if val else None
 
 
-def write_shards(
-    images: ImageSet,
-    out: Path,
-    split: str,
-    size: int | None = None,
-    shard_bytes: int = 256 << 20,
-    progress=None,
-) -> tuple[int, list[tuple[str, str]]]:
-    """Write an ImageSet as ``OUT/SPLIT-NNNNNN.tar`` with indices, in a shuffled order.
-
-    Args:
-        images: what to write.
-        out: an existing folder.
-        split: the prefix of the file names.
-        size: short side to reduce larger images to (JPEG, quality 95); None keeps every file as it is.
-        shard_bytes: a shard is closed once it holds this many bytes.
-        progress: called with 1 after every image.
-
-    Returns:
-        the number of shards and the broken images left out, as (name, reason).
-    """
-    broken: list[tuple[str, str]] = []
-    shard, tar, path, written = 0, None, out, 0
-    for number, index in enumerate(epoch_order(len(images), 0, 0)):
-        name = images.names[int(index)]
-        try:
-            data, extension = _encoded(images.read(int(index)), name, size)
-        except (BrokenImage, OSError) as error:
-            broken.append((name, str(error)))
-            continue
-        finally:
-            if progress:
-                progress(1)
-        if tar is None:
-            path = out / f"{split}-{shard:06d}.tar"
-            tar, written, shard = tarfile.open(path.with_suffix(".part"), "w:"), 0, shard + 1  # noqa: SIM115
-        key = f"{number:08d}_{re.sub(r'[^A-Za-z0-9_-]', '_', Path(name).stem)[:80]}"
-        _add(tar, key + extension, data)
-        label = int(images.labels[index])
-        if label >= 0:
-            _add(tar, key + ".cls", str(label).encode())
-        written += len(data)
-        if written >= shard_bytes:
-            _finish(tar, path)
-            tar = None
-    if tar is not None:
-        _finish(tar, path)
-    return shard, broken
+def _split(shards: list[str], data: str) -> tuple[list[str], list[str]]:
+    """Training and validation shards by their names; shards without a word in them are all for training."""
+    found: dict[str, list[str]] = {"train": [], "val": [], "test": [], "": []}
+    for shard in shards:
+        name = shard.removeprefix(data)
+        words = (s for s, word in _SPLITS.items() if re.search(rf"(^|[^a-z]){word}([^a-z]|$)", name, re.I))
+        found[next(words, "")].append(shard)
+    if (found["train"] or found["val"]) and found[""]:
+        raise UserError(f"{found[''][0]} is named neither train nor val, as its neighbours are; give a brace pattern")
+    train = found["train"] or found[""]
+    if not train:
+        raise UserError(f"no training shards in {data!r}: none is named train-….tar")
+    return train, found["val"]
 
 
-def _encoded(data: bytes, name: str, size: int | None) -> tuple[bytes, str]:
-    """The bytes to store, checked to decode, and their extension."""
-    image = decode(data)
-    height, width = image.shape[:2]
-    if size is None or min(height, width) <= size:
-        return data, Path(name).suffix.lower()
-    scale = size / min(height, width)
-    small = Image.fromarray(image).resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
-    )
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue(), ".jpg"
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def _finish(tar: tarfile.TarFile, path: Path) -> None:
-    part = path.with_suffix(".part")
-    tar.close()
-    lines = "".join("\t".join(map(str, row)) + "\n" for row in scan(part))
-    path.with_name(path.name + ".idx").write_text(f"{_INDEX_VERSION}\t{part.stat().st_size}\n{lines}")
-    part.rename(path)
+def _classes(shard: str) -> tuple[str, ...]:
+    """The class names beside a shard, where there are any."""
+    place = f"{shard.rpartition('/')[0]}/{CLASSES}" if "/" in shard else CLASSES
+    if is_remote(shard):
+        return tuple((read_file(place) or b"").decode().splitlines())
+    return tuple(Path(place).read_text().splitlines()) if Path(place).is_file() else ()

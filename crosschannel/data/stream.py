@@ -5,9 +5,11 @@ is to see; who else runs, how many workers decode and whether the run was restar
 """
 
 import ctypes
+import errno
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from crosschannel.data.crops import CropConfig, centre_box, cut, random_box
-from crosschannel.data.decode import BrokenImage, image_size
+from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.images import ImageSet
 from crosschannel.data.order import epoch_order, mix, uniforms
 from crosschannel.errors import UserError
 
 _ATTEMPTS = 20
+_REQUESTS = 16  # that wait for a remote server at a time
+Sample = tuple[np.ndarray | None, int, list[tuple[int, str]]]  # crop if any was readable, index, broken ones met
 
 
 @dataclass
@@ -56,16 +60,42 @@ class CropStream(Dataset):
         self.images, self.crop, self.seed, self.train = images, crop, seed, train
         self._order: tuple[int, np.ndarray] | None = None
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray | None, int, list[tuple[int, str]]]:
-        """The crop (None where no image could be read), the image's index, and the broken ones met."""
+    def __getitem__(self, number: int) -> Sample:
+        return self._sample(number, self._read(self._index(number, 0)))
+
+    def __getitems__(self, numbers: list[int]) -> list[Sample] | UserError:
+        """Several samples; where the images are gone, why (a worker's exception would arrive as a traceback)."""
+        try:
+            if not self.images.remote:
+                return [self[number] for number in numbers]
+            with ThreadPoolExecutor(_REQUESTS) as threads:  # ask for all at once: each waits for the network
+                first = threads.map(self._read, [self._index(number, 0) for number in numbers])
+                return [self._sample(number, data) for number, data in zip(numbers, first, strict=True)]
+        except UserError as error:
+            return error
+
+    def _sample(self, number: int, first: bytes | str) -> Sample:
         broken: list[tuple[int, str]] = []
         for attempt in range(_ATTEMPTS if self.train else 1):
             index = self._index(number, attempt)
+            data = self._read(index) if attempt else first
+            if isinstance(data, str):
+                broken.append((index, data))
+                continue
             try:
-                return self._crop(index, number, attempt), index, broken
-            except (BrokenImage, OSError) as error:
+                return self._crop(EncodedImage(data), number, attempt), index, broken
+            except BrokenImage as error:
                 broken.append((index, str(error)))
         return None, index, broken
+
+    def _read(self, index: int) -> bytes | str:
+        """An image's bytes, or why that one image cannot be read."""
+        try:
+            return self.images.read(index)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # this machine's fault, not the image's
+                raise UserError(f"cannot read images: {error}") from None
+            return str(error)
 
     def _index(self, number: int, attempt: int) -> int:
         if not self.train:
@@ -77,15 +107,13 @@ class CropStream(Dataset):
             position = mix(self.seed, epoch, position, attempt) % len(self.images)
         return int(self._order[1][position])
 
-    def _crop(self, index: int, number: int, attempt: int) -> np.ndarray:
-        data = self.images.read(index)
-        size = image_size(data)
+    def _crop(self, image: EncodedImage, number: int, attempt: int) -> np.ndarray:
         if not self.train:
-            return cut(data, size, centre_box(*size, self.crop), self.crop.size, False)
+            return cut(image, centre_box(image.width, image.height, self.crop), self.crop.size)
         epoch, position = divmod(number, len(self.images))
         u = uniforms(5, self.seed, epoch, position, attempt, 1)
-        mirror = self.crop.mirror and u[4] < 0.5
-        return cut(data, size, random_box(*size, self.crop, u), self.crop.size, mirror)
+        box = random_box(image.width, image.height, self.crop, u)
+        return cut(image, box, self.crop.size, self.crop.mirror and u[4] < 0.5)
 
 
 class BrokenImages:
@@ -101,7 +129,7 @@ class BrokenImages:
         self.seen = self.broken = 0
 
     def count(self, seen: int, broken: list[str]) -> None:
-        """Add to the tally.
+        """Add to the tally, unless it passes the limit.
 
         Args:
             seen: images asked for.
@@ -110,13 +138,13 @@ class BrokenImages:
         Raises:
             UserError: more than the allowed share is broken.
         """
-        self.seen += seen + len(broken)
-        self.broken += len(broken)
-        if self.seen > self.after and self.broken > self.limit * self.seen:
+        all_seen, all_broken = self.seen + seen + len(broken), self.broken + len(broken)
+        if all_seen > self.after and all_broken > self.limit * all_seen:
             raise UserError(
-                f"{self.broken} of {self.seen} images seen so far are broken, more than the allowed "
+                f"{all_broken} of {all_seen} images seen so far are broken, more than the allowed "
                 f"{self.limit:.3g} of them (the last one: {broken[-1] if broken else 'see the log'})"
             )
+        self.seen, self.broken = all_seen, all_broken
 
 
 class _Numbers:
@@ -144,8 +172,8 @@ def crop_loader(
     take: slice = slice(None),
     workers: int = 0,
     pin: bool = False,
-) -> DataLoader:
-    """A loader of :class:`Batch` over sample numbers ``start`` … ``stop``.
+) -> Iterator[Batch]:
+    """Batches over sample numbers ``start`` … ``stop``.
 
     Args:
         stream: number → crop.
@@ -154,8 +182,11 @@ def crop_loader(
         take: the part of every batch that this rank loads.
         workers: processes that decode; 0 decodes in this one.
         pin: page-lock the batches, for copies to a GPU.
+
+    Raises:
+        UserError: the place that holds the images is gone.
     """
-    return DataLoader(
+    loader = DataLoader(
         stream,
         batch_sampler=_Numbers(start, stop, batch, take),
         collate_fn=_collate,
@@ -164,9 +195,15 @@ def crop_loader(
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-def _collate(samples: list[tuple[np.ndarray | None, int, list[tuple[int, str]]]]) -> Batch:
+def _collate(samples: list[Sample] | UserError) -> Batch | UserError:
+    if isinstance(samples, UserError):
+        return samples
     crops = [crop for crop, _, _ in samples if crop is not None]
     indices = torch.tensor([index for crop, index, _ in samples if crop is not None], dtype=torch.int64)
     stacked = np.stack(crops) if crops else np.empty((0, 1, 1, 3), np.uint8)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
 from crosschannel.errors import UserError
 from crosschannel.hub.files import load_state, read_weights
-from crosschannel.hub.sources import Source, parse_source
-from crosschannel.models import AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
+from crosschannel.hub.sources import OPTIONS, Source, parse_source
+from crosschannel.models import NET_NAMES, AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
 from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.colorizer import Colorizer
@@ -117,8 +117,8 @@ def _is_classic(net: nn.Module) -> bool:
 
 def _resized(source: Source, input: InputSpec) -> InputSpec:
     """The input with the source's own ``size`` and ``resize``."""
-    size = source.integer("size", input.size)
-    return replace(input, size=size, resize=source.integer("resize", max(size, input.resize)))
+    size = source.integer("size", input.size, 1)
+    return replace(input, size=size, resize=source.integer("resize", max(size, input.resize), 1))
 
 
 def _geometry(source: Source) -> str:
@@ -127,7 +127,11 @@ def _geometry(source: Source) -> str:
 
 def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
     """An untrained net, its input and its seed: of a name, or the twin of a trained one."""
-    if Path(source.name).expanduser().exists():
+    seed = source.integer("seed", 0)
+    inner = parse_source(source.name)
+    if inner.kind in ("timm", "torchvision", "factory"):
+        return *_fresh_elsewhere(source, inner, seed), seed
+    if source.name not in NET_NAMES and Path(source.name).expanduser().exists():
         _, meta = read_weights(_weights_path(parse_source(source.name), "backbone.safetensors"))
         spec, input = NetSpec(**meta["net"]), _input(meta)
     else:
@@ -141,13 +145,33 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
         fc=source.integer("fc", spec.fc),
         geometry=_geometry(source),
     )
-    seed = source.integer("seed", 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build_net(spec, input.size)
         if not isinstance(net, TimmNet):  # timm's nets have their own
             init.gaussian(net)
     return net, input, seed
+
+
+def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Module, InputSpec]:
+    """A net of another library with the initial weights that its authors gave it."""
+    foreign = sorted(source.options.keys() - OPTIONS[inner.kind] - {"seed", "data"})
+    if foreign:
+        raise UserError(f"{source.text!r}: no option {foreign[0]!r} for a net of {inner.kind}")
+    options = {key: value for key, value in source.options.items() if key in OPTIONS[inner.kind]}
+    if "weights" in OPTIONS[inner.kind]:
+        options["weights"] = "none"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net, input, _ = _LOADERS[inner.kind](Source(inner.kind, inner.name, source.text, options), None)
+        if inner.kind == "factory":  # it may have loaded weights
+            for module in net.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+                elif next(module.parameters(recurse=False), None) is not None:
+                    what = type(module).__name__
+                    raise UserError(f"{source.text!r}: its {what} has no reset_parameters, to be initialised anew")
+    return net, input
 
 
 def _load_random(source: Source, data: str | None) -> Loaded:
@@ -188,7 +212,7 @@ def _load_torchvision(source: Source, _data: str | None) -> Loaded:
         raise UserError(f"torchvision's weights {weights!r} of {source.name} cannot be had: {error}") from None
     if local.is_file():
         load_state(model, _torch_weights(local), str(local))
-    size = source.integer("size", 224)
+    size = source.integer("size", 224, 1)
     input = InputSpec("rgb", size, source.integer("resize", 256))
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
     return ModuleNet(model, TORCHVISION_LAYERS.get(source.name)), input, Provenance(source.text, details)
@@ -200,7 +224,7 @@ def _load_timm(source: Source, _data: str | None) -> Loaded:
     if local and weights.lower() != "none" and not local.is_file():
         raise UserError(f"{source.text!r}: no weights file {weights!r}")
     input_kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
-    size = source.integer("size", 0) or None
+    size = source.integer("size", 0, 1) or None
     net = TimmNet(source.name, 1 if input_kind == "grey" else 3, pretrained=weights is None, image_size=size)
     if local and local.is_file():
         load_state(net.model, _torch_weights(local, drop=net.model.pretrained_cfg.get("classifier")), weights)
@@ -242,7 +266,7 @@ def _load_factory(source: Source, _data: str | None) -> Loaded:
     if not isinstance(made, nn.Module):
         raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")
     kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
-    size = source.integer("size", 224)
+    size = source.integer("size", 224, 1)
     input = InputSpec(kind, size, source.integer("resize", max(size, 256)))
     net = made if hasattr(made, "forward_features") and hasattr(made, "layers") else ModuleNet(made)
     return net, input, Provenance(source.text, {})

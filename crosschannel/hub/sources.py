@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crosschannel.errors import UserError
 
-_OPTIONS = {
+OPTIONS = {
     "path": {"geometry", "input", "size", "resize"},
     "random": {"input", "seed", "data", "norm", "fc", "geometry", "size", "resize"},
     "kmeans": {"input", "seed", "data", "norm", "fc", "geometry", "size", "resize"},
@@ -37,11 +37,13 @@ class Source:
     text: str
     options: dict[str, str] = field(default_factory=dict)
 
-    def integer(self, key: str, default: int) -> int:
-        try:
-            return int(self.options.get(key, default))
-        except ValueError:
-            raise UserError(f"{self.text!r}: {key} must be a whole number, got {self.options[key]!r}") from None
+    def integer(self, key: str, default: int, least: int = 0) -> int:
+        if key not in self.options:
+            return default
+        value = self.options[key]
+        if not value.isdecimal() or not least <= int(value) < 2**63:
+            raise UserError(f"{self.text!r}: {key} must be a whole number from {least}, got {value!r}")
+        return int(value)
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.options.get(key, default)
@@ -60,7 +62,7 @@ def parse_source(text: str) -> Source:
         return Source("path", text, text)
     head, *pairs = text.split(",")
     kind, colon, name = head.partition(":")
-    if not colon or kind not in _OPTIONS:
+    if not colon or kind not in OPTIONS:
         kind, name = ("factory" if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", head) else "path"), head
     if not name:
         raise UserError(f"the source {text!r} names nothing")
@@ -69,7 +71,7 @@ def parse_source(text: str) -> Source:
         key, equals, value = pair.partition("=")
         if not equals or not value:
             raise UserError(f"{text!r}: {pair!r} is not an option; options look like seed=1")
-        if key not in _OPTIONS[kind]:
-            raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(_OPTIONS[kind]))}")
+        if key not in OPTIONS[kind]:
+            raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(OPTIONS[kind]))}")
         options[key] = value
     return Source(kind, name, text, options)

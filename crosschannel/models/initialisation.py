@@ -164,7 +164,7 @@ def _centres(patches: np.ndarray, k: int, seed: int) -> np.ndarray:
     if not kept.any() or len(white) < k:
         raise ValueError(f"{len(white)} patches with {int(kept.sum())} dimensions are too few for {k} filters")
     # The seeding looks at 5k patches only: on all of them it would take ten times as long as the clustering.
-    clusters = MiniBatchKMeans(k, batch_size=10_000, init_size=5 * k, n_init=1, max_iter=10, random_state=seed)
+    clusters = MiniBatchKMeans(k, batch_size=10_000, init_size=5 * k, n_init=1, max_iter=10, random_state=seed % 2**32)
     clusters.fit(white)
     return (clusters.cluster_centers_ @ whiten.T).astype(np.float32)
 

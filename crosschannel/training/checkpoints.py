@@ -6,6 +6,7 @@ The checksum is in the name, so one rename publishes both; a file whose bytes do
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def found(folder: Path) -> list[Path]:
     return sorted(paths, key=_step, reverse=True)
 
 
-def load_newest(folder: Path, warn=lambda message: None) -> dict[str, Any] | None:
+def newest(folder: Path, warn: Callable[[str], None] = lambda message: None) -> Path | None:
     """The newest checkpoint that is whole; None where there is none at all.
 
     Args:
@@ -54,20 +55,29 @@ def load_newest(folder: Path, warn=lambda message: None) -> dict[str, Any] | Non
         warn: told about every damaged one.
 
     Raises:
-        UserError: there are some, but all are damaged, or they are of a newer version.
+        UserError: there are some, but all are damaged.
     """
     paths = found(folder)
     for path in paths:
         if _digest(path) != _NAME.fullmatch(path.name)[2]:
             warn(f"{path} is damaged (its checksum does not match its name); trying the one before it")
             continue
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["schema"] > SCHEMA:
-            raise UserError(f"{path} was written by a newer crosschannel (schema {state['schema']}); update it")
-        return state
+        return path
     if paths:
         raise UserError(f"all {len(paths)} checkpoints in {folder} are damaged; start anew in another folder")
     return None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What :func:`save` wrote, on the CPU.
+
+    Raises:
+        UserError: it is of a newer version.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["schema"] > SCHEMA:
+        raise UserError(f"{path} was written by a newer crosschannel (schema {state['schema']}); update it")
+    return state
 
 
 def _step(path: Path) -> int:

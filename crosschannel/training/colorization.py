@@ -58,6 +58,8 @@ class Colorization:
         self.val, self.crop, self.world = val, crop, world
         self.initial, self.start_state, self.samples = initial, start_state, samples
         self.seed, self.batch, self.workers = seed, batch, workers
+        self.broken: dict[int, str] = {}  # held-out images that the last evaluation could not read, and why
+        self._named: set[int] = set()
 
     def initialise(self, stream: CropStream) -> bool:
         """Initial weights; k-means takes a while and is saved."""
@@ -97,19 +99,25 @@ class Colorization:
         rank, size = self.world.rank, self.world.size
         own = slice(rank * self.batch, (rank + 1) * self.batch)
         sums = torch.zeros(self.objective.score_length, dtype=torch.float64, device=self.world.device)
+        broken: list[tuple[int, str]] = []
         for batch in crop_loader(stream, 0, len(self.val), self.batch * size, own, self.workers):
             if should_stop():
                 raise Interrupted
+            broken += batch.broken
             if len(batch.images):
                 lightness, ab = self._targets(batch.images)
                 sums += self.objective.score(net(lightness), ab)
         sums = self.world.sum(sums)
+        self.broken = dict(entry for rank in self.world.gather(broken) for entry in rank)
         if not sums[0]:
             raise UserError("none of the held-out images can be read")
         return self.objective.metrics(sums)
 
     def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
-        """Write a picture of held-out images: lightness, predicted colours, truth."""
+        """Name broken held-out images (once); write a picture of others: lightness, predicted colours, truth."""
+        for index in self.broken.keys() - self._named:
+            log.say(f"broken held-out image {self.val.names[index]}: {self.broken[index]}")
+        self._named |= self.broken.keys()
         grid = self.picture(net)
         if grid is not None:
             self.samples.mkdir(exist_ok=True)

@@ -101,6 +101,7 @@ class Loop:
         self.steps = total_steps(self.train, len(stream.images))
         self.broken = BrokenImages(self.runtime.broken_limit)
         self._named_broken: set[str] = set()
+        self.lost = ""  # why there are no more images
         self.done = 0
         self.losses: list[Tensor] = []  # since the last line of the log
         self.evaluated = True  # whether the evaluation that is due at `done` has been done
@@ -119,12 +120,12 @@ class Loop:
         with InterruptFlag() as self.flag:
             self._set_up()
             notes: list[str] = []
-            state = checkpoints.load_newest(self.run.checkpoints, notes.append)
+            state = self._newest_state(notes)
             if state is not None:
                 self._load(state)
             main = self.world.is_main
             if main:
-                self.run.forget_metrics_after(self.done)
+                self.run.forget_metrics_after(self.done, self.evaluated)
             self.log = TrainingLog(self.run.path, self.done, self.steps, self.runtime.tensorboard, quiet=not main)
             try:
                 self._begin(state is not None, notes)
@@ -143,6 +144,19 @@ class Loop:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(train.precision)
         self.autocast = lambda: torch.autocast(device.type, dtype, enabled=dtype is not None)
         self.average = copy.deepcopy(self.net).requires_grad_(False) if train.ema else None
+
+    def _newest_state(self, notes: list[str]) -> dict[str, Any] | None:
+        """The checkpoint that rank 0 chooses, on all ranks."""
+        path, problem = None, None
+        if self.world.is_main:
+            try:
+                path = checkpoints.newest(self.run.checkpoints, notes.append)
+            except UserError as error:
+                problem = str(error)
+        path, problem = self.world.gather((path, problem))[0]
+        if problem:
+            raise UserError(problem)
+        return None if path is None else checkpoints.load(path)
 
     def _begin(self, resumed: bool, notes: list[str]) -> None:
         """Say where the run stands, and set the initial weights of a new one."""
@@ -165,10 +179,10 @@ class Loop:
             self._evaluate()
         begun, images = time.monotonic(), 0
         for parts in self._batches():
+            self._watch_broken(parts)
             self.losses.append(self._step(model, parts))
             self.done += 1
             images += self.train.batch
-            self._watch_broken(parts)
             if self.done % self.runtime.log_every == 0 or self.done == self.steps:
                 speed = images / (time.monotonic() - begun)
                 self._check_losses()
@@ -206,11 +220,15 @@ class Loop:
             pin=self.world.device.type == "cuda",
         )
         parts: list[Batch] = []
-        for batch in loader:
-            parts.append(batch)
-            if len(parts) == self.train.accumulate:
-                yield parts
-                parts = []
+        try:
+            for batch in loader:
+                parts.append(batch)
+                if len(parts) == self.train.accumulate:
+                    yield parts
+                    parts = []
+        except UserError as error:  # the images are gone: for all ranks to hear before any of them steps
+            self.lost = str(error)
+            yield []
 
     def _step(self, model: nn.Module, parts: list[Batch]) -> Tensor:
         """One optimiser step: summed losses, divided once by the count over all ranks and parts."""
@@ -258,20 +276,22 @@ class Loop:
         return self.net if self.average is None else self.average
 
     def _watch_broken(self, parts: list[Batch]) -> None:
-        """Name (once), count and limit the broken images of all ranks."""
+        """Name (once), count and limit the broken images of all ranks, before they are learned from."""
         found = [(self.stream.images.names[i], why) for part in parts for i, why in part.broken]
-        starved = any(len(part.images) < self.micro_batch for part in parts)
-        if self.world.any(bool(found)):
-            ranks = self.world.gather((found, starved))
-            found, starved = [entry for entries, _ in ranks for entry in entries], any(flag for _, flag in ranks)
+        if any(len(part.images) < self.micro_batch for part in parts):
+            self.lost = "no readable image was found in twenty attempts; check --data"
+        if self.world.any(bool(found or self.lost)):
+            ranks = self.world.gather((found, self.lost))
+            found = [entry for entries, _ in ranks for entry in entries]
+            self.lost = next((lost for _, lost in ranks if lost), "")
         for name, why in found:
             if name not in self._named_broken:
                 self._named_broken.add(name)
                 self.log.say(f"broken image {name}: {why}")
         try:
+            if self.lost:
+                raise UserError(self.lost)
             self.broken.count(self.train.batch, [name for name, _ in found])
-            if starved:
-                raise UserError("no readable image was found in twenty attempts; check --data")
         except UserError:
             self._save()
             raise

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from crosschannel.errors import UserError
+
 
 @dataclass
 class World:
@@ -54,15 +56,22 @@ class World:
 
 def join_world(device: torch.device) -> World:
     """Join the process group that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as torchrun sets them)."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", 1)
     if size == 1:
         return World(0, 1, device)
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", _number("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return World(dist.get_rank(), size, device)
+
+
+def _number(variable: str, default: int) -> int:
+    value = os.environ.get(variable, str(default))
+    if not value.isdecimal():
+        raise UserError(f"the environment's {variable} must be a whole number, got {value!r}")
+    return int(value)
 
 
 def leave_world() -> None:

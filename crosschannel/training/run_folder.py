@@ -1,5 +1,6 @@
 """A run folder: one command's config, log, checkpoints and results, held by one process group at a time."""
 
+import errno
 import fcntl
 import json
 import os
@@ -58,7 +59,9 @@ class RunFolder:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks, say
+                raise UserError(f"cannot lock {self.path / '.lock'}: {error.strerror}") from None
             self._handle.seek(0)
             holder = self._handle.read().strip() or "another process"
             raise UserError(f"{self.path} is in use by {holder}") from None
@@ -121,10 +124,17 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop lines of steps that a resumed run will do again, and a last line that was cut off."""
-        rows = read_metrics(self.path)
-        self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+    def forget_metrics_after(self, step: int, evaluated: bool = True) -> None:
+        """Drop lines that a resumed run will write again, and a last line that was cut off.
+
+        Args:
+            step: steps done.
+            evaluated: whether the evaluation at that step is done too.
+        """
+        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        if not evaluated:
+            rows = [row for row in rows if row["step"] < step or not any(key.startswith("val/") for key in row)]
+        self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write ``result.json``, which marks the run as finished."""

@@ -64,6 +64,13 @@ CASES = [
     ("prior into no folder", "prior --data {photos} --out {tmp}/x/y/p.npz", "no folder"),
     ("shards into a full folder", "shard {photos} {tmp}/foreign", "not an empty folder"),
     ("shards of nothing", "shard {tmp}/gone {tmp}/o", "no such folder"),
+    ("shards below a file", "shard {photos} {tmp}/ok.png/o", "ok.png"),
+    ("more shards of validation than there is", "shard {photos}/train {tmp}/o --val-share 5", "val_share"),
+    ("a pair for one number", "pretrain --data {photos} --crop.area 0.2", "crop.area: expected two numbers"),
+    ("a group for a key", "pretrain --data {photos} --train 3", "train is a group of keys"),
+    ("negative seed", "pretrain --data {photos} --seed=-1 --out {tmp}/o", "seed"),
+    ("prior over a folder", "prior --data {photos} --out {tmp}/empty", "it is a folder"),
+    ("prior of minus one image", "prior --data {photos} --out {tmp}/p.npz --limit=-1", "limit"),
     ("shards without a target", "shard {photos}", "out"),
 ]
 
@@ -79,11 +86,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(places, capsys, monkeypatch, 
     assert len(list((places["tmp"] / "foreign").iterdir())) == 1
 
 
-def test_debug_shows_the_traceback(places):
-    from crosschannel import UserError
-
-    with pytest.raises(UserError):
-        main(["pretrain", "--data", f"{places['tmp']}/gone", "--debug", "--out", f"{places['tmp']}/o"])
+def test_debug_shows_the_traceback(places, capsys):
+    assert main(["pretrain", "--data", f"{places['tmp']}/gone", "--debug", "--out", f"{places['tmp']}/o"]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_usage_help_and_version(capsys):

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from runs import assert_same_end
+from same_end import assert_same_end
 
 from crosschannel.cli import main
 from crosschannel.objectives import Classification
@@ -82,7 +82,7 @@ def test_a_signal_saves_at_the_next_step_boundary_and_exits_75(
         send_in(patch, place, number)
         assert main(arguments) == 75
     assert f"stopped by {number.name}" in capsys.readouterr().err
-    state = checkpoints.load_newest(tmp_path / "run" / "checkpoints")
+    state = checkpoints.load(checkpoints.newest(tmp_path / "run" / "checkpoints"))
     assert 0 < state["step"] < 12
     assert state["step"] >= max((row["step"] for row in read_metrics(tmp_path / "run")), default=0)
     assert main(arguments) == 0

@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import assert_same_end
+from same_end import assert_same_end
 
 from crosschannel import load_backbone, load_colorizer
 from crosschannel.cli import config_folder, main, parse

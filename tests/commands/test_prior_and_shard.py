@@ -41,6 +41,29 @@ def test_shards_train_like_their_folder(tmp_path, photo_folder, small):
     assert main(["pretrain", *small[2:], f"--data={pattern}", "--train.steps=3", f"--out={tmp_path / 'b'}"]) == 0
 
 
+def test_a_killed_shard_leaves_nothing_that_passes_for_shards(tmp_path, photo_folder, monkeypatch, capsys):
+    from crosschannel.commands import shard
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "write_shards", killed)
+        assert main(["shard", str(photo_folder), str(out)]) == 130
+    assert not out.exists() and "Traceback" not in capsys.readouterr().err
+    assert main(["shard", str(photo_folder), str(out)]) == 0
+    assert [len(images) for images in open_images(str(out))] == [40, 10] and list(tmp_path.iterdir()) == [out]
+
+
+def test_nothing_but_broken_images_makes_no_shards(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for i in range(9):
+        (tmp_path / "in" / f"{i}.jpg").write_bytes(b"no")
+    assert main(["shard", str(tmp_path / "in"), str(tmp_path / "out"), "--val-share", "0.3"]) == 2
+    assert "none of the 6 train images" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_folder_without_val_is_split_once_and_the_same_way(tmp_path, photo_folder):
     assert main(["shard", str(photo_folder / "train"), str(tmp_path / "s"), "--val-share", "0.25"]) == 0
     assert [len(images) for images in open_images(str(tmp_path / "s"))] == [30, 10]

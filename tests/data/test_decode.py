@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crosschannel.data.decode import BrokenImage, decode, image_size
+from crosschannel.data.decode import BrokenImage, EncodedImage, decode
 
 COLOURS = np.array([[[200, 30, 30], [30, 200, 30]], [[30, 30, 200], [240, 240, 240]]], np.uint8)
 PICTURE = COLOURS.repeat(16, 0).repeat(24, 1)  # 32 × 48
@@ -40,7 +40,7 @@ def test_colour_formats_decode_to_the_picture(name, data, tolerance):
     assert pixels.dtype == np.uint8 and pixels.shape == (32, 48, 3)
     inner = np.s_[4:12, 4:20]  # away from the edges that JPEG smears
     assert np.abs(pixels[inner].astype(int) - PICTURE[inner].astype(int)).max() <= tolerance, name
-    assert image_size(data) == (48, 32)
+    assert (EncodedImage(data).width, EncodedImage(data).height) == (48, 32)
 
 
 def test_grey_and_16_bit_pictures_become_three_equal_channels():
@@ -68,16 +68,23 @@ def test_exif_orientation_is_honoured(orientation):
     image = Image.fromarray(np.ascontiguousarray(stored[orientation]))
     data = encoded(image, "JPEG", quality=98, subsampling=0, exif=exif)
     pixels = decode(data)
-    assert pixels.shape == PICTURE.shape and image_size(data) == (48, 32)
+    assert pixels.shape == PICTURE.shape and (EncodedImage(data).width, EncodedImage(data).height) == (48, 32)
     assert np.abs(pixels[4:12, 4:20].astype(int) - PICTURE[4:12, 4:20]).max() <= 6
 
 
-def test_a_reduced_jpeg_stays_at_least_as_large_as_asked(photos):
-    data = encoded(Image.fromarray(photos[0]), "JPEG")  # 512 × 512
-    pixels = decode(data, 100, 120)
-    assert pixels.shape[0] >= 100 and 120 <= pixels.shape[1] < 512
-    full = np.asarray(Image.fromarray(decode(data)).resize(pixels.shape[1::-1], Image.Resampling.BOX)).astype(int)
-    assert np.abs(pixels - full).mean() < 3
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+@pytest.mark.parametrize("height", [512, 509])
+def test_a_shrunk_jpeg_is_that_part_of_its_size(photos, shrink, height):
+    data = encoded(Image.fromarray(photos[0][:height]), "JPEG")
+    pixels = EncodedImage(data).pixels(shrink)
+    assert pixels.shape == (-(-height // shrink), 512 // shrink, 3)
+    whole = height // shrink  # the last row may stand for fewer
+    means = decode(data)[: whole * shrink].reshape(whole, shrink, 512 // shrink, shrink, 3).mean((1, 3))
+    assert np.abs(pixels[:whole] - means).mean() < 3
+
+
+def test_a_format_that_cannot_shrink_is_decoded_whole():
+    assert EncodedImage(PNG).pixels(4).shape == (32, 48, 3)
 
 
 PNG = encoded(RGB, "PNG")

@@ -36,8 +36,9 @@ def test_any_depth_and_case_and_stray_files(photo_folder, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "b" / "._f.JPEG").write_text("a resource fork")
     (tmp_path / "b" / "up").symlink_to(tmp_path)  # a loop
+    (tmp_path / "again").symlink_to(tmp_path / "b" / "c")  # no loop
     train, val = open_images(str(tmp_path), val_share=0.3)
-    assert sorted(names(train) + names(val)) == ["a.JPG", "b/c/d/e.jpeg", "b/f.JPEG"]
+    assert sorted(names(train) + names(val)) == ["a.JPG", "again/d/e.jpeg", "b/c/d/e.jpeg", "b/f.JPEG"]
 
 
 def test_a_fixed_share_is_held_out_by_name(photo_folder, tmp_path):

@@ -8,7 +8,8 @@ from PIL import Image
 
 from crosschannel import UserError
 from crosschannel.data import CropConfig, CropStream, open_images, open_training_images
-from crosschannel.data.shards import expand, write_shards
+from crosschannel.data.shards import expand, index_text, scan
+from crosschannel.data.write_shards import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +46,101 @@ def test_we_read_what_webdataset_writes(tmp_path, photos):
     assert train.labels[0] == label
 
 
-def test_an_index_is_optional_and_a_stale_one_is_ignored(shards, tmp_path):
+def copied(shards, folder):
     for path in shards.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+        (folder / path.name).write_bytes(path.read_bytes())
+    return sorted(folder.glob("*.idx"))
+
+
+def replace_rows(text):
+    return text.replace(".jpg", ".png", 1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "crosschannel-index-1\t17\n999\t9\t0\tgone.jpg\n",
+        lambda text: text[: len(text) // 2],
+        lambda text: "\n".join(text.split("\n")[:-3]) + "\n",
+        lambda text: "",
+        replace_rows,
+    ],
+    ids=["of another shard", "cut in a line", "cut between lines", "empty", "changed"],
+)
+def test_an_index_is_optional_and_one_that_does_not_fit_is_made_anew(shards, tmp_path, damage):
+    sidecars = copied(shards, tmp_path)
     with_index = open_images(str(tmp_path))[0]
-    for sidecar in tmp_path.glob("*.idx"):
-        sidecar.write_text("crosschannel-index-1\t17\n999\t9\t0\tgone.jpg\n")
+    for sidecar in sidecars:
+        sidecar.write_text(damage(sidecar.read_text()))
     without = open_images(str(tmp_path))[0]
     assert [without.read(i) for i in range(40)] == [with_index.read(i) for i in range(40)]
 
 
-def test_a_cut_off_shard_loses_its_last_image_only(shards, tmp_path):
+def test_an_index_of_an_earlier_shard_of_the_same_size_is_noticed(tmp_path):
+    def tar(names):
+        with tarfile.open(tmp_path / "train-000000.tar", "w:") as file:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = 100 + len(name)
+                file.addfile(info, io.BytesIO(bytes(info.size)))
+
+    tar(["a.jpg", "b.jpg"])
+    rows = scan(tmp_path / "train-000000.tar")
+    size = (tmp_path / "train-000000.tar").stat().st_size
+    (tmp_path / "train-000000.tar.idx").write_text(index_text(rows, size))
+    assert [*open_training_images(str(tmp_path)).names] == ["train-000000.tar/a.jpg", "train-000000.tar/b.jpg"]
+    tar(["cc.jpg", "dd.jpg"])
+    assert (tmp_path / "train-000000.tar").stat().st_size == size
+    assert [*open_training_images(str(tmp_path)).names] == ["train-000000.tar/cc.jpg", "train-000000.tar/dd.jpg"]
+
+
+def test_a_cut_off_shard_loses_its_last_image_only_and_says_so(shards, tmp_path):
     whole = sorted(shards.glob("train-*.tar"))[0]
     cut = tmp_path / "train-000000.tar"
     count = len(open_training_images(str(whole)))
     with tarfile.open(whole) as tar:
         last = [m for m in tar.getmembers() if m.name.endswith(".jpg")][-1]
     cut.write_bytes(whole.read_bytes()[: last.offset_data + last.size // 2])
-    assert len(open_training_images(str(cut))) == count - 1
+    with pytest.warns(UserWarning, match="damaged or cut off"):
+        assert len(open_training_images(str(cut))) == count - 1
+
+
+def test_a_damaged_header_loses_what_follows_and_says_so(shards, tmp_path):
+    whole = sorted(shards.glob("train-*.tar"))[0]
+    with tarfile.open(whole) as tar:
+        third = [m for m in tar.getmembers() if m.name.endswith(".jpg")][2]
+    data = bytearray(whole.read_bytes())
+    data[third.offset : third.offset + 512] = b"\xff" * 512
+    (tmp_path / "train-000000.tar").write_bytes(data)
+    with pytest.warns(UserWarning, match=f"at byte {third.offset}: 2 images"):
+        assert len(open_training_images(str(tmp_path))) == 2
+
+
+def test_shards_are_told_apart_by_the_words_in_their_names(shards, tmp_path):
+    whole = sorted(shards.glob("train-*.tar"))[0].read_bytes()
+    names = ["imagenet-train-0.tar", "imagenet-train-1.tar", "imagenet-validation-0.tar", "imagenet_test_0.tar"]
+    for name in names:
+        (tmp_path / name).write_bytes(whole)
+    train, val = open_images(str(tmp_path))
+    assert {n.split("/")[0] for n in train.names} == set(names[:2])
+    assert {n.split("/")[0] for n in val.names} == {names[2]}
+    (tmp_path / "retrained-0.tar").write_bytes(whole)  # not a word of its own
+    with pytest.raises(UserError, match=r"retrained-0\.tar is named neither"):
+        open_images(str(tmp_path))
+
+
+def test_shards_in_train_and_val_folders(shards, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "000.tar").write_bytes(sorted(shards.glob(f"{split}-*.tar"))[0].read_bytes())
+    train, val = open_images(str(tmp_path))
+    assert len(train) > 5 and len(val) == 10
+
+
+def test_validation_shards_alone_are_no_training_set(shards, tmp_path):
+    (tmp_path / "val-0.tar").write_bytes(sorted(shards.glob("val-*.tar"))[0].read_bytes())
+    with pytest.raises(UserError, match="no training shards"):
+        open_images(str(tmp_path))
 
 
 def test_resizing_keeps_small_images_and_shapes(tmp_path, photos):
@@ -86,8 +164,8 @@ def test_broken_images_are_left_out_and_named(tmp_path, photo_folder):
     (tmp_path / "good2.jpg").write_bytes((photo_folder / "val/class1/4.jpg").read_bytes())
     out = tmp_path / "out"
     out.mkdir()
-    count, broken = write_shards(open_training_images(str(tmp_path)), out, "train")
-    assert count == 1 and [name for name, _ in broken] == ["bad.jpg"]
+    shards, broken = write_shards(open_training_images(str(tmp_path)), out, "train")
+    assert len(shards) == 1 and [name for name, _ in broken] == ["bad.jpg"]
 
 
 @pytest.mark.parametrize("content", [b"not a tar at all" * 100, b"\x1f\x8b" + bytes(600)])
@@ -98,8 +176,10 @@ def test_a_file_that_is_no_tar_is_named(tmp_path, content):
 
 
 def test_brace_patterns():
-    assert [str(p) for p in expand("a/t-{008..011}.tar")] == [f"a/t-{i:03d}.tar" for i in (8, 9, 10, 11)]
-    assert [str(p) for p in expand("{x,y}-{0..1}.tar")] == ["x-0.tar", "x-1.tar", "y-0.tar", "y-1.tar"]
+    assert expand("a/t-{008..011}.tar") == [f"a/t-{i:03d}.tar" for i in (8, 9, 10, 11)]
+    assert expand("{x,y}-{0..1}.tar") == ["x-0.tar", "x-1.tar", "y-0.tar", "y-1.tar"]
+    with pytest.raises(UserError, match="is empty"):
+        expand("x-{5..1}.tar")
 
 
 def test_a_stream_over_shards_gives_the_pixels_of_the_folder(shards, photo_folder):

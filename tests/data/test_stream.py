@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 import torch
 
@@ -75,9 +77,21 @@ def test_validation_leaves_a_broken_image_out(images):
     assert [b.indices.tolist() for b in batches] == [[0, 1, 2, 3], [5, 6, 7, 8, 9]]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_machine_out_of_files_is_not_taken_for_broken_images(images, workers):
+    class Exhausted(MemoryImages):
+        def read(self, index):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    stream = CropStream(Exhausted(["a"] * 9, [0] * 9, [b""] * 9), CROP)
+    with pytest.raises(UserError, match=r"^cannot read images: .*Too many open files"):
+        load(stream, start=0, stop=8, batch=4, workers=workers)
+
+
 def test_too_many_broken_images_stop_the_run():
     tally = BrokenImages(limit=0.01, after=1000)
     tally.count(995, ["a.jpg"] * 5)  # half the limit at 1,000
     tally.count(90, ["b.jpg"] * 5)
     with pytest.raises(UserError, match=r"11 of 1096 .*c\.jpg"):
         tally.count(0, ["c.jpg"])
+    assert (tally.seen, tally.broken) == (1095, 10)  # what was not learned from is not counted

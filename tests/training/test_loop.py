@@ -97,7 +97,7 @@ def test_two_ranks_train_as_one_process_does(photo_folder, tmp_path):
     assert rows == pytest.approx(expected, rel=1e-4)
     from crosschannel.training import checkpoints
 
-    state = checkpoints.load_newest(tmp_path / "two-0" / "checkpoints")["net"]
+    state = checkpoints.load(checkpoints.newest(tmp_path / "two-0" / "checkpoints"))["net"]
     two = torch.cat([state[name].flatten() for name, _ in one.net.named_parameters()])
     assert (two - weights(one)).abs().max() < 1e-5
 
@@ -140,7 +140,7 @@ def test_too_many_broken_images_stop_a_run_which_is_saved(photo_folder, tmp_path
         train(photo_folder, tmp_path / "a", images=images, steps=100)
     from crosschannel.training import checkpoints
 
-    assert checkpoints.load_newest(tmp_path / "a" / "checkpoints")["step"] > 40
+    assert checkpoints.load(checkpoints.newest(tmp_path / "a" / "checkpoints"))["step"] > 40
 
 
 def test_auto_is_a_fixed_table_and_explicit_values_stay():
