@@ -16,7 +16,7 @@ def is_remote(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
-def read_range(url: str, offset: int, size: int, patience: float = PATIENCE) -> bytes:
+def read_range(url: str, offset: int, size: int, patience: float | None = None) -> bytes:
     """``size`` bytes of a remote file from ``offset``.
 
     Raises:
@@ -31,7 +31,7 @@ def read_range(url: str, offset: int, size: int, patience: float = PATIENCE) -> 
     return response.data
 
 
-def read_file(url: str, patience: float = PATIENCE) -> bytes | None:
+def read_file(url: str, patience: float | None = None) -> bytes | None:
     """A whole remote file; None where the server has none.
 
     Raises:
@@ -45,7 +45,7 @@ def read_file(url: str, patience: float = PATIENCE) -> bytes | None:
     return response.data
 
 
-def file_size(url: str, patience: float = PATIENCE) -> int:
+def file_size(url: str, patience: float | None = None) -> int:
     """Bytes of a remote file.
 
     Raises:
@@ -57,12 +57,13 @@ def file_size(url: str, patience: float = PATIENCE) -> int:
     return int(response.headers["Content-Length"])
 
 
-def _get(url: str, headers: dict[str, str], patience: float, method: str = "GET") -> urllib3.BaseHTTPResponse:
+def _get(url: str, headers: dict[str, str], patience: float | None, method: str = "GET") -> urllib3.BaseHTTPResponse:
     """Ask until there is an answer other than "busy" (429, 5xx), with growing pauses."""
     pool = _pools.get(os.getpid())
     if pool is None:
         _pools.clear()
         pool = _pools[os.getpid()] = urllib3.PoolManager(maxsize=32, timeout=_TIMEOUT, retries=False)
+    patience = PATIENCE if patience is None else patience
     until, pause = time.monotonic() + patience, 0.1
     while True:
         try:

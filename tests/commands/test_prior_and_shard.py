@@ -1,10 +1,11 @@
 import numpy as np
 import torch
 from PIL import Image
+from range_server import make_server, start_server
 
 from crosschannel.cli import main
 from crosschannel.color import PriorEstimator, load_prior
-from crosschannel.data import open_images
+from crosschannel.data import open_images, remote
 
 
 def test_the_prior_command_equals_the_estimator(tmp_path, photos):
@@ -67,3 +68,32 @@ def test_nothing_but_broken_images_makes_no_shards(tmp_path, capsys):
 def test_a_folder_without_val_is_split_once_and_the_same_way(tmp_path, photo_folder):
     assert main(["shard", str(photo_folder / "train"), str(tmp_path / "s"), "--val-share", "0.25"]) == 0
     assert [len(images) for images in open_images(str(tmp_path / "s"))] == [30, 10]
+
+
+def test_a_server_that_stays_away_ends_the_run_saved_and_it_goes_on_later(
+    photo_folder, small, tmp_path, monkeypatch, capsys
+):
+    shards = tmp_path / "shards"
+    assert main(["shard", str(photo_folder), str(shards)]) == 0
+    port = make_server(shards).server_address[1]  # free a moment ago
+    monkeypatch.setattr(remote, "PATIENCE", 0.5)
+    server = start_server(shards, port)
+    run = ["pretrain", *small[2:], f"--data=http://127.0.0.1:{port}", "--runtime.checkpoint_every=100"]
+    reads = []
+
+    def count_down(url, offset, size):
+        reads.append(url)
+        if len(reads) == 70:
+            server.kill()
+            server.wait()
+        return original(url, offset, size)
+
+    original = remote.read_range
+    monkeypatch.setattr("crosschannel.data.shards.read_range", count_down)
+    assert main([*run, f"--out={tmp_path / 'run'}"]) == 2
+    assert "was away" in capsys.readouterr().err.splitlines()[-1]
+    assert list((tmp_path / "run" / "checkpoints").glob("step-00000000[1-9]*"))
+    server = start_server(shards, port)
+    assert main([*run, f"--out={tmp_path / 'run'}"]) == 0
+    assert "resuming" in capsys.readouterr().err
+    server.kill()

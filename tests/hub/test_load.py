@@ -217,3 +217,39 @@ def test_import_is_lazy():
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
     assert isinstance(crosschannel.__version__, str) and nn
+
+
+def test_random_of_another_librarys_net_is_that_net_with_that_input(photo_folder):
+    data = f"data={photo_folder}"
+    for option, kind in (("size=64", "rgb"), ("input=grey", "grey")):
+        backbone = load_backbone(f"random:timm:resnet18,{option},{data}")
+        assert backbone.layers == load_backbone("timm:resnet18,weights=none").layers
+        assert backbone.input.kind == kind and backbone.net.model.bn1.running_var.sub(1).abs().max() > 0.01
+    a, b, c = (load_backbone(f"random:torchvision:alexnet,seed={seed}") for seed in (1, 1, 2))
+    weights = [x.net.model.features[0].weight for x in (a, b, c)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    with pytest.raises(UserError, match="no option 'fc' for a net of torchvision"):
+        load_backbone("random:torchvision:alexnet,fc=3")
+
+
+def test_random_of_a_factory_forgets_its_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trained_nets.py").write_text(
+        "from torch import nn\n"
+        "def zero():\n    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+        "    nn.init.zeros_(net[0].weight)\n    return net\n"
+    )
+    assert load_backbone("trained_nets:zero").net.model[0].weight.abs().max() == 0
+    assert load_backbone("random:trained_nets:zero").net.model[0].weight.abs().max() > 0
+
+
+def test_a_folder_called_like_a_net_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "alexnet").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone("random:alexnet,fc=0,norm=false").layers[0] == "conv1"
+
+
+@pytest.mark.parametrize("option", ["seed=-1", "seed=1.5", "size=0", "seed=99999999999999999999"])
+def test_a_number_that_cannot_be_is_named(option):
+    with pytest.raises(UserError, match=f"{option.split('=')[0]} must be a whole number"):
+        load_backbone(f"random:alexnet,fc=0,norm=false,{option}")

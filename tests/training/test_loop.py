@@ -1,6 +1,7 @@
 """The loop on a small net without BatchNorm: what must be equal is equal, whatever the split of the work."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def train(data, out, world=None, images=None, grey_threshold=0.0, optim=None, ru
         TrainConfig(**{**options, **train_options}),
         runtime or RuntimeConfig(workers=0, log_every=1, tensorboard=False),
     )
-    loop = Loop(task, stream, settings, run, world)
+    loop = Loop(task, stream, settings, run, world, lambda: run.write_config(settings))
     loop.fit()
     return loop
 
@@ -141,6 +142,44 @@ def test_too_many_broken_images_stop_a_run_which_is_saved(photo_folder, tmp_path
     from crosschannel.training import checkpoints
 
     assert checkpoints.load(checkpoints.newest(tmp_path / "a" / "checkpoints"))["step"] > 40
+
+
+def test_images_that_vanish_end_a_run_which_is_saved_and_goes_on_once_they_are_back(photo_folder, tmp_path):
+    class Vanishing(MemoryImages):
+        left = 100
+
+        def read(self, index):
+            self.left -= 1
+            if self.left < 0:
+                raise FileNotFoundError(f"{index}.jpg")
+            return super().read(index)
+
+    folder = open_images(str(photo_folder))[0]
+    images = Vanishing(list(folder.names), folder.labels, [folder.read(i) for i in range(40)])
+    with pytest.raises(UserError, match="no readable image"):
+        train(photo_folder, tmp_path / "a", images=images, steps=20)
+    from crosschannel.training import checkpoints
+
+    state = checkpoints.load(checkpoints.newest(tmp_path / "a" / "checkpoints"))
+    assert state["step"] == 6 and state["broken"] == [96, 0]  # nothing was learned from what was left
+    Vanishing.left = 10**6
+    resumed, whole = (train(photo_folder, tmp_path / run, steps=20) for run in "ab")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_broken_held_out_images_are_named_and_not_counted(photo_folder, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(photo_folder, folder)
+    (folder / "val" / "class0" / "text.jpg").write_text("no picture")
+    loop = train(folder, tmp_path / "a")
+    assert capsys.readouterr().err.count("broken held-out image class0/text.jpg: it is no image") == 1
+    assert len(loop.task.broken) == 1 and len(loop.task.val) == 11
+
+
+def test_an_environment_that_is_no_number_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(UserError, match="WORLD_SIZE must be a whole number, got 'many'"):
+        join_world(torch.device("cpu"))
 
 
 def test_auto_is_a_fixed_table_and_explicit_values_stay():

@@ -108,3 +108,23 @@ def test_metrics_of_steps_to_be_done_again_are_forgotten(tmp_path):
         file.write('{"step": 40, "lo')  # killed while writing
     run.forget_metrics_after(20)
     assert read_metrics(run.path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}]
+
+
+def test_an_evaluation_that_is_done_again_is_logged_once(tmp_path):
+    run = RunFolder(tmp_path / "run", "pretrain")
+    for step, values in ((5, {"train/loss": 1.0}), (5, {"val/loss": 2.0}), (6, {"train/loss": 1.0})):
+        run.log_metrics(step, **values)
+    run.forget_metrics_after(5, evaluated=False)
+    assert read_metrics(run.path) == [{"step": 5, "train/loss": 1.0}]
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(tmp_path, monkeypatch):
+    import errno
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(UserError, match=r"cannot lock .*No locks available"):
+        RunFolder(tmp_path / "run", "pretrain")

@@ -1,0 +1,61 @@
+"""A small HTTP server that honours Range requests, for tests and benchmarks: python range_server.py FOLDER PORT."""
+
+import contextlib
+import http.server
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+class RangeHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are kept
+    root: Path
+
+    def do_GET(self, body: bool = True) -> None:
+        path = self.root / self.path.lstrip("/")
+        if not path.is_file():
+            return self._answer(404, b"")
+        size = path.stat().st_size
+        span = self.headers.get("Range")
+        if span is None:
+            return self._answer(200, path.read_bytes() if body else b"", size)
+        first, last = map(int, span.removeprefix("bytes=").split("-"))
+        with path.open("rb") as file:
+            file.seek(first)
+            data = file.read(last - first + 1)
+        return self._answer(206, data)
+
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
+
+    def _answer(self, status: int, data: bytes, length: int | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data) if length is None else length))
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(data)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def make_server(folder: Path, port: int = 0) -> http.server.ThreadingHTTPServer:
+    http.server.ThreadingHTTPServer.daemon_threads = True
+    handler = type("Handler", (RangeHandler,), {"root": folder})
+    return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+
+
+def start_server(folder: Path, port: int) -> subprocess.Popen:
+    """A server in a process of its own, once it answers."""
+    process = subprocess.Popen([sys.executable, __file__, str(folder), str(port)])
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return process
+        time.sleep(0.05)
+    raise RuntimeError("the server did not start")
+
+
+if __name__ == "__main__":
+    make_server(Path(sys.argv[1]), int(sys.argv[2])).serve_forever()
