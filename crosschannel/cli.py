@@ -100,8 +100,10 @@ def run(argv: list[str]) -> int:
     config = parse(command, getattr(module, config_name), rest, positional)
     function: Callable[[Any], Any] = getattr(module, function_name)
 
+    from crosschannel.training.device import keep_freed_memory
     from crosschannel.training.interrupts import EXIT_CODE, Interrupted
 
+    keep_freed_memory()
     try:
         function(config)
     except Interrupted as signal:

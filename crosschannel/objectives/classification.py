@@ -8,25 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.color import ABQuantizer, rebalancing_weights
+from crosschannel.color.parts import cached_parts
 from crosschannel.color.quantizer import Q
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
-    """Saves the logits and one number a pixel; the gradient is written once, in place."""
+    """Saves the logits and one number a pixel. The only other array of their size is the gradient: on a CPU all
+    intermediate results are those of one part of the batch, which its cache holds."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        full = logits.float()
-        log_sum = full.logsumexp(1)
+        log_sum = torch.cat([part.float().logsumexp(1) for part in cached_parts(logits)])
         ctx.save_for_backward(logits, log_sum, indices, weights)
-        return log_sum - (full.gather(1, indices) * weights).sum(1)
+        return log_sum - (logits.gather(1, indices).float() * weights).sum(1)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         logits, log_sum, indices, weights = ctx.saved_tensors
-        change = (logits.float() - log_sum[:, None]).exp_()
-        change.scatter_add_(1, indices, -weights).mul_(gradient[:, None])
-        return change.to(logits.dtype), None, None
+        change = torch.empty_like(logits)
+        parts = (cached_parts(t, like=logits) for t in (change, logits, log_sum, indices, weights, gradient))
+        for out, part, normaliser, bins, soft, scale in zip(*parts, strict=True):
+            softmax = (part.float() - normaliser[:, None]).exp_()
+            torch.mul(softmax.scatter_add_(1, bins, -soft), scale[:, None], out=out)
+        return change, None, None
 
 
 def sparse_cross_entropy(logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
