@@ -4,6 +4,8 @@ The constants are those of the sRGB standard (IEC 61966-2-1) and CIE 15 in the r
 so that both agree to float32 accuracy.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -72,16 +74,40 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     Raises:
         ValueError: the shape is not (N, 3, H, W).
     """
+    return _convert(rgb, _rgb_to_lab)
+
+
+def rgb_to_lightness(rgb: Tensor) -> Tensor:
+    """The L of :func:`rgb_to_lab` alone, in a third of its time.
+
+    Args:
+        rgb: (N, 3, H, W), float in [0, 1] or uint8 in [0, 255].
+
+    Returns:
+        (N, 1, H, W), L in [0, 100]: ``rgb_to_lab(rgb)[:, :1]`` to the last bits.
+
+    Raises:
+        ValueError: the shape is not (N, 3, H, W).
+    """
+    return _convert(rgb, _rgb_to_lightness)
+
+
+def _convert(rgb: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     _check(rgb, "rgb")
     out = torch.float32 if rgb.dtype == torch.uint8 else rgb.dtype
     work = rgb if rgb.dtype == torch.uint8 else rgb.to(torch.promote_types(rgb.dtype, torch.float32))
-    return torch.cat([_rgb_to_lab(part) for part in cached_parts(work.contiguous())]).to(out)
+    return torch.cat([function(part) for part in cached_parts(work.contiguous())]).to(out)
 
 
 def _rgb_to_lab(rgb: Tensor) -> Tensor:
     xyz = _mix(_linear(rgb), _RGB_TO_XYZ / _WHITE[:, None])
     x, y, z = _root(xyz).unbind(1)
     return torch.stack(((y * 116).sub_(16), (x - y).mul_(500), (y - z).mul_(200)), 1)
+
+
+def _rgb_to_lightness(rgb: Tensor) -> Tensor:
+    y = _mix(_linear(rgb), (_RGB_TO_XYZ / _WHITE[:, None])[1:2])
+    return (_root(y) * 116).sub_(16)
 
 
 def _lab_to_rgb_unclipped(lab: Tensor) -> Tensor:

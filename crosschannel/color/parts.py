@@ -1,4 +1,4 @@
-"""Large batches in parts: elementwise work on a CPU is bound by memory unless its intermediate results stay in cache."""
+"""Large batches in parts: elementwise work on a CPU waits for memory unless its intermediate results stay in cache."""
 
 from torch import Tensor
 

@@ -44,7 +44,7 @@ class ImageSet(Protocol):
         names: what each image is called in logs and results, unique.
         labels: (len,) int64, -1 where unknown.
         classes: class names by label; empty where there are none.
-        remote: reading waits for a network, so that it pays to ask for many images at once.
+        remote: reading waits for a network; such a set has ``read_many(indices)`` besides.
     """
 
     remote: bool
@@ -88,3 +88,6 @@ class Subset:
 
     def read(self, index: int) -> bytes:
         return self._images.read(int(self._indices[index]))
+
+    def read_many(self, indices: list[int]) -> list[bytes]:
+        return self._images.read_many([int(self._indices[index]) for index in indices])

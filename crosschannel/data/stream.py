@@ -9,7 +9,6 @@ import errno
 import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,6 @@ from crosschannel.data.order import epoch_order, mix, uniforms
 from crosschannel.errors import UserError
 
 _ATTEMPTS = 20
-_REQUESTS = 16  # that wait for a remote server at a time
 Sample = tuple[np.ndarray | None, int, list[tuple[int, str]]]  # crop if any was readable, index, broken ones met
 
 
@@ -68,9 +66,8 @@ class CropStream(Dataset):
         try:
             if not self.images.remote:
                 return [self[number] for number in numbers]
-            with ThreadPoolExecutor(_REQUESTS) as threads:  # ask for all at once: each waits for the network
-                first = threads.map(self._read, [self._index(number, 0) for number in numbers])
-                return [self._sample(number, data) for number, data in zip(numbers, first, strict=True)]
+            first = self.images.read_many([self._index(number, 0) for number in numbers])
+            return [self._sample(number, data) for number, data in zip(numbers, first, strict=True)]
         except UserError as error:
             return error
 

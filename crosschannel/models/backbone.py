@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from crosschannel.color import rgb_to_lab
+from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.errors import UserError
 
 InputKind = Literal["grey", "lab", "rgb"]
@@ -42,8 +42,7 @@ class InputSpec:
             rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
             mean, std = (torch.tensor(v).to(rgb)[:, None, None] for v in (self.mean, self.std))
             return (rgb - mean) / std
-        lab = rgb_to_lab(rgb)
-        return centre_lightness(lab[:, :1] if self.kind == "grey" else lab)
+        return rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
 
 
 def centre_lightness(lab: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lab
+from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lab, rgb_to_lightness
 from crosschannel.data.decode import to_rgb
 from crosschannel.errors import UserError
 from crosschannel.models.backbone import Provenance, centre_lightness
@@ -80,7 +80,7 @@ class Colorizer(nn.Module):
         device = next(self.parameters()).device
         height, width = rgb.shape[:2]
         small = Image.fromarray(rgb).resize(self._working_size(width, height), Image.Resampling.BILINEAR)
-        lightness = rgb_to_lab(_as_batch(np.asarray(small), device))[:, :1]
+        lightness = rgb_to_lightness(_as_batch(np.asarray(small), device))
         ab = self.predict_ab(lightness, temperature)
         scale = (small.height / height, small.width / width)
         out = np.empty_like(rgb)

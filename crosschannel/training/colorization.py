@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from crosschannel.color import rgb_to_lab
+from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.data import Batch, CropConfig, CropStream, ImageSet, crop_loader
 from crosschannel.errors import UserError
 from crosschannel.models import PretextNet
 from crosschannel.models import initialisation as init
-from crosschannel.models.backbone import centre_lightness
 from crosschannel.models.colorizer import Colorizer
 from crosschannel.objectives import Classification, Regression
 from crosschannel.training.interrupts import Interrupted
@@ -83,10 +82,8 @@ class Colorization:
 
     def _targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB → the net's input L - 50 and the ab of every stride-th pixel."""
-        device = self.world.device
-        lab = rgb_to_lab(images.to(device, non_blocking=True))
-        stride = self.net.stride
-        return centre_lightness(lab[:, :1]), lab[:, 1:, ::stride, ::stride]
+        images, stride = images.to(self.world.device, non_blocking=True), self.net.stride
+        return rgb_to_lightness(images) - 50, rgb_to_lab(images[:, :, ::stride, ::stride])[:, 1:]
 
     def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         lightness, ab = self._targets(batch.images)

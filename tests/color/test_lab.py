@@ -3,7 +3,7 @@ import pytest
 import torch
 from skimage.color import lab2rgb, rgb2lab
 
-from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lab
+from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lab, rgb_to_lightness
 
 
 def channels_last(image):
@@ -14,6 +14,38 @@ def test_lab_equals_scikit_image_on_random_colours():
     rgb = torch.rand(1, 3, 500, 400, generator=torch.Generator().manual_seed(0))
     ours, theirs = channels_last(rgb_to_lab(rgb)), rgb2lab(channels_last(rgb).astype(np.float64))
     assert np.abs(ours - theirs).max() < 1e-3
+
+
+def test_lab_equals_scikit_image_around_the_ends_of_its_lines():
+    dark = torch.linspace(0, 0.2, 30_000)
+    rgb = torch.stack((dark, dark.roll(1000), dark.flip(0)))[None, :, :, None]
+    assert np.abs(channels_last(rgb_to_lab(rgb)) - rgb2lab(channels_last(rgb).astype(np.float64))).max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8", "channels_last", "a slice"])
+def test_lightness_alone_is_that_of_lab(kind):
+    rgb = torch.randint(0, 256, (5, 3, 67, 45), dtype=torch.uint8)
+    rgb = rgb.float() / 255 if kind == "float" else rgb
+    rgb = rgb.to(memory_format=torch.channels_last) if kind == "channels_last" else rgb
+    rgb = rgb[:, :, ::3, ::2] if kind == "a slice" else rgb
+    assert (rgb_to_lightness(rgb) - rgb_to_lab(rgb)[:, :1]).abs().max() < 1e-4
+
+
+def test_every_part_of_a_batch_is_converted_as_it_is_alone():
+    rgb = torch.rand(9, 3, 200, 150)
+    alone = torch.cat([rgb_to_lab(image[None]) for image in rgb])
+    assert (rgb_to_lab(rgb) - alone).abs().max() < 1e-4
+    assert rgb_to_lab(rgb[:0]).shape == (0, 3, 200, 150)
+
+
+def test_gradients_are_finite_and_right_from_black_to_white():
+    rgb = torch.rand(1, 3, 4, 4, dtype=torch.float64)
+    rgb[0, :, 0, 0], rgb[0, :, 0, 1] = 0, 1
+    rgb.requires_grad_()
+    rgb_to_lab(rgb).sum().backward()
+    assert rgb.grad.isfinite().all()
+    inner = (torch.rand(1, 3, 3, 3, dtype=torch.float64) * 0.8 + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(rgb_to_lab, inner)
 
 
 def test_rgb_equals_scikit_image_on_colours_in_gamut():
