@@ -96,7 +96,7 @@ def _convert(rgb: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     _check(rgb, "rgb")
     out = torch.float32 if rgb.dtype == torch.uint8 else rgb.dtype
     work = rgb if rgb.dtype == torch.uint8 else rgb.to(torch.promote_types(rgb.dtype, torch.float32))
-    return torch.cat([function(part) for part in cached_parts(work.contiguous())]).to(out)
+    return torch.cat([function(part) for part in cached_parts(work.contiguous())[0]]).to(out)
 
 
 def _rgb_to_lab(rgb: Tensor) -> Tensor:

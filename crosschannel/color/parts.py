@@ -5,13 +5,16 @@ from torch import Tensor
 _NUMBERS = 1 << 19  # whose float32 intermediate results a few megabytes of cache hold
 
 
-def cached_parts(batch: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Split a batch along its first dimension; a GPU takes it whole.
+def cached_parts(*batches: Tensor) -> list[tuple[Tensor, ...]]:
+    """Split batches of equal length along their first dimension, all alike; a GPU takes them whole.
 
     Args:
-        batch: (N, ...).
-        like: another batch of N, split the same way as it.
+        batches: each (N, ...); the largest of them sets the length of a part.
+
+    Returns:
+        the parts of each batch.
     """
-    like = batch if like is None else like
-    count = max(1, len(like))
-    return batch.split(max(1, _NUMBERS * count // max(1, like.numel())) if like.device.type == "cpu" else count)
+    count = max(1, len(batches[0]))
+    largest = max(batch.numel() for batch in batches) or 1
+    length = max(1, _NUMBERS * count // largest) if batches[0].device.type == "cpu" else count
+    return [batch.split(length) for batch in batches]

@@ -1,7 +1,6 @@
 """A backbone and the head that predicts colour from its last map."""
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -73,23 +72,24 @@ class PretextNet(nn.Module):
         outputs = self.head(self.net(x))
         if self.head_stride == self.stride:
             return outputs[:, :, :height, :width]
-        rows = interpolation(height, outputs.shape[2], self.stride, self.head_stride, self.origin).to(outputs)
-        columns = interpolation(width, outputs.shape[3], self.stride, self.head_stride, self.origin).to(outputs)
+        grids = self.stride, self.head_stride, self.origin, outputs.device
+        rows = interpolation(height, outputs.shape[2], *grids).to(outputs.dtype)
+        columns = interpolation(width, outputs.shape[3], *grids).to(outputs.dtype)
         x = outputs.permute(0, 2, 3, 1)  # two products of few, large matrices, in channels_last
         x = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])
         return (columns @ x).permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=16)
-def interpolation(targets: int, points: int, stride: int, head_stride: int, origin: float) -> Tensor:
+def interpolation(
+    targets: int, points: int, stride: int, head_stride: int, origin: float, device: torch.device | None = None
+) -> Tensor:
     """Linear interpolation as a matrix: targets on pixels stride·j from points on pixels origin + head_stride·i.
 
     Returns:
         (targets, points) float32, rows summing to 1; targets past the outermost points take their value.
     """
-    with torch.inference_mode(False):  # kept, so it must serve training too
-        position = ((stride * torch.arange(targets) - origin) / head_stride).clamp(0, points - 1)
-        return (1 - (position[:, None] - torch.arange(points)).abs()).clamp(min=0)
+    position = ((stride * torch.arange(targets, device=device) - origin) / head_stride).clamp(0, points - 1)
+    return (1 - (position[:, None] - torch.arange(points, device=device)).abs()).clamp(min=0)
 
 
 def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) -> PretextNet:

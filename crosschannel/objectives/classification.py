@@ -4,6 +4,8 @@ A dense N × 313 × h × w target never exists: the cross-entropy of a soft targ
 of the logits and k of them.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -13,24 +15,39 @@ from crosschannel.color.quantizer import Q
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
-    """Saves the logits and one number a pixel. The only other array of their size is the gradient: on a CPU all
-    intermediate results are those of one part of the batch, which its cache holds."""
+    """Saves nothing but its inputs: the softmax is taken anew for the gradient, which is the only other array of the
+    logits' size. On a CPU all intermediate results are those of one part, which its cache holds."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        log_sum = torch.cat([part.float().logsumexp(1) for part in cached_parts(logits)])
-        ctx.save_for_backward(logits, log_sum, indices, weights)
-        return log_sum - (logits.gather(1, indices).float() * weights).sum(1)
+        ctx.save_for_backward(logits, indices, weights)
+        losses = [
+            -(part.float().log_softmax(1).gather(1, bins) * soft).sum(1)
+            for part, bins, soft in _parts(logits, logits, indices, weights)
+        ]
+        return torch.cat(losses).view(len(logits), *logits.shape[2:])
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        logits, log_sum, indices, weights = ctx.saved_tensors
-        change = torch.empty_like(logits)
-        parts = (cached_parts(t, like=logits) for t in (change, logits, log_sum, indices, weights, gradient))
-        for out, part, normaliser, bins, soft, scale in zip(*parts, strict=True):
-            softmax = (part.float() - normaliser[:, None]).exp_()
-            torch.mul(softmax.scatter_add_(1, bins, -soft), scale[:, None], out=out)
+        logits, indices, weights = ctx.saved_tensors
+        dense = torch.channels_last if _side_by_side(logits) else torch.contiguous_format
+        change = torch.empty_like(logits, memory_format=dense)
+        for out, part, bins, soft, scale in _parts(logits, change, logits, indices, weights, gradient[:, None]):
+            softmax = part.float().softmax(1)
+            out.copy_(softmax.scatter_add_(1, bins, -soft).mul_(scale))
         return change, None, None
+
+
+def _side_by_side(logits: Tensor) -> bool:
+    return logits.is_contiguous(memory_format=torch.channels_last)
+
+
+def _parts(logits: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Maps (N, C, h, w) in parts, as (pixels, C) where a pixel's logits lie side by side in memory, else as
+    (images, C, pixels): the layouts that softmax kernels are made for."""
+    rows = _side_by_side(logits)
+    views = [m.permute(0, 2, 3, 1).flatten(0, 2) if rows else m.flatten(2) for m in maps]
+    return zip(*cached_parts(*views), strict=True)
 
 
 def sparse_cross_entropy(logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:

@@ -73,20 +73,20 @@ class Colorization:
         if self.initial == "gaussian":
             init.gaussian(self.net)
         if self.initial in ("kmeans", "unit-variance"):
-            batches = [self._targets(b.images)[0] for b in crop_loader(stream, 0, 160, 16)]
+            batches = [self.targets(b.images)[0] for b in crop_loader(stream, 0, 160, 16)]
             if self.initial == "kmeans":
                 init.kmeans(self.net, batches, self.seed)
             else:
                 init.unit_variance(self.net, batches)
         return self.initial in ("kmeans", "unit-variance")
 
-    def _targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def targets(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB → the net's input L - 50 and the ab of every stride-th pixel."""
         images, stride = images.to(self.world.device, non_blocking=True), self.net.stride
         return rgb_to_lightness(images) - 50, rgb_to_lab(images[:, :, ::stride, ::stride])[:, 1:]
 
     def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        lightness, ab = self._targets(batch.images)
+        lightness, ab = self.targets(batch.images)
         loss = self.objective(net(lightness), ab)
         count = loss.numel() if self.normalise == "pixels" else len(loss)
         return loss.sum(), torch.tensor(count, device=loss.device)
@@ -102,7 +102,7 @@ class Colorization:
                 raise Interrupted
             broken += batch.broken
             if len(batch.images):
-                lightness, ab = self._targets(batch.images)
+                lightness, ab = self.targets(batch.images)
                 sums += self.objective.score(net(lightness), ab)
         sums = self.world.sum(sums)
         self.broken = dict(entry for rank in self.world.gather(broken) for entry in rank)

@@ -118,7 +118,7 @@ class Loop:
             UserError: too many broken images; everything is saved.
         """
         with InterruptFlag() as self.flag:
-            self._set_up()
+            self.set_up()
             notes: list[str] = []
             state = self._newest_state(notes)
             if state is not None:
@@ -134,7 +134,7 @@ class Loop:
                 self.log.close()
         return self.figures
 
-    def _set_up(self) -> None:
+    def set_up(self) -> None:
         device, train = self.world.device, self.train
         self.net = self.task.net.to(device)
         if train.channels_last:
@@ -174,13 +174,13 @@ class Loop:
             self._save()
 
     def _train(self) -> None:
-        model = self._wrap()
+        model = self.wrap()
         if not self.evaluated:
             self._evaluate()
         begun, images = time.monotonic(), 0
         for parts in self._batches():
             self._watch_broken(parts)
-            self.losses.append(self._step(model, parts))
+            self.losses.append(self.step(model, parts))
             self.done += 1
             images += self.train.batch
             if self.done % self.runtime.log_every == 0 or self.done == self.steps:
@@ -200,7 +200,7 @@ class Loop:
             if last or self.done % self.runtime.checkpoint_every == 0:
                 self._save()
 
-    def _wrap(self) -> nn.Module:
+    def wrap(self) -> nn.Module:
         model: nn.Module = self.net
         if self.world.size > 1:
             model = nn.parallel.DistributedDataParallel(model)
@@ -230,7 +230,7 @@ class Loop:
             self.lost = str(error)
             yield []
 
-    def _step(self, model: nn.Module, parts: list[Batch]) -> Tensor:
+    def step(self, model: nn.Module, parts: list[Batch]) -> Tensor:
         """One optimiser step: summed losses, divided once by the count over all ranks and parts."""
         torch.manual_seed(mix(self.settings.seed, self.done, self.world.rank) >> 1)  # dropout and the like
         set_rate(self.optimizer, rate(self.done, self.steps, self.settings.optim.lr, self.settings.schedule))

@@ -127,3 +127,24 @@ def test_l2_is_half_the_squared_distance_and_decodes_to_ab():
 def test_keys_out_of_range_are_named(bad):
     with pytest.raises(UserError, match=f"objective.{next(iter(bad))}"):
         build_objective(ObjectiveConfig(**bad))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "a slice", "a slice of channels_last", "expanded"])
+def test_any_layout_gives_the_loss_and_gradient_of_the_dense_formula(layout):
+    generator = torch.Generator().manual_seed(5)
+    whole = torch.randn(6, 313, 9, 11, generator=generator)
+    whole = whole.to(memory_format=torch.channels_last) if "channels_last" in layout else whole
+    logits = whole[:, :, :7, 1:9] if "slice" in layout else whole
+    logits = logits[:1].expand(6, -1, -1, -1) if layout == "expanded" else logits
+    logits = logits.detach().requires_grad_()
+    ab = torch.rand(6, 2, *logits.shape[2:], generator=generator) * 160 - 80
+    indices, weights = ABQuantizer().encode(ab)
+    scale = torch.rand(6, *logits.shape[2:], generator=generator)
+    loss = sparse_cross_entropy(logits, indices, weights)
+    (loss * scale).sum().backward()
+    other = logits.detach().double().requires_grad_()
+    dense = torch.zeros_like(other).scatter_(1, indices, weights.double())
+    expected = -(dense * other.log_softmax(1)).sum(1)
+    (expected * scale).sum().backward()
+    assert (loss - expected).abs().max() < 1e-4
+    assert (logits.grad - other.grad).abs().max() < 1e-6

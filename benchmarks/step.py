@@ -1,0 +1,141 @@
+"""Training images a second by net, memory format, precision and compilation, the share of a step that is not the
+network's, and peak memory: `python benchmarks/step.py [--nets alexnet …]`. Every row is a process of its own.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from timing import apart, machine, peak_memory, table
+from torch import nn
+
+from crosschannel.color import load_prior
+from crosschannel.data import Batch, CropConfig, CropStream, crop_loader, open_images
+from crosschannel.models import NetSpec, build_pretext
+from crosschannel.objectives import Classification
+from crosschannel.training.colorization import Colorization
+from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from crosschannel.training.device import AUTO, device_kind, find_device, keep_freed_memory
+from crosschannel.training.loop import Loop, Settings
+from crosschannel.training.ranks import World
+from crosschannel.training.run_folder import RunFolder
+
+# net: (description, crop, batch on a CPU, batch on a GPU)
+NETS = {
+    "alexnet": (NetSpec("alexnet", fc=0), 128, 64, 1024),
+    "alexnet-fc": (NetSpec("alexnet"), 180, 16, 512),
+    "colornet": (NetSpec("colornet"), 176, 4, 128),
+    "vgg16": (NetSpec("vgg16"), 176, 4, 256),
+    "timm:resnet50": (NetSpec("timm:resnet50"), 128, 16, 512),
+}
+# variant: (precision, channels_last, compile, memory kept)
+VARIANTS = {
+    "eager, memory returned": ("float32", False, False, False),
+    "eager": ("float32", False, False, True),
+    "channels_last": ("float32", True, False, True),
+    "compiled": ("float32", False, True, True),
+    "channels_last, compiled": ("float32", True, True, True),
+    "bfloat16": ("bfloat16", False, False, True),
+    "bfloat16, channels_last": ("bfloat16", True, False, True),
+    "bfloat16, channels_last, compiled": ("bfloat16", True, True, True),
+}
+
+
+def measure(name: str, variant: str, device: torch.device, seconds: float) -> dict[str, float]:
+    """One row: whole steps of the loop on one batch of photographs, and the same without colour, targets and loss."""
+    spec, crop_size, cpu_batch, gpu_batch = NETS[name]
+    precision, channels_last, compiled, keep = VARIANTS[variant]
+    if keep:
+        keep_freed_memory()
+    batch_size = gpu_batch if device.type == "cuda" else cpu_batch
+    crop = CropConfig(crop_size, round(crop_size * 1.1))
+    train_images, val = open_images("builtin:sample")
+    world = World(0, 1, device)
+    torch.manual_seed(0)
+    net = build_pretext(spec, 313, crop_size)
+    task = Colorization(
+        net, Classification(load_prior().smoothed), "pixels", val, crop, world, "default", None, Path("samples")
+    )
+    options = TrainConfig(batch_size, precision=precision, channels_last=channels_last, compile=compiled, steps=1)
+    settings = Settings(0, OptimConfig(), ScheduleConfig("constant"), options, RuntimeConfig(0, tensorboard=False))
+    stream = CropStream(train_images, crop)
+    loop = Loop(task, stream, settings, RunFolder(Path("unused"), "pretrain", hold=False), world)
+    loop.set_up()
+    model = loop.wrap()
+    batch = next(crop_loader(stream, 0, batch_size, batch_size))
+    whole = repeat(lambda: loop.step(model, [batch]), device, seconds)
+    loop.task = NetworkAlone(task, batch)
+    network = repeat(lambda: loop.step(model, [batch]), device, seconds)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory()
+    return {
+        "batch": batch_size,
+        "images_per_s": batch_size / whole,
+        "rest": 1 - network / whole,
+        "peak_gib": peak / 2**30,
+    }
+
+
+class NetworkAlone:
+    """The task with its inputs made beforehand and a loss that costs nothing: the mean of the outputs."""
+
+    def __init__(self, task: Colorization, batch: Batch):
+        self.lightness = task.targets(batch.images)[0]
+
+    def step(self, net: nn.Module, _batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = net(self.lightness)
+        return outputs.sum(), torch.tensor(outputs.numel(), device=outputs.device)
+
+
+def repeat(call, device: torch.device, seconds: float) -> float:
+    """Seconds of the fastest call, after two that warm up."""
+    best, until, count = float("inf"), None, 0
+    while until is None or time.perf_counter() < until or count < 5:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        count += 1
+        if count > 2:
+            until = until or begun + seconds
+            best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of every measurement")
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = find_device(options.device)
+    if options.row:
+        print(json.dumps(measure(*options.row, device, options.seconds)))
+        return
+    kind = device_kind(device)
+    print(machine(), f"{torch.get_num_threads()} threads; best step of {options.seconds:g} s", sep="; ")
+    print(f"`auto` on this device ({kind}): precision, channels_last, compile = {AUTO[kind]}")
+    for net in options.nets:
+        rows, first = [], None
+        for variant in options.variants:
+            row = apart(
+                sys.argv[0], "--row", net, variant, "--device", options.device, "--seconds", str(options.seconds)
+            )
+            first = first or row["images_per_s"]
+            speed = row["images_per_s"]
+            rows.append((variant, speed, speed / first, f"{row['rest']:.1%}", f"{row['peak_gib']:.2f}"))
+        _, crop, _, _ = NETS[net]
+        head = ("", "images/s", f"times {options.variants[0]}", "outside the network", "peak GiB")
+        table(f"{net}, {crop} px, batch {row['batch']:g}", head, rows)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/tmp/crosschannel-inductor")
+    main()
