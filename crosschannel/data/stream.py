@@ -59,14 +59,14 @@ class CropStream(Dataset):
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, number: int) -> Sample:
-        return self._sample(number, self._read(self._index(number, 0)))
+        return self._sample(number, self._read(self.place(number, 0)))
 
     def __getitems__(self, numbers: list[int]) -> list[Sample] | UserError:
         """Several samples; where the images are gone, why (a worker's exception would arrive as a traceback)."""
         try:
             if not self.images.remote:
                 return [self[number] for number in numbers]
-            first = self.images.read_many([self._index(number, 0) for number in numbers])
+            first = self.images.read_many([self.place(number, 0) for number in numbers])
             return [self._sample(number, data) for number, data in zip(numbers, first, strict=True)]
         except UserError as error:
             return error
@@ -74,7 +74,7 @@ class CropStream(Dataset):
     def _sample(self, number: int, first: bytes | str) -> Sample:
         broken: list[tuple[int, str]] = []
         for attempt in range(_ATTEMPTS if self.train else 1):
-            index = self._index(number, attempt)
+            index = self.place(number, attempt)
             data = self._read(index) if attempt else first
             if isinstance(data, str):
                 broken.append((index, data))
@@ -94,7 +94,8 @@ class CropStream(Dataset):
                 raise UserError(f"cannot read images: {error}") from None
             return str(error)
 
-    def _index(self, number: int, attempt: int) -> int:
+    def place(self, number: int, attempt: int) -> int:
+        """The index of the image that a sample shows, after so many broken ones."""
         if not self.train:
             return number
         epoch, position = divmod(number, len(self.images))

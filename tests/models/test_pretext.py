@@ -55,11 +55,3 @@ def test_every_trained_parameter_gets_a_gradient(name):
     pretext(torch.randn(2, 1, 64, 64)).square().sum().backward()
     assert all(p.grad is not None for p in pretext.parameters() if p.requires_grad)
     assert pretext.training and not all(p.requires_grad for p in pretext.parameters())
-
-
-def test_a_matrix_first_used_in_inference_serves_training():
-    pretext = build_pretext(NetSpec("alexnet", fc=0), 4, 72)
-    interpolation.cache_clear()
-    with torch.inference_mode():
-        pretext(torch.randn(1, 1, 72, 72))
-    pretext(torch.randn(2, 1, 72, 72)).sum().backward()
