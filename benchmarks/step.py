@@ -4,7 +4,6 @@ network's, and peak memory: `python benchmarks/step.py [--nets alexnet …]`. Ev
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -137,5 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/tmp/crosschannel-inductor")
     main()

@@ -52,10 +52,10 @@ def peak_memory() -> int:
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def apart(script: str, *arguments: str, **environment: str) -> dict[str, Any]:
+def apart(script: str, *arguments: str) -> dict[str, Any]:
     """The last line of another process' output, as JSON: for peaks of memory and for settings of a whole process."""
     command = [sys.executable, script, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -181,7 +181,6 @@ def _one_sentence(message: str, keys: list[str]) -> str:
         member = next((key for key in keys if key.startswith(f"{group[1]}.")), group[1])
         return f"{group[1]} is a group of keys: give one of them, such as --{member}"
     for pattern, words in (
-        (r"expected tuple", "expected two numbers such as [0.5, 1.0]"),
         (r"Expected a <class 'tuple'>", "expected two numbers such as [0.5, 1.0]"),
         (r"Expected a <class 'list'>", "expected a list such as [1, 2]"),
         (r"^the following arguments are required: (.*)$", r"missing: \1"),

@@ -16,6 +16,8 @@ _RGB_TO_XYZ = torch.tensor(
     dtype=torch.float64,
 )
 _WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
+_TO_XYZ = (_RGB_TO_XYZ / _WHITE[:, None]).tolist()  # linear RGB → XYZ as shares of the white …
+_FROM_XYZ = (torch.linalg.inv(_RGB_TO_XYZ) * _WHITE).tolist()  # … and back
 _EPSILON = 0.008856  # below it the cube root is replaced by a line, in XYZ …
 _EPSILON_ROOT = 0.2068966  # … and in its cube root
 _SLOPE = 7.787
@@ -27,10 +29,10 @@ def _check(image: Tensor, what: str) -> None:
         raise ValueError(f"{what} must have shape (N, 3, H, W), got {tuple(image.shape)}")
 
 
-def _mix(image: Tensor, matrix: Tensor) -> Tensor:
+def _mix(image: Tensor, matrix: list[list[float]]) -> Tensor:
     """The 3×3 colour matrix applied to every pixel; spelled out, since a GPU may round matrix products to TF32."""
     one, two, three = image.unbind(1)
-    rows = [(one * row[0]).add_(two, alpha=row[1]).add_(three, alpha=row[2]) for row in matrix.tolist()]
+    rows = [(one * row[0]).add_(two, alpha=row[1]).add_(three, alpha=row[2]) for row in matrix]
     return torch.stack(rows, 1)
 
 
@@ -40,14 +42,11 @@ def _power(x: Tensor, exponent: float) -> Tensor:
 
 
 def _linear(rgb: Tensor) -> Tensor:
-    """The sRGB curve undone: a line, then a power; uint8 by a table.
+    """The sRGB curve undone: a line, then a power.
 
     Both branches are added up, each held at the border while the other rules: choosing by a mask takes longer than
     all of the arithmetic.
     """
-    if rgb.dtype == torch.uint8:
-        table = _linear(torch.arange(256, device=rgb.device, dtype=torch.float32) / 255)
-        return table.index_select(0, rgb.reshape(-1).int()).view(rgb.shape)
     curved = _power(rgb.clamp(min=_KNEE).add_(0.055).mul_(1 / 1.055), 2.4)
     return (rgb.clamp(max=_KNEE) * (1 / 12.92)).add_(curved).sub_(_KNEE / 12.92)
 
@@ -74,7 +73,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     Raises:
         ValueError: the shape is not (N, 3, H, W).
     """
-    return _convert(rgb, _rgb_to_lab)
+    return _convert(rgb, _linear_to_lab)
 
 
 def rgb_to_lightness(rgb: Tensor) -> Tensor:
@@ -89,32 +88,34 @@ def rgb_to_lightness(rgb: Tensor) -> Tensor:
     Raises:
         ValueError: the shape is not (N, 3, H, W).
     """
-    return _convert(rgb, _rgb_to_lightness)
+    return _convert(rgb, _linear_to_lightness)
 
 
 def _convert(rgb: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of linear RGB on sRGB, part by part."""
     _check(rgb, "rgb")
-    out = torch.float32 if rgb.dtype == torch.uint8 else rgb.dtype
-    work = rgb if rgb.dtype == torch.uint8 else rgb.to(torch.promote_types(rgb.dtype, torch.float32))
-    return torch.cat([function(part) for part in cached_parts(work.contiguous())[0]]).to(out)
+    if rgb.dtype == torch.uint8:
+        table = _linear(torch.arange(256, device=rgb.device, dtype=torch.float32) / 255)
+        out, linear = torch.float32, lambda part: table.index_select(0, part.reshape(-1).int()).view(part.shape)
+    else:
+        out, linear, rgb = rgb.dtype, _linear, rgb.to(torch.promote_types(rgb.dtype, torch.float32))
+    return torch.cat([function(linear(part)) for part in cached_parts(rgb.contiguous())[0]]).to(out)
 
 
-def _rgb_to_lab(rgb: Tensor) -> Tensor:
-    xyz = _mix(_linear(rgb), _RGB_TO_XYZ / _WHITE[:, None])
-    x, y, z = _root(xyz).unbind(1)
+def _linear_to_lab(linear: Tensor) -> Tensor:
+    x, y, z = _root(_mix(linear, _TO_XYZ)).unbind(1)
     return torch.stack(((y * 116).sub_(16), (x - y).mul_(500), (y - z).mul_(200)), 1)
 
 
-def _rgb_to_lightness(rgb: Tensor) -> Tensor:
-    y = _mix(_linear(rgb), (_RGB_TO_XYZ / _WHITE[:, None])[1:2])
-    return (_root(y) * 116).sub_(16)
+def _linear_to_lightness(linear: Tensor) -> Tensor:
+    return (_root(_mix(linear, _TO_XYZ[1:2])) * 116).sub_(16)
 
 
 def _lab_to_rgb_unclipped(lab: Tensor) -> Tensor:
     y = (lab[:, 0] + 16) / 116
     f = torch.stack((y + lab[:, 1] / 500, y, (y - lab[:, 2] / 200).clamp(min=0)), 1)
     xyz = torch.where(f > _EPSILON_ROOT, f**3, (f - 16 / 116) / _SLOPE)
-    linear = _mix(xyz, torch.linalg.inv(_RGB_TO_XYZ) * _WHITE)
+    linear = _mix(xyz, _FROM_XYZ)
     curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear > 0.0031308, curved, 12.92 * linear)
 

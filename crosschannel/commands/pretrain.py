@@ -125,17 +125,15 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _open_run(path: Path, config: PretrainConfig, world: World) -> RunFolder:
     """Rank 0 takes the folder; all ranks learn whether that went well."""
-    run, problem = None, None
-    if world.is_main:
-        try:
-            run = RunFolder(path, "pretrain")
-            if run.resuming:
-                run.check_science(config)
-        except UserError as error:
-            problem = str(error)
-    problem = world.gather(problem)[0]
-    if problem:
-        raise UserError(problem)
+    run = None
+
+    def take() -> None:
+        nonlocal run
+        run = RunFolder(path, "pretrain")
+        if run.resuming:
+            run.check_science(config)
+
+    world.from_main(take)
     return run or RunFolder(path, "pretrain", hold=False)
 
 

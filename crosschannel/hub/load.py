@@ -132,7 +132,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
     if inner.kind in ("timm", "torchvision", "factory"):
         return *_fresh_elsewhere(source, inner, seed), seed
     if source.name not in NET_NAMES and Path(source.name).expanduser().exists():
-        _, meta = read_weights(_weights_path(parse_source(source.name), "backbone.safetensors"))
+        _, meta = read_weights(_weights_path(inner, "backbone.safetensors"))
         spec, input = NetSpec(**meta["net"]), _input(meta)
     else:
         spec, input = NetSpec(source.name, norm=norm), InputSpec("grey", 227 if source.name == "alexnet" else 224)

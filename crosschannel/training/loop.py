@@ -120,15 +120,15 @@ class Loop:
         with InterruptFlag() as self.flag:
             self.set_up()
             notes: list[str] = []
-            state = self._newest_state(notes)
-            if state is not None:
-                self._load(state)
+            newest = self.world.from_main(lambda: checkpoints.newest(self.run.checkpoints, notes.append))
+            if newest is not None:
+                self._load(checkpoints.load(newest))
             main = self.world.is_main
             if main:
                 self.run.forget_metrics_after(self.done, self.evaluated)
             self.log = TrainingLog(self.run.path, self.done, self.steps, self.runtime.tensorboard, quiet=not main)
             try:
-                self._begin(state is not None, notes)
+                self._begin(newest is not None, notes)
                 self._train()
             finally:
                 self.log.close()
@@ -144,19 +144,6 @@ class Loop:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(train.precision)
         self.autocast = lambda: torch.autocast(device.type, dtype, enabled=dtype is not None)
         self.average = copy.deepcopy(self.net).requires_grad_(False) if train.ema else None
-
-    def _newest_state(self, notes: list[str]) -> dict[str, Any] | None:
-        """The checkpoint that rank 0 chooses, on all ranks."""
-        path, problem = None, None
-        if self.world.is_main:
-            try:
-                path = checkpoints.newest(self.run.checkpoints, notes.append)
-            except UserError as error:
-                problem = str(error)
-        path, problem = self.world.gather((path, problem))[0]
-        if problem:
-            raise UserError(problem)
-        return None if path is None else checkpoints.load(path)
 
     def _begin(self, resumed: bool, notes: list[str]) -> None:
         """Say where the run stands, and set the initial weights of a new one."""

@@ -1,7 +1,9 @@
 """One process or many: torchrun's (or SLURM's) environment, and the few collectives that the loop needs."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,6 +46,23 @@ class World:
         if self.size > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes, for all ranks.
+
+        Raises:
+            UserError: rank 0's, on all ranks.
+        """
+        made, problem = None, None
+        if self.is_main:
+            try:
+                made = make()
+            except UserError as error:
+                problem = str(error)
+        made, problem = self.gather((made, problem))[0]
+        if problem:
+            raise UserError(problem)
+        return made
 
     def gather(self, value: object) -> list:
         """Every rank's value, in order of rank."""

@@ -107,13 +107,19 @@ def test_timm_with_weights_from_a_file(tmp_path):
     assert torch.allclose(backbone(RGB, ["stage5"])["stage5"], expected, atol=1e-4)
 
 
-def test_a_factory_in_the_working_folder(tmp_path, monkeypatch):
+@pytest.fixture
+def my_nets(tmp_path, monkeypatch):
+    """A module of factories in the working folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_nets.py").write_text(
         "from torch import nn\n"
         "def small(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+        "def zero():\n    net = small()\n    nn.init.zeros_(net[0].weight)\n    return net\n"
         "def wrong(): return 3\n"
     )
+
+
+def test_a_factory_in_the_working_folder(my_nets):
     backbone = load_backbone("my_nets:small")
     assert backbone.layers == ("0", "1") and backbone(RGB)["1"].shape == (1, 4, 126, 126)
     with pytest.raises(UserError, match="returned int"):
@@ -232,15 +238,9 @@ def test_random_of_another_librarys_net_is_that_net_with_that_input(photo_folder
         load_backbone("random:torchvision:alexnet,fc=3")
 
 
-def test_random_of_a_factory_forgets_its_weights(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "trained_nets.py").write_text(
-        "from torch import nn\n"
-        "def zero():\n    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
-        "    nn.init.zeros_(net[0].weight)\n    return net\n"
-    )
-    assert load_backbone("trained_nets:zero").net.model[0].weight.abs().max() == 0
-    assert load_backbone("random:trained_nets:zero").net.model[0].weight.abs().max() > 0
+def test_random_of_a_factory_forgets_its_weights(my_nets):
+    assert load_backbone("my_nets:zero").net.model[0].weight.abs().max() == 0
+    assert load_backbone("random:my_nets:zero").net.model[0].weight.abs().max() > 0
 
 
 def test_a_folder_called_like_a_net_does_not_hide_it(tmp_path, monkeypatch):
