@@ -8,8 +8,9 @@ from PIL import Image
 from same_end import assert_same_end
 
 from crosschannel import load_backbone, load_colorizer
-from crosschannel.cli import config_folder, main, parse
-from crosschannel.commands.pretrain import PretrainConfig, check
+from crosschannel.cli import PROGRAM, main
+from crosschannel.command_line import config_folder, parse
+from crosschannel.commands.pretrain import check
 from crosschannel.training import checkpoints
 from crosschannel.training.run_folder import read_metrics
 
@@ -132,13 +133,13 @@ def test_it_learns(photo_folder, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((config_folder() / "pretrain").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_packaged_config_is_valid(path):
-    config = parse("pretrain", PretrainConfig, [f"--config={path}", "--data=photos"])
+    config = parse(PROGRAM, "pretrain", [f"--config={path}", "--data=photos"])
     check(config)
     assert config.out == f"runs/{path.stem}-0"
 
 
 def test_the_papers_configs_follow_it_to_the_letter():
-    colornet = parse("pretrain", PretrainConfig, ["--config", "colornet-paper", "--data=x"])
+    colornet = parse(PROGRAM, "pretrain", ["--config", "colornet-paper", "--data=x"])
     assert (colornet.train.batch, colornet.train.steps, colornet.crop.size, colornet.crop.resize) == (
         40,
         450_000,
@@ -148,7 +149,7 @@ def test_the_papers_configs_follow_it_to_the_letter():
     assert (colornet.optim.name, colornet.optim.betas, colornet.optim.weight_decay) == ("adam", (0.9, 0.99), 1e-3)
     assert (colornet.optim.lr, colornet.schedule.milestones) == (3e-5, [200_000, 375_000])
     assert colornet.schedule.rates == [1e-5, 3e-6] and colornet.objective.normalise == "images"
-    alexnet = parse("pretrain", PretrainConfig, ["--config", "alexnet-paper", "--data=x"])
+    alexnet = parse(PROGRAM, "pretrain", ["--config", "alexnet-paper", "--data=x"])
     assert (alexnet.train.batch, alexnet.train.steps, alexnet.crop.size) == (80, 450_000, 180)
     assert (alexnet.optim.betas, alexnet.optim.bias_lr, alexnet.optim.bias_decay) == ((0.9, 0.999), 2.0, False)
     assert alexnet.schedule.rates == [1e-5, 3e-6, 1e-6] and alexnet.objective.normalise == "pixels"

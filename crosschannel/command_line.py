@@ -1,0 +1,252 @@
+"""What every command line shares: a dataclass per command is its YAML file, its flags and its help.
+
+A program is a table of commands (see :mod:`crosschannel.cli`); bad input is caught here, once.
+"""
+
+import errno
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import crosschannel
+from crosschannel.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a program.
+
+    Attributes:
+        module: where its config and its function are.
+        config: name of its dataclass; a method ``default_out(name)`` of it fills in a missing ``out``.
+        function: takes the config.
+        help: one line.
+        positional: keys that are given by place.
+    """
+
+    module: str
+    config: str
+    function: str
+    help: str
+    positional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command line.
+
+    Attributes:
+        name: as it is typed.
+        summary: one line.
+        commands: by name.
+        configs: folder of its packaged configs below ``configs``; each command has one of its own in it.
+    """
+
+    name: str
+    summary: str
+    commands: dict[str, Command]
+    configs: str = ""
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+_FILE_ERRORS = _DISK_ERRORS | {
+    getattr(errno, name)
+    for name in ("ENOENT", "ENOTDIR", "EISDIR", "EACCES", "EPERM", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
+}
+
+
+def config_folder() -> Path:
+    """Where the packaged configs are: in the wheel, or at the top of a checkout."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def find_config(name: str, folder: Path) -> Path:
+    """A config file: a path, or the name of one of those in a folder.
+
+    Raises:
+        UserError: neither; the message lists the packaged ones.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+    raise UserError(f"no config {name!r}: neither a file nor a packaged one ({known})")
+
+
+def usage(program: Program) -> str:
+    lines = "\n".join(f"  {name:<14}{command.help}" for name, command in program.commands.items())
+    return (
+        f"usage: {program.name} COMMAND [--config NAME|FILE] [--key value …]\n\n"
+        f"{program.summary}\n\ncommands:\n{lines}\n\n"
+        f"{program.name} COMMAND --help lists a command's keys; --version prints the version;\n"
+        "--debug shows the traceback of an error."
+    )
+
+
+def main(program: Program, argv: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 2 bad input, 75 interrupted and saved."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(program))
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(crosschannel.__version__)
+        return 0
+    debug = "--debug" in argv
+    warnings.showwarning = _show_warning
+    try:
+        return run(program, [argument for argument in argv if argument != "--debug"])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{program.name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program.name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _show_warning(message, category, *_place, **_more) -> None:
+    print(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}", file=sys.stderr)
+
+
+def run(program: Program, argv: list[str]) -> int:
+    """Parse and run; raises UserError for bad input."""
+    name, *rest = argv
+    if name not in program.commands:
+        raise UserError(f"no command {name!r}; there are {', '.join(program.commands)}")
+    module = import_module(program.commands[name].module)
+    config = parse(program, name, rest)
+    function: Callable[[Any], Any] = getattr(module, program.commands[name].function)
+
+    from crosschannel.training.device import keep_freed_memory
+    from crosschannel.training.interrupts import EXIT_CODE, Interrupted
+
+    keep_freed_memory()
+    try:
+        function(config)
+    except Interrupted as signal:
+        print(f"stopped by {signal}; saved, and the same command goes on from here", file=sys.stderr)
+        return EXIT_CODE
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.filename and error.errno in _FILE_ERRORS:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+        if error.errno in _DISK_ERRORS:
+            raise UserError(f"cannot write: {error.strerror}") from error
+        raise
+    return 0
+
+
+def parse(program: Program, name: str, argv: list[str]) -> Any:
+    """Flags (over a config file) → the dataclass of a program's command.
+
+    Raises:
+        UserError: an unknown key, a bad value, a missing file; one sentence.
+    """
+    from argparse import SUPPRESS, ArgumentError
+
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    command = program.commands[name]
+    config_class, positional = getattr(import_module(command.module), command.config), command.positional
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    many = {entry.name for entry in fields(config_class) if entry.type == list[str]}
+    places = "".join(f" {key.upper()}{' …' if key in many else ''}" for key in positional)
+    parser = ArgumentParser(
+        prog=f"{program.name} {name}",
+        usage=f"{program.name} {name}{places} [--config NAME|FILE] [--KEY VALUE …]",
+        description=config_class.__doc__,
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
+    parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
+    _add_positionals(parser, config_class, positional)
+    for action in parser._actions:
+        if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
+            action.help = SUPPRESS
+    argv, config_name = _prepare(argv, config_folder() / program.configs / name)
+    try:
+        namespace = parser.parse_args(argv)
+        values = parser.instantiate(namespace)
+    except ArgumentError as error:
+        raise UserError(_one_sentence(str(error), _keys(parser))) from None
+    keys = {entry.name for entry in fields(config_class)}
+    config = config_class(**{key: value for key, value in vars(values).items() if key in keys})
+    if getattr(config, "out", "") is None:
+        config.out = config.default_out(config_name or name)
+    for key in ("out", "model"):  # a shell leaves the ~ of --out=~/x to us
+        if getattr(config, key, None) and isinstance(getattr(config, key), str):
+            setattr(config, key, str(Path(getattr(config, key)).expanduser()))
+    return config
+
+
+def _keys(parser) -> list[str]:
+    return [action.dest for action in parser._actions]
+
+
+def _one_sentence(message: str, keys: list[str]) -> str:
+    """jsonargparse's complaint in our words, with the nearest key where one does not exist."""
+    message = " ".join(message.split())
+    unknown = (
+        re.match(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        or re.match(r"Option '([\w.]+)' is not accepted", message)
+        or re.match(r"unrecognized arguments: --([\w.]+)", message)
+    )
+    if unknown:
+        key = ".".join(unknown.groups())
+        close = get_close_matches(key, keys, 1)
+        return f"no key {key!r}" + (f"; did you mean {close[0]}?" if close else "; --help lists them")
+    group = re.match(r'Parser key "(\w+)": Unable to load config', message)
+    if group:
+        member = next((key for key in keys if key.startswith(f"{group[1]}.")), group[1])
+        return f"{group[1]} is a group of keys: give one of them, such as --{member}"
+    for pattern, words in (
+        (r"Expected a <class 'tuple'>", "expected two numbers such as [0.5, 1.0]"),
+        (r"Expected a <class 'list'>", "expected a list such as [1, 2]"),
+        (r"^the following arguments are required: (.*)$", r"missing: \1"),
+        (r'^Parser key "([\w.]+)": ', r"\1: "),
+        (r"Does not validate .* Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", r"expected \1, got \2"),
+        (r"typing\.Literal\[(.*?)\]", r"one of \1"),
+        (r"<class '(\w+)'>", r"\1"),
+        (r"Expected an? ", "expected "),
+        (r"\. Got value: ", ", got "),
+    ):
+        message = re.sub(pattern, words, message)
+    return message
+
+
+def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None:
+    for entry in fields(config_class):
+        if entry.name in names:
+            many = {"nargs": "+", "type": str} if entry.type == list[str] else {"type": entry.type}
+            parser.add_argument(entry.name, metavar=entry.name.upper(), help=entry.metadata["help"], **many)
+
+
+def _prepare(argv: list[str], configs: Path) -> tuple[list[str], str | None]:
+    """Flags with '_' for '-', and `--config` as a path; the config's name besides."""
+    prepared, name = [], None
+    argv = iter(argv)
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if flag == "--config":
+            value = value if equals else next(argv, "")
+            path = find_config(value, configs)
+            name = path.stem
+            prepared += ["--config", str(path)]
+        elif flag.startswith("--"):
+            prepared.append("--" + flag[2:].replace("-", "_") + equals + value)
+        else:
+            prepared.append(argument)
+    return prepared, name
