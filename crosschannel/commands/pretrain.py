@@ -25,13 +25,12 @@ from crosschannel.training.config import (
     ScheduleConfig,
     TrainConfig,
     check_training,
-    flatten,
     runtime,
 )
-from crosschannel.training.device import find_device, resolve_auto
+from crosschannel.training.device import find_device
 from crosschannel.training.loop import Loop, Settings
 from crosschannel.training.ranks import World, join_world, leave_world
-from crosschannel.training.run_folder import RunFolder
+from crosschannel.training.run_folder import RunFolder, open_run, settle_auto
 
 
 @dataclass
@@ -72,6 +71,9 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    def default_out(self, name: str) -> str:
+        return f"runs/{name}-{self.seed}"
+
 
 def check(config: PretrainConfig) -> None:
     """Raise a UserError for the first key that cannot be, before anything is loaded."""
@@ -102,10 +104,10 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     check(config)
     world = join_world(find_device(config.device))
-    path = Path(config.out or f"runs/pretrain-{config.seed}")
+    path = Path(config.out or config.default_out("pretrain"))
     console = Console(stderr=True, quiet=not world.is_main, highlight=False, soft_wrap=True)
     try:
-        run = _open_run(path, config, world)
+        run = open_run(path, "pretrain", config, world)
         if run.finished:
             console.print(f"{path} is finished: nothing to do", markup=False)
             return path
@@ -123,22 +125,8 @@ def pretrain(config: PretrainConfig) -> Path:
     return path
 
 
-def _open_run(path: Path, config: PretrainConfig, world: World) -> RunFolder:
-    """Rank 0 takes the folder; all ranks learn whether that went well."""
-    run = None
-
-    def take() -> None:
-        nonlocal run
-        run = RunFolder(path, "pretrain")
-        if run.resuming:
-            run.check_science(config)
-
-    world.from_main(take)
-    return run or RunFolder(path, "pretrain", hold=False)
-
-
 def _build(config: PretrainConfig, spec: NetSpec, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
-    _resolve(config, run, world)
+    settle_auto(config.train, run, world)
     torch.manual_seed(config.seed)
     objective = build_objective(config.objective)
     net = build_pretext(spec, objective.outputs, config.crop.size)
@@ -163,18 +151,6 @@ def _build(config: PretrainConfig, spec: NetSpec, run: RunFolder, world: World, 
             run.write_config(config)
 
     return Loop(task, CropStream(train, config.crop, config.seed), settings, run, world, started)
-
-
-def _resolve(config: PretrainConfig, run: RunFolder, world: World) -> None:
-    """Fill in `auto`: as the run began, or by the table; rank 0 decides."""
-    if world.is_main and run.resuming:
-        stored = flatten(run.stored_config())
-        for key in ("precision", "channels_last", "compile"):
-            if getattr(config.train, key) == "auto":
-                setattr(config.train, key, stored.get(f"train.{key}", "auto"))
-    resolve_auto(config.train, world.device)
-    for key in ("precision", "channels_last", "compile"):
-        setattr(config.train, key, world.gather(getattr(config.train, key))[0])
 
 
 def _start_state(source: str | None) -> dict[str, Tensor] | None:
@@ -208,18 +184,8 @@ def _finish(config, spec, run, loop, figures, train, console) -> None:
     save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)
     save_colorizer(run.path / "colorizer.safetensors", net, spec, input, config.objective, provenance)
     curve = validation_curve(run.path, run.path / "curve.png")
-    run.finish(
-        {
-            "protocol": "pretrain",
-            "backbone": str(run.path / "backbone.safetensors"),
-            "data": config.data,
-            "config": run.stored_config(),
-            "seed": config.seed,
-            "n": len(loop.task.val) - len(loop.task.broken),
-            "version": crosschannel.__version__,
-            "metrics": figures,
-        }
-    )
+    n = len(loop.task.val) - len(loop.task.broken)
+    run.finish(str(run.path / "backbone.safetensors"), config.data, config.seed, n, figures)
     if loop.broken.broken:
         console.print(f"{loop.broken.broken} of {loop.broken.seen} images seen were broken", markup=False)
     pictures = sorted((run.path / "samples").glob("*.png"))

@@ -54,6 +54,7 @@ class Colorization:
         workers: int = 0,
     ):
         self.net, self.objective, self.normalise = net, objective.to(world.device), normalise
+        self.rate_factors: dict[str, float] = {}
         self.val, self.crop, self.world = val, crop, world
         self.initial, self.start_state, self.samples = initial, start_state, samples
         self.seed, self.batch, self.workers = seed, batch, workers

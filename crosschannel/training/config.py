@@ -39,14 +39,17 @@ class OptimConfig:
 class ScheduleConfig:
     """How the learning rate goes."""
 
-    kind: Literal["constant", "multistep", "cosine", "one-cycle"] = "one-cycle"
-    """multistep: the rates below; cosine: to 0 after a linear warm-up; one-cycle: cosine up, then down to 0"""
+    kind: Literal["constant", "multistep", "inverse-sqrt", "cosine", "one-cycle"] = "one-cycle"
+    """multistep: the rates below; inverse-sqrt: lr / sqrt(1 + decay · step); cosine: to 0 after a linear warm-up;
+    one-cycle: cosine up, then down to 0"""
     warmup: float = 0.3
     """share of the steps that the rate rises (cosine, one-cycle)"""
     milestones: list[int] = field(default_factory=list)
     """multistep: steps at which the rate changes …"""
     rates: list[float] = field(default_factory=list)
     """… and what it changes to, one per milestone"""
+    decay: float = 0.0
+    """of inverse-sqrt"""
 
 
 @dataclass
@@ -101,6 +104,7 @@ def check_training(optim: OptimConfig, schedule: ScheduleConfig, train: TrainCon
         (optim.weight_decay >= 0, "optim.weight_decay must not be negative", optim.weight_decay),
         (optim.clip >= 0, "optim.clip must not be negative", optim.clip),
         (0 <= schedule.warmup < 1, "schedule.warmup must be within 0..1", schedule.warmup),
+        (schedule.decay >= 0, "schedule.decay must not be negative", schedule.decay),
         (
             len(schedule.milestones) == len(schedule.rates),
             "schedule.milestones and schedule.rates must have the same length",

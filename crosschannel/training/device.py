@@ -59,6 +59,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, -1)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass in "float32", "bfloat16" or "float16"."""
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def resolve_auto(train: TrainConfig, device: torch.device) -> TrainConfig:
     """Replace every ``auto`` by the table's value, in place."""
     precision, channels_last, compiled = AUTO[device_kind(device)]

@@ -10,22 +10,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class TrainingLog:
-    """Rank 0's reports; on other ranks (``quiet``) it says nothing.
+    """Rank 0's reports; other ranks (``idle``) neither say nor write anything.
 
     Args:
         run: the run folder, for TensorBoard's events.
         step, steps: where the run stands and where it ends.
         tensorboard: write events.
-        quiet: say nothing at all.
+        idle: do nothing at all.
+        quiet: say nothing.
     """
 
-    def __init__(self, run: Path, step: int, steps: int, tensorboard: bool = True, quiet: bool = False):
-        self.quiet, self.steps = quiet, steps
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    def __init__(
+        self, run: Path, step: int, steps: int, tensorboard: bool = True, idle: bool = False, quiet: bool = False
+    ):
+        self.steps = steps
+        self.console = Console(stderr=True, quiet=idle or quiet, highlight=False, soft_wrap=True)
         self._bar = None
         self._writer = None
         self._since, self._begun = step, time.monotonic()
-        if not quiet and self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[figures]}")
             self._bar = Progress(
                 *(TextColumn(c) if isinstance(c, str) else c for c in columns),
@@ -36,7 +39,7 @@ class TrainingLog:
             )
             self._bar.start()
             self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
-        if tensorboard and not quiet:
+        if tensorboard and not idle:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)

@@ -5,7 +5,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from crosschannel.data.order import mix
 from crosschannel.errors import UserError
 from crosschannel.training import checkpoints
 from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from crosschannel.training.device import autocast
 from crosschannel.training.interrupts import Interrupted, InterruptFlag
 from crosschannel.training.log import TrainingLog
 from crosschannel.training.optim import build_optimizer, rate, set_rate
@@ -25,9 +26,13 @@ from crosschannel.training.run_folder import RunFolder
 
 
 class Task(Protocol):
-    """What a command trains. ``net`` holds the weights; the loop hands back the same net, wrapped or averaged."""
+    """What a command trains. ``net`` holds the weights; the loop hands back the same net, wrapped or averaged.
+
+    ``rate_factors`` are factors of the learning rate by parameter name (empty: 1 for all).
+    """
 
     net: nn.Module
+    rate_factors: Mapping[str, float]
 
     def initialise(self, stream: CropStream) -> bool:
         """Set the initial weights; whether that took so long that they should be saved at once."""
@@ -72,6 +77,7 @@ class Loop:
         run: where it is kept (rank 0 writes).
         world: this process among all.
         started: called once the run is loaded or initialised, before anything is written.
+        quiet: say nothing.
     """
 
     def __init__(
@@ -82,8 +88,9 @@ class Loop:
         run: RunFolder,
         world: World,
         started: Callable[[], None] = lambda: None,
+        quiet: bool = False,
     ):
-        self.started = started
+        self.started, self.quiet = started, quiet
         self.task, self.stream, self.run, self.world = task, stream, run, world
         self.settings, self.train, self.runtime = settings, settings.train, settings.runtime
         share = world.size * self.train.accumulate
@@ -126,7 +133,7 @@ class Loop:
             main = self.world.is_main
             if main:
                 self.run.forget_metrics_after(self.done, self.evaluated)
-            self.log = TrainingLog(self.run.path, self.done, self.steps, self.runtime.tensorboard, quiet=not main)
+            self.log = TrainingLog(self.run.path, self.done, self.steps, self.runtime.tensorboard, not main, self.quiet)
             try:
                 self._begin(newest is not None, notes)
                 self._train()
@@ -139,10 +146,9 @@ class Loop:
         self.net = self.task.net.to(device)
         if train.channels_last:
             self.net.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.net, self.settings.optim)
+        self.optimizer = build_optimizer(self.net, self.settings.optim, self.task.rate_factors)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(train.precision)
-        self.autocast = lambda: torch.autocast(device.type, dtype, enabled=dtype is not None)
+        self.autocast = lambda: autocast(device, train.precision)
         self.average = copy.deepcopy(self.net).requires_grad_(False) if train.ema else None
 
     def _begin(self, resumed: bool, notes: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules; a rate is a pure function of the step."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -8,16 +9,28 @@ from torch import nn
 from crosschannel.training.config import OptimConfig, ScheduleConfig
 
 
-def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Weights (two or more dimensions) and the rest (biases, norms) as two groups; ``scale`` is their rate's factor."""
-    weights = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
-    decay = config.weight_decay
+def build_optimizer(
+    net: nn.Module, config: OptimConfig, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """An optimiser whose groups are weights (two or more dimensions) and the rest (biases, norms), by rate.
+
+    Args:
+        net: whose parameters move.
+        config: how.
+        factors: of the learning rate, by parameter name; default 1 for all. A group keeps its own as ``scale``.
+    """
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault((parameter.ndim > 1, (factors or {}).get(name, 1.0)), []).append(parameter)
     groups = [
-        {"params": weights, "weight_decay": decay, "scale": 1.0},
-        {"params": rest, "weight_decay": decay if config.bias_decay else 0.0, "scale": config.bias_lr},
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if is_weight or config.bias_decay else 0.0,
+            "scale": factor if is_weight else factor * config.bias_lr,
+        }
+        for (is_weight, factor), parameters in found.items()
     ]
-    groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(groups, config.lr, config.momentum)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
@@ -33,6 +46,8 @@ def rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> float:
         return lr
     if config.kind == "constant":
         return lr
+    if config.kind == "inverse-sqrt":
+        return lr / math.sqrt(1 + config.decay * step)
     rise = config.warmup * steps
     if step < rise:
         share = (step + 1) / (rise + 1)

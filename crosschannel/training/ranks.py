@@ -1,6 +1,7 @@
 """One process or many: torchrun's (or SLURM's) environment, and the few collectives that the loop needs."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,19 @@ class World:
             raise UserError(problem)
         return made
 
+    def concatenate(self, rows: Tensor) -> Tensor:
+        """The rows (N of any shape) of all ranks, in order of rank; N may differ between ranks."""
+        if self.size == 1:
+            return rows
+        counts = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        counts[self.rank] = len(rows)
+        most = int(self.sum(counts).max())
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts.tolist(), strict=True)])
+
     def gather(self, value: object) -> list:
         """Every rank's value, in order of rank."""
         if self.size == 1:
@@ -74,15 +88,17 @@ class World:
 
 
 def join_world(device: torch.device) -> World:
-    """Join the process group that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as torchrun sets them)."""
+    """Join the process group that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as torchrun sets them),
+    or the one that exists."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), device)
     size = _number("WORLD_SIZE", 1)
     if size == 1:
         return World(0, 1, device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", _number("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return World(dist.get_rank(), size, device)
 
 
@@ -94,5 +110,8 @@ def _number(variable: str, default: int) -> int:
 
 
 def leave_world() -> None:
+    """Leave the process group, all ranks together unless one of them failed."""
     if dist.is_available() and dist.is_initialized():
+        if sys.exc_info()[0] is None:  # a rank that left early could abort in gloo's threads
+            dist.barrier()
         dist.destroy_process_group()

@@ -13,7 +13,9 @@ import yaml
 
 import crosschannel
 from crosschannel.errors import UserError
-from crosschannel.training.config import flatten, runtime_keys
+from crosschannel.training.config import TrainConfig, flatten, runtime_keys
+from crosschannel.training.device import resolve_auto
+from crosschannel.training.ranks import World
 
 _HEADER = "# crosschannel run:"
 
@@ -136,10 +138,59 @@ class RunFolder:
             rows = [row for row in rows if row["step"] < step or not any(key.startswith("val/") for key in row)]
         self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write ``result.json``, which marks the run as finished."""
+    def finish(self, backbone: str, data: str, seed: int, n: int, metrics: dict[str, float]) -> None:
+        """Write ``result.json``, which marks the run as finished.
+
+        Args:
+            backbone: its source.
+            data: what it was measured on.
+            seed: of the run.
+            n: images that the metrics are over.
+            metrics: a flat map of figures.
+        """
+        result = {
+            "protocol": self.command,
+            "backbone": backbone,
+            "data": data,
+            "config": self.stored_config(),
+            "seed": seed,
+            "n": n,
+            "version": crosschannel.__version__,
+            "metrics": metrics,
+        }
         self.write("result.json", json.dumps(result, indent=2) + "\n")
         self.finished = True
+
+
+def open_run(path: Path, command: str, config: Any, world: World) -> RunFolder:
+    """The run folder of a command on all ranks: rank 0 takes it, and all learn whether that went well.
+
+    Raises:
+        UserError: it is taken, foreign, or was begun with other settings.
+    """
+    run = None
+
+    def take() -> None:
+        nonlocal run
+        run = RunFolder(path, command)
+        if run.resuming:
+            run.check_science(config)
+
+    world.from_main(take)
+    return run or RunFolder(path, command, hold=False)
+
+
+def settle_auto(train: TrainConfig, run: RunFolder, world: World) -> None:
+    """Fill in every `auto`, in place: as the run began, or by the table; rank 0 decides."""
+    keys = ("precision", "channels_last", "compile")
+    if world.is_main and run.resuming:
+        stored = flatten(run.stored_config())
+        for key in keys:
+            if getattr(train, key) == "auto":
+                setattr(train, key, stored.get(f"train.{key}", "auto"))
+    resolve_auto(train, world.device)
+    for key in keys:
+        setattr(train, key, world.gather(getattr(train, key))[0])
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -41,6 +41,23 @@ def test_biases_have_their_own_rate_and_decay():
     assert build_optimizer(NET, OptimConfig("adam", bias_decay=True)).param_groups[1]["weight_decay"] == 0.01
 
 
+def test_parameters_can_have_rates_of_their_own():
+    factors = {"2.weight": 10.0, "2.bias": 10.0}
+    optimizer = build_optimizer(NET, OptimConfig("sgd", lr=1e-3, bias_lr=2.0), factors)
+    set_rate(optimizer, 1e-3)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in NET.named_parameters()}
+    assert found == pytest.approx(
+        {"0.weight": 1e-3, "0.bias": 2e-3, "1.weight": 2e-3, "1.bias": 2e-3, "2.weight": 1e-2, "2.bias": 2e-2}
+    )
+
+
+def test_inverse_square_root_decay_is_deepclusters():
+    schedule = ScheduleConfig("inverse-sqrt", decay=0.01 * 1e-4)
+    for step in (0, 1, 450_000):
+        assert rate(step, 450_450, 0.01, schedule) == pytest.approx(0.01 / (1 + 0.01 * 1e-4 * step) ** 0.5)
+
+
 def test_adam_adds_the_decay_to_the_gradient_as_caffe_does():
     parameter = nn.Parameter(torch.ones(1, 1))
     layer = nn.Linear(1, 1, bias=False)
