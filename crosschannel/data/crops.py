@@ -56,18 +56,25 @@ def _square(width: int, height: int, crop: CropConfig, x: float, y: float) -> Bo
     """A square at the share x, y of its ways, on whole pixels: where the image has the short side that it would be
     resized to, a crop is a copy."""
     side = max(1, round(min(width, height) * min(1, crop.size / crop.resize)))
-    left, top = int(x * (width - side + 1)), int(y * (height - side + 1))
+    left, top = (int(min(share * (length - side + 1), length - side)) for share, length in ((x, width), (y, height)))
     return left, top, left + side, top + side
 
 
-def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False) -> np.ndarray:
-    """Decode an image and resample a box of it (bilinear, antialiased).
+def ten_crop_box(width: int, height: int, crop: CropConfig, number: int) -> tuple[Box, bool]:
+    """One of ten test crops and whether it is mirrored: the four corners and the centre, then the same mirrored."""
+    x, y = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))[number % 5]
+    return _square(width, height, crop, x, y), number >= 5
+
+
+def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False, interpolation: str = "bilinear") -> np.ndarray:
+    """Decode an image and resample a box of it (antialiased).
 
     Args:
         image: the encoded image.
         box: what to cut.
         out: side of the result.
         mirror: flip it left to right.
+        interpolation: "bilinear" or "bicubic".
 
     Returns:
         (out, out, 3) uint8.
@@ -81,6 +88,6 @@ def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False) -> np.nda
     part = pixels[top:bottom, left:right]
     if part.shape[:2] != (out, out):
         batch = torch.from_numpy(part)[None].permute(0, 3, 1, 2)  # channels_last, which torch resamples fastest
-        batch = nn.functional.interpolate(batch, (out, out), mode="bilinear", antialias=True)
+        batch = nn.functional.interpolate(batch, (out, out), mode=interpolation, antialias=True)
         part = batch[0].permute(1, 2, 0).numpy()
     return part[:, ::-1] if mirror else part

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,13 @@ class FolderImages:
 
     def read(self, index: int) -> bytes:
         return (self._root / self.names[index]).read_bytes()
+
+    def content_key(self) -> str:
+        digest = sha256(self.names.fingerprint().encode())
+        for name in self.names:
+            stat = (self._root / name).stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
 
 def open_folder(root: Path) -> tuple[FolderImages, FolderImages | None]:

@@ -58,6 +58,11 @@ class ImageSet(Protocol):
         """The encoded bytes of one image."""
         ...
 
+    def content_key(self) -> str:
+        """A digest that changes with the images, as far as can be told without reading them: names, places, sizes
+        and times of change."""
+        ...
+
 
 class MemoryImages:
     """An ImageSet of encoded images held in memory."""
@@ -73,6 +78,9 @@ class MemoryImages:
 
     def read(self, index: int) -> bytes:
         return self._blobs[index]
+
+    def content_key(self) -> str:
+        return sha256(b"".join(sha256(blob).digest() for blob in self._blobs)).hexdigest()
 
 
 class Subset:
@@ -91,3 +99,6 @@ class Subset:
 
     def read_many(self, indices: list[int]) -> list[bytes]:
         return self._images.read_many([int(self._indices[index]) for index in indices])
+
+    def content_key(self) -> str:
+        return sha256(self._images.content_key().encode() + self._indices.astype(np.int64).tobytes()).hexdigest()

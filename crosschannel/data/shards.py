@@ -71,6 +71,12 @@ class ShardImages:
             self._files[key] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(self._files[key], size, offset)
 
+    def content_key(self) -> str:
+        digest = sha256(self.names.fingerprint().encode() + self._offset.tobytes() + self._size.tobytes())
+        for shard in self._shards:
+            digest.update(shard.encode() if is_remote(shard) else str(Path(shard).stat().st_mtime_ns).encode())
+        return digest.hexdigest()
+
     def read_many(self, indices: list[int]) -> list[bytes]:
         """The bytes of several images of remote shards."""
         shards = np.searchsorted(self._ends, indices, "right")

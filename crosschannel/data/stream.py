@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from crosschannel.data.crops import CropConfig, centre_box, cut, random_box
+from crosschannel.data.crops import CropConfig, centre_box, cut, random_box, ten_crop_box
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.images import ImageSet
 from crosschannel.data.order import epoch_order, mix, uniforms
 from crosschannel.errors import UserError
 
 _ATTEMPTS = 20
+_BLANK = np.zeros((1, 1, 3), np.uint8)
 Sample = tuple[np.ndarray | None, int, list[tuple[int, str]]]  # crop if any was readable, index, broken ones met
 
 
@@ -52,10 +53,21 @@ class CropStream(Dataset):
         crop: what is cut out of them.
         seed: of order and augmentation.
         train: shuffle and augment; otherwise sample c is the centre crop of image c.
+        ten_crops: where not training, sample c is one of ten crops of image c div 10.
+        interpolation: of crops that are not copies, "bilinear" or "bicubic".
     """
 
-    def __init__(self, images: ImageSet, crop: CropConfig, seed: int = 0, train: bool = True):
+    def __init__(
+        self,
+        images: ImageSet,
+        crop: CropConfig,
+        seed: int = 0,
+        train: bool = True,
+        ten_crops: bool = False,
+        interpolation: str = "bilinear",
+    ):
         self.images, self.crop, self.seed, self.train = images, crop, seed, train
+        self.ten_crops, self.interpolation = ten_crops, interpolation
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, number: int) -> Sample:
@@ -97,7 +109,7 @@ class CropStream(Dataset):
     def place(self, number: int, attempt: int) -> int:
         """The index of the image that a sample shows, after so many broken ones."""
         if not self.train:
-            return number
+            return number // 10 if self.ten_crops else number
         epoch, position = divmod(number, len(self.images))
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.images), self.seed, epoch))
@@ -106,12 +118,24 @@ class CropStream(Dataset):
         return int(self._order[1][position])
 
     def _crop(self, image: EncodedImage, number: int, attempt: int) -> np.ndarray:
-        if not self.train:
-            return cut(image, centre_box(image.width, image.height, self.crop), self.crop.size)
-        epoch, position = divmod(number, len(self.images))
-        u = uniforms(5, self.seed, epoch, position, attempt, 1)
-        box = random_box(image.width, image.height, self.crop, u)
-        return cut(image, box, self.crop.size, self.crop.mirror and u[4] < 0.5)
+        mirror = False
+        if self.train:
+            epoch, position = divmod(number, len(self.images))
+            u = uniforms(5, self.seed, epoch, position, attempt, 1)
+            box = random_box(image.width, image.height, self.crop, u)
+            mirror = self.crop.mirror and u[4] < 0.5
+        elif self.ten_crops:
+            box, mirror = ten_crop_box(image.width, image.height, self.crop, number % 10)
+        else:
+            box = centre_box(image.width, image.height, self.crop)
+        return cut(image, box, self.crop.size, mirror, self.interpolation)
+
+
+class IndexStream(CropStream):
+    """The order of a stream without its pixels, for who holds what it needs of every image already."""
+
+    def __getitems__(self, numbers: list[int]) -> list[Sample]:
+        return [(_BLANK, self.place(number, 0), []) for number in numbers]
 
 
 class BrokenImages:
