@@ -8,7 +8,10 @@ from crosschannel.errors import UserError
 
 
 class TimmNet(nn.Module):
-    """A timm model. Its layers are its stages (``stage1`` …) for CNNs, its blocks (``block1`` …, as maps) for ViTs.
+    """A timm model. Its layers are its stages (``stage1`` …) for CNNs.
+
+    For ViTs they are its blocks, after the net's final norm: ``block1``, … the patch tokens as maps, and where there is
+    a class token ``block1_class``, … as maps of one position.
 
     Args:
         name: timm's model name.
@@ -38,7 +41,9 @@ class TimmNet(nn.Module):
         count = len(self.model.feature_info)
         patches = hasattr(self.model, "patch_embed") and hasattr(self.model, "blocks")
         self.kind = "block" if patches else "stage"
-        self.layers = tuple(f"{self.kind}{i}" for i in range(1, count + 1))
+        self.has_class_token = patches and getattr(self.model, "cls_token", None) is not None
+        kinds = ("_class", "") if self.has_class_token else ("",)
+        self.layers = tuple(f"{self.kind}{i}{kind}" for i in range(1, count + 1) for kind in kinds)
         self.out_channels = self.model.feature_info[-1]["num_chs"]
 
     @property
@@ -48,11 +53,22 @@ class TimmNet(nn.Module):
 
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """The layers asked for; nothing past the last of them is computed."""
-        indices = sorted(self.layers.index(layer) for layer in layers)
+        numbers = [int(layer.removesuffix("_class").removeprefix(self.kind)) - 1 for layer in layers]
+        indices = sorted(set(numbers))
+        options = {"norm": True} if self.kind == "block" else {}
+        if self.has_class_token:
+            options["return_prefix_tokens"] = True
         maps = self.model.forward_intermediates(
-            x, indices=indices, stop_early=True, intermediates_only=True, output_fmt="NCHW"
+            x, indices=indices, stop_early=True, intermediates_only=True, output_fmt="NCHW", **options
         )
-        return {self.layers[i]: feature for i, feature in zip(indices, maps, strict=True)}
+        found: dict[str, Tensor] = {}
+        for i, feature in zip(indices, maps, strict=True):
+            name = f"{self.kind}{i + 1}"
+            if self.has_class_token:
+                feature, prefix = feature
+                found[f"{name}_class"] = prefix[:, 0, :, None, None]
+            found[name] = feature
+        return {name: feature for name, feature in found.items() if name in layers}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x, self.layers[-1:])[self.layers[-1]]
@@ -69,7 +85,7 @@ class ModuleNet(nn.Module):
         model: takes (N, C, H, W); it is called as it is and left as soon as the last layer asked for is known.
         layers: public names → submodule names, in order of execution; default: every direct child by its name.
 
-    A submodule that gives no (N, C, h, w) tensor is an error when it is asked for.
+    What gives vectors (N, C) is a map of one position; what gives anything else is an error when it is asked for.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, str] | None = None):
@@ -86,8 +102,9 @@ class ModuleNet(nn.Module):
 
         def reader(name: str):
             def read(_module, _inputs, output):
-                if not isinstance(output, Tensor) or output.ndim != 4:
+                if not isinstance(output, Tensor) or output.ndim not in (2, 4):
                     raise UserError(f"layer {name!r} gives no feature map (N, C, h, w)")
+                output = output if output.ndim == 4 else output[:, :, None, None]
                 found[name] = output.clone()  # an in-place ReLU may follow
                 if len(found) == len(set(layers)):
                     raise _LastLayerReached

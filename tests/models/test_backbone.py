@@ -42,7 +42,8 @@ def test_channels_and_strides():
     probe = Backbone(AlexNet(geometry="probe"), InputSpec("grey", 227))
     assert [probe.strides[n] for n in ("conv1", "pool1", "conv2", "pool2", "conv5", "pool5")] == [4, 8, 8, 16, 16, 32]
     vit = Backbone(TimmNet("vit_tiny_patch16_224"), InputSpec("rgb", 224))
-    assert set(vit.strides.values()) == {16} and set(vit.channels.values()) == {192}
+    strides = {name.partition("_")[2]: stride for name, stride in vit.strides.items()}
+    assert strides == {"": 16, "class": 224} and set(vit.channels.values()) == {192}
 
 
 def test_an_unknown_layer_lists_those_there_are():
@@ -59,13 +60,29 @@ def test_the_head_of_an_alexnet_is_fc6_and_fc7():
 
 
 def test_timm_stages_and_blocks_are_maps():
-    for name, kind in (("resnet18", "stage"), ("vit_tiny_patch16_224", "block")):
+    for name, kind, step in (("resnet18", "stage", 1), ("vit_tiny_patch16_224", "block", 2)):
         net = TimmNet(name, in_channels=1, image_size=64).eval()
         with torch.no_grad():
             maps = net.forward_features(torch.randn(2, 1, 64, 64), net.layers)
-        assert list(maps) == [f"{kind}{i}" for i in range(1, len(net.layers) + 1)]
+        assert tuple(maps) == net.layers
+        assert [name for name in maps if "_" not in name] == [f"{kind}{i}" for i in range(1, 1 + len(maps) // step)]
         assert all(m.ndim == 4 and m.shape[0] == 2 for m in maps.values())
         assert maps[net.layers[-1]].shape[1] == net.out_channels
+
+
+def test_a_vit_gives_its_class_and_patch_tokens_after_its_final_norm():
+    torch.manual_seed(0)
+    net = TimmNet("vit_tiny_patch16_224", image_size=64).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        tokens = net.model.forward_features(x)  # timm's own: all blocks, then the norm
+        maps = net.forward_features(x, ["block12_class", "block12"])
+        early = net.forward_features(x, ["block3_class"])
+    assert maps["block12_class"].shape == (2, 192, 1, 1) and maps["block12"].shape == (2, 192, 4, 4)
+    assert torch.allclose(maps["block12_class"][..., 0, 0], tokens[:, 0], atol=1e-5)
+    assert torch.allclose(maps["block12"].flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-5)
+    assert list(early) == ["block3_class"]
+    assert TimmNet("samvit_base_patch16").layers[:2] == ("block1", "block2")  # a ViT without a class token
 
 
 def test_timm_features_are_timms_own():
@@ -101,8 +118,9 @@ def test_any_module_with_named_parts_can_be_wrapped_and_is_left_early():
 
 
 def test_a_module_without_maps_says_so():
-    net = ModuleNet(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)))
+    net = ModuleNet(nn.Sequential(nn.Flatten(2), nn.Flatten(), nn.Linear(12, 4)))
     with pytest.raises(UserError, match="no feature map"):
         net.forward_features(torch.zeros(1, 3, 2, 2), ["0"])
+    assert net.forward_features(torch.zeros(1, 3, 2, 2), ["2"])["2"].shape == (1, 4, 1, 1)  # vectors: one position
     with pytest.raises(UserError, match="no named submodules"):
         ModuleNet(nn.ReLU())
