@@ -1,0 +1,165 @@
+"""A report page: headings, text, tables and figures, written once as Markdown, HTML and LaTeX tables."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
+th, td { padding: .25rem .7rem; text-align: right; } th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #1f2933; } tbody tr:last-child td { border-bottom: 1px solid #9aa5b1; }
+tr.published td { color: #616e7c; font-style: italic; }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; } figcaption { color: #616e7c; }
+pre { background: #f5f7fa; padding: .8rem; overflow-x: auto; font-size: .85rem; } code { font-size: .9em; }
+.scroll { overflow-x: auto; }
+"""
+
+
+@dataclass
+class Table:
+    """Cells as text; the first column is a label.
+
+    Attributes:
+        caption: above it.
+        head: column names.
+        rows: cells.
+        published: how many of the first rows are other people's figures; they are set apart.
+    """
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    published: int = 0
+
+    def markdown(self) -> str:
+        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)]]
+        lines += [[f"*{cell}*" for cell in row] for row in self.rows[: self.published]]
+        lines += self.rows[self.published :]
+        cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+        return f"**{self.caption}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+
+    def html(self) -> str:
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.head)
+        body = "".join(
+            f"<tr{' class=published' if i < self.published else ''}>"
+            + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+            + "</tr>\n"
+            for i, row in enumerate(self.rows)
+        )
+        caption = f"<caption>{escape(self.caption)}</caption>"
+        return (
+            f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+        )
+
+    def latex(self) -> str:
+        """A booktabs table."""
+        rows = [" & ".join(map(latex_escape, row)) + r" \\" for row in self.rows]
+        if 0 < self.published < len(rows):
+            rows.insert(self.published, r"\midrule")
+        head = " & ".join(map(latex_escape, self.head)) + r" \\"
+        lines = [
+            r"\begin{table}", r"\centering", rf"\caption{{{latex_escape(self.caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule", head, r"\midrule", *rows,
+            r"\bottomrule", r"\end{tabular}", r"\end{table}",
+        ]  # fmt: skip
+        return "\n".join(lines) + "\n"
+
+
+@dataclass
+class Heading:
+    text: str
+    level: int = 2
+
+    def markdown(self) -> str:
+        return f"{'#' * self.level} {self.text}\n"
+
+    def html(self) -> str:
+        return f"<h{self.level}>{escape(self.text)}</h{self.level}>"
+
+
+@dataclass
+class Text:
+    text: str
+
+    def markdown(self) -> str:
+        return f"{self.text}\n"
+
+    def html(self) -> str:
+        return f"<p>{escape(self.text)}</p>"
+
+
+@dataclass
+class Figure:
+    """A picture beside the page; the HTML carries it inside."""
+
+    path: Path
+    caption: str
+
+    def markdown(self) -> str:
+        return f"![{self.caption}]({self.path.name})\n\n{self.caption}\n"
+
+    def html(self) -> str:
+        data = base64.b64encode(self.path.read_bytes()).decode()
+        image = f'<img alt="{escape(self.caption)}" src="data:image/png;base64,{data}">'
+        return f"<figure>{image}<figcaption>{escape(self.caption)}</figcaption></figure>"
+
+
+@dataclass
+class Listing:
+    """Text as it is, folded away under a line."""
+
+    summary: str
+    text: str
+
+    def markdown(self) -> str:
+        return f"<details><summary>{escape(self.summary)}</summary>\n\n```\n{self.text}\n```\n\n</details>\n"
+
+    def html(self) -> str:
+        return f"<details><summary>{escape(self.summary)}</summary><pre>{escape(self.text)}</pre></details>"
+
+
+Block = Table | Heading | Text | Figure | Listing
+
+
+@dataclass
+class Page:
+    """A title and blocks, in order."""
+
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+    def add(self, *blocks: Block) -> None:
+        self.blocks += blocks
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``report.md``, ``report.html`` and ``tables.tex``; figures are expected in the folder already."""
+        blocks = [Heading(self.title, 1), *self.blocks]
+        html = (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head><body>\n"
+            + "\n".join(block.html() for block in blocks)
+            + "\n</body></html>\n"
+        )
+        tables = [block.latex() for block in self.blocks if isinstance(block, Table)]
+        texts = {
+            "report.md": "\n".join(block.markdown() for block in blocks),
+            "report.html": html,
+            "tables.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(tables),
+        }
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return [folder / name for name in texts]
+
+
+def latex_escape(text: str) -> str:
+    special = {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--",
+    }  # fmt: skip
+    return "".join(special.get(character, character) for character in text)
