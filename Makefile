@@ -24,9 +24,14 @@ $(VENV)/.installed-test: pyproject.toml
 quickstart: $(VENV)/.installed
 	$(BIN)/crosschannel pretrain --config quickstart --out $(RUN)
 	$(BIN)/crosschannel colorize builtin:sample --model $(RUN) --out $(RUN)/coloured
+	$(BIN)/transfer linear-probe --config quickstart --backbone $(RUN) --out $(RUN)-probe
+	$(BIN)/transfer linear-probe --config quickstart --backbone random:$(RUN) --out $(RUN)-probe-random
+	$(BIN)/transfer compare $(RUN)-probe $(RUN)-probe-random
+	$(BIN)/transfer report $(RUN) $(RUN)-probe $(RUN)-probe-random --out $(RUN)-report
 	@echo
 	@echo "coloured pictures:  $(RUN)/coloured (such as $(RUN)/coloured/coffee.png)"
 	@echo "validation curve:   $(RUN)/curve.png"
+	@echo "probe report:       $(RUN)-report/report.html"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -34,7 +34,9 @@ def test_the_wheel_holds_code_configs_prior_and_types(wheel):
         "crosschannel/py.typed",
         "crosschannel/cli.py",
         "crosschannel/color/priors/imagenet-256.npz",
-        *(f"crosschannel/configs/pretrain/{path.name}" for path in (ROOT / "configs/pretrain").glob("*.yaml")),
+        "transfer/py.typed",
+        "transfer/cli.py",
+        *(f"crosschannel/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")),
     } <= names
     assert not any(name.startswith(("tests", "docs", "benchmarks")) for name in names)
 

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from crosschannel import UserError
+from transfer.cli import main
+from transfer.comparison import bootstrap, compare
+from transfer.result import Result
+
+
+def result(rows, names=None, protocol="linear-probe"):
+    n = len(next(iter(rows.values())))
+    names = np.array(names or [f"{i}.jpg" for i in range(n)])
+    metrics = {metric: float(np.mean(row)) for metric, row in rows.items()}
+    return Result(protocol, "net", "data", {}, 0, n, "0", metrics, {"names": names, **rows})
+
+
+def test_the_interval_is_the_normal_one_for_many_images():
+    generator = np.random.default_rng(0)
+    for values in (generator.integers(-1, 2, 4000).astype(float), generator.normal(0.1, 2, 4000)):
+        low, high = bootstrap(values, 4000, 0.95, 0)
+        mean, error = values.mean(), values.std() / 4000**0.5
+        assert low == pytest.approx(mean - 1.96 * error, abs=0.15 * error)
+        assert high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
+
+
+def test_pairing_follows_names_and_makes_the_interval_narrow():
+    generator = np.random.default_rng(1)
+    base = generator.random(1000) < 0.5
+    better = base | (generator.random(1000) < 0.04)
+    order = generator.permutation(1000)
+    names = [f"{i}.jpg" for i in order]
+    found = compare(result({"conv1/top1": better}), result({"conv1/top1": base[order]}, names))[0]
+    assert found.first - found.second == pytest.approx(better.mean() - base.mean())
+    assert 0 < found.low < found.first - found.second < found.high < 0.04
+    swapped = compare(result({"conv1/top1": base}), result({"conv1/top1": better}))[0]
+    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low), abs=2e-3)
+
+
+def test_a_run_equals_itself(finished_probe, capsys):
+    assert main(["compare", str(finished_probe), str(finished_probe)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "conv3/top1" in line]
+    assert len(lines) == 1 and "+0.0" in lines[0]
+
+
+def test_runs_that_cannot_be_paired_say_why():
+    one = result({"conv1/top1": np.ones(4, bool)})
+    for other, message in (
+        (result({"conv1/top1": np.ones(5, bool)}), "different images"),
+        (result({"conv1/top1": np.ones(4, bool)}, ["a", "b", "c", "d"]), "different images"),
+        (result({"conv1/knn20": np.ones(4, bool)}), "share no metric"),
+        (Result("pretrain", "net", "data", {}, 0, 4, "0", {"kl": 1.0}), "no predictions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare(one, other)

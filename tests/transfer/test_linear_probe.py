@@ -1,0 +1,269 @@
+"""`transfer linear-probe` as a user runs it: a run folder, resume, ranks, bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from crosschannel.command_line import config_folder, parse
+from crosschannel.training.run_folder import read_metrics
+from transfer.cli import PROGRAM, main
+from transfer.protocols.linear_probe import LinearProbe, check
+
+MODULE = [sys.executable, "-m", "transfer.cli"]
+
+
+def figures(run):
+    """What a run found, without what depends on the clock."""
+    rows = np.load(run / "predictions.npz")
+    log = [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in read_metrics(run)]
+    return json.loads((run / "result.json").read_text())["metrics"], {k: rows[k].tolist() for k in rows.files}, log
+
+
+def test_a_run_folder_holds_what_the_docs_say(finished_probe, small, capsys):
+    names = {p.name for p in finished_probe.iterdir()} - {".lock"}
+    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "backbone.json", "predictions.npz", "result.json"}
+    result = json.loads((finished_probe / "result.json").read_text())
+    assert set(result) == {"protocol", "backbone", "data", "config", "seed", "n", "version", "metrics"}
+    assert result["protocol"] == "linear-probe" and result["n"] == 10
+    rows = np.load(finished_probe / "predictions.npz")
+    for metric in ("conv3/top1", "conv5/top1", "conv5/top5"):
+        assert rows[metric].mean() == pytest.approx(result["metrics"][metric])
+    assert (rows["conv5/top1"] == (rows["conv5/prediction"] == rows["labels"])).all()
+    before = {p: p.stat().st_mtime_ns for p in finished_probe.rglob("*") if p.name != ".lock"}
+    assert main([*small, f"--out={finished_probe}"]) == 0
+    assert "finished" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in finished_probe.rglob("*") if p.name != ".lock"}
+
+
+def test_its_config_alone_runs_it_again(finished_probe, tmp_path):
+    command = ["linear-probe", f"--config={finished_probe / 'config.yaml'}", f"--out={tmp_path / 'again'}"]
+    assert main(command) == 0
+    assert figures(tmp_path / "again") == figures(finished_probe)
+
+
+@pytest.mark.parametrize("cache", ["memory", "off"])
+def test_kill_9_and_the_same_command_end_where_the_uninterrupted_run_ends(small, tmp_path, cache):
+    command = [*small, f"--cache={cache}", "--crop.train=random", "--crop.mirror=true"] if cache == "off" else small
+    assert main([*command, f"--out={tmp_path / 'whole'}"]) == 0
+    out = tmp_path / "run"
+    for step in (4, 12):
+        process = subprocess.Popen([*MODULE, *command, f"--out={out}"], stderr=subprocess.PIPE, text=True)
+        for line in process.stderr:
+            if f"step {step}/24" in line:
+                break
+        process.kill()
+        process.wait()
+    assert not (out / "result.json").exists()
+    assert main([*command, f"--out={out}"]) == 0
+    assert figures(out) == figures(tmp_path / "whole")
+
+
+def test_sigterm_saves_exits_75_and_the_same_command_goes_on(small, finished_probe, tmp_path, monkeypatch, capsys):
+    original, calls = LinearProbe.step, []
+
+    def step(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(LinearProbe, "step", step)
+    out = tmp_path / "run"
+    assert main([*small, f"--out={out}"]) == 75 and "same command goes on" in capsys.readouterr().err
+    assert main([*small, f"--out={out}"]) == 0 and "at step 6 of 24" in capsys.readouterr().err
+    assert figures(out) == figures(finished_probe)
+
+
+def test_a_signal_while_features_are_computed_exits_75(small, tmp_path, monkeypatch):
+    from transfer.feature_cache import Extraction
+
+    original = Extraction._batch_features
+
+    def batch_features(self, images):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, images)
+
+    monkeypatch.setattr(Extraction, "_batch_features", batch_features)
+    assert main([*small, f"--out={tmp_path / 'run'}"]) == 75
+    monkeypatch.undo()
+    assert main([*small, f"--out={tmp_path / 'run'}"]) == 0
+
+
+def test_a_run_killed_after_its_last_evaluation_still_ends_in_a_result(small, finished_probe, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished_probe, out)
+    for name in ("result.json", "predictions.npz", "backbone.json"):
+        (out / name).unlink()
+    assert main([*small, f"--out={out}"]) == 0
+    assert figures(out) == figures(finished_probe)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "off"])
+def test_two_ranks_find_what_one_process_finds(small, tmp_path, cache):
+    """Without BatchNorm, whose statistics are per rank."""
+    environment = {**os.environ, "CROSSCHANNEL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [*small, f"--cache={cache}", "--norm=none", "--optim.name=sgd", "--optim.lr=1e-4"]
+    command += ["--train.precision=float32"]
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    subprocess.run([*MODULE, *command, f"--out={tmp_path / 'one'}"], check=True, env=environment)
+    environment["CROSSCHANNEL_CACHE"] = str(tmp_path / "other")
+    subprocess.run([*ranks, "transfer.cli", *command, f"--out={tmp_path / 'two'}"], check=True, env=environment)
+    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    assert one[0] == two[0] and one[1] == two[1]
+    losses = [[row["train/loss"] for row in log if "train/loss" in row] for log in (one[2], two[2])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_two_ranks_find_the_neighbours_that_one_process_finds(photo_folder, tmp_path):
+    command = ["knn", "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1", f"--data={photo_folder}"]
+    command += ["--layer=conv1,conv5", "--precision=float32", "--workers=0", "--k=[1,7]", "--batch=6"]
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert main([*command, f"--out={tmp_path / 'one'}"]) == 0
+    subprocess.run([*ranks, "transfer.cli", *command, f"--out={tmp_path / 'two'}"], check=True, env=environment)
+    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((config_folder() / "transfer" / "linear-probe").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_packaged_config_is_valid(path):
+    config = parse(PROGRAM, "linear-probe", [f"--config={path}", "--data=photos", "--backbone=random:runs/a-0,seed=2"])
+    check(config)
+    assert config.out == f"runs/linear-probe-random-a-0-seed=2-{path.stem}-0"
+
+
+def test_the_published_recipes_follow_their_sources_to_the_letter():
+    paper, theirs = (
+        parse(PROGRAM, "linear-probe", ["--config", name, "--data=x", "--backbone=x"])
+        for name in ("paper", "deepcluster")
+    )
+    assert (paper.train.batch, paper.train.accumulate, paper.train.steps) == (256, 4, 140_000)
+    assert (paper.crop.size, paper.crop.resize, paper.crop.train, paper.crop.mirror) == (227, 256, "random", True)
+    optim = paper.optim
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    assert (optim.bias_lr, optim.bias_decay, paper.zero, paper.norm) == (2.0, False, True, "channel")
+    assert paper.schedule.milestones == [40_000, 80_000, 120_000] and paper.schedule.rates == [1e-3, 1e-4, 1e-5]
+    assert (theirs.train.batch, theirs.train.epochs, theirs.ten_crops, theirs.norm) == (256, 90, True, "none")
+    assert (theirs.optim.lr, theirs.optim.weight_decay, theirs.crop.size) == (0.01, 1e-4, 224)
+    assert theirs.schedule.decay == pytest.approx(theirs.optim.lr * theirs.optim.weight_decay) and theirs.pooling == "deepcluster"
+
+
+def test_disk_features_are_reused_and_never_stale(small, photo_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "data"
+    shutil.copytree(photo_folder, data)
+
+    def probe(*more) -> list[str]:
+        """What is kept, after one more probe."""
+        out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        assert main([*small, f"--data={data}", "--cache=disk", f"--out={out}", *more]) == 0
+        return sorted(p.name for p in (tmp_path / "cache" / "features").iterdir())
+
+    first = probe()
+    assert len(first) == 2 and "GiB" in capsys.readouterr().err.replace("MiB", "GiB")  # train and val; the size is said
+    assert probe() == first and "from" in capsys.readouterr().err
+    assert len(probe("--pooling=bilinear")) == 4
+    assert len(probe("--layer=conv3")) == 6
+    assert len(probe("--backbone=random:alexnet,fc=0,size=64,resize=72,seed=2")) == 8
+    assert len(probe("--train.precision=float32", "--crop.size=56")) == 10
+    plain = "--backbone=random:alexnet,fc=0,size=64,resize=72,norm=false"  # has no statistics of images
+    assert len(probe(plain)) == 12
+    picture = next((data / "train" / "class0").iterdir())
+    picture.write_bytes(next((data / "train" / "class1").iterdir()).read_bytes())  # the same name, another picture
+    assert len(probe(plain)) == 13  # training features anew, validation features as they are
+
+
+def test_broken_images_are_named_left_out_and_not_counted(small, photo_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(photo_folder, data)
+    for part, count in (("train", 39), ("val", 9)):
+        next((data / part / "class0").iterdir()).write_bytes(b"no picture")
+        for cache in ("memory", "off"):
+            out = tmp_path / f"{part}-{cache}"
+            assert main([*small, f"--data={data}", f"--cache={cache}", "--train.batch=10", f"--out={out}"]) == 0
+            assert "class0/" in capsys.readouterr().err
+            n = json.loads((out / "result.json").read_text())["n"]
+            assert n == (10 if part == "train" else count)
+
+
+def folder_of(path, photo_folder, train=("class0", "class1"), val=("class0", "class1")):
+    for part, classes in (("train", train), ("val", val)):
+        (path / part).mkdir(parents=True)
+        for name in classes:
+            shutil.copytree(photo_folder / part / name, path / part / name)
+    return path
+
+
+BAD = [
+    ("unknown layer", "--layer conv9", "no layer 'conv9'; this backbone has conv1, pool1"),
+    ("no such backbone", "--backbone {tmp}/gone", "no source"),
+    ("a backbone file that is none", "--backbone {tmp}/text.safetensors", "not a whole safetensors file"),
+    ("a folder that is no run", "--backbone {tmp}/empty", "not a run folder"),
+    ("no such data", "--data {tmp}/gone", "gone"),
+    ("zero images", "--data {tmp}/empty", "no images"),
+    ("an empty val", "--data {tmp}/noval", "has no images"),
+    ("one class only", "--data {tmp}/one", "of one class only"),
+    ("a val with a class that train lacks", "--data {tmp}/more", "has the class 'class2', which the training images"),
+    ("images without a class", "--data {tmp}/flat", "have no class"),
+    ("pooling that a layer has not", "--layer pool1 --pooling deepcluster", "not for 'pool1'"),
+    ("a crop larger than its image", "--crop.size 90 --crop.resize 80", "crop.size (90)"),
+    ("a rate of zero", "--rates [0.1,0]", "rates must be above 0"),
+    ("a rate twice", "--rates [0.1,0.1]", "rates must differ"),
+    ("all held out", "--held-out 1", "held_out"),
+    ("no such pooling", "--pooling max", "pooling"),
+    ("no such key", "--layers conv1", "no key 'layers'; did you mean layer?"),
+    ("no such config", "--config turbo", "no config 'turbo'"),
+    ("negative k", "knn --k [-1]", "k must be"),
+    ("k above the images", "knn --k [41]", "number of training images (40)"),
+    ("temperature 0", "knn --temperature [0]", "temperature"),
+    ("compare of one run", "compare {run}", "two run folders"),
+    ("compare with nothing", "compare {run} {tmp}/gone", "no run folder"),
+    ("report of a folder that is no run", "report {tmp}/empty --out {tmp}/o", "no run folder"),
+    ("report of a damaged run", "report {tmp}/damaged --out {tmp}/o", "damaged"),
+    ("report into a file", "report {run} --out {tmp}/text.safetensors", "is a file"),
+]
+
+
+@pytest.fixture
+def places(tmp_path, photo_folder, finished_probe):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("no weights")
+    folder_of(tmp_path / "one", photo_folder, ("class0",), ("class0",))
+    folder_of(tmp_path / "more", photo_folder, val=("class0", "class2"))
+    folder_of(tmp_path / "noval", photo_folder, val=())
+    shutil.copytree(photo_folder / "train" / "class0", tmp_path / "flat")
+    shutil.copytree(finished_probe, tmp_path / "damaged")
+    (tmp_path / "damaged" / "predictions.npz").write_bytes(b"PK no zip")
+    return {"tmp": tmp_path, "run": finished_probe}
+
+
+@pytest.mark.parametrize(("flags", "message"), [c[1:] for c in BAD], ids=[c[0] for c in BAD])
+def test_bad_input_is_one_sentence_and_exit_code_2(places, small, photo_folder, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(places["tmp"])
+    words = flags.format(**places).split()
+    if words[0] == "knn":
+        words = ["knn", small[1], f"--data={photo_folder}", "--layer=conv5", "--workers=0", "--out=o", *words[1:]]
+    elif words[0].startswith("--"):
+        words = [*small, "--out=o", *words]
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("transfer: ") and message in error and "Traceback" not in error
+
+
+def test_help_lists_the_keys_and_print_config_shows_the_whole(capsys):
+    assert main([]) == 2 and main(["--help"]) == 0
+    assert "linear-probe" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["linear-probe", "--help"])
+    assert "classifiers on the layers" in (text := capsys.readouterr().out) and "--pooling" in text
+    with pytest.raises(SystemExit):
+        main(["linear-probe", "--config=paper", "--backbone=a", "--data=b", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["crop"]["size"] == 227

@@ -1,0 +1,119 @@
+"""A page of runs: what is averaged, what is marked as published, what is never mixed."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from crosschannel.report.published import IMAGENET_PROBES, PASCAL
+from transfer.cli import main
+from transfer.report import group
+from transfer.result import load_result
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+
+
+def make_run(path, protocol="linear-probe", backbone="runs/a-0", seed=0, n=1000, classes=10, value=0.5, **config):
+    """A finished run folder as the commands write it, with given figures."""
+    path.mkdir(parents=True)
+    metrics = {f"{layer}/top1": value for layer in LAYERS}
+    metrics |= {f"{layer}/top1/c{i}": value for layer in LAYERS for i in range(classes)}
+    if protocol != "linear-probe":
+        metrics = {"knn": {f"{layer}/knn20": value for layer in LAYERS}, "pretrain": {"kl_share": value}}.get(
+            protocol, {"map": value, "ap50": value, "mean_iu": value}
+        )
+    result = {
+        "protocol": protocol, "backbone": backbone, "data": "/data/imagenette", "config": {"seed": seed, **config},
+        "seed": seed, "n": n, "version": "0.1.0", "metrics": metrics,
+    }  # fmt: skip
+    (path / "result.json").write_text(json.dumps(result))
+    (path / "config.yaml").write_text("# crosschannel run\n")
+    return str(path)
+
+
+def report(tmp_path, *runs):
+    assert main(["report", *runs, f"--out={tmp_path / 'out'}"]) == 0
+    return {name: (tmp_path / "out" / name).read_text() for name in ("report.md", "report.html", "tables.tex")}
+
+
+def test_seeds_are_averaged_and_other_settings_are_told_apart(tmp_path):
+    runs = [make_run(tmp_path / f"r{s}", seed=s, value=0.5 + 0.01 * s) for s in range(3)]
+    runs += [make_run(tmp_path / "b", pooling="bilinear", value=0.1)]
+    groups = group([(path, load_result(path)) for path in runs])
+    assert [len(entry.runs) for entry in groups] == [3, 1]
+    assert groups[0].over_seeds("conv1/top1") == pytest.approx((0.51, 0.01))
+    assert groups[1].label == "runs/a-0 (pooling=bilinear)"
+    text = report(tmp_path, *runs)["report.md"]
+    assert "51.0 ± 1.0" in text and "| 10.0 | 10.0 |" in text
+
+
+def test_random_twins_of_several_seeds_are_one_row(tmp_path):
+    runs = [make_run(tmp_path / f"r{s}", backbone=f"random:runs/a-0,seed={s}", seed=s) for s in (1, 2)]
+    assert report(tmp_path, *runs)["report.md"].count("| random:runs/a-0 |") == 1
+
+
+def test_published_figures_share_a_table_with_imagenet_runs_only(tmp_path):
+    small = report(tmp_path / "small", make_run(tmp_path / "a"))["report.md"]
+    assert "(published)" not in small and "their heights cannot be compared" in small
+    large = report(tmp_path / "large", make_run(tmp_path / "b", n=50_000, classes=1000))
+    for name, values in IMAGENET_PROBES.items():
+        assert f"*{name} (published)* | " + " | ".join(f"*{v}*" for v in values) in large["report.md"]
+    assert "cannot be compared" not in large["report.md"] and r"\midrule" in large["tables.tex"]
+
+
+def test_the_axis_of_a_small_scale_plot_says_so(tmp_path, monkeypatch):
+    """The measured panel names its data; the published one is a panel of its own that names ImageNet."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), original(self, *a, **k)))
+    report(tmp_path, make_run(tmp_path / "a"))
+    left, right = drawn[0].axes
+    assert "imagenette, 1,000 images of 10 classes" in left.get_ylabel() and "ImageNet" in right.get_ylabel()
+    assert {line.get_linestyle() for line in left.lines} == {"-"} and {x.get_linestyle() for x in right.lines} == {":"}
+    assert right.lines[0].get_ydata().tolist() == list(IMAGENET_PROBES["ImageNet labels"])
+
+
+def test_pascal_runs_fill_their_column_of_table_2(tmp_path):
+    runs = [make_run(tmp_path / "c", "classify", n=4952, value=0.524, train_from="fc8")]
+    runs += [
+        make_run(tmp_path / "d", "detect", n=4952, value=0.469),
+        make_run(tmp_path / "s", "segment", n=736, value=0.35),
+    ]
+    text = report(tmp_path, *runs)["report.md"]
+    assert "| runs/a-0 | 52.4 | – | – | 46.9 | 35.0 |" in text
+    assert all(f"*{name} (published)*" in text for name in PASCAL)
+
+
+def test_any_protocol_has_its_place_and_says_how_it_was_obtained(tmp_path):
+    runs = [make_run(tmp_path / p, p) for p in ("linear-probe", "knn", "pretrain")]
+    pages = report(tmp_path, *runs)
+    for protocol, run in zip(("linear-probe", "knn", "pretrain"), runs, strict=True):
+        program = "crosschannel" if protocol == "pretrain" else "transfer"
+        assert f"{program} {protocol} --config {run}/config.yaml --out NEW" in pages["report.md"]
+    assert "kl_share" in pages["report.md"] and "knn20" in pages["tables.tex"]
+
+
+def test_the_html_is_well_formed_and_carries_its_plots(tmp_path):
+    html = report(tmp_path, make_run(tmp_path / "a", backbone="<b>&|"))["report.html"]
+    stack, void = [], {"meta", "img"}
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in void:
+                stack.append(tag)
+
+        def handle_endtag(self, tag):
+            assert stack.pop() == tag
+
+    Checker().feed(html)
+    assert not stack and "data:image/png;base64," in html and "&lt;b&gt;&amp;|" in html
+    assert not re.search(r"https?://", html)  # nothing is fetched
+
+
+def test_a_real_run_and_its_predictions(finished_probe, tmp_path):
+    pages = report(tmp_path, str(finished_probe))
+    top1 = load_result(finished_probe).metrics["conv3/top1"]
+    assert f"{100 * top1:.1f}" in pages["report.md"] and "photos" in pages["report.md"]

@@ -1,0 +1,227 @@
+"""Features of every image, computed once: kept in memory, or on disk under a key that changes with whatever could
+change them."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import crosschannel
+from crosschannel.commands.progress import progress
+from crosschannel.data import BrokenImages, CropStream, ImageSet, crop_loader
+from crosschannel.data.images import Subset
+from crosschannel.data.open import cache_folder
+from crosschannel.errors import UserError
+from crosschannel.training.device import autocast
+from crosschannel.training.interrupts import Interrupted, InterruptFlag
+from crosschannel.training.ranks import World
+from transfer.features import FrozenFeatures
+
+Cache = Literal["off", "memory", "disk"]
+
+
+@dataclass
+class StoredFeatures:
+    """Features of a set of images.
+
+    Attributes:
+        images: those that could be read.
+        maps: (rows, C, g, g) float32 by layer; on disk they are memory-mapped.
+        indices: (rows,) int64, the image of every row; with ten crops an image has ten rows in a row.
+    """
+
+    images: ImageSet
+    maps: dict[str, Tensor]
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def rows(self, wanted: Tensor | slice, device: torch.device) -> dict[str, Tensor]:
+        """Features of some rows, on a device."""
+        return {layer: maps[wanted].to(device, non_blocking=True) for layer, maps in self.maps.items()}
+
+
+@dataclass
+class Extraction:
+    """How features are computed and where they are kept.
+
+    Attributes:
+        features: the frozen backbone.
+        world: its ranks share the work, and each gets all rows.
+        precision: of the forward pass, by name.
+        batch: images a rank computes at once.
+        workers: that decode.
+        cache: "memory" or "disk".
+        broken_limit: greatest share of broken images.
+        console: says what is kept where.
+    """
+
+    features: FrozenFeatures
+    world: World
+    precision: str
+    batch: int
+    workers: int
+    cache: Cache
+    broken_limit: float
+    console: Console
+
+    def __call__(self, stream: CropStream, what: str) -> StoredFeatures:
+        """Compute (or find) the features of all crops of a stream.
+
+        Args:
+            stream: not augmented.
+            what: the images, in a word, for messages.
+
+        Raises:
+            UserError: not enough memory or disk, too many broken images, features that are not finite.
+            Interrupted: told to stop.
+        """
+        rows = len(stream.images) * (10 if stream.ten_crops else 1)
+        shapes = self.features.shapes()
+        size = 4 * rows * sum(int(np.prod(shape)) for shape in shapes.values())
+        folder = cache_folder() / "features" / self._key(stream) if self.cache == "disk" else None
+        if folder and self.world.from_main(folder.is_dir):
+            self.console.print(f"{what} features: {_gib(size)} from {folder}", markup=False)
+            return _open(folder, stream.images)
+        self.world.from_main(lambda: self._announce(size, what, folder))
+        part = folder.with_name(f"{folder.name}.{os.getpid()}.part") if folder else None
+        maps = self._allocate(part, rows, shapes)
+        try:
+            indices, broken = self._fill(maps, stream, what)
+        except BaseException:
+            if part:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+        for index, reason in sorted(broken.items()):
+            self.console.print(f"broken image {stream.images.names[index]}: {reason}", markup=False)
+        if folder:
+            self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
+            return _open(folder, stream.images)
+        return _readable(stream.images, maps, indices)
+
+    def _announce(self, size: int, what: str, folder: Path | None) -> None:
+        """Say how much is to be kept where; refuse what does not fit."""
+        if folder:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            free, place = shutil.disk_usage(folder.parent).free, f"on disk in {folder}"
+        else:
+            free, place = _free_memory(), "in memory"
+        self.console.print(f"{what} features: {_gib(size)} {place}", markup=False)
+        if size > free:
+            raise UserError(
+                f"the {what} features take {_gib(size)} {place} where {_gib(free)} are free; "
+                "ask for fewer layers, or --cache off"
+            )
+
+    def _allocate(self, part: Path | None, rows: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Empty maps: in memory, or for rank 0 in files of ``part``."""
+        if part is None:
+            return {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
+        if not self.world.is_main:
+            return {layer: torch.empty(0, *shape) for layer, shape in shapes.items()}
+        part.mkdir(parents=True)
+        return {
+            layer: torch.from_numpy(np.lib.format.open_memmap(part / f"{i}.npy", "w+", np.float32, (rows, *shape)))
+            for i, (layer, shape) in enumerate(shapes.items())
+        }
+
+    def _fill(self, maps: dict[str, Tensor], stream: CropStream, what: str) -> tuple[Tensor, dict[int, str]]:
+        """Write the maps row by row; returns the image of every row, and the broken images."""
+        world, total = self.world, len(stream.images) * (10 if stream.ten_crops else 1)
+        own = slice(world.rank * self.batch, (world.rank + 1) * self.batch)
+        device = world.device
+        batches = crop_loader(stream, 0, total, self.batch * world.size, own, self.workers, device.type == "cuda")
+        indices: list[Tensor] = []
+        broken: dict[int, str] = {}
+        tally = BrokenImages(self.broken_limit)
+        writes = world.is_main or self.cache == "memory"
+        with InterruptFlag() as flag:
+            for batch in progress(batches, f"{what} features", -(-total // (self.batch * world.size))):
+                found = dict(entry for rank in world.gather(batch.broken) for entry in rank)
+                broken |= found
+                start = sum(map(len, indices))
+                indices.append(world.concatenate(batch.indices.to(device)).cpu())
+                for layer, feature in self._batch_features(batch.images).items():
+                    rows = world.concatenate(feature)
+                    if writes:
+                        maps[layer][start : start + len(rows)] = rows.cpu()
+                tally.count(len(indices[-1]), [stream.images.names[i] for i in found])
+                if world.any(flag.name is not None):
+                    raise Interrupted(flag.name or "another rank")
+        if not sum(map(len, indices)):
+            raise UserError(f"none of the {len(stream.images)} {what} images can be read")
+        return torch.cat(indices), broken
+
+    def _batch_features(self, images: Tensor) -> dict[str, Tensor]:
+        device = self.world.device
+        if not len(images):  # a rank without a share still takes part in the collectives
+            return {layer: torch.empty(0, *s, device=device) for layer, s in self.features.shapes().items()}
+        with autocast(device, self.precision):
+            return self.features(images)
+
+    def _key(self, stream: CropStream) -> str:
+        """32 hex digits that change with the weights, the net, its input, the layers, the pooling, the images and
+        their crops, and the arithmetic."""
+        backbone = self.features.backbone
+        digest = hashlib.sha256()
+        for name, tensor in backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        crop = {key: value for key, value in asdict(stream.crop).items() if key in ("size", "resize")}
+        rest = [
+            repr(backbone.net), asdict(backbone.input), self.features.layers, self.features.pooling, self.precision,
+            self.world.device.type, stream.images.content_key(), crop, stream.ten_crops, stream.interpolation,
+            crosschannel.__version__, torch.__version__,
+        ]  # fmt: skip
+        digest.update(json.dumps(rest).encode())
+        return digest.hexdigest()[:32]
+
+
+def _publish(part: Path, folder: Path, indices: Tensor, layers: list[str]) -> None:
+    """One rename makes the whole folder there; if another process was faster, its folder stays."""
+    np.save(part / "indices.npy", indices.numpy())
+    (part / "layers.json").write_text(json.dumps(layers))
+    try:
+        part.rename(folder)
+    except OSError:
+        shutil.rmtree(part)
+        if not folder.is_dir():
+            raise
+
+
+def _open(folder: Path, images: ImageSet) -> StoredFeatures:
+    """What :func:`_publish` wrote, memory-mapped."""
+    indices = torch.from_numpy(np.load(folder / "indices.npy"))
+    layers = json.loads((folder / "layers.json").read_text())
+    files = (folder / f"{i}.npy" for i in range(len(layers)))
+    # Copy-on-write: torch knows no read-only tensors, and nothing is to reach the file.
+    maps = {layer: torch.from_numpy(np.load(file, mmap_mode="c")) for layer, file in zip(layers, files, strict=True)}
+    return _readable(images, maps, indices)
+
+
+def _readable(images: ImageSet, maps: dict[str, Tensor], indices: Tensor) -> StoredFeatures:
+    """Rows that were filled, and the images that they show."""
+    shown = np.unique(indices.numpy())
+    if len(shown) < len(images):
+        images, indices = Subset(images, shown), torch.from_numpy(np.searchsorted(shown, indices.numpy()))
+    return StoredFeatures(images, {layer: filled[: len(indices)] for layer, filled in maps.items()}, indices)
+
+
+def _free_memory() -> int:
+    """Bytes that this machine can still give."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ()
+    free = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return 1024 * int(free.split()[1]) if free else 2**63
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 100 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,1 @@
+"""One file a protocol; each is a function first and a command second."""

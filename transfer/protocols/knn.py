@@ -1,0 +1,233 @@
+"""Weighted k-nearest-neighbour classification in frozen features: no training, no choice of a learning rate.
+
+Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018): features are
+L2-normalised, and each of the k training images nearest to a query by cosine votes for its class with weight
+exp(cosine / temperature).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crosschannel.data import CropConfig, CropStream, ImageSet
+from crosschannel.errors import UserError
+from crosschannel.models import Backbone
+from crosschannel.training.config import runtime
+from crosschannel.training.device import AUTO, device_kind
+from crosschannel.training.ranks import World
+from crosschannel.training.run_folder import RunFolder
+from transfer.feature_cache import Extraction
+from transfer.features import FrozenFeatures, choose_layers
+from transfer.labelled import LabelledData
+from transfer.pooling import Pooling
+from transfer.protocols.running import (
+    call,
+    check_rules,
+    command,
+    crops_of,
+    default_out,
+    finish,
+    interpolation_of,
+    introduce,
+    print_captioned,
+)
+from transfer.result import Result
+
+
+@dataclass
+class KNNConfig:
+    """Classify by nearest neighbours in the features of a frozen backbone."""
+
+    backbone: str
+    """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
+    data: str = runtime()
+    """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
+    builtin:sample"""
+    layer: str = "all"
+    """one layer, several (comma separated), patterns such as conv*, or all"""
+    out: str | None = runtime(None)
+    """run folder; default runs/knn-BACKBONE-CONFIG-SEED"""
+    seed: int = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: str = runtime("auto")
+    """auto, cpu, cuda or cuda:N"""
+    val_share: float = 0.05
+    """share of the images held out for validation where the data has no val/"""
+    k: list[int] = field(default_factory=lambda: [20])
+    """how many neighbours vote"""
+    temperature: list[float] = field(default_factory=lambda: [0.07])
+    """of their weights"""
+    pooling: Pooling = "global"
+    """global (the mean over positions), average or bilinear to a grid of fewer than 10,000 numbers"""
+    size: int = 0
+    """side of the centre crop; 0: what the backbone was trained on"""
+    cache: Literal["memory", "disk"] = "memory"
+    """where features are kept"""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """arithmetic of the forward pass; auto: by device"""
+    batch: int = runtime(64)
+    """images a rank computes at once"""
+    workers: int = runtime(2)
+    """processes per rank that decode images"""
+    broken_limit: float = runtime(0.01)
+    """greatest share of broken images, once 1,000 were seen"""
+
+    def default_out(self, name: str) -> str:
+        return default_out("knn", self, name)
+
+
+def check(config: KNNConfig) -> None:
+    """Raise a UserError for the first key that cannot be, before anything is loaded."""
+    rules = [
+        (bool(config.k) and min(config.k, default=0) >= 1, "k must be one or more whole numbers from 1", config.k),
+        (len(set(config.k)) == len(config.k), "the values of k must differ", config.k),
+        (min(config.temperature, default=0) > 0, "temperature must be one or more numbers above 0", config.temperature),
+        (0 < config.val_share < 1, "val_share must be within 0..1", config.val_share),
+        (config.size >= 0, "size must not be negative", config.size),
+        (config.batch >= 1, "batch must be at least 1", config.batch),
+        (config.workers >= 0, "workers must not be negative", config.workers),
+    ]
+    check_rules(rules)
+
+
+def knn(
+    backbone: Backbone | nn.Module | str,
+    data: str | tuple[ImageSet, ImageSet],
+    layers: str | Sequence[str] = "all",
+    config: KNNConfig | None = None,
+    out: Path | str | None = None,
+    quiet: bool = True,
+) -> Result:
+    """Classify validation images by their nearest training images, in every layer asked for.
+
+    Like :func:`transfer.linear_probe` it can be called in the middle of a training.
+
+    Args:
+        backbone: a source string, a Backbone, or any module with named layers (taken for an RGB net at 224 px).
+        data: what ``--data`` takes, or (training, validation) image sets.
+        layers: "all", names, or patterns such as ``conv*``.
+        config: k, temperature, pooling; its backbone, data and layer are not looked at.
+        out: run folder; default none is kept.
+        quiet: say nothing.
+
+    Returns:
+        a :class:`~transfer.result.Result` with ``LAYER/knnK``; other temperatures than the first one as
+        ``LAYER/knnK/tT``.
+
+    Raises:
+        UserError: bad input.
+    """
+    config = config or KNNConfig("", "")
+    check(config)
+    return call("knn", _measure, backbone, data, layers, config, out, quiet)
+
+
+def run(config: KNNConfig) -> Path:
+    """`transfer knn`: returns the run folder."""
+    check(config)
+    return command("knn", _measure, config, print_table)
+
+
+def _measure(
+    backbone: Backbone, data: LabelledData, config: KNNConfig, run: RunFolder, world: World, console: Console
+) -> None:
+    """Features of both parts, neighbours layer by layer, and the result in the run folder."""
+    layers = choose_layers(backbone, config.layer)
+    precision = AUTO[device_kind(world.device)][0] if config.precision == "auto" else config.precision
+    config = replace(config, precision=world.gather(precision)[0])
+    introduce(run, data, layers, console)
+    crop, interpolation = crops_of(CropConfig(config.size, 0), backbone.input), interpolation_of(backbone.input)
+    features = FrozenFeatures(backbone, layers, config.pooling, world.device, crop.size)
+    extract = Extraction(
+        features, world, config.precision, config.batch, config.workers, config.cache, config.broken_limit, console
+    )
+    if world.is_main:
+        run.write_config(config)
+    train, val = (
+        extract(CropStream(images, crop, train=False, interpolation=interpolation), what)
+        for images, what in ((data.train, "training"), (data.val, "validation"))
+    )
+    if max(config.k) > len(train):
+        raise UserError(f"k must not be above the number of training images ({len(train)}), got {max(config.k)}")
+    metrics: dict[str, float] = {}
+    rows = {"names": np.array(list(val.images.names)), "labels": val.images.labels}
+    labels = torch.from_numpy(train.images.labels)
+    for layer in layers:
+        bank, queries = (stored.maps[layer].flatten(1) for stored in (train, val))
+        own = queries.tensor_split(world.size)[world.rank]
+        found = neighbours(own, bank, max(config.k), world.device)
+        nearest, cosines = (world.concatenate(part.to(world.device)).cpu() for part in found)
+        for k in config.k:
+            for temperature in config.temperature:
+                ranked = vote(labels[nearest[:, :k]], cosines[:, :k], temperature, len(data.classes))
+                name = f"{layer}/knn{k}" + ("" if temperature == config.temperature[0] else f"/t{temperature:g}")
+                rows[name] = ranked[:, 0].numpy() == rows["labels"]
+                metrics[name] = float(rows[name].mean())
+    if world.is_main:
+        finish(backbone, config, run, metrics, rows)
+
+
+def neighbours(
+    queries: Tensor, bank: Tensor, k: int, device: torch.device | str = "cpu", chunk: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of a bank by cosine, exactly, in chunks of bounded memory.
+
+    Args:
+        queries: (N, D) float.
+        bank: (M, D) float, M ≥ k; it may be memory-mapped.
+        k: how many.
+        device: where the products are computed.
+        chunk: rows of either side that are multiplied at once.
+
+    Returns:
+        indices (N, k) int64 and cosines (N, k) float32 on the CPU, nearest first; equal ones by lower index.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for part in queries.split(chunk):
+        part = F.normalize(part.to(device).float(), dim=1)
+        best = part.new_empty(len(part), 0)
+        where = torch.empty(len(part), 0, dtype=torch.int64, device=device)
+        for start in range(0, len(bank), chunk):
+            rows = F.normalize(bank[start : start + chunk].to(device).float(), dim=1)
+            cosines = part @ rows.T
+            places = torch.arange(start, start + len(rows), device=device).expand(len(part), -1)
+            best, where = torch.cat((best, cosines), 1), torch.cat((where, places), 1)
+            best, order = best.sort(dim=1, descending=True, stable=True)  # stable: the lower index comes first
+            best, where = best[:, :k], where.gather(1, order[:, :k])
+        found.append((where.cpu(), best.cpu()))
+    return torch.cat([where for where, _ in found]), torch.cat([best for _, best in found])
+
+
+def vote(labels: Tensor, cosines: Tensor, temperature: float, classes: int) -> Tensor:
+    """Classes by weight: each neighbour votes for its label with exp(cosine / temperature).
+
+    Args:
+        labels, cosines: (N, k), nearest first.
+        temperature: of the weights.
+        classes: how many there are.
+
+    Returns:
+        (N, ≤ 5) class numbers, the heaviest first.
+    """
+    weights = ((cosines - cosines[:, :1]) / temperature).double().exp()  # a common factor changes nothing
+    votes = torch.zeros(len(labels), classes, dtype=torch.float64).scatter_add_(1, labels, weights)
+    return votes.topk(min(5, classes), 1).indices
+
+
+def print_table(result: Result) -> None:
+    """Accuracy by layer, k and temperature, on stdout."""
+    columns = list(dict.fromkeys(name.partition("/")[2] for name in result.metrics))
+    table = Table()
+    for head in ("layer", *columns):
+        table.add_column(head, justify="left" if head == "layer" else "right")
+    for layer in dict.fromkeys(name.partition("/")[0] for name in result.metrics):
+        table.add_row(layer, *(f"{100 * result.metrics[f'{layer}/{column}']:.1f}" for column in columns))
+    print_captioned(f"{result.backbone}: {result.n} validation images, top-1 in %", table)

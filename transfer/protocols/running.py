@@ -1,0 +1,140 @@
+"""What every protocol on labelled images shares: a function that measures a backbone inside a run folder, called from
+Python or from the command line."""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from crosschannel.data import CropConfig, ImageSet
+from crosschannel.errors import UserError
+from crosschannel.models import Backbone, InputSpec
+from crosschannel.training.device import find_device
+from crosschannel.training.ranks import World, join_world, leave_world
+from crosschannel.training.run_folder import RunFolder, open_run
+from transfer.features import as_backbone, at_rest
+from transfer.labelled import LabelledData, open_labelled
+from transfer.result import Result, load_result, save_rows
+
+# (backbone at rest, data, config, run folder, ranks, console) → leaves a finished run folder
+Measure = Callable[[Backbone, LabelledData, Any, RunFolder, World, Console], None]
+
+
+def call(
+    protocol: str,
+    measure: Measure,
+    backbone: Backbone | nn.Module | str,
+    data: str | tuple[ImageSet, ImageSet],
+    layers: str | Sequence[str],
+    config: Any,
+    out: Path | str | None,
+    quiet: bool,
+) -> Result:
+    """A protocol as a function: leaves weights, statistics, modes and torch's random state as they were.
+
+    Ranks of an existing process group share the work. Without ``out`` the run folder is a temporary one.
+    """
+    ours = isinstance(backbone, str)
+    backbone = as_backbone(backbone, find_device("auto"), data if isinstance(data, str) else None)
+    if ours:
+        backbone.to(memory_format=torch.channels_last)
+    config = replace(
+        config,
+        backbone=backbone.provenance.source,
+        data=data if isinstance(data, str) else "images from memory",
+        layer=layers if isinstance(layers, str) else ",".join(layers),
+    )
+    world = join_world(next(backbone.parameters()).device)
+    console = _console(quiet or not world.is_main)
+    gpus = [world.device] if world.device.type == "cuda" else []
+    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(gpus), at_rest(backbone):
+        path = Path(out or scratch)
+        run = open_run(path, protocol, config, world)
+        if not run.finished:
+            measure(backbone, open_labelled(data, config.val_share), config, run, world, console)
+        return world.from_main(lambda: load_result(path))
+
+
+def command(protocol: str, measure: Measure, config: Any, show: Callable[[Result], None]) -> Path:
+    """A protocol as a command: run it (or say that it is finished), show the result; returns the run folder."""
+    world = join_world(find_device(config.device))
+    path, console = Path(config.out or config.default_out(protocol)), _console(not world.is_main)
+    try:
+        run = open_run(path, protocol, config, world)
+        if run.finished:
+            console.print(f"{path} is finished: nothing to do", markup=False)
+        else:
+            data = open_labelled(config.data, config.val_share)
+            backbone = as_backbone(config.backbone, world.device, config.data).to(memory_format=torch.channels_last)
+            measure(backbone, data, config, run, world, console)
+        if world.is_main:
+            show(load_result(path))
+    finally:
+        leave_world()
+    return path
+
+
+def _console(quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+def default_out(protocol: str, config: Any, name: str) -> str:
+    """A run folder that names protocol, backbone, config and seed."""
+    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", re.sub(r"[\w.~-]*/+", "", config.backbone)).strip("-")
+    return f"runs/{protocol}-{slug}-{name if name != protocol else 'default'}-{config.seed}"
+
+
+def check_rules(rules: Sequence[tuple[bool, str, object]]) -> None:
+    """Raise a UserError for the first (holds, rule, value) that does not hold."""
+    for holds, rule, value in rules:
+        if not holds:
+            raise UserError(f"{rule}, got {value}")
+
+
+def crops_of(crop: CropConfig, input: InputSpec) -> CropConfig:
+    """The crops of a config; a size or resize of 0 is what the backbone was trained on."""
+    size = crop.size or input.size
+    resize = crop.resize or max(size, round(size * input.resize / input.size))
+    if size > resize:
+        raise UserError(f"crop.size ({size}) must not be above crop.resize ({resize})")
+    return replace(crop, size=size, resize=resize)
+
+
+def interpolation_of(input: InputSpec) -> str:
+    """The nearest thing to a backbone's interpolation that torch has with antialiasing."""
+    return input.interpolation if input.interpolation == "bilinear" else "bicubic"
+
+
+def introduce(run: RunFolder, data: LabelledData, layers: Sequence[str], console: Console) -> None:
+    """Say what is about to be measured."""
+    console.print(
+        f"{run.path}: {len(data.train)} training and {len(data.val)} validation images, {len(data.classes)} classes; "
+        f"layers {', '.join(layers)}",
+        markup=False,
+    )
+
+
+def print_captioned(caption: str, table: Table) -> None:
+    """A table below its caption, on stdout."""
+    console = Console(highlight=False)
+    console.print(caption, markup=False, soft_wrap=True)
+    console.print(table)
+
+
+def finish(
+    backbone: Backbone, config: Any, run: RunFolder, metrics: dict[str, float], rows: dict[str, np.ndarray]
+) -> None:
+    """Write what the run found: ``predictions.npz``, ``backbone.json`` (input and provenance), ``result.json``."""
+    save_rows(run.path, rows)
+    described = {"input": asdict(backbone.input), **backbone.provenance.to_dict()}
+    run.write("backbone.json", json.dumps(described, indent=2) + "\n")
+    run.finish(config.backbone, config.data, config.seed, len(rows["labels"]), metrics)

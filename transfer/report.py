@@ -1,0 +1,240 @@
+"""`transfer report RUN … --out DIR`: any number of finished runs as one page of tables and plots.
+
+Runs that differ in their seed alone become one row, the mean and standard deviation over seeds. Published figures are
+marked as such, and never share an axis with figures of other data.
+"""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from crosschannel.errors import UserError
+from crosschannel.report import Figure, Heading, Listing, Page, Table, Text, accuracy_by_layer
+from crosschannel.report.published import IMAGENET_PROBES, LAYERS, PASCAL, PASCAL_COLUMNS
+from crosschannel.training.config import flatten
+from transfer.result import Result, load_result
+
+_FREE = {"seed", "out", "device", "data", "backbone", "init_from"}  # keys that do not tell runs of a table apart
+_WORDS = {"linear-probe": "Linear probes", "knn": "Nearest neighbours", "pretrain": "Pretraining"}
+
+
+@dataclass
+class ReportConfig:
+    """Gather finished runs into report.md, report.html and tables.tex, with plots."""
+
+    out: str
+    """folder for the page; files of an earlier report in it are replaced"""
+    runs: list[str] = field(default_factory=list, metadata={"help": "run folders, of any protocol"})
+    title: str = "What the backbones learned"
+    """of the page"""
+    seed: int = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: str = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+        label: the backbone, and what its config has that others of the page have not.
+        runs: (folder, result).
+    """
+
+    label: str
+    runs: list[tuple[Path, Result]]
+
+    @property
+    def first(self) -> Result:
+        return self.runs[0][1]
+
+    def over_seeds(self, metric: str) -> tuple[float, float] | None:
+        """Mean and standard deviation of a metric; None where a run lacks it."""
+        values = [result.metrics[metric] for _, result in self.runs if metric in result.metrics]
+        if len(values) < len(self.runs):
+            return None
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def cell(self, metric: str, factor: float = 100, digits: int = 1) -> str:
+        found = self.over_seeds(metric)
+        if found is None:
+            return "–"
+        mean, spread = (factor * value for value in found)
+        return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(self.runs) > 1 else "")
+
+
+def run(config: ReportConfig) -> list[Path]:
+    """`transfer report`: write the page; returns its files."""
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out takes a folder")
+    if not config.runs:
+        raise UserError("no runs named: give run folders")
+    runs = [(Path(path), load_result(path)) for path in dict.fromkeys(config.runs)]
+    out.mkdir(parents=True, exist_ok=True)
+    page = Page(config.title)
+    groups = group(runs)
+    by_setting: dict[tuple, list[Group]] = defaultdict(list)
+    for entry in groups:
+        by_setting[entry.first.protocol, entry.first.data, entry.first.n].append(entry)
+    for number, ((protocol, _, _), members) in enumerate(by_setting.items()):
+        if protocol in ("linear-probe", "knn"):
+            page.add(*_layers_section(members, out / f"{protocol}-{number}.png"))
+        elif _pascal_column(members[0].first) is None:
+            page.add(*_plain_section(members))
+    if any(_pascal_column(entry.first) is not None for entry in groups):
+        page.add(*_pascal_section(groups))
+    page.add(Heading("How each was obtained"), *_origins(groups))
+    written = page.write(out)
+    Console(highlight=False, soft_wrap=True).print(f"report: {out / 'report.html'} (and report.md, tables.tex)")
+    return written
+
+
+def group(runs: list[tuple[Path, Result]]) -> list[Group]:
+    """Runs by everything but their seeds, labelled so that no two groups of a protocol look alike."""
+    found: dict[str, list[tuple[Path, Result]]] = defaultdict(list)
+    for path, result in runs:
+        key = [result.protocol, _without_seed(result.backbone), result.data, result.n, _science(result)]
+        found[json.dumps(key, sort_keys=True)].append((path, result))
+    alike: dict[tuple, list[list[tuple[Path, Result]]]] = defaultdict(list)
+    for members in found.values():
+        first = members[0][1]
+        alike[first.protocol, _without_seed(first.backbone), first.data].append(members)
+    groups = []
+    for (_, backbone, _), variants in alike.items():
+        configs = [_science(members[0][1]) for members in variants]
+        keys = dict.fromkeys(key for config in configs for key in config)
+        differing = [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+        for members, science in zip(variants, configs, strict=True):
+            words = ", ".join(f"{key}={science[key]}" for key in differing if key in science)
+            groups.append(Group(f"{backbone} ({words})" if words else backbone, members))
+    return groups
+
+
+def _without_seed(source: str) -> str:
+    return re.sub(r",seed=\d+", "", source)
+
+
+def _science(result: Result) -> dict[str, object]:
+    return {k: v for k, v in flatten(result.config).items() if k not in _FREE and not k.startswith("runtime.")}
+
+
+def _layers_section(groups: list[Group], plot: Path) -> Iterator[Heading | Text | Table | Figure]:
+    """Accuracy by layer: a plot of the first kind of figure, a table of each."""
+    first = groups[0].first
+    metrics = list(dict.fromkeys(metric for entry in groups for metric in entry.first.metrics))
+    kinds = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(r"top\d|knn\d+(/t.*)?", k)]
+    layers = [m.removesuffix(f"/{kinds[0]}") for m in metrics if m.endswith(f"/{kinds[0]}")]
+    classes = sum(metric.startswith(f"{layers[0]}/top1/") for metric in first.metrics)
+    where = _setting(first, classes)
+    yield Heading(f"{_WORDS[first.protocol]} on {_name(first.data)}")
+    yield Text(
+        f"Validation accuracy in percent on {where}. One figure's standard error is at most "
+        f"{50 / first.n**0.5:.1f} points; `transfer compare` pairs runs image by image."
+    )
+    curves = {
+        entry.label: {
+            layer: (100 * found[0], 100 * found[1])
+            for layer in layers
+            if (found := entry.over_seeds(f"{layer}/{kinds[0]}")) is not None
+        }
+        for entry in groups
+    }
+    is_imagenet = classes == 1000 and first.n >= 49_000
+    published = _published_probes() if first.protocol == "linear-probe" and set(LAYERS) <= set(layers) else {}
+    theirs_apart = "" if is_imagenet else "top1 accuracy, % (published: ImageNet, 1,000 classes)"
+    shown = LAYERS if published else layers
+    accuracy_by_layer(plot, shown, curves, f"{kinds[0]} accuracy, % ({where})", published, theirs_apart)
+    caption = f"{kinds[0]} by layer." + (" Dotted: published figures." if published else "")
+    if published and not is_imagenet:
+        caption += " The two panels are of different data: their heights cannot be compared."
+    yield Figure(plot, caption)
+    for kind in kinds:
+        rows = [[entry.label, *(entry.cell(f"{layer}/{kind}") for layer in layers)] for entry in groups]
+        theirs = []
+        if kind == "top1" and is_imagenet:
+            theirs = [
+                [name, *(f"{curve[layer][0]:.1f}" if layer in curve else "–" for layer in layers)]
+                for name, curve in published.items()
+            ]
+        caption = f"{kind}, %, by layer ({where}{_seeds(groups)})"
+        yield Table(caption, ["backbone", *layers], theirs + rows, len(theirs))
+
+
+def _published_probes() -> dict[str, dict[str, tuple[float, float]]]:
+    return {
+        f"{name} (published)": {layer: (value, 0.0) for layer, value in zip(LAYERS, values, strict=True)}
+        for name, values in IMAGENET_PROBES.items()
+    }
+
+
+def _setting(result: Result, classes: int) -> str:
+    return f"{_name(result.data)}, {result.n:,} images" + (f" of {classes} classes" if classes else "")
+
+
+def _seeds(groups: list[Group]) -> str:
+    return "; ± is the standard deviation over seeds" if any(len(entry.runs) > 1 for entry in groups) else ""
+
+
+def _name(data: str) -> str:
+    return data if ":" in data else Path(data).name or data
+
+
+def _plain_section(groups: list[Group]) -> Iterator[Heading | Table]:
+    """Every metric of a protocol that has no picture of its own."""
+    first = groups[0].first
+    metrics = [m for m in first.metrics if m.count("/") < 2]
+    title = _WORDS.get(first.protocol, first.protocol)
+    yield Heading(f"{title} on {_name(first.data)}")
+    rows = [[entry.label, *(entry.cell(metric, 1, 4) for metric in metrics)] for entry in groups]
+    yield Table(f"{title}: {_setting(first, 0)}{_seeds(groups)}", ["run", *metrics], rows)
+
+
+def _pascal_column(result: Result) -> int | None:
+    """The column of the paper's Table 2 that a run belongs to."""
+    if result.protocol == "classify":
+        return {"fc8": 0, "fc6": 1, "all": 2}.get(str(result.config.get("train_from")))
+    return {"detect": 3, "segment": 4}.get(result.protocol)
+
+
+def _pascal_section(groups: list[Group]) -> Iterator[Heading | Text | Table]:
+    measured: dict[str, list[str]] = {}
+    for entry in groups:
+        column = _pascal_column(entry.first)
+        if column is not None:
+            metric = ("map", "map", "map", "ap50", "mean_iu")[column]
+            measured.setdefault(entry.label, ["–"] * len(PASCAL_COLUMNS))[column] = entry.cell(metric)
+    theirs = [
+        [f"{name} (published)", *("–" if value is None else f"{value}" for value in values)]
+        for name, values in PASCAL.items()
+    ]
+    rows = [*theirs, *([label, *cells] for label, cells in measured.items())]
+    yield Heading("PASCAL VOC")
+    yield Text("Mean average precision, and mean intersection over union for segmentation, in percent.")
+    yield Table("PASCAL VOC, as in the paper's Table 2", ["pretraining", *PASCAL_COLUMNS], rows, len(theirs))
+
+
+def _origins(groups: list[Group]) -> Iterator[Text | Listing]:
+    """For every run: the command that makes it again, where the weights come from, and the whole config."""
+    for entry in groups:
+        for path, result in entry.runs:
+            program = "crosschannel" if result.protocol == "pretrain" else "transfer"
+            lines = [
+                f"{program} {result.protocol} --config {path}/config.yaml --out NEW",
+                f"backbone: {result.backbone}",
+                f"data: {result.data} ({result.n} images scored); seed {result.seed}; version {result.version}",
+            ]
+            if (path / "backbone.json").is_file():
+                lines.append(f"weights: {(path / 'backbone.json').read_text().strip()}")
+            lines.append(yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True).strip())
+            yield Listing(
+                f"{result.protocol}: {result.backbone} on {_name(result.data)}, seed {result.seed}", "\n".join(lines)
+            )
