@@ -22,6 +22,7 @@ from crosschannel.training.config import flatten
 from transfer.result import Result, load_result
 
 _FREE = {"seed", "out", "device", "data", "backbone", "init_from"}  # keys that do not tell runs of a table apart
+_KINDS = {"top1": "top-1", "top5": "top-5"}
 _WORDS = {"linear-probe": "Linear probes", "knn": "Nearest neighbours", "pretrain": "Pretraining"}
 
 
@@ -150,10 +151,12 @@ def _layers_section(groups: list[Group], plot: Path) -> Iterator[Heading | Text 
     }
     is_imagenet = classes == 1000 and first.n >= 49_000
     published = _published_probes() if first.protocol == "linear-probe" and set(LAYERS) <= set(layers) else {}
-    theirs_apart = "" if is_imagenet else "top1 accuracy, % (published: ImageNet, 1,000 classes)"
+    theirs_apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
     shown = LAYERS if published else layers
-    accuracy_by_layer(plot, shown, curves, f"{kinds[0]} accuracy, % ({where})", published, theirs_apart)
-    caption = f"{kinds[0]} by layer." + (" Dotted: published figures." if published else "")
+    accuracy_by_layer(
+        plot, shown, curves, f"{_KINDS.get(kinds[0], kinds[0])} accuracy, %\n({where})", published, theirs_apart
+    )
+    caption = f"{_KINDS.get(kinds[0], kinds[0])} by layer." + (" Dotted: published figures." if published else "")
     if published and not is_imagenet:
         caption += " The two panels are of different data: their heights cannot be compared."
     yield Figure(plot, caption)
@@ -165,7 +168,7 @@ def _layers_section(groups: list[Group], plot: Path) -> Iterator[Heading | Text 
                 [name, *(f"{curve[layer][0]:.1f}" if layer in curve else "–" for layer in layers)]
                 for name, curve in published.items()
             ]
-        caption = f"{kind}, %, by layer ({where}{_seeds(groups)})"
+        caption = f"{_KINDS.get(kind, kind)}, %, by layer ({where}{_seeds(groups)})"
         yield Table(caption, ["backbone", *layers], theirs + rows, len(theirs))
 
 

@@ -1,6 +1,7 @@
 """A report page: headings, text, tables and figures, written once as Markdown, HTML and LaTeX tables."""
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -84,13 +85,16 @@ class Heading:
 
 @dataclass
 class Text:
+    """A paragraph; what stands in backticks is code."""
+
     text: str
 
     def markdown(self) -> str:
         return f"{self.text}\n"
 
     def html(self) -> str:
-        return f"<p>{escape(self.text)}</p>"
+        text = re.sub("`([^`]+)`", r"<code>\1</code>", escape(self.text))
+        return f"<p>{text}</p>"
 
 
 @dataclass

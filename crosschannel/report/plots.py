@@ -6,7 +6,7 @@ from pathlib import Path
 Curve = Mapping[str, tuple[float, float]]  # layer → (mean, standard deviation over seeds), in percent
 
 _COLOURS = ("#c0392b", "#2980b9", "#27ae60", "#8e44ad", "#d35400", "#16a085", "#2c3e50", "#b7950b")
-_GREYS = ("#52606d", "#7b8794", "#9aa5b1", "#b8a88a", "#a3b8a0", "#b09fb8", "#8fa8b8")
+_MUTED = ("#1f2933", "#9aa5b1", "#b8860b", "#6b8e23", "#8b5a8b", "#4682b4", "#cd5c5c")
 
 
 def accuracy_by_layer(
@@ -23,7 +23,7 @@ def accuracy_by_layer(
         out: a PNG.
         layers: along the axis.
         measured: curves by label.
-        what: the measured axis' words.
+        what: the measured axis' words; a line break keeps them short.
         published: other people's curves by label.
         published_what: where they are not comparable with the measured ones, the words of an axis of their own
             beside; empty draws all on one.
@@ -34,12 +34,12 @@ def accuracy_by_layer(
     from matplotlib.figure import Figure
 
     apart = bool(published and published_what)
-    figure = Figure(figsize=(11 if apart else 7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(11 if apart else 7.5, 5), layout="constrained")
     panels = figure.subplots(1, 2) if apart else [figure.subplots()]
     _draw(panels[0], layers, measured, _COLOURS, "-")
     panels[0].set_ylabel(what)
     if published:
-        _draw(panels[-1], layers, published, _GREYS, ":")
+        _draw(panels[-1], layers, published, _MUTED, ":")
     if apart:
         panels[1].set_ylabel(published_what)
     for axes in panels:
@@ -47,7 +47,8 @@ def accuracy_by_layer(
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e4e7eb")
-        axes.legend(frameon=False, fontsize=8)
+        columns = 2 if len(axes.lines) > 5 else 1
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=columns)
     figure.savefig(out, dpi=130)
     return out
 

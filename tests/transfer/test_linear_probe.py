@@ -153,7 +153,10 @@ def test_the_published_recipes_follow_their_sources_to_the_letter():
     assert paper.schedule.milestones == [40_000, 80_000, 120_000] and paper.schedule.rates == [1e-3, 1e-4, 1e-5]
     assert (theirs.train.batch, theirs.train.epochs, theirs.ten_crops, theirs.norm) == (256, 90, True, "none")
     assert (theirs.optim.lr, theirs.optim.weight_decay, theirs.crop.size) == (0.01, 1e-4, 224)
-    assert theirs.schedule.decay == pytest.approx(theirs.optim.lr * theirs.optim.weight_decay) and theirs.pooling == "deepcluster"
+    assert (
+        theirs.schedule.decay == pytest.approx(theirs.optim.lr * theirs.optim.weight_decay)
+        and theirs.pooling == "deepcluster"
+    )
 
 
 def test_disk_features_are_reused_and_never_stale(small, photo_folder, tmp_path, monkeypatch, capsys):

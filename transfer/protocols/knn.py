@@ -8,7 +8,7 @@ exp(cosine / temperature).
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ from transfer.features import FrozenFeatures, choose_layers
 from transfer.labelled import LabelledData
 from transfer.pooling import Pooling
 from transfer.protocols.running import (
+    MeasureConfig,
     call,
     check_rules,
     command,
     crops_of,
-    default_out,
     finish,
     interpolation_of,
     introduce,
@@ -43,24 +43,11 @@ from transfer.result import Result
 
 
 @dataclass
-class KNNConfig:
+class KNNConfig(MeasureConfig):
     """Classify by nearest neighbours in the features of a frozen backbone."""
 
-    backbone: str
-    """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
-    data: str = runtime()
-    """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
-    builtin:sample"""
-    layer: str = "all"
-    """one layer, several (comma separated), patterns such as conv*, or all"""
-    out: str | None = runtime(None)
-    """run folder; default runs/knn-BACKBONE-CONFIG-SEED"""
-    seed: int = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: str = runtime("auto")
-    """auto, cpu, cuda or cuda:N"""
-    val_share: float = 0.05
-    """share of the images held out for validation where the data has no val/"""
+    protocol: ClassVar[str] = "knn"
+
     k: list[int] = field(default_factory=lambda: [20])
     """how many neighbours vote"""
     temperature: list[float] = field(default_factory=lambda: [0.07])
@@ -79,9 +66,6 @@ class KNNConfig:
     """processes per rank that decode images"""
     broken_limit: float = runtime(0.01)
     """greatest share of broken images, once 1,000 were seen"""
-
-    def default_out(self, name: str) -> str:
-        return default_out("knn", self, name)
 
 
 def check(config: KNNConfig) -> None:
@@ -127,13 +111,13 @@ def knn(
     """
     config = config or KNNConfig("", "")
     check(config)
-    return call("knn", _measure, backbone, data, layers, config, out, quiet)
+    return call(_measure, backbone, data, layers, config, out, quiet)
 
 
 def run(config: KNNConfig) -> Path:
     """`transfer knn`: returns the run folder."""
     check(config)
-    return command("knn", _measure, config, print_table)
+    return command(_measure, config, print_table)
 
 
 def _measure(

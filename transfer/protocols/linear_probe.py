@@ -8,6 +8,7 @@ training images, never on validation images.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from rich.console import Console
@@ -24,7 +25,6 @@ from crosschannel.training.config import (
     ScheduleConfig,
     TrainConfig,
     check_training,
-    runtime,
 )
 from crosschannel.training.loop import Loop, Settings
 from crosschannel.training.ranks import World
@@ -35,11 +35,11 @@ from transfer.labelled import LabelledData
 from transfer.pooling import Pooling
 from transfer.protocols.probes import LinearProbe, Norm, Probes
 from transfer.protocols.running import (
+    MeasureConfig,
     call,
     check_rules,
     command,
     crops_of,
-    default_out,
     finish,
     interpolation_of,
     introduce,
@@ -49,24 +49,11 @@ from transfer.result import Result, class_accuracy
 
 
 @dataclass
-class LinearProbeConfig:
+class LinearProbeConfig(MeasureConfig):
     """Train linear classifiers on the layers of a frozen backbone."""
 
-    backbone: str
-    """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
-    data: str = runtime()
-    """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
-    builtin:sample"""
-    layer: str = "all"
-    """one layer, several (comma separated), patterns such as conv*, or all"""
-    out: str | None = runtime(None)
-    """run folder; default runs/linear-probe-BACKBONE-CONFIG-SEED"""
-    seed: int = 0
-    """of order, augmentation and, where they are not zero, initial weights"""
-    device: str = runtime("auto")
-    """auto, cpu, cuda or cuda:N"""
-    val_share: float = 0.05
-    """share of the images held out for validation where the data has no val/"""
+    protocol: ClassVar[str] = "linear-probe"
+
     pooling: Pooling = "average"
     """average (the paper) or bilinear (the release) to a grid of fewer than 10,000 numbers; global; deepcluster"""
     norm: Norm = "channel"
@@ -87,9 +74,6 @@ class LinearProbeConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(compile=False))
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(eval_every=5000, checkpoint_every=1000))
-
-    def default_out(self, name: str) -> str:
-        return default_out("linear-probe", self, name)
 
 
 def check(config: LinearProbeConfig) -> None:
@@ -144,7 +128,7 @@ def linear_probe(
     """
     config = config or packaged("imagenette")
     check(config)
-    return call("linear-probe", _probe, backbone, data, layers, config, out, quiet)
+    return call(_probe, backbone, data, layers, config, out, quiet)
 
 
 def packaged(name: str) -> LinearProbeConfig:
@@ -158,7 +142,7 @@ def packaged(name: str) -> LinearProbeConfig:
 def run(config: LinearProbeConfig) -> Path:
     """`transfer linear-probe`: run or resume; returns the run folder."""
     check(config)
-    return command("linear-probe", _probe, config, print_table)
+    return command(_probe, config, print_table)
 
 
 def _probe(

@@ -5,9 +5,9 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from crosschannel.data import CropConfig, ImageSet
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec
+from crosschannel.training.config import runtime
 from crosschannel.training.device import find_device
 from crosschannel.training.ranks import World, join_world, leave_world
 from crosschannel.training.run_folder import RunFolder, open_run
@@ -25,17 +26,45 @@ from transfer.features import as_backbone, at_rest
 from transfer.labelled import LabelledData, open_labelled
 from transfer.result import Result, load_result, save_rows
 
+
+@dataclass
+class MeasureConfig:
+    """Keys that every protocol on labelled images has."""
+
+    protocol: ClassVar[str]
+
+    backbone: str
+    """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
+    data: str = runtime()
+    """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
+    builtin:sample"""
+    layer: str = "all"
+    """one layer, several (comma separated), patterns such as conv*, or all"""
+    out: str | None = runtime(None)
+    """run folder; default runs/PROTOCOL-BACKBONE-CONFIG-SEED"""
+    seed: int = 0
+    """of whatever is drawn at random"""
+    device: str = runtime("auto")
+    """auto, cpu, cuda or cuda:N"""
+    val_share: float = 0.05
+    """share of the images held out for validation where the data has no val/"""
+
+    def default_out(self, name: str) -> str:
+        """A run folder that names protocol, backbone, config and seed."""
+        slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", re.sub(r"[\w.~-]*/+", "", self.backbone)).strip("-")
+        return f"runs/{self.protocol}-{slug}-{name if name != self.protocol else 'default'}-{self.seed}"
+
+
 # (backbone at rest, data, config, run folder, ranks, console) → leaves a finished run folder
 Measure = Callable[[Backbone, LabelledData, Any, RunFolder, World, Console], None]
 
 
 def call(
-    protocol: str,
     measure: Measure,
     backbone: Backbone | nn.Module | str,
     data: str | tuple[ImageSet, ImageSet],
     layers: str | Sequence[str],
-    config: Any,
+    config: MeasureConfig,
     out: Path | str | None,
     quiet: bool,
 ) -> Result:
@@ -58,18 +87,18 @@ def call(
     gpus = [world.device] if world.device.type == "cuda" else []
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(gpus), at_rest(backbone):
         path = Path(out or scratch)
-        run = open_run(path, protocol, config, world)
+        run = open_run(path, config.protocol, config, world)
         if not run.finished:
             measure(backbone, open_labelled(data, config.val_share), config, run, world, console)
         return world.from_main(lambda: load_result(path))
 
 
-def command(protocol: str, measure: Measure, config: Any, show: Callable[[Result], None]) -> Path:
+def command(measure: Measure, config: MeasureConfig, show: Callable[[Result], None]) -> Path:
     """A protocol as a command: run it (or say that it is finished), show the result; returns the run folder."""
     world = join_world(find_device(config.device))
-    path, console = Path(config.out or config.default_out(protocol)), _console(not world.is_main)
+    path, console = Path(config.out or config.default_out(config.protocol)), _console(not world.is_main)
     try:
-        run = open_run(path, protocol, config, world)
+        run = open_run(path, config.protocol, config, world)
         if run.finished:
             console.print(f"{path} is finished: nothing to do", markup=False)
         else:
@@ -85,12 +114,6 @@ def command(protocol: str, measure: Measure, config: Any, show: Callable[[Result
 
 def _console(quiet: bool) -> Console:
     return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-
-
-def default_out(protocol: str, config: Any, name: str) -> str:
-    """A run folder that names protocol, backbone, config and seed."""
-    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", re.sub(r"[\w.~-]*/+", "", config.backbone)).strip("-")
-    return f"runs/{protocol}-{slug}-{name if name != protocol else 'default'}-{config.seed}"
 
 
 def check_rules(rules: Sequence[tuple[bool, str, object]]) -> None:
@@ -131,7 +154,7 @@ def print_captioned(caption: str, table: Table) -> None:
 
 
 def finish(
-    backbone: Backbone, config: Any, run: RunFolder, metrics: dict[str, float], rows: dict[str, np.ndarray]
+    backbone: Backbone, config: MeasureConfig, run: RunFolder, metrics: dict[str, float], rows: dict[str, np.ndarray]
 ) -> None:
     """Write what the run found: ``predictions.npz``, ``backbone.json`` (input and provenance), ``result.json``."""
     save_rows(run.path, rows)
