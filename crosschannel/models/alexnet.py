@@ -1,36 +1,77 @@
-"""AlexNet for feature learning: CaffeNet without LRN, one set of weights, two geometries.
+"""AlexNet for feature learning: CaffeNet without LRN, one set of weights, two geometries; and its published kin.
 
 "padded" is the pretraining net, a fully convolutional one whose maps sit on the pixel grid (conv1's output i is
 centred on pixel 4i, pool1's on 8i, pool2's on 16i); "probe" is the net of the transfer protocols at a 227 crop.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
-from crosschannel.models.layers import Conv, LayeredNet, Pool, Row
+from crosschannel.models.layers import LRN, Conv, LayeredNet, Pool, Row
 
 Geometry = Literal["padded", "probe"]
 
 
-def _rows(geometry: Geometry, fc: int) -> list[Row]:
+@dataclass(frozen=True)
+class Variant:
+    """What published AlexNets differ in.
+
+    Attributes:
+        widths: of conv1 … conv5.
+        groups: of conv2, conv4 and conv5.
+        pad: of conv1 in "probe" geometry.
+        ceil: pools round their sizes up, as Caffe does.
+        lrn: local response normalisation after pool1 and pool2 (CaffeNet), before them, or none.
+        affine: BatchNorm, where there is any, has a scale and a shift.
+        fc_norm: fc6 and fc7 have BatchNorm too …
+        fc_bias: … and a bias.
+    """
+
+    widths: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
+    groups: int = 2
+    pad: int = 0
+    ceil: bool = True
+    lrn: Literal["", "after-pool", "before-pool"] = ""
+    affine: bool = False
+    fc_norm: bool = True
+    fc_bias: bool = True
+
+
+_NARROW = (64, 192, 384, 256, 256)
+VARIANTS = {
+    "crosschannel": Variant(),  # Zhang et al. 2016, and the released context, inpainting and k-means nets without LRN
+    "caffenet": Variant(lrn="after-pool"),
+    "alexnet-lrn": Variant(lrn="before-pool"),  # Krizhevsky et al. 2012, BVLC's AlexNet
+    "deepcluster": Variant(groups=1, pad=2, ceil=False, affine=True, fc_norm=False),
+    "torchvision": Variant(_NARROW, groups=1, pad=2, ceil=False),
+    "rotnet": Variant(_NARROW, groups=1, pad=2, ceil=False, affine=True, fc_bias=False),
+}
+
+
+def _rows(geometry: Geometry, fc: int, variant: Variant) -> list[Row]:
     padded = geometry == "padded"
-    pool = 1 if padded else 0
+    pad, ceil = (1, True) if padded else (0, variant.ceil)
+    widths, groups = variant.widths, variant.groups
     rows: list[Row] = [
-        Conv("conv1", 96, 11, stride=4, pad=5 if padded else 0),
-        Pool("pool1", 3, 2, pool),
-        Conv("conv2", 256, 5, pad=2, groups=2),
-        Pool("pool2", 3, 2, pool),
-        Conv("conv3", 384, 3, pad=1),
-        Conv("conv4", 384, 3, pad=1, groups=2),
-        Conv("conv5", 256, 3, pad=1, groups=2),
-        Pool("pool5", 3, 1 if padded else 2, pool),
+        Conv("conv1", widths[0], 11, stride=4, pad=5 if padded else variant.pad),
+        Pool("pool1", 3, 2, pad, ceil),
+        Conv("conv2", widths[1], 5, pad=2, groups=groups),
+        Pool("pool2", 3, 2, pad, ceil),
+        Conv("conv3", widths[2], 3, pad=1),
+        Conv("conv4", widths[3], 3, pad=1, groups=groups),
+        Conv("conv5", widths[4], 3, pad=1, groups=groups),
+        Pool("pool5", 3, 1 if padded else 2, pad, ceil),
     ]
+    if variant.lrn:
+        for number in (2, 1):
+            place = next(i for i, row in enumerate(rows) if row.name == f"pool{number}")
+            rows.insert(place + (variant.lrn == "after-pool"), LRN(f"norm{number}"))
     if fc:
-        rows += [
-            Conv("fc6", fc, 6, pad=5 if padded else 0, dilation=2 if padded else 1),
-            Conv("fc7", fc, 1),
-        ]
+        norm, bias = variant.fc_norm, variant.fc_bias
+        shape = {"pad": 5, "dilation": 2} if padded else {}
+        rows += [Conv("fc6", fc, 6, norm=norm, bias=bias, **shape), Conv("fc7", fc, 1, norm=norm, bias=bias)]
     return rows
 
 
@@ -40,29 +81,39 @@ class AlexNet(LayeredNet):
     Args:
         in_channels: 1 for L - 50, 3 for Lab or RGB.
         geometry: "padded" (pretraining) or "probe" (transfer).
-        norm: affine-free BatchNorm between every convolution and its ReLU.
+        norm: BatchNorm between every convolution and its ReLU.
         fc: width of fc6 and fc7; 0 leaves them out.
+        variant: a name in ``VARIANTS``; those with LRN have layers norm1 and norm2 besides.
 
     Shape:
         At a 227 crop in probe geometry: conv1 55², pool1 27², conv2 27², pool2 13², conv3-5 13², pool5 6², fc 1².
     """
 
-    def __init__(self, in_channels: int = 1, geometry: Geometry = "padded", norm: bool = True, fc: int = 4096):
-        super().__init__(_rows(geometry, fc), in_channels, norm)
+    def __init__(
+        self,
+        in_channels: int = 1,
+        geometry: Geometry = "padded",
+        norm: bool = True,
+        fc: int = 4096,
+        variant: str = "crosschannel",
+    ):
+        self.variant = VARIANTS[variant]
+        super().__init__(_rows(geometry, fc, self.variant), in_channels, norm, affine=self.variant.affine)
         self.geometry, self.fc = geometry, fc
         for name in ("fc6", "fc7") if fc else ():
             conv = self.get_submodule(name).conv
             nn.init.normal_(conv.weight, std=0.005)
-            nn.init.ones_(conv.bias)
+            if conv.bias is not None:
+                nn.init.ones_(conv.bias)
 
     def set_geometry(self, geometry: Geometry) -> "AlexNet":
         """Switch the geometry in place; the weights stay."""
-        for row in _rows(geometry, self.fc):
+        for row in _rows(geometry, self.fc, self.variant):
             module = self.get_submodule(row.name)
             if isinstance(row, Conv):
                 module.conv.padding = (row.pad, row.pad)
                 module.conv.dilation = (row.dilation, row.dilation)
-            else:
-                module.stride, module.padding = row.stride, row.pad
+            elif isinstance(row, Pool):
+                module.stride, module.padding, module.ceil_mode = row.stride, row.pad, row.ceil
         self.geometry = geometry
         return self

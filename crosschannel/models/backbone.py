@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.errors import UserError
 
-InputKind = Literal["grey", "lab", "rgb"]
+InputKind = Literal["grey", "lab", "rgb", "sobel"]
+CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2}
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class InputSpec:
     """What a net was trained on.
 
     Attributes:
-        kind: "grey" (L - 50), "lab" (L - 50, a, b) or "rgb" (normalised by mean and std).
+        kind: "grey" (L - 50), "lab" (L - 50, a, b), "rgb" (normalised by mean and std) or "sobel" (horizontal and
+            vertical derivatives of the mean of normalised RGB, as DeepCluster has them).
         size: side of its square crops, in pixels.
         resize: short side that an image is resized to before its centre is cropped.
         interpolation: of that resize.
-        mean, std: of "rgb" inputs in [0, 1].
+        mean, std: of RGB in [0, 1], for "rgb" and "sobel".
     """
 
     kind: InputKind = "grey"
@@ -34,15 +36,22 @@ class InputSpec:
 
     @property
     def channels(self) -> int:
-        return 1 if self.kind == "grey" else 3
+        return CHANNELS[self.kind]
 
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, 1 or 3, H, W) float."""
-        if self.kind == "rgb":
+        """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, ``channels``, H, W) float."""
+        if self.kind in ("rgb", "sobel"):
             rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
             mean, std = (torch.tensor(v).to(rgb)[:, None, None] for v in (self.mean, self.std))
-            return (rgb - mean) / std
+            normalised = (rgb - mean) / std
+            return normalised if self.kind == "rgb" else sobel(normalised.mean(1, keepdim=True))
         return rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
+
+
+def sobel(grey: Tensor) -> Tensor:
+    """(N, 1, H, W) → (N, 2, H, W): left less right and upper less lower neighbours, zeros around."""
+    left_right = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]).to(grey)
+    return nn.functional.conv2d(grey, torch.stack((left_right, left_right.T))[:, None], padding=1)
 
 
 def centre_lightness(lab: Tensor) -> Tensor:

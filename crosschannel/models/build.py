@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from torch import nn
 
 from crosschannel.errors import UserError
-from crosschannel.models.alexnet import AlexNet
+from crosschannel.models.alexnet import VARIANTS, AlexNet
 from crosschannel.models.colornet import ColorNet
 from crosschannel.models.vgg import VGG16
 from crosschannel.models.wrapped import TimmNet
@@ -24,6 +24,8 @@ class NetSpec:
         norm: BatchNorm as in pretraining; False once it is absorbed.
         fc: width of AlexNet's fc6 and fc7, 0 for none.
         geometry: AlexNet's, "padded" or "probe".
+        variant: which AlexNet; see :data:`crosschannel.models.alexnet.VARIANTS`.
+        affine: whether the BatchNorm of ColorNet and VGG-16 has a scale and a shift (AlexNet's variant says so).
     """
 
     name: str = "alexnet"
@@ -31,6 +33,8 @@ class NetSpec:
     norm: bool = True
     fc: int = 4096
     geometry: str = "padded"
+    variant: str = "crosschannel"
+    affine: bool = False
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -47,5 +51,7 @@ def build_net(spec: NetSpec, image_size: int | None = None) -> nn.Module:
     if spec.name not in _BUILDERS:
         raise UserError(f"no net {spec.name!r}: there are {', '.join(NET_NAMES)} and timm:NAME")
     if spec.name == "alexnet":
-        return AlexNet(spec.in_channels, spec.geometry, spec.norm, spec.fc)
-    return _BUILDERS[spec.name](spec.in_channels, spec.norm)
+        if spec.variant not in VARIANTS:
+            raise UserError(f"no AlexNet variant {spec.variant!r}: there are {', '.join(VARIANTS)}")
+        return AlexNet(spec.in_channels, spec.geometry, spec.norm, spec.fc, spec.variant)
+    return _BUILDERS[spec.name](spec.in_channels, spec.norm, spec.affine)

@@ -40,7 +40,8 @@ class ColorNet(LayeredNet):
     Args:
         in_channels: 1 for L - 50.
         norm: BatchNorm at block ends.
+        affine: with a scale and a shift.
     """
 
-    def __init__(self, in_channels: int = 1, norm: bool = True):
-        super().__init__(_rows(), in_channels, norm, order="conv-relu-norm")
+    def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False):
+        super().__init__(_rows(), in_channels, norm, order="conv-relu-norm", affine=affine)

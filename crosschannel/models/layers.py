@@ -23,27 +23,39 @@ class Conv:
     dilation: int = 1
     groups: int = 1
     norm: bool = True
+    bias: bool = True
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Max pooling as Caffe does it: sizes round up."""
+    """Max pooling; as Caffe does it, sizes round up."""
 
     name: str
     kernel: int
     stride: int
     pad: int = 0
+    ceil: bool = True
 
 
-Row = Conv | Pool
+@dataclass(frozen=True)
+class LRN:
+    """Local response normalisation across channels, with the constants of Krizhevsky et al. (2012)."""
+
+    name: str
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
 
 
-def conv_block(row: Conv, channels: int, norm: bool, order: Order) -> nn.Sequential:
-    """The modules of one row: ``conv``, ``relu`` and, if asked for, an affine-free BatchNorm ``norm``."""
-    conv = nn.Conv2d(channels, row.out, row.kernel, row.stride, row.pad, row.dilation, row.groups)
+Row = Conv | Pool | LRN
+
+
+def conv_block(row: Conv, channels: int, norm: bool, affine: bool, order: Order) -> nn.Sequential:
+    """The modules of one row: ``conv``, ``relu`` and, if asked for, a BatchNorm ``norm``."""
+    conv = nn.Conv2d(channels, row.out, row.kernel, row.stride, row.pad, row.dilation, row.groups, row.bias)
     parts: dict[str, nn.Module] = {"conv": conv}
     if norm and row.norm:
-        parts["norm"] = nn.BatchNorm2d(row.out, affine=False)
+        parts["norm"] = nn.BatchNorm2d(row.out, affine=affine)
     parts["relu"] = nn.ReLU(inplace=True)
     if order == "conv-relu-norm" and "norm" in parts:
         parts["norm"] = parts.pop("norm")
@@ -56,8 +68,9 @@ class LayeredNet(nn.Module):
     Args:
         rows: the table; the names are the net's layers, in order.
         in_channels: of the input.
-        norm: affine-free BatchNorm in the rows that allow it.
+        norm: BatchNorm in the rows that allow it.
         order: where it stands.
+        affine: whether it has a scale and a shift.
 
     Attributes:
         layers: names in order.
@@ -66,16 +79,25 @@ class LayeredNet(nn.Module):
         input (N, in_channels, H, W); every layer is (N, C, h, w).
     """
 
-    def __init__(self, rows: Sequence[Row], in_channels: int, norm: bool = True, order: Order = "conv-norm-relu"):
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        in_channels: int,
+        norm: bool = True,
+        order: Order = "conv-norm-relu",
+        affine: bool = False,
+    ):
         super().__init__()
         self.layers = tuple(row.name for row in rows)
         channels = in_channels
         for row in rows:
             if isinstance(row, Conv):
-                self.add_module(row.name, conv_block(row, channels, norm, order))
+                self.add_module(row.name, conv_block(row, channels, norm, affine, order))
                 channels = row.out
+            elif isinstance(row, LRN):
+                self.add_module(row.name, nn.LocalResponseNorm(row.size, row.alpha, row.beta))
             else:
-                self.add_module(row.name, nn.MaxPool2d(row.kernel, row.stride, row.pad, ceil_mode=True))
+                self.add_module(row.name, nn.MaxPool2d(row.kernel, row.stride, row.pad, ceil_mode=row.ceil))
         self.out_channels = channels
 
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -110,6 +132,8 @@ def absorb_batchnorm(net: LayeredNet) -> LayeredNet:
         if norm.affine:
             scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
         block.conv.weight.mul_(scale[:, None, None, None])
+        if block.conv.bias is None:
+            block.conv.bias = nn.Parameter(torch.zeros_like(shift))
         block.conv.bias.mul_(scale).add_(shift)
         del block.norm
     return net

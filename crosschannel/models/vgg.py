@@ -18,8 +18,9 @@ class VGG16(LayeredNet):
 
     Args:
         in_channels: 1 for L - 50, 3 for Lab or RGB.
-        norm: affine-free BatchNorm between every convolution and its ReLU.
+        norm: BatchNorm between every convolution and its ReLU.
+        affine: with a scale and a shift.
     """
 
-    def __init__(self, in_channels: int = 1, norm: bool = True):
-        super().__init__(_rows(), in_channels, norm)
+    def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False):
+        super().__init__(_rows(), in_channels, norm, affine=affine)

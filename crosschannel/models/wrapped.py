@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
@@ -26,6 +27,8 @@ class TimmNet(nn.Module):
             import timm
         except ImportError:
             raise UserError("timm nets need timm: pip install 'crosschannel[timm]'") from None
+        self.name = name
+        self.name = name
         options: dict[str, object] = {"num_classes": 0, "in_chans": in_channels}
         if not timm.is_model(name.split(".")[0]):
             close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
@@ -96,6 +99,7 @@ class ModuleNet(nn.Module):
             raise UserError(f"{type(model).__name__} has no named submodules to take features from")
         self.layers = tuple(self._paths)
 
+    @torch.compiler.disable  # hooks that leave the forward pass are not for compilers
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """The layers asked for; the forward pass is left at the last of them."""
         found: dict[str, Tensor] = {}
@@ -123,6 +127,34 @@ class ModuleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+class SequentialNet(nn.Module):
+    """A model whose ``features`` are one ``nn.Sequential``, such as torchvision's AlexNet and VGG.
+
+    Args:
+        model: has ``features``.
+        layers: public names → ``features.N``, in order.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, str]):
+        super().__init__()
+        self.model = model
+        self._places = {name: int(path.rpartition(".")[2]) for name, path in layers.items()}
+        self.layers = tuple(layers)
+
+    def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """The layers asked for; nothing past the last of them is computed."""
+        places = {self._places[layer]: layer for layer in layers}
+        found: dict[str, Tensor] = {}
+        for place, module in enumerate(self.model.features[: max(places) + 1]):
+            x = module(x)
+            if place in places:
+                found[places[place]] = x
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_features(x, self.layers[-1:])[self.layers[-1]]
 
 
 # torchvision's AlexNet and VGG-16 by the names that the literature uses: ReLU outputs and pools.
