@@ -36,6 +36,36 @@ PROGRAM = Program(
             "pack images into indexed tar shards",
             ("data", "out"),
         ),
+        "export": Command(
+            "crosschannel.commands.export",
+            "ExportConfig",
+            "export",
+            "a backbone for other libraries, with a model card",
+            ("backbone",),
+        ),
+        "import": Command(
+            "crosschannel.commands.import_weights",
+            "ImportConfig",
+            "import_file",
+            "other people's weights as ours",
+            ("file",),
+            {"as": "name"},
+        ),
+        "push": Command(
+            "crosschannel.commands.export",
+            "PushConfig",
+            "push",
+            "a backbone to the Hugging Face Hub",
+            ("backbone", "repository"),
+        ),
+        "zoo": Command("crosschannel.commands.zoo", "ZooConfig", "show", "list published weights that have a name"),
+        "fetch": Command(
+            "crosschannel.commands.zoo",
+            "FetchConfig",
+            "fetch_source",
+            "download weights ahead, on a login node",
+            ("source",),
+        ),
     },
 )
 

@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +29,7 @@ class Command:
         function: takes the config.
         help: one line.
         positional: keys that are given by place.
+        aliases: flags by other names than their keys', such as ``--as``.
     """
 
     module: str
@@ -36,6 +37,7 @@ class Command:
     function: str
     help: str
     positional: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
     for action in parser._actions:
         if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
             action.help = SUPPRESS
-    argv, config_name = _prepare(argv, config_folder() / program.configs / name)
+    argv, config_name = _prepare(argv, config_folder() / program.configs / name, command.aliases)
     try:
         namespace = parser.parse_args(argv)
         values = parser.instantiate(namespace)
@@ -234,8 +236,8 @@ def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None
             parser.add_argument(entry.name, metavar=entry.name.upper(), help=entry.metadata["help"], **many)
 
 
-def _prepare(argv: list[str], configs: Path) -> tuple[list[str], str | None]:
-    """Flags with '_' for '-', and `--config` as a path; the config's name besides."""
+def _prepare(argv: list[str], configs: Path, aliases: dict[str, str]) -> tuple[list[str], str | None]:
+    """Flags by their keys, with '_' for '-', and `--config` as a path; the config's name besides."""
     prepared, name = [], None
     argv = iter(argv)
     for argument in argv:
@@ -246,7 +248,8 @@ def _prepare(argv: list[str], configs: Path) -> tuple[list[str], str | None]:
             name = path.stem
             prepared += ["--config", str(path)]
         elif flag.startswith("--"):
-            prepared.append("--" + flag[2:].replace("-", "_") + equals + value)
+            key = flag[2:].replace("-", "_")
+            prepared.append("--" + aliases.get(key, key) + equals + value)
         else:
             prepared.append(argument)
     return prepared, name

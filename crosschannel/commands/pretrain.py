@@ -1,6 +1,7 @@
 """`crosschannel pretrain`: learn a representation by predicting colour from lightness."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -178,6 +179,7 @@ def _finish(config, spec, run, loop, figures, train, console) -> None:
         "images": len(train),
         "steps": loop.steps,
         "seed": config.seed,
+        "config_hash": sha256((run.path / "config.yaml").read_bytes()).hexdigest()[:16],
         "version": crosschannel.__version__,
     }
     provenance = Provenance(str(run.path), details)

@@ -37,10 +37,12 @@ def save_colorizer(
     objective: ObjectiveConfig,
     provenance: Provenance,
     temperature: float = 0.38,
+    native: Tensor | None = None,
 ) -> None:
-    """Write a backbone with its head."""
+    """Write a backbone with its head, and the decode of its own that an imported net may have, (2, 313)."""
     extra = {"objective": json.dumps(asdict(objective)), "temperature": str(temperature)}
-    _write(path, net.state_dict(), "crosschannel.colorizer", net.net.layers, spec, input, provenance, extra)
+    state = net.state_dict() if native is None else {**net.state_dict(), "native": native}
+    _write(path, state, "crosschannel.colorizer", net.net.layers, spec, input, provenance, extra)
 
 
 def _write(path, state, kind, layers, spec, input, provenance, extra=None) -> None:
@@ -79,6 +81,22 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} was written by a newer crosschannel (schema {metadata['schema']}); update it")
     decoded = {key: value if key == "format" else json.loads(value) for key, value in metadata.items()}
     return state, decoded
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is to be read by :func:`read_weights`: safetensors whose metadata does not name another writer.
+
+    A damaged file counts as ours, so that the reader says what is wrong with it.
+    """
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            known = any(name.startswith(("features.", "_feature_blocks.", "model1.")) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return True
+    return ("format" in metadata and metadata["format"].startswith("crosschannel.")) or not known
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:

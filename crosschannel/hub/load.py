@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
 from crosschannel.errors import UserError
-from crosschannel.hub.files import load_state, read_weights
+from crosschannel.hub.convert import WEIGHTS, import_weights, read_state
+from crosschannel.hub.files import is_ours, load_state, read_weights
+from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import OPTIONS, Source, parse_source
+from crosschannel.hub.zoo import fetch
 from crosschannel.models import NET_NAMES, AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
 from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.colorizer import Colorizer
-from crosschannel.models.wrapped import TORCHVISION_LAYERS, ModuleNet, TimmNet
+from crosschannel.models.wrapped import TORCHVISION_LAYERS, ModuleNet, SequentialNet, TimmNet
 from crosschannel.objectives import ObjectiveConfig, build_objective
 
 
@@ -32,8 +35,8 @@ def load_backbone(
     """Load a backbone.
 
     Args:
-        source: a run folder, a ``.safetensors`` file, ``random:``, ``kmeans:``, ``torchvision:``, ``timm:`` or
-            ``package.module:factory``; see :mod:`crosschannel.hub.sources`.
+        source: a run folder, a weights file (ours or somebody else's), ``random:``, ``kmeans:``, ``torchvision:``,
+            ``timm:``, ``zoo:``, ``hf-hub:`` or ``package.module:factory``; see :mod:`crosschannel.hub.sources`.
         layers: what ``features`` gives when it is not told; default all.
         frozen: eval mode and no gradients.
         device, dtype: of the weights.
@@ -46,7 +49,7 @@ def load_backbone(
     Raises:
         UserError: no such source, a file that does not hold a backbone, an unknown layer.
     """
-    parsed = parse_source(source)
+    parsed = _fetched(parse_source(source))
     net, input, provenance = _LOADERS[parsed.kind](parsed, data)
     provenance.source = source
     backbone = Backbone(net, input, layers, provenance).to(device, dtype)
@@ -54,24 +57,36 @@ def load_backbone(
 
 
 def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer:
-    """Load a net that colours pictures: a run folder or the ``colorizer.safetensors`` of one.
+    """Load a net that colours pictures: a run folder, a ``colorizer.safetensors``, ``zoo:eccv16`` or ``hf-hub:``.
 
     Raises:
         UserError: no such source, or a file that holds a backbone only.
     """
-    parsed = parse_source(source)
+    parsed = _fetched(parse_source(source))
     if parsed.kind != "path":
         raise UserError(f"{source!r} has no colorization head; give a run folder or a colorizer.safetensors file")
-    state, meta = read_weights(_weights_path(parsed, "colorizer.safetensors"))
+    path = _weights_path(parsed, "colorizer.safetensors")
+    if not is_ours(path):
+        colorizer = _imported_colorizer(path, source)
+        return colorizer.to(device).eval().requires_grad_(False)
+    state, meta = read_weights(path)
     if meta["format"] != "crosschannel.colorizer":
         raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
     objective = build_objective(ObjectiveConfig(**{**meta["objective"], "prior": "imagenet-256"}))
-    input = _input(meta)
+    input, native = _input(meta), state.pop("native", None)
     net = build_pretext(NetSpec(**meta["net"]), objective.outputs, input.size)
     load_state(net, state, source)
     provenance = Provenance(source, meta["provenance"]["details"])
-    colorizer = Colorizer(net, objective, input.resize, meta["temperature"], provenance)
+    colorizer = Colorizer(net, objective, input.resize, meta["temperature"], provenance, native)
     return colorizer.to(device).eval().requires_grad_(False)
+
+
+def _imported_colorizer(path: Path, source: str) -> Colorizer:
+    found = import_weights(path)
+    if found.native is None:
+        raise UserError(f"{source} holds a backbone without a colorization head ({found.format})")
+    provenance = Provenance(source, {"format": found.format})
+    return Colorizer(found.net, build_objective(ObjectiveConfig()), found.input.resize, 0.38, provenance, found.native)
 
 
 Loaded = tuple[nn.Module, InputSpec, Provenance]
@@ -87,9 +102,18 @@ def _weights_path(source: Source, name: str) -> Path:
         return path / name
     if not path.exists():
         raise UserError(f"no source {source.text!r}: neither a file or run folder nor a known kind")
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not a run folder or a .safetensors file")
+    if path.suffix not in WEIGHTS:
+        raise UserError(f"{path} is not a run folder or a weights file ({', '.join(WEIGHTS)})")
     return path
+
+
+def _fetched(source: Source) -> Source:
+    """Weights that are somewhere else as a path on this machine."""
+    if source.kind == "zoo":
+        return replace(source, kind="path", name=str(fetch(source.name)))
+    if source.kind == "hf-hub":
+        return replace(source, kind="path", name=str(fetch_repository(source.name)))
+    return source
 
 
 def _input(meta: dict) -> InputSpec:
@@ -98,31 +122,48 @@ def _input(meta: dict) -> InputSpec:
 
 
 def _load_path(source: Source, _data: str | None) -> Loaded:
-    state, meta = read_weights(_weights_path(source, "backbone.safetensors"))
+    path = _weights_path(source, "backbone.safetensors")
+    if not is_ours(path):
+        return _load_imported(path, source)
+    state, meta = read_weights(path)
     if meta["format"] == "crosschannel.colorizer":
         state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
-    input, spec = _input(meta), NetSpec(**meta["net"])
-    net = build_net(replace(spec, geometry=_geometry(source)), input.size)
+    spec, input = _for_transfer(source, NetSpec(**meta["net"]), _input(meta))
+    net = build_net(spec, input.size)
     load_state(net, state, source.name)
-    input = _resized(source, replace(input, size=227, resize=256) if _is_classic(net) else input)
-    if source.choice("input", ("grey", "lab"), input.kind) != input.kind:
+    if source.options.get("input", input.kind) != input.kind:
+        source.choice("input", (input.kind, "lab"), input.kind)
         net, input = widen_to_lab(net), replace(input, kind="lab")
     return net, input, Provenance(source.text, meta["provenance"]["details"])
 
 
-def _is_classic(net: nn.Module) -> bool:
-    """An AlexNet with fc6 in probe geometry: it is defined for 227 crops, whatever it was pretrained on."""
-    return isinstance(net, AlexNet) and net.fc > 0 and net.geometry == "probe"
+def _load_imported(path: Path, source: Source) -> Loaded:
+    """Somebody else's file; ``input=lab`` says what three channels of a caffemodel are."""
+    kind = source.options.get("input") and source.choice("input", ("grey", "lab", "rgb"), "rgb")
+    found = import_weights(path, input=kind)
+    spec, input = _for_transfer(source, found.spec, found.input)
+    net = found.backbone()
+    if isinstance(net, AlexNet):
+        net.set_geometry(spec.geometry)
+    return net, input, Provenance(source.text, {"format": found.format, "file": path.name})
+
+
+def _for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSpec, InputSpec]:
+    """Geometry and input as the source asks for them.
+
+    Else an AlexNet with fc6 is the net of the transfer protocols, at 227 px whatever it was pretrained on; a trunk
+    stays as it was trained.
+    """
+    geometry = source.choice("geometry", ("probe", "padded"), "probe" if spec.fc else spec.geometry)
+    if spec.name == "alexnet" and spec.variant == "crosschannel" and spec.fc and geometry == "probe":
+        input = replace(input, size=227, resize=256)
+    return replace(spec, geometry=geometry), _resized(source, input)
 
 
 def _resized(source: Source, input: InputSpec) -> InputSpec:
     """The input with the source's own ``size`` and ``resize``."""
     size = source.integer("size", input.size, 1)
     return replace(input, size=size, resize=source.integer("resize", max(size, input.resize), 1))
-
-
-def _geometry(source: Source) -> str:
-    return source.choice("geometry", ("probe", "padded"), "probe")
 
 
 def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
@@ -135,16 +176,17 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
         _, meta = read_weights(_weights_path(inner, "backbone.safetensors"))
         spec, input = NetSpec(**meta["net"]), _input(meta)
     else:
-        spec, input = NetSpec(source.name, norm=norm), InputSpec("grey", 227 if source.name == "alexnet" else 224)
-    kind = source.choice("input", ("grey", "lab", "rgb"), input.kind)
-    input = replace(_resized(source, input), kind=kind)
+        spec = NetSpec(source.name, norm=norm, geometry="probe")
+        input = InputSpec("grey", 227 if source.name == "alexnet" else 224)
+    input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
     spec = replace(
         spec,
         in_channels=input.channels,
         norm=source.choice("norm", ("true", "false"), str(spec.norm).lower()) == "true",
         fc=source.integer("fc", spec.fc),
-        geometry=_geometry(source),
+        variant=source.options.get("variant", spec.variant),
     )
+    spec, input = _for_transfer(source, spec, input)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build_net(spec, input.size)
@@ -215,7 +257,9 @@ def _load_torchvision(source: Source, _data: str | None) -> Loaded:
     size = source.integer("size", 224, 1)
     input = InputSpec("rgb", size, source.integer("resize", 256))
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
-    return ModuleNet(model, TORCHVISION_LAYERS.get(source.name)), input, Provenance(source.text, details)
+    layers = TORCHVISION_LAYERS.get(source.name)
+    net = SequentialNet(model, layers) if layers else ModuleNet(model)
+    return net, input, Provenance(source.text, details)
 
 
 def _load_timm(source: Source, _data: str | None) -> Loaded:
@@ -238,16 +282,8 @@ def _load_timm(source: Source, _data: str | None) -> Loaded:
 
 
 def _torch_weights(path: Path, drop: str | None = None) -> dict[str, Tensor]:
-    """A state dict from a ``.pth`` file, never unpickling anything but tensors; without the module ``drop``."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is not a weights file: {str(error).splitlines()[0]}") from None
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
-    tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no named tensors")
-    return {k: v for k, v in tensors.items() if not (drop and k.startswith(f"{drop}."))}
+    """The state dict of a file, without the module ``drop``."""
+    return {k: v for k, v in read_state(path).items() if not (drop and k.startswith(f"{drop}."))}
 
 
 def _load_factory(source: Source, _data: str | None) -> Loaded:

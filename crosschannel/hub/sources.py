@@ -1,8 +1,9 @@
 """Sources: one string names a backbone everywhere, options after commas.
 
-runs/alexnet-0          FILE.safetensors          random:alexnet,input=grey,seed=1
+runs/alexnet-0          FILE.safetensors, .pth, .caffemodel      random:alexnet,input=grey,seed=1
 kmeans:alexnet,input=lab,data=DIR      random:SOURCE      torchvision:alexnet,weights=none
 timm:resnet50.a1_in1k   timm:resnet50,weights=my.pth      package.module:factory
+zoo:eccv16              hf-hub:owner/name
 """
 
 import re
@@ -13,8 +14,10 @@ from crosschannel.errors import UserError
 
 OPTIONS = {
     "path": {"geometry", "input", "size", "resize"},
-    "random": {"input", "seed", "data", "norm", "fc", "geometry", "size", "resize"},
-    "kmeans": {"input", "seed", "data", "norm", "fc", "geometry", "size", "resize"},
+    "random": {"input", "seed", "data", "norm", "fc", "geometry", "variant", "size", "resize"},
+    "kmeans": {"input", "seed", "data", "norm", "fc", "geometry", "variant", "size", "resize"},
+    "zoo": {"geometry", "input", "size", "resize"},
+    "hf-hub": {"geometry", "input", "size", "resize"},
     "torchvision": {"weights", "size", "resize"},
     "timm": {"weights", "input", "size", "resize"},
     "factory": {"input", "size", "resize"},
@@ -26,7 +29,7 @@ class Source:
     """A parsed source.
 
     Attributes:
-        kind: path, random, kmeans, torchvision, timm or factory.
+        kind: path, random, kmeans, torchvision, timm, factory, zoo or hf-hub.
         name: what follows the kind.
         options: the rest, by key.
         text: as the user wrote it.

@@ -40,9 +40,10 @@ def test_frozen_means_eval_and_no_gradients(saved):
 
 def test_dtype_and_geometry_and_lab(saved):
     assert next(load_backbone(str(saved[0]), dtype=torch.float64).parameters()).dtype == torch.float64
-    probe = load_backbone(str(saved[0]))
+    probe = load_backbone(f"{saved[0]},geometry=probe")
     assert probe(torch.rand(1, 3, 227, 227), ["conv1"])["conv1"].shape[-1] == 55
-    lab = load_backbone(f"{saved[0]},input=lab")
+    assert load_backbone(str(saved[0])).net.geometry == "padded"  # a trunk stays as it was trained
+    lab = load_backbone(f"{saved[0]},input=lab,geometry=probe")
     assert torch.allclose(lab(RGB, ["conv5"])["conv5"], probe(RGB, ["conv5"])["conv5"], atol=1e-4)
 
 
@@ -55,6 +56,8 @@ def test_a_classic_alexnet_is_probed_at_227_whatever_it_was_trained_at(tmp_path)
     padded = load_backbone(f"{tmp_path / 'b.safetensors'},geometry=padded")
     assert padded.input.size == 180 and padded.strides["conv5"] == 16
     assert load_backbone(f"{tmp_path / 'b.safetensors'},size=240").input == InputSpec("grey", 240, 256)
+    twin = load_backbone(f"random:{tmp_path / 'b.safetensors'},norm=false")
+    assert twin.input == backbone.input and twin.net.geometry == "probe"  # a baseline is the same net at the same size
 
 
 def test_random_nets_follow_their_seed_and_have_real_statistics(photo_folder):

@@ -1,0 +1,54 @@
+"""`crosschannel import`: other people's weights as one of our files."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from crosschannel.errors import UserError
+from crosschannel.hub.convert import import_weights
+from crosschannel.models.backbone import Provenance
+
+
+@dataclass
+class ImportConfig:
+    """Read a .pth, .safetensors or .caffemodel file of somebody else's and write one of ours."""
+
+    file: str = field(metadata={"help": "the weights file"})
+    out: str
+    """the .safetensors file to write"""
+    name: str | None = None
+    """(also --as) what it is: alexnet, vgg16, colornet, caffe, or a format; default by the names in it"""
+    input: str | None = None
+    """grey, lab or rgb, where the first convolution's channels leave it open"""
+    licence: str = "unknown"
+    """of the weights, for the metadata"""
+    seed: int = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: str = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+def import_file(config: ImportConfig) -> Path:
+    """Returns the file written.
+
+    Raises:
+        UserError: a damaged or unknown file, weights that do not fit, or an output that cannot be.
+    """
+    out = Path(config.out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out must end in .safetensors, got {out}")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: no folder {out.parent}")
+    if config.input not in (None, "grey", "lab", "rgb"):
+        raise UserError(f"input must be grey, lab or rgb, got {config.input!r}")
+    path = Path(config.file).expanduser()
+    found = import_weights(path, config.name, config.input)
+    details = {"format": found.format, "file": path.name, "licence": config.licence}
+    found.save(out, Provenance(str(path), details))
+    kind = "colorizer" if found.native is not None else "backbone"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{out}: {found.spec.name} {kind} from {found.format}, input {found.input.kind}", markup=False)
+    if found.left_out:
+        console.print(f"left out, a backbone has no place for them: {', '.join(found.left_out)}", markup=False)
+    return out

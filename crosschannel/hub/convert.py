@@ -1,0 +1,238 @@
+"""Other people's weight files → our nets: ``.pth`` and ``.safetensors`` state dicts by table, caffemodels by layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from crosschannel.errors import UserError
+from crosschannel.hub.caffe import CaffeLayer, read_caffemodel
+from crosschannel.hub.files import load_state, save_backbone, save_colorizer
+from crosschannel.hub.formats import FAMILIES, FORMATS, Format
+from crosschannel.models import InputSpec, NetSpec, PretextNet, build_net, build_pretext
+from crosschannel.models.backbone import Provenance
+from crosschannel.objectives import ObjectiveConfig
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".caffemodel")
+_KINDS = {1: "grey", 2: "sobel", 3: "rgb"}  # by the first convolution's channels
+_AB_SCALE = 110.0  # of the release's Python nets: (L - 50) / 100 in, ab / 110 out
+_L_SCALE = 100.0
+_CAFFE_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+_CAFFE_EPS = 1e-5
+CAFFE_MEAN = (122.679, 116.669, 104.007)  # of ImageNet in 0..255, RGB: what Caffe's reference nets subtract
+
+
+@dataclass
+class Imported:
+    """A net in our module, from somebody's file.
+
+    Attributes:
+        net: a backbone net, or a PretextNet where the file holds a colorization head.
+        spec, input: its description.
+        format: what the file was taken for.
+        left_out: names in the file that a backbone has no place for.
+        native: (2, 313) ab of every bin as the net's own decode has them; None for backbones.
+    """
+
+    net: nn.Module
+    spec: NetSpec
+    input: InputSpec
+    format: str
+    left_out: list[str] = field(default_factory=list)
+    native: Tensor | None = None
+
+    def backbone(self) -> nn.Module:
+        return self.net.net if isinstance(self.net, PretextNet) else self.net
+
+    def save(self, path: Path, provenance: Provenance) -> None:
+        """Write one of our files: a colorizer where there is a head, else a backbone."""
+        if isinstance(self.net, PretextNet):
+            objective = ObjectiveConfig()
+            save_colorizer(path, self.net, self.spec, self.input, objective, provenance, native=self.native)
+        else:
+            save_backbone(path, self.net, self.spec, self.input, provenance)
+
+
+def import_weights(path: Path, name: str | None = None, input: str | None = None) -> Imported:
+    """Read a file of any format that we know.
+
+    Args:
+        path: a ``.pth``, ``.safetensors`` or ``.caffemodel`` file.
+        name: a format or a family (alexnet, vgg16, colornet); default by its keys.
+        input: "grey", "lab" or "rgb", where the channels leave it open; default RGB for three, grey for one.
+
+    Raises:
+        UserError: no such file or format, a damaged file, or weights that do not fit; the message says what is
+            missing, extra or of another shape.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
+    if name and name not in FORMATS and name not in FAMILIES and name != "caffe":
+        known = ", ".join([*FAMILIES, *FORMATS, "caffe"])
+        raise UserError(f"no format {name!r}: there are {known}")
+    if path.suffix == ".caffemodel" or name == "caffe":
+        return _from_caffe(path, read_caffemodel(path), input)
+    state = read_state(path)
+    return _from_state(path, state, _detect(path, state, name), input)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a ``.safetensors`` file or of a ``.pth``, of which nothing but tensors is unpickled.
+
+    Wrappers (``state_dict``, ``model``, ``network``) and the prefix ``module.`` are taken off.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+    with path.open("rb") as file:
+        if file.read(64).lstrip()[:1] == b"<":
+            raise UserError(f"{path} is not a weights file but a web page: the download did not work")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise whatever they like on bytes they cannot read
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is not a weights file: {reason}") from None
+    for wrapper in ("state_dict", "model", "network"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    items = state.items() if isinstance(state, Mapping) else ()
+    tensors = {k.removeprefix("module.").replace(".module.", "."): v for k, v in items if isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no named tensors")
+    return tensors
+
+
+def _detect(path: Path, state: Mapping[str, Tensor], name: str | None) -> str:
+    """The format with the most names in the file, among those whose convolutions and norms are all there."""
+
+    def fits(format: Format) -> bool:
+        needed = (theirs for ours, theirs in format.names.items() if not ours.startswith(format.optional))
+        return all(f"{theirs}.weight" in state for theirs in needed)
+
+    wanted = FAMILIES.get(name, (name,)) if name else tuple(FORMATS)
+    found = [key for key in wanted if fits(FORMATS[key])]
+    if found:
+        return max(found, key=lambda key: len(FORMATS[key].names))
+    if name in FORMATS:
+        return name  # loading it will say what is missing
+    some = ", ".join(list(state)[:3])
+    kind = f"of the family {name}" if name else "that is known"
+    raise UserError(f"{path} has no naming {kind} (it has {some}, …); known are {', '.join(FORMATS)}")
+
+
+def _from_state(path: Path, state: dict[str, Tensor], name: str, input: str | None) -> Imported:
+    format = FORMATS[name]
+    head = any(ours.startswith("head.") for ours in format.names)
+    ours: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for own, theirs in format.names.items():
+        for key in [key for key in state if key.rpartition(".")[0] == theirs]:
+            ours[f"{own}.{key.rpartition('.')[2]}"] = state[key]
+            used.add(key)
+    first = next((value for value in ours.values() if value.ndim == 4), None)
+    native = ours.pop("native.weight", None)
+    if first is None or (head and native is None):
+        lacking = format.names["native"] if ours else next(iter(format.names.values()))
+        raise UserError(f"{path} lacks {lacking} of {name}")
+    spec, spec_input = _describe(path, format, ours, first.shape[1], input)
+    extra = [key for key in state if key not in used]
+    unknown = [key for key in extra if not key.startswith(tuple(f"{prefix}." for prefix in format.left_out))]
+    if unknown:
+        raise UserError(f"{path} has {unknown[0]} (and {len(unknown) - 1} more), which {name} has no place for")
+    net = build_pretext(spec, 313) if head else build_net(spec)
+    if head:
+        key = next(iter(net.state_dict()))
+        ours[key] = ours[key] / _L_SCALE
+        native = native[:, :, 0, 0] * _AB_SCALE
+    _load(net, ours, str(path))
+    return Imported(net.eval(), spec, spec_input, name, sorted({key.rpartition(".")[0] for key in extra}), native)
+
+
+def _describe(path, format: Format, ours: dict[str, Tensor], channels: int, input: str | None):
+    """The net's and its input's description, as the tensors have it."""
+    kind = input or _KINDS.get(channels)
+    if kind is None or replace(format.input, kind=kind).channels != channels:
+        raise UserError(f"{path}: its first convolution takes {channels} channels, which input {kind!r} does not have")
+    fc = len(ours["fc6.conv.weight"]) if "fc6.conv.weight" in ours else 0
+    spec = replace(format.net, in_channels=channels, fc=fc if format.net.name == "alexnet" else format.net.fc)
+    return spec, replace(format.input, kind=kind)
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load a state whose fully connected layers may be matrices and whose norms may not count batches."""
+    own = net.state_dict()
+    for key, tensor in own.items():
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, torch.zeros_like(tensor))
+        elif key.startswith(("fc6.", "fc7.")) and key in state and state[key].numel() == tensor.numel():
+            state[key] = state[key].reshape(tensor.shape)
+    load_state(net, {key: tensor.to(own[key].dtype) if key in own else tensor for key, tensor in state.items()}, what)
+
+
+def _from_caffe(path: Path, layers: list[CaffeLayer], input: str | None) -> Imported:
+    """An AlexNet of Caffe's: conv1 … conv5, fc6, fc7 by name, LRN by its place, BatchNorm and Scale absorbed."""
+    state: dict[str, Tensor] = {}
+    left_out, owner = [], ""
+    for layer in layers:
+        blobs = [torch.from_numpy(blob.copy()) for blob in layer.blobs]
+        if layer.type in ("Convolution", "InnerProduct"):
+            owner = layer.name if layer.name in _CAFFE_LAYERS else ""
+            if owner and blobs:
+                state |= _caffe_convolution(owner, blobs)
+                continue
+        elif owner and layer.type == "BatchNorm" and len(blobs) == 3:
+            factor = 1 / blobs[2].item() if blobs[2].item() else 0.0  # the first two are sums over so many batches
+            mean, scale = blobs[0].flatten() * factor, (blobs[1].flatten() * factor + _CAFFE_EPS).rsqrt()
+            _absorb(state, owner, scale, -mean * scale)
+            continue
+        elif owner and layer.type == "Scale" and blobs:
+            _absorb(state, owner, blobs[0].flatten(), blobs[1].flatten() if len(blobs) > 1 else torch.zeros(1))
+            continue
+        if blobs:
+            left_out.append(layer.name)
+    lacking = [name for name in _CAFFE_LAYERS[:5] if f"{name}.conv.weight" not in state]
+    if lacking:
+        raise UserError(f"{path} is not an AlexNet: no convolution of it is called {lacking[0]}")
+    spec = _caffe_spec(path, layers, state)
+    kind = input or _KINDS.get(spec.in_channels)
+    if kind not in ("grey", "lab", "rgb") or InputSpec(kind).channels != spec.in_channels:
+        raise UserError(f"{path}: its conv1 takes {spec.in_channels} channels, which input {kind!r} does not have")
+    if kind == "rgb":  # Caffe's channels are BGR
+        state["conv1.conv.weight"] = state["conv1.conv.weight"].flip(1)
+    net = build_net(spec)
+    _load(net, state, str(path))
+    mean, std = tuple(value / 255 for value in CAFFE_MEAN), (1 / 255,) * 3
+    return Imported(net.eval(), spec, InputSpec(kind, 227, 256, mean=mean, std=std), "caffe", left_out)
+
+
+def _caffe_convolution(name: str, blobs: list[Tensor]) -> dict[str, Tensor]:
+    """Weight and bias; old files write matrices and vectors with leading ones."""
+    weight = blobs[0][0, 0] if blobs[0].ndim == 4 and blobs[0].shape[:2] == (1, 1) else blobs[0]
+    bias = blobs[1].flatten() if len(blobs) > 1 else torch.zeros(len(weight))
+    return {f"{name}.conv.weight": weight, f"{name}.conv.bias": bias}
+
+
+def _absorb(state: dict[str, Tensor], name: str, scale: Tensor, shift: Tensor) -> None:
+    """Fold scale · x + shift into the convolution before it."""
+    weight, bias = f"{name}.conv.weight", f"{name}.conv.bias"
+    state[weight] = state[weight] * scale.reshape(-1, *[1] * (state[weight].ndim - 1))
+    state[bias] = state[bias] * scale + shift
+
+
+def _caffe_spec(path: Path, layers: list[CaffeLayer], state: dict[str, Tensor]) -> NetSpec:
+    """Which AlexNet it is: by the groups of conv2 and the place of LRN."""
+    kinds = [layer.type for layer in layers if layer.type in ("LRN", "Pooling")]
+    variant = "crosschannel"
+    if "LRN" in kinds:
+        variant = "alexnet-lrn" if kinds[0] == "LRN" else "caffenet"
+    conv1, conv2 = state["conv1.conv.weight"], state["conv2.conv.weight"]
+    if conv2.shape[1] * 2 != len(conv1):
+        raise UserError(f"{path}: its conv2 is not in two groups, as Caffe's AlexNets have it")
+    fc = len(state["fc6.conv.weight"]) if "fc6.conv.weight" in state else 0
+    return NetSpec("alexnet", conv1.shape[1], norm=False, fc=fc, geometry="probe", variant=variant)

@@ -1,0 +1,189 @@
+"""Our backbones for other libraries: safetensors, torchvision's or timm's names, ONNX."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crosschannel.errors import UserError
+from crosschannel.hub.files import save_backbone
+from crosschannel.hub.formats import FORMATS
+from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, LayeredNet, NetSpec
+from crosschannel.models.alexnet import VARIANTS
+from crosschannel.models.wrapped import TimmNet
+
+
+def net_spec(net: nn.Module) -> NetSpec:
+    """The description of one of our nets, read off it.
+
+    Raises:
+        UserError: it is not one of ours.
+    """
+    if isinstance(net, TimmNet):
+        return NetSpec(f"timm:{net.name}", next(net.parameters()).shape[1])
+    if not isinstance(net, LayeredNet):
+        raise UserError(f"a {type(net).__name__} is not a net of this library; export it with its own")
+    first = net.get_submodule(net.layers[0]).conv
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    spec = NetSpec(
+        {AlexNet: "alexnet", VGG16: "vgg16", ColorNet: "colornet"}[type(net)], first.in_channels, bool(norms)
+    )
+    if isinstance(net, AlexNet):
+        variant = next(name for name, variant in VARIANTS.items() if variant == net.variant)
+        return replace(spec, fc=net.fc, geometry=net.geometry, variant=variant)
+    return replace(spec, affine=bool(norms and norms[0].affine))
+
+
+def to_safetensors(backbone: Backbone, out: Path) -> list[str]:
+    """One of our own files."""
+    save_backbone(out, backbone.net, net_spec(backbone.net), backbone.input, backbone.provenance)
+    return [f'crosschannel.load_backbone("{out.name}")']
+
+
+def to_torchvision(backbone: Backbone, out: Path) -> list[str]:
+    """torchvision's names, for VGG-16 (with or without BatchNorm) and AlexNets of torchvision's shape.
+
+    Raises:
+        UserError: a net that torchvision has no shape for.
+    """
+    net = backbone.net
+    spec = net_spec(net)
+    if spec.name == "vgg16":
+        name = "torchvision-vgg16_bn" if spec.norm else "torchvision-vgg16"
+    elif spec.name == "alexnet" and spec.variant == "torchvision" and not spec.norm:
+        name = "torchvision-alexnet"
+    else:
+        shape = f"this one is {spec.name}" + (f" ({spec.variant})" if spec.name == "alexnet" else "")
+        raise UserError(
+            f"torchvision has no net of this shape: VGG-16 and AlexNets of 64-192-384-256-256 without groups and "
+            f"BatchNorm fit, {shape}"
+        )
+    state: dict[str, Tensor] = {}
+    own = net.state_dict()
+    for ours, theirs in FORMATS[name].names.items():
+        state |= {f"{theirs}.{k.rpartition('.')[2]}": v for k, v in own.items() if k.rpartition(".")[0] == ours}
+        if f"{theirs}.running_var" in state:  # torchvision's BatchNorm has a scale and a shift
+            state.setdefault(f"{theirs}.weight", torch.ones_like(state[f"{theirs}.running_var"]))
+            state.setdefault(f"{theirs}.bias", torch.zeros_like(state[f"{theirs}.running_var"]))
+    state = {k: v.flatten(1) if k.startswith("classifier") and v.ndim == 4 else v for k, v in state.items()}
+    _save_state(state, out)
+    model = name.removeprefix("torchvision-")
+    notes = [
+        f"torchvision.models.{model}() takes it with load_state_dict(..., strict=False): the classifier is not in it"
+    ]
+    if backbone.input.kind != "rgb":
+        notes.append(
+            f"its input is {backbone.input.kind}, {spec.in_channels} channels: give features[0] that many, and feed it "
+            "what backbone.preprocess makes of RGB"
+        )
+    return notes
+
+
+def to_timm(backbone: Backbone, out: Path) -> list[str]:
+    """A state dict for ``timm.create_model``: of the timm net, or of ours in ``crosschannel.timm``."""
+    net = backbone.net
+    if isinstance(net, TimmNet):
+        _save_state(net.model.state_dict(), out)
+        return [f'timm.create_model("{net.name}", in_chans={net_spec(net).in_channels}), load_state_dict(strict=False)']
+    spec = net_spec(net)
+    plain = NetSpec(spec.name, spec.in_channels, spec.norm, spec.fc, spec.geometry)
+    if spec != plain or (spec.name == "alexnet" and spec.fc not in (0, 4096)):
+        raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
+    _save_state(net.state_dict(), out)
+    options = [f"norm={spec.norm}"] * (not spec.norm) + ["fc_width=0"] * (spec.name == "alexnet" and not spec.fc)
+    words = "".join(f", {option}" for option in options)
+    return [f'import crosschannel.timm; timm.create_model("crosschannel_{spec.name}", checkpoint_path="{out}"{words})']
+
+
+def _save_state(state: dict[str, Tensor], out: Path) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    part = out.with_name(out.name + ".part")
+    if out.suffix == ".safetensors":
+        save_file(state, part)
+    else:
+        torch.save(state, part)
+    part.replace(out)
+
+
+class _Maps(nn.Module):
+    """RGB → a tuple of maps, as ONNX has it."""
+
+    def __init__(self, backbone: Backbone, layers: Sequence[str]):
+        super().__init__()
+        self.backbone, self.layers = backbone, tuple(layers)
+
+    def forward(self, rgb: Tensor) -> tuple[Tensor, ...]:
+        found = self.backbone(rgb, self.layers)
+        return tuple(found[layer] for layer in self.layers)
+
+
+def _with_floor_pools(module: nn.Module) -> nn.Module:
+    """A copy whose pools (of stride 1 or 2) round down, on inputs with one more row and column of -inf: the same
+    numbers, in terms that an exporter can follow for any size."""
+    module = copy.deepcopy(module)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.MaxPool2d) and child.ceil_mode:
+                child.ceil_mode = False
+                if child.stride > 1:
+                    setattr(parent, name, nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), child))
+    return module
+
+
+def to_onnx(backbone: Backbone, out: Path, layers: Sequence[str] = ()) -> list[str]:
+    """ONNX: RGB in [0, 1], (N, 3, H, W) of any N, H, W → the maps by layer, checked with onnxruntime.
+
+    Raises:
+        UserError: onnx is not installed, or the exported net does not give the same numbers.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (the exporter's)
+    except ImportError:
+        raise UserError("ONNX needs more: pip install 'crosschannel[onnx]'") from None
+    layers = tuple(layers) or backbone.default_layers
+    size = backbone.input.size
+    rgb = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    dynamic = [0, 2, 3]
+    if isinstance(backbone.net, TimmNet) and backbone.net.kind == "block":
+        dynamic = [0]  # position embeddings are of one size
+    part = out.with_name(out.name + ".part")
+    maps = _Maps(backbone, layers).eval()
+    torch.onnx.export(
+        _with_floor_pools(maps),
+        (rgb,),
+        str(part),
+        input_names=["rgb"],
+        output_names=[layer.replace(".", "_") for layer in layers],
+        dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+    sizes = ((2, size, size), (1, size, size), *(((3, size + 32, size + 64),) if 2 in dynamic else ()))
+    for count, height, width in sizes:
+        rgb = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected = maps(rgb)
+        for layer, ours, theirs in zip(layers, expected, session.run(None, {"rgb": rgb.numpy()}), strict=True):
+            error = float((torch.from_numpy(theirs) - ours).abs().max() / ours.abs().max().clamp(min=1e-12))
+            if error > 1e-4:
+                part.unlink()
+                raise UserError(
+                    f"onnxruntime gives other numbers for {layer}: they differ by {error:.1e} of the largest"
+                )
+    part.replace(out)
+    return [f"input rgb: float32 in [0, 1]; outputs {', '.join(layers)}; checked with onnxruntime"]
+
+
+EXPORTERS: dict[str, Callable[[Backbone, Path], list[str]]] = {
+    "safetensors": to_safetensors,
+    "torchvision": to_torchvision,
+    "timm": to_timm,
+    "onnx": to_onnx,
+}

@@ -1,0 +1,49 @@
+"""``hf-hub:owner/name``: a repository of the Hugging Face Hub, through its own library and cache."""
+
+from pathlib import Path
+
+from crosschannel.errors import UserError
+
+FILES = ("backbone.safetensors", "colorizer.safetensors", "README.md")
+
+
+def fetch_repository(name: str) -> Path:
+    """The folder of a repository's weights: from the local cache where the Hub cannot be reached.
+
+    Raises:
+        UserError: no such repository, or neither reachable nor cached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except HFValidationError:
+        raise UserError(f"{name!r} is not a repository of the Hugging Face Hub; one looks like owner/name") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"the Hugging Face Hub has no repository {name!r} (or it is private)") from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"hf-hub:{name} is not cached and cannot be fetched: {reason}") from None
+
+
+def push_folder(folder: Path, name: str, private: bool = False) -> str:
+    """Create the repository if need be and upload a folder; returns its address.
+
+    Raises:
+        UserError: not logged in, no such owner, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Upload weights")
+    except HFValidationError:
+        raise UserError(f"{name!r} is not a repository of the Hugging Face Hub; one looks like owner/name") from None
+    except LocalTokenNotFoundError:
+        raise UserError("not logged in to the Hugging Face Hub: run `hf auth login`") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"cannot push to {name}: {str(error).splitlines()[0]}") from None
+    return f"https://huggingface.co/{name}"

@@ -1,0 +1,134 @@
+"""``zoo:NAME``: published weights by one word, from where their authors publish them, checked and cached.
+
+Only weights whose address and checksum are published are listed; none are hosted by this project.
+"""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from crosschannel.data.open import cache_folder
+from crosschannel.errors import UserError
+
+_TIMEOUT, _CHUNK, _TRIES = 30, 1 << 20, 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Published weights.
+
+    Attributes:
+        url: where the authors publish them.
+        sha256: the first digits of the file's SHA-256, as the authors publish them (in the file's name).
+        what: a line about them.
+        licence: of the weights.
+        format: the importer.
+    """
+
+    url: str
+    sha256: str
+    what: str
+    licence: str
+    format: str
+
+
+_TORCHVISION = "BSD-3-Clause (torchvision); trained on ImageNet"
+ZOO: dict[str, Entry] = {
+    "eccv16": Entry(
+        "https://colorizers.s3.us-east-2.amazonaws.com/colorization_release_v2-9b330a0b.pth",
+        "9b330a0b",
+        "ColorNet of Zhang et al., ECCV 2016, rebalanced classification",
+        "BSD-2-Clause",
+        "eccv16",
+    ),
+    "torchvision-alexnet": Entry(
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "7be5be79",
+        "AlexNet (64-192-384-256-256), ImageNet labels",
+        _TORCHVISION,
+        "torchvision-alexnet",
+    ),
+    "torchvision-vgg16": Entry(
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af",
+        "VGG-16, ImageNet labels",
+        _TORCHVISION,
+        "torchvision-vgg16",
+    ),
+    "torchvision-vgg16_bn": Entry(
+        "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth",
+        "6c64b313",
+        "VGG-16 with BatchNorm, ImageNet labels",
+        _TORCHVISION,
+        "torchvision-vgg16_bn",
+    ),
+}
+
+
+def weights_folder() -> Path:
+    return cache_folder() / "weights"
+
+
+def fetch(name: str) -> Path:
+    """The file of an entry: from the cache, or downloaded into it, checked, and only then there.
+
+    A download that broke off goes on where it stopped.
+
+    Raises:
+        UserError: no such entry, an address that cannot be had, or a file with another checksum.
+    """
+    if name not in ZOO:
+        raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
+    entry = ZOO[name]
+    path = weights_folder() / entry.url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"fetching {entry.url} into {path}", markup=False)
+    _download(entry.url, part)
+    digest = _sha256(part)
+    if not digest.startswith(entry.sha256):
+        part.unlink()
+        raise UserError(
+            f"{entry.url} is not what its authors published: its SHA-256 begins {digest[:16]}, not {entry.sha256}"
+        )
+    part.replace(path)
+    return path
+
+
+def _download(url: str, part: Path) -> None:
+    """Into ``part``, from where it ends."""
+    for attempt in range(1, _TRIES + 1):
+        done = part.stat().st_size if part.is_file() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+                resumes = answer.status == 206
+                length = int(answer.headers.get("Content-Length") or 0) + (done if resumes else 0)
+                with part.open("ab" if resumes else "wb") as file:
+                    while chunk := answer.read(_CHUNK):
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if part.stat().st_size >= length:
+                return
+            problem: object = f"it ended after {part.stat().st_size} of {length} bytes"
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and done:  # nothing is left to send
+                return
+            raise UserError(f"{url} cannot be had: the server answered {error.code}") from None
+        except (urllib.error.URLError, OSError) as error:
+            problem = getattr(error, "reason", error)
+        if attempt == _TRIES:
+            raise UserError(f"{url} cannot be had: {problem}; the same command goes on where it stopped")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

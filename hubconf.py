@@ -1,0 +1,33 @@
+"""torch.hub: ``torch.hub.load(REPOSITORY, "crosschannel_alexnet", num_classes=10)``; the names are timm's."""
+
+dependencies = ["torch", "torchvision", "timm", "safetensors", "numpy", "PIL"]
+
+
+def _create(name: str, pretrained: bool, **options):
+    import timm
+
+    import crosschannel.timm  # noqa: F401  (registers the names)
+
+    return timm.create_model(name, pretrained=pretrained, **options)
+
+
+def crosschannel_alexnet(pretrained: bool = False, **options):
+    """AlexNet without LRN; options are those of ``timm.create_model``, such as ``checkpoint_path``."""
+    return _create("crosschannel_alexnet", pretrained, **options)
+
+
+def crosschannel_vgg16(pretrained: bool = False, **options):
+    """VGG-16's convolutions; options are those of ``timm.create_model``."""
+    return _create("crosschannel_vgg16", pretrained, **options)
+
+
+def crosschannel_colornet(pretrained: bool = False, **options):
+    """ColorNet up to conv7; options are those of ``timm.create_model``."""
+    return _create("crosschannel_colornet", pretrained, **options)
+
+
+def load_backbone(source: str, **options):
+    """``crosschannel.load_backbone``."""
+    from crosschannel import load_backbone
+
+    return load_backbone(source, **options)

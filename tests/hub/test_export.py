@@ -1,0 +1,156 @@
+"""Exported nets give our numbers in other libraries' hands."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import crosschannel.timm as ours
+from crosschannel import UserError, load_backbone
+from crosschannel.cli import main
+from crosschannel.hub import save_backbone
+from crosschannel.hub.export import net_spec
+from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec
+from crosschannel.models.backbone import Provenance
+
+RGB = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+
+def save(path, net, spec, size=96, kind="grey"):
+    """A file of a net whose BatchNorm has seen something."""
+    torch.manual_seed(0)
+    net.train()(torch.randn(4, spec.in_channels, size, size) * 20)
+    save_backbone(path, net.eval(), spec, InputSpec(kind, size, size), Provenance("test", {"steps": 1}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("vgg") / "vgg16.safetensors", VGG16(), NetSpec("vgg16"))
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory):
+    path = tmp_path_factory.mktemp("alexnet") / "backbone.safetensors"
+    return save(path, AlexNet(fc=0), NetSpec("alexnet", fc=0))
+
+
+def test_vgg16_in_torchvision(vgg, tmp_path, capsys):
+    out = tmp_path / "vgg.pth"
+    assert main(["export", vgg, "--format=torchvision", f"--out={out}"]) == 0
+    assert "features[0]" in capsys.readouterr().out
+    model = torchvision.models.vgg16_bn(weights=None).eval()
+    model.features[0] = nn.Conv2d(1, 64, 3, padding=1)
+    lacking = model.load_state_dict(torch.load(out, weights_only=True), strict=False)
+    assert all(key.startswith("classifier") for key in lacking.missing_keys) and not lacking.unexpected_keys
+    backbone = load_backbone(vgg)
+    with torch.no_grad():
+        expected = model.features[:-1](backbone.preprocess(RGB))
+        assert torch.allclose(backbone(RGB, ["conv5_3"])["conv5_3"], expected, rtol=1e-4, atol=1e-4 * expected.max())
+    assert load_backbone(str(out)).layers == backbone.layers  # and back
+
+
+def test_an_alexnet_of_torchvisions_shape_in_torchvision(tmp_path):
+    model = torchvision.models.alexnet(weights=None).eval()
+    torch.save(model.state_dict(), tmp_path / "in.pth")
+    assert main(["export", str(tmp_path / "in.pth"), "--format=torchvision", f"--out={tmp_path / 'out.pth'}"]) == 0
+    state = torch.load(tmp_path / "out.pth", weights_only=True)
+    theirs = model.state_dict()
+    assert set(theirs) - set(state) == {"classifier.6.weight", "classifier.6.bias"}
+    assert all(torch.equal(state[key], theirs[key]) for key in state)
+
+
+def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, capsys):
+    assert main(["export", alexnet, "--format=torchvision", f"--out={tmp_path / 'o.pth'}"]) == 2
+    assert "without groups and BatchNorm fit, this one is alexnet (crosschannel)" in capsys.readouterr().err
+    for flags, message in (
+        (["--out=o.pth"], "must end in .safetensors"),
+        ([f"--out={tmp_path}"], "it is a folder"),
+        ([f"--out={tmp_path / 'x' / 'o.safetensors'}"], "no folder"),
+    ):
+        assert main(["export", alexnet, *flags]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("# My thesis\n")
+    assert main(["export", alexnet, f"--out={tmp_path / 'o.safetensors'}"]) == 2
+    assert "is not a model card" in capsys.readouterr().err and not (tmp_path / "o.safetensors").exists()
+
+
+def test_timm_lists_creates_and_loads_our_nets(alexnet, tmp_path, capsys):
+    assert timm.list_models("crosschannel*") == [f"crosschannel_{n}" for n in ("alexnet", "colornet", "vgg16")]
+    model = timm.create_model("crosschannel_alexnet", num_classes=10, checkpoint_path=alexnet, fc_width=0).eval()
+    backbone = load_backbone(f"{alexnet},geometry=probe")
+    rgb = torch.rand(2, 3, 227, 227)
+    with torch.no_grad():
+        maps = backbone(rgb, ["conv2", "conv5", "pool5"])
+        assert torch.allclose(model.forward_features(rgb), maps["pool5"], atol=1e-5)
+        assert torch.allclose(model(rgb), model.fc(maps["pool5"].mean((2, 3))), atol=1e-5)
+        features = timm.create_model(
+            "crosschannel_alexnet", features_only=True, out_indices=(1, 4), checkpoint_path="", fc_width=0
+        ).eval()
+        features.model.load_state_dict(model.state_dict(), strict=False)
+        found = features(rgb)
+        for index, layer in enumerate(("conv2", "conv5")):
+            assert torch.allclose(found[index], maps[layer], atol=1e-5)
+    assert features.feature_info.channels() == [256, 256] and features.feature_info.reduction() == [8, 16]
+    config = timm.data.resolve_data_config({}, model=model)
+    assert config["input_size"] == (3, 227, 227) and config["mean"] == (0, 0, 0) and config["std"] == (1, 1, 1)
+    transform = timm.data.create_transform(**config)
+    pixels = transform(Image.effect_noise((400, 300), 64).convert("RGB"))
+    assert pixels.shape == (3, 227, 227) and pixels.min() >= 0 and pixels.max() <= 1
+    grey = timm.create_model("crosschannel_vgg16", in_chans=1, num_classes=0).eval()
+    assert grey(torch.randn(1, 1, 64, 64)).shape == (1, 512)
+    model.reset_classifier(3)
+    assert model(rgb).shape == (2, 3) and model.get_classifier() is model.fc
+    assert ours.CrosschannelNet is type(model)
+
+    out = tmp_path / "t.safetensors"
+    assert main(["export", alexnet, "--format=timm", f"--out={out}"]) == 0
+    call = capsys.readouterr().out.splitlines()[1]
+    assert f'checkpoint_path="{out}", fc_width=0' in call
+    made = eval(call.partition("; ")[2], {"timm": timm})  # what the command says works as it stands
+    assert torch.equal(made.net.conv3.conv.weight, backbone.net.conv3.conv.weight)
+
+
+def test_every_layer_of_a_timm_net_can_be_trained(tmp_path):
+    model = timm.create_model("crosschannel_colornet", num_classes=2)
+    model(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert timm.create_model("crosschannel_colornet", features_only=True)(torch.rand(1, 3, 64, 64))[-1].shape[1] == 512
+
+
+@pytest.mark.parametrize("source", ["alexnet", "vgg", "random:timm:resnet18,size=64", "lab"])
+def test_onnx_gives_the_same_maps_at_any_batch_and_size(source, alexnet, vgg, tmp_path):
+    import onnxruntime
+
+    source = {"alexnet": alexnet, "vgg": vgg, "lab": f"{alexnet},input=lab"}.get(source, source)
+    out = tmp_path / "net.onnx"
+    assert main(["export", source, "--format=onnx", f"--out={out}", "--card=false"]) == 0
+    backbone = load_backbone(source)
+    session = onnxruntime.InferenceSession(str(out))
+    names = [output.name for output in session.get_outputs()]
+    for shape in ((1, 3, 96, 96), (3, 3, 128, 160)):
+        rgb = torch.rand(shape)
+        with torch.no_grad():
+            maps = backbone(rgb)
+        for name, found in zip(names, session.run(None, {"rgb": rgb.numpy()}), strict=True):
+            assert torch.allclose(torch.from_numpy(found), maps[name], rtol=1e-4, atol=1e-4 * float(maps[name].max()))
+
+
+def test_the_card_says_what_it_is_and_what_it_reaches(finished_run_for_card, tmp_path):
+    run, probe = finished_run_for_card
+    folder = tmp_path / "my-net"
+    folder.mkdir()
+    flags = [f"--out={folder / 'backbone.safetensors'}", "--licence=cc0-1.0", f"--probes=[{probe}]"]
+    assert main(["export", str(run), *flags]) == 0
+    card = (folder / "README.md").read_text()
+    front = card.split("---")[1]
+    assert "license: cc0-1.0" in front and "library_name: crosschannel" in front
+    assert "| conv3 | conv5 |" in card and "kl_share" in card and "(sample.png)" in card
+    assert (folder / "sample.png").is_file()
+    backbone = load_backbone(str(folder))  # the folder is a source
+    assert backbone.provenance.details["licence"] == "cc0-1.0" and len(backbone.provenance.details["config_hash"]) == 16
+    assert net_spec(backbone.net).name == "alexnet"
+    with pytest.raises(UserError, match="not a net of this library"):
+        net_spec(nn.Linear(1, 1))

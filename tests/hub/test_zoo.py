@@ -1,0 +1,113 @@
+"""Published weights from a local server: fetched once, checked, resumed."""
+
+import hashlib
+import http.server
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+
+from crosschannel import UserError, load_backbone
+from crosschannel.cli import main
+from crosschannel.hub import zoo
+from crosschannel.hub.convert import FORMATS
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves ``content`` by ranges, breaking off after ``most`` bytes an answer."""
+
+    content, most, asked = b"", 1 << 40, []
+
+    def do_GET(self):
+        if self.path != "/weights.pth":
+            self.send_error(404)
+            return
+        wanted = self.headers.get("Range", "bytes=0-")
+        start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        type(self).asked.append(start)
+        if start >= len(self.content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        self.wfile.write(self.content[start : start + self.most])
+
+    def log_message(self, *_arguments):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A zoo of one entry behind a local server; yields the server's class."""
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "weights.pth")
+    Server.content, Server.most, Server.asked = (tmp_path / "weights.pth").read_bytes(), 1 << 40, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/weights.pth"
+    digest = hashlib.sha256(Server.content).hexdigest()
+    entry = zoo.Entry(address, digest[:8], "a test", "none", "torchvision-alexnet")
+    monkeypatch.setattr(zoo, "ZOO", {"mine": entry})
+    monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
+    yield Server
+    server.shutdown()
+
+
+def test_one_word_fetches_checks_and_keeps(served, tmp_path, capsys):
+    assert load_backbone("zoo:mine").layers[0] == "conv1"
+    load_backbone("zoo:mine,geometry=padded")
+    assert served.asked == [0]  # the second time from the cache
+    assert "fetching" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "cache" / "weights").iterdir()] == ["weights.pth"]
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(served, tmp_path):
+    served.most = len(served.content) // 5 * 2
+    path = zoo.fetch("mine")
+    assert path.read_bytes() == served.content and served.asked == [0, served.most, 2 * served.most]
+    path.unlink()
+    served.most, served.asked = len(served.content) // 9, []
+    with pytest.raises(UserError, match="the same command goes on where it stopped"):
+        zoo.fetch("mine")
+    served.most = 1 << 40
+    assert zoo.fetch("mine").read_bytes() == served.content
+    assert served.asked[-1] == 3 * (len(served.content) // 9)
+
+
+def test_a_file_that_is_not_what_was_published_is_thrown_away(served, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(zoo, "ZOO", {"mine": replace(zoo.ZOO["mine"], sha256="00000000")})
+    assert main(["fetch", "mine"]) == 2
+    assert "not what its authors published" in capsys.readouterr().err
+    assert not list((tmp_path / "cache" / "weights").iterdir())
+
+
+def test_what_cannot_be_had_is_one_sentence(served, monkeypatch, capsys):
+    entry = zoo.ZOO["mine"]
+    entries = {"gone": replace(entry, url=entry.url + "x"), "nowhere": replace(entry, url="http://127.0.0.1:9/w.pth")}
+    monkeypatch.setattr(zoo, "ZOO", entries)
+    for name, message in (
+        ("gone", "answered 404"),
+        ("nowhere", "cannot be had"),
+        ("zoo:other", "the zoo has no 'other'"),
+    ):
+        assert main(["fetch", name]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_list_says_what_is_here(served, capsys):
+    assert main(["zoo"]) == 0 and "no" in capsys.readouterr().out
+    assert main(["fetch", "zoo:mine"]) == 0
+    capsys.readouterr()
+    assert main(["zoo"]) == 0
+    assert "zoo:mine" in (text := capsys.readouterr().out) and "yes" in text
+
+
+def test_every_entry_has_an_importer_and_the_checksum_of_its_name():
+    from crosschannel.hub.zoo import ZOO
+
+    for entry in ZOO.values():
+        assert entry.format in FORMATS and entry.url.startswith("https://") and entry.licence
+        assert f"-{entry.sha256}." in entry.url  # the authors publish it in the file's name
