@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from crosschannel.command_line import Command, Program, parse
 from crosschannel.data import CropConfig, CropStream, ImageSet
 from crosschannel.data.open import hold_out
 from crosschannel.data.stream import IndexStream
@@ -133,10 +134,9 @@ def linear_probe(
 
 def packaged(name: str) -> LinearProbeConfig:
     """A packaged recipe by name; its backbone and data are empty."""
-    from crosschannel.command_line import parse
-    from transfer.cli import PROGRAM
-
-    return parse(PROGRAM, "linear-probe", ["--config", name, "--backbone=", "--data="])
+    entry = Command(__name__, "LinearProbeConfig", "run", "")
+    program = Program("transfer", "", {"linear-probe": entry}, configs="transfer")
+    return parse(program, "linear-probe", ["--config", name, "--backbone=", "--data="])
 
 
 def run(config: LinearProbeConfig) -> Path:
