@@ -85,7 +85,7 @@ class Extraction:
             UserError: not enough memory or disk, too many broken images, features that are not finite.
             Interrupted: told to stop.
         """
-        rows = len(stream.images) * (10 if stream.ten_crops else 1)
+        rows = len(stream.images) * stream.views
         shapes = self.features.shapes()
         size = 4 * rows * sum(int(np.prod(shape)) for shape in shapes.values())
         folder = cache_folder() / "features" / self._key(stream) if self.cache == "disk" else None
@@ -136,7 +136,7 @@ class Extraction:
 
     def _fill(self, maps: dict[str, Tensor], stream: CropStream, what: str) -> tuple[Tensor, dict[int, str]]:
         """Write the maps row by row; returns the image of every row, and the broken images."""
-        world, total = self.world, len(stream.images) * (10 if stream.ten_crops else 1)
+        world, total = self.world, len(stream.images) * stream.views
         own = slice(world.rank * self.batch, (world.rank + 1) * self.batch)
         device = world.device
         batches = crop_loader(stream, 0, total, self.batch * world.size, own, self.workers, device.type == "cuda")

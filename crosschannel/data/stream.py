@@ -68,6 +68,7 @@ class CropStream(Dataset):
     ):
         self.images, self.crop, self.seed, self.train = images, crop, seed, train
         self.ten_crops, self.interpolation = ten_crops, interpolation
+        self.views = 10 if ten_crops else 1  # crops an image, where not training
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, number: int) -> Sample:
@@ -109,7 +110,7 @@ class CropStream(Dataset):
     def place(self, number: int, attempt: int) -> int:
         """The index of the image that a sample shows, after so many broken ones."""
         if not self.train:
-            return number // 10 if self.ten_crops else number
+            return number // self.views
         epoch, position = divmod(number, len(self.images))
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.images), self.seed, epoch))

@@ -188,7 +188,7 @@ class LinearProbe:
             return
         stream = self.evaluation(images)
         own = slice(rank * self.batch, (rank + 1) * self.batch)
-        total = len(images) * (10 if stream.ten_crops else 1)
+        total = len(images) * stream.views
         for batch in crop_loader(stream, 0, total, self.batch * size, own, self.workers):
             yield (self.features(batch.images) if len(batch.images) else {}), batch.indices
 
