@@ -109,6 +109,8 @@ class LinearProbe:
         self.world, self.batch, self.workers = world, batch, workers
         self.labels = torch.from_numpy(images_of(train).labels).to(world.device)
         self.rows: dict[str, np.ndarray] | None = None  # of the last evaluation
+        self._broken: dict[str, str] = {}  # images that the last evaluation could not read, and why
+        self._named: set[str] = set()
 
     def initialise(self, stream: CropStream) -> bool:
         return False
@@ -124,6 +126,7 @@ class LinearProbe:
         return loss, torch.tensor(len(labels), device=loss.device)
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float]:
+        self._broken = {}
         layers, rates = self.net.layers, self.net.rates
         chosen, figures = dict.fromkeys(layers, 0), {}
         if self.held_out is not None:
@@ -144,6 +147,9 @@ class LinearProbe:
         return figures
 
     def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
+        for name in self._broken.keys() - self._named:
+            log.say(f"broken image {name}: {self._broken[name]}")
+        self._named |= self._broken.keys()
         return "top-1 " + "  ".join(f"{layer} {100 * figures[f'{layer}/top1']:.1f}" for layer in self.net.layers)
 
     def _rank(self, net: nn.Module, images, should_stop) -> tuple[dict[str, list[np.ndarray]], np.ndarray]:
@@ -153,9 +159,11 @@ class LinearProbe:
         """
         found: dict[str, list[list[Tensor]]] = {layer: [[] for _ in self.net.rates] for layer in self.net.layers}
         seen: list[Tensor] = []
-        for features, indices in self._batches(images):
+        broken: list[tuple[int, str]] = []
+        for features, indices, unread in self._batches(images):
             if should_stop():
                 raise Interrupted
+            broken += unread
             if not len(indices):
                 continue
             owners, views = torch.unique_consecutive(indices, return_counts=True)
@@ -165,6 +173,8 @@ class LinearProbe:
                 for entry, one in zip(found[layer], logits, strict=True):
                     votes = one.new_zeros(len(owners), one.shape[1]).index_add_(0, owner, one.softmax(1))
                     entry.append(votes.topk(min(5, votes.shape[1])).indices)
+        names = images_of(images).names
+        self._broken |= {names[index]: reason for rank in self.world.gather(broken) for index, reason in rank}
         device = self.world.device
         indices = self.world.concatenate(torch.cat([*seen, torch.empty(0, dtype=torch.int64)]).to(device)).cpu()
         if not len(indices):
@@ -178,19 +188,21 @@ class LinearProbe:
         }
         return ranked, indices[order].numpy()
 
-    def _batches(self, images: ImageSet | StoredFeatures) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """(features, image of every row) of this rank's share; all views of an image are in one batch."""
+    def _batches(
+        self, images: ImageSet | StoredFeatures
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor, list[tuple[int, str]]]]:
+        """(features, image of every row, broken images) of this rank's share; an image's views are in one batch."""
         rank, size = self.world.rank, self.world.size
         if isinstance(images, StoredFeatures):
             for start in range(0, len(images), self.batch * size):
                 own = slice(start + rank * self.batch, start + (rank + 1) * self.batch)
-                yield images.rows(own, self.world.device), images.indices[own]
+                yield images.rows(own, self.world.device), images.indices[own], []
             return
         stream = self.evaluation(images)
         own = slice(rank * self.batch, (rank + 1) * self.batch)
         total = len(images) * stream.views
         for batch in crop_loader(stream, 0, total, self.batch * size, own, self.workers):
-            yield (self.features(batch.images) if len(batch.images) else {}), batch.indices
+            yield (self.features(batch.images) if len(batch.images) else {}), batch.indices, batch.broken
 
 
 def images_of(images: ImageSet | StoredFeatures) -> ImageSet:
