@@ -15,12 +15,14 @@ PROGRAM = Program(
             "LinearProbeConfig",
             "run",
             "linear classifiers on the layers of a frozen backbone",
+            check="check",
         ),
         "knn": Command(
             "transfer.protocols.knn",
             "KNNConfig",
             "run",
             "nearest neighbours in the features of a frozen backbone",
+            check="check",
         ),
         "compare": Command(
             "transfer.comparison",

@@ -13,7 +13,7 @@ import crosschannel
 from crosschannel.data import CropConfig, CropStream, ImageSet, open_images
 from crosschannel.data.images import Subset
 from crosschannel.data.order import epoch_order
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, check_rules
 from crosschannel.hub import load_backbone, load_colorizer, save_backbone, save_colorizer
 from crosschannel.models import InputSpec, NetSpec, PretextNet, build_pretext
 from crosschannel.models.backbone import Provenance
@@ -80,20 +80,16 @@ def check(config: PretrainConfig) -> None:
     """Raise a UserError for the first key that cannot be, before anything is loaded."""
     check_training(config.optim, config.schedule, config.train, config.runtime)
     crop = config.crop
-    if not 0 <= config.seed < 2**63:
-        raise UserError(f"seed must be within 0..2^63-1, got {config.seed}")
-    if not 8 <= crop.size <= crop.resize:
-        raise UserError(f"crop.size must be within 8..crop.resize ({crop.resize}), got {crop.size}")
-    if not 0 < crop.area[0] <= crop.area[1] <= 1:
-        raise UserError(f"crop.area must be two ascending shares within 0..1, got {crop.area}")
-    if crop.aspect < 1:
-        raise UserError(f"crop.aspect must be at least 1, got {crop.aspect}")
-    if not 0 < config.val_share < 1:
-        raise UserError(f"val_share must be within 0..1, got {config.val_share}")
-    if config.val_images < 1:
-        raise UserError(f"val_images must be at least 1, got {config.val_images}")
-    if config.model.fc < 0:
-        raise UserError(f"model.fc must not be negative, got {config.model.fc}")
+    rules = [
+        (0 <= config.seed < 2**63, "seed must be within 0..2^63-1", config.seed),
+        (8 <= crop.size <= crop.resize, f"crop.size must be within 8..crop.resize ({crop.resize})", crop.size),
+        (0 < crop.area[0] <= crop.area[1] <= 1, "crop.area must be two ascending shares within 0..1", crop.area),
+        (crop.aspect >= 1, "crop.aspect must be at least 1", crop.aspect),
+        (0 < config.val_share < 1, "val_share must be within 0..1", config.val_share),
+        (config.val_images >= 1, "val_images must be at least 1", config.val_images),
+        (config.model.fc >= 0, "model.fc must not be negative", config.model.fc),
+    ]
+    check_rules(rules)
 
 
 def pretrain(config: PretrainConfig) -> Path:

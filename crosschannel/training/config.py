@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, check_rules
 
 
 def runtime(default: Any = MISSING) -> Any:
@@ -124,9 +124,15 @@ def check_training(optim: OptimConfig, schedule: ScheduleConfig, train: TrainCon
             for key in ("checkpoint_every", "eval_every", "log_every")
         ),
     ]
-    for holds, rule, value in rules:
-        if not holds:
-            raise UserError(f"{rule}, got {value}")
+    check_rules(rules)
+
+
+def check_ranks(train: TrainConfig, ranks: int) -> None:
+    """Raise a UserError where a batch cannot be shared out evenly."""
+    if train.batch % (ranks * train.accumulate):
+        raise UserError(
+            f"train.batch ({train.batch}) must be a multiple of ranks × accumulate ({ranks} × {train.accumulate})"
+        )
 
 
 def runtime_keys(config: Any, prefix: str = "") -> set[str]:

@@ -16,7 +16,7 @@ from crosschannel.data import Batch, BrokenImages, CropStream, crop_loader
 from crosschannel.data.order import mix
 from crosschannel.errors import UserError
 from crosschannel.training import checkpoints
-from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, check_ranks
 from crosschannel.training.device import autocast
 from crosschannel.training.interrupts import Interrupted, InterruptFlag
 from crosschannel.training.log import TrainingLog
@@ -94,11 +94,7 @@ class Loop:
         self.task, self.stream, self.run, self.world = task, stream, run, world
         self.settings, self.train, self.runtime = settings, settings.train, settings.runtime
         share = world.size * self.train.accumulate
-        if self.train.batch % share:
-            raise UserError(
-                f"train.batch ({self.train.batch}) must be a multiple of ranks × accumulate "
-                f"({world.size} × {self.train.accumulate})"
-            )
+        check_ranks(self.train, world.size)
         if self.train.batch > len(stream.images):
             raise UserError(f"train.batch ({self.train.batch}) is more than the {len(stream.images)} training images")
         if self.train.deterministic:

@@ -1,5 +1,6 @@
 """The loop on a small net without BatchNorm: what must be equal is equal, whatever the split of the work."""
 
+import json
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from crosschannel.data import CropConfig, CropStream, MemoryImages, open_images
 from crosschannel.models import AlexNet
 from crosschannel.models.pretext import LinearHead, PretextNet
 from crosschannel.objectives import Classification
+from crosschannel.training import checkpoints
 from crosschannel.training.colorization import Colorization
 from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from crosschannel.training.device import find_device, resolve_auto
@@ -63,18 +65,25 @@ def test_accumulation_changes_nothing_but_rounding(photo_folder, tmp_path, grey_
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_two_ranks_train_as_one_process_does(photo_folder, tmp_path):
-    """torchrun with two gloo ranks against one process, to rounding; grey crops are masked on one rank more."""
-    one = train(photo_folder, tmp_path / "one", grey_threshold=40.0)
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_train_as_one_process_does(photo_folder, tmp_path, size):
+    """gloo ranks against one process over twenty steps, to rounding; grey crops are masked on one rank more than on
+    another. What the ranks see is disjoint, and together it is the one process's batch."""
+    seen = {"one": []}
+    with pytest.MonkeyPatch.context() as patch:
+        note_indices(patch.setattr, seen["one"])
+        one = train(photo_folder, tmp_path / "one", grey_threshold=40.0, steps=20)
     script = tmp_path / "ranks.py"
     script.write_text(
         textwrap.dedent(f"""
-        import sys
+        import json, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import torch
-        from test_loop import join_world, leave_world, train
-        world = join_world(torch.device("cpu"))
-        train({str(photo_folder)!r}, {str(tmp_path)!r} + f"/two-{{world.rank}}", world, grey_threshold=40.0)
+        from test_loop import join_world, leave_world, note_indices, train
+        world, seen = join_world(torch.device("cpu")), []
+        note_indices(setattr, seen)
+        train({str(photo_folder)!r}, {str(tmp_path)!r} + f"/{{world.rank}}", world, grey_threshold=40.0, steps=20)
+        open({str(tmp_path)!r} + f"/{{world.rank}}.json", "w").write(json.dumps(seen))
         leave_world()
         """)
     )
@@ -85,22 +94,35 @@ def test_two_ranks_train_as_one_process_does(photo_folder, tmp_path):
         subprocess.Popen(
             [sys.executable, str(script)],
             env={
-                **os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                **os.environ, "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             },
         )
-        for rank in range(2)
+        for rank in range(size)
     ]  # fmt: skip
-    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    assert [rank.wait(300) for rank in ranks] == [0] * size
+    shares = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]
+    for whole, *parts in zip(seen["one"], *shares, strict=True):
+        assert sorted(index for part in parts for index in part) == sorted(whole)
+        assert {len(part) for part in parts} == {16 // size}
     rows, expected = (
-        [r["train/loss"] for r in read_metrics(tmp_path / run) if "train/loss" in r] for run in ("two-0", "one")
+        [r["train/loss"] for r in read_metrics(tmp_path / run) if "train/loss" in r] for run in ("0", "one")
     )
-    assert rows == pytest.approx(expected, rel=1e-4)
-    from crosschannel.training import checkpoints
+    assert len(rows) == 20 and rows == pytest.approx(expected, rel=1e-4)
+    state = checkpoints.load(checkpoints.newest(tmp_path / "0" / "checkpoints"))["net"]
+    several = torch.cat([state[name].flatten() for name, _ in one.net.named_parameters()])
+    assert (several - weights(one)).abs().max() < 1e-5
 
-    state = checkpoints.load(checkpoints.newest(tmp_path / "two-0" / "checkpoints"))["net"]
-    two = torch.cat([state[name].flatten() for name, _ in one.net.named_parameters()])
-    assert (two - weights(one)).abs().max() < 1e-5
+
+def note_indices(set_attribute, seen: list) -> None:
+    """Let every step of a colorization note which images it is given."""
+    original = Colorization.step
+
+    def step(self, net, batch):
+        seen.append(batch.indices.tolist())
+        return original(self, net, batch)
+
+    set_attribute(Colorization, "step", step)
 
 
 def test_the_average_follows_the_weights(photo_folder, tmp_path):
@@ -139,8 +161,6 @@ def test_too_many_broken_images_stop_a_run_which_is_saved(photo_folder, tmp_path
     images = MemoryImages([f"{i}.jpg" for i in range(40)], [0] * 40, blobs)
     with pytest.raises(UserError, match="images seen so far are broken"):
         train(photo_folder, tmp_path / "a", images=images, steps=100)
-    from crosschannel.training import checkpoints
-
     assert checkpoints.load(checkpoints.newest(tmp_path / "a" / "checkpoints"))["step"] > 40
 
 
@@ -158,8 +178,6 @@ def test_images_that_vanish_end_a_run_which_is_saved_and_goes_on_once_they_are_b
     images = Vanishing(list(folder.names), folder.labels, [folder.read(i) for i in range(40)])
     with pytest.raises(UserError, match="no readable image"):
         train(photo_folder, tmp_path / "a", images=images, steps=20)
-    from crosschannel.training import checkpoints
-
     state = checkpoints.load(checkpoints.newest(tmp_path / "a" / "checkpoints"))
     assert state["step"] == 6 and state["broken"] == [96, 0]  # nothing was learned from what was left
     Vanishing.left = 10**6

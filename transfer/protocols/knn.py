@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosschannel.data import CropConfig, CropStream, ImageSet
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, check_rules
 from crosschannel.models import Backbone
 from crosschannel.training.config import runtime
 from crosschannel.training.device import AUTO, device_kind
@@ -31,7 +31,6 @@ from transfer.pooling import Pooling
 from transfer.protocols.running import (
     MeasureConfig,
     call,
-    check_rules,
     command,
     crops_of,
     finish,

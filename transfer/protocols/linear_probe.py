@@ -19,6 +19,7 @@ from crosschannel.command_line import Command, Program, parse
 from crosschannel.data import CropConfig, CropStream, ImageSet
 from crosschannel.data.open import hold_out
 from crosschannel.data.stream import IndexStream
+from crosschannel.errors import check_rules
 from crosschannel.models import Backbone
 from crosschannel.training.config import (
     OptimConfig,
@@ -38,7 +39,6 @@ from transfer.protocols.probes import LinearProbe, Norm, Probes
 from transfer.protocols.running import (
     MeasureConfig,
     call,
-    check_rules,
     command,
     crops_of,
     finish,

@@ -116,13 +116,6 @@ def _console(quiet: bool) -> Console:
     return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
-def check_rules(rules: Sequence[tuple[bool, str, object]]) -> None:
-    """Raise a UserError for the first (holds, rule, value) that does not hold."""
-    for holds, rule, value in rules:
-        if not holds:
-            raise UserError(f"{rule}, got {value}")
-
-
 def crops_of(crop: CropConfig, input: InputSpec) -> CropConfig:
     """The crops of a config; a size or resize of 0 is what the backbone was trained on."""
     size = crop.size or input.size
