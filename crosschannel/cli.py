@@ -15,6 +15,7 @@ PROGRAM = Program(
             "PretrainConfig",
             "pretrain",
             "learn a representation from unlabelled images",
+            check="check",
         ),
         "colorize": Command(
             "crosschannel.commands.colorize",

@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,9 @@ class Command:
         help: one line.
         positional: keys that are given by place.
         aliases: flags by other names than their keys', such as ``--as``.
+        check: name of a function that takes the config and raises UserError for values that cannot be, before
+            anything is loaded; the command itself calls it too.
+        configs: folder of its packaged configs, where that is not the program's.
     """
 
     module: str
@@ -38,6 +41,8 @@ class Command:
     help: str
     positional: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
+    check: str = ""
+    configs: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
         usage=f"{program.name} {name}{places} [--config NAME|FILE] [--KEY VALUE …]",
         description=config_class.__doc__,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
     parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
@@ -178,7 +184,8 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
     for action in parser._actions:
         if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
             action.help = SUPPRESS
-    argv, config_name = _prepare(argv, config_folder() / program.configs / name, command.aliases)
+    configs = command.configs or config_folder() / program.configs / name
+    argv, config_name = _prepare(argv, configs, command.aliases)
     try:
         namespace = parser.parse_args(argv)
         values = parser.instantiate(namespace)
@@ -232,8 +239,12 @@ def _one_sentence(message: str, keys: list[str]) -> str:
 def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None:
     for entry in fields(config_class):
         if entry.name in names:
-            many = {"nargs": "+", "type": str} if entry.type == list[str] else {"type": entry.type}
-            parser.add_argument(entry.name, metavar=entry.name.upper(), help=entry.metadata["help"], **many)
+            kind: dict[str, Any] = {"type": entry.type}
+            if entry.type == list[str]:
+                kind = {"type": str, "nargs": "+"}
+                if entry.default_factory is not MISSING:
+                    kind |= {"nargs": "*", "default": entry.default_factory()}
+            parser.add_argument(entry.name, metavar=entry.name.upper(), help=entry.metadata["help"], **kind)
 
 
 def _prepare(argv: list[str], configs: Path, aliases: dict[str, str]) -> tuple[list[str], str | None]:

@@ -89,16 +89,17 @@ class World:
 
 def join_world(device: torch.device) -> World:
     """Join the process group that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as torchrun sets them),
-    or the one that exists."""
+    or the one that exists. ``CROSSCHANNEL_BACKEND`` chooses nccl or gloo; default by device."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), device)
     size = _number("WORLD_SIZE", 1)
     if size == 1:
         return World(0, 1, device)
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", _number("LOCAL_RANK", 0))
+        # Some launchers show every rank one GPU only.
+        device = torch.device("cuda", _number("LOCAL_RANK", 0) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(os.environ.get("CROSSCHANNEL_BACKEND") or ("nccl" if device.type == "cuda" else "gloo"))
     return World(dist.get_rank(), size, device)
 
 

@@ -40,7 +40,9 @@ class RunFolder:
         self.path, self.command = path, command
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; --out takes a folder")
-        foreign = path.is_dir() and any(entry.name != ".lock" and entry.suffix != ".part" for entry in path.iterdir())
+        foreign = path.is_dir() and any(
+            entry.name not in (".lock", "slurm") and entry.suffix != ".part" for entry in path.iterdir()
+        )
         self.resuming = (path / "config.yaml").is_file()
         if foreign and not (self.resuming and self._header() == f"{_HEADER} {command}"):
             raise UserError(f"{path} is not empty and not a run of `{command}`; give another --out")
@@ -68,9 +70,11 @@ class RunFolder:
             holder = self._handle.read().strip() or "another process"
             raise UserError(f"{self.path} is in use by {holder}") from None
         self._handle.truncate(0)
-        job = os.environ.get("SLURM_JOB_ID")
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
         self._handle.write(f"process {os.getpid()} on {socket.gethostname()}" + (f", SLURM job {job}" if job else ""))
         self._handle.flush()
+        os.fsync(self._handle.fileno())  # for other nodes to read
 
     @property
     def checkpoints(self) -> Path:

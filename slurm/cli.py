@@ -1,0 +1,97 @@
+"""`crosschannel-slurm COMMAND …`."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+import slurm
+from crosschannel import command_line
+from crosschannel.command_line import Command, Program
+from crosschannel.errors import UserError
+
+PROFILES = Path(__file__).parent / "profiles"
+PROGRAM = Program(
+    "crosschannel-slurm",
+    slurm.__doc__.splitlines()[0],
+    {
+        "submit": Command(
+            "slurm.submit",
+            "SubmitConfig",
+            "submit",
+            "queue a command: submit [--profile NAME|FILE] … -- crosschannel pretrain …",
+            configs=PROFILES,
+        ),
+        "status": Command("slurm.watch", "StatusConfig", "status", "a table of runs and their jobs", ("runs",)),
+        "logs": Command(
+            "slurm.watch", "LogsConfig", "logs", "what all ranks wrote; -f follows", ("run",), {"f": "follow"}
+        ),
+        "cancel": Command("slurm.watch", "CancelConfig", "cancel", "end the jobs of runs", ("runs",)),
+        "resume": Command("slurm.submit", "SubmitConfig", "submit", "queue a run again, as it was: resume RUN …"),
+    },
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 2 bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return command_line.main(PROGRAM, _prepared(argv))
+    except UserError as error:
+        print(f"{PROGRAM.name}: {error}", file=sys.stderr)
+        return 2
+
+
+def _prepared(argv: list[str]) -> list[str]:
+    """Our own way of typing, as flags: the command after ``--``, ``--profile``, ``--sweep`` more than once, ``-f``,
+    and the run of ``resume``, which stands for the submission that is stored there."""
+    if "--" in argv:
+        place = argv.index("--")
+        argv, command = argv[:place], argv[place + 1 :]
+    else:
+        command = []
+    if argv[:1] == ["resume"] and not {"-h", "--help"} & set(argv):
+        argv = ["submit", *_stored(argv[1:])]
+    if argv[:1] == ["submit"] and importlib.util.find_spec("submitit") is None:
+        raise UserError("submitit is missing: pip install 'crosschannel[slurm]'")
+    if argv[:1] != ["submit"]:
+        return ["--follow=true" if word in ("-f", "--follow") else word for word in argv]
+    words, axes = [], []
+    rest = iter(argv)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag == "--sweep":
+            axes.append(value if equals else next(rest, ""))
+        elif flag == "--profile":
+            words.append("--config=" + (value if equals else next(rest, "")))
+        elif word in ("--dry-run", "--dry_run"):
+            words.append("--dry_run=true")
+        elif word in ("--no-path-check", "--no_path_check"):
+            words.append("--path_check=false")
+        else:
+            words.append(word)
+    words += [f"--command={json.dumps(command)}"] * bool(command)
+    return words + [f"--sweep={json.dumps(axes)}"] * bool(axes)
+
+
+def _stored(words: list[str]) -> list[str]:
+    """The flags that submit a run again as it was submitted, and after them those given now."""
+    if not words or words[0].startswith("-"):
+        raise UserError("resume takes a run folder: crosschannel-slurm resume RUN")
+    path = Path(words[0], "slurm", "submission.yaml")
+    if not path.is_file():
+        raise UserError(f"{words[0]} has no jobs: it was not submitted by crosschannel-slurm")
+    stored = yaml.safe_load(path.read_text())
+    cwd = Path(stored["cwd"]) if isinstance(stored, dict) and stored.get("cwd") else None
+    if cwd is None or not cwd.is_dir():
+        raise UserError(f"{path} does not name a folder that is here: it was submitted from {cwd or 'nowhere'}")
+    path = path.absolute()
+    os.chdir(cwd)
+    return [f"--config={path}", *words[1:]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

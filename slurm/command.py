@@ -1,0 +1,201 @@
+"""The command after ``--``: parsed and checked on the login node as it would be where it runs."""
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import crosschannel.cli
+import transfer.cli
+from crosschannel import command_line
+from crosschannel.command_line import Program
+from crosschannel.data.open import open_images
+from crosschannel.data.remote import is_remote
+from crosschannel.data.shards import expand
+from crosschannel.errors import UserError
+from crosschannel.hub import load_backbone, load_colorizer
+from crosschannel.hub.sources import parse_source
+from crosschannel.training.config import check_ranks
+from crosschannel.training.run_folder import RunFolder
+
+PROGRAMS: dict[str, tuple[str, Program]] = {
+    "crosschannel": ("crosschannel.cli", crosschannel.cli.PROGRAM),
+    "transfer": ("transfer.cli", transfer.cli.PROGRAM),
+}
+_DOWNLOADED = {"zoo", "hf-hub", "torchvision", "timm"}
+
+
+@dataclass
+class WrappedCommand:
+    """A command that a job is to run.
+
+    Attributes:
+        module: of its program.
+        name: such as "pretrain".
+        arguments: after the name, as typed.
+        config: what they say.
+    """
+
+    module: str
+    name: str
+    arguments: list[str]
+    config: Any
+
+    @property
+    def has_run_folder(self) -> bool:
+        """Whether it resumes, and shares its work among ranks."""
+        return hasattr(self.config, "default_out")
+
+    @property
+    def program(self) -> str:
+        return self.module.partition(".")[0]
+
+    @property
+    def text(self) -> str:
+        """As it is typed."""
+        return shlex.join([self.program, self.name, *self.arguments])
+
+    @property
+    def local_data(self) -> str:
+        """The data that a node can copy to its own disk; empty for none."""
+        data = getattr(self.config, "data", "") if self.has_run_folder else ""
+        return data if data and not data.startswith(("builtin:", "torchvision:")) and not is_remote(data) else ""
+
+    def frozen(self, folder: Path) -> list[str]:
+        """Module and arguments for the job. Where one file can say all, it is written, so that later edits of a config
+        do not change what is queued."""
+        if not self.has_run_folder:
+            return [self.module, self.name, *self.arguments]
+        path = folder / "config.yaml"
+        values = json.loads(json.dumps(asdict(self.config)))  # tuples as lists
+        path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        return [self.module, self.name, f"--config={path.absolute()}"]
+
+
+def read_command(words: Sequence[str]) -> WrappedCommand:
+    """Parse a command, and check its values.
+
+    Raises:
+        UserError: as the command itself would say it.
+    """
+    program, *rest = words or [""]
+    if Path(program).name not in PROGRAMS or not rest:
+        raise UserError("after -- comes a command such as: crosschannel pretrain --config imagenette")
+    module, table = PROGRAMS[Path(program).name]
+    name, *arguments = rest
+    if name not in table.commands:
+        raise UserError(f"no command {name!r}; there are {', '.join(table.commands)}")
+    config = command_line.parse(table, name, arguments)
+    entry = table.commands[name]
+    if entry.check:
+        getattr(import_module(entry.module), entry.check)(config)
+    return WrappedCommand(module, name, arguments, config)
+
+
+def sweep(words: Sequence[str], axes: Sequence[str]) -> list[WrappedCommand]:
+    """One command for every combination of ``KEY=VALUE,VALUE…`` axes, each with a run folder of its own below --out.
+
+    Raises:
+        UserError: an axis without values, a command without --out, or a value that the command refuses.
+    """
+    if not axes:
+        return [read_command(words)]
+    base = read_command(words)
+    if not base.has_run_folder:
+        raise UserError(f"a sweep is for commands with a run folder; {base.name} has none")
+    if not any(word == "--out" or word.startswith("--out=") for word in base.arguments):
+        raise UserError("a sweep needs --out: the folder that its run folders go into")
+    choices = [_axis(axis) for axis in axes]
+    commands = []
+    for combination in product(*choices):
+        place = Path(base.config.out) / "_".join(f"{key}={value}" for key, value in combination).replace("/", "-")
+        flags = [f"--{key}={value}" for key, value in combination]
+        commands.append(read_command([*words, *flags, f"--out={place}"]))
+    if len({command.config.out for command in commands}) < len(commands):
+        raise UserError(f"--sweep names a value twice: {', '.join(axes)}")
+    return commands
+
+
+def _axis(text: str) -> list[tuple[str, str]]:
+    key, equals, values = text.partition("=")
+    found = re.findall(r"(?:\[[^\]]*\]|[^,\[])+", values)  # at commas, but not at those inside brackets
+    if not equals or not key or not found:
+        raise UserError(f"--sweep takes KEY=VALUE,VALUE… such as optim.lr=1e-3,3e-4, got {text!r}")
+    return [(key.removeprefix("--"), value) for value in found]
+
+
+def check_place(command: WrappedCommand, ranks: int) -> RunFolder | None:
+    """What can be known before a job starts: the run folder is free or this run's, the batch fits the ranks.
+
+    Returns:
+        the run folder; None for a command that has none.
+
+    Raises:
+        UserError: anything else.
+    """
+    if not command.has_run_folder:
+        if ranks > 1:
+            raise UserError(f"{command.name} does not share its work: give it one rank, not {ranks}")
+        return None
+    if hasattr(command.config, "train"):
+        check_ranks(command.config.train, ranks)
+    run = RunFolder(Path(command.config.out), getattr(command.config, "protocol", command.name), hold=False)
+    if run.resuming:
+        run.check_science(command.config)
+    return run
+
+
+def check_paths(command: WrappedCommand) -> None:
+    """Data and weights that are named by a path exist here.
+
+    Raises:
+        UserError: one does not.
+    """
+    config, later = command.config, "on this machine; --no-path-check leaves that to the job"
+    data = getattr(config, "data", "") or ""
+    if not data.startswith(("builtin:", "torchvision:")) and not is_remote(data):
+        for name in expand(data) if data else ():
+            if not Path(name).expanduser().exists():
+                raise UserError(f"no data at {name} {later}")
+    for source in _sources(config):
+        parsed = parse_source(source)
+        if parsed.kind == "path" and not Path(parsed.name).expanduser().exists():
+            raise UserError(f"no weights at {parsed.name} {later}")
+    for key in ("images", "runs", "probes", "file"):
+        names = getattr(config, key, None) or []
+        for name in [names] if isinstance(names, str) else names:
+            if not is_remote(name) and not name.startswith("builtin:") and not Path(name).expanduser().exists():
+                raise UserError(f"no {name} {later}")
+
+
+def prefetch(command: WrappedCommand) -> None:
+    """Download what a node without a network would miss: named weights and data.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    for source in _sources(command.config):
+        if parse_source(source).kind in _DOWNLOADED:
+            load = load_colorizer if command.name == "colorize" else load_backbone
+            load(source)
+    if str(getattr(command.config, "data", "")).startswith("torchvision:"):
+        open_images(command.config.data)
+
+
+def _sources(config: Any) -> list[str]:
+    """The sources that a config names; of ``random:SOURCE`` the inner one."""
+    found = []
+    for name in (getattr(config, key, None) for key in ("backbone", "model", "init_from")):
+        if not isinstance(name, str):
+            continue
+        inner = name.removeprefix("random:")
+        if inner == name or ":" in inner or "/" in inner:  # else the name of a net
+            found.append(inner)
+    return found

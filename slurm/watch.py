@@ -1,0 +1,211 @@
+"""`crosschannel-slurm status`, `logs`, `cancel`: what the queue and the run folders say; no accounting needed."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from crosschannel.errors import UserError
+from crosschannel.training.run_folder import read_metrics
+from slurm import queue
+from slurm.job_folder import Job, JobFolder
+from slurm.queue import Queued
+
+_RUNS = {"help": "run folders, or folders of them"}
+
+
+@dataclass
+class StatusConfig:
+    """Show runs: job, state, nodes, step, loss, speed, time left, restarts."""
+
+    runs: list[str] = field(default_factory=lambda: ["runs"], metadata=_RUNS)
+    seed: int = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: str = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class LogsConfig:
+    """Show what all ranks of a run's last job wrote."""
+
+    run: str = field(metadata={"help": "a run folder"})
+    follow: bool = False
+    """go on until the job has ended"""
+    lines: int = 0
+    """only so many last lines of each file; 0: all"""
+    seed: int = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: str = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class CancelConfig:
+    """End the jobs of runs; what they have saved stays."""
+
+    runs: list[str] = field(metadata=_RUNS)
+    seed: int = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: str = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+def is_active(job: Job, queued: dict[str, Queued] | None) -> bool:
+    """Whether a job waits or runs, as far as can be known here.
+
+    Args:
+        job: of a run.
+        queued: what SLURM's queue holds; None where it cannot be asked.
+    """
+    if job.cluster == "slurm":
+        return queued is not None and job.id in queued
+    command = Path(f"/proc/{job.id}/cmdline")
+    return job.host == socket.gethostname() and command.is_file() and b"submitit" in command.read_bytes()
+
+
+def state_of(job: Job, folder: JobFolder, queued: dict[str, Queued] | None) -> str:
+    """As squeue names it while a job is in the queue; then how it ended: FINISHED, FAILED, CANCELLED, STOPPED."""
+    if is_active(job, queued):
+        return queued[job.id].state if job.cluster == "slurm" else "RUNNING"
+    events = [event["event"] for event in folder.events(job.id)]
+    ended = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "CANCELLED"}.get(events[-1] if events else "")
+    if ended:
+        return ended
+    known = queued is not None if job.cluster == "slurm" else job.host == socket.gethostname()
+    return "STOPPED" if known else "UNKNOWN"
+
+
+def runs_below(paths: Sequence[str]) -> list[JobFolder]:
+    """The runs that have jobs: the folders themselves, or those inside.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    found: dict[Path, JobFolder] = {}
+    for name in paths:
+        if not Path(name).is_dir():
+            raise UserError(f"no folder {name}")
+        for top, folders, _ in os.walk(name):
+            folders[:] = sorted(set(folders) - {"slurm", "checkpoints", "samples", "tensorboard"})
+            if JobFolder(top).jobs():
+                found.setdefault(Path(top), JobFolder(top))
+    return list(found.values())
+
+
+def status(config: StatusConfig) -> None:
+    folders, queued = runs_below(config.runs), queue.queue()
+    table = Table()
+    for head in ("run", "job", "state", "nodes", "step", "loss", "images/s", "left", "restarts", "why"):
+        table.add_column(head, overflow="fold" if head in ("run", "why") else "ellipsis")
+    for folder in folders:
+        table.add_row(*_row(folder, queued))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table if folders else f"no jobs below {', '.join(config.runs)}")
+
+
+def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
+    job = folder.jobs()[-1]
+    state, events = state_of(job, folder, queued), folder.events(job.id)
+    attempts = [event["attempt"] for event in events if event["event"] == "started"]
+    waits = state == "PENDING" and job.cluster == "slurm"
+    causes = [event["cause"] for event in events if event["event"] in ("failed", "killed") and event["cause"]]
+    why = queued[job.id].reason if waits else causes[-1] if causes and state != "FINISHED" else ""
+    step, loss, speed, left = _progress(folder.run, state)
+    restarts = str(max(attempts)) if attempts else "0"
+    return [str(folder.run), job.id, state.lower(), str(job.nodes), step, loss, speed, left, restarts, why]
+
+
+def _progress(run: Path, state: str) -> tuple[str, str, str, str]:
+    """Step, loss, images/s and time left, by the last line that the run has logged."""
+    rows = [row for row in read_metrics(run) if "train/loss" in row]
+    if not rows or not (run / "config.yaml").is_file():
+        return "-", "-", "-", "-"
+    last, train = rows[-1], yaml.safe_load((run / "config.yaml").read_text())["train"]
+    step, speed = last["step"], last["train/images_per_s"]
+    images = step * train["batch"] / last["train/epoch"]
+    steps = train["steps"] or max(1, round(train["epochs"] * images / train["batch"]))
+    seconds = int((steps - step) * train["batch"] / max(speed, 1e-9))
+    left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}" if state == "RUNNING" else "-"
+    return f"{step}/{steps}", f"{last['train/loss']:.4f}", f"{speed:.0f}", left
+
+
+def logs(config: LogsConfig) -> None:
+    """Print the logs of all ranks, each line behind its rank; with ``follow`` until the job has ended.
+
+    Raises:
+        UserError: the run has no job.
+    """
+    folder = _with_jobs(config.run)
+    job, places, asked, active = folder.jobs()[-1], {}, -60.0, config.follow
+    while True:
+        if config.follow and time.monotonic() - asked > 10:
+            active, asked = is_active(job, queue.queue()), time.monotonic()
+        for path in sorted(Path(job.logs).glob(f"{job.id}_*_log.*"), key=_rank):
+            places[path] = _print_from(path, places.get(path), f"[{_rank(path)}] ", config.lines, job.ranks > 1)
+        sys.stdout.flush()
+        if not active:
+            return
+        time.sleep(1)
+
+
+def _rank(path: Path) -> int:
+    return int(re.search(r"_(\d+)_log\.\w+$", path.name)[1])
+
+
+def _print_from(path: Path, start: int | None, label: str, lines: int, labelled: bool) -> int:
+    """Print whole lines from a place in a file on; returns the place behind them."""
+    with path.open("rb") as file:
+        file.seek(start or 0)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    shown = whole.decode(errors="replace").splitlines()
+    if start is None and lines:
+        shown = shown[-lines:]
+    for line in shown:
+        print(label * labelled + line)
+    return (start or 0) + len(whole)
+
+
+def cancel(config: CancelConfig) -> None:
+    """Tell running jobs to save and leave (those told before are ended at once), and take waiting ones off the queue.
+
+    Raises:
+        UserError: a run has no job, or it cannot be cancelled from here.
+    """
+    folders, queued = runs_below(config.runs), queue.queue()
+    if not folders:
+        raise UserError(f"no jobs below {', '.join(config.runs)}")
+    for folder in folders:
+        job = folder.jobs()[-1]
+        state, events = state_of(job, folder, queued), folder.events(job.id)
+        if state == "UNKNOWN":
+            place = "SLURM's queue cannot be asked" if job.cluster == "slurm" else f"it was started on {job.host}"
+            raise UserError(f"job {job.id} of {folder.run} cannot be cancelled here: {place}")
+        if not is_active(job, queued):
+            print(f"{folder.run}: job {job.id} has ended already", file=sys.stderr)
+            continue
+        told = any(event["event"] == "cancelled" for event in events)
+        folder.add_event(job.id, max((event["attempt"] for event in events), default=0), "cancelled")
+        if job.cluster == "local":
+            os.kill(int(job.id), signal.SIGINT if told else signal.SIGTERM)
+        elif not (queue.cancel if told or state != "RUNNING" else queue.tell)(job.id):
+            raise UserError(f"scancel could not cancel job {job.id} of {folder.run}")
+        how = "saves and ends; once more ends it at once" if state == "RUNNING" and not told else "is cancelled"
+        print(f"{folder.run}: job {job.id} {how}; crosschannel-slurm resume goes on", file=sys.stderr)
+
+
+def _with_jobs(run: str) -> JobFolder:
+    folder = JobFolder(run)
+    if not folder.jobs():
+        raise UserError(f"{run} has no jobs: it was not submitted by crosschannel-slurm")
+    return folder

@@ -1,0 +1,130 @@
+"""A real SLURM on this machine: a controller and two nodes of eight cores and eight (pretend) GPUs each."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")  # Debian: slurmctld slurmd slurm-client munge
+
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+SlurmctldPort={port}
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmctldLogFile={dir}/slurmctld.log
+StateSaveLocation={dir}/state
+SlurmdPidFile={dir}/slurmd-%n.pid
+SlurmdLogFile={dir}/slurmd-%n.log
+SlurmdSpoolDir={dir}/spool-%n
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=2
+GresTypes=gpu
+MpiDefault=none
+ReturnToService=2
+JobRequeue=1
+KillWait=5
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{second}] CPUs=8 RealMemory=8000 Gres=gpu:8
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=scavenge Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+"""
+
+
+def missing() -> str:
+    """Why no cluster can be started here; empty where one can."""
+    if os.geteuid() != 0:
+        return "a test cluster needs root"
+    lacking = [program for program in PROGRAMS if not shutil.which(program, path=_PATH)]
+    return f"a test cluster needs {', '.join(lacking)}" if lacking else ""
+
+
+_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+class Cluster:
+    """Start the daemons in a folder; ``environment`` is what SLURM's commands need."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environment = {**os.environ, "PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+        for name in ("state", "spool-n1", "spool-n2"):
+            (folder / name).mkdir(parents=True)
+        _authentication()
+        host = socket.gethostname().partition(".")[0]
+        if host not in Path("/etc/hosts").read_text().split():
+            with Path("/etc/hosts").open("a") as hosts:
+                hosts.write(f"127.0.0.1 {host}\n")
+        port, first, second = _free_ports(3)
+        conf = CONF.format(host=host, dir=folder, port=port, first=first, second=second)
+        if second != first + 1:  # a range would be wrong
+            conf = conf.replace(f"[{first}-{second}]", f"{first},{second}")
+        (folder / "slurm.conf").write_text(conf)
+        (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/tty[0-7]\n")
+        (folder / "cgroup.conf").write_text("CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n")
+        self._run("slurmctld")
+        for node in ("n1", "n2"):
+            self._run("slurmd", "-N", node)
+        self.until(lambda: self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, 60)
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=60)
+
+    def ask(self, *command: str) -> str:
+        """Output of a SLURM command; empty where it fails."""
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60).stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        """What SLURM says of a job."""
+        words = self.ask("scontrol", "--oneliner", "show", "job", number).split()
+        return dict(word.partition("=")[::2] for word in words)
+
+    def release(self, number: str) -> None:
+        """Start a requeued job now: SLURM would let it wait for two minutes."""
+        self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    @staticmethod
+    def until(condition, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"it did not come to pass within {seconds:.0f} s")
+            time.sleep(0.3)
+
+    def stop(self) -> None:
+        self.ask("scancel", "--user", "root")
+        time.sleep(1)
+        for file in self.folder.glob("*.pid"):
+            subprocess.run(["kill", file.read_text().strip()], capture_output=True)
+
+
+def _authentication() -> None:
+    """munged with a key, where none runs."""
+    if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
+        return
+    if not Path("/etc/munge/munge.key").is_file():
+        subprocess.run(["mungekey"], check=True, env={**os.environ, "PATH": _PATH})
+    shutil.chown("/etc/munge/munge.key", "munge", "munge")
+    Path("/run/munge").mkdir(exist_ok=True)
+    shutil.chown("/run/munge", "munge", "munge")
+    subprocess.run(["su", "munge", "-s", "/bin/sh", "-c", "PATH=$PATH:/usr/sbin munged"], check=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = sorted(each.getsockname()[1] for each in sockets)
+    for each in sockets:
+        each.close()
+    return ports

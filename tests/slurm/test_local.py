@@ -1,0 +1,123 @@
+"""`--profile local`: the same launcher without SLURM, through submitit's local executor."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from launch import SMALL, launch
+from same_end import assert_same_end
+
+from slurm.job_folder import JobFolder
+from slurm.watch import is_active, state_of
+
+
+def until(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come to pass within {seconds} s"
+        time.sleep(0.2)
+
+
+def wait_for_the_end(run: Path) -> str:
+    folder = JobFolder(run)
+    until(lambda: not is_active(folder.jobs()[-1], None))
+    return state_of(folder.jobs()[-1], folder, None)
+
+
+def logged(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+
+
+def children_of(job: str) -> list[int]:
+    """Processes of the command itself, one a rank: children of the launchers, which are children of the job."""
+
+    def below(parent):
+        return [
+            int(pid) for task in Path(f"/proc/{parent}/task").glob("*/children") for pid in task.read_text().split()
+        ]
+
+    return [child for launcher in below(job) for child in below(launcher)]
+
+
+@pytest.fixture
+def long(small) -> list[str]:
+    return [*small, "--train.steps=60"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, photo_folder):
+    """The same run on two ranks, never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = ["crosschannel", "pretrain", f"--data={photo_folder}", *SMALL, "--train.steps=60", "--out=runs/a"]
+    launch(folder, "submit", "--profile=local", "--tasks-per-node=2", "--", *command)
+    assert wait_for_the_end(folder / "runs/a") == "FINISHED"
+    return folder / "runs/a"
+
+
+def test_a_run_on_two_ranks_ends_and_is_shown(finished):
+    folder = finished.parent.parent
+    said = launch(folder, "status")
+    assert re.search(r"runs/a +│ \d+ +│ finished +│ 1 +│ 60/60", said)
+    assert (finished / "backbone.safetensors").is_file()
+    said = launch(folder, "logs", "runs/a")
+    assert re.search(r"^\[0\] step 60/60", said, re.M) and "[1] " in said
+    said = launch(folder, "submit", "--profile=local", "--", *_typed(finished))
+    assert "is finished: nothing to do" in said
+
+
+def _typed(run):
+    return ["crosschannel", "pretrain", f"--config={run / 'slurm' / 'config.yaml'}"]
+
+
+def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm, long, tmp_path, finished):
+    run = tmp_path / "runs/a"
+    slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *long, "--out=runs/a")
+    job = JobFolder(run).jobs()[-1].id
+    until(lambda: logged(run) >= 3)
+    os.kill(children_of(job)[1], signal.SIGKILL)
+    assert wait_for_the_end(run) == "FINISHED"
+    events = [(event["event"], event["attempt"]) for event in JobFolder(run).events()]
+    assert events == [("started", 0), ("killed", 0), ("started", 1), ("finished", 1)]
+    assert "was killed (SIGKILL)" in JobFolder(run).events()[1]["cause"]
+    assert_same_end(run, finished)
+
+
+def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path):
+    run, command = tmp_path / "runs/a", [*small, "--train.steps=250", "--out=runs/a"]
+    slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *command)
+    until(lambda: logged(run) >= 3)
+    assert "has job" in slurm("submit", "--profile=local", "--", *command, code=2)
+    assert "saves and ends" in slurm("cancel", "runs/a")
+    assert wait_for_the_end(run) == "CANCELLED"
+    assert list((run / "checkpoints").glob("*.pt"))
+    slurm("resume", "runs/a", "--tasks-per-node=1")
+    assert "resuming" in slurm("logs", "runs/a", "-f")
+    assert wait_for_the_end(run) == "FINISHED"
+    assert [job.ranks for job in JobFolder(run).jobs()] == [2, 1]
+    assert len(list((run / "slurm" / "code").iterdir())) == 1  # the copy that it began with
+
+
+def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, long, tmp_path):
+    run = tmp_path / "runs/a"
+    seconds = 25
+    slurm("submit", "--profile=local", f"--hours={seconds / 3600}", "--signal-before-s=10", "--", *long[:-1],
+          "--train.steps=100000", "--out=runs/a")  # fmt: skip
+    until(lambda: len(JobFolder(run).events()) >= 3)
+    assert [event["event"] for event in JobFolder(run).events()[:3]] == ["started", "interrupted", "started"]
+    slurm("cancel", "runs/a")
+    assert wait_for_the_end(run) == "CANCELLED"
+
+
+def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
+    (tmp_path / "mine.py").write_text("def net():\n    raise ZeroDivisionError('of mine')\n")
+    slurm("submit", "--profile=local", "--", "transfer", "knn", "--backbone=mine:net", "--data=builtin:sample",
+          "--out=runs/k")  # fmt: skip
+    assert wait_for_the_end(tmp_path / "runs/k") == "FAILED"
+    events = JobFolder(tmp_path / "runs/k").events()
+    assert [event["event"] for event in events] == ["started", "failed"]
+    assert events[-1]["cause"].endswith("exit code 1: ZeroDivisionError: of mine")
+    assert "ZeroDivisionError: of mine" in slurm("status").replace("\n", "")

@@ -1,0 +1,199 @@
+"""What is settled before anything is queued: the batch script, refusals, sweeps, the copy of the code."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crosschannel.errors import UserError
+from slurm.cli import PROFILES, main
+from slurm.command import read_command, sweep
+from slurm.snapshot import snapshot
+from slurm.staging import stage
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch, capsys):
+    """`crosschannel-slurm …` in this process, in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code: int = 0) -> str:
+        capsys.readouterr()
+        assert main(list(map(str, words))) == code
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+def directives(script: str) -> dict[str, str]:
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH --")]
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def test_a_dry_run_prints_the_batch_script_and_leaves_nothing(slurm, small, tmp_path):
+    script = slurm(
+        "submit", "--dry-run", "--profile=a100", "--nodes=2", "--hours=1.5", "--partition=big",
+        "--setup=[module load x]", "--sbatch.reservation=mine", "--sbatch.mail-type=END",
+        "--env.NCCL_DEBUG=INFO", "--signal-before-s=77",
+        "--", *small, "--train.batch=16", "--out=runs/a",
+    )  # fmt: skip
+    found = directives(script)
+    expected = {
+        "nodes": "2", "gpus-per-node": "8", "ntasks-per-node": "8", "cpus-per-task": "8", "time": "90",
+        "partition": "big", "reservation": "mine", "mail-type": "END", "signal": "USR2@77", "job-name": "a",
+        "requeue": "", "exclusive": "", "open-mode": "append",
+    }  # fmt: skip
+    assert {key: found.get(key) for key in expected} == expected
+    assert "\nmodule load x\n" in script and "export NCCL_DEBUG=INFO" in script
+    assert "--kill-on-bad-exit=1 --export=ALL --cpus-per-task=8" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_submits(slurm, small, profile):
+    slurm("submit", "--dry-run", f"--profile={profile.stem}", "--", *small, "--out=runs/a")
+
+
+KNN = ["transfer", "knn", "--data=builtin:sample"]
+BAD = [
+    ("no command", [], [], "after -- comes a command"),
+    ("not ours", [], ["python", "x.py"], "after -- comes a command"),
+    ("no such command", [], ["crosschannel", "train"], "no command 'train'"),
+    ("a bad flag", [], ["SMALL", "--learning-rate=1"], "no key 'learning_rate'"),
+    ("a bad value", [], ["SMALL", "--optim.lr=x"], "optim.lr: expected float, got x"),
+    ("a value that cannot be", [], ["SMALL", "--train.ema=2"], "train.ema must be within 0..1"),
+    ("no such config", [], ["crosschannel", "pretrain", "--config", "turbo"], "no config 'turbo'"),
+    ("no such data", [], ["SMALL", "--data=/gone"], "no data at /gone on this machine; --no-path-check"),
+    ("no such weights", [], [*KNN, "--backbone=runs/gone"], "no weights at runs/gone"),
+    ("a source that cannot be", [], [*KNN, "--backbone=timm:x,y"], "not an option"),
+    ("a batch that ranks cannot share", ["--nodes=3"], ["SMALL"], "train.batch (8) must be a multiple of ranks"),
+    ("ranks for a command that has no use for them", ["--nodes=2"], ["crosschannel", "zoo"], "does not share its work"),
+    ("no nodes", ["--nodes=0"], ["SMALL"], "nodes must be at least 1"),
+    ("no time", ["--hours=0"], ["SMALL"], "hours must be above 0"),
+    ("no such key", ["--node=2"], ["SMALL"], "no key 'node'; did you mean"),
+    ("no such profile", ["--profile=h100"], ["SMALL"], "no config 'h100'"),
+    ("a sweep without values", ["--sweep=seed="], ["SMALL", "--out=s"], "--sweep takes KEY=VALUE,VALUE"),
+    ("a sweep of a value that cannot be", ["--sweep=seed=0,x"], ["SMALL", "--out=s"], "seed: expected int, got x"),
+    ("a sweep without a place", ["--sweep=seed=0,1"], ["SMALL"], "a sweep needs --out"),
+    ("nodes on this machine", ["--profile=local", "--nodes=2"], ["SMALL"], "this machine is one node"),
+    ("a package that is none", ["--code=[nothing]", "--profile=local"], ["SMALL", "--out=s"], "no package 'nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "command", "words"), [c[1:] for c in BAD], ids=[c[0] for c in BAD])
+def test_what_cannot_be_is_refused_before_anything_is_queued(slurm, small, tmp_path, flags, command, words):
+    command = [word for each in command for word in (small if each == "SMALL" else [each])]
+    dry = [] if "--profile=local" in flags else ["--dry-run"]
+    said = slurm("submit", *dry, *flags, "--", *command, code=2)
+    assert words in said and said.count("\n") == 1
+    assert list(tmp_path.rglob("jobs.jsonl")) == []
+
+
+def test_paths_that_only_the_nodes_see_may_pass(slurm, small):
+    slurm("submit", "--dry-run", "--no-path-check", "--", *small, "--data=/on/the/nodes", "--out=runs/a")
+
+
+@pytest.mark.parametrize(
+    "words", [["status", "gone"], ["logs", "gone"], ["cancel", "gone"], ["resume", "gone"], ["resume"]]
+)
+def test_runs_that_are_none_are_refused(slurm, words):
+    assert slurm(*words, code=2).count("\n") == 1
+
+
+def test_no_sbatch_is_said(slurm, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = slurm("submit", "--", *small, "--out=runs/a", code=2)
+    assert "there is no sbatch here" in said
+
+
+def test_a_sweep_is_every_combination_with_a_folder_of_its_own(small, tmp_path):
+    commands = sweep([*small, f"--out={tmp_path}/s"], ["optim.lr=1e-3,3e-4", "seed=0,1,2"])
+    found = {(c.config.optim.lr, c.config.seed): Path(c.config.out).name for c in commands}
+    assert found == {(lr, seed): f"optim.lr={text}_seed={seed}" for lr, text in ((1e-3, "1e-3"), (3e-4, "3e-4"))
+                     for seed in (0, 1, 2)}  # fmt: skip
+
+
+def test_a_queued_config_is_what_was_typed_even_if_its_file_is_edited(small, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {batch: 4}\noptim: {lr: 0.5, betas: [0.5, 0.6]}\n")
+    typed = read_command(["crosschannel", "pretrain", f"--config={file}", "--data=builtin:sample", "--seed=3"])
+    module, name, *words = typed.frozen(tmp_path)
+    file.write_text("train: {batch: 5}\n")
+    again = read_command([module.partition(".")[0], name, *words])
+    assert again.config == typed.config and again.config.out == "runs/mine-3" and again.config.optim.betas == (0.5, 0.6)
+
+
+def test_a_finished_run_is_not_queued_and_a_changed_one_is_refused(slurm, small, tmp_path):
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("# crosschannel run: pretrain (crosschannel 0)\noptim: {lr: 0.5}\n")
+    said = slurm("submit", "--dry-run", "--", *small, "--out=runs/a", code=2)
+    assert "optim.lr was 0.5 and is now 0.001" in said
+    (run / "config.yaml").write_text("# crosschannel run: pretrain (crosschannel 0)\n")
+    (run / "config.yaml").write_text("# crosschannel run: pretrain (crosschannel 0)\noptim: {lr: 0.001}\n")
+    (run / "result.json").write_text("{}")
+    assert "runs/a is finished: nothing to do" in slurm("submit", "--dry-run", "--", *small, "--out=runs/a")
+
+
+def test_the_copy_of_the_code_has_git_s_word_and_packages_of_the_user_s(tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout"
+    package = checkout / "mynet"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("x = 1\n")
+    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    (package / "__init__.py").write_text("x = 2\n")
+    monkeypatch.syspath_prepend(str(checkout))
+    target = tmp_path / "code"
+    snapshot(target, ["mynet"])
+    (package / "__init__.py").write_text("x = 3\n")
+    assert (target / "mynet" / "__init__.py").read_text() == "x = 2\n"
+    state = json.loads((target / "code.json").read_text())["git"][str(checkout)]
+    assert state == {"commit": commit, "patch": "checkout.patch", "untracked": []}
+    assert "+x = 2" in (target / "checkout.patch").read_text()
+    names = {path.relative_to(target).as_posix() for path in target.rglob("*.py")}
+    assert {"crosschannel/cli.py", "transfer/cli.py", "slurm/task.py"} <= names
+    assert list(target.rglob("alexnet.yaml")) and not list(target.rglob("*.part"))
+    with pytest.raises(UserError, match="no package"):
+        snapshot(target, ["my.net"])
+
+
+def test_data_are_copied_once_and_whole(tmp_path, photo_folder, monkeypatch):
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    staged = Path(stage(str(photo_folder), "$SCRATCH"))
+    files = {path.relative_to(photo_folder): path.read_bytes() for path in photo_folder.rglob("*.jpg")}
+    assert {path.relative_to(staged): path.read_bytes() for path in staged.rglob("*.jpg")} == files
+    inodes = {path: path.stat().st_ino for path in staged.rglob("*.jpg")}
+    cut = next(staged.rglob("*.jpg"))
+    cut.write_bytes(b"cut off")
+    assert stage(str(photo_folder), "$SCRATCH", "7-1") == str(staged)
+    assert cut.read_bytes() == files[cut.relative_to(staged)]
+    assert [path for path in inodes if path.stat().st_ino != inodes[path]] == [cut]
+    cut.unlink()
+    stage(str(photo_folder), "$SCRATCH", "7-1")  # the second rank of a node does not look again
+    assert not cut.exists()
+    stage(str(photo_folder), "$SCRATCH", "7-2")
+    assert cut.exists()
+    with pytest.raises(ValueError, match="a variable that is not set"):
+        stage(str(photo_folder), "$NOT_SET_HERE/x")
+
+
+def test_a_brace_pattern_is_copied_with_what_lies_beside(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a-0.tar", "a-1.tar", "a-1.tar.idx", "b-0.tar", "classes.txt"):
+        (data / name).write_text(name)
+    staged = Path(stage(f"{data}/a-{{0..1}}.tar", str(tmp_path / "scratch")))
+    assert staged.name == "a-{0..1}.tar"
+    names = {path.name for path in staged.parent.iterdir()} - {".lock"}
+    assert names == {"a-0.tar", "a-1.tar", "a-1.tar.idx", "classes.txt"}
+
+
+def test_profiles_say_what_they_are_for():
+    for path in PROFILES.glob("*.yaml"):
+        assert path.read_text().startswith("# ") and isinstance(yaml.safe_load(path.read_text()), dict)
