@@ -54,6 +54,7 @@ class CrosschannelNet(nn.Module):
         drop_rate: of the dropout before the classifier.
         norm: BatchNorm as in pretraining; False once it is absorbed.
         fc_width: of AlexNet's fc6 and fc7; 0 leaves them out.
+        geometry: of an AlexNet: "probe" (conv1 without padding), or "padded", as trunks without fc6 are trained.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class CrosschannelNet(nn.Module):
         drop_rate: float = 0.0,
         norm: bool = True,
         fc_width: int = 4096,
+        geometry: str = "probe",
     ):
         super().__init__()
         if in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 3 (RGB in [0, 1]) or 1 (L - 50), got {in_chans}")
-        self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, "probe"))
+        self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry))
         self.in_chans, self.input = in_chans, InputSpec("grey")
         self.num_features = self.head_hidden_size = self.net.out_channels
         self.drop_rate, self.grad_checkpointing = drop_rate, False
@@ -97,7 +99,8 @@ class CrosschannelNet(nn.Module):
         return {"stem": r"^net\.conv1", "blocks": r"^net\.(?:conv|fc)(\d+)"}
 
     def _input(self, x: Tensor) -> Tensor:
-        return self.input.preprocess(x) if self.in_chans == 3 else x
+        x = self.input.preprocess(x) if self.in_chans == 3 else x
+        return x.to(next(self.net.parameters()).dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.net(self._input(x))
@@ -158,7 +161,7 @@ def _strides(net: LayeredNet) -> dict[str, int]:
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         CrosschannelNet,
         f"crosschannel_{name}",
         pretrained,
@@ -166,6 +169,15 @@ def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
         name=name,
         **options,
     )
+    if options.get("features_only"):
+        model._register_load_state_dict_pre_hook(_under_the_wrapper)
+    return model
+
+
+def _under_the_wrapper(state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """The names of a backbone file, as timm's wrapper for features has them."""
+    for key in [key for key in state if not prefix and not key.startswith("model.")]:
+        state["model." + ("" if key.startswith("net.") else "net.") + key] = state.pop(key)
 
 
 @register_model

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone
-from crosschannel.hub.card import write_card
+from crosschannel.hub.card import check_probes, how_to_load, write_card
 from crosschannel.hub.export import EXPORTERS, to_safetensors
-from crosschannel.hub.huggingface import push_folder
+from crosschannel.hub.huggingface import check_repository, push_folder
+from crosschannel.models import Backbone
 
 
 @dataclass
@@ -24,8 +25,8 @@ class ExportConfig:
     """the file to write"""
     format: Literal["safetensors", "torchvision", "timm", "onnx"] = "safetensors"
     """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, or onnx"""
-    licence: str = "bsd-2-clause"
-    """of the weights, for the card, as the Hugging Face Hub spells it"""
+    licence: str | None = None
+    """of the weights, as the Hugging Face Hub spells it; default what their file says, bsd-2-clause for runs of ours"""
     probes: list[str] = field(default_factory=list)
     """finished probe runs of this backbone, for a table in the card"""
     card: bool = True
@@ -43,25 +44,38 @@ def export(config: ExportConfig) -> Path:
         UserError: a net that the format has no shape for, or an output that cannot be.
     """
     out = Path(config.out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else f"no folder {out.parent}"))
+    if out.is_dir() or not out.parent.parent.is_dir():
+        why = "it is a folder" if out.is_dir() else f"no folder {out.parent.parent}"
+        raise UserError(f"cannot write {out}: {why}")
     if config.format == "safetensors" and out.suffix != ".safetensors":
         raise UserError(f"--out must end in .safetensors for this format, got {out}")
     card = out.parent / "README.md"
     if config.card and card.exists() and not _is_card(card):
         raise UserError(f"{card} is not a model card and would be overwritten; --card false keeps it")
+    probes = [Path(probe) for probe in config.probes]
+    check_probes(probes)
     backbone = load_backbone(config.backbone)
-    backbone.provenance.details["licence"] = config.licence
+    _settle_licence(backbone, config.licence, config.backbone)
+    out.parent.mkdir(exist_ok=True)
     notes = EXPORTERS[config.format](backbone, out)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{out}: {config.format}", markup=False)
     for note in notes:
         console.print(note, markup=False)
     if config.card:
-        probes = [Path(probe) for probe in config.probes]
-        card = write_card(out.parent, backbone, [out.name], config.licence, _run_folder(config.backbone), probes)
+        usage = [f"# {note}" for note in notes]
+        if config.format == "safetensors":
+            usage = how_to_load(f"{out.parent.resolve().name}/{out.name}", backbone.layers[-1])
+        card = write_card(out.parent, backbone, usage, _run_folder(config.backbone), probes)
         console.print(f"model card: {card}", markup=False)
     return out
+
+
+def _settle_licence(backbone: Backbone, licence: str | None, source: str) -> None:
+    """The licence of the weights: as given, as their file says, ours for a run of ours, or unknown."""
+    ours = "bsd-2-clause" if _run_folder(source) else "unknown"
+    details = backbone.provenance.details
+    details["licence"] = licence or details.get("licence") or ours
 
 
 def _is_card(path: Path) -> bool:
@@ -79,8 +93,8 @@ class PushConfig:
 
     backbone: str = field(metadata={"help": "a source, such as a run folder"})
     repository: str = field(metadata={"help": "owner/name"})
-    licence: str = "bsd-2-clause"
-    """of the weights, for the card, as the Hub spells it"""
+    licence: str | None = None
+    """of the weights, as the Hub spells it; default what their file says, bsd-2-clause for runs of ours"""
     probes: list[str] = field(default_factory=list)
     """finished probe runs of this backbone, for a table in the card"""
     private: bool = False
@@ -97,15 +111,19 @@ def push(config: PushConfig) -> str:
     Raises:
         UserError: a bad source or repository, not logged in, or no network.
     """
+    probes = [Path(probe) for probe in config.probes]
+    check_probes(probes)
+    check_repository(config.repository)
     backbone, run = load_backbone(config.backbone), _run_folder(config.backbone)
-    backbone.provenance.details["licence"] = config.licence
+    _settle_licence(backbone, config.licence, config.backbone)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / config.repository.rpartition("/")[2]
         folder.mkdir()
         to_safetensors(backbone, folder / "backbone.safetensors")
         if run is not None and (run / "colorizer.safetensors").is_file():
             shutil.copyfile(run / "colorizer.safetensors", folder / "colorizer.safetensors")
-        write_card(folder, backbone, ["backbone.safetensors"], config.licence, run, [Path(p) for p in config.probes])
+        usage = how_to_load(f"hf-hub:{config.repository}", backbone.layers[-1])
+        write_card(folder, backbone, usage, run, probes)
         address = push_folder(folder, config.repository, config.private)
     Console(highlight=False, soft_wrap=True).print(address, markup=False)
     return address

@@ -21,7 +21,7 @@ class ZooConfig:
 def show(_config: ZooConfig) -> None:
     table = Table()
     for head in ("source", "what", "licence", "fetched"):
-        table.add_column(head)
+        table.add_column(head, no_wrap=head == "source")
     for name, entry in zoo.ZOO.items():
         here = (zoo.weights_folder() / entry.url.rpartition("/")[2]).is_file()
         table.add_row(f"zoo:{name}", entry.what, entry.licence, "yes" if here else "no")

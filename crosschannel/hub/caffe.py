@@ -40,8 +40,8 @@ def read_caffemodel(path: Path) -> list[CaffeLayer]:
     """
     data = memoryview(path.read_bytes())
     try:
-        layers = [_layer(value) for number, _, value in _fields(data) if number == 100]
-        layers = layers or [_v1_layer(value) for number, _, value in _fields(data) if number == 2]
+        layers = [_layer(_bytes(value)) for number, _, value in _fields(data) if number == 100]
+        layers = layers or [_v1_layer(_bytes(value)) for number, _, value in _fields(data) if number == 2]
     except (_Damaged, ValueError, IndexError) as error:
         raise UserError(f"{path} is not a whole caffemodel: {error}") from None
     if not any(layer.blobs for layer in layers) or len(layers) > _MOST_LAYERS:
@@ -83,8 +83,15 @@ def _varint(data: memoryview, place: int) -> tuple[int, int]:
             return value, place
 
 
-def _text(value: memoryview) -> str:
-    return bytes(value).decode("utf-8", "replace")
+def _bytes(value: int | memoryview) -> memoryview:
+    """A field that has to be one of bytes."""
+    if isinstance(value, int):
+        raise _Damaged("a number stands where bytes belong")
+    return value
+
+
+def _text(value: int | memoryview) -> str:
+    return bytes(_bytes(value)).decode("utf-8", "replace")
 
 
 def _layer(data: memoryview) -> CaffeLayer:
@@ -96,9 +103,9 @@ def _layer(data: memoryview) -> CaffeLayer:
         elif number == 2:
             layer.type = _text(value)
         elif number == 7:
-            layer.blobs.append(_blob(value))
+            layer.blobs.append(_blob(_bytes(value)))
         elif number == 106:
-            layer.parameters = _convolution(value)
+            layer.parameters = _convolution(_bytes(value))
     return layer
 
 
@@ -109,11 +116,11 @@ def _v1_layer(data: memoryview) -> CaffeLayer:
         if number == 4:
             layer.name = _text(value)
         elif number == 5:
-            layer.type = _V1_TYPES.get(value, str(value))
+            layer.type = _V1_TYPES.get(value, "unknown") if isinstance(value, int) else "unknown"
         elif number == 6:
-            layer.blobs.append(_blob(value))
+            layer.blobs.append(_blob(_bytes(value)))
         elif number == 10:
-            layer.parameters = _convolution(value)
+            layer.parameters = _convolution(_bytes(value))
     return layer
 
 
@@ -131,7 +138,7 @@ def _blob(data: memoryview) -> np.ndarray:
         if number in (1, 2, 3, 4) and kind == _VARINT:
             legacy[number] = value
         elif number == 7:
-            shape = [size for n, k, sizes in _fields(value) if n == 1 for size in _integers(k, sizes)]
+            shape = [size for n, k, sizes in _fields(_bytes(value)) if n == 1 for size in _integers(k, sizes)]
         elif number in (5, 8) and kind != _VARINT:
             parts.append(np.frombuffer(value, "<f4" if number == 5 else "<f8").astype(np.float32))
     numbers = np.concatenate(parts) if parts else np.empty(0, np.float32)

@@ -10,23 +10,37 @@ from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 
 
+def check_probes(probes: Sequence[Path]) -> None:
+    """Raise a UserError for a probe run that is not finished."""
+    for path in probes:
+        if not (path / "result.json").is_file():
+            raise UserError(f"{path} is not a finished probe run: it has no result.json")
+
+
+def how_to_load(source: str, layer: str) -> list[str]:
+    """Lines of Python that load one of our own files."""
+    return [
+        "import crosschannel",
+        "",
+        f'backbone = crosschannel.load_backbone("{source}")',
+        f'maps = backbone(rgb, ["{layer}"])  # rgb (N, 3, H, W) in [0, 1]',
+    ]
+
+
 def write_card(
-    folder: Path, backbone: Backbone, files: Sequence[str], licence: str, run: Path | None, probes: Sequence[Path]
+    folder: Path, backbone: Backbone, usage: Sequence[str], run: Path | None, probes: Sequence[Path]
 ) -> Path:
     """Write ``README.md`` beside exported weights, and the sample picture of the run they come from.
 
     Args:
         folder: where the weights are.
-        backbone: what was exported.
-        files: names of the weights files.
-        licence: of the weights, as the Hugging Face Hub spells it.
+        backbone: what was exported; its provenance says the licence.
+        usage: lines of Python that load it, or a comment that says how.
         run: the run folder that they come from, for its sample picture and its figures.
         probes: finished probe runs of this backbone, for a table.
-
-    Raises:
-        UserError: a probe run that is not finished.
     """
     details = backbone.provenance.details
+    licence = json.dumps(details["licence"])  # quoted, as YAML has it too
     front = ["---", f"license: {licence}", "library_name: crosschannel", "pipeline_tag: image-feature-extraction"]
     front += ["tags:", "- self-supervised-learning", "- colorization", "- pytorch", "---", ""]
     name = folder.resolve().name
@@ -37,16 +51,13 @@ def write_card(
         f"A backbone of [crosschannel](https://pypi.org/project/crosschannel/) {crosschannel.__version__}.",
         "",
         "```python",
-        "import crosschannel",
-        "",
-        f'backbone = crosschannel.load_backbone("{name}/{files[0]}")',
-        f'maps = backbone(rgb, ["{backbone.layers[-1]}"])  # rgb (N, 3, H, W) in [0, 1]',
+        *usage,
         "```",
         "",
         f"- layers: {', '.join(backbone.layers)}",
         f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {input.interpolation}",
-        *(f"- {key}: {value}" for key, value in details.items()),
-        f"- from: {backbone.provenance.source}",
+        *(f"- {key}: {Path(value).name if key == 'data' else value}" for key, value in details.items()),
+        f"- from: {Path(backbone.provenance.source).name}",
         "",
     ]
     if run is not None and (run / "result.json").is_file():
@@ -68,8 +79,6 @@ def _probe_table(probes: Sequence[Path]) -> list[str]:
     """Top-1 by layer of finished probe runs."""
     lines: list[str] = []
     for path in probes:
-        if not (path / "result.json").is_file():
-            raise UserError(f"{path} is not a finished probe run: it has no result.json")
         result = json.loads((path / "result.json").read_text())
         found = {k.removesuffix("/top1"): v for k, v in result["metrics"].items() if k.endswith("/top1")}
         lines += [f"{result['protocol']} on {Path(result['data']).name}, {result['n']} images, top-1 in %:", ""]

@@ -1,6 +1,8 @@
 """Other people's weight files → our nets: ``.pth`` and ``.safetensors`` state dicts by table, caffemodels by layer."""
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from crosschannel.errors import UserError
 from crosschannel.hub.caffe import CaffeLayer, read_caffemodel
 from crosschannel.hub.files import load_state, save_backbone, save_colorizer
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
-from crosschannel.models import InputSpec, NetSpec, PretextNet, build_net, build_pretext
+from crosschannel.models import AlexNet, InputSpec, NetSpec, PretextNet, build_net, build_pretext
 from crosschannel.models.backbone import Provenance
 from crosschannel.objectives import ObjectiveConfig
 
@@ -75,9 +77,22 @@ def import_weights(path: Path, name: str | None = None, input: str | None = None
         known = ", ".join([*FAMILIES, *FORMATS, "caffe"])
         raise UserError(f"no format {name!r}: there are {known}")
     if path.suffix == ".caffemodel" or name == "caffe":
-        return _from_caffe(path, read_caffemodel(path), input)
+        layers = read_caffemodel(path)
+        with _of_the_right_shapes(path):
+            return _from_caffe(path, layers, input)
     state = read_state(path)
-    return _from_state(path, state, _detect(path, state, name), input)
+    with _of_the_right_shapes(path):
+        return _from_state(path, state, _detect(path, state, name), input)
+
+
+@contextlib.contextmanager
+def _of_the_right_shapes(path: Path) -> Iterator[None]:
+    """What tensors of any shape can lead to is a fault of the file, in one sentence."""
+    try:
+        yield
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} holds tensors that do not fit together: {reason}") from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -94,18 +109,34 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if file.read(64).lstrip()[:1] == b"<":
             raise UserError(f"{path} is not a weights file but a web page: the download did not work")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise whatever they like on bytes they cannot read
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            reason = "it holds more than tensors, and nothing else is unpickled"
+        else:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a weights file: {reason}") from None
     for wrapper in ("state_dict", "model", "network"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     items = state.items() if isinstance(state, Mapping) else ()
-    tensors = {k.removeprefix("module.").replace(".module.", "."): v for k, v in items if isinstance(v, Tensor)}
+    tensors = {
+        key.removeprefix("module.").replace(".module.", "."): value
+        for key, value in items
+        if isinstance(key, str) and isinstance(value, Tensor) and _is_plain(value)
+    }
     if not tensors:
         raise UserError(f"{path} holds no named tensors")
     return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Real numbers that are all in the file: not sparse, quantised, complex, without data, or repeated by strides."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _detect(path: Path, state: Mapping[str, Tensor], name: str | None) -> str:
@@ -149,6 +180,8 @@ def _from_state(path: Path, state: dict[str, Tensor], name: str, input: str | No
     if head:
         key = next(iter(net.state_dict()))
         ours[key] = ours[key] / _L_SCALE
+        if native.shape != (2, 313, 1, 1):
+            raise UserError(f"{path}: {format.names['native']} is of shape {tuple(native.shape)}, not (2, 313, 1, 1)")
         native = native[:, :, 0, 0] * _AB_SCALE
     _load(net, ours, str(path))
     return Imported(net.eval(), spec, spec_input, name, sorted({key.rpartition(".")[0] for key in extra}), native)
@@ -178,14 +211,21 @@ def _load(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
 def _from_caffe(path: Path, layers: list[CaffeLayer], input: str | None) -> Imported:
     """An AlexNet of Caffe's: conv1 … conv5, fc6, fc7 by name, LRN by its place, BatchNorm and Scale absorbed."""
     state: dict[str, Tensor] = {}
-    left_out, owner = [], ""
+    left_out, owner, between = [], "", ""
     for layer in layers:
+        if layer.type in ("ReLU", "Pooling", "LRN"):
+            between = layer.type
         blobs = [torch.from_numpy(blob.copy()) for blob in layer.blobs]
         if layer.type in ("Convolution", "InnerProduct"):
             owner = layer.name if layer.name in _CAFFE_LAYERS else ""
+            between = ""
             if owner and blobs:
                 state |= _caffe_convolution(owner, blobs)
                 continue
+        elif owner and between and layer.type in ("BatchNorm", "Scale") and blobs:
+            raise UserError(
+                f"{path}: {layer.name} normalises after {between}; only what follows {owner} can be absorbed"
+            )
         elif owner and layer.type == "BatchNorm" and len(blobs) == 3:
             factor = 1 / blobs[2].item() if blobs[2].item() else 0.0  # the first two are sums over so many batches
             mean, scale = blobs[0].flatten() * factor, (blobs[1].flatten() * factor + _CAFFE_EPS).rsqrt()
@@ -207,8 +247,21 @@ def _from_caffe(path: Path, layers: list[CaffeLayer], input: str | None) -> Impo
         state["conv1.conv.weight"] = state["conv1.conv.weight"].flip(1)
     net = build_net(spec)
     _load(net, state, str(path))
+    _check_strides(path, layers, net)
     mean, std = tuple(value / 255 for value in CAFFE_MEAN), (1 / 255,) * 3
     return Imported(net.eval(), spec, InputSpec(kind, 227, 256, mean=mean, std=std), "caffe", left_out)
+
+
+def _check_strides(path: Path, layers: list[CaffeLayer], net: AlexNet) -> None:
+    """Strides that a file states are those of the net that its weights are put into. (Padding may differ: the protocols
+    put nets that were trained with any padding into one geometry.)"""
+    for layer in layers:
+        if layer.name in _CAFFE_LAYERS[:5] and layer.parameters:
+            conv = net.get_submodule(layer.name).conv
+            for key, ours in (("stride", conv.stride[0]), ("dilation", conv.dilation[0])):
+                theirs = layer.parameters.get(key, 1)
+                if theirs != ours:
+                    raise UserError(f"{path}: {layer.name} has {key} {theirs}, and our AlexNet has {ours} there")
 
 
 def _caffe_convolution(name: str, blobs: list[Tensor]) -> dict[str, Tensor]:
@@ -221,6 +274,8 @@ def _caffe_convolution(name: str, blobs: list[Tensor]) -> dict[str, Tensor]:
 def _absorb(state: dict[str, Tensor], name: str, scale: Tensor, shift: Tensor) -> None:
     """Fold scale · x + shift into the convolution before it."""
     weight, bias = f"{name}.conv.weight", f"{name}.conv.bias"
+    if len(scale) != len(state[weight]) or shift.numel() not in (1, len(scale)):
+        raise UserError(f"the norm after {name} has {len(scale)} channels where {name} has {len(state[weight])}")
     state[weight] = state[weight] * scale.reshape(-1, *[1] * (state[weight].ndim - 1))
     state[bias] = state[bias] * scale + shift
 

@@ -4,17 +4,18 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
-from crosschannel.hub.files import save_backbone
+from crosschannel.hub.files import publish, save_backbone
 from crosschannel.hub.formats import FORMATS
 from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, LayeredNet, NetSpec
 from crosschannel.models.alexnet import VARIANTS
-from crosschannel.models.wrapped import TimmNet
+from crosschannel.models.wrapped import ModuleNet, TimmNet
 
 
 def net_spec(net: nn.Module) -> NetSpec:
@@ -24,7 +25,7 @@ def net_spec(net: nn.Module) -> NetSpec:
         UserError: it is not one of ours.
     """
     if isinstance(net, TimmNet):
-        return NetSpec(f"timm:{net.name}", next(net.parameters()).shape[1])
+        return NetSpec(f"timm:{net.name}", net.in_channels)
     if not isinstance(net, LayeredNet):
         raise UserError(f"a {type(net).__name__} is not a net of this library; export it with its own")
     first = net.get_submodule(net.layers[0]).conv
@@ -57,7 +58,8 @@ def to_torchvision(backbone: Backbone, out: Path) -> list[str]:
     elif spec.name == "alexnet" and spec.variant == "torchvision" and not spec.norm:
         name = "torchvision-alexnet"
     else:
-        shape = f"this one is {spec.name}" + (f" ({spec.variant})" if spec.name == "alexnet" else "")
+        more = [spec.variant] * (spec.name == "alexnet") + ["with BatchNorm"] * spec.norm
+        shape = f"this one is {spec.name}" + (f" ({', '.join(more)})" if more else "")
         raise UserError(
             f"torchvision has no net of this shape: VGG-16 and AlexNets of 64-192-384-256-256 without groups and "
             f"BatchNorm fit, {shape}"
@@ -88,13 +90,15 @@ def to_timm(backbone: Backbone, out: Path) -> list[str]:
     net = backbone.net
     if isinstance(net, TimmNet):
         _save_state(net.model.state_dict(), out)
-        return [f'timm.create_model("{net.name}", in_chans={net_spec(net).in_channels}), load_state_dict(strict=False)']
+        model = f'timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0)'
+        return [f'{model}.load_state_dict(torch.load("{out}"))']
     spec = net_spec(net)
-    plain = NetSpec(spec.name, spec.in_channels, spec.norm, spec.fc, spec.geometry)
+    plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
     if spec != plain or (spec.name == "alexnet" and spec.fc not in (0, 4096)):
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
     _save_state(net.state_dict(), out)
-    options = [f"norm={spec.norm}"] * (not spec.norm) + ["fc_width=0"] * (spec.name == "alexnet" and not spec.fc)
+    options = [f'geometry="{spec.geometry}"'] * (spec.name == "alexnet" and spec.geometry != "probe")
+    options += [f"norm={spec.norm}"] * (not spec.norm) + ["fc_width=0"] * (spec.name == "alexnet" and not spec.fc)
     words = "".join(f", {option}" for option in options)
     return [f'import crosschannel.timm; timm.create_model("crosschannel_{spec.name}", checkpoint_path="{out}"{words})']
 
@@ -106,7 +110,7 @@ def _save_state(state: dict[str, Tensor], out: Path) -> None:
         save_file(state, part)
     else:
         torch.save(state, part)
-    part.replace(out)
+    publish(part, out)
 
 
 class _Maps(nn.Module):
@@ -151,34 +155,49 @@ def to_onnx(backbone: Backbone, out: Path, layers: Sequence[str] = ()) -> list[s
     dynamic = [0, 2, 3]
     if isinstance(backbone.net, TimmNet) and backbone.net.kind == "block":
         dynamic = [0]  # position embeddings are of one size
+    if isinstance(backbone.net, ModuleNet):
+        raise UserError("a net that is read by hooks cannot become ONNX; export it with its own library")
     part = out.with_name(out.name + ".part")
     maps = _Maps(backbone, layers).eval()
-    torch.onnx.export(
-        _with_floor_pools(maps),
-        (rgb,),
-        str(part),
-        input_names=["rgb"],
-        output_names=[layer.replace(".", "_") for layer in layers],
-        dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-    sizes = ((2, size, size), (1, size, size), *(((3, size + 32, size + 64),) if 2 in dynamic else ()))
+    try:
+        torch.onnx.export(
+            _with_floor_pools(maps),
+            (rgb,),
+            str(part),
+            input_names=["rgb"],
+            output_names=[layer.replace(".", "_") for layer in layers],
+            dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        _compare_with_onnxruntime(session, maps, size, 2 in dynamic)
+        publish(part, out)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UserError(f"torch cannot export this net: {str(error).splitlines()[0]}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return [f"input rgb: float32 in [0, 1]; outputs {', '.join(layers)}; checked with onnxruntime"]
+
+
+def _compare_with_onnxruntime(session: Any, maps: _Maps, size: int, any_size: bool) -> None:
+    """Batches and sizes other than the exported one give the same numbers.
+
+    Raises:
+        UserError: they do not.
+    """
+    sizes = ((2, size, size), (1, size, size), *(((3, size + 32, size + 64),) if any_size else ()))
     for count, height, width in sizes:
         rgb = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             expected = maps(rgb)
-        for layer, ours, theirs in zip(layers, expected, session.run(None, {"rgb": rgb.numpy()}), strict=True):
+        for layer, ours, theirs in zip(maps.layers, expected, session.run(None, {"rgb": rgb.numpy()}), strict=True):
             error = float((torch.from_numpy(theirs) - ours).abs().max() / ours.abs().max().clamp(min=1e-12))
             if error > 1e-4:
-                part.unlink()
                 raise UserError(
                     f"onnxruntime gives other numbers for {layer}: they differ by {error:.1e} of the largest"
                 )
-    part.replace(out)
-    return [f"input rgb: float32 in [0, 1]; outputs {', '.join(layers)}; checked with onnxruntime"]
 
 
 EXPORTERS: dict[str, Callable[[Backbone, Path], list[str]]] = {

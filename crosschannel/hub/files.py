@@ -6,6 +6,7 @@ Metadata (all strings, JSON where it is structured): ``format`` ("crosschannel.b
 """
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from crosschannel.errors import UserError
 from crosschannel.models.backbone import InputSpec, Provenance
-from crosschannel.models.build import NetSpec
+from crosschannel.models.build import NetSpec, build_net
 from crosschannel.models.pretext import PretextNet
 from crosschannel.objectives import ObjectiveConfig
 
@@ -58,6 +59,14 @@ def _write(path, state, kind, layers, spec, input, provenance, extra=None) -> No
     }
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata)
+    publish(part, path)
+
+
+def publish(part: Path, path: Path) -> None:
+    """Give a written file its name, and the rights that new files have here (safetensors gives the owner's alone)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    part.chmod(0o666 & ~mask)
     part.replace(path)
 
 
@@ -77,10 +86,33 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     if not metadata.get("format", "").startswith("crosschannel."):
         raise UserError(f"{path} was not written by crosschannel: its metadata names no crosschannel format")
-    if int(metadata.get("schema", 0)) > SCHEMA:
-        raise UserError(f"{path} was written by a newer crosschannel (schema {metadata['schema']}); update it")
-    decoded = {key: value if key == "format" else json.loads(value) for key, value in metadata.items()}
+    try:
+        if int(metadata["schema"]) > SCHEMA:
+            raise UserError(f"{path} was written by a newer crosschannel (schema {metadata['schema']}); update it")
+        decoded = {key: value if key == "format" else json.loads(value) for key, value in metadata.items()}
+        described(decoded)[1].channels  # noqa: B018  (a kind of input that there is)
+        _check_shapes(decoded, state, path)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} has damaged metadata: {type(error).__name__} {error}") from None
     return state, decoded
+
+
+def described(meta: dict[str, Any]) -> tuple[NetSpec, InputSpec, dict[str, Any]]:
+    """The net, the input and the details of the provenance that decoded metadata describe."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["input"].items()}
+    return NetSpec(**meta["net"]), InputSpec(**values), meta["provenance"]["details"]
+
+
+def _check_shapes(meta: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:
+    """The tensors are of the net that the metadata describes, before anything of its size is made."""
+    spec, _, _ = described(meta)
+    if spec.name not in ("alexnet", "vgg16", "colornet"):
+        return
+    with torch.device("meta"):
+        own = build_net(spec).state_dict()
+    prefix = "net." if meta["format"] == "crosschannel.colorizer" else ""
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    _compare(own, {key: value for key, value in found.items() if key in own or not prefix}, str(path))
 
 
 def is_ours(path: Path) -> bool:
@@ -101,11 +133,17 @@ def is_ours(path: Path) -> bool:
 
 def load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """``load_state_dict`` that says in one sentence what does not fit."""
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    for problem, keys in (("lacks", missing), ("has the unexpected", extra), ("has the wrong shape for", shaped)):
-        if keys:
-            raise UserError(f"{what} {problem} {keys[0]} (and {len(keys) - 1} more); is it for another net?")
+    _compare(module.state_dict(), state, what)
     with torch.no_grad():
         module.load_state_dict(state)
+
+
+def _compare(own: dict[str, Tensor], state: dict[str, Tensor], what: str) -> None:
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    for problem, keys in (("lacks", missing), ("has the unexpected", extra)):
+        if keys:
+            raise UserError(f"{what} {problem} {keys[0]} (and {len(keys) - 1} more); is it for another net?")
+    for key in own:
+        ours, theirs = tuple(own[key].shape), tuple(state[key].shape)
+        if ours != theirs:
+            raise UserError(f"{what} has the wrong shape for {key}: {theirs} where the net has {ours}")

@@ -27,6 +27,19 @@ def fetch_repository(name: str) -> Path:
         raise UserError(f"hf-hub:{name} is not cached and cannot be fetched: {reason}") from None
 
 
+def check_repository(name: str) -> None:
+    """Raise a UserError for a name that no repository can have."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        if name.count("/") != 1 or name.startswith("/") or name.endswith("/"):
+            raise HFValidationError(name)
+    except HFValidationError:
+        raise UserError(f"{name!r} is not a repository of the Hugging Face Hub; one looks like owner/name") from None
+
+
 def push_folder(folder: Path, name: str, private: bool = False) -> str:
     """Create the repository if need be and upload a folder; returns its address.
 
@@ -34,7 +47,7 @@ def push_folder(folder: Path, name: str, private: bool = False) -> str:
         UserError: not logged in, no such owner, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
     api = HfApi()
     try:
@@ -44,6 +57,6 @@ def push_folder(folder: Path, name: str, private: bool = False) -> str:
         raise UserError(f"{name!r} is not a repository of the Hugging Face Hub; one looks like owner/name") from None
     except LocalTokenNotFoundError:
         raise UserError("not logged in to the Hugging Face Hub: run `hf auth login`") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"cannot push to {name}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of the HTTP library, whichever it is
+        raise UserError(f"cannot push to {name}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     return f"https://huggingface.co/{name}"

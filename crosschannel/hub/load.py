@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
 from crosschannel.errors import UserError
+from crosschannel.hub import zoo
 from crosschannel.hub.convert import WEIGHTS, import_weights, read_state
-from crosschannel.hub.files import is_ours, load_state, read_weights
+from crosschannel.hub.files import described, is_ours, load_state, read_weights
 from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import OPTIONS, Source, parse_source
-from crosschannel.hub.zoo import fetch
 from crosschannel.models import NET_NAMES, AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
 from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
@@ -50,7 +50,8 @@ def load_backbone(
         UserError: no such source, a file that does not hold a backbone, an unknown layer.
     """
     parsed = _fetched(parse_source(source))
-    net, input, provenance = _LOADERS[parsed.kind](parsed, data)
+    with torch.random.fork_rng(devices=[]):  # nets are made with random weights before they get theirs
+        net, input, provenance = _LOADERS[parsed.kind](parsed, data)
     provenance.source = source
     backbone = Backbone(net, input, layers, provenance).to(device, dtype)
     return backbone.eval().requires_grad_(False) if frozen else backbone
@@ -73,10 +74,10 @@ def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer
     if meta["format"] != "crosschannel.colorizer":
         raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
     objective = build_objective(ObjectiveConfig(**{**meta["objective"], "prior": "imagenet-256"}))
-    input, native = _input(meta), state.pop("native", None)
-    net = build_pretext(NetSpec(**meta["net"]), objective.outputs, input.size)
+    (spec, input, details), native = described(meta), state.pop("native", None)
+    net = build_pretext(spec, objective.outputs, input.size)
     load_state(net, state, source)
-    provenance = Provenance(source, meta["provenance"]["details"])
+    provenance = Provenance(source, details)
     colorizer = Colorizer(net, objective, input.resize, meta["temperature"], provenance, native)
     return colorizer.to(device).eval().requires_grad_(False)
 
@@ -110,15 +111,11 @@ def _weights_path(source: Source, name: str) -> Path:
 def _fetched(source: Source) -> Source:
     """Weights that are somewhere else as a path on this machine."""
     if source.kind == "zoo":
-        return replace(source, kind="path", name=str(fetch(source.name)))
+        path = zoo.fetch(source.name)
+        return replace(source, kind="path", name=str(path), licence=zoo.ZOO[source.name].licence)
     if source.kind == "hf-hub":
         return replace(source, kind="path", name=str(fetch_repository(source.name)))
     return source
-
-
-def _input(meta: dict) -> InputSpec:
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["input"].items()}
-    return InputSpec(**values)
 
 
 def _load_path(source: Source, _data: str | None) -> Loaded:
@@ -128,13 +125,14 @@ def _load_path(source: Source, _data: str | None) -> Loaded:
     state, meta = read_weights(path)
     if meta["format"] == "crosschannel.colorizer":
         state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
-    spec, input = _for_transfer(source, NetSpec(**meta["net"]), _input(meta))
+    spec, input, details = described(meta)
+    spec, input = _for_transfer(source, spec, input)
     net = build_net(spec, input.size)
     load_state(net, state, source.name)
     if source.options.get("input", input.kind) != input.kind:
         source.choice("input", (input.kind, "lab"), input.kind)
         net, input = widen_to_lab(net), replace(input, kind="lab")
-    return net, input, Provenance(source.text, meta["provenance"]["details"])
+    return net, input, Provenance(source.text, details)
 
 
 def _load_imported(path: Path, source: Source) -> Loaded:
@@ -145,7 +143,8 @@ def _load_imported(path: Path, source: Source) -> Loaded:
     net = found.backbone()
     if isinstance(net, AlexNet):
         net.set_geometry(spec.geometry)
-    return net, input, Provenance(source.text, {"format": found.format, "file": path.name})
+    details = {"format": found.format, "file": path.name} | ({"licence": source.licence} if source.licence else {})
+    return net, input, Provenance(source.text, details)
 
 
 def _for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSpec, InputSpec]:
@@ -174,7 +173,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
         return *_fresh_elsewhere(source, inner, seed), seed
     if source.name not in NET_NAMES and Path(source.name).expanduser().exists():
         _, meta = read_weights(_weights_path(inner, "backbone.safetensors"))
-        spec, input = NetSpec(**meta["net"]), _input(meta)
+        spec, input, _ = described(meta)
     else:
         spec = NetSpec(source.name, norm=norm, geometry="probe")
         input = InputSpec("grey", 227 if source.name == "alexnet" else 224)

@@ -33,12 +33,14 @@ class Source:
         name: what follows the kind.
         options: the rest, by key.
         text: as the user wrote it.
+        licence: of published weights, once they are fetched.
     """
 
     kind: str
     name: str
     text: str
     options: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
 
     def integer(self, key: str, default: int, least: int = 0) -> int:
         if key not in self.options:

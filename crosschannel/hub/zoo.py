@@ -3,7 +3,9 @@
 Only weights whose address and checksum are published are listed; none are hosted by this project.
 """
 
+import fcntl
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -90,15 +92,19 @@ def fetch(name: str) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"fetching {entry.url} into {path}", markup=False)
-    _download(entry.url, part)
-    digest = _sha256(part)
-    if not digest.startswith(entry.sha256):
-        part.unlink()
-        raise UserError(
-            f"{entry.url} is not what its authors published: its SHA-256 begins {digest[:16]}, not {entry.sha256}"
-        )
-    part.replace(path)
+    with path.with_name(path.name + ".lock").open("w") as lock:  # one of all ranks downloads, the others wait
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if path.is_file():
+            return path
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"fetching {entry.url} into {path}", markup=False)
+        _download(entry.url, part)
+        digest = _sha256(part)
+        if not digest.startswith(entry.sha256):
+            part.unlink()
+            raise UserError(
+                f"{entry.url} is not what its authors published: its SHA-256 begins {digest[:16]}, not {entry.sha256}"
+            )
+        part.replace(path)
     return path
 
 
@@ -122,8 +128,10 @@ def _download(url: str, part: Path) -> None:
         except urllib.error.HTTPError as error:
             if error.code == 416 and done:  # nothing is left to send
                 return
-            raise UserError(f"{url} cannot be had: the server answered {error.code}") from None
-        except (urllib.error.URLError, OSError) as error:
+            problem = f"the server answered {error.code}"
+            if error.code < 500:
+                raise UserError(f"{url} cannot be had: {problem}") from None
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             problem = getattr(error, "reason", error)
         if attempt == _TRIES:
             raise UserError(f"{url} cannot be had: {problem}; the same command goes on where it stopped")

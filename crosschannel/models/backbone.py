@@ -136,8 +136,8 @@ class Backbone(nn.Module):
         return x.mean((2, 3))
 
     def forward(self, rgb: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """``features(preprocess(rgb))``."""
-        return self.features(self.preprocess(rgb), layers)
+        """``features(preprocess(rgb))``, in the arithmetic of the weights."""
+        return self.features(self.preprocess(rgb).to(next(self.parameters()).dtype), layers)
 
     @property
     def channels(self) -> dict[str, int]:

@@ -74,12 +74,18 @@ class Colorizer(nn.Module):
         if temperature is not None and isinstance(self.objective, Regression):
             raise UserError("this net regresses ab and has no temperature")
         if isinstance(image, Tensor):
+            if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+                raise UserError(
+                    f"a batch must be (N, 3, H, W), float in [0, 1]; got {tuple(image.shape)} {image.dtype}"
+                )
             arrays = (image * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             coloured = torch.from_numpy(np.stack([self._colour(array, temperature) for array in arrays]))
             return (coloured.permute(0, 3, 1, 2).float() / 255).to(image)
         if isinstance(image, Image.Image):
             return Image.fromarray(self._colour(np.asarray(to_rgb(image)), temperature))
         array = np.asarray(image)
+        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+            raise UserError(f"an array must be (H, W) or (H, W, 3), uint8; got {array.shape} {array.dtype}")
         return self._colour(np.repeat(array[:, :, None], 3, 2) if array.ndim == 2 else array, temperature)
 
     def _colour(self, rgb: np.ndarray, temperature: float | None) -> np.ndarray:

@@ -27,8 +27,7 @@ class TimmNet(nn.Module):
             import timm
         except ImportError:
             raise UserError("timm nets need timm: pip install 'crosschannel[timm]'") from None
-        self.name = name
-        self.name = name
+        self.name, self.in_channels = name, in_channels
         options: dict[str, object] = {"num_classes": 0, "in_chans": in_channels}
         if not timm.is_model(name.split(".")[0]):
             close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]

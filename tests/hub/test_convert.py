@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from caffe_writer import field, layer
 from caffe_writer import model as caffemodel
 from published_nets import ECCV16, DeepCluster, RotNet, randomise
 from safetensors.torch import save_file
@@ -209,6 +210,19 @@ def test_files_that_cannot_be_are_one_sentence_and_nothing_is_run(tmp_path, caps
         "lacking.pth": ({k: v for k, v in whole.items() if k != "features.6.bias"}, "lacks conv3.conv.bias"),
         "extra.pth": ({**whole, "features.99.weight": torch.zeros(1)}, "features.99.weight (and 0 more)"),
         "shape.pth": ({**whole, "features.10.bias": torch.zeros(7)}, "wrong shape for conv5.conv.bias"),
+        "keys.pth": ({1: torch.zeros(2)}, "holds no named tensors"),
+        "sparse.pth": ({"features.0.weight": torch.eye(3).to_sparse()}, "holds no named tensors"),
+        "repeated.pth": (
+            {**whole, "classifier.1.weight": torch.zeros(1).expand(10**7, 9216)},
+            "has the unexpected fc6",
+        ),
+        "scalar.pth": ({**whole, "classifier.1.weight": torch.tensor(1.0)}, "do not fit together"),
+        "number.caffemodel": (field(100, 5), "a number stands where bytes belong"),
+        "8gb.caffemodel": (field(100, field(1, 1 << 33)), "a number stands where bytes belong"),
+        "flat.caffemodel": (
+            caffemodel([(f"conv{i}", "Convolution", [np.zeros(4)]) for i in range(1, 6)]),
+            "do not fit together",
+        ),
         "cut.caffemodel": (caffemodel([("conv1", "Convolution", [np.zeros((96, 3, 11, 11))])])[:900], "not a whole"),
         "huge.caffemodel": (bytes([0xA2, 6, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F]) + b"x", "claims 4294967295 bytes"),
         "text.caffemodel": (b"name: 'net' layer { }", "caffemodel"),
@@ -237,6 +251,28 @@ def test_a_caffemodel_of_wrong_shapes_says_which(tmp_path):
         (tmp_path / "wrong.caffemodel").write_bytes(caffemodel(wrong))
         with pytest.raises(UserError, match=message):
             import_weights(tmp_path / "wrong.caffemodel")
+
+
+def test_a_caffemodel_that_normalises_elsewhere_or_strides_otherwise_is_refused(tmp_path):
+    layers = write_caffenet(tmp_path, "batchnorm")
+    names = [name for name, _, _ in layers]
+    at = names.index("conv1_bn")
+    moved = [*layers[:at], layers[at + 2], *layers[at : at + 2], *layers[at + 3 :]]  # after the ReLU
+    (tmp_path / "moved.caffemodel").write_bytes(caffemodel(moved))
+    with pytest.raises(UserError, match="conv1_bn normalises after ReLU; only what follows conv1 can be absorbed"):
+        import_weights(tmp_path / "moved.caffemodel")
+    short = [(n, k, [a[:5] for a in arrays] if n == "conv1_scale" else arrays) for n, k, arrays in layers]
+    (tmp_path / "short.caffemodel").write_bytes(caffemodel(short))
+    with pytest.raises(UserError, match="the norm after conv1 has 5 channels where conv1 has 96"):
+        import_weights(tmp_path / "short.caffemodel")
+    plain = caffemodel(write_caffenet(tmp_path, "plain"))
+    first = layer("conv1", "Convolution", dict((n, a) for n, _, a in write_caffenet(tmp_path, "plain"))["conv1"])
+    length = next(i for i, byte in enumerate(first[2:]) if byte < 0x80)  # the message stands behind its key and length
+    strided = field(100, first[3 + length :] + field(106, field(6, 2)))
+    assert first in plain
+    (tmp_path / "strided.caffemodel").write_bytes(plain.replace(first, strided))
+    with pytest.raises(UserError, match="conv1 has stride 2, and our AlexNet has 4 there"):
+        import_weights(tmp_path / "strided.caffemodel")
 
 
 def test_import_says_what_it_cannot_do(tmp_path, capsys):

@@ -1,9 +1,12 @@
 """Exported nets give our numbers in other libraries' hands."""
 
+import os
+
 import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -64,11 +67,12 @@ def test_an_alexnet_of_torchvisions_shape_in_torchvision(tmp_path):
 
 def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, capsys):
     assert main(["export", alexnet, "--format=torchvision", f"--out={tmp_path / 'o.pth'}"]) == 2
-    assert "without groups and BatchNorm fit, this one is alexnet (crosschannel)" in capsys.readouterr().err
+    assert "this one is alexnet (crosschannel, with BatchNorm)" in capsys.readouterr().err
     for flags, message in (
         (["--out=o.pth"], "must end in .safetensors"),
         ([f"--out={tmp_path}"], "it is a folder"),
-        ([f"--out={tmp_path / 'x' / 'o.safetensors'}"], "no folder"),
+        ([f"--out={tmp_path / 'x' / 'y' / 'o.safetensors'}"], "no folder"),
+        ([f"--out={tmp_path / 'o.safetensors'}", f"--probes=[{tmp_path}]"], "is not a finished probe run"),
     ):
         assert main(["export", alexnet, *flags]) == 2
         assert message in capsys.readouterr().err
@@ -87,9 +91,8 @@ def test_timm_lists_creates_and_loads_our_nets(alexnet, tmp_path, capsys):
         assert torch.allclose(model.forward_features(rgb), maps["pool5"], atol=1e-5)
         assert torch.allclose(model(rgb), model.fc(maps["pool5"].mean((2, 3))), atol=1e-5)
         features = timm.create_model(
-            "crosschannel_alexnet", features_only=True, out_indices=(1, 4), checkpoint_path="", fc_width=0
+            "crosschannel_alexnet", features_only=True, out_indices=(1, 4), checkpoint_path=alexnet, fc_width=0
         ).eval()
-        features.model.load_state_dict(model.state_dict(), strict=False)
         found = features(rgb)
         for index, layer in enumerate(("conv2", "conv5")):
             assert torch.allclose(found[index], maps[layer], atol=1e-5)
@@ -108,9 +111,43 @@ def test_timm_lists_creates_and_loads_our_nets(alexnet, tmp_path, capsys):
     out = tmp_path / "t.safetensors"
     assert main(["export", alexnet, "--format=timm", f"--out={out}"]) == 0
     call = capsys.readouterr().out.splitlines()[1]
-    assert f'checkpoint_path="{out}", fc_width=0' in call
-    made = eval(call.partition("; ")[2], {"timm": timm})  # what the command says works as it stands
-    assert torch.equal(made.net.conv3.conv.weight, backbone.net.conv3.conv.weight)
+    made = eval(call.partition("; ")[2], {"timm": timm}).eval()  # what the command says works as it stands
+    with torch.no_grad():  # and is the net that our own name for it gives
+        assert torch.equal(made.forward_features(rgb), load_backbone(alexnet)(rgb, ["pool5"])["pool5"])
+
+
+def test_what_no_library_can_take_is_refused_and_leaves_nothing(alexnet, tmp_path, capsys):
+    for source, form, message in (
+        (f"{alexnet},input=lab", "timm", "registers no net of this shape"),
+        ("random:vgg16,norm=false,input=rgb", "timm", "registers no net of this shape"),
+        ("torchvision:resnet18,weights=none", "onnx", "read by hooks"),
+    ):
+        assert main(["export", source, f"--format={form}", f"--out={tmp_path / 'new' / 'net.out'}"]) == 2
+        assert message in capsys.readouterr().err
+        assert not list(tmp_path.rglob("net.out*"))
+
+
+def test_a_vit_comes_back(tmp_path):
+    out = tmp_path / "vit.safetensors"
+    assert main(["export", "random:timm:vit_tiny_patch16_224", f"--out={out}", "--card=false"]) == 0
+    assert load_backbone(str(out)).layers[-1] == "block12"
+    assert out.stat().st_mode & 0o444 == 0o444 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_licences_go_on(alexnet, tmp_path):
+    first, second = tmp_path / "a" / "a.safetensors", tmp_path / "b" / "b.safetensors"
+    assert main(["export", alexnet, f"--out={first}", "--licence=cc-by-nc-4.0 # all rights"]) == 0
+    assert main(["export", str(first), f"--out={second}"]) == 0
+    front = yaml.safe_load((tmp_path / "b" / "README.md").read_text().split("---")[1])
+    assert front["license"] == load_backbone(str(second)).provenance.details["licence"] == "cc-by-nc-4.0 # all rights"
+    assert main(["export", "random:alexnet,fc=0,size=64", f"--out={second}"]) == 0
+    assert yaml.safe_load((tmp_path / "b" / "README.md").read_text().split("---")[1])["license"] == "unknown"
 
 
 def test_every_layer_of_a_timm_net_can_be_trained(tmp_path):
@@ -146,7 +183,7 @@ def test_the_card_says_what_it_is_and_what_it_reaches(finished_run_for_card, tmp
     assert main(["export", str(run), *flags]) == 0
     card = (folder / "README.md").read_text()
     front = card.split("---")[1]
-    assert "license: cc0-1.0" in front and "library_name: crosschannel" in front
+    assert 'license: "cc0-1.0"' in front and "library_name: crosschannel" in front
     assert "| conv3 | conv5 |" in card and "kl_share" in card and "(sample.png)" in card
     assert (folder / "sample.png").is_file()
     backbone = load_backbone(str(folder))  # the folder is a source

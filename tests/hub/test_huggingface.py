@@ -78,7 +78,7 @@ def test_what_is_pushed_is_a_folder_that_loads_as_it_is(pushed, finished_run_for
         "backbone.safetensors", "colorizer.safetensors", "README.md", "sample.png",
     }  # fmt: skip
     assert load_backbone(str(pushed)).layers == load_backbone(str(finished_run_for_card[0])).layers
-    assert (pushed / "README.md").read_text().startswith("---\nlicense: bsd-2-clause\n")
+    assert (pushed / "README.md").read_text().startswith('---\nlicense: "bsd-2-clause"\n')
 
 
 def test_a_repository_loads_and_then_loads_offline(pushed, tmp_path):

@@ -1,5 +1,9 @@
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import crosschannel
@@ -40,11 +44,41 @@ def test_frozen_means_eval_and_no_gradients(saved):
 
 def test_dtype_and_geometry_and_lab(saved):
     assert next(load_backbone(str(saved[0]), dtype=torch.float64).parameters()).dtype == torch.float64
+    exact = load_backbone(str(saved[0]))(RGB, ["conv5"])["conv5"]
+    for dtype in (torch.bfloat16, torch.float64):
+        rough = load_backbone(str(saved[0]), dtype=dtype)(RGB, ["conv5"])["conv5"]
+        assert rough.dtype == dtype and (rough - exact).abs().max() < 0.1 * exact.abs().max()
     probe = load_backbone(f"{saved[0]},geometry=probe")
     assert probe(torch.rand(1, 3, 227, 227), ["conv1"])["conv1"].shape[-1] == 55
     assert load_backbone(str(saved[0])).net.geometry == "padded"  # a trunk stays as it was trained
     lab = load_backbone(f"{saved[0]},input=lab,geometry=probe")
     assert torch.allclose(lab(RGB, ["conv5"])["conv5"], probe(RGB, ["conv5"])["conv5"], atol=1e-4)
+
+
+def test_loading_leaves_the_random_state(saved):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load_backbone(str(saved[0]))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def damaged(meta: dict, key: str, value) -> dict:
+    return {**meta, key: value if isinstance(value, str) else json.dumps(value)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("net", "{"), ("net", []), ("net", {"name": "alexnet", "colour": 1}), ("net", {"name": "alexnet", "fc": -5}),
+     ("net", {"name": "alexnet", "fc": 10**7}), ("net", {"name": "alexnet", "in_channels": 10**8}),
+     ("net", {"name": "alexnet", "variant": "no"}), ("schema", "x"), ("input", {"kind": 3}), ("provenance", {})],
+)  # fmt: skip
+def test_damaged_metadata_is_one_sentence(saved, tmp_path, key, value):
+    with safe_open(saved[0], "pt") as file:
+        meta = file.metadata()
+    save_file(load_file(saved[0]), tmp_path / "b.safetensors", damaged(meta, key, value))
+    with pytest.raises(UserError):
+        load_backbone(str(tmp_path / "b.safetensors"))
 
 
 def test_a_classic_alexnet_is_probed_at_227_whatever_it_was_trained_at(tmp_path):

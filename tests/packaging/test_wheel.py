@@ -36,6 +36,8 @@ def test_the_wheel_holds_code_configs_prior_and_types(wheel):
         "crosschannel/color/priors/imagenet-256.npz",
         "transfer/py.typed",
         "transfer/cli.py",
+        "slurm/py.typed",
+        "slurm/profiles/a100.yaml",
         *(f"crosschannel/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")),
     } <= names
     assert not any(name.startswith(("tests", "docs", "benchmarks")) for name in names)
