@@ -1,6 +1,6 @@
 """torch.hub: ``torch.hub.load(REPOSITORY, "crosschannel_alexnet", num_classes=10)``; the names are timm's."""
 
-dependencies = ["torch", "torchvision", "timm", "safetensors", "numpy", "PIL"]
+dependencies = ["torch", "torchvision", "timm", "safetensors", "numpy", "PIL", "rich", "simplejpeg", "huggingface_hub"]
 
 
 def _create(name: str, pretrained: bool, **options):

@@ -27,6 +27,8 @@ class ExportConfig:
     """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, or onnx"""
     licence: str | None = None
     """of the weights, as the Hugging Face Hub spells it; default what their file says, bsd-2-clause for runs of ours"""
+    layers: list[str] = field(default_factory=list)
+    """maps that an onnx file gives; none named: all"""
     probes: list[str] = field(default_factory=list)
     """finished probe runs of this backbone, for a table in the card"""
     card: bool = True
@@ -54,7 +56,7 @@ def export(config: ExportConfig) -> Path:
         raise UserError(f"{card} is not a model card and would be overwritten; --card false keeps it")
     probes = [Path(probe) for probe in config.probes]
     check_probes(probes)
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone, config.layers or None)
     _settle_licence(backbone, config.licence, config.backbone)
     out.parent.mkdir(exist_ok=True)
     notes = EXPORTERS[config.format](backbone, out)

@@ -220,7 +220,11 @@ def _load_random(source: Source, data: str | None) -> Loaded:
     details = {"initialisation": "random", "seed": seed}
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
         images = source.options.get("data") or data or "builtin:sample"
-        init.estimate_batchnorm(net, real_batches(images, input, seed=seed))
+        try:
+            init.estimate_batchnorm(net, real_batches(images, input, seed=seed))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{source.text!r}: it cannot take crops of {input.size} px: {reason}") from error
         details["statistics"] = images
     return net, input, Provenance(source.text, details)
 

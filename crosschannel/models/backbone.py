@@ -100,6 +100,7 @@ class Backbone(nn.Module):
         self._shapes: dict[str, tuple[int, int]] | None = None
 
     def _known(self, layers: Sequence[str]) -> tuple[str, ...]:
+        layers = [layers] if isinstance(layers, str) else layers
         unknown = [name for name in layers if name not in self.layers]
         if unknown:
             raise UserError(f"no layer {unknown[0]!r}; this backbone has {', '.join(self.layers)}")
@@ -152,7 +153,7 @@ class Backbone(nn.Module):
     def _measure(self) -> dict[str, tuple[int, int]]:
         """Channels and stride by layer: by how much a map grows when the input grows by 128 pixels."""
         if self._shapes is None:
-            training, size = self.training, self.input.size
+            training, size = [module for module in self.modules() if module.training], self.input.size
             self.eval()
             small = self._sizes(size)
             try:
@@ -161,7 +162,8 @@ class Backbone(nn.Module):
                 strides = {name: round(size / side) for name, (_, side) in small.items()}
             else:
                 strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
-            self.train(training)
+            for module in training:
+                module.training = True
             self._shapes = {name: (channels, strides[name]) for name, (channels, _) in small.items()}
         return self._shapes
 

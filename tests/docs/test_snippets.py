@@ -13,6 +13,8 @@ import crosschannel
 from crosschannel.cli import PROGRAM as CROSSCHANNEL
 from crosschannel.command_line import parse
 from crosschannel.data.sample import sample_images
+from slurm.cli import PROGRAM as SLURM
+from slurm.cli import main as slurm
 from transfer.cli import PROGRAM as TRANSFER
 
 ROOT = Path(__file__).parents[2]
@@ -61,14 +63,25 @@ def test_python_runs(page, place, monkeypatch):
 
 
 def commands(page: Path) -> list[str]:
-    lines = [line.partition("#")[0].strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     lines = [line.partition("--no-python ")[2] or line for line in lines]
-    return [line for line in lines if re.match(r"(crosschannel|transfer) ", line) and "…" not in line]
+    return [
+        line for line in lines if re.match(r"(crosschannel|transfer|crosschannel-slurm) ", line) and "…" not in line
+    ]
 
 
 @pytest.mark.parametrize(("page", "line"), [(page.stem, line) for page in PAGES for line in commands(page)])
-def test_command_lines_parse(page, line):
+def test_command_lines_parse(page, line, tmp_path, monkeypatch):
     program, command, *words = shlex.split(line)
+    if program == "crosschannel-slurm":
+        monkeypatch.chdir(tmp_path)
+        if command == "submit":
+            assert slurm([command, "--dry-run", "--no-path-check", *words]) == 0
+        else:
+            words = words[1:] if command == "resume" else ["--follow=true" if word == "-f" else word for word in words]
+            parse(SLURM, command, words)
+        return
     words = [word for word in words if word not in ("--help", "--print_config")]
     if "my.yaml" in words:
         words.remove("my.yaml"), words.remove("--config")

@@ -127,6 +127,14 @@ def test_what_no_library_can_take_is_refused_and_leaves_nothing(alexnet, tmp_pat
         assert not list(tmp_path.rglob("net.out*"))
 
 
+def test_onnx_gives_the_maps_asked_for(alexnet, tmp_path):
+    import onnxruntime
+
+    out = tmp_path / "net.onnx"
+    assert main(["export", alexnet, "--format=onnx", "--layers=[conv2,conv4]", f"--out={out}", "--card=false"]) == 0
+    assert [output.name for output in onnxruntime.InferenceSession(str(out)).get_outputs()] == ["conv2", "conv4"]
+
+
 def test_a_vit_comes_back(tmp_path):
     out = tmp_path / "vit.safetensors"
     assert main(["export", "random:timm:vit_tiny_patch16_224", f"--out={out}", "--card=false"]) == 0

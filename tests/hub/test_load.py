@@ -55,6 +55,15 @@ def test_dtype_and_geometry_and_lab(saved):
     assert torch.allclose(lab(RGB, ["conv5"])["conv5"], probe(RGB, ["conv5"])["conv5"], atol=1e-4)
 
 
+def test_what_cannot_be_said_of_a_backbone(saved):
+    with pytest.raises(UserError, match="cannot take crops of 64 px"):
+        load_backbone("random:alexnet,size=64")  # its fc6 needs more
+    backbone = load_backbone(str(saved[0]), layers="conv5", frozen=False).train()
+    backbone.net.conv1.norm.eval()
+    assert backbone.channels["conv5"] == 256 and list(backbone(RGB)) == ["conv5"]
+    assert backbone.net.conv2.norm.training and not backbone.net.conv1.norm.training
+
+
 def test_loading_leaves_the_random_state(saved):
     torch.manual_seed(0)
     expected = torch.rand(1)

@@ -43,11 +43,6 @@ def children_of(job: str) -> list[int]:
     return [child for launcher in below(job) for child in below(launcher)]
 
 
-@pytest.fixture
-def long(small) -> list[str]:
-    return [*small, "--train.steps=60"]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, photo_folder):
     """The same run on two ranks, never interrupted."""
@@ -73,9 +68,9 @@ def _typed(run):
     return ["crosschannel", "pretrain", f"--config={run / 'slurm' / 'config.yaml'}"]
 
 
-def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm, long, tmp_path, finished):
+def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm, small, tmp_path, finished):
     run = tmp_path / "runs/a"
-    slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *long, "--out=runs/a")
+    slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *small, "--train.steps=60", "--out=runs/a")
     job = JobFolder(run).jobs()[-1].id
     until(lambda: logged(run) >= 3)
     os.kill(children_of(job)[1], signal.SIGKILL)
@@ -101,15 +96,18 @@ def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path
     assert len(list((run / "slurm" / "code").iterdir())) == 1  # the copy that it began with
 
 
-def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, long, tmp_path):
-    run = tmp_path / "runs/a"
-    seconds = 25
-    slurm("submit", "--profile=local", f"--hours={seconds / 3600}", "--signal-before-s=10", "--", *long[:-1],
-          "--train.steps=100000", "--out=runs/a")  # fmt: skip
+def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, small, tmp_path):
+    """With lines of the user's before Python, and the data copied first."""
+    run, hours = tmp_path / "runs/a", 25 / 3600
+    slurm("submit", "--profile=local", f"--hours={hours}", "--signal-before-s=10", f"--scratch={tmp_path}/scratch",
+          "--setup=[export WORD=said, 'echo $WORD >&2']", "--", *small, "--train.steps=100000",
+          "--out=runs/a")  # fmt: skip
     until(lambda: len(JobFolder(run).events()) >= 3)
     assert [event["event"] for event in JobFolder(run).events()[:3]] == ["started", "interrupted", "started"]
     slurm("cancel", "runs/a")
     assert wait_for_the_end(run) == "CANCELLED"
+    assert "said" in slurm("logs", "runs/a").splitlines()
+    assert f"data: {tmp_path}/scratch/crosschannel-" in (run / "config.yaml").read_text()
 
 
 def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
