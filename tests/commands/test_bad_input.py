@@ -51,7 +51,7 @@ CASES = [
     ),
     ("temperature 0", "colorize {tmp}/ok.png --model {run} --out {tmp}/o --temperature 0", "above 0"),
     ("temperature -1", "colorize {tmp}/ok.png --model {run} --out {tmp}/o --temperature -1", "above 0"),
-    ("no pictures", "colorize --model {run} --out {tmp}/o", "images"),
+    ("no pictures", "colorize --model {run} --out {tmp}/o", "no pictures named"),
     ("missing picture", "colorize {tmp}/gone.png --model {run} --out {tmp}/o", "gone.png"),
     ("empty picture folder", "colorize {tmp}/empty --model {run} --out {tmp}/o", "no pictures"),
     ("not a picture", "colorize {tmp}/text.jpg --model {run} --out {tmp}/o", "text.jpg"),
