@@ -20,7 +20,7 @@ from slurm.job_folder import JobFolder
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
-STEPS = 300  # twenty seconds and more on two ranks
+STEPS = 1200  # more than a minute on two ranks: longer than SLURM's shortest time limit
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def sl(slurm, cluster, tmp_path):
 def two(sl, small):
     """Submit a two-node pretraining; returns its run folder and job."""
 
-    def submit(*flags, run="runs/a", more=()):
-        said = sl("submit", "--nodes=2", *flags, "--", *small, f"--train.steps={STEPS}", *more, f"--out={run}")
+    def submit(*flags, steps=STEPS):
+        said = sl("submit", "--nodes=2", *flags, "--", *small, f"--train.steps={steps}", "--out=runs/a")
         return re.search(r"job (\S+): ", said)[1]
 
     return submit
@@ -59,11 +59,15 @@ def last_step(run) -> int:
 
 
 def wait(cluster, run, event, count=1, seconds=400):
-    """Until something has happened so often; a job that SLURM holds back after a requeue is let go."""
+    """Until something has happened so often. A job that SLURM holds back after a requeue is let go after some seconds:
+    at once its nodes could still take it for the one that they have just ended."""
+    held: dict[str, float] = {}
 
     def there():
         for job in JobFolder(run).jobs():
-            if cluster.job(job.id).get("Reason") == "BeginTime":
+            if cluster.job(job.id).get("Reason") != "BeginTime":
+                held.pop(job.id, None)
+            elif time.monotonic() - held.setdefault(job.id, time.monotonic()) > 5:
                 cluster.release(job.id)
         if event != "failed":
             assert "failed" not in events(run), JobFolder(run).events()[-1]["cause"]
@@ -199,10 +203,10 @@ def test_a_sweep_is_an_array_with_a_folder_a_run(cluster, sl, small, tmp_path):
 
 def test_cancel_then_resume_on_one_node(cluster, sl, two, tmp_path):
     run = tmp_path / "runs/a"
-    job = two("--tasks-per-node=2")
+    job = two("--tasks-per-node=2", steps=200)
     wait_for_step(cluster, run, 6)
     said = sl("status")
-    assert re.search(rf"runs/a +│ {job} +│ running +│ 2 +│ \d+/{STEPS} +│ \d", said)
+    assert re.search(rf"runs/a +│ {job} +│ running +│ 2 +│ \d+/200 +│ \d", said)
     assert "saves and ends" in sl("cancel", "runs/a")
     cluster.until(lambda: job not in cluster.ask("squeue", "-h", "-o", "%i").split(), 60)
     assert "cancelled" in sl("status") and list((run / "checkpoints").glob("step-*.pt"))
