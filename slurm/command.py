@@ -66,7 +66,7 @@ class WrappedCommand:
     def local_data(self) -> str:
         """The data that a node can copy to its own disk; empty for none."""
         data = getattr(self.config, "data", "") if self.has_run_folder else ""
-        return data if data and not data.startswith(("builtin:", "torchvision:")) and not is_remote(data) else ""
+        return data if _is_local(data) else ""
 
     def frozen(self, folder: Path) -> list[str]:
         """Module and arguments for the job. Where one file can say all, it is written, so that later edits of a config
@@ -160,10 +160,9 @@ def check_paths(command: WrappedCommand) -> None:
     """
     config, later = command.config, "on this machine; --no-path-check leaves that to the job"
     data = getattr(config, "data", "") or ""
-    if not data.startswith(("builtin:", "torchvision:")) and not is_remote(data):
-        for name in expand(data) if data else ():
-            if not Path(name).expanduser().exists():
-                raise UserError(f"no data at {name} {later}")
+    for name in expand(data) if _is_local(data) else ():
+        if not Path(name).expanduser().exists():
+            raise UserError(f"no data at {name} {later}")
     for source in _sources(config):
         parsed = parse_source(source)
         if parsed.kind == "path" and not Path(parsed.name).expanduser().exists():
@@ -187,6 +186,11 @@ def prefetch(command: WrappedCommand) -> None:
             load(source)
     if str(getattr(command.config, "data", "")).startswith("torchvision:"):
         open_images(command.config.data)
+
+
+def _is_local(data: str) -> bool:
+    """Whether images are named by a path."""
+    return bool(data) and not data.startswith(("builtin:", "torchvision:")) and not is_remote(data)
 
 
 def _sources(config: Any) -> list[str]:

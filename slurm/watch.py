@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from crosschannel.errors import UserError
+from crosschannel.training.config import TrainConfig, total_steps
+from crosschannel.training.log import clock
 from crosschannel.training.run_folder import read_metrics
 from slurm import queue
 from slurm.job_folder import Job, JobFolder
@@ -132,10 +134,9 @@ def _progress(run: Path, state: str) -> tuple[str, str, str, str]:
         return "-", "-", "-", "-"
     last, train = rows[-1], yaml.safe_load((run / "config.yaml").read_text())["train"]
     step, speed = last["step"], last["train/images_per_s"]
-    images = step * train["batch"] / last["train/epoch"]
-    steps = train["steps"] or max(1, round(train["epochs"] * images / train["batch"]))
-    seconds = int((steps - step) * train["batch"] / max(speed, 1e-9))
-    left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}" if state == "RUNNING" else "-"
+    asked = TrainConfig(batch=train["batch"], epochs=train["epochs"], steps=train["steps"])
+    steps = total_steps(asked, step * asked.batch / last["train/epoch"])
+    left = clock((steps - step) * asked.batch / max(speed, 1e-9)) if state == "RUNNING" else "-"
     return f"{step}/{steps}", f"{last['train/loss']:.4f}", f"{speed:.0f}", left
 
 

@@ -1,7 +1,6 @@
 """A frozen backbone → pooled features per layer, in one pass for all layers."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone
 from crosschannel.models import Backbone, InputSpec
-from crosschannel.models.backbone import Provenance
+from crosschannel.models.backbone import Provenance, at_rest
 from crosschannel.models.wrapped import ModuleNet
 from transfer.pooling import Pooling, pool
 
@@ -46,18 +45,6 @@ def choose_layers(backbone: Backbone, wanted: str | Sequence[str]) -> tuple[str,
         if not any(fnmatchcase(layer, pattern) for layer in backbone.layers):
             raise UserError(f"no layer {pattern!r}; this backbone has {', '.join(backbone.layers)}")
     return tuple(layer for layer in backbone.layers if any(fnmatchcase(layer, pattern) for pattern in patterns))
-
-
-@contextlib.contextmanager
-def at_rest(backbone: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards as it was: statistics do not move, dropout is off."""
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class FrozenFeatures:

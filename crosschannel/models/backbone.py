@@ -1,6 +1,7 @@
 """Backbone: the contract between a net and everything that uses one."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,18 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@contextlib.contextmanager
+def at_rest(net: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and afterwards as it was: statistics do not move, dropout is off."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class Backbone(nn.Module):
@@ -153,17 +166,15 @@ class Backbone(nn.Module):
     def _measure(self) -> dict[str, tuple[int, int]]:
         """Channels and stride by layer: by how much a map grows when the input grows by 128 pixels."""
         if self._shapes is None:
-            training, size = [module for module in self.modules() if module.training], self.input.size
-            self.eval()
-            small = self._sizes(size)
-            try:
-                large = self._sizes(size + 128)
-            except (RuntimeError, AssertionError):  # a net of one input size, such as a ViT: its maps tile the input
-                strides = {name: round(size / side) for name, (_, side) in small.items()}
-            else:
-                strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
-            for module in training:
-                module.training = True
+            size = self.input.size
+            with at_rest(self):
+                small = self._sizes(size)
+                try:
+                    large = self._sizes(size + 128)
+                except (RuntimeError, AssertionError):  # a net of one size, such as a ViT: its maps tile the input
+                    strides = {name: round(size / side) for name, (_, side) in small.items()}
+                else:
+                    strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
             self._shapes = {name: (channels, strides[name]) for name, (channels, _) in small.items()}
         return self._shapes
 

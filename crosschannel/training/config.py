@@ -127,6 +127,11 @@ def check_training(optim: OptimConfig, schedule: ScheduleConfig, train: TrainCon
     check_rules(rules)
 
 
+def total_steps(train: TrainConfig, images: float) -> int:
+    """Optimiser steps of a run over so many images."""
+    return train.steps or max(1, round(train.epochs * images / train.batch))
+
+
 def check_ranks(train: TrainConfig, ranks: int) -> None:
     """Raise a UserError where a batch cannot be shared out evenly."""
     if train.batch % (ranks * train.accumulate):

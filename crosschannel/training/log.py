@@ -63,7 +63,7 @@ class TrainingLog:
         else:
             spent = time.monotonic() - self._begun
             left = spent / max(1, step - self._since) * (self.steps - step)
-            self.say(f"step {step}/{self.steps}  {shown}  {_clock(left)} left")
+            self.say(f"step {step}/{self.steps}  {shown}  {clock(left)} left")
 
     def picture(self, step: int, name: str, pixels) -> None:
         """An (H, W, 3) uint8 picture, to TensorBoard."""
@@ -78,7 +78,8 @@ class TrainingLog:
         sys.stderr.flush()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -16,7 +16,14 @@ from crosschannel.data import Batch, BrokenImages, CropStream, crop_loader
 from crosschannel.data.order import mix
 from crosschannel.errors import UserError
 from crosschannel.training import checkpoints
-from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, check_ranks
+from crosschannel.training.config import (
+    OptimConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    TrainConfig,
+    check_ranks,
+    total_steps,
+)
 from crosschannel.training.device import autocast
 from crosschannel.training.interrupts import Interrupted, InterruptFlag
 from crosschannel.training.log import TrainingLog
@@ -60,11 +67,6 @@ class Settings:
     schedule: ScheduleConfig
     train: TrainConfig
     runtime: RuntimeConfig
-
-
-def total_steps(train: TrainConfig, images: int) -> int:
-    """Optimiser steps of a run over so many images."""
-    return train.steps or max(1, round(train.epochs * images / train.batch))
 
 
 class Loop:

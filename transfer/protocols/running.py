@@ -18,11 +18,12 @@ from torch import nn
 from crosschannel.data import CropConfig, ImageSet
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec
+from crosschannel.models.backbone import at_rest
 from crosschannel.training.config import runtime
 from crosschannel.training.device import find_device
 from crosschannel.training.ranks import World, join_world, leave_world
 from crosschannel.training.run_folder import RunFolder, open_run
-from transfer.features import as_backbone, at_rest
+from transfer.features import as_backbone
 from transfer.labelled import LabelledData, open_labelled
 from transfer.result import Result, load_result, save_rows
 
