@@ -53,7 +53,7 @@ class CrosschannelNet(nn.Module):
         global_pool: "avg", or "" for none.
         drop_rate: of the dropout before the classifier.
         norm: BatchNorm as in pretraining; False once it is absorbed.
-        fc_width: of AlexNet's fc6 and fc7; 0 leaves them out.
+        fc_width: of fc6 and fc7 of AlexNet (by default 4096) and VGG-16 (0); 0 leaves them out.
         geometry: of an AlexNet: "probe" (conv1 without padding), or "padded", as trunks without fc6 are trained.
     """
 
@@ -65,21 +65,21 @@ class CrosschannelNet(nn.Module):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         norm: bool = True,
-        fc_width: int = 4096,
+        fc_width: int | None = None,
         geometry: str = "probe",
     ):
         super().__init__()
         if in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 3 (RGB in [0, 1]) or 1 (L - 50), got {in_chans}")
+        fc_width = 4096 * (name == "alexnet") if fc_width is None else fc_width
         self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry))
         self.in_chans, self.input = in_chans, InputSpec("grey")
         self.num_features = self.head_hidden_size = self.net.out_channels
         self.drop_rate, self.grad_checkpointing = drop_rate, False
-        strides = _strides(self.net)
-        self._taken = _NETS[name][1]
-        widths = {layer: self.net.get_submodule(layer).conv.out_channels for layer in self._taken}
+        self._taken, shapes = _NETS[name][1], self.net.shapes
         self.feature_info = [
-            {"num_chs": width, "reduction": strides[layer], "module": f"net.{layer}"} for layer, width in widths.items()
+            {"num_chs": shapes[layer][0], "reduction": shapes[layer][1], "module": f"net.{layer}"}
+            for layer in self._taken
         ]
         self.reset_classifier(num_classes, global_pool)
 
@@ -149,17 +149,6 @@ class CrosschannelNet(nn.Module):
         return super().load_state_dict(state, strict, assign)
 
 
-def _strides(net: LayeredNet) -> dict[str, int]:
-    """Input pixels per step of every layer's map."""
-    strides, stride = {}, 1
-    for name in net.layers:
-        module = net.get_submodule(name)
-        step = getattr(module, "conv", module).stride
-        stride *= step if isinstance(step, int) else step[0]
-        strides[name] = stride
-    return strides
-
-
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
     model = build_model_with_cfg(
         CrosschannelNet,
@@ -188,7 +177,7 @@ def crosschannel_alexnet(pretrained: bool = False, **options: Any) -> nn.Module:
 
 @register_model
 def crosschannel_vgg16(pretrained: bool = False, **options: Any) -> nn.Module:
-    """VGG-16's convolutions with BatchNorm."""
+    """VGG-16 with BatchNorm, without fully connected layers unless ``fc_width=4096``."""
     return _create("vgg16", pretrained, **options)
 
 

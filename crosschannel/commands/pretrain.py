@@ -112,7 +112,8 @@ def pretrain(config: PretrainConfig) -> Path:
         if len(val) > config.val_images:
             val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
         console.print(f"{path}: {len(train)} training and {len(val)} held-out images", markup=False)
-        spec = NetSpec(config.model.name, in_channels=1, fc=config.model.fc)
+        fc = config.model.fc if config.model.name == "alexnet" else 0
+        spec = NetSpec(config.model.name, in_channels=1, fc=fc)
         loop = _build(config, spec, run, world, train, val)
         figures = loop.fit()
         if world.is_main:

@@ -82,7 +82,7 @@ def import_weights(path: Path, name: str | None = None, input: str | None = None
             return _from_caffe(path, layers, input)
     state = read_state(path)
     with _of_the_right_shapes(path):
-        return _from_state(path, state, _detect(path, state, name), input)
+        return import_state(state, _detect(path, state, name), str(path), input)
 
 
 @contextlib.contextmanager
@@ -157,7 +157,18 @@ def _detect(path: Path, state: Mapping[str, Tensor], name: str | None) -> str:
     raise UserError(f"{path} has no naming {kind} (it has {some}, …); known are {', '.join(FORMATS)}")
 
 
-def _from_state(path: Path, state: dict[str, Tensor], name: str, input: str | None) -> Imported:
+def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str | None = None) -> Imported:
+    """A state dict of a format that we know.
+
+    Args:
+        state: tensors by their authors' names.
+        name: a key of ``FORMATS``.
+        source: where it comes from, for messages.
+        input: as for :func:`import_weights`.
+
+    Raises:
+        UserError: weights that do not fit; the message says what is missing, extra or of another shape.
+    """
     format = FORMATS[name]
     head = any(ours.startswith("head.") for ours in format.names)
     ours: dict[str, Tensor] = {}
@@ -170,31 +181,32 @@ def _from_state(path: Path, state: dict[str, Tensor], name: str, input: str | No
     native = ours.pop("native.weight", None)
     if first is None or (head and native is None):
         lacking = format.names["native"] if ours else next(iter(format.names.values()))
-        raise UserError(f"{path} lacks {lacking} of {name}")
-    spec, spec_input = _describe(path, format, ours, first.shape[1], input)
+        raise UserError(f"{source} lacks {lacking} of {name}")
+    spec, spec_input = _describe(source, format, ours, first.shape[1], input)
     extra = [key for key in state if key not in used]
     unknown = [key for key in extra if not key.startswith(tuple(f"{prefix}." for prefix in format.left_out))]
     if unknown:
-        raise UserError(f"{path} has {unknown[0]} (and {len(unknown) - 1} more), which {name} has no place for")
+        raise UserError(f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which {name} has no place for")
     net = build_pretext(spec, 313) if head else build_net(spec)
     if head:
         key = next(iter(net.state_dict()))
         ours[key] = ours[key] / _L_SCALE
         if native.shape != (2, 313, 1, 1):
-            raise UserError(f"{path}: {format.names['native']} is of shape {tuple(native.shape)}, not (2, 313, 1, 1)")
+            raise UserError(f"{source}: {format.names['native']} is of shape {tuple(native.shape)}, not (2, 313, 1, 1)")
         native = native[:, :, 0, 0] * _AB_SCALE
-    _load(net, ours, str(path))
+    _load(net, ours, source)
     return Imported(net.eval(), spec, spec_input, name, sorted({key.rpartition(".")[0] for key in extra}), native)
 
 
-def _describe(path, format: Format, ours: dict[str, Tensor], channels: int, input: str | None):
+def _describe(source: str, format: Format, ours: dict[str, Tensor], channels: int, input: str | None):
     """The net's and its input's description, as the tensors have it."""
     kind = input or _KINDS.get(channels)
     if kind is None or replace(format.input, kind=kind).channels != channels:
-        raise UserError(f"{path}: its first convolution takes {channels} channels, which input {kind!r} does not have")
+        raise UserError(
+            f"{source}: its first convolution takes {channels} channels, which input {kind!r} does not have"
+        )
     fc = len(ours["fc6.conv.weight"]) if "fc6.conv.weight" in ours else 0
-    spec = replace(format.net, in_channels=channels, fc=fc if format.net.name == "alexnet" else format.net.fc)
-    return spec, replace(format.input, kind=kind)
+    return replace(format.net, in_channels=channels, fc=fc), replace(format.input, kind=kind)
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], what: str) -> None:

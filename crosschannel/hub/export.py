@@ -36,7 +36,8 @@ def net_spec(net: nn.Module) -> NetSpec:
     if isinstance(net, AlexNet):
         variant = next(name for name, variant in VARIANTS.items() if variant == net.variant)
         return replace(spec, fc=net.fc, geometry=net.geometry, variant=variant)
-    return replace(spec, affine=bool(norms and norms[0].affine))
+    fc = net.fc if isinstance(net, VGG16) else 0
+    return replace(spec, fc=fc, affine=bool(norms and norms[0].affine))
 
 
 def to_safetensors(backbone: Backbone, out: Path) -> list[str]:
@@ -94,11 +95,12 @@ def to_timm(backbone: Backbone, out: Path) -> list[str]:
         return [f'{model}.load_state_dict(torch.load("{out}"))']
     spec = net_spec(net)
     plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
-    if spec != plain or (spec.name == "alexnet" and spec.fc not in (0, 4096)):
+    if spec != plain:
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
     _save_state(net.state_dict(), out)
     options = [f'geometry="{spec.geometry}"'] * (spec.name == "alexnet" and spec.geometry != "probe")
-    options += [f"norm={spec.norm}"] * (not spec.norm) + ["fc_width=0"] * (spec.name == "alexnet" and not spec.fc)
+    options += [f"norm={spec.norm}"] * (not spec.norm)
+    options += [f"fc_width={spec.fc}"] * (spec.fc != 4096 * (spec.name == "alexnet"))
     words = "".join(f", {option}" for option in options)
     return [f'import crosschannel.timm; timm.create_model("crosschannel_{spec.name}", checkpoint_path="{out}"{words})']
 

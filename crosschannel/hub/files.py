@@ -7,7 +7,7 @@ Metadata (all strings, JSON where it is structured): ``format`` ("crosschannel.b
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from crosschannel.models.build import NetSpec, build_net
 from crosschannel.models.pretext import PretextNet
 from crosschannel.objectives import ObjectiveConfig
 
-SCHEMA = 1
+SCHEMA = 2  # 1: nets other than AlexNet said fc 4096 and had none
 
 
 def save_backbone(path: Path, net: nn.Module, spec: NetSpec, input: InputSpec, provenance: Provenance) -> None:
@@ -100,7 +100,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def described(meta: dict[str, Any]) -> tuple[NetSpec, InputSpec, dict[str, Any]]:
     """The net, the input and the details of the provenance that decoded metadata describe."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["input"].items()}
-    return NetSpec(**meta["net"]), InputSpec(**values), meta["provenance"]["details"]
+    spec = NetSpec(**meta["net"])
+    if meta["schema"] == 1 and spec.name != "alexnet":
+        spec = replace(spec, fc=0)
+    return spec, InputSpec(**values), meta["provenance"]["details"]
 
 
 def _check_shapes(meta: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:

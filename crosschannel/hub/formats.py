@@ -45,7 +45,8 @@ def _alexnet(places: tuple[int, ...], norms: tuple[int, ...] = (), prefix: str =
 def _vgg(places: tuple[int, ...], norm: bool) -> dict[str, str]:
     layers = dict(zip(_VGG, places, strict=True))
     names = {f"conv{layer}.conv": f"features.{place}" for layer, place in layers.items()}
-    return names | ({f"conv{layer}.norm": f"features.{place + 1}" for layer, place in layers.items()} if norm else {})
+    norms = {f"conv{layer}.norm": f"features.{place + 1}" for layer, place in layers.items()} if norm else {}
+    return names | norms | {"fc6.conv": "classifier.0", "fc7.conv": "classifier.3"}
 
 
 def _rotnet() -> dict[str, str]:
@@ -95,14 +96,15 @@ FORMATS: dict[str, Format] = {
         ("_feature_blocks.9",),
     ),
     "torchvision-vgg16": Format(
-        NetSpec("vgg16", 3, False), IMAGENET, _vgg(_VGG_PLAIN, False), "torchvision", left_out=("classifier",)
+        NetSpec("vgg16", 3, False), IMAGENET, _vgg(_VGG_PLAIN, False), "torchvision", _FC, ("classifier.6",)
     ),
     "torchvision-vgg16_bn": Format(
         NetSpec("vgg16", 3, True, affine=True),
         IMAGENET,
         _vgg(_VGG_BN, True),
         "torchvision; Caron et al. 2018",
-        left_out=("classifier", "sobel", "top_layer"),
+        _FC,
+        ("classifier.6", "sobel", "top_layer"),
     ),
     "eccv16": Format(
         NetSpec("colornet", 1, True, affine=True),

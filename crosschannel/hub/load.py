@@ -1,10 +1,12 @@
 """load_backbone and load_colorizer: a source string → a module that is ready to use."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +14,16 @@ from torch import Tensor, nn
 from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
 from crosschannel.errors import UserError
 from crosschannel.hub import zoo
-from crosschannel.hub.convert import WEIGHTS, import_weights, read_state
+from crosschannel.hub.convert import WEIGHTS, import_state, import_weights, read_state
 from crosschannel.hub.files import described, is_ours, load_state, read_weights
+from crosschannel.hub.formats import FORMATS, IMAGENET
 from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import OPTIONS, Source, parse_source
 from crosschannel.models import NET_NAMES, AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
 from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.colorizer import Colorizer
-from crosschannel.models.wrapped import TORCHVISION_LAYERS, ModuleNet, SequentialNet, TimmNet
+from crosschannel.models.wrapped import ModuleNet, TimmNet
 from crosschannel.objectives import ObjectiveConfig, build_objective
 
 
@@ -175,7 +178,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
         _, meta = read_weights(_weights_path(inner, "backbone.safetensors"))
         spec, input, _ = described(meta)
     else:
-        spec = NetSpec(source.name, norm=norm, geometry="probe")
+        spec = NetSpec(source.name, norm=norm, fc=4096 * (source.name == "alexnet"), geometry="probe")
         input = InputSpec("grey", 227 if source.name == "alexnet" else 224)
     input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
     spec = replace(
@@ -249,20 +252,32 @@ def _load_torchvision(source: Source, _data: str | None) -> Loaded:
     if source.name not in torchvision.models.list_models():
         raise UserError(f"torchvision has no model {source.name!r}")
     weights = source.options.get("weights", "DEFAULT")
-    random = weights.lower() == "none"
     local = Path(weights).expanduser()
+    options: dict[str, object] = {"weights": weights}
+    if weights.lower() == "none" or local.is_file():
+        builder = inspect.signature(torchvision.models.get_model_builder(source.name))
+        options = {key: None for key in ("weights", "weights_backbone") if key in builder.parameters}
     try:
-        model = torchvision.models.get_model(source.name, weights=None if random or local.is_file() else weights)
+        model = torchvision.models.get_model(source.name, **options)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"torchvision's weights {weights!r} of {source.name} cannot be had: {error}") from None
     if local.is_file():
         load_state(model, _torch_weights(local), str(local))
-    size = source.integer("size", 224, 1)
-    input = InputSpec("rgb", size, source.integer("resize", 256))
+    known = torchvision.models.get_model_weights(source.name)
+    entry = known.__members__.get(weights.rpartition(".")[2], next(iter(known)))
+    input = _resized(source, _torchvision_input(entry.transforms()))
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
-    layers = TORCHVISION_LAYERS.get(source.name)
-    net = SequentialNet(model, layers) if layers else ModuleNet(model)
+    format = f"torchvision-{source.name}"  # AlexNet and VGG-16 have the literature's layers, fc6 and fc7 among them
+    net = import_state(model.state_dict(), format, source.text).net if format in FORMATS else ModuleNet(model)
     return net, input, Provenance(source.text, details)
+
+
+def _torchvision_input(transform: Any) -> InputSpec:
+    """What a classifier's weights were trained on; nets for anything but classes get ImageNet's usual input."""
+    if len(getattr(transform, "crop_size", None) or ()) != 1:
+        return IMAGENET
+    interpolation, mean, std = transform.interpolation.value, tuple(transform.mean), tuple(transform.std)
+    return InputSpec("rgb", transform.crop_size[0], transform.resize_size[0], interpolation, mean, std)
 
 
 def _load_timm(source: Source, _data: str | None) -> Loaded:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.errors import UserError
+from crosschannel.models.layers import LayeredNet
 
 InputKind = Literal["grey", "lab", "rgb", "sobel"]
 CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2}
@@ -164,7 +165,12 @@ class Backbone(nn.Module):
         return {name: stride for name, (_, stride) in self._measure().items()}
 
     def _measure(self) -> dict[str, tuple[int, int]]:
-        """Channels and stride by layer: by how much a map grows when the input grows by 128 pixels."""
+        """Channels and stride by layer: as the net states them, else by how much a map grows with the input.
+
+        A map of one position whatever the input (a global mean) counts as growing by one in 128 pixels.
+        """
+        if isinstance(self.net, LayeredNet):
+            return self.net.shapes  # they change with the geometry
         if self._shapes is None:
             size = self.input.size
             with at_rest(self):

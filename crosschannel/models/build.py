@@ -10,8 +10,7 @@ from crosschannel.models.colornet import ColorNet
 from crosschannel.models.vgg import VGG16
 from crosschannel.models.wrapped import TimmNet
 
-_BUILDERS = {"alexnet": AlexNet, "colornet": ColorNet, "vgg16": VGG16}
-NET_NAMES = tuple(_BUILDERS)
+NET_NAMES = ("alexnet", "colornet", "vgg16")
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class NetSpec:
         name: alexnet, colornet, vgg16 or timm:NAME.
         in_channels: 1 (grey) or 3 (Lab, RGB).
         norm: BatchNorm as in pretraining; False once it is absorbed.
-        fc: width of AlexNet's fc6 and fc7, 0 for none.
+        fc: width of fc6 and fc7 of AlexNet and VGG-16, 0 for none.
         geometry: AlexNet's, "padded" or "probe".
         variant: which AlexNet; see :data:`crosschannel.models.alexnet.VARIANTS`.
         affine: whether the BatchNorm of ColorNet and VGG-16 has a scale and a shift (AlexNet's variant says so).
@@ -31,7 +30,7 @@ class NetSpec:
     name: str = "alexnet"
     in_channels: int = 1
     norm: bool = True
-    fc: int = 4096
+    fc: int = 0
     geometry: str = "padded"
     variant: str = "crosschannel"
     affine: bool = False
@@ -48,10 +47,12 @@ def build_net(spec: NetSpec, image_size: int | None = None) -> nn.Module:
     """
     if spec.name.startswith("timm:"):
         return TimmNet(spec.name.removeprefix("timm:"), spec.in_channels, image_size=image_size)
-    if spec.name not in _BUILDERS:
+    if spec.name not in NET_NAMES:
         raise UserError(f"no net {spec.name!r}: there are {', '.join(NET_NAMES)} and timm:NAME")
     if spec.name == "alexnet":
         if spec.variant not in VARIANTS:
             raise UserError(f"no AlexNet variant {spec.variant!r}: there are {', '.join(VARIANTS)}")
         return AlexNet(spec.in_channels, spec.geometry, spec.norm, spec.fc, spec.variant)
-    return _BUILDERS[spec.name](spec.in_channels, spec.norm, spec.affine)
+    if spec.name == "vgg16":
+        return VGG16(spec.in_channels, spec.norm, spec.affine, spec.fc)
+    return ColorNet(spec.in_channels, spec.norm, spec.affine)

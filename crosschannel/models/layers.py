@@ -112,6 +112,19 @@ class LayeredNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x, self.layers[-1:])[self.layers[-1]]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Channels and stride (input pixels per step) of every layer's map."""
+        shapes, channels, stride = {}, 0, 1
+        for name in self.layers:
+            module = self._modules[name]
+            if isinstance(module, nn.Sequential):
+                channels, stride = module.conv.out_channels, stride * module.conv.stride[0]
+            elif isinstance(module, nn.MaxPool2d):
+                stride *= module.stride
+            shapes[name] = channels, stride
+        return shapes
+
 
 @torch.no_grad()
 def absorb_batchnorm(net: LayeredNet) -> LayeredNet:

@@ -1,26 +1,39 @@
 """VGG-16 (Simonyan and Zisserman, 2015; configuration D, torchvision's layout) with named layers."""
 
+from torch import nn
+
 from crosschannel.models.layers import Conv, LayeredNet, Pool, Row
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
-def _rows() -> list[Row]:
+def _rows(fc: int) -> list[Row]:
     rows: list[Row] = []
     for block, (width, count) in enumerate(_BLOCKS, 1):
         rows += [Conv(f"conv{block}_{i}", width, kernel=3, pad=1) for i in range(1, count + 1)]
         rows.append(Pool(f"pool{block}", 2, 2))
-    return rows[:-1]  # pool5 only feeds the classifier, which this net does not have
+    if not fc:
+        return rows[:-1]  # pool5 only feeds fc6
+    return [*rows, Conv("fc6", fc, 7, norm=False), Conv("fc7", fc, 1, norm=False)]
 
 
 class VGG16(LayeredNet):
-    """Layers conv1_1, conv1_2, pool1, … conv5_3: the thirteen convolutions, stride 16 at the end.
+    """Layers conv1_1, conv1_2, pool1, … conv5_3: the thirteen convolutions, stride 16 at the end; and pool5, fc6, fc7.
 
     Args:
         in_channels: 1 for L - 50, 3 for Lab or RGB.
         norm: BatchNorm between every convolution and its ReLU.
         affine: with a scale and a shift.
+        fc: width of fc6 (7×7 convolutions) and fc7; 0 leaves them and pool5 out. They have no BatchNorm.
+
+    Shape:
+        At a 224 crop: conv1 224², conv2 112², conv3 56², conv4 28², conv5 14², pool5 7², fc 1².
     """
 
-    def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False):
-        super().__init__(_rows(), in_channels, norm, affine=affine)
+    def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False, fc: int = 0):
+        super().__init__(_rows(fc), in_channels, norm, affine=affine)
+        self.fc = fc
+        for name in ("fc6", "fc7") if fc else ():
+            conv = self.get_submodule(name).conv
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)

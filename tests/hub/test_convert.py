@@ -47,10 +47,15 @@ def test_torchvisions_vgg16(tmp_path, name):
     torch.save(net.state_dict(), tmp_path / "v.pth")
     backbone = load_backbone(str(tmp_path / "v.pth"))
     with torch.no_grad():
-        maps = backbone(RGB[:1, :, :64, :64], ["conv2_2", "conv5_3"])
-        x = NORMALISED[:1, :, :64, :64]
+        maps = backbone(RGB[:1], ["conv2_2", "conv5_3", "pool5", "fc7"])
+        x = NORMALISED[:1]
         assert close(maps["conv5_3"], net.features[:-1](x))
         assert close(maps["conv2_2"], net.features[: 9 if name == "vgg16" else 13](x))
+        assert close(maps["fc7"].flatten(1), net.classifier[:6](net.features(x).flatten(1)))
+        assert close(backbone.head(maps["pool5"]), maps["fc7"].flatten(1))
+    trunk = {key: value for key, value in net.state_dict().items() if key.startswith("features")}
+    torch.save(trunk, tmp_path / "trunk.pth")
+    assert load_backbone(str(tmp_path / "trunk.pth")).layers[-1] == "conv5_3"
 
 
 @pytest.mark.parametrize("sobel", [True, False])

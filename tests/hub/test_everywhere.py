@@ -15,7 +15,7 @@ from crosschannel import load_backbone
 RGB = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 SOURCES = [
     "random:alexnet,fc=0,norm=false", "random:vgg16,norm=false", "timm:resnet18,weights=none",
-    "torchvision:alexnet,weights=none", "random:alexnet,fc=0,norm=false,input=lab",
+    "random:alexnet,fc=0,norm=false,input=lab",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from torch import nn
 import crosschannel
 from crosschannel import UserError, load_backbone
 from crosschannel.hub import parse_source, read_weights, save_backbone
-from crosschannel.models import AlexNet, InputSpec, NetSpec
+from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec
 from crosschannel.models.backbone import Provenance
 
 RGB = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
@@ -90,6 +90,19 @@ def test_damaged_metadata_is_one_sentence(saved, tmp_path, key, value):
         load_backbone(str(tmp_path / "b.safetensors"))
 
 
+def test_a_file_of_the_first_schema_still_loads(tmp_path):
+    save_backbone(tmp_path / "b.safetensors", VGG16(), NetSpec("vgg16"), InputSpec(), Provenance())
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
+        meta = file.metadata()
+    net = {**json.loads(meta["net"]), "fc": 4096}  # as it was written for nets that have none
+    save_file(
+        load_file(tmp_path / "b.safetensors"),
+        tmp_path / "old.safetensors",
+        {**damaged(meta, "net", net), "schema": "1"},
+    )
+    assert load_backbone(str(tmp_path / "old.safetensors")).layers[-1] == "conv5_3"
+
+
 def test_a_classic_alexnet_is_probed_at_227_whatever_it_was_trained_at(tmp_path):
     save_backbone(
         tmp_path / "b.safetensors", AlexNet(fc=8), NetSpec("alexnet", fc=8), InputSpec("grey", 180), Provenance()
@@ -128,17 +141,44 @@ def test_kmeans_source(photo_folder):
     assert backbone.provenance.details["initialisation"] == "k-means"
 
 
-def test_torchvision_by_the_literatures_names():
+def test_torchvision_by_the_literatures_names(tmp_path):
     import torchvision
 
     torch.manual_seed(0)
     backbone = load_backbone("torchvision:alexnet,weights=none")
-    assert backbone.layers == ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
-    maps = backbone(RGB)
+    assert backbone.layers == ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5", "fc6", "fc7")
     model = torchvision.models.alexnet(weights=None).eval()
-    model.load_state_dict(backbone.net.model.state_dict())
-    assert torch.allclose(maps["pool5"], model.features(backbone.preprocess(RGB)), atol=1e-6)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    backbone = load_backbone(f"torchvision:alexnet,weights={tmp_path / 'a.pth'}")
+    rgb = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        maps, x = backbone(rgb), backbone.preprocess(rgb)
+        assert torch.allclose(maps["pool5"], model.features(x), atol=1e-6)
+        assert torch.allclose(maps["fc7"].flatten(1), model.classifier[:6](model.features(x).flatten(1)), atol=1e-6)
     assert (maps["conv5"] >= 0).all()  # after its ReLU
+
+
+@pytest.mark.parametrize(
+    ("source", "input"),
+    [
+        ("inception_v3,weights=none", InputSpec("rgb", 299, 342)),
+        ("swin_t,weights=none", InputSpec("rgb", 224, 232, "bicubic")),
+        ("resnet18,weights=none,size=64", InputSpec("rgb", 64, 256)),
+        ("fcn_resnet50,weights=none", InputSpec("rgb", 224, 256)),
+    ],
+)
+def test_torchvisions_nets_get_the_input_that_they_were_trained_on(source, input):
+    assert load_backbone(f"torchvision:{source}").input == input
+
+
+def test_the_input_is_that_of_the_weights_that_are_named(monkeypatch):
+    import torchvision
+
+    real = torchvision.models.get_model
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: real(name, weights=None))  # no download
+    assert load_backbone("torchvision:resnet50").input.resize == 232
+    assert load_backbone("torchvision:resnet50,weights=IMAGENET1K_V1").input.resize == 256
+    assert load_backbone("torchvision:vit_b_16,weights=IMAGENET1K_SWAG_E2E_V1").input.size == 384
 
 
 def test_timm_with_weights_from_a_file(tmp_path):
@@ -278,7 +318,7 @@ def test_random_of_another_librarys_net_is_that_net_with_that_input(photo_folder
         assert backbone.layers == load_backbone("timm:resnet18,weights=none").layers
         assert backbone.input.kind == kind and backbone.net.model.bn1.running_var.sub(1).abs().max() > 0.01
     a, b, c = (load_backbone(f"random:torchvision:alexnet,seed={seed}") for seed in (1, 1, 2))
-    weights = [x.net.model.features[0].weight for x in (a, b, c)]
+    weights = [x.net.conv1.conv.weight for x in (a, b, c)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     with pytest.raises(UserError, match="no option 'fc' for a net of torchvision"):
         load_backbone("random:torchvision:alexnet,fc=3")

@@ -5,7 +5,7 @@ from skimage.color import rgb2lab
 from torch import nn
 
 from crosschannel import UserError
-from crosschannel.models import AlexNet, Backbone, InputSpec
+from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, InputSpec
 from crosschannel.models.wrapped import ModuleNet, TimmNet
 
 RGB = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -32,6 +32,18 @@ def test_calling_it_is_features_of_preprocess():
         apart = backbone.features(backbone.preprocess(RGB), ["conv2", "conv5"])
     assert list(called) == ["conv2", "conv5"]
     assert all(torch.equal(called[name], apart[name]) for name in called)
+
+
+@pytest.mark.parametrize(
+    "net", [AlexNet(fc=0), AlexNet(fc=0, geometry="probe", variant="caffenet"), VGG16(), ColorNet()]
+)
+def test_what_a_net_states_of_its_maps_is_so(net):
+    net.eval()
+    with torch.no_grad():
+        small, large = (net.forward_features(torch.zeros(1, 1, side, side), net.layers) for side in (224, 256))
+    for name, (channels, stride) in net.shapes.items():
+        assert small[name].shape[1] == channels
+        assert large[name].shape[3] - small[name].shape[3] == 32 // stride
 
 
 def test_channels_and_strides():
