@@ -73,8 +73,8 @@ def _prepared(argv: list[str]) -> list[str]:
             words.append("--path_check=false")
         else:
             words.append(word)
-    words += [f"--command={json.dumps(command)}"] * bool(command)
-    return words + [f"--sweep={json.dumps(axes)}"] * bool(axes)
+    words += [f"--command={json.dumps(command, ensure_ascii=False)}"] * bool(command)
+    return words + [f"--sweep={json.dumps(axes, ensure_ascii=False)}"] * bool(axes)
 
 
 def _stored(words: list[str]) -> list[str]:

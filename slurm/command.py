@@ -3,9 +3,11 @@
 import json
 import re
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.machinery import PathFinder
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,16 @@ import yaml
 import crosschannel.cli
 import transfer.cli
 from crosschannel import command_line
+from crosschannel.color import load_prior
 from crosschannel.command_line import Program
 from crosschannel.data.open import open_images
 from crosschannel.data.remote import is_remote
 from crosschannel.data.shards import expand
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone, load_colorizer
-from crosschannel.hub.sources import parse_source
+from crosschannel.hub.convert import WEIGHTS
+from crosschannel.hub.sources import Source, parse_source
+from crosschannel.models import NET_NAMES
 from crosschannel.training.config import check_ranks
 from crosschannel.training.run_folder import RunFolder
 
@@ -73,10 +78,11 @@ class WrappedCommand:
         do not change what is queued."""
         if not self.has_run_folder:
             return [self.module, self.name, *self.arguments]
+        debug = ["--debug"] if "--debug" in self.arguments else []
         path = folder / "config.yaml"
         values = json.loads(json.dumps(asdict(self.config)))  # tuples as lists
         path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        return [self.module, self.name, f"--config={path.absolute()}"]
+        return [self.module, self.name, f"--config={path.absolute()}", *debug]
 
 
 def read_command(words: Sequence[str]) -> WrappedCommand:
@@ -92,7 +98,7 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
     name, *arguments = rest
     if name not in table.commands:
         raise UserError(f"no command {name!r}; there are {', '.join(table.commands)}")
-    config = command_line.parse(table, name, arguments)
+    config = command_line.parse(table, name, [word for word in arguments if word != "--debug"])
     entry = table.commands[name]
     if entry.check:
         getattr(import_module(entry.module), entry.check)(config)
@@ -163,10 +169,15 @@ def check_paths(command: WrappedCommand) -> None:
     for name in expand(data) if _is_local(data) else ():
         if not Path(name).expanduser().exists():
             raise UserError(f"no data at {name} {later}")
+    if hasattr(config, "objective"):
+        load_prior(config.objective.prior)
     for source in _sources(config):
-        parsed = parse_source(source)
-        if parsed.kind == "path" and not Path(parsed.name).expanduser().exists():
-            raise UserError(f"no weights at {parsed.name} {later}")
+        for kind, path in _paths(source):
+            if not Path(path).expanduser().exists():
+                raise UserError(f"no {kind} at {path} {later}")
+        module = source.name.partition(":")[0].partition(".")[0]
+        if source.kind == "factory" and PathFinder.find_spec(module, ["", *sys.path]) is None:
+            raise UserError(f"no package {module} for {source.text!r} {later}")
     for key in ("images", "runs", "probes", "file"):
         names = getattr(config, key, None) or []
         for name in [names] if isinstance(names, str) else names:
@@ -181,9 +192,9 @@ def prefetch(command: WrappedCommand) -> None:
         UserError: it cannot be had.
     """
     for source in _sources(command.config):
-        if parse_source(source).kind in _DOWNLOADED:
+        if _is_fetched(source):
             load = load_colorizer if command.name == "colorize" else load_backbone
-            load(source)
+            load(source.text)
     if str(getattr(command.config, "data", "")).startswith("torchvision:"):
         open_images(command.config.data)
 
@@ -193,13 +204,30 @@ def _is_local(data: str) -> bool:
     return bool(data) and not data.startswith(("builtin:", "torchvision:")) and not is_remote(data)
 
 
-def _sources(config: Any) -> list[str]:
-    """The sources that a config names; of ``random:SOURCE`` the inner one."""
-    found = []
-    for name in (getattr(config, key, None) for key in ("backbone", "model", "init_from")):
-        if not isinstance(name, str):
-            continue
-        inner = name.removeprefix("random:")
-        if inner == name or ":" in inner or "/" in inner:  # else the name of a net
-            found.append(inner)
-    return found
+def _sources(config: Any) -> Iterator[Source]:
+    """The sources that a config names."""
+    for key in ("backbone", "model", "init_from"):
+        name = getattr(config, key, None)
+        if isinstance(name, str):
+            yield parse_source(name)
+
+
+def _paths(source: Source) -> Iterator[tuple[str, str]]:
+    """(what, where) of every path that a source names."""
+    fresh = source.kind in ("random", "kmeans")
+    named = parse_source(source.name) if fresh else source
+    if named.kind == "path" and not (fresh and named.name in NET_NAMES):
+        yield "weights", named.name
+    weights, data = source.options.get("weights", ""), source.options.get("data", "")
+    if Path(weights).suffix in WEIGHTS:
+        yield "weights", weights
+    if _is_local(data):
+        yield from (("data", path) for path in expand(data))
+
+
+def _is_fetched(source: Source) -> bool:
+    """Whether loading a source downloads its weights."""
+    if source.kind in ("random", "kmeans"):
+        return parse_source(source.name).kind in ("zoo", "hf-hub")
+    weights = source.options.get("weights", "")
+    return source.kind in _DOWNLOADED and weights.lower() != "none" and Path(weights).suffix not in WEIGHTS

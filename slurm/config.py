@@ -119,6 +119,7 @@ def check(config: SubmitConfig) -> None:
             config.sweep,
         ),
         (not ours, "sbatch: these are settled by keys of their own or by the launcher", ", ".join(sorted(ours))),
+        (not config.cwd or Path(config.cwd).is_dir(), "cwd: there is no such folder", config.cwd),
         (
             not config.code_copy or Path(config.code_copy).is_dir(),
             "code_copy: there is no such folder",

@@ -31,10 +31,14 @@ def submit(config: SubmitConfig) -> list[Path]:
         UserError: the command or its paths are refused, a run has a job already, or SLURM refuses.
     """
     check(config)
+    if config.cwd:
+        os.chdir(config.cwd)
     todo, queued = [], queue.queue()
     for command in sweep(config.command, config.sweep):
         run = check_place(command, config.ranks)
         if run is not None and run.finished:
+            if not run.is_done(command.config.data):
+                raise UserError(f"{run.path} is finished, on other data than {command.config.data}; give another --out")
             print(f"{run.path} is finished: nothing to do", file=sys.stderr)
             continue
         if config.path_check:
@@ -43,6 +47,8 @@ def submit(config: SubmitConfig) -> list[Path]:
         jobs = JobFolder(place).jobs()
         if jobs and is_active(jobs[-1], queued):
             raise UserError(f"{place} has job {jobs[-1].id} already; crosschannel-slurm cancel ends it")
+        if jobs and queued is None and config.cluster == "slurm" and not config.dry_run:
+            raise UserError(f"squeue cannot be asked whether job {jobs[-1].id} of {place} is still there; try again")
         todo.append((place, command))
     if not todo:
         return []
@@ -67,12 +73,14 @@ def _print_script(config: SubmitConfig, home: Path, places: Sequence[Path], code
         print(f"{config.ranks} processes on this machine, without a batch script")
         return
     executor = build_executor(config, home, places, code)
+    if config.sweep:
+        executor.parameters["map_count"] = len(places)
     print(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
 def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedCommand]], code: Path) -> list[Path]:
     """Hand the commands to submitit, as one job or one array, and note the jobs in their run folders."""
-    executor, tasks, cwd = build_executor(config, home, [place for place, _ in todo], code), [], config.cwd or _here()
+    executor, tasks, cwd = build_executor(config, home, [place for place, _ in todo], code), [], _here()
     for place, command in todo:
         folder = JobFolder(place)
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -82,12 +82,11 @@ class Task:
 
     def _work(self, job: JobEnvironment, folder: JobFolder, attempt: int, local: bool) -> int:
         """Run the command; its exit code, or minus the signal that ended it."""
-        command = [sys.executable, "-m", *self.command]
+        command, environment = [sys.executable, "-m", *self.command], self._environment(job, attempt, local)
         if self.scratch and self.data:
-            command.append(f"--data={self._stage(job, folder, attempt)}")
+            environment |= {"CROSSCHANNEL_DATA": self.data, "CROSSCHANNEL_DATA_COPY": self._stage(job, folder, attempt)}
         if self._told:  # before there was anything to save
             return INTERRUPTED
-        environment = self._environment(job, attempt, local)
         self._child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
         if self._told:  # in between
             self._child.send_signal(signal.SIGTERM)
@@ -123,6 +122,7 @@ class Task:
             "RANK": str(job.global_rank),
             "WORLD_SIZE": str(job.num_tasks),
             "LOCAL_RANK": str(job.local_rank),
+            "LOCAL_WORLD_SIZE": str(job.num_tasks // job.num_nodes),
             "MASTER_ADDR": address,
             # Below the ports that systems give out; jobs that run side by side and attempts of one job differ.
             "MASTER_PORT": str(15000 + number % 1000 * 15 + attempt % 15),

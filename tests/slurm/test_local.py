@@ -107,7 +107,8 @@ def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, small, tmp_path
     slurm("cancel", "runs/a")
     assert wait_for_the_end(run) == "CANCELLED"
     assert "said" in slurm("logs", "runs/a").splitlines()
-    assert f"data: {tmp_path}/scratch/crosschannel-" in (run / "config.yaml").read_text()
+    assert "data: " + small[2].removeprefix("--data=") in (run / "config.yaml").read_text()  # as it was named
+    assert len(list((tmp_path / "scratch").glob("crosschannel-*/train/*/*"))) == 40
 
 
 def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):

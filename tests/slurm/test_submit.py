@@ -9,7 +9,7 @@ import yaml
 
 from crosschannel.errors import UserError
 from slurm.cli import PROFILES, main
-from slurm.command import read_command, sweep
+from slurm.command import prefetch, read_command, sweep
 from slurm.snapshot import snapshot
 from slurm.staging import stage
 
@@ -69,6 +69,10 @@ BAD = [
     ("no such data", [], ["SMALL", "--data=/gone"], "no data at /gone on this machine; --no-path-check"),
     ("no such weights", [], [*KNN, "--backbone=runs/gone"], "no weights at runs/gone"),
     ("a source that cannot be", [], [*KNN, "--backbone=timm:x,y"], "not an option"),
+    ("a prior that is gone", [], ["SMALL", "--objective.prior=/gone.npz"], "no prior at '/gone.npz'"),
+    ("images of a fresh net that are gone", [], [*KNN, "--backbone=kmeans:alexnet,data=/gone"], "no data at /gone"),
+    ("weights of a net that are gone", [], [*KNN, "--backbone=timm:resnet18,weights=/gone/my.pth"], "no weights at"),
+    ("a factory that is gone", [], [*KNN, "--backbone=nomodule.x:make"], "no package nomodule for"),
     ("a batch that ranks cannot share", ["--nodes=3"], ["SMALL"], "train.batch (8) must be a multiple of ranks"),
     ("ranks for a command that has no use for them", ["--nodes=2"], ["crosschannel", "zoo"], "does not share its work"),
     ("no nodes", ["--nodes=0"], ["SMALL"], "nodes must be at least 1"),
@@ -132,10 +136,58 @@ def test_a_finished_run_is_not_queued_and_a_changed_one_is_refused(slurm, small,
     (run / "config.yaml").write_text("# crosschannel run: pretrain (crosschannel 0)\noptim: {lr: 0.5}\n")
     said = slurm("submit", "--dry-run", "--", *small, "--out=runs/a", code=2)
     assert "optim.lr was 0.5 and is now 0.001" in said
-    (run / "config.yaml").write_text("# crosschannel run: pretrain (crosschannel 0)\n")
-    (run / "config.yaml").write_text("# crosschannel run: pretrain (crosschannel 0)\noptim: {lr: 0.001}\n")
+    data = small[2].removeprefix("--data=")
+    text = f"# crosschannel run: pretrain (crosschannel 0)\noptim: {{lr: 0.001}}\ndata: {data}\n"
+    (run / "config.yaml").write_text(text)
     (run / "result.json").write_text("{}")
     assert "runs/a is finished: nothing to do" in slurm("submit", "--dry-run", "--", *small, "--out=runs/a")
+    (run / "config.yaml").write_text(text.replace(data, "/other"))
+    assert "runs/a is finished, on other data" in slurm("submit", "--dry-run", "--", *small, "--out=runs/a", code=2)
+
+
+def test_every_form_of_source_is_submitted_as_it_is_typed(slurm, photo_folder, tmp_path):
+    (tmp_path / "nets.py").write_text("def make(): ...\n")
+    (tmp_path / "my.pth").write_text("")
+    for source in (
+        "random:alexnet,fc=0,size=64,seed=2", f"random:alexnet,data={photo_folder}", "random:my.pth,seed=2",
+        "random:torchvision:alexnet,seed=1", "random:timm:resnet18", "kmeans:alexnet,input=lab",
+        "torchvision:alexnet,weights=IMAGENET1K_V1", "timm:resnet18,weights=my.pth", "nets:make", "random:nets:make",
+        "my.pth,geometry=probe", "zoo:eccv16", "hf-hub:me/net",
+    ):  # fmt: skip
+        assert f"--backbone={source}" in read_command([*KNN, f"--backbone={source}"]).text
+        slurm("submit", "--dry-run", "--", *KNN, f"--backbone={source}")
+
+
+def test_weights_are_fetched_where_a_job_will_want_them_and_nowhere_else(monkeypatch):
+    fetched = []
+    monkeypatch.setattr("slurm.command.load_backbone", fetched.append)
+    sources = {
+        "zoo:eccv16": True, "hf-hub:me/net": True, "timm:resnet18": True, "torchvision:resnet18": True,
+        "torchvision:resnet18,weights=IMAGENET1K_V1": True, "random:zoo:eccv16": True, "random:timm:resnet18": False,
+        "random:torchvision:alexnet,seed=1": False, "timm:resnet18,weights=/on/nodes/my.pth": False,
+        "torchvision:resnet18,weights=none": False, "random:alexnet": False, "runs/a": False, "nets:make": False,
+    }  # fmt: skip
+    for source in sources:
+        prefetch(read_command([*KNN, f"--backbone={source}"]))
+    assert fetched == [source for source, wanted in sources.items() if wanted]
+
+
+def test_debug_goes_along(slurm, small, tmp_path):
+    slurm("submit", "--dry-run", "--", *small, "--debug", "--out=runs/a")
+    assert "--debug" in read_command([*small, "--debug"]).frozen(tmp_path)
+
+
+def test_a_dry_run_of_a_sweep_prints_the_script_of_the_array(slurm, small):
+    script = slurm("submit", "--dry-run", "--sweep=seed=0,1,2", "--", *small, "--out=runs/s")
+    assert directives(script)["array"].startswith("0-2") and "%A_%a" in script
+
+
+def test_the_folder_that_a_command_runs_in_is_where_its_run_is(slurm, small, tmp_path):
+    (tmp_path / "there" / "runs" / "ünïcode 🎨").mkdir(parents=True)
+    (tmp_path / "there" / "runs" / "ünïcode 🎨" / "thesis.tex").write_text("years of work")
+    out = "--out=runs/ünïcode 🎨"
+    assert "is not empty" in slurm("submit", "--dry-run", "--cwd=there", "--", *small, out, code=2)
+    assert "there is no such folder" in slurm("submit", "--dry-run", "--cwd=gone", "--", *small, out, code=2)
 
 
 def test_the_copy_of_the_code_has_git_s_word_and_packages_of_the_user_s(tmp_path, monkeypatch):
