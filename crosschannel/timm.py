@@ -12,6 +12,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from crosschannel.hub.files import LICENCE
 from crosschannel.models import InputSpec, LayeredNet, NetSpec, build_net
 
 # net: (side of its crops, layers at which features are taken by default)
@@ -34,7 +35,7 @@ default_cfgs = generate_default_cfgs(
             "std": (1.0, 1.0, 1.0),
             "first_conv": f"net.{'conv1' if name == 'alexnet' else 'conv1_1'}.conv",
             "classifier": "fc",
-            "license": "bsd-2-clause",
+            "license": LICENCE,
             "paper_name": "Colorful Image Colorization",
             "paper_ids": "arXiv:1603.08511",
         }

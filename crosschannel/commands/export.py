@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
+from crosschannel.commands.progress import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone
 from crosschannel.hub.card import check_probes, how_to_load, write_card
@@ -26,7 +25,7 @@ class ExportConfig:
     format: Literal["safetensors", "torchvision", "timm", "onnx"] = "safetensors"
     """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, or onnx"""
     licence: str | None = None
-    """of the weights, as the Hugging Face Hub spells it; default what their file says, bsd-2-clause for runs of ours"""
+    """of the weights, as the Hugging Face Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
     layers: list[str] = field(default_factory=list)
     """maps that an onnx file gives; none named: all"""
     probes: list[str] = field(default_factory=list)
@@ -57,10 +56,10 @@ def export(config: ExportConfig) -> Path:
     probes = [Path(probe) for probe in config.probes]
     check_probes(probes)
     backbone = load_backbone(config.backbone, config.layers or None)
-    _settle_licence(backbone, config.licence, config.backbone)
+    _settle_licence(backbone, config.licence)
     out.parent.mkdir(exist_ok=True)
     notes = EXPORTERS[config.format](backbone, out)
-    console = Console(highlight=False, soft_wrap=True)
+    console = stdout_console()
     console.print(f"{out}: {config.format}", markup=False)
     for note in notes:
         console.print(note, markup=False)
@@ -73,11 +72,10 @@ def export(config: ExportConfig) -> Path:
     return out
 
 
-def _settle_licence(backbone: Backbone, licence: str | None, source: str) -> None:
-    """The licence of the weights: as given, as their file says, ours for a run of ours, or unknown."""
-    ours = "bsd-2-clause" if _run_folder(source) else "unknown"
+def _settle_licence(backbone: Backbone, licence: str | None) -> None:
+    """The licence of the weights: as given, as their file says, or unknown."""
     details = backbone.provenance.details
-    details["licence"] = licence or details.get("licence") or ours
+    details["licence"] = licence or details.get("licence") or "unknown"
 
 
 def _is_card(path: Path) -> bool:
@@ -96,7 +94,7 @@ class PushConfig:
     backbone: str = field(metadata={"help": "a source, such as a run folder"})
     repository: str = field(metadata={"help": "owner/name"})
     licence: str | None = None
-    """of the weights, as the Hub spells it; default what their file says, bsd-2-clause for runs of ours"""
+    """of the weights, as the Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
     probes: list[str] = field(default_factory=list)
     """finished probe runs of this backbone, for a table in the card"""
     private: bool = False
@@ -117,7 +115,7 @@ def push(config: PushConfig) -> str:
     check_probes(probes)
     check_repository(config.repository)
     backbone, run = load_backbone(config.backbone), _run_folder(config.backbone)
-    _settle_licence(backbone, config.licence, config.backbone)
+    _settle_licence(backbone, config.licence)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / config.repository.rpartition("/")[2]
         folder.mkdir()
@@ -127,5 +125,5 @@ def push(config: PushConfig) -> str:
         usage = how_to_load(f"hf-hub:{config.repository}", backbone.layers[-1])
         write_card(folder, backbone, usage, run, probes)
         address = push_folder(folder, config.repository, config.private)
-    Console(highlight=False, soft_wrap=True).print(address, markup=False)
+    stdout_console().print(address, markup=False)
     return address

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
+from crosschannel.commands.progress import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.hub.convert import import_weights
+from crosschannel.hub.formats import FORMATS
 from crosschannel.models.backbone import Provenance
 
 
@@ -47,8 +47,10 @@ def import_file(config: ImportConfig) -> Path:
     details = {"format": found.format, "file": path.name, "licence": config.licence}
     found.save(out, Provenance(str(path), details))
     kind = "colorizer" if found.native is not None else "backbone"
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{out}: {found.spec.name} {kind} from {found.format}, input {found.input.kind}", markup=False)
+    console = stdout_console()
+    whose = f" ({FORMATS[found.format].whose})" if found.format in FORMATS else ""
+    said = f"{out}: {found.spec.name} {kind} from {found.format}{whose}, input {found.input.kind}"
+    console.print(said, markup=False)
     if found.left_out:
         console.print(f"left out, a backbone has no place for them: {', '.join(found.left_out)}", markup=False)
     return out

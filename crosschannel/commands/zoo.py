@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.table import Table
-
+from crosschannel.commands.progress import stdout_console
 from crosschannel.hub import load_backbone, zoo
 
 
@@ -19,15 +17,13 @@ class ZooConfig:
 
 
 def show(_config: ZooConfig) -> None:
-    table = Table()
-    for head in ("source", "what", "licence", "fetched"):
-        table.add_column(head, no_wrap=head == "source")
+    console = stdout_console()
     for name, entry in zoo.ZOO.items():
         here = (zoo.weights_folder() / entry.url.rpartition("/")[2]).is_file()
-        table.add_row(f"zoo:{name}", entry.what, entry.licence, "yes" if here else "no")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"fetched weights are in {zoo.weights_folder()}; addresses are in the documentation", markup=False)
+        console.print(f"zoo:{name}: {entry.what}" + (" (fetched)" if here else ""), markup=False)
+        console.print(f"    {entry.url}", markup=False)
+        console.print(f"    SHA-256 {entry.sha256}…; importer {entry.format}; {entry.licence}", markup=False)
+    console.print(f"fetched weights are in {zoo.weights_folder()}", markup=False)
 
 
 @dataclass
@@ -48,6 +44,6 @@ def fetch_source(config: FetchConfig) -> None:
     name = config.source.removeprefix("zoo:")
     if name in zoo.ZOO or config.source.startswith("zoo:"):
         path = zoo.fetch(name)
-        Console(highlight=False, soft_wrap=True).print(str(path), markup=False)
+        stdout_console().print(str(path), markup=False)
     else:
         load_backbone(config.source)

@@ -16,6 +16,7 @@ from crosschannel.hub.caffe import CaffeLayer, read_caffemodel
 from crosschannel.hub.files import load_state, save_backbone, save_colorizer
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
 from crosschannel.models import AlexNet, InputSpec, NetSpec, PretextNet, build_net, build_pretext
+from crosschannel.models.alexnet import VARIANTS
 from crosschannel.models.backbone import Provenance
 from crosschannel.objectives import ObjectiveConfig
 
@@ -261,7 +262,8 @@ def _from_caffe(path: Path, layers: list[CaffeLayer], input: str | None) -> Impo
     _load(net, state, str(path))
     _check_strides(path, layers, net)
     mean, std = tuple(value / 255 for value in CAFFE_MEAN), (1 / 255,) * 3
-    return Imported(net.eval(), spec, InputSpec(kind, 227, 256, mean=mean, std=std), "caffe", left_out)
+    size = 224 if VARIANTS[spec.variant].pad else 227
+    return Imported(net.eval(), spec, InputSpec(kind, size, 256, mean=mean, std=std), "caffe", left_out)
 
 
 def _check_strides(path: Path, layers: list[CaffeLayer], net: AlexNet) -> None:
@@ -293,13 +295,16 @@ def _absorb(state: dict[str, Tensor], name: str, scale: Tensor, shift: Tensor) -
 
 
 def _caffe_spec(path: Path, layers: list[CaffeLayer], state: dict[str, Tensor]) -> NetSpec:
-    """Which AlexNet it is: by the groups of conv2 and the place of LRN."""
+    """Which AlexNet it is: by its widths, the groups of conv2 and the place of LRN."""
     kinds = [layer.type for layer in layers if layer.type in ("LRN", "Pooling")]
-    variant = "crosschannel"
-    if "LRN" in kinds:
-        variant = "alexnet-lrn" if kinds[0] == "LRN" else "caffenet"
-    conv1, conv2 = state["conv1.conv.weight"], state["conv2.conv.weight"]
-    if conv2.shape[1] * 2 != len(conv1):
-        raise UserError(f"{path}: its conv2 is not in two groups, as Caffe's AlexNets have it")
+    lrn = "" if "LRN" not in kinds else "before-pool" if kinds[0] == "LRN" else "after-pool"
+    widths = tuple(len(state[f"{name}.conv.weight"]) for name in _CAFFE_LAYERS[:5])
+    groups = widths[0] / state["conv2.conv.weight"].shape[1]
+    fits = (name for name, v in VARIANTS.items() if v.ceil and (v.widths, v.groups, v.lrn) == (widths, groups, lrn))
+    variant = next(fits, None)
+    if variant is None:
+        shape = f"{'-'.join(map(str, widths))}, conv2 in {groups:g} groups, " + (f"LRN {lrn}" if lrn else "no LRN")
+        raise UserError(f"{path}: no AlexNet here is {shape}; there are {', '.join(VARIANTS)}")
     fc = len(state["fc6.conv.weight"]) if "fc6.conv.weight" in state else 0
-    return NetSpec("alexnet", conv1.shape[1], norm=False, fc=fc, geometry="probe", variant=variant)
+    channels = state["conv1.conv.weight"].shape[1]
+    return NetSpec("alexnet", channels, norm=False, fc=fc, geometry="probe", variant=variant)

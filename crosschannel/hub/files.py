@@ -22,6 +22,7 @@ from crosschannel.models.build import NetSpec, build_net
 from crosschannel.models.pretext import PretextNet
 from crosschannel.objectives import ObjectiveConfig
 
+LICENCE = "bsd-2-clause"  # of weights that were trained here from nothing
 SCHEMA = 2  # 1: nets other than AlexNet said fc 4096 and had none
 
 
@@ -91,6 +92,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise UserError(f"{path} was written by a newer crosschannel (schema {metadata['schema']}); update it")
         decoded = {key: value if key == "format" else json.loads(value) for key, value in metadata.items()}
         described(decoded)[1].channels  # noqa: B018  (a kind of input that there is)
+        if decoded["format"] == "crosschannel.colorizer" and not decoded["temperature"] > 0:
+            raise ValueError("temperature")
         _check_shapes(decoded, state, path)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} has damaged metadata: {type(error).__name__} {error}") from None

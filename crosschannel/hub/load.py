@@ -1,9 +1,10 @@
 """load_backbone and load_colorizer: a source string → a module that is ready to use."""
 
+import contextlib
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def load_backbone(
         source: a run folder, a weights file (ours or somebody else's), ``random:``, ``kmeans:``, ``torchvision:``,
             ``timm:``, ``zoo:``, ``hf-hub:`` or ``package.module:factory``; see :mod:`crosschannel.hub.sources`.
         layers: what ``features`` gives when it is not told; default all.
-        frozen: eval mode and no gradients.
+        frozen: eval mode and no gradients; else training mode, with gradients.
         device, dtype: of the weights.
         data: images from which a fresh net's statistics or k-means filters are taken, where the source does not
             name them; default ``builtin:sample``.
@@ -57,7 +58,7 @@ def load_backbone(
         net, input, provenance = _LOADERS[parsed.kind](parsed, data)
     provenance.source = source
     backbone = Backbone(net, input, layers, provenance).to(device, dtype)
-    return backbone.eval().requires_grad_(False) if frozen else backbone
+    return backbone.eval().requires_grad_(False) if frozen else backbone.train()
 
 
 def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer:
@@ -76,7 +77,10 @@ def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer
     state, meta = read_weights(path)
     if meta["format"] != "crosschannel.colorizer":
         raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
-    objective = build_objective(ObjectiveConfig(**{**meta["objective"], "prior": "imagenet-256"}))
+    try:
+        objective = build_objective(ObjectiveConfig(**{**meta["objective"], "prior": "imagenet-256"}))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source} has damaged metadata: its objective is not one ({error})") from None
     (spec, input, details), native = described(meta), state.pop("native", None)
     net = build_pretext(spec, objective.outputs, input.size)
     load_state(net, state, source)
@@ -133,7 +137,7 @@ def _load_path(source: Source, _data: str | None) -> Loaded:
     net = build_net(spec, input.size)
     load_state(net, state, source.name)
     if source.options.get("input", input.kind) != input.kind:
-        source.choice("input", (input.kind, "lab"), input.kind)
+        source.choice("input", ("grey", "lab") if input.kind == "grey" else (input.kind,), input.kind)
         net, input = widen_to_lab(net), replace(input, kind="lab")
     return net, input, Provenance(source.text, details)
 
@@ -171,12 +175,16 @@ def _resized(source: Source, input: InputSpec) -> InputSpec:
 def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
     """An untrained net, its input and its seed: of a name, or the twin of a trained one."""
     seed = source.integer("seed", 0)
-    inner = parse_source(source.name)
+    inner = _fetched(parse_source(source.name))
     if inner.kind in ("timm", "torchvision", "factory"):
         return *_fresh_elsewhere(source, inner, seed), seed
-    if source.name not in NET_NAMES and Path(source.name).expanduser().exists():
-        _, meta = read_weights(_weights_path(inner, "backbone.safetensors"))
-        spec, input, _ = described(meta)
+    if source.name not in NET_NAMES and Path(inner.name).expanduser().exists():
+        path = _weights_path(inner, "backbone.safetensors")
+        if is_ours(path):
+            spec, input, _ = described(read_weights(path)[1])
+        else:
+            found = import_weights(path)
+            spec, input = found.spec, found.input
     else:
         spec = NetSpec(source.name, norm=norm, fc=4096 * (source.name == "alexnet"), geometry="probe")
         input = InputSpec("grey", 227 if source.name == "alexnet" else 224)
@@ -223,19 +231,27 @@ def _load_random(source: Source, data: str | None) -> Loaded:
     details = {"initialisation": "random", "seed": seed}
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
         images = source.options.get("data") or data or "builtin:sample"
-        try:
+        with _crops_fit(source, input):
             init.estimate_batchnorm(net, real_batches(images, input, seed=seed))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{source.text!r}: it cannot take crops of {input.size} px: {reason}") from error
         details["statistics"] = images
     return net, input, Provenance(source.text, details)
+
+
+@contextlib.contextmanager
+def _crops_fit(source: Source, input: InputSpec) -> Iterator[None]:
+    """A net that cannot take crops of its input's size says so in one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source.text!r}: it cannot take crops of {input.size} px: {reason}") from error
 
 
 def _load_kmeans(source: Source, data: str | None) -> Loaded:
     net, input, seed = _fresh(source, norm=False)
     images = source.options.get("data") or data or "builtin:sample"
-    init.kmeans(net, real_batches(images, input, seed=seed), seed)
+    with _crops_fit(source, input):
+        init.kmeans(net, real_batches(images, input, seed=seed), seed)
     return net.eval(), input, Provenance(source.text, {"initialisation": "k-means", "seed": seed, "images": images})
 
 

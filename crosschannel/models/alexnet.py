@@ -44,6 +44,10 @@ VARIANTS = {
     "crosschannel": Variant(),  # Zhang et al. 2016, and the released context, inpainting and k-means nets without LRN
     "caffenet": Variant(lrn="after-pool"),
     "alexnet-lrn": Variant(lrn="before-pool"),  # Krizhevsky et al. 2012, BVLC's AlexNet
+    "ungrouped": Variant(groups=1),  # the released context prediction net
+    "ungrouped-caffenet": Variant(groups=1, lrn="after-pool"),
+    "ungrouped-alexnet-lrn": Variant(groups=1, lrn="before-pool"),
+    "narrow": Variant(_NARROW, groups=1, pad=2),  # RotNet's in Caffe
     "deepcluster": Variant(groups=1, pad=2, ceil=False, affine=True, fc_norm=False),
     "torchvision": Variant(_NARROW, groups=1, pad=2, ceil=False),
     "rotnet": Variant(_NARROW, groups=1, pad=2, ceil=False, affine=True, fc_bias=False),

@@ -115,10 +115,14 @@ class Backbone(nn.Module):
 
     def _known(self, layers: Sequence[str]) -> tuple[str, ...]:
         layers = [layers] if isinstance(layers, str) else layers
-        unknown = [name for name in layers if name not in self.layers]
+        unknown = [name for name in layers if not self.has_layer(name)]
         if unknown:
             raise UserError(f"no layer {unknown[0]!r}; this backbone has {', '.join(self.layers)}")
         return tuple(layers)
+
+    def has_layer(self, name: str) -> bool:
+        """Whether features of that name can be had; nets of other libraries may have more than ``layers`` lists."""
+        return name in self.layers or getattr(self.net, "has_layer", self.layers.__contains__)(name)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
         """RGB (N, 3, H, W), float in [0, 1] → what the net was trained on. Pad after this, where zero is grey."""
@@ -152,7 +156,9 @@ class Backbone(nn.Module):
 
     def forward(self, rgb: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
         """``features(preprocess(rgb))``, in the arithmetic of the weights."""
-        return self.features(self.preprocess(rgb).to(next(self.parameters()).dtype), layers)
+        x = self.preprocess(rgb)
+        first = next(self.parameters(), x)
+        return self.features(x.to(first.dtype), layers)
 
     @property
     def channels(self) -> dict[str, int]:
@@ -186,5 +192,6 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _sizes(self, side: int) -> dict[str, tuple[int, int]]:
-        blank = torch.zeros(1, self.input.channels, side, side).to(next(self.parameters()))
+        blank = torch.zeros(1, self.input.channels, side, side)
+        blank = blank.to(next(self.parameters(), blank))
         return {name: (m.shape[1], m.shape[3]) for name, m in self.features(blank, self.layers).items()}

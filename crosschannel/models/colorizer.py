@@ -78,7 +78,7 @@ class Colorizer(nn.Module):
                 raise UserError(
                     f"a batch must be (N, 3, H, W), float in [0, 1]; got {tuple(image.shape)} {image.dtype}"
                 )
-            arrays = (image * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            arrays = (image.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             coloured = torch.from_numpy(np.stack([self._colour(array, temperature) for array in arrays]))
             return (coloured.permute(0, 3, 1, 2).float() / 255).to(image)
         if isinstance(image, Image.Image):

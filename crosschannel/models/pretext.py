@@ -117,7 +117,9 @@ def _grid(net: nn.Module) -> tuple[int, float]:
     if isinstance(net, VGG16):
         return 16, 7.5  # four 2×2 pools
     stride = net.last_stride
-    return stride, (stride - 1) / 2 if net.kind == "block" else 0.0  # patches; odd kernels that pad their half
+    first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+    # Patches that do not overlap (ViT, ConvNeXt, Swin), or odd kernels that pad their half.
+    return stride, (stride - 1) / 2 if first.kernel_size[0] % 2 == 0 else 0.0
 
 
 def _freeze_unused(pretext: PretextNet, channels: int, image_size: int) -> None:

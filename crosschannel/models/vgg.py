@@ -11,7 +11,7 @@ def _rows(fc: int) -> list[Row]:
     rows: list[Row] = []
     for block, (width, count) in enumerate(_BLOCKS, 1):
         rows += [Conv(f"conv{block}_{i}", width, kernel=3, pad=1) for i in range(1, count + 1)]
-        rows.append(Pool(f"pool{block}", 2, 2))
+        rows.append(Pool(f"pool{block}", 2, 2, ceil=False))
     if not fc:
         return rows[:-1]  # pool5 only feeds fc6
     return [*rows, Conv("fc6", fc, 7, norm=False), Conv("fc7", fc, 1, norm=False)]

@@ -1,5 +1,6 @@
 """Nets that are not ours, behind the same two attributes: ``layers`` and ``forward_features``."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -86,8 +87,11 @@ class ModuleNet(nn.Module):
     Args:
         model: takes (N, C, H, W); it is called as it is and left as soon as the last layer asked for is known.
         layers: public names → submodule names, in order of execution; default: every direct child by its name.
+            Deeper ones can be asked for by their dotted names (``layer3.0``).
 
-    What gives vectors (N, C) is a map of one position; what gives anything else is an error when it is asked for.
+    What gives vectors (N, C) is a map of one position. Tokens (N, L, C) are a square map, without the class token
+    where there is one more (that is ``NAME_class``). Of square inputs, maps (N, h, h, C) are known to have their
+    channels last. What gives anything else is an error when it is asked for.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, str] | None = None):
@@ -105,16 +109,13 @@ class ModuleNet(nn.Module):
 
         def reader(name: str):
             def read(_module, _inputs, output):
-                if not isinstance(output, Tensor) or output.ndim not in (2, 4):
-                    raise UserError(f"layer {name!r} gives no feature map (N, C, h, w)")
-                output = output if output.ndim == 4 else output[:, :, None, None]
-                found[name] = output.clone()  # an in-place ReLU may follow
+                found[name] = self._as_map(name, output, x).clone()  # an in-place ReLU may follow
                 if len(found) == len(set(layers)):
                     raise _LastLayerReached
 
             return read
 
-        handles = [self.model.get_submodule(self._paths[name]).register_forward_hook(reader(name)) for name in layers]
+        handles = [self._submodule(name).register_forward_hook(reader(name)) for name in layers]
         try:
             self.model(x)
         except _LastLayerReached:
@@ -122,7 +123,40 @@ class ModuleNet(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return {name: found[name] for name in self.layers if name in found}
+        return {name: found[name] for name in layers if name in found}
+
+    def has_layer(self, name: str) -> bool:
+        """Whether there is a submodule of that name, at any depth."""
+        try:
+            self._submodule(name)
+        except AttributeError:
+            return False
+        return bool(name)
+
+    def _submodule(self, name: str) -> nn.Module:
+        path = self._paths.get(name, name)
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            return self.model.get_submodule(path.removesuffix("_class"))
+
+    @staticmethod
+    def _as_map(name: str, output: object, x: Tensor) -> Tensor:
+        """What a submodule gave, as (N, C, h, w)."""
+        if isinstance(output, Tensor) and output.ndim == 2:
+            return output[:, :, None, None]
+        if isinstance(output, Tensor) and output.ndim == 3:
+            side = math.isqrt(output.shape[1])
+            extra = output.shape[1] - side * side
+            if extra == 1 and name.endswith("_class"):
+                return output[:, 0, :, None, None]
+            if extra <= 1:
+                return output[:, extra:].transpose(1, 2).unflatten(2, (side, side))
+        if isinstance(output, Tensor) and output.ndim == 4:
+            height, width, last = output.shape[1:]
+            is_last = x.shape[2] == x.shape[3] and height == width != last
+            return output.permute(0, 3, 1, 2) if is_last else output
+        raise UserError(f"layer {name!r} gives no feature map (N, C, h, w)")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

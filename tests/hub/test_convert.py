@@ -9,6 +9,7 @@ from caffe_writer import field, layer
 from caffe_writer import model as caffemodel
 from published_nets import ECCV16, DeepCluster, RotNet, randomise
 from safetensors.torch import save_file
+from torch import nn
 
 from crosschannel import UserError, load_backbone, load_colorizer
 from crosschannel.cli import main
@@ -72,6 +73,22 @@ def test_deepclusters_alexnet_with_its_stem(tmp_path, sobel):
     assert close(maps["pool5"], pool5) and close(maps["fc7"].flatten(1), fc7)
 
 
+def test_deepclusters_vgg16_with_its_stem(tmp_path):
+    net = randomise(torchvision.models.vgg16_bn(weights=None))
+    net.features[0] = randomise(nn.Conv2d(2, 64, 3, padding=1))
+    state = {f"features.module.{k}": v for k, v in net.features.state_dict().items()}
+    state |= {f"classifier.{k}": v for k, v in net.classifier.state_dict().items() if not k.startswith("6")}
+    state |= {"top_layer.weight": torch.zeros(10, 4096), "top_layer.bias": torch.zeros(10)}
+    state |= {"sobel.0.weight": torch.zeros(1, 3, 1, 1), "sobel.1.weight": torch.zeros(2, 1, 3, 3)}
+    torch.save({"epoch": 1, "arch": "vgg16", "state_dict": state}, tmp_path / "checkpoint.pth.tar")
+    backbone = load_backbone(str(tmp_path / "checkpoint.pth.tar"))
+    assert backbone.input.kind == "sobel"
+    with torch.no_grad():
+        maps, x = backbone(RGB[:1], ["conv5_3", "fc7"]), backbone.preprocess(RGB[:1])
+        assert close(maps["conv5_3"], net.features[:-1](x))
+        assert close(maps["fc7"].flatten(1), net.classifier[:6](net.features(x).flatten(1)))
+
+
 def test_rotnets_alexnet(tmp_path):
     net = randomise(RotNet())
     torch.save({"epoch": 50, "network": net.state_dict()}, tmp_path / "net.pth")
@@ -105,21 +122,28 @@ def test_eccv16_keeps_its_own_decode_and_is_not_annealed_twice(tmp_path):
     assert backbone.input.kind == "grey" and "conv7_3" in backbone.layers
 
 
-LAYERS = [
-    ("conv1", (96, 3, 11, 11), "pad: 0 kernel_size: 11 stride: 4"),
-    ("conv2", (256, 48, 5, 5), "pad: 2 kernel_size: 5 group: 2"),
-    ("conv3", (384, 256, 3, 3), "pad: 1 kernel_size: 3"),
-    ("conv4", (384, 192, 3, 3), "pad: 1 kernel_size: 3 group: 2"),
-    ("conv5", (256, 192, 3, 3), "pad: 1 kernel_size: 3 group: 2"),
-    ("fc6", (64, 9216), ""),
-    ("fc7", (64, 64), ""),
-]
+def caffe_layers(kind: str, channels: int):
+    """(name, shape of the weights, options): in two groups, as CaffeNet has it, or in none, wide or narrow."""
+    groups = 1 if kind in ("ungrouped", "narrow") else 2
+    a, b, c, d, e = (64, 192, 384, 256, 256) if kind == "narrow" else (96, 256, 384, 384, 256)
+    group = f"group: {groups}"
+    return [
+        ("conv1", (a, channels, 11, 11), f"pad: {2 if kind == 'narrow' else 0} kernel_size: 11 stride: 4"),
+        ("conv2", (b, a // groups, 5, 5), f"pad: 2 kernel_size: 5 {group}"),
+        ("conv3", (c, b, 3, 3), "pad: 1 kernel_size: 3"),
+        ("conv4", (d, c // groups, 3, 3), f"pad: 1 kernel_size: 3 {group}"),
+        ("conv5", (e, d // groups, 3, 3), f"pad: 1 kernel_size: 3 {group}"),
+        ("fc6", (64, 9216), ""),
+        ("fc7", (64, 64), ""),
+    ]
 
 
 def write_caffenet(folder, kind: str, channels: int = 3):
     """A CaffeNet with narrow fully connected layers, as model and prototxt."""
     generator = np.random.default_rng(0)
-    layers, text, top = [], f'input: "data" input_dim: 1 input_dim: {channels} input_dim: 227 input_dim: 227\n', "data"
+    side = 224 if kind == "narrow" else 227
+    text = f'input: "data" input_dim: 1 input_dim: {channels} input_dim: {side} input_dim: {side}\n'
+    layers, top = [], "data"
 
     def add(name, type, arrays=(), options="", inplace=False):
         nonlocal text, top
@@ -134,8 +158,7 @@ def write_caffenet(folder, kind: str, channels: int = 3):
     def lrn(number):
         add(f"norm{number}", "LRN", options="lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }")
 
-    for name, shape, options in LAYERS:
-        shape = (shape[0], channels, *shape[2:]) if name == "conv1" else shape
+    for name, shape, options in caffe_layers(kind, channels):
         weight = generator.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape).astype(np.float32)
         bias = generator.normal(0, 0.1, shape[0]).astype(np.float32)
         if name.startswith("conv"):
@@ -161,12 +184,13 @@ def write_caffenet(folder, kind: str, channels: int = 3):
     return layers
 
 
-@pytest.mark.parametrize("kind", ["plain", "lrn", "lrn-before-pool", "batchnorm"])
+@pytest.mark.parametrize("kind", ["plain", "lrn", "lrn-before-pool", "batchnorm", "ungrouped", "narrow"])
 def test_a_caffemodel_gives_what_opencvs_own_reader_gives(tmp_path, kind):
     write_caffenet(tmp_path, kind)
     net = cv2.dnn.readNetFromCaffe(str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel"))
     backbone = load_backbone(str(tmp_path / "net.caffemodel"))
-    rgb = torch.rand(1, 3, 227, 227, generator=torch.Generator().manual_seed(1))
+    side = 224 if kind == "narrow" else 227
+    rgb = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
     bgr = (rgb * 255 - torch.tensor(CAFFE_MEAN)[:, None, None]).flip(1)
     net.setInput(bgr.numpy())
     names = {name: f"relu_{name}" for name in ("conv1", "conv5", "fc7")}
@@ -177,7 +201,7 @@ def test_a_caffemodel_gives_what_opencvs_own_reader_gives(tmp_path, kind):
         ours = backbone(rgb, list(names))
     for name in names:
         assert close(ours[name].reshape(theirs[name].shape), theirs[name]), name
-    assert backbone.provenance.details["format"] == "caffe" and backbone.input.size == 227
+    assert backbone.provenance.details["format"] == "caffe" and backbone.input.size == side
 
 
 def test_old_caffemodels_and_grey_and_lab_ones(tmp_path):
@@ -249,7 +273,11 @@ def test_files_that_cannot_be_are_one_sentence_and_nothing_is_run(tmp_path, caps
 def test_a_caffemodel_of_wrong_shapes_says_which(tmp_path):
     layers = write_caffenet(tmp_path, "plain")
     name, kind, arrays = next(entry for entry in layers if entry[0] == "conv2")
-    for at, array, message in ((1, np.zeros(9), "conv2.conv.bias"), (0, np.zeros((256, 96, 5, 5)), "two groups")):
+    for at, array, message in (
+        (1, np.zeros(9), "conv2.conv.bias"),
+        (0, np.zeros((256, 96, 5, 5)), "wrong shape for conv4.conv.weight"),
+        (0, np.zeros((256, 32, 5, 5)), "no AlexNet here is 96-256-384-384-256, conv2 in 3 groups, no LRN"),
+    ):
         changed = list(arrays)
         changed[at] = array.astype(np.float32)
         wrong = [(name, kind, changed) if entry[0] == "conv2" else entry for entry in layers]

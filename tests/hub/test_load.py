@@ -9,6 +9,7 @@ from torch import nn
 import crosschannel
 from crosschannel import UserError, load_backbone
 from crosschannel.hub import parse_source, read_weights, save_backbone
+from crosschannel.hub.export import net_spec
 from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec
 from crosschannel.models.backbone import Provenance
 
@@ -39,7 +40,9 @@ def test_a_saved_backbone_comes_back_with_its_input_and_provenance(saved):
 def test_frozen_means_eval_and_no_gradients(saved):
     frozen, free = load_backbone(str(saved[0])), load_backbone(str(saved[0]), frozen=False)
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
-    assert all(p.requires_grad for p in free.parameters())
+    assert all(p.requires_grad for p in free.parameters()) and free.training
+    random = load_backbone("random:alexnet,fc=0,size=64,norm=false", frozen=False)
+    assert random.training and all(p.requires_grad for p in random.parameters())
 
 
 def test_dtype_and_geometry_and_lab(saved):
@@ -58,6 +61,8 @@ def test_dtype_and_geometry_and_lab(saved):
 def test_what_cannot_be_said_of_a_backbone(saved):
     with pytest.raises(UserError, match="cannot take crops of 64 px"):
         load_backbone("random:alexnet,size=64")  # its fc6 needs more
+    with pytest.raises(UserError, match="cannot take crops of 16 px"):
+        load_backbone("kmeans:alexnet,size=16,fc=0")
     backbone = load_backbone(str(saved[0]), layers="conv5", frozen=False).train()
     backbone.net.conv1.norm.eval()
     assert backbone.channels["conv5"] == 256 and list(backbone(RGB)) == ["conv5"]
@@ -80,7 +85,8 @@ def damaged(meta: dict, key: str, value) -> dict:
     ("key", "value"),
     [("net", "{"), ("net", []), ("net", {"name": "alexnet", "colour": 1}), ("net", {"name": "alexnet", "fc": -5}),
      ("net", {"name": "alexnet", "fc": 10**7}), ("net", {"name": "alexnet", "in_channels": 10**8}),
-     ("net", {"name": "alexnet", "variant": "no"}), ("schema", "x"), ("input", {"kind": 3}), ("provenance", {})],
+     ("net", {"name": "alexnet", "variant": "no"}), ("net", {"name": "vgg16", "fc": 8}),
+     ("schema", "x"), ("input", {"kind": 3}), ("provenance", {})],
 )  # fmt: skip
 def test_damaged_metadata_is_one_sentence(saved, tmp_path, key, value):
     with safe_open(saved[0], "pt") as file:
@@ -133,6 +139,19 @@ def test_random_of_a_trained_net_is_its_fresh_twin(saved, photo_folder):
     trained = load_backbone(str(saved[0]))
     assert twin.layers == trained.layers and twin.input == trained.input
     assert not torch.equal(twin.net.conv1.conv.weight, trained.net.conv1.conv.weight)
+
+
+def test_random_of_somebody_elses_file_is_its_fresh_twin(tmp_path, photo_folder):
+    import torchvision
+
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "a.pth")
+    twin = load_backbone(f"random:{tmp_path / 'a.pth'},data={photo_folder}")
+    trained = load_backbone(str(tmp_path / "a.pth"))
+    assert twin.layers == trained.layers and twin.input == trained.input and twin.net.variant == trained.net.variant
+    assert not torch.equal(twin.net.conv1.conv.weight, trained.net.conv1.conv.weight)
+    with pytest.raises(UserError, match="input must be one of rgb"):
+        save_backbone(tmp_path / "rgb.safetensors", trained.net, net_spec(trained.net), trained.input, Provenance())
+        load_backbone(f"{tmp_path / 'rgb.safetensors'},input=lab")
 
 
 def test_kmeans_source(photo_folder):

@@ -97,6 +97,34 @@ def test_a_vit_gives_its_class_and_patch_tokens_after_its_final_norm():
     assert TimmNet("samvit_base_patch16").layers[:2] == ("block1", "block2")  # a ViT without a class token
 
 
+def test_tokens_and_channels_last_maps_of_any_module_become_maps():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 64)
+    vit = torchvision.models.VisionTransformer(64, 16, 2, 2, 8, 16).eval()
+    net = ModuleNet(vit)
+    with torch.no_grad():
+        found = net.forward_features(x, ["encoder", "encoder_class", "encoder.layers.encoder_layer_0"])
+        tokens = vit.encoder(torch.cat((vit.class_token.expand(2, -1, -1), vit._process_input(x)), 1))
+    assert torch.equal(found["encoder_class"][:, :, 0, 0], tokens[:, 0])
+    assert torch.equal(found["encoder"].flatten(2).transpose(1, 2), tokens[:, 1:])
+    assert found["encoder.layers.encoder_layer_0"].shape == (2, 8, 4, 4)
+    swin = torchvision.models.swin_t(weights=None).eval()
+    with torch.no_grad():
+        last = ModuleNet(swin).forward_features(x, ["features"])["features"]
+        assert torch.equal(last, swin.features(x).permute(0, 3, 1, 2))
+    backbone = Backbone(net, InputSpec("rgb", 64))
+    assert (
+        backbone.channels["encoder"] == 8 and backbone.has_layer("encoder.ln") and not backbone.has_layer("encoder.x")
+    )
+    with pytest.raises(UserError, match=r"no layer 'encoder\.x'"):
+        backbone(torch.rand(1, 3, 64, 64), ["encoder.x"])
+
+
+def test_a_net_without_parameters_is_a_backbone_too():
+    backbone = Backbone(ModuleNet(nn.Sequential(nn.AvgPool2d(8))), InputSpec("rgb", 64))
+    assert backbone(RGB)["0"].shape == (2, 3, 8, 8) and backbone.channels == {"0": 3}
+
+
 def test_timm_features_are_timms_own():
     import timm
 

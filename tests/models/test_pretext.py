@@ -22,7 +22,9 @@ def test_between_corner_aligned_grids_it_is_torchs_bilinear():
     assert torch.allclose(matrix @ x @ matrix.T, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "vgg16", "timm:resnet18", "timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["alexnet", "vgg16", "timm:resnet18", "timm:convnext_atto", "timm:vit_tiny_patch16_224"]
+)
 def test_the_first_point_of_the_last_map_is_where_the_table_says(name):
     """The input's influence on a middle point of the last map is centred on origin + stride · index."""
     torch.manual_seed(0)
