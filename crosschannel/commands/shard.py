@@ -44,6 +44,8 @@ def shard(config: ShardConfig) -> None:
     if config.shard_mb < 1:
         raise UserError(f"shard_mb must be at least 1, got {config.shard_mb}")
     out = Path(config.out)
+    if not out.name:
+        raise UserError(f"out must name a new folder, got {config.out!r}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder")
     splits = dict(zip(("train", "val"), open_images(config.data, config.val_share), strict=True))

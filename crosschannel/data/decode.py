@@ -15,7 +15,7 @@ class BrokenImage(Exception):
 
 
 class EncodedImage:
-    """An image of which only the header is read.
+    """An image of which, if it is a JPEG, only the header is read until its pixels are asked for.
 
     Args:
         data: a JPEG, PNG, WebP, BMP or TIFF file, grey, palette, CMYK, 16-bit or with alpha (laid over white).
@@ -32,12 +32,11 @@ class EncodedImage:
             raise BrokenImage("the file is empty")
         self._data = data
         try:
-            self._turbo = data[:2] == b"\xff\xd8" and not _turned(data)
-            if self._turbo:
-                self.height, self.width, space, _ = simplejpeg.decode_jpeg_header(data)
-                self._turbo = space not in ("CMYK", "YCCK")
+            self._picture = None if _is_plain_jpeg(data) else _upright(data)
+            if self._picture is None:
+                self.height, self.width, _, _ = simplejpeg.decode_jpeg_header(data)
             else:
-                self.width, self.height = _upright_size(data)
+                self.width, self.height = self._picture.size
         except Exception as error:  # decoders raise whatever they like on bytes they cannot read
             raise broken(error) from None
         check_size(self.height, self.width)
@@ -55,13 +54,13 @@ class EncodedImage:
             BrokenImage: the bytes are cut off or damaged.
         """
         try:
-            if self._turbo:
+            if self._picture is None:
                 # Only these fractions have fast inverse transforms; 7/8 takes longer than the whole.
                 least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
                 return simplejpeg.decode_jpeg(self._data, "RGB", **(least if shrink > 1 else {}))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return np.array(to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(self._data)))))
+                return np.array(to_rgb(self._picture))
         except Exception as error:
             raise broken(error) from None
 
@@ -86,21 +85,25 @@ def check_size(height: int, width: int) -> None:
         raise BrokenImage(f"{width} × {height} is more than {MAX_PIXELS // 10**6} million pixels")
 
 
-def _turned(data: bytes) -> bool:
-    """Whether a JPEG carries an EXIF orientation other than upright."""
-    if b"Exif\0" not in data[:4096]:
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether libjpeg-turbo alone can decode it: an upright JPEG that is not CMYK."""
+    if data[:2] != b"\xff\xd8":
         return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) != 1
+    if data.find(b"Exif\0", 0, 1 << 18) >= 0:  # segments of up to 64 KiB, such as colour profiles, may stand before it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) != 1:
+                return False
+    return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
 
 
-def _upright_size(data: bytes) -> tuple[int, int]:
+def _upright(data: bytes) -> Image.Image:
+    """What Pillow makes of it; decoded already where the orientation may stand behind the pixels (PNG)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data))
-        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    return image.size[::-1] if sideways else image.size
+        check_size(image.height, image.width)
+        return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from crosschannel.data.folder import open_folder
 from crosschannel.data.images import ImageSet, Subset
 from crosschannel.data.remote import is_remote
 from crosschannel.data.sample import sample_images
-from crosschannel.data.shards import open_shards
+from crosschannel.data.shards import holds_shards, open_shards
 from crosschannel.errors import UserError
 
 
@@ -63,6 +63,8 @@ def _open(data: str) -> tuple[ImageSet, ImageSet | None]:
 
 
 def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
+    if data == os.environ.get("CROSSCHANNEL_DATA"):  # a launcher has copied it to this machine's own disk
+        data = os.environ["CROSSCHANNEL_DATA_COPY"]
     kind, _, name = data.partition(":")
     if data == "builtin:sample":
         return sample_images()
@@ -75,13 +77,13 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
     if is_remote(data):
         return open_shards(data)
     path = Path(data).expanduser()
-    if "{" in data or data.endswith(".tar"):
+    if not path.is_dir() and ("{" in data or data.endswith(".tar")):
         return open_shards(str(path))
     if path.is_file():
         raise UserError(f"{data} is a file: --data takes a folder of images, or tar shards")
     if not path.is_dir():
         raise UserError(f"no data at {data!r}: no such folder")
-    if any((path / "train" if (path / "train").is_dir() else path).glob("*.tar")):
+    if holds_shards(path):
         return open_shards(str(path))
     return open_folder(path)
 

@@ -4,6 +4,7 @@ that comes and goes."""
 import io
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -70,6 +71,8 @@ def _ask(ranges: Sequence[Range], patience: float | None) -> list[tuple[int, byt
             return [answers[i] for i in range(len(ranges))]
         if len(open_) > len(ranges) - len(answers):  # some came through: it is there
             until, pause = time.monotonic() + patience, 0.1
+        if pause > 2:
+            warnings.warn(f"waiting for {ranges[0].url.partition('?')[0]}: {problem}", stacklevel=2)
         if time.monotonic() + pause > until:
             url = next(ranges[i].url for i in open_ if i not in answers)
             raise UserError(f"the server of {url} was away for {patience:.0f} s: {problem}")

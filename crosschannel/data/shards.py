@@ -110,7 +110,11 @@ def parse_index(text: str, size: int | None = None) -> list[Row] | None:
     """The rows of an index; None where it is damaged or belongs to a shard of another size."""
     head, _, body = text.partition("\n")
     version, of_size, *rest = head.split("\t") if head.count("\t") == 3 else ("", "")
-    if version != _INDEX_VERSION or size not in (None, int(of_size)) or rest != [str(body.count("\n")), _digest(body)]:
+    if (
+        version != _INDEX_VERSION
+        or (size is not None and of_size != str(size))
+        or rest != [str(body.count("\n")), _digest(body)]
+    ):
         return None
     fields = (line.split("\t", 3) for line in body.split("\n")[:-1])
     return [Row(int(offset), int(length), int(label), name) for offset, length, label, name in fields]
@@ -206,6 +210,14 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
             raise UserError(f"no shard {missing[0]}, the first of {len(missing)} missing ones named by {data!r}")
     classes = _classes(train[0])
     return ShardImages(train, classes), ShardImages(val, classes) if val else None
+
+
+def holds_shards(folder: Path) -> bool:
+    """Whether a folder, or one in it that is named after a split, has tar files."""
+    splits = [
+        p for p in folder.iterdir() if p.is_dir() and any(re.fullmatch(w, p.name, re.I) for w in _SPLITS.values())
+    ]
+    return any(any(place.glob("*.tar")) for place in (folder, *splits))
 
 
 def _split(shards: list[str], data: str) -> tuple[list[str], list[str]]:

@@ -218,10 +218,10 @@ def crop_loader(
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise loaded
+        yield loaded
 
 
 def _collate(samples: list[Sample] | UserError) -> Batch | UserError:

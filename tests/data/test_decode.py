@@ -72,6 +72,14 @@ def test_exif_orientation_is_honoured(orientation):
     assert np.abs(pixels[4:12, 4:20].astype(int) - PICTURE[4:12, 4:20]).max() <= 6
 
 
+def test_an_orientation_behind_a_long_colour_profile_is_honoured():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(Image.fromarray(np.ascontiguousarray(np.rot90(PICTURE, 1))), "JPEG", exif=exif)
+    profile = b"\xff\xe2" + (60_002).to_bytes(2, "big") + bytes(60_000)
+    assert decode(turned[:2] + profile * 2 + turned[2:]).shape == PICTURE.shape
+
+
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 @pytest.mark.parametrize("height", [512, 509])
 def test_a_shrunk_jpeg_is_that_part_of_its_size(photos, shrink, height):

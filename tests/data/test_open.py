@@ -41,6 +41,19 @@ def test_any_depth_and_case_and_stray_files(photo_folder, tmp_path):
     assert sorted(names(train) + names(val)) == ["a.JPG", "again/d/e.jpeg", "b/c/d/e.jpeg", "b/f.JPEG"]
 
 
+def test_a_copy_that_a_launcher_made_is_read_under_the_name_of_the_data(photo_folder, tmp_path, monkeypatch):
+    shutil.copytree(photo_folder, tmp_path / "copy")
+    monkeypatch.setenv("CROSSCHANNEL_DATA", "/gone")
+    monkeypatch.setenv("CROSSCHANNEL_DATA_COPY", str(tmp_path / "copy"))
+    assert len(open_images("/gone")[0]) == 40
+
+
+def test_a_folder_may_be_called_anything(photo_folder, tmp_path):
+    for name in ("br{a,b}ces", "photos.tar", "with space, and ünïcode"):
+        shutil.copytree(photo_folder, tmp_path / name)
+        assert len(open_images(str(tmp_path / name))[0]) == 40
+
+
 def test_a_fixed_share_is_held_out_by_name(photo_folder, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(photo_folder / "train", folder)

@@ -63,9 +63,10 @@ def replace_rows(text):
         lambda text: text[: len(text) // 2],
         lambda text: "\n".join(text.split("\n")[:-3]) + "\n",
         lambda text: "",
+        lambda text: text.replace("\t", "\tabc", 1),
         replace_rows,
     ],
-    ids=["of another shard", "cut in a line", "cut between lines", "empty", "changed"],
+    ids=["of another shard", "cut in a line", "cut between lines", "empty", "a size that is none", "changed"],
 )
 def test_an_index_is_optional_and_one_that_does_not_fit_is_made_anew(shards, tmp_path, damage):
     sidecars = copied(shards, tmp_path)
@@ -129,10 +130,11 @@ def test_shards_are_told_apart_by_the_words_in_their_names(shards, tmp_path):
         open_images(str(tmp_path))
 
 
-def test_shards_in_train_and_val_folders(shards, tmp_path):
-    for split in ("train", "val"):
-        (tmp_path / split).mkdir()
-        (tmp_path / split / "000.tar").write_bytes(sorted(shards.glob(f"{split}-*.tar"))[0].read_bytes())
+@pytest.mark.parametrize("names", [("train", "val"), ("training", "validation")])
+def test_shards_in_train_and_val_folders(shards, tmp_path, names):
+    for split, name in zip(("train", "val"), names, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "000.tar").write_bytes(sorted(shards.glob(f"{split}-*.tar"))[0].read_bytes())
     train, val = open_images(str(tmp_path))
     assert len(train) > 5 and len(val) == 10
 
