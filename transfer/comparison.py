@@ -111,6 +111,8 @@ def run(config: CompareConfig) -> list[Difference]:
         raise UserError(f"compare takes two run folders, got {len(config.runs)}")
     if config.resamples < 1:
         raise UserError(f"resamples must be at least 1, got {config.resamples}")
+    if config.seed < 0:
+        raise UserError(f"seed must not be negative, got {config.seed}")
     if not 0 < config.level < 1:
         raise UserError(f"level must be within 0..1, got {config.level}")
     first, second = (load_result(path) for path in config.runs)

@@ -114,7 +114,8 @@ class Extraction:
             folder.parent.mkdir(parents=True, exist_ok=True)
             free, place = shutil.disk_usage(folder.parent).free, f"on disk in {folder}"
         else:
-            free, place = _free_memory(), "in memory"
+            ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world.size)  # on this machine; each holds all rows
+            free, place = _free_memory() // ranks, "in memory" if ranks == 1 else f"in memory on each of {ranks} ranks"
         self.console.print(f"{what} features: {_gib(size)} {place}", markup=False)
         if size > free:
             raise UserError(
@@ -137,15 +138,15 @@ class Extraction:
     def _fill(self, maps: dict[str, Tensor], stream: CropStream, what: str) -> tuple[Tensor, dict[int, str]]:
         """Write the maps row by row; returns the image of every row, and the broken images."""
         world, total = self.world, len(stream.images) * stream.views
-        own = slice(world.rank * self.batch, (world.rank + 1) * self.batch)
-        device = world.device
+        own, device = world.share(self.batch), world.device
         batches = crop_loader(stream, 0, total, self.batch * world.size, own, self.workers, device.type == "cuda")
         indices: list[Tensor] = []
         broken: dict[int, str] = {}
         tally = BrokenImages(self.broken_limit)
         writes = world.is_main or self.cache == "memory"
         with InterruptFlag() as flag:
-            for batch in progress(batches, f"{what} features", -(-total // (self.batch * world.size))):
+            steps = -(-total // (self.batch * world.size))
+            for batch in progress(world.together(batches), f"{what} features", steps, self.console):
                 found = dict(entry for rank in world.gather(batch.broken) for entry in rank)
                 broken |= found
                 start = sum(map(len, indices))
@@ -169,8 +170,8 @@ class Extraction:
             return self.features(images)
 
     def _key(self, stream: CropStream) -> str:
-        """32 hex digits that change with the weights, the net, its input, the layers, the pooling, the images and
-        their crops, and the arithmetic."""
+        """32 hex digits that change with the weights, the net, what it computes, its input, the layers, the pooling,
+        the images and their crops, and the arithmetic."""
         backbone = self.features.backbone
         digest = hashlib.sha256()
         for name, tensor in backbone.state_dict().items():
@@ -178,9 +179,9 @@ class Extraction:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         crop = {key: value for key, value in asdict(stream.crop).items() if key in ("size", "resize")}
         rest = [
-            repr(backbone.net), asdict(backbone.input), self.features.layers, self.features.pooling, self.precision,
-            self.world.device.type, stream.images.content_key(), crop, stream.ten_crops, stream.interpolation,
-            crosschannel.__version__, torch.__version__,
+            repr(backbone.net), self.features.sketch(), asdict(backbone.input), self.features.layers,
+            self.features.pooling, self.precision, self.world.device.type, stream.images.content_key(), crop,
+            stream.ten_crops, stream.interpolation, crosschannel.__version__, torch.__version__,
         ]  # fmt: skip
         digest.update(json.dumps(rest).encode())
         return digest.hexdigest()[:32]
@@ -217,10 +218,16 @@ def _readable(images: ImageSet, maps: dict[str, Tensor], indices: Tensor) -> Sto
 
 
 def _free_memory() -> int:
-    """Bytes that this machine can still give."""
+    """Bytes that this machine, or the control group that this process is in, can still give."""
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ()
     free = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return 1024 * int(free.split()[1]) if free else 2**63
+    amounts = [1024 * int(free.split()[1])] if free else [2**63]
+    groups = Path("/proc/self/cgroup").read_text().splitlines() if Path("/proc/self/cgroup").is_file() else ()
+    for place in (line.removeprefix("0::/") for line in groups if line.startswith("0::/")):
+        limit, used = (Path("/sys/fs/cgroup", place, f"memory.{name}") for name in ("max", "current"))
+        if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdecimal():
+            amounts.append(int(most) - int(used.read_text()))
+    return max(0, min(amounts))
 
 
 def _gib(size: int) -> str:

@@ -30,7 +30,7 @@ def as_backbone(backbone: Backbone | nn.Module | str, device: torch.device | Non
 
 
 def choose_layers(backbone: Backbone, wanted: str | Sequence[str]) -> tuple[str, ...]:
-    """The layers that a user names, in the net's order.
+    """The layers that a user names, in the net's order; deeper ones than the net lists come last.
 
     Args:
         backbone: has them.
@@ -41,10 +41,14 @@ def choose_layers(backbone: Backbone, wanted: str | Sequence[str]) -> tuple[str,
     """
     patterns = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
     patterns = ["*" if pattern == "all" else pattern for pattern in patterns]
-    for pattern in patterns:
+    deeper = []
+    for pattern in dict.fromkeys(patterns):
         if not any(fnmatchcase(layer, pattern) for layer in backbone.layers):
-            raise UserError(f"no layer {pattern!r}; this backbone has {', '.join(backbone.layers)}")
-    return tuple(layer for layer in backbone.layers if any(fnmatchcase(layer, pattern) for pattern in patterns))
+            if not backbone.has_layer(pattern):
+                raise UserError(f"no layer {pattern!r}; this backbone has {', '.join(backbone.layers)}")
+            deeper.append(pattern)
+    listed = (layer for layer in backbone.layers if any(fnmatchcase(layer, pattern) for pattern in patterns))
+    return (*listed, *deeper)
 
 
 class FrozenFeatures:
@@ -84,6 +88,14 @@ class FrozenFeatures:
             layer = self.layers[finite.index(False)]
             raise UserError(f"layer {layer!r} gives features that are not finite (NaN or infinite)")
         return pooled
+
+    def sketch(self) -> list[str]:
+        """Mean and deviation of every layer's features of one image of noise, in four digits: nets that are written
+        otherwise give others, whatever they are called."""
+        noise = torch.randint(256, (1, 3, self.size, self.size), generator=torch.Generator().manual_seed(0))
+        with at_rest(self.backbone):
+            found = self(noise.byte())
+        return [f"{layer} {feature.mean():.4g} {feature.std():.4g}" for layer, feature in found.items()]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """(C, g, g) by layer, from one blank image.

@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 
+from crosschannel.commands.progress import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.report import Figure, Heading, Listing, Page, Table, Text, accuracy_by_layer
 from crosschannel.report.published import IMAGENET_PROBES, LAYERS, PASCAL, PASCAL_COLUMNS
 from crosschannel.training.config import flatten
 from transfer.result import Result, load_result
 
-_FREE = {"seed", "out", "device", "data", "backbone", "init_from"}  # keys that do not tell runs of a table apart
+# Keys that do not tell runs of a table apart.
+_FREE = {"seed", "out", "device", "data", "backbone", "init_from", "batch", "workers", "broken_limit"}
 _KINDS = {"top1": "top-1", "top5": "top-5"}
+_PASCAL = {"classify": 4952, "detect": 4952, "segment": 736}  # images that the published figures are of
 _WORDS = {"linear-probe": "Linear probes", "knn": "Nearest neighbours", "pretrain": "Pretraining"}
 
 
@@ -89,13 +91,18 @@ def run(config: ReportConfig) -> list[Path]:
     for number, ((protocol, _, _), members) in enumerate(by_setting.items()):
         if protocol in ("linear-probe", "knn"):
             page.add(*_layers_section(members, out / f"{protocol}-{number}.png"))
-        elif _pascal_column(members[0].first) is None:
+        elif protocol not in _PASCAL:
             page.add(*_plain_section(members))
-    if any(_pascal_column(entry.first) is not None for entry in groups):
-        page.add(*_pascal_section(groups))
+    pascal: dict[tuple, list[Group]] = defaultdict(list)
+    for entry in groups:
+        if entry.first.protocol in _PASCAL:
+            is_whole = entry.first.n == _PASCAL[entry.first.protocol]
+            pascal[entry.first.data, 0 if is_whole else entry.first.n].append(entry)
+    for (_, size), members in pascal.items():
+        page.add(*_pascal_section(members, is_whole=not size))
     page.add(Heading("How each was obtained"), *_origins(groups))
     written = page.write(out)
-    Console(highlight=False, soft_wrap=True).print(f"report: {out / 'report.html'} (and report.md, tables.tex)")
+    stdout_console().print(f"report: {out / 'report.html'} (and report.md, tables.tex)")
     return written
 
 
@@ -152,7 +159,7 @@ def _layers_section(groups: list[Group], plot: Path) -> Iterator[Heading | Text 
     is_imagenet = classes == 1000 and first.n >= 49_000
     published = _published_probes() if first.protocol == "linear-probe" and set(LAYERS) <= set(layers) else {}
     theirs_apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
-    shown = LAYERS if published else layers
+    shown = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
     accuracy_by_layer(
         plot, shown, curves, f"{_KINDS.get(kinds[0], kinds[0])} accuracy, %\n({where})", published, theirs_apart
     )
@@ -208,21 +215,25 @@ def _pascal_column(result: Result) -> int | None:
     return {"detect": 3, "segment": 4}.get(result.protocol)
 
 
-def _pascal_section(groups: list[Group]) -> Iterator[Heading | Text | Table]:
+def _pascal_section(groups: list[Group], is_whole: bool) -> Iterator[Heading | Text | Table]:
+    """Runs on the same images; beside the paper's Table 2 where those are all of its images."""
     measured: dict[str, list[str]] = {}
     for entry in groups:
         column = _pascal_column(entry.first)
         if column is not None:
             metric = ("map", "map", "map", "ap50", "mean_iu")[column]
             measured.setdefault(entry.label, ["–"] * len(PASCAL_COLUMNS))[column] = entry.cell(metric)
-    theirs = [
-        [f"{name} (published)", *("–" if value is None else f"{value}" for value in values)]
-        for name, values in PASCAL.items()
-    ]
-    rows = [*theirs, *([label, *cells] for label, cells in measured.items())]
-    yield Heading("PASCAL VOC")
+    first, rows, theirs = groups[0].first, [[label, *cells] for label, cells in measured.items()], []
+    caption = f"{_setting(first, 0)}: not comparable with figures on all of PASCAL VOC{_seeds(groups)}"
+    if is_whole:
+        caption = f"as in the paper's Table 2 ({_name(first.data)}{_seeds(groups)})"
+        theirs = [
+            [f"{name} (published)", *("–" if value is None else f"{value}" for value in values)]
+            for name, values in PASCAL.items()
+        ]
+    yield Heading(f"PASCAL VOC on {_name(first.data)}")
     yield Text("Mean average precision, and mean intersection over union for segmentation, in percent.")
-    yield Table("PASCAL VOC, as in the paper's Table 2", ["pretraining", *PASCAL_COLUMNS], rows, len(theirs))
+    yield Table(f"PASCAL VOC, {caption}", ["pretraining", *PASCAL_COLUMNS], theirs + rows, len(theirs))
 
 
 def _origins(groups: list[Group]) -> Iterator[Text | Listing]:

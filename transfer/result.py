@@ -1,9 +1,11 @@
 """What a protocol gives back, and how it lies in a run folder: ``result.json`` and ``predictions.npz``."""
 
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -69,7 +71,7 @@ def load_result(run: Path | str) -> Result:
             with np.load(path / "predictions.npz", allow_pickle=False) as file:
                 rows = {name: file[name] for name in file.files}
         return Result(**stored, rows=rows)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(f"the result of {run} is damaged: {error}") from None
 
 

@@ -21,10 +21,10 @@ def accuracy_by_layer(
 
     Args:
         out: a PNG.
-        layers: along the axis.
+        layers: along the axis; a curve may lack some of them.
         measured: curves by label.
         what: the measured axis' words; a line break keeps them short.
-        published: other people's curves by label.
+        published: other people's curves by label, over some or all of the layers.
         published_what: where they are not comparable with the measured ones, the words of an axis of their own
             beside; empty draws all on one.
 
@@ -39,11 +39,12 @@ def accuracy_by_layer(
     _draw(panels[0], layers, measured, _COLOURS, "-")
     panels[0].set_ylabel(what)
     if published:
-        _draw(panels[-1], layers, published, _MUTED, ":")
+        theirs = [layer for layer in layers if any(layer in curve for curve in published.values())]
+        _draw(panels[-1], theirs if apart else layers, published, _MUTED, ":")
     if apart:
         panels[1].set_ylabel(published_what)
-    for axes in panels:
-        axes.set_xticks(range(len(layers)), layers, rotation=45 if len(layers) > 8 else 0)
+    for axes, shown in zip(panels, (layers, theirs) if apart else (layers,), strict=True):
+        axes.set_xticks(range(len(shown)), shown, rotation=45 if len(shown) > 8 else 0)
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e4e7eb")
@@ -56,6 +57,8 @@ def accuracy_by_layer(
 def _draw(axes, layers: Sequence[str], curves: Mapping[str, Curve], colours: Sequence[str], style: str) -> None:
     for i, (label, curve) in enumerate(curves.items()):
         places = [place for place, layer in enumerate(layers) if layer in curve]
+        if not places:
+            continue
         means, spreads = zip(*(curve[layers[place]] for place in places), strict=True)
         colour = colours[i % len(colours)]
         axes.plot(places, means, style, color=colour, label=label, marker="o" if style == "-" else ".", markersize=4)

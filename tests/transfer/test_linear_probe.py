@@ -1,5 +1,6 @@
 """`transfer linear-probe` as a user runs it: a run folder, resume, ranks, bad input."""
 
+import importlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from crosschannel.command_line import config_folder, parse
 from crosschannel.training.run_folder import read_metrics
 from transfer.cli import PROGRAM, main
 from transfer.protocols.linear_probe import LinearProbe, check
+from transfer.result import load_result
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
 
@@ -28,7 +30,8 @@ def figures(run):
 
 def test_a_run_folder_holds_what_the_docs_say(finished_probe, small, capsys):
     names = {p.name for p in finished_probe.iterdir()} - {".lock"}
-    assert names == {"config.yaml", "metrics.jsonl", "checkpoints", "backbone.json", "predictions.npz", "result.json"}
+    written = {"config.yaml", "images.json", "metrics.jsonl", "checkpoints"}
+    assert names == written | {"backbone.json", "predictions.npz", "result.json"}
     result = json.loads((finished_probe / "result.json").read_text())
     assert set(result) == {"protocol", "backbone", "data", "config", "seed", "n", "version", "metrics"}
     assert result["protocol"] == "linear-probe" and result["n"] == 10
@@ -184,6 +187,44 @@ def test_disk_features_are_reused_and_never_stale(small, photo_folder, tmp_path,
     assert len(probe(plain)) == 13  # training features anew, validation features as they are
 
 
+def test_disk_features_are_of_the_code_that_is_there_now(small, tmp_path, monkeypatch):
+    """A factory's net whose forward pass is edited: the same weights, the same modules, other features."""
+    monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for number, words in enumerate(("self.conv(x)", "self.conv(x) * 0")):
+        (tmp_path / "edited.py").write_text(
+            "import torch\nfrom torch import nn\n"
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n        self.conv = nn.Conv2d(3, 8, 9, 9)\n"
+            f"        self.last = nn.Identity()\n    def forward(self, x): return self.last({words})\n"
+            "def make():\n    torch.manual_seed(0)\n    return Net()\n"
+        )
+        sys.modules.pop("edited", None)
+        importlib.invalidate_caches()
+        flags = ["--backbone=edited:make,size=64,resize=72", "--layer=last", "--cache=disk", f"--out=run{number}"]
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        assert main([*small, *flags]) == 0
+        found.append(load_result(f"run{number}").metrics["last/top1"])
+    assert found[1] == 0.1 < found[0] and len(list((tmp_path / "cache" / "features").iterdir())) == 4  # chance
+
+
+def test_a_finished_run_does_not_answer_for_other_images(small, finished_probe, photo_folder, tmp_path, capsys):
+    out, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(finished_probe, out)
+    shutil.copytree(photo_folder, other)
+    assert main([*small, f"--data={other}", f"--out={out}"]) == 0  # the same images elsewhere
+    next((other / "val" / "class0").iterdir()).unlink()
+    assert main([*small, f"--data={other}", f"--out={out}"]) == 2
+    assert "was begun on other images" in capsys.readouterr().err
+
+
+def test_a_k_that_cannot_be_leaves_nothing_behind(photo_folder, tmp_path):
+    command = ["knn", "--backbone=random:alexnet,fc=0,size=64,resize=72", f"--data={photo_folder}", "--layer=conv5"]
+    assert main([*command, "--workers=0", "--k=[41]", f"--out={tmp_path / 'run'}"]) == 2
+    assert main([*command, "--workers=0", "--k=[1]", f"--out={tmp_path / 'run'}"]) == 0
+
+
 def test_broken_images_are_named_left_out_and_not_counted(small, photo_folder, tmp_path, capsys):
     for part, n in (("train", 10), ("val", 9)):
         data = tmp_path / part
@@ -228,6 +269,8 @@ BAD = [
     ("k above the images", "knn --k [41]", "number of training images (40)"),
     ("temperature 0", "knn --temperature [0]", "temperature"),
     ("compare of one run", "compare {run}", "two run folders"),
+    ("compare with a seed below 0", "compare {run} {run} --seed -1", "seed must not be negative"),
+    ("a result that was cut off", "report {tmp}/cut --out {tmp}/o", "damaged"),
     ("compare with nothing", "compare {run} {tmp}/gone", "no run folder"),
     ("report of a folder that is no run", "report {tmp}/empty --out {tmp}/o", "no run folder"),
     ("report of a damaged run", "report {tmp}/damaged --out {tmp}/o", "damaged"),
@@ -245,6 +288,9 @@ def places(tmp_path, photo_folder, finished_probe):
     shutil.copytree(photo_folder / "train" / "class0", tmp_path / "flat")
     shutil.copytree(finished_probe, tmp_path / "damaged")
     (tmp_path / "damaged" / "predictions.npz").write_bytes(b"PK no zip")
+    shutil.copytree(finished_probe, tmp_path / "cut")
+    rows = tmp_path / "cut" / "predictions.npz"
+    rows.write_bytes(rows.read_bytes()[:-100])
     return {"tmp": tmp_path, "run": finished_probe}
 
 

@@ -87,6 +87,25 @@ def test_pascal_runs_fill_their_column_of_table_2(tmp_path):
     assert all(f"*{name} (published)*" in text for name in PASCAL)
 
 
+def test_pascal_runs_on_some_images_have_a_table_of_their_own(tmp_path):
+    runs = [make_run(tmp_path / f"c{n}", "classify", n=n, value=n / 10_000, train_from="fc8") for n in (128, 4952)]
+    text = report(tmp_path, *runs)["report.md"]
+    apart = text.index("128 images: not comparable with figures on all of PASCAL VOC")
+    assert (
+        "| runs/a-0 | 1.3 | – |" in text[apart:] and "(published)" not in text[apart : text.index("| runs/a-0 | 1.3")]
+    )
+    assert "| runs/a-0 | 49.5 | – |" in text and text.count("*ImageNet labels (published)*") == 1
+
+
+def test_nets_of_other_layers_share_a_page(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", backbone="timm:resnet18")]
+    stored = json.loads((tmp_path / "b" / "result.json").read_text())
+    stored["metrics"] = {name.replace("conv", "stage"): value for name, value in stored["metrics"].items()}
+    (tmp_path / "b" / "result.json").write_text(json.dumps(stored))
+    text = report(tmp_path, *runs)["report.md"]
+    assert "| timm:resnet18 | – | – | – | – | – | 50.0 |" in text
+
+
 def test_any_protocol_has_its_place_and_says_how_it_was_obtained(tmp_path):
     runs = [make_run(tmp_path / p, p) for p in ("linear-probe", "knn", "pretrain")]
     pages = report(tmp_path, *runs)

@@ -126,6 +126,7 @@ def _measure(
     layers = choose_layers(backbone, config.layer)
     precision = AUTO[device_kind(world.device)][0] if config.precision == "auto" else config.precision
     config = replace(config, precision=world.gather(precision)[0])
+    _check_k(config, len(data.train))
     introduce(run, data, layers, console)
     crop, interpolation = crops_of(CropConfig(config.size, 0), backbone.input), interpolation_of(backbone.input)
     features = FrozenFeatures(backbone, layers, config.pooling, world.device, crop.size)
@@ -138,8 +139,7 @@ def _measure(
         extract(CropStream(images, crop, train=False, interpolation=interpolation), what)
         for images, what in ((data.train, "training"), (data.val, "validation"))
     )
-    if max(config.k) > len(train):
-        raise UserError(f"k must not be above the number of training images ({len(train)}), got {max(config.k)}")
+    _check_k(config, len(train))  # without those that could not be read
     metrics: dict[str, float] = {}
     rows = {"names": np.array(list(val.images.names)), "labels": val.images.labels}
     labels = torch.from_numpy(train.images.labels)
@@ -156,6 +156,11 @@ def _measure(
                 metrics[name] = float(rows[name].mean())
     if world.is_main:
         finish(backbone, config, run, metrics, rows)
+
+
+def _check_k(config: KNNConfig, images: int) -> None:
+    if max(config.k) > images:
+        raise UserError(f"k must not be above the number of training images ({images}), got {max(config.k)}")
 
 
 def neighbours(

@@ -123,7 +123,7 @@ class LinearProbe:
         labels = self.labels[batch.indices.to(self.world.device)]
         logits = [one for layer in net(features).values() for one in layer]
         loss = torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits]).sum()
-        return loss, torch.tensor(len(labels), device=loss.device)
+        return loss, loss.new_full((), len(labels))
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float]:
         self._broken = {}
@@ -192,16 +192,17 @@ class LinearProbe:
         self, images: ImageSet | StoredFeatures
     ) -> Iterator[tuple[dict[str, Tensor], Tensor, list[tuple[int, str]]]]:
         """(features, image of every row, broken images) of this rank's share; an image's views are in one batch."""
-        rank, size = self.world.rank, self.world.size
+        own, size = self.world.share(self.batch), self.world.size
         if isinstance(images, StoredFeatures):
             for start in range(0, len(images), self.batch * size):
-                own = slice(start + rank * self.batch, start + (rank + 1) * self.batch)
-                yield images.rows(own, self.world.device), images.indices[own], []
+                part = slice(start + own.start, start + own.stop)
+                yield images.rows(part, self.world.device), images.indices[part], []
             return
         stream = self.evaluation(images)
-        own = slice(rank * self.batch, (rank + 1) * self.batch)
         total = len(images) * stream.views
-        for batch in crop_loader(stream, 0, total, self.batch * size, own, self.workers):
+        pin = self.world.device.type == "cuda"
+        loader = crop_loader(stream, 0, total, self.batch * size, own, self.workers, pin)
+        for batch in self.world.together(loader):
             yield (self.features(batch.images) if len(batch.images) else {}), batch.indices, batch.broken
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from crosschannel.commands.progress import stderr_console
 from crosschannel.data import CropConfig, ImageSet
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec
@@ -83,27 +84,31 @@ def call(
         data=data if isinstance(data, str) else "images from memory",
         layer=layers if isinstance(layers, str) else ",".join(layers),
     )
-    world = join_world(next(backbone.parameters()).device)
-    console = _console(quiet or not world.is_main)
+    world = join_world(next((p.device for p in backbone.parameters()), torch.device("cpu")))
+    console = stderr_console(quiet or not world.is_main)
     gpus = [world.device] if world.device.type == "cuda" else []
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(gpus), at_rest(backbone):
         path = Path(out or scratch)
         run = open_run(path, config.protocol, config, world)
+        images = open_labelled(data, config.val_share)
+        world.from_main(lambda: run.check_images(images.train, images.val))
         if not run.finished:
-            measure(backbone, open_labelled(data, config.val_share), config, run, world, console)
+            measure(backbone, images, config, run, world, console)
         return world.from_main(lambda: load_result(path))
 
 
 def command(measure: Measure, config: MeasureConfig, show: Callable[[Result], None]) -> Path:
     """A protocol as a command: run it (or say that it is finished), show the result; returns the run folder."""
     world = join_world(find_device(config.device))
-    path, console = Path(config.out or config.default_out(config.protocol)), _console(not world.is_main)
+    path, console = Path(config.out or config.default_out(config.protocol)), stderr_console(not world.is_main)
     try:
         run = open_run(path, config.protocol, config, world)
+        if not run.is_done(config.data):
+            data = open_labelled(config.data, config.val_share)
+            world.from_main(lambda: run.check_images(data.train, data.val))
         if run.finished:
             console.print(f"{path} is finished: nothing to do", markup=False)
         else:
-            data = open_labelled(config.data, config.val_share)
             backbone = as_backbone(config.backbone, world.device, config.data).to(memory_format=torch.channels_last)
             measure(backbone, data, config, run, world, console)
         if world.is_main:
@@ -111,10 +116,6 @@ def command(measure: Measure, config: MeasureConfig, show: Callable[[Result], No
     finally:
         leave_world()
     return path
-
-
-def _console(quiet: bool) -> Console:
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
 def crops_of(crop: CropConfig, input: InputSpec) -> CropConfig:
