@@ -1,23 +1,31 @@
-"""Every snippet of README and docs is true: Python is run, command lines are parsed."""
+"""Every snippet of README and docs is true: Python and command lines are run, on small stand-ins for the data, weights
+and numbers of steps that they name; what needs a network or a cluster is checked as far as it goes without."""
 
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import crosschannel
 from crosschannel.cli import PROGRAM as CROSSCHANNEL
+from crosschannel.cli import main as crosschannel_main
 from crosschannel.command_line import parse
 from crosschannel.data.sample import sample_images
 from slurm.cli import PROGRAM as SLURM
 from slurm.cli import main as slurm
 from transfer.cli import PROGRAM as TRANSFER
+from transfer.cli import main as transfer_main
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "hub"))
+from caffe_writer import layer as caffe_layer  # noqa: E402
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -25,18 +33,47 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
 
 
+def save_published_nets(root: Path) -> None:
+    """Files as their authors' would be, of random weights: DeepCluster's AlexNet, CaffeNet, a Lab caffemodel."""
+    net = {"features.0": (96, 3, 11), "features.4": (256, 96, 5), "features.8": (384, 256, 3)}
+    net |= {"features.11": (384, 384, 3), "features.14": (256, 384, 3)}
+    state = {}
+    for name, (out, channels, kernel) in net.items():
+        number = int(name.rpartition(".")[2]) + 1
+        conv, norm = torch.nn.Conv2d(channels, out, kernel), torch.nn.BatchNorm2d(out)
+        state |= {f"{name}.{k}": v for k, v in conv.state_dict().items()}
+        state |= {f"features.{number}.{k}": v for k, v in norm.state_dict().items()}
+    torch.save({"state_dict": state}, root / "checkpoint.pth.tar")
+    layers = [("conv1", (96, 3, 11, 11)), ("conv2", (256, 48, 5, 5)), ("conv3", (384, 256, 3, 3))]
+    layers += [("conv4", (384, 192, 3, 3)), ("conv5", (256, 192, 3, 3))]
+    data = b"".join(
+        caffe_layer(name, "Convolution", [np.random.default_rng(0).normal(0, 0.01, shape), np.zeros(shape[0])])
+        for name, shape in layers
+    )
+    for name in ("bvlc_reference_caffenet", "colorization"):
+        (root / f"{name}.caffemodel").write_bytes(data)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, photo_folder):
     """A working folder with the runs and data that the pages speak of."""
     root = tmp_path_factory.mktemp("place")
     quick = ["--train.steps=4", "--train.batch=8", "--runtime.workers=0", "--runtime.tensorboard=false"]
-    from crosschannel.cli import main
-
     run = root / "runs" / "imagenette-0"
-    assert main(["pretrain", "--config=quickstart", *quick, f"--data={photo_folder}", f"--out={run}"]) == 0
-    for name in ("alexnet-0", "colornet-0"):
+    assert crosschannel_main(["pretrain", "--config=quickstart", *quick, f"--data={photo_folder}", f"--out={run}"]) == 0
+    for name in ("alexnet-0", "alexnet-paper-0"):
         shutil.copytree(run, root / "runs" / name)
-    Image.new("RGB", (40, 30), "grey").save(root / "grey.jpg")
+    colornet = ["--model.name=colornet", *SMALLER["pretrain"], f"--data={photo_folder}"]
+    assert crosschannel_main(["pretrain", *colornet, f"--out={root / 'runs' / 'colornet-0'}"]) == 0
+    for place in ("grey.jpg", "holiday/a.png", "scans/b.png", *(f"photos/{i}.png" for i in range(8))):
+        (root / place).parent.mkdir(exist_ok=True)
+        Image.effect_noise((40, 30), 64).convert("RGB").save(root / place)
+    (root / "my.yaml").write_text("model: {name: alexnet}\n")
+    save_published_nets(root)
+    probe = ["--backbone=runs/alexnet-0", f"--data={photo_folder}", "--layer=conv2", f"--out={root / 'runs' / 'probe'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert transfer_main(["linear-probe", "--config=quickstart", *LOOP, *probe]) == 0
     for part, images in zip(("train", "val"), sample_images(), strict=True):
         for i, name in enumerate(images.names):
             path = root / "imagenette" / part / images.classes[images.labels[i]] / Path(name).name
@@ -71,20 +108,69 @@ def commands(page: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("page", "line"), [(page.stem, line) for page in PAGES for line in commands(page)])
-def test_command_lines_parse(page, line, tmp_path, monkeypatch):
-    program, command, *words = shlex.split(line)
-    if program == "crosschannel-slurm":
-        monkeypatch.chdir(tmp_path)
-        if command == "submit":
-            assert slurm([command, "--dry-run", "--no-path-check", *words]) == 0
-        else:
-            words = words[1:] if command == "resume" else ["--follow=true" if word == "-f" else word for word in words]
-            parse(SLURM, command, words)
+ONLINE = {"fetch", "push"}  # and what is called zoo:
+DATA = {"torchvision:imagenette", "/data/imagenet", "/data/imagenette", "path/to/photos", "photos/", "imagenet/"}
+WEIGHTS = {
+    "torchvision:alexnet": "torchvision:alexnet,weights=none",
+    "timm:vit_small_patch14_dinov2": "timm:vit_tiny_patch16_224,weights=none",
+}
+LOOP = [
+    "--train.steps=2",
+    "--train.batch=4",
+    "--train.accumulate=1",
+    "--runtime.workers=0",
+    "--train.precision=float32",
+]
+SMALLER = {  # flags that make a command quick
+    "pretrain": [*LOOP, "--model.fc=0", "--crop.size=32", "--crop.resize=40", "--val_images=4"],
+    "linear-probe": [*LOOP, "--layer=conv2"],
+    "knn": ["--workers=0"],
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_command_lines_run(page, place, tmp_path, monkeypatch, capsys):
+    """Line after line in one folder, so that a line finds what the ones before it have left."""
+    shutil.copytree(place, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    programs = {"crosschannel": CROSSCHANNEL, "transfer": TRANSFER}
+    for line in commands(page):
+        program, command, *words = shlex.split(line)
+        if program == "crosschannel-slurm":
+            run_launcher(command, words)
+            continue
+        if command == "pretrain" and "--data" not in words:
+            words += ["--data", "imagenette"]
+        if command in ONLINE or "zoo:" in line:
+            parse(programs[program], command, words)
+            continue
+        words = ["imagenette" if word in DATA else WEIGHTS.get(word, word) for word in words]
+        words = [
+            name
+            for word in words
+            for name in (sorted(map(str, Path().glob(word))) if re.match(r"runs/.*\*", word) else [word])
+        ]
+        run = {"crosschannel": crosschannel_main, "transfer": transfer_main}[program]
+        if {"--help", "--print_config"} & set(words):
+            with pytest.raises(SystemExit):
+                run([command, *words])
+            continue
+        words += SMALLER.get(command, [])
+        if command in SMALLER:  # a run of an earlier line, or of the set-up, makes place
+            shutil.rmtree(parse(programs[program], command, words).out, ignore_errors=True)
+        assert run([command, *words]) == 0, f"{line}\n{capsys.readouterr().err}"
+
+
+def run_launcher(command: str, words: list[str]) -> None:
+    if command == "submit":
+        assert slurm([command, "--dry-run", "--no-path-check", *words]) == 0
         return
-    words = [word for word in words if word not in ("--help", "--print_config")]
-    if "my.yaml" in words:
-        words.remove("my.yaml"), words.remove("--config")
-    if command == "pretrain" and not any(word.startswith("--data") for word in words):
-        words.append("--data=photos")
-    parse({"crosschannel": CROSSCHANNEL, "transfer": TRANSFER}[program], command, words)
+    words = words[1:] if command == "resume" else ["--follow=true" if word == "-f" else word for word in words]
+    parse(SLURM, command, words)
+
+
+def test_the_profile_in_the_docs_submits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (profile,) = (block for page in PAGES for block in blocks(page, "yaml"))
+    (tmp_path / "mine.yaml").write_text(profile)
+    run_launcher("submit", ["--profile=mine.yaml", "--", "crosschannel", "pretrain", "--data=x", "--train.batch=64"])
