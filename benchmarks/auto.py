@@ -1,5 +1,5 @@
 """Does every choice of the `auto` table train equally well? A short training in each arithmetic, several seeds, from
-the same weights on the same crops: `python benchmarks/auto.py [--steps 300] [--seeds 0 1]`."""
+the same weights on the same crops: `python benchmarks/auto.py [--steps 100] [--seeds 0 1]`."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ def share(choice: tuple[str, bool, bool], seed: int, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     choices = {"reference": REFERENCE, **AUTO}

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from timing import apart, machine, peak_memory, real_data, table
 
 from crosschannel.data import CropConfig, CropStream, open_training_images
@@ -88,7 +89,7 @@ def speed(data: Path, *flags: str, ranks: int = 1, steps: int = 24) -> float:
     command = [sys.executable, "-m", "crosschannel.cli"]
     if ranks > 1:
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "-m", "crosschannel.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // ranks))}
     with tempfile.TemporaryDirectory() as folder:
         common = ["--config=imagenette", f"--data={data}", f"--out={folder}/run", "--val_images=16"]
         quick = [f"--train.steps={steps}", f"--runtime.log_every={steps // 4}", "--runtime.tensorboard=false"]

@@ -26,7 +26,7 @@ from crosschannel.training.run_folder import RunFolder
 # net: (description, crop, batch on a CPU, batch on a GPU)
 NETS = {
     "alexnet": (NetSpec("alexnet", fc=0), 128, 64, 1024),
-    "alexnet-fc": (NetSpec("alexnet"), 180, 16, 512),
+    "alexnet-fc": (NetSpec("alexnet", fc=4096), 180, 16, 512),
     "colornet": (NetSpec("colornet"), 176, 4, 128),
     "vgg16": (NetSpec("vgg16"), 176, 4, 256),
     "timm:resnet50": (NetSpec("timm:resnet50"), 128, 16, 512),

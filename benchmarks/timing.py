@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))  # on any machine, unless it is told otherwise
+
 
 def race(sides: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
     """Seconds of the fastest of ``rounds`` calls of each side, after one that warms it up."""

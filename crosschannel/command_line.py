@@ -143,7 +143,7 @@ def run(program: Program, argv: list[str]) -> int:
     try:
         function(config)
     except Interrupted as signal:
-        print(f"stopped by {signal}; saved, and the same command goes on from here", file=sys.stderr)
+        print(f"stopped by {signal}; the same command goes on from what is saved", file=sys.stderr)
         return EXIT_CODE
     except BrokenPipeError:
         return 1

@@ -1,7 +1,7 @@
 """Colour: sRGB↔Lab, the 313-bin ab quantizer and the ab prior, as batched tensor code on any device."""
 
 from crosschannel.color.lab import fit_gamut, lab_to_rgb, rgb_to_lab, rgb_to_lightness
-from crosschannel.color.prior import ABPrior, PriorEstimator, load_prior, rebalancing_weights, smooth
+from crosschannel.color.prior import ABPrior, PriorEstimator, load_prior, rebalancing_weights
 from crosschannel.color.quantizer import ABQuantizer, annealed_mean
 
 __all__ = [
@@ -15,5 +15,4 @@ __all__ = [
     "rebalancing_weights",
     "rgb_to_lab",
     "rgb_to_lightness",
-    "smooth",
 ]

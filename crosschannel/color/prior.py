@@ -85,26 +85,15 @@ class PriorEstimator:
         )
 
 
-def smooth(empirical: Tensor, neighbours: int = 5, sigma: float = 5.0) -> Tensor:
-    """p̃ from a hard histogram p (313,), as if every pixel sat at its bin's centre.
-
-    For histograms whose pixels are gone; :class:`PriorEstimator` smooths the pixels themselves.
-    """
-    quantizer = ABQuantizer(neighbours, sigma)
-    indices, weights = quantizer.encode(quantizer.bins.T[None, :, :, None])
-    spread = (empirical.double() * weights[0, :, :, 0].double()).flatten()
-    smoothed = torch.bincount(indices[0, :, :, 0].flatten(), spread, minlength=Q)
-    return smoothed / smoothed.sum()
-
-
-def rebalancing_weights(prior: Tensor, lam: float = 0.5) -> Tensor:
+def rebalancing_weights(prior: Tensor, lam: float = 0.5, uniform: str = "all") -> Tensor:
     """w ∝ ((1 - λ)·p̃ + λ/Q)⁻¹, scaled so that Σ p̃·w = 1 (Eq. 4). λ = 1 gives every bin weight 1.
 
-    At λ = 0 a bin that the prior never saw would get an infinite weight: it gets that of the rarest seen bin.
+    A bin that would get an infinite weight, since neither part covers it, gets that of the rarest seen bin.
 
     Args:
         prior: p̃ (313,), non-negative.
         lam: λ in [0, 1].
+        uniform: the bins that λ is spread over: "all" Q, as the paper has it, or those "seen" (p̃ ≠ 0), as the release.
 
     Returns:
         (313,) float64 weights.
@@ -112,7 +101,8 @@ def rebalancing_weights(prior: Tensor, lam: float = 0.5) -> Tensor:
     if not 0 <= lam <= 1:
         raise ValueError(f"lam must be within 0..1, got {lam}")
     p = prior.double() / prior.double().sum()
-    mixed = (1 - lam) * p + lam / p.numel()
+    covered = (p > 0).double() if uniform == "seen" else torch.ones_like(p)
+    mixed = (1 - lam) * p + lam * covered / covered.sum()
     mixed = mixed.clamp(min=mixed[mixed > 0].min())
     weights = 1 / mixed
     return weights / (p * weights).sum()

@@ -23,7 +23,7 @@ class ColorizeConfig:
     """Colour pictures: files or folders in, files of the same size out, their lightness kept."""
 
     model: str
-    """a run folder or its colorizer.safetensors"""
+    """a run folder, its colorizer.safetensors, zoo:eccv16, hf-hub:owner/name or an eccv16 .pth"""
     out: str
     """folder for the coloured pictures"""
     images: list[str] = field(
@@ -156,6 +156,6 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
             return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except ImageCms.PyCMSError:
-            pass  # a profile that does not fit the pixels: take them as they are
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a damaged profile, or one that does not fit the pixels: take them as they are
     return to_rgb(image)

@@ -1,20 +1,22 @@
 """`crosschannel pretrain`: learn a representation by predicting colour from lightness."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 import crosschannel
+from crosschannel.commands.progress import stderr_console
 from crosschannel.data import CropConfig, CropStream, ImageSet, open_images
 from crosschannel.data.images import Subset
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError, check_rules
 from crosschannel.hub import load_backbone, load_colorizer, save_backbone, save_colorizer
+from crosschannel.hub.files import LICENCE
 from crosschannel.models import InputSpec, NetSpec, PretextNet, build_pretext
 from crosschannel.models.backbone import Provenance
 from crosschannel.objectives import ObjectiveConfig, build_objective
@@ -42,6 +44,8 @@ class ModelConfig:
     """alexnet, colornet, vgg16 or timm:NAME"""
     fc: int = 4096
     """width of AlexNet's fc6 and fc7; 0 leaves them out"""
+    affine: bool = False
+    """ColorNet's and VGG-16's BatchNorm has a scale and a shift, as the released ColorNet's has"""
     init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
     """initial weights; kmeans and unit-variance look at training images"""
 
@@ -102,18 +106,20 @@ def pretrain(config: PretrainConfig) -> Path:
     check(config)
     world = join_world(find_device(config.device))
     path = Path(config.out or config.default_out("pretrain"))
-    console = Console(stderr=True, quiet=not world.is_main, highlight=False, soft_wrap=True)
+    console = stderr_console(quiet=not world.is_main)
     try:
         run = open_run(path, "pretrain", config, world)
+        if not run.is_done(config.data):
+            train, val = open_images(config.data, config.val_share)
+            if len(val) > config.val_images:
+                val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
+            world.from_main(partial(run.check_images, train, val))
         if run.finished:
             console.print(f"{path} is finished: nothing to do", markup=False)
             return path
-        train, val = open_images(config.data, config.val_share)
-        if len(val) > config.val_images:
-            val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
         console.print(f"{path}: {len(train)} training and {len(val)} held-out images", markup=False)
         fc = config.model.fc if config.model.name == "alexnet" else 0
-        spec = NetSpec(config.model.name, in_channels=1, fc=fc)
+        spec = NetSpec(config.model.name, in_channels=1, fc=fc, affine=config.model.affine)
         loop = _build(config, spec, run, world, train, val)
         figures = loop.fit()
         if world.is_main:
@@ -179,11 +185,13 @@ def _finish(config, spec, run, loop, figures, train, console) -> None:
         "config_hash": sha256((run.path / "config.yaml").read_bytes()).hexdigest()[:16],
         "version": crosschannel.__version__,
     }
+    if config.init_from is None:
+        details["licence"] = LICENCE
     provenance = Provenance(str(run.path), details)
     save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)
     save_colorizer(run.path / "colorizer.safetensors", net, spec, input, config.objective, provenance)
     curve = validation_curve(run.path, run.path / "curve.png")
-    n = len(loop.task.val) - len(loop.task.broken)
+    n = figures.pop("images", len(loop.task.val))
     run.finish(str(run.path / "backbone.safetensors"), config.data, config.seed, n, figures)
     if loop.broken.broken:
         console.print(f"{loop.broken.broken} of {loop.broken.seen} images seen were broken", markup=False)

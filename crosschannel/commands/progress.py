@@ -1,6 +1,5 @@
-"""The progress bar of commands that go through a list once."""
+"""Where commands write, and the progress bar of those that go through a list once."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -10,12 +9,18 @@ from rich.progress import track
 T = TypeVar("T")
 
 
-def stderr_console() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+def stderr_console(quiet: bool = False) -> Console:
+    """For what a person should know."""
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
-def progress(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """The items, with a bar in a terminal."""
-    return iter(
-        track(items, description, total, console=stderr_console(), disable=not sys.stderr.isatty(), transient=True)
-    )
+def stdout_console() -> Console:
+    """For what a command was asked for."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def progress(items: Iterable[T], description: str, total: int, console: Console | None = None) -> Iterator[T]:
+    """The items, with a bar in a terminal that is not told to be quiet."""
+    console = console or stderr_console()
+    silent = console.quiet or not console.is_terminal
+    return iter(track(items, description, total, console=console, disable=silent, transient=True))

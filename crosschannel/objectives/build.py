@@ -17,6 +17,8 @@ class ObjectiveConfig:
     """class: classification over 313 ab bins; l2: regression of ab"""
     lam: float = 0.5
     """λ of the class weights: 0.5 rebalanced, 1 plain classification"""
+    uniform: Literal["all", "seen"] = "all"
+    """bins that λ is spread over: all, or those that the prior saw (the release)"""
     neighbours: int = 5
     """bins that a target colour is spread over (the release: 10)"""
     sigma: float = 5.0
@@ -42,4 +44,4 @@ def build_objective(config: ObjectiveConfig) -> Classification | Regression:
     if config.kind == "l2":
         return Regression(config.grey_threshold)
     prior = load_prior(config.prior).smoothed
-    return Classification(prior, config.lam, config.neighbours, config.sigma, config.grey_threshold)
+    return Classification(prior, config.lam, config.neighbours, config.sigma, config.grey_threshold, config.uniform)

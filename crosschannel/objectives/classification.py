@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crosschannel.color import ABQuantizer, rebalancing_weights
 from crosschannel.color.parts import cached_parts
 from crosschannel.color.quantizer import Q
+from crosschannel.errors import UserError
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
@@ -70,6 +71,7 @@ class Classification(nn.Module):
     Args:
         prior: p̃ (313,).
         lam: λ of the weights; 1 is plain classification.
+        uniform: the bins that λ is spread over, "all" or those "seen".
         neighbours, sigma: of the soft-encoding.
         grey_threshold: crops none of whose target |a| or |b| exceeds it give no gradient (the release's 5);
             0 keeps all.
@@ -88,10 +90,11 @@ class Classification(nn.Module):
         neighbours: int = 5,
         sigma: float = 5.0,
         grey_threshold: float = 0.0,
+        uniform: str = "all",
     ):
         super().__init__()
         self.quantizer = ABQuantizer(neighbours, sigma)
-        self.register_buffer("weights", rebalancing_weights(prior, lam).float(), persistent=False)
+        self.register_buffer("weights", rebalancing_weights(prior, lam, uniform).float(), persistent=False)
         self.grey_threshold = grey_threshold
 
     def forward(self, logits: Tensor, ab: Tensor) -> Tensor:
@@ -126,6 +129,7 @@ class Classification(nn.Module):
         histogram = sums[3:]
         constant = -torch.special.xlogy(histogram, histogram / histogram.sum()).sum().item()
         kl, kl_constant = (cross - entropy) / pixels, (constant - entropy) / pixels
+        check_colour(kl_constant)
         return {
             "loss": cross / pixels,
             "target_entropy": entropy / pixels,
@@ -133,6 +137,12 @@ class Classification(nn.Module):
             "kl_constant": kl_constant,
             "kl_share": kl / kl_constant,
         }
+
+
+def check_colour(of_the_best_constant: float) -> None:
+    """Raise a UserError where one colour fits all images, and there is nothing to be told from them."""
+    if of_the_best_constant < 1e-6:
+        raise UserError("the held-out images are all of one colour (grey, perhaps): there is nothing to score")
 
 
 def without_grey_gradient(loss: Tensor, ab: Tensor, threshold: float) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from crosschannel.objectives.classification import without_grey_gradient
+from crosschannel.objectives.classification import check_colour, without_grey_gradient
 
 _UNIT = 110.0  # the net's outputs are ab in units of this
 
@@ -46,4 +46,5 @@ class Regression(nn.Module):
         """``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
         count, loss, a, b, square = sums.tolist()
         constant = (square - (a * a + b * b) / count) / 2
+        check_colour(constant / count)
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}

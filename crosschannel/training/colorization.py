@@ -69,6 +69,9 @@ class Colorization:
             lacking = [k for k in own if k.startswith("net.") and k not in fitting]
             if lacking:
                 raise UserError(f"--init_from does not fit this net: it lacks {lacking[0]}")
+            unused = [k for k in self.start_state if k.startswith("net.") and k not in own]
+            if unused and ".norm." in unused[0]:
+                raise UserError("--init_from has a BatchNorm with a scale and a shift: give --model.affine true too")
             self.net.load_state_dict({**own, **fitting})
             return False
         if self.initial == "gaussian":
@@ -90,15 +93,15 @@ class Colorization:
         lightness, ab = self.targets(batch.images)
         loss = self.objective(net(lightness), ab)
         count = loss.numel() if self.normalise == "pixels" else len(loss)
-        return loss.sum(), torch.tensor(count, device=loss.device)
+        return loss.sum(), loss.new_full((), count)
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float]:
         stream = CropStream(self.val, self.crop, train=False)
-        rank, size = self.world.rank, self.world.size
-        own = slice(rank * self.batch, (rank + 1) * self.batch)
         sums = torch.zeros(self.objective.score_length, dtype=torch.float64, device=self.world.device)
         broken: list[tuple[int, str]] = []
-        for batch in crop_loader(stream, 0, len(self.val), self.batch * size, own, self.workers):
+        own, pin = self.world.share(self.batch), self.world.device.type == "cuda"
+        loader = crop_loader(stream, 0, len(self.val), self.batch * self.world.size, own, self.workers, pin)
+        for batch in self.world.together(loader):
             if should_stop():
                 raise Interrupted
             broken += batch.broken
@@ -109,7 +112,7 @@ class Colorization:
         self.broken = dict(entry for rank in self.world.gather(broken) for entry in rank)
         if not sums[0]:
             raise UserError("none of the held-out images can be read")
-        return self.objective.metrics(sums)
+        return {**self.objective.metrics(sums), "images": len(self.val) - len(self.broken)}
 
     def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
         """Name broken held-out images (once); write a picture of others: lightness, predicted colours, truth."""

@@ -40,7 +40,7 @@ def find_device(name: str) -> torch.device:
 def device_kind(device: torch.device) -> str:
     """The row of the table that holds for a device."""
     if device.type == "cuda":
-        return "cuda" if torch.cuda.is_bf16_supported() else "cuda-without-bfloat16"
+        return "cuda" if torch.cuda.is_bf16_supported(including_emulation=False) else "cuda-without-bfloat16"
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
     return "cpu-with-bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "cpu"

@@ -8,7 +8,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, has saved, and will go on when the same command is started again."""
+    """The run was asked to stop, has saved what it can, and will go on when the same command is started again."""
 
 
 class InterruptFlag:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class TrainingLog:
         self.steps = steps
         self.console = Console(stderr=True, quiet=idle or quiet, highlight=False, soft_wrap=True)
         self._bar = None
-        self._writer = None
+        self._events = run / "tensorboard" if tensorboard and not idle else None
+        self._purge = step + 1 if step else None
         self._since, self._begun = step, time.monotonic()
         if self.console.is_terminal and not self.console.quiet:
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[figures]}")
@@ -39,10 +41,13 @@ class TrainingLog:
             )
             self._bar.start()
             self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
-        if tensorboard and not idle:
-            from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+    @cached_property
+    def _writer(self):
+        """TensorBoard's, made when there is something to write: a run that cannot start leaves nothing."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._events), purge_step=self._purge)
 
     def say(self, message: str) -> None:
         """A line of its own."""
@@ -54,7 +59,7 @@ class TrainingLog:
 
     def scalars(self, step: int, values: dict[str, Any], shown: str) -> None:
         """Figures of a step: to TensorBoard, and ``shown`` to the bar or as a line."""
-        if self._writer:
+        if self._events:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._writer.add_scalar(name, value, step)
@@ -67,13 +72,13 @@ class TrainingLog:
 
     def picture(self, step: int, name: str, pixels) -> None:
         """An (H, W, 3) uint8 picture, to TensorBoard."""
-        if self._writer:
+        if self._events:
             self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         if self._bar:
             self._bar.stop()
-        if self._writer:
+        if "_writer" in vars(self):
             self._writer.close()
         sys.stderr.flush()
 

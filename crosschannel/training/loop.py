@@ -50,7 +50,8 @@ class Task(Protocol):
         ...
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float]:
-        """Figures on held-out images, the same on all ranks. Raises Interrupted when told to stop."""
+        """Figures on held-out images, the same on all ranks. Raises Interrupted when told to stop, and a UserError (on
+        all ranks) where there is nothing to evaluate on."""
         ...
 
     def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
@@ -129,7 +130,7 @@ class Loop:
             if newest is not None:
                 self._load(checkpoints.load(newest))
             main = self.world.is_main
-            if main:
+            if main and self.run.resuming:
                 self.run.forget_metrics_after(self.done, self.evaluated)
             self.log = TrainingLog(self.run.path, self.done, self.steps, self.runtime.tensorboard, not main, self.quiet)
             try:
@@ -199,14 +200,12 @@ class Loop:
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The rest of the run: for every step this rank's micro-batches."""
-        rank, micro = self.world.rank, self.micro_batch
-        own = slice(rank * micro, (rank + 1) * micro)
         loader = crop_loader(
             self.stream,
             self.done * self.train.batch,
             self.steps * self.train.batch,
-            micro * self.world.size,
-            own,
+            self.micro_batch * self.world.size,
+            self.world.share(self.micro_batch),
             self.runtime.workers,
             pin=self.world.device.type == "cuda",
         )
@@ -311,13 +310,19 @@ class Loop:
         except Interrupted:
             self._save()
             raise Interrupted(self.flag.name or "another rank") from None
+        except UserError:
+            self._save()
+            raise
         self.evaluated = True
+        self.world.from_main(self._report)
+
+    def _report(self) -> None:
+        """Rank 0's words and pictures after an evaluation."""
         values = {f"val/{name}": value for name, value in self.figures.items()}
-        if self.world.is_main:
-            self.run.log_metrics(self.done, **values)
-            with torch.inference_mode():
-                shown = self.task.report(self.best_net.eval(), self.done, self.figures, self.log)
-            self.log.scalars(self.done, values, shown)
+        self.run.log_metrics(self.done, **values)
+        with torch.inference_mode():
+            shown = self.task.report(self.best_net.eval(), self.done, self.figures, self.log)
+        self.log.scalars(self.done, values, shown)
 
     def _told_to_stop(self) -> bool:
         return self.world.any(self.flag.name is not None)
@@ -332,18 +337,16 @@ class Loop:
             "figures": self.figures,
             "losses": [loss.cpu() for loss in self.losses],
             "broken": [self.broken.seen, self.broken.broken],
-            "images": self.stream.images.names.fingerprint(),
         }
 
     def _save(self) -> None:
         self._check_losses()
-        if self.world.is_main:
-            checkpoints.save(self.run.checkpoints, self.done, self._state(), self.runtime.keep)
-        self.world.any(False)  # nobody leaves before the checkpoint is there
+        # Nobody leaves before the checkpoint is there.
+        self.world.from_main(
+            lambda: checkpoints.save(self.run.checkpoints, self.done, self._state(), self.runtime.keep)
+        )
 
     def _load(self, state: dict[str, Any]) -> None:
-        if state["images"] != self.stream.images.names.fingerprint():
-            raise UserError(f"{self.run.path} was begun on other images than those that --data now gives")
         self.net.load_state_dict(state["net"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -2,15 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -29,6 +31,10 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def share(self, batch: int) -> slice:
+        """This rank's part of what all ranks take at once, ``batch`` each."""
+        return slice(self.rank * batch, (self.rank + 1) * batch)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
@@ -52,7 +58,7 @@ class World:
         """What rank 0 makes, for all ranks.
 
         Raises:
-            UserError: rank 0's, on all ranks.
+            UserError: rank 0's, on all ranks; so is a file that it cannot read or write.
         """
         made, problem = None, None
         if self.is_main:
@@ -60,10 +66,31 @@ class World:
                 made = make()
             except UserError as error:
                 problem = str(error)
+            except OSError as error:
+                problem = f"{error.filename or 'a file'}: {error.strerror or error}"
         made, problem = self.gather((made, problem))[0]
         if problem:
             raise UserError(problem)
         return made
+
+    def together(self, batches: Iterable[T]) -> Iterator[T]:
+        """Batches, as many on every rank; where one rank's fail, all ranks hear why.
+
+        Raises:
+            UserError: any rank's, on all ranks.
+        """
+        iterator = iter(batches)
+        while True:
+            batch, problem = None, ""
+            try:
+                batch = next(iterator, None)
+            except UserError as error:
+                problem = str(error)
+            if self.any(bool(problem)):
+                raise UserError(next(words for words in self.gather(problem) if words))
+            if batch is None:
+                return
+            yield batch
 
     def concatenate(self, rows: Tensor) -> Tensor:
         """The rows (N of any shape) of all ranks, in order of rank; N may differ between ranks."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 import crosschannel
+from crosschannel.data import ImageSet
 from crosschannel.errors import UserError
 from crosschannel.training.config import TrainConfig, flatten, runtime_keys
 from crosschannel.training.device import resolve_auto
@@ -49,6 +50,7 @@ class RunFolder:
         if hold:
             self._lock()
         self.finished = (path / "result.json").is_file()
+        self._images = ""
 
     def _header(self) -> str:
         with (self.path / "config.yaml").open() as file:
@@ -108,11 +110,26 @@ class RunFolder:
                 "give another --out, or the same settings to resume"
             )
 
+    def is_done(self, data: str) -> bool:
+        """Whether the run is finished, on data of this name: nothing needs to be opened to say so."""
+        return self.finished and self.stored_config().get("data") == data
+
+    def check_images(self, train: ImageSet, val: ImageSet) -> None:
+        """Refuse other images than the run was begun on, wherever they are now; to be called before `write_config`."""
+        self._images = json.dumps({"train": train.names.fingerprint(), "val": val.names.fingerprint()})
+        begun = self.path / "images.json"
+        if self.resuming and begun.is_file() and begun.read_text() != self._images:
+            raise UserError(
+                f"{self.path} was begun on other images than those that --data now gives; give another --out"
+            )
+
     def write_config(self, config: Any) -> None:
-        """Write ``config.yaml``: complete, enough to run again."""
+        """Write ``config.yaml``, complete and enough to run again, and ``images.json``, to know the images by."""
         head = f"{_HEADER} {self.command} (crosschannel {crosschannel.__version__})\n"
         tree = json.loads(json.dumps(asdict(config)))  # tuples as lists
         self.write("config.yaml", head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        if self._images:
+            self.write("images.json", self._images)
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file at once or not at all."""

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from crosschannel import UserError
-from crosschannel.color import ABQuantizer, PriorEstimator, load_prior, rebalancing_weights, rgb_to_lab, smooth
+from crosschannel.color import ABQuantizer, PriorEstimator, load_prior, rebalancing_weights, rgb_to_lab
 
 
 def test_the_estimate_is_the_mean_soft_encoding_of_all_pixels(photos):
@@ -30,6 +30,17 @@ def test_weights_are_equation_4():
     expected = 1 / (0.5 * p + 0.5 / 313)
     assert torch.allclose(weights, expected / (p * expected).sum())
     assert (p * weights).sum().item() == pytest.approx(1)
+
+
+def test_the_release_spreads_lambda_over_seen_bins_only():
+    p = torch.rand(313, dtype=torch.float64)
+    p[::20] = 0  # 16 bins
+    p /= p.sum()
+    seen = p > 0
+    expected = 1 / (0.5 * p[seen] + 0.5 / 297)
+    weights = rebalancing_weights(p, 0.5, "seen")
+    assert torch.allclose(weights[seen], expected / (p[seen] * expected).sum())
+    assert (weights[~seen] == weights[seen].max()).all()
 
 
 def test_lambda_one_weighs_every_bin_the_same():
@@ -72,12 +83,3 @@ def test_a_file_that_is_no_prior_is_named(tmp_path, content):
         load_prior(str(path))
     with pytest.raises(UserError, match="no prior at"):
         load_prior("nowhere.npz")
-
-
-def test_smoothing_a_histogram_keeps_its_mass_near_its_bin():
-    p = torch.zeros(313)
-    p[150] = 1
-    smoothed = smooth(p)
-    distance = (ABQuantizer().bins - ABQuantizer().bins[150]).norm(dim=1)
-    assert smoothed.sum().item() == pytest.approx(1) and smoothed.argmax() == 150
-    assert smoothed[distance > 20].sum() == 0 and smoothed[150] < 0.8

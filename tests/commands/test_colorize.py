@@ -59,6 +59,8 @@ def test_arrays_images_and_batches_come_back_as_they_went_in(finished_run, photo
     assert coloured.shape == (2, 3, 64, 80) and coloured.dtype == torch.float32
     assert np.array_equal((coloured[1] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
     assert colorizer(array[:, :, 0]).shape == (64, 80, 3)
+    white = torch.full((1, 3, 16, 16), 1.004)  # such as a resampling leaves
+    assert colorizer(white).min() > 0.8
 
 
 def test_temperature_changes_how_vivid_it_is(finished_run, photos):
@@ -101,6 +103,8 @@ def test_an_icc_profile_is_applied(finished_run, tmp_path):
     expected = 1.055 * (55 / 255) ** (1 / 2.4) - 0.055  # linear light to sRGB
     target = lightness(np.full((1, 1, 3), round(expected * 255), np.uint8))[0, 0]
     assert lightness(np.asarray(Image.open(out / "linear.png"))).mean() == pytest.approx(target.item(), abs=1)
+    Image.new("RGB", (32, 32), (55, 55, 55)).save(tmp_path / "damaged.png", icc_profile=bytes(data[:200]))
+    colour(finished_run, tmp_path, tmp_path / "damaged.png")  # taken as it is
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])

@@ -18,8 +18,8 @@ from crosschannel.training.run_folder import read_metrics
 def test_a_run_folder_holds_what_the_docs_say(finished_run):
     names = {p.name for p in finished_run.iterdir()} - {".lock"}
     assert names == {
-        "config.yaml", "metrics.jsonl", "checkpoints", "samples", "backbone.safetensors", "colorizer.safetensors",
-        "curve.png", "result.json",
+        "config.yaml", "images.json", "metrics.jsonl", "checkpoints", "samples", "backbone.safetensors",
+        "colorizer.safetensors", "curve.png", "result.json",
     }  # fmt: skip
     result = json.loads((finished_run / "result.json").read_text())
     assert set(result) == {"protocol", "backbone", "data", "config", "seed", "n", "version", "metrics"}
@@ -30,6 +30,10 @@ def test_a_run_folder_holds_what_the_docs_say(finished_run):
     assert len(checkpoints.found(finished_run / "checkpoints")) == 2
     picture = np.asarray(Image.open(finished_run / "samples" / "step-000000012.png"))
     assert picture.shape == (3 * 48, 8 * 48, 3)
+
+
+def test_what_it_learned_says_whose_it_is(finished_run):
+    assert load_backbone(str(finished_run)).provenance.details["licence"] == "bsd-2-clause"
 
 
 def test_what_it_learned_loads(finished_run):
@@ -67,8 +71,10 @@ def test_other_images_are_refused_on_resume(small, finished_run, photo_folder, t
     shutil.copytree(photo_folder, data)
     assert main(["pretrain", f"--data={data}", *small[2:], f"--out={out}"]) == 0  # the same images elsewhere
     (out / "result.json").unlink()
-    next((data / "train" / "class0").iterdir()).unlink()
+    next((data / "val" / "class0").iterdir()).unlink()
     assert main(["pretrain", f"--data={data}", *small[2:], f"--out={out}"]) == 2
+    assert "other images" in capsys.readouterr().err
+    assert main(["pretrain", f"--data={data}", *small[2:], f"--out={finished_run}"]) == 2  # a finished run neither
     assert "other images" in capsys.readouterr().err
 
 
@@ -98,7 +104,7 @@ def test_auto_is_written_down_at_first_start(finished_run):
         ["--objective.kind=l2"],
         ["--objective.lam=1", "--objective.neighbours=10", "--objective.grey_threshold=5"],
         ["--model.name=colornet", "--objective.normalise=images", "--crop.size=32", "--crop.resize=40"],
-        ["--model.name=vgg16", "--crop.size=32", "--crop.resize=40"],
+        ["--model.name=vgg16", "--model.affine=true", "--crop.size=32", "--crop.resize=40"],
         ["--model.name=timm:resnet18"],
         ["--model.init=kmeans", "--optim.name=adam", "--schedule.kind=cosine"],
         ["--model.init=unit-variance", "--optim.name=sgd", "--optim.clip=1", "--train.accumulate=2"],
@@ -121,6 +127,30 @@ def test_l2_fine_tuning_starts_from_the_full_net(small, finished_run, tmp_path):
     assert main([*small, *options, f"--init-from={finished_run}", f"--out={out}"]) == 0
     ours, theirs = (load_backbone(str(run)).net.conv3.conv.weight for run in (out, finished_run))
     assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_start_with_an_affine_batchnorm_is_not_cut_down(small, tmp_path, capsys):
+    """As the released ColorNet has it: its scale and shift are taken too, or it is refused."""
+    sizes = ["--model.name=colornet", "--crop.size=32", "--crop.resize=40", "--train.steps=1", "--train.ema=0"]
+    affine, out = "--model.affine=true", tmp_path / "tuned"
+    assert main([*small, *sizes, affine, f"--out={tmp_path / 'start'}"]) == 0
+    tune = [*small, *sizes, "--optim.lr=1e-12", f"--init-from={tmp_path / 'start'}", f"--out={out}"]
+    assert main(tune) == 2
+    assert "--model.affine true" in capsys.readouterr().err
+    assert main([*tune, affine]) == 0
+    ours, theirs = (load_backbone(str(run)).net.conv3_3.norm.weight for run in (out, tmp_path / "start"))
+    assert torch.allclose(ours, theirs, atol=1e-6) and not torch.equal(theirs, torch.ones_like(theirs))
+
+
+@pytest.mark.parametrize("kind", ["class", "l2"])
+def test_grey_photographs_alone_are_refused_in_a_sentence(small, tmp_path, photos, capsys, kind):
+    for i in range(16):
+        path = tmp_path / "grey" / ("val" if i < 4 else "train") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photos[i % 4]).convert("L").save(path)
+    command = ["pretrain", f"--data={tmp_path / 'grey'}", *small[2:], f"--objective.kind={kind}"]
+    assert main([*command, f"--out={tmp_path / 'run'}"]) == 2
+    assert "all of one colour" in capsys.readouterr().err
 
 
 def test_it_learns(photo_folder, tmp_path):
@@ -152,4 +182,5 @@ def test_the_papers_configs_follow_it_to_the_letter():
     alexnet = parse(PROGRAM, "pretrain", ["--config", "alexnet-paper", "--data=x"])
     assert (alexnet.train.batch, alexnet.train.steps, alexnet.crop.size) == (80, 450_000, 180)
     assert (alexnet.optim.betas, alexnet.optim.bias_lr, alexnet.optim.bias_decay) == ((0.9, 0.999), 2.0, False)
+    assert (alexnet.objective.neighbours, alexnet.objective.uniform) == (10, "seen")
     assert alexnet.schedule.rates == [1e-5, 3e-6, 1e-6] and alexnet.objective.normalise == "pixels"
