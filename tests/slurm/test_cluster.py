@@ -17,6 +17,7 @@ from same_end import assert_same_end
 
 from crosschannel.training.run_folder import read_metrics
 from slurm.job_folder import JobFolder
+from transfer.result import load_result
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -236,9 +237,16 @@ def test_probes_share_their_work_among_nodes(cluster, sl, photo_folder, tmp_path
     command = [
         "transfer", "linear-probe", "--backbone=random:alexnet,fc=0,size=64", f"--data={photo_folder}", "--layer=conv3",
         "--train.steps=10", "--train.batch=8", "--device=cpu", "--runtime.workers=0", "--train.precision=float32",
+        "--norm=none", "--optim.name=sgd", "--optim.lr=1e-4", "--runtime.log_every=1",
     ]  # fmt: skip
     for name, nodes in (("two", 2), ("one", 1)):
         sl("submit", f"--nodes={nodes}", "--", *command, f"--out=runs/{name}")
         wait(cluster, tmp_path / "runs" / name, "finished")
-    found = [json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("two", "one")]
-    assert found[0]["n"] == found[1]["n"] == 10
+    two, one = (load_result(tmp_path / "runs" / name) for name in ("two", "one"))
+    assert two.n == one.n == 10 and two.metrics == one.metrics
+    assert (two.rows["conv3/prediction"] == one.rows["conv3/prediction"]).all()
+    losses = [
+        [row["train/loss"] for row in read_metrics(tmp_path / "runs" / n) if "train/loss" in row]
+        for n in ("two", "one")
+    ]
+    assert len(losses[0]) == 10 and losses[0] == pytest.approx(losses[1], rel=1e-5)

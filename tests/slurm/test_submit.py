@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from slurm.cli import PROFILES, main
 from slurm.command import prefetch, read_command, sweep
 from slurm.snapshot import snapshot
 from slurm.staging import stage
+from slurm.task import Task
 
 
 @pytest.fixture
@@ -249,3 +251,25 @@ def test_a_brace_pattern_is_copied_with_what_lies_beside(tmp_path):
 def test_profiles_say_what_they_are_for():
     for path in PROFILES.glob("*.yaml"):
         assert path.read_text().startswith("# ") and isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_a_container_starts_python_on_every_rank(slurm, small):
+    python = "--python=apptainer exec --nv image.sif python"
+    script = slurm("submit", "--dry-run", python, "--", *small, "--out=runs/a")
+    (line,) = (line for line in script.splitlines() if line.startswith("srun"))
+    assert "apptainer exec --nv image.sif python -u -m submitit.core._submit" in line
+
+
+def test_ranks_are_told_where_to_meet_and_over_what(monkeypatch):
+    job = SimpleNamespace(
+        raw_job_id="1234567", global_rank=5, num_tasks=8, num_nodes=2, local_rank=1, hostnames=["n1", "n2"]
+    )
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7")
+    task = Task("runs/a", ".", [], interface="ib0", backend="gloo")
+    first, second = (task._environment(job, attempt, local=False) for attempt in (0, 1))
+    expected = {
+        "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.7",
+        "GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "ib0", "CROSSCHANNEL_BACKEND": "gloo",
+    }  # fmt: skip
+    assert {key: first[key] for key in expected} == expected
+    assert 1024 < int(first["MASTER_PORT"]) < 32768 and first["MASTER_PORT"] != second["MASTER_PORT"]
