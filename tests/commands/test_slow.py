@@ -15,7 +15,8 @@ from transfer.cli import main as transfer
 @pytest.mark.timeout(7200)
 def test_the_imagenette_config_learns(real_data, tmp_path):
     """25 minutes on two cores. Its KL on held-out images is at most 0.87 of the best constant prediction's, and linear
-    classifiers read more out of its layers than out of a random net's: mean of three seeds, in points."""
+    classifiers read more out of its layers than out of a random net's: mean of three seeds, in points. (docs/probe.md
+    has 6.8 7.0 10.1 10.0 11.6; other machines round otherwise, and a figure's standard error over images is 1.6.)"""
     data, out = f"--data={real_data / 'imagenette'}", tmp_path / "run"
     assert main(["pretrain", "--config=imagenette", data, f"--out={out}"]) == 0
     assert json.loads((out / "result.json").read_text())["metrics"]["kl_share"] <= 0.87
@@ -29,7 +30,7 @@ def test_the_imagenette_config_learns(real_data, tmp_path):
 
     learned = np.mean([probe(str(out), seed) for seed in range(3)], 0)
     random = np.mean([probe(f"random:{out},seed={seed}", seed) for seed in range(3)], 0)
-    assert (learned - random >= [3, 5, 8, 8, 9]).all(), (learned, random)
+    assert (learned - random >= [4, 5, 8, 8, 9.5]).all(), (learned, random)
 
 
 @pytest.mark.slow
