@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 import crosschannel
-from crosschannel.commands.progress import progress
+from crosschannel.console import progress
 from crosschannel.data import BrokenImages, CropStream, ImageSet, crop_loader
 from crosschannel.data.images import Subset
 from crosschannel.data.open import cache_folder
@@ -88,7 +88,8 @@ class Extraction:
         rows = len(stream.images) * stream.views
         shapes = self.features.shapes()
         size = 4 * rows * sum(int(np.prod(shape)) for shape in shapes.values())
-        folder = cache_folder() / "features" / self._key(stream) if self.cache == "disk" else None
+        key = self.world.from_main(lambda: self._key(stream)) if self.cache == "disk" else ""
+        folder = cache_folder() / "features" / key if key else None
         if folder and self.world.from_main(folder.is_dir):
             self.console.print(f"{what} features: {_gib(size)} from {folder}", markup=False)
             return _open(folder, stream.images)
@@ -146,12 +147,13 @@ class Extraction:
         writes = world.is_main or self.cache == "memory"
         with InterruptFlag() as flag:
             steps = -(-total // (self.batch * world.size))
-            for batch in progress(world.together(batches), f"{what} features", steps, self.console):
+            computed = world.together((batch, self._batch_features(batch.images)) for batch in batches)
+            for batch, features in progress(computed, f"{what} features", steps, self.console):
                 found = dict(entry for rank in world.gather(batch.broken) for entry in rank)
                 broken |= found
                 start = sum(map(len, indices))
                 indices.append(world.concatenate(batch.indices.to(device)).cpu())
-                for layer, feature in self._batch_features(batch.images).items():
+                for layer, feature in features.items():
                     rows = world.concatenate(feature)
                     if writes:
                         maps[layer][start : start + len(rows)] = rows.cpu()
@@ -218,16 +220,27 @@ def _readable(images: ImageSet, maps: dict[str, Tensor], indices: Tensor) -> Sto
 
 
 def _free_memory() -> int:
-    """Bytes that this machine, or the control group that this process is in, can still give."""
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ()
-    free = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    amounts = [1024 * int(free.split()[1])] if free else [2**63]
-    groups = Path("/proc/self/cgroup").read_text().splitlines() if Path("/proc/self/cgroup").is_file() else ()
-    for place in (line.removeprefix("0::/") for line in groups if line.startswith("0::/")):
-        limit, used = (Path("/sys/fs/cgroup", place, f"memory.{name}") for name in ("max", "current"))
-        if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdecimal():
-            amounts.append(int(most) - int(used.read_text()))
-    return max(0, min(amounts))
+    """Bytes that this machine, and every control group that this process is in, can still give."""
+    lines = _lines(Path("/proc/meminfo"))
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    root = Path("/sys/fs/cgroup")
+    for line in _lines(Path("/proc/self/cgroup")):
+        if line.startswith("0::"):
+            own = root / line.removeprefix("0::/")
+            free += [_free_in_group(group) for group in (own, *own.parents) if group.is_relative_to(root)]
+    return max(0, min(free, default=2**63))
+
+
+def _free_in_group(group: Path) -> int:
+    """Bytes up to the limit of a control group; files that are only cached give way."""
+    limit = next(iter(_lines(group / "memory.max")), "max")
+    used = next(iter(_lines(group / "memory.current")), "0")
+    cached = [int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith("inactive_file ")]
+    return 2**63 if limit == "max" else int(limit) - int(used) + sum(cached)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def _gib(size: int) -> str:

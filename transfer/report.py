@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from crosschannel.commands.progress import stdout_console
+from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.report import Figure, Heading, Listing, Page, Table, Text, accuracy_by_layer
 from crosschannel.report.published import IMAGENET_PROBES, LAYERS, PASCAL, PASCAL_COLUMNS

@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image, ImageCms, ImageOps
 
-from crosschannel.commands.progress import progress, stderr_console
+from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, broken, check_size, to_rgb
 from crosschannel.data.folder import list_files
 from crosschannel.data.sample import photographs

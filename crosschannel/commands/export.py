@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from crosschannel.commands.progress import stdout_console
+from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone
 from crosschannel.hub.card import check_probes, how_to_load, write_card

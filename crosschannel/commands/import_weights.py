@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crosschannel.commands.progress import stdout_console
+from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.formats import FORMATS

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import crosschannel
-from crosschannel.commands.progress import stderr_console
+from crosschannel.console import stderr_console
 from crosschannel.data import CropConfig, CropStream, ImageSet, open_images
 from crosschannel.data.images import Subset
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError, check_rules
-from crosschannel.hub import load_backbone, load_colorizer, save_backbone, save_colorizer
+from crosschannel.hub import load_backbone, load_colorizer, parse_source, save_backbone, save_colorizer
 from crosschannel.hub.files import LICENCE
 from crosschannel.models import InputSpec, NetSpec, PretextNet, build_pretext
 from crosschannel.models.backbone import Provenance
@@ -92,6 +92,11 @@ def check(config: PretrainConfig) -> None:
         (0 < config.val_share < 1, "val_share must be within 0..1", config.val_share),
         (config.val_images >= 1, "val_images must be at least 1", config.val_images),
         (config.model.fc >= 0, "model.fc must not be negative", config.model.fc),
+        (
+            not config.model.affine or config.model.name in ("colornet", "vgg16"),
+            "model.affine is for colornet and vgg16",
+            config.model.name,
+        ),
     ]
     check_rules(rules)
 
@@ -185,12 +190,13 @@ def _finish(config, spec, run, loop, figures, train, console) -> None:
         "config_hash": sha256((run.path / "config.yaml").read_bytes()).hexdigest()[:16],
         "version": crosschannel.__version__,
     }
-    if config.init_from is None:
+    if config.init_from is None or parse_source(config.init_from).kind in ("random", "kmeans"):
         details["licence"] = LICENCE
     provenance = Provenance(str(run.path), details)
     save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)
     save_colorizer(run.path / "colorizer.safetensors", net, spec, input, config.objective, provenance)
     curve = validation_curve(run.path, run.path / "curve.png")
+    figures = dict(figures)
     n = figures.pop("images", len(loop.task.val))
     run.finish(str(run.path / "backbone.safetensors"), config.data, config.seed, n, figures)
     if loop.broken.broken:

@@ -8,7 +8,7 @@ import torch
 
 import crosschannel
 from crosschannel.color import ABPrior, PriorEstimator
-from crosschannel.commands.progress import progress, stderr_console
+from crosschannel.console import progress, stderr_console
 from crosschannel.data import CropConfig, open_training_images
 from crosschannel.data.crops import centre_box, cut
 from crosschannel.data.decode import BrokenImage, EncodedImage

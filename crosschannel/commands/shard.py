@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from crosschannel.commands.progress import stderr_console
+from crosschannel.console import stderr_console
 from crosschannel.data import open_images
 from crosschannel.data.shards import CLASSES, LISTING
 from crosschannel.data.write_shards import write_shards

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from crosschannel.commands.progress import stdout_console
+from crosschannel.console import stdout_console
 from crosschannel.hub import load_backbone, zoo
 
 

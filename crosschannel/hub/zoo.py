@@ -12,8 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from crosschannel.console import stderr_console
 from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
 
@@ -96,7 +95,7 @@ def fetch(name: str) -> Path:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if path.is_file():
             return path
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"fetching {entry.url} into {path}", markup=False)
+        stderr_console().print(f"fetching {entry.url} into {path}", markup=False)
         _download(entry.url, part)
         digest = _sha256(part)
         if not digest.startswith(entry.sha256):

@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from crosschannel.console import stderr_console
 
 
 class TrainingLog:
@@ -25,7 +26,7 @@ class TrainingLog:
         self, run: Path, step: int, steps: int, tensorboard: bool = True, idle: bool = False, quiet: bool = False
     ):
         self.steps = steps
-        self.console = Console(stderr=True, quiet=idle or quiet, highlight=False, soft_wrap=True)
+        self.console = stderr_console(quiet=idle or quiet)
         self._bar = None
         self._events = run / "tensorboard" if tensorboard and not idle else None
         self._purge = step + 1 if step else None

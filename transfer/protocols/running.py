@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from crosschannel.commands.progress import stderr_console
+from crosschannel.console import stderr_console
 from crosschannel.data import CropConfig, ImageSet
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec
@@ -90,8 +90,9 @@ def call(
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(gpus), at_rest(backbone):
         path = Path(out or scratch)
         run = open_run(path, config.protocol, config, world)
-        images = open_labelled(data, config.val_share)
-        world.from_main(lambda: run.check_images(images.train, images.val))
+        if not run.is_done(config.data) or not isinstance(data, str):
+            images = open_labelled(data, config.val_share)
+            world.from_main(lambda: run.check_images(images.train, images.val))
         if not run.finished:
             measure(backbone, images, config, run, world, console)
         return world.from_main(lambda: load_result(path))
