@@ -3,7 +3,6 @@
 A program is a table of commands (see :mod:`crosschannel.cli`); bad input is caught here, once.
 """
 
-import errno
 import re
 import sys
 import traceback
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import crosschannel
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, file_problem
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,6 @@ class Program:
     summary: str
     commands: dict[str, Command]
     configs: str = ""
-
-
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-_FILE_ERRORS = _DISK_ERRORS | {
-    getattr(errno, name)
-    for name in ("ENOENT", "ENOTDIR", "EISDIR", "EACCES", "EPERM", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
-}
 
 
 def config_folder() -> Path:
@@ -148,10 +140,8 @@ def run(program: Program, argv: list[str]) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        if error.filename and error.errno in _FILE_ERRORS:
-            raise UserError(f"{error.filename}: {error.strerror}") from error
-        if error.errno in _DISK_ERRORS:
-            raise UserError(f"cannot write: {error.strerror}") from error
+        if problem := file_problem(error):
+            raise UserError(problem) from error
         raise
     return 0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.data import Batch, CropConfig, CropStream, ImageSet, crop_loader
 from crosschannel.errors import UserError
-from crosschannel.models import PretextNet
+from crosschannel.models import VGG16, ColorNet, PretextNet
 from crosschannel.models import initialisation as init
 from crosschannel.models.colorizer import Colorizer
 from crosschannel.objectives import Classification, Regression
@@ -70,7 +70,7 @@ class Colorization:
             if lacking:
                 raise UserError(f"--init_from does not fit this net: it lacks {lacking[0]}")
             unused = [k for k in self.start_state if k.startswith("net.") and k not in own]
-            if unused and ".norm." in unused[0]:
+            if any(".norm." in key for key in unused) and isinstance(self.net.net, ColorNet | VGG16):
                 raise UserError("--init_from has a BatchNorm with a scale and a shift: give --model.affine true too")
             self.net.load_state_dict({**own, **fitting})
             return False

@@ -152,6 +152,18 @@ def runtime_keys(config: Any, prefix: str = "") -> set[str]:
     return found
 
 
+def defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Default values by dotted name, tuples as lists, of the keys that have one."""
+    found: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            found |= defaults(value, f"{prefix}{entry.name}.")
+        elif entry.default_factory is not MISSING or entry.default is not MISSING:
+            found[prefix + entry.name] = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    return flatten(found)
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optim": {"lr": 1}} → {"optim.lr": 1}, tuples as lists."""
     flat: dict[str, Any] = {}

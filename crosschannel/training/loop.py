@@ -337,6 +337,7 @@ class Loop:
             "figures": self.figures,
             "losses": [loss.cpu() for loss in self.losses],
             "broken": [self.broken.seen, self.broken.broken],
+            "images": self.stream.images.names.fingerprint(),
         }
 
     def _save(self) -> None:
@@ -347,6 +348,8 @@ class Loop:
         )
 
     def _load(self, state: dict[str, Any]) -> None:
+        if state["images"] != self.stream.images.names.fingerprint():  # as far as they could be read
+            raise UserError(f"{self.run.path} was begun on other images than those that --data now gives")
         self.net.load_state_dict(state["net"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

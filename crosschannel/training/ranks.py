@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, file_problem
 
 T = TypeVar("T")
 
@@ -67,7 +67,9 @@ class World:
             except UserError as error:
                 problem = str(error)
             except OSError as error:
-                problem = f"{error.filename or 'a file'}: {error.strerror or error}"
+                problem = file_problem(error)
+                if not problem:
+                    raise
         made, problem = self.gather((made, problem))[0]
         if problem:
             raise UserError(problem)

@@ -14,7 +14,7 @@ import yaml
 import crosschannel
 from crosschannel.data import ImageSet
 from crosschannel.errors import UserError
-from crosschannel.training.config import TrainConfig, flatten, runtime_keys
+from crosschannel.training.config import TrainConfig, defaults, flatten, runtime_keys
 from crosschannel.training.device import resolve_auto
 from crosschannel.training.ranks import World
 
@@ -95,10 +95,10 @@ class RunFolder:
     def check_science(self, config: Any) -> None:
         """Refuse a config whose science keys differ from the stored ones; ``auto`` agrees with anything.
 
-        Keys that the stored file lacks (it may be older) are taken at today's values.
+        Keys that the stored file lacks (it may be older) had the defaults that such keys got: what was done before.
         """
         free = runtime_keys(config)
-        stored, asked = flatten(self.stored_config()), flatten(asdict(config))
+        stored, asked = defaults(config) | flatten(self.stored_config()), flatten(asdict(config))
         changed = [
             f"{key} was {stored[key]!r} and is now {value!r}"
             for key, value in asked.items()
@@ -118,7 +118,8 @@ class RunFolder:
         """Refuse other images than the run was begun on, wherever they are now; to be called before `write_config`."""
         self._images = json.dumps({"train": train.names.fingerprint(), "val": val.names.fingerprint()})
         begun = self.path / "images.json"
-        if self.resuming and begun.is_file() and begun.read_text() != self._images:
+        known = begun.read_text() if begun.is_file() else None
+        if self.resuming and (known != self._images if known or self.finished else False):
             raise UserError(
                 f"{self.path} was begun on other images than those that --data now gives; give another --out"
             )

@@ -49,7 +49,9 @@ def test_a_key_that_an_older_file_lacks_is_no_difference(tmp_path):
     run = begin(tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("  clip: 0.0\n", ""))
-    run.check_science(Config(optim=OptimConfig(clip=3.0)))
+    run.check_science(Config())  # what such a run did is what the key's default does
+    with pytest.raises(UserError, match=r"optim\.clip was 0\.0 and is now 3\.0"):
+        run.check_science(Config(optim=OptimConfig(clip=3.0)))
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.yaml"])

@@ -15,6 +15,7 @@ import yaml
 from crosschannel.command_line import config_folder, parse
 from crosschannel.training.run_folder import read_metrics
 from transfer.cli import PROGRAM, main
+from transfer.feature_cache import _free_in_group
 from transfer.protocols.linear_probe import LinearProbe, check
 from transfer.result import load_result
 
@@ -209,6 +210,16 @@ def test_disk_features_are_of_the_code_that_is_there_now(small, tmp_path, monkey
     assert found[1] == 0.1 < found[0] and len(list((tmp_path / "cache" / "features").iterdir())) == 4  # chance
 
 
+def test_what_a_control_group_can_still_give(tmp_path):
+    assert _free_in_group(tmp_path) == 2**63  # none
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 750\n")  # photographs that were read
+    assert _free_in_group(tmp_path) == 850
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _free_in_group(tmp_path) == 2**63
+
+
 def test_a_finished_run_does_not_answer_for_other_images(small, finished_probe, photo_folder, tmp_path, capsys):
     out, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(finished_probe, out)
@@ -217,6 +228,9 @@ def test_a_finished_run_does_not_answer_for_other_images(small, finished_probe, 
     next((other / "val" / "class0").iterdir()).unlink()
     assert main([*small, f"--data={other}", f"--out={out}"]) == 2
     assert "was begun on other images" in capsys.readouterr().err
+    (out / "images.json").unlink()  # as a run of an older version
+    assert main([*small, f"--out={out}"]) == 0
+    assert main([*small, f"--data={other}", f"--out={out}"]) == 2
 
 
 def test_a_k_that_cannot_be_leaves_nothing_behind(photo_folder, tmp_path):

@@ -160,7 +160,7 @@ class LinearProbe:
         found: dict[str, list[list[Tensor]]] = {layer: [[] for _ in self.net.rates] for layer in self.net.layers}
         seen: list[Tensor] = []
         broken: list[tuple[int, str]] = []
-        for features, indices, unread in self._batches(images):
+        for features, indices, unread in self.world.together(self._batches(images)):
             if should_stop():
                 raise Interrupted
             broken += unread
@@ -202,7 +202,7 @@ class LinearProbe:
         total = len(images) * stream.views
         pin = self.world.device.type == "cuda"
         loader = crop_loader(stream, 0, total, self.batch * size, own, self.workers, pin)
-        for batch in self.world.together(loader):
+        for batch in loader:
             yield (self.features(batch.images) if len(batch.images) else {}), batch.indices, batch.broken
 
 
