@@ -15,7 +15,7 @@ class BrokenImage(Exception):
 
 
 class EncodedImage:
-    """An image of which, if it is a JPEG, only the header is read until its pixels are asked for.
+    """An image. Of an upright JPEG only the header is read until its pixels are asked for.
 
     Args:
         data: a JPEG, PNG, WebP, BMP or TIFF file, grey, palette, CMYK, 16-bit or with alpha (laid over white).
@@ -32,11 +32,9 @@ class EncodedImage:
             raise BrokenImage("the file is empty")
         self._data = data
         try:
-            self._picture = None if _is_plain_jpeg(data) else _upright(data)
-            if self._picture is None:
-                self.height, self.width, _, _ = simplejpeg.decode_jpeg_header(data)
-            else:
-                self.width, self.height = self._picture.size
+            size = _plain_jpeg_size(data)
+            self._picture = None if size else _upright(data)
+            self.width, self.height = size or self._picture.size
         except Exception as error:  # decoders raise whatever they like on bytes they cannot read
             raise broken(error) from None
         check_size(self.height, self.width)
@@ -85,16 +83,17 @@ def check_size(height: int, width: int) -> None:
         raise BrokenImage(f"{width} × {height} is more than {MAX_PIXELS // 10**6} million pixels")
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether libjpeg-turbo alone can decode it: an upright JPEG that is not CMYK."""
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of what libjpeg-turbo alone can decode: an upright JPEG that is not CMYK."""
     if data[:2] != b"\xff\xd8":
-        return False
+        return None
     if data.find(b"Exif\0", 0, 1 << 18) >= 0:  # segments of up to 64 KiB, such as colour profiles, may stand before it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) != 1:
-                return False
-    return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
+                return None
+    height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    return None if space in ("CMYK", "YCCK") else (width, height)
 
 
 def _upright(data: bytes) -> Image.Image:

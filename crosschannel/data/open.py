@@ -63,8 +63,9 @@ def _open(data: str) -> tuple[ImageSet, ImageSet | None]:
 
 
 def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
-    if data == os.environ.get("CROSSCHANNEL_DATA"):  # a launcher has copied it to this machine's own disk
-        data = os.environ["CROSSCHANNEL_DATA_COPY"]
+    name, _, copy = os.environ.get("CROSSCHANNEL_STAGED_DATA", "").partition("\n")
+    if copy and data == name:  # a launcher has copied it to this machine's own disk
+        data = copy
     kind, _, name = data.partition(":")
     if data == "builtin:sample":
         return sample_images()

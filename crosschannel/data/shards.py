@@ -213,11 +213,10 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether a folder, or one in it that is named after a split, has tar files."""
-    splits = [
-        p for p in folder.iterdir() if p.is_dir() and any(re.fullmatch(w, p.name, re.I) for w in _SPLITS.values())
-    ]
-    return any(any(place.glob("*.tar")) for place in (folder, *splits))
+    """Whether there are tar files in a folder's own folders for training and validation or, without such, in itself."""
+    named = (p for p in folder.iterdir() if any(re.fullmatch(word, p.name, re.I) for word in _SPLITS.values()))
+    splits = [place for place in named if place.is_dir()]
+    return any(any(place.glob("*.tar")) for place in splits or [folder])
 
 
 def _split(shards: list[str], data: str) -> tuple[list[str], list[str]]:

@@ -43,9 +43,18 @@ def test_any_depth_and_case_and_stray_files(photo_folder, tmp_path):
 
 def test_a_copy_that_a_launcher_made_is_read_under_the_name_of_the_data(photo_folder, tmp_path, monkeypatch):
     shutil.copytree(photo_folder, tmp_path / "copy")
-    monkeypatch.setenv("CROSSCHANNEL_DATA", "/gone")
-    monkeypatch.setenv("CROSSCHANNEL_DATA_COPY", str(tmp_path / "copy"))
+    monkeypatch.setenv("CROSSCHANNEL_STAGED_DATA", f"/gone\n{tmp_path / 'copy'}")
     assert len(open_images("/gone")[0]) == 40
+    with pytest.raises(UserError, match="no data at '/other'"):
+        open_images("/other")
+
+
+def test_archives_beside_the_folders_of_images_are_no_shards(photo_folder, tmp_path):
+    shutil.copytree(photo_folder, tmp_path / "data")
+    with tarfile.open(tmp_path / "data" / "ILSVRC2012_img_train.tar", "w") as tar:
+        tar.add(photo_folder / "train" / "class0", "class0")
+    train, val = open_images(str(tmp_path / "data"))
+    assert len(train) == 40 and len(val) == 10 and train.classes
 
 
 def test_a_folder_may_be_called_anything(photo_folder, tmp_path):
