@@ -174,7 +174,11 @@ def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str
     head = any(ours.startswith("head.") for ours in format.names)
     ours: dict[str, Tensor] = {}
     used: set[str] = set()
+    modules = {key.rpartition(".")[0] for key in state}
+    whole = all(theirs in modules for own, theirs in format.names.items() if own.startswith(format.optional))
     for own, theirs in format.names.items():
+        if own.startswith(format.optional) and not whole:
+            continue  # the head of another task
         for key in [key for key in state if key.rpartition(".")[0] == theirs]:
             ours[f"{own}.{key.rpartition('.')[2]}"] = state[key]
             used.add(key)
@@ -299,12 +303,13 @@ def _caffe_spec(path: Path, layers: list[CaffeLayer], state: dict[str, Tensor]) 
     kinds = [layer.type for layer in layers if layer.type in ("LRN", "Pooling")]
     lrn = "" if "LRN" not in kinds else "before-pool" if kinds[0] == "LRN" else "after-pool"
     widths = tuple(len(state[f"{name}.conv.weight"]) for name in _CAFFE_LAYERS[:5])
-    groups = widths[0] / state["conv2.conv.weight"].shape[1]
-    fits = (name for name, v in VARIANTS.items() if v.ceil and (v.widths, v.groups, v.lrn) == (widths, groups, lrn))
+    groups = widths[0] / max(1, state["conv2.conv.weight"].shape[1])
+    known = {name: variant for name, variant in VARIANTS.items() if variant.ceil}
+    fits = (name for name, v in known.items() if (v.widths, v.groups, v.lrn) == (widths, groups, lrn))
     variant = next(fits, None)
     if variant is None:
         shape = f"{'-'.join(map(str, widths))}, conv2 in {groups:g} groups, " + (f"LRN {lrn}" if lrn else "no LRN")
-        raise UserError(f"{path}: no AlexNet here is {shape}; there are {', '.join(VARIANTS)}")
+        raise UserError(f"{path}: no AlexNet here is {shape}; there are {', '.join(known)}")
     fc = len(state["fc6.conv.weight"]) if "fc6.conv.weight" in state else 0
     channels = state["conv1.conv.weight"].shape[1]
     return NetSpec("alexnet", channels, norm=False, fc=fc, geometry="probe", variant=variant)

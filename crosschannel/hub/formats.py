@@ -77,7 +77,7 @@ FORMATS: dict[str, Format] = {
         _alexnet((0, 3, 6, 8, 10)),
         "torchvision",
         _FC,
-        ("classifier.6",),
+        ("classifier",),
     ),
     "deepcluster-alexnet": Format(
         NetSpec("alexnet", 3, True, geometry="probe", variant="deepcluster"),
@@ -85,7 +85,7 @@ FORMATS: dict[str, Format] = {
         _alexnet((0, 4, 8, 11, 14), (1, 5, 9, 12, 15)),
         "Caron et al. 2018",
         _FC,
-        ("sobel", "top_layer"),
+        ("classifier", "sobel", "top_layer"),
     ),
     "rotnet-alexnet": Format(
         NetSpec("alexnet", 3, True, geometry="probe", variant="rotnet"),
@@ -96,7 +96,7 @@ FORMATS: dict[str, Format] = {
         ("_feature_blocks.9",),
     ),
     "torchvision-vgg16": Format(
-        NetSpec("vgg16", 3, False), IMAGENET, _vgg(_VGG_PLAIN, False), "torchvision", _FC, ("classifier.6",)
+        NetSpec("vgg16", 3, False), IMAGENET, _vgg(_VGG_PLAIN, False), "torchvision", _FC, ("classifier",)
     ),
     "torchvision-vgg16_bn": Format(
         NetSpec("vgg16", 3, True, affine=True),
@@ -104,7 +104,7 @@ FORMATS: dict[str, Format] = {
         _vgg(_VGG_BN, True),
         "torchvision; Caron et al. 2018",
         _FC,
-        ("classifier.6", "sobel", "top_layer"),
+        ("classifier", "sobel", "top_layer"),
     ),
     "eccv16": Format(
         NetSpec("colornet", 1, True, affine=True),

@@ -189,6 +189,8 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
         spec = NetSpec(source.name, norm=norm, fc=4096 * (source.name == "alexnet"), geometry="probe")
         input = InputSpec("grey", 227 if source.name == "alexnet" else 224)
     input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
+    if "fc" in source.options and spec.name not in ("alexnet", "vgg16"):
+        raise UserError(f"{source.text!r}: {spec.name} has no fully connected layers")
     spec = replace(
         spec,
         in_channels=input.channels,
@@ -280,7 +282,7 @@ def _load_torchvision(source: Source, _data: str | None) -> Loaded:
     if local.is_file():
         load_state(model, _torch_weights(local), str(local))
     known = torchvision.models.get_model_weights(source.name)
-    entry = known.__members__.get(weights.rpartition(".")[2], next(iter(known)))
+    entry = known.__members__.get(weights.rpartition(".")[2], known.DEFAULT)
     input = _resized(source, _torchvision_input(entry.transforms()))
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
     format = f"torchvision-{source.name}"  # AlexNet and VGG-16 have the literature's layers, fc6 and fc7 among them

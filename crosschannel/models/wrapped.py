@@ -135,28 +135,42 @@ class ModuleNet(nn.Module):
 
     def _submodule(self, name: str) -> nn.Module:
         path = self._paths.get(name, name)
-        try:
-            return self.model.get_submodule(path)
-        except AttributeError:
-            return self.model.get_submodule(path.removesuffix("_class"))
+        return self.model.get_submodule(path.removesuffix("_class") if self._is_token(name) else path)
 
-    @staticmethod
-    def _as_map(name: str, output: object, x: Tensor) -> Tensor:
+    def _is_token(self, name: str) -> bool:
+        """Whether a name means the class token of a submodule, and not a submodule of its own."""
+        try:
+            self.model.get_submodule(self._paths.get(name, name))
+        except AttributeError:
+            return name.endswith("_class")
+        return False
+
+    def _as_map(self, name: str, output: object, x: Tensor) -> Tensor:
         """What a submodule gave, as (N, C, h, w)."""
-        if isinstance(output, Tensor) and output.ndim == 2:
-            return output[:, :, None, None]
-        if isinstance(output, Tensor) and output.ndim == 3:
+        if isinstance(output, Tensor) and len(output) == len(x):
             side = math.isqrt(output.shape[1])
             extra = output.shape[1] - side * side
-            if extra == 1 and name.endswith("_class"):
-                return output[:, 0, :, None, None]
-            if extra <= 1:
+            if self._is_token(name):
+                if output.ndim == 3 and extra == 1:
+                    return output[:, 0, :, None, None]
+            elif output.ndim == 2:
+                return output[:, :, None, None]
+            elif output.ndim == 3 and extra <= 1:
                 return output[:, extra:].transpose(1, 2).unflatten(2, (side, side))
-        if isinstance(output, Tensor) and output.ndim == 4:
-            height, width, last = output.shape[1:]
-            is_last = x.shape[2] == x.shape[3] and height == width != last
-            return output.permute(0, 3, 1, 2) if is_last else output
+            elif output.ndim == 4:
+                return output.permute(0, 3, 1, 2) if self._channels_are_last(name, output, x) else output
         raise UserError(f"layer {name!r} gives no feature map (N, C, h, w)")
+
+    def _channels_are_last(self, name: str, output: Tensor, x: Tensor) -> bool:
+        """Told by a square input, whose maps are square."""
+        height, width, last = output.shape[1:]
+        if x.shape[2] != x.shape[3] or height != width:
+            return False
+        if last == width and any(type(module).__name__ == "Permute" for module in self.model.modules()):
+            raise UserError(
+                f"layer {name!r}: at this size its {last} channels cannot be told from its sides; take another"
+            )
+        return last != width
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

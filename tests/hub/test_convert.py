@@ -54,6 +54,10 @@ def test_torchvisions_vgg16(tmp_path, name):
         assert close(maps["conv2_2"], net.features[: 9 if name == "vgg16" else 13](x))
         assert close(maps["fc7"].flatten(1), net.classifier[:6](net.features(x).flatten(1)))
         assert close(backbone.head(maps["pool5"]), maps["fc7"].flatten(1))
+    state = {key: value for key, value in net.state_dict().items() if key.startswith("features")}
+    torch.save({**state, "classifier.weight": torch.zeros(10, 512)}, tmp_path / "cifar.pth")  # the head of another task
+    found = import_weights(tmp_path / "cifar.pth")
+    assert found.net.layers[-1] == "conv5_3" and found.left_out == ["classifier"]
     trunk = {key: value for key, value in net.state_dict().items() if key.startswith("features")}
     torch.save(trunk, tmp_path / "trunk.pth")
     assert load_backbone(str(tmp_path / "trunk.pth")).layers[-1] == "conv5_3"

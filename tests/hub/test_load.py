@@ -85,7 +85,7 @@ def damaged(meta: dict, key: str, value) -> dict:
     ("key", "value"),
     [("net", "{"), ("net", []), ("net", {"name": "alexnet", "colour": 1}), ("net", {"name": "alexnet", "fc": -5}),
      ("net", {"name": "alexnet", "fc": 10**7}), ("net", {"name": "alexnet", "in_channels": 10**8}),
-     ("net", {"name": "alexnet", "variant": "no"}), ("net", {"name": "vgg16", "fc": 8}),
+     ("net", {"name": "alexnet", "variant": "no"}), ("net", {"name": "alexnet", "fc": 8}),
      ("schema", "x"), ("input", {"kind": 3}), ("provenance", {})],
 )  # fmt: skip
 def test_damaged_metadata_is_one_sentence(saved, tmp_path, key, value):
@@ -182,7 +182,7 @@ def test_torchvision_by_the_literatures_names(tmp_path):
     [
         ("inception_v3,weights=none", InputSpec("rgb", 299, 342)),
         ("swin_t,weights=none", InputSpec("rgb", 224, 232, "bicubic")),
-        ("resnet18,weights=none,size=64", InputSpec("rgb", 64, 256)),
+        ("resnet50,weights=none,size=64", InputSpec("rgb", 64, 232)),  # as the weights that the name alone gives
         ("fcn_resnet50,weights=none", InputSpec("rgb", 224, 256)),
     ],
 )
@@ -243,6 +243,7 @@ def test_a_factory_in_the_working_folder(my_nets):
         ("random:alexnet,seed=x", "whole number"),
         ("random:alexnet,seed", "not an option"),
         ("random:alexnet,speed=1", "no option 'speed'"),
+        ("random:colornet,fc=4096", "has no fully connected layers"),
         ("random:alexnet,input=cmyk", "one of grey, lab, rgb"),
         ("timm:resnet18000", "timm has no model"),
         ("timm:resnet18,weights=gone.pth", "no weights file"),

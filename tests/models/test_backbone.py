@@ -44,6 +44,8 @@ def test_what_a_net_states_of_its_maps_is_so(net):
     for name, (channels, stride) in net.shapes.items():
         assert small[name].shape[1] == channels
         assert large[name].shape[3] - small[name].shape[3] == 32 // stride
+    if isinstance(net, AlexNet) and net.geometry == "padded":
+        assert (net.shapes["pool5"][1], net.set_geometry("probe").shapes["pool5"][1]) == (16, 32)
 
 
 def test_channels_and_strides():
@@ -116,6 +118,21 @@ def test_tokens_and_channels_last_maps_of_any_module_become_maps():
     assert (
         backbone.channels["encoder"] == 8 and backbone.has_layer("encoder.ln") and not backbone.has_layer("encoder.x")
     )
+    with pytest.raises(UserError, match="'conv_proj_class' gives no feature map"):
+        backbone(torch.rand(1, 3, 64, 64), ["conv_proj_class"])
+    with pytest.raises(UserError, match="cannot be told from its sides"), torch.no_grad():
+        ModuleNet(swin).forward_features(torch.randn(1, 3, 384, 384), ["features.0"])
+
+    class SequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Identity()
+
+        def forward(self, x):
+            return self.tokens(x.flatten(2).permute(2, 0, 1))  # (L, N, C)
+
+    with pytest.raises(UserError, match="gives no feature map"):
+        ModuleNet(SequenceFirst()).forward_features(torch.randn(2, 3, 4, 4), ["tokens"])
     with pytest.raises(UserError, match=r"no layer 'encoder\.x'"):
         backbone(torch.rand(1, 3, 64, 64), ["encoder.x"])
 
