@@ -1,5 +1,6 @@
 """The command after ``--``: parsed and checked on the login node as it would be where it runs."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -7,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.machinery import PathFinder
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -165,19 +165,17 @@ def check_paths(command: WrappedCommand) -> None:
         UserError: one does not.
     """
     config, later = command.config, "on this machine; --no-path-check leaves that to the job"
-    data = getattr(config, "data", "") or ""
-    for name in expand(data) if _is_local(data) else ():
-        if not Path(name).expanduser().exists():
-            raise UserError(f"no data at {name} {later}")
-    if hasattr(config, "objective"):
-        load_prior(config.objective.prior)
+    paths = [("data", path) for path in _data_paths(getattr(config, "data", "") or "")]
     for source in _sources(config):
-        for kind, path in _paths(source):
-            if not Path(path).expanduser().exists():
-                raise UserError(f"no {kind} at {path} {later}")
-        module = source.name.partition(":")[0].partition(".")[0]
-        if source.kind == "factory" and PathFinder.find_spec(module, ["", *sys.path]) is None:
+        paths += _paths(source)
+        module = _inner(source).name.partition(":")[0].partition(".")[0]
+        if _inner(source).kind == "factory" and not _can_be_imported(module):
             raise UserError(f"no package {module} for {source.text!r} {later}")
+    for kind, path in paths:
+        if not Path(path).expanduser().exists():
+            raise UserError(f"no {kind} at {path} {later}")
+    if hasattr(config, "objective") and config.objective.kind == "class":
+        load_prior(config.objective.prior)
     for key in ("images", "runs", "probes", "file"):
         names = getattr(config, key, None) or []
         for name in [names] if isinstance(names, str) else names:
@@ -204,6 +202,27 @@ def _is_local(data: str) -> bool:
     return bool(data) and not data.startswith(("builtin:", "torchvision:")) and not is_remote(data)
 
 
+def _data_paths(data: str) -> list[str]:
+    """The folder, or the shards, that data are named by, where they are paths."""
+    if not _is_local(data):
+        return []
+    return [data] if Path(data).expanduser().is_dir() else expand(data)
+
+
+def _can_be_imported(module: str) -> bool:
+    """As the job will try it: from the working folder too."""
+    sys.path.insert(0, "")
+    try:
+        return importlib.util.find_spec(module) is not None
+    finally:
+        sys.path.pop(0)
+
+
+def _inner(source: Source) -> Source:
+    """What a fresh net is the twin of; any other source itself."""
+    return parse_source(source.name) if source.kind in ("random", "kmeans") else source
+
+
 def _sources(config: Any) -> Iterator[Source]:
     """The sources that a config names."""
     for key in ("backbone", "model", "init_from"):
@@ -214,20 +233,23 @@ def _sources(config: Any) -> Iterator[Source]:
 
 def _paths(source: Source) -> Iterator[tuple[str, str]]:
     """(what, where) of every path that a source names."""
-    fresh = source.kind in ("random", "kmeans")
-    named = parse_source(source.name) if fresh else source
-    if named.kind == "path" and not (fresh and named.name in NET_NAMES):
+    named = _inner(source)
+    if named.kind == "path" and (named is source or named.name not in NET_NAMES):
         yield "weights", named.name
-    weights, data = source.options.get("weights", ""), source.options.get("data", "")
-    if Path(weights).suffix in WEIGHTS:
-        yield "weights", weights
-    if _is_local(data):
-        yield from (("data", path) for path in expand(data))
+    if _weights_file(source):
+        yield "weights", source.options["weights"]
+    yield from (("data", path) for path in _data_paths(source.options.get("data", "")))
 
 
 def _is_fetched(source: Source) -> bool:
     """Whether loading a source downloads its weights."""
-    if source.kind in ("random", "kmeans"):
-        return parse_source(source.name).kind in ("zoo", "hf-hub")
-    weights = source.options.get("weights", "")
-    return source.kind in _DOWNLOADED and weights.lower() != "none" and Path(weights).suffix not in WEIGHTS
+    if _inner(source) is not source:
+        return _inner(source).kind in ("zoo", "hf-hub")
+    wanted = source.options.get("weights", "").lower() != "none" and not _weights_file(source)
+    return source.kind in _DOWNLOADED and wanted
+
+
+def _weights_file(source: Source) -> bool:
+    """Whether the option ``weights`` is a path: timm's always is, torchvision's may be the name of published ones."""
+    weights = source.options.get("weights", "none")
+    return weights.lower() != "none" and (source.kind == "timm" or Path(weights).suffix in WEIGHTS)

@@ -89,6 +89,7 @@ def outside_of_jobs(config: SubmitConfig, code: Path) -> Iterator[None]:
     what a batch script would set, and no hold on the terminal."""
     kept = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
     with environment({}):
+        os.environ.pop("CROSSCHANNEL_STAGED_DATA", None)
         for key in list(os.environ) if "SLURM_JOB_ID" in os.environ else []:
             if key.startswith(("SLURM_", "SRUN_", "SUBMITIT_")) and key not in kept:
                 del os.environ[key]

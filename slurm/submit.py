@@ -1,5 +1,6 @@
 """`crosschannel-slurm submit` and `resume`: check everything here, then hand the command to submitit."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,7 @@ from slurm.executor import build_executor, environment, outside_of_jobs
 from slurm.job_folder import Job, JobFolder
 from slurm.snapshot import snapshot
 from slurm.task import Task
-from slurm.watch import is_active
+from slurm.watch import is_active, may_be_active
 
 
 def submit(config: SubmitConfig) -> list[Path]:
@@ -31,15 +32,20 @@ def submit(config: SubmitConfig) -> list[Path]:
         UserError: the command or its paths are refused, a run has a job already, or SLURM refuses.
     """
     check(config)
-    if config.cwd:
-        os.chdir(config.cwd)
+    here = Path(_here())
+    code_copy, cwd = str(here / config.code_copy) if config.code_copy else "", str(here / config.cwd)
+    with contextlib.chdir(cwd):
+        return _submit(replace(config, cwd=cwd, code_copy=code_copy))
+
+
+def _submit(config: SubmitConfig) -> list[Path]:
+    """In the folder that the command runs in."""
     todo, queued = [], queue.queue()
     for command in sweep(config.command, config.sweep):
         run = check_place(command, config.ranks)
         if run is not None and run.finished:
-            if not run.is_done(command.config.data):
-                raise UserError(f"{run.path} is finished, on other data than {command.config.data}; give another --out")
-            print(f"{run.path} is finished: nothing to do", file=sys.stderr)
+            stored = run.stored_config().get("data")
+            print(f"{run.path} is finished, on {stored}: nothing to do", file=sys.stderr)
             continue
         if config.path_check:
             check_paths(command)
@@ -47,7 +53,7 @@ def submit(config: SubmitConfig) -> list[Path]:
         jobs = JobFolder(place).jobs()
         if jobs and is_active(jobs[-1], queued):
             raise UserError(f"{place} has job {jobs[-1].id} already; crosschannel-slurm cancel ends it")
-        if jobs and queued is None and config.cluster == "slurm" and not config.dry_run:
+        if jobs and queued is None and not config.dry_run and may_be_active(jobs[-1], JobFolder(place)):
             raise UserError(f"squeue cannot be asked whether job {jobs[-1].id} of {place} is still there; try again")
         todo.append((place, command))
     if not todo:
@@ -80,7 +86,7 @@ def _print_script(config: SubmitConfig, home: Path, places: Sequence[Path], code
 
 def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedCommand]], code: Path) -> list[Path]:
     """Hand the commands to submitit, as one job or one array, and note the jobs in their run folders."""
-    executor, tasks, cwd = build_executor(config, home, [place for place, _ in todo], code), [], _here()
+    executor, tasks, cwd = build_executor(config, home, [place for place, _ in todo], code), [], config.cwd
     for place, command in todo:
         folder = JobFolder(place)
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ class Task:
         """Run the command; its exit code, or minus the signal that ended it."""
         command, environment = [sys.executable, "-m", *self.command], self._environment(job, attempt, local)
         if self.scratch and self.data:
-            environment |= {"CROSSCHANNEL_DATA": self.data, "CROSSCHANNEL_DATA_COPY": self._stage(job, folder, attempt)}
+            environment["CROSSCHANNEL_STAGED_DATA"] = f"{self.data}\n{self._stage(job, folder, attempt)}"
         if self._told:  # before there was anything to save
             return INTERRUPTED
         self._child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)

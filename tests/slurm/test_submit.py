@@ -1,6 +1,8 @@
 """What is settled before anything is queued: the batch script, refusals, sweeps, the copy of the code."""
 
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +11,10 @@ import pytest
 import yaml
 
 from crosschannel.errors import UserError
+from crosschannel.training.run_folder import RunFolder
 from slurm.cli import PROFILES, main
 from slurm.command import prefetch, read_command, sweep
+from slurm.job_folder import JobFolder
 from slurm.snapshot import snapshot
 from slurm.staging import stage
 from slurm.task import Task
@@ -74,6 +78,7 @@ BAD = [
     ("a prior that is gone", [], ["SMALL", "--objective.prior=/gone.npz"], "no prior at '/gone.npz'"),
     ("images of a fresh net that are gone", [], [*KNN, "--backbone=kmeans:alexnet,data=/gone"], "no data at /gone"),
     ("weights of a net that are gone", [], [*KNN, "--backbone=timm:resnet18,weights=/gone/my.pth"], "no weights at"),
+    ("a factory of a fresh net that is gone", [], [*KNN, "--backbone=random:nomodule.x:make"], "no package nomodule"),
     ("a factory that is gone", [], [*KNN, "--backbone=nomodule.x:make"], "no package nomodule for"),
     ("a batch that ranks cannot share", ["--nodes=3"], ["SMALL"], "train.batch (8) must be a multiple of ranks"),
     ("ranks for a command that has no use for them", ["--nodes=2"], ["crosschannel", "zoo"], "does not share its work"),
@@ -133,18 +138,13 @@ def test_a_queued_config_is_what_was_typed_even_if_its_file_is_edited(small, tmp
 
 
 def test_a_finished_run_is_not_queued_and_a_changed_one_is_refused(slurm, small, tmp_path):
-    run = tmp_path / "runs" / "a"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text("# crosschannel run: pretrain (crosschannel 0)\noptim: {lr: 0.5}\n")
-    said = slurm("submit", "--dry-run", "--", *small, "--out=runs/a", code=2)
-    assert "optim.lr was 0.5 and is now 0.001" in said
-    data = small[2].removeprefix("--data=")
-    text = f"# crosschannel run: pretrain (crosschannel 0)\noptim: {{lr: 0.001}}\ndata: {data}\n"
-    (run / "config.yaml").write_text(text)
-    (run / "result.json").write_text("{}")
-    assert "runs/a is finished: nothing to do" in slurm("submit", "--dry-run", "--", *small, "--out=runs/a")
-    (run / "config.yaml").write_text(text.replace(data, "/other"))
-    assert "runs/a is finished, on other data" in slurm("submit", "--dry-run", "--", *small, "--out=runs/a", code=2)
+    command = [*small, "--out=runs/a"]
+    run = RunFolder(tmp_path / "runs" / "a", "pretrain")
+    run.write_config(read_command(command).config)
+    assert "optim.lr was 0.001 and is now 0.5" in slurm("submit", "--dry-run", "--", *command, "--optim.lr=0.5", code=2)
+    (run.path / "result.json").write_text("{}")
+    said = slurm("submit", "--dry-run", "--", *command)
+    assert f"runs/a is finished, on {read_command(command).config.data}: nothing to do" in said
 
 
 def test_every_form_of_source_is_submitted_as_it_is_typed(slurm, photo_folder, tmp_path):
@@ -167,6 +167,7 @@ def test_weights_are_fetched_where_a_job_will_want_them_and_nowhere_else(monkeyp
         "zoo:eccv16": True, "hf-hub:me/net": True, "timm:resnet18": True, "torchvision:resnet18": True,
         "torchvision:resnet18,weights=IMAGENET1K_V1": True, "random:zoo:eccv16": True, "random:timm:resnet18": False,
         "random:torchvision:alexnet,seed=1": False, "timm:resnet18,weights=/on/nodes/my.pth": False,
+        "random:hf-hub:me/net": True, "timm:resnet18,weights=my.ckpt": False,
         "torchvision:resnet18,weights=none": False, "random:alexnet": False, "runs/a": False, "nets:make": False,
     }  # fmt: skip
     for source in sources:
@@ -190,6 +191,7 @@ def test_the_folder_that_a_command_runs_in_is_where_its_run_is(slurm, small, tmp
     out = "--out=runs/ünïcode 🎨"
     assert "is not empty" in slurm("submit", "--dry-run", "--cwd=there", "--", *small, out, code=2)
     assert "there is no such folder" in slurm("submit", "--dry-run", "--cwd=gone", "--", *small, out, code=2)
+    assert Path.cwd() == tmp_path
 
 
 def test_the_copy_of_the_code_has_git_s_word_and_packages_of_the_user_s(tmp_path, monkeypatch):
@@ -273,3 +275,20 @@ def test_ranks_are_told_where_to_meet_and_over_what(monkeypatch):
     }  # fmt: skip
     assert {key: first[key] for key in expected} == expected
     assert 1024 < int(first["MASTER_PORT"]) < 32768 and first["MASTER_PORT"] != second["MASTER_PORT"]
+
+
+def test_a_rank_reads_the_copy_of_its_data_under_their_own_name(tmp_path, photo_folder, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(photo_folder, data)
+    (tmp_path / "look.py").write_text(
+        "import shutil, sys\nfrom crosschannel.data import open_images\n"
+        "shutil.rmtree(sys.argv[1])\nassert len(open_images(sys.argv[1])[0]) == 40\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    job = SimpleNamespace(
+        job_id="7", raw_job_id="7", node=0, num_nodes=1, num_tasks=1, global_rank=0, local_rank=0, hostnames=["here"]
+    )
+    task = Task(str(tmp_path / "run"), ".", ["look", str(data)], scratch=str(tmp_path / "scratch"), data=str(data))
+    folder = JobFolder(tmp_path / "run")
+    folder.path.mkdir(parents=True)
+    assert task._work(job, folder, 0, local=True) == 0
