@@ -44,12 +44,15 @@ def accuracy_by_layer(
     if apart:
         panels[1].set_ylabel(published_what)
     for axes, shown in zip(panels, (layers, theirs) if apart else (layers,), strict=True):
-        axes.set_xticks(range(len(shown)), shown, rotation=45 if len(shown) > 8 else 0)
+        turned = len(shown) > 8
+        axes.set_xticks(range(len(shown)), shown, rotation=45 if turned else 0)
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e4e7eb")
         columns = 2 if len(axes.lines) > 5 else 1
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=columns)
+        axes.legend(
+            frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17 if turned else -0.1), ncol=columns
+        )
     figure.savefig(out, dpi=130)
     return out
 

@@ -38,6 +38,11 @@ CASES = [
     ("batch of zero", "pretrain --data {photos} --train.batch 0", "train.batch"),
     ("batch larger than the data", "pretrain --data {photos} --train.batch 99999999 --out {tmp}/o", "training images"),
     ("crop larger than its image", "pretrain --data {photos} --crop.size 300 --crop.resize 256", "crop.size"),
+    (
+        "an affine norm for a net without",
+        "pretrain --data {photos} --model.affine true --out {tmp}/o",
+        "model.affine is",
+    ),
     ("lambda of two", "pretrain --data {photos} --objective.lam 2 --out {tmp}/o", "objective.lam"),
     ("unknown net", "pretrain --data {photos} --model.name lexnet --out {tmp}/o", "no net 'lexnet'"),
     ("unknown device", "pretrain --data {photos} --device abacus --out {tmp}/o", "abacus"),

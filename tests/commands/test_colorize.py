@@ -104,7 +104,9 @@ def test_an_icc_profile_is_applied(finished_run, tmp_path):
     target = lightness(np.full((1, 1, 3), round(expected * 255), np.uint8))[0, 0]
     assert lightness(np.asarray(Image.open(out / "linear.png"))).mean() == pytest.approx(target.item(), abs=1)
     Image.new("RGB", (32, 32), (55, 55, 55)).save(tmp_path / "damaged.png", icc_profile=bytes(data[:200]))
-    colour(finished_run, tmp_path, tmp_path / "damaged.png")  # taken as it is
+    Image.new("RGB", (32, 32), (55, 55, 55)).save(tmp_path / "plain.png")
+    out = colour(finished_run, tmp_path, tmp_path / "damaged.png", tmp_path / "plain.png")
+    assert Image.open(out / "damaged.png").tobytes() == Image.open(out / "plain.png").tobytes()  # taken as it is
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
