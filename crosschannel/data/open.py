@@ -63,8 +63,8 @@ def _open(data: str) -> tuple[ImageSet, ImageSet | None]:
 
 
 def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
-    name, _, copy = os.environ.get("CROSSCHANNEL_STAGED_DATA", "").partition("\n")
-    if copy and data == name:  # a launcher has copied it to this machine's own disk
+    staged, _, copy = os.environ.get("CROSSCHANNEL_STAGED_DATA", "").partition("\n")
+    if copy and data == staged:  # the launcher has copied it to this machine's own disk
         data = copy
     kind, _, name = data.partition(":")
     if data == "builtin:sample":

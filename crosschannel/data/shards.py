@@ -201,7 +201,7 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
             raise UserError(f"no {LISTING} at {data}: give a folder that `crosschannel shard` wrote, or its .tar files")
         train, val = _split([f"{data.rstrip('/')}/{name}" for name in listing.decode().split()], data)
     elif Path(data).is_dir():
-        found = sorted(Path(data).glob("*.tar")) + sorted(Path(data).glob("*/*.tar"))
+        found = [path for place in _places(Path(data)) for path in sorted(place.glob("*.tar"))]
         train, val = _split([str(path) for path in found], data)
     else:
         train, val = expand(data), []
@@ -213,10 +213,14 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether there are tar files in a folder's own folders for training and validation or, without such, in itself."""
+    """Whether a folder of data is one of shards."""
+    return any(any(place.glob("*.tar")) for place in _places(folder))
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where the shards of a folder are: in its own folders for training and validation or, without such, in itself."""
     named = (p for p in folder.iterdir() if any(re.fullmatch(word, p.name, re.I) for word in _SPLITS.values()))
-    splits = [place for place in named if place.is_dir()]
-    return any(any(place.glob("*.tar")) for place in splits or [folder])
+    return sorted(place for place in named if place.is_dir()) or [folder]
 
 
 def _split(shards: list[str], data: str) -> tuple[list[str], list[str]]:

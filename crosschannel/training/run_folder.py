@@ -119,7 +119,8 @@ class RunFolder:
         self._images = json.dumps({"train": train.names.fingerprint(), "val": val.names.fingerprint()})
         begun = self.path / "images.json"
         known = begun.read_text() if begun.is_file() else None
-        if self.resuming and (known != self._images if known or self.finished else False):
+        differ = self.finished if known is None else known != self._images  # of an older run the checkpoint knows
+        if self.resuming and differ:
             raise UserError(
                 f"{self.path} was begun on other images than those that --data now gives; give another --out"
             )

@@ -135,6 +135,7 @@ def test_shards_in_train_and_val_folders(shards, tmp_path, names):
     for split, name in zip(("train", "val"), names, strict=True):
         (tmp_path / name).mkdir()
         (tmp_path / name / "000.tar").write_bytes(sorted(shards.glob(f"{split}-*.tar"))[0].read_bytes())
+    (tmp_path / "imagenet-train.tar").write_bytes(b"the archive that it all came from")
     train, val = open_images(str(tmp_path))
     assert len(train) > 5 and len(val) == 10
 
