@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crosschannel.hub.files import LICENCE
 from crosschannel.models import InputSpec, LayeredNet, NetSpec, build_net
+from crosschannel.models.build import classic_fc
 
 # net: (side of its crops, layers at which features are taken by default)
 _NETS = {
@@ -72,7 +73,7 @@ class CrosschannelNet(nn.Module):
         super().__init__()
         if in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 3 (RGB in [0, 1]) or 1 (L - 50), got {in_chans}")
-        fc_width = 4096 * (name == "alexnet") if fc_width is None else fc_width
+        fc_width = classic_fc(name) if fc_width is None else fc_width
         self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry))
         self.in_chans, self.input = in_chans, InputSpec("grey")
         self.num_features = self.head_hidden_size = self.net.out_channels

@@ -1,18 +1,14 @@
 """The command after ``--``: parsed and checked on the login node as it would be where it runs."""
 
 import importlib.util
-import json
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 import crosschannel.cli
 import transfer.cli
@@ -25,9 +21,10 @@ from crosschannel.data.shards import expand
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone, load_colorizer
 from crosschannel.hub.convert import WEIGHTS
+from crosschannel.hub.load import working_folder_importable
 from crosschannel.hub.sources import Source, parse_source
 from crosschannel.models import NET_NAMES
-from crosschannel.training.config import check_ranks
+from crosschannel.training.config import check_ranks, to_yaml
 from crosschannel.training.run_folder import RunFolder
 
 PROGRAMS: dict[str, tuple[str, Program]] = {
@@ -80,8 +77,7 @@ class WrappedCommand:
             return [self.module, self.name, *self.arguments]
         debug = ["--debug"] if "--debug" in self.arguments else []
         path = folder / "config.yaml"
-        values = json.loads(json.dumps(asdict(self.config)))  # tuples as lists
-        path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        path.write_text(to_yaml(self.config))
         return [self.module, self.name, f"--config={path.absolute()}", *debug]
 
 
@@ -169,8 +165,9 @@ def check_paths(command: WrappedCommand) -> None:
     for source in _sources(config):
         paths += _paths(source)
         module = _inner(source).name.partition(":")[0].partition(".")[0]
-        if _inner(source).kind == "factory" and not _can_be_imported(module):
-            raise UserError(f"no package {module} for {source.text!r} {later}")
+        with working_folder_importable():
+            if _inner(source).kind == "factory" and importlib.util.find_spec(module) is None:
+                raise UserError(f"no package {module} for {source.text!r} {later}")
     for kind, path in paths:
         if not Path(path).expanduser().exists():
             raise UserError(f"no {kind} at {path} {later}")
@@ -207,15 +204,6 @@ def _data_paths(data: str) -> list[str]:
     if not _is_local(data):
         return []
     return [data] if Path(data).expanduser().is_dir() else expand(data)
-
-
-def _can_be_imported(module: str) -> bool:
-    """As the job will try it: from the working folder too."""
-    sys.path.insert(0, "")
-    try:
-        return importlib.util.find_spec(module) is not None
-    finally:
-        sys.path.pop(0)
 
 
 def _inner(source: Source) -> Source:

@@ -22,7 +22,7 @@ from slurm.executor import build_executor, environment, outside_of_jobs
 from slurm.job_folder import Job, JobFolder
 from slurm.snapshot import snapshot
 from slurm.task import Task
-from slurm.watch import is_active, may_be_active
+from slurm.watch import is_active, state_of
 
 
 def submit(config: SubmitConfig) -> list[Path]:
@@ -50,11 +50,12 @@ def _submit(config: SubmitConfig) -> list[Path]:
         if config.path_check:
             check_paths(command)
         place = run.path if run else Path("runs") / f"{command.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        jobs = JobFolder(place).jobs()
-        if jobs and is_active(jobs[-1], queued):
-            raise UserError(f"{place} has job {jobs[-1].id} already; crosschannel-slurm cancel ends it")
-        if jobs and queued is None and not config.dry_run and may_be_active(jobs[-1], JobFolder(place)):
-            raise UserError(f"squeue cannot be asked whether job {jobs[-1].id} of {place} is still there; try again")
+        for job in JobFolder(place).jobs()[-1:]:
+            if is_active(job, queued):
+                raise UserError(f"{place} has job {job.id} already; crosschannel-slurm cancel ends it")
+            unknown = job.cluster == "slurm" and state_of(job, JobFolder(place), queued) == "UNKNOWN"
+            if unknown and not config.dry_run:
+                raise UserError(f"squeue cannot be asked whether job {job.id} of {place} is still there; try again")
         todo.append((place, command))
     if not todo:
         return []

@@ -75,12 +75,6 @@ def is_active(job: Job, queued: dict[str, Queued] | None) -> bool:
     return job.host == socket.gethostname() and command.is_file() and b"submitit" in command.read_bytes()
 
 
-def may_be_active(job: Job, folder: JobFolder) -> bool:
-    """Whether a job of a cluster whose queue cannot be asked has not said that it has ended."""
-    events = folder.events(job.id)
-    return job.cluster == "slurm" and not (events and events[-1]["event"] in ("finished", "failed", "cancelled"))
-
-
 def state_of(job: Job, folder: JobFolder, queued: dict[str, Queued] | None) -> str:
     """As squeue names it while a job is in the queue; then how it ended: FINISHED, FAILED, CANCELLED, STOPPED."""
     if is_active(job, queued):

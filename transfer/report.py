@@ -87,23 +87,26 @@ def run(config: ReportConfig) -> list[Path]:
     groups = group(runs)
     by_setting: dict[tuple, list[Group]] = defaultdict(list)
     for entry in groups:
-        by_setting[entry.first.protocol, entry.first.data, entry.first.n].append(entry)
-    for number, ((protocol, _, _), members) in enumerate(by_setting.items()):
-        if protocol in ("linear-probe", "knn"):
-            page.add(*_layers_section(members, out / f"{protocol}-{number}.png"))
-        elif protocol not in _PASCAL:
+        by_setting[_section(entry.first)].append(entry)
+    sections = sorted(by_setting.items(), key=lambda section: section[0][0] == "pascal")
+    for number, ((kind, _, size), members) in enumerate(sections):
+        if kind in ("linear-probe", "knn"):
+            page.add(*_layers_section(members, out / f"{kind}-{number}.png"))
+        elif kind == "pascal":
+            page.add(*_pascal_section(members, is_whole=not size))
+        else:
             page.add(*_plain_section(members))
-    pascal: dict[tuple, list[Group]] = defaultdict(list)
-    for entry in groups:
-        if entry.first.protocol in _PASCAL:
-            is_whole = entry.first.n == _PASCAL[entry.first.protocol]
-            pascal[entry.first.data, 0 if is_whole else entry.first.n].append(entry)
-    for (_, size), members in pascal.items():
-        page.add(*_pascal_section(members, is_whole=not size))
     page.add(Heading("How each was obtained"), *_origins(groups))
     written = page.write(out)
     stdout_console().print(f"report: {out / 'report.html'} (and report.md, tables.tex)")
     return written
+
+
+def _section(result: Result) -> tuple[str, str, int]:
+    """(kind, data, images) that runs of one section share; all images of PASCAL's count as 0, whatever the protocol."""
+    if result.protocol in _PASCAL:
+        return "pascal", result.data, 0 if result.n == _PASCAL[result.protocol] else result.n
+    return result.protocol, result.data, result.n
 
 
 def group(runs: list[tuple[Path, Result]]) -> list[Group]:

@@ -19,8 +19,8 @@ class ZooConfig:
 def show(_config: ZooConfig) -> None:
     console = stdout_console()
     for name, entry in zoo.ZOO.items():
-        here = (zoo.weights_folder() / entry.url.rpartition("/")[2]).is_file()
-        console.print(f"zoo:{name}: {entry.what}" + (" (fetched)" if here else ""), markup=False)
+        fetched = " (fetched)" if zoo.place(entry).is_file() else ""
+        console.print(f"zoo:{name}: {entry.what}{fetched}", markup=False)
         console.print(f"    {entry.url}", markup=False)
         console.print(f"    SHA-256 {entry.sha256}…; importer {entry.format}; {entry.licence}", markup=False)
     console.print(f"fetched weights are in {zoo.weights_folder()}", markup=False)

@@ -15,6 +15,7 @@ from crosschannel.hub.files import publish, save_backbone
 from crosschannel.hub.formats import FORMATS
 from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, LayeredNet, NetSpec
 from crosschannel.models.alexnet import VARIANTS
+from crosschannel.models.build import classic_fc
 from crosschannel.models.wrapped import ModuleNet, TimmNet
 
 
@@ -100,7 +101,7 @@ def to_timm(backbone: Backbone, out: Path) -> list[str]:
     _save_state(net.state_dict(), out)
     options = [f'geometry="{spec.geometry}"'] * (spec.name == "alexnet" and spec.geometry != "probe")
     options += [f"norm={spec.norm}"] * (not spec.norm)
-    options += [f"fc_width={spec.fc}"] * (spec.fc != 4096 * (spec.name == "alexnet"))
+    options += [f"fc_width={spec.fc}"] * (spec.fc != classic_fc(spec.name))
     words = "".join(f", {option}" for option in options)
     return [f'import crosschannel.timm; timm.create_model("crosschannel_{spec.name}", checkpoint_path="{out}"{words})']
 

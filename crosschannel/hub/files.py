@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crosschannel.errors import UserError
 from crosschannel.models.backbone import InputSpec, Provenance
-from crosschannel.models.build import NetSpec, build_net
+from crosschannel.models.build import NET_NAMES, NetSpec, build_net
 from crosschannel.models.pretext import PretextNet
 from crosschannel.objectives import ObjectiveConfig
 
@@ -91,10 +91,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if int(metadata["schema"]) > SCHEMA:
             raise UserError(f"{path} was written by a newer crosschannel (schema {metadata['schema']}); update it")
         decoded = {key: value if key == "format" else json.loads(value) for key, value in metadata.items()}
-        described(decoded)[1].channels  # noqa: B018  (a kind of input that there is)
+        spec, input, _ = described(decoded)
+        input.channels  # noqa: B018  (a kind of input that there is)
         if decoded["format"] == "crosschannel.colorizer" and not decoded["temperature"] > 0:
             raise ValueError("temperature")
-        _check_shapes(decoded, state, path)
+        _check_shapes(spec, state, "net." if decoded["format"] == "crosschannel.colorizer" else "", path)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} has damaged metadata: {type(error).__name__} {error}") from None
     return state, decoded
@@ -109,14 +110,12 @@ def described(meta: dict[str, Any]) -> tuple[NetSpec, InputSpec, dict[str, Any]]
     return spec, InputSpec(**values), meta["provenance"]["details"]
 
 
-def _check_shapes(meta: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:
+def _check_shapes(spec: NetSpec, state: dict[str, Tensor], prefix: str, path: Path) -> None:
     """The tensors are of the net that the metadata describes, before anything of its size is made."""
-    spec, _, _ = described(meta)
-    if spec.name not in ("alexnet", "vgg16", "colornet"):
+    if spec.name not in NET_NAMES:
         return
     with torch.device("meta"):
         own = build_net(spec).state_dict()
-    prefix = "net." if meta["format"] == "crosschannel.colorizer" else ""
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     _compare(own, {key: value for key, value in found.items() if key in own or not prefix}, str(path))
 

@@ -23,6 +23,7 @@ from crosschannel.hub.sources import OPTIONS, Source, parse_source
 from crosschannel.models import NET_NAMES, AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
 from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
+from crosschannel.models.build import classic_fc
 from crosschannel.models.colorizer import Colorizer
 from crosschannel.models.wrapped import ModuleNet, TimmNet
 from crosschannel.objectives import ObjectiveConfig, build_objective
@@ -186,7 +187,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
             found = import_weights(path)
             spec, input = found.spec, found.input
     else:
-        spec = NetSpec(source.name, norm=norm, fc=4096 * (source.name == "alexnet"), geometry="probe")
+        spec = NetSpec(source.name, norm=norm, fc=classic_fc(source.name), geometry="probe")
         input = InputSpec("grey", 227 if source.name == "alexnet" else 224)
     input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
     if "fc" in source.options and spec.name not in ("alexnet", "vgg16"):
@@ -322,16 +323,24 @@ def _torch_weights(path: Path, drop: str | None = None) -> dict[str, Tensor]:
     return {k: v for k, v in read_state(path).items() if not (drop and k.startswith(f"{drop}."))}
 
 
+@contextlib.contextmanager
+def working_folder_importable() -> Iterator[None]:
+    """What stands in the working folder can be named, as with ``python -m``."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
 def _load_factory(source: Source, _data: str | None) -> Loaded:
     """A callable of the user's that returns an nn.Module (RGB, ImageNet's normalisation) or a Backbone."""
     module_name, _, attribute = source.name.partition(":")
-    sys.path.insert(0, "")  # what stands in the working folder can be named, as with `python -m`
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        with working_folder_importable():
+            factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"cannot import {source.name!r}: {error}") from None
-    finally:
-        sys.path.pop(0)
     made = factory()
     if isinstance(made, Backbone):
         return made.net, made.input, made.provenance

@@ -75,6 +75,11 @@ def weights_folder() -> Path:
     return cache_folder() / "weights"
 
 
+def place(entry: Entry) -> Path:
+    """Where an entry's file is, once it is fetched."""
+    return weights_folder() / entry.url.rpartition("/")[2]
+
+
 def fetch(name: str) -> Path:
     """The file of an entry: from the cache, or downloaded into it, checked, and only then there.
 
@@ -86,7 +91,7 @@ def fetch(name: str) -> Path:
     if name not in ZOO:
         raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
     entry = ZOO[name]
-    path = weights_folder() / entry.url.rpartition("/")[2]
+    path = place(entry)
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,11 @@ class NetSpec:
         return asdict(self)
 
 
+def classic_fc(name: str) -> int:
+    """Width of fc6 and fc7 where none is asked for: AlexNet's own; other nets have none."""
+    return 4096 if name == "alexnet" else 0
+
+
 def build_net(spec: NetSpec, image_size: int | None = None) -> nn.Module:
     """The untrained net of a description.
 

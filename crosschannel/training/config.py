@@ -1,9 +1,12 @@
 """Keys that every training command shares. A key is *science* (it changes the result; resuming with another value
 is refused) unless it is declared with :func:`runtime` (free to change)."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
+
+import yaml
 
 from crosschannel.errors import UserError, check_rules
 
@@ -138,6 +141,12 @@ def check_ranks(train: TrainConfig, ranks: int) -> None:
         raise UserError(
             f"train.batch ({train.batch}) must be a multiple of ranks × accumulate ({ranks} × {train.accumulate})"
         )
+
+
+def to_yaml(config: Any) -> str:
+    """A config dataclass as its YAML file, complete and in the order of its keys."""
+    tree = json.loads(json.dumps(asdict(config)))  # tuples as lists
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def runtime_keys(config: Any, prefix: str = "") -> set[str]:

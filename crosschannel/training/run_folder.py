@@ -14,7 +14,7 @@ import yaml
 import crosschannel
 from crosschannel.data import ImageSet
 from crosschannel.errors import UserError
-from crosschannel.training.config import TrainConfig, defaults, flatten, runtime_keys
+from crosschannel.training.config import TrainConfig, defaults, flatten, runtime_keys, to_yaml
 from crosschannel.training.device import resolve_auto
 from crosschannel.training.ranks import World
 
@@ -128,8 +128,7 @@ class RunFolder:
     def write_config(self, config: Any) -> None:
         """Write ``config.yaml``, complete and enough to run again, and ``images.json``, to know the images by."""
         head = f"{_HEADER} {self.command} (crosschannel {crosschannel.__version__})\n"
-        tree = json.loads(json.dumps(asdict(config)))  # tuples as lists
-        self.write("config.yaml", head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        self.write("config.yaml", head + to_yaml(config))
         if self._images:
             self.write("images.json", self._images)
 

@@ -90,9 +90,7 @@ def call(
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(gpus), at_rest(backbone):
         path = Path(out or scratch)
         run = open_run(path, config.protocol, config, world)
-        if not run.is_done(config.data) or not isinstance(data, str):
-            images = open_labelled(data, config.val_share)
-            world.from_main(lambda: run.check_images(images.train, images.val))
+        images = _images_of(run, data, config, world)
         if not run.finished:
             measure(backbone, images, config, run, world, console)
         return world.from_main(lambda: load_result(path))
@@ -104,19 +102,28 @@ def command(measure: Measure, config: MeasureConfig, show: Callable[[Result], No
     path, console = Path(config.out or config.default_out(config.protocol)), stderr_console(not world.is_main)
     try:
         run = open_run(path, config.protocol, config, world)
-        if not run.is_done(config.data):
-            data = open_labelled(config.data, config.val_share)
-            world.from_main(lambda: run.check_images(data.train, data.val))
+        images = _images_of(run, config.data, config, world)
         if run.finished:
             console.print(f"{path} is finished: nothing to do", markup=False)
         else:
             backbone = as_backbone(config.backbone, world.device, config.data).to(memory_format=torch.channels_last)
-            measure(backbone, data, config, run, world, console)
+            measure(backbone, images, config, run, world, console)
         if world.is_main:
             show(load_result(path))
     finally:
         leave_world()
     return path
+
+
+def _images_of(
+    run: RunFolder, data: str | tuple[ImageSet, ImageSet], config: MeasureConfig, world: World
+) -> LabelledData | None:
+    """The images that a run is on, which are those that it was begun on; None where it is finished and needs none."""
+    if isinstance(data, str) and run.is_done(data):
+        return None
+    images = open_labelled(data, config.val_share)
+    world.from_main(lambda: run.check_images(images.train, images.val))
+    return images
 
 
 def crops_of(crop: CropConfig, input: InputSpec) -> CropConfig:
