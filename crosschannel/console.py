@@ -1,7 +1,13 @@
-"""Where commands write, and the progress bar of those that go through a list once."""
+"""Where commands write: consoles whose output is harmless to a terminal, streams whose failure ends nothing, and the
+progress bar of commands that go through a list once."""
 
+import contextlib
+import io
+import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -9,14 +15,35 @@ from rich.progress import track
 T = TypeVar("T")
 
 
+# Control characters but tab and newline, marks that reorder or hide text, and halves of characters.
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+
+
+def plain(text: object) -> str:
+    """Text in which nothing steers a terminal. File names, and what other libraries say, come from anywhere."""
+    return _STEERING.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+class _PlainConsole(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(plain(o) if isinstance(o, str) else o for o in objects), **options)
+
+
 def stderr_console(quiet: bool = False) -> Console:
     """For what a person should know."""
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    return _PlainConsole(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
-def stdout_console() -> Console:
+def stdout_console(**options: Any) -> Console:
     """For what a command was asked for."""
-    return Console(highlight=False, soft_wrap=True)
+    return _PlainConsole(highlight=False, **{"soft_wrap": True, **options})
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(plain(text), file=sys.stderr)
 
 
 def progress(items: Iterable[T], description: str, total: int, console: Console | None = None) -> Iterator[T]:
@@ -24,3 +51,43 @@ def progress(items: Iterable[T], description: str, total: int, console: Console 
     console = console or stderr_console()
     silent = console.quiet or not console.is_terminal
     return iter(track(items, description, total, console=console, disable=silent, transient=True))
+
+
+class _Tolerant:
+    """A text stream that writes what it can: a log that nobody can read any more is no reason to stop."""
+
+    def __init__(self, stream: io.TextIOBase):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def open_streams() -> Iterator[None]:
+    """Make sure that there are standard streams, and that a failing stderr ends nothing.
+
+    Where a process is started without one of them, the next file that it opened would take its place, and what is meant
+    for a terminal would be written into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    before = sys.stdout, sys.stderr
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = _Tolerant(sys.stderr or open(2, "w", closefd=False))  # noqa: SIM115
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,138 @@
+"""What is declared beside the keys of a config, and the one check of it.
+
+A range stands in a key's type, ``lr: Annotated[float, above(0)] = 1e-3``; rules between keys are a config's ``check``
+method. Both are looked at by :func:`check_config`, when a command line is parsed and when a protocol is called.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+from crosschannel.errors import UserError
+
+_MOST = 2**63 - 1  # of whole numbers, as files and libraries hold them
+
+
+@dataclass(frozen=True, repr=False)
+class Range:
+    """Numbers that a key may have; of lists, each of their numbers.
+
+    Attributes:
+        low, high: its ends, allowed unless they are open.
+        words: how a message has it.
+    """
+
+    low: float
+    high: float
+    words: str
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __repr__(self) -> str:
+        return self.words
+
+
+@dataclass(frozen=True, repr=False)
+class Spelling:
+    """Strings that a key may have."""
+
+    pattern: str
+    words: str
+
+    def holds(self, value: Any) -> bool:
+        return not isinstance(value, str) or re.fullmatch(self.pattern, value, re.DOTALL) is not None
+
+    def __repr__(self) -> str:
+        return self.words
+
+
+def at_least(low: int, most: float = _MOST) -> Range:
+    """From ``low`` on; past ``most`` nobody can mean it."""
+    return Range(low, most, f"at least {low}" + ("" if most == _MOST else f" and at most {most:g}"))
+
+
+def above(low: float, most: float = 1e9) -> Range:
+    """Greater than ``low``; past ``most`` nobody can mean it."""
+    return Range(low, most, f"above {low:g} and at most {most:g}", open_low=True)
+
+
+def within(low: float, high: float) -> Range:
+    """From ``low`` to ``high``, both allowed."""
+    return Range(low, high, f"within {low}..{high}")
+
+
+def below(high: float) -> Range:
+    """From 0 to ``high``, which is not allowed."""
+    return Range(0, high, f"within 0..{high} and below {high}", open_high=True)
+
+
+def between(low: float, high: float) -> Range:
+    """Greater than ``low`` and less than ``high``."""
+    return Range(low, high, f"between {low} and {high}", open_low=True, open_high=True)
+
+
+SEED = Range(0, _MOST, "within 0..2^63-1")
+SIDE = at_least(1, 4096)  # of what nets see, in pixels
+FC_WIDTH = at_least(0, 65536)
+
+Seed = Annotated[int, SEED]
+Device = Annotated[str, Spelling(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")]
+Out = Annotated[str, Spelling(".+", "the name of a file or folder")]
+Workers = Annotated[int, at_least(0, 1024)]
+Count = Annotated[int, at_least(1)]
+Share = Annotated[float, within(0, 1)]
+Part = Annotated[float, between(0, 1)]
+
+
+def check_config(config: Any, prefix: str = "") -> None:
+    """Raise a :class:`UserError` for the first key of a config dataclass that cannot be; nested ones first.
+
+    Every number is finite and every string free of NUL, whatever is declared.
+    """
+    for key, hint in get_type_hints(type(config), include_extras=True).items():
+        if key not in {entry.name for entry in fields(config)}:
+            continue
+        name, value = prefix + key, getattr(config, key)
+        if is_dataclass(hint):
+            if not isinstance(value, hint):
+                raise UserError(f"{name} is a group of keys, got {value!r}")
+            check_config(value, f"{name}.")
+            continue
+        for leaf in _leaves(value):
+            if isinstance(leaf, float) and not math.isfinite(leaf):
+                raise UserError(f"{name} must be a finite number, got {value}")
+            if isinstance(leaf, int) and not -_MOST <= leaf <= _MOST:
+                raise UserError(f"{name} must be a number of at most 63 bits, got {str(leaf)[:20]}…")
+            if isinstance(leaf, str) and "\0" in leaf:
+                raise UserError(f"{name} holds a NUL character: {leaf!r}")
+            for rule in getattr(hint, "__metadata__", ()):
+                if not rule.holds(leaf):
+                    raise UserError(f"{name} must be {rule.words}, got {value!r}")
+    if hasattr(config, "check"):
+        config.check()
+
+
+def require(holds: bool, rule: str, value: object) -> None:
+    """Raise a :class:`UserError` where a rule between keys does not hold."""
+    if not holds:
+        raise UserError(f"{rule}, got {value}")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _leaves(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
