@@ -2,20 +2,18 @@
 
 import sys
 
-import crosschannel
 from crosschannel import command_line
 from crosschannel.command_line import Command, Program
 
 PROGRAM = Program(
     "crosschannel",
-    crosschannel.__doc__.splitlines()[0],
+    "Self-supervised visual representation learning by cross-channel prediction.",
     {
         "pretrain": Command(
             "crosschannel.commands.pretrain",
             "PretrainConfig",
             "pretrain",
             "learn a representation from unlabelled images",
-            check="check",
         ),
         "colorize": Command(
             "crosschannel.commands.colorize",

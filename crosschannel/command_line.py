@@ -3,19 +3,27 @@
 A program is a table of commands (see :mod:`crosschannel.cli`); bad input is caught here, once.
 """
 
+import contextlib
+import os
 import re
 import sys
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import crosschannel
-from crosschannel.errors import UserError, file_problem
+from crosschannel.console import open_streams, say
+from crosschannel.errors import WORKER_LOST, UserError, file_problem
+from crosschannel.files import user_path
+from crosschannel.keys import check_config
+from crosschannel.stored import check_yaml, read_yaml
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,6 @@ class Command:
         help: one line.
         positional: keys that are given by place.
         aliases: flags by other names than their keys', such as ``--as``.
-        check: name of a function that takes the config and raises UserError for values that cannot be, before
-            anything is loaded; the command itself calls it too.
         configs: folder of its packaged configs, where that is not the program's.
     """
 
@@ -40,7 +46,6 @@ class Command:
     help: str
     positional: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
-    check: str = ""
     configs: Path | None = None
 
 
@@ -73,7 +78,7 @@ def find_config(name: str, folder: Path) -> Path:
     Raises:
         UserError: neither; the message lists the packaged ones.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.is_file():
         return path
     if (folder / f"{name}.yaml").is_file():
@@ -92,31 +97,73 @@ def usage(program: Program) -> str:
     )
 
 
-def main(program: Program, argv: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 bad input, 75 interrupted and saved."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+def main(
+    program: Program,
+    argv: list[str] | None = None,
+    translate: Callable[[list[str]], list[str]] = lambda argv: argv,
+) -> int:
+    """Run a command line; returns the exit code: 0 done, 2 bad input, 75 interrupted and saved.
+
+    Args:
+        program: its commands.
+        argv: the arguments; None takes this process's, which then ends here.
+        translate: a program's own way of typing → flags.
+    """
+    from crosschannel.training.interrupts import handlers_kept
+
+    with open_streams(), contextlib.nullcontext() if argv is None else handlers_kept():
+        argv = list(sys.argv[1:] if argv is None else argv)
+        debug = "--debug" in argv
+        try:
+            try:
+                return _answer(program, [word for word in translate(argv) if word != "--debug"])
+            finally:
+                sys.stdout.flush()  # now, where it can be said that it failed
+        except UserError as error:
+            if debug:
+                traceback.print_exc()
+            say(f"{program.name}: {' '.join(str(error).split())}")
+            return 2
+        except KeyboardInterrupt:
+            say(f"{program.name}: interrupted")
+            return 130
+        except BrokenPipeError:
+            _silence_stdout()
+            return 1
+        except (OSError, MemoryError) as error:
+            problem = file_problem(error)
+            if not problem:
+                raise
+            if debug:
+                traceback.print_exc()
+            say(f"{program.name}: {problem}")
+            _silence_stdout()
+            return 2
+
+
+def _silence_stdout() -> None:
+    """What cannot be written now is not tried again when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answer(program: Program, argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(program))
         return 0 if argv else 2
     if argv[0] == "--version":
         print(crosschannel.__version__)
         return 0
-    debug = "--debug" in argv
-    warnings.showwarning = _show_warning
-    try:
-        return run(program, [argument for argument in argv if argument != "--debug"])
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"{program.name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program.name}: interrupted", file=sys.stderr)
-        return 130
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return run(program, argv)
 
 
 def _show_warning(message, category, *_place, **_more) -> None:
-    print(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}", file=sys.stderr)
+    say(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}")
 
 
 def run(program: Program, argv: list[str]) -> int:
@@ -128,21 +175,21 @@ def run(program: Program, argv: list[str]) -> int:
     config = parse(program, name, rest)
     function: Callable[[Any], Any] = getattr(module, program.commands[name].function)
 
+    from crosschannel.data.stream import is_worker_loss
     from crosschannel.training.device import keep_freed_memory
     from crosschannel.training.interrupts import EXIT_CODE, Interrupted
 
     keep_freed_memory()
     try:
         function(config)
-    except Interrupted as signal:
-        print(f"stopped by {signal}; the same command goes on from what is saved", file=sys.stderr)
+    except Interrupted as told:
+        say(f"stopped by {told}; the same command goes on from what is saved")
         return EXIT_CODE
-    except BrokenPipeError:
-        return 1
-    except OSError as error:
-        if problem := file_problem(error):
-            raise UserError(problem) from error
-        raise
+    except RuntimeError as error:
+        if not is_worker_loss(error):
+            raise
+        say(f"{program.name}: a loader worker was killed (for its memory, most often); the same command goes on")
+        return WORKER_LOST
     return 0
 
 
@@ -156,12 +203,18 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
 
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    class Parser(ArgumentParser):
+        def format_help(self) -> str:
+            """A key's range stands where its type stands."""
+            return re.sub(r"Annotated\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1", super().format_help())
+
+    _read_yaml_strictly()
     command = program.commands[name]
     config_class, positional = getattr(import_module(command.module), command.config), command.positional
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     many = {entry.name for entry in fields(config_class) if entry.type == list[str]}
     places = "".join(f" {key.upper()}{' …' if key in many else ''}" for key in positional)
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"{program.name} {name}",
         usage=f"{program.name} {name}{places} [--config NAME|FILE] [--KEY VALUE …]",
         description=config_class.__doc__,
@@ -175,20 +228,41 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
         if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
             action.help = SUPPRESS
     configs = command.configs or config_folder() / program.configs / name
-    argv, config_name = _prepare(argv, configs, command.aliases)
+    argv, config_name = _prepare(argv, configs, command.aliases, parser)
+    if config_name:
+        _check_groups(argv[argv.index("--config") + 1], config_class)
     try:
-        namespace = parser.parse_args(argv)
-        values = parser.instantiate(namespace)
+        values = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
         raise UserError(_one_sentence(str(error), _keys(parser))) from None
+    except Exception as error:  # of a library that reads what a user typed
+        raise UserError(f"the command line cannot be read: {type(error).__name__}: {error}") from error
     keys = {entry.name for entry in fields(config_class)}
     config = config_class(**{key: value for key, value in vars(values).items() if key in keys})
     if getattr(config, "out", "") is None:
         config.out = config.default_out(config_name or name)
+    check_config(config)
     for key in ("out", "model"):  # a shell leaves the ~ of --out=~/x to us
-        if getattr(config, key, None) and isinstance(getattr(config, key), str):
-            setattr(config, key, str(Path(getattr(config, key)).expanduser()))
+        if isinstance(getattr(config, key, None), str):
+            setattr(config, key, str(user_path(getattr(config, key))))
     return config
+
+
+@lru_cache(maxsize=1)
+def _read_yaml_strictly() -> None:
+    """jsonargparse's reader of YAML, in files and in values, behind our check of it."""
+    from jsonargparse import get_loader, set_loader
+    from yaml import YAMLError
+
+    def load(text: str) -> Any:
+        try:
+            check_yaml(text, "the value")
+        except UserError as error:
+            raise YAMLError(str(error)) from None
+        return loose(text)
+
+    loose = get_loader("yaml")
+    set_loader("yaml", load, exceptions=(YAMLError,))
 
 
 def _keys(parser) -> list[str]:
@@ -237,20 +311,36 @@ def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None
             parser.add_argument(entry.name, metavar=entry.name.upper(), help=entry.metadata["help"], **kind)
 
 
-def _prepare(argv: list[str], configs: Path, aliases: dict[str, str]) -> tuple[list[str], str | None]:
-    """Flags by their keys, with '_' for '-', and `--config` as a path; the config's name besides."""
+def _prepare(argv: list[str], configs: Path, aliases: dict[str, str], parser: Any) -> tuple[list[str], str | None]:
+    """Flags by their keys, with '_' for '-', `--config` as a path, and switches with a value; the config's name
+    besides."""
+    types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     prepared, name = [], None
-    argv = iter(argv)
-    for argument in argv:
+    rest = deque(argv)
+    while rest:
+        argument = rest.popleft()
         flag, equals, value = argument.partition("=")
         if flag == "--config":
-            value = value if equals else next(argv, "")
+            value = value if equals else rest.popleft() if rest else ""
             path = find_config(value, configs)
             name = path.stem
             prepared += ["--config", str(path)]
         elif flag.startswith("--"):
             key = flag[2:].replace("-", "_")
-            prepared.append("--" + aliases.get(key, key) + equals + value)
+            key = aliases.get(key, key)
+            following = rest[0] if rest and not equals else value
+            if type(None) in get_args(types.get(key)) and following == "" and (equals or rest):
+                raise UserError(f"{key} must not be empty")  # it would be read as if it had not been given
+            alone = types.get(key) is bool and not equals and following.lower() not in ("true", "false")
+            prepared.append(f"--{key}{equals}{value}" + ("=true" if alone else ""))
         else:
             prepared.append(argument)
     return prepared, name
+
+
+def _check_groups(path: str, config_class: type) -> None:
+    """A group of keys in a config file holds keys."""
+    tree = read_yaml(Path(path), f"the config {path}")
+    for entry in fields(config_class):
+        if is_dataclass(entry.type) and not isinstance(tree.get(entry.name, {}), dict):
+            raise UserError(f"{entry.name} is a group of keys, and {path} has {tree[entry.name]!r} for it")

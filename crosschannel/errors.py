@@ -1,13 +1,10 @@
 """The one exception for everything that a user can put right."""
 
-import errno
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Iterator
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-_FILE = _DISK | {
-    getattr(errno, name)
-    for name in ("ENOENT", "ENOTDIR", "EISDIR", "EACCES", "EPERM", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
-}
+WORKER_LOST = 71  # exit code where the system killed a loader worker (sysexits.h: EX_OSERR): not the command's fault
 
 
 class UserError(Exception):
@@ -17,15 +14,29 @@ class UserError(Exception):
     """
 
 
-def check_rules(rules: Sequence[tuple[bool, str, object]]) -> None:
-    """Raise a :class:`UserError` for the first (holds, rule, value) that does not hold."""
-    for holds, rule, value in rules:
-        if not holds:
-            raise UserError(f"{rule}, got {value}")
+def file_problem(error: BaseException) -> str:
+    """What a user can put right about files, disks and memory, in a sentence; empty for anything else.
+
+    Libraries wrap the system's complaint in errors of their own (torch in RuntimeErrors, safetensors in its words).
+    """
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and not isinstance(cause, ConnectionError | TimeoutError) and cause.strerror:
+            return f"{cause.filename}: {cause.strerror}" if cause.filename else f"cannot write: {cause.strerror}"
+        cause = cause.__cause__ or cause.__context__
+    native = re.search(r"(?:^|: )([^:]*) \(os error \d+\)", str(error))  # Rust's
+    return f"cannot write: {native[1]}" if native else ""
 
 
-def file_problem(error: OSError) -> str:
-    """What a user can put right about files and disks, in a sentence; empty for anything else."""
-    if error.filename and error.errno in _FILE:
-        return f"{error.filename}: {error.strerror}"
-    return f"cannot write: {error.strerror}" if error.errno in _DISK else ""
+@contextlib.contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Run other people's code: whatever it raises, and its ``sys.exit``, becomes a UserError about ``what``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{what}: {type(error).__name__}" + (f": {said[:300]}" if said else "")) from error

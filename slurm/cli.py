@@ -6,17 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-import yaml
-
-import slurm
 from crosschannel import command_line
 from crosschannel.command_line import Command, Program
 from crosschannel.errors import UserError
+from crosschannel.stored import read_yaml
 
 PROFILES = Path(__file__).parent / "profiles"
 PROGRAM = Program(
     "crosschannel-slurm",
-    slurm.__doc__.splitlines()[0],
+    "Submits either command line, unchanged, to a SLURM cluster, and keeps it going until it is done.",
     {
         "submit": Command(
             "slurm.submit",
@@ -37,12 +35,7 @@ PROGRAM = Program(
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return command_line.main(PROGRAM, _prepared(argv))
-    except UserError as error:
-        print(f"{PROGRAM.name}: {error}", file=sys.stderr)
-        return 2
+    return command_line.main(PROGRAM, argv, _prepared)
 
 
 def _prepared(argv: list[str]) -> list[str]:
@@ -58,7 +51,7 @@ def _prepared(argv: list[str]) -> list[str]:
     if argv[:1] == ["submit"] and importlib.util.find_spec("submitit") is None:
         raise UserError("submitit is missing: pip install 'crosschannel[slurm]'")
     if argv[:1] != ["submit"]:
-        return ["--follow=true" if word in ("-f", "--follow") else word for word in argv]
+        return ["--follow" if word == "-f" else word for word in argv]
     words, axes = [], []
     rest = iter(argv)
     for word in rest:
@@ -67,8 +60,6 @@ def _prepared(argv: list[str]) -> list[str]:
             axes.append(value if equals else next(rest, ""))
         elif flag == "--profile":
             words.append("--config=" + (value if equals else next(rest, "")))
-        elif word in ("--dry-run", "--dry_run"):
-            words.append("--dry_run=true")
         elif word in ("--no-path-check", "--no_path_check"):
             words.append("--path_check=false")
         else:
@@ -84,8 +75,8 @@ def _stored(words: list[str]) -> list[str]:
     path = Path(words[0], "slurm", "submission.yaml")
     if not path.is_file():
         raise UserError(f"{words[0]} has no jobs: it was not submitted by crosschannel-slurm")
-    stored = yaml.safe_load(path.read_text())
-    cwd = Path(stored["cwd"]) if isinstance(stored, dict) and stored.get("cwd") else None
+    named = read_yaml(path).get("cwd")
+    cwd = Path(named) if isinstance(named, str) and named else None
     if cwd is None or not cwd.is_dir():
         raise UserError(f"{path} does not name a folder that is here: it was submitted from {cwd or 'nowhere'}")
     path = path.absolute()

@@ -5,7 +5,6 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from crosschannel.command_line import Program
 from crosschannel.data.open import open_images
 from crosschannel.data.remote import is_remote
 from crosschannel.data.shards import expand
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, foreign
+from crosschannel.files import user_path, write_text
 from crosschannel.hub import load_backbone, load_colorizer
 from crosschannel.hub.convert import WEIGHTS
-from crosschannel.hub.load import working_folder_importable
-from crosschannel.hub.sources import Source, parse_source
+from crosschannel.hub.sources import Source, parse_source, working_folder_importable
 from crosschannel.models import NET_NAMES
 from crosschannel.training.config import check_ranks, to_yaml
 from crosschannel.training.run_folder import RunFolder
@@ -77,7 +76,7 @@ class WrappedCommand:
             return [self.module, self.name, *self.arguments]
         debug = ["--debug"] if "--debug" in self.arguments else []
         path = folder / "config.yaml"
-        path.write_text(to_yaml(self.config))
+        write_text(path, to_yaml(self.config))
         return [self.module, self.name, f"--config={path.absolute()}", *debug]
 
 
@@ -95,9 +94,6 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
     if name not in table.commands:
         raise UserError(f"no command {name!r}; there are {', '.join(table.commands)}")
     config = command_line.parse(table, name, [word for word in arguments if word != "--debug"])
-    entry = table.commands[name]
-    if entry.check:
-        getattr(import_module(entry.module), entry.check)(config)
     return WrappedCommand(module, name, arguments, config)
 
 
@@ -165,18 +161,18 @@ def check_paths(command: WrappedCommand) -> None:
     for source in _sources(config):
         paths += _paths(source)
         module = _inner(source).name.partition(":")[0].partition(".")[0]
-        with working_folder_importable():
+        with foreign(f"cannot find {module} for {source.text!r}"), working_folder_importable():
             if _inner(source).kind == "factory" and importlib.util.find_spec(module) is None:
                 raise UserError(f"no package {module} for {source.text!r} {later}")
     for kind, path in paths:
-        if not Path(path).expanduser().exists():
+        if not user_path(path).exists():
             raise UserError(f"no {kind} at {path} {later}")
     if hasattr(config, "objective") and config.objective.kind == "class":
         load_prior(config.objective.prior)
     for key in ("images", "runs", "probes", "file"):
         names = getattr(config, key, None) or []
         for name in [names] if isinstance(names, str) else names:
-            if not is_remote(name) and not name.startswith("builtin:") and not Path(name).expanduser().exists():
+            if not is_remote(name) and not name.startswith("builtin:") and not user_path(name).exists():
                 raise UserError(f"no {name} {later}")
 
 
@@ -203,7 +199,7 @@ def _data_paths(data: str) -> list[str]:
     """The folder, or the shards, that data are named by, where they are paths."""
     if not _is_local(data):
         return []
-    return [data] if Path(data).expanduser().is_dir() else expand(data)
+    return [data] if user_path(data).is_dir() else expand(data)
 
 
 def _inner(source: Source) -> Source:

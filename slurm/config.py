@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from crosschannel.errors import check_rules
+from crosschannel.keys import Device, Seed, above, at_least, require
 
 # options of sbatch that have keys of their own …
 _KEYS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}
@@ -23,17 +23,17 @@ class SubmitConfig:
     """slurm, or local: processes on this machine"""
     name: str = ""
     """of the job; default the run folder's"""
-    nodes: int = 1
+    nodes: Annotated[int, at_least(1, 100_000)] = 1
     """machines"""
-    gpus_per_node: int = 0
+    gpus_per_node: Annotated[int, at_least(0, 1024)] = 0
     """GPUs on each; 0 for a partition of CPUs"""
-    tasks_per_node: int = 0
+    tasks_per_node: Annotated[int, at_least(0, 1024)] = 0
     """ranks on each; 0: one a GPU, or one"""
-    cpus_per_task: int = 0
+    cpus_per_task: Annotated[int, at_least(0, 4096)] = 0
     """cores a rank, its loader workers included; 0: the cluster's default"""
-    mem_gb: float = 0.0
+    mem_gb: Annotated[float, at_least(0, 1e6)] = 0.0
     """memory a node, GB; 0: the cluster's default"""
-    hours: float = 24.0
+    hours: Annotated[float, above(0, 1e5)] = 24.0
     """time limit of one attempt; the run goes on in the next one"""
     partition: str = ""
     """where it queues"""
@@ -59,13 +59,13 @@ class SubmitConfig:
     """network interface of gloo and NCCL, such as ib0; default their choice"""
     scratch: str = ""
     """folder on a node's own disk that the data are copied to first, such as $SLURM_TMPDIR"""
-    signal_before_s: int = 180
+    signal_before_s: Annotated[int, at_least(1)] = 180
     """seconds before the time limit that the job is told to save and leave"""
-    restarts: int = 3
+    restarts: Annotated[int, at_least(0)] = 3
     """how often a job starts again whose rank was killed (no memory, kill -9); preemption and time-outs do not count"""
     sweep: list[str] = field(default_factory=list)
     """KEY=VALUE,VALUE…, any number of times: one run for every combination, as a job array"""
-    parallel: int = 256
+    parallel: Annotated[int, at_least(1)] = 256
     """most jobs of an array that run at once"""
     code: list[str] = field(default_factory=list)
     """packages of yours that the job imports, to be copied along with ours"""
@@ -77,9 +77,9 @@ class SubmitConfig:
     """print the batch script and submit nothing"""
     path_check: bool = True
     """refuse data and weights that this machine does not see"""
-    seed: int = 0
+    seed: Seed = 0
     """taken as by every command; a job's own is given after --"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; a job's own is given after --"""
 
     @property
@@ -95,35 +95,18 @@ class SubmitConfig:
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
 
-
-def check(config: SubmitConfig) -> None:
-    """Raise a UserError for the first key that cannot be."""
-    ours = (_KEYS | _OURS) & {key.replace("_", "-") for key in config.sbatch}
-    rules = [
-        (config.nodes >= 1, "nodes must be at least 1", config.nodes),
-        (config.gpus_per_node >= 0, "gpus_per_node must not be negative", config.gpus_per_node),
-        (config.tasks_per_node >= 0, "tasks_per_node must not be negative", config.tasks_per_node),
-        (config.cpus_per_task >= 0, "cpus_per_task must not be negative", config.cpus_per_task),
-        (config.hours > 0, "hours must be above 0", config.hours),
-        (
-            1 <= config.signal_before_s < 60 * config.minutes,
-            "signal_before_s must be at least 1 and less than the time limit",
-            config.signal_before_s,
-        ),
-        (config.restarts >= 0, "restarts must not be negative", config.restarts),
-        (config.parallel >= 1, "parallel must be at least 1", config.parallel),
-        (config.cluster == "slurm" or config.nodes == 1, "this machine is one node; nodes must be 1", config.nodes),
-        (
-            config.cluster == "slurm" or not config.sweep,
-            "a sweep needs SLURM: here all would start at once",
-            config.sweep,
-        ),
-        (not ours, "sbatch: these are settled by keys of their own or by the launcher", ", ".join(sorted(ours))),
-        (not config.cwd or Path(config.cwd).is_dir(), "cwd: there is no such folder", config.cwd),
-        (
-            not config.code_copy or Path(config.code_copy).is_dir(),
-            "code_copy: there is no such folder",
-            config.code_copy,
-        ),
-    ]
-    check_rules(rules)
+    def check(self) -> None:
+        ours = (_KEYS | _OURS) & {key.replace("_", "-") for key in self.sbatch}
+        require(
+            self.signal_before_s < 60 * self.minutes,
+            "signal_before_s must be less than the time limit",
+            self.signal_before_s,
+        )
+        on_slurm = self.cluster == "slurm"
+        require(on_slurm or self.nodes == 1, "this machine is one node; nodes must be 1", self.nodes)
+        require(on_slurm or not self.sweep, "a sweep needs SLURM: here all would start at once", self.sweep)
+        words = "sbatch: these are settled by keys of their own or by the launcher"
+        require(not ours, words, ", ".join(sorted(ours)))
+        require(not self.cwd or Path(self.cwd).is_dir(), "cwd: there is no such folder", self.cwd)
+        here = not self.code_copy or Path(self.code_copy).is_dir()
+        require(here, "code_copy: there is no such folder", self.code_copy)

@@ -1,14 +1,23 @@
 """What a run folder's ``slurm`` folder holds: the submission, the jobs, how every rank ended, what happened.
 
-Standard library only, as for everything that the batch script itself runs: it may be outside the job's container.
+Nothing but the standard library is needed, as for everything that the batch script itself runs: it may be outside the
+job's container.
 """
 
+import contextlib
 import json
-import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from crosschannel.errors import UserError
+from crosschannel.files import append_line, write_text
+from crosschannel.stored import read_rows, typed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,18 @@ class End:
 
 
 @dataclass(frozen=True)
+class Event:
+    """Something that happened to a job: "started", "interrupted", "killed", "requeued", "failed", "finished",
+    "cancelled", at a time in seconds since the epoch."""
+
+    time: float
+    job: str
+    attempt: int
+    event: str
+    cause: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
     """One submission of a run.
 
@@ -56,6 +77,13 @@ class Job:
     time: float
 
 
+def _known(kind: type[T], rows: Iterable[dict[str, Any]]) -> Iterator[T]:
+    """Rows that are what they should be; others were cut off or damaged, and are as if they were not there."""
+    for row in rows:
+        with contextlib.suppress(UserError):
+            yield typed(kind, row, "a row")
+
+
 class JobFolder:
     """The ``slurm`` folder of a run.
 
@@ -69,33 +97,30 @@ class JobFolder:
 
     def jobs(self) -> list[Job]:
         """All submissions of the run, oldest first."""
-        return [Job(**row) for row in _rows(self.path / "jobs.jsonl")]
+        return list(_known(Job, read_rows(self.path / "jobs.jsonl")))
 
     def add_job(self, job: Job) -> None:
-        _append(self.path / "jobs.jsonl", asdict(job))
+        self.path.mkdir(parents=True, exist_ok=True)
+        append_line(self.path / "jobs.jsonl", asdict(job))
 
     def events(self, job: str | None = None) -> list[dict[str, Any]]:
         """What happened (to one job, or to all), oldest first: ``time``, ``job``, ``attempt``, ``event``, ``cause``."""
-        return [row for row in _rows(self.path / "events.jsonl") if job in (None, row["job"])]
+        found = _known(Event, read_rows(self.path / "events.jsonl"))
+        return [asdict(event) for event in found if job in (None, event.job)]
 
     def add_event(self, job: str, attempt: int, event: str, cause: str = "") -> None:
-        row = {"time": time.time(), "job": job, "attempt": attempt, "event": event, "cause": cause}
-        _append(self.path / "events.jsonl", row)
+        self.path.mkdir(parents=True, exist_ok=True)
+        append_line(self.path / "events.jsonl", asdict(Event(time.time(), job, attempt, event, cause)))
 
     def ends(self, job: str, attempt: int) -> dict[int, End]:
         """How the ranks of an attempt ended, so far."""
-        found = {}
-        for path in (self.path / "ends").glob(f"{job}-{attempt}-*.json"):
-            end = End(**json.loads(path.read_text()))
-            found[end.rank] = end
-        return found
+        paths = (self.path / "ends").glob(f"{job}-{attempt}-*.json")
+        return {end.rank: end for end in _known(End, chain.from_iterable(map(read_rows, paths)))}
 
     def write_end(self, job: str, attempt: int, end: End) -> None:
         folder = self.path / "ends"
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{job}-{attempt}-{end.rank}.part"
-        part.write_text(json.dumps(asdict(end)))
-        part.replace(part.with_suffix(".json"))
+        write_text(folder / f"{job}-{attempt}-{end.rank}.json", json.dumps(asdict(end)))
 
     def bad_mark(self, job: str, attempt: int) -> Path:
         """A file that is there once a rank of an attempt has ended badly: the others need not read all ends."""
@@ -104,23 +129,3 @@ class JobFolder:
     def attempts(self, job: str, rank: int) -> int:
         """How many attempts of a job a rank has ended."""
         return len(list((self.path / "ends").glob(f"{job}-*-{rank}.json")))
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """One write a line, so that lines of several processes do not mix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, (json.dumps(row) + "\n").encode())
-    finally:
-        os.close(handle)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # cut off
-            continue
-    return rows

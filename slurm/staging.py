@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from crosschannel.data.shards import CLASSES, expand
+from crosschannel.files import user_path
 
 
 def stage(data: str, scratch: str, attempt: str = "") -> str:
@@ -29,7 +30,7 @@ def stage(data: str, scratch: str, attempt: str = "") -> str:
     place = os.path.expandvars(scratch)
     if "$" in place:
         raise ValueError(f"{scratch} holds a variable that is not set here")
-    source = Path(data).expanduser().absolute()
+    source = user_path(data).absolute()
     name = sha256(str(source).encode()).hexdigest()[:16]
     target = Path(place) / f"crosschannel-{os.getuid()}-{name}"
     target.mkdir(parents=True, exist_ok=True)

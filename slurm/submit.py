@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,10 +13,12 @@ from pathlib import Path
 import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from crosschannel.console import plain, say
 from crosschannel.errors import UserError
+from crosschannel.files import FolderLock, write_text
 from slurm import queue
 from slurm.command import WrappedCommand, check_paths, check_place, prefetch, sweep
-from slurm.config import SubmitConfig, check
+from slurm.config import SubmitConfig
 from slurm.executor import build_executor, environment, outside_of_jobs
 from slurm.job_folder import Job, JobFolder
 from slurm.snapshot import snapshot
@@ -31,7 +32,6 @@ def submit(config: SubmitConfig) -> list[Path]:
     Raises:
         UserError: the command or its paths are refused, a run has a job already, or SLURM refuses.
     """
-    check(config)
     here = Path(_here())
     code_copy, cwd = str(here / config.code_copy) if config.code_copy else "", str(here / config.cwd)
     with contextlib.chdir(cwd):
@@ -40,16 +40,24 @@ def submit(config: SubmitConfig) -> list[Path]:
 
 def _submit(config: SubmitConfig) -> list[Path]:
     """In the folder that the command runs in."""
+    with contextlib.ExitStack() as held:
+        return _submit_held(config, held)
+
+
+def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]:
+    """While the run folders' jobs are held: of two that submit at once, one sees the job of the other."""
     todo, queued = [], queue.queue()
     for command in sweep(config.command, config.sweep):
         run = check_place(command, config.ranks)
         if run is not None and run.finished:
             stored = run.stored_config().get("data")
-            print(f"{run.path} is finished, on {stored}: nothing to do", file=sys.stderr)
+            say(f"{run.path} is finished, on {stored}: nothing to do")
             continue
         if config.path_check:
             check_paths(command)
         place = run.path if run else Path("runs") / f"{command.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if not config.dry_run:
+            held.enter_context(FolderLock(JobFolder(place).path))
         for job in JobFolder(place).jobs()[-1:]:
             if is_active(job, queued):
                 raise UserError(f"{place} has job {job.id} already; crosschannel-slurm cancel ends it")
@@ -112,9 +120,9 @@ def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedC
         words = [command.program, *task.command[1:]]
         stored = {**asdict(config), "command": words, "sweep": [], "cwd": cwd, "code_copy": str(code)}
         text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
-        folder.path.joinpath("submission.yaml").write_text(f"# {command.text}\n{text}")
+        write_text(folder.path / "submission.yaml", f"# {plain(command.text)}\n{text}")
         folder.add_job(Job(job.job_id, config.cluster, config.nodes, config.ranks, logs, host, time.time()))
-        print(f"job {job.job_id}: {place}", file=sys.stderr)
+        say(f"job {job.job_id}: {place}")
     return [place for place, _ in todo]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from crosschannel.errors import WORKER_LOST
 from slurm.job_folder import End
 
 INTERRUPTED = 75  # the exit code of a run that was told to stop, has saved and will go on
@@ -64,5 +65,4 @@ def _stopped(end: End) -> bool:
 
 def _killed(end: End) -> bool:
     """From outside: other signals that nobody sent (SIGSEGV, SIGABRT) are bugs."""
-    worker = end.code == 1 and "killed by signal: Killed" in end.words  # a loader worker, most often for its memory
-    return not end.told and (end.signal == "SIGKILL" or worker)
+    return not end.told and (end.signal == "SIGKILL" or end.code == WORKER_LOST)

@@ -9,12 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-import yaml
-from rich.console import Console
 from rich.table import Table
 
+from crosschannel.console import plain, say, stdout_console
 from crosschannel.errors import UserError
+from crosschannel.keys import Device, Seed, at_least
+from crosschannel.stored import read_yaml, typed
 from crosschannel.training.config import TrainConfig, total_steps
 from crosschannel.training.log import clock
 from crosschannel.training.run_folder import read_metrics
@@ -30,9 +32,9 @@ class StatusConfig:
     """Show runs: job, state, nodes, step, loss, speed, time left, restarts."""
 
     runs: list[str] = field(default_factory=lambda: ["runs"], metadata=_RUNS)
-    seed: int = 0
+    seed: Seed = 0
     """taken as by every command; nothing is drawn at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; nothing here needs one"""
 
 
@@ -43,11 +45,11 @@ class LogsConfig:
     run: str = field(metadata={"help": "a run folder"})
     follow: bool = False
     """go on until the job has ended"""
-    lines: int = 0
+    lines: Annotated[int, at_least(0)] = 0
     """only so many last lines of each file; 0: all"""
-    seed: int = 0
+    seed: Seed = 0
     """taken as by every command; nothing is drawn at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; nothing here needs one"""
 
 
@@ -56,9 +58,9 @@ class CancelConfig:
     """End the jobs of runs; what they have saved stays."""
 
     runs: list[str] = field(metadata=_RUNS)
-    seed: int = 0
+    seed: Seed = 0
     """taken as by every command; nothing is drawn at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; nothing here needs one"""
 
 
@@ -110,9 +112,9 @@ def status(config: StatusConfig) -> None:
     for head in ("run", "job", "state", "nodes", "step", "loss", "images/s", "left", "restarts", "why"):
         table.add_column(head, overflow="fold" if head in ("run", "why") else "ellipsis")
     for folder in folders:
-        table.add_row(*_row(folder, queued))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(table if folders else f"no jobs below {', '.join(config.runs)}")
+        table.add_row(*map(plain, _row(folder, queued)))
+    console = stdout_console(width=None if sys.stdout.isatty() else 200, soft_wrap=False)
+    console.print(table if folders else f"no jobs below {', '.join(config.runs)}", markup=False)
 
 
 def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
@@ -129,12 +131,16 @@ def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
 
 def _progress(run: Path, state: str) -> tuple[str, str, str, str]:
     """Step, loss, images/s and time left, by the last line that the run has logged."""
-    rows = [row for row in read_metrics(run) if "train/loss" in row]
-    if not rows or not (run / "config.yaml").is_file():
+    needed = {"train/loss", "train/images_per_s", "train/epoch"}
+    rows = [row for row in read_metrics(run) if needed <= row.keys() and row["train/epoch"] > 0]
+    try:
+        asked = typed(TrainConfig, read_yaml(run / "config.yaml").get("train"), "train")
+    except UserError:
+        rows = []
+    if not rows:
         return "-", "-", "-", "-"
-    last, train = rows[-1], yaml.safe_load((run / "config.yaml").read_text())["train"]
+    last = rows[-1]
     step, speed = last["step"], last["train/images_per_s"]
-    asked = TrainConfig(batch=train["batch"], epochs=train["epochs"], steps=train["steps"])
     steps = total_steps(asked, step * asked.batch / last["train/epoch"])
     left = clock((steps - step) * asked.batch / max(speed, 1e-9)) if state == "RUNNING" else "-"
     return f"{step}/{steps}", f"{last['train/loss']:.4f}", f"{speed:.0f}", left
@@ -173,7 +179,7 @@ def _print_from(path: Path, start: int | None, label: str, lines: int, labelled:
     if start is None and lines:
         shown = shown[-lines:]
     for line in shown:
-        print(label * labelled + line)
+        print(label * labelled + plain(line))
     return (start or 0) + len(whole)
 
 
@@ -193,7 +199,7 @@ def cancel(config: CancelConfig) -> None:
             place = "SLURM's queue cannot be asked" if job.cluster == "slurm" else f"it was started on {job.host}"
             raise UserError(f"job {job.id} of {folder.run} cannot be cancelled here: {place}")
         if not is_active(job, queued):
-            print(f"{folder.run}: job {job.id} has ended already", file=sys.stderr)
+            say(f"{folder.run}: job {job.id} has ended already")
             continue
         told = any(event["event"] == "cancelled" for event in events)
         folder.add_event(job.id, max((event["attempt"] for event in events), default=0), "cancelled")
@@ -202,7 +208,7 @@ def cancel(config: CancelConfig) -> None:
         elif not (queue.cancel if told or state != "RUNNING" else queue.tell)(job.id):
             raise UserError(f"scancel could not cancel job {job.id} of {folder.run}")
         how = "saves and ends; once more ends it at once" if state == "RUNNING" and not told else "is cancelled"
-        print(f"{folder.run}: job {job.id} {how}; crosschannel-slurm resume goes on", file=sys.stderr)
+        say(f"{folder.run}: job {job.id} {how}; crosschannel-slurm resume goes on")
 
 
 def _with_jobs(run: str) -> JobFolder:

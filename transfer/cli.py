@@ -2,27 +2,24 @@
 
 import sys
 
-import transfer
 from crosschannel import command_line
 from crosschannel.command_line import Command, Program
 
 PROGRAM = Program(
     "transfer",
-    transfer.__doc__.splitlines()[0],
+    "Measure what a backbone has learned: linear probes on frozen layers, kNN, and comparisons of runs.",
     {
         "linear-probe": Command(
             "transfer.protocols.linear_probe",
             "LinearProbeConfig",
             "run",
             "linear classifiers on the layers of a frozen backbone",
-            check="check",
         ),
         "knn": Command(
             "transfer.protocols.knn",
             "KNNConfig",
             "run",
             "nearest neighbours in the features of a frozen backbone",
-            check="check",
         ),
         "compare": Command(
             "transfer.comparison",

@@ -4,14 +4,16 @@ Both were scored on the same images, so the difference is taken image by image a
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
+from crosschannel.console import stderr_console
 from crosschannel.errors import UserError
+from crosschannel.keys import Device, Part, Seed, within
 from transfer.protocols.running import print_captioned
-from transfer.result import Result, load_result
+from transfer.result import Result, finished_runs
 
 _AT_ONCE = 10_000_000  # numbers drawn at once
 
@@ -21,13 +23,13 @@ class CompareConfig:
     """Compare two finished runs on the same images."""
 
     runs: list[str] = field(default_factory=list, metadata={"help": "two run folders"})
-    resamples: int = 10_000
+    resamples: Annotated[int, within(1, 10_000_000)] = 10_000
     """of the bootstrap over images"""
-    level: float = 0.95
+    level: Part = 0.95
     """of the interval"""
-    seed: int = 0
+    seed: Seed = 0
     """of the bootstrap"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; nothing here needs one"""
 
 
@@ -107,15 +109,10 @@ def bootstrap(values: np.ndarray, resamples: int, level: float, seed: int) -> tu
 
 def run(config: CompareConfig) -> list[Difference]:
     """`transfer compare`: print a table."""
-    if len(config.runs) != 2:
-        raise UserError(f"compare takes two run folders, got {len(config.runs)}")
-    if config.resamples < 1:
-        raise UserError(f"resamples must be at least 1, got {config.resamples}")
-    if config.seed < 0:
-        raise UserError(f"seed must not be negative, got {config.seed}")
-    if not 0 < config.level < 1:
-        raise UserError(f"level must be within 0..1, got {config.level}")
-    first, second = (load_result(path) for path in config.runs)
+    runs = finished_runs(config.runs, stderr_console())
+    if len(runs) != 2:
+        raise UserError(f"compare takes two run folders that have finished, got {len(runs)}")
+    (_, first), (_, second) = runs
     differences = compare(first, second, config.resamples, config.level, config.seed)
     table = Table()
     for head in ("metric", "A", "B", "A − B", f"{100 * config.level:g} % interval"):

@@ -20,12 +20,24 @@ from crosschannel.data import BrokenImages, CropStream, ImageSet, crop_loader
 from crosschannel.data.images import Subset
 from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
+from crosschannel.files import digest, sync, write_text
+from crosschannel.stored import read_json, typed
 from crosschannel.training.device import autocast
 from crosschannel.training.interrupts import Interrupted, InterruptFlag
 from crosschannel.training.ranks import World
 from transfer.features import FrozenFeatures
 
 Cache = Literal["off", "memory", "disk"]
+_CONTENTS = "features.json"
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder of stored features holds: layers in order, rows, and the SHA-256 of its files."""
+
+    layers: list[str]
+    rows: int
+    files: dict[str, str]
 
 
 @dataclass
@@ -57,6 +69,7 @@ class Extraction:
     Attributes:
         features: the frozen backbone.
         world: its ranks share the work, and each gets all rows.
+        flag: set by the signals that tell the run to stop.
         precision: of the forward pass, by name.
         batch: images a rank computes at once.
         workers: that decode.
@@ -67,6 +80,7 @@ class Extraction:
 
     features: FrozenFeatures
     world: World
+    flag: InterruptFlag
     precision: str
     batch: int
     workers: int
@@ -90,7 +104,7 @@ class Extraction:
         size = 4 * rows * sum(int(np.prod(shape)) for shape in shapes.values())
         key = self.world.from_main(lambda: self._key(stream)) if self.cache == "disk" else ""
         folder = cache_folder() / "features" / key if key else None
-        if folder and self.world.from_main(folder.is_dir):
+        if folder and self.world.from_main(lambda: self._is_whole(folder, rows, shapes)):
             self.console.print(f"{what} features: {_gib(size)} from {folder}", markup=False)
             return _open(folder, stream.images)
         self.world.from_main(lambda: self._announce(size, what, folder))
@@ -108,6 +122,22 @@ class Extraction:
             self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
             return _open(folder, stream.images)
         return _readable(stream.images, maps, indices)
+
+    def _is_whole(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Whether features are there as they were written; damaged ones are dropped, to be computed anew."""
+        if not folder.is_dir():
+            return False
+        try:
+            stored = typed(_Contents, read_json(folder / _CONTENTS), str(folder / _CONTENTS))
+            names = {"indices.npy", *(f"{i}.npy" for i in range(len(shapes)))}
+            whole = stored.layers == list(shapes) and stored.rows <= rows and stored.files.keys() == names
+            if whole and all(digest(folder / name) == found for name, found in stored.files.items()):
+                return True
+        except (UserError, OSError):
+            pass
+        self.console.print(f"the features in {folder} are damaged; they are computed anew", markup=False)
+        shutil.rmtree(folder)
+        return False
 
     def _announce(self, size: int, what: str, folder: Path | None) -> None:
         """Say how much is to be kept where; refuse what does not fit."""
@@ -145,21 +175,20 @@ class Extraction:
         broken: dict[int, str] = {}
         tally = BrokenImages(self.broken_limit)
         writes = world.is_main or self.cache == "memory"
-        with InterruptFlag() as flag:
-            steps = -(-total // (self.batch * world.size))
-            computed = world.together((batch, self._batch_features(batch.images)) for batch in batches)
-            for batch, features in progress(computed, f"{what} features", steps, self.console):
-                found = dict(entry for rank in world.gather(batch.broken) for entry in rank)
-                broken |= found
-                start = sum(map(len, indices))
-                indices.append(world.concatenate(batch.indices.to(device)).cpu())
-                for layer, feature in features.items():
-                    rows = world.concatenate(feature)
-                    if writes:
-                        maps[layer][start : start + len(rows)] = rows.cpu()
-                tally.count(len(indices[-1]), [stream.images.names[i] for i in found])
-                if world.any(flag.name is not None):
-                    raise Interrupted(flag.name or "another rank")
+        steps = -(-total // (self.batch * world.size))
+        computed = world.together((batch, self._batch_features(batch.images)) for batch in batches)
+        for batch, features in progress(computed, f"{what} features", steps, self.console):
+            found = dict(entry for rank in world.gather(batch.broken) for entry in rank)
+            broken |= found
+            start = sum(map(len, indices))
+            indices.append(world.concatenate(batch.indices.to(device)).cpu())
+            for layer, feature in features.items():
+                rows = world.concatenate(feature)
+                if writes:
+                    maps[layer][start : start + len(rows)] = rows.cpu()
+            tally.count(len(indices[-1]), [stream.images.names[i] for i in found])
+            if world.any(self.flag.is_set):
+                raise Interrupted(self.flag.name or "another rank")
         if not sum(map(len, indices)):
             raise UserError(f"none of the {len(stream.images)} {what} images can be read")
         return torch.cat(indices), broken
@@ -192,9 +221,13 @@ class Extraction:
 def _publish(part: Path, folder: Path, indices: Tensor, layers: list[str]) -> None:
     """One rename makes the whole folder there; if another process was faster, its folder stays."""
     np.save(part / "indices.npy", indices.numpy())
-    (part / "layers.json").write_text(json.dumps(layers))
+    files = {path.name: digest(path) for path in part.glob("*.npy")}
+    for path in part.glob("*.npy"):
+        sync(path)
+    write_text(part / _CONTENTS, json.dumps(asdict(_Contents(layers, len(indices), files))))
     try:
         part.rename(folder)
+        sync(folder.parent)
     except OSError:
         shutil.rmtree(part)
         if not folder.is_dir():
@@ -204,7 +237,7 @@ def _publish(part: Path, folder: Path, indices: Tensor, layers: list[str]) -> No
 def _open(folder: Path, images: ImageSet) -> StoredFeatures:
     """What :func:`_publish` wrote, memory-mapped."""
     indices = torch.from_numpy(np.load(folder / "indices.npy"))
-    layers = json.loads((folder / "layers.json").read_text())
+    layers = read_json(folder / _CONTENTS)["layers"]
     files = (folder / f"{i}.npy" for i in range(len(layers)))
     # Copy-on-write: torch knows no read-only tensors, and nothing is to reach the file.
     maps = {layer: torch.from_numpy(np.load(file, mmap_mode="c")) for layer, file in zip(layers, files, strict=True)}

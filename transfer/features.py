@@ -6,11 +6,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, foreign
 from crosschannel.hub import load_backbone
-from crosschannel.models import Backbone, InputSpec
+from crosschannel.models import Backbone, InputSpec, LayeredNet
 from crosschannel.models.backbone import Provenance, at_rest
-from crosschannel.models.wrapped import ModuleNet
+from crosschannel.models.wrapped import ModuleNet, TimmNet
 from transfer.pooling import Pooling, pool
 
 
@@ -67,6 +67,7 @@ class FrozenFeatures:
     ):
         self.backbone, self.layers, self.pooling, self.device = backbone, tuple(layers), pooling, device
         self.size = size or backbone.input.size
+        self._is_ours = isinstance(backbone.net, LayeredNet | TimmNet)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -78,6 +79,12 @@ class FrozenFeatures:
         Raises:
             UserError: a layer gives numbers that are not finite, or nothing at all.
         """
+        if self._is_ours:
+            return self._pooled(images)
+        with foreign("the backbone's forward pass failed"):
+            return self._pooled(images)
+
+    def _pooled(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.backbone(images.to(self.device, non_blocking=True), self.layers)
         lacking = [layer for layer in self.layers if layer not in maps]
         if lacking:
@@ -97,6 +104,7 @@ class FrozenFeatures:
             found = self(noise.byte())
         return [f"{layer} {feature.mean():.4g} {feature.std():.4g}" for layer, feature in found.items()]
 
+    @torch.no_grad()
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """(C, g, g) by layer, from one blank image.
 
@@ -104,9 +112,5 @@ class FrozenFeatures:
             UserError: the backbone cannot take crops of that size.
         """
         blank = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
-        try:
-            with at_rest(self.backbone):
-                return {layer: tuple(feature.shape[1:]) for layer, feature in self(blank).items()}
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the backbone cannot take crops of {self.size} px: {reason}") from error
+        with foreign(f"the backbone cannot take crops of {self.size} px"), at_rest(self.backbone):
+            return {layer: tuple(feature.shape[1:]) for layer, feature in self._pooled(blank).items()}

@@ -14,15 +14,19 @@ from pathlib import Path
 
 import yaml
 
-from crosschannel.console import stdout_console
+from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
+from crosschannel.files import FolderLock, Outputs, read_text
+from crosschannel.keys import Device, Out, Seed
 from crosschannel.report import Figure, Heading, Listing, Page, Table, Text, accuracy_by_layer
+from crosschannel.report.page import FILES
 from crosschannel.report.published import IMAGENET_PROBES, LAYERS, PASCAL, PASCAL_COLUMNS
 from crosschannel.training.config import flatten
-from transfer.result import Result, load_result
+from transfer.result import Result, finished_runs
 
 # Keys that do not tell runs of a table apart.
 _FREE = {"seed", "out", "device", "data", "backbone", "init_from", "batch", "workers", "broken_limit"}
+_BY_LAYER, _BY_LAYER_KINDS = ("linear-probe", "knn"), re.compile(r"top\d|knn\d+(/t.*)?")
 _KINDS = {"top1": "top-1", "top5": "top-5"}
 _PASCAL = {"classify": 4952, "detect": 4952, "segment": 736}  # images that the published figures are of
 _WORDS = {"linear-probe": "Linear probes", "knn": "Nearest neighbours", "pretrain": "Pretraining"}
@@ -32,14 +36,16 @@ _WORDS = {"linear-probe": "Linear probes", "knn": "Nearest neighbours", "pretrai
 class ReportConfig:
     """Gather finished runs into report.md, report.html and tables.tex, with plots."""
 
-    out: str
-    """folder for the page; files of an earlier report in it are replaced"""
+    out: Out
+    """folder for the page; files of an earlier report in it are replaced, others are not"""
     runs: list[str] = field(default_factory=list, metadata={"help": "run folders, of any protocol"})
     title: str = "What the backbones learned"
     """of the page"""
-    seed: int = 0
+    overwrite: bool = False
+    """replace files that no report has written"""
+    seed: Seed = 0
     """taken as by every command; nothing is drawn at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; nothing here needs one"""
 
 
@@ -81,29 +87,35 @@ def run(config: ReportConfig) -> list[Path]:
         raise UserError(f"{out} is a file; --out takes a folder")
     if not config.runs:
         raise UserError("no runs named: give run folders")
-    runs = [(Path(path), load_result(path)) for path in dict.fromkeys(config.runs)]
-    out.mkdir(parents=True, exist_ok=True)
-    page = Page(config.title)
+    runs = finished_runs(dict.fromkeys(config.runs), stderr_console())
     groups = group(runs)
     by_setting: dict[tuple, list[Group]] = defaultdict(list)
     for entry in groups:
         by_setting[_section(entry.first)].append(entry)
     sections = sorted(by_setting.items(), key=lambda section: section[0][0] == "pascal")
-    for number, ((kind, _, size), members) in enumerate(sections):
-        if kind in ("linear-probe", "knn"):
-            page.add(*_layers_section(members, out / f"{kind}-{number}.png"))
-        elif kind == "pascal":
-            page.add(*_pascal_section(members, is_whole=not size))
-        else:
-            page.add(*_plain_section(members))
-    page.add(Heading("How each was obtained"), *_origins(groups))
-    written = page.write(out)
-    stdout_console().print(f"report: {out / 'report.html'} (and report.md, tables.tex)")
+    plots = {n: out / f"{kind}-{n}.png" for n, ((kind, _, _), _) in enumerate(sections) if kind in _BY_LAYER}
+    outputs = Outputs("transfer report", [path for path, _ in runs], config.overwrite)
+    page = Page(config.title)
+    with FolderLock(out):
+        for path in (*plots.values(), *(out / name for name in FILES)):
+            outputs.check(path)
+        for number, ((kind, _, size), members) in enumerate(sections):
+            if kind in _BY_LAYER:
+                page.add(*_layers_section(members, plots[number], outputs))
+            elif kind == "pascal":
+                page.add(*_pascal_section(members, is_whole=not size))
+            else:
+                page.add(*_plain_section(members))
+        page.add(Heading("How each was obtained"), *_origins(groups))
+        written = page.write(out, outputs.write)
+    stdout_console().print(f"report: {out / 'report.html'} (and report.md, tables.tex)", markup=False)
     return written
 
 
 def _section(result: Result) -> tuple[str, str, int]:
     """(kind, data, images) that runs of one section share; all images of PASCAL's count as 0, whatever the protocol."""
+    if result.protocol in _BY_LAYER and not any(_BY_LAYER_KINDS.fullmatch(m.partition("/")[2]) for m in result.metrics):
+        return "without layers", result.data, result.n
     if result.protocol in _PASCAL:
         return "pascal", result.data, 0 if result.n == _PASCAL[result.protocol] else result.n
     return result.protocol, result.data, result.n
@@ -138,11 +150,11 @@ def _science(result: Result) -> dict[str, object]:
     return {k: v for k, v in flatten(result.config).items() if k not in _FREE and not k.startswith("runtime.")}
 
 
-def _layers_section(groups: list[Group], plot: Path) -> Iterator[Heading | Text | Table | Figure]:
+def _layers_section(groups: list[Group], plot: Path, outputs: Outputs) -> Iterator[Heading | Text | Table | Figure]:
     """Accuracy by layer: a plot of the first kind of figure, a table of each."""
     first = groups[0].first
     metrics = list(dict.fromkeys(metric for entry in groups for metric in entry.first.metrics))
-    kinds = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(r"top\d|knn\d+(/t.*)?", k)]
+    kinds = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if _BY_LAYER_KINDS.fullmatch(k)]
     layers = [m.removesuffix(f"/{kinds[0]}") for m in metrics if m.endswith(f"/{kinds[0]}")]
     classes = sum(metric.startswith(f"{layers[0]}/top1/") for metric in first.metrics)
     where = _setting(first, classes)
@@ -164,7 +176,13 @@ def _layers_section(groups: list[Group], plot: Path) -> Iterator[Heading | Text 
     theirs_apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
     shown = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
     accuracy_by_layer(
-        plot, shown, curves, f"{_KINDS.get(kinds[0], kinds[0])} accuracy, %\n({where})", published, theirs_apart
+        plot,
+        shown,
+        curves,
+        f"{_KINDS.get(kinds[0], kinds[0])} accuracy, %\n({where})",
+        published,
+        theirs_apart,
+        outputs.write,
     )
     caption = f"{_KINDS.get(kinds[0], kinds[0])} by layer." + (" Dotted: published figures." if published else "")
     if published and not is_imagenet:
@@ -250,7 +268,7 @@ def _origins(groups: list[Group]) -> Iterator[Text | Listing]:
                 f"data: {result.data} ({result.n} images scored); seed {result.seed}; version {result.version}",
             ]
             if (path / "backbone.json").is_file():
-                lines.append(f"weights: {(path / 'backbone.json').read_text().strip()}")
+                lines.append(f"weights: {read_text(path / 'backbone.json').strip()}")
             lines.append(yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True).strip())
             yield Listing(
                 f"{result.protocol}: {result.backbone} on {_name(result.data)}, seed {result.seed}", "\n".join(lines)

@@ -1,15 +1,19 @@
 """What a protocol gives back, and how it lies in a run folder: ``result.json`` and ``predictions.npz``."""
 
-import json
-import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
+from rich.console import Console
 
 from crosschannel.errors import UserError
+from crosschannel.files import is_run_folder, user_path, written_whole
+from crosschannel.stored import read_arrays
+from crosschannel.training.run_folder import read_result
+
+ROWS = "predictions.npz"
 
 
 @dataclass
@@ -46,10 +50,8 @@ class Result:
 
 def save_rows(run: Path, rows: dict[str, np.ndarray]) -> None:
     """Write ``predictions.npz`` at once or not at all."""
-    part = run / "predictions.npz.part"
-    with part.open("wb") as file:
+    with written_whole(run / ROWS) as part, part.open("wb") as file:
         np.savez_compressed(file, **rows)
-    part.replace(run / "predictions.npz")
 
 
 def load_result(run: Path | str) -> Result:
@@ -58,21 +60,37 @@ def load_result(run: Path | str) -> Result:
     Raises:
         UserError: no such folder, not finished, or damaged.
     """
-    path = Path(run).expanduser()
+    path = user_path(run)
     if not path.is_dir():
         raise UserError(f"no run folder {str(run)!r}")
-    if not (path / "result.json").is_file():
-        hint = "it has not finished" if (path / "config.yaml").is_file() else "it is no run folder"
-        raise UserError(f"{run} has no result.json: {hint}")
-    try:
-        stored = json.loads((path / "result.json").read_text())
-        rows = {}
-        if (path / "predictions.npz").is_file():
-            with np.load(path / "predictions.npz", allow_pickle=False) as file:
-                rows = {name: file[name] for name in file.files}
-        return Result(**stored, rows=rows)
-    except (ValueError, TypeError, OSError, EOFError, BadZipFile, zlib.error) as error:
-        raise UserError(f"the result of {run} is damaged: {error}") from None
+    stored = read_result(path)
+    rows = read_arrays(path / ROWS) if (path / ROWS).is_file() else {}
+    numeric = all(rows[name].dtype.kind in "biuf" for name in rows if name in stored.metrics or name == "labels")
+    complete = not rows or ({"names", "labels"} <= rows.keys() and rows["names"].dtype.kind == "U")
+    if not (numeric and complete and all(row.shape == (stored.n,) for row in rows.values())):
+        raise UserError(f"{path / ROWS} is damaged: it does not hold a row for each of the {stored.n} images")
+    return Result(**vars(stored), rows=rows)
+
+
+def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Result]]:
+    """The results of run folders; those that have none (yet) are named and left out.
+
+    Raises:
+        UserError: a path is not there, a result is damaged, or none is finished.
+    """
+    found, without = [], []
+    for path in map(user_path, paths):
+        if not path.exists():
+            raise UserError(f"no run folder {str(path)!r}")
+        if (path / "result.json").is_file():
+            found.append((path, load_result(path)))
+        else:
+            without.append(f"{path}: {'it has not finished' if is_run_folder(path) else 'it is no run folder'}")
+    if without and not found:
+        raise UserError(f"no result in {without[0]}")
+    for words in without:
+        console.print(f"left out {words}", markup=False)
+    return found
 
 
 def classification_rows(layer: str, ranked: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

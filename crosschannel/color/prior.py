@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,6 +13,10 @@ from torch import Tensor
 from crosschannel.color.lab import rgb_to_lab
 from crosschannel.color.quantizer import ABQuantizer, Q
 from crosschannel.errors import UserError
+from crosschannel.files import Writer, user_path, written_whole
+from crosschannel.stored import parse_json, read_arrays
+
+_LARGEST = 1 << 20  # bytes of a prior file's arrays
 
 
 @dataclass
@@ -30,17 +33,15 @@ class ABPrior:
     smoothed: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str, write: Writer = written_whole) -> None:
         """Write a ``.npz`` file (float64 arrays and the provenance as JSON; no pickle)."""
-        part = Path(f"{path}.part")
-        with part.open("wb") as file:
+        with write(Path(path)) as part, part.open("wb") as file:
             np.savez(
                 file,
                 empirical=self.empirical.double().numpy(),
                 smoothed=self.smoothed.double().numpy(),
                 provenance=np.array(json.dumps(self.provenance)),
             )
-        part.replace(path)
 
 
 class PriorEstimator:
@@ -119,16 +120,19 @@ def load_prior(source: str = "imagenet-256") -> ABPrior:
         UserError: no such file, or not a prior.
     """
     packaged = files("crosschannel.color") / "priors" / f"{source}.npz"
-    path = packaged if "/" not in source and packaged.is_file() else Path(source)
+    path = packaged if "/" not in source and packaged.is_file() else user_path(source)
     if not path.is_file():
         raise UserError(f"no prior at {source!r}: give a file that `crosschannel prior` wrote, or 'imagenet-256'")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            empirical, smoothed = (torch.from_numpy(arrays[key]) for key in ("empirical", "smoothed"))
-            provenance = json.loads(str(arrays["provenance"]))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        arrays = read_arrays(path, _LARGEST)
+    except UserError as error:
         raise UserError(f"{source} is not a prior file that `crosschannel prior` wrote: {error}") from None
-    for p in (empirical, smoothed):
-        if p.shape != (Q,) or not p.isfinite().all() or (p < 0).any() or not p.sum() > 0:
+    if arrays.keys() != {"empirical", "smoothed", "provenance"}:
+        raise UserError(f"{source} is not a prior file that `crosschannel prior` wrote: it holds {', '.join(arrays)}")
+    distributions = []
+    for p in (arrays["empirical"], arrays["smoothed"]):
+        if p.shape != (Q,) or p.dtype != np.float64 or not np.isfinite(p).all() or (p < 0).any() or not p.sum() > 0:
             raise UserError(f"{source} does not hold distributions over {Q} bins")
-    return ABPrior(empirical, smoothed, provenance)
+        distributions.append(torch.from_numpy(p.copy()))
+    provenance = parse_json(str(arrays["provenance"]), f"the provenance of {source}")
+    return ABPrior(*distributions, provenance if isinstance(provenance, dict) else {})

@@ -1,21 +1,27 @@
 """`crosschannel colorize`: colour pictures with a trained net."""
 
+import contextlib
+import errno
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from PIL import Image, ImageCms, ImageOps
 
 from crosschannel.console import progress, stderr_console
-from crosschannel.data.decode import BrokenImage, broken, check_size, to_rgb
+from crosschannel.data.decode import BrokenImage, broken, open_picture, to_rgb
 from crosschannel.data.folder import list_files
 from crosschannel.data.sample import photographs
 from crosschannel.errors import UserError
+from crosschannel.files import FolderLock, Outputs, read_bytes, user_path
 from crosschannel.hub import load_colorizer
+from crosschannel.keys import Device, Out, Seed, above, at_least
 from crosschannel.models.colorizer import Colorizer
 from crosschannel.training.device import find_device
+
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
 
 
 @dataclass
@@ -24,20 +30,22 @@ class ColorizeConfig:
 
     model: str
     """a run folder, its colorizer.safetensors, zoo:eccv16, hf-hub:owner/name or an eccv16 .pth"""
-    out: str
+    out: Out
     """folder for the coloured pictures"""
     images: list[str] = field(
         default_factory=list, metadata={"help": "picture files, folders of them, or builtin:sample"}
     )
-    temperature: float | None = None
+    temperature: Annotated[float | None, above(0)] = None
     """of the annealed mean: lower is more vivid, 1 is the mean; default the net's own (0.38)"""
-    size: int = 0
+    size: Annotated[int, at_least(0, 4096)] = 0
     """short side at which the net looks at a picture; 0 takes the net's own"""
     format: Literal["png", "jpeg"] = "png"
     """of the files written"""
-    seed: int = 0
+    overwrite: bool = False
+    """replace files that this command has not written; pictures to be coloured stay in any case"""
+    seed: Seed = 0
     """taken as by every command; colouring draws nothing at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N"""
 
 
@@ -45,46 +53,59 @@ def colorize(config: ColorizeConfig) -> list[Path]:
     """Colour every picture named; returns the files written.
 
     Raises:
-        UserError: nothing to colour, a bad key, an output that would overwrite an input; or, after all others are
-            done, pictures that could not be read.
+        UserError: nothing to colour, a bad key, an output that would replace what is not this command's own; or, after
+            all others are done, pictures that could not be read or written.
     """
-    if config.temperature is not None and not config.temperature > 0:
-        raise UserError(f"temperature must be above 0, got {config.temperature}")
-    if config.size < 0:
-        raise UserError(f"size must not be negative, got {config.size}")
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
     pictures = _targets(list(_pictures(config.images)), out, config.format)
-    colorizer = load_colorizer(config.model, find_device(config.device))
-    colorizer.size = config.size or colorizer.size
+    inputs = [source for source, _ in pictures if isinstance(source, Path)]
+    outputs = Outputs("crosschannel colorize", inputs, config.overwrite, makes_folders=True)
     console, written, failed = stderr_console(), [], []
-    for source, target in progress(pictures, "colouring", len(pictures)):
-        try:
-            _save(_colour(colorizer, source, config), target, config.format)
-        except BrokenImage as error:
-            failed.append(str(source))
-            console.print(f"cannot colour {source}: {error}", markup=False)
-            continue
-        written.append(target)
+    with FolderLock(out):
+        for _, target in pictures:
+            with contextlib.suppress(BrokenImage), _only_this_name():
+                outputs.check(target)
+        colorizer = load_colorizer(config.model, find_device(config.device))
+        colorizer.size = config.size or colorizer.size
+        for source, target in progress(pictures, "colouring", len(pictures)):
+            try:
+                coloured = _colour(colorizer, source, config)
+                with _only_this_name():
+                    _save(coloured, target, config.format, outputs)
+            except BrokenImage as error:
+                failed.append(str(source))
+                console.print(f"cannot colour {source}: {error}", markup=False)
+                continue
+            written.append(target)
     console.print(f"{len(written)} coloured in {out}", markup=False)
     if failed:
         raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be coloured, the first is {failed[0]}")
     return written
 
 
-def _save(picture: Image.Image, target: Path, format: str) -> None:
-    """Write a picture at once or not at all."""
+def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
+    with outputs.write(target) as part:
+        try:
+            picture.save(part, format, **({"quality": 95} if format == "jpeg" else {}))
+        except (OSError, ValueError, SystemError) as error:  # more pixels than the format holds
+            if getattr(error, "errno", None):  # the disk's complaint, not the encoder's
+                raise
+            raise BrokenImage(f"it cannot be written as {format}: {error}") from None
+
+
+@contextlib.contextmanager
+def _only_this_name() -> Iterator[None]:
+    """A name that the file system does not take is a fault of this picture alone."""
     try:
-        picture.save(part, format, **({"quality": 95} if format == "jpeg" else {}))
-    except (OSError, ValueError, SystemError) as error:  # more pixels than the format holds
-        part.unlink(missing_ok=True)
-        if getattr(error, "errno", None):  # the disk's complaint, not the encoder's
+        yield
+    except (UserError, OSError) as error:
+        reason = error.__cause__ if isinstance(error, UserError) else error
+        if getattr(reason, "errno", None) not in _OF_THE_NAME:
             raise
-        raise BrokenImage(f"it cannot be written as {format}: {error}") from None
-    part.replace(target)
+        raise BrokenImage(f"it cannot be written: {reason.strerror}") from None
 
 
 def _pictures(names: list[str]) -> Iterator[tuple[Path | str, str]]:
@@ -92,7 +113,7 @@ def _pictures(names: list[str]) -> Iterator[tuple[Path | str, str]]:
     if not names:
         raise UserError("no pictures named: give files or folders")
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if name == "builtin:sample":
             yield from ((f"builtin:sample/{photo}", Path(photo).stem) for photo in photographs().names)
         elif path.is_dir():
@@ -100,7 +121,7 @@ def _pictures(names: list[str]) -> Iterator[tuple[Path | str, str]]:
             if not files:
                 raise UserError(f"no pictures in the folder {name}")
             yield from ((path / file, str(Path(file).with_suffix(""))) for file in files)
-        elif path.is_file():
+        elif path.exists():  # what is no regular file is said when it is read
             yield path, path.stem
         else:
             raise UserError(f"no picture or folder {name!r}")
@@ -138,11 +159,12 @@ def _read(source: Path | str) -> Image.Image:
             names = list(photographs().names)
             data = photographs().read(names.index(source.removeprefix("builtin:sample/")))
         else:
-            data = source.read_bytes()
-        image = Image.open(io.BytesIO(data))
-        check_size(image.height, image.width)
+            data = read_bytes(source)
+        image = open_picture(data)
         image.load()
         return ImageOps.exif_transpose(image)
+    except OSError as error:
+        raise BrokenImage(error.strerror) if error.strerror else broken(error) from None
     except Exception as error:  # decoders raise whatever they like on bytes they cannot read
         raise broken(error) from None
 

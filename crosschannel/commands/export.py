@@ -8,10 +8,12 @@ from typing import Literal
 
 from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
-from crosschannel.hub import load_backbone
-from crosschannel.hub.card import check_probes, how_to_load, write_card
+from crosschannel.files import Outputs, folder_made, user_path
+from crosschannel.hub import load_backbone, source_files
+from crosschannel.hub.card import CARD, PICTURE, check_probes, how_to_load, sample_of, write_card
 from crosschannel.hub.export import EXPORTERS, to_safetensors
 from crosschannel.hub.huggingface import check_repository, push_folder
+from crosschannel.keys import Device, Out, Seed
 from crosschannel.models import Backbone
 
 
@@ -20,7 +22,7 @@ class ExportConfig:
     """Write a backbone for other libraries, with a model card beside it."""
 
     backbone: str = field(metadata={"help": "a source, such as a run folder"})
-    out: str
+    out: Out
     """the file to write"""
     format: Literal["safetensors", "torchvision", "timm", "onnx"] = "safetensors"
     """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, or onnx"""
@@ -32,9 +34,11 @@ class ExportConfig:
     """finished probe runs of this backbone, for a table in the card"""
     card: bool = True
     """write README.md beside the file"""
-    seed: int = 0
+    overwrite: bool = False
+    """replace files that this command has not written; what it reads stays in any case"""
+    seed: Seed = 0
     """taken as by every command; nothing is drawn at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; exporting needs none"""
 
 
@@ -45,20 +49,21 @@ def export(config: ExportConfig) -> Path:
         UserError: a net that the format has no shape for, or an output that cannot be.
     """
     out = Path(config.out)
-    if out.is_dir() or not out.parent.parent.is_dir():
-        why = "it is a folder" if out.is_dir() else f"no folder {out.parent.parent}"
-        raise UserError(f"cannot write {out}: {why}")
+    if not out.parent.parent.is_dir():
+        raise UserError(f"cannot write {out}: no folder {out.parent.parent}")
+    run, probes = _run_folder(config.backbone), [Path(probe) for probe in config.probes]
+    inputs = [*source_files(config.backbone).values(), *probes, *([run] if run else [])]
+    outputs = Outputs("crosschannel export", inputs, config.overwrite, makes_folders=True)
+    beside = [CARD, *([PICTURE] if sample_of(run) else [])] if config.card else []
+    for path in (out, *(out.parent / name for name in beside)):
+        outputs.check(path)
     if config.format == "safetensors" and out.suffix != ".safetensors":
         raise UserError(f"--out must end in .safetensors for this format, got {out}")
-    card = out.parent / "README.md"
-    if config.card and card.exists() and not _is_card(card):
-        raise UserError(f"{card} is not a model card and would be overwritten; --card false keeps it")
-    probes = [Path(probe) for probe in config.probes]
     check_probes(probes)
     backbone = load_backbone(config.backbone, config.layers or None)
     _settle_licence(backbone, config.licence)
-    out.parent.mkdir(exist_ok=True)
-    notes = EXPORTERS[config.format](backbone, out)
+    with folder_made(out.parent):
+        notes = EXPORTERS[config.format](backbone, out, outputs.write)
     console = stdout_console()
     console.print(f"{out}: {config.format}", markup=False)
     for note in notes:
@@ -67,7 +72,7 @@ def export(config: ExportConfig) -> Path:
         usage = [f"# {note}" for note in notes]
         if config.format == "safetensors":
             usage = how_to_load(f"{out.parent.resolve().name}/{out.name}", backbone.layers[-1])
-        card = write_card(out.parent, backbone, usage, _run_folder(config.backbone), probes)
+        card = write_card(out.parent, backbone, usage, run, probes, outputs.write)
         console.print(f"model card: {card}", markup=False)
     return out
 
@@ -78,12 +83,8 @@ def _settle_licence(backbone: Backbone, licence: str | None) -> None:
     details["licence"] = licence or details.get("licence") or "unknown"
 
 
-def _is_card(path: Path) -> bool:
-    return "library_name: crosschannel" in path.read_text(errors="replace")[:500]
-
-
 def _run_folder(source: str) -> Path | None:
-    path = Path(source.partition(",")[0]).expanduser()
+    path = user_path(source.partition(",")[0])
     return path if (path / "result.json").is_file() else None
 
 
@@ -99,9 +100,9 @@ class PushConfig:
     """finished probe runs of this backbone, for a table in the card"""
     private: bool = False
     """create a private repository"""
-    seed: int = 0
+    seed: Seed = 0
     """taken as by every command; nothing is drawn at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; nothing here needs one"""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +14,21 @@ from crosschannel.console import stderr_console
 from crosschannel.data import CropConfig, CropStream, ImageSet, open_images
 from crosschannel.data.images import Subset
 from crosschannel.data.order import epoch_order
-from crosschannel.errors import UserError, check_rules
-from crosschannel.hub import load_backbone, load_colorizer, parse_source, save_backbone, save_colorizer
+from crosschannel.files import user_path
+from crosschannel.hub import (
+    has_head,
+    load_backbone,
+    load_colorizer,
+    parse_source,
+    save_backbone,
+    save_colorizer,
+    source_files,
+)
 from crosschannel.hub.files import LICENCE
+from crosschannel.keys import FC_WIDTH, Count, Device, Out, Part, Seed, require
 from crosschannel.models import InputSpec, NetSpec, PretextNet, build_pretext
 from crosschannel.models.backbone import Provenance
+from crosschannel.models.build import check_name
 from crosschannel.objectives import ObjectiveConfig, build_objective
 from crosschannel.training.checkpoints import found
 from crosschannel.training.colorization import Colorization
@@ -27,10 +37,10 @@ from crosschannel.training.config import (
     RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
-    check_training,
     runtime,
 )
 from crosschannel.training.device import find_device
+from crosschannel.training.interrupts import InterruptFlag
 from crosschannel.training.loop import Loop, Settings
 from crosschannel.training.ranks import World, join_world, leave_world
 from crosschannel.training.run_folder import RunFolder, open_run, settle_auto
@@ -42,12 +52,17 @@ class ModelConfig:
 
     name: str = "alexnet"
     """alexnet, colornet, vgg16 or timm:NAME"""
-    fc: int = 4096
+    fc: Annotated[int, FC_WIDTH] = 4096
     """width of AlexNet's fc6 and fc7; 0 leaves them out"""
     affine: bool = False
     """ColorNet's and VGG-16's BatchNorm has a scale and a shift, as the released ColorNet's has"""
     init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
     """initial weights; kmeans and unit-variance look at training images"""
+
+    def check(self) -> None:
+        check_name(self.name)
+        fits = not self.affine or self.name in ("colornet", "vgg16")
+        require(fits, "model.affine is for colornet and vgg16", self.name)
 
 
 @dataclass
@@ -56,17 +71,17 @@ class PretrainConfig:
 
     data: str = runtime()
     """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
-    out: str | None = runtime(None)
+    out: Out | None = runtime(None)
     """run folder; default runs/CONFIG-SEED"""
     init_from: str | None = None
     """a source (run folder, weights file, kmeans:alexnet, …) whose weights to start from"""
-    seed: int = 0
+    seed: Seed = 0
     """of initial weights, order and augmentation"""
-    device: str = runtime("auto")
+    device: Device = runtime("auto")
     """auto, cpu, cuda or cuda:N"""
-    val_share: float = 0.05
+    val_share: Part = 0.05
     """share of the images held out where the data has no val/"""
-    val_images: int = 10000
+    val_images: Count = 10000
     """most images that an evaluation looks at"""
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -79,26 +94,9 @@ class PretrainConfig:
     def default_out(self, name: str) -> str:
         return f"runs/{name}-{self.seed}"
 
-
-def check(config: PretrainConfig) -> None:
-    """Raise a UserError for the first key that cannot be, before anything is loaded."""
-    check_training(config.optim, config.schedule, config.train, config.runtime)
-    crop = config.crop
-    rules = [
-        (0 <= config.seed < 2**63, "seed must be within 0..2^63-1", config.seed),
-        (8 <= crop.size <= crop.resize, f"crop.size must be within 8..crop.resize ({crop.resize})", crop.size),
-        (0 < crop.area[0] <= crop.area[1] <= 1, "crop.area must be two ascending shares within 0..1", crop.area),
-        (crop.aspect >= 1, "crop.aspect must be at least 1", crop.aspect),
-        (0 < config.val_share < 1, "val_share must be within 0..1", config.val_share),
-        (config.val_images >= 1, "val_images must be at least 1", config.val_images),
-        (config.model.fc >= 0, "model.fc must not be negative", config.model.fc),
-        (
-            not config.model.affine or config.model.name in ("colornet", "vgg16"),
-            "model.affine is for colornet and vgg16",
-            config.model.name,
-        ),
-    ]
-    check_rules(rules)
+    def check(self) -> None:
+        size, resize = self.crop.size, self.crop.resize
+        require(8 <= size <= resize, f"crop.size must be within 8..crop.resize ({resize})", size)
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -108,30 +106,36 @@ def pretrain(config: PretrainConfig) -> Path:
         UserError: bad input.
         Interrupted: told to stop; the run is saved and goes on when started again.
     """
-    check(config)
     world = join_world(find_device(config.device))
     path = Path(config.out or config.default_out("pretrain"))
     console = stderr_console(quiet=not world.is_main)
     try:
-        run = open_run(path, "pretrain", config, world)
-        if not run.is_done(config.data):
-            train, val = open_images(config.data, config.val_share)
-            if len(val) > config.val_images:
-                val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
-            world.from_main(partial(run.check_images, train, val))
-        if run.finished:
-            console.print(f"{path} is finished: nothing to do", markup=False)
-            return path
-        console.print(f"{path}: {len(train)} training and {len(val)} held-out images", markup=False)
-        fc = config.model.fc if config.model.name == "alexnet" else 0
-        spec = NetSpec(config.model.name, in_channels=1, fc=fc, affine=config.model.affine)
-        loop = _build(config, spec, run, world, train, val)
-        figures = loop.fit()
-        if world.is_main:
-            _finish(config, spec, run, loop, figures, train, console)
+        with open_run(path, "pretrain", config, world, InterruptFlag(last=True)) as run:
+            world.from_main(lambda: run.check_files(_files(config)))
+            if not run.is_done(config.data):
+                train, val = open_images(config.data, config.val_share)
+                if len(val) > config.val_images:
+                    val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
+                world.from_main(partial(run.check_images, train, val))
+            if run.finished:
+                console.print(f"{path} is finished: nothing to do", markup=False)
+                return path
+            console.print(f"{path}: {len(train)} training and {len(val)} held-out images", markup=False)
+            fc = config.model.fc if config.model.name == "alexnet" else 0
+            spec = NetSpec(config.model.name, in_channels=1, fc=fc, affine=config.model.affine)
+            loop = _build(config, spec, run, world, train, val)
+            figures = loop.fit()
+            world.from_main(lambda: _finish(config, spec, run, loop, figures, train, console))
     finally:
         leave_world()
     return path
+
+
+def _files(config: PretrainConfig) -> dict[str, Path]:
+    """What a run reads by path besides its images."""
+    found = {"objective.prior": user_path(config.objective.prior)} if config.objective.kind == "class" else {}
+    start = source_files(config.init_from) if config.init_from else {}
+    return found | {f"init_from {key}": path for key, path in start.items()}
 
 
 def _build(config: PretrainConfig, spec: NetSpec, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
@@ -166,11 +170,9 @@ def _start_state(source: str | None) -> dict[str, Tensor] | None:
     """Weights of a pretext net by name: with its head, where the source has one."""
     if source is None:
         return None
-    try:
+    if has_head(source):
         return load_colorizer(source).net.state_dict()
-    except UserError:
-        net = load_backbone(source).net
-        return {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    return {f"net.{name}": tensor for name, tensor in load_backbone(source).net.state_dict().items()}
 
 
 def _finish(config, spec, run, loop, figures, train, console) -> None:

@@ -3,6 +3,7 @@
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -14,6 +15,8 @@ from crosschannel.data.crops import centre_box, cut
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
+from crosschannel.files import Outputs
+from crosschannel.keys import SIDE, Device, Out, Seed, above, at_least, within
 from crosschannel.training.device import find_device
 
 
@@ -23,19 +26,21 @@ class PriorConfig:
 
     data: str
     """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
-    out: str
+    out: Out
     """the file to write (.npz)"""
-    size: int = 256
+    size: Annotated[int, SIDE] = 256
     """images are reduced to this short side and cropped to its centre square"""
-    neighbours: int = 5
+    neighbours: Annotated[int, within(1, 313)] = 5
     """bins that a colour is spread over"""
-    sigma: float = 5.0
+    sigma: Annotated[float, above(0, 1000)] = 5.0
     """standard deviation of that spread, in ab units"""
-    limit: int = 0
+    limit: Annotated[int, at_least(0)] = 0
     """look at so many images, chosen at random; 0 takes all"""
-    seed: int = 0
+    overwrite: bool = False
+    """replace a file that this command has not written"""
+    seed: Seed = 0
     """of that choice"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N"""
 
 
@@ -45,17 +50,8 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
     Raises:
         UserError: no image can be read, or a key is out of range.
     """
-    if config.size < 1:
-        raise UserError(f"size must be at least 1, got {config.size}")
-    if not 1 <= config.neighbours <= 313:
-        raise UserError(f"neighbours must be within 1..313, got {config.neighbours}")
-    if not config.sigma > 0:
-        raise UserError(f"sigma must be above 0, got {config.sigma}")
-    if config.limit < 0:
-        raise UserError(f"limit must not be negative, got {config.limit}")
-    out = Path(config.out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else f"no folder {out.parent}"))
+    out, outputs = Path(config.out), Outputs("crosschannel prior", overwrite=config.overwrite)
+    outputs.check(out)
     device = find_device(config.device)
     images = open_training_images(config.data)
     chosen = epoch_order(len(images), config.seed, 0)[: config.limit or None]
@@ -67,7 +63,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
             side = min(image.width, image.height)
             box = centre_box(image.width, image.height, CropConfig(side, side))
             pixels = cut(image, box, min(side, config.size))
-        except (BrokenImage, FileNotFoundError) as error:
+        except (BrokenImage, OSError) as error:
             broken += 1
             console.print(f"broken image {images.names[int(index)]}: {error}", markup=False)
             continue
@@ -81,7 +77,8 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
         version=crosschannel.__version__,
         date=datetime.date.today().isoformat(),
     )
-    prior.save(out)
+    prior.save(out, outputs.write)
     seen = int((prior.smoothed > 0).sum())
-    console.print(f"{out}: {estimator.images} images, {estimator.pixels} pixels, {seen} of 313 bins seen")
+    said = f"{out}: {estimator.images} images, {estimator.pixels} pixels, {seen} of 313 bins seen"
+    console.print(said, markup=False)
     return prior

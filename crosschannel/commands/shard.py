@@ -1,8 +1,12 @@
 """`crosschannel shard`: pack images into indexed tar shards in the webdataset layout."""
 
+import contextlib
+import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from rich.progress import Progress
 
@@ -11,6 +15,11 @@ from crosschannel.data import open_images
 from crosschannel.data.shards import CLASSES, LISTING
 from crosschannel.data.write_shards import write_shards
 from crosschannel.errors import UserError
+from crosschannel.files import LOCK, NOTES, PART, FolderLock, append_line, write_text
+from crosschannel.keys import Device, Part, Seed, at_least
+from crosschannel.stored import read_rows
+
+_COMMAND = "crosschannel shard"
 
 
 @dataclass
@@ -19,15 +28,15 @@ class ShardConfig:
 
     data: str = field(metadata={"help": "a folder of images, tar shards, builtin:sample or torchvision:imagenette"})
     out: str = field(metadata={"help": "an empty or new folder"})
-    size: int = 0
+    size: Annotated[int, at_least(0, 1 << 16)] = 0
     """reduce larger images to this short side; 0 keeps the files as they are"""
-    shard_mb: int = 256
+    shard_mb: Annotated[int, at_least(1, 1 << 20)] = 256
     """megabytes of a shard"""
-    val_share: float = 0.05
+    val_share: Part = 0.05
     """share held out for validation where the data has no val/"""
-    seed: int = 0
+    seed: Seed = 0
     """of the order in which images are packed"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; packing is the CPU's work"""
 
 
@@ -39,17 +48,23 @@ def shard(config: ShardConfig) -> None:
     Raises:
         UserError: no data, a key out of range, an output folder that is not empty, or no image that can be read.
     """
-    if config.size < 0:
-        raise UserError(f"size must not be negative, got {config.size}")
-    if config.shard_mb < 1:
-        raise UserError(f"shard_mb must be at least 1, got {config.shard_mb}")
     out = Path(config.out)
     if not out.name:
         raise UserError(f"out must name a new folder, got {config.out!r}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder")
+    _check_empty(out)
+    part = out.with_name(out.name + ".part")
+    with _held(part):
+        _check_empty(out)
+        append_line(part / NOTES, {"command": _COMMAND})
+        _write(config, part)
+        part.replace(out)
+        (out / LOCK).unlink()
+    stderr_console().print(f"shards: {out}", markup=False)
+
+
+def _write(config: ShardConfig, part: Path) -> None:
+    """All that the folder of shards holds."""
     splits = dict(zip(("train", "val"), open_images(config.data, config.val_share), strict=True))
-    part = _new_folder(out.with_name(out.name + ".part"))
     console, written = stderr_console(), []
     with Progress(console=console, disable=not console.is_terminal) as bars:
         for split, images in splits.items():
@@ -66,21 +81,35 @@ def shard(config: ShardConfig) -> None:
             for name, why in broken:
                 console.print(f"broken image {name}: {why}", markup=False)
             if not shards:
-                shutil.rmtree(part)
                 raise UserError(f"none of the {len(images)} {split} images of {config.data!r} can be read")
             console.print(f"{len(images) - len(broken)} {split} images in {len(shards)} shards", markup=False)
             written += shards
-    (part / LISTING).write_text("".join(f"{path.name}\n" for path in written))
+    write_text(part / LISTING, "".join(f"{path.name}\n" for path in written))
     if splits["train"].classes:
-        (part / CLASSES).write_text("\n".join(splits["train"].classes) + "\n")
-    part.replace(out)
-    console.print(f"shards: {out}", markup=False)
+        write_text(part / CLASSES, "\n".join(splits["train"].classes) + "\n")
 
 
-def _new_folder(part: Path) -> Path:
-    """An empty folder; what an earlier, killed command left in it is dropped."""
-    if part.is_dir() and any(not p.name.endswith((".tar", ".idx", ".txt")) for p in part.iterdir()):
-        raise UserError(f"{part} is in the way: it holds more than a `crosschannel shard` that was killed leaves")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    return part
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder")
+
+
+@contextlib.contextmanager
+def _held(part: Path) -> Iterator[None]:
+    """A new folder that is this process's own, and is gone if the shards do not become whole. One that a killed command
+    has left is known by its notes."""
+    own = {NOTES, LOCK, CLASSES, LISTING}
+    if part.exists():
+        names = {path.name for path in part.iterdir()} if part.is_dir() else {""}
+        rest = {name for name in names - own if not re.fullmatch(rf"(train|val)-\d{{6,}}\.tar(\.idx)?|{PART}", name)}
+        if rest or {row.get("command") for row in read_rows(part / NOTES)} != {_COMMAND}:
+            raise UserError(f"{part} is in the way: no `{_COMMAND}` that was killed has left it")
+    with FolderLock(part):
+        for path in part.iterdir():
+            if path.name != LOCK:
+                path.unlink()
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise

@@ -4,15 +4,16 @@ from dataclasses import dataclass, field
 
 from crosschannel.console import stdout_console
 from crosschannel.hub import load_backbone, zoo
+from crosschannel.keys import Device, Seed
 
 
 @dataclass
 class ZooConfig:
     """List the weights that `zoo:NAME` knows."""
 
-    seed: int = 0
+    seed: Seed = 0
     """taken as by every command; nothing is drawn at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; nothing here needs one"""
 
 
@@ -31,9 +32,9 @@ class FetchConfig:
     """Download the weights of a source into its cache, so that a node without a network finds them."""
 
     source: str = field(metadata={"help": "zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"})
-    seed: int = 0
+    seed: Seed = 0
     """taken as by every command; nothing is drawn at random"""
-    device: str = "auto"
+    device: Device = "auto"
     """taken as by every command; nothing here needs one"""
 
 

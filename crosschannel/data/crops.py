@@ -1,31 +1,35 @@
 """Crops as boxes: which part of an image is seen, and how it becomes a square of pixels."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from crosschannel.data.decode import EncodedImage
+from crosschannel.keys import Range, at_least, require, within
 
 
 @dataclass
 class CropConfig:
     """How images become square crops."""
 
-    size: int = 176
+    size: Annotated[int, at_least(0, 4096)] = 176
     """side of the crop, in pixels"""
-    resize: int = 256
+    resize: Annotated[int, at_least(0, 8192)] = 256
     """short side that images are resized to before a random or a centre crop"""
     train: Literal["random", "random-resized", "centre"] = "random"
     """random: a random square of the resized image; random-resized: a random part of the area and shape below"""
-    area: tuple[float, float] = (0.25, 1.0)
+    area: Annotated[tuple[float, float], Range(0, 1, "two ascending shares within 0..1", open_low=True)] = (0.25, 1.0)
     """random-resized: least and greatest share of the image's area"""
-    aspect: float = 4 / 3
+    aspect: Annotated[float, within(1, 100)] = 4 / 3
     """random-resized: greatest ratio of the sides, either way"""
     mirror: bool = True
     """mirror half of the training crops"""
+
+    def check(self) -> None:
+        require(self.area[0] <= self.area[1], "crop.area must be two ascending shares within 0..1", self.area)
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the full image

@@ -7,6 +7,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # by their first bytes, whatever a file is called
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 
@@ -18,7 +19,7 @@ class EncodedImage:
     """An image. Of an upright JPEG only the header is read until its pixels are asked for.
 
     Args:
-        data: a JPEG, PNG, WebP, BMP or TIFF file, grey, palette, CMYK, 16-bit or with alpha (laid over white).
+        data: a JPEG, PNG, WebP, TIFF, BMP or GIF file, grey, palette, CMYK, 16-bit or with alpha (laid over white).
 
     Attributes:
         width, height: of the upright image, in pixels.
@@ -77,6 +78,18 @@ def broken(error: Exception) -> BrokenImage:
     return BrokenImage(f"{error}".strip() or type(error).__name__)
 
 
+def open_picture(data: bytes) -> Image.Image:
+    """Pillow's view of an encoded picture, not decoded yet. Formats other than ``FORMATS`` are none here: some of
+    Pillow's readers hand a file to other programs.
+
+    Raises:
+        BrokenImage: it would hold more than 178 million pixels.
+    """
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    check_size(image.height, image.width)
+    return image
+
+
 def check_size(height: int, width: int) -> None:
     """Refuse pictures too large to decode safely."""
     if height * width > MAX_PIXELS:
@@ -90,7 +103,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     if data.find(b"Exif\0", 0, 1 << 18) >= 0:  # segments of up to 64 KiB, such as colour profiles, may stand before it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) != 1:
+            if open_picture(data).getexif().get(0x0112, 1) != 1:
                 return None
     height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     return None if space in ("CMYK", "YCCK") else (width, height)
@@ -100,9 +113,7 @@ def _upright(data: bytes) -> Image.Image:
     """What Pillow makes of it; decoded already where the orientation may stand behind the pixels (PNG)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data))
-        check_size(image.height, image.width)
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(open_picture(data))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,31 +11,51 @@ import numpy as np
 
 from crosschannel.data.images import Names
 from crosschannel.errors import UserError
+from crosschannel.files import is_run_folder, read_bytes, read_text
 
+_MOST_NAMES = 100  # of one folder, by way of links
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def list_files(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
     """Paths below ``root`` with one of the extensions, relative, '/'-separated, sorted.
 
-    Links are followed, unless they lead back up.
+    Links to folders are followed, unless they lead back up. Folders of runs below ``root`` are left out: what a run
+    writes is not what it learns from.
 
     Raises:
-        UserError: a folder cannot be read.
+        UserError: a folder cannot be read, or links give it more names than anybody can mean.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
-
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
-        prefix = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
-        found += [prefix + f for f in files if f.lower().endswith(extensions) and not f.startswith("._")]
-        above = os.path.realpath(folder) + "/"
-        linked = [name for name in subfolders if Path(folder, name).is_symlink()]
-        loops = {name for name in linked if above.startswith(os.path.realpath(f"{folder}/{name}") + "/")}
-        subfolders[:] = [name for name in subfolders if name not in loops]
+    found: list[str] = []
+    names: Counter[tuple[int, int]] = Counter()  # of every folder, by device and inode
+    todo: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while todo:
+        folder, above = todo.pop()
+        try:
+            place = (folder.stat().st_dev, folder.stat().st_ino)
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
+        is_run = any(entry.name == "config.yaml" for entry in entries) and is_run_folder(folder)
+        if place in above or (is_run and folder != root):
+            continue
+        names[place] += 1
+        if names[place] > _MOST_NAMES:
+            raise UserError(f"links below {root} give the folder {folder} more than {_MOST_NAMES} names")
+        prefix = "" if folder == root else folder.relative_to(root).as_posix() + "/"
+        for entry in entries:
+            if _is_folder(entry):
+                todo.append((Path(entry.path), above | {place}))
+            elif entry.name.lower().endswith(extensions) and not entry.name.startswith("._"):
+                found.append(prefix + entry.name)
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 class FolderImages:
@@ -67,13 +88,16 @@ class FolderImages:
         return len(self.names)
 
     def read(self, index: int) -> bytes:
-        return (self._root / self.names[index]).read_bytes()
+        return read_bytes(self._root / self.names[index])
 
     def content_key(self) -> str:
         digest = sha256(self.names.fingerprint().encode())
         for name in self.names:
-            stat = (self._root / name).stat()
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            try:
+                stat = (self._root / name).stat()
+                digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            except OSError:  # such as a broken link: an image that cannot be read, as everywhere
+                digest.update(b"none\n")
         return digest.hexdigest()
 
 
@@ -101,8 +125,13 @@ def _open_ilsvrc(root: Path) -> tuple[FolderImages, FolderImages | None]:
 def _ilsvrc_val_labels(root: Path) -> dict[str, str]:
     for table in (root / "LOC_val_solution.csv", root.parent / "LOC_val_solution.csv"):
         if table.is_file():
-            with table.open(newline="") as file:
-                return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+            try:
+                rows = csv.DictReader(read_text(table).splitlines())
+                return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+            except (KeyError, IndexError, AttributeError, csv.Error):
+                raise UserError(
+                    f"{table} is damaged: a line needs an ImageId, and a PredictionString that begins with a class"
+                ) from None
     annotations = root / "Annotations" / "CLS-LOC" / "val"
-    names = ((path.stem, re.search(r"<name>(n\d+)</name>", path.read_text())) for path in annotations.glob("*.xml"))
+    names = ((path.stem, re.search(r"<name>(n\d+)</name>", read_text(path))) for path in annotations.glob("*.xml"))
     return {stem: match[1] for stem, match in names if match}

@@ -13,6 +13,7 @@ from crosschannel.data.remote import is_remote
 from crosschannel.data.sample import sample_images
 from crosschannel.data.shards import holds_shards, open_shards
 from crosschannel.errors import UserError
+from crosschannel.files import user_path
 
 
 def cache_folder() -> Path:
@@ -77,7 +78,7 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
         raise UserError("--data is empty")
     if is_remote(data):
         return open_shards(data)
-    path = Path(data).expanduser()
+    path = user_path(data)
     if not path.is_dir() and ("{" in data or data.endswith(".tar")):
         return open_shards(str(path))
     if path.is_file():

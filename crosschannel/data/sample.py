@@ -11,6 +11,7 @@ from importlib.resources import files
 import numpy as np
 from PIL import Image
 
+from crosschannel.data.decode import open_picture
 from crosschannel.data.images import MemoryImages
 from crosschannel.data.order import uniforms
 
@@ -43,7 +44,7 @@ def sample_images() -> tuple[MemoryImages, MemoryImages]:
     split: dict[str, tuple[list[str], list[int], list[bytes]]] = {"train": ([], [], []), "val": ([], [], [])}
     source = photographs()
     for label, name in enumerate(PHOTOGRAPHS):
-        photo = Image.open(io.BytesIO(source.read(label))).convert("RGB")
+        photo = open_picture(source.read(label)).convert("RGB")
         scale = _SHORT_SIDE / min(photo.size)
         photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
         border = int(photo.width * _TRAIN_SHARE)

@@ -4,8 +4,10 @@ import os
 import re
 import tarfile
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,9 +17,11 @@ from crosschannel.data.folder import EXTENSIONS
 from crosschannel.data.images import Names
 from crosschannel.data.remote import Range, is_remote, read_file, read_ranges
 from crosschannel.errors import UserError
+from crosschannel.files import read_bytes, read_text
 
 CLASSES, LISTING = "classes.txt", "shards.txt"  # beside shards: class names by label; file names, for http
 _INDEX_VERSION = "crosschannel-index-1"
+_MOST_CLASSES, _MOST_SHARDS = 1_000_000, 100_000
 _OPEN_FILES = 64  # shards that a process keeps open
 _SPLITS = {"train": r"train(ing)?", "val": r"val(id|idation)?", "test": r"test"}
 
@@ -48,11 +52,7 @@ class ShardImages:
         self._offset, self._size, self.labels = (
             np.fromiter((row[i] for table in tables for row in table), np.int64) for i in range(3)
         )
-        self.names = Names(
-            f"{PurePosixPath(shard).name}/{row.name}"
-            for shard, rows in zip(shards, tables, strict=True)
-            for row in rows
-        )
+        self.names = Names(_unique(shards, tables))
         self.classes = classes or tuple(str(i) for i in range(int(self.labels.max(initial=-1)) + 1))
         self._files: dict[tuple[int, int], int] = {}
 
@@ -84,17 +84,38 @@ class ShardImages:
         return read_ranges([Range(self._shards[s], int(self._offset[i]), int(self._size[i])) for s, i in places])
 
 
+def _unique(shards: list[str], tables: list[list[Row]]) -> Iterator[str]:
+    """What each image is called: its shard's name and its member's, so that shards can move. Shards of one name have
+    as much of their folders before it as tells them apart; of members of one name the second is "…~2".
+
+    Raises:
+        UserError: a shard is named twice.
+    """
+    for depth in range(1, 1 + max(len(PurePosixPath(shard).parts) for shard in shards)):
+        called = ["/".join(PurePosixPath(shard).parts[-depth:]) for shard in shards]
+        if len(set(called)) == len(shards):
+            break
+    else:
+        twice = next(shard for number, shard in enumerate(shards) if shard in shards[:number])
+        raise UserError(f"the shard {twice} is named twice")
+    for shard, rows in zip(called, tables, strict=True):
+        met: Counter[str] = Counter()
+        for row in rows:
+            met[row.name] += 1
+            yield f"{shard}/{row.name}" + (f"~{met[row.name]}" if met[row.name] > 1 else "")
+
+
 def _index(shard: str) -> list[Row]:
     """The images of a shard, in the order of the tar."""
     if is_remote(shard):
         text = read_file(shard + ".idx")
-        rows = None if text is None else parse_index(text.decode())
+        rows = None if text is None else parse_index(text.decode(errors="replace"))
         if rows is None:
             raise UserError(f"{shard} has no .idx beside it that fits; `crosschannel shard` writes them")
         return rows
     path = Path(shard)
     sidecar = path.with_name(path.name + ".idx")
-    rows = parse_index(sidecar.read_text(errors="replace"), path.stat().st_size) if sidecar.is_file() else None
+    rows = parse_index(read_bytes(sidecar).decode(errors="replace"), path.stat().st_size) if sidecar.is_file() else None
     if rows is None or (rows and not _is_member(path, rows[-1])):
         return scan(path)
     return rows
@@ -116,8 +137,16 @@ def parse_index(text: str, size: int | None = None) -> list[Row] | None:
         or rest != [str(body.count("\n")), _digest(body)]
     ):
         return None
-    fields = (line.split("\t", 3) for line in body.split("\n")[:-1])
-    return [Row(int(offset), int(length), int(label), name) for offset, length, label, name in fields]
+    try:
+        fields = (line.split("\t", 3) for line in body.split("\n")[:-1])
+        rows = [Row(int(offset), int(length), int(label), name) for offset, length, label, name in fields]
+        fits = all(
+            row.offset >= 0 <= row.size and row.offset + row.size <= int(of_size) and -1 <= row.label < _MOST_CLASSES
+            for row in rows
+        )
+    except ValueError:
+        return None
+    return rows if fits else None
 
 
 def _digest(body: str) -> str:
@@ -145,7 +174,7 @@ def scan(path: Path) -> list[Row]:
                 if member.name.lower().endswith(EXTENSIONS):
                     images.append((member.offset_data, member.size, key, member.name))
                 elif member.name.endswith(".cls"):
-                    labels[key] = int(tar.extractfile(member).read())
+                    labels[key] = _label(path, member.name, tar.extractfile(member).read(32))
             end = tar.offset
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise UserError(f"{path} is not an uncompressed tar shard: {error}") from None
@@ -154,6 +183,16 @@ def scan(path: Path) -> list[Row]:
         if file.read(512).strip(b"\0") or end > total:
             warnings.warn(f"{path} is damaged or cut off at byte {min(end, total)}: {len(images)} images", stacklevel=2)
     return [Row(offset, size, labels.get(key, -1), name) for offset, size, key, name in images]
+
+
+def _label(path: Path, name: str, text: bytes) -> int:
+    try:
+        label = int(text)
+    except ValueError:
+        label = -1
+    if not 0 <= label < _MOST_CLASSES:
+        raise UserError(f"{path}: its member {name} must be the number of a class, got {text!r}")
+    return label
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
@@ -171,6 +210,14 @@ def _key(name: str) -> str:
 
 def expand(pattern: str) -> list[str]:
     """Names of a brace pattern such as ``train-{000000..000146}.tar`` (comma lists too)."""
+    names = _expand(pattern)
+    if len(names) > _MOST_SHARDS:
+        raise UserError(f"{pattern!r} names more than {_MOST_SHARDS} shards")
+    return names
+
+
+def _expand(pattern: str) -> list[str]:
+    """As :func:`expand`; given up past the most that there may be."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
         return [pattern]
@@ -182,7 +229,9 @@ def expand(pattern: str) -> list[str]:
         parts: Iterable[str] = (str(i).zfill(len(first)) for i in range(int(first), int(last) + 1))
     else:
         parts = match[1].split(",")
-    return [p for part in parts for p in expand(pattern[: match.start()] + part + pattern[match.end() :])]
+    rest = _expand(pattern[match.end() :])
+    names = (pattern[: match.start()] + part + end for part in parts for end in rest)
+    return list(islice(names, _MOST_SHARDS + 1))
 
 
 def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
@@ -199,7 +248,7 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
         listing = read_file(f"{data.rstrip('/')}/{LISTING}")
         if listing is None:
             raise UserError(f"no {LISTING} at {data}: give a folder that `crosschannel shard` wrote, or its .tar files")
-        train, val = _split([f"{data.rstrip('/')}/{name}" for name in listing.decode().split()], data)
+        train, val = _split([f"{data.rstrip('/')}/{name}" for name in _decoded(listing, data).split()], data)
     elif Path(data).is_dir():
         found = [path for place in _places(Path(data)) for path in sorted(place.glob("*.tar"))]
         train, val = _split([str(path) for path in found], data)
@@ -242,5 +291,12 @@ def _classes(shard: str) -> tuple[str, ...]:
     """The class names beside a shard, where there are any."""
     place = f"{shard.rpartition('/')[0]}/{CLASSES}" if "/" in shard else CLASSES
     if is_remote(shard):
-        return tuple((read_file(place) or b"").decode().splitlines())
-    return tuple(Path(place).read_text().splitlines()) if Path(place).is_file() else ()
+        return tuple(_decoded(read_file(place) or b"", place).splitlines())
+    return tuple(read_text(Path(place)).splitlines()) if Path(place).is_file() else ()
+
+
+def _decoded(text: bytes, what: str) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"what {what} gives is not UTF-8 text") from None

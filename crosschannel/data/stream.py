@@ -6,6 +6,7 @@ is to see; who else runs, how many workers decode and whether the run was restar
 
 import ctypes
 import errno
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from crosschannel.data.images import ImageSet
 from crosschannel.data.order import epoch_order, mix, uniforms
 from crosschannel.errors import UserError
 
+_LOST = "DataLoader worker"  # as torch begins to say so
 _ATTEMPTS = 20
 _BLANK = np.zeros((1, 1, 3), np.uint8)
 Sample = tuple[np.ndarray | None, int, list[tuple[int, str]]]  # crop if any was readable, index, broken ones met
@@ -218,10 +220,21 @@ def crop_loader(
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
     )
-    for loaded in loader:
-        if isinstance(loaded, UserError):
-            raise loaded
-        yield loaded
+    try:
+        for loaded in loader:
+            if isinstance(loaded, UserError):
+                raise loaded
+            yield loaded
+    except (ConnectionError, EOFError) as error:  # a worker was gone while it handed something over
+        raise RuntimeError(f"{_LOST} exited unexpectedly: {error}") from error
+
+
+def is_worker_loss(error: BaseException) -> bool:
+    """Whether an error says that the system killed a loader worker, wherever in the program torch heard of it."""
+    return (
+        isinstance(error, RuntimeError)
+        and re.search(rf"{_LOST}.*(killed by signal|exited unexpectedly)", str(error), re.DOTALL) is not None
+    )
 
 
 def _collate(samples: list[Sample] | UserError) -> Batch | UserError:

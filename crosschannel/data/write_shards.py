@@ -12,6 +12,7 @@ from crosschannel.data.decode import BrokenImage, decode
 from crosschannel.data.images import ImageSet
 from crosschannel.data.order import epoch_order
 from crosschannel.data.shards import index_text, scan
+from crosschannel.files import sync, write_text
 
 
 def write_shards(
@@ -45,7 +46,7 @@ def write_shards(
         progress(1)
         try:
             data, extension = _encoded(images.read(int(index)), name, size)
-        except (BrokenImage, FileNotFoundError) as error:
+        except (BrokenImage, OSError) as error:
             broken.append((name, str(error)))
             continue
         if tar is None:
@@ -88,4 +89,5 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _finish(tar: tarfile.TarFile, path: Path) -> None:
     tar.close()
-    path.with_name(path.name + ".idx").write_text(index_text(scan(path), path.stat().st_size))
+    sync(path)
+    write_text(path.with_name(path.name + ".idx"), index_text(scan(path), path.stat().st_size))

@@ -1,15 +1,17 @@
 """Sources → backbones and colorizers; the files that weights are kept in."""
 
 from crosschannel.hub.files import read_weights, save_backbone, save_colorizer
-from crosschannel.hub.load import load_backbone, load_colorizer
-from crosschannel.hub.sources import Source, parse_source
+from crosschannel.hub.load import has_head, load_backbone, load_colorizer
+from crosschannel.hub.sources import Source, parse_source, source_files
 
 __all__ = [
     "Source",
+    "has_head",
     "load_backbone",
     "load_colorizer",
     "parse_source",
     "read_weights",
     "save_backbone",
     "save_colorizer",
+    "source_files",
 ]

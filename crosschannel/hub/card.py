@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import crosschannel
-from crosschannel.errors import UserError
+from crosschannel.files import Writer, written_whole
 from crosschannel.models import Backbone
+from crosschannel.report.page import markdown
+from crosschannel.training.run_folder import read_result
+
+CARD, PICTURE = "README.md", "sample.png"
 
 
 def check_probes(probes: Sequence[Path]) -> None:
     """Raise a UserError for a probe run that is not finished."""
     for path in probes:
-        if not (path / "result.json").is_file():
-            raise UserError(f"{path} is not a finished probe run: it has no result.json")
+        read_result(path)
 
 
 def how_to_load(source: str, layer: str) -> list[str]:
@@ -28,7 +31,12 @@ def how_to_load(source: str, layer: str) -> list[str]:
 
 
 def write_card(
-    folder: Path, backbone: Backbone, usage: Sequence[str], run: Path | None, probes: Sequence[Path]
+    folder: Path,
+    backbone: Backbone,
+    usage: Sequence[str],
+    run: Path | None,
+    probes: Sequence[Path],
+    write: Writer = written_whole,
 ) -> Path:
     """Write ``README.md`` beside exported weights, and the sample picture of the run they come from.
 
@@ -38,12 +46,13 @@ def write_card(
         usage: lines of Python that load it, or a comment that says how.
         run: the run folder that they come from, for its sample picture and its figures.
         probes: finished probe runs of this backbone, for a table.
+        write: what opens the files.
     """
     details = backbone.provenance.details
     licence = json.dumps(details["licence"])  # quoted, as YAML has it too
     front = ["---", f"license: {licence}", "library_name: crosschannel", "pipeline_tag: image-feature-extraction"]
     front += ["tags:", "- self-supervised-learning", "- colorization", "- pytorch", "---", ""]
-    name = folder.resolve().name
+    name = markdown(folder.resolve().name)
     input = backbone.input
     lines = [
         f"# {name}",
@@ -56,32 +65,43 @@ def write_card(
         "",
         f"- layers: {', '.join(backbone.layers)}",
         f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {input.interpolation}",
-        *(f"- {key}: {Path(value).name if key == 'data' else value}" for key, value in details.items()),
-        f"- from: {Path(backbone.provenance.source).name}",
+        *(
+            f"- {markdown(key)}: {markdown(Path(str(value)).name if key == 'data' else value)}"
+            for key, value in details.items()
+        ),
+        f"- from: {markdown(Path(backbone.provenance.source).name)}",
         "",
     ]
     if run is not None and (run / "result.json").is_file():
-        metrics = json.loads((run / "result.json").read_text())["metrics"]
+        metrics = read_result(run).metrics
         figures = {key: value for key, value in metrics.items() if key in ("kl_share", "loss_share", "loss")}
         lines += ["On held-out images: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()) + ".", ""]
     lines += _probe_table(probes)
-    pictures = sorted((run / "samples").glob("*.png")) if run else []
-    if pictures:
-        shutil.copyfile(pictures[-1], folder / "sample.png")
-        lines += ["![held-out images: lightness, predicted colours, truth](sample.png)", ""]
+    picture = sample_of(run)
+    if picture:
+        with write(folder / PICTURE) as part:
+            shutil.copyfile(picture, part)
+        lines += [f"![held-out images: lightness, predicted colours, truth]({PICTURE})", ""]
         lines += ["Held-out images: lightness, predicted colours, truth.", ""]
-    card = folder / "README.md"
-    card.write_text("\n".join(front + lines), encoding="utf-8")
-    return card
+    with write(folder / CARD) as part:
+        part.write_text("\n".join(front + lines), encoding="utf-8")
+    return folder / CARD
+
+
+def sample_of(run: Path | None) -> Path | None:
+    """The last picture of held-out images of a run."""
+    pictures = sorted((run / "samples").glob("*.png")) if run else []
+    return pictures[-1] if pictures else None
 
 
 def _probe_table(probes: Sequence[Path]) -> list[str]:
     """Top-1 by layer of finished probe runs."""
     lines: list[str] = []
     for path in probes:
-        result = json.loads((path / "result.json").read_text())
-        found = {k.removesuffix("/top1"): v for k, v in result["metrics"].items() if k.endswith("/top1")}
-        lines += [f"{result['protocol']} on {Path(result['data']).name}, {result['n']} images, top-1 in %:", ""]
+        result = read_result(path)
+        found = {markdown(k.removesuffix("/top1")): v for k, v in result.metrics.items() if k.endswith("/top1")}
+        lines += [f"{markdown(result.protocol)} on {markdown(Path(result.data).name)}, {result.n} images, top-1 in %:"]
+        lines += [""]
         lines += ["| " + " | ".join(found) + " |", "|" + "---|" * len(found)]
         lines += ["| " + " | ".join(f"{100 * value:.1f}" for value in found.values()) + " |", ""]
     return lines

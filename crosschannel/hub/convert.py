@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
+from crosschannel.files import Writer, written_whole
 from crosschannel.hub.caffe import CaffeLayer, read_caffemodel
 from crosschannel.hub.files import load_state, save_backbone, save_colorizer
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
@@ -51,13 +53,13 @@ class Imported:
     def backbone(self) -> nn.Module:
         return self.net.net if isinstance(self.net, PretextNet) else self.net
 
-    def save(self, path: Path, provenance: Provenance) -> None:
+    def save(self, path: Path, provenance: Provenance, write: Writer = written_whole) -> None:
         """Write one of our files: a colorizer where there is a head, else a backbone."""
+        described = (path, self.net, self.spec, self.input)
         if isinstance(self.net, PretextNet):
-            objective = ObjectiveConfig()
-            save_colorizer(path, self.net, self.spec, self.input, objective, provenance, native=self.native)
+            save_colorizer(*described, ObjectiveConfig(), provenance, native=self.native, write=write)
         else:
-            save_backbone(path, self.net, self.spec, self.input, provenance)
+            save_backbone(*described, provenance, write)
 
 
 def import_weights(path: Path, name: str | None = None, input: str | None = None) -> Imported:
@@ -109,6 +111,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         if file.read(64).lstrip()[:1] == b"<":
             raise UserError(f"{path} is not a weights file but a web page: the download did not work")
+    if _is_bomb(path):
+        raise UserError(f"{path} is not a weights file: unpacked it would be larger than it says")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -131,6 +135,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path} holds no named tensors")
     return tensors
+
+
+def _is_bomb(path: Path) -> bool:
+    """Whether a zip file has compressed members: torch stores tensors as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False  # not a zip file, or one that torch will not read either
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
-from crosschannel.hub.files import publish, save_backbone
+from crosschannel.files import Writer, written_whole
+from crosschannel.hub.files import save_backbone
 from crosschannel.hub.formats import FORMATS
 from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, LayeredNet, NetSpec
 from crosschannel.models.alexnet import VARIANTS
@@ -41,13 +42,13 @@ def net_spec(net: nn.Module) -> NetSpec:
     return replace(spec, fc=fc, affine=bool(norms and norms[0].affine))
 
 
-def to_safetensors(backbone: Backbone, out: Path) -> list[str]:
+def to_safetensors(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
     """One of our own files."""
-    save_backbone(out, backbone.net, net_spec(backbone.net), backbone.input, backbone.provenance)
+    save_backbone(out, backbone.net, net_spec(backbone.net), backbone.input, backbone.provenance, write)
     return [f'crosschannel.load_backbone("{out.name}")']
 
 
-def to_torchvision(backbone: Backbone, out: Path) -> list[str]:
+def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
     """torchvision's names, for VGG-16 (with or without BatchNorm) and AlexNets of torchvision's shape.
 
     Raises:
@@ -74,7 +75,7 @@ def to_torchvision(backbone: Backbone, out: Path) -> list[str]:
             state.setdefault(f"{theirs}.weight", torch.ones_like(state[f"{theirs}.running_var"]))
             state.setdefault(f"{theirs}.bias", torch.zeros_like(state[f"{theirs}.running_var"]))
     state = {k: v.flatten(1) if k.startswith("classifier") and v.ndim == 4 else v for k, v in state.items()}
-    _save_state(state, out)
+    _save_state(state, out, write)
     model = name.removeprefix("torchvision-")
     notes = [
         f"torchvision.models.{model}() takes it with load_state_dict(..., strict=False): the classifier is not in it"
@@ -87,18 +88,18 @@ def to_torchvision(backbone: Backbone, out: Path) -> list[str]:
     return notes
 
 
-def to_timm(backbone: Backbone, out: Path) -> list[str]:
+def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
     """A state dict for ``timm.create_model``: of the timm net, or of ours in ``crosschannel.timm``."""
     net = backbone.net
     if isinstance(net, TimmNet):
-        _save_state(net.model.state_dict(), out)
+        _save_state(net.model.state_dict(), out, write)
         model = f'timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0)'
         return [f'{model}.load_state_dict(torch.load("{out}"))']
     spec = net_spec(net)
     plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
     if spec != plain:
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
-    _save_state(net.state_dict(), out)
+    _save_state(net.state_dict(), out, write)
     options = [f'geometry="{spec.geometry}"'] * (spec.name == "alexnet" and spec.geometry != "probe")
     options += [f"norm={spec.norm}"] * (not spec.norm)
     options += [f"fc_width={spec.fc}"] * (spec.fc != classic_fc(spec.name))
@@ -106,14 +107,14 @@ def to_timm(backbone: Backbone, out: Path) -> list[str]:
     return [f'import crosschannel.timm; timm.create_model("crosschannel_{spec.name}", checkpoint_path="{out}"{words})']
 
 
-def _save_state(state: dict[str, Tensor], out: Path) -> None:
+def _save_state(state: dict[str, Tensor], out: Path, write: Writer) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    part = out.with_name(out.name + ".part")
-    if out.suffix == ".safetensors":
-        save_file(state, part)
-    else:
-        torch.save(state, part)
-    publish(part, out)
+    with write(out) as part:
+        if out.suffix == ".safetensors":
+            save_file(state, part)
+        else:
+            with part.open("wb") as file:
+                torch.save(state, file)
 
 
 class _Maps(nn.Module):
@@ -141,7 +142,7 @@ def _with_floor_pools(module: nn.Module) -> nn.Module:
     return module
 
 
-def to_onnx(backbone: Backbone, out: Path, layers: Sequence[str] = ()) -> list[str]:
+def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers: Sequence[str] = ()) -> list[str]:
     """ONNX: RGB in [0, 1], (N, 3, H, W) of any N, H, W → the maps by layer, checked with onnxruntime.
 
     Raises:
@@ -160,27 +161,23 @@ def to_onnx(backbone: Backbone, out: Path, layers: Sequence[str] = ()) -> list[s
         dynamic = [0]  # position embeddings are of one size
     if isinstance(backbone.net, ModuleNet):
         raise UserError("a net that is read by hooks cannot become ONNX; export it with its own library")
-    part = out.with_name(out.name + ".part")
     maps = _Maps(backbone, layers).eval()
     try:
-        torch.onnx.export(
+        program = torch.onnx.export(
             _with_floor_pools(maps),
             (rgb,),
-            str(part),
             input_names=["rgb"],
             output_names=[layer.replace(".", "_") for layer in layers],
             dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
-        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-        _compare_with_onnxruntime(session, maps, size, 2 in dynamic)
-        publish(part, out)
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(f"torch cannot export this net: {str(error).splitlines()[0]}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with write(out) as part:
+        program.save(str(part), external_data=False)
+        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+        _compare_with_onnxruntime(session, maps, size, 2 in dynamic)
     return [f"input rgb: float32 in [0, 1]; outputs {', '.join(layers)}; checked with onnxruntime"]
 
 
@@ -203,7 +200,7 @@ def _compare_with_onnxruntime(session: Any, maps: _Maps, size: int, any_size: bo
                 )
 
 
-EXPORTERS: dict[str, Callable[[Backbone, Path], list[str]]] = {
+EXPORTERS: dict[str, Callable[[Backbone, Path, Writer], list[str]]] = {
     "safetensors": to_safetensors,
     "torchvision": to_torchvision,
     "timm": to_timm,

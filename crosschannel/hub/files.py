@@ -6,10 +6,10 @@ Metadata (all strings, JSON where it is structured): ``format`` ("crosschannel.b
 """
 
 import json
-import os
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,18 +17,47 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
+from crosschannel.files import Writer, written_whole
+from crosschannel.keys import above, at_least
 from crosschannel.models.backbone import InputSpec, Provenance
 from crosschannel.models.build import NET_NAMES, NetSpec, build_net
 from crosschannel.models.pretext import PretextNet
 from crosschannel.objectives import ObjectiveConfig
+from crosschannel.stored import parse_json, typed
 
 LICENCE = "bsd-2-clause"  # of weights that were trained here from nothing
+_OF_A_HEAD = ("objective", "temperature")
 SCHEMA = 2  # 1: nets other than AlexNet said fc 4096 and had none
 
 
-def save_backbone(path: Path, net: nn.Module, spec: NetSpec, input: InputSpec, provenance: Provenance) -> None:
+@dataclass(frozen=True)
+class Metadata:
+    """What a file of ours says of itself.
+
+    Attributes:
+        format: "crosschannel.backbone" or "crosschannel.colorizer".
+        schema: version of this list.
+        net, input, layers, provenance: of the backbone.
+        objective: what the head predicts; None for a backbone.
+        temperature: of a colorizer's decode.
+    """
+
+    format: str
+    schema: Annotated[int, at_least(1)]
+    net: NetSpec
+    input: InputSpec
+    layers: list[str]
+    provenance: Provenance
+    objective: ObjectiveConfig | None = None
+    temperature: Annotated[float, above(0)] = 0.38
+
+
+def save_backbone(
+    path: Path, net: nn.Module, spec: NetSpec, input: InputSpec, provenance: Provenance, write: Writer = written_whole
+) -> None:
     """Write a backbone as trained, BatchNorm included."""
-    _write(path, net.state_dict(), "crosschannel.backbone", net.layers, spec, input, provenance)
+    meta = Metadata("crosschannel.backbone", SCHEMA, spec, input, list(net.layers), provenance)
+    _write(path, net.state_dict(), meta, write)
 
 
 def save_colorizer(
@@ -40,74 +69,52 @@ def save_colorizer(
     provenance: Provenance,
     temperature: float = 0.38,
     native: Tensor | None = None,
+    write: Writer = written_whole,
 ) -> None:
     """Write a backbone with its head, and the decode of its own that an imported net may have, (2, 313)."""
-    extra = {"objective": json.dumps(asdict(objective)), "temperature": str(temperature)}
-    state = net.state_dict() if native is None else {**net.state_dict(), "native": native}
-    _write(path, state, "crosschannel.colorizer", net.net.layers, spec, input, provenance, extra)
+    kind, layers = "crosschannel.colorizer", list(net.net.layers)
+    meta = Metadata(kind, SCHEMA, spec, input, layers, provenance, objective, temperature)
+    _write(path, net.state_dict() if native is None else {**net.state_dict(), "native": native}, meta, write)
 
 
-def _write(path, state, kind, layers, spec, input, provenance, extra=None) -> None:
+def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Writer) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {
-        "format": kind,
-        "schema": str(SCHEMA),
-        "net": json.dumps(spec.to_dict()),
-        "input": json.dumps(asdict(input)),
-        "layers": json.dumps(layers),
-        "provenance": json.dumps(provenance.to_dict()),
-        **(extra or {}),
-    }
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata)
-    publish(part, path)
+    described = {key: value for key, value in asdict(meta).items() if meta.objective or key not in _OF_A_HEAD}
+    texts = {key: value if key == "format" else json.dumps(value) for key, value in described.items()}
+    with write(path) as part:
+        save_file(tensors, part, texts)
 
 
-def publish(part: Path, path: Path) -> None:
-    """Give a written file its name, and the rights that new files have here (safetensors gives the owner's alone)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o666 & ~mask)
-    part.replace(path)
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and decoded metadata of one of our files.
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:
+    """Tensors and metadata of one of our files.
 
     Raises:
         UserError: the file is missing, cut off, no safetensors, or not ours.
     """
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            texts = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"no weights file {path}") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
-    if not metadata.get("format", "").startswith("crosschannel."):
+    if not texts.get("format", "").startswith("crosschannel."):
         raise UserError(f"{path} was not written by crosschannel: its metadata names no crosschannel format")
-    try:
-        if int(metadata["schema"]) > SCHEMA:
-            raise UserError(f"{path} was written by a newer crosschannel (schema {metadata['schema']}); update it")
-        decoded = {key: value if key == "format" else json.loads(value) for key, value in metadata.items()}
-        spec, input, _ = described(decoded)
-        input.channels  # noqa: B018  (a kind of input that there is)
-        if decoded["format"] == "crosschannel.colorizer" and not decoded["temperature"] > 0:
-            raise ValueError("temperature")
-        _check_shapes(spec, state, "net." if decoded["format"] == "crosschannel.colorizer" else "", path)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} has damaged metadata: {type(error).__name__} {error}") from None
-    return state, decoded
-
-
-def described(meta: dict[str, Any]) -> tuple[NetSpec, InputSpec, dict[str, Any]]:
-    """The net, the input and the details of the provenance that decoded metadata describe."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["input"].items()}
-    spec = NetSpec(**meta["net"])
-    if meta["schema"] == 1 and spec.name != "alexnet":
-        spec = replace(spec, fc=0)
-    return spec, InputSpec(**values), meta["provenance"]["details"]
+    what = f"the metadata of {path}"
+    known = {key: text for key, text in texts.items() if key in {entry.name for entry in fields(Metadata)}}
+    tree = {key: text if key == "format" else parse_json(text, f"{what}: {key}") for key, text in known.items()}
+    if isinstance(tree.get("schema"), int) and tree["schema"] > SCHEMA:
+        raise UserError(f"{path} was written by a newer crosschannel (schema {tree['schema']}); update it")
+    meta = typed(Metadata, tree, what)
+    if "details" not in tree["provenance"]:
+        raise UserError(f"{what} is damaged: its provenance has no details")
+    if (meta.format == "crosschannel.colorizer") != (meta.objective is not None):
+        raise UserError(f"{what} is damaged: a {meta.format} {'has no' if meta.objective else 'needs an'} objective")
+    if meta.schema == 1 and meta.net.name != "alexnet":
+        meta = replace(meta, net=replace(meta.net, fc=0))
+    _check_shapes(meta.net, state, "net." if meta.objective else "", path)
+    return state, meta
 
 
 def _check_shapes(spec: NetSpec, state: dict[str, Tensor], prefix: str, path: Path) -> None:
@@ -131,14 +138,19 @@ def is_ours(path: Path) -> bool:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             known = any(name.startswith(("features.", "_feature_blocks.", "model1.")) for name in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError):
         return True
     return ("format" in metadata and metadata["format"].startswith("crosschannel.")) or not known
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """``load_state_dict`` that says in one sentence what does not fit."""
+    """``load_state_dict`` that says in one sentence what does not fit, or cannot be weights."""
     _compare(module.state_dict(), state, what)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{what} holds numbers that are not finite, in {name}")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise UserError(f"{what} holds a negative variance, in {name}")
     with torch.no_grad():
         module.load_state_dict(state)
 

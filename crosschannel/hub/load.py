@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, foreign
+from crosschannel.files import user_path
 from crosschannel.hub import zoo
 from crosschannel.hub.convert import WEIGHTS, import_state, import_weights, read_state
-from crosschannel.hub.files import described, is_ours, load_state, read_weights
+from crosschannel.hub.files import is_ours, load_state, read_weights
 from crosschannel.hub.formats import FORMATS, IMAGENET
 from crosschannel.hub.huggingface import fetch_repository
-from crosschannel.hub.sources import OPTIONS, Source, parse_source
+from crosschannel.hub.sources import OPTIONS, Source, parse_source, working_folder_importable
 from crosschannel.models import NET_NAMES, AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
 from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
@@ -76,18 +77,30 @@ def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer
         colorizer = _imported_colorizer(path, source)
         return colorizer.to(device).eval().requires_grad_(False)
     state, meta = read_weights(path)
-    if meta["format"] != "crosschannel.colorizer":
+    if meta.objective is None:
         raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
-    try:
-        objective = build_objective(ObjectiveConfig(**{**meta["objective"], "prior": "imagenet-256"}))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{source} has damaged metadata: its objective is not one ({error})") from None
-    (spec, input, details), native = described(meta), state.pop("native", None)
-    net = build_pretext(spec, objective.outputs, input.size)
+    objective, native = build_objective(replace(meta.objective, prior="imagenet-256")), state.pop("native", None)
+    net = build_pretext(meta.net, objective.outputs, meta.input.size)
     load_state(net, state, source)
-    provenance = Provenance(source, details)
-    colorizer = Colorizer(net, objective, input.resize, meta["temperature"], provenance, native)
+    provenance = Provenance(source, meta.provenance.details)
+    colorizer = Colorizer(net, objective, meta.input.resize, meta.temperature, provenance, native)
     return colorizer.to(device).eval().requires_grad_(False)
+
+
+def has_head(source: str) -> bool:
+    """Whether a source holds a colorization head besides its backbone: whether :func:`load_colorizer` takes it.
+
+    Raises:
+        UserError: no such source, or a damaged file.
+    """
+    parsed = _fetched(parse_source(source))
+    if parsed.kind != "path":
+        return False
+    path = user_path(parsed.name)
+    if path.is_dir():
+        return (path / "colorizer.safetensors").exists()
+    path = _weights_path(parsed, "")
+    return read_weights(path)[1].objective is not None if is_ours(path) else import_weights(path).native is not None
 
 
 def _imported_colorizer(path: Path, source: str) -> Colorizer:
@@ -102,7 +115,7 @@ Loaded = tuple[nn.Module, InputSpec, Provenance]
 
 
 def _weights_path(source: Source, name: str) -> Path:
-    path = Path(source.name).expanduser()
+    path = user_path(source.name)
     if path.is_dir():
         if not (path / name).is_file():
             is_run = (path / "config.yaml").is_file()
@@ -111,6 +124,8 @@ def _weights_path(source: Source, name: str) -> Path:
         return path / name
     if not path.exists():
         raise UserError(f"no source {source.text!r}: neither a file or run folder nor a known kind")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file")
     if path.suffix not in WEIGHTS:
         raise UserError(f"{path} is not a run folder or a weights file ({', '.join(WEIGHTS)})")
     return path
@@ -131,16 +146,15 @@ def _load_path(source: Source, _data: str | None) -> Loaded:
     if not is_ours(path):
         return _load_imported(path, source)
     state, meta = read_weights(path)
-    if meta["format"] == "crosschannel.colorizer":
+    if meta.objective is not None:
         state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
-    spec, input, details = described(meta)
-    spec, input = _for_transfer(source, spec, input)
+    spec, input = _for_transfer(source, meta.net, meta.input)
     net = build_net(spec, input.size)
     load_state(net, state, source.name)
     if source.options.get("input", input.kind) != input.kind:
         source.choice("input", ("grey", "lab") if input.kind == "grey" else (input.kind,), input.kind)
         net, input = widen_to_lab(net), replace(input, kind="lab")
-    return net, input, Provenance(source.text, details)
+    return net, input, Provenance(source.text, meta.provenance.details)
 
 
 def _load_imported(path: Path, source: Source) -> Loaded:
@@ -169,8 +183,8 @@ def _for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetS
 
 def _resized(source: Source, input: InputSpec) -> InputSpec:
     """The input with the source's own ``size`` and ``resize``."""
-    size = source.integer("size", input.size, 1)
-    return replace(input, size=size, resize=source.integer("resize", max(size, input.resize), 1))
+    size = source.integer("size", input.size)
+    return replace(input, size=size, resize=source.integer("resize", max(size, input.resize)))
 
 
 def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
@@ -179,10 +193,11 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
     inner = _fetched(parse_source(source.name))
     if inner.kind in ("timm", "torchvision", "factory"):
         return *_fresh_elsewhere(source, inner, seed), seed
-    if source.name not in NET_NAMES and Path(inner.name).expanduser().exists():
+    if source.name not in NET_NAMES and user_path(inner.name).exists():
         path = _weights_path(inner, "backbone.safetensors")
         if is_ours(path):
-            spec, input, _ = described(read_weights(path)[1])
+            meta = read_weights(path)[1]
+            spec, input = meta.net, meta.input
         else:
             found = import_weights(path)
             spec, input = found.spec, found.input
@@ -210,9 +225,9 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
 
 def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Module, InputSpec]:
     """A net of another library with the initial weights that its authors gave it."""
-    foreign = sorted(source.options.keys() - OPTIONS[inner.kind] - {"seed", "data"})
-    if foreign:
-        raise UserError(f"{source.text!r}: no option {foreign[0]!r} for a net of {inner.kind}")
+    unknown = sorted(source.options.keys() - OPTIONS[inner.kind] - {"seed", "data"})
+    if unknown:
+        raise UserError(f"{source.text!r}: no option {unknown[0]!r} for a net of {inner.kind}")
     options = {key: value for key, value in source.options.items() if key in OPTIONS[inner.kind]}
     if "weights" in OPTIONS[inner.kind]:
         options["weights"] = "none"
@@ -222,7 +237,8 @@ def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Modul
         if inner.kind == "factory":  # it may have loaded weights
             for module in net.modules():
                 if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                    with foreign(f"{source.text!r}: its {type(module).__name__} cannot be initialised anew"):
+                        module.reset_parameters()
                 elif next(module.parameters(recurse=False), None) is not None:
                     what = type(module).__name__
                     raise UserError(f"{source.text!r}: its {what} has no reset_parameters, to be initialised anew")
@@ -243,11 +259,8 @@ def _load_random(source: Source, data: str | None) -> Loaded:
 @contextlib.contextmanager
 def _crops_fit(source: Source, input: InputSpec) -> Iterator[None]:
     """A net that cannot take crops of its input's size says so in one sentence."""
-    try:
+    with foreign(f"{source.text!r} cannot take crops of {input.size} px"):
         yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{source.text!r}: it cannot take crops of {input.size} px: {reason}") from error
 
 
 def _load_kmeans(source: Source, data: str | None) -> Loaded:
@@ -271,15 +284,13 @@ def _load_torchvision(source: Source, _data: str | None) -> Loaded:
     if source.name not in torchvision.models.list_models():
         raise UserError(f"torchvision has no model {source.name!r}")
     weights = source.options.get("weights", "DEFAULT")
-    local = Path(weights).expanduser()
+    local = user_path(weights)
     options: dict[str, object] = {"weights": weights}
     if weights.lower() == "none" or local.is_file():
         builder = inspect.signature(torchvision.models.get_model_builder(source.name))
         options = {key: None for key in ("weights", "weights_backbone") if key in builder.parameters}
-    try:
+    with foreign(f"torchvision's weights {weights!r} of {source.name} cannot be had"):
         model = torchvision.models.get_model(source.name, **options)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise UserError(f"torchvision's weights {weights!r} of {source.name} cannot be had: {error}") from None
     if local.is_file():
         load_state(model, _torch_weights(local), str(local))
     known = torchvision.models.get_model_weights(source.name)
@@ -301,11 +312,11 @@ def _torchvision_input(transform: Any) -> InputSpec:
 
 def _load_timm(source: Source, _data: str | None) -> Loaded:
     weights = source.options.get("weights")
-    local = Path(weights).expanduser() if weights else None
+    local = user_path(weights) if weights else None
     if local and weights.lower() != "none" and not local.is_file():
         raise UserError(f"{source.text!r}: no weights file {weights!r}")
     input_kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
-    size = source.integer("size", 0, 1) or None
+    size = source.integer("size", 0) or None
     net = TimmNet(source.name, 1 if input_kind == "grey" else 3, pretrained=weights is None, image_size=size)
     if local and local.is_file():
         load_state(net.model, _torch_weights(local, drop=net.model.pretrained_cfg.get("classifier")), weights)
@@ -323,31 +334,21 @@ def _torch_weights(path: Path, drop: str | None = None) -> dict[str, Tensor]:
     return {k: v for k, v in read_state(path).items() if not (drop and k.startswith(f"{drop}."))}
 
 
-@contextlib.contextmanager
-def working_folder_importable() -> Iterator[None]:
-    """What stands in the working folder can be named, as with ``python -m``."""
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.pop(0)
-
-
 def _load_factory(source: Source, _data: str | None) -> Loaded:
     """A callable of the user's that returns an nn.Module (RGB, ImageNet's normalisation) or a Backbone."""
     module_name, _, attribute = source.name.partition(":")
-    try:
-        with working_folder_importable():
-            factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot import {source.name!r}: {error}") from None
-    made = factory()
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(f"{source.name!r}: {module_name} is a module of Python's own; name one of yours")
+    with foreign(f"cannot import {source.name!r}"), working_folder_importable():
+        factory = getattr(importlib.import_module(module_name), attribute)
+    with foreign(f"{source.name}() failed"):
+        made = factory()
     if isinstance(made, Backbone):
         return made.net, made.input, made.provenance
     if not isinstance(made, nn.Module):
         raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")
     kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
-    size = source.integer("size", 224, 1)
+    size = source.integer("size", 224)
     input = InputSpec(kind, size, source.integer("resize", max(size, 256)))
     net = made if hasattr(made, "forward_features") and hasattr(made, "layers") else ModuleNet(made)
     return net, input, Provenance(source.text, {})
@@ -362,4 +363,4 @@ _LOADERS = {
     "factory": _load_factory,
 }
 
-__all__ = ["load_backbone", "load_colorizer", "real_batches"]
+__all__ = ["has_head", "load_backbone", "load_colorizer", "real_batches"]

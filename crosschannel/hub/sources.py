@@ -6,11 +6,17 @@ timm:resnet50.a1_in1k   timm:resnet50,weights=my.pth      package.module:factory
 zoo:eccv16              hf-hub:owner/name
 """
 
+import contextlib
+import importlib.util
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, foreign
+from crosschannel.files import user_path
+from crosschannel.keys import FC_WIDTH, SEED, SIDE, Range
 
 OPTIONS = {
     "path": {"geometry", "input", "size", "resize"},
@@ -22,6 +28,7 @@ OPTIONS = {
     "timm": {"weights", "input", "size", "resize"},
     "factory": {"input", "size", "resize"},
 }
+RANGES: dict[str, Range] = {"size": SIDE, "resize": SIDE, "seed": SEED, "fc": FC_WIDTH}  # of whole numbers
 
 
 @dataclass
@@ -42,13 +49,9 @@ class Source:
     options: dict[str, str] = field(default_factory=dict)
     licence: str = ""
 
-    def integer(self, key: str, default: int, least: int = 0) -> int:
-        if key not in self.options:
-            return default
-        value = self.options[key]
-        if not value.isdecimal() or not least <= int(value) < 2**63:
-            raise UserError(f"{self.text!r}: {key} must be a whole number from {least}, got {value!r}")
-        return int(value)
+    def integer(self, key: str, default: int) -> int:
+        value = self.options.get(key)
+        return default if value is None else int(value)
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.options.get(key, default)
@@ -63,7 +66,9 @@ def parse_source(text: str) -> Source:
     Raises:
         UserError: an empty name, an option without a value, or one that this kind does not have.
     """
-    if text and Path(text).expanduser().exists():  # whatever its name looks like
+    if "\0" in text:
+        raise UserError(f"the source {text!r} holds a NUL character")
+    if text and user_path(text).exists():  # whatever its name looks like
         return Source("path", text, text)
     head, *pairs = text.split(",")
     kind, colon, name = head.partition(":")
@@ -78,5 +83,37 @@ def parse_source(text: str) -> Source:
             raise UserError(f"{text!r}: {pair!r} is not an option; options look like seed=1")
         if key not in OPTIONS[kind]:
             raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(OPTIONS[kind]))}")
+        rule = RANGES.get(key)
+        if rule and not (value.isascii() and value.isdecimal() and len(value) < 20 and rule.holds(int(value))):
+            raise UserError(f"{text!r}: {key} must be a whole number {rule.words}, got {value!r}")
         options[key] = value
     return Source(kind, name, text, options)
+
+
+def source_files(text: str) -> dict[str, Path]:
+    """The files that a source is read from by path, as far as they are there: weights, and the module of a factory."""
+    source = parse_source(text)
+    found: dict[str, Path] = {}
+    if source.kind in ("random", "kmeans"):
+        found |= source_files(source.name)
+    elif source.kind == "path":
+        path = user_path(source.name)
+        names = ("backbone.safetensors", "colorizer.safetensors")
+        found |= {name: path / name for name in names} if path.is_dir() else {"weights": path}
+    elif source.kind == "factory":
+        with foreign(f"cannot find {source.name!r}"), working_folder_importable():
+            spec = importlib.util.find_spec(source.name.partition(":")[0])
+        found |= {"module": Path(spec.origin)} if spec and spec.origin else {}
+    if "weights" in source.options:
+        found["weights"] = user_path(source.options["weights"])
+    return {key: path for key, path in found.items() if path.is_file()}
+
+
+@contextlib.contextmanager
+def working_folder_importable() -> Iterator[None]:
+    """What stands in the working folder can be named, as with ``python -m``."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.pop(0)

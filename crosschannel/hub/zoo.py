@@ -4,7 +4,6 @@ Only weights whose address and checksum are published are listed; none are hoste
 """
 
 import fcntl
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -15,6 +14,7 @@ from pathlib import Path
 from crosschannel.console import stderr_console
 from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
+from crosschannel.files import digest
 
 _TIMEOUT, _CHUNK, _TRIES = 30, 1 << 20, 3
 
@@ -92,21 +92,21 @@ def fetch(name: str) -> Path:
         raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
     entry = ZOO[name]
     path = place(entry)
-    if path.is_file():
+    if path.is_file() and digest(path).startswith(entry.sha256):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with path.with_name(path.name + ".lock").open("w") as lock:  # one of all ranks downloads, the others wait
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        if path.is_file():
+        if path.is_file() and digest(path).startswith(entry.sha256):
             return path
         stderr_console().print(f"fetching {entry.url} into {path}", markup=False)
         _download(entry.url, part)
-        digest = _sha256(part)
-        if not digest.startswith(entry.sha256):
+        found = digest(part)
+        if not found.startswith(entry.sha256):
             part.unlink()
             raise UserError(
-                f"{entry.url} is not what its authors published: its SHA-256 begins {digest[:16]}, not {entry.sha256}"
+                f"{entry.url} is not what its authors published: its SHA-256 begins {found[:16]}, not {entry.sha256}"
             )
         part.replace(path)
     return path
@@ -139,8 +139,3 @@ def _download(url: str, part: Path) -> None:
             problem = getattr(error, "reason", error)
         if attempt == _TRIES:
             raise UserError(f"{url} cannot be had: {problem}; the same command goes on where it stopped")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.errors import UserError
+from crosschannel.keys import SIDE, above, require
 from crosschannel.models.layers import LayeredNet
 
 InputKind = Literal["grey", "lab", "rgb", "sobel"]
@@ -30,11 +31,14 @@ class InputSpec:
     """
 
     kind: InputKind = "grey"
-    size: int = 227
-    resize: int = 256
+    size: Annotated[int, SIDE] = 227
+    resize: Annotated[int, SIDE] = 256
     interpolation: str = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: Annotated[tuple[float, ...], above(0)] = (0.229, 0.224, 0.225)
+
+    def check(self) -> None:
+        require(len(self.mean) == len(self.std) == 3, "mean and std must have three numbers", (self.mean, self.std))
 
     @property
     def channels(self) -> int:

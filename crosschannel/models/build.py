@@ -1,11 +1,13 @@
 """One dictionary from net names to builders, and the description of a net that its files carry."""
 
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from torch import nn
 
 from crosschannel.errors import UserError
-from crosschannel.models.alexnet import VARIANTS, AlexNet
+from crosschannel.keys import FC_WIDTH, within
+from crosschannel.models.alexnet import VARIANTS, AlexNet, Geometry
 from crosschannel.models.colornet import ColorNet
 from crosschannel.models.vgg import VGG16
 from crosschannel.models.wrapped import TimmNet
@@ -28,10 +30,10 @@ class NetSpec:
     """
 
     name: str = "alexnet"
-    in_channels: int = 1
+    in_channels: Annotated[int, within(1, 64)] = 1
     norm: bool = True
-    fc: int = 0
-    geometry: str = "padded"
+    fc: Annotated[int, FC_WIDTH] = 0
+    geometry: Geometry = "padded"
     variant: str = "crosschannel"
     affine: bool = False
 
@@ -44,16 +46,21 @@ def classic_fc(name: str) -> int:
     return 4096 if name == "alexnet" else 0
 
 
+def check_name(name: str) -> None:
+    """Raise a UserError for a name that no net can have."""
+    if name not in NET_NAMES and not name.startswith("timm:"):
+        raise UserError(f"no net {name!r}: there are {', '.join(NET_NAMES)} and timm:NAME")
+
+
 def build_net(spec: NetSpec, image_size: int | None = None) -> nn.Module:
     """The untrained net of a description.
 
     Raises:
         UserError: no net of that name.
     """
+    check_name(spec.name)
     if spec.name.startswith("timm:"):
         return TimmNet(spec.name.removeprefix("timm:"), spec.in_channels, image_size=image_size)
-    if spec.name not in NET_NAMES:
-        raise UserError(f"no net {spec.name!r}: there are {', '.join(NET_NAMES)} and timm:NAME")
     if spec.name == "alexnet":
         if spec.variant not in VARIANTS:
             raise UserError(f"no AlexNet variant {spec.variant!r}: there are {', '.join(VARIANTS)}")

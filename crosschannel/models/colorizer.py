@@ -94,6 +94,8 @@ class Colorizer(nn.Module):
         small = Image.fromarray(rgb).resize(self._working_size(width, height), Image.Resampling.BILINEAR)
         lightness = rgb_to_lightness(_as_batch(np.asarray(small), device))
         ab = self.predict_ab(lightness, temperature)
+        if not ab.isfinite().all():
+            raise UserError("this net gives colours that are no numbers: its weights are damaged")
         scale = (small.height / height, small.width / width)
         out = np.empty_like(rgb)
         for rows in _strips(height, width):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, foreign
 
 
 class TimmNet(nn.Module):
@@ -33,14 +33,13 @@ class TimmNet(nn.Module):
         if not timm.is_model(name.split(".")[0]):
             close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
             raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(close)}" if close else ""))
-        try:
+        with foreign(f"timm could not create {name!r}"):
             self.model = timm.create_model(name, pretrained=pretrained, **options)
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"timm could not create {name!r}: {error}".splitlines()[0]) from None
         if not hasattr(self.model, "forward_intermediates"):
             raise UserError(f"timm's {name!r} does not give its intermediate features")
         if image_size and hasattr(self.model, "set_input_size"):
-            self.model.set_input_size(img_size=image_size)
+            with foreign(f"timm's {name!r} cannot be of {image_size} px"):
+                self.model.set_input_size(img_size=image_size)
         count = len(self.model.feature_info)
         patches = hasattr(self.model, "patch_embed") and hasattr(self.model, "blocks")
         self.kind = "block" if patches else "stage"

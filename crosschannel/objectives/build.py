@@ -1,10 +1,10 @@
 """The objective's keys, and the module that they describe."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from crosschannel.color import load_prior
-from crosschannel.errors import UserError
+from crosschannel.keys import Share, above, at_least, within
 from crosschannel.objectives.classification import Classification
 from crosschannel.objectives.regression import Regression
 
@@ -15,17 +15,17 @@ class ObjectiveConfig:
 
     kind: Literal["class", "l2"] = "class"
     """class: classification over 313 ab bins; l2: regression of ab"""
-    lam: float = 0.5
+    lam: Share = 0.5
     """λ of the class weights: 0.5 rebalanced, 1 plain classification"""
     uniform: Literal["all", "seen"] = "all"
     """bins that λ is spread over: all, or those that the prior saw (the release)"""
-    neighbours: int = 5
+    neighbours: Annotated[int, within(1, 313)] = 5
     """bins that a target colour is spread over (the release: 10)"""
-    sigma: float = 5.0
+    sigma: Annotated[float, above(0, 1000)] = 5.0
     """standard deviation of that spread, in ab units"""
     prior: str = "imagenet-256"
     """the packaged ab prior, or a file written by `crosschannel prior`"""
-    grey_threshold: float = 0.0
+    grey_threshold: Annotated[float, at_least(0)] = 0.0
     """crops with all |a|, |b| within it give no gradient (the release: 5); 0 keeps all"""
     normalise: Literal["pixels", "images"] = "pixels"
     """divide the summed loss by all target pixels of the batch, or by its images"""
@@ -33,14 +33,6 @@ class ObjectiveConfig:
 
 def build_objective(config: ObjectiveConfig) -> Classification | Regression:
     """The objective as a module with ``outputs``, ``forward``, ``decode``, ``score`` and ``metrics``."""
-    if not 0 <= config.lam <= 1:
-        raise UserError(f"objective.lam must be within 0..1, got {config.lam}")
-    if not 1 <= config.neighbours <= 313:
-        raise UserError(f"objective.neighbours must be within 1..313, got {config.neighbours}")
-    if not config.sigma > 0:
-        raise UserError(f"objective.sigma must be above 0, got {config.sigma}")
-    if config.grey_threshold < 0:
-        raise UserError(f"objective.grey_threshold must not be negative, got {config.grey_threshold}")
     if config.kind == "l2":
         return Regression(config.grey_threshold)
     prior = load_prior(config.prior).smoothed

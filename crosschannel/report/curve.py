@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from crosschannel.files import written_whole
 from crosschannel.training.run_folder import read_metrics
 
 
@@ -22,7 +23,8 @@ def validation_curve(run: Path, out: Path) -> Path:
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=120)
+    with written_whole(out) as part:
+        figure.savefig(part, dpi=120, format="png")
     return out
 
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from crosschannel.console import plain
+from crosschannel.files import Writer, written_whole
+
+FILES = ("report.md", "report.html", "tables.tex")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
@@ -38,11 +42,10 @@ class Table:
     published: int = 0
 
     def markdown(self) -> str:
-        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)]]
-        lines += [[f"*{cell}*" for cell in row] for row in self.rows[: self.published]]
-        lines += self.rows[self.published :]
-        cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
-        return f"**{self.caption}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+        rows = [[markdown(cell) for cell in row] for row in self.rows]
+        cells = [[markdown(cell) for cell in self.head], ["---", *["---:"] * (len(self.head) - 1)]]
+        cells += [[f"*{cell}*" for cell in row] for row in rows[: self.published]] + rows[self.published :]
+        return f"**{markdown(self.caption)}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
 
     def html(self) -> str:
         head = "".join(f"<th>{escape(cell)}</th>" for cell in self.head)
@@ -77,7 +80,7 @@ class Heading:
     level: int = 2
 
     def markdown(self) -> str:
-        return f"{'#' * self.level} {self.text}\n"
+        return f"{'#' * self.level} {markdown(self.text)}\n"
 
     def html(self) -> str:
         return f"<h{self.level}>{escape(self.text)}</h{self.level}>"
@@ -90,7 +93,7 @@ class Text:
     text: str
 
     def markdown(self) -> str:
-        return f"{self.text}\n"
+        return f"{markdown(self.text)}\n"
 
     def html(self) -> str:
         text = re.sub("`([^`]+)`", r"<code>\1</code>", escape(self.text))
@@ -105,7 +108,7 @@ class Figure:
     caption: str
 
     def markdown(self) -> str:
-        return f"![{self.caption}]({self.path.name})\n\n{self.caption}\n"
+        return f"![{markdown(self.caption)}]({self.path.name})\n\n{markdown(self.caption)}\n"
 
     def html(self) -> str:
         data = base64.b64encode(self.path.read_bytes()).decode()
@@ -121,7 +124,9 @@ class Listing:
     text: str
 
     def markdown(self) -> str:
-        return f"<details><summary>{escape(self.summary)}</summary>\n\n```\n{self.text}\n```\n\n</details>\n"
+        fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", self.text)), default=0))
+        text = plain(self.text)
+        return f"<details><summary>{escape(self.summary)}</summary>\n\n{fence}\n{text}\n{fence}\n\n</details>\n"
 
     def html(self) -> str:
         return f"<details><summary>{escape(self.summary)}</summary><pre>{escape(self.text)}</pre></details>"
@@ -140,8 +145,13 @@ class Page:
     def add(self, *blocks: Block) -> None:
         self.blocks += blocks
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``report.md``, ``report.html`` and ``tables.tex``; figures are expected in the folder already."""
+    def write(self, folder: Path, write: Writer = written_whole) -> list[Path]:
+        """Write the files of ``FILES``; figures are expected in the folder already.
+
+        Args:
+            folder: where they go.
+            write: what opens them.
+        """
         blocks = [Heading(self.title, 1), *self.blocks]
         html = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -151,14 +161,18 @@ class Page:
             + "\n</body></html>\n"
         )
         tables = [block.latex() for block in self.blocks if isinstance(block, Table)]
-        texts = {
-            "report.md": "\n".join(block.markdown() for block in blocks),
-            "report.html": html,
-            "tables.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(tables),
-        }
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        return [folder / name for name in texts]
+        markdowns = "\n".join(block.markdown() for block in blocks)
+        texts = (markdowns, html, "% needs \\usepackage{booktabs}\n" + "\n".join(tables))
+        for name, text in zip(FILES, texts, strict=True):
+            with write(folder / name) as part:
+                part.write_text(plain(text), encoding="utf-8")
+        return [folder / name for name in FILES]
+
+
+def markdown(text: object) -> str:
+    """Text as a line of Markdown that is neither HTML nor the end of a table's cell."""
+    line = " ".join(plain(text).split())
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("|", "\\|")
 
 
 def latex_escape(text: str) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from crosschannel.files import Writer, written_whole
+
 Curve = Mapping[str, tuple[float, float]]  # layer → (mean, standard deviation over seeds), in percent
 
 _COLOURS = ("#c0392b", "#2980b9", "#27ae60", "#8e44ad", "#d35400", "#16a085", "#2c3e50", "#b7950b")
@@ -16,6 +18,7 @@ def accuracy_by_layer(
     what: str,
     published: Mapping[str, Curve] | None = None,
     published_what: str = "",
+    write: Writer = written_whole,
 ) -> Path:
     """Plot measured curves solid and published ones dotted.
 
@@ -27,6 +30,7 @@ def accuracy_by_layer(
         published: other people's curves by label, over some or all of the layers.
         published_what: where they are not comparable with the measured ones, the words of an axis of their own
             beside; empty draws all on one.
+        write: what opens the file.
 
     Returns:
         ``out``.
@@ -53,7 +57,8 @@ def accuracy_by_layer(
         axes.legend(
             frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17 if turned else -0.1), ncol=columns
         )
-    figure.savefig(out, dpi=130)
+    with write(out) as part:
+        figure.savefig(part, dpi=130, format="png")
     return out
 
 

@@ -3,8 +3,6 @@
 The checksum is in the name, so one rename publishes both; a file whose bytes do not match its name is damaged.
 """
 
-import hashlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,68 +11,92 @@ from typing import Any
 import torch
 
 from crosschannel.errors import UserError
+from crosschannel.files import digest, written_whole
 
 SCHEMA = 1
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint and drop all but the newest ``keep``."""
+    """Write a checkpoint and drop all but the newest ``keep``.
+
+    Raises:
+        UserError: the disk refuses.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "writing.part"
-    try:
-        with part.open("wb") as file:
-            torch.save({"schema": SCHEMA, "step": step, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        part.unlink(missing_ok=True)
-        raise UserError(f"cannot write a checkpoint into {folder}: {error.__context__ or error}") from error
-    path = folder / f"step-{step:09d}-{_digest(part)}.pt"
-    part.replace(path)
-    _sync(folder)
+    name = ""
+
+    def named(part: Path) -> str:
+        nonlocal name
+        name = f"step-{step:09d}-{_digest(part)}.pt"
+        return name
+
+    with written_whole(folder / "checkpoint", named) as part, part.open("wb") as file:
+        torch.save({"schema": SCHEMA, "step": step, **state}, file)
     for other in found(folder):  # the same step saved anew, or a damaged later one that was passed over
-        if _step(other) >= step and other != path:
+        if _step(other) >= step and other.name != name:
             other.unlink()
     for old in found(folder)[keep:]:
         old.unlink()
-    return path
+    return folder / name
 
 
 def found(folder: Path) -> list[Path]:
     """Checkpoints of a folder, newest first."""
-    paths = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+    paths = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name) and path.is_file()]
     return sorted(paths, key=_step, reverse=True)
 
 
-def newest(folder: Path, warn: Callable[[str], None] = lambda message: None) -> Path | None:
+def newest(
+    folder: Path,
+    warn: Callable[[str], None] = lambda message: None,
+    accept: Callable[[dict[str, Any]], None] = lambda state: None,
+) -> Path | None:
     """The newest checkpoint that is whole; None where there is none at all.
 
     Args:
         folder: a run's ``checkpoints``.
         warn: told about every damaged one.
+        accept: is given the state, and raises for one that is none of this run's.
 
     Raises:
-        UserError: there are some, but all are damaged.
+        UserError: there are some, but all are damaged; or one is of a newer version.
     """
     paths = found(folder)
     for path in paths:
-        if _digest(path) != _NAME.fullmatch(path.name)[2]:
-            warn(f"{path} is damaged (its checksum does not match its name); trying the one before it")
-            continue
-        return path
+        try:
+            accept(load(path))
+        except Damaged as error:
+            problem = str(error)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            problem = f"it is of another net: {(str(error).splitlines() or [''])[0]}"
+        else:
+            return path
+        warn(f"{path} is damaged ({problem}); trying the one before it")
     if paths:
         raise UserError(f"all {len(paths)} checkpoints in {folder} are damaged; start anew in another folder")
     return None
 
 
+class Damaged(Exception):
+    """A checkpoint that cannot be read; the message says why."""
+
+
 def load(path: Path) -> dict[str, Any]:
-    """What :func:`save` wrote, on the CPU.
+    """What :func:`save` wrote, on the CPU. Nothing but tensors and plain values is unpickled.
 
     Raises:
+        Damaged: the file is not what was written.
         UserError: it is of a newer version.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    if _digest(path) != _NAME.fullmatch(path.name)[2]:
+        raise Damaged("its checksum does not match its name")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise whatever they like on bytes they cannot read
+        raise Damaged((str(error).splitlines() or [type(error).__name__])[0]) from None
+    if not isinstance(state, dict) or not isinstance(state.get("schema"), int) or state.get("step") != _step(path):
+        raise Damaged("it holds no state of a run")
     if state["schema"] > SCHEMA:
         raise UserError(f"{path} was written by a newer crosschannel (schema {state['schema']}); update it")
     return state
@@ -85,13 +107,4 @@ def _step(path: Path) -> int:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return digest(path)[:16]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.data import Batch, CropConfig, CropStream, ImageSet, crop_loader
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, file_problem
+from crosschannel.files import written_whole
 from crosschannel.models import VGG16, ColorNet, PretextNet
 from crosschannel.models import initialisation as init
 from crosschannel.models.colorizer import Colorizer
@@ -121,10 +122,13 @@ class Colorization:
         self._named |= self.broken.keys()
         grid = self.picture(net)
         if grid is not None:
-            self.samples.mkdir(exist_ok=True)
-            path = self.samples / f"step-{step:09d}.png"
-            Image.fromarray(grid).save(path)
             log.picture(step, "held-out", grid)
+            try:
+                self.samples.mkdir(exist_ok=True)
+                with written_whole(self.samples / f"step-{step:09d}.png") as part:
+                    Image.fromarray(grid).save(part, "PNG")
+            except (UserError, OSError) as error:  # a picture is no reason to stop
+                log.say(f"no picture of step {step}: {file_problem(error) or error}")
         share = figures.get("kl_share", figures.get("loss_share"))
         return f"held-out: loss {figures['loss']:.4f}, {share:.4f} of the best constant's"
 

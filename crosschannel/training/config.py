@@ -4,11 +4,12 @@ is refused) unless it is declared with :func:`runtime` (free to change)."""
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from crosschannel.errors import UserError, check_rules
+from crosschannel.errors import UserError
+from crosschannel.keys import Count, Share, Workers, above, at_least, below, require
 
 
 def runtime(default: Any = MISSING) -> Any:
@@ -22,19 +23,19 @@ class OptimConfig:
 
     name: Literal["adam", "adamw", "sgd"] = "adamw"
     """adam adds the weight decay to the gradient, as Caffe does; adamw decouples it"""
-    lr: float = 1e-3
+    lr: Annotated[float, above(0)] = 1e-3
     """learning rate (the peak, where the schedule has one)"""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], below(1)] = (0.9, 0.999)
     """of adam and adamw"""
-    momentum: float = 0.9
+    momentum: Annotated[float, below(1)] = 0.9
     """of sgd"""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, at_least(0)] = 0.01
     """of the weights of convolutions and linear layers"""
-    bias_lr: float = 1.0
+    bias_lr: Annotated[float, at_least(0)] = 1.0
     """factor of the learning rate for biases (the release's AlexNet: 2)"""
     bias_decay: bool = False
     """decay biases too"""
-    clip: float = 0.0
+    clip: Annotated[float, at_least(0)] = 0.0
     """greatest norm of the whole gradient; 0 does not clip"""
 
 
@@ -45,29 +46,38 @@ class ScheduleConfig:
     kind: Literal["constant", "multistep", "inverse-sqrt", "cosine", "one-cycle"] = "one-cycle"
     """multistep: the rates below; inverse-sqrt: lr / sqrt(1 + decay · step); cosine: to 0 after a linear warm-up;
     one-cycle: cosine up, then down to 0"""
-    warmup: float = 0.3
+    warmup: Annotated[float, below(1)] = 0.3
     """share of the steps that the rate rises (cosine, one-cycle)"""
-    milestones: list[int] = field(default_factory=list)
+    milestones: Annotated[list[int], at_least(0)] = field(default_factory=list)
     """multistep: steps at which the rate changes …"""
-    rates: list[float] = field(default_factory=list)
+    rates: Annotated[list[float], at_least(0)] = field(default_factory=list)
     """… and what it changes to, one per milestone"""
-    decay: float = 0.0
+    decay: Annotated[float, at_least(0)] = 0.0
     """of inverse-sqrt"""
+
+    def check(self) -> None:
+        lengths = f"{len(self.milestones)} and {len(self.rates)}"
+        require(
+            len(self.milestones) == len(self.rates),
+            "schedule.milestones and schedule.rates must have the same length",
+            lengths,
+        )
+        require(self.milestones == sorted(self.milestones), "schedule.milestones must ascend", self.milestones)
 
 
 @dataclass
 class TrainConfig:
     """How much, and in what arithmetic."""
 
-    batch: int = 64
+    batch: Count = 64
     """images a step, over all ranks and accumulations"""
-    accumulate: int = 1
+    accumulate: Count = 1
     """parts that a rank's share of the batch is worked off in"""
-    epochs: float = 10.0
+    epochs: Annotated[float, at_least(0, 1e6)] = 10.0
     """passes over the images; ignored where steps are given"""
-    steps: int = 0
+    steps: Annotated[int, at_least(0, 10**12)] = 0
     """optimiser steps; 0 takes the epochs"""
-    ema: float = 0.0
+    ema: Annotated[float, below(1)] = 0.0
     """decay of the running average of the weights, which is what is evaluated and saved; 0 for none"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """arithmetic of the forward pass; auto: by device"""
@@ -78,56 +88,28 @@ class TrainConfig:
     deterministic: bool = False
     """bit-exact on a GPU too, at some cost; a CPU always is"""
 
+    def check(self) -> None:
+        require(self.steps > 0 or self.epochs > 0, "train.epochs must be above 0", self.epochs)
+
 
 @dataclass
 class RuntimeConfig:
     """How the work is done; free to change when a run is resumed."""
 
-    workers: int = runtime(2)
+    workers: Workers = runtime(2)
     """processes per rank that decode images; 0 decodes in the training process"""
-    checkpoint_every: int = runtime(500)
+    checkpoint_every: Count = runtime(500)
     """steps between checkpoints"""
-    keep: int = runtime(2)
+    keep: Annotated[int, at_least(1)] = runtime(2)
     """checkpoints kept"""
-    eval_every: int = runtime(500)
+    eval_every: Count = runtime(500)
     """steps between evaluations on held-out images; one more ends the run"""
-    log_every: int = runtime(20)
+    log_every: Count = runtime(20)
     """steps between lines of the log"""
-    broken_limit: float = runtime(0.01)
+    broken_limit: Share = runtime(0.01)
     """greatest share of broken images, once 1,000 were seen"""
     tensorboard: bool = runtime(True)
     """write TensorBoard events"""
-
-
-def check_training(optim: OptimConfig, schedule: ScheduleConfig, train: TrainConfig, run: RuntimeConfig) -> None:
-    """Raise a :class:`UserError` for the first value that cannot be."""
-    rules = [
-        (optim.lr > 0, "optim.lr must be above 0", optim.lr),
-        (all(0 <= beta < 1 for beta in optim.betas), "optim.betas must be within 0..1", optim.betas),
-        (optim.weight_decay >= 0, "optim.weight_decay must not be negative", optim.weight_decay),
-        (optim.clip >= 0, "optim.clip must not be negative", optim.clip),
-        (0 <= schedule.warmup < 1, "schedule.warmup must be within 0..1", schedule.warmup),
-        (schedule.decay >= 0, "schedule.decay must not be negative", schedule.decay),
-        (
-            len(schedule.milestones) == len(schedule.rates),
-            "schedule.milestones and schedule.rates must have the same length",
-            f"{len(schedule.milestones)} and {len(schedule.rates)}",
-        ),
-        (schedule.milestones == sorted(schedule.milestones), "schedule.milestones must ascend", schedule.milestones),
-        (train.batch >= 1, "train.batch must be at least 1", train.batch),
-        (train.accumulate >= 1, "train.accumulate must be at least 1", train.accumulate),
-        (train.steps >= 0, "train.steps must not be negative", train.steps),
-        (train.steps > 0 or train.epochs > 0, "train.epochs must be above 0", train.epochs),
-        (0 <= train.ema < 1, "train.ema must be within 0..1", train.ema),
-        (run.workers >= 0, "runtime.workers must not be negative", run.workers),
-        (run.keep >= 1, "runtime.keep must be at least 1", run.keep),
-        (0 <= run.broken_limit <= 1, "runtime.broken_limit must be within 0..1", run.broken_limit),
-        *(
-            (getattr(run, key) >= 1, f"runtime.{key} must be at least 1", getattr(run, key))
-            for key in ("checkpoint_every", "eval_every", "log_every")
-        ),
-    ]
-    check_rules(rules)
 
 
 def total_steps(train: TrainConfig, images: float) -> int:

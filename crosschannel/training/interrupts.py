@@ -1,7 +1,9 @@
 """SIGTERM, SIGUSR2 and Ctrl-C set a flag; the loop acts on it at the next step boundary."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 EXIT_CODE = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -12,11 +14,21 @@ class Interrupted(Exception):
 
 
 class InterruptFlag:
-    """A context in which the signals set ``name`` to the signal's name. A second Ctrl-C stops at once."""
+    """A context in which the signals set ``name`` to the signal's name. A second Ctrl-C stops at once.
 
-    def __init__(self) -> None:
+    Args:
+        last: nothing of worth follows in this process: signals that come later are ignored, so that its exit code stays
+            what it is. Otherwise they mean again what they meant before.
+    """
+
+    def __init__(self, last: bool = False) -> None:
         self.name: str | None = None
+        self._last = last
         self._previous: dict[int, object] = {}
+
+    @property
+    def is_set(self) -> bool:
+        return self.name is not None
 
     def __enter__(self) -> "InterruptFlag":
         if threading.current_thread() is threading.main_thread():
@@ -26,9 +38,22 @@ class InterruptFlag:
 
     def __exit__(self, *_exc) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._last else handler)
+        self._previous.clear()
 
     def _set(self, number: int, _frame) -> None:
         if number == signal.SIGINT and self.name == "SIGINT":
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers of the signals back afterwards."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from crosschannel.console import stderr_console
+from crosschannel.errors import file_problem
 
 
 class TrainingLog:
@@ -50,6 +52,16 @@ class TrainingLog:
 
         return SummaryWriter(str(self._events), purge_step=self._purge)
 
+    def _to_tensorboard(self, write: Callable[[Any], None]) -> None:
+        """What cannot be written ends the events, and nothing else."""
+        if self._events is None:
+            return
+        try:
+            write(self._writer)
+        except Exception as error:  # the writer's thread passes on whatever it met
+            self._events = None
+            self.say(f"no more TensorBoard events: {file_problem(error) or error}")
+
     def say(self, message: str) -> None:
         """A line of its own."""
         self.console.print(message, markup=False)
@@ -60,10 +72,13 @@ class TrainingLog:
 
     def scalars(self, step: int, values: dict[str, Any], shown: str) -> None:
         """Figures of a step: to TensorBoard, and ``shown`` to the bar or as a line."""
-        if self._events:
+
+        def add(writer) -> None:
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, step)
+                    writer.add_scalar(name, value, step)
+
+        self._to_tensorboard(add)
         if self._bar:
             self._bar.update(self._task, completed=step, figures=shown)
         else:
@@ -73,15 +88,15 @@ class TrainingLog:
 
     def picture(self, step: int, name: str, pixels) -> None:
         """An (H, W, 3) uint8 picture, to TensorBoard."""
-        if self._events:
-            self._writer.add_image(name, pixels, step, dataformats="HWC")
+        self._to_tensorboard(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
 
     def close(self) -> None:
         if self._bar:
             self._bar.stop()
         if "_writer" in vars(self):
-            self._writer.close()
-        sys.stderr.flush()
+            self._to_tensorboard(lambda writer: writer.close())
+        if sys.stderr is not None:
+            sys.stderr.flush()
 
 
 def clock(seconds: float) -> str:

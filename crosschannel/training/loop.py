@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from crosschannel.data import Batch, BrokenImages, CropStream, crop_loader
 from crosschannel.data.order import mix
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, file_problem
 from crosschannel.training import checkpoints
 from crosschannel.training.config import (
     OptimConfig,
@@ -25,7 +25,7 @@ from crosschannel.training.config import (
     total_steps,
 )
 from crosschannel.training.device import autocast
-from crosschannel.training.interrupts import Interrupted, InterruptFlag
+from crosschannel.training.interrupts import Interrupted
 from crosschannel.training.log import TrainingLog
 from crosschannel.training.optim import build_optimizer, rate, set_rate
 from crosschannel.training.ranks import World
@@ -108,6 +108,7 @@ class Loop:
         self.broken = BrokenImages(self.runtime.broken_limit)
         self._named_broken: set[str] = set()
         self.lost = ""  # why there are no more images
+        self.log_is_whole = True
         self.done = 0
         self.losses: list[Tensor] = []  # since the last line of the log
         self.evaluated = True  # whether the evaluation that is due at `done` has been done
@@ -123,21 +124,20 @@ class Loop:
             Interrupted: told to stop; everything is saved.
             UserError: too many broken images; everything is saved.
         """
-        with InterruptFlag() as self.flag:
-            self.set_up()
-            notes: list[str] = []
-            newest = self.world.from_main(lambda: checkpoints.newest(self.run.checkpoints, notes.append))
-            if newest is not None:
-                self._load(checkpoints.load(newest))
-            main = self.world.is_main
-            if main and self.run.resuming:
-                self.run.forget_metrics_after(self.done, self.evaluated)
-            self.log = TrainingLog(self.run.path, self.done, self.steps, self.runtime.tensorboard, not main, self.quiet)
-            try:
-                self._begin(newest is not None, notes)
-                self._train()
-            finally:
-                self.log.close()
+        self.set_up()
+        notes: list[str] = []
+        newest = self.world.from_main(lambda: checkpoints.newest(self.run.checkpoints, notes.append, accept=self._load))
+        main = self.world.is_main
+        if newest is not None and not main:
+            self._load(checkpoints.load(newest))
+        if main and self.run.resuming:
+            self.run.forget_metrics_after(self.done, self.evaluated)
+        self.log = TrainingLog(self.run.path, self.done, self.steps, self.runtime.tensorboard, not main, self.quiet)
+        try:
+            self._begin(newest is not None, notes)
+            self._train()
+        finally:
+            self.log.close()
         return self.figures
 
     def set_up(self) -> None:
@@ -169,10 +169,19 @@ class Loop:
         model = self.wrap()
         if not self.evaluated:
             self._evaluate()
+        batches = self._batches()
+        parts = next(batches, None)  # always one ahead: what is wrong with it is heard with the sums of the step before
+        told, news = self._told_to_stop(), self.world.any(self._has_news(parts))
         begun, images = time.monotonic(), 0
-        for parts in self._batches():
-            self._watch_broken(parts)
-            self.losses.append(self.step(model, parts))
+        while parts is not None:
+            if told:
+                self._save()
+                raise Interrupted(self._by_whom)
+            self._watch_broken(parts, news)
+            sums = self.gradients(model, parts)
+            ahead = next(batches, None)
+            told, news = self.world.sum_and_any(sums, self.run.flag.is_set, self._has_news(ahead))
+            self.losses.append(self.update(sums))
             self.done += 1
             images += self.train.batch
             if self.done % self.runtime.log_every == 0 or self.done == self.steps:
@@ -186,11 +195,9 @@ class Loop:
                 paused = time.monotonic()
                 self._evaluate()
                 begun += time.monotonic() - paused
-            if self._told_to_stop() and not last:
+            if (last or self.done % self.runtime.checkpoint_every == 0) and not told:
                 self._save()
-                raise Interrupted(self.flag.name or "another rank")
-            if last or self.done % self.runtime.checkpoint_every == 0:
-                self._save()
+            parts = ahead
 
     def wrap(self) -> nn.Module:
         model: nn.Module = self.net
@@ -220,8 +227,8 @@ class Loop:
             self.lost = str(error)
             yield []
 
-    def step(self, model: nn.Module, parts: list[Batch]) -> Tensor:
-        """One optimiser step: summed losses, divided once by the count over all ranks and parts."""
+    def gradients(self, model: nn.Module, parts: list[Batch]) -> Tensor:
+        """Gradients of this rank's parts; returns their summed loss and the count that it is to be divided by, (2,)."""
         torch.manual_seed(mix(self.settings.seed, self.done, self.world.rank) >> 1)  # dropout and the like
         set_rate(self.optimizer, rate(self.done, self.steps, self.settings.optim.lr, self.settings.schedule))
         model.train()
@@ -236,7 +243,14 @@ class Loop:
                 # Any constant would do here; images keep float16's gradients in range.
                 self.scaler.scale(loss / self.train.batch).backward()
             sums += torch.stack((loss.detach().double(), count.double()))
-        self.world.sum(sums)
+        return sums
+
+    def update(self, sums: Tensor) -> Tensor:
+        """Move the weights: summed losses, divided once by the count over all ranks and parts; returns the loss.
+
+        Args:
+            sums: those of :meth:`gradients`, over all ranks.
+        """
         # DDP has averaged over ranks; the loss was divided by the batch.
         factor = self.world.size * self.train.batch / sums[1].clamp(min=1e-30)
         self.scaler.unscale_(self.optimizer)
@@ -265,13 +279,23 @@ class Loop:
         """What is evaluated and saved as the result: the running average, where there is one."""
         return self.net if self.average is None else self.average
 
-    def _watch_broken(self, parts: list[Batch]) -> None:
-        """Name (once), count and limit the broken images of all ranks, before they are learned from."""
-        found = [(self.stream.images.names[i], why) for part in parts for i, why in part.broken]
-        if any(len(part.images) < self.micro_batch for part in parts):
+    def _has_news(self, parts: list[Batch] | None) -> bool:
+        """Whether there is something to say of this rank's next images: some are broken, or there are no more."""
+        if parts and any(len(part.images) < self.micro_batch for part in parts):
             self.lost = "no readable image was found in twenty attempts; check --data"
-        if self.world.any(bool(found or self.lost)):
-            ranks = self.world.gather((found, self.lost))
+        return bool(self.lost) or any(part.broken for part in parts or ())
+
+    def _watch_broken(self, parts: list[Batch], news: bool) -> None:
+        """Name (once), count and limit the broken images of all ranks, before they are learned from.
+
+        Args:
+            parts: this rank's images.
+            news: whether any rank has something to say.
+        """
+        found: list[tuple[str, str]] = []
+        if news:
+            own = [(self.stream.images.names[i], why) for part in parts for i, why in part.broken]
+            ranks = self.world.gather((own, self.lost))
             found = [entry for entries, _ in ranks for entry in entries]
             self.lost = next((lost for _, lost in ranks if lost), "")
         for name, why in found:
@@ -298,8 +322,17 @@ class Loop:
         values = {"train/loss": loss, "train/lr": lr, "train/images_per_s": speed, "train/epoch": epoch}
         shown = f"loss {loss:.4f}  {speed:.0f} images/s"
         if self.world.is_main:
-            self.run.log_metrics(self.done, **{k: round(v, 8) for k, v in values.items()}, broken=self.broken.broken)
+            self._record({**{k: round(v, 8) for k, v in values.items()}, "broken": self.broken.broken})
         self.log.scalars(self.done, values, shown)
+
+    def _record(self, values: dict[str, float]) -> None:
+        """A line of the metrics; what cannot be written now is said once, and ends nothing."""
+        try:
+            self.run.log_metrics(self.done, **values)
+        except OSError as error:
+            if self.log_is_whole:
+                self.log.say(f"metrics.jsonl has gaps from step {self.done} on: {file_problem(error)}")
+            self.log_is_whole = False
 
     def _evaluate(self) -> None:
         self.evaluated = False
@@ -309,7 +342,7 @@ class Loop:
                 self.figures = self.task.evaluate(self.best_net.eval(), self._told_to_stop)
         except Interrupted:
             self._save()
-            raise Interrupted(self.flag.name or "another rank") from None
+            raise Interrupted(self._by_whom) from None
         except UserError:
             self._save()
             raise
@@ -319,13 +352,17 @@ class Loop:
     def _report(self) -> None:
         """Rank 0's words and pictures after an evaluation."""
         values = {f"val/{name}": value for name, value in self.figures.items()}
-        self.run.log_metrics(self.done, **values)
+        self._record(values)
         with torch.inference_mode():
             shown = self.task.report(self.best_net.eval(), self.done, self.figures, self.log)
         self.log.scalars(self.done, values, shown)
 
     def _told_to_stop(self) -> bool:
-        return self.world.any(self.flag.name is not None)
+        return self.world.any(self.run.flag.is_set)
+
+    @property
+    def _by_whom(self) -> str:
+        return self.run.flag.name or "another rank"
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -348,13 +385,26 @@ class Loop:
         )
 
     def _load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: it is of other images.
+            KeyError, TypeError, ValueError, RuntimeError: it is not one of this loop's; another one may be loaded then.
+        """
         if state["images"] != self.stream.images.names.fingerprint():  # as far as they could be read
             raise UserError(f"{self.run.path} was begun on other images than those that --data now gives")
+        if not (0 <= state["step"] <= self.steps and isinstance(state["evaluated"], bool)):
+            raise ValueError(f"it is of step {state['step']}, and the run has {self.steps}")
         self.net.load_state_dict(state["net"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.losses = [loss.to(self.world.device) for loss in state["losses"]]
-        self.broken.seen, self.broken.broken = state["broken"]
-        self.done, self.evaluated, self.figures = state["step"], state["evaluated"], state["figures"]
+        for parameter, moments in self.optimizer.state.items():
+            for name, moment in moments.items():
+                if isinstance(moment, Tensor) and moment.shape not in (parameter.shape, torch.Size()):
+                    raise ValueError(f"{name} of the optimiser is of shape {tuple(moment.shape)}")
+        self.scaler.load_state_dict(dict(state["scaler"]))
+        self.losses = [loss.reshape(()).to(self.world.device) for loss in state["losses"]]
+        self.broken.seen, self.broken.broken = map(int, state["broken"])
+        self.figures = {str(name): float(value) for name, value in state["figures"].items()}
+        self.done, self.evaluated = state["step"], state["evaluated"]

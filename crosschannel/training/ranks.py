@@ -42,6 +42,14 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_and_any(self, sums: Tensor, *flags: bool) -> list[bool]:
+        """Sum over all ranks, in place, and say of each flag whether any rank has set it: one collective for both."""
+        if self.size == 1:
+            return list(flags)
+        row = torch.cat((sums, torch.tensor(flags, device=sums.device).to(sums)))
+        sums.copy_(self.sum(row)[: len(sums)])
+        return (row[len(sums) :] > 0).tolist()
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes; all ranks get the same answer."""
         if self.size == 1:
@@ -118,23 +126,37 @@ class World:
 
 def join_world(device: torch.device) -> World:
     """Join the process group that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as torchrun sets them),
-    or the one that exists. ``CROSSCHANNEL_BACKEND`` chooses nccl or gloo; default by device."""
+    or the one that exists. ``CROSSCHANNEL_BACKEND`` chooses nccl or gloo; default by device.
+
+    Raises:
+        UserError: the environment does not describe one, or the ranks do not find each other.
+    """
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), device)
-    size = _number("WORLD_SIZE", 1)
+    size = _number("WORLD_SIZE", "1")
     if size == 1:
         return World(0, 1, device)
+    rank, backend = _number("RANK"), os.environ.get("CROSSCHANNEL_BACKEND")
+    _number("MASTER_PORT")
+    if rank >= size or not os.environ.get("MASTER_ADDR") or backend not in (None, "", "nccl", "gloo"):
+        raise UserError(
+            "the environment describes no group of ranks: RANK must be below WORLD_SIZE, MASTER_ADDR must name the "
+            "first rank's machine, and CROSSCHANNEL_BACKEND may be nccl or gloo; torchrun sets them"
+        )
     if device.type == "cuda" and device.index is None:
         # Some launchers show every rank one GPU only.
-        device = torch.device("cuda", _number("LOCAL_RANK", 0) % torch.cuda.device_count())
+        device = torch.device("cuda", _number("LOCAL_RANK", "0") % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    dist.init_process_group(os.environ.get("CROSSCHANNEL_BACKEND") or ("nccl" if device.type == "cuda" else "gloo"))
-    return World(dist.get_rank(), size, device)
+    try:
+        dist.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"))
+    except (RuntimeError, ValueError) as error:  # DistNetworkError and its kin among them
+        raise UserError(f"rank {rank} of {size} could not join the others: {str(error).splitlines()[0]}") from error
+    return World(rank, size, device)
 
 
-def _number(variable: str, default: int) -> int:
-    value = os.environ.get(variable, str(default))
-    if not value.isdecimal():
+def _number(variable: str, default: str = "") -> int:
+    value = os.environ.get(variable, default)
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
         raise UserError(f"the environment's {variable} must be a whole number, got {value!r}")
     return int(value)
 

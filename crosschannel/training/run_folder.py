@@ -1,82 +1,115 @@
 """A run folder: one command's config, log, checkpoints and results, held by one process group at a time."""
 
-import errno
-import fcntl
 import json
-import os
-import socket
-from dataclasses import asdict
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Annotated, Any
 
 import crosschannel
 from crosschannel.data import ImageSet
 from crosschannel.errors import UserError
+from crosschannel.files import (
+    LOCK,
+    PART,
+    RUN_HEADER,
+    FolderLock,
+    append_line,
+    digest,
+    drop_parts,
+    is_run_folder,
+    read_text,
+    write_text,
+)
+from crosschannel.keys import at_least
+from crosschannel.stored import read_json, read_rows, read_yaml, typed
 from crosschannel.training.config import TrainConfig, defaults, flatten, runtime_keys, to_yaml
 from crosschannel.training.device import resolve_auto
+from crosschannel.training.interrupts import InterruptFlag
 from crosschannel.training.ranks import World
 
-_HEADER = "# crosschannel run:"
+_BEGUN = {"config.yaml", "images.json", "inputs.json"}  # what is there before anything is saved
+_BESIDE = {LOCK, "slurm", *(f"{name}.part" for name in _BEGUN)}  # the last: half-written ones of earlier versions
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A file that a run reads by path, as it was when the run was begun."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
 
 
 class RunFolder:
-    """Open (or create) the folder of one run and hold it until the process ends.
+    """Open (or create) the folder of one run and hold it until :meth:`close`, or the end of a ``with`` block.
 
     Args:
         path: the folder.
         command: what runs here, such as "pretrain"; a folder of another command is refused.
         hold: take the lock; False for the ranks that follow one that has it.
+        flag: the signals that tell the run to stop; it listens inside a ``with`` block.
 
     Attributes:
         finished: the run has ended; ``result.json`` is there.
-        resuming: the run was begun before.
+        resuming: the run was begun before, and something of it was saved.
 
     Raises:
         UserError: another process holds it, or it is a non-empty folder of something else.
     """
 
-    def __init__(self, path: Path, command: str, hold: bool = True):
-        self.path, self.command = path, command
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; --out takes a folder")
-        foreign = path.is_dir() and any(
-            entry.name not in (".lock", "slurm") and entry.suffix != ".part" for entry in path.iterdir()
-        )
-        self.resuming = (path / "config.yaml").is_file()
-        if foreign and not (self.resuming and self._header() == f"{_HEADER} {command}"):
-            raise UserError(f"{path} is not empty and not a run of `{command}`; give another --out")
-        if hold:
-            self._lock()
-        self.finished = (path / "result.json").is_file()
-        self._images = ""
+    def __init__(self, path: Path, command: str, hold: bool = True, flag: InterruptFlag | None = None):
+        self.path, self.command, self.flag = path, command, flag or InterruptFlag()
+        self._images = self._inputs = ""
+        self._look()  # before anything is written
+        self._lock = FolderLock(path) if hold else None
+        if self._lock:
+            try:
+                self._look()
+                for folder in (path, self.checkpoints):
+                    drop_parts(folder)
+            except UserError:
+                self._lock.release()
+                raise
 
-    def _header(self) -> str:
-        with (self.path / "config.yaml").open() as file:
-            return file.readline().partition("(")[0].strip()
+    def _look(self) -> None:
+        """What the folder holds."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --out takes a folder")
+        held = self._entries()
+        is_run = is_run_folder(self.path, self.command)
+        if held and not is_run:
+            raise UserError(f"{self.path} is not empty and not a run of `{self.command}`; give another --out")
+        self.resuming = bool(held - _BEGUN)
+        self.finished = (self.path / "result.json").is_file()
 
-    def _lock(self) -> None:
-        """A POSIX record lock: gone with its process however that dies, and not inherited by loader workers."""
+    def _entries(self) -> set[str]:
+        """Names in the folder, without those that lie in any run folder that is held or queued."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._handle = (self.path / ".lock").open("a+")
+            names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
-        try:
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks, say
-                raise UserError(f"cannot lock {self.path / '.lock'}: {error.strerror}") from None
-            self._handle.seek(0)
-            holder = self._handle.read().strip() or "another process"
-            raise UserError(f"{self.path} is in use by {holder}") from None
-        self._handle.truncate(0)
-        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
-        self._handle.write(f"process {os.getpid()} on {socket.gethostname()}" + (f", SLURM job {job}" if job else ""))
-        self._handle.flush()
-        os.fsync(self._handle.fileno())  # for other nodes to read
+            raise UserError(f"cannot read the folder {self.path}: {error.strerror}") from None
+        return {name for name in names if name not in _BESIDE and not re.fullmatch(PART, name)}
+
+    def close(self) -> None:
+        """Let go. A folder in which nothing was saved is removed: the same command can start anew, or another one."""
+        if self._lock is None:
+            return
+        if not self._entries() - _BEGUN:
+            drop_parts(self.path)
+            for name in _BEGUN:
+                (self.path / name).unlink(missing_ok=True)
+        self._lock.release()
+
+    def __enter__(self) -> "RunFolder":
+        self.flag.__enter__()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+        self.flag.__exit__(*exc)
 
     @property
     def checkpoints(self) -> Path:
@@ -84,13 +117,7 @@ class RunFolder:
 
     def stored_config(self) -> dict[str, Any]:
         """What ``config.yaml`` says."""
-        try:
-            stored = yaml.safe_load((self.path / "config.yaml").read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{self.path / 'config.yaml'} is damaged: {str(error).splitlines()[0]}") from None
-        if not isinstance(stored, dict):
-            raise UserError(f"{self.path / 'config.yaml'} is damaged: it holds no keys")
-        return stored
+        return read_yaml(self.path / "config.yaml")
 
     def check_science(self, config: Any) -> None:
         """Refuse a config whose science keys differ from the stored ones; ``auto`` agrees with anything.
@@ -118,35 +145,52 @@ class RunFolder:
         """Refuse other images than the run was begun on, wherever they are now; to be called before `write_config`."""
         self._images = json.dumps({"train": train.names.fingerprint(), "val": val.names.fingerprint()})
         begun = self.path / "images.json"
-        known = begun.read_text() if begun.is_file() else None
+        known = read_text(begun) if begun.is_file() else None
         differ = self.finished if known is None else known != self._images  # of an older run the checkpoint knows
         if self.resuming and differ:
             raise UserError(
                 f"{self.path} was begun on other images than those that --data now gives; give another --out"
             )
 
+    def check_files(self, files: Mapping[str, Path]) -> None:
+        """Refuse files that have changed since the run was begun; to be called before `write_config`.
+
+        Args:
+            files: what the run reads by path, by key. One that is gone is not missed here.
+        """
+        begun = self.path / "inputs.json"
+        stored = read_json(begun) if self.resuming and begun.is_file() else {}
+        if not isinstance(stored, dict):
+            raise UserError(f"{begun} is damaged: it holds no keys")
+        known = {key: typed(_Input, entry, f"{begun}: {key}") for key, entry in stored.items()}
+        for key, path in files.items():
+            if path.is_file():
+                before, now = known.get(key), path.stat()
+                if before and (before.size, before.mtime_ns) == (now.st_size, now.st_mtime_ns):
+                    continue
+                seen = _Input(str(path), now.st_size, now.st_mtime_ns, digest(path))
+                if before and before.sha256 != seen.sha256:
+                    raise UserError(f"{path} ({key}) is not what it was when {self.path} was begun; give another --out")
+                known[key] = seen
+        texts = {key: asdict(entry) for key, entry in known.items()}
+        self._inputs = json.dumps(texts, indent=2) + "\n" if texts else ""
+
     def write_config(self, config: Any) -> None:
-        """Write ``config.yaml``, complete and enough to run again, and ``images.json``, to know the images by."""
-        head = f"{_HEADER} {self.command} (crosschannel {crosschannel.__version__})\n"
+        """Write ``config.yaml``, complete and enough to run again, and what images and files are to be known by."""
+        head = f"{RUN_HEADER} {self.command} (crosschannel {crosschannel.__version__})\n"
         self.write("config.yaml", head + to_yaml(config))
         if self._images:
             self.write("images.json", self._images)
+        if self._inputs:
+            self.write("inputs.json", self._inputs)
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file at once or not at all."""
-        path = self.path / name
-        part = path.with_name(path.name + ".part")
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        return path
+        return write_text(self.path / name, text)
 
     def log_metrics(self, step: int, **values: Any) -> None:
         """Append a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append_line(self.path / "metrics.jsonl", {"step": step, **values})
 
     def forget_metrics_after(self, step: int, evaluated: bool = True) -> None:
         """Drop lines that a resumed run will write again, and a last line that was cut off.
@@ -184,7 +228,7 @@ class RunFolder:
         self.finished = True
 
 
-def open_run(path: Path, command: str, config: Any, world: World) -> RunFolder:
+def open_run(path: Path, command: str, config: Any, world: World, flag: InterruptFlag | None = None) -> RunFolder:
     """The run folder of a command on all ranks: rank 0 takes it, and all learn whether that went well.
 
     Raises:
@@ -194,34 +238,63 @@ def open_run(path: Path, command: str, config: Any, world: World) -> RunFolder:
 
     def take() -> None:
         nonlocal run
-        run = RunFolder(path, command)
+        run = RunFolder(path, command, flag=flag)
         if run.resuming:
-            run.check_science(config)
+            try:
+                run.check_science(config)
+            except UserError:
+                run.close()
+                raise
 
     world.from_main(take)
-    return run or RunFolder(path, command, hold=False)
+    return run or RunFolder(path, command, hold=False, flag=flag)
 
 
 def settle_auto(train: TrainConfig, run: RunFolder, world: World) -> None:
     """Fill in every `auto`, in place: as the run began, or by the table; rank 0 decides."""
     keys = ("precision", "channels_last", "compile")
     if world.is_main and run.resuming:
-        stored = flatten(run.stored_config())
+        stored = typed(TrainConfig, run.stored_config().get("train", {}), f"{run.path / 'config.yaml'}: train")
         for key in keys:
             if getattr(train, key) == "auto":
-                setattr(train, key, stored.get(f"train.{key}", "auto"))
+                setattr(train, key, getattr(stored, key))
     resolve_auto(train, world.device)
     for key in keys:
         setattr(train, key, world.gather(getattr(train, key))[0])
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``; a line that was cut off is left out."""
-    path = run / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    """The rows of a run's ``metrics.jsonl``: each has its step, whatever is damaged is left out."""
+    rows = read_rows(run / "metrics.jsonl")
+    return [row for row in rows if isinstance(row.get("step"), int) and all(map(_is_figure, row.values()))]
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass
+class StoredResult:
+    """``result.json``: see :class:`transfer.result.Result`."""
+
+    protocol: str
+    backbone: str
+    data: str
+    config: dict[str, Any]
+    seed: int
+    n: Annotated[int, at_least(1)]
+    version: str
+    metrics: dict[str, float]
+
+
+def read_result(run: Path) -> StoredResult:
+    """The result of a finished run folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = run / "result.json"
+    if not path.is_file():
+        hint = "it has not finished" if is_run_folder(run) else "it is no run folder"
+        raise UserError(f"{run} has no result.json: {hint}")
+    return typed(StoredResult, read_json(path), str(path))

@@ -76,7 +76,7 @@ def test_folders_depth_formats_and_names_that_collide(finished_run, tmp_path, ph
     small = Image.fromarray(photos[3][:40, :50])
     small.save(source / "x.png"), small.save(source / "x.jpg"), small.save(source / "deep" / "er" / "y.webp")
     out = colour(finished_run, tmp_path, source, format="jpeg")
-    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["deep/er/y.jpg", "x-1.jpg", "x.jpg"]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("[!.]*.*")) == ["deep/er/y.jpg", "x-1.jpg", "x.jpg"]
     assert Image.open(out / "x.jpg").format == "JPEG"
 
 

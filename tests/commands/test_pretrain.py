@@ -10,7 +10,7 @@ from same_end import assert_same_end
 from crosschannel import load_backbone, load_colorizer
 from crosschannel.cli import PROGRAM, main
 from crosschannel.command_line import config_folder, parse
-from crosschannel.commands.pretrain import check
+from crosschannel.keys import check_config
 from crosschannel.training import checkpoints
 from crosschannel.training.run_folder import read_metrics
 
@@ -18,7 +18,7 @@ from crosschannel.training.run_folder import read_metrics
 def test_a_run_folder_holds_what_the_docs_say(finished_run):
     names = {p.name for p in finished_run.iterdir()} - {".lock"}
     assert names == {
-        "config.yaml", "images.json", "metrics.jsonl", "checkpoints", "samples", "backbone.safetensors",
+        "config.yaml", "images.json", "inputs.json", "metrics.jsonl", "checkpoints", "samples", "backbone.safetensors",
         "colorizer.safetensors", "curve.png", "result.json",
     }  # fmt: skip
     result = json.loads((finished_run / "result.json").read_text())
@@ -164,7 +164,7 @@ def test_it_learns(photo_folder, tmp_path):
 @pytest.mark.parametrize("path", sorted((config_folder() / "pretrain").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_packaged_config_is_valid(path):
     config = parse(PROGRAM, "pretrain", [f"--config={path}", "--data=photos"])
-    check(config)
+    check_config(config)
     assert config.out == f"runs/{path.stem}-0"
 
 

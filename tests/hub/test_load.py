@@ -302,7 +302,7 @@ def test_a_malicious_pickle_is_not_run(tmp_path):
 
 def test_the_metadata_says_what_a_reader_needs(saved):
     _, meta = read_weights(saved[0])
-    assert meta["format"] == "crosschannel.backbone" and meta["layers"][0] == "conv1" and meta["input"]["size"] == 128
+    assert meta.format == "crosschannel.backbone" and meta.layers[0] == "conv1" and meta.input.size == 128
 
 
 def test_an_existing_path_is_a_path_whatever_it_looks_like(saved, tmp_path):

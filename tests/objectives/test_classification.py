@@ -3,6 +3,7 @@ import torch
 
 from crosschannel import UserError
 from crosschannel.color import ABQuantizer, load_prior, rebalancing_weights
+from crosschannel.keys import check_config
 from crosschannel.objectives import Classification, ObjectiveConfig, build_objective, sparse_cross_entropy
 
 PRIOR = load_prior().smoothed
@@ -126,7 +127,7 @@ def test_l2_is_half_the_squared_distance_and_decodes_to_ab():
 )
 def test_keys_out_of_range_are_named(bad):
     with pytest.raises(UserError, match=f"objective.{next(iter(bad))}"):
-        build_objective(ObjectiveConfig(**bad))
+        check_config(ObjectiveConfig(**bad), "objective.")
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "a slice", "a slice of channels_last", "expanded"])

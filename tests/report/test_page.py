@@ -5,7 +5,7 @@ TABLE = Table("50 % of a_b & c", ["net", "x|y"], [["theirs", "1.0"], ["<ours>", 
 
 
 def test_a_table_is_the_same_in_every_format():
-    assert "| *theirs* | *1.0* |\n| <ours> | 2.0 ± 0.1 |" in TABLE.markdown() and "x\\|y" in TABLE.markdown()
+    assert "| *theirs* | *1.0* |\n| &lt;ours> | 2.0 ± 0.1 |" in TABLE.markdown() and "x\\|y" in TABLE.markdown()
     html = TABLE.html()
     assert "<tr class=published><td>theirs</td><td>1.0</td></tr>" in html and "<td>&lt;ours&gt;</td>" in html
     latex = TABLE.latex()

@@ -118,5 +118,5 @@ def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
     assert wait_for_the_end(tmp_path / "runs/k") == "FAILED"
     events = JobFolder(tmp_path / "runs/k").events()
     assert [event["event"] for event in events] == ["started", "failed"]
-    assert events[-1]["cause"].endswith("exit code 1: ZeroDivisionError: of mine")
+    assert events[-1]["cause"].endswith("exit code 2: transfer: mine:net() failed: ZeroDivisionError: of mine")
     assert "ZeroDivisionError: of mine" in slurm("status").replace("\n", "")

@@ -141,6 +141,7 @@ def test_a_finished_run_is_not_queued_and_a_changed_one_is_refused(slurm, small,
     command = [*small, "--out=runs/a"]
     run = RunFolder(tmp_path / "runs" / "a", "pretrain")
     run.write_config(read_command(command).config)
+    run.log_metrics(1, loss=1.0)
     assert "optim.lr was 0.001 and is now 0.5" in slurm("submit", "--dry-run", "--", *command, "--optim.lr=0.5", code=2)
     (run.path / "result.json").write_text("{}")
     said = slurm("submit", "--dry-run", "--", *command)

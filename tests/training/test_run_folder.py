@@ -21,7 +21,8 @@ class Config:
 def begin(path) -> RunFolder:
     run = RunFolder(path, "pretrain")
     run.write_config(Config())
-    run._handle.close()
+    run.log_metrics(1, loss=1.0)  # else nothing was saved, and the folder is gone with its run
+    run.close()
     return run
 
 

@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from crosschannel.command_line import config_folder, parse
+from crosschannel.keys import check_config
 from crosschannel.training.run_folder import read_metrics
 from transfer.cli import PROGRAM, main
 from transfer.feature_cache import _free_in_group
-from transfer.protocols.linear_probe import LinearProbe, check
+from transfer.protocols.linear_probe import LinearProbe
 from transfer.result import load_result
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
@@ -140,7 +141,7 @@ def test_two_ranks_find_the_neighbours_that_one_process_finds(photo_folder, tmp_
 )
 def test_every_packaged_config_is_valid(path):
     config = parse(PROGRAM, "linear-probe", [f"--config={path}", "--data=photos", "--backbone=random:runs/a-0,seed=2"])
-    check(config)
+    check_config(config)
     assert config.out == f"runs/linear-probe-random-a-0-seed=2-{path.stem}-0"
 
 
@@ -283,7 +284,7 @@ BAD = [
     ("k above the images", "knn --k [41]", "number of training images (40)"),
     ("temperature 0", "knn --temperature [0]", "temperature"),
     ("compare of one run", "compare {run}", "two run folders"),
-    ("compare with a seed below 0", "compare {run} {run} --seed -1", "seed must not be negative"),
+    ("compare with a seed below 0", "compare {run} {run} --seed -1", "seed must be within"),
     ("a result that was cut off", "report {tmp}/cut --out {tmp}/o", "damaged"),
     ("compare with nothing", "compare {run} {tmp}/gone", "no run folder"),
     ("report of a folder that is no run", "report {tmp}/empty --out {tmp}/o", "no run folder"),

@@ -8,7 +8,7 @@ exp(cosine / temperature).
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosschannel.data import CropConfig, CropStream, ImageSet
-from crosschannel.errors import UserError, check_rules
+from crosschannel.errors import UserError
+from crosschannel.keys import Count, Share, Workers, above, at_least, require
 from crosschannel.models import Backbone
 from crosschannel.training.config import runtime
 from crosschannel.training.device import AUTO, device_kind
+from crosschannel.training.interrupts import Interrupted
 from crosschannel.training.ranks import World
 from crosschannel.training.run_folder import RunFolder
 from transfer.feature_cache import Extraction
@@ -47,38 +49,28 @@ class KNNConfig(MeasureConfig):
 
     protocol: ClassVar[str] = "knn"
 
-    k: list[int] = field(default_factory=lambda: [20])
+    k: Annotated[list[int], at_least(1)] = field(default_factory=lambda: [20])
     """how many neighbours vote"""
-    temperature: list[float] = field(default_factory=lambda: [0.07])
+    temperature: Annotated[list[float], above(0)] = field(default_factory=lambda: [0.07])
     """of their weights"""
     pooling: Pooling = "global"
     """global (the mean over positions), average or bilinear to a grid of fewer than 10,000 numbers"""
-    size: int = 0
+    size: Annotated[int, at_least(0, 4096)] = 0
     """side of the centre crop; 0: what the backbone was trained on"""
     cache: Literal["memory", "disk"] = "memory"
     """where features are kept"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """arithmetic of the forward pass; auto: by device"""
-    batch: int = runtime(64)
+    batch: Count = runtime(64)
     """images a rank computes at once"""
-    workers: int = runtime(2)
+    workers: Workers = runtime(2)
     """processes per rank that decode images"""
-    broken_limit: float = runtime(0.01)
+    broken_limit: Share = runtime(0.01)
     """greatest share of broken images, once 1,000 were seen"""
 
-
-def check(config: KNNConfig) -> None:
-    """Raise a UserError for the first key that cannot be, before anything is loaded."""
-    rules = [
-        (bool(config.k) and min(config.k, default=0) >= 1, "k must be one or more whole numbers from 1", config.k),
-        (len(set(config.k)) == len(config.k), "the values of k must differ", config.k),
-        (min(config.temperature, default=0) > 0, "temperature must be one or more numbers above 0", config.temperature),
-        (0 < config.val_share < 1, "val_share must be within 0..1", config.val_share),
-        (config.size >= 0, "size must not be negative", config.size),
-        (config.batch >= 1, "batch must be at least 1", config.batch),
-        (config.workers >= 0, "workers must not be negative", config.workers),
-    ]
-    check_rules(rules)
+    def check(self) -> None:
+        require(len(self.k) > 0 and len(set(self.k)) == len(self.k), "k must be one or more, and differ", self.k)
+        require(len(self.temperature) > 0, "temperature must be one or more numbers", self.temperature)
 
 
 def knn(
@@ -108,14 +100,11 @@ def knn(
     Raises:
         UserError: bad input.
     """
-    config = config or KNNConfig("", "")
-    check(config)
-    return call(_measure, backbone, data, layers, config, out, quiet)
+    return call(_measure, backbone, data, layers, config or KNNConfig("", ""), out, quiet)
 
 
 def run(config: KNNConfig) -> Path:
     """`transfer knn`: returns the run folder."""
-    check(config)
     return command(_measure, config, print_table)
 
 
@@ -131,7 +120,15 @@ def _measure(
     crop, interpolation = crops_of(CropConfig(config.size, 0), backbone.input), interpolation_of(backbone.input)
     features = FrozenFeatures(backbone, layers, config.pooling, world.device, crop.size)
     extract = Extraction(
-        features, world, config.precision, config.batch, config.workers, config.cache, config.broken_limit, console
+        features,
+        world,
+        run.flag,
+        config.precision,
+        config.batch,
+        config.workers,
+        config.cache,
+        config.broken_limit,
+        console,
     )
     if world.is_main:
         run.write_config(config)
@@ -144,6 +141,8 @@ def _measure(
     rows = {"names": np.array(list(val.images.names)), "labels": val.images.labels}
     labels = torch.from_numpy(train.images.labels)
     for layer in layers:
+        if world.any(run.flag.is_set):
+            raise Interrupted(run.flag.name or "another rank")
         bank, queries = (stored.maps[layer].flatten(1) for stored in (train, val))
         own = queries.tensor_split(world.size)[world.rank]
         found = neighbours(own, bank, max(config.k), world.device)

@@ -8,7 +8,7 @@ training images, never on validation images.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from rich.console import Console
@@ -19,15 +19,9 @@ from crosschannel.command_line import Command, Program, parse
 from crosschannel.data import CropConfig, CropStream, ImageSet
 from crosschannel.data.open import hold_out
 from crosschannel.data.stream import IndexStream
-from crosschannel.errors import check_rules
+from crosschannel.keys import Part, above, require
 from crosschannel.models import Backbone
-from crosschannel.training.config import (
-    OptimConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-    TrainConfig,
-    check_training,
-)
+from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from crosschannel.training.loop import Loop, Settings
 from crosschannel.training.ranks import World
 from crosschannel.training.run_folder import RunFolder, settle_auto
@@ -61,9 +55,9 @@ class LinearProbeConfig(MeasureConfig):
     """statistics of the affine-free BatchNorm before each classifier: by channel, by feature, or none of it"""
     zero: bool = True
     """start from zero weights rather than PyTorch's"""
-    rates: list[float] = field(default_factory=list)
+    rates: Annotated[list[float], above(0)] = field(default_factory=list)
     """learning rates to try, one classifier each in the same pass; none: optim.lr alone"""
-    held_out: float = 0.1
+    held_out: Part = 0.1
     """share of the training images by which a rate is chosen, where there are several"""
     ten_crops: bool = False
     """validate on ten crops an image, their softmax outputs averaged"""
@@ -76,21 +70,8 @@ class LinearProbeConfig(MeasureConfig):
     train: TrainConfig = field(default_factory=lambda: TrainConfig(compile=False))
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(eval_every=5000, checkpoint_every=1000))
 
-
-def check(config: LinearProbeConfig) -> None:
-    """Raise a UserError for the first key that cannot be, before anything is loaded."""
-    check_training(config.optim, config.schedule, config.train, config.runtime)
-    rules = [
-        (0 <= config.seed < 2**63, "seed must be within 0..2^63-1", config.seed),
-        (0 < config.val_share < 1, "val_share must be within 0..1", config.val_share),
-        (0 < config.held_out < 1, "held_out must be within 0..1", config.held_out),
-        (all(rate > 0 for rate in config.rates), "rates must be above 0", config.rates),
-        (len(set(config.rates)) == len(config.rates), "rates must differ", config.rates),
-        (config.crop.size >= 0 and config.crop.resize >= 0, "crop.size must not be negative", config.crop.size),
-        (0 < config.crop.area[0] <= config.crop.area[1] <= 1, "crop.area must ascend within 0..1", config.crop.area),
-        (config.crop.aspect >= 1, "crop.aspect must be at least 1", config.crop.aspect),
-    ]
-    check_rules(rules)
+    def check(self) -> None:
+        require(len(set(self.rates)) == len(self.rates), "rates must differ", self.rates)
 
 
 def linear_probe(
@@ -127,9 +108,7 @@ def linear_probe(
         result = transfer.linear_probe("runs/imagenette-0", "torchvision:imagenette", "conv*")
         result.metrics["conv4/top1"]
     """
-    config = config or packaged("imagenette")
-    check(config)
-    return call(_probe, backbone, data, layers, config, out, quiet)
+    return call(_probe, backbone, data, layers, config or packaged("imagenette"), out, quiet)
 
 
 def packaged(name: str) -> LinearProbeConfig:
@@ -141,7 +120,6 @@ def packaged(name: str) -> LinearProbeConfig:
 
 def run(config: LinearProbeConfig) -> Path:
     """`transfer linear-probe`: run or resume; returns the run folder."""
-    check(config)
     return command(_probe, config, print_table)
 
 
@@ -179,7 +157,9 @@ def _build(features, data, crop, config, run, world, console) -> Loop:
         return CropStream(images, crop, train=False, ten_crops=config.ten_crops, interpolation=interpolation)
 
     limit, workers = config.runtime.broken_limit, config.runtime.workers
-    extract = Extraction(features, world, config.train.precision, batch, workers, config.cache, limit, console)
+    extract = Extraction(
+        features, world, run.flag, config.train.precision, batch, workers, config.cache, limit, console
+    )
     augmented = crop.train != "centre" or crop.mirror
     stream = CropStream(train, crop, config.seed, interpolation=interpolation)
     if config.cache != "off":

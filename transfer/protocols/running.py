@@ -15,13 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from crosschannel.console import stderr_console
+from crosschannel.console import stderr_console, stdout_console
 from crosschannel.data import CropConfig, ImageSet
 from crosschannel.errors import UserError
+from crosschannel.hub import source_files
+from crosschannel.keys import Device, Out, Part, Seed, check_config
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.backbone import at_rest
 from crosschannel.training.config import runtime
 from crosschannel.training.device import find_device
+from crosschannel.training.interrupts import InterruptFlag
 from crosschannel.training.ranks import World, join_world, leave_world
 from crosschannel.training.run_folder import RunFolder, open_run
 from transfer.features import as_backbone
@@ -42,13 +45,13 @@ class MeasureConfig:
     builtin:sample"""
     layer: str = "all"
     """one layer, several (comma separated), patterns such as conv*, or all"""
-    out: str | None = runtime(None)
+    out: Out | None = runtime(None)
     """run folder; default runs/PROTOCOL-BACKBONE-CONFIG-SEED"""
-    seed: int = 0
+    seed: Seed = 0
     """of whatever is drawn at random"""
-    device: str = runtime("auto")
+    device: Device = runtime("auto")
     """auto, cpu, cuda or cuda:N"""
-    val_share: float = 0.05
+    val_share: Part = 0.05
     """share of the images held out for validation where the data has no val/"""
 
     def default_out(self, name: str) -> str:
@@ -78,6 +81,7 @@ def call(
     backbone = as_backbone(backbone, find_device("auto"), data if isinstance(data, str) else None)
     if ours:
         backbone.to(memory_format=torch.channels_last)
+    check_config(config)
     config = replace(
         config,
         backbone=backbone.provenance.source,
@@ -89,11 +93,13 @@ def call(
     gpus = [world.device] if world.device.type == "cuda" else []
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(gpus), at_rest(backbone):
         path = Path(out or scratch)
-        run = open_run(path, config.protocol, config, world)
-        images = _images_of(run, data, config, world)
-        if not run.finished:
-            measure(backbone, images, config, run, world, console)
-        return world.from_main(lambda: load_result(path))
+        with open_run(path, config.protocol, config, world) as run:
+            if ours:
+                world.from_main(lambda: run.check_files(_files(config)))
+            images = _images_of(run, data, config, world)
+            if not run.finished:
+                measure(backbone, images, config, run, world, console)
+            return world.from_main(lambda: load_result(path))
 
 
 def command(measure: Measure, config: MeasureConfig, show: Callable[[Result], None]) -> Path:
@@ -101,18 +107,24 @@ def command(measure: Measure, config: MeasureConfig, show: Callable[[Result], No
     world = join_world(find_device(config.device))
     path, console = Path(config.out or config.default_out(config.protocol)), stderr_console(not world.is_main)
     try:
-        run = open_run(path, config.protocol, config, world)
-        images = _images_of(run, config.data, config, world)
-        if run.finished:
-            console.print(f"{path} is finished: nothing to do", markup=False)
-        else:
-            backbone = as_backbone(config.backbone, world.device, config.data).to(memory_format=torch.channels_last)
-            measure(backbone, images, config, run, world, console)
+        with open_run(path, config.protocol, config, world, InterruptFlag(last=True)) as run:
+            world.from_main(lambda: run.check_files(_files(config)))
+            images = _images_of(run, config.data, config, world)
+            if run.finished:
+                console.print(f"{path} is finished: nothing to do", markup=False)
+            else:
+                backbone = as_backbone(config.backbone, world.device, config.data)
+                measure(backbone.to(memory_format=torch.channels_last), images, config, run, world, console)
         if world.is_main:
             show(load_result(path))
     finally:
         leave_world()
     return path
+
+
+def _files(config: MeasureConfig) -> dict[str, Path]:
+    """What a run reads by path besides its images."""
+    return {f"backbone {key}": path for key, path in source_files(config.backbone).items()}
 
 
 def _images_of(
@@ -151,7 +163,7 @@ def introduce(run: RunFolder, data: LabelledData, layers: Sequence[str], console
 
 def print_captioned(caption: str, table: Table) -> None:
     """A table below its caption, on stdout."""
-    console = Console(highlight=False)
+    console = stdout_console(soft_wrap=False)
     console.print(caption, markup=False, soft_wrap=True)
     console.print(table)
 
