@@ -13,6 +13,7 @@ import pytest
 from same_end import assert_same_end
 
 from crosschannel.cli import main
+from crosschannel.errors import WORKER_LOST
 from crosschannel.objectives import Classification
 from crosschannel.training import checkpoints
 from crosschannel.training.colorization import Colorization
@@ -87,6 +88,70 @@ def test_a_signal_saves_at_the_next_step_boundary_and_exits_75(
     assert state["step"] >= max((row["step"] for row in read_metrics(tmp_path / "run")), default=0)
     assert main(arguments) == 0
     assert_same_end(tmp_path / "run", finished_run)
+
+
+@pytest.mark.parametrize("number", SIGNALS[:2], ids=lambda n: n.name)
+@pytest.mark.parametrize("place", ["images are opened", "the net is made", "weights are written", "the result is"])
+def test_a_signal_before_or_after_the_loop_is_heard_too(
+    small, finished_run, tmp_path, monkeypatch, capsys, place, number
+):
+    """From the moment that the folder is held until it is let go: saved and told so, or finished."""
+    names = ("open_images", "build_pretext", "save_backbone", "validation_curve")
+    name = dict(
+        zip(("images are opened", "the net is made", "weights are written", "the result is"), names, strict=True)
+    )
+    owner = "crosschannel.report" if place == "the result is" else "crosschannel.commands.pretrain"
+    original = getattr(__import__(owner, fromlist=["x"]), name[place])
+
+    def told(*arguments, **options):
+        os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+
+    arguments = [*small, f"--out={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{owner}.{name[place]}", told)
+        early = place in ("images are opened", "the net is made")
+        assert main(arguments) == (75 if early else 0)
+    assert (f"stopped by {number.name}" in capsys.readouterr().err) == early
+    assert main(arguments) == 0
+    assert_same_end(tmp_path / "run", finished_run)
+
+
+def test_a_storm_of_signals_ends_with_75(small, finished_run, tmp_path):
+    """From the first step on, until the process is gone."""
+    arguments = [*small, "--train.steps=5000", f"--out={tmp_path / 'run'}"]
+    process = start(arguments)
+    wait_for(process, "step 4/")
+    while process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            process.send_signal(number)
+        time.sleep(0.002)
+    assert process.returncode == 75 and "Traceback" not in process.stderr.read()
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints")
+
+
+def test_a_loader_worker_that_is_killed_is_not_the_commands_fault(small, tmp_path):
+    """It has an exit code of its own, by which the launcher starts the job again."""
+    process = start([*small, "--train.steps=5000", "--runtime.workers=2", f"--out={tmp_path / 'run'}"])
+    wait_for(process, "step 4/")
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    workers = [int(pid) for pid in listing.split()]
+    assert len(workers) >= 2
+    os.kill(workers[0], signal.SIGKILL)
+    said = process.stderr.read()
+    assert process.wait(60) == WORKER_LOST, said
+    assert said.splitlines()[-1].startswith("crosschannel: a loader worker was killed") and "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_something_over_is_the_same(small, tmp_path, monkeypatch, capsys, error):
+    def broken_off(*_, **__):
+        raise error
+        yield
+
+    monkeypatch.setattr("crosschannel.data.stream.DataLoader", broken_off)
+    assert main([*small, f"--out={tmp_path / 'run'}"]) == WORKER_LOST
+    assert "a loader worker was killed" in capsys.readouterr().err
 
 
 def test_handlers_are_put_back():
