@@ -180,6 +180,8 @@ def run(program: Program, argv: list[str]) -> int:
     from crosschannel.training.interrupts import EXIT_CODE, Interrupted
 
     keep_freed_memory()
+    hook = sys.unraisablehook  # torch hears of a lost worker anywhere, in a finaliser too; it will ask again
+    sys.unraisablehook = lambda what: None if is_worker_loss(what.exc_value) else hook(what)
     try:
         function(config)
     except Interrupted as told:
@@ -190,6 +192,8 @@ def run(program: Program, argv: list[str]) -> int:
             raise
         say(f"{program.name}: a loader worker was killed (for its memory, most often); the same command goes on")
         return WORKER_LOST
+    finally:
+        sys.unraisablehook = hook
     return 0
 
 

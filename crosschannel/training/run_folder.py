@@ -1,8 +1,9 @@
 """A run folder: one command's config, log, checkpoints and results, held by one process group at a time."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +51,7 @@ class RunFolder:
         path: the folder.
         command: what runs here, such as "pretrain"; a folder of another command is refused.
         hold: take the lock; False for the ranks that follow one that has it.
-        flag: the signals that tell the run to stop; it listens inside a ``with`` block.
+        flag: the signals that tell the run to stop.
 
     Attributes:
         finished: the run has ended; ``result.json`` is there.
@@ -86,7 +87,7 @@ class RunFolder:
         self.finished = (self.path / "result.json").is_file()
 
     def _entries(self) -> set[str]:
-        """Names in the folder, without those that lie in any run folder that is held or queued."""
+        """Names in the folder, without what lies in any folder that is held, queued or was being written to."""
         try:
             names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         except OSError as error:
@@ -104,12 +105,10 @@ class RunFolder:
         self._lock.release()
 
     def __enter__(self) -> "RunFolder":
-        self.flag.__enter__()
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *_exc) -> None:
         self.close()
-        self.flag.__exit__(*exc)
 
     @property
     def checkpoints(self) -> Path:
@@ -228,8 +227,12 @@ class RunFolder:
         self.finished = True
 
 
-def open_run(path: Path, command: str, config: Any, world: World, flag: InterruptFlag | None = None) -> RunFolder:
-    """The run folder of a command on all ranks: rank 0 takes it, and all learn whether that went well.
+@contextlib.contextmanager
+def open_run(
+    path: Path, command: str, config: Any, world: World, flag: InterruptFlag | None = None
+) -> Iterator[RunFolder]:
+    """Hold the run folder of a command on all ranks: rank 0 takes it, and all learn whether that went well. Signals set
+    the flag from before it is held until after it is let go.
 
     Raises:
         UserError: it is taken, foreign, or was begun with other settings.
@@ -240,14 +243,16 @@ def open_run(path: Path, command: str, config: Any, world: World, flag: Interrup
         nonlocal run
         run = RunFolder(path, command, flag=flag)
         if run.resuming:
-            try:
-                run.check_science(config)
-            except UserError:
-                run.close()
-                raise
+            run.check_science(config)
 
-    world.from_main(take)
-    return run or RunFolder(path, command, hold=False, flag=flag)
+    with flag or InterruptFlag() as flag:
+        try:
+            world.from_main(take)
+            run = run or RunFolder(path, command, hold=False, flag=flag)
+            yield run
+        finally:
+            if run:
+                run.close()
 
 
 def settle_auto(train: TrainConfig, run: RunFolder, world: World) -> None:

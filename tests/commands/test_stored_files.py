@@ -206,18 +206,14 @@ def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, fin
     wrong = [
         {}, [], None, 3, {"schema": 1}, {"schema": "x", "step": 11}, {"schema": 1, "step": 11}, changed(net={}),
         changed(net={**state["net"], "more": torch.zeros(1)}), changed(net=dict.fromkeys(state["net"], torch.zeros(3))),
-        changed(optimizer={}), changed(optimizer=3), changed(evaluated="yes"), {**state, "step": 99}, changed(scaler=None), changed(losses=["x"]), changed(losses=3),
+        changed(optimizer={}), changed(optimizer=3), changed(evaluated="yes"), {**state, "step": 99},
+        changed(scaler=None), changed(losses=["x"]), changed(losses=3),
         changed(broken=[1]), changed(broken="xy"), changed(figures={"a": "b"}), changed(figures=None),
         changed(average=3),
         changed(optimizer={**state["optimizer"], "state": {0: {"exp_avg": torch.zeros(7), "step": torch.tensor(1.0)}}}),
     ]  # fmt: skip
-    for content in [
-        *wrong,
-        *(
-            changed(**{draw.choice(("net", "average", "optimizer", "broken", "step")): draw.choice(VALUES)})
-            for _ in range(6)
-        ),
-    ]:
+    keys = ("net", "average", "optimizer", "broken", "step")
+    for content in [*wrong, *(changed(**{draw.choice(keys): draw.choice(VALUES)}) for _ in range(6))]:
         shutil.rmtree(run)
         shutil.copytree(run.with_name("kept"), run)
         (run / "result.json").unlink()
