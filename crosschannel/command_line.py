@@ -4,13 +4,14 @@ A program is a table of commands (see :mod:`crosschannel.cli`); bad input is cau
 """
 
 import contextlib
+import multiprocessing
 import os
 import re
 import sys
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -111,7 +112,7 @@ def main(
     """
     from crosschannel.training.interrupts import handlers_kept
 
-    with open_streams(), contextlib.nullcontext() if argv is None else handlers_kept():
+    with open_streams(), _end_of_process() if argv is None else handlers_kept():
         argv = list(sys.argv[1:] if argv is None else argv)
         debug = "--debug" in argv
         try:
@@ -139,6 +140,16 @@ def main(
             say(f"{program.name}: {problem}")
             _silence_stdout()
             return 2
+
+
+@contextlib.contextmanager
+def _end_of_process() -> Iterator[None]:
+    """Afterwards no loader worker is left: they ignore SIGTERM, and Python would wait for them for ever."""
+    try:
+        yield
+    finally:
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
 
 def _silence_stdout() -> None:
@@ -190,6 +201,7 @@ def run(program: Program, argv: list[str]) -> int:
     except RuntimeError as error:
         if not is_worker_loss(error):
             raise
+        hook = lambda _what: None  # noqa: E731  (what is left of the loader may fall apart as the process ends)
         say(f"{program.name}: a loader worker was killed (for its memory, most often); the same command goes on")
         return WORKER_LOST
     finally:
