@@ -202,10 +202,14 @@ class Outputs:
         return path
 
     def _is_own(self, target: Path) -> bool:
+        known = self._known(target)
+        return bool(known) and digest(target) in known
+
+    def _known(self, target: Path) -> set[str]:
+        """Digests of what this command has written under that name."""
         if target.parent not in self._notes:
             self._notes[target.parent] = self._read(target.parent / NOTES)
-        known = self._notes[target.parent].get(target.name)
-        return known is not None and digest(target) in known
+        return self._notes[target.parent].setdefault(target.name, set())
 
     def _read(self, notes: Path) -> dict[str, set[str]]:
         """What this command noted in a folder; what cannot be read was not written by us."""
@@ -219,8 +223,9 @@ class Outputs:
         return found
 
     def _note(self, target: Path, found: str) -> None:
-        self._notes.setdefault(target.parent, {}).setdefault(target.name, set()).add(found)
-        append_line(target.parent / NOTES, {"command": self.command, "file": target.name, "sha256": found})
+        if found not in self._known(target):
+            self._known(target).add(found)
+            append_line(target.parent / NOTES, {"command": self.command, "file": target.name, "sha256": found})
 
 
 def append_line(path: Path, row: dict[str, object]) -> None:
@@ -295,6 +300,10 @@ class FolderLock:
                 if os.stat(path).st_ino == os.fstat(handle).st_ino:  # noqa: PTH116
                     break
             self._file.close()
+        if not re.match(r"process \d|$", self._file.read(200)):
+            self._file.close()
+            raise UserError(f"{path} is in the way: no command of ours has written it")
+        self._file.seek(0)
         self._file.truncate(0)
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")

@@ -198,6 +198,23 @@ def test_a_lock_leaves_nothing_of_its_own(tmp_path):
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["x"]
 
 
+def test_a_file_that_is_called_as_the_lock_is_not_ours(tmp_path):
+    (tmp_path / LOCK).write_text("[[package]]\nname = 'mine'\n")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="in the way"):
+        FolderLock(tmp_path)
+    assert snapshot(tmp_path) == before
+    (tmp_path / LOCK).write_text("process 1 on a machine that lost its power")
+    FolderLock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_output_is_noted_once(tmp_path):
+    for _ in range(3):
+        write(tmp_path / "a.txt", "x")
+    assert len((tmp_path / NOTES).read_text().splitlines()) == 1
+
+
 def take_turns(folder: Path, number: int, seconds: float) -> None:
     """Hold a folder again and again; two holders at once would see each other's file."""
     until = time.monotonic() + seconds
