@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections import deque
@@ -193,6 +194,10 @@ def run(program: Program, argv: list[str]) -> int:
     keep_freed_memory()
     hook = sys.unraisablehook  # torch hears of a lost worker anywhere, in a finaliser too; it will ask again
     sys.unraisablehook = lambda what: None if is_worker_loss(what.exc_value) else hook(what)
+    thread_hook = threading.excepthook  # TensorBoard's thread fails alone; who gives it something hears of it
+    threading.excepthook = lambda what: (
+        None if type(what.thread).__module__.startswith("tensorboard") else thread_hook(what)
+    )
     try:
         function(config)
     except Interrupted as told:
@@ -205,7 +210,7 @@ def run(program: Program, argv: list[str]) -> int:
         say(f"{program.name}: a loader worker was killed (for its memory, most often); the same command goes on")
         return WORKER_LOST
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, threading.excepthook = hook, thread_hook
     return 0
 
 
@@ -224,6 +229,10 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
             """A key's range stands where its type stands."""
             return re.sub(r"Annotated\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1", super().format_help())
 
+        def _print_message(self, message: str, file: Any = None) -> None:
+            """As argparse's, which says nothing of output that nobody takes."""
+            print(message, end="", file=file)
+
     _read_yaml_strictly()
     command = program.commands[name]
     config_class, positional = getattr(import_module(command.module), command.config), command.positional
@@ -233,7 +242,7 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
     parser = Parser(
         prog=f"{program.name} {name}",
         usage=f"{program.name} {name}{places} [--config NAME|FILE] [--KEY VALUE …]",
-        description=config_class.__doc__,
+        description=command.help if sys.flags.optimize > 1 else config_class.__doc__,
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -245,8 +254,9 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
             action.help = SUPPRESS
     configs = command.configs or config_folder() / program.configs / name
     argv, config_name = _prepare(argv, configs, command.aliases, parser)
-    if config_name:
-        _check_groups(argv[argv.index("--config") + 1], config_class)
+    path = argv[argv.index("--config") + 1] if config_name else ""
+    if path:
+        _check_groups(path, config_class)
     try:
         values = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
@@ -261,6 +271,8 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
     for key in ("out", "model"):  # a shell leaves the ~ of --out=~/x to us
         if isinstance(getattr(config, key, None), str):
             setattr(config, key, str(user_path(getattr(config, key))))
+    if path and os.path.realpath(path) == os.path.realpath(getattr(config, "out", None) or ""):
+        raise UserError(f"{path} is the config; give another --out")
     return config
 
 

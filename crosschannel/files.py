@@ -70,6 +70,8 @@ def is_run_folder(path: Path, command: str = "") -> bool:
         head = read_bytes(path / "config.yaml").partition(b"\n")[0].partition(b"(")[0].strip().decode(errors="replace")
     except OSError:
         return False
+    if (path / "config.yaml").is_symlink():
+        return False
     return head == f"{RUN_HEADER} {command}" if command else head.startswith(RUN_HEADER)
 
 
@@ -139,9 +141,9 @@ def folder_made(folder: Path) -> Iterator[None]:
 
 
 def drop_parts(folder: Path) -> None:
-    """Remove what a killed process was writing in a folder that is held."""
+    """Remove what a killed process was writing in a folder that is held, and that nobody else writes to."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if re.fullmatch(PART, path.name):
+        if re.fullmatch(PART, path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -173,6 +175,9 @@ class Outputs:
     def check(self, path: Path) -> None:
         """Raise a UserError where a file may not be written: to be called before any work is done."""
         target = Path(os.path.realpath(path))
+        notes = target.parent / NOTES
+        if os.path.lexists(notes) and (notes.is_symlink() or not notes.is_file()):
+            raise UserError(f"{notes} is in the way: it is not a regular file")
         if not target.exists():
             if not self._makes_folders and not target.parent.is_dir():
                 raise UserError(f"cannot write {path}: no folder {target.parent}")
@@ -233,7 +238,7 @@ def append_line(path: Path, row: dict[str, object]) -> None:
 
     What was cut off before stays a line of its own.
     """
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
@@ -258,16 +263,19 @@ class FolderLock:
     A POSIX record lock on ``.lock`` in it: gone with its process however that dies, and not inherited by workers.
 
     Raises:
-        UserError: another process holds it, or it cannot be written to.
+        UserError: another process holds it, it cannot be written to, or a file of somebody else's is called so.
     """
 
     def __init__(self, folder: Path):
-        self.folder, self._made = folder, []
+        self.folder, self.path = folder, folder / LOCK
+        self._made: list[Path] = []
+        had_one = os.path.lexists(self.path)
         try:
             self._make()
             self._take()
         except OSError as error:
-            self._unmake()
+            if not had_one:
+                self._remove()
             raise UserError(f"cannot lock {folder}: {error.strerror}") from None
 
     def _make(self) -> None:
@@ -277,16 +285,17 @@ class FolderLock:
                 path.mkdir()
                 self._made.append(path)
 
-    def _unmake(self) -> None:
-        """Remove the folders that were made for this lock and hold nothing."""
+    def _remove(self) -> None:
+        """Remove the lock's file, and the folders that were made for it and hold nothing else."""
         with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
             for path in reversed(self._made):
                 path.rmdir()
 
     def _take(self) -> None:
-        path = self.folder / LOCK
         while True:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle = os.open(self.path, flags, 0o666)
             self._file = open(handle, "r+", errors="replace")  # noqa: PTH123, SIM115
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -297,12 +306,12 @@ class FolderLock:
                     holder = self._file.read(200).strip() or "another process"
                     raise UserError(f"{self.folder} is in use by {holder}") from None
             with contextlib.suppress(OSError):  # its last holder may have removed it meanwhile
-                if os.stat(path).st_ino == os.fstat(handle).st_ino:  # noqa: PTH116
+                if os.stat(self.path).st_ino == os.fstat(handle).st_ino:  # noqa: PTH116
                     break
             self._file.close()
         if not re.match(r"process \d|$", self._file.read(200)):
             self._file.close()
-            raise UserError(f"{path} is in the way: no command of ours has written it")
+            raise UserError(f"{self.path} is in the way: no command of ours has written it")
         self._file.seek(0)
         self._file.truncate(0)
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -313,12 +322,9 @@ class FolderLock:
 
     def release(self) -> None:
         """Let go; folders that were made for this lock and hold nothing else are removed."""
-        if self._file.closed:
-            return
-        with contextlib.suppress(OSError):
-            (self.folder / LOCK).unlink()
-        self._file.close()
-        self._unmake()
+        if not self._file.closed:
+            self._remove()
+            self._file.close()
 
     def __enter__(self) -> "FolderLock":
         return self

@@ -6,9 +6,10 @@ method. Both are looked at by :func:`check_config`, when a command line is parse
 
 import math
 import re
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from crosschannel.errors import UserError
 
@@ -85,7 +86,8 @@ FC_WIDTH = at_least(0, 65536)
 
 Seed = Annotated[int, SEED]
 Device = Annotated[str, Spelling(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")]
-Out = Annotated[str, Spelling(".+", "the name of a file or folder")]
+Text = Annotated[str, Spelling("[^\ud800-\udfff]*", "UTF-8 text")]  # what is written into files of ours
+Out = Annotated[str, Spelling("[^\ud800-\udfff]+", "the name of a file or folder, in UTF-8")]
 Workers = Annotated[int, at_least(0, 1024)]
 Count = Annotated[int, at_least(1)]
 Share = Annotated[float, within(0, 1)]
@@ -113,11 +115,17 @@ def check_config(config: Any, prefix: str = "") -> None:
                 raise UserError(f"{name} must be a number of at most 63 bits, got {str(leaf)[:20]}…")
             if isinstance(leaf, str) and "\0" in leaf:
                 raise UserError(f"{name} holds a NUL character: {leaf!r}")
-            for rule in getattr(hint, "__metadata__", ()):
+            for rule in _rules(hint):
                 if not rule.holds(leaf):
                     raise UserError(f"{name} must be {rule.words}, got {value!r}")
     if hasattr(config, "check"):
         config.check()
+
+
+def _rules(hint: Any) -> tuple[Any, ...]:
+    """What is declared in a type, optional or not."""
+    members = (hint, *get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return tuple(rule for member in members for rule in getattr(member, "__metadata__", ()))
 
 
 def require(holds: bool, rule: str, value: object) -> None:

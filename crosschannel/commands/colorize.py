@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from crosschannel.data.folder import list_files
 from crosschannel.data.sample import photographs
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_bytes, user_path
-from crosschannel.hub import load_colorizer
+from crosschannel.hub import load_colorizer, source_files
 from crosschannel.keys import Device, Out, Seed, above, at_least
 from crosschannel.models.colorizer import Colorizer
 from crosschannel.training.device import find_device
@@ -60,7 +61,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
     pictures = _targets(list(_pictures(config.images)), out, config.format)
-    inputs = [source for source, _ in pictures if isinstance(source, Path)]
+    inputs = [*source_files(config.model).values(), *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("crosschannel colorize", inputs, config.overwrite, makes_folders=True)
     console, written, failed = stderr_console(), [], []
     with FolderLock(out):
@@ -131,15 +132,15 @@ def _targets(pictures: list[tuple[Path | str, str]], out: Path, format: str) -> 
     """Where each picture goes; names that would collide are numbered."""
     extension = ".png" if format == "png" else ".jpg"
     inputs = {Path(source).resolve() for source, _ in pictures}
-    taken: set[Path] = set()
+    taken: set[str] = set()  # by what they are once links are followed
     targets = []
     for source, stem in pictures:
         target, number = out / f"{stem}{extension}", 1
-        while target in taken:
+        while os.path.realpath(target) in taken:
             target, number = out / f"{stem}-{number}{extension}", number + 1
         if target.resolve() in inputs:
             raise UserError(f"{target} would overwrite a picture to be coloured; give another --out")
-        taken.add(target)
+        taken.add(os.path.realpath(target))
         targets.append((source, target))
     return targets
 

@@ -55,6 +55,8 @@ def export(config: ExportConfig) -> Path:
     inputs = [*source_files(config.backbone).values(), *probes, *([run] if run else [])]
     outputs = Outputs("crosschannel export", inputs, config.overwrite, makes_folders=True)
     beside = [CARD, *([PICTURE] if sample_of(run) else [])] if config.card else []
+    if out.name in beside:
+        raise UserError(f"{out} would be replaced by the model card; give another --out, or --card false")
     for path in (out, *(out.parent / name for name in beside)):
         outputs.check(path)
     if config.format == "safetensors" and out.suffix != ".safetensors":

@@ -25,7 +25,7 @@ from crosschannel.hub import (
     source_files,
 )
 from crosschannel.hub.files import LICENCE
-from crosschannel.keys import FC_WIDTH, Count, Device, Out, Part, Seed, require
+from crosschannel.keys import FC_WIDTH, Count, Device, Out, Part, Seed, Text, require
 from crosschannel.models import InputSpec, NetSpec, PretextNet, build_pretext
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.build import check_name
@@ -69,11 +69,11 @@ class ModelConfig:
 class PretrainConfig:
     """Learn a representation by predicting colour from lightness."""
 
-    data: str = runtime()
+    data: Text = runtime()
     """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
     out: Out | None = runtime(None)
     """run folder; default runs/CONFIG-SEED"""
-    init_from: str | None = None
+    init_from: Text | None = None
     """a source (run folder, weights file, kmeans:alexnet, …) whose weights to start from"""
     seed: Seed = 0
     """of initial weights, order and augmentation"""

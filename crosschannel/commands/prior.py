@@ -15,7 +15,7 @@ from crosschannel.data.crops import centre_box, cut
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
-from crosschannel.files import Outputs
+from crosschannel.files import Outputs, user_path
 from crosschannel.keys import SIDE, Device, Out, Seed, above, at_least, within
 from crosschannel.training.device import find_device
 
@@ -50,7 +50,8 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
     Raises:
         UserError: no image can be read, or a key is out of range.
     """
-    out, outputs = Path(config.out), Outputs("crosschannel prior", overwrite=config.overwrite)
+    inputs = [path for path in (user_path(config.data),) if path.exists()]
+    out, outputs = Path(config.out), Outputs("crosschannel prior", inputs, config.overwrite)
     outputs.check(out)
     device = find_device(config.device)
     images = open_training_images(config.data)

@@ -1,6 +1,7 @@
 """`crosschannel shard`: pack images into indexed tar shards in the webdataset layout."""
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Annotated
 from rich.progress import Progress
 
 from crosschannel.console import stderr_console
-from crosschannel.data import open_images
+from crosschannel.data import ImageSet, open_images
 from crosschannel.data.shards import CLASSES, LISTING
 from crosschannel.data.write_shards import write_shards
 from crosschannel.errors import UserError
@@ -52,19 +53,25 @@ def shard(config: ShardConfig) -> None:
     if not out.name:
         raise UserError(f"out must name a new folder, got {config.out!r}")
     _check_empty(out)
+    splits = dict(zip(("train", "val"), open_images(config.data, config.val_share), strict=True))
     part = out.with_name(out.name + ".part")
+    if os.path.realpath(part) in (
+        os.path.realpath(config.data),
+        *map(str, Path(os.path.realpath(config.data)).parents),
+    ):
+        raise UserError(f"{config.data} lies in {part}, where the shards are written first; give another out")
     with _held(part):
         _check_empty(out)
         append_line(part / NOTES, {"command": _COMMAND})
-        _write(config, part)
+        _write(config, splits, part)
+        (part / NOTES).unlink()  # whole: no leftover any more
         part.replace(out)
         (out / LOCK).unlink()
     stderr_console().print(f"shards: {out}", markup=False)
 
 
-def _write(config: ShardConfig, part: Path) -> None:
+def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None:
     """All that the folder of shards holds."""
-    splits = dict(zip(("train", "val"), open_images(config.data, config.val_share), strict=True))
     console, written = stderr_console(), []
     with Progress(console=console, disable=not console.is_terminal) as bars:
         for split, images in splits.items():
@@ -92,6 +99,8 @@ def _write(config: ShardConfig, part: Path) -> None:
 def _check_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder")
+    if out.is_symlink() or out.is_mount():
+        raise UserError(f"{out} is a link or a mount point; name a new folder")
 
 
 @contextlib.contextmanager

@@ -109,6 +109,7 @@ def _download(name: str) -> Path:
             Imagenette(str(part), split="train", size="320px", download=True)
             (part / root.name).rename(root)
         except (OSError, RuntimeError) as error:
+            shutil.rmtree(part)
             raise UserError(f"torchvision could not download Imagenette into {part}: {error}") from None
         shutil.rmtree(part)
     return root

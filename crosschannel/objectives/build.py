@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from crosschannel.color import load_prior
-from crosschannel.keys import Share, above, at_least, within
+from crosschannel.keys import Share, Text, above, at_least, within
 from crosschannel.objectives.classification import Classification
 from crosschannel.objectives.regression import Regression
 
@@ -23,7 +23,7 @@ class ObjectiveConfig:
     """bins that a target colour is spread over (the release: 10)"""
     sigma: Annotated[float, above(0, 1000)] = 5.0
     """standard deviation of that spread, in ab units"""
-    prior: str = "imagenet-256"
+    prior: Text = "imagenet-256"
     """the packaged ab prior, or a file written by `crosschannel prior`"""
     grey_threshold: Annotated[float, at_least(0)] = 0.0
     """crops with all |a|, |b| within it give no gradient (the release: 5); 0 keeps all"""

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
+
 import crosschannel
 from crosschannel.data import ImageSet
 from crosschannel.errors import UserError
@@ -69,9 +71,8 @@ class RunFolder:
         if self._lock:
             try:
                 self._look()
-                for folder in (path, self.checkpoints):
-                    drop_parts(folder)
-            except UserError:
+                drop_parts(self.checkpoints)
+            except BaseException:
                 self._lock.release()
                 raise
 
@@ -81,23 +82,29 @@ class RunFolder:
             raise UserError(f"{self.path} is a file; --out takes a folder")
         held = self._entries()
         is_run = is_run_folder(self.path, self.command)
-        if held and not is_run:
+        # Where nothing was saved, a killed start has left its lock too: without one, the config is somebody else's.
+        is_ours = is_run and (held - _BEGUN or (self.path / LOCK).exists())
+        if held and not is_ours:
             raise UserError(f"{self.path} is not empty and not a run of `{self.command}`; give another --out")
         self.resuming = bool(held - _BEGUN)
         self.finished = (self.path / "result.json").is_file()
 
     def _entries(self) -> set[str]:
-        """Names in the folder, without what lies in any folder that is held, queued or was being written to."""
+        """Names in the folder, without what lies in any folder that is held or queued."""
         try:
             names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         except OSError as error:
             raise UserError(f"cannot read the folder {self.path}: {error.strerror}") from None
-        return {name for name in names if name not in _BESIDE and not re.fullmatch(PART, name)}
+        if LOCK in names:  # what is half-written was so by a run that was killed
+            names = {name for name in names if not re.fullmatch(PART, name)}
+        return names - _BESIDE
 
     def close(self) -> None:
         """Let go. A folder in which nothing was saved is removed: the same command can start anew, or another one."""
         if self._lock is None:
             return
+        with contextlib.suppress(OSError):
+            self.checkpoints.rmdir()  # where it is empty
         if not self._entries() - _BEGUN:
             drop_parts(self.path)
             for name in _BEGUN:
@@ -176,8 +183,10 @@ class RunFolder:
 
     def write_config(self, config: Any) -> None:
         """Write ``config.yaml``, complete and enough to run again, and what images and files are to be known by."""
-        head = f"{RUN_HEADER} {self.command} (crosschannel {crosschannel.__version__})\n"
-        self.write("config.yaml", head + to_yaml(config))
+        text = to_yaml(config)
+        if not self.resuming or self.stored_config() != yaml.safe_load(text):  # else a user's remarks in it stay
+            head = f"{RUN_HEADER} {self.command} (crosschannel {crosschannel.__version__})\n"
+            self.write("config.yaml", head + text)
         if self._images:
             self.write("images.json", self._images)
         if self._inputs:

@@ -19,7 +19,7 @@ from crosschannel.console import stderr_console, stdout_console
 from crosschannel.data import CropConfig, ImageSet
 from crosschannel.errors import UserError
 from crosschannel.hub import source_files
-from crosschannel.keys import Device, Out, Part, Seed, check_config
+from crosschannel.keys import Device, Out, Part, Seed, Text, check_config
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.backbone import at_rest
 from crosschannel.training.config import runtime
@@ -38,12 +38,12 @@ class MeasureConfig:
 
     protocol: ClassVar[str]
 
-    backbone: str
+    backbone: Text
     """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
-    data: str = runtime()
+    data: Text = runtime()
     """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
     builtin:sample"""
-    layer: str = "all"
+    layer: Text = "all"
     """one layer, several (comma separated), patterns such as conv*, or all"""
     out: Out | None = runtime(None)
     """run folder; default runs/PROTOCOL-BACKBONE-CONFIG-SEED"""
