@@ -124,7 +124,7 @@ def main(
         except UserError as error:
             if debug:
                 traceback.print_exc()
-            say(f"{program.name}: {' '.join(str(error).split())}")
+            say(f"{program.name}: {' '.join(str(error).split())[:2000]}")
             return 2
         except KeyboardInterrupt:
             say(f"{program.name}: interrupted")
@@ -253,10 +253,7 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
         if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
             action.help = SUPPRESS
     configs = command.configs or config_folder() / program.configs / name
-    argv, config_name = _prepare(argv, configs, command.aliases, parser)
-    path = argv[argv.index("--config") + 1] if config_name else ""
-    if path:
-        _check_groups(path, config_class)
+    argv, path = _prepare(argv, configs, command.aliases, parser, config_class)
     try:
         values = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
@@ -266,7 +263,7 @@ def parse(program: Program, name: str, argv: list[str]) -> Any:
     keys = {entry.name for entry in fields(config_class)}
     config = config_class(**{key: value for key, value in vars(values).items() if key in keys})
     if getattr(config, "out", "") is None:
-        config.out = config.default_out(config_name or name)
+        config.out = config.default_out(Path(path).stem or name)
     check_config(config)
     for key in ("out", "model"):  # a shell leaves the ~ of --out=~/x to us
         if isinstance(getattr(config, key, None), str):
@@ -339,36 +336,45 @@ def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None
             parser.add_argument(entry.name, metavar=entry.name.upper(), help=entry.metadata["help"], **kind)
 
 
-def _prepare(argv: list[str], configs: Path, aliases: dict[str, str], parser: Any) -> tuple[list[str], str | None]:
-    """Flags by their keys, with '_' for '-', `--config` as a path, and switches with a value; the config's name
+def _prepare(
+    argv: list[str], configs: Path, aliases: dict[str, str], parser: Any, config_class: type
+) -> tuple[list[str], str]:
+    """Flags by their keys, with '_' for '-', `--config` as a path, and switches with a value; the config's path
     besides."""
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
-    prepared, name = [], None
+    groups = {key.rpartition(".")[0] for key in types}
+    prepared, path = [], ""
     rest = deque(argv)
     while rest:
         argument = rest.popleft()
         flag, equals, value = argument.partition("=")
         if flag == "--config":
             value = value if equals else rest.popleft() if rest else ""
-            path = find_config(value, configs)
-            name = path.stem
-            prepared += ["--config", str(path)]
+            path = str(find_config(value, configs))
+            _check_file(path, config_class)
+            prepared += ["--config", path]
         elif flag.startswith("--"):
             key = flag[2:].replace("-", "_")
             key = aliases.get(key, key)
             following = rest[0] if rest and not equals else value
             if type(None) in get_args(types.get(key)) and following == "" and (equals or rest):
                 raise UserError(f"{key} must not be empty")  # it would be read as if it had not been given
+            if key in groups and not following.startswith("{"):  # it would be read as the name of a file
+                member = next(name for name in types if name.startswith(f"{key}."))
+                raise UserError(f"{key} is a group of keys: give one of them, such as --{member}")
             alone = types.get(key) is bool and not equals and following.lower() not in ("true", "false")
             prepared.append(f"--{key}{equals}{value}" + ("=true" if alone else ""))
         else:
             prepared.append(argument)
-    return prepared, name
+    return prepared, path
 
 
-def _check_groups(path: str, config_class: type) -> None:
-    """A group of keys in a config file holds keys."""
+def _check_file(path: str, config_class: type) -> None:
+    """The keys of a config file are written one way, and its groups hold keys."""
     tree = read_yaml(Path(path), f"the config {path}")
+    for key in tree:
+        if not isinstance(key, str) or "." in key or key == "config" or key.startswith("__"):
+            raise UserError(f"the config {path} has no key {key!r}; groups are written as train: {{steps: 3}}")
     for entry in fields(config_class):
         if is_dataclass(entry.type) and not isinstance(tree.get(entry.name, {}), dict):
             raise UserError(f"{entry.name} is a group of keys, and {path} has {tree[entry.name]!r} for it")

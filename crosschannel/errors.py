@@ -35,8 +35,11 @@ def foreign(what: str) -> Iterator[None]:
     """Run other people's code: whatever it raises, and its ``sys.exit``, becomes a UserError about ``what``."""
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split())
+    except BaseException as error:
+        try:
+            said = " ".join(str(error).split())
+        except Exception:  # such as an exception that cannot say what it is
+            said = ""
         raise UserError(f"{what}: {type(error).__name__}" + (f": {said[:300]}" if said else "")) from error

@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosschannel.errors import UserError
 
@@ -108,6 +108,8 @@ def check_config(config: Any, prefix: str = "") -> None:
                 raise UserError(f"{name} is a group of keys, got {value!r}")
             check_config(value, f"{name}.")
             continue
+        if not fits(value, hint):
+            raise UserError(f"{name} cannot be {value!r}")
         for leaf in _leaves(value):
             if isinstance(leaf, float) and not math.isfinite(leaf):
                 raise UserError(f"{name} must be a finite number, got {value}")
@@ -144,3 +146,28 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(inner)
     else:
         yield value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type as annotations have it; a list may stand for a tuple and a tuple for a list."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Annotated:
+        return fits(value, arguments[0])
+    if origin in (Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return isinstance(value, str | bool | int) and value in arguments
+    if origin is list:
+        return isinstance(value, list | tuple) and all(fits(one, arguments[0]) for one in value)
+    if origin is tuple:
+        kinds = arguments[:1] * len(value) if isinstance(value, list | tuple) and arguments[-1] is ... else arguments
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items()
+        )
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return value is None if hint is type(None) else isinstance(value, hint)

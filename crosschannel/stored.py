@@ -5,17 +5,16 @@ A bad file is one :class:`UserError`; lines of a log that are damaged are left o
 
 import io
 import json
-import types
 import zipfile
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, read_text
-from crosschannel.keys import check_config
+from crosschannel.keys import check_config, fits
 
 T = TypeVar("T")
 _LONGEST_YAML = 1 << 20  # characters
@@ -109,7 +108,7 @@ def _first_line(error: Exception) -> str:
     return words + (f" in line {mark.line + 1}" if mark else "")
 
 
-def read_arrays(path: Path, limit: int = 1 << 31) -> dict[str, Any]:
+def read_arrays(path: Path, limit: int = 1 << 29) -> dict[str, Any]:
     """The arrays of a ``.npz`` file by name, none of them pickled.
 
     Args:
@@ -173,31 +172,7 @@ def _converted(value: Any, hint: Any, what: str) -> Any:
     inner = next((kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)), None)
     if inner and not (value is None and inner is not hint):
         return typed(inner, value, what)
-    if not _fits(value, hint):
+    if not fits(value, hint):
         raise UserError(f"{what} is damaged: it is {str(value)[:80]!r}")
     plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return tuple(value) if get_origin(plain) is tuple else value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Annotated:
-        return _fits(value, arguments[0])
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is Literal:
-        return isinstance(value, str | bool | int) and value in arguments
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, arguments[0]) for one in value)
-    if origin is tuple:
-        kinds = arguments[:1] * len(value) if isinstance(value, list | tuple) and arguments[-1] is ... else arguments
-        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items()
-        )
-    if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    return value is None if hint is type(None) else isinstance(value, hint)

@@ -1,12 +1,15 @@
 """What `crosschannel-slurm submit` can be told: a profile is a file of these keys."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from crosschannel.keys import Device, Seed, above, at_least, require
+from crosschannel.keys import Device, Seed, Spelling, above, at_least, require
 
+LINE = Spelling(r"[^\n\r]*", "one line")
+Line = Annotated[str, LINE]
 # options of sbatch that have keys of their own …
 _KEYS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}
 # … and those that the launcher stands on
@@ -21,7 +24,7 @@ class SubmitConfig:
     """what the job runs: given after --, as one would type it"""
     cluster: Literal["slurm", "local"] = "slurm"
     """slurm, or local: processes on this machine"""
-    name: str = ""
+    name: Line = ""
     """of the job; default the run folder's"""
     nodes: Annotated[int, at_least(1, 100_000)] = 1
     """machines"""
@@ -35,29 +38,29 @@ class SubmitConfig:
     """memory a node, GB; 0: the cluster's default"""
     hours: Annotated[float, above(0, 1e5)] = 24.0
     """time limit of one attempt; the run goes on in the next one"""
-    partition: str = ""
+    partition: Line = ""
     """where it queues"""
-    account: str = ""
+    account: Line = ""
     """who pays"""
-    qos: str = ""
+    qos: Line = ""
     """quality of service"""
-    constraint: str = ""
+    constraint: Line = ""
     """features that nodes must have"""
-    sbatch: dict[str, str] = field(default_factory=dict)
+    sbatch: Annotated[dict[str, str], LINE] = field(default_factory=dict)
     """any other option of sbatch, such as --sbatch.reservation=NAME; an empty value for one that takes none"""
-    srun: list[str] = field(default_factory=list)
+    srun: Annotated[list[str], LINE] = field(default_factory=list)
     """options of srun, such as ["--mpi=none"]"""
     setup: list[str] = field(default_factory=list)
     """shell lines before the job: modules, a virtual environment"""
-    python: str = ""
+    python: Line = ""
     """what starts Python, such as "apptainer exec --nv image.sif python"; default this Python"""
     env: dict[str, str] = field(default_factory=dict)
     """environment variables of the job"""
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     """of torch.distributed; auto: nccl with GPUs, else gloo"""
-    interface: str = ""
+    interface: Line = ""
     """network interface of gloo and NCCL, such as ib0; default their choice"""
-    scratch: str = ""
+    scratch: Line = ""
     """folder on a node's own disk that the data are copied to first, such as $SLURM_TMPDIR"""
     signal_before_s: Annotated[int, at_least(1)] = 180
     """seconds before the time limit that the job is told to save and leave"""
@@ -106,6 +109,9 @@ class SubmitConfig:
         require(on_slurm or self.nodes == 1, "this machine is one node; nodes must be 1", self.nodes)
         require(on_slurm or not self.sweep, "a sweep needs SLURM: here all would start at once", self.sweep)
         words = "sbatch: these are settled by keys of their own or by the launcher"
+        odd = [key for key in self.sbatch if not re.fullmatch(r"[a-z][a-z0-9_-]*", key)]
+        odd += [key for key in self.env if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key)]
+        require(not odd, "names in sbatch and env must be those of options and of variables", odd)
         require(not ours, words, ", ".join(sorted(ours)))
         require(not self.cwd or Path(self.cwd).is_dir(), "cwd: there is no such folder", self.cwd)
         here = not self.code_copy or Path(self.code_copy).is_dir()

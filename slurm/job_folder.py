@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from crosschannel.errors import UserError
 from crosschannel.files import append_line, write_text
+from crosschannel.keys import Spelling
 from crosschannel.stored import read_rows, typed
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class Job:
         time: when.
     """
 
-    id: str
+    id: Annotated[str, Spelling(r"\d+(_\d+)?", "the number of a job")]
     cluster: str
     nodes: int
     ranks: int

@@ -24,6 +24,7 @@ from slurm import queue
 from slurm.job_folder import Job, JobFolder
 from slurm.queue import Queued
 
+_LOG = re.compile(r"_(\d+)_log\.\w+$")
 _RUNS = {"help": "run folders, or folders of them"}
 
 
@@ -132,7 +133,7 @@ def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
 def _progress(run: Path, state: str) -> tuple[str, str, str, str]:
     """Step, loss, images/s and time left, by the last line that the run has logged."""
     needed = {"train/loss", "train/images_per_s", "train/epoch"}
-    rows = [row for row in read_metrics(run) if needed <= row.keys() and row["train/epoch"] > 0]
+    rows = [row for row in read_metrics(run) if needed <= row.keys() and row["train/epoch"] > 1e-6]
     try:
         asked = typed(TrainConfig, read_yaml(run / "config.yaml").get("train"), "train")
     except UserError:
@@ -157,7 +158,8 @@ def logs(config: LogsConfig) -> None:
     while True:
         if config.follow and time.monotonic() - asked > 10:
             active, asked = is_active(job, queue.queue()), time.monotonic()
-        for path in sorted(Path(job.logs).glob(f"{job.id}_*_log.*"), key=_rank):
+        paths = [path for path in Path(job.logs).glob(f"{job.id}_*_log.*") if _LOG.search(path.name)]
+        for path in sorted(paths, key=_rank):
             places[path] = _print_from(path, places.get(path), f"[{_rank(path)}] ", config.lines, job.ranks > 1)
         sys.stdout.flush()
         if not active:
@@ -166,7 +168,7 @@ def logs(config: LogsConfig) -> None:
 
 
 def _rank(path: Path) -> int:
-    return int(re.search(r"_(\d+)_log\.\w+$", path.name)[1])
+    return int(_LOG.search(path.name)[1])
 
 
 def _print_from(path: Path, start: int | None, label: str, lines: int, labelled: bool) -> int:

@@ -89,6 +89,11 @@ class FrozenFeatures:
         lacking = [layer for layer in self.layers if layer not in maps]
         if lacking:
             raise UserError(f"layer {lacking[0]!r} was not reached in this backbone's forward pass")
+        for layer in self.layers:
+            found = maps[layer]
+            if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != len(images) or not found.numel():
+                shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise UserError(f"layer {layer!r} gives no map (N, C, h, w) for each of {len(images)} images: {shape}")
         pooled = {layer: pool(maps[layer].float(), layer, self.pooling) for layer in self.layers}
         finite = torch.stack([torch.isfinite(feature).all() for feature in pooled.values()]).tolist()
         if not all(finite):

@@ -131,14 +131,14 @@ def _pictures(names: list[str]) -> Iterator[tuple[Path | str, str]]:
 def _targets(pictures: list[tuple[Path | str, str]], out: Path, format: str) -> list[tuple[Path | str, Path]]:
     """Where each picture goes; names that would collide are numbered."""
     extension = ".png" if format == "png" else ".jpg"
-    inputs = {Path(source).resolve() for source, _ in pictures}
+    inputs = {os.path.realpath(source) for source, _ in pictures}
     taken: set[str] = set()  # by what they are once links are followed
     targets = []
     for source, stem in pictures:
         target, number = out / f"{stem}{extension}", 1
         while os.path.realpath(target) in taken:
             target, number = out / f"{stem}-{number}{extension}", number + 1
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise UserError(f"{target} would overwrite a picture to be coloured; give another --out")
         taken.add(os.path.realpath(target))
         targets.append((source, target))

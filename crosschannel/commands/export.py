@@ -57,10 +57,11 @@ def export(config: ExportConfig) -> Path:
     beside = [CARD, *([PICTURE] if sample_of(run) else [])] if config.card else []
     if out.name in beside:
         raise UserError(f"{out} would be replaced by the model card; give another --out, or --card false")
-    for path in (out, *(out.parent / name for name in beside)):
-        outputs.check(path)
+    outputs.check(out)
     if config.format == "safetensors" and out.suffix != ".safetensors":
         raise UserError(f"--out must end in .safetensors for this format, got {out}")
+    for name in beside:
+        outputs.check(out.parent / name)
     check_probes(probes)
     backbone = load_backbone(config.backbone, config.layers or None)
     _settle_licence(backbone, config.licence)

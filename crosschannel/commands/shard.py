@@ -54,6 +54,9 @@ def shard(config: ShardConfig) -> None:
         raise UserError(f"out must name a new folder, got {config.out!r}")
     _check_empty(out)
     splits = dict(zip(("train", "val"), open_images(config.data, config.val_share), strict=True))
+    for name in splits["train"].classes:
+        if re.search("[\n\ud800-\udfff]", name):
+            raise UserError(f"the class {name!r} cannot be a line of {CLASSES}; rename its folder")
     part = out.with_name(out.name + ".part")
     if os.path.realpath(part) in (
         os.path.realpath(config.data),

@@ -85,7 +85,9 @@ def open_picture(data: bytes) -> Image.Image:
     Raises:
         BrokenImage: it would hold more than 178 million pixels.
     """
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     check_size(image.height, image.width)
     return image
 
@@ -119,8 +121,8 @@ def _upright(data: bytes) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of a Pillow image of any mode; 16-bit grey is scaled, alpha is laid over white."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((grey * 255 / 65535).round().astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")  # of 65535 parts, 255
     if image.mode == "F":
         grey = np.nan_to_num(np.asarray(image))
         return Image.fromarray((grey * (255 if grey.max() <= 1 else 1)).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -21,7 +21,7 @@ from crosschannel.files import read_bytes, read_text
 
 CLASSES, LISTING = "classes.txt", "shards.txt"  # beside shards: class names by label; file names, for http
 _INDEX_VERSION = "crosschannel-index-1"
-_MOST_CLASSES, _MOST_SHARDS = 1_000_000, 100_000
+_MOST_CLASSES, _MOST_SHARDS = 100_000, 100_000
 _OPEN_FILES = 64  # shards that a process keeps open
 _SPLITS = {"train": r"train(ing)?", "val": r"val(id|idation)?", "test": r"test"}
 
@@ -53,6 +53,10 @@ class ShardImages:
             np.fromiter((row[i] for table in tables for row in table), np.int64) for i in range(3)
         )
         self.names = Names(_unique(shards, tables))
+        if classes and int(self.labels.max(initial=-1)) >= len(classes):
+            raise UserError(
+                f"{CLASSES} beside {shards[0]} has {len(classes)} names, and there is label {self.labels.max()}"
+            )
         self.classes = classes or tuple(str(i) for i in range(int(self.labels.max(initial=-1)) + 1))
         self._files: dict[tuple[int, int], int] = {}
 
@@ -186,13 +190,10 @@ def scan(path: Path) -> list[Row]:
 
 
 def _label(path: Path, name: str, text: bytes) -> int:
-    try:
-        label = int(text)
-    except ValueError:
-        label = -1
-    if not 0 <= label < _MOST_CLASSES:
+    number = re.fullmatch(rb"\s*(\d{1,9})\s*", text)
+    if not number or int(number[1]) >= _MOST_CLASSES:
         raise UserError(f"{path}: its member {name} must be the number of a class, got {text!r}")
-    return label
+    return int(number[1])
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
@@ -291,8 +292,13 @@ def _classes(shard: str) -> tuple[str, ...]:
     """The class names beside a shard, where there are any."""
     place = f"{shard.rpartition('/')[0]}/{CLASSES}" if "/" in shard else CLASSES
     if is_remote(shard):
-        return tuple(_decoded(read_file(place) or b"", place).splitlines())
-    return tuple(read_text(Path(place)).splitlines()) if Path(place).is_file() else ()
+        text = _decoded(read_file(place) or b"", place)
+    else:
+        text = read_text(Path(place)) if Path(place).is_file() else ""
+    names = tuple(text.removesuffix("\n").split("\n")) if text else ()
+    if len(set(names)) < len(names):
+        raise UserError(f"{place} has a name twice")
+    return names
 
 
 def _decoded(text: bytes, what: str) -> str:

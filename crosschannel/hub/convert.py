@@ -132,6 +132,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         for key, value in items
         if isinstance(key, str) and isinstance(value, Tensor) and _is_plain(value)
     }
+    if len(tensors) < sum(isinstance(v, Tensor) and isinstance(k, str) and _is_plain(v) for k, v in items):
+        raise UserError(f"{path} holds two tensors of one name, with and without 'module.'")
     if not tensors:
         raise UserError(f"{path} holds no named tensors")
     return tensors
@@ -235,7 +237,14 @@ def _load(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
             state.setdefault(key, torch.zeros_like(tensor))
         elif key.startswith(("fc6.", "fc7.")) and key in state and state[key].numel() == tensor.numel():
             state[key] = state[key].reshape(tensor.shape)
-    load_state(net, {key: tensor.to(own[key].dtype) if key in own else tensor for key, tensor in state.items()}, what)
+    load_state(
+        net,
+        {
+            key: tensor.to(own[key].dtype) if key in own and tensor.is_floating_point() else tensor
+            for key, tensor in state.items()
+        },
+        what,
+    )
 
 
 def _from_caffe(path: Path, layers: list[CaffeLayer], input: str | None) -> Imported:

@@ -145,9 +145,13 @@ def is_ours(path: Path) -> bool:
 
 def load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """``load_state_dict`` that says in one sentence what does not fit, or cannot be weights."""
-    _compare(module.state_dict(), state, what)
+    own = module.state_dict()
+    _compare(own, state, what)
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if own[name].is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
+            raise UserError(f"{what} has {name} as {tensor.dtype}, and the net as {own[name].dtype}")
+        tensor = tensor.to(own[name].dtype)
+        if not tensor.isfinite().all():
             raise UserError(f"{what} holds numbers that are not finite, in {name}")
         if name.endswith("running_var") and (tensor < 0).any():
             raise UserError(f"{what} holds a negative variance, in {name}")

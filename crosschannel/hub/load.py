@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from crosschannel.hub.files import is_ours, load_state, read_weights
 from crosschannel.hub.formats import FORMATS, IMAGENET
 from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import OPTIONS, Source, parse_source, working_folder_importable
+from crosschannel.keys import check_config
 from crosschannel.models import NET_NAMES, AlexNet, Backbone, InputSpec, NetSpec, build_net, build_pretext, widen_to_lab
 from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
@@ -56,11 +58,20 @@ def load_backbone(
         UserError: no such source, a file that does not hold a backbone, an unknown layer.
     """
     parsed = _fetched(parse_source(source))
-    with torch.random.fork_rng(devices=[]):  # nets are made with random weights before they get theirs
-        net, input, provenance = _LOADERS[parsed.kind](parsed, data)
-    provenance.source = source
-    backbone = Backbone(net, input, layers, provenance).to(device, dtype)
-    return backbone.eval().requires_grad_(False) if frozen else backbone.train()
+    of_others = parsed.kind == "factory" or (parsed.kind == "random" and parse_source(parsed.name).kind == "factory")
+    grad = torch.is_grad_enabled()
+    with foreign(f"{source!r} cannot be made") if of_others else contextlib.nullcontext():
+        with torch.random.fork_rng(devices=[]):  # nets are made with random weights before they get theirs
+            net, input, provenance = _LOADERS[parsed.kind](parsed, data)
+        torch.set_grad_enabled(grad)  # whatever a factory has done
+        provenance.source = source
+        backbone = Backbone(net, input, layers, provenance).to(device, dtype)
+        odd = [
+            name for name in backbone.layers if not isinstance(name, str) or not name.isprintable() or len(name) > 200
+        ]
+        if odd:
+            raise UserError(f"{source!r} has a layer that cannot be called so: {str(odd[0])[:80]!r}")
+        return backbone.eval().requires_grad_(False) if frozen else backbone.train()
 
 
 def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer:
@@ -80,6 +91,10 @@ def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer
     if meta.objective is None:
         raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
     objective, native = build_objective(replace(meta.objective, prior="imagenet-256")), state.pop("native", None)
+    if native is not None and (
+        native.shape != (2, 313) or not native.is_floating_point() or not native.abs().max() < 1e3
+    ):
+        raise UserError(f"{source} holds a decode that is none: (2, 313) ab values")
     net = build_pretext(meta.net, objective.outputs, meta.input.size)
     load_state(net, state, source)
     provenance = Provenance(source, meta.provenance.details)
@@ -344,6 +359,10 @@ def _load_factory(source: Source, _data: str | None) -> Loaded:
     with foreign(f"{source.name}() failed"):
         made = factory()
     if isinstance(made, Backbone):
+        if not isinstance(made.input, InputSpec) or not isinstance(made.provenance, Provenance):
+            raise UserError(f"{source.name} returned a Backbone without an InputSpec or a Provenance")
+        check_config(made.input)
+        json.dumps(made.provenance.to_dict())  # it is going to be written
         return made.net, made.input, made.provenance
     if not isinstance(made, nn.Module):
         raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")

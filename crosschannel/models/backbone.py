@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.errors import UserError
-from crosschannel.keys import SIDE, above, require
+from crosschannel.keys import SIDE, Spelling, above, require
 from crosschannel.models.layers import LayeredNet
 
 InputKind = Literal["grey", "lab", "rgb", "sobel"]
+_MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
 CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2}
 
 
@@ -33,7 +34,7 @@ class InputSpec:
     kind: InputKind = "grey"
     size: Annotated[int, SIDE] = 227
     resize: Annotated[int, SIDE] = 256
-    interpolation: str = "bilinear"
+    interpolation: Annotated[str, Spelling(_MODES, "one that torch or timm has")] = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: Annotated[tuple[float, ...], above(0)] = (0.229, 0.224, 0.225)
 

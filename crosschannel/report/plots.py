@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from crosschannel.console import plain
 from crosschannel.files import Writer, written_whole
 
 Curve = Mapping[str, tuple[float, float]]  # layer → (mean, standard deviation over seeds), in percent
@@ -69,7 +70,9 @@ def _draw(axes, layers: Sequence[str], curves: Mapping[str, Curve], colours: Seq
             continue
         means, spreads = zip(*(curve[layers[place]] for place in places), strict=True)
         colour = colours[i % len(colours)]
-        axes.plot(places, means, style, color=colour, label=label, marker="o" if style == "-" else ".", markersize=4)
+        axes.plot(
+            places, means, style, color=colour, label=plain(label), marker="o" if style == "-" else ".", markersize=4
+        )
         if any(spreads):
             low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
             axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)

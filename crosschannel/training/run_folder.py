@@ -284,7 +284,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 @dataclass
