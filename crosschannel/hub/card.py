@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import crosschannel
+from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.models import Backbone
 from crosschannel.report.page import markdown
@@ -17,7 +18,10 @@ CARD, PICTURE = "README.md", "sample.png"
 def check_probes(probes: Sequence[Path]) -> None:
     """Raise a UserError for a probe run that is not finished."""
     for path in probes:
-        read_result(path)
+        try:
+            read_result(path)
+        except UserError as error:
+            raise UserError(f"{path} is not a finished probe run: {error}") from None
 
 
 def how_to_load(source: str, layer: str) -> list[str]:

@@ -35,10 +35,24 @@ def raises(): return {}["missing"]
 def needs(width, depth): return nn.Conv2d(3, 4, 3)
 def leaves(): sys.exit(0)
 def leaves_later(): return Late(SystemExit(0))
+def silent(): raise Silent()
+def base(): raise BaseException("\x1b[2J")
+def lazy(): return nn.Sequential(nn.LazyConv2d(4, 3))
+def one_row(): return Short()
 def fails_later(): return Late(KeyError("no such layer"))
 def text(): return "a net"
 def nothing(): return None
 def long(): raise ValueError("x" * 10_000 + "\\n" * 50)
+
+class Silent(Exception):
+    def __str__(self): raise RuntimeError("no words")
+
+class Short(nn.Module):
+    layers = ("conv",)
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+    def forward_features(self, x, layers): return {"conv": self.conv(x)[:1, :, 0, 0]}
 
 class Late(nn.Module):
     def __init__(self, error):
@@ -51,7 +65,8 @@ SOURCES = [
     "odd:raises", "odd:needs", "odd:leaves", "odd:leaves_later", "odd:fails_later", "odd:text", "odd:nothing",
     "odd:long",
     "odd:gone", "broken:make", "leaving:make", "gone:make", "odd.deeper:make", "sys:exit", "os:getcwd", "builtins:exit",
-    "random:odd:leaves", "random:odd:needs", "odd:sys.exit", "__main__:x",
+    "random:odd:leaves", "odd:silent", "odd:base", "odd:lazy", "odd:one_row",
+    "random:odd:needs", "odd:sys.exit", "__main__:x",
 ]  # fmt: skip
 
 
@@ -233,6 +248,40 @@ def test_images_of_shards_have_one_name_each(tmp_path):
     assert sorted([*train.names, *val.names]) == ["twice.tar/0.png", "twice.tar/0.png~2"]
     with pytest.raises(UserError, match="named twice"):
         open_images(f"{tmp_path}/{{x,x}}/a.tar")
+
+
+@pytest.mark.parametrize("names", ["a\na\n", "a\n"])
+def test_a_list_of_classes_that_does_not_fit_is_said(tmp_path, names):
+    image = picture("PNG")
+    write_tar(tmp_path / "train.tar", {"0.png": image, "0.cls": b"0", "1.png": image, "1.cls": b"1"})
+    (tmp_path / "classes.txt").write_text(names)
+    with pytest.raises(UserError, match=r"twice|has 1 names, and there is label 1"):
+        open_images(str(tmp_path), 0.5)
+
+
+def test_a_class_that_is_no_line_is_refused_before_anything_is_packed(photo_folder, tmp_path, capsys):
+    for number, name in enumerate(("a\nb", "c")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for path in sorted((photo_folder / "train" / f"class{number}").iterdir()):
+            (tmp_path / "in" / name / path.name).write_bytes(path.read_bytes())
+    assert main(["shard", str(tmp_path / "in"), str(tmp_path / "out"), "--val_share=0.3"]) == 2
+    assert "cannot be a line" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_of_other_kinds_of_number_are_said(finished_run, tmp_path, dtype):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(finished_run / "backbone.safetensors", "pt") as file:
+        meta, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for name in ("conv1.conv.weight", "conv1.norm.running_var"):
+        save_file({**state, name: state[name].to(dtype)}, tmp_path / "b.safetensors", meta)
+        if dtype == torch.float8_e4m3fn:
+            load_backbone(str(tmp_path / "b.safetensors"))  # coarse, and still numbers
+        else:
+            with pytest.raises(UserError, match=f"has {name} as"):
+                load_backbone(str(tmp_path / "b.safetensors"))
 
 
 @pytest.mark.parametrize("label", [b"dog", b"", b"9" * 30, b"-1", b"1" * 10**6, b"\xff", b"1000000"])

@@ -120,6 +120,81 @@ def test_the_same_command_again_replaces_what_it_wrote_unless_that_was_edited(pl
     assert main([*words, "--overwrite"]) == 0 and path.stat().st_size == size
 
 
+def test_finished_shards_are_no_leftover_and_an_input_is_none_either(photo_folder, tmp_path, capsys):
+    out, part = tmp_path / "s", tmp_path / "s.part"
+    assert main(["shard", str(photo_folder), str(out)]) == 0
+    out.rename(part)
+    before = snapshot(tmp_path)
+    for data in (part, photo_folder, tmp_path / "gone"):
+        assert main(["shard", str(data), str(out)]) == 2
+        assert snapshot(tmp_path) == before
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert main(["shard", str(photo_folder), str(tmp_path / "link")]) == 2 and "is a link" in capsys.readouterr().err
+
+
+def test_a_config_beside_which_nothing_was_saved_is_its_users(photo_folder, small, finished_run, tmp_path):
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "config.yaml").write_text((finished_run / "config.yaml").read_text() + "# a remark of mine\n")
+    for command in (["pretrain", f"--config={new}/config.yaml"], small):
+        before = snapshot(tmp_path)
+        assert main([*command, f"--out={new}"]) == 2 and snapshot(tmp_path) == before
+    link = tmp_path / "linked"
+    link.mkdir()
+    (link / "config.yaml").symlink_to(new / "config.yaml")
+    before = snapshot(tmp_path)
+    assert main([*small, f"--out={link}"]) == 2 and snapshot(tmp_path) == before
+
+
+def test_remarks_in_the_config_of_a_run_outlive_a_resume(small, finished_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    (out / "result.json").unlink()
+    text = (out / "config.yaml").read_text().replace(str(finished_run), str(out)) + "# a remark of mine\n"
+    (out / "config.yaml").write_text(text)
+    assert main([*small, f"--out={out}"]) == 0 and (out / "config.yaml").read_text() == text
+
+
+@pytest.mark.parametrize("name", [LOCK, NOTES])
+def test_links_that_are_called_as_files_of_ours_lead_nowhere(places, tmp_path, name):
+    precious, out = tmp_path / "precious", tmp_path / "out"
+    precious.write_text("precious")
+    out.mkdir()
+    (out / name).symlink_to(precious)
+    before = snapshot(tmp_path)
+    words = ["colorize", f"{places['own']}/pics/a.jpg", f"--model={places['run']}", f"--out={out}"]
+    assert main(words) == 2 and snapshot(tmp_path) == before
+
+
+def test_inputs_of_every_kind_outlive_overwrite(places, photo_folder, tmp_path):
+    """The model, the config and the images of a command."""
+    own, run = places["own"], places["run"]
+    data, config, model = tmp_path / "data", tmp_path / "c.npz", tmp_path / "out" / "a.png"
+    shutil.copytree(photo_folder / "train", data)
+    config.write_text("limit: 4\n")
+    model.parent.mkdir()
+    shutil.copy(run / "colorizer.safetensors", model)
+    (tmp_path / "m.safetensors").symlink_to(model)
+    before = snapshot(tmp_path)
+    for words in (
+        ["prior", f"--data={data}", f"--out={next(data.rglob('*.jpg'))}", "--overwrite"],
+        ["prior", f"--data={data}", f"--config={config}", f"--out={config}", "--overwrite"],
+        ["colorize", f"{own}/pics/a.jpg", f"--model={tmp_path}/m.safetensors", f"--out={model.parent}", "--overwrite"],
+        ["export", str(run), "--format=timm", f"--out={tmp_path}/README.md"],
+    ):
+        assert main(words) == 2 and snapshot(tmp_path) == before, words
+
+
+def test_names_that_cannot_be_written_down_are_refused_at_the_start(small, photo_folder, tmp_path, capsys):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
+    shutil.copytree(photo_folder, odd)
+    before = snapshot(tmp_path)
+    for words in ([*small, f"--out={odd}"], ["pretrain", f"--data={odd}", *small[2:], f"--out={tmp_path / 'run'}"]):
+        assert main(words) == 2 and "UTF-8" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
 def test_two_that_shard_at_once(photo_folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     write, others = shard_command.write_shards, []

@@ -58,7 +58,9 @@ BAD = [
     ("crosschannel", f"{PRETRAIN} --config={'c' * 300}", "File name too long"),
     ("crosschannel", f"{PRETRAIN} --config=~nosuchuser/x", "no such user"),
     ("crosschannel", f"{PRETRAIN} --config=a\0b", "no config"),
-    ("crosschannel", f"{PRETRAIN} --train=null", "train"),
+    ("crosschannel", f"{PRETRAIN} --train=null", "train is a group of keys"),
+    ("crosschannel", f"{PRETRAIN} --optim=/dev/zero", "optim is a group of keys"),
+    ("crosschannel", f"{PRETRAIN} --optim={{lr:null}}", "optim"),
     ("crosschannel", "colorize a.png --model m --out o --size=-1", "size"),
     ("crosschannel", "colorize a.png --model m --out o --size=1000000", "size"),
     ("crosschannel", "colorize a.png --model m --out o --temperature=.inf", "temperature must be a finite"),
@@ -93,6 +95,9 @@ BAD = [
     ("crosschannel-slurm", "submit --dry-run -- crosschannel pretrain --data x --model.name=resnet", "no net 'resnet'"),
     ("crosschannel-slurm", "submit --dry-run -- transfer knn --backbone b --data x --k=[0]", "k must be"),
     ("crosschannel-slurm", "logs x --lines=-1", "lines"),
+    ("crosschannel-slurm", "submit --name=a\nb -- crosschannel zoo", "name must be one line"),
+    ("crosschannel-slurm", 'submit --env={"x;y":"1"} -- crosschannel zoo', "names in sbatch and env"),
+    ("crosschannel-slurm", "submit --sbatch.comment=a\nb -- crosschannel zoo", "sbatch must be one line"),
 ]
 MAINS = {"crosschannel": crosschannel.cli, "transfer": transfer.cli, "crosschannel-slurm": slurm.cli}
 
@@ -120,6 +125,11 @@ YAMLS = {
     "a long number": (b"seed: " + b"9" * 5000, "seed|YAML"),
     "deep": (b"[" * 5000, "nested|YAML"),
     "a list": (b"- 1\n", ""),
+    "null for a number": (b"train: {batch: null}\n", "train.batch cannot be None"),
+    "null for a seed": (b"seed: null\n", "seed cannot be None"),
+    "null for a name": (b"model: {name: null}\n", "model.name cannot be None"),
+    "a key in two ways": (b"train.steps: 2\ntrain: {steps: 3}\n", "has no key 'train.steps'"),
+    "a config in a config": (b"config: x\n", "has no key 'config'"),
     "a NUL": (b'data: "a\\0b"\n', "data holds a NUL"),
     "out of range": (b"train: {ema: 1.0}\n", "train.ema"),
 }

@@ -78,7 +78,10 @@ def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, cap
         assert message in capsys.readouterr().err
     (tmp_path / "README.md").write_text("# My thesis\n")
     assert main(["export", alexnet, f"--out={tmp_path / 'o.safetensors'}"]) == 2
-    assert "is not a model card" in capsys.readouterr().err and not (tmp_path / "o.safetensors").exists()
+    assert (
+        "README.md is there, and is not as `crosschannel export` left it" in capsys.readouterr().err
+        and not (tmp_path / "o.safetensors").exists()
+    )
 
 
 def test_timm_lists_creates_and_loads_our_nets(alexnet, tmp_path, capsys):
