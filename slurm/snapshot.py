@@ -25,12 +25,12 @@ def snapshot(target: Path, more: Sequence[str] = ()) -> None:
     Raises:
         UserError: no such package.
     """
+    sources = {name: _source(name) for name in (*PACKAGES, *more)}  # all are there before anything is made
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     states = {}
-    for name in (*PACKAGES, *more):
-        source = _source(name)
+    for name, source in sources.items():
         if source.is_dir():
             shutil.copytree(source, part / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         else:

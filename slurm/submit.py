@@ -15,7 +15,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from crosschannel.console import plain, say
 from crosschannel.errors import UserError
-from crosschannel.files import FolderLock, write_text
+from crosschannel.files import LOCK, FolderLock, write_text
 from slurm import queue
 from slurm.command import WrappedCommand, check_paths, check_place, prefetch, sweep
 from slurm.config import SubmitConfig
@@ -78,9 +78,24 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
     with environment(config.env):
         for _, command in todo:
             prefetch(command)
-    if not code.is_dir():
-        snapshot(code, config.code)
-    return _queue(config, home, todo, code)
+    new = [path for path in {home, *(JobFolder(place).path for place in places)} if _is_empty(path)]
+    try:
+        if not code.is_dir():
+            snapshot(code, config.code)
+        return _queue(config, home, todo, code)
+    except UserError:
+        for path in new:
+            for entry in path.iterdir() if path.is_dir() else ():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.name != LOCK:
+                    entry.unlink()
+        raise
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder but its lock, or it is not there."""
+    return not folder.is_dir() or {entry.name for entry in folder.iterdir()} <= {LOCK}
 
 
 def _print_script(config: SubmitConfig, home: Path, places: Sequence[Path], code: Path) -> None:
