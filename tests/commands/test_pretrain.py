@@ -18,7 +18,7 @@ from crosschannel.training.run_folder import read_metrics
 def test_a_run_folder_holds_what_the_docs_say(finished_run):
     names = {p.name for p in finished_run.iterdir()} - {".lock"}
     assert names == {
-        "config.yaml", "images.json", "inputs.json", "metrics.jsonl", "checkpoints", "samples", "backbone.safetensors",
+        "config.yaml", "images.json", "metrics.jsonl", "checkpoints", "samples", "backbone.safetensors",
         "colorizer.safetensors", "curve.png", "result.json",
     }  # fmt: skip
     result = json.loads((finished_run / "result.json").read_text())
