@@ -66,9 +66,13 @@ def measure(name: str, variant: str, device: torch.device, seconds: float) -> di
     loop.set_up()
     model = loop.wrap()
     batch = next(crop_loader(stream, 0, batch_size, batch_size))
-    whole = repeat(lambda: loop.step(model, [batch]), device, seconds)
+
+    def step() -> None:
+        loop.update(loop.gradients(model, [batch]))
+
+    whole = repeat(step, device, seconds)
     loop.task = NetworkAlone(task, batch)
-    network = repeat(lambda: loop.step(model, [batch]), device, seconds)
+    network = repeat(step, device, seconds)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory()
     return {
         "batch": batch_size,
