@@ -406,5 +406,7 @@ class Loop:
         self.scaler.load_state_dict(dict(state["scaler"]))
         self.losses = [loss.reshape(()).to(self.world.device) for loss in state["losses"]]
         self.broken.seen, self.broken.broken = map(int, state["broken"])
-        self.figures = {str(name): float(value) for name, value in state["figures"].items()}
+        self.figures = dict(state["figures"])
+        if not all(isinstance(value, int | float) for value in self.figures.values()):
+            raise ValueError("its figures are no numbers")
         self.done, self.evaluated = state["step"], state["evaluated"]

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from crosschannel.training import checkpoints
-from crosschannel.training.run_folder import read_metrics
+from crosschannel.training.run_folder import read_metrics, read_result
 
 
 def equal(a, b) -> bool:
@@ -24,6 +24,8 @@ def assert_same_end(run: Path, reference: Path) -> None:
     """Weights, optimiser state and the log of two finished runs are the same, bit for bit."""
     for name in ("backbone.safetensors", "colorizer.safetensors"):
         assert equal(load_file(run / name), load_file(reference / name)), name
+    results = [vars(read_result(path)) for path in (run, reference)]
+    assert all(results[0][key] == results[1][key] for key in ("n", "metrics", "protocol", "seed"))
     states = [checkpoints.load(checkpoints.newest(path / "checkpoints")) for path in (run, reference)]
     assert equal(*states)
     logs = [[{k: v for k, v in row.items() if k != "train/images_per_s"} for row in read_metrics(path)] for path in
