@@ -158,7 +158,11 @@ def test_a_bug_ends_the_job_and_is_not_started_again(cluster, sl, tmp_path):
     sl("submit", "--nodes=2", "--", "transfer", "knn", "--backbone=mine:net", "--data=builtin:sample", "--out=runs/k")
     wait(cluster, run, "failed", seconds=90)
     assert events(run) == ["started", "failed"]
-    assert JobFolder(run).events()[-1]["cause"].endswith("exit code 1: ZeroDivisionError: of mine")
+    assert (
+        JobFolder(run)
+        .events()[-1]["cause"]
+        .endswith("exit code 2: transfer: mine:net() failed: ZeroDivisionError: of mine")
+    )
     job = JobFolder(run).jobs()[-1].id
     cluster.until(lambda: job not in cluster.ask("squeue", "-h", "-o", "%i").split(), 60)
     said = sl("status")
