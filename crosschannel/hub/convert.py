@@ -237,14 +237,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
             state.setdefault(key, torch.zeros_like(tensor))
         elif key.startswith(("fc6.", "fc7.")) and key in state and state[key].numel() == tensor.numel():
             state[key] = state[key].reshape(tensor.shape)
-    load_state(
-        net,
-        {
-            key: tensor.to(own[key].dtype) if key in own and tensor.is_floating_point() else tensor
-            for key, tensor in state.items()
-        },
-        what,
-    )
+    load_state(net, state, what)
 
 
 def _from_caffe(path: Path, layers: list[CaffeLayer], input: str | None) -> Imported:
