@@ -89,6 +89,11 @@ class Cluster:
         words = self.ask("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.partition("=")[::2] for word in words)
 
+    def seconds_running(self, number: str) -> int:
+        days, _, clock = self.job(number)["RunTime"].rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
     def release(self, number: str) -> None:
         """Start a requeued job now: SLURM would let it wait for two minutes."""
         self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")

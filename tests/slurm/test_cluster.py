@@ -103,11 +103,13 @@ def test_time_out_preemption_and_requeue_in_one_run_end_where_the_uninterrupted_
     cluster, sl, two, tmp_path, uninterrupted
 ):
     run = tmp_path / "runs/a"
-    # A minute is SLURM's shortest limit; the signal comes 45 s before its end.
-    job = two("--partition=scavenge", "--hours=0.016", "--signal-before-s=45")
+    job = two("--partition=scavenge", "--signal-before-s=45")
+    wait_for_step(cluster, run, 6)
+    # Whole minutes, the end 30 to 90 s away. SLURM looks every 30 s and sends the signal up to 30 s early.
+    cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={(cluster.seconds_running(job) + 30) // 60 + 1}")
     wait(cluster, run, "interrupted")
     first = last_step(run)
-    assert 0 < first < STEPS
+    assert 6 <= first < STEPS
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     wait(cluster, run, "started", 2)
     wait_for_step(cluster, run, first + 4)
