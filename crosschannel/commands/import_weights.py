@@ -49,7 +49,7 @@ def import_file(config: ImportConfig) -> Path:
     found = import_weights(path, config.name, config.input)
     details = {"format": found.format, "file": path.name, "licence": config.licence}
     found.save(out, Provenance(str(path), details), outputs.write)
-    kind = "colorizer" if found.native is not None else "backbone"
+    kind = "colorizer" if found.has_head else "backbone"
     console = stdout_console()
     whose = f" ({FORMATS[found.format].whose})" if found.format in FORMATS else ""
     said = f"{out}: {found.spec.name} {kind} from {found.format}{whose}, input {found.input.kind}"

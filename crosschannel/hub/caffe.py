@@ -13,7 +13,7 @@ import numpy as np
 
 from crosschannel.errors import UserError
 
-_V1_TYPES = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU"}
+_V1_TYPES = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 39: "Deconvolution"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST_LAYERS, _MOST_NUMBERS = 10_000, 1 << 30
 
@@ -24,12 +24,14 @@ class _Damaged(Exception):
 
 @dataclass
 class CaffeLayer:
-    """A layer of a net: its name, type, arrays, and the groups, padding and stride of a convolution."""
+    """A layer of a net: its name, type, arrays, the groups, padding, stride and dilation of a convolution, and the
+    slope of a ReLU below zero."""
 
     name: str = ""
     type: str = ""
     blobs: list[np.ndarray] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
+    slope: float = 0.0
 
 
 def read_caffemodel(path: Path) -> list[CaffeLayer]:
@@ -106,6 +108,8 @@ def _layer(data: memoryview) -> CaffeLayer:
             layer.blobs.append(_blob(_bytes(value)))
         elif number == 106:
             layer.parameters = _convolution(_bytes(value))
+        elif number == 123:
+            layer.slope = _slope(_bytes(value))
     return layer
 
 
@@ -121,12 +125,19 @@ def _v1_layer(data: memoryview) -> CaffeLayer:
             layer.blobs.append(_blob(_bytes(value)))
         elif number == 10:
             layer.parameters = _convolution(_bytes(value))
+        elif number == 30:
+            layer.slope = _slope(_bytes(value))
     return layer
 
 
 def _convolution(data: memoryview) -> dict[str, int]:
     names = {3: "pad", 4: "kernel", 5: "groups", 6: "stride", 18: "dilation"}
     return {names[n]: value for n, kind, value in _fields(data) if n in names and kind == _VARINT}
+
+
+def _slope(data: memoryview) -> float:
+    """Of ReLUParameter."""
+    return next((float(np.frombuffer(v, "<f4")[0]) for n, kind, v in _fields(data) if n == 1 and kind == _FIXED32), 0.0)
 
 
 def _blob(data: memoryview) -> np.ndarray:

@@ -4,62 +4,24 @@ import contextlib
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosschannel.errors import UserError
-from crosschannel.files import Writer, written_whole
-from crosschannel.hub.caffe import CaffeLayer, read_caffemodel
-from crosschannel.hub.files import load_state, save_backbone, save_colorizer
+from crosschannel.hub.caffe import read_caffemodel
+from crosschannel.hub.caffe_nets import from_caffe
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
-from crosschannel.models import AlexNet, InputSpec, NetSpec, PretextNet, build_net, build_pretext
-from crosschannel.models.alexnet import VARIANTS
-from crosschannel.models.backbone import Provenance
-from crosschannel.objectives import ObjectiveConfig
+from crosschannel.hub.imported import KINDS, Imported, load_named
+from crosschannel.models import build_net, build_pretext
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".caffemodel")
-_KINDS = {1: "grey", 2: "sobel", 3: "rgb"}  # by the first convolution's channels
 _AB_SCALE = 110.0  # of the release's Python nets: (L - 50) / 100 in, ab / 110 out
 _L_SCALE = 100.0
-_CAFFE_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
-_CAFFE_EPS = 1e-5
-CAFFE_MEAN = (122.679, 116.669, 104.007)  # of ImageNet in 0..255, RGB: what Caffe's reference nets subtract
-
-
-@dataclass
-class Imported:
-    """A net in our module, from somebody's file.
-
-    Attributes:
-        net: a backbone net, or a PretextNet where the file holds a colorization head.
-        spec, input: its description.
-        format: what the file was taken for.
-        left_out: names in the file that a backbone has no place for.
-        native: (2, 313) ab of every bin as the net's own decode has them; None for backbones.
-    """
-
-    net: nn.Module
-    spec: NetSpec
-    input: InputSpec
-    format: str
-    left_out: list[str] = field(default_factory=list)
-    native: Tensor | None = None
-
-    def backbone(self) -> nn.Module:
-        return self.net.net if isinstance(self.net, PretextNet) else self.net
-
-    def save(self, path: Path, provenance: Provenance, write: Writer = written_whole) -> None:
-        """Write one of our files: a colorizer where there is a head, else a backbone."""
-        described = (path, self.net, self.spec, self.input)
-        if isinstance(self.net, PretextNet):
-            save_colorizer(*described, ObjectiveConfig(), provenance, native=self.native, write=write)
-        else:
-            save_backbone(*described, provenance, write)
 
 
 def import_weights(path: Path, name: str | None = None, input: str | None = None) -> Imported:
@@ -82,7 +44,7 @@ def import_weights(path: Path, name: str | None = None, input: str | None = None
     if path.suffix == ".caffemodel" or name == "caffe":
         layers = read_caffemodel(path)
         with _of_the_right_shapes(path):
-            return _from_caffe(path, layers, input)
+            return from_caffe(path, layers, input)
     state = read_state(path)
     with _of_the_right_shapes(path):
         return import_state(state, _detect(path, state, name), str(path), input)
@@ -214,117 +176,16 @@ def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str
         if native.shape != (2, 313, 1, 1):
             raise UserError(f"{source}: {format.names['native']} is of shape {tuple(native.shape)}, not (2, 313, 1, 1)")
         native = native[:, :, 0, 0] * _AB_SCALE
-    _load(net, ours, source)
+    load_named(net, ours, source)
     return Imported(net.eval(), spec, spec_input, name, sorted({key.rpartition(".")[0] for key in extra}), native)
 
 
 def _describe(source: str, format: Format, ours: dict[str, Tensor], channels: int, input: str | None):
     """The net's and its input's description, as the tensors have it."""
-    kind = input or _KINDS.get(channels)
+    kind = input or KINDS.get(channels)
     if kind is None or replace(format.input, kind=kind).channels != channels:
         raise UserError(
             f"{source}: its first convolution takes {channels} channels, which input {kind!r} does not have"
         )
     fc = len(ours["fc6.conv.weight"]) if "fc6.conv.weight" in ours else 0
     return replace(format.net, in_channels=channels, fc=fc), replace(format.input, kind=kind)
-
-
-def _load(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load a state whose fully connected layers may be matrices and whose norms may not count batches."""
-    own = net.state_dict()
-    for key, tensor in own.items():
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, torch.zeros_like(tensor))
-        elif key.startswith(("fc6.", "fc7.")) and key in state and state[key].numel() == tensor.numel():
-            state[key] = state[key].reshape(tensor.shape)
-    load_state(net, state, what)
-
-
-def _from_caffe(path: Path, layers: list[CaffeLayer], input: str | None) -> Imported:
-    """An AlexNet of Caffe's: conv1 … conv5, fc6, fc7 by name, LRN by its place, BatchNorm and Scale absorbed."""
-    state: dict[str, Tensor] = {}
-    left_out, owner, between = [], "", ""
-    for layer in layers:
-        if layer.type in ("ReLU", "Pooling", "LRN"):
-            between = layer.type
-        blobs = [torch.from_numpy(blob.copy()) for blob in layer.blobs]
-        if layer.type in ("Convolution", "InnerProduct"):
-            owner = layer.name if layer.name in _CAFFE_LAYERS else ""
-            between = ""
-            if owner and blobs:
-                state |= _caffe_convolution(owner, blobs)
-                continue
-        elif owner and between and layer.type in ("BatchNorm", "Scale") and blobs:
-            raise UserError(
-                f"{path}: {layer.name} normalises after {between}; only what follows {owner} can be absorbed"
-            )
-        elif owner and layer.type == "BatchNorm" and len(blobs) == 3:
-            factor = 1 / blobs[2].item() if blobs[2].item() else 0.0  # the first two are sums over so many batches
-            mean, scale = blobs[0].flatten() * factor, (blobs[1].flatten() * factor + _CAFFE_EPS).rsqrt()
-            _absorb(state, owner, scale, -mean * scale)
-            continue
-        elif owner and layer.type == "Scale" and blobs:
-            _absorb(state, owner, blobs[0].flatten(), blobs[1].flatten() if len(blobs) > 1 else torch.zeros(1))
-            continue
-        if blobs:
-            left_out.append(layer.name)
-    lacking = [name for name in _CAFFE_LAYERS[:5] if f"{name}.conv.weight" not in state]
-    if lacking:
-        raise UserError(f"{path} is not an AlexNet: no convolution of it is called {lacking[0]}")
-    spec = _caffe_spec(path, layers, state)
-    kind = input or _KINDS.get(spec.in_channels)
-    if kind not in ("grey", "lab", "rgb") or InputSpec(kind).channels != spec.in_channels:
-        raise UserError(f"{path}: its conv1 takes {spec.in_channels} channels, which input {kind!r} does not have")
-    if kind == "rgb":  # Caffe's channels are BGR
-        state["conv1.conv.weight"] = state["conv1.conv.weight"].flip(1)
-    net = build_net(spec)
-    _load(net, state, str(path))
-    _check_strides(path, layers, net)
-    mean, std = tuple(value / 255 for value in CAFFE_MEAN), (1 / 255,) * 3
-    size = 224 if VARIANTS[spec.variant].pad else 227
-    return Imported(net.eval(), spec, InputSpec(kind, size, 256, mean=mean, std=std), "caffe", left_out)
-
-
-def _check_strides(path: Path, layers: list[CaffeLayer], net: AlexNet) -> None:
-    """Strides that a file states are those of the net that its weights are put into. (Padding may differ: the protocols
-    put nets that were trained with any padding into one geometry.)"""
-    for layer in layers:
-        if layer.name in _CAFFE_LAYERS[:5] and layer.parameters:
-            conv = net.get_submodule(layer.name).conv
-            for key, ours in (("stride", conv.stride[0]), ("dilation", conv.dilation[0])):
-                theirs = layer.parameters.get(key, 1)
-                if theirs != ours:
-                    raise UserError(f"{path}: {layer.name} has {key} {theirs}, and our AlexNet has {ours} there")
-
-
-def _caffe_convolution(name: str, blobs: list[Tensor]) -> dict[str, Tensor]:
-    """Weight and bias; old files write matrices and vectors with leading ones."""
-    weight = blobs[0][0, 0] if blobs[0].ndim == 4 and blobs[0].shape[:2] == (1, 1) else blobs[0]
-    bias = blobs[1].flatten() if len(blobs) > 1 else torch.zeros(len(weight))
-    return {f"{name}.conv.weight": weight, f"{name}.conv.bias": bias}
-
-
-def _absorb(state: dict[str, Tensor], name: str, scale: Tensor, shift: Tensor) -> None:
-    """Fold scale · x + shift into the convolution before it."""
-    weight, bias = f"{name}.conv.weight", f"{name}.conv.bias"
-    if len(scale) != len(state[weight]) or shift.numel() not in (1, len(scale)):
-        raise UserError(f"the norm after {name} has {len(scale)} channels where {name} has {len(state[weight])}")
-    state[weight] = state[weight] * scale.reshape(-1, *[1] * (state[weight].ndim - 1))
-    state[bias] = state[bias] * scale + shift
-
-
-def _caffe_spec(path: Path, layers: list[CaffeLayer], state: dict[str, Tensor]) -> NetSpec:
-    """Which AlexNet it is: by its widths, the groups of conv2 and the place of LRN."""
-    kinds = [layer.type for layer in layers if layer.type in ("LRN", "Pooling")]
-    lrn = "" if "LRN" not in kinds else "before-pool" if kinds[0] == "LRN" else "after-pool"
-    widths = tuple(len(state[f"{name}.conv.weight"]) for name in _CAFFE_LAYERS[:5])
-    groups = widths[0] / max(1, state["conv2.conv.weight"].shape[1])
-    known = {name: variant for name, variant in VARIANTS.items() if variant.ceil}
-    fits = (name for name, v in known.items() if (v.widths, v.groups, v.lrn) == (widths, groups, lrn))
-    variant = next(fits, None)
-    if variant is None:
-        shape = f"{'-'.join(map(str, widths))}, conv2 in {groups:g} groups, " + (f"LRN {lrn}" if lrn else "no LRN")
-        raise UserError(f"{path}: no AlexNet here is {shape}; there are {', '.join(known)}")
-    fc = len(state["fc6.conv.weight"]) if "fc6.conv.weight" in state else 0
-    channels = state["conv1.conv.weight"].shape[1]
-    return NetSpec("alexnet", channels, norm=False, fc=fc, geometry="probe", variant=variant)

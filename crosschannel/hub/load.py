@@ -115,15 +115,15 @@ def has_head(source: str) -> bool:
     if path.is_dir():
         return (path / "colorizer.safetensors").exists()
     path = _weights_path(parsed, "")
-    return read_weights(path)[1].objective is not None if is_ours(path) else import_weights(path).native is not None
+    return read_weights(path)[1].objective is not None if is_ours(path) else import_weights(path).has_head
 
 
 def _imported_colorizer(path: Path, source: str) -> Colorizer:
     found = import_weights(path)
-    if found.native is None:
+    if not found.has_head:
         raise UserError(f"{source} holds a backbone without a colorization head ({found.format})")
-    provenance = Provenance(source, {"format": found.format})
-    return Colorizer(found.net, build_objective(ObjectiveConfig()), found.input.resize, 0.38, provenance, found.native)
+    provenance, objective = Provenance(source, {"format": found.format}), build_objective(ObjectiveConfig())
+    return Colorizer(found.net, objective, found.input.resize, found.temperature, provenance, found.native)
 
 
 Loaded = tuple[nn.Module, InputSpec, Provenance]

@@ -27,6 +27,7 @@ class Variant:
         affine: BatchNorm, where there is any, has a scale and a shift.
         fc_norm: fc6 and fc7 have BatchNorm too …
         fc_bias: … and a bias.
+        slope: of LeakyReLU below zero; 0 is ReLU.
     """
 
     widths: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
@@ -37,11 +38,13 @@ class Variant:
     affine: bool = False
     fc_norm: bool = True
     fc_bias: bool = True
+    slope: float = 0.0
 
 
 _NARROW = (64, 192, 384, 256, 256)
 VARIANTS = {
     "crosschannel": Variant(),  # Zhang et al. 2016, and the released context, inpainting and k-means nets without LRN
+    "bigan": Variant(slope=0.2),  # Donahue et al. 2017
     "caffenet": Variant(lrn="after-pool"),
     "alexnet-lrn": Variant(lrn="before-pool"),  # Krizhevsky et al. 2012, BVLC's AlexNet
     "ungrouped": Variant(groups=1),  # the released context prediction net
@@ -54,18 +57,18 @@ VARIANTS = {
 }
 
 
-def _rows(geometry: Geometry, fc: int, variant: Variant) -> list[Row]:
+def _rows(geometry: Geometry, fc: int, fc7: int, variant: Variant) -> list[Row]:
     padded = geometry == "padded"
     pad, ceil = (1, True) if padded else (0, variant.ceil)
-    widths, groups = variant.widths, variant.groups
+    widths, groups, slope = variant.widths, variant.groups, variant.slope
     rows: list[Row] = [
-        Conv("conv1", widths[0], 11, stride=4, pad=5 if padded else variant.pad),
+        Conv("conv1", widths[0], 11, stride=4, pad=5 if padded else variant.pad, slope=slope),
         Pool("pool1", 3, 2, pad, ceil),
-        Conv("conv2", widths[1], 5, pad=2, groups=groups),
+        Conv("conv2", widths[1], 5, pad=2, groups=groups, slope=slope),
         Pool("pool2", 3, 2, pad, ceil),
-        Conv("conv3", widths[2], 3, pad=1),
-        Conv("conv4", widths[3], 3, pad=1, groups=groups),
-        Conv("conv5", widths[4], 3, pad=1, groups=groups),
+        Conv("conv3", widths[2], 3, pad=1, slope=slope),
+        Conv("conv4", widths[3], 3, pad=1, groups=groups, slope=slope),
+        Conv("conv5", widths[4], 3, pad=1, groups=groups, slope=slope),
         Pool("pool5", 3, 1 if padded else 2, pad, ceil),
     ]
     if variant.lrn:
@@ -73,9 +76,9 @@ def _rows(geometry: Geometry, fc: int, variant: Variant) -> list[Row]:
             place = next(i for i, row in enumerate(rows) if row.name == f"pool{number}")
             rows.insert(place + (variant.lrn == "after-pool"), LRN(f"norm{number}"))
     if fc:
-        norm, bias = variant.fc_norm, variant.fc_bias
+        options = {"norm": variant.fc_norm, "bias": variant.fc_bias, "slope": slope}
         shape = {"pad": 5, "dilation": 2} if padded else {}
-        rows += [Conv("fc6", fc, 6, norm=norm, bias=bias, **shape), Conv("fc7", fc, 1, norm=norm, bias=bias)]
+        rows += [Conv("fc6", fc, 6, **shape, **options), Conv("fc7", fc7 or fc, 1, **options)]
     return rows
 
 
@@ -88,6 +91,7 @@ class AlexNet(LayeredNet):
         norm: BatchNorm between every convolution and its ReLU.
         fc: width of fc6 and fc7; 0 leaves them out.
         variant: a name in ``VARIANTS``; those with LRN have layers norm1 and norm2 besides.
+        fc7: width of fc7 where it is another; 0 is fc6's.
 
     Shape:
         At a 227 crop in probe geometry: conv1 55², pool1 27², conv2 27², pool2 13², conv3-5 13², pool5 6², fc 1².
@@ -100,10 +104,11 @@ class AlexNet(LayeredNet):
         norm: bool = True,
         fc: int = 4096,
         variant: str = "crosschannel",
+        fc7: int = 0,
     ):
         self.variant = VARIANTS[variant]
-        super().__init__(_rows(geometry, fc, self.variant), in_channels, norm, affine=self.variant.affine)
-        self.geometry, self.fc = geometry, fc
+        super().__init__(_rows(geometry, fc, fc7, self.variant), in_channels, norm, affine=self.variant.affine)
+        self.geometry, self.fc, self._fc7_width = geometry, fc, fc7
         for name in ("fc6", "fc7") if fc else ():
             conv = self.get_submodule(name).conv
             nn.init.normal_(conv.weight, std=0.005)
@@ -112,7 +117,7 @@ class AlexNet(LayeredNet):
 
     def set_geometry(self, geometry: Geometry) -> "AlexNet":
         """Switch the geometry in place; the weights stay."""
-        for row in _rows(geometry, self.fc, self.variant):
+        for row in _rows(geometry, self.fc, self._fc7_width, self.variant):
             module = self.get_submodule(row.name)
             if isinstance(row, Conv):
                 module.conv.padding = (row.pad, row.pad)

@@ -27,6 +27,7 @@ class NetSpec:
         geometry: AlexNet's, "padded" or "probe".
         variant: which AlexNet; see :data:`crosschannel.models.alexnet.VARIANTS`.
         affine: whether the BatchNorm of ColorNet and VGG-16 has a scale and a shift (AlexNet's variant says so).
+        fc7: width of AlexNet's fc7 where it is not that of fc6; 0 where it is.
     """
 
     name: str = "alexnet"
@@ -36,6 +37,7 @@ class NetSpec:
     geometry: Geometry = "padded"
     variant: str = "crosschannel"
     affine: bool = False
+    fc7: Annotated[int, FC_WIDTH] = 0
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -64,7 +66,7 @@ def build_net(spec: NetSpec, image_size: int | None = None) -> nn.Module:
     if spec.name == "alexnet":
         if spec.variant not in VARIANTS:
             raise UserError(f"no AlexNet variant {spec.variant!r}: there are {', '.join(VARIANTS)}")
-        return AlexNet(spec.in_channels, spec.geometry, spec.norm, spec.fc, spec.variant)
+        return AlexNet(spec.in_channels, spec.geometry, spec.norm, spec.fc, spec.variant, spec.fc7)
     if spec.name == "vgg16":
         return VGG16(spec.in_channels, spec.norm, spec.affine, spec.fc)
     return ColorNet(spec.in_channels, spec.norm, spec.affine)

@@ -17,7 +17,8 @@ _BLOCKS = {
 }
 
 
-def _rows() -> list[Conv]:
+def colornet_rows() -> list[Conv]:
+    """Its layers, in order."""
     return [
         Conv(
             f"{block}_{i}",
@@ -44,4 +45,4 @@ class ColorNet(LayeredNet):
     """
 
     def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False):
-        super().__init__(_rows(), in_channels, norm, order="conv-relu-norm", affine=affine)
+        super().__init__(colornet_rows(), in_channels, norm, order="conv-relu-norm", affine=affine)

@@ -13,7 +13,7 @@ Order = Literal["conv-norm-relu", "conv-relu-norm"]
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with its ReLU and, where the net has one, its normalisation."""
+    """A convolution with its ReLU (leaky where it has a slope) and, where the net has one, its normalisation."""
 
     name: str
     out: int
@@ -24,6 +24,7 @@ class Conv:
     groups: int = 1
     norm: bool = True
     bias: bool = True
+    slope: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def conv_block(row: Conv, channels: int, norm: bool, affine: bool, order: Order)
     parts: dict[str, nn.Module] = {"conv": conv}
     if norm and row.norm:
         parts["norm"] = nn.BatchNorm2d(row.out, affine=affine)
-    parts["relu"] = nn.ReLU(inplace=True)
+    parts["relu"] = nn.LeakyReLU(row.slope, inplace=True) if row.slope else nn.ReLU(inplace=True)
     if order == "conv-relu-norm" and "norm" in parts:
         parts["norm"] = parts.pop("norm")
     return nn.Sequential(OrderedDict(parts))

@@ -1,6 +1,7 @@
 """Writes caffemodels and prototxts from a list of layers: an encoder of the wire format, apart from the reader."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 
@@ -35,14 +36,64 @@ def blob(array: np.ndarray, legacy: bool = False, packed: bool = True) -> bytes:
     return field(7, field(1, b"".join(varint(size) for size in array.shape))) + numbers
 
 
-def layer(name: str, kind: str, arrays=(), v1: bool = False, **options) -> bytes:
+def layer(name: str, kind: str, arrays=(), v1: bool = False, parameters: bytes = b"", **options) -> bytes:
     if v1:
         text = field(4, name.encode()) + field(5, V1[kind])
         return field(2, text + b"".join(field(6, blob(a, legacy=True)) for a in arrays))
     text = field(1, name.encode()) + field(2, kind.encode())
-    return field(100, text + b"".join(field(7, blob(a, **options)) for a in arrays))
+    return field(100, text + b"".join(field(7, blob(a, **options)) for a in arrays) + parameters)
 
 
 def model(layers, v1: bool = False) -> bytes:
-    """layers: (name, type, arrays) …"""
-    return field(1, b"test") + b"".join(layer(name, kind, arrays, v1) for name, kind, arrays in layers)
+    """layers: (name, type, arrays) or (name, type, arrays, encoded parameters) …"""
+    written = (layer(name, kind, arrays, v1, *parameters) for name, kind, arrays, *parameters in layers)
+    return field(1, b"test") + b"".join(written)
+
+
+class Net:
+    """A net that grows layer by layer, as prototxt and as caffemodel.
+
+    Args:
+        channels, side: of its input.
+    """
+
+    def __init__(self, channels: int, side: int):
+        self.text = f'input: "data" input_dim: 1 input_dim: {channels} input_dim: {side} input_dim: {side}\n'
+        self.layers: list[tuple] = []
+        self.top = "data"
+
+    def add(self, name, kind, arrays=(), options="", inplace=False, parameters=b"") -> None:
+        self.layers.append((name, kind, arrays, parameters))
+        out = self.top if inplace else name
+        self.text += f'layer {{ name: "{name}" type: "{kind}" bottom: "{self.top}" top: "{out}" {options} }}\n'
+        self.top = out
+
+    def convolution(self, name, arrays, kind="Convolution", **options: int) -> None:
+        """options: pad, kernel_size, group, stride, dilation, as a prototxt has them."""
+        numbers = {"pad": 3, "kernel_size": 4, "group": 5, "stride": 6, "dilation": 18}
+        outputs = arrays[0].shape[kind == "Deconvolution"]
+        text = " ".join(f"{key}: {value}" for key, value in {"num_output": outputs, **options}.items())
+        text += "" if len(arrays) > 1 else " bias_term: false"
+        encoded = field(106, b"".join(field(numbers[key], value) for key, value in options.items()))
+        self.add(name, kind, arrays, f"convolution_param {{ {text} }}", parameters=encoded)
+
+    def relu(self, name, slope: float = 0.0) -> None:
+        options = f"relu_param {{ negative_slope: {slope} }}" if slope else ""
+        encoded = field(123, varint(1 << 3 | 5) + struct.pack("<f", slope)) if slope else b""
+        self.add(name, "ReLU", options=options, inplace=True, parameters=encoded)
+
+    def pool(self, name) -> None:
+        self.add(name, "Pooling", options="pooling_param { pool: MAX kernel_size: 3 stride: 2 }")
+
+    def lrn(self, name) -> None:
+        self.add(name, "LRN", options="lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }")
+
+    def batchnorm(self, name, statistics, inplace=True) -> None:
+        """statistics: mean, variance and the factor that both are to be divided by."""
+        self.add(name, "BatchNorm", statistics, "batch_norm_param { use_global_stats: true }", inplace)
+
+    def write(self, folder: Path) -> Path:
+        """net.prototxt and net.caffemodel; returns the latter."""
+        (folder / "net.prototxt").write_text(self.text)
+        (folder / "net.caffemodel").write_bytes(model(self.layers))
+        return folder / "net.caffemodel"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from caffe_writer import field, layer
+from caffe_writer import Net, field, layer
 from caffe_writer import model as caffemodel
 from published_nets import ECCV16, DeepCluster, RotNet, randomise
 from safetensors.torch import save_file
@@ -13,7 +13,8 @@ from torch import nn
 
 from crosschannel import UserError, load_backbone, load_colorizer
 from crosschannel.cli import main
-from crosschannel.hub.convert import CAFFE_MEAN, import_weights
+from crosschannel.hub.caffe_nets import CAFFE_MEAN
+from crosschannel.hub.convert import import_weights
 
 RGB = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 MEAN, STD = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -143,49 +144,31 @@ def caffe_layers(kind: str, channels: int):
 
 
 def write_caffenet(folder, kind: str, channels: int = 3):
-    """A CaffeNet with narrow fully connected layers, as model and prototxt."""
+    """A CaffeNet with narrow fully connected layers, as model and prototxt; returns its layers."""
     generator = np.random.default_rng(0)
-    side = 224 if kind == "narrow" else 227
-    text = f'input: "data" input_dim: 1 input_dim: {channels} input_dim: {side} input_dim: {side}\n'
-    layers, top = [], "data"
-
-    def add(name, type, arrays=(), options="", inplace=False):
-        nonlocal text, top
-        layers.append((name, type, arrays))
-        out = top if inplace else name
-        text += f'layer {{ name: "{name}" type: "{type}" bottom: "{top}" top: "{out}" {options} }}\n'
-        top = out
-
-    def pool(number):
-        add(f"pool{number}", "Pooling", options="pooling_param { pool: MAX kernel_size: 3 stride: 2 }")
-
-    def lrn(number):
-        add(f"norm{number}", "LRN", options="lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }")
-
+    net = Net(channels, 224 if kind == "narrow" else 227)
     for name, shape, options in caffe_layers(kind, channels):
         weight = generator.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape).astype(np.float32)
         bias = generator.normal(0, 0.1, shape[0]).astype(np.float32)
         if name.startswith("conv"):
-            add(name, "Convolution", [weight, bias], f"convolution_param {{ num_output: {shape[0]} {options} }}")
+            net.add(name, "Convolution", [weight, bias], f"convolution_param {{ num_output: {shape[0]} {options} }}")
         else:
-            add(name, "InnerProduct", [weight, bias], f"inner_product_param {{ num_output: {shape[0]} }}")
+            net.add(name, "InnerProduct", [weight, bias], f"inner_product_param {{ num_output: {shape[0]} }}")
         if kind == "batchnorm" and name.startswith("conv"):
             mean, variance = generator.normal(0, 1, shape[0]), generator.uniform(0.5, 2, shape[0])
             scale, shift = generator.uniform(0.5, 1.5, shape[0]), generator.normal(0, 0.1, shape[0])
-            statistics = [5 * mean.astype(np.float32), 5 * variance.astype(np.float32), np.array([5], np.float32)]
-            add(f"{name}_bn", "BatchNorm", statistics, "batch_norm_param { use_global_stats: true }", inplace=True)
-            arrays = [scale.astype(np.float32), shift.astype(np.float32)]
-            add(f"{name}_scale", "Scale", arrays, "scale_param { bias_term: true }", inplace=True)
-        add(f"relu_{name}", "ReLU", inplace=True)
+            net.batchnorm(f"{name}_bn", [5 * mean, 5 * variance, np.array([5])])
+            net.add(f"{name}_scale", "Scale", [scale, shift], "scale_param { bias_term: true }", inplace=True)
+        net.relu(f"relu_{name}")
         if name in ("conv1", "conv2"):
             number = name[-1]
-            for step in (lrn, pool) if kind == "lrn-before-pool" else (pool, lrn) if kind == "lrn" else (pool,):
-                step(number)
+            steps = {"lrn-before-pool": (net.lrn, net.pool), "lrn": (net.pool, net.lrn)}.get(kind, (net.pool,))
+            for step in steps:
+                step(f"{'norm' if step == net.lrn else 'pool'}{number}")
         elif name == "conv5":
-            pool(5)
-    (folder / "net.prototxt").write_text(text)
-    (folder / "net.caffemodel").write_bytes(caffemodel(layers))
-    return layers
+            net.pool("pool5")
+    net.write(folder)
+    return [entry[:3] for entry in net.layers]
 
 
 @pytest.mark.parametrize("kind", ["plain", "lrn", "lrn-before-pool", "batchnorm", "ungrouped", "narrow"])

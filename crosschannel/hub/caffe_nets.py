@@ -1,0 +1,288 @@
+"""Caffemodels → our nets, by the names of their layers: AlexNets and the colorization nets of the release.
+
+What is linear beside a convolution goes into it: layers that centre and scale the channels of the input, BatchNorm and
+Scale of an AlexNet, groups that our net does not have.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crosschannel.color.quantizer import ab_bins
+from crosschannel.errors import UserError
+from crosschannel.hub.caffe import CaffeLayer
+from crosschannel.hub.imported import KINDS, Imported, load_named
+from crosschannel.models import AlexNet, InputSpec, NetSpec, build_net, build_pretext
+from crosschannel.models.alexnet import VARIANTS
+from crosschannel.models.colornet import colornet_rows
+
+CAFFE_MEAN = (122.679, 116.669, 104.007)  # of ImageNet in 0..255, RGB: what Caffe's reference nets subtract
+_CONVS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+_FC = ("fc6", "fc7")
+_EPS = 1e-5
+# Layers that centre and scale the input: the channels of Lab that they are given.
+_INPUTS = {"data_l": (0,), "data_l_meansub": (0,), "data_lab": (0, 1, 2), "data_ab": (1, 2)}
+_ASIDE = ("data_ab_ss",)  # on the way to the targets, not on the net's
+_SHARPENING = 2.606  # of the release's logits before the softmax: T = .3837
+
+
+def from_caffe(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imported:
+    """The net of a caffemodel: ColorNet where a layer is called as its classifier, else an AlexNet.
+
+    Raises:
+        UserError: a layer that no such net has, weights of other shapes, or a norm that cannot be absorbed.
+    """
+    if any(layer.name == "conv8_313" for layer in layers):
+        return _colornet(path, layers)
+    return _alexnet(path, layers, input)
+
+
+def _tensors(layer: CaffeLayer) -> list[Tensor]:
+    return [torch.from_numpy(blob.copy()) for blob in layer.blobs]
+
+
+def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imported:
+    """conv1 … conv5, fc6, fc7 by name; LRN by its place; the slope of its ReLUs."""
+    state, data, left_out = _alexnet_state(path, layers)
+    lacking = [name for name in _CONVS if f"{name}.conv.weight" not in state]
+    if lacking:
+        raise UserError(f"{path} is not an AlexNet: no convolution of it is called {lacking[0]}")
+    groups = {layer.name: layer.parameters.get("groups", 1) for layer in layers}
+    if not _has_fc(state, groups):
+        left_out += [name for name in _FC if f"{name}.conv.weight" in state]
+        state = {key: value for key, value in state.items() if not key.startswith(_FC)}
+    is_lab = _fold_input(path, state, data)
+    spec = _alexnet_spec(path, layers, state)
+    kind = input or ("lab" if is_lab else KINDS.get(spec.in_channels))
+    if kind not in ("grey", "lab", "rgb") or InputSpec(kind).channels != spec.in_channels or (is_lab and kind == "rgb"):
+        raise UserError(f"{path}: its conv1 takes {spec.in_channels} channels, which input {kind!r} does not have")
+    if kind == "rgb":  # Caffe's channels are BGR
+        state["conv1.conv.weight"] = state["conv1.conv.weight"].flip(1)
+    net = build_net(spec)
+    _ungroup(state, groups, net)
+    load_named(net, state, str(path))
+    _check_strides(path, layers, net)
+    mean, std = tuple(value / 255 for value in CAFFE_MEAN), (1 / 255,) * 3
+    if spec.variant == "bigan":  # (x - 127.5) / 127.5
+        mean, std = (0.5,) * 3, (0.5,) * 3
+    size = 224 if VARIANTS[spec.variant].pad else 227
+    return Imported(net.eval(), spec, InputSpec(kind, size, 256, mean=mean, std=std), "caffe", left_out)
+
+
+def _alexnet_state(
+    path: Path, layers: Sequence[CaffeLayer]
+) -> tuple[dict[str, Tensor], dict[str, list[Tensor]], list[str]]:
+    """Our names with weights, norms absorbed; the layers of the input; and the names of layers that are left out: those
+    of a branch that shares weights (conv1_p), and whatever follows the net."""
+    state: dict[str, Tensor] = {}
+    data: dict[str, list[Tensor]] = {}
+    left_out: list[str] = []
+    unknown, owner, between = "", "", ""
+    for layer in layers:
+        if layer.type in ("ReLU", "Pooling", "LRN"):
+            between = layer.type
+        if not layer.blobs or layer.name in _ASIDE:
+            continue
+        blobs = _tensors(layer)
+        if owner and layer.type in ("BatchNorm", "Scale"):
+            if between:
+                raise UserError(
+                    f"{path}: {layer.name} normalises after {between}; only what follows {owner} can be absorbed"
+                )
+            _absorb(state, owner, layer, blobs)
+            continue
+        between = ""
+        owner = layer.name if layer.name in (*_CONVS, *_FC) else ""
+        if layer.name in _INPUTS or layer.name == "conv1_ab":
+            data[layer.name] = blobs
+        elif owner and unknown:
+            raise UserError(f"{path}: {unknown} is a layer before {owner} that no AlexNet here has")
+        elif owner:
+            state |= _convolution(owner, blobs)
+        else:
+            left_out.append(layer.name)
+            is_twin = layer.name.rpartition("_")[0] in (*_CONVS, *_FC)
+            unknown = unknown or ("" if is_twin else layer.name)
+    return state, data, left_out
+
+
+def _convolution(name: str, blobs: list[Tensor]) -> dict[str, Tensor]:
+    """Weight and bias; old files write matrices and vectors with leading ones."""
+    weight = blobs[0][0, 0] if blobs[0].ndim == 4 and blobs[0].shape[:2] == (1, 1) else blobs[0]
+    bias = blobs[1].flatten() if len(blobs) > 1 else torch.zeros(len(weight))
+    return {f"{name}.conv.weight": weight, f"{name}.conv.bias": bias}
+
+
+def _statistics(blobs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a BatchNorm: sums over so many batches, and the number of these."""
+    factor = 1 / blobs[2].item() if blobs[2].item() else 0.0
+    return blobs[0].flatten() * factor, blobs[1].flatten() * factor
+
+
+def _absorb(state: dict[str, Tensor], name: str, layer: CaffeLayer, blobs: list[Tensor]) -> None:
+    """Fold a BatchNorm or a Scale into the convolution before it."""
+    if layer.type == "BatchNorm":
+        mean, variance = _statistics(blobs)
+        scale = (variance + _EPS).rsqrt()
+        shift = -mean * scale
+    else:
+        scale, shift = blobs[0].flatten(), blobs[1].flatten() if len(blobs) > 1 else torch.zeros(1)
+    weight, bias = f"{name}.conv.weight", f"{name}.conv.bias"
+    if len(scale) != len(state[weight]) or shift.numel() not in (1, len(scale)):
+        raise UserError(f"the norm after {name} has {len(scale)} channels where {name} has {len(state[weight])}")
+    state[weight] = state[weight] * scale.reshape(-1, *[1] * (state[weight].ndim - 1))
+    state[bias] = state[bias] * scale + shift
+
+
+def _has_fc(state: dict[str, Tensor], groups: dict[str, int]) -> bool:
+    """Whether fc6 and fc7 are those of one image at 227 px: context prediction's fc6 looks at a 96 px patch, and its
+    fc7 at two patches."""
+    outputs = 36 * len(state["conv5.conv.weight"])
+    for name in _FC:
+        weight = state.get(f"{name}.conv.weight")
+        if weight is None or weight[0].numel() * groups[name] != outputs:
+            return False
+        outputs = len(weight)
+    return True
+
+
+def _fold_input(path: Path, state: dict[str, Tensor], data: dict[str, list[Tensor]]) -> bool:
+    """Fold layers on the input (y = w · x + b, channel by channel) into conv1, which we give L - 50, a, b; whether they
+    say that it is Lab."""
+    weight, bias = "conv1.conv.weight", "conv1.conv.bias"
+    colour = data.pop("conv1_ab", None)  # a conv1 of its own for ab, the two added
+    matrices = {name: _input_matrix(path, name, blobs) for name, blobs in data.items()}
+    if colour is not None:
+        mixed = matrices.pop("data_ab", torch.eye(2))
+        state[weight] = torch.cat((state[weight], torch.einsum("okhw,kc->ochw", colour[0], mixed)), 1)
+        state[bias] = state[bias] + (colour[1].flatten() if len(colour) > 1 else 0)
+    for name, matrix in matrices.items():
+        channels = list(_INPUTS[name])
+        if max(channels) >= state[weight].shape[1]:
+            raise UserError(f"{path}: {name} gives more channels than conv1 takes")
+        folded = state[weight].clone()
+        folded[:, channels] = torch.einsum("okhw,kc->ochw", state[weight][:, channels], matrix)
+        state[weight] = folded
+    return colour is not None or any(name in ("data_lab", "data_ab") for name in data)
+
+
+def _input_matrix(path: Path, name: str, blobs: list[Tensor]) -> Tensor:
+    """The weights of a layer on the input as (channels out, channels in); its biases must centre L on 50 and nothing
+    else, since only then zero padding is the same before and after it."""
+    channels = _INPUTS[name]
+    weight = blobs[0].flatten(1) if blobs[0].ndim == 4 else blobs[0].reshape(-1, 1)
+    matrix = weight if weight.shape[1] == len(channels) else torch.diag(weight.flatten())
+    if matrix.shape[1] != len(channels):
+        raise UserError(f"{path}: {name} takes {matrix.shape[1]} channels and not {len(channels)}")
+    bias = blobs[1].flatten() if len(blobs) > 1 else torch.zeros(len(matrix))
+    centre = torch.tensor([50.0 if channel == 0 else 0.0 for channel in channels])
+    if bias.shape != matrix.shape[:1] or not torch.allclose(bias, -matrix @ centre, rtol=1e-2, atol=1e-2):
+        raise UserError(f"{path}: {name} does not centre L on 50 (and a, b on 0): it cannot be folded into conv1")
+    return matrix
+
+
+def _alexnet_spec(path: Path, layers: Sequence[CaffeLayer], state: dict[str, Tensor]) -> NetSpec:
+    """Which AlexNet it is: by its widths, the groups of conv2, the place of LRN and the slope of its ReLUs."""
+    kinds = [layer.type for layer in layers if layer.type in ("LRN", "Pooling")]
+    lrn = "" if "LRN" not in kinds else "before-pool" if kinds[0] == "LRN" else "after-pool"
+    slopes = {round(layer.slope, 6) for layer in layers if layer.type == "ReLU"} or {0.0}
+    widths = tuple(len(state[f"{name}.conv.weight"]) for name in _CONVS)
+    groups = widths[0] / max(1, state["conv2.conv.weight"].shape[1])
+    known = {name: variant for name, variant in VARIANTS.items() if variant.ceil}
+    fits = (
+        name for name, v in known.items() if (v.widths, v.groups, v.lrn, {v.slope}) == (widths, groups, lrn, slopes)
+    )
+    variant = next(fits, None)
+    if variant is None:
+        shape = f"{'-'.join(map(str, widths))}, conv2 in {groups:g} groups, " + (f"LRN {lrn}" if lrn else "no LRN")
+        shape += "" if slopes == {0.0} else f", ReLUs of slope {', '.join(f'{slope:g}' for slope in sorted(slopes))}"
+        raise UserError(f"{path}: no AlexNet here is {shape}; there are {', '.join(known)}")
+    fc, fc7 = (len(state.get(f"{name}.conv.weight", ())) for name in _FC)
+    channels = state["conv1.conv.weight"].shape[1]
+    return NetSpec(
+        "alexnet", channels, norm=False, fc=fc, geometry="probe", variant=variant, fc7=0 if fc7 == fc else fc7
+    )
+
+
+def _ungroup(state: dict[str, Tensor], groups: dict[str, int], net: AlexNet) -> None:
+    """Weights in more groups than our layer has, as split-brain nets may have them: blocks on the diagonal."""
+    for name in (*_CONVS, *_FC):
+        weight = state.get(f"{name}.conv.weight")
+        if weight is None or weight.ndim != 4:
+            continue
+        ours = net.get_submodule(name).conv
+        times = groups[name] // ours.groups
+        if times > 1 and weight.shape[1] * times == ours.weight.shape[1]:
+            wide = weight.new_zeros(ours.weight.shape)
+            rows, columns = len(wide) // groups[name], weight.shape[1]
+            for group in range(groups[name]):
+                part, place = slice(group * rows, (group + 1) * rows), group % times * columns
+                wide[part, place : place + columns] = weight[part]
+            state[f"{name}.conv.weight"] = wide
+
+
+def _check_strides(path: Path, layers: Sequence[CaffeLayer], net: AlexNet) -> None:
+    """Strides that a file states are those of the net that its weights are put into. (Padding may differ: the protocols
+    put nets that were trained with any padding into one geometry.)"""
+    for layer in layers:
+        if layer.name in _CONVS and layer.parameters:
+            conv = net.get_submodule(layer.name).conv
+            for key, ours in (("stride", conv.stride[0]), ("dilation", conv.dilation[0])):
+                theirs = layer.parameters.get(key, 1)
+                if theirs != ours:
+                    raise UserError(f"{path}: {layer.name} has {key} {theirs}, and our AlexNet has {ours} there")
+
+
+def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
+    """A colorization net of the release (v0, v1, v2, with and without rebalancing): conv1_1 (or bw_conv1_1) … conv8_3,
+    conv8_313, BatchNorm as conv1_2norm …; bins and sharpening where the file has them."""
+    ours = {row.name: f"net.{row.name}" for row in colornet_rows()}
+    normed = [row.name for row in colornet_rows() if row.norm]
+    head = {name: f"head.{name}" for name in ("conv8_1", "conv8_2", "conv8_3")} | {"conv8_313": "head.out"}
+    state: dict[str, Tensor] = {}
+    scale, sharpening = torch.ones(1), _SHARPENING
+    has_scale, norm = False, ""
+    for layer in layers:
+        name = layer.name.removeprefix("bw_")
+        if not layer.blobs or name in _ASIDE:
+            continue
+        blobs = _tensors(layer)
+        block = name.removesuffix("norm")
+        if name in ours or name in head:
+            place = head.get(name) or f"{ours[name]}.conv"
+            state |= {f"{place}.weight": blobs[0], f"{place}.bias": blobs[1].flatten()}
+            norm = ""
+        elif layer.type == "BatchNorm" and block in normed:
+            norm = f"{ours[block]}.norm"
+            state[f"{norm}.running_mean"], state[f"{norm}.running_var"] = _statistics(blobs)
+        elif layer.type == "Scale" and norm:
+            has_scale = True
+            state |= {f"{norm}.weight": blobs[0].flatten(), f"{norm}.bias": blobs[1].flatten()}
+        elif name in ("data_l", "data_l_meansub"):
+            scale = _input_matrix(path, name, blobs).flatten()
+        elif name == "conv8_313_rh":
+            sharpening = blobs[0].flatten()[0].item()
+        elif name in ("class8_ab", "pr_ab"):
+            _check_bins(path, name, blobs[0])
+        else:
+            raise UserError(f"{path}: {layer.name} is a layer that no colorization net here has")
+    first = "net.conv1_1.conv.weight"
+    if first in state:
+        state[first] = state[first] * scale
+    if not sharpening > 0:
+        raise UserError(f"{path}: conv8_313_rh scales the logits by {sharpening:g}")
+    spec = NetSpec("colornet", 1, affine=has_scale)
+    net = build_pretext(spec, 313)
+    load_named(net, state, str(path))
+    return Imported(net.eval(), spec, InputSpec("grey", 256, 256), "caffe", temperature=1 / sharpening)
+
+
+def _check_bins(path: Path, name: str, weight: Tensor) -> None:
+    """The ab of the classes are the 313 published ones, in their order."""
+    grid = ab_bins().T
+    if not weight.any():  # filled in by the release's script
+        return
+    if weight.numel() != grid.numel() or not torch.allclose(weight.reshape(grid.shape), grid.to(weight), atol=0.1):
+        raise UserError(f"{path}: {name} holds other colours than the 313 published bins")
