@@ -1,27 +1,33 @@
 """timm's names for our nets: ``import crosschannel.timm`` registers them, and
 
-    timm.create_model("crosschannel_alexnet", num_classes=10, checkpoint_path="backbone.safetensors")
+    weights = {"file": "runs/alexnet-0/backbone.safetensors"}
+    timm.create_model("crosschannel_alexnet", num_classes=10, pretrained=True, pretrained_cfg_overlay=weights)
 
-makes one. They take RGB in [0, 1] (mean 0, std 1 in their default configs) and turn it into L - 50 themselves, or, with
-``in_chans=1``, L - 50 as it is.
+makes one, of the shape that the file says it has; ``checkpoint_path=`` loads weights into a net whose shape is given
+(timm shows a net nothing but the tensors then). They take RGB in [0, 1] (mean 0, std 1 in their default configs) and
+turn it into L - 50 themselves, or, with ``in_chans=1``, L - 50 as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from crosschannel.hub.files import LICENCE
-from crosschannel.models import InputSpec, LayeredNet, NetSpec, build_net
+from crosschannel.color.lab import Lightness
+from crosschannel.hub.files import LICENCE, is_ours, read_weights
+from crosschannel.models import LayeredNet, NetSpec, build_net
 from crosschannel.models.build import classic_fc
 
-# net: (side of its crops, layers at which features are taken by default)
+# net: (side of its crops, side of its last map, layers at which features are taken by default)
 _NETS = {
-    "alexnet": (227, ("conv1", "conv2", "conv3", "conv4", "conv5")),
-    "vgg16": (224, ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")),
-    "colornet": (224, ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "conv6_3", "conv7_3")),
+    "alexnet": (227, 1, ("conv1", "conv2", "conv3", "conv4", "conv5")),
+    "vgg16": (224, 14, ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")),
+    "colornet": (224, 28, ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "conv6_3", "conv7_3")),
 }
+_LEAST = 199  # pixels, so that AlexNet's fc6 has its 6 × 6 positions
 
 default_cfgs = generate_default_cfgs(
     {
@@ -29,7 +35,8 @@ default_cfgs = generate_default_cfgs(
             "url": "",
             "num_classes": 1000,
             "input_size": (3, size, size),
-            "pool_size": None,
+            "pool_size": (pool, pool),
+            "min_input_size": (3, _LEAST, _LEAST) if name == "alexnet" else None,
             "crop_pct": round(size / 256, 3),
             "interpolation": "bilinear",
             "mean": (0.0, 0.0, 0.0),
@@ -40,7 +47,7 @@ default_cfgs = generate_default_cfgs(
             "paper_name": "Colorful Image Colorization",
             "paper_ids": "arXiv:1603.08511",
         }
-        for name, (size, _) in _NETS.items()
+        for name, (size, pool, _) in _NETS.items()
     }
 )
 
@@ -56,7 +63,8 @@ class CrosschannelNet(nn.Module):
         drop_rate: of the dropout before the classifier.
         norm: BatchNorm as in pretraining; False once it is absorbed.
         fc_width: of fc6 and fc7 of AlexNet (by default 4096) and VGG-16 (0); 0 leaves them out.
-        geometry: of an AlexNet: "probe" (conv1 without padding), or "padded", as trunks without fc6 are trained.
+        geometry: of an AlexNet: "probe" (conv1 without padding), or "padded", as trunks without fc6 are trained. None
+            is "probe", and takes no weights of a trunk, which may be of either.
     """
 
     def __init__(
@@ -68,17 +76,18 @@ class CrosschannelNet(nn.Module):
         drop_rate: float = 0.0,
         norm: bool = True,
         fc_width: int | None = None,
-        geometry: str = "probe",
+        geometry: str | None = None,
     ):
         super().__init__()
         if in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 3 (RGB in [0, 1]) or 1 (L - 50), got {in_chans}")
         fc_width = classic_fc(name) if fc_width is None else fc_width
-        self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry))
-        self.in_chans, self.input = in_chans, InputSpec("grey")
+        self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry or "probe"))
+        self.in_chans, self.lightness = in_chans, Lightness()
+        self._fc_width, self._is_ambiguous = fc_width, name == "alexnet" and not fc_width and geometry is None
         self.num_features = self.head_hidden_size = self.net.out_channels
         self.drop_rate, self.grad_checkpointing = drop_rate, False
-        self._taken, shapes = _NETS[name][1], self.net.shapes
+        self._taken, shapes = _NETS[name][2], self.net.shapes
         self.feature_info = [
             {"num_chs": shapes[layer][0], "reduction": shapes[layer][1], "module": f"net.{layer}"}
             for layer in self._taken
@@ -101,8 +110,7 @@ class CrosschannelNet(nn.Module):
         return {"stem": r"^net\.conv1", "blocks": r"^net\.(?:conv|fc)(\d+)"}
 
     def _input(self, x: Tensor) -> Tensor:
-        x = self.input.preprocess(x) if self.in_chans == 3 else x
-        return x.to(next(self.net.parameters()).dtype)
+        return self.lightness(x) - 50 if self.in_chans == 3 else x
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.net(self._input(x))
@@ -143,30 +151,77 @@ class CrosschannelNet(nn.Module):
         count = len(self._taken)
         return list(range(count)[-indices:]) if isinstance(indices, int) else [i % count for i in indices]
 
+    def check_state(self, names: Collection[str]) -> None:
+        """Raise a ValueError for weights, named as in a backbone file, of a net of another shape than this one."""
+        found = "fc6.conv.weight" in names
+        if found != (self._fc_width > 0) and "conv1.conv.weight" in names:
+            says = "has fc6 and fc7" if found else "has no fc6: give fc_width=0"
+            raise ValueError(f"the file {says}, and this net is of fc_width={self._fc_width}; {_HINT}")
+        if self._is_ambiguous:
+            raise ValueError(f"a trunk without fc6 is of either geometry: give geometry='padded' or 'probe'; {_HINT}")
+
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
         """A backbone file has our names and no classifier; the classifier then stays as it is."""
         if not any(key.startswith("net.") for key in state):
+            self.check_state(state.keys())
             own = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
             state = {**own, **{f"net.{key}": value for key, value in state.items()}}
         return super().load_state_dict(state, strict, assign)
 
 
+_HINT = 'with pretrained=True, pretrained_cfg_overlay={"file": …} it is read off the file'
+
+
+def _shape_of(file: str | None) -> dict[str, Any]:
+    """Options of a net as a backbone file of ours has it; none for any other file."""
+    path = Path(file) if file else None
+    if path is None or not path.is_file() or not is_ours(path):
+        return {}
+    meta = read_weights(path)[1]
+    spec = meta.net
+    plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
+    if meta.objective is not None or spec != plain:
+        raise ValueError(f"{file} holds no net of those registered here: {spec}")
+    shape: dict[str, Any] = {"name": spec.name, "norm": spec.norm}
+    if spec.name != "colornet":
+        shape["fc_width"] = spec.fc
+    if spec.name == "alexnet":
+        shape["geometry"] = "probe" if spec.fc else spec.geometry
+    return shape
+
+
+def _by_our_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """What timm loads itself, under the names of the model."""
+    if any(key.startswith("net.") for key in state):
+        return dict(state)
+    own = {f"fc.{key}": value for key, value in model.fc.state_dict().items()}
+    return own | {f"net.{key}": value for key, value in state.items()}
+
+
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
+    overlay = options.get("pretrained_cfg_overlay") or {}
+    shape = _shape_of(overlay.get("file")) if pretrained else {}
+    if shape.pop("name", name) != name:
+        raise ValueError(f"{overlay['file']} holds no {name}")
+    options = shape | options
     model = build_model_with_cfg(
         CrosschannelNet,
         f"crosschannel_{name}",
         pretrained,
-        feature_cfg={"feature_cls": "getter", "out_indices": tuple(range(len(_NETS[name][1])))},
+        pretrained_filter_fn=_by_our_names,
+        feature_cfg={"feature_cls": "getter", "out_indices": tuple(range(len(_NETS[name][2])))},
         name=name,
         **options,
     )
     if options.get("features_only"):
-        model._register_load_state_dict_pre_hook(_under_the_wrapper)
+        model._register_load_state_dict_pre_hook(partial(_under_the_wrapper, model))
     return model
 
 
-def _under_the_wrapper(state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _under_the_wrapper(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """The names of a backbone file, as timm's wrapper for features has them."""
+    if not any(key.startswith(("model.", "net.")) for key in state):
+        model.model.check_state(state.keys())
     for key in [key for key in state if not prefix and not key.startswith("model.")]:
         state["model." + ("" if key.startswith("net.") else "net.") + key] = state.pop(key)
 

@@ -7,7 +7,7 @@ so that both agree to float32 accuracy.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crosschannel.color.parts import cached_parts
 
@@ -89,6 +89,28 @@ def rgb_to_lightness(rgb: Tensor) -> Tensor:
         ValueError: the shape is not (N, 3, H, W).
     """
     return _convert(rgb, _linear_to_lightness)
+
+
+class Lightness(nn.Module):
+    """:func:`rgb_to_lightness` of float images in plain words, for ``torch.jit.script`` and ``torch.fx``.
+
+    Shape:
+        (N, 3, H, W) float in [0, 1] → (N, 1, H, W), L in [0, 100], of the same dtype.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.knee, self.epsilon, self.slope = _KNEE, _EPSILON, _SLOPE
+        self.weights: list[float] = _TO_XYZ[1]
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        x = rgb.float()
+        curved = ((x.clamp(min=self.knee) + 0.055) / 1.055) ** 2.4
+        linear = torch.where(x > self.knee, curved, x / 12.92)
+        red, green, blue = linear[:, 0:1], linear[:, 1:2], linear[:, 2:3]
+        y = red * self.weights[0] + green * self.weights[1] + blue * self.weights[2]
+        root = torch.where(y > self.epsilon, y.clamp(min=self.epsilon) ** (1 / 3), y * self.slope + 16 / 116)
+        return (root * 116 - 16).to(rgb.dtype)
 
 
 def _convert(rgb: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ def net_spec(net: nn.Module) -> NetSpec:
     )
     if isinstance(net, AlexNet):
         variant = next(name for name, variant in VARIANTS.items() if variant == net.variant)
-        return replace(spec, fc=net.fc, geometry=net.geometry, variant=variant)
+        return replace(spec, fc=net.fc, fc7=net.fc7_width, geometry=net.geometry, variant=variant)
     fc = net.fc if isinstance(net, VGG16) else 0
     return replace(spec, fc=fc, affine=bool(norms and norms[0].affine))
 
@@ -100,7 +100,8 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> lis
     if spec != plain:
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
     _save_state(net.state_dict(), out, write)
-    options = [f'geometry="{spec.geometry}"'] * (spec.name == "alexnet" and spec.geometry != "probe")
+    said = spec.name == "alexnet" and (spec.geometry != "probe" or not spec.fc)  # a trunk may be of either
+    options = [f'geometry="{spec.geometry}"'] if said else []
     options += [f"norm={spec.norm}"] * (not spec.norm)
     options += [f"fc_width={spec.fc}"] * (spec.fc != classic_fc(spec.name))
     words = "".join(f", {option}" for option in options)

@@ -76,9 +76,13 @@ class LayeredNet(nn.Module):
     Attributes:
         layers: names in order.
 
+    ``forward`` can be scripted and traced symbolically (``torch.jit.script``, ``torch.fx``).
+
     Shape:
         input (N, in_channels, H, W); every layer is (N, C, h, w).
     """
+
+    __jit_unused_properties__ = ("shapes",)
 
     def __init__(
         self,
@@ -111,7 +115,9 @@ class LayeredNet(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_features(x, self.layers[-1:])[self.layers[-1]]
+        for layer in self.children():
+            x = layer(x)
+        return x
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:

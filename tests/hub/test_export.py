@@ -3,14 +3,11 @@
 import os
 
 import pytest
-import timm
 import torch
 import torchvision
 import yaml
-from PIL import Image
 from torch import nn
 
-import crosschannel.timm as ours
 from crosschannel import UserError, load_backbone
 from crosschannel.cli import main
 from crosschannel.hub import save_backbone
@@ -84,41 +81,6 @@ def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, cap
     )
 
 
-def test_timm_lists_creates_and_loads_our_nets(alexnet, tmp_path, capsys):
-    assert timm.list_models("crosschannel*") == [f"crosschannel_{n}" for n in ("alexnet", "colornet", "vgg16")]
-    model = timm.create_model("crosschannel_alexnet", num_classes=10, checkpoint_path=alexnet, fc_width=0).eval()
-    backbone = load_backbone(f"{alexnet},geometry=probe")
-    rgb = torch.rand(2, 3, 227, 227)
-    with torch.no_grad():
-        maps = backbone(rgb, ["conv2", "conv5", "pool5"])
-        assert torch.allclose(model.forward_features(rgb), maps["pool5"], atol=1e-5)
-        assert torch.allclose(model(rgb), model.fc(maps["pool5"].mean((2, 3))), atol=1e-5)
-        features = timm.create_model(
-            "crosschannel_alexnet", features_only=True, out_indices=(1, 4), checkpoint_path=alexnet, fc_width=0
-        ).eval()
-        found = features(rgb)
-        for index, layer in enumerate(("conv2", "conv5")):
-            assert torch.allclose(found[index], maps[layer], atol=1e-5)
-    assert features.feature_info.channels() == [256, 256] and features.feature_info.reduction() == [8, 16]
-    config = timm.data.resolve_data_config({}, model=model)
-    assert config["input_size"] == (3, 227, 227) and config["mean"] == (0, 0, 0) and config["std"] == (1, 1, 1)
-    transform = timm.data.create_transform(**config)
-    pixels = transform(Image.effect_noise((400, 300), 64).convert("RGB"))
-    assert pixels.shape == (3, 227, 227) and pixels.min() >= 0 and pixels.max() <= 1
-    grey = timm.create_model("crosschannel_vgg16", in_chans=1, num_classes=0).eval()
-    assert grey(torch.randn(1, 1, 64, 64)).shape == (1, 512)
-    model.reset_classifier(3)
-    assert model(rgb).shape == (2, 3) and model.get_classifier() is model.fc
-    assert ours.CrosschannelNet is type(model)
-
-    out = tmp_path / "t.safetensors"
-    assert main(["export", alexnet, "--format=timm", f"--out={out}"]) == 0
-    call = capsys.readouterr().out.splitlines()[1]
-    made = eval(call.partition("; ")[2], {"timm": timm}).eval()  # what the command says works as it stands
-    with torch.no_grad():  # and is the net that our own name for it gives
-        assert torch.equal(made.forward_features(rgb), load_backbone(alexnet)(rgb, ["pool5"])["pool5"])
-
-
 def test_what_no_library_can_take_is_refused_and_leaves_nothing(alexnet, tmp_path, capsys):
     for source, form, message in (
         (f"{alexnet},input=lab", "timm", "registers no net of this shape"),
@@ -159,13 +121,6 @@ def test_licences_go_on(alexnet, tmp_path):
     assert front["license"] == load_backbone(str(second)).provenance.details["licence"] == "cc-by-nc-4.0 # all rights"
     assert main(["export", "random:alexnet,fc=0,size=64", f"--out={second}"]) == 0
     assert yaml.safe_load((tmp_path / "b" / "README.md").read_text().split("---")[1])["license"] == "unknown"
-
-
-def test_every_layer_of_a_timm_net_can_be_trained(tmp_path):
-    model = timm.create_model("crosschannel_colornet", num_classes=2)
-    model(torch.rand(2, 3, 64, 64)).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert timm.create_model("crosschannel_colornet", features_only=True)(torch.rand(1, 3, 64, 64))[-1].shape[1] == 512
 
 
 @pytest.mark.parametrize("source", ["alexnet", "vgg", "random:timm:resnet18,size=64", "lab"])
