@@ -21,7 +21,7 @@ from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path, write_text
 from crosschannel.hub import load_backbone, load_colorizer
 from crosschannel.hub.convert import WEIGHTS
-from crosschannel.hub.sources import Source, parse_source, working_folder_importable
+from crosschannel.hub.sources import FRESH, Source, parse_source, working_folder_importable
 from crosschannel.models import NET_NAMES
 from crosschannel.training.config import check_ranks, to_yaml
 from crosschannel.training.run_folder import RunFolder
@@ -168,7 +168,7 @@ def check_paths(command: WrappedCommand) -> None:
         if not user_path(path).exists():
             raise UserError(f"no {kind} at {path} {later}")
     if hasattr(config, "objective") and config.objective.kind == "class":
-        load_prior(config.objective.prior)
+        load_prior(config.objective.prior).fit_for(config.objective.lam)
     for key in ("images", "runs", "probes", "file"):
         names = getattr(config, key, None) or []
         for name in [names] if isinstance(names, str) else names:
@@ -204,7 +204,7 @@ def _data_paths(data: str) -> list[str]:
 
 def _inner(source: Source) -> Source:
     """What a fresh net is the twin of; any other source itself."""
-    return parse_source(source.name) if source.kind in ("random", "kmeans") else source
+    return parse_source(source.name) if source.kind in FRESH else source
 
 
 def _sources(config: Any) -> Iterator[Source]:

@@ -25,6 +25,7 @@ from crosschannel.hub import (
     source_files,
 )
 from crosschannel.hub.files import LICENCE
+from crosschannel.hub.sources import FRESH
 from crosschannel.keys import FC_WIDTH, Count, Device, Out, Part, Seed, Text, require
 from crosschannel.models import InputSpec, NetSpec, PretextNet, build_pretext
 from crosschannel.models.backbone import Provenance
@@ -192,7 +193,7 @@ def _finish(config, spec, run, loop, figures, train, console) -> None:
         "config_hash": sha256((run.path / "config.yaml").read_bytes()).hexdigest()[:16],
         "version": crosschannel.__version__,
     }
-    if config.init_from is None or parse_source(config.init_from).kind in ("random", "kmeans"):
+    if config.init_from is None or parse_source(config.init_from).kind in FRESH:
         details["licence"] = LICENCE
     provenance = Provenance(str(run.path), details)
     save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)

@@ -43,8 +43,9 @@ def load_backbone(
     """Load a backbone.
 
     Args:
-        source: a run folder, a weights file (ours or somebody else's), ``random:``, ``kmeans:``, ``torchvision:``,
-            ``timm:``, ``zoo:``, ``hf-hub:`` or ``package.module:factory``; see :mod:`crosschannel.hub.sources`.
+        source: a run folder, a weights file (ours or somebody else's), ``random:``, ``gaussian:``, ``kmeans:``,
+            ``torchvision:``, ``timm:``, ``zoo:``, ``hf-hub:`` or ``package.module:factory``; see
+            :mod:`crosschannel.hub.sources`.
         layers: what ``features`` gives when it is not told; default all.
         frozen: eval mode and no gradients; else training mode, with gradients.
         device, dtype: of the weights.
@@ -90,7 +91,10 @@ def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer
     state, meta = read_weights(path)
     if meta.objective is None:
         raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
-    objective, native = build_objective(replace(meta.objective, prior="imagenet-256")), state.pop("native", None)
+    objective, native = (
+        build_objective(replace(meta.objective, prior="imagenet-256", lam=0.5)),
+        state.pop("native", None),
+    )
     if native is not None and (
         native.shape != (2, 313) or not native.is_floating_point() or not native.abs().max() < 1e3
     ):
@@ -206,9 +210,9 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
     """An untrained net, its input and its seed: of a name, or the twin of a trained one."""
     seed = source.integer("seed", 0)
     inner = _fetched(parse_source(source.name))
-    if inner.kind in ("timm", "torchvision", "factory"):
+    if inner.kind in ("timm", "torchvision", "factory") and source.kind != "gaussian":
         return *_fresh_elsewhere(source, inner, seed), seed
-    if source.name not in NET_NAMES and user_path(inner.name).exists():
+    if source.name not in NET_NAMES and inner.kind == "path" and user_path(inner.name).exists():
         path = _weights_path(inner, "backbone.safetensors")
         if is_ours(path):
             meta = read_weights(path)[1]
@@ -219,13 +223,15 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
     else:
         spec = NetSpec(source.name, norm=norm, fc=classic_fc(source.name), geometry="probe")
         input = InputSpec("grey", 227 if source.name == "alexnet" else 224)
+    if source.kind == "gaussian" and spec.name not in NET_NAMES:
+        raise UserError(f"{source.text!r}: gaussian is for {', '.join(NET_NAMES)} and files of theirs")
     input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
     if "fc" in source.options and spec.name not in ("alexnet", "vgg16"):
         raise UserError(f"{source.text!r}: {spec.name} has no fully connected layers")
     spec = replace(
         spec,
         in_channels=input.channels,
-        norm=source.choice("norm", ("true", "false"), str(spec.norm).lower()) == "true",
+        norm=source.kind != "gaussian" and source.choice("norm", ("true", "false"), str(spec.norm).lower()) == "true",
         fc=source.integer("fc", spec.fc),
         variant=source.options.get("variant", spec.variant),
     )
@@ -234,7 +240,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
         torch.manual_seed(seed)
         net = build_net(spec, input.size)
         if not isinstance(net, TimmNet):  # timm's nets have their own
-            init.gaussian(net)
+            init.gaussian(net, ones=init.CAFFENET_ONES if source.kind == "gaussian" else ())
     return net, input, seed
 
 
@@ -278,11 +284,17 @@ def _crops_fit(source: Source, input: InputSpec) -> Iterator[None]:
         yield
 
 
+def _load_gaussian(source: Source, _data: str | None) -> Loaded:
+    """The "Gaussian" row of the literature's tables: a net without BatchNorm, with CaffeNet's initial biases."""
+    net, input, seed = _fresh(source, norm=False)
+    return net, input, Provenance(source.text, {"initialisation": "gaussian", "seed": seed})
+
+
 def _load_kmeans(source: Source, data: str | None) -> Loaded:
     net, input, seed = _fresh(source, norm=False)
     images = source.options.get("data") or data or "builtin:sample"
     with _crops_fit(source, input):
-        init.kmeans(net, real_batches(images, input, seed=seed), seed)
+        init.kmeans(net, real_batches(images, input, seed=seed), seed, skip=())
     return net.eval(), input, Provenance(source.text, {"initialisation": "k-means", "seed": seed, "images": images})
 
 
@@ -376,6 +388,7 @@ def _load_factory(source: Source, _data: str | None) -> Loaded:
 _LOADERS = {
     "path": _load_path,
     "random": _load_random,
+    "gaussian": _load_gaussian,
     "kmeans": _load_kmeans,
     "torchvision": _load_torchvision,
     "timm": _load_timm,

@@ -1,7 +1,8 @@
 """Sources: one string names a backbone everywhere, options after commas.
 
 runs/alexnet-0          FILE.safetensors, .pth, .caffemodel      random:alexnet,input=grey,seed=1
-kmeans:alexnet,input=lab,data=DIR      random:SOURCE      torchvision:alexnet,weights=none
+gaussian:alexnet,input=grey            kmeans:alexnet,input=lab,data=DIR      random:SOURCE
+torchvision:alexnet,weights=none
 timm:resnet50.a1_in1k   timm:resnet50,weights=my.pth      package.module:factory
 zoo:eccv16              hf-hub:owner/name
 """
@@ -18,16 +19,19 @@ from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path
 from crosschannel.keys import FC_WIDTH, SEED, SIDE, Range
 
+_FRESH_OPTIONS = {"input", "seed", "fc", "geometry", "variant", "size", "resize"}
 OPTIONS = {
     "path": {"geometry", "input", "size", "resize"},
-    "random": {"input", "seed", "data", "norm", "fc", "geometry", "variant", "size", "resize"},
-    "kmeans": {"input", "seed", "data", "norm", "fc", "geometry", "variant", "size", "resize"},
+    "random": _FRESH_OPTIONS | {"data", "norm"},
+    "gaussian": _FRESH_OPTIONS,
+    "kmeans": _FRESH_OPTIONS | {"data", "norm"},
     "zoo": {"geometry", "input", "size", "resize"},
     "hf-hub": {"geometry", "input", "size", "resize"},
     "torchvision": {"weights", "size", "resize"},
     "timm": {"weights", "input", "size", "resize"},
     "factory": {"input", "size", "resize"},
 }
+FRESH = ("random", "gaussian", "kmeans")  # kinds of untrained nets, whose name may be a source again
 RANGES: dict[str, Range] = {"size": SIDE, "resize": SIDE, "seed": SEED, "fc": FC_WIDTH}  # of whole numbers
 
 
@@ -36,7 +40,7 @@ class Source:
     """A parsed source.
 
     Attributes:
-        kind: path, random, kmeans, torchvision, timm, factory, zoo or hf-hub.
+        kind: path, random, gaussian, kmeans, torchvision, timm, factory, zoo or hf-hub.
         name: what follows the kind.
         options: the rest, by key.
         text: as the user wrote it.
@@ -94,7 +98,7 @@ def source_files(text: str) -> dict[str, Path]:
     """The files that a source is read from by path, as far as they are there: weights, and the module of a factory."""
     source = parse_source(text)
     found: dict[str, Path] = {}
-    if source.kind in ("random", "kmeans"):
+    if source.kind in FRESH:
         found |= source_files(source.name)
     elif source.kind == "path":
         path = user_path(source.name)

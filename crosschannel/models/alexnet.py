@@ -108,7 +108,7 @@ class AlexNet(LayeredNet):
     ):
         self.variant = VARIANTS[variant]
         super().__init__(_rows(geometry, fc, fc7, self.variant), in_channels, norm, affine=self.variant.affine)
-        self.geometry, self.fc, self._fc7_width = geometry, fc, fc7
+        self.geometry, self.fc, self.fc7_width = geometry, fc, fc7
         for name in ("fc6", "fc7") if fc else ():
             conv = self.get_submodule(name).conv
             nn.init.normal_(conv.weight, std=0.005)
@@ -117,7 +117,7 @@ class AlexNet(LayeredNet):
 
     def set_geometry(self, geometry: Geometry) -> "AlexNet":
         """Switch the geometry in place; the weights stay."""
-        for row in _rows(geometry, self.fc, self._fc7_width, self.variant):
+        for row in _rows(geometry, self.fc, self.fc7_width, self.variant):
             module = self.get_submodule(row.name)
             if isinstance(row, Conv):
                 module.conv.padding = (row.pad, row.pad)

@@ -1,4 +1,4 @@
-"""Initial values from data: k-means, unit variance, calibration, and BatchNorm statistics.
+"""Initial values: Gaussian ones, and from data k-means, unit variance and BatchNorm statistics.
 
 Krähenbühl, Doersch, Donahue, Darrell, "Data-dependent initializations of convolutional neural networks", ICLR 2016.
 Batches are preprocessed net inputs (N, C, H, W). Every function works in place.
@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 WeightLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 KEPT = ("fc6", "fc7", "out")  # layers with a start of their own
+CAFFENET_ONES = ("conv2", "conv4", "conv5")  # whose biases start at one in CaffeNet
 
 
 class _InputSeen(Exception):
     pass
 
 
-def gaussian(net: nn.Module, std: float = 0.01, skip: Sequence[str] = KEPT) -> None:
-    """N(0, std) weights and zero biases, except in the layers named (which keep their own start)."""
+def gaussian(net: nn.Module, std: float = 0.01, skip: Sequence[str] = KEPT, ones: Sequence[str] = ()) -> None:
+    """N(0, std) weights and zero biases (one in the layers ``ones``), except in the layers named by ``skip``, which
+    keep their own start."""
     for name, module in net.named_modules():
         if isinstance(module, WeightLayer) and not _named(name, skip):
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(module.bias, float(_named(name, ones)))
 
 
 def _named(name: str, names: Sequence[str]) -> bool:
@@ -105,14 +107,16 @@ def kmeans(
     max_bytes: int = 500 << 20,
     skip: Sequence[str] = KEPT,
 ) -> None:
-    """Layer by layer, filters become the centres of whitened random patches of the layer's input.
+    """Layer by layer, filters become the centres of whitened random patches of the layer's input; then unit variance.
+
+    A layer with more outputs than patches (fc6 and fc7, mostly) gets N(0, 1) weights before that instead.
 
     Args:
         net: any net of convolutions and linear layers, grouped and dilated ones too.
-        batches: inputs; the release uses 10 batches of 16.
+        batches: inputs; the release's AlexNet saw 10 batches of 80.
         seed: of the patches and of k-means.
         max_bytes: of patches held at a time.
-        skip: layers left as they are (fc6 has 9,216 inputs and 4,096 outputs). Deconvolutions get unit variance.
+        skip: layers left as they are. Deconvolutions get unit variance.
     """
     net.train()  # BatchNorm has no statistics yet
     generator = np.random.default_rng(seed)
@@ -128,8 +132,11 @@ def kmeans(
         groups = getattr(module, "groups", 1)
         per_group = module.weight.shape[0] // groups
         for group, part in enumerate(patches.chunk(groups, 1)):
-            filters = _centres(part.flatten(1).float().cpu().numpy(), per_group, seed)
             target = module.weight[group * per_group : (group + 1) * per_group]
+            if len(part) < per_group:
+                filters = generator.standard_normal((per_group, target[0].numel()), np.float32)
+            else:
+                filters = _centres(part.flatten(1).float().cpu().numpy(), per_group, seed)
             target.copy_(torch.from_numpy(filters).reshape(target.shape))
         _normalise_outputs(module, _inputs(net, module, batches))
     reset_batchnorm(net)
@@ -152,19 +159,23 @@ def _patches(module: WeightLayer, x: Tensor, count: int, generator: np.random.Ge
 
 
 def _centres(patches: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Centre, PCA-whiten, L2-normalise, cluster, and map the centres back: (P, d) → (k, d) filters."""
+    """Centre, PCA-whiten along the k directions of greatest variance, L2-normalise, cluster, and map the centres back:
+    (P, d) → (k, d) filters, P ≥ k.
+
+    With more directions than filters the whitened patches would be mostly noise of high frequencies, and so would the
+    centres.
+    """
     from sklearn.cluster import MiniBatchKMeans
 
     patches = patches - patches.mean(0)
     values, vectors = np.linalg.eigh(patches.T @ patches)
-    kept = values > 1e-6
+    kept = np.flatnonzero(values > 1e-6)[-k:]  # they ascend
     whiten = vectors[:, kept] / np.sqrt(values[kept] + 1e-3)
     white = patches @ whiten
     white /= np.linalg.norm(white, axis=1, keepdims=True) + 1e-12
-    if not kept.any() or len(white) < k:
-        raise ValueError(f"{len(white)} patches with {int(kept.sum())} dimensions are too few for {k} filters")
-    # The seeding looks at 5k patches only: on all of them it would take ten times as long as the clustering.
-    clusters = MiniBatchKMeans(k, batch_size=10_000, init_size=5 * k, n_init=1, max_iter=10, random_state=seed % 2**32)
+    if not len(kept):
+        raise ValueError(f"{len(patches)} patches are all the same: there is nothing to cluster")
+    clusters = MiniBatchKMeans(k, batch_size=10 * k, n_init=3, max_iter=100, random_state=seed % 2**32)
     clusters.fit(white)
     return (clusters.cluster_centers_ @ whiten.T).astype(np.float32)
 
@@ -190,61 +201,3 @@ def estimate_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     net.eval()
-
-
-def calibrate(
-    net: nn.Module, batches: Sequence[Tensor], seed: int = 0, iterations: int = 10, tolerance: float = 0.01
-) -> None:
-    """Rescale the layers of a loaded net so that all learn at the same rate.
-
-    With N(0, 1) noise as the gradient at the top, the ratio sqrt(mean(grad²) / mean(w²)) of every layer is brought
-    to their geometric mean; the output's standard deviation tends to 1. On a net of convolutions, ReLUs and pools
-    the function survives up to one positive factor (absorb BatchNorm first).
-
-    Args:
-        net: a net whose layers follow one another.
-        batches: inputs.
-        seed: of the noise.
-        iterations: at most.
-        tolerance: greatest relative change of a layer at which it stops.
-    """
-    net.eval()
-    layers = [module for _, module in weight_layers(net, batches[0])]
-    frozen = [module.weight for module in layers if not module.weight.requires_grad]
-    for weight in frozen:
-        weight.requires_grad_()
-    noise = torch.Generator().manual_seed(seed)
-    for _ in range(iterations):
-        ratios, std = _learning_rates(net, layers, batches, noise)
-        target = ratios.log().mean().exp() * std ** (1 / len(layers))
-        scales = (ratios / target).sqrt()
-        change = 1.0
-        with torch.no_grad():
-            for module, scale in zip(layers, scales.tolist(), strict=True):
-                module.weight.mul_(scale)
-                change *= scale
-                if module.bias is not None:
-                    module.bias.mul_(change)
-        if (scales - 1).abs().max() < tolerance:
-            break
-    for weight in frozen:
-        weight.requires_grad_(False)
-
-
-def _learning_rates(
-    net: nn.Module, layers: list[WeightLayer], batches: Sequence[Tensor], noise: torch.Generator
-) -> tuple[Tensor, float]:
-    """sqrt(mean(grad²) / mean(w²)) of every layer, and the standard deviation of the output."""
-    squares, moments = torch.zeros(len(layers), dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for batch in batches:
-        with torch.enable_grad():
-            output = net(batch)
-            top = torch.randn(output.shape, generator=noise).to(output)
-            gradients = torch.autograd.grad(output, [m.weight for m in layers], top)
-        squares += torch.stack([g.double().square().mean() for g in gradients]).cpu()
-        y = output.detach().double()
-        moments += torch.stack([torch.tensor(y.numel()).to(y), y.sum(), y.square().sum()]).cpu()
-    count, total, square = moments
-    weights = torch.stack([m.weight.detach().double().square().mean() for m in layers]).cpu()
-    ratios = (squares / len(batches) / weights.clamp(min=1e-30)).clamp(min=1e-30).sqrt()
-    return ratios, float((square / count - (total / count) ** 2).sqrt())

@@ -15,6 +15,7 @@ from crosschannel.files import written_whole
 from crosschannel.models import VGG16, ColorNet, PretextNet
 from crosschannel.models import initialisation as init
 from crosschannel.models.colorizer import Colorizer
+from crosschannel.models.pretext import LinearHead
 from crosschannel.objectives import Classification, Regression
 from crosschannel.training.interrupts import Interrupted
 from crosschannel.training.log import TrainingLog
@@ -78,9 +79,12 @@ class Colorization:
         if self.initial == "gaussian":
             init.gaussian(self.net)
         if self.initial in ("kmeans", "unit-variance"):
-            batches = [self.targets(b.images)[0] for b in crop_loader(stream, 0, 160, 16)]
+            batches = [self.targets(b.images)[0] for b in crop_loader(stream, 0, 800, 80)]
             if self.initial == "kmeans":
-                init.kmeans(self.net, batches, self.seed)
+                init.kmeans(self.net, batches, self.seed)  # the convolutions; fc6 and fc7 keep their own start
+                if isinstance(self.net.head, LinearHead):
+                    for parameter in self.net.head.parameters():
+                        nn.init.zeros_(parameter)
             else:
                 init.unit_variance(self.net, batches)
         return self.initial in ("kmeans", "unit-variance")

@@ -10,7 +10,7 @@ import crosschannel
 from crosschannel import UserError, load_backbone
 from crosschannel.hub import parse_source, read_weights, save_backbone
 from crosschannel.hub.export import net_spec
-from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec
+from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec, initialisation
 from crosschannel.models.backbone import Provenance
 
 RGB = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
@@ -158,6 +158,48 @@ def test_kmeans_source(photo_folder):
     backbone = load_backbone(f"kmeans:alexnet,input=lab,fc=0,size=96,data={photo_folder}")
     assert backbone.input.kind == "lab" and backbone.net.conv1.conv.weight.shape[1] == 3
     assert backbone.provenance.details["initialisation"] == "k-means"
+
+
+def test_kmeans_fills_the_fully_connected_layers_with_noise_where_images_are_few(monkeypatch):
+    """256 outputs and 160 crops: normal weights, rows of one scale each."""
+    monkeypatch.setattr(initialisation, "_centres", lambda patches, k, seed: patches[:k])
+    backbone = load_backbone("kmeans:alexnet,fc=256,size=227,seed=1")
+    fc6 = backbone.net.fc6.conv.weight.flatten(1)
+    rows = fc6 / fc6.std(1, keepdim=True)
+    assert abs((rows**4).mean() - 3) < 0.05 and fc6.std(1).std() > 0
+    assert not (backbone.net.fc6.conv.bias == 1).any()
+
+
+def test_gaussian_is_the_literatures_baseline(saved):
+    """N(0, .01), biases 0 1 0 1 1, fc6 and fc7 N(0, .005) with biases 1, no BatchNorm."""
+    backbone = load_backbone("gaussian:alexnet,input=lab,fc=64,seed=2")
+    net = backbone.net
+    for name, bias in (("conv1", 0), ("conv2", 1), ("conv3", 0), ("conv4", 1), ("conv5", 1)):
+        conv = net.get_submodule(name).conv
+        assert conv.weight.std().item() == pytest.approx(0.01, rel=0.03) and (conv.bias == bias).all(), name
+    for name in ("fc6", "fc7"):
+        conv = net.get_submodule(name).conv
+        assert conv.weight.std().item() == pytest.approx(0.005, rel=0.03) and (conv.bias == 1).all(), name
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert backbone.input.kind == "lab" and backbone.input.size == 227
+    assert backbone.provenance.details == {"initialisation": "gaussian", "seed": 2}
+    twin = load_backbone(f"gaussian:{saved[0]}")
+    assert twin.layers == load_backbone(str(saved[0])).layers and twin.input.size == 128
+    again, other = load_backbone(f"gaussian:{saved[0]}"), load_backbone(f"gaussian:{saved[0]},seed=1")
+    assert torch.equal(twin.net.conv3.conv.weight, again.net.conv3.conv.weight)
+    assert not torch.equal(twin.net.conv3.conv.weight, other.net.conv3.conv.weight)
+
+
+@pytest.mark.parametrize("source", ["gaussian:timm:resnet18", "gaussian:torchvision:alexnet", "gaussian:lenet"])
+def test_gaussian_is_for_the_nets_of_the_literature(source):
+    with pytest.raises(UserError, match="gaussian is for alexnet, colornet, vgg16 and files of theirs"):
+        load_backbone(source)
+
+
+@pytest.mark.parametrize("option", ["norm=true", "data=photos"])
+def test_gaussian_has_no_options_that_mean_nothing_to_it(option):
+    with pytest.raises(UserError, match="no option"):
+        load_backbone(f"gaussian:alexnet,{option}")
 
 
 def test_torchvision_by_the_literatures_names(tmp_path):
