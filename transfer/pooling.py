@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from crosschannel.errors import UserError
 
-Pooling = Literal["average", "bilinear", "global", "deepcluster"]
+Pooling = Literal["average", "windows", "bilinear", "global", "deepcluster"]
 MOST = 10_000  # numbers a layer, exclusive
 
-# layer: (kernel and stride, padding), as DeepCluster's probes of AlexNet average
-DEEPCLUSTER = {"conv1": (6, 3), "conv2": (4, 0), "conv3": (3, 1), "conv4": (3, 1), "conv5": (2, 0)}
+# layer of AlexNet: (kernel and stride, padding), the paper's "equal kernel and stride", and DeepCluster's
+WINDOWS = {"conv1": (6, 3), "conv2": (4, 0), "conv3": (3, 1), "conv4": (3, 1), "conv5": (2, 0)}
 
 
 def grid(channels: int, side: int, most: int = MOST) -> int:
@@ -30,21 +30,25 @@ def pool(maps: Tensor, layer: str, kind: Pooling) -> Tensor:
 
     Args:
         maps: (N, C, h, w) float.
-        layer: its name; "deepcluster" pools by name.
-        kind: "average": adaptive averages over a g × g grid (the paper's words; see :func:`grid`); "bilinear": a
-            resize to that grid whose corners are the map's corners, as Caffe's interpolation layer has it (the
-            release); "global": the mean over positions; "deepcluster": the windows of DeepCluster's probes.
+        layer: its name; "windows" pools by name.
+        kind: "average": adaptive averages over a g × g grid (see :func:`grid`), for any net; "windows": averages over
+            windows of equal kernel and stride, zeros around the map counted in (the paper's, and DeepCluster's; older
+            configs call it "deepcluster"): grids of the same sizes on AlexNet's conv1 … conv5 and other numbers;
+            "bilinear": a resize to that grid whose corners are the map's corners, as Caffe's interpolation layer has
+            it (the release); "global": the mean over positions.
 
     Returns:
         (N, C, g, g).
 
     Raises:
-        UserError: "deepcluster" for a layer that it has no window for.
+        UserError: "windows" for a layer that has none.
     """
-    if kind == "deepcluster":
-        if layer not in DEEPCLUSTER:
-            raise UserError(f"pooling deepcluster is defined for {', '.join(DEEPCLUSTER)}, not for {layer!r}")
-        kernel, padding = DEEPCLUSTER[layer]
+    if kind in ("windows", "deepcluster"):
+        if layer not in WINDOWS:
+            raise UserError(
+                f"pooling {kind} is defined for AlexNet's {', '.join(WINDOWS)}, not for {layer!r}: try average"
+            )
+        kernel, padding = WINDOWS[layer]
         return F.avg_pool2d(maps, kernel, kernel, padding)
     g = 1 if kind == "global" else grid(maps.shape[1], min(maps.shape[2:]))
     if kind == "bilinear":

@@ -19,8 +19,9 @@ class CropConfig:
     """side of the crop, in pixels"""
     resize: Annotated[int, at_least(0, 8192)] = 256
     """short side that images are resized to before a random or a centre crop"""
-    train: Literal["random", "random-resized", "centre"] = "random"
-    """random: a random square of the resized image; random-resized: a random part of the area and shape below"""
+    train: Literal["random", "random-in-centre", "random-resized", "centre"] = "random"
+    """random: a random square of the resized image; random-in-centre: one of its centre square; random-resized: a
+    random part of the area and shape below"""
     area: Annotated[tuple[float, float], Range(0, 1, "two ascending shares within 0..1", open_low=True)] = (0.25, 1.0)
     """random-resized: least and greatest share of the image's area"""
     aspect: Annotated[float, within(1, 100)] = 4 / 3
@@ -46,6 +47,11 @@ def random_box(width: int, height: int, crop: CropConfig, u: list[float]) -> Box
         return centre_box(width, height, crop)
     if crop.train == "random":
         return _square(width, height, crop, u[0], u[1])
+    if crop.train == "random-in-centre":
+        side = min(width, height)
+        x, y = ((width - side) // 2, (height - side) // 2)
+        left, top, right, bottom = _square(side, side, crop, u[0], u[1])
+        return x + left, y + top, x + right, y + bottom
     low, high = crop.area
     area = (low + (high - low) * u[2]) * width * height
     ratio = crop.aspect ** (2 * u[3] - 1)

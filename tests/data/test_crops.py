@@ -22,7 +22,7 @@ def test_the_centre_box_is_the_middle_of_the_resized_image():
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((250, 200))
 
 
-@pytest.mark.parametrize("train", ["random", "random-resized"])
+@pytest.mark.parametrize("train", ["random", "random-in-centre", "random-resized"])
 @pytest.mark.parametrize("size", [(500, 400), (90, 1000), (1, 1), (33, 7)])
 def test_training_boxes_stay_inside_and_move(train, size):
     crop = CropConfig(size=176, resize=256, train=train)
@@ -38,6 +38,15 @@ def test_every_place_of_a_random_crop_is_as_likely():
     lefts = [random_box(256, 300, crop, uniforms(5, 3, 0, i))[0] for i in range(81 * 200)]
     counts = np.bincount(lefts, minlength=81)
     assert len(counts) == 81 and abs(counts - 200).max() < 5 * 200**0.5
+
+
+def test_a_crop_in_the_centre_is_a_random_crop_of_the_centre_square():
+    """DeepCluster's: short side 256, the centre 256², a random 224² of it."""
+    crop = CropConfig(size=224, resize=256, train="random-in-centre")
+    boxes = np.array([random_box(256, 400, crop, uniforms(5, 3, 0, i)) for i in range(33 * 33 * 4)])
+    assert (boxes[:, 2:] - boxes[:, :2] == 224).all()
+    lefts, tops = np.unique(boxes[:, 0]), np.unique(boxes[:, 1])
+    assert list(lefts) == list(range(33)) and list(tops) == list(range(72, 72 + 33))
 
 
 def test_a_crop_of_an_image_of_the_right_size_is_a_copy(photos):

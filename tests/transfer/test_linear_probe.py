@@ -158,9 +158,10 @@ def test_the_published_recipes_follow_their_sources_to_the_letter():
     assert paper.schedule.milestones == [40_000, 80_000, 120_000] and paper.schedule.rates == [1e-3, 1e-4, 1e-5]
     assert (theirs.train.batch, theirs.train.epochs, theirs.ten_crops, theirs.norm) == (256, 90, True, "none")
     assert (theirs.optim.lr, theirs.optim.weight_decay, theirs.crop.size) == (0.01, 1e-4, 224)
+    assert (paper.pooling, theirs.crop.train, theirs.crop.resize) == ("windows", "random-in-centre", 256)
     assert (
         theirs.schedule.decay == pytest.approx(theirs.optim.lr * theirs.optim.weight_decay)
-        and theirs.pooling == "deepcluster"
+        and theirs.pooling == "windows"
     )
 
 
@@ -272,7 +273,7 @@ BAD = [
     ("one class only", "--data {tmp}/one", "of one class only"),
     ("a val with a class that train lacks", "--data {tmp}/more", "has the class 'class2', which the training images"),
     ("images without a class", "--data {tmp}/flat", "have no class"),
-    ("pooling that a layer has not", "--layer pool1 --pooling deepcluster", "not for 'pool1'"),
+    ("pooling that a layer has not", "--layer pool1 --pooling windows", "not for 'pool1'"),
     ("a crop larger than its image", "--crop.size 90 --crop.resize 80", "crop.size (90)"),
     ("a rate of zero", "--rates [0.1,0]", "rates must be above 0"),
     ("a rate twice", "--rates [0.1,0.1]", "rates must differ"),

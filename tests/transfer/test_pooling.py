@@ -3,9 +3,11 @@ import torch
 
 from crosschannel import UserError, load_backbone
 from transfer.features import FrozenFeatures
-from transfer.pooling import DEEPCLUSTER, grid, pool
+from transfer.pooling import WINDOWS, grid, pool
 
 CONVS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
+SIDES = dict(zip(CONVS, (55, 27, 13, 13, 13), strict=True))
+WIDTHS = dict(zip(CONVS, (96, 256, 384, 384, 256), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +24,30 @@ def test_alexnets_shapes_at_227_are_the_papers(alexnet, kind):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("layer", CONVS)
+def test_windows_are_means_with_the_zeros_around_a_map_counted_in(layer):
+    """Adaptive averages have a grid of the same size, and other numbers."""
+    maps = torch.rand(1, 2, SIDES[layer], SIDES[layer], generator=torch.Generator().manual_seed(0))
+    kernel, pad = {"conv1": (6, 3), "conv2": (4, 0), "conv3": (3, 1), "conv4": (3, 1), "conv5": (2, 0)}[layer]
+    padded = torch.nn.functional.pad(maps, (pad,) * 4)
+    count = (padded.shape[2] - kernel) // kernel + 1
+    places = [slice(i * kernel, (i + 1) * kernel) for i in range(count)]
+    expected = torch.stack([padded[:, :, y, x].mean((2, 3)) for y in places for x in places], 2).unflatten(
+        2, (count,) * 2
+    )
+    found = pool(maps, layer, "windows")
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(pool(maps, layer, "deepcluster"), found)  # as older configs call it
+    adaptive = pool(maps.repeat(1, WIDTHS[layer] // 2, 1, 1), layer, "average")[:, :2]
+    assert adaptive.shape == expected.shape and not torch.allclose(adaptive, expected, atol=1e-2)
+
+
 def test_deepclusters_windows_give_its_shapes():
     """On maps of the sizes that its AlexNet has at a 224 crop (conv1 is padded there): 9600, 9216, 9600, 9600, 9216."""
     sizes = {"conv1": (96, 55), "conv2": (256, 27), "conv3": (384, 13), "conv4": (384, 13), "conv5": (256, 13)}
     for layer, (channels, side) in sizes.items():
         maps = torch.rand(2, channels, side, side)
-        kernel, padding = DEEPCLUSTER[layer]
+        kernel, padding = WINDOWS[layer]
         pooled = pool(maps, layer, "deepcluster")
         assert torch.equal(pooled, torch.nn.AvgPool2d(kernel, stride=kernel, padding=padding)(maps))
         assert pooled[0].numel() == {96: 9600, 256: 9216, 384: 9600}[channels]

@@ -50,7 +50,8 @@ class LinearProbeConfig(MeasureConfig):
     protocol: ClassVar[str] = "linear-probe"
 
     pooling: Pooling = "average"
-    """average (the paper) or bilinear (the release) to a grid of fewer than 10,000 numbers; global; deepcluster"""
+    """to fewer than 10,000 numbers: average, or bilinear (the release), for any net; windows (the paper), for AlexNet;
+    global; deepcluster is windows"""
     norm: Norm = "channel"
     """statistics of the affine-free BatchNorm before each classifier: by channel, by feature, or none of it"""
     zero: bool = True
