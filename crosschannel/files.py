@@ -75,10 +75,10 @@ def is_run_folder(path: Path, command: str = "") -> bool:
     return head == f"{RUN_HEADER} {command}" if command else head.startswith(RUN_HEADER)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """SHA-256 (or another checksum) of a file, in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 @contextlib.contextmanager

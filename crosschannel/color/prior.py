@@ -27,11 +27,28 @@ class ABPrior:
         empirical: p (313,), share of pixels whose nearest bin this is.
         smoothed: p̃ (313,), the mean soft-encoding of the pixels.
         provenance: what it was estimated from (data, images, pixels, neighbours, sigma, library version).
+        packaged: its name, where it ships with the package.
     """
 
     empirical: Tensor
     smoothed: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)
+    packaged: str = ""
+
+    def fit_for(self, lam: float) -> "ABPrior":
+        """This prior, where it can be divided by at that λ of Eq. 4.
+
+        Raises:
+            UserError: λ = 0 and a packaged prior: 600 photographs say next to nothing of rare colours, whose weights it
+                would put anywhere up to 2e7. With λ = 0.5 they are bounded.
+        """
+        if lam == 0 and self.packaged:
+            images = self.provenance.get("images", "few")
+            raise UserError(
+                f"the packaged prior {self.packaged} is of {images} photographs, too few for a lam of 0: "
+                "estimate one of your images with `crosschannel prior`"
+            )
+        return self
 
     def save(self, path: Path | str, write: Writer = written_whole) -> None:
         """Write a ``.npz`` file (float64 arrays and the provenance as JSON; no pickle)."""
@@ -135,4 +152,5 @@ def load_prior(source: str = "imagenet-256") -> ABPrior:
             raise UserError(f"{source} does not hold distributions over {Q} bins")
         distributions.append(torch.from_numpy(p.copy()))
     provenance = parse_json(str(arrays["provenance"]), f"the provenance of {source}")
-    return ABPrior(*distributions, provenance if isinstance(provenance, dict) else {})
+    provenance = provenance if isinstance(provenance, dict) else {}
+    return ABPrior(*distributions, provenance, source if path == packaged else "")

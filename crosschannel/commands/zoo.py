@@ -23,7 +23,8 @@ def show(_config: ZooConfig) -> None:
         fetched = " (fetched)" if zoo.place(entry).is_file() else ""
         console.print(f"zoo:{name}: {entry.what}{fetched}", markup=False)
         console.print(f"    {entry.url}", markup=False)
-        console.print(f"    SHA-256 {entry.sha256}…; importer {entry.format}; {entry.licence}", markup=False)
+        said = f"{entry.algorithm.upper()} {entry.checksum[:16]}…; importer {entry.format}; {entry.licence}"
+        console.print(f"    {said}", markup=False)
     console.print(f"fetched weights are in {zoo.weights_folder()}", markup=False)
 
 

@@ -25,17 +25,26 @@ class Entry:
 
     Attributes:
         url: where the authors publish them.
-        sha256: the first digits of the file's SHA-256, as the authors publish them (in the file's name).
+        checksum: of the file, as the authors publish it: the first digits of its SHA-256 (in the file's name), or its
+            whole SHA-1.
         what: a line about them.
         licence: of the weights.
         format: the importer.
     """
 
     url: str
-    sha256: str
+    checksum: str
     what: str
     licence: str
     format: str
+
+    @property
+    def algorithm(self) -> str:
+        return "sha1" if len(self.checksum) == 40 else "sha256"
+
+    def matches(self, path: Path) -> bool:
+        """Whether a file has the published checksum."""
+        return digest(path, self.algorithm).startswith(self.checksum)
 
 
 _TORCHVISION = "BSD-3-Clause (torchvision); trained on ImageNet"
@@ -68,6 +77,20 @@ ZOO: dict[str, Entry] = {
         _TORCHVISION,
         "torchvision-vgg16_bn",
     ),
+    "caffenet": Entry(
+        "http://dl.caffe.berkeleyvision.org/bvlc_reference_caffenet.caffemodel",
+        "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46",
+        "CaffeNet (pool, then LRN), ImageNet labels",
+        "unrestricted use (BVLC); trained on ImageNet",
+        "caffe",
+    ),
+    "bvlc-alexnet": Entry(
+        "http://dl.caffe.berkeleyvision.org/bvlc_alexnet.caffemodel",
+        "9116a64c0fbe4459d18f4bb6b56d647b63920377",
+        "AlexNet of Krizhevsky et al. (LRN, then pool), ImageNet labels",
+        "unrestricted use (BVLC); trained on ImageNet",
+        "caffe",
+    ),
 }
 
 
@@ -92,21 +115,21 @@ def fetch(name: str) -> Path:
         raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
     entry = ZOO[name]
     path = place(entry)
-    if path.is_file() and digest(path).startswith(entry.sha256):
+    if path.is_file() and entry.matches(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with path.with_name(path.name + ".lock").open("w") as lock:  # one of all ranks downloads, the others wait
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        if path.is_file() and digest(path).startswith(entry.sha256):
+        if path.is_file() and entry.matches(path):
             return path
         stderr_console().print(f"fetching {entry.url} into {path}", markup=False)
         _download(entry.url, part)
-        found = digest(part)
-        if not found.startswith(entry.sha256):
+        if not entry.matches(part):
+            found, kind = digest(part, entry.algorithm)[:16], entry.algorithm.upper()
             part.unlink()
             raise UserError(
-                f"{entry.url} is not what its authors published: its SHA-256 begins {found[:16]}, not {entry.sha256}"
+                f"{entry.url} is not what its authors published: its {kind} begins {found}, not {entry.checksum[:16]}"
             )
         part.replace(path)
     return path

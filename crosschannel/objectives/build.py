@@ -14,9 +14,9 @@ class ObjectiveConfig:
     """What is predicted."""
 
     kind: Literal["class", "l2"] = "class"
-    """class: classification over 313 ab bins; l2: regression of ab"""
+    """class: classification over 313 ab bins; l2: regression of ab in units of 110, as the release's nets have it"""
     lam: Share = 0.5
-    """λ of the class weights: 0.5 rebalanced, 1 plain classification"""
+    """λ of the class weights: 0.5 rebalanced, 1 plain classification; 0 needs a prior of many images"""
     uniform: Literal["all", "seen"] = "all"
     """bins that λ is spread over: all, or those that the prior saw (the release)"""
     neighbours: Annotated[int, within(1, 313)] = 5
@@ -35,5 +35,5 @@ def build_objective(config: ObjectiveConfig) -> Classification | Regression:
     """The objective as a module with ``outputs``, ``forward``, ``decode``, ``score`` and ``metrics``."""
     if config.kind == "l2":
         return Regression(config.grey_threshold)
-    prior = load_prior(config.prior).smoothed
+    prior = load_prior(config.prior).fit_for(config.lam).smoothed
     return Classification(prior, config.lam, config.neighbours, config.sigma, config.grey_threshold, config.uniform)

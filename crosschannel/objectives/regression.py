@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from crosschannel.objectives.classification import check_colour, without_grey_gradient
 
-_UNIT = 110.0  # the net's outputs are ab in units of this
+_UNIT = 110.0  # of the net's outputs: the release's scale of ab
 
 
 class Regression(nn.Module):
-    """½‖ab − âb‖² at every pixel, in ab units.
+    """½‖ab − âb‖² at every pixel, in ab units; the net's outputs are in units of 110, as those of the PyTorch release.
 
     Args:
         grey_threshold: as in :class:`Classification`.

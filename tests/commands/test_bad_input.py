@@ -46,6 +46,11 @@ CASES = [
     ("lambda of two", "pretrain --data {photos} --objective.lam 2 --out {tmp}/o", "objective.lam"),
     ("unknown net", "pretrain --data {photos} --model.name lexnet --out {tmp}/o", "no net 'lexnet'"),
     ("unknown device", "pretrain --data {photos} --device abacus --out {tmp}/o", "abacus"),
+    (
+        "packaged prior",
+        "pretrain --data {photos} --objective.lam 0 --out {tmp}/o",
+        "the packaged prior imagenet-256 is",
+    ),
     ("missing prior", "pretrain --data {photos} --objective.prior gone.npz --out {tmp}/o", "no prior"),
     ("missing start", "pretrain --data {photos} --init-from {tmp}/gone --out {tmp}/o", "gone"),
     ("foreign folder", "pretrain --data {photos} --out {tmp}/foreign", "not empty"),

@@ -15,6 +15,7 @@ from crosschannel.color.quantizer import ab_bins
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone, load_colorizer
 from crosschannel.hub.convert import import_weights
+from crosschannel.hub.export import net_spec
 
 GENERATOR = np.random.default_rng(0)
 
@@ -189,7 +190,8 @@ def test_a_net_of_video_triplets_has_a_narrower_fc7(tmp_path):
     check_rgb(tmp_path, ["conv2", "conv5", "fc6", "fc7"], {"fc6": "relu_fc6", "fc7": "relu_fc7"})
     out = tmp_path / "ours.safetensors"
     assert main(["import", str(path), f"--out={out}"]) == 0
-    assert load_backbone(str(out)).channels["fc7"] == 16
+    again = load_backbone(str(out))
+    assert again.channels["fc7"] == 16 and net_spec(again.net) == spec
 
 
 def test_an_ego_motion_net_gives_one_of_its_two_branches(tmp_path):

@@ -78,10 +78,18 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(served, tmp_path):
 
 
 def test_a_file_that_is_not_what_was_published_is_thrown_away(served, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(zoo, "ZOO", {"mine": replace(zoo.ZOO["mine"], sha256="00000000")})
-    assert main(["fetch", "mine"]) == 2
-    assert "not what its authors published" in capsys.readouterr().err
+    for wrong, said in (("00000000", "its SHA256 begins"), ("0" * 40, "its SHA1 begins")):
+        monkeypatch.setattr(zoo, "ZOO", {"mine": replace(zoo.ZOO["mine"], checksum=wrong)})
+        assert main(["fetch", "mine"]) == 2
+        error = capsys.readouterr().err
+        assert "not what its authors published" in error and said in error
     assert {path.suffix for path in (tmp_path / "cache" / "weights").iterdir()} == {".lock"}
+
+
+def test_a_file_may_be_known_by_its_sha1(served, monkeypatch):
+    known = hashlib.sha1(Server.content).hexdigest()
+    monkeypatch.setattr(zoo, "ZOO", {"mine": replace(zoo.ZOO["mine"], checksum=known)})
+    assert zoo.fetch("mine").read_bytes() == Server.content
 
 
 def test_what_cannot_be_had_is_one_sentence(served, monkeypatch, capsys):
@@ -109,5 +117,6 @@ def test_every_entry_has_an_importer_and_the_checksum_of_its_name():
     from crosschannel.hub.zoo import ZOO
 
     for entry in ZOO.values():
-        assert entry.format in FORMATS and entry.url.startswith("https://") and entry.licence
-        assert f"-{entry.sha256}." in entry.url  # the authors publish it in the file's name
+        assert (entry.format in FORMATS or entry.format == "caffe") and entry.url.startswith("http") and entry.licence
+        if entry.algorithm == "sha256":
+            assert f"-{entry.checksum}." in entry.url  # the authors publish it in the file's name
