@@ -17,7 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from crosschannel.color.lab import Lightness
-from crosschannel.hub.files import LICENCE, is_ours, read_weights
+from crosschannel.hub.files import LICENCE, names_us, read_weights
 from crosschannel.models import LayeredNet, NetSpec, build_net
 from crosschannel.models.build import classic_fc
 
@@ -175,13 +175,14 @@ _HINT = 'with pretrained=True, pretrained_cfg_overlay={"file": …} it is read o
 def _shape_of(file: str | None) -> dict[str, Any]:
     """Options of a net as a backbone file of ours has it; none for any other file."""
     path = Path(file) if file else None
-    if path is None or not path.is_file() or not is_ours(path):
+    if path is None or not path.is_file() or not names_us(path):
         return {}
     meta = read_weights(path)[1]
+    if meta.objective is not None:
+        raise ValueError(f"{file} holds a colorization head: give the backbone.safetensors beside it")
     spec = meta.net
-    plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
-    if meta.objective is not None or spec != plain:
-        raise ValueError(f"{file} holds no net of those registered here: {spec}")
+    if spec != NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry):
+        raise ValueError(f"{file} holds a {spec.name} of another shape than those registered here: {spec}")
     shape: dict[str, Any] = {"name": spec.name, "norm": spec.norm}
     if spec.name != "colornet":
         shape["fc_width"] = spec.fc
@@ -191,11 +192,15 @@ def _shape_of(file: str | None) -> dict[str, Any]:
 
 
 def _by_our_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What timm loads itself, under the names of the model."""
-    if any(key.startswith("net.") for key in state):
-        return dict(state)
-    own = {f"fc.{key}": value for key, value in model.fc.state_dict().items()}
-    return own | {f"net.{key}": value for key, value in state.items()}
+    """What timm loads itself, under the names of the model. (timm takes any subset of them.)"""
+    if not any(key.startswith("net.") for key in state):
+        model.check_state(state.keys())
+        own = {f"fc.{key}": value for key, value in model.fc.state_dict().items()}
+        state = own | {f"net.{key}": value for key, value in state.items()}
+    odd = {key for key in model.state_dict().keys() ^ state.keys() if key.startswith("net.")}
+    if odd:
+        raise ValueError(f"the file is of another net: {min(odd)} is in one of both only")
+    return dict(state)
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:

@@ -13,7 +13,18 @@ import numpy as np
 
 from crosschannel.errors import UserError
 
+# Field of a layer: the numbers in it, of ConvolutionParameter, LRNParameter, PoolingParameter, ReLUParameter and
+# BatchNormParameter.
+_NUMBERS = {
+    106: {3: "pad", 4: "kernel", 5: "groups", 6: "stride", 18: "dilation"},
+    118: {1: "size", 2: "alpha", 3: "beta"},
+    121: {1: "method"},
+    123: {1: "slope"},
+    139: {3: "eps"},
+}
+_V1_NUMBERS = {10: 106, 18: 118, 19: 121, 30: 123}  # the same in layers from before 2015
 _V1_TYPES = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 39: "Deconvolution"}
+_V1_TYPES |= {19: "Sigmoid", 23: "TanH"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST_LAYERS, _MOST_NUMBERS = 10_000, 1 << 30
 
@@ -24,14 +35,12 @@ class _Damaged(Exception):
 
 @dataclass
 class CaffeLayer:
-    """A layer of a net: its name, type, arrays, the groups, padding, stride and dilation of a convolution, and the
-    slope of a ReLU below zero."""
+    """A layer of a net: its name, type, arrays, and those of its parameters in ``_NUMBERS`` that are stated."""
 
     name: str = ""
     type: str = ""
     blobs: list[np.ndarray] = field(default_factory=list)
-    parameters: dict[str, int] = field(default_factory=dict)
-    slope: float = 0.0
+    parameters: dict[str, float] = field(default_factory=dict)
 
 
 def read_caffemodel(path: Path) -> list[CaffeLayer]:
@@ -106,10 +115,8 @@ def _layer(data: memoryview) -> CaffeLayer:
             layer.type = _text(value)
         elif number == 7:
             layer.blobs.append(_blob(_bytes(value)))
-        elif number == 106:
-            layer.parameters = _convolution(_bytes(value))
-        elif number == 123:
-            layer.slope = _slope(_bytes(value))
+        elif number in _NUMBERS:
+            layer.parameters |= _parameters(_bytes(value), _NUMBERS[number])
     return layer
 
 
@@ -123,21 +130,19 @@ def _v1_layer(data: memoryview) -> CaffeLayer:
             layer.type = _V1_TYPES.get(value, "unknown") if isinstance(value, int) else "unknown"
         elif number == 6:
             layer.blobs.append(_blob(_bytes(value)))
-        elif number == 10:
-            layer.parameters = _convolution(_bytes(value))
-        elif number == 30:
-            layer.slope = _slope(_bytes(value))
+        elif number in _V1_NUMBERS:
+            layer.parameters |= _parameters(_bytes(value), _NUMBERS[_V1_NUMBERS[number]])
     return layer
 
 
-def _convolution(data: memoryview) -> dict[str, int]:
-    names = {3: "pad", 4: "kernel", 5: "groups", 6: "stride", 18: "dilation"}
-    return {names[n]: value for n, kind, value in _fields(data) if n in names and kind == _VARINT}
-
-
-def _slope(data: memoryview) -> float:
-    """Of ReLUParameter."""
-    return next((float(np.frombuffer(v, "<f4")[0]) for n, kind, v in _fields(data) if n == 1 and kind == _FIXED32), 0.0)
+def _parameters(data: memoryview, names: dict[int, str]) -> dict[str, float]:
+    found = {}
+    for number, kind, value in _fields(data):
+        if number in names and kind == _VARINT:
+            found[names[number]] = value
+        elif number in names and kind == _FIXED32:
+            found[names[number]] = float(np.frombuffer(value, "<f4")[0])
+    return found
 
 
 def _blob(data: memoryview) -> np.ndarray:

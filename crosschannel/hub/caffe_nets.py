@@ -17,6 +17,7 @@ from crosschannel.hub.imported import KINDS, Imported, load_named
 from crosschannel.models import AlexNet, InputSpec, NetSpec, build_net, build_pretext
 from crosschannel.models.alexnet import VARIANTS
 from crosschannel.models.colornet import colornet_rows
+from crosschannel.models.layers import LRN
 
 CAFFE_MEAN = (122.679, 116.669, 104.007)  # of ImageNet in 0..255, RGB: what Caffe's reference nets subtract
 _CONVS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -25,6 +26,7 @@ _EPS = 1e-5
 # Layers that centre and scale the input: the channels of Lab that they are given.
 _INPUTS = {"data_l": (0,), "data_l_meansub": (0,), "data_lab": (0, 1, 2), "data_ab": (1, 2)}
 _ASIDE = ("data_ab_ss",)  # on the way to the targets, not on the net's
+_OTHERS = ("Sigmoid", "TanH", "ELU", "PReLU", "BNLL", "AbsVal", "Power", "Exp", "Log", "MVN")  # where ours have ReLUs
 _SHARPENING = 2.606  # of the release's logits before the softmax: T = .3837
 
 
@@ -35,6 +37,8 @@ def from_caffe(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> I
         UserError: a layer that no such net has, weights of other shapes, or a norm that cannot be absorbed.
     """
     if any(layer.name == "conv8_313" for layer in layers):
+        if input not in (None, "grey"):
+            raise UserError(f"{path}: a colorization net is given lightness alone, and not input {input!r}")
         return _colornet(path, layers)
     return _alexnet(path, layers, input)
 
@@ -78,9 +82,12 @@ def _alexnet_state(
     of a branch that shares weights (conv1_p), and whatever follows the net."""
     state: dict[str, Tensor] = {}
     data: dict[str, list[Tensor]] = {}
+    read: dict[str, list[Tensor]] = {}
     left_out: list[str] = []
     unknown, owner, between = "", "", ""
     for layer in layers:
+        if owner:
+            _check_function(path, layer)
         if layer.type in ("ReLU", "Pooling", "LRN"):
             between = layer.type
         if not layer.blobs or layer.name in _ASIDE:
@@ -100,12 +107,28 @@ def _alexnet_state(
         elif owner and unknown:
             raise UserError(f"{path}: {unknown} is a layer before {owner} that no AlexNet here has")
         elif owner:
+            read[owner] = blobs
             state |= _convolution(owner, blobs)
         else:
             left_out.append(layer.name)
-            is_twin = layer.name.rpartition("_")[0] in (*_CONVS, *_FC)
+            twin = read.get(layer.name.rpartition("_")[0], ())
+            is_twin = len(twin) == len(blobs) and all(map(torch.equal, twin, blobs))
             unknown = unknown or ("" if is_twin else layer.name)
     return state, data, left_out
+
+
+def _check_function(path: Path, layer: CaffeLayer) -> None:
+    """What stands between the convolutions is what our nets have there."""
+    stated = layer.parameters
+    if layer.type in _OTHERS:
+        raise UserError(f"{path}: {layer.name} is a {layer.type}, and our AlexNets have ReLUs")
+    if layer.type == "Pooling" and stated.get("method", 0) != 0:
+        raise UserError(f"{path}: {layer.name} does not take the maximum, as our AlexNets' pools do")
+    if layer.type == "LRN" and stated:
+        ours = LRN(layer.name)
+        theirs = (stated.get("size", 5), stated.get("alpha", 1.0), stated.get("beta", 0.75))
+        if any(abs(a / b - 1) > 1e-3 for a, b in zip(theirs, (ours.size, ours.alpha, ours.beta), strict=True)):
+            raise UserError(f"{path}: {layer.name} has the constants {theirs}, and ours are those of Krizhevsky et al.")
 
 
 def _convolution(name: str, blobs: list[Tensor]) -> dict[str, Tensor]:
@@ -125,7 +148,7 @@ def _absorb(state: dict[str, Tensor], name: str, layer: CaffeLayer, blobs: list[
     """Fold a BatchNorm or a Scale into the convolution before it."""
     if layer.type == "BatchNorm":
         mean, variance = _statistics(blobs)
-        scale = (variance + _EPS).rsqrt()
+        scale = (variance + layer.parameters.get("eps", _EPS)).rsqrt()
         shift = -mean * scale
     else:
         scale, shift = blobs[0].flatten(), blobs[1].flatten() if len(blobs) > 1 else torch.zeros(1)
@@ -137,12 +160,12 @@ def _absorb(state: dict[str, Tensor], name: str, layer: CaffeLayer, blobs: list[
 
 
 def _has_fc(state: dict[str, Tensor], groups: dict[str, int]) -> bool:
-    """Whether fc6 and fc7 are those of one image at 227 px: context prediction's fc6 looks at a 96 px patch, and its
-    fc7 at two patches."""
+    """Whether fc6 and fc7 are those of one image at 227 px, and more than zeros (BiGAN's): context prediction's fc6
+    looks at a 96 px patch, and its fc7 at two patches."""
     outputs = 36 * len(state["conv5.conv.weight"])
     for name in _FC:
         weight = state.get(f"{name}.conv.weight")
-        if weight is None or weight[0].numel() * groups[name] != outputs:
+        if weight is None or weight[0].numel() * groups[name] != outputs or not weight.any():
             return False
         outputs = len(weight)
     return True
@@ -187,7 +210,7 @@ def _alexnet_spec(path: Path, layers: Sequence[CaffeLayer], state: dict[str, Ten
     """Which AlexNet it is: by its widths, the groups of conv2, the place of LRN and the slope of its ReLUs."""
     kinds = [layer.type for layer in layers if layer.type in ("LRN", "Pooling")]
     lrn = "" if "LRN" not in kinds else "before-pool" if kinds[0] == "LRN" else "after-pool"
-    slopes = {round(layer.slope, 6) for layer in layers if layer.type == "ReLU"} or {0.0}
+    slopes = {round(layer.parameters.get("slope", 0.0), 6) for layer in layers if layer.type == "ReLU"} or {0.0}
     widths = tuple(len(state[f"{name}.conv.weight"]) for name in _CONVS)
     groups = widths[0] / max(1, state["conv2.conv.weight"].shape[1])
     known = {name: variant for name, variant in VARIANTS.items() if variant.ceil}
@@ -256,7 +279,9 @@ def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
             norm = ""
         elif layer.type == "BatchNorm" and block in normed:
             norm = f"{ours[block]}.norm"
-            state[f"{norm}.running_mean"], state[f"{norm}.running_var"] = _statistics(blobs)
+            mean, variance = _statistics(blobs)
+            more = layer.parameters.get("eps", _EPS) - _EPS  # our layer adds its own
+            state |= {f"{norm}.running_mean": mean, f"{norm}.running_var": (variance + more).clamp(min=0)}
         elif layer.type == "Scale" and norm:
             has_scale = True
             state |= {f"{norm}.weight": blobs[0].flatten(), f"{norm}.bias": blobs[1].flatten()}

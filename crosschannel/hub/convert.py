@@ -44,7 +44,10 @@ def import_weights(path: Path, name: str | None = None, input: str | None = None
     if path.suffix == ".caffemodel" or name == "caffe":
         layers = read_caffemodel(path)
         with _of_the_right_shapes(path):
-            return from_caffe(path, layers, input)
+            found = from_caffe(path, layers, input)
+        if name in FAMILIES and name != found.spec.name:
+            raise UserError(f"{path} holds an {found.spec.name}, not a {name}")
+        return found
     state = read_state(path)
     with _of_the_right_shapes(path):
         return import_state(state, _detect(path, state, name), str(path), input)

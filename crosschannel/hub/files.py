@@ -127,6 +127,15 @@ def _check_shapes(spec: NetSpec, state: dict[str, Tensor], prefix: str, path: Pa
     _compare(own, {key: value for key, value in found.items() if key in own or not prefix}, str(path))
 
 
+def names_us(path: Path) -> bool:
+    """Whether a file's metadata says that this library has written it."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format", "").startswith("crosschannel.")
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
 def is_ours(path: Path) -> bool:
     """Whether a file is to be read by :func:`read_weights`: safetensors whose metadata does not name another writer.
 

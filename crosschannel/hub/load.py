@@ -233,6 +233,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
         in_channels=input.channels,
         norm=source.kind != "gaussian" and source.choice("norm", ("true", "false"), str(spec.norm).lower()) == "true",
         fc=source.integer("fc", spec.fc),
+        fc7=0 if "fc" in source.options else spec.fc7,
         variant=source.options.get("variant", spec.variant),
     )
     spec, input = _for_transfer(source, spec, input)
@@ -294,7 +295,7 @@ def _load_kmeans(source: Source, data: str | None) -> Loaded:
     net, input, seed = _fresh(source, norm=False)
     images = source.options.get("data") or data or "builtin:sample"
     with _crops_fit(source, input):
-        init.kmeans(net, real_batches(images, input, seed=seed), seed, skip=())
+        init.kmeans(net, real_batches(images, input, batch=80, seed=seed), seed, skip=())
     return net.eval(), input, Provenance(source.text, {"initialisation": "k-means", "seed": seed, "images": images})
 
 

@@ -55,11 +55,17 @@ def calibrate(
     Args:
         net: layers follow one another; its output is (N, C, h, w) or (N, C).
         batches: inputs; the release took one of 80 crops of 227 px.
-        centre: what was subtracted from the channels of the input: 50 from L; default nothing.
+        centre: by channel, what was subtracted to make the input: (50,) for lightness, (50, 0, 0) for Lab, mean / std
+            for RGB; default nothing.
         seed: of the noise and of the fresh layer.
         iterations: at most.
         tolerance: it stops once every |log ratio / log target - 1| is below it.
+
+    Raises:
+        ValueError: ``centre`` is not a number a channel.
     """
+    if centre is not None and len(centre) != batches[0].shape[1]:
+        raise ValueError(f"centre must have {batches[0].shape[1]} numbers, one a channel, got {len(centre)}")
     net.eval()
     generator = torch.Generator().manual_seed(seed)
     shift = batches[0].new_zeros(batches[0].shape[1]) if centre is None else batches[0].new_tensor(centre)
@@ -89,7 +95,7 @@ def _rescale(stack: nn.Module, batch: Tensor, layers: Sequence[WeightLayer], see
             now, factor = inputs[0].abs().mean().item(), float(scales[i])
             module.weight.mul_(factor)
             if module.bias is not None:
-                module.bias.mul_(factor * now / (seen[i] or now))
+                module.bias.mul_(factor * now / seen[i] if seen[i] else factor)
             seen[i] = now
 
         return change

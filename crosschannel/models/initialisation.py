@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crosschannel.errors import UserError
+
 WeightLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 KEPT = ("fc6", "fc7", "out")  # layers with a start of their own
 CAFFENET_ONES = ("conv2", "conv4", "conv5")  # whose biases start at one in CaffeNet
@@ -168,13 +170,17 @@ def _centres(patches: np.ndarray, k: int, seed: int) -> np.ndarray:
     from sklearn.cluster import MiniBatchKMeans
 
     patches = patches - patches.mean(0)
-    values, vectors = np.linalg.eigh(patches.T @ patches)
+    if len(patches) < patches.shape[1]:  # the same directions from the smaller of both matrices
+        values, weights = np.linalg.eigh(patches @ patches.T)
+        vectors = patches.T @ weights / np.sqrt(values.clip(1e-12))
+    else:
+        values, vectors = np.linalg.eigh(patches.T @ patches)
     kept = np.flatnonzero(values > 1e-6)[-k:]  # they ascend
     whiten = vectors[:, kept] / np.sqrt(values[kept] + 1e-3)
     white = patches @ whiten
     white /= np.linalg.norm(white, axis=1, keepdims=True) + 1e-12
     if not len(kept):
-        raise ValueError(f"{len(patches)} patches are all the same: there is nothing to cluster")
+        raise UserError(f"k-means has nothing to cluster: {len(patches)} patches of the images are all the same")
     clusters = MiniBatchKMeans(k, batch_size=10 * k, n_init=3, max_iter=100, random_state=seed % 2**32)
     clusters.fit(white)
     return (clusters.cluster_centers_ @ whiten.T).astype(np.float32)

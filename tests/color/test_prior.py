@@ -79,8 +79,10 @@ def test_the_packaged_priors_are_refused_where_they_would_be_divided_by(name):
 
 
 def test_a_prior_of_ones_own_is_taken_at_every_lambda(tmp_path):
-    load_prior().save(tmp_path / "mine.npz")
-    assert load_prior(str(tmp_path / "mine.npz")).fit_for(0).packaged == ""
+    estimator = PriorEstimator()
+    estimator.add(torch.rand(2, 3, 32, 32))
+    estimator.prior().save(tmp_path / "mine.npz")
+    assert load_prior(str(tmp_path / "mine.npz")).fit_for(0).provenance["images"] == 2
 
 
 def test_a_prior_survives_saving(tmp_path):

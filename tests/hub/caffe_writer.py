@@ -23,6 +23,10 @@ def field(number: int, value: int | bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 
+def real(number: int, value: float) -> bytes:
+    return varint(number << 3 | 5) + struct.pack("<f", value)
+
+
 def blob(array: np.ndarray, legacy: bool = False, packed: bool = True) -> bytes:
     array = np.asarray(array, np.float32)
     data = array.astype("<f4").tobytes()
@@ -79,18 +83,21 @@ class Net:
 
     def relu(self, name, slope: float = 0.0) -> None:
         options = f"relu_param {{ negative_slope: {slope} }}" if slope else ""
-        encoded = field(123, varint(1 << 3 | 5) + struct.pack("<f", slope)) if slope else b""
+        encoded = field(123, real(1, slope)) if slope else b""
         self.add(name, "ReLU", options=options, inplace=True, parameters=encoded)
 
-    def pool(self, name) -> None:
-        self.add(name, "Pooling", options="pooling_param { pool: MAX kernel_size: 3 stride: 2 }")
+    def pool(self, name, method: str = "MAX") -> None:
+        options = f"pooling_param {{ pool: {method} kernel_size: 3 stride: 2 }}"
+        self.add(name, "Pooling", options=options, parameters=field(121, field(1, ("MAX", "AVE").index(method))))
 
-    def lrn(self, name) -> None:
-        self.add(name, "LRN", options="lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }")
+    def lrn(self, name, alpha: float = 0.0001) -> None:
+        options = f"lrn_param {{ local_size: 5 alpha: {alpha} beta: 0.75 }}"
+        self.add(name, "LRN", options=options, parameters=field(118, field(1, 5) + real(2, alpha) + real(3, 0.75)))
 
-    def batchnorm(self, name, statistics, inplace=True) -> None:
+    def batchnorm(self, name, statistics, inplace=True, eps: float = 1e-5) -> None:
         """statistics: mean, variance and the factor that both are to be divided by."""
-        self.add(name, "BatchNorm", statistics, "batch_norm_param { use_global_stats: true }", inplace)
+        options = f"batch_norm_param {{ use_global_stats: true eps: {eps} }}"
+        self.add(name, "BatchNorm", statistics, options, inplace, field(139, real(3, eps)))
 
     def write(self, folder: Path) -> Path:
         """net.prototxt and net.caffemodel; returns the latter."""

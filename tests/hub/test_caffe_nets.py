@@ -48,7 +48,7 @@ def alexnet(net: Net, channels: int, groups=(1, 2, 1, 2, 2), lrn=False, slope=0.
         weights = arrays(widths[i + 1], widths[i] // groups[i], kernel, kernel)
         net.convolution(name, weights, kernel_size=kernel, pad=pad, stride=stride, group=groups[i])
         if name in norms:
-            net.batchnorm(f"bn{i + 1}", statistics(widths[i + 1]))
+            net.batchnorm(f"bn{i + 1}", statistics(widths[i + 1]), eps=1e-2)
         net.relu(f"relu{i + 1}", slope)
         if i in (0, 1, 4):
             net.pool(f"pool{i + 1}")
@@ -107,11 +107,16 @@ def test_a_split_brain_net_with_every_layer_in_two_groups(tmp_path):
     centred = x - torch.tensor([50.0, 0, 0])[:, None, None]
     maps = backbone.features(centred, ["conv3", "conv5"])
     assert close(maps["conv3"], conv3) and close(maps["conv5"], conv5)
-    padded = load_backbone(f"{path},geometry=padded").features(centred, ["pool5", "fc6", "fc7"])
-    weights = [torch.from_numpy(array) for array in (*fc6, *fc7)]
-    expected6 = F.conv2d(padded["pool5"], *weights[:2], padding=5, dilation=2, groups=2).relu()
-    assert close(padded["fc6"], expected6)
-    assert close(padded["fc7"], F.conv2d(expected6, *weights[2:], groups=2).relu())
+    weights = {name: [torch.from_numpy(np.float32(a)) for a in found] for name, _, found, _ in net.layers if found}
+    y = F.conv2d(x, *weights["data_lab"], groups=3)  # the training net, restated: every map on the pixel grid
+    y = F.max_pool2d(F.conv2d(y, *weights["conv1"], stride=4, padding=5).relu(), 3, 2, 1, ceil_mode=True)
+    y = F.max_pool2d(F.conv2d(y, *weights["conv2"], padding=2, groups=2).relu(), 3, 2, 1, ceil_mode=True)
+    for name in ("conv3", "conv4", "conv5"):
+        y = F.conv2d(y, *weights[name], padding=1, groups=2).relu()
+    y = F.max_pool2d(y, 3, 1, 1)
+    y = F.conv2d(y, *weights["fc6"], padding=5, dilation=2, groups=2).relu()
+    padded = load_backbone(f"{path},geometry=padded").features(centred, ["fc6", "fc7"])
+    assert close(padded["fc6"], y) and close(padded["fc7"], F.conv2d(y, *weights["fc7"], groups=2).relu())
 
 
 @pytest.mark.parametrize("mixed", [True, False])
@@ -173,6 +178,37 @@ def test_a_bigan_encoder_keeps_its_leaky_relus_and_its_input(tmp_path):
     assert torch.equal(again(rgb, ["conv5"])["conv5"], first(rgb, ["conv5"])["conv5"]) and again.input.std == (0.5,) * 3
 
 
+def test_fully_connected_layers_of_zeros_are_left_out(tmp_path):
+    """A BiGAN encoder has none, and its converted files fill them with a constant."""
+    net = Net(3, 227)
+    alexnet(net, 3, slope=0.2, dense=False)
+    net.layers += [("fc6", "InnerProduct", [np.zeros((32, 9216)), np.ones(32)], b"")]
+    net.layers += [("fc7", "InnerProduct", [np.zeros((32, 32)), np.ones(32)], b"")]
+    found = import_weights(net.write(tmp_path))
+    assert found.left_out == ["fc6", "fc7"] and found.spec.fc == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda net: net.add("prelu5", "PReLU", [np.full(256, 0.25)]),
+            "prelu5 is a PReLU, and our AlexNets have ReLUs",
+        ),
+        (lambda net: net.add("sigmoid5", "Sigmoid"), "sigmoid5 is a Sigmoid"),
+        (lambda net: net.pool("pool6", "AVE"), "pool6 does not take the maximum"),
+        (lambda net: net.lrn("norm5", alpha=0.01), "norm5 has the constants"),
+    ],
+    ids=["prelu", "sigmoid", "average", "lrn"],
+)
+def test_what_stands_between_the_layers_is_not_taken_for_something_else(tmp_path, change, message):
+    net = Net(3, 227)
+    alexnet(net, 3, lrn=True, dense=False)
+    change(net)
+    with pytest.raises(UserError, match=message):
+        import_weights(net.write(tmp_path))
+
+
 def test_relus_of_several_slopes_are_no_net_here(tmp_path):
     net = Net(3, 227)
     alexnet(net, 3, slope=0.2)
@@ -197,22 +233,24 @@ def test_a_net_of_video_triplets_has_a_narrower_fc7(tmp_path):
 def test_an_ego_motion_net_gives_one_of_its_two_branches(tmp_path):
     net = Net(3, 227)
     alexnet(net, 3, dense=False)
-    twins = [(f"{name}_p", kind, found, parameters) for name, kind, found, parameters in net.layers if found]
     (tmp_path / "net.prototxt").write_text(net.text)
     joined = [("fc_joined", "InnerProduct", arrays(20, 64))]
-    paired = [entry for pair in zip(net.layers, twins + [None] * 99, strict=False) for entry in pair if entry]
+    paired = []
+    for entry in net.layers:
+        paired += [entry, (f"{entry[0]}_p", *entry[1:])]
     (tmp_path / "net.caffemodel").write_bytes(model(paired + joined))
     found = import_weights(tmp_path / "net.caffemodel")
     assert found.left_out == [*(f"conv{i}_p" for i in range(1, 6)), "fc_joined"] and found.spec.fc == 0
     check_rgb(tmp_path, ["conv1", "conv5"])
 
 
-def test_a_layer_between_those_of_an_alexnet_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["conv2b", "conv2_2"])
+def test_a_layer_between_those_of_an_alexnet_is_named(tmp_path, name):
     net = Net(3, 227)
     alexnet(net, 3)
     place = next(i for i, entry in enumerate(net.layers) if entry[0] == "conv3")
-    net.layers.insert(place, ("conv2b", "Convolution", arrays(256, 256, 1, 1), b""))
-    with pytest.raises(UserError, match="conv2b is a layer before conv3 that no AlexNet here has"):
+    net.layers.insert(place, (name, "Convolution", arrays(256, 256, 1, 1), b""))
+    with pytest.raises(UserError, match=f"{name} is a layer before conv3 that no AlexNet here has"):
         import_weights(net.write(tmp_path))
 
 
@@ -269,6 +307,9 @@ def test_the_released_colornet_colours_as_caffe_does(tmp_path):
     renamed = [("conv1_1", *entry[1:]) if entry[0] == "bw_conv1_1" else entry for entry in net.layers[:-3]]
     path.write_bytes(model(renamed))  # as the older ones are, and a training's own snapshots
     assert close(load_colorizer(str(path)).predict_ab(lightness), colorizer.predict_ab(lightness))
+    with pytest.raises(UserError, match="given lightness alone, and not input 'lab'"):
+        load_backbone(f"{path},input=lab")
+    assert main(["import", str(path), "--as=alexnet", f"--out={tmp_path / 'no.safetensors'}"]) == 2
     for change, message in (
         (partial(_added, name="conv9_1"), "conv9_1 is a layer that no colorization net here has"),
         (partial(_without, name="conv4_2"), "lacks net.conv4_2.conv.bias"),

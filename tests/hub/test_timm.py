@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import fx
 
 import crosschannel.timm as ours
@@ -69,7 +70,7 @@ def test_a_file_says_the_shape_of_its_net(trunk, whole, tmp_path):
 
 
 @torch.no_grad()
-def test_without_metadata_a_wrong_shape_is_an_error_and_not_other_maps(trunk, whole):
+def test_without_metadata_a_wrong_shape_is_an_error_and_not_other_maps(trunk, whole, tmp_path):
     create = timm.create_model
     name = "crosschannel_alexnet"
     for options, message in (
@@ -81,6 +82,20 @@ def test_without_metadata_a_wrong_shape_is_an_error_and_not_other_maps(trunk, wh
     ):
         with pytest.raises(ValueError, match=message):
             create(name, **options)
+    assert main(["export", trunk, "--format=timm", f"--out={tmp_path / 'trunk.pth'}"]) == 0
+    bare = str(tmp_path / "trunk.pth")
+    trunks = {"num_classes": 10, "fc_width": 0}
+    for options, message in (
+        ({}, "has no fc6"),
+        (trunks, "of either geometry"),
+        ({**trunks, "geometry": "padded", "norm": False}, "the file is of another net: net.conv1.norm"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_file(bare, **options)
+    right = from_file(bare, **trunks, geometry="padded")
+    save_file(right.state_dict(), tmp_path / "own.safetensors")  # as timm writes a model
+    again = from_file(str(tmp_path / "own.safetensors"), **trunks, geometry="padded")
+    assert torch.equal(right.forward_features(RGB), again.forward_features(RGB))
     padded = create(name, checkpoint_path=trunk, fc_width=0, geometry="padded").eval()
     assert torch.allclose(padded.forward_features(RGB), load_backbone(trunk)(RGB, ["pool5"])["pool5"], atol=1e-5)
     with pytest.raises(ValueError, match="holds no vgg16"):

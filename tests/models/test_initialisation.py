@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from crosschannel import UserError
 from crosschannel.models import AlexNet, ColorNet, NetSpec, build_pretext
 from crosschannel.models import initialisation as init
 
@@ -86,6 +87,24 @@ def test_kmeans_centres_are_cluster_centres_of_whitened_patches():
     assert sorted(responses.argmax(1)) == [0, 1, 2, 3]
 
 
+def test_few_patches_of_many_numbers_have_their_directions_from_the_smaller_matrix():
+    import numpy as np
+
+    scales = np.linspace(0.1, 3, 40, dtype=np.float32)
+    patches = np.random.default_rng(0).normal(size=(60, 40)).astype(np.float32) * scales
+    padded = np.concatenate([patches, np.zeros((60, 40), np.float32)], 1)  # more numbers than patches
+    wide, narrow = init._centres(padded, 8, seed=0), init._centres(patches, 8, seed=0)
+    assert np.abs(wide[:, 40:]).max() < 1e-5
+    directions = np.linalg.svd(patches - patches.mean(0))[2][:8]
+    for filters in (wide[:, :40], narrow):
+        assert ((filters @ directions.T) ** 2).sum(1) == pytest.approx((filters**2).sum(1), rel=1e-3)
+
+
+def test_images_of_one_colour_have_nothing_to_cluster(few):
+    with pytest.raises(UserError, match="nothing to cluster"):
+        init.kmeans(Small(), [torch.zeros_like(batch) for batch in few])
+
+
 def test_kmeans_filters_lie_on_the_directions_of_greatest_variance(few):
     """As many directions of each layer's patches as it has filters: all of the filters' energy, in every layer."""
     torch.manual_seed(0)
@@ -116,8 +135,9 @@ def test_a_layer_with_more_outputs_than_samples_starts_from_noise(batches):
             return self.fc6(x[:, :, ::3, ::3].flatten(1))
 
     net = Wide()
+    before = net.fc6.weight.clone()
     init.kmeans(net, batches)
-    assert net.fc6.weight.std() < 0.05  # kept, as in pretraining
+    assert torch.equal(net.fc6.weight, before)  # kept, as in pretraining
     init.kmeans(net, batches, skip=())
     rows = net.fc6.weight.detach()
     rows = (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)
@@ -127,7 +147,7 @@ def test_a_layer_with_more_outputs_than_samples_starts_from_noise(batches):
     assert torch.allclose(values.std(0, correction=0), torch.ones(300), atol=1e-3)
 
 
-def test_kmeans_and_unit_variance_run_on_alexnet_and_colornet(batches):
+def test_unit_variance_runs_on_alexnet_and_colornet(batches):
     for net in (AlexNet(fc=0), AlexNet(fc=0, norm=False), ColorNet()):
         init.unit_variance(net, batches[:2])
         with torch.no_grad():

@@ -1,0 +1,56 @@
+"""What pretraining starts from."""
+
+import pytest
+import torch
+
+from crosschannel.data import CropConfig
+from crosschannel.data.stream import Batch
+from crosschannel.models import NetSpec, build_pretext
+from crosschannel.models import initialisation as init
+from crosschannel.objectives import ObjectiveConfig, build_objective
+from crosschannel.training import colorization
+from crosschannel.training.ranks import World
+
+
+@pytest.fixture
+def asked(monkeypatch, photos):
+    """What the loader of crops was asked for; it gives two batches. Any filters will do."""
+    found = []
+
+    def loader(stream, first, count, batch):
+        found.append((first, count, batch))
+        for photo in photos[:2]:
+            crops = [torch.from_numpy(photo[y : y + 64, :64].copy()).permute(2, 0, 1) for y in range(0, 128, 16)]
+            yield Batch(torch.stack(crops), torch.arange(8), [])
+
+    monkeypatch.setattr(colorization, "crop_loader", loader)
+    monkeypatch.setattr(init, "_centres", lambda patches, k, seed: patches[:k])
+    return found
+
+
+def task(tmp_path, initial: str) -> colorization.Colorization:
+    torch.manual_seed(0)
+    net = build_pretext(NetSpec("alexnet", fc=24), 313)
+    world = World(0, 1, torch.device("cpu"))
+    objective = build_objective(ObjectiveConfig())
+    return colorization.Colorization(net, objective, "pixels", [], CropConfig(64, 64), world, initial, None, tmp_path)
+
+
+def test_kmeans_starts_the_convolutions_alone_and_the_classifier_from_zeros(asked, tmp_path):
+    it = task(tmp_path, "kmeans")
+    before = {name: value.clone() for name, value in it.net.named_parameters()}
+    assert it.initialise(None)  # it took a while, and is saved
+    assert asked == [(0, 800, 80)]  # ten batches of 80 crops
+    for name, value in it.net.named_parameters():
+        if name.startswith("head."):
+            assert not value.any(), name
+        elif "fc" in name:  # N(0, .005), biases 1
+            assert torch.equal(value, before[name]) and ("weight" in name or (value == 1).all()), name
+        elif "weight" in name:
+            assert not torch.equal(value, before[name]), name
+
+
+def test_another_start_leaves_the_classifier(asked, tmp_path):
+    it = task(tmp_path, "unit-variance")
+    assert it.initialise(None) and it.net.head.out.weight.any()
+    assert not task(tmp_path, "default").initialise(None)
