@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from crosschannel.cli import main as crosschannel
-from crosschannel.data import CropConfig, CropStream, crop_loader, open_training_images
+from crosschannel.data import CropConfig, Stream, TrainingCrops, load_batches, open_training_images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from range_server import start_server
@@ -38,7 +38,7 @@ class UsualImages(Dataset):
 
     def __init__(self, folder: Path, crop: CropConfig):
         self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        if crop.train == "random":
+        if crop.kind == "random":
             cut = [v2.Resize(crop.resize), v2.RandomCrop(crop.size)]
         else:
             cut = [v2.RandomResizedCrop(crop.size, crop.area)]
@@ -58,8 +58,8 @@ def usual(folder: Path, crop: CropConfig, workers: int) -> Iterable[torch.Tensor
 
 
 def ours(data: Path | str, crop: CropConfig, workers: int) -> Iterable[torch.Tensor]:
-    stream = CropStream(open_training_images(str(data)), crop)
-    return (batch.images for batch in crop_loader(stream, 0, 10**9, BATCH, workers=workers))
+    stream = Stream(open_training_images(str(data)), TrainingCrops(crop), 0)
+    return (batch.images for batch in load_batches(stream, 0, 10**9, BATCH, workers=workers))
 
 
 def speeds(sides: dict[str, Callable[[], Iterable[torch.Tensor]]], batches: int, rounds: int) -> dict[str, float]:
@@ -136,10 +136,10 @@ def resident(pid: int) -> int:
 
 def memory(shards: Path) -> None:
     """Run in a process of its own: memory of the process and its workers along two epochs, as JSON."""
-    stream = CropStream(open_training_images(str(shards)), CROPS["random"])
+    stream = Stream(open_training_images(str(shards)), TrainingCrops(CROPS["random"]), 0)
     per_epoch = len(stream.images) // BATCH
     seen = []
-    for number, _ in enumerate(crop_loader(stream, 0, 10**9, BATCH, workers=2)):
+    for number, _ in enumerate(load_batches(stream, 0, 10**9, BATCH, workers=2)):
         if number in (5, per_epoch // 2, per_epoch, 2 * per_epoch, 10 * per_epoch):
             children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
             seen.append((number * BATCH, sum(resident(int(pid)) for pid in (os.getpid(), *children)) / 2**20))

@@ -21,9 +21,11 @@ import transfer
 from crosschannel.data import ImageSet, open_images
 from crosschannel.data.images import Subset
 from crosschannel.data.order import epoch_order
-from crosschannel.training.config import RuntimeConfig, TrainConfig
+from crosschannel.runs.config import RuntimeConfig, TrainConfig
 from crosschannel.training.device import find_device, keep_freed_memory
-from transfer.protocols.linear_probe import LinearProbe, packaged
+from transfer.protocol import as_config
+from transfer.protocols.linear_probe.protocol import PROTOCOL
+from transfer.protocols.linear_probe.task import LinearProbe
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 MODULES = {"conv1": 1, "conv2": 4, "conv3": 7, "conv4": 9, "conv5": 11}  # torchvision's ReLUs
@@ -103,7 +105,7 @@ def ours(
         return found
 
     config = replace(
-        packaged("imagenette"),
+        as_config(PROTOCOL, "imagenette"),
         cache=cache,
         train=TrainConfig(BATCH, steps=epochs * per_epoch, precision=precision, compile=False),
         runtime=RuntimeConfig(workers, eval_every=10**9, checkpoint_every=10**9, log_every=10**9, tensorboard=False),

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from timing import apart, machine, peak_memory, real_data, table
 
-from crosschannel.data import CropConfig, CropStream, open_training_images
+from crosschannel.data import CropConfig, Stream, TrainingCrops, open_training_images
 from crosschannel.data.shards import Row, index_text
-from crosschannel.training.run_folder import read_metrics
+from crosschannel.runs.folder import read_metrics
 
 BYTES = 110_000  # of an ImageNet photograph
 PER_SHARD = 10_000
@@ -65,7 +65,7 @@ def opening(data: str) -> None:
 
     images = measure(lambda: open_training_images(data))
     opened = peak_memory()
-    stream = CropStream(images, CropConfig())
+    stream = Stream(images, TrainingCrops(CropConfig()), 0)
     measure(lambda: stream.place(0, 0))
     measure(lambda: stream.place(30 * len(images) + len(images) // 2, 0))  # another epoch, half of it done
     extra = [(opened - before) / 2**20, (peak_memory() - opened) / 2**20]

@@ -13,15 +13,15 @@ from timing import apart, machine, peak_memory, table
 from torch import nn
 
 from crosschannel.color import load_prior
-from crosschannel.data import Batch, CropConfig, CropStream, crop_loader, open_images
+from crosschannel.data import Batch, CropConfig, Stream, TrainingCrops, load_batches, open_images
 from crosschannel.models import NetSpec, build_pretext
-from crosschannel.objectives import Classification
+from crosschannel.objectives.classification import Classification
+from crosschannel.runs.config import RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
+from crosschannel.runs.folder import RunFolder
 from crosschannel.training.colorization import Colorization
-from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from crosschannel.training.device import AUTO, device_kind, find_device, keep_freed_memory
-from crosschannel.training.loop import Loop, Settings
+from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World
-from crosschannel.training.run_folder import RunFolder
 
 # net: (description, crop, batch on a CPU, batch on a GPU)
 NETS = {
@@ -56,16 +56,15 @@ def measure(name: str, variant: str, device: torch.device, seconds: float) -> di
     world = World(0, 1, device)
     torch.manual_seed(0)
     net = build_pretext(spec, 313, crop_size)
-    task = Colorization(
-        net, Classification(load_prior().smoothed), "pixels", val, crop, world, "default", None, Path("samples")
-    )
+    task = Colorization(net, Classification(load_prior().smoothed), "pixels", val, crop, world, "default", None)
     options = TrainConfig(batch_size, precision=precision, channels_last=channels_last, compile=compiled, steps=1)
-    settings = Settings(0, OptimConfig(), ScheduleConfig("constant"), options, RuntimeConfig(0, tensorboard=False))
-    stream = CropStream(train_images, crop)
-    loop = Loop(task, stream, settings, RunFolder(Path("unused"), "pretrain", hold=False), world)
-    loop.set_up()
+    config = TrainedConfig(
+        schedule=ScheduleConfig("constant"), train=options, runtime=RuntimeConfig(0, tensorboard=False)
+    )
+    stream = Stream(train_images, TrainingCrops(crop), 0)
+    loop = Loop(task, stream, config, RunFolder(Path("unused"), "pretrain", hold=False), world)
     model = loop.wrap()
-    batch = next(crop_loader(stream, 0, batch_size, batch_size))
+    batch = next(load_batches(stream, 0, batch_size, batch_size))
 
     def step() -> None:
         loop.update(loop.gradients(model, [batch]))

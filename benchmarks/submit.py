@@ -19,8 +19,8 @@ from timing import machine, table
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "slurm")]
 
+from crosschannel.runs.folder import read_metrics  # noqa: E402
 from crosschannel.training.checkpoints import found  # noqa: E402
-from crosschannel.training.run_folder import read_metrics  # noqa: E402
 from slurm.job_folder import JobFolder  # noqa: E402
 
 

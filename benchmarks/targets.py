@@ -14,8 +14,8 @@ from timing import apart, machine, peak_memory, race, table
 from torch import Tensor
 
 from crosschannel.color import ABQuantizer, load_prior, rgb_to_lab
-from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
-from crosschannel.objectives import Classification
+from crosschannel.data import CropConfig, Stream, TrainingCrops, load_batches, open_images
+from crosschannel.objectives.classification import Classification
 
 N, GRID, Q = 16, 44, 313
 objective = Classification(load_prior().smoothed)
@@ -24,8 +24,8 @@ quantizer: ABQuantizer = objective.quantizer
 
 def real_ab() -> Tensor:
     """ab of every fourth pixel of 176-pixel crops of photographs: (16, 2, 44, 44)."""
-    stream = CropStream(open_images("builtin:sample")[0], CropConfig(4 * GRID, 4 * GRID))
-    return rgb_to_lab(next(crop_loader(stream, 0, N, N)).images)[:, 1:, ::4, ::4].contiguous()
+    stream = Stream(open_images("builtin:sample")[0], TrainingCrops(CropConfig(4 * GRID, 4 * GRID)), 0)
+    return rgb_to_lab(next(load_batches(stream, 0, N, N)).images)[:, 1:, ::4, ::4].contiguous()
 
 
 def usual_targets(ab: Tensor) -> Tensor:

@@ -12,11 +12,17 @@ from crosschannel.errors import UserError
 if TYPE_CHECKING:
     from crosschannel import color
     from crosschannel.hub import load_backbone, load_colorizer
+    from crosschannel.models import InputSpec, wrap
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "color", "load_backbone", "load_colorizer"]
+__all__ = ["InputSpec", "UserError", "__version__", "color", "load_backbone", "load_colorizer", "wrap"]
 
-_LAZY = {"load_backbone": "crosschannel.hub", "load_colorizer": "crosschannel.hub"}
+_LAZY = {
+    "InputSpec": "crosschannel.models",
+    "load_backbone": "crosschannel.hub",
+    "load_colorizer": "crosschannel.hub",
+    "wrap": "crosschannel.models",
+}
 
 
 def __getattr__(name: str):

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from crosschannel.color.lab import Lightness
 from crosschannel.hub.files import LICENCE, names_us, read_weights
-from crosschannel.models import LayeredNet, NetSpec, build_net
-from crosschannel.models.build import classic_fc
+from crosschannel.models import LayeredNet, NetSpec, build_net, family
 
 # net: (side of its crops, side of its last map, layers at which features are taken by default)
 _NETS = {
@@ -36,12 +35,12 @@ default_cfgs = generate_default_cfgs(
             "num_classes": 1000,
             "input_size": (3, size, size),
             "pool_size": (pool, pool),
-            "min_input_size": (3, _LEAST, _LEAST) if name == "alexnet" else None,
+            "min_input_size": (3, _LEAST, _LEAST) if family(name).fc else None,
             "crop_pct": round(size / 256, 3),
             "interpolation": "bilinear",
             "mean": (0.0, 0.0, 0.0),
             "std": (1.0, 1.0, 1.0),
-            "first_conv": f"net.{'conv1' if name == 'alexnet' else 'conv1_1'}.conv",
+            "first_conv": f"net.{family(name).first}",
             "classifier": "fc",
             "license": LICENCE,
             "paper_name": "Colorful Image Colorization",
@@ -81,7 +80,7 @@ class CrosschannelNet(nn.Module):
         super().__init__()
         if in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 3 (RGB in [0, 1]) or 1 (L - 50), got {in_chans}")
-        fc_width = classic_fc(name) if fc_width is None else fc_width
+        fc_width = family(name).fc if fc_width is None else fc_width
         self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry or "probe"))
         self.in_chans, self.lightness = in_chans, Lightness()
         self._fc_width, self._is_ambiguous = fc_width, name == "alexnet" and not fc_width and geometry is None
@@ -184,9 +183,9 @@ def _shape_of(file: str | None) -> dict[str, Any]:
     if spec != NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry):
         raise ValueError(f"{file} holds a {spec.name} of another shape than those registered here: {spec}")
     shape: dict[str, Any] = {"name": spec.name, "norm": spec.norm}
-    if spec.name != "colornet":
+    if family(spec.name).has_fc:
         shape["fc_width"] = spec.fc
-    if spec.name == "alexnet":
+    if family(spec.name).has_geometries:
         shape["geometry"] = "probe" if spec.fc else spec.geometry
     return shape
 

@@ -17,18 +17,21 @@ PROGRAM = Program(
     "Submits either command line, unchanged, to a SLURM cluster, and keeps it going until it is done.",
     {
         "submit": Command(
-            "slurm.submit",
-            "SubmitConfig",
-            "submit",
+            "slurm.config:SubmitConfig",
+            "slurm.submit:submit",
             "queue a command: submit [--profile NAME|FILE] … -- crosschannel pretrain …",
             configs=PROFILES,
         ),
-        "status": Command("slurm.watch", "StatusConfig", "status", "a table of runs and their jobs", ("runs",)),
-        "logs": Command(
-            "slurm.watch", "LogsConfig", "logs", "what all ranks wrote; -f follows", ("run",), {"f": "follow"}
+        "status": Command(
+            "slurm.config:StatusConfig", "slurm.watch:status", "a table of runs and their jobs", ("runs",)
         ),
-        "cancel": Command("slurm.watch", "CancelConfig", "cancel", "end the jobs of runs", ("runs",)),
-        "resume": Command("slurm.submit", "SubmitConfig", "submit", "queue a run again, as it was: resume RUN …"),
+        "logs": Command(
+            "slurm.config:LogsConfig", "slurm.watch:logs", "what all ranks wrote; -f follows", ("run",), {"f": "follow"}
+        ),
+        "cancel": Command("slurm.config:CancelConfig", "slurm.watch:cancel", "end the jobs of runs", ("runs",)),
+        "resume": Command(
+            "slurm.config:SubmitConfig", "slurm.submit:submit", "queue a run again, as it was: resume RUN …"
+        ),
     },
 )
 

@@ -3,7 +3,7 @@
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,8 +11,6 @@ from typing import Any
 
 import crosschannel.cli
 import transfer.cli
-from crosschannel import command_line
-from crosschannel.color import load_prior
 from crosschannel.command_line import Program
 from crosschannel.data.open import open_images
 from crosschannel.data.remote import is_remote
@@ -20,17 +18,21 @@ from crosschannel.data.shards import expand
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path, write_text
 from crosschannel.hub import load_backbone, load_colorizer
-from crosschannel.hub.convert import WEIGHTS
-from crosschannel.hub.sources import FRESH, Source, parse_source, working_folder_importable
-from crosschannel.models import NET_NAMES
-from crosschannel.training.config import check_ranks, to_yaml
-from crosschannel.training.run_folder import RunFolder
+from crosschannel.hub.sources import (
+    KINDS,
+    inner_source,
+    is_fetched,
+    parse_source,
+    source_paths,
+    working_folder_importable,
+)
+from crosschannel.runs.config import TrainedConfig, check_ranks, is_to_be_fetched, keys, named_paths, of_role, to_yaml
+from crosschannel.runs.folder import RunFolder
 
 PROGRAMS: dict[str, tuple[str, Program]] = {
     "crosschannel": ("crosschannel.cli", crosschannel.cli.PROGRAM),
     "transfer": ("transfer.cli", transfer.cli.PROGRAM),
 }
-_DOWNLOADED = {"zoo", "hf-hub", "torchvision", "timm"}
 
 
 @dataclass
@@ -66,8 +68,8 @@ class WrappedCommand:
     @property
     def local_data(self) -> str:
         """The data that a node can copy to its own disk; empty for none."""
-        data = getattr(self.config, "data", "") if self.has_run_folder else ""
-        return data if _is_local(data) else ""
+        named = of_role(self.config, "data").values() if self.has_run_folder else ()
+        return next((data for data in named if _is_local(data)), "")
 
     def frozen(self, folder: Path) -> list[str]:
         """Module and arguments for the job. Where one file can say all, it is written, so that later edits of a config
@@ -93,7 +95,7 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
     name, *arguments = rest
     if name not in table.commands:
         raise UserError(f"no command {name!r}; there are {', '.join(table.commands)}")
-    config = command_line.parse(table, name, [word for word in arguments if word != "--debug"])
+    config = table.parse(name, [word for word in arguments if word != "--debug"])
     return WrappedCommand(module, name, arguments, config)
 
 
@@ -142,7 +144,7 @@ def check_place(command: WrappedCommand, ranks: int) -> RunFolder | None:
         if ranks > 1:
             raise UserError(f"{command.name} does not share its work: give it one rank, not {ranks}")
         return None
-    if hasattr(command.config, "train"):
+    if isinstance(command.config, TrainedConfig):
         check_ranks(command.config.train, ranks)
     run = RunFolder(Path(command.config.out), getattr(command.config, "protocol", command.name), hold=False)
     if run.resuming:
@@ -157,23 +159,23 @@ def check_paths(command: WrappedCommand) -> None:
         UserError: one does not.
     """
     config, later = command.config, "on this machine; --no-path-check leaves that to the job"
-    paths = [("data", path) for path in _data_paths(getattr(config, "data", "") or "")]
-    for source in _sources(config):
-        paths += _paths(source)
-        module = _inner(source).name.partition(":")[0].partition(".")[0]
+    named = {} if is_to_be_fetched(config) else of_role(config, "data")
+    paths = [("data", path) for data in named.values() for path in _data_paths(data)]
+    for source in map(parse_source, of_role(config, "source").values()):
+        paths += [("weights", path) for path in source_paths(source)]
+        paths += [("data", path) for path in _data_paths(source.options.get("data", ""))]
+        inner = inner_source(source)
+        module = inner.name.partition(":")[0].partition(".")[0]
         with foreign(f"cannot find {module} for {source.text!r}"), working_folder_importable():
-            if _inner(source).kind == "factory" and importlib.util.find_spec(module) is None:
+            if KINDS[inner.kind].of_the_user and importlib.util.find_spec(module) is None:
                 raise UserError(f"no package {module} for {source.text!r} {later}")
     for kind, path in paths:
         if not user_path(path).exists():
             raise UserError(f"no {kind} at {path} {later}")
-    if hasattr(config, "objective") and config.objective.kind == "class":
-        load_prior(config.objective.prior).fit_for(config.objective.lam)
-    for key in ("images", "runs", "probes", "file"):
-        names = getattr(config, key, None) or []
-        for name in [names] if isinstance(names, str) else names:
-            if not is_remote(name) and not name.startswith("builtin:") and not user_path(name).exists():
-                raise UserError(f"no {name} {later}")
+    for key, names in named_paths(config).items():
+        for name in names:
+            if not is_remote(name) and not user_path(name).exists():
+                raise UserError(f"no {key.rpartition('.')[2]} at {name!r} {later}")
 
 
 def prefetch(command: WrappedCommand) -> None:
@@ -182,12 +184,13 @@ def prefetch(command: WrappedCommand) -> None:
     Raises:
         UserError: it cannot be had.
     """
-    for source in _sources(command.config):
-        if _is_fetched(source):
-            load = load_colorizer if command.name == "colorize" else load_backbone
-            load(source.text)
-    if str(getattr(command.config, "data", "")).startswith("torchvision:"):
-        open_images(command.config.data)
+    for _, key, named in keys(command.config):
+        if key.metadata.get("role") == "source" and named and is_fetched(parse_source(named)):
+            load = load_colorizer if key.metadata["head"] else load_backbone
+            load(named)
+    for data in of_role(command.config, "data").values():
+        if data.startswith("torchvision:"):
+            open_images(data)
 
 
 def _is_local(data: str) -> bool:
@@ -200,40 +203,3 @@ def _data_paths(data: str) -> list[str]:
     if not _is_local(data):
         return []
     return [data] if user_path(data).is_dir() else expand(data)
-
-
-def _inner(source: Source) -> Source:
-    """What a fresh net is the twin of; any other source itself."""
-    return parse_source(source.name) if source.kind in FRESH else source
-
-
-def _sources(config: Any) -> Iterator[Source]:
-    """The sources that a config names."""
-    for key in ("backbone", "model", "init_from"):
-        name = getattr(config, key, None)
-        if isinstance(name, str):
-            yield parse_source(name)
-
-
-def _paths(source: Source) -> Iterator[tuple[str, str]]:
-    """(what, where) of every path that a source names."""
-    named = _inner(source)
-    if named.kind == "path" and (named is source or named.name not in NET_NAMES):
-        yield "weights", named.name
-    if _weights_file(source):
-        yield "weights", source.options["weights"]
-    yield from (("data", path) for path in _data_paths(source.options.get("data", "")))
-
-
-def _is_fetched(source: Source) -> bool:
-    """Whether loading a source downloads its weights."""
-    if _inner(source) is not source:
-        return _inner(source).kind in ("zoo", "hf-hub")
-    wanted = source.options.get("weights", "").lower() != "none" and not _weights_file(source)
-    return source.kind in _DOWNLOADED and wanted
-
-
-def _weights_file(source: Source) -> bool:
-    """Whether the option ``weights`` is a path: timm's always is, torchvision's may be the name of published ones."""
-    weights = source.options.get("weights", "none")
-    return weights.lower() != "none" and (source.kind == "timm" or Path(weights).suffix in WEIGHTS)

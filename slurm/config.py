@@ -10,6 +10,7 @@ from crosschannel.keys import Device, Seed, Spelling, above, at_least, require
 
 LINE = Spelling(r"[^\n\r]*", "one line")
 Line = Annotated[str, LINE]
+_RUNS = {"help": "run folders, or folders of them"}
 # options of sbatch that have keys of their own …
 _KEYS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}
 # … and those that the launcher stands on
@@ -116,3 +117,40 @@ class SubmitConfig:
         require(not self.cwd or Path(self.cwd).is_dir(), "cwd: there is no such folder", self.cwd)
         here = not self.code_copy or Path(self.code_copy).is_dir()
         require(here, "code_copy: there is no such folder", self.code_copy)
+
+
+@dataclass
+class StatusConfig:
+    """Show runs: job, state, nodes, step, loss, speed, time left, restarts."""
+
+    runs: list[str] = field(default_factory=lambda: ["runs"], metadata=_RUNS)
+    seed: Seed = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class LogsConfig:
+    """Show what all ranks of a run's last job wrote."""
+
+    run: str = field(metadata={"help": "a run folder"})
+    follow: bool = False
+    """go on until the job has ended"""
+    lines: Annotated[int, at_least(0)] = 0
+    """only so many last lines of each file; 0: all"""
+    seed: Seed = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class CancelConfig:
+    """End the jobs of runs; what they have saved stays."""
+
+    runs: list[str] = field(metadata=_RUNS)
+    seed: Seed = 0
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""

@@ -7,62 +7,22 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 from rich.table import Table
 
 from crosschannel.console import plain, say, stdout_console
 from crosschannel.errors import UserError
-from crosschannel.keys import Device, Seed, at_least
+from crosschannel.runs.config import TrainConfig, total_steps
+from crosschannel.runs.folder import read_metrics
 from crosschannel.stored import read_yaml, typed
-from crosschannel.training.config import TrainConfig, total_steps
 from crosschannel.training.log import clock
-from crosschannel.training.run_folder import read_metrics
 from slurm import queue
+from slurm.config import CancelConfig, LogsConfig, StatusConfig
 from slurm.job_folder import Job, JobFolder
 from slurm.queue import Queued
 
 _LOG = re.compile(r"_(\d+)_log\.\w+$")
-_RUNS = {"help": "run folders, or folders of them"}
-
-
-@dataclass
-class StatusConfig:
-    """Show runs: job, state, nodes, step, loss, speed, time left, restarts."""
-
-    runs: list[str] = field(default_factory=lambda: ["runs"], metadata=_RUNS)
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
-
-
-@dataclass
-class LogsConfig:
-    """Show what all ranks of a run's last job wrote."""
-
-    run: str = field(metadata={"help": "a run folder"})
-    follow: bool = False
-    """go on until the job has ended"""
-    lines: Annotated[int, at_least(0)] = 0
-    """only so many last lines of each file; 0: all"""
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
-
-
-@dataclass
-class CancelConfig:
-    """End the jobs of runs; what they have saved stays."""
-
-    runs: list[str] = field(metadata=_RUNS)
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 def is_active(job: Job, queued: dict[str, Queued] | None) -> bool:

@@ -1,30 +1,24 @@
-"""Measure what a backbone has learned: linear probes on frozen layers, kNN, and comparisons of runs.
+"""Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.
 
 Every protocol is a function first and a command second; the names below are imported on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transfer.comparison import compare
-    from transfer.protocols.knn import KNNConfig, knn
-    from transfer.protocols.linear_probe import LinearProbeConfig, linear_probe
-    from transfer.result import Result
-
-__all__ = ["KNNConfig", "LinearProbeConfig", "Result", "compare", "knn", "linear_probe"]
+from transfer.protocols import PROTOCOLS
 
 _LAZY = {
-    "KNNConfig": "transfer.protocols.knn",
-    "LinearProbeConfig": "transfer.protocols.linear_probe",
-    "Result": "transfer.result",
+    "Result": "crosschannel.runs.result",
     "compare": "transfer.comparison",
-    "knn": "transfer.protocols.knn",
-    "linear_probe": "transfer.protocols.linear_probe",
+    "load_result": "crosschannel.runs.result",
 }
+for _entry in PROTOCOLS.values():
+    _LAZY |= {_entry.package: f"{_entry.module}.protocol", _entry.config: f"{_entry.module}.config"}
+
+__all__ = list(_LAZY)
 
 
 def __getattr__(name: str):
+    from crosschannel.parsing import named
+
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        return named(f"{_LAZY[name]}:{name}")
     raise AttributeError(f"module 'transfer' has no attribute {name!r}")

@@ -1,37 +1,26 @@
-"""`transfer COMMAND …`."""
+"""`transfer COMMAND …`: a command a protocol, and those on finished runs."""
 
 import sys
 
 from crosschannel import command_line
-from crosschannel.command_line import Command, Program
+from crosschannel.command_line import Program
+from crosschannel.parsing import Command
+from transfer.protocols import PROTOCOLS
 
 PROGRAM = Program(
     "transfer",
-    "Measure what a backbone has learned: linear probes on frozen layers, kNN, and comparisons of runs.",
+    "Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.",
     {
-        "linear-probe": Command(
-            "transfer.protocols.linear_probe",
-            "LinearProbeConfig",
-            "run",
-            "linear classifiers on the layers of a frozen backbone",
-        ),
-        "knn": Command(
-            "transfer.protocols.knn",
-            "KNNConfig",
-            "run",
-            "nearest neighbours in the features of a frozen backbone",
-        ),
+        **{name: entry.command for name, entry in PROTOCOLS.items()},
         "compare": Command(
-            "transfer.comparison",
-            "CompareConfig",
-            "run",
+            "transfer.config:CompareConfig",
+            "transfer.comparison:main",
             "the difference of two runs, with an interval over images",
             ("runs",),
         ),
         "report": Command(
-            "transfer.report",
-            "ReportConfig",
-            "run",
+            "transfer.config:ReportConfig",
+            "transfer.report:main",
             "any number of runs as one page of tables and plots",
             ("runs",),
         ),

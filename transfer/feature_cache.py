@@ -5,9 +5,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,18 +16,19 @@ from torch import Tensor
 
 import crosschannel
 from crosschannel.console import progress
-from crosschannel.data import BrokenImages, CropStream, ImageSet, crop_loader
-from crosschannel.data.images import Subset
+from crosschannel.data import BrokenImages, ImageBatch, ImageSet, Stream, Subset, View
 from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
 from crosschannel.files import digest, sync, write_text
+from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.stored import read_json, typed
 from crosschannel.training.device import autocast
-from crosschannel.training.interrupts import Interrupted, InterruptFlag
+from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
+from transfer.config import Cache, FeaturesConfig
 from transfer.features import FrozenFeatures
+from transfer.protocol import Measurement
 
-Cache = Literal["off", "memory", "disk"]
 _CONTENTS = "features.json"
 
 
@@ -62,6 +63,28 @@ class StoredFeatures:
         return {layer: maps[wanted].to(device, non_blocking=True) for layer, maps in self.maps.items()}
 
 
+def features_of_both(
+    given: Measurement, config: FeaturesConfig, layers: Sequence[str], view: View
+) -> tuple["StoredFeatures", "StoredFeatures"]:
+    """Features of training and test images, for a protocol that learns from them without a loop.
+
+    The config is written first: from here on nothing is refused any more.
+
+    Args:
+        given: the protocol's.
+        config: its keys, settled.
+        layers: names.
+        view: what is made of an image; has a ``size``.
+
+    Raises:
+        UserError: see :class:`Extraction`.
+        Interrupted: told to stop.
+    """
+    extract = Extraction.of(given, config, layers, view.size)
+    given.world.from_main(lambda: given.run.write_config(config))
+    return extract(Stream(given.split.train, view), "training"), extract(Stream(given.split.test, view), "test")
+
+
 @dataclass
 class Extraction:
     """How features are computed and where they are kept.
@@ -88,18 +111,34 @@ class Extraction:
     broken_limit: float
     console: Console
 
-    def __call__(self, stream: CropStream, what: str) -> StoredFeatures:
-        """Compute (or find) the features of all crops of a stream.
+    @classmethod
+    def of(cls, given: Measurement, config: FeaturesConfig, layers: Sequence[str], size: int) -> "Extraction":
+        """That of a protocol's keys, for samples of ``size`` pixels."""
+        features = FrozenFeatures(given.backbone, layers, config.pooling, given.world.device, size)
+        return cls(
+            features,
+            given.world,
+            given.run.flag,
+            config.precision,
+            config.batch,
+            config.workers,
+            config.cache,
+            config.broken_limit,
+            given.console,
+        )
+
+    def __call__(self, stream: Stream, what: str) -> StoredFeatures:
+        """Compute (or find) the features of all samples of a stream.
 
         Args:
-            stream: not augmented.
+            stream: of an evaluation.
             what: the images, in a word, for messages.
 
         Raises:
             UserError: not enough memory or disk, too many broken images, features that are not finite.
             Interrupted: told to stop.
         """
-        rows = len(stream.images) * stream.views
+        rows = stream.count
         shapes = self.features.shapes()
         size = 4 * rows * sum(int(np.prod(shape)) for shape in shapes.values())
         key = self.world.from_main(lambda: self._key(stream)) if self.cache == "disk" else ""
@@ -111,13 +150,13 @@ class Extraction:
         part = folder.with_name(f"{folder.name}.{os.getpid()}.part") if folder else None
         maps = self._allocate(part, rows, shapes)
         try:
-            indices, broken = self._fill(maps, stream, what)
-        except BaseException:
+            indices = self._fill(maps, stream, what)
+        except BaseException as error:
             if part:
                 shutil.rmtree(part, ignore_errors=True)
+            if isinstance(error, Interrupted):
+                raise Interrupted(self.flag.name or "another rank") from None
             raise
-        for index, reason in sorted(broken.items()):
-            self.console.print(f"broken image {stream.images.names[index]}: {reason}", markup=False)
         if folder:
             self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
             return _open(folder, stream.images)
@@ -166,41 +205,37 @@ class Extraction:
             for i, (layer, shape) in enumerate(shapes.items())
         }
 
-    def _fill(self, maps: dict[str, Tensor], stream: CropStream, what: str) -> tuple[Tensor, dict[int, str]]:
-        """Write the maps row by row; returns the image of every row, and the broken images."""
-        world, total = self.world, len(stream.images) * stream.views
-        own, device = world.share(self.batch), world.device
-        batches = crop_loader(stream, 0, total, self.batch * world.size, own, self.workers, device.type == "cuda")
+    def _fill(self, maps: dict[str, Tensor], stream: Stream, what: str) -> Tensor:
+        """Write the maps row by row; returns the image of every row."""
+        world, names = self.world, stream.images.names
         indices: list[Tensor] = []
-        broken: dict[int, str] = {}
         tally = BrokenImages(self.broken_limit)
         writes = world.is_main or self.cache == "memory"
-        steps = -(-total // (self.batch * world.size))
-        computed = world.together((batch, self._batch_features(batch.images)) for batch in batches)
-        for batch, features in progress(computed, f"{what} features", steps, self.console):
-            found = dict(entry for rank in world.gather(batch.broken) for entry in rank)
-            broken |= found
+        computed = HeldOut(stream, self._batch_features, world, self.batch, self.workers, self._should_stop)
+        for batch, features in progress(computed, f"{what} features", computed.steps, self.console):
             start = sum(map(len, indices))
-            indices.append(world.concatenate(batch.indices.to(device)).cpu())
+            indices.append(world.concatenate(batch.indices.to(world.device)).cpu())
             for layer, feature in features.items():
                 rows = world.concatenate(feature)
                 if writes:
                     maps[layer][start : start + len(rows)] = rows.cpu()
-            tally.count(len(indices[-1]), [stream.images.names[i] for i in found])
-            if world.any(self.flag.is_set):
-                raise Interrupted(self.flag.name or "another rank")
-        if not sum(map(len, indices)):
-            raise UserError(f"none of the {len(stream.images)} {what} images can be read")
-        return torch.cat(indices), broken
+            broken = [index for rank in world.gather(batch.broken) for index, _ in rank]
+            tally.count(len(indices[-1]), [names[index] for index in broken])
+        for name, reason in sorted(computed.broken.items()):
+            self.console.print(f"broken image {name}: {reason}", markup=False)
+        return torch.cat(indices)
 
-    def _batch_features(self, images: Tensor) -> dict[str, Tensor]:
+    def _should_stop(self) -> bool:
+        return self.world.any(self.flag.is_set)
+
+    def _batch_features(self, batch: ImageBatch) -> dict[str, Tensor]:
         device = self.world.device
-        if not len(images):  # a rank without a share still takes part in the collectives
+        if not len(batch):  # a rank without a share still takes part in the collectives
             return {layer: torch.empty(0, *s, device=device) for layer, s in self.features.shapes().items()}
         with autocast(device, self.precision):
-            return self.features(images)
+            return self.features(batch.images)
 
-    def _key(self, stream: CropStream) -> str:
+    def _key(self, stream: Stream) -> str:
         """32 hex digits that change with the weights, the net, what it computes, its input, the layers, the pooling,
         the images and their crops, and the arithmetic."""
         backbone = self.features.backbone
@@ -208,11 +243,10 @@ class Extraction:
         for name, tensor in backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        crop = {key: value for key, value in asdict(stream.crop).items() if key in ("size", "resize")}
         rest = [
             repr(backbone.net), self.features.sketch(), asdict(backbone.input), self.features.layers,
-            self.features.pooling, self.precision, self.world.device.type, stream.images.content_key(), crop,
-            stream.ten_crops, stream.interpolation, crosschannel.__version__, torch.__version__,
+            self.features.pooling, self.precision, self.world.device.type, stream.images.content_key(),
+            repr(stream.view), crosschannel.__version__, torch.__version__,
         ]  # fmt: skip
         digest.update(json.dumps(rest).encode())
         return digest.hexdigest()[:32]

@@ -1,32 +1,52 @@
 """A frozen backbone → pooled features per layer, in one pass for all layers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from crosschannel.data import CentreCrop
 from crosschannel.errors import UserError, foreign
-from crosschannel.hub import load_backbone
 from crosschannel.models import Backbone, InputSpec, LayeredNet
-from crosschannel.models.backbone import Provenance, at_rest
-from crosschannel.models.wrapped import ModuleNet, TimmNet
-from transfer.pooling import Pooling, pool
+from crosschannel.models.backbone import at_rest
+from crosschannel.models.wrapped import TimmNet
+from crosschannel.runs.config import CropConfig
+from crosschannel.training.device import AUTO, device_kind
+from crosschannel.training.ranks import World
+from transfer.config import Pooling, Precision
+from transfer.pooling import pool
 
 
-def as_backbone(backbone: Backbone | nn.Module | str, device: torch.device | None = None, data: str | None = None):
-    """A backbone from a source string, or any ``nn.Module`` with named layers (taken for an RGB net at 224 px).
+def as_key(layers: str | Sequence[str]) -> str:
+    """Layers as the key ``layer`` has them."""
+    return layers if isinstance(layers, str) else ",".join(layers)
 
-    Args:
-        backbone: a source, a Backbone, or a module.
-        device: where a source is loaded to; others stay where they are.
-        data: images for the statistics of fresh nets.
-    """
-    if isinstance(backbone, str):
-        return load_backbone(backbone, device=device or "cpu", data=data)
-    if isinstance(backbone, Backbone):
-        return backbone
-    return Backbone(ModuleNet(backbone), InputSpec("rgb", 224, 256), provenance=Provenance(type(backbone).__name__))
+
+def crops_of(crop: CropConfig, input: InputSpec) -> CropConfig:
+    """The crops of a config; a size or resize of 0 is what the backbone was trained on."""
+    size = crop.size or input.size
+    resize = crop.resize or max(size, round(size * input.resize / input.size))
+    if size > resize:
+        raise UserError(f"crop.size ({size}) must not be above crop.resize ({resize})")
+    return replace(crop, size=size, resize=resize)
+
+
+def centre_crop(input: InputSpec, size: int = 0) -> CentreCrop:
+    """The centre crop that a backbone is given; a size of 0 is what it was trained on."""
+    crop = crops_of(CropConfig(size, 0), input)
+    return CentreCrop(crop.size, crop.resize, interpolation_of(input))
+
+
+def interpolation_of(input: InputSpec) -> str:
+    """The nearest thing to a backbone's interpolation that torch has with antialiasing."""
+    return input.interpolation if input.interpolation == "bilinear" else "bicubic"
+
+
+def precision_of(precision: Precision, world: World) -> str:
+    """The arithmetic of a forward pass, ``auto`` looked up by device; rank 0 decides."""
+    return world.gather(AUTO[device_kind(world.device)][0] if precision == "auto" else precision)[0]
 
 
 def choose_layers(backbone: Backbone, wanted: str | Sequence[str]) -> tuple[str, ...]:

@@ -5,12 +5,11 @@ import errno
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
 
 from PIL import Image, ImageCms, ImageOps
 
+from crosschannel.commands.config import ColorizeConfig
 from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, broken, open_picture, to_rgb
 from crosschannel.data.folder import list_files
@@ -18,36 +17,10 @@ from crosschannel.data.sample import photographs
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_bytes, user_path
 from crosschannel.hub import load_colorizer, source_files
-from crosschannel.keys import Device, Out, Seed, above, at_least
 from crosschannel.models.colorizer import Colorizer
 from crosschannel.training.device import find_device
 
 _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
-
-
-@dataclass
-class ColorizeConfig:
-    """Colour pictures: files or folders in, files of the same size out, their lightness kept."""
-
-    model: str
-    """a run folder, its colorizer.safetensors, zoo:eccv16, hf-hub:owner/name or an eccv16 .pth"""
-    out: Out
-    """folder for the coloured pictures"""
-    images: list[str] = field(
-        default_factory=list, metadata={"help": "picture files, folders of them, or builtin:sample"}
-    )
-    temperature: Annotated[float | None, above(0)] = None
-    """of the annealed mean: lower is more vivid, 1 is the mean; default the net's own (0.38)"""
-    size: Annotated[int, at_least(0, 4096)] = 0
-    """short side at which the net looks at a picture; 0 takes the net's own"""
-    format: Literal["png", "jpeg"] = "png"
-    """of the files written"""
-    overwrite: bool = False
-    """replace files that this command has not written; pictures to be coloured stay in any case"""
-    seed: Seed = 0
-    """taken as by every command; colouring draws nothing at random"""
-    device: Device = "auto"
-    """auto, cpu, cuda or cuda:N"""
 
 
 def colorize(config: ColorizeConfig) -> list[Path]:

@@ -2,10 +2,9 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from crosschannel.commands.config import ExportConfig, PushConfig
 from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import Outputs, folder_made, user_path
@@ -13,33 +12,7 @@ from crosschannel.hub import load_backbone, source_files
 from crosschannel.hub.card import CARD, PICTURE, check_probes, how_to_load, sample_of, write_card
 from crosschannel.hub.export import EXPORTERS, to_safetensors
 from crosschannel.hub.huggingface import check_repository, push_folder
-from crosschannel.keys import Device, Out, Seed
 from crosschannel.models import Backbone
-
-
-@dataclass
-class ExportConfig:
-    """Write a backbone for other libraries, with a model card beside it."""
-
-    backbone: str = field(metadata={"help": "a source, such as a run folder"})
-    out: Out
-    """the file to write"""
-    format: Literal["safetensors", "torchvision", "timm", "onnx"] = "safetensors"
-    """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, or onnx"""
-    licence: str | None = None
-    """of the weights, as the Hugging Face Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
-    layers: list[str] = field(default_factory=list)
-    """maps that an onnx file gives; none named: all"""
-    probes: list[str] = field(default_factory=list)
-    """finished probe runs of this backbone, for a table in the card"""
-    card: bool = True
-    """write README.md beside the file"""
-    overwrite: bool = False
-    """replace files that this command has not written; what it reads stays in any case"""
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; exporting needs none"""
 
 
 def export(config: ExportConfig) -> Path:
@@ -89,24 +62,6 @@ def _settle_licence(backbone: Backbone, licence: str | None) -> None:
 def _run_folder(source: str) -> Path | None:
     path = user_path(source.partition(",")[0])
     return path if (path / "result.json").is_file() else None
-
-
-@dataclass
-class PushConfig:
-    """Upload a backbone (and its colorization head) with a model card to the Hugging Face Hub."""
-
-    backbone: str = field(metadata={"help": "a source, such as a run folder"})
-    repository: str = field(metadata={"help": "owner/name"})
-    licence: str | None = None
-    """of the weights, as the Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
-    probes: list[str] = field(default_factory=list)
-    """finished probe runs of this backbone, for a table in the card"""
-    private: bool = False
-    """create a private repository"""
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 def push(config: PushConfig) -> str:

@@ -1,47 +1,21 @@
 """`crosschannel prior`: the ab prior of a collection of images."""
 
 import datetime
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 
 import crosschannel
 from crosschannel.color import ABPrior, PriorEstimator
+from crosschannel.commands.config import PriorConfig
 from crosschannel.console import progress, stderr_console
-from crosschannel.data import CropConfig, open_training_images
+from crosschannel.data import open_training_images
 from crosschannel.data.crops import centre_box, cut
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
 from crosschannel.files import Outputs, user_path
-from crosschannel.keys import SIDE, Device, Out, Seed, above, at_least, within
 from crosschannel.training.device import find_device
-
-
-@dataclass
-class PriorConfig:
-    """Estimate how often each of the 313 ab bins occurs in a collection of images."""
-
-    data: str
-    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
-    out: Out
-    """the file to write (.npz)"""
-    size: Annotated[int, SIDE] = 256
-    """images are reduced to this short side and cropped to its centre square"""
-    neighbours: Annotated[int, within(1, 313)] = 5
-    """bins that a colour is spread over"""
-    sigma: Annotated[float, above(0, 1000)] = 5.0
-    """standard deviation of that spread, in ab units"""
-    limit: Annotated[int, at_least(0)] = 0
-    """look at so many images, chosen at random; 0 takes all"""
-    overwrite: bool = False
-    """replace a file that this command has not written"""
-    seed: Seed = 0
-    """of that choice"""
-    device: Device = "auto"
-    """auto, cpu, cuda or cuda:N"""
 
 
 def estimate_prior(config: PriorConfig) -> ABPrior:
@@ -62,7 +36,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
         try:
             image = EncodedImage(images.read(int(index)))
             side = min(image.width, image.height)
-            box = centre_box(image.width, image.height, CropConfig(side, side))
+            box = centre_box(image.width, image.height, side, side)
             pixels = cut(image, box, min(side, config.size))
         except (BrokenImage, OSError) as error:
             broken += 1

@@ -5,40 +5,20 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 from rich.progress import Progress
 
+from crosschannel.commands.config import ShardConfig
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, open_images
 from crosschannel.data.shards import CLASSES, LISTING
 from crosschannel.data.write_shards import write_shards
 from crosschannel.errors import UserError
 from crosschannel.files import LOCK, NOTES, PART, FolderLock, append_line, write_text
-from crosschannel.keys import Device, Part, Seed, at_least
 from crosschannel.stored import read_rows
 
 _COMMAND = "crosschannel shard"
-
-
-@dataclass
-class ShardConfig:
-    """Pack images into tar shards (webdataset layout) with an index, optionally reduced in size."""
-
-    data: str = field(metadata={"help": "a folder of images, tar shards, builtin:sample or torchvision:imagenette"})
-    out: str = field(metadata={"help": "an empty or new folder"})
-    size: Annotated[int, at_least(0, 1 << 16)] = 0
-    """reduce larger images to this short side; 0 keeps the files as they are"""
-    shard_mb: Annotated[int, at_least(1, 1 << 20)] = 256
-    """megabytes of a shard"""
-    val_share: Part = 0.05
-    """share held out for validation where the data has no val/"""
-    seed: Seed = 0
-    """of the order in which images are packed"""
-    device: Device = "auto"
-    """taken as by every command; packing is the CPU's work"""
 
 
 def shard(config: ShardConfig) -> None:

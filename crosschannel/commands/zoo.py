@@ -1,20 +1,8 @@
 """`crosschannel zoo` lists published weights; `crosschannel fetch` downloads weights ahead."""
 
-from dataclasses import dataclass, field
-
+from crosschannel.commands.config import FetchConfig, ZooConfig
 from crosschannel.console import stdout_console
 from crosschannel.hub import load_backbone, zoo
-from crosschannel.keys import Device, Seed
-
-
-@dataclass
-class ZooConfig:
-    """List the weights that `zoo:NAME` knows."""
-
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 def show(_config: ZooConfig) -> None:
@@ -26,17 +14,6 @@ def show(_config: ZooConfig) -> None:
         said = f"{entry.algorithm.upper()} {entry.checksum[:16]}…; importer {entry.format}; {entry.licence}"
         console.print(f"    {said}", markup=False)
     console.print(f"fetched weights are in {zoo.weights_folder()}", markup=False)
-
-
-@dataclass
-class FetchConfig:
-    """Download the weights of a source into its cache, so that a node without a network finds them."""
-
-    source: str = field(metadata={"help": "zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"})
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 def fetch_source(config: FetchConfig) -> None:

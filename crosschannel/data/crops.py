@@ -1,56 +1,30 @@
 """Crops as boxes: which part of an image is seen, and how it becomes a square of pixels."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 import numpy as np
 import torch
 from torch import nn
 
 from crosschannel.data.decode import EncodedImage
-from crosschannel.keys import Range, at_least, require, within
-
-
-@dataclass
-class CropConfig:
-    """How images become square crops."""
-
-    size: Annotated[int, at_least(0, 4096)] = 176
-    """side of the crop, in pixels"""
-    resize: Annotated[int, at_least(0, 8192)] = 256
-    """short side that images are resized to before a random or a centre crop"""
-    train: Literal["random", "random-in-centre", "random-resized", "centre"] = "random"
-    """random: a random square of the resized image; random-in-centre: one of its centre square; random-resized: a
-    random part of the area and shape below"""
-    area: Annotated[tuple[float, float], Range(0, 1, "two ascending shares within 0..1", open_low=True)] = (0.25, 1.0)
-    """random-resized: least and greatest share of the image's area"""
-    aspect: Annotated[float, within(1, 100)] = 4 / 3
-    """random-resized: greatest ratio of the sides, either way"""
-    mirror: bool = True
-    """mirror half of the training crops"""
-
-    def check(self) -> None:
-        require(self.area[0] <= self.area[1], "crop.area must be two ascending shares within 0..1", self.area)
-
+from crosschannel.runs.config import CropConfig
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the full image
 
 
-def centre_box(width: int, height: int, crop: CropConfig) -> Box:
-    """The centre square of ``crop.size`` once the short side is ``crop.resize``."""
-    return _square(width, height, crop, 0.5, 0.5)
+def centre_box(width: int, height: int, size: int, resize: int) -> Box:
+    """The centre square of ``size`` once the short side is ``resize``."""
+    return _square(width, height, size, resize, 0.5, 0.5)
 
 
 def random_box(width: int, height: int, crop: CropConfig, u: list[float]) -> Box:
     """A training box from four numbers u in [0, 1)."""
-    if crop.train == "centre":
-        return centre_box(width, height, crop)
-    if crop.train == "random":
-        return _square(width, height, crop, u[0], u[1])
-    if crop.train == "random-in-centre":
+    if crop.kind == "centre":
+        return centre_box(width, height, crop.size, crop.resize)
+    if crop.kind == "random":
+        return _square(width, height, crop.size, crop.resize, u[0], u[1])
+    if crop.kind == "random-in-centre":
         side = min(width, height)
         x, y = ((width - side) // 2, (height - side) // 2)
-        left, top, right, bottom = _square(side, side, crop, u[0], u[1])
+        left, top, right, bottom = _square(side, side, crop.size, crop.resize, u[0], u[1])
         return x + left, y + top, x + right, y + bottom
     low, high = crop.area
     area = (low + (high - low) * u[2]) * width * height
@@ -62,18 +36,18 @@ def random_box(width: int, height: int, crop: CropConfig, u: list[float]) -> Box
     return left, top, left + w, top + h
 
 
-def _square(width: int, height: int, crop: CropConfig, x: float, y: float) -> Box:
+def _square(width: int, height: int, size: int, resize: int, x: float, y: float) -> Box:
     """A square at the share x, y of its ways, on whole pixels: where the image has the short side that it would be
     resized to, a crop is a copy."""
-    side = max(1, round(min(width, height) * min(1, crop.size / crop.resize)))
+    side = max(1, round(min(width, height) * min(1, size / resize)))
     left, top = (int(min(share * (length - side + 1), length - side)) for share, length in ((x, width), (y, height)))
     return left, top, left + side, top + side
 
 
-def ten_crop_box(width: int, height: int, crop: CropConfig, number: int) -> tuple[Box, bool]:
+def ten_crop_box(width: int, height: int, size: int, resize: int, number: int) -> tuple[Box, bool]:
     """One of ten test crops and whether it is mirrored: the four corners and the centre, then the same mirrored."""
     x, y = ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5))[number % 5]
-    return _square(width, height, crop, x, y), number >= 5
+    return _square(width, height, size, resize, x, y), number >= 5
 
 
 def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False, interpolation: str = "bilinear") -> np.ndarray:

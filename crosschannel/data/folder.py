@@ -90,6 +90,9 @@ class FolderImages:
     def read(self, index: int) -> bytes:
         return read_bytes(self._root / self.names[index])
 
+    def annotation(self, index: int) -> int:
+        return int(self.labels[index])
+
     def content_key(self) -> str:
         digest = sha256(self.names.fingerprint().encode())
         for name in self.names:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b, sha256
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class ImageSet(Protocol):
 
     Attributes:
         names: what each image is called in logs and results, unique.
-        labels: (len,) int64, -1 where unknown.
+        labels: (len,) int64, -1 where unknown; of images with several classes a row each, as their protocol has it.
         classes: class names by label; empty where there are none.
         remote: reading waits for a network; such a set has ``read_many(indices)`` besides.
     """
@@ -56,6 +56,10 @@ class ImageSet(Protocol):
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image."""
+        ...
+
+    def annotation(self, index: int) -> Any:
+        """What is known of one image: its label, or what the set's views need (masks, boxes)."""
         ...
 
     def content_key(self) -> str:
@@ -79,6 +83,9 @@ class MemoryImages:
     def read(self, index: int) -> bytes:
         return self._blobs[index]
 
+    def annotation(self, index: int) -> Any:
+        return self.labels[index]
+
     def content_key(self) -> str:
         return sha256(b"".join(sha256(blob).digest() for blob in self._blobs)).hexdigest()
 
@@ -96,6 +103,9 @@ class Subset:
 
     def read(self, index: int) -> bytes:
         return self._images.read(int(self._indices[index]))
+
+    def annotation(self, index: int) -> Any:
+        return self._images.annotation(int(self._indices[index]))
 
     def read_many(self, indices: list[int]) -> list[bytes]:
         return self._images.read_many([int(self._indices[index]) for index in indices])

@@ -63,10 +63,14 @@ def _open(data: str) -> tuple[ImageSet, ImageSet | None]:
     return train, val
 
 
+def staged(data: str) -> str:
+    """The same data on this machine's own disk, where the launcher has copied it there."""
+    named, _, copy = os.environ.get("CROSSCHANNEL_STAGED_DATA", "").partition("\n")
+    return copy if copy and data == named else data
+
+
 def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
-    staged, _, copy = os.environ.get("CROSSCHANNEL_STAGED_DATA", "").partition("\n")
-    if copy and data == staged:  # the launcher has copied it to this machine's own disk
-        data = copy
+    data = staged(data)
     kind, _, name = data.partition(":")
     if data == "builtin:sample":
         return sample_images()

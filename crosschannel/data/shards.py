@@ -75,6 +75,9 @@ class ShardImages:
             self._files[key] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(self._files[key], size, offset)
 
+    def annotation(self, index: int) -> int:
+        return int(self.labels[index])
+
     def content_key(self) -> str:
         digest = sha256(self.names.fingerprint().encode() + self._offset.tobytes() + self._size.tobytes())
         for shard in self._shards:

@@ -1,4 +1,4 @@
-"""Batches of crops in an order that depends on (seed, epoch, position) alone.
+"""Samples in an order that depends on (seed, epoch, position) alone.
 
 A training stream is endless: sample number c is position c mod N of epoch c div N. A rank asks for the numbers it
 is to see; who else runs, how many workers decode and whether the run was restarted changes nothing.
@@ -11,74 +11,65 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from crosschannel.data.crops import CropConfig, centre_box, cut, random_box, ten_crop_box
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.images import ImageSet
-from crosschannel.data.order import epoch_order, mix, uniforms
+from crosschannel.data.order import epoch_order, mix
+from crosschannel.data.views import Batch, Broken, Draw, View
 from crosschannel.errors import UserError
 
 _LOST = "DataLoader worker"  # as torch begins to say so
 _ATTEMPTS = 20
-_BLANK = np.zeros((1, 1, 3), np.uint8)
-Sample = tuple[np.ndarray | None, int, list[tuple[int, str]]]  # crop if any was readable, index, broken ones met
+_EVALUATION = 2  # sets the draws of an evaluation apart from those of training
 
 
 @dataclass
-class Batch:
-    """A batch as it leaves the workers.
+class _Sample:
+    """What one number gave: the view's sample if any image was readable, its index, and the broken ones met."""
 
-    Attributes:
-        images: (N, 3, S, S) uint8 RGB, channels_last in memory.
-        indices: (N,) int64 into the ImageSet.
-        broken: (index, reason) of the images that had to be replaced (training) or left out (validation).
-    """
-
-    images: Tensor
-    indices: Tensor
-    broken: list[tuple[int, str]]
-
-    def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.indices, self.broken)
+    content: Any
+    index: int
+    is_whole: bool
+    broken: Broken
 
 
-class CropStream(Dataset):
-    """Sample number → crop, a pure function of the seed.
+class Stream(Dataset):
+    """Sample number → sample, a pure function of the seed.
 
     Args:
         images: where the pixels come from.
-        crop: what is cut out of them.
-        seed: of order and augmentation.
-        train: shuffle and augment; otherwise sample c is the centre crop of image c.
-        ten_crops: where not training, sample c is one of ten crops of image c div 10.
-        interpolation: of crops that are not copies, "bilinear" or "bicubic".
+        view: what is made of them.
+        seed: of order and draws, for training: shuffled, without an end, and a broken image is replaced by another.
+            None for evaluations: sample c is view c mod V of image c div V, and its draws are the same in every run.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        crop: CropConfig,
-        seed: int = 0,
-        train: bool = True,
-        ten_crops: bool = False,
-        interpolation: str = "bilinear",
-    ):
-        self.images, self.crop, self.seed, self.train = images, crop, seed, train
-        self.ten_crops, self.interpolation = ten_crops, interpolation
-        self.views = 10 if ten_crops else 1  # crops an image, where not training
+    def __init__(self, images: ImageSet, view: View, seed: int | None = None):
+        self.images, self.view, self.seed = images, view, seed
         self._order: tuple[int, np.ndarray] | None = None
 
-    def __getitem__(self, number: int) -> Sample:
+    @property
+    def reads(self) -> bool:
+        """Whether images are read at all."""
+        return getattr(self.view, "reads", True)
+
+    @property
+    def count(self) -> int:
+        """Samples of one pass over the images."""
+        return len(self.images) * self.view.views
+
+    def __getitem__(self, number: int) -> _Sample:
         return self._sample(number, self._read(self.place(number, 0)))
 
-    def __getitems__(self, numbers: list[int]) -> list[Sample] | UserError:
+    def __getitems__(self, numbers: list[int]) -> list[_Sample] | UserError:
         """Several samples; where the images are gone, why (a worker's exception would arrive as a traceback)."""
         try:
+            if not self.reads:
+                return [_Sample(None, self.place(number, 0), True, []) for number in numbers]
             if not self.images.remote:
                 return [self[number] for number in numbers]
             first = self.images.read_many([self.place(number, 0) for number in numbers])
@@ -86,19 +77,29 @@ class CropStream(Dataset):
         except UserError as error:
             return error
 
-    def _sample(self, number: int, first: bytes | str) -> Sample:
-        broken: list[tuple[int, str]] = []
-        for attempt in range(_ATTEMPTS if self.train else 1):
+    def collate(self, samples: list[_Sample] | UserError) -> Batch | UserError:
+        """Samples as the view's batch."""
+        if isinstance(samples, UserError):
+            return samples
+        whole = [sample for sample in samples if sample.is_whole]
+        indices = torch.tensor([sample.index for sample in whole], dtype=torch.int64)
+        broken = [entry for sample in samples for entry in sample.broken]
+        return self.view.collate([sample.content for sample in whole], indices, broken)
+
+    def _sample(self, number: int, first: bytes | str) -> _Sample:
+        broken: Broken = []
+        for attempt in range(1 if self.seed is None else _ATTEMPTS):
             index = self.place(number, attempt)
             data = self._read(index) if attempt else first
             if isinstance(data, str):
                 broken.append((index, data))
                 continue
             try:
-                return self._crop(EncodedImage(data), number, attempt), index, broken
+                annotation, draw = self.images.annotation(index), self.draw(number, attempt)
+                return _Sample(self.view(EncodedImage(data), annotation, draw), index, True, broken)
             except BrokenImage as error:
                 broken.append((index, str(error)))
-        return None, index, broken
+        return _Sample(None, index, False, broken)
 
     def _read(self, index: int) -> bytes | str:
         """An image's bytes, or why that one image cannot be read."""
@@ -111,8 +112,8 @@ class CropStream(Dataset):
 
     def place(self, number: int, attempt: int) -> int:
         """The index of the image that a sample shows, after so many broken ones."""
-        if not self.train:
-            return number // self.views
+        if self.seed is None:
+            return number // self.view.views
         epoch, position = divmod(number, len(self.images))
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.images), self.seed, epoch))
@@ -120,25 +121,13 @@ class CropStream(Dataset):
             position = mix(self.seed, epoch, position, attempt) % len(self.images)
         return int(self._order[1][position])
 
-    def _crop(self, image: EncodedImage, number: int, attempt: int) -> np.ndarray:
-        mirror = False
-        if self.train:
-            epoch, position = divmod(number, len(self.images))
-            u = uniforms(5, self.seed, epoch, position, attempt, 1)
-            box = random_box(image.width, image.height, self.crop, u)
-            mirror = self.crop.mirror and u[4] < 0.5
-        elif self.ten_crops:
-            box, mirror = ten_crop_box(image.width, image.height, self.crop, number % 10)
-        else:
-            box = centre_box(image.width, image.height, self.crop)
-        return cut(image, box, self.crop.size, mirror, self.interpolation)
-
-
-class IndexStream(CropStream):
-    """The order of a stream without its pixels, for who holds what it needs of every image already."""
-
-    def __getitems__(self, numbers: list[int]) -> list[Sample]:
-        return [(_BLANK, self.place(number, 0), []) for number in numbers]
+    def draw(self, number: int, attempt: int) -> Draw:
+        """The draws of a sample."""
+        if self.seed is None:
+            index, view = divmod(number, self.view.views)
+            return Draw(view, (0, index, view, _EVALUATION))
+        epoch, position = divmod(number, len(self.images))
+        return Draw(0, (self.seed, epoch, position, attempt, 1))
 
 
 class BrokenImages:
@@ -189,24 +178,27 @@ class _Numbers:
         return -(-(self.stop - self.start) // self.batch)
 
 
-def crop_loader(
-    stream: CropStream,
+def load_batches(
+    stream: Stream,
     start: int,
     stop: int,
     batch: int,
     take: slice = slice(None),
     workers: int = 0,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[Any]:
     """Batches over sample numbers ``start`` … ``stop``.
 
     Args:
-        stream: number → crop.
+        stream: number → sample.
         start, stop: the sample numbers, half open.
         batch: numbers a batch over all ranks.
         take: the part of every batch that this rank loads.
         workers: processes that decode; 0 decodes in this one.
         pin: page-lock the batches, for copies to a GPU.
+
+    Yields:
+        the view's batches.
 
     Raises:
         UserError: the place that holds the images is gone.
@@ -214,7 +206,7 @@ def crop_loader(
     loader = DataLoader(
         stream,
         batch_sampler=_Numbers(start, stop, batch, take),
-        collate_fn=_collate,
+        collate_fn=stream.collate,
         num_workers=workers,
         worker_init_fn=_start_worker if workers else None,
         pin_memory=pin,
@@ -234,19 +226,6 @@ def is_worker_loss(error: BaseException) -> bool:
     return (
         isinstance(error, RuntimeError)
         and re.search(rf"{_LOST}.*(killed by signal|exited unexpectedly)", str(error), re.DOTALL) is not None
-    )
-
-
-def _collate(samples: list[Sample] | UserError) -> Batch | UserError:
-    if isinstance(samples, UserError):
-        return samples
-    crops = [crop for crop, _, _ in samples if crop is not None]
-    indices = torch.tensor([index for crop, index, _ in samples if crop is not None], dtype=torch.int64)
-    stacked = np.stack(crops) if crops else np.empty((0, 1, 1, 3), np.uint8)
-    return Batch(
-        torch.from_numpy(stacked).permute(0, 3, 1, 2),
-        indices,
-        [broken for _, _, found in samples for broken in found],
     )
 
 

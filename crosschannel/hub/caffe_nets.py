@@ -58,7 +58,7 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
         left_out += [name for name in _FC if f"{name}.conv.weight" in state]
         state = {key: value for key, value in state.items() if not key.startswith(_FC)}
     is_lab = _fold_input(path, state, data)
-    spec = _alexnet_spec(path, layers, state)
+    spec = _alexspec_of(path, layers, state)
     kind = input or ("lab" if is_lab else KINDS.get(spec.in_channels))
     if kind not in ("grey", "lab", "rgb") or InputSpec(kind).channels != spec.in_channels or (is_lab and kind == "rgb"):
         raise UserError(f"{path}: its conv1 takes {spec.in_channels} channels, which input {kind!r} does not have")
@@ -206,7 +206,7 @@ def _input_matrix(path: Path, name: str, blobs: list[Tensor]) -> Tensor:
     return matrix
 
 
-def _alexnet_spec(path: Path, layers: Sequence[CaffeLayer], state: dict[str, Tensor]) -> NetSpec:
+def _alexspec_of(path: Path, layers: Sequence[CaffeLayer], state: dict[str, Tensor]) -> NetSpec:
     """Which AlexNet it is: by its widths, the groups of conv2, the place of LRN and the slope of its ReLUs."""
     kinds = [layer.type for layer in layers if layer.type in ("LRN", "Pooling")]
     lrn = "" if "LRN" not in kinds else "before-pool" if kinds[0] == "LRN" else "after-pool"

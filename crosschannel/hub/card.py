@@ -10,7 +10,7 @@ from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.models import Backbone
 from crosschannel.report.page import markdown
-from crosschannel.training.run_folder import read_result
+from crosschannel.runs.result import read_result
 
 CARD, PICTURE = "README.md", "sample.png"
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,13 @@ from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import save_backbone
 from crosschannel.hub.formats import FORMATS
-from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, LayeredNet, NetSpec
-from crosschannel.models.alexnet import VARIANTS
-from crosschannel.models.build import classic_fc
+from crosschannel.models import Backbone, NetSpec, family, spec_of
 from crosschannel.models.wrapped import ModuleNet, TimmNet
-
-
-def net_spec(net: nn.Module) -> NetSpec:
-    """The description of one of our nets, read off it.
-
-    Raises:
-        UserError: it is not one of ours.
-    """
-    if isinstance(net, TimmNet):
-        return NetSpec(f"timm:{net.name}", net.in_channels)
-    if not isinstance(net, LayeredNet):
-        raise UserError(f"a {type(net).__name__} is not a net of this library; export it with its own")
-    first = net.get_submodule(net.layers[0]).conv
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    spec = NetSpec(
-        {AlexNet: "alexnet", VGG16: "vgg16", ColorNet: "colornet"}[type(net)], first.in_channels, bool(norms)
-    )
-    if isinstance(net, AlexNet):
-        variant = next(name for name, variant in VARIANTS.items() if variant == net.variant)
-        return replace(spec, fc=net.fc, fc7=net.fc7_width, geometry=net.geometry, variant=variant)
-    fc = net.fc if isinstance(net, VGG16) else 0
-    return replace(spec, fc=fc, affine=bool(norms and norms[0].affine))
 
 
 def to_safetensors(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
     """One of our own files."""
-    save_backbone(out, backbone.net, net_spec(backbone.net), backbone.input, backbone.provenance, write)
+    save_backbone(out, backbone.net, spec_of(backbone.net), backbone.input, backbone.provenance, write)
     return [f'crosschannel.load_backbone("{out.name}")']
 
 
@@ -55,13 +30,11 @@ def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole)
         UserError: a net that torchvision has no shape for.
     """
     net = backbone.net
-    spec = net_spec(net)
-    if spec.name == "vgg16":
-        name = "torchvision-vgg16_bn" if spec.norm else "torchvision-vgg16"
-    elif spec.name == "alexnet" and spec.variant == "torchvision" and not spec.norm:
-        name = "torchvision-alexnet"
-    else:
-        more = [spec.variant] * (spec.name == "alexnet") + ["with BatchNorm"] * spec.norm
+    spec = spec_of(net)
+    name = _torchvision_format(spec)
+    if not name:
+        more = [spec.variant] if family(spec.name).has_geometries else []
+        more += ["with BatchNorm"] if spec.norm else []
         shape = f"this one is {spec.name}" + (f" ({', '.join(more)})" if more else "")
         raise UserError(
             f"torchvision has no net of this shape: VGG-16 and AlexNets of 64-192-384-256-256 without groups and "
@@ -88,6 +61,17 @@ def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole)
     return notes
 
 
+def _torchvision_format(spec: NetSpec) -> str:
+    """The format of torchvision's that a net has the shape of; empty for none. Any BatchNorm can be made affine."""
+    fitting = (
+        name
+        for name, format in FORMATS.items()
+        if name.startswith("torchvision-")
+        and (format.net.name, format.net.variant, format.net.norm) == (spec.name, spec.variant, spec.norm)
+    )
+    return next(fitting, "")
+
+
 def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
     """A state dict for ``timm.create_model``: of the timm net, or of ours in ``crosschannel.timm``."""
     net = backbone.net
@@ -95,15 +79,16 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> lis
         _save_state(net.model.state_dict(), out, write)
         model = f'timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0)'
         return [f'{model}.load_state_dict(torch.load("{out}"))']
-    spec = net_spec(net)
+    spec = spec_of(net)
     plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
     if spec != plain:
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
     _save_state(net.state_dict(), out, write)
-    said = spec.name == "alexnet" and (spec.geometry != "probe" or not spec.fc)  # a trunk may be of either
+    kin = family(spec.name)
+    said = kin.has_geometries and (spec.geometry != "probe" or not spec.fc)  # a trunk may be of either
     options = [f'geometry="{spec.geometry}"'] if said else []
     options += [f"norm={spec.norm}"] * (not spec.norm)
-    options += [f"fc_width={spec.fc}"] * (spec.fc != classic_fc(spec.name))
+    options += [f"fc_width={spec.fc}"] * (spec.fc != kin.fc)
     words = "".join(f", {option}" for option in options)
     return [f'import crosschannel.timm; timm.create_model("crosschannel_{spec.name}", checkpoint_path="{out}"{words})']
 

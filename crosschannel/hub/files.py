@@ -5,11 +5,12 @@ Metadata (all strings, JSON where it is structured): ``format`` ("crosschannel.b
 ``objective`` and ``temperature`` besides.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +21,10 @@ from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.keys import above, at_least
 from crosschannel.models.backbone import InputSpec, Provenance
-from crosschannel.models.build import NET_NAMES, NetSpec, build_net
+from crosschannel.models.nets import FAMILIES, build_net, family
 from crosschannel.models.pretext import PretextNet
-from crosschannel.objectives import ObjectiveConfig
+from crosschannel.models.spec import NetSpec
+from crosschannel.objectives.config import ObjectiveConfig
 from crosschannel.stored import parse_json, typed
 
 LICENCE = "bsd-2-clause"  # of weights that were trained here from nothing
@@ -91,14 +93,33 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:
     Raises:
         UserError: the file is missing, cut off, no safetensors, or not ours.
     """
+    meta = read_metadata(path)
+    with _whole(path) as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _check_shapes(meta.net, state, "net." if meta.objective else "", path)
+    return state, meta
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Any]:
+    """A safetensors file, open."""
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     try:
         with safe_open(path, "pt") as file:
-            texts = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What one of our files says of itself.
+
+    Raises:
+        UserError: as for :func:`read_weights`.
+    """
+    with _whole(path) as file:
+        texts = file.metadata() or {}
     if not texts.get("format", "").startswith("crosschannel."):
         raise UserError(f"{path} was not written by crosschannel: its metadata names no crosschannel format")
     what = f"the metadata of {path}"
@@ -111,15 +132,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:
         raise UserError(f"{what} is damaged: its provenance has no details")
     if (meta.format == "crosschannel.colorizer") != (meta.objective is not None):
         raise UserError(f"{what} is damaged: a {meta.format} {'has no' if meta.objective else 'needs an'} objective")
-    if meta.schema == 1 and meta.net.name != "alexnet":
+    if meta.schema == 1 and not family(meta.net.name).fc:
         meta = replace(meta, net=replace(meta.net, fc=0))
-    _check_shapes(meta.net, state, "net." if meta.objective else "", path)
-    return state, meta
+    return meta
 
 
 def _check_shapes(spec: NetSpec, state: dict[str, Tensor], prefix: str, path: Path) -> None:
     """The tensors are of the net that the metadata describes, before anything of its size is made."""
-    if spec.name not in NET_NAMES:
+    if spec.name not in FAMILIES:
         return
     with torch.device("meta"):
         own = build_net(spec).state_dict()

@@ -10,7 +10,7 @@ from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import load_state, save_backbone, save_colorizer
 from crosschannel.models import InputSpec, NetSpec, PretextNet
 from crosschannel.models.backbone import Provenance
-from crosschannel.objectives import ObjectiveConfig
+from crosschannel.objectives.config import ObjectiveConfig
 
 KINDS = {1: "grey", 2: "sobel", 3: "rgb"}  # of inputs, by the first convolution's channels
 

@@ -11,27 +11,64 @@ import contextlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path
 from crosschannel.keys import FC_WIDTH, SEED, SIDE, Range
+from crosschannel.runs.config import named_paths, of_role
 
-_FRESH_OPTIONS = {"input", "seed", "fc", "geometry", "variant", "size", "resize"}
-OPTIONS = {
-    "path": {"geometry", "input", "size", "resize"},
-    "random": _FRESH_OPTIONS | {"data", "norm"},
-    "gaussian": _FRESH_OPTIONS,
-    "kmeans": _FRESH_OPTIONS | {"data", "norm"},
-    "zoo": {"geometry", "input", "size", "resize"},
-    "hf-hub": {"geometry", "input", "size", "resize"},
-    "torchvision": {"weights", "size", "resize"},
-    "timm": {"weights", "input", "size", "resize"},
-    "factory": {"input", "size", "resize"},
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source.
+
+    Attributes:
+        loader: module:function of (source, images for statistics) → net, input, provenance.
+        options: that may follow its name.
+        is_fresh: untrained nets, whose name may be a source again.
+        is_fetched: loading one downloads weights, unless an option names a file of them or says none.
+        of_a_library: whose nets are not ours.
+        of_the_user: whose code is the user's.
+    """
+
+    loader: str
+    options: frozenset[str]
+    is_fresh: bool = False
+    is_fetched: bool = False
+    of_a_library: bool = False
+    of_the_user: bool = False
+
+    @property
+    def load(self) -> Callable[["Source", Any], Any]:
+        module, _, function = self.loader.partition(":")
+        return getattr(import_module(f"crosschannel.hub.{module}"), function)
+
+
+_FILE = frozenset({"geometry", "input", "size", "resize"})
+_FRESH = frozenset({"input", "seed", "fc", "geometry", "variant", "size", "resize"})
+KINDS = {
+    "path": Kind("from_files:load_path", _FILE),
+    "zoo": Kind("from_files:load_path", _FILE, is_fetched=True),
+    "hf-hub": Kind("from_files:load_path", _FILE, is_fetched=True),
+    "random": Kind("fresh:load_random", _FRESH | {"data", "norm"}, is_fresh=True),
+    "gaussian": Kind("fresh:load_gaussian", _FRESH, is_fresh=True),
+    "kmeans": Kind("fresh:load_kmeans", _FRESH | {"data", "norm"}, is_fresh=True),
+    "torchvision": Kind(
+        "elsewhere:load_torchvision", frozenset({"weights", "size", "resize"}), is_fetched=True, of_a_library=True
+    ),
+    "timm": Kind(
+        "elsewhere:load_timm", frozenset({"weights", "input", "size", "resize"}), is_fetched=True, of_a_library=True
+    ),
+    "factory": Kind(
+        "elsewhere:load_factory", frozenset({"input", "size", "resize"}), of_a_library=True, of_the_user=True
+    ),
 }
-FRESH = ("random", "gaussian", "kmeans")  # kinds of untrained nets, whose name may be a source again
+WEIGHTS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".caffemodel")  # how names of weights files end
 RANGES: dict[str, Range] = {"size": SIDE, "resize": SIDE, "seed": SEED, "fc": FC_WIDTH}  # of whole numbers
 
 
@@ -76,7 +113,7 @@ def parse_source(text: str) -> Source:
         return Source("path", text, text)
     head, *pairs = text.split(",")
     kind, colon, name = head.partition(":")
-    if not colon or kind not in OPTIONS:
+    if not colon or kind not in KINDS:
         kind, name = ("factory" if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", head) else "path"), head
     if not name:
         raise UserError(f"the source {text!r} names nothing")
@@ -85,8 +122,8 @@ def parse_source(text: str) -> Source:
         key, equals, value = pair.partition("=")
         if not equals or not value:
             raise UserError(f"{text!r}: {pair!r} is not an option; options look like seed=1")
-        if key not in OPTIONS[kind]:
-            raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(OPTIONS[kind]))}")
+        if key not in KINDS[kind].options:
+            raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(KINDS[kind].options))}")
         rule = RANGES.get(key)
         if rule and not (value.isascii() and value.isdecimal() and len(value) < 20 and rule.holds(int(value))):
             raise UserError(f"{text!r}: {key} must be a whole number {rule.words}, got {value!r}")
@@ -94,11 +131,58 @@ def parse_source(text: str) -> Source:
     return Source(kind, name, text, options)
 
 
+def inner_source(source: Source) -> Source:
+    """What a fresh net is the twin of; any other source itself."""
+    return parse_source(source.name) if KINDS[source.kind].is_fresh else source
+
+
+def source_paths(source: Source) -> list[str]:
+    """The weights that a source names by a path, which may not be there."""
+    from crosschannel.models import FAMILIES
+
+    named = inner_source(source)
+    is_path = named.kind == "path" and (named is source or named.name not in FAMILIES)
+    weights = [source.options["weights"]] if _names_a_file(source) else []
+    return [named.name, *weights] if is_path else weights
+
+
+def is_fetched(source: Source) -> bool:
+    """Whether loading a source downloads its weights."""
+    named = inner_source(source)
+    if named is not source:  # of its twin the description at most
+        return KINDS[named.kind].is_fetched and not KINDS[named.kind].of_a_library
+    given = source.options.get("weights", "").lower() == "none" or _names_a_file(source)
+    return KINDS[source.kind].is_fetched and not given
+
+
+def known_layers(source: Source) -> tuple[str, ...]:
+    """The layers of a net of ours, as far as they can be told without loading it; empty for any other."""
+    import torch
+
+    from crosschannel.hub.files import is_ours, read_metadata
+    from crosschannel.models import FAMILIES, NetSpec, build_net
+
+    if KINDS[source.kind].is_fresh and source.name in FAMILIES:
+        spec = NetSpec(source.name, fc=source.integer("fc", FAMILIES[source.name].fc))
+        with torch.device("meta"):
+            return tuple(build_net(replace(spec, variant=source.options.get("variant", spec.variant))).layers)
+    named = inner_source(source)
+    path = user_path(named.name) if named.kind == "path" else Path()
+    path = path / "backbone.safetensors" if path.is_dir() else path
+    return tuple(read_metadata(path).layers) if path.is_file() and is_ours(path) else ()
+
+
+def _names_a_file(source: Source) -> bool:
+    """Whether the option ``weights`` is a path: timm's always is, torchvision's may be the name of published ones."""
+    weights = source.options.get("weights", "none")
+    return weights.lower() != "none" and (source.kind == "timm" or Path(weights).suffix in WEIGHTS)
+
+
 def source_files(text: str) -> dict[str, Path]:
     """The files that a source is read from by path, as far as they are there: weights, and the module of a factory."""
     source = parse_source(text)
     found: dict[str, Path] = {}
-    if source.kind in FRESH:
+    if KINDS[source.kind].is_fresh:
         found |= source_files(source.name)
     elif source.kind == "path":
         path = user_path(source.name)
@@ -111,6 +195,17 @@ def source_files(text: str) -> dict[str, Path]:
     if "weights" in source.options:
         found["weights"] = user_path(source.options["weights"])
     return {key: path for key, path in found.items() if path.is_file()}
+
+
+def input_files(config: Any) -> dict[str, Path]:
+    """The files that a command reads by path besides its images, by key, as far as they are there."""
+    found = {
+        f"{key} {name}": path
+        for key, source in of_role(config, "source").items()
+        for name, path in source_files(source).items()
+    }
+    named = {key: user_path(names[0]) for key, names in named_paths(config).items() if len(names) == 1}
+    return found | {key: path for key, path in named.items() if path.is_file()}
 
 
 @contextlib.contextmanager

@@ -1,15 +1,16 @@
 """Backbones with named layers, pretext heads, colorization nets and initialisation."""
 
 from crosschannel.models.alexnet import AlexNet
-from crosschannel.models.backbone import Backbone, InputSpec
-from crosschannel.models.build import NET_NAMES, NetSpec, build_net
+from crosschannel.models.backbone import Backbone, InputSpec, wrap
 from crosschannel.models.colornet import ColorNet
 from crosschannel.models.layers import LayeredNet, absorb_batchnorm, widen_to_lab
+from crosschannel.models.nets import FAMILIES, build_net, family, spec_of
 from crosschannel.models.pretext import PretextNet, build_pretext
+from crosschannel.models.spec import NetSpec
 from crosschannel.models.vgg import VGG16
 
 __all__ = [
-    "NET_NAMES",
+    "FAMILIES",
     "VGG16",
     "AlexNet",
     "Backbone",
@@ -21,5 +22,8 @@ __all__ = [
     "absorb_batchnorm",
     "build_net",
     "build_pretext",
+    "family",
+    "spec_of",
     "widen_to_lab",
+    "wrap",
 ]

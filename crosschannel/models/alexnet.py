@@ -4,14 +4,13 @@
 centred on pixel 4i, pool1's on 8i, pool2's on 16i); "probe" is the net of the transfer protocols at a 227 crop.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from crosschannel.models.layers import LRN, Conv, LayeredNet, Pool, Row
-
-Geometry = Literal["padded", "probe"]
+from crosschannel.models.spec import Geometry, NetSpec
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,9 @@ class AlexNet(LayeredNet):
         At a 227 crop in probe geometry: conv1 55², pool1 27², conv2 27², pool2 13², conv3-5 13², pool5 6², fc 1².
     """
 
+    last_stride: ClassVar[int] = 16  # of the padded net, whose padding puts it on the pixel grid
+    last_origin: ClassVar[float] = 0.0
+
     def __init__(
         self,
         in_channels: int = 1,
@@ -106,7 +108,7 @@ class AlexNet(LayeredNet):
         variant: str = "crosschannel",
         fc7: int = 0,
     ):
-        self.variant = VARIANTS[variant]
+        self.variant, self.variant_name = VARIANTS[variant], variant
         super().__init__(_rows(geometry, fc, fc7, self.variant), in_channels, norm, affine=self.variant.affine)
         self.geometry, self.fc, self.fc7_width = geometry, fc, fc7
         for name in ("fc6", "fc7") if fc else ():
@@ -114,6 +116,11 @@ class AlexNet(LayeredNet):
             nn.init.normal_(conv.weight, std=0.005)
             if conv.bias is not None:
                 nn.init.ones_(conv.bias)
+
+    @property
+    def spec(self) -> NetSpec:
+        described = NetSpec("alexnet", self.in_channels, self.has_norm, self.fc, self.geometry)
+        return replace(described, variant=self.variant_name, fc7=self.fc7_width)
 
     def set_geometry(self, geometry: Geometry) -> "AlexNet":
         """Switch the geometry in place; the weights stay."""

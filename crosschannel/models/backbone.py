@@ -1,7 +1,7 @@
 """Backbone: the contract between a net and everything that uses one."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.errors import UserError
 from crosschannel.keys import SIDE, Spelling, above, require
 from crosschannel.models.layers import LayeredNet
+from crosschannel.models.wrapped import ModuleNet
 
 InputKind = Literal["grey", "lab", "rgb", "sobel"]
 _MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
@@ -145,19 +146,94 @@ class Backbone(nn.Module):
         """
         return self.net.forward_features(x, self.default_layers if layers is None else self._known(layers))
 
-    def head(self, x: Tensor) -> Tensor:
-        """What stands above the last pooled map: fc6 and fc7 of an AlexNet, else the mean over positions.
+    @property
+    def trunk(self) -> str:
+        """The layer that the head stands on: pool5 where there are fc6 and fc7, else the last one that is no
+        classifier."""
+        if "fc6" in self.layers:
+            return self.layers[self.layers.index("fc6") - 1]
+        is_classifier = getattr(self.net, "is_classifier", lambda name: False)
+        return next((name for name in reversed(self.layers) if not is_classifier(name)), self.layers[-1])
+
+    @property
+    def top(self) -> str:
+        """The last layer below any classifier: fc7 where there is one, else :attr:`trunk`."""
+        return "fc7" if "fc7" in self.layers else self.trunk
+
+    def fully_connected(self, x: Tensor, dropout: float = 0.0) -> Tensor:
+        """fc6 and fc7, where the net has them, as maps.
 
         Args:
-            x: (N, C, h, w), the layer before fc6 (pool5), or the net's last map.
+            x: (N, C, h, w), of the layer :attr:`trunk`.
+            dropout: share of the outputs of each that is dropped in training mode.
+
+        Returns:
+            (N, D, h', w'); x itself where there are none.
+        """
+        for name in ("fc6", "fc7"):
+            if name in self.layers:
+                x = nn.functional.dropout(self.net.get_submodule(name)(x), dropout, self.training)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """What stands above the last pooled map: fc6 and fc7 of an AlexNet, then the mean over positions.
+
+        Args:
+            x: (N, C, h, w), of the layer :attr:`trunk`.
 
         Returns:
             (N, D).
         """
-        for name in ("fc6", "fc7"):
-            if name in self.layers:
-                x = self.net.get_submodule(name)(x)
-        return x.mean((2, 3))
+        return self.fully_connected(x).mean((2, 3))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the net's own classifier says of a preprocessed batch: (N, K).
+
+        Raises:
+            UserError: the net has none.
+        """
+        found = self.net.logits(x) if hasattr(self.net, "logits") else None
+        if found is None:
+            raise UserError(f"{self.provenance.source or type(self.net).__name__} has no classifier")
+        return found
+
+    def parameters_through(self, layer: str) -> set[str]:
+        """Names of the parameters that a layer's map depends on; those above it are all others.
+
+        Raises:
+            UserError: no such layer.
+        """
+        named = dict(self.named_parameters())
+        wanted = {name: parameter.requires_grad for name, parameter in named.items()}
+        try:
+            with at_rest(self), torch.enable_grad():
+                self.requires_grad_(True)
+                maps = self.features(self._blank(self.input.size), [layer])[layer]
+                gradients = torch.autograd.grad(maps.sum(), list(named.values()), allow_unused=True)
+        finally:
+            for name, parameter in named.items():
+                parameter.requires_grad_(wanted[name])
+        return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+
+    def modules_through(self, layer: str) -> set[str]:
+        """Names of the modules without children that run for a layer's map: those whose statistics and dropout it
+        depends on.
+
+        Raises:
+            UserError: no such layer.
+        """
+        found: set[str] = set()
+        leaves = [(name, module) for name, module in self.named_modules() if not any(module.children())]
+        handles = [
+            module.register_forward_hook(lambda _m, _i, _o, name=name: found.add(name)) for name, module in leaves
+        ]
+        try:
+            with at_rest(self), torch.no_grad():
+                self.features(self._blank(self.input.size), [layer])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
     def forward(self, rgb: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
         """``features(preprocess(rgb))``, in the arithmetic of the weights."""
@@ -197,6 +273,38 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _sizes(self, side: int) -> dict[str, tuple[int, int]]:
+        maps = self.features(self._blank(side), self.layers)
+        return {name: (m.shape[1], m.shape[3]) for name, m in maps.items()}
+
+    def _blank(self, side: int) -> Tensor:
+        """A preprocessed image of zeros."""
         blank = torch.zeros(1, self.input.channels, side, side)
-        blank = blank.to(next(self.parameters(), blank))
-        return {name: (m.shape[1], m.shape[3]) for name, m in self.features(blank, self.layers).items()}
+        return blank.to(next(self.parameters(), blank))
+
+
+def wrap(
+    module: nn.Module, input: InputSpec | None = None, layers: Mapping[str, str] | None = None, source: str = ""
+) -> Backbone:
+    """Any module as a backbone.
+
+    Args:
+        module: takes (N, C, H, W). One that has ``layers`` and ``forward_features(x, layers)`` is taken as it is; of
+            any other the named submodules are the layers (see :class:`~crosschannel.models.wrapped.ModuleNet`). A
+            Backbone is returned unchanged.
+        input: what it was trained on; default RGB with ImageNet's statistics at 224 px.
+        layers: public names → submodule names, in order of execution; default every direct child by its name.
+        source: what results call it; default the name of its class.
+
+    Raises:
+        UserError: it has no named submodules.
+
+    Example::
+
+        backbone = crosschannel.wrap(my_net, crosschannel.InputSpec("rgb", 128, 146))
+        transfer.knn(backbone, "torchvision:imagenette")
+    """
+    if isinstance(module, Backbone):
+        return module
+    is_layered = hasattr(module, "layers") and hasattr(module, "forward_features")
+    net = module if is_layered and layers is None else ModuleNet(module, layers)
+    return Backbone(net, input or InputSpec("rgb", 224, 256), provenance=Provenance(source or type(module).__name__))

@@ -12,7 +12,8 @@ from crosschannel.data.decode import to_rgb
 from crosschannel.errors import UserError
 from crosschannel.models.backbone import Provenance, centre_lightness
 from crosschannel.models.pretext import PretextNet
-from crosschannel.objectives import Classification, Regression
+from crosschannel.objectives.classification import Classification
+from crosschannel.objectives.regression import Regression
 
 _STRIP_PIXELS = 1 << 20  # of the full picture held in float at a time
 _LONGEST = 4  # the net sees at most this many times its short side

@@ -4,6 +4,7 @@ The decoder (conv8) and the classifier are its pretext head: see :mod:`crosschan
 """
 
 from crosschannel.models.layers import Conv, LayeredNet
+from crosschannel.models.spec import NetSpec
 
 # block: (width, convolutions, stride of the last, dilation)
 _BLOCKS = {
@@ -46,3 +47,7 @@ class ColorNet(LayeredNet):
 
     def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False):
         super().__init__(colornet_rows(), in_channels, norm, order="conv-relu-norm", affine=affine)
+
+    @property
+    def spec(self) -> NetSpec:
+        return NetSpec("colornet", self.in_channels, self.has_norm, affine=self.is_affine)

@@ -120,7 +120,14 @@ def kmeans(
         max_bytes: of patches held at a time.
         skip: layers left as they are. Deconvolutions get unit variance.
     """
-    net.train()  # BatchNorm has no statistics yet
+    kept = {
+        module: {key: value.clone() for key, value in module.state_dict().items()}
+        for name, module in net.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _named(name, skip)
+    }
+    net.train()  # BatchNorm has no statistics yet …
+    for module in kept:
+        module.eval()  # … but where the layer stays as it is
     generator = np.random.default_rng(seed)
     for name, module in weight_layers(net, batches[0]):
         if _named(name, skip):
@@ -142,6 +149,8 @@ def kmeans(
             target.copy_(torch.from_numpy(filters).reshape(target.shape))
         _normalise_outputs(module, _inputs(net, module, batches))
     reset_batchnorm(net)
+    for module, state in kept.items():
+        module.load_state_dict(state)
 
 
 def _patches(module: WeightLayer, x: Tensor, count: int, generator: np.random.Generator) -> Tensor:

@@ -82,7 +82,7 @@ class LayeredNet(nn.Module):
         input (N, in_channels, H, W); every layer is (N, C, h, w).
     """
 
-    __jit_unused_properties__ = ("shapes",)
+    __jit_unused_properties__ = ("shapes", "in_channels", "has_norm", "is_affine", "spec")
 
     def __init__(
         self,
@@ -120,6 +120,21 @@ class LayeredNet(nn.Module):
         return x
 
     @property
+    def in_channels(self) -> int:
+        """Of the input."""
+        return self._modules[self.layers[0]].conv.in_channels
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether there is any BatchNorm (it may have been absorbed)."""
+        return any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether its BatchNorm has a scale and a shift."""
+        return any(isinstance(module, nn.BatchNorm2d) and module.affine for module in self.modules())
+
+    @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Channels and stride (input pixels per step) of every layer's map."""
         shapes, channels, stride = {}, 0, 1
@@ -131,6 +146,12 @@ class LayeredNet(nn.Module):
                 stride *= module.stride
             shapes[name] = channels, stride
         return shapes
+
+
+def can_absorb(net: LayeredNet) -> bool:
+    """Whether there is BatchNorm that :func:`absorb_batchnorm` can fold into convolutions."""
+    blocks = [block for block in net.children() if isinstance(getattr(block, "norm", None), nn.BatchNorm2d)]
+    return bool(blocks) and all(list(block._modules).index("norm") == 1 for block in blocks)
 
 
 @torch.no_grad()
@@ -164,6 +185,9 @@ def widen_to_lab(net: LayeredNet) -> LayeredNet:
     """Give a grey net's first convolution two more input channels (a, b) with zero weights, in place.
 
     The function of L is unchanged; fine-tuning can then use colour.
+
+    Raises:
+        ValueError: it is not of one input channel.
     """
     block = net._modules[net.layers[0]]
     grey = block.conv

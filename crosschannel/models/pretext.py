@@ -5,11 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from crosschannel.models.alexnet import AlexNet
-from crosschannel.models.build import NetSpec, build_net
-from crosschannel.models.colornet import ColorNet
-from crosschannel.models.vgg import VGG16
-from crosschannel.models.wrapped import TimmNet
+from crosschannel.models.nets import build_net, family
+from crosschannel.models.spec import NetSpec
 
 
 class LinearHead(nn.Module):
@@ -102,24 +99,12 @@ def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) ->
         image_size: side of square inputs, for nets with position embeddings.
     """
     net = build_net(spec, image_size)
-    if isinstance(net, ColorNet):
+    if family(spec.name).has_decoder:
         return PretextNet(net, Decoder(net.out_channels, outputs), stride=4, head_stride=4)
-    pretext = PretextNet(net, LinearHead(net.out_channels, outputs), 8, *_grid(net))
-    if isinstance(net, TimmNet):
+    pretext = PretextNet(net, LinearHead(net.out_channels, outputs), 8, net.last_stride, net.last_origin)
+    if getattr(net, "computes_past_its_layers", False):
         _freeze_unused(pretext, spec.in_channels, image_size or 224)
     return pretext
-
-
-def _grid(net: nn.Module) -> tuple[int, float]:
-    """Stride of a net's last map, and the pixel that its first point is centred on."""
-    if isinstance(net, AlexNet):
-        return 16, 0.0  # its padding is made for that
-    if isinstance(net, VGG16):
-        return 16, 7.5  # four 2×2 pools
-    stride = net.last_stride
-    first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
-    # Patches that do not overlap (ViT, ConvNeXt, Swin), or odd kernels that pad their half.
-    return stride, (stride - 1) / 2 if first.kernel_size[0] % 2 == 0 else 0.0
 
 
 def _freeze_unused(pretext: PretextNet, channels: int, image_size: int) -> None:

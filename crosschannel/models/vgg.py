@@ -1,8 +1,11 @@
 """VGG-16 (Simonyan and Zisserman, 2015; configuration D, torchvision's layout) with named layers."""
 
+from typing import ClassVar
+
 from torch import nn
 
 from crosschannel.models.layers import Conv, LayeredNet, Pool, Row
+from crosschannel.models.spec import NetSpec
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
@@ -30,6 +33,9 @@ class VGG16(LayeredNet):
         At a 224 crop: conv1 224², conv2 112², conv3 56², conv4 28², conv5 14², pool5 7², fc 1².
     """
 
+    last_stride: ClassVar[int] = 16
+    last_origin: ClassVar[float] = 7.5  # four 2×2 pools
+
     def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False, fc: int = 0):
         super().__init__(_rows(fc), in_channels, norm, affine=affine)
         self.fc = fc
@@ -37,3 +43,7 @@ class VGG16(LayeredNet):
             conv = self.get_submodule(name).conv
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
+
+    @property
+    def spec(self) -> NetSpec:
+        return NetSpec("vgg16", self.in_channels, self.has_norm, self.fc, affine=self.is_affine)

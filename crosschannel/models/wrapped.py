@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError, foreign
+from crosschannel.models.spec import NetSpec
 
 
 class TimmNet(nn.Module):
@@ -21,6 +23,8 @@ class TimmNet(nn.Module):
         pretrained: load timm's weights (downloads).
         image_size: side of square inputs, for nets with position embeddings.
     """
+
+    computes_past_its_layers: ClassVar[bool] = True  # such as a final norm
 
     def __init__(self, name: str, in_channels: int = 3, pretrained: bool = False, image_size: int | None = None):
         super().__init__()
@@ -49,9 +53,20 @@ class TimmNet(nn.Module):
         self.out_channels = self.model.feature_info[-1]["num_chs"]
 
     @property
+    def spec(self) -> NetSpec:
+        return NetSpec(f"timm:{self.name}", self.in_channels)
+
+    @property
     def last_stride(self) -> int:
         """Input pixels per step of the last map."""
         return self.model.feature_info[-1]["reduction"]
+
+    @property
+    def last_origin(self) -> float:
+        """The pixel that the last map's first point is centred on."""
+        first = next(module for module in self.modules() if isinstance(module, nn.Conv2d))
+        # Patches that do not overlap (ViT, ConvNeXt, Swin), or odd kernels that pad their half.
+        return (self.last_stride - 1) / 2 if first.kernel_size[0] % 2 == 0 else 0.0
 
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """The layers asked for; nothing past the last of them is computed."""
@@ -132,6 +147,12 @@ class ModuleNet(nn.Module):
             return False
         return bool(name)
 
+    def is_classifier(self, name: str) -> bool:
+        """Whether a layer is a linear layer, or a sequence that ends in one: what a model says, not what it sees."""
+        module = self._submodule(name)
+        parts = [part for part in module.modules() if not any(part.children()) and any(True for _ in part.parameters())]
+        return isinstance(module, nn.Linear | nn.Sequential) and bool(parts) and isinstance(parts[-1], nn.Linear)
+
     def _submodule(self, name: str) -> nn.Module:
         path = self._paths.get(name, name)
         return self.model.get_submodule(path.removesuffix("_class") if self._is_token(name) else path)
@@ -173,3 +194,8 @@ class ModuleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+    def logits(self, x: Tensor) -> Tensor | None:
+        """What the model itself gives, where that is a vector an image."""
+        output = self.model(x)
+        return output if isinstance(output, Tensor) and output.ndim == 2 else None

@@ -2,10 +2,11 @@
 
 from crosschannel.report.curve import validation_curve
 from crosschannel.report.filters import filter_picture
-from crosschannel.report.page import Figure, Heading, Listing, Page, Table, Text
+from crosschannel.report.page import Block, Figure, Heading, Listing, Page, Table, Text
 from crosschannel.report.plots import accuracy_by_layer
 
 __all__ = [
+    "Block",
     "Figure",
     "Heading",
     "Listing",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from crosschannel.files import written_whole
-from crosschannel.training.run_folder import read_metrics
+from crosschannel.runs.folder import read_metrics
 
 
 def validation_curve(run: Path, out: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -102,10 +102,17 @@ class Text:
 
 @dataclass
 class Figure:
-    """A picture beside the page; the HTML carries it inside."""
+    """A picture beside the page; the HTML carries it inside.
+
+    Attributes:
+        path: where it is, or is going to be.
+        caption: below it.
+        draw: makes it with what opens its file; None where it is there.
+    """
 
     path: Path
     caption: str
+    draw: Callable[[Writer], object] | None = None
 
     def markdown(self) -> str:
         return f"![{markdown(self.caption)}]({self.path.name})\n\n{markdown(self.caption)}\n"
@@ -146,12 +153,15 @@ class Page:
         self.blocks += blocks
 
     def write(self, folder: Path, write: Writer = written_whole) -> list[Path]:
-        """Write the files of ``FILES``; figures are expected in the folder already.
+        """Draw the figures and write the files of ``FILES``.
 
         Args:
             folder: where they go.
             write: what opens them.
         """
+        for block in self.blocks:
+            if isinstance(block, Figure) and block.draw:
+                block.draw(write)
         blocks = [Heading(self.title, 1), *self.blocks]
         html = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'

@@ -8,7 +8,7 @@ from crosschannel.files import Writer, written_whole
 
 Curve = Mapping[str, tuple[float, float]]  # layer → (mean, standard deviation over seeds), in percent
 
-_COLOURS = ("#c0392b", "#2980b9", "#27ae60", "#8e44ad", "#d35400", "#16a085", "#2c3e50", "#b7950b")
+COLOURS = ("#c0392b", "#2980b9", "#27ae60", "#8e44ad", "#d35400", "#16a085", "#2c3e50", "#b7950b")
 _MUTED = ("#1f2933", "#9aa5b1", "#b8860b", "#6b8e23", "#8b5a8b", "#4682b4", "#cd5c5c")
 
 
@@ -41,7 +41,7 @@ def accuracy_by_layer(
     apart = bool(published and published_what)
     figure = Figure(figsize=(11 if apart else 7.5, 5), layout="constrained")
     panels = figure.subplots(1, 2) if apart else [figure.subplots()]
-    _draw(panels[0], layers, measured, _COLOURS, "-")
+    _draw(panels[0], layers, measured, COLOURS, "-")
     panels[0].set_ylabel(what)
     if published:
         theirs = [layer for layer in layers if any(layer in curve for curve in published.values())]

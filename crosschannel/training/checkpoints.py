@@ -33,15 +33,15 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
     with written_whole(folder / "checkpoint", named) as part, part.open("wb") as file:
         torch.save({"schema": SCHEMA, "step": step, **state}, file)
-    for other in found(folder):  # the same step saved anew, or a damaged later one that was passed over
+    for other in list_checkpoints(folder):  # the same step saved anew, or a damaged later one that was passed over
         if _step(other) >= step and other.name != name:
             other.unlink()
-    for old in found(folder)[keep:]:
+    for old in list_checkpoints(folder)[keep:]:
         old.unlink()
     return folder / name
 
 
-def found(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a folder, newest first."""
     paths = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name) and path.is_file()]
     return sorted(paths, key=_step, reverse=True)
@@ -62,7 +62,7 @@ def newest(
     Raises:
         UserError: there are some, but all are damaged; or one is of a newer version.
     """
-    paths = found(folder)
+    paths = list_checkpoints(folder)
     for path in paths:
         try:
             accept(load(path))

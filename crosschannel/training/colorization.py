@@ -1,7 +1,6 @@
 """The pretext task: predict the ab channels of an image from its lightness."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,17 +8,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
-from crosschannel.data import Batch, CropConfig, CropStream, ImageSet, crop_loader
-from crosschannel.errors import UserError, file_problem
-from crosschannel.files import written_whole
-from crosschannel.models import VGG16, ColorNet, PretextNet
+from crosschannel.data import CentreCrop, CropConfig, ImageBatch, ImageSet, Stream, load_batches
+from crosschannel.errors import UserError
+from crosschannel.models import PretextNet, family, spec_of
 from crosschannel.models import initialisation as init
 from crosschannel.models.colorizer import Colorizer
 from crosschannel.models.pretext import LinearHead
-from crosschannel.objectives import Classification, Regression
-from crosschannel.training.interrupts import Interrupted
-from crosschannel.training.log import TrainingLog
+from crosschannel.objectives.classification import Classification
+from crosschannel.objectives.regression import Regression
+from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
+from crosschannel.training.task import Evaluation
 
 _PICTURES = 8
 
@@ -36,7 +35,8 @@ class Colorization:
         world: shares out the held-out images.
         initial: "default", "gaussian", "kmeans" or "unit-variance".
         start_state: weights to start from instead, by name; those that fit are taken.
-        samples: a folder for pictures of held-out images.
+        seed: of the initial weights.
+        batch: held-out images a rank scores at once.
         workers: that decode held-out images.
     """
 
@@ -50,20 +50,17 @@ class Colorization:
         world: World,
         initial: str,
         start_state: dict[str, Tensor] | None,
-        samples: Path,
         seed: int = 0,
         batch: int = 64,
         workers: int = 0,
     ):
         self.net, self.objective, self.normalise = net, objective.to(world.device), normalise
         self.rate_factors: dict[str, float] = {}
-        self.val, self.crop, self.world = val, crop, world
-        self.initial, self.start_state, self.samples = initial, start_state, samples
+        self.held_out, self.size, self.world = Stream(val, CentreCrop(crop.size, crop.resize)), crop.size, world
+        self.initial, self.start_state = initial, start_state
         self.seed, self.batch, self.workers = seed, batch, workers
-        self.broken: dict[int, str] = {}  # held-out images that the last evaluation could not read, and why
-        self._named: set[int] = set()
 
-    def initialise(self, stream: CropStream) -> bool:
+    def initialise(self, stream: Stream) -> bool:
         """Initial weights; k-means takes a while and is saved."""
         if self.start_state is not None:
             own = self.net.state_dict()
@@ -72,14 +69,15 @@ class Colorization:
             if lacking:
                 raise UserError(f"--init_from does not fit this net: it lacks {lacking[0]}")
             unused = [k for k in self.start_state if k.startswith("net.") and k not in own]
-            if any(".norm." in key for key in unused) and isinstance(self.net.net, ColorNet | VGG16):
+            affine = family(spec_of(self.net.net).name).has_affine
+            if affine and any(".norm." in key for key in unused):
                 raise UserError("--init_from has a BatchNorm with a scale and a shift: give --model.affine true too")
             self.net.load_state_dict({**own, **fitting})
             return False
         if self.initial == "gaussian":
             init.gaussian(self.net)
         if self.initial in ("kmeans", "unit-variance"):
-            batches = [self.targets(b.images)[0] for b in crop_loader(stream, 0, 800, 80)]
+            batches = [self.targets(b.images)[0] for b in load_batches(stream, 0, 800, 80)]
             if self.initial == "kmeans":
                 init.kmeans(self.net, batches, self.seed)  # the convolutions; fc6 and fc7 keep their own start
                 if isinstance(self.net.head, LinearHead):
@@ -94,56 +92,41 @@ class Colorization:
         images, stride = images.to(self.world.device, non_blocking=True), self.net.stride
         return rgb_to_lightness(images) - 50, rgb_to_lab(images[:, :, ::stride, ::stride])[:, 1:]
 
-    def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def step(self, net: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         lightness, ab = self.targets(batch.images)
         loss = self.objective(net(lightness), ab)
         count = loss.numel() if self.normalise == "pixels" else len(loss)
         return loss.sum(), loss.new_full((), count)
 
-    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float]:
-        stream = CropStream(self.val, self.crop, train=False)
+    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
+        def score(batch: ImageBatch) -> Tensor:
+            if not len(batch):
+                return torch.zeros((), dtype=torch.float64, device=self.world.device)
+            lightness, ab = self.targets(batch.images)
+            return self.objective.score(net(lightness), ab)
+
+        held_out = HeldOut(self.held_out, score, self.world, self.batch, self.workers, should_stop)
         sums = torch.zeros(self.objective.score_length, dtype=torch.float64, device=self.world.device)
-        broken: list[tuple[int, str]] = []
-        own, pin = self.world.share(self.batch), self.world.device.type == "cuda"
-        loader = crop_loader(stream, 0, len(self.val), self.batch * self.world.size, own, self.workers, pin)
-        for batch in self.world.together(loader):
-            if should_stop():
-                raise Interrupted
-            broken += batch.broken
-            if len(batch.images):
-                lightness, ab = self.targets(batch.images)
-                sums += self.objective.score(net(lightness), ab)
+        for _, scored in held_out:
+            sums += scored
         sums = self.world.sum(sums)
-        self.broken = dict(entry for rank in self.world.gather(broken) for entry in rank)
-        if not sums[0]:
-            raise UserError("none of the held-out images can be read")
-        return {**self.objective.metrics(sums), "images": len(self.val) - len(self.broken)}
-
-    def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
-        """Name broken held-out images (once); write a picture of others: lightness, predicted colours, truth."""
-        for index in self.broken.keys() - self._named:
-            log.say(f"broken held-out image {self.val.names[index]}: {self.broken[index]}")
-        self._named |= self.broken.keys()
-        grid = self.picture(net)
-        if grid is not None:
-            log.picture(step, "held-out", grid)
-            try:
-                self.samples.mkdir(exist_ok=True)
-                with written_whole(self.samples / f"step-{step:09d}.png") as part:
-                    Image.fromarray(grid).save(part, "PNG")
-            except (UserError, OSError) as error:  # a picture is no reason to stop
-                log.say(f"no picture of step {step}: {file_problem(error) or error}")
+        figures = self.objective.metrics(sums)
         share = figures.get("kl_share", figures.get("loss_share"))
-        return f"held-out: loss {figures['loss']:.4f}, {share:.4f} of the best constant's"
+        return Evaluation(
+            figures,
+            len(self.held_out.images) - len(held_out.broken),
+            broken=held_out.broken,
+            line=f"held-out: loss {figures['loss']:.4f}, {share:.4f} of the best constant's",
+            pictures=lambda: self.pictures(net),
+        )
 
-    def picture(self, net: nn.Module) -> np.ndarray | None:
-        """Rows of grey, coloured and true crops of up to eight held-out images: (H, W, 3) uint8."""
-        stream = CropStream(self.val, self.crop, train=False)
-        chosen = np.unique(np.linspace(0, len(self.val) - 1, _PICTURES).astype(int))
-        crops = [crop for crop, _, _ in (stream[int(i)] for i in chosen) if crop is not None]
+    def pictures(self, net: nn.Module) -> dict[str, np.ndarray]:
+        """Rows of grey, coloured and true crops of up to eight held-out images, where any can be read."""
+        chosen = np.unique(np.linspace(0, len(self.held_out.images) - 1, _PICTURES).astype(int))
+        crops = [sample.content for sample in (self.held_out[int(i)] for i in chosen) if sample.is_whole]
         if not crops:
-            return None
-        colorizer = Colorizer(net, self.objective, self.crop.size)
+            return {}
+        colorizer = Colorizer(net, self.objective, self.size)
         grey = [np.asarray(Image.fromarray(crop).convert("L").convert("RGB")) for crop in crops]
         coloured = [colorizer(crop) for crop in crops]
-        return np.concatenate([np.concatenate(row, 1) for row in (grey, coloured, crops)])
+        return {"step": np.concatenate([np.concatenate(row, 1) for row in (grey, coloured, crops)])}

@@ -3,12 +3,16 @@
 import contextlib
 import ctypes
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from crosschannel.errors import UserError
-from crosschannel.training.config import TrainConfig
+from crosschannel.runs.config import TrainConfig
+from crosschannel.runs.folder import RunFolder
+from crosschannel.stored import typed
+from crosschannel.training.ranks import World
 
 # device kind: (precision, channels_last, compile)
 AUTO = {
@@ -66,12 +70,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def resolve_auto(train: TrainConfig, device: torch.device) -> TrainConfig:
-    """Replace every ``auto`` by the table's value, in place."""
-    precision, channels_last, compiled = AUTO[device_kind(device)]
-    if train.precision == "auto":
-        train.precision = precision
-    if train.channels_last == "auto":
-        train.channels_last = channels_last
-    if train.compile == "auto":
-        train.compile = compiled
-    return train
+    """The same with every ``auto`` replaced by the table's value."""
+    by_table = dict(zip(("precision", "channels_last", "compile"), AUTO[device_kind(device)], strict=True))
+    return replace(train, **{key: value for key, value in by_table.items() if getattr(train, key) == "auto"})
+
+
+def settle_auto(train: TrainConfig, run: RunFolder, world: World) -> TrainConfig:
+    """The same with every ``auto`` settled: as the run began, or by the table; rank 0 decides for all."""
+
+    def settle() -> TrainConfig:
+        settled = train
+        if run.resuming:
+            stored = typed(TrainConfig, run.stored_config().get("train", {}), f"{run.path / 'config.yaml'}: train")
+            begun = {key: getattr(stored, key) for key in ("precision", "channels_last", "compile")}
+            settled = replace(train, **{key: value for key, value in begun.items() if getattr(train, key) == "auto"})
+        return resolve_auto(settled, world.device)
+
+    return world.from_main(settle)

@@ -1,8 +1,9 @@
 """What a person sees while a run goes on: a progress bar in a terminal, lines in a file; TensorBoard beside it."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,23 @@ class TrainingLog:
 
     Args:
         run: the run folder, for TensorBoard's events.
-        step, steps: where the run stands and where it ends.
+        steps: where the run ends.
         tensorboard: write events.
         idle: do nothing at all.
         quiet: say nothing.
     """
 
-    def __init__(
-        self, run: Path, step: int, steps: int, tensorboard: bool = True, idle: bool = False, quiet: bool = False
-    ):
+    def __init__(self, run: Path, steps: int, tensorboard: bool = True, idle: bool = False, quiet: bool = False):
         self.steps = steps
         self.console = stderr_console(quiet=idle or quiet)
-        self._bar = None
+        self._bar: Progress | None = None
         self._events = run / "tensorboard" if tensorboard and not idle else None
+        self._purge: int | None = None
+        self._since, self._begun = 0, time.monotonic()
+
+    @contextlib.contextmanager
+    def started(self, step: int) -> Iterator[None]:
+        """While the run goes on, from a step on."""
         self._purge = step + 1 if step else None
         self._since, self._begun = step, time.monotonic()
         if self.console.is_terminal and not self.console.quiet:
@@ -43,7 +48,11 @@ class TrainingLog:
                 console=self.console,
             )
             self._bar.start()
-            self._task = self._bar.add_task("training", total=steps, completed=step, figures="")
+            self._bar.add_task("training", total=self.steps, completed=step, figures="")
+        try:
+            yield
+        finally:
+            self._close()
 
     @cached_property
     def _writer(self):
@@ -68,7 +77,7 @@ class TrainingLog:
 
     def advance(self, step: int) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._bar.task_ids[0], completed=step)
 
     def scalars(self, step: int, values: dict[str, Any], shown: str) -> None:
         """Figures of a step: to TensorBoard, and ``shown`` to the bar or as a line."""
@@ -80,7 +89,7 @@ class TrainingLog:
 
         self._to_tensorboard(add)
         if self._bar:
-            self._bar.update(self._task, completed=step, figures=shown)
+            self._bar.update(self._bar.task_ids[0], completed=step, figures=shown)
         else:
             spent = time.monotonic() - self._begun
             left = spent / max(1, step - self._since) * (self.steps - step)
@@ -90,7 +99,7 @@ class TrainingLog:
         """An (H, W, 3) uint8 picture, to TensorBoard."""
         self._to_tensorboard(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._bar:
             self._bar.stop()
         if "_writer" in vars(self):

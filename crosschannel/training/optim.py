@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from crosschannel.training.config import OptimConfig, ScheduleConfig
+from crosschannel.runs.config import OptimConfig, ScheduleConfig
 
 
 def build_optimizer(
@@ -46,6 +46,10 @@ def rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> float:
         return lr
     if config.kind == "constant":
         return lr
+    if config.kind == "step":
+        return lr * config.factor ** (step // config.every)
+    if config.kind == "poly":
+        return lr * (1 - step / steps) ** config.power
     if config.kind == "inverse-sqrt":
         return lr / math.sqrt(1 + config.decay * step)
     rise = config.warmup * steps

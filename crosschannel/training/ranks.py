@@ -83,6 +83,14 @@ class World:
             raise UserError(problem)
         return made
 
+    def all_made(self, make: Callable[[], Any]) -> list[Any]:
+        """What every rank makes, in order of rank; where one of them cannot, all hear why.
+
+        Raises:
+            UserError: any rank's, on all ranks.
+        """
+        return self.gather(next(self.together(make() for _ in range(1))))
+
     def together(self, batches: Iterable[T]) -> Iterator[T]:
         """Batches, as many on every rank; where one rank's fail, all ranks hear why.
 
@@ -132,6 +140,8 @@ def join_world(device: torch.device) -> World:
         UserError: the environment does not describe one, or the ranks do not find each other.
     """
     if dist.is_available() and dist.is_initialized():
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         return World(dist.get_rank(), dist.get_world_size(), device)
     size = _number("WORLD_SIZE", "1")
     if size == 1:

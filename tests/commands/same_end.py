@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from crosschannel.runs.folder import read_metrics
+from crosschannel.runs.result import read_result
 from crosschannel.training import checkpoints
-from crosschannel.training.run_folder import read_metrics, read_result
 
 
 def equal(a, b) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from crosschannel.cli import main
-from crosschannel.training.run_folder import read_metrics
+from crosschannel.runs.folder import read_metrics
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from PIL import Image
 from crosschannel import UserError, load_backbone
 from crosschannel.cli import main
 from crosschannel.console import plain
-from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
+from crosschannel.data import CentreCrop, Stream, load_batches, open_images
 from crosschannel.data.decode import BrokenImage, EncodedImage, decode
 from crosschannel.data.folder import list_files
 from crosschannel.data.shards import expand, scan
-from crosschannel.hub.convert import read_state
+from crosschannel.hub.state_dicts import read_state
 from crosschannel.report import Heading, Listing, Page, Table, Text
 from slurm.cli import main as slurm
 from transfer.cli import main as transfer
@@ -188,8 +188,8 @@ def test_pipes_devices_and_folders_among_images_are_broken_images(photo_folder, 
     for workers in (0, 1):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stream = CropStream(images, CropConfig(16, 16), train=False)
-            batches = list(crop_loader(stream, 0, len(images), 4, workers=workers))
+            stream = Stream(images, CentreCrop(16, 16))
+            batches = list(load_batches(stream, 0, len(images), 4, workers=workers))
         broken = dict(entry for batch in batches for entry in batch.broken)
         reasons = {Path(images.names[index]).stem: why for index, why in broken.items()}
         assert reasons.keys() <= {"pipe", "zero", "gone", "self"} and len(reasons) >= 3

@@ -14,11 +14,11 @@ from same_end import assert_same_end
 
 from crosschannel.cli import main
 from crosschannel.errors import WORKER_LOST
-from crosschannel.objectives import Classification
+from crosschannel.objectives.classification import Classification
+from crosschannel.runs.folder import read_metrics
+from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.training import checkpoints
 from crosschannel.training.colorization import Colorization
-from crosschannel.training.interrupts import InterruptFlag
-from crosschannel.training.run_folder import read_metrics
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -217,7 +217,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_run_still_ends_the_same(
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
     (out / "result.json").unlink()
-    newest = checkpoints.found(out / "checkpoints")[0]
+    newest = checkpoints.list_checkpoints(out / "checkpoints")[0]
     data = bytearray(newest.read_bytes())
     if damage == "cut":
         del data[len(data) // 2 :]

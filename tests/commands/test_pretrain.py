@@ -9,10 +9,10 @@ from same_end import assert_same_end
 
 from crosschannel import load_backbone, load_colorizer
 from crosschannel.cli import PROGRAM, main
-from crosschannel.command_line import config_folder, parse
 from crosschannel.keys import check_config
+from crosschannel.parsing import config_folder
+from crosschannel.runs.folder import read_metrics
 from crosschannel.training import checkpoints
-from crosschannel.training.run_folder import read_metrics
 
 
 def test_a_run_folder_holds_what_the_docs_say(finished_run):
@@ -22,12 +22,12 @@ def test_a_run_folder_holds_what_the_docs_say(finished_run):
         "colorizer.safetensors", "curve.png", "result.json",
     }  # fmt: skip
     result = json.loads((finished_run / "result.json").read_text())
-    assert set(result) == {"protocol", "backbone", "data", "config", "seed", "n", "version", "metrics"}
+    assert set(result) == {"protocol", "backbone", "data", "config", "seed", "n", "version", "metrics", "science"}
     assert result["n"] == 10 and result["metrics"]["kl_share"] > 0
     rows = read_metrics(finished_run)
     assert [r["step"] for r in rows if "val/kl" in r] == [5, 10, 12]
     assert [r["step"] for r in rows if "train/loss" in r] == [4, 8, 12]
-    assert len(checkpoints.found(finished_run / "checkpoints")) == 2
+    assert len(checkpoints.list_checkpoints(finished_run / "checkpoints")) == 2
     picture = np.asarray(Image.open(finished_run / "samples" / "step-000000012.png"))
     assert picture.shape == (3 * 48, 8 * 48, 3)
 
@@ -163,13 +163,13 @@ def test_it_learns(photo_folder, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((config_folder() / "pretrain").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_packaged_config_is_valid(path):
-    config = parse(PROGRAM, "pretrain", [f"--config={path}", "--data=photos"])
+    config = PROGRAM.parse("pretrain", [f"--config={path}", "--data=photos"])
     check_config(config)
     assert config.out == f"runs/{path.stem}-0"
 
 
 def test_the_papers_configs_follow_it_to_the_letter():
-    colornet = parse(PROGRAM, "pretrain", ["--config", "colornet-paper", "--data=x"])
+    colornet = PROGRAM.parse("pretrain", ["--config", "colornet-paper", "--data=x"])
     assert (colornet.train.batch, colornet.train.steps, colornet.crop.size, colornet.crop.resize) == (
         40,
         450_000,
@@ -179,7 +179,7 @@ def test_the_papers_configs_follow_it_to_the_letter():
     assert (colornet.optim.name, colornet.optim.betas, colornet.optim.weight_decay) == ("adam", (0.9, 0.99), 1e-3)
     assert (colornet.optim.lr, colornet.schedule.milestones) == (3e-5, [200_000, 375_000])
     assert colornet.schedule.rates == [1e-5, 3e-6] and colornet.objective.normalise == "images"
-    alexnet = parse(PROGRAM, "pretrain", ["--config", "alexnet-paper", "--data=x"])
+    alexnet = PROGRAM.parse("pretrain", ["--config", "alexnet-paper", "--data=x"])
     assert (alexnet.train.batch, alexnet.train.steps, alexnet.crop.size) == (80, 450_000, 180)
     assert (alexnet.optim.betas, alexnet.optim.bias_lr, alexnet.optim.bias_decay) == ((0.9, 0.999), 2.0, False)
     assert (alexnet.objective.neighbours, alexnet.objective.uniform) == (10, "seen")

@@ -18,22 +18,23 @@ from rich.console import Console
 from crosschannel import UserError, load_backbone, load_colorizer
 from crosschannel.cli import main
 from crosschannel.color import load_prior
-from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
+from crosschannel.data import CentreCrop, Stream, load_batches, open_images
 from crosschannel.data.decode import BrokenImage, decode
 from crosschannel.files import Outputs
 from crosschannel.hub import read_weights
 from crosschannel.hub.convert import import_weights
+from crosschannel.runs.config import TrainedConfig
+from crosschannel.runs.folder import RunFolder, read_metrics
+from crosschannel.runs.interrupts import InterruptFlag
+from crosschannel.runs.result import finish, load_result, save_rows
 from crosschannel.training import checkpoints
-from crosschannel.training.interrupts import InterruptFlag
 from crosschannel.training.ranks import World
-from crosschannel.training.run_folder import RunFolder, read_metrics
 from slurm.job_folder import End, Job, JobFolder
 from slurm.watch import status
 from transfer.cli import main as transfer
 from transfer.comparison import compare
 from transfer.feature_cache import Extraction
 from transfer.features import FrozenFeatures
-from transfer.result import load_result, save_rows
 
 VALUES = [None, True, -1, 1e300, float("nan"), 10**30, "", "x" * 300, "\x1b[2J", "../../x", [], [[]], {}, {"a": None}]
 
@@ -135,7 +136,7 @@ def probe(tmp_path) -> Path:
         held.write("backbone.json", json.dumps({"input": {"kind": "grey"}, "source": "b"}))
         save_rows(held.path, rows)
         metrics = {"conv1/top1": 0.35, "conv1/top1/a": 0.5}
-        held.finish("b", "photos", 0, 20, metrics)
+        finish(held, TrainedConfig(), "b", "photos", 20, metrics)
     return tmp_path / "probe"
 
 
@@ -149,9 +150,8 @@ def open_run(path: Path, config) -> None:
 
 def test_files_of_a_run(run, small):
     from crosschannel.cli import PROGRAM
-    from crosschannel.command_line import parse
 
-    config = parse(PROGRAM, "pretrain", [*small[1:], f"--out={run}"])
+    config = PROGRAM.parse("pretrain", [*small[1:], f"--out={run}"])
     held = RunFolder(run, "pretrain")
     held.check_files({"objective.prior": Path(__file__)})
     held.write("inputs.json", held._inputs)
@@ -171,7 +171,7 @@ def test_a_run_that_is_told_to_resume_from_damaged_files(run, small, capsys):
         "config.yaml",
         "images.json",
         "metrics.jsonl",
-        *(f"checkpoints/{p.name}" for p in checkpoints.found(run / "checkpoints")),
+        *(f"checkpoints/{p.name}" for p in checkpoints.list_checkpoints(run / "checkpoints")),
     ]
     for name in names * 3:
         shutil.rmtree(run)
@@ -196,7 +196,7 @@ def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, fin
     from same_end import assert_same_end
 
     folder = run / "checkpoints"
-    newest = checkpoints.found(folder)[0]
+    newest = checkpoints.list_checkpoints(folder)[0]
     state, draw = checkpoints.load(newest), random.Random(0)
     shutil.copytree(run, run.with_name("kept"))
 
@@ -208,8 +208,7 @@ def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, fin
         changed(net={**state["net"], "more": torch.zeros(1)}), changed(net=dict.fromkeys(state["net"], torch.zeros(3))),
         changed(optimizer={}), changed(optimizer=3), changed(evaluated="yes"), {**state, "step": 99},
         changed(scaler=None), changed(losses=["x"]), changed(losses=3),
-        changed(broken=[1]), changed(broken="xy"), changed(figures={"a": "b"}), changed(figures=None),
-        changed(average=3),
+        changed(broken=[1]), changed(broken="xy"), changed(average=3),
         changed(optimizer={**state["optimizer"], "state": {0: {"exp_avg": torch.zeros(7), "step": torch.tensor(1.0)}}}),
     ]  # fmt: skip
     keys = ("net", "average", "optimizer", "broken", "step")
@@ -217,7 +216,7 @@ def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, fin
         shutil.rmtree(run)
         shutil.copytree(run.with_name("kept"), run)
         (run / "result.json").unlink()
-        checkpoints.found(folder)[0].unlink()
+        checkpoints.list_checkpoints(folder)[0].unlink()
         hashed(folder, 11, content)
         (folder / f"step-000000010-{'0' * 16}.pt").mkdir()
         assert main([*small, f"--out={run}"]) == 0, content
@@ -251,10 +250,10 @@ def test_rows_that_do_not_belong_to_their_result(probe):
         {"names": np.arange(20), "labels": np.arange(20)},
         {"names": np.array(["a"] * 20), "labels": np.arange(20), "conv1/top1": np.array(["x"] * 20)},
         {"conv1/top1": np.zeros(20)},
-        {"names": np.array(["a"] * 20), "labels": np.zeros((20, 2))},
+        {"names": np.array(["a"] * 20), "boxes": np.zeros(7), "boxes#counts": np.ones(20, np.int64)},
     ):
         save_rows(probe, rows)
-        with pytest.raises(UserError, match="does not hold a row for each"):
+        with pytest.raises(UserError, match="is damaged"):
             load_result(probe)
 
 
@@ -350,7 +349,7 @@ def test_stored_features(tmp_path, photo_folder, monkeypatch):
     )
     images, quiet = open_images(str(photo_folder))[1], Console(quiet=True)
     extract = Extraction(features, world, InterruptFlag(), "float32", 10, 0, "disk", 0.01, quiet)
-    stream = CropStream(images, CropConfig(64, 72), train=False)
+    stream = Stream(images, CentreCrop(64, 72))
     expected = {layer: maps.clone() for layer, maps in extract(stream, "val").maps.items()}
     (folder,) = (tmp_path / "cache" / "features").iterdir()
     draw = random.Random(0)
@@ -394,8 +393,8 @@ def test_loaders_live_on_after_damaged_images(photo_folder, tmp_path):
     for path in (tmp_path / "val").rglob("*.jpg"):
         path.write_bytes(damaged(path.read_bytes(), draw))
     images = open_images(str(tmp_path / "val"), 0.2)[0]
-    stream = CropStream(images, CropConfig(32, 36), train=False)
+    stream = Stream(images, CentreCrop(32, 36))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seen = sum(len(batch.images) + len(batch.broken) for batch in crop_loader(stream, 0, len(images), 4))
+        seen = sum(len(batch.images) + len(batch.broken) for batch in load_batches(stream, 0, len(images), 4))
     assert seen == len(images)

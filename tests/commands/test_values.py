@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
-from importlib import import_module
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -12,7 +11,6 @@ import crosschannel.cli
 import slurm.cli
 import transfer.cli
 from crosschannel import UserError, load_backbone
-from crosschannel.command_line import parse
 
 PRETRAIN = "pretrain --data x"
 BAD = [
@@ -179,8 +177,7 @@ def number_keys(config: type, prefix: str = ""):
 @pytest.mark.parametrize("module", MAINS.values(), ids=MAINS)
 def test_every_number_of_every_command_has_a_range(module):
     for command in module.PROGRAM.commands.values():
-        config = getattr(import_module(command.module), command.config)
-        bare = [key for key, rules in number_keys(config) if not rules]
+        bare = [key for key, rules in number_keys(command.keys) if not rules]
         assert not bare, f"{command.config}: {bare}"
 
 
@@ -190,9 +187,9 @@ def test_help_shows_the_ranges_and_switches_need_no_value(capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "type: float, within 0..1, default: 0.5" in said and "Annotated" not in said
     for words, value in (([], False), (["--overwrite"], True), (["--overwrite", "false"], False)):
-        config = parse(crosschannel.cli.PROGRAM, "prior", ["--data=x", *words, "--out=y"])
+        config = crosschannel.cli.PROGRAM.parse("prior", ["--data=x", *words, "--out=y"])
         assert config.overwrite is value
-    config = parse(crosschannel.cli.PROGRAM, "colorize", ["--overwrite", "a.png", "--out=y", "--model=m"])
+    config = crosschannel.cli.PROGRAM.parse("colorize", ["--overwrite", "a.png", "--out=y", "--model=m"])
     assert config.overwrite is True and config.images == ["a.png"]
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crosschannel.data.crops import CropConfig, centre_box, cut, random_box
+from crosschannel.data import CropConfig
+from crosschannel.data.crops import centre_box, cut, random_box
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import uniforms
 
@@ -16,7 +17,7 @@ def png(pixels: np.ndarray) -> EncodedImage:
 
 
 def test_the_centre_box_is_the_middle_of_the_resized_image():
-    left, top, right, bottom = centre_box(500, 400, CropConfig(size=192, resize=256))
+    left, top, right, bottom = centre_box(500, 400, 192, 256)
     side = 400 * 192 / 256
     assert (right - left, bottom - top) == pytest.approx((side, side))
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((250, 200))
@@ -25,7 +26,7 @@ def test_the_centre_box_is_the_middle_of_the_resized_image():
 @pytest.mark.parametrize("train", ["random", "random-in-centre", "random-resized"])
 @pytest.mark.parametrize("size", [(500, 400), (90, 1000), (1, 1), (33, 7)])
 def test_training_boxes_stay_inside_and_move(train, size):
-    crop = CropConfig(size=176, resize=256, train=train)
+    crop = CropConfig(size=176, resize=256, kind=train)
     boxes = np.array([random_box(*size, crop, uniforms(5, 1, 0, i)) for i in range(300)])
     assert boxes.dtype == int and (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2] <= size[0]).all() and (boxes[:, 3] <= size[1]).all()
@@ -42,7 +43,7 @@ def test_every_place_of_a_random_crop_is_as_likely():
 
 def test_a_crop_in_the_centre_is_a_random_crop_of_the_centre_square():
     """DeepCluster's: short side 256, the centre 256², a random 224² of it."""
-    crop = CropConfig(size=224, resize=256, train="random-in-centre")
+    crop = CropConfig(size=224, resize=256, kind="random-in-centre")
     boxes = np.array([random_box(256, 400, crop, uniforms(5, 3, 0, i)) for i in range(33 * 33 * 4)])
     assert (boxes[:, 2:] - boxes[:, :2] == 224).all()
     lefts, tops = np.unique(boxes[:, 0]), np.unique(boxes[:, 1])
@@ -57,7 +58,7 @@ def test_a_crop_of_an_image_of_the_right_size_is_a_copy(photos):
 
 
 def test_random_resized_boxes_have_the_areas_and_shapes_asked_for():
-    crop = CropConfig(train="random-resized", area=(0.2, 0.5), aspect=4 / 3)
+    crop = CropConfig(kind="random-resized", area=(0.2, 0.5), aspect=4 / 3)
     boxes = np.array([random_box(1000, 1000, crop, uniforms(5, 2, 0, i)) for i in range(2000)])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area, ratio = width * height / 1e6, width / height
@@ -85,5 +86,5 @@ def test_a_jpeg_decoded_at_reduced_size_gives_nearly_the_same_cut(photos):
 
 
 def test_one_pixel_becomes_a_crop():
-    pixels = cut(png(np.array([[[10, 200, 30]]], np.uint8)), centre_box(1, 1, CropConfig(32, 32)), 32)
+    pixels = cut(png(np.array([[[10, 200, 30]]], np.uint8)), centre_box(1, 1, 32, 32), 32)
     assert pixels.shape == (32, 32, 3) and (pixels == (10, 200, 30)).all()

@@ -11,7 +11,7 @@ from range_server import make_server, start_server
 
 from crosschannel import UserError
 from crosschannel.cli import main
-from crosschannel.data import CropConfig, CropStream, crop_loader, open_images
+from crosschannel.data import CentreCrop, CropConfig, Stream, TrainingCrops, load_batches, open_images
 
 CROP = CropConfig(size=24, resize=32)
 
@@ -33,8 +33,9 @@ def address(shards):
 
 def pixels(data: str, split: int = 0, workers: int = 0) -> torch.Tensor:
     images = open_images(data)[split]
-    stream = CropStream(images, CROP, seed=4, train=split == 0)
-    return torch.cat([b.images for b in crop_loader(stream, 0, len(images), 10, workers=workers)])
+    view = CentreCrop(CROP.size, CROP.resize) if split else TrainingCrops(CROP)
+    stream = Stream(images, view, None if split else 4)
+    return torch.cat([b.images for b in load_batches(stream, 0, len(images), 10, workers=workers)])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -73,7 +74,7 @@ def port(address):
 def test_a_server_that_dies_and_comes_back_is_waited_for(shards, port, workers):
     server = start_server(shards, port)
     images = open_images(f"http://127.0.0.1:{port}")[0]
-    batches = crop_loader(CropStream(images, CROP, seed=4), 0, 400, 10, workers=workers)
+    batches = load_batches(Stream(images, TrainingCrops(CROP), 4), 0, 400, 10, workers=workers)
     got = [next(batches).images for _ in range(2)]
     server.kill()
     server.wait()
@@ -81,5 +82,5 @@ def test_a_server_that_dies_and_comes_back_is_waited_for(shards, port, workers):
     threading.Timer(1.5, lambda: revived.append(start_server(shards, port))).start()
     got += [batch.images for batch in batches]
     revived[0].kill()
-    local = CropStream(open_images(str(shards))[0], CROP, seed=4)
-    assert torch.equal(torch.cat(got), torch.cat([b.images for b in crop_loader(local, 0, 400, 10)]))
+    local = Stream(open_images(str(shards))[0], TrainingCrops(CROP), 4)
+    assert torch.equal(torch.cat(got), torch.cat([b.images for b in load_batches(local, 0, 400, 10)]))

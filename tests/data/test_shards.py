@@ -7,7 +7,7 @@ import webdataset
 from PIL import Image
 
 from crosschannel import UserError
-from crosschannel.data import CropConfig, CropStream, open_images, open_training_images
+from crosschannel.data import CentreCrop, CropConfig, Stream, open_images, open_training_images
 from crosschannel.data.shards import expand, index_text, scan
 from crosschannel.data.write_shards import write_shards
 
@@ -190,7 +190,7 @@ def test_a_stream_over_shards_gives_the_pixels_of_the_folder(shards, photo_folde
     by_pixels = []
     for data in (shards, photo_folder):
         val = open_images(str(data))[1]
-        stream = CropStream(val, crop, train=False)
-        by_pixels.append(sorted(stream[i][0].tobytes() for i in range(len(val))))
+        stream = Stream(val, CentreCrop(crop.size, crop.resize))
+        by_pixels.append(sorted(stream[i].content.tobytes() for i in range(len(val))))
     assert by_pixels[0] == by_pixels[1]
     assert np.frombuffer(by_pixels[0][0], np.uint8).size == 32 * 32 * 3

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from crosschannel import UserError
-from crosschannel.data import BrokenImages, CropConfig, CropStream, MemoryImages, crop_loader, open_images
+from crosschannel.data import (
+    BrokenImages,
+    CentreCrop,
+    CropConfig,
+    MemoryImages,
+    Stream,
+    TrainingCrops,
+    load_batches,
+    open_images,
+)
 
 CROP = CropConfig(size=24, resize=32)
 
@@ -15,21 +24,21 @@ def images(photo_folder):
 
 
 def load(stream, **options):
-    return list(crop_loader(stream, **options))
+    return list(load_batches(stream, **options))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(images, workers):
     options = {"start": 30, "stop": 110, "batch": 16}
-    alone = load(CropStream(images, CROP, seed=5), **options)
-    helped = load(CropStream(images, CROP, seed=5), workers=workers, **options)
+    alone = load(Stream(images, TrainingCrops(CROP), 5), **options)
+    helped = load(Stream(images, TrainingCrops(CROP), 5), workers=workers, **options)
     assert len(alone) == len(helped) == 5
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.images, b.images) and torch.equal(a.indices, b.indices)
 
 
 def test_ranks_share_a_batch_and_together_see_what_one_process_sees(images):
-    stream = CropStream(images, CROP, seed=1)
+    stream = Stream(images, TrainingCrops(CROP), 1)
     one = load(stream, start=0, stop=96, batch=16)
     ranks = [load(stream, start=0, stop=96, batch=16, take=slice(r * 4, r * 4 + 4)) for r in range(4)]
     for step, batch in enumerate(one):
@@ -37,14 +46,14 @@ def test_ranks_share_a_batch_and_together_see_what_one_process_sees(images):
 
 
 def test_a_restart_in_the_middle_goes_on_where_it_stopped(images):
-    stream = CropStream(images, CROP, seed=1)
+    stream = Stream(images, TrainingCrops(CROP), 1)
     whole = load(stream, start=0, stop=96, batch=16)
-    rest = load(CropStream(images, CROP, seed=1), start=48, stop=96, batch=16)
+    rest = load(Stream(images, TrainingCrops(CROP), 1), start=48, stop=96, batch=16)
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole[3:], rest, strict=True))
 
 
 def test_every_epoch_sees_every_image_once_with_new_crops(images):
-    stream = CropStream(images, CROP, seed=2)
+    stream = Stream(images, TrainingCrops(CROP), 2)
     first, second = (load(stream, start=e * 40, stop=e * 40 + 40, batch=40)[0] for e in (0, 1))
     assert sorted(first.indices.tolist()) == sorted(second.indices.tolist()) == list(range(40))
     order = [second.indices.tolist().index(i) for i in first.indices.tolist()]
@@ -52,7 +61,7 @@ def test_every_epoch_sees_every_image_once_with_new_crops(images):
 
 
 def test_crops_are_uint8_and_channels_last(images):
-    batch = load(CropStream(images, CROP), start=0, stop=8, batch=8)[0]
+    batch = load(Stream(images, TrainingCrops(CROP), 0), start=0, stop=8, batch=8)[0]
     assert batch.images.shape == (8, 3, 24, 24) and batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
@@ -61,7 +70,7 @@ def test_a_broken_image_is_replaced_by_a_function_of_the_position(images):
     blobs = [images.read(i) for i in range(40)]
     blobs[3], blobs[17] = b"", b"text"
     damaged = MemoryImages(list(images.names), images.labels, blobs)
-    runs = [load(CropStream(damaged, CROP, seed=9), start=0, stop=80, batch=20, workers=w) for w in (0, 2)]
+    runs = [load(Stream(damaged, TrainingCrops(CROP), 9), start=0, stop=80, batch=20, workers=w) for w in (0, 2)]
     for a, b in zip(*runs, strict=True):
         assert len(a.images) == 20 and torch.equal(a.images, b.images) and a.broken == b.broken
     broken = [index for batch in runs[0] for index, _ in batch.broken]
@@ -72,7 +81,7 @@ def test_a_broken_image_is_replaced_by_a_function_of_the_position(images):
 def test_validation_leaves_a_broken_image_out(images):
     blobs = [images.read(i) for i in range(10)]
     blobs[4] = b""
-    stream = CropStream(MemoryImages([str(i) for i in range(10)], [0] * 10, blobs), CROP, train=False)
+    stream = Stream(MemoryImages([str(i) for i in range(10)], [0] * 10, blobs), CentreCrop(CROP.size, CROP.resize))
     batches = load(stream, start=0, stop=10, batch=5)
     assert [b.indices.tolist() for b in batches] == [[0, 1, 2, 3], [5, 6, 7, 8, 9]]
 
@@ -83,7 +92,7 @@ def test_a_machine_out_of_files_is_not_taken_for_broken_images(images, workers):
         def read(self, index):
             raise OSError(errno.EMFILE, "Too many open files")
 
-    stream = CropStream(Exhausted(["a"] * 9, [0] * 9, [b""] * 9), CROP)
+    stream = Stream(Exhausted(["a"] * 9, [0] * 9, [b""] * 9), TrainingCrops(CROP), 0)
     with pytest.raises(UserError, match=r"^cannot read images: .*Too many open files"):
         load(stream, start=0, stop=8, batch=4, workers=workers)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from crosschannel.data import CropConfig, CropStream, MemoryImages, crop_loader, open_images
+from crosschannel.data import CropConfig, MemoryImages, Stream, TenCrops, TrainingCrops, load_batches, open_images
 from crosschannel.data.crops import cut
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.images import Subset
-from crosschannel.data.stream import IndexStream
+from crosschannel.data.views import IndexOnly
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -32,8 +32,8 @@ def two():
 
 def test_ten_crops_are_corners_centre_and_their_mirrors(two):
     pixels, images = two
-    stream = CropStream(images, CropConfig(8, 10), train=False, ten_crops=True)
-    batches = list(crop_loader(stream, 0, 20, 10))
+    stream = Stream(images, TenCrops(8, 10))
+    batches = list(load_batches(stream, 0, 20, 10))
     for image, batch in zip(pixels, batches, strict=True):
         expected = [image[t : t + 8, x : x + 8] for t, x in ((0, 0), (0, 6), (2, 0), (2, 6), (1, 3))]
         expected += [crop[:, ::-1] for crop in expected]
@@ -53,7 +53,8 @@ def test_interpolation_is_torchs(two):
 def test_an_index_stream_has_the_order_of_the_stream_it_stands_for(photo_folder):
     images = open_images(str(photo_folder))[0]
     pixels, order = (
-        list(crop_loader(kind(images, CropConfig(8, 10), seed=3), 16, 96, 16)) for kind in (CropStream, IndexStream)
+        list(load_batches(Stream(images, view, 3), 16, 96, 16))
+        for view in (TrainingCrops(CropConfig(8, 10)), IndexOnly())
     )
     assert [b.indices.tolist() for b in pixels] == [b.indices.tolist() for b in order]
 

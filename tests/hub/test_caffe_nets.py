@@ -15,7 +15,7 @@ from crosschannel.color.quantizer import ab_bins
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone, load_colorizer
 from crosschannel.hub.convert import import_weights
-from crosschannel.hub.export import net_spec
+from crosschannel.models import spec_of
 
 GENERATOR = np.random.default_rng(0)
 
@@ -227,7 +227,7 @@ def test_a_net_of_video_triplets_has_a_narrower_fc7(tmp_path):
     out = tmp_path / "ours.safetensors"
     assert main(["import", str(path), f"--out={out}"]) == 0
     again = load_backbone(str(out))
-    assert again.channels["fc7"] == 16 and net_spec(again.net) == spec
+    assert again.channels["fc7"] == 16 and spec_of(again.net) == spec
 
 
 def test_an_ego_motion_net_gives_one_of_its_two_branches(tmp_path):

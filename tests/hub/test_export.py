@@ -11,8 +11,7 @@ from torch import nn
 from crosschannel import UserError, load_backbone
 from crosschannel.cli import main
 from crosschannel.hub import save_backbone
-from crosschannel.hub.export import net_spec
-from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec
+from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec, spec_of
 from crosschannel.models.backbone import Provenance
 
 RGB = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -154,6 +153,6 @@ def test_the_card_says_what_it_is_and_what_it_reaches(finished_run_for_card, tmp
     assert (folder / "sample.png").is_file()
     backbone = load_backbone(str(folder))  # the folder is a source
     assert backbone.provenance.details["licence"] == "cc0-1.0" and len(backbone.provenance.details["config_hash"]) == 16
-    assert net_spec(backbone.net).name == "alexnet"
+    assert spec_of(backbone.net).name == "alexnet"
     with pytest.raises(UserError, match="not a net of this library"):
-        net_spec(nn.Linear(1, 1))
+        spec_of(nn.Linear(1, 1))

@@ -8,9 +8,8 @@ from torch import nn
 
 import crosschannel
 from crosschannel import UserError, load_backbone
-from crosschannel.hub import load, parse_source, read_weights, save_backbone
-from crosschannel.hub.export import net_spec
-from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec, initialisation
+from crosschannel.hub import fresh, parse_source, read_weights, save_backbone
+from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec, initialisation, spec_of
 from crosschannel.models.backbone import Provenance
 
 RGB = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
@@ -150,20 +149,20 @@ def test_random_of_somebody_elses_file_is_its_fresh_twin(tmp_path, photo_folder)
     assert twin.layers == trained.layers and twin.input == trained.input and twin.net.variant == trained.net.variant
     assert not torch.equal(twin.net.conv1.conv.weight, trained.net.conv1.conv.weight)
     with pytest.raises(UserError, match="input must be one of rgb"):
-        save_backbone(tmp_path / "rgb.safetensors", trained.net, net_spec(trained.net), trained.input, Provenance())
+        save_backbone(tmp_path / "rgb.safetensors", trained.net, spec_of(trained.net), trained.input, Provenance())
         load_backbone(f"{tmp_path / 'rgb.safetensors'},input=lab")
 
 
 @pytest.fixture
 def fewer_crops(monkeypatch):
     """What k-means asks for, batches and their size; it gets two of sixteen, since its time goes with the patches."""
-    asked, whole = [], load.real_batches
+    asked, whole = [], fresh.real_batches
 
     def fewer(data, input, count=10, batch=16, seed=0):
         asked.append((count, batch))
         return whole(data, input, 2, 16, seed)
 
-    monkeypatch.setattr(load, "real_batches", fewer)
+    monkeypatch.setattr(fresh, "real_batches", fewer)
     return asked
 
 

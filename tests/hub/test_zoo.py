@@ -12,7 +12,7 @@ import torchvision
 from crosschannel import UserError, load_backbone
 from crosschannel.cli import main
 from crosschannel.hub import zoo
-from crosschannel.hub.convert import FORMATS
+from crosschannel.hub.formats import FORMATS
 
 
 class Server(http.server.BaseHTTPRequestHandler):

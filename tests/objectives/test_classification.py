@@ -4,7 +4,9 @@ import torch
 from crosschannel import UserError
 from crosschannel.color import ABQuantizer, load_prior, rebalancing_weights
 from crosschannel.keys import check_config
-from crosschannel.objectives import Classification, ObjectiveConfig, build_objective, sparse_cross_entropy
+from crosschannel.objectives.build import build_objective
+from crosschannel.objectives.classification import Classification, sparse_cross_entropy
+from crosschannel.objectives.config import ObjectiveConfig
 
 PRIOR = load_prior().smoothed
 

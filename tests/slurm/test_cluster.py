@@ -15,9 +15,9 @@ import pytest
 from launch import SMALL, launch
 from same_end import assert_same_end
 
-from crosschannel.training.run_folder import read_metrics
+from crosschannel.runs.folder import read_metrics
+from crosschannel.runs.result import load_result
 from slurm.job_folder import JobFolder
-from transfer.result import load_result
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 

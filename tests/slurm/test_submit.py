@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from crosschannel.errors import UserError
-from crosschannel.training.run_folder import RunFolder
+from crosschannel.runs.folder import RunFolder
 from slurm.cli import PROFILES, main
 from slurm.command import prefetch, read_command, sweep
 from slurm.job_folder import JobFolder

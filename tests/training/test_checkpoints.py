@@ -12,7 +12,7 @@ def save(folder, step, keep=3):
 def test_the_newest_is_loaded_and_the_oldest_dropped(tmp_path):
     for step in (10, 20, 100, 5000):
         save(tmp_path, step)
-    assert [int(p.name[5:14]) for p in checkpoints.found(tmp_path)] == [5000, 100, 20]
+    assert [int(p.name[5:14]) for p in checkpoints.list_checkpoints(tmp_path)] == [5000, 100, 20]
     state = checkpoints.load(checkpoints.newest(tmp_path))
     assert state["step"] == 5000 and (state["net"]["w"] == 5000).all()
 
@@ -53,7 +53,7 @@ def test_a_new_checkpoint_outlives_a_damaged_later_one(tmp_path):
     truncate(save(tmp_path, 500))
     save(tmp_path, 300, keep=1)
     assert checkpoints.load(checkpoints.newest(tmp_path))["step"] == 300
-    assert len(checkpoints.found(tmp_path)) == 1
+    assert len(checkpoints.list_checkpoints(tmp_path)) == 1
 
 
 def test_a_half_written_file_is_no_checkpoint(tmp_path):
@@ -65,7 +65,8 @@ def test_a_half_written_file_is_no_checkpoint(tmp_path):
 def test_saving_the_same_step_again_replaces_it(tmp_path):
     save(tmp_path, 7)
     checkpoints.save(tmp_path, 7, {"evaluated": True}, keep=3)
-    assert len(checkpoints.found(tmp_path)) == 1 and checkpoints.load(checkpoints.newest(tmp_path))["evaluated"]
+    assert len(checkpoints.list_checkpoints(tmp_path)) == 1
+    assert checkpoints.load(checkpoints.newest(tmp_path))["evaluated"]
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path, monkeypatch):

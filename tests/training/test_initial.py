@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from crosschannel.data import CropConfig
-from crosschannel.data.stream import Batch
+from crosschannel.data import CropConfig, ImageBatch, MemoryImages
 from crosschannel.models import NetSpec, build_pretext
 from crosschannel.models import initialisation as init
-from crosschannel.objectives import ObjectiveConfig, build_objective
+from crosschannel.objectives.build import build_objective
+from crosschannel.objectives.config import ObjectiveConfig
 from crosschannel.training import colorization
 from crosschannel.training.ranks import World
 
@@ -21,9 +21,9 @@ def asked(monkeypatch, photos):
         found.append((first, count, batch))
         for photo in photos[:2]:
             crops = [torch.from_numpy(photo[y : y + 64, :64].copy()).permute(2, 0, 1) for y in range(0, 128, 16)]
-            yield Batch(torch.stack(crops), torch.arange(8), [])
+            yield ImageBatch(torch.stack(crops), torch.arange(8), [])
 
-    monkeypatch.setattr(colorization, "crop_loader", loader)
+    monkeypatch.setattr(colorization, "load_batches", loader)
     monkeypatch.setattr(init, "_centres", lambda patches, k, seed: patches[:k])
     return found
 
@@ -33,7 +33,9 @@ def task(tmp_path, initial: str) -> colorization.Colorization:
     net = build_pretext(NetSpec("alexnet", fc=24), 313)
     world = World(0, 1, torch.device("cpu"))
     objective = build_objective(ObjectiveConfig())
-    return colorization.Colorization(net, objective, "pixels", [], CropConfig(64, 64), world, initial, None, tmp_path)
+    return colorization.Colorization(
+        net, objective, "pixels", MemoryImages([], [], []), CropConfig(64, 64), world, initial, None
+    )
 
 
 def test_kmeans_starts_the_convolutions_alone_and_the_classifier_from_zeros(asked, tmp_path):

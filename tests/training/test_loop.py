@@ -14,17 +14,17 @@ import torch
 
 from crosschannel import UserError
 from crosschannel.color import load_prior
-from crosschannel.data import CropConfig, CropStream, MemoryImages, open_images
+from crosschannel.data import CropConfig, MemoryImages, Stream, TrainingCrops, open_images
 from crosschannel.models import AlexNet
 from crosschannel.models.pretext import LinearHead, PretextNet
-from crosschannel.objectives import Classification
+from crosschannel.objectives.classification import Classification
+from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
+from crosschannel.runs.folder import RunFolder, read_metrics
 from crosschannel.training import checkpoints
 from crosschannel.training.colorization import Colorization
-from crosschannel.training.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from crosschannel.training.device import find_device, resolve_auto
-from crosschannel.training.loop import Loop, Settings
+from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World, join_world, leave_world
-from crosschannel.training.run_folder import RunFolder, read_metrics
 
 CROP = CropConfig(size=64, resize=72)
 
@@ -34,19 +34,18 @@ def train(data, out, world=None, images=None, grey_threshold=0.0, optim=None, ru
     torch.manual_seed(0)
     net = PretextNet(AlexNet(norm=False, fc=0), LinearHead(256, 313), stride=8, head_stride=16)
     folder, val = open_images(str(data))
-    stream = CropStream(images or folder, CROP, seed=3)
+    stream = Stream(images or folder, TrainingCrops(CROP), 3)
     objective = Classification(load_prior().smoothed, grey_threshold=grey_threshold)
     run = RunFolder(Path(out), "pretrain")
-    task = Colorization(net, objective, "pixels", val, CROP, world, "default", None, run.path / "samples")
+    task = Colorization(net, objective, "pixels", val, CROP, world, "default", None)
     options = {"batch": 16, "steps": 4, "precision": "float32", "channels_last": False, "compile": False}
-    settings = Settings(
-        0,
-        optim or OptimConfig("sgd", lr=0.01, momentum=0.5),
-        ScheduleConfig("constant"),
-        TrainConfig(**{**options, **train_options}),
-        runtime or RuntimeConfig(workers=0, log_every=1, tensorboard=False),
+    config = TrainedConfig(
+        optim=optim or OptimConfig("sgd", lr=0.01, momentum=0.5),
+        schedule=ScheduleConfig("constant"),
+        train=TrainConfig(**{**options, **train_options}),
+        runtime=runtime or RuntimeConfig(workers=0, log_every=1, tensorboard=False),
     )
-    loop = Loop(task, stream, settings, run, world, lambda: run.write_config(settings))
+    loop = Loop(task, stream, config, run, world)
     loop.fit()
     return loop
 
@@ -127,8 +126,8 @@ def note_indices(set_attribute, seen: list) -> None:
 
 def test_the_average_follows_the_weights(photo_folder, tmp_path):
     loop = train(photo_folder, tmp_path / "a", ema=0.9)
-    averaged = torch.cat([p.flatten() for p in loop.best_net.parameters()])
-    assert loop.best_net is not loop.net and 0 < (averaged - weights(loop)).abs().max() < 0.1
+    averaged = torch.cat([p.flatten() for p in loop.evaluated_net.parameters()])
+    assert loop.evaluated_net is not loop.net and 0 < (averaged - weights(loop)).abs().max() < 0.1
 
 
 def test_clipping_bounds_the_step(photo_folder, tmp_path):
@@ -143,7 +142,7 @@ def test_clipping_bounds_the_step(photo_folder, tmp_path):
 def test_lower_precisions_train(photo_folder, tmp_path, precision):
     loop = train(photo_folder, tmp_path / "a", precision=precision, channels_last=True)
     assert weights(loop).isfinite().all() and weights(loop).dtype == torch.float32
-    assert loop.figures["loss"] < 12
+    assert loop.evaluation.figures["loss"] < 12
 
 
 def test_a_batch_that_does_not_divide_is_refused(photo_folder, tmp_path):
@@ -191,7 +190,7 @@ def test_broken_held_out_images_are_named_and_not_counted(photo_folder, tmp_path
     (folder / "val" / "class0" / "text.jpg").write_text("no picture")
     loop = train(folder, tmp_path / "a")
     assert capsys.readouterr().err.count("broken held-out image class0/text.jpg: it is no image") == 1
-    assert len(loop.task.broken) == 1 and len(loop.task.val) == 11
+    assert len(loop.evaluation.broken) == 1 and loop.evaluation.n == 10
 
 
 def test_an_environment_that_is_no_number_is_named(monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from crosschannel.training.config import OptimConfig, ScheduleConfig
+from crosschannel.runs.config import OptimConfig, ScheduleConfig
 from crosschannel.training.optim import build_optimizer, rate, set_rate
 
 NET = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(4, 3))
@@ -67,3 +67,19 @@ def test_adam_adds_the_decay_to_the_gradient_as_caffe_does():
     parameter.grad = torch.full((1, 1), -0.5)  # decay and gradient cancel
     optimizer.step()
     assert parameter.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reference"),
+    [
+        (ScheduleConfig("step", every=7, factor=0.5), lambda o: torch.optim.lr_scheduler.StepLR(o, 7, 0.5)),
+        (ScheduleConfig("poly", power=0.9), lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 40, 0.9)),
+    ],
+    ids=["step", "poly"],
+)
+def test_step_and_poly_are_torchs(schedule, reference):
+    optimizer = torch.optim.SGD(NET.parameters(), 0.3)
+    theirs = reference(optimizer)
+    for step in range(40):
+        assert rate(step, 40, 0.3, schedule) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step(), theirs.step()

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from crosschannel import UserError
-from crosschannel.training.config import OptimConfig, RuntimeConfig, runtime, runtime_keys
-from crosschannel.training.run_folder import RunFolder, read_metrics
+from crosschannel.runs.config import OptimConfig, RuntimeConfig, runtime, runtime_keys
+from crosschannel.runs.folder import RunFolder, read_metrics
 
 
 @dataclass

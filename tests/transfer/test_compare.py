@@ -2,22 +2,25 @@ import numpy as np
 import pytest
 
 from crosschannel import UserError
+from crosschannel.runs.result import Result
 from transfer.cli import main
-from transfer.comparison import bootstrap, compare
-from transfer.result import Result
+from transfer.comparison import compare, intervals
+from transfer.protocol import weighted_mean
 
 
 def result(rows, names=None, protocol="linear-probe"):
     n = len(next(iter(rows.values())))
     names = np.array(names or [f"{i}.jpg" for i in range(n)])
     metrics = {metric: float(np.mean(row)) for metric, row in rows.items()}
-    return Result(protocol, "net", "data", {}, 0, n, "0", metrics, {"names": names, **rows})
+    found = Result(protocol, "net", "data", {}, 0, n, "0", metrics)
+    found.rows = {"names": names, **rows}
+    return found
 
 
 def test_the_interval_is_the_normal_one_for_many_images():
     generator = np.random.default_rng(0)
     for values in (generator.integers(-1, 2, 4000).astype(float), generator.normal(0.1, 2, 4000)):
-        low, high = bootstrap(values, 4000, 0.95, 0)
+        low, high = intervals(lambda w, v=values: {"mean": weighted_mean(v, w)}, 4000, 4000, 0.95, 0)["mean"]
         mean, error = values.mean(), values.std() / 4000**0.5
         assert low == pytest.approx(mean - 1.96 * error, abs=0.15 * error)
         assert high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
@@ -52,3 +55,39 @@ def test_runs_that_cannot_be_paired_say_why():
     ):
         with pytest.raises(UserError, match=message):
             compare(one, other)
+
+
+def test_intervals_of_map_cover_the_truth():
+    """Of 200 simulated pairs of runs, 95 % intervals of the difference in mAP hold the true one in 90 to 99 %."""
+    from transfer.protocols.classify.task import metrics
+
+    generator = np.random.default_rng(0)
+    classes = np.array(["a", "b", "c"])
+
+    def scored(n: int) -> tuple[dict, dict]:
+        """Two nets' logits for the same images; the first one is the better."""
+        labels = (generator.random((n, 3)) < [0.3, 0.2, 0.4]).astype(np.int8)
+        shared = generator.normal(size=(n, 3))
+        runs = []
+        for strength in (1.2, 0.9):
+            logits = strength * labels + 0.7 * shared + 0.7 * generator.normal(size=(n, 3))
+            runs.append({"classes": classes, "labels": labels, "logits": logits, "one_crop": logits})
+        return tuple(runs)
+
+    def difference(pair, weights):
+        return {"map": metrics(pair[0], weights)["map"] - metrics(pair[1], weights)["map"]}
+
+    truth = np.mean([difference(scored(20_000), np.ones((1, 20_000)))["map"][0] for _ in range(5)])
+    held = 0
+    for number in range(200):
+        pair = scored(300)
+        low, high = intervals(lambda weights, pair=pair: difference(pair, weights), 300, 300, 0.95, number)["map"]
+        held += low <= truth <= high
+    assert 180 <= held <= 198
+
+
+def test_damaged_rows_are_one_sentence():
+    good, bad = result({"conv1/top1": np.ones(4, bool)}), result({"conv1/top1": np.ones(4, bool)})
+    bad.rows |= {"classes": np.array(["a"]), "labels": np.zeros((4, 2))}
+    with pytest.raises(UserError, match="damaged"):
+        compare(good, bad, resamples=10)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
-from crosschannel.command_line import config_folder, parse
 from crosschannel.keys import check_config
-from crosschannel.training.run_folder import read_metrics
+from crosschannel.parsing import config_folder
+from crosschannel.runs.folder import read_metrics
+from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.feature_cache import _free_in_group
-from transfer.protocols.linear_probe import LinearProbe
-from transfer.result import load_result
+from transfer.protocols.linear_probe.task import LinearProbe
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
 
@@ -35,7 +35,7 @@ def test_a_run_folder_holds_what_the_docs_say(finished_probe, small, capsys):
     written = {"config.yaml", "images.json", "metrics.jsonl", "checkpoints"}
     assert names == written | {"backbone.json", "predictions.npz", "result.json"}
     result = json.loads((finished_probe / "result.json").read_text())
-    assert set(result) == {"protocol", "backbone", "data", "config", "seed", "n", "version", "metrics"}
+    assert set(result) == {"protocol", "backbone", "data", "config", "seed", "n", "version", "metrics", "science"}
     assert result["protocol"] == "linear-probe" and result["n"] == 10
     rows = np.load(finished_probe / "predictions.npz")
     for metric in ("conv3/top1", "conv5/top1", "conv5/top5"):
@@ -140,25 +140,25 @@ def test_two_ranks_find_the_neighbours_that_one_process_finds(photo_folder, tmp_
     "path", sorted((config_folder() / "transfer" / "linear-probe").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_packaged_config_is_valid(path):
-    config = parse(PROGRAM, "linear-probe", [f"--config={path}", "--data=photos", "--backbone=random:runs/a-0,seed=2"])
+    config = PROGRAM.parse("linear-probe", [f"--config={path}", "--data=photos", "--backbone=random:runs/a-0,seed=2"])
     check_config(config)
     assert config.out == f"runs/linear-probe-random-a-0-seed=2-{path.stem}-0"
 
 
 def test_the_published_recipes_follow_their_sources_to_the_letter():
     paper, theirs = (
-        parse(PROGRAM, "linear-probe", ["--config", name, "--data=x", "--backbone=x"])
+        PROGRAM.parse("linear-probe", ["--config", name, "--data=x", "--backbone=x"])
         for name in ("paper", "deepcluster")
     )
     assert (paper.train.batch, paper.train.accumulate, paper.train.steps) == (256, 4, 140_000)
-    assert (paper.crop.size, paper.crop.resize, paper.crop.train, paper.crop.mirror) == (227, 256, "random", True)
+    assert (paper.crop.size, paper.crop.resize, paper.crop.kind, paper.crop.mirror) == (227, 256, "random", True)
     optim = paper.optim
     assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
     assert (optim.bias_lr, optim.bias_decay, paper.zero, paper.norm) == (2.0, False, True, "channel")
     assert paper.schedule.milestones == [40_000, 80_000, 120_000] and paper.schedule.rates == [1e-3, 1e-4, 1e-5]
     assert (theirs.train.batch, theirs.train.epochs, theirs.ten_crops, theirs.norm) == (256, 90, True, "none")
     assert (theirs.optim.lr, theirs.optim.weight_decay, theirs.crop.size) == (0.01, 1e-4, 224)
-    assert (paper.pooling, theirs.crop.train, theirs.crop.resize) == ("windows", "random-in-centre", 256)
+    assert (paper.pooling, theirs.crop.kind, theirs.crop.resize) == ("windows", "random-in-centre", 256)
     assert (
         theirs.schedule.decay == pytest.approx(theirs.optim.lr * theirs.optim.weight_decay)
         and theirs.pooling == "windows"

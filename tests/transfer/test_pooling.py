@@ -47,7 +47,7 @@ def test_deepclusters_windows_give_its_shapes():
     sizes = {"conv1": (96, 55), "conv2": (256, 27), "conv3": (384, 13), "conv4": (384, 13), "conv5": (256, 13)}
     for layer, (channels, side) in sizes.items():
         maps = torch.rand(2, channels, side, side)
-        kernel, padding = WINDOWS[layer]
+        kernel, _, padding = WINDOWS["deepcluster"][layer]
         pooled = pool(maps, layer, "deepcluster")
         assert torch.equal(pooled, torch.nn.AvgPool2d(kernel, stride=kernel, padding=padding)(maps))
         assert pooled[0].numel() == {96: 9600, 256: 9216, 384: 9600}[channels]

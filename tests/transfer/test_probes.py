@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 import transfer
 from crosschannel import UserError, load_backbone
-from crosschannel.data import CropConfig, CropStream, MemoryImages, crop_loader, open_images
+from crosschannel.data import CentreCrop, CropConfig, MemoryImages, Stream, load_batches, open_images
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.wrapped import ModuleNet
-from crosschannel.training.config import OptimConfig, ScheduleConfig, TrainConfig
+from crosschannel.runs.config import OptimConfig, ScheduleConfig, TrainConfig
 from transfer.features import FrozenFeatures, choose_layers
-from transfer.protocols.linear_probe import packaged
-from transfer.protocols.probes import LayerProbe
+from transfer.protocol import as_config
+from transfer.protocols.linear_probe.protocol import PROTOCOL
+from transfer.protocols.linear_probe.task import LayerProbe
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def sample():
 @pytest.fixture(scope="module")
 def recipe():
     """Seconds: small batches of cached features."""
-    config = packaged("quickstart")
+    config = as_config(PROTOCOL, "quickstart")
     runtime = replace(config.runtime, workers=0, tensorboard=False)
     return replace(config, train=TrainConfig(48, steps=20, precision="float32", compile=False), runtime=runtime)
 
@@ -43,8 +44,8 @@ def alexnet():
 
 
 def crops(images, size=64, resize=72):
-    stream = CropStream(images, CropConfig(size, resize), train=False)
-    return torch.cat([batch.images for batch in crop_loader(stream, 0, len(images), 60)])
+    stream = Stream(images, CentreCrop(size, resize))
+    return torch.cat([batch.images for batch in load_batches(stream, 0, len(images), 60)])
 
 
 def test_accuracy_is_that_of_scikit_learns_logistic_regression(sample, recipe, alexnet):
@@ -119,7 +120,7 @@ def test_a_sweep_has_a_classifier_a_rate_chosen_without_validation_images(sample
 def test_each_rate_of_a_sweep_is_that_rate_alone():
     """Two classifiers on one BatchNorm move as two probes of one classifier each."""
     from crosschannel.training.optim import build_optimizer, set_rate
-    from transfer.protocols.probes import Probes
+    from transfer.protocols.linear_probe.task import Probes
 
     torch.manual_seed(0)
     x, labels = torch.randn(64, 5, 2, 2), torch.randint(0, 3, (64,))

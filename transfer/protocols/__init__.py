@@ -1,1 +1,42 @@
-"""One file a protocol; each is a function first and a command second."""
+"""The protocols: a row each. A protocol is a package beside this file: ``config`` (its keys), ``protocol`` (its
+``PROTOCOL`` and its function). The command line, the lazy names of ``transfer``, reports, comparisons and the launcher
+go by this table. No torch here: help is quick.
+"""
+
+from dataclasses import dataclass
+
+from crosschannel.parsing import Command, named
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a protocol is.
+
+    Attributes:
+        package: its name below ``transfer.protocols``, which is its function's too.
+        config: name of its dataclass.
+        help: one line.
+    """
+
+    package: str
+    config: str
+    help: str
+
+    @property
+    def module(self) -> str:
+        return f"transfer.protocols.{self.package}"
+
+    @property
+    def command(self) -> Command:
+        """Its row of the command line."""
+        return Command(f"{self.module}.config:{self.config}", "transfer.protocol:main", self.help)
+
+    def load(self):
+        """The :class:`~transfer.protocol.Protocol`."""
+        return named(f"{self.module}.protocol:PROTOCOL")
+
+
+PROTOCOLS = {
+    "linear-probe": Entry("linear_probe", "LinearProbeConfig", "linear classifiers on the layers of a frozen backbone"),
+    "knn": Entry("knn", "KNNConfig", "nearest neighbours in the features of a frozen backbone"),
+}

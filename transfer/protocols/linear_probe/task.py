@@ -1,23 +1,25 @@
 """Linear classifiers on the layers of a frozen backbone, all trained in one pass: a task for the one loop."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crosschannel.data import Batch, CropStream, ImageSet, crop_loader
+from crosschannel.data import Batch, ImageBatch, ImageSet, Stream, View
 from crosschannel.errors import UserError
-from crosschannel.training.interrupts import Interrupted
-from crosschannel.training.log import TrainingLog
+from crosschannel.runs.interrupts import Interrupted
+from crosschannel.runs.result import Rows
+from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.ranks import World
+from crosschannel.training.task import Evaluation
 from transfer.feature_cache import StoredFeatures
 from transfer.features import FrozenFeatures
-from transfer.result import classification_rows
+from transfer.protocol import Figures, figures_of, weighted_mean
+from transfer.protocols.linear_probe.config import Norm
 
-Norm = Literal["channel", "feature", "none"]
+Images = ImageSet | StoredFeatures
 
 
 class LayerProbe(nn.Module):
@@ -83,11 +85,12 @@ class LinearProbe:
         features: the frozen backbone.
         train: training images, or their stored features.
         held_out: a part of the training images by which learning rates are chosen, where there are several.
-        val: validation images, or their stored features.
-        evaluation: (images) → their unaugmented crops.
+        test: test images, or their stored features.
+        classes: their names.
+        view: what is made of an image in evaluations.
         rate: the base learning rate.
         world: shares out the images of evaluations.
-        batch: images a rank evaluates at once.
+        batch: samples a rank evaluates at once.
         workers: that decode for evaluations.
     """
 
@@ -95,24 +98,23 @@ class LinearProbe:
         self,
         net: Probes,
         features: FrozenFeatures,
-        train: ImageSet | StoredFeatures,
-        held_out: ImageSet | StoredFeatures | None,
-        val: ImageSet | StoredFeatures,
-        evaluation: Callable[[ImageSet], CropStream],
+        train: Images,
+        held_out: Images | None,
+        test: Images,
+        classes: Sequence[str],
+        view: View,
         rate: float,
         world: World,
         batch: int,
         workers: int,
     ):
         self.net, self.features, self.rate_factors = net, features, net.rate_factors(rate)
-        self.train, self.held_out, self.val, self.evaluation = train, held_out, val, evaluation
+        self.train, self.held_out, self.test = train, held_out, test
+        self.classes, self.view = tuple(classes), view
         self.world, self.batch, self.workers = world, batch, workers
         self.labels = torch.from_numpy(images_of(train).labels).to(world.device)
-        self.rows: dict[str, np.ndarray] | None = None  # of the last evaluation
-        self._broken: dict[str, str] = {}  # images that the last evaluation could not read, and why
-        self._named: set[str] = set()
 
-    def initialise(self, stream: CropStream) -> bool:
+    def initialise(self, stream: Stream) -> bool:
         return False
 
     def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -125,86 +127,98 @@ class LinearProbe:
         loss = torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits]).sum()
         return loss, loss.new_full((), len(labels))
 
-    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, float]:
-        self._broken = {}
-        layers, rates = self.net.layers, self.net.rates
-        chosen, figures = dict.fromkeys(layers, 0), {}
+    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
+        layers, broken = self.net.layers, {}
+        chosen, rates = dict.fromkeys(layers, 0), {}
         if self.held_out is not None:
-            ranked, indices = self._rank(net, self.held_out, should_stop)
-            labels = images_of(self.held_out).labels[indices]
+            ranked, names = self._rank(net, self.held_out, should_stop, broken)
             for layer in layers:
-                accuracy = [float((one[:, 0] == labels).mean()) for one in ranked[layer]]
-                chosen[layer] = int(np.argmax(accuracy))
-                figures[f"{layer}/held_out_top1"] = accuracy[chosen[layer]]
-                figures[f"{layer}/lr"] = rates[chosen[layer]]
-        ranked, indices = self._rank(net, self.val, should_stop)
-        images = images_of(self.val)
-        labels = images.labels[indices]
-        self.rows = {"names": np.array([images.names[int(i)] for i in indices]), "labels": labels}
-        for layer in layers:
-            self.rows |= classification_rows(layer, ranked[layer][chosen[layer]], labels)
-            figures |= {m: float(self.rows[m].mean()) for m in (f"{layer}/top1", f"{layer}/top5") if m in self.rows}
-        return figures
+                tried = [figures_of(metrics, self._rows({layer: one}, names))[f"{layer}/top1"] for one in ranked[layer]]
+                chosen[layer] = int(np.argmax(tried))
+                rates |= {f"{layer}/held_out_top1": max(tried), f"{layer}/lr": self.net.rates[chosen[layer]]}
+        ranked, names = self._rank(net, self.test, should_stop, broken)
+        rows = self._rows({layer: ranked[layer][chosen[layer]] for layer in layers}, names)
+        figures = rates | figures_of(metrics, rows)  # of classes once the run has ended
+        line = "top-1 " + "  ".join(f"{layer} {100 * figures[f'{layer}/top1']:.1f}" for layer in layers)
+        return Evaluation(figures, len(rows["names"]), {**rows, "classes": np.array(self.classes)}, broken, line)
 
-    def report(self, net: nn.Module, step: int, figures: dict[str, float], log: TrainingLog) -> str:
-        for name in self._broken.keys() - self._named:
-            log.say(f"broken image {name}: {self._broken[name]}")
-        self._named |= self._broken.keys()
-        return "top-1 " + "  ".join(f"{layer} {100 * figures[f'{layer}/top1']:.1f}" for layer in self.net.layers)
+    def _rows(self, ranked: dict[str, np.ndarray], named: dict[str, np.ndarray]) -> Rows:
+        """``LAYER/prediction``, ``LAYER/top1`` and, where there are five classes, ``LAYER/top5`` of every image."""
+        rows = dict(named)
+        for layer, likeliest in ranked.items():
+            hits = likeliest == named["labels"][:, None]
+            rows |= {f"{layer}/prediction": likeliest[:, 0], f"{layer}/top1": hits[:, 0]}
+            if likeliest.shape[1] >= 5:
+                rows[f"{layer}/top5"] = hits[:, :5].any(1)
+        return rows
 
-    def _rank(self, net: nn.Module, images, should_stop) -> tuple[dict[str, list[np.ndarray]], np.ndarray]:
-        """The five likeliest classes by layer and learning rate, (n, ≤ 5) each, and the images that they are for.
+    def _rank(
+        self, net: nn.Module, images: Images, should_stop: Callable[[], bool], broken: dict[str, str]
+    ) -> tuple[dict[str, list[np.ndarray]], dict[str, np.ndarray]]:
+        """The likeliest classes by layer and learning rate, (n, ≤ 5) each, and names and labels of the n images.
 
         The views of an image (ten crops) vote with the mean of their softmax outputs.
+
+        Args:
+            net: the classifiers.
+            images: to be ranked.
+            should_stop: asked before every batch.
+            broken: gets the images that cannot be read.
         """
-        found: dict[str, list[list[Tensor]]] = {layer: [[] for _ in self.net.rates] for layer in self.net.layers}
+        layers, rates = self.net.layers, self.net.rates
+        width = min(5, self.net.probes[0].classifiers[0].out_features)
+        none = torch.empty(0, width, dtype=torch.int64, device=self.world.device)
+        found = {(layer, number): [none] for layer in layers for number in range(len(rates))}
         seen: list[Tensor] = []
-        broken: list[tuple[int, str]] = []
-        for features, indices, unread in self.world.together(self._batches(images)):
-            if should_stop():
-                raise Interrupted
-            broken += unread
-            if not len(indices):
-                continue
+        for features, indices in self._batches(images, should_stop, broken):
             owners, views = torch.unique_consecutive(indices, return_counts=True)
             seen.append(owners)
             owner = torch.repeat_interleave(torch.arange(len(owners)), views).to(self.world.device)
             for layer, logits in net(features).items():
-                for entry, one in zip(found[layer], logits, strict=True):
+                for number, one in enumerate(logits):
                     votes = one.new_zeros(len(owners), one.shape[1]).index_add_(0, owner, one.softmax(1))
-                    entry.append(votes.topk(min(5, votes.shape[1])).indices)
-        names = images_of(images).names
-        self._broken |= {names[index]: reason for rank in self.world.gather(broken) for index, reason in rank}
-        device = self.world.device
-        indices = self.world.concatenate(torch.cat([*seen, torch.empty(0, dtype=torch.int64)]).to(device)).cpu()
+                    found[layer, number].append(votes.topk(width).indices)
+        indices, columns = in_order(self.world, seen, found)
         if not len(indices):
             raise UserError("none of the validation images can be read")
-        order = indices.argsort()
-        width = min(5, self.net.probes[0].classifiers[0].out_features)
-        none = torch.empty(0, width, dtype=torch.int64, device=device)
-        ranked = {
-            layer: [self.world.concatenate(torch.cat([*one, none])).cpu()[order].numpy() for one in entries]
-            for layer, entries in found.items()
-        }
-        return ranked, indices[order].numpy()
+        shown = images_of(images)
+        named = {"names": np.array([shown.names[int(i)] for i in indices]), "labels": shown.labels[indices.numpy()]}
+        return {layer: [columns[layer, n].numpy() for n in range(len(rates))] for layer in layers}, named
 
     def _batches(
-        self, images: ImageSet | StoredFeatures
-    ) -> Iterator[tuple[dict[str, Tensor], Tensor, list[tuple[int, str]]]]:
-        """(features, image of every row, broken images) of this rank's share; an image's views are in one batch."""
-        own, size = self.world.share(self.batch), self.world.size
+        self, images: Images, should_stop: Callable[[], bool], broken: dict[str, str]
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """(features, image of every row) of this rank's share; an image's views are in one batch."""
         if isinstance(images, StoredFeatures):
+            own, size = self.world.share(self.batch), self.world.size
             for start in range(0, len(images), self.batch * size):
+                if should_stop():
+                    raise Interrupted
                 part = slice(start + own.start, start + own.stop)
-                yield images.rows(part, self.world.device), images.indices[part], []
+                indices = images.indices[part]
+                if len(indices):
+                    yield images.rows(part, self.world.device), indices
             return
-        stream = self.evaluation(images)
-        total = len(images) * stream.views
-        pin = self.world.device.type == "cuda"
-        loader = crop_loader(stream, 0, total, self.batch * size, own, self.workers, pin)
-        for batch in loader:
-            yield (self.features(batch.images) if len(batch.images) else {}), batch.indices, batch.broken
+
+        def compute(batch: ImageBatch) -> dict[str, Tensor]:
+            return self.features(batch.images) if len(batch) else {}
+
+        held_out = HeldOut(Stream(images, self.view), compute, self.world, self.batch, self.workers, should_stop)
+        yield from ((features, batch.indices) for batch, features in held_out if len(batch))
+        broken |= held_out.broken
 
 
-def images_of(images: ImageSet | StoredFeatures) -> ImageSet:
+def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+    """``LAYER/top1``, ``LAYER/top5``: shares of images whose class is the likeliest, or one of five; and
+    ``LAYER/top1/CLASS``, the same within a class that has images."""
+    found = {name: weighted_mean(row, weights) for name, row in rows.items() if name.endswith(("/top1", "/top5"))}
+    for layer_top1 in [name for name in found if name.endswith("/top1") and "classes" in rows]:
+        for number, name in enumerate(rows["classes"]):
+            of_class = rows["labels"] == number
+            if of_class.any():
+                found[f"{layer_top1}/{name}"] = weighted_mean(rows[layer_top1][of_class], weights[:, of_class])
+    return found
+
+
+def images_of(images: Images) -> ImageSet:
     return images.images if isinstance(images, StoredFeatures) else images

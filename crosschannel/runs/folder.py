@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import crosschannel
-from crosschannel.data import ImageSet
 from crosschannel.errors import UserError
 from crosschannel.files import (
     LOCK,
@@ -25,12 +24,13 @@ from crosschannel.files import (
     read_text,
     write_text,
 )
-from crosschannel.keys import at_least
+from crosschannel.runs.config import defaults, flatten, renamed, runtime_keys, to_yaml
+from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.stored import read_json, read_rows, read_yaml, typed
-from crosschannel.training.config import TrainConfig, defaults, flatten, runtime_keys, to_yaml
-from crosschannel.training.device import resolve_auto
-from crosschannel.training.interrupts import InterruptFlag
-from crosschannel.training.ranks import World
+
+if TYPE_CHECKING:
+    from crosschannel.data import ImageSet
+    from crosschannel.training.ranks import World
 
 _BEGUN = {"config.yaml", "images.json", "inputs.json"}  # what is there before anything is saved
 _BESIDE = {LOCK, "slurm", *(f"{name}.part" for name in _BEGUN)}  # the last: half-written ones of earlier versions
@@ -122,8 +122,8 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def stored_config(self) -> dict[str, Any]:
-        """What ``config.yaml`` says."""
-        return read_yaml(self.path / "config.yaml")
+        """What ``config.yaml`` says, by the names that keys have now."""
+        return renamed(read_yaml(self.path / "config.yaml"))
 
     def check_science(self, config: Any) -> None:
         """Refuse a config whose science keys differ from the stored ones; ``auto`` agrees with anything.
@@ -147,7 +147,7 @@ class RunFolder:
         """Whether the run is finished, on data of this name: nothing needs to be opened to say so."""
         return self.finished and self.stored_config().get("data") == data
 
-    def check_images(self, train: ImageSet, val: ImageSet) -> None:
+    def check_images(self, train: "ImageSet", val: "ImageSet") -> None:
         """Refuse other images than the run was begun on, wherever they are now; to be called before `write_config`."""
         self._images = json.dumps({"train": train.names.fingerprint(), "val": val.names.fingerprint()})
         begun = self.path / "images.json"
@@ -212,33 +212,10 @@ class RunFolder:
             rows = [row for row in rows if row["step"] < step or not any(key.startswith("val/") for key in row)]
         self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
-    def finish(self, backbone: str, data: str, seed: int, n: int, metrics: dict[str, float]) -> None:
-        """Write ``result.json``, which marks the run as finished.
-
-        Args:
-            backbone: its source.
-            data: what it was measured on.
-            seed: of the run.
-            n: images that the metrics are over.
-            metrics: a flat map of figures.
-        """
-        result = {
-            "protocol": self.command,
-            "backbone": backbone,
-            "data": data,
-            "config": self.stored_config(),
-            "seed": seed,
-            "n": n,
-            "version": crosschannel.__version__,
-            "metrics": metrics,
-        }
-        self.write("result.json", json.dumps(result, indent=2) + "\n")
-        self.finished = True
-
 
 @contextlib.contextmanager
 def open_run(
-    path: Path, command: str, config: Any, world: World, flag: InterruptFlag | None = None
+    path: Path, command: str, config: Any, world: "World", flag: InterruptFlag | None = None
 ) -> Iterator[RunFolder]:
     """Hold the run folder of a command on all ranks: rank 0 takes it, and all learn whether that went well. Signals set
     the flag from before it is held until after it is let go.
@@ -264,19 +241,6 @@ def open_run(
                 run.close()
 
 
-def settle_auto(train: TrainConfig, run: RunFolder, world: World) -> None:
-    """Fill in every `auto`, in place: as the run began, or by the table; rank 0 decides."""
-    keys = ("precision", "channels_last", "compile")
-    if world.is_main and run.resuming:
-        stored = typed(TrainConfig, run.stored_config().get("train", {}), f"{run.path / 'config.yaml'}: train")
-        for key in keys:
-            if getattr(train, key) == "auto":
-                setattr(train, key, getattr(stored, key))
-    resolve_auto(train, world.device)
-    for key in keys:
-        setattr(train, key, world.gather(getattr(train, key))[0])
-
-
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl``: each has its step, whatever is damaged is left out."""
     rows = read_rows(run / "metrics.jsonl")
@@ -285,30 +249,3 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-
-
-@dataclass
-class StoredResult:
-    """``result.json``: see :class:`transfer.result.Result`."""
-
-    protocol: str
-    backbone: str
-    data: str
-    config: dict[str, Any]
-    seed: int
-    n: Annotated[int, at_least(1)]
-    version: str
-    metrics: dict[str, float]
-
-
-def read_result(run: Path) -> StoredResult:
-    """The result of a finished run folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    path = run / "result.json"
-    if not path.is_file():
-        hint = "it has not finished" if is_run_folder(run) else "it is no run folder"
-        raise UserError(f"{run} has no result.json: {hint}")
-    return typed(StoredResult, read_json(path), str(path))

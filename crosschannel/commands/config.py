@@ -1,0 +1,209 @@
+"""The keys of every command: a dataclass is its YAML file, its flags and its help. No torch here: help is quick."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from crosschannel.keys import FC_WIDTH, SIDE, Count, Device, Out, Part, Seed, Text, above, at_least, require, within
+from crosschannel.objectives.config import ObjectiveConfig
+from crosschannel.runs.config import CropConfig, TrainedConfig, data, path, runtime, seed, source
+
+
+@dataclass
+class ModelConfig:
+    """The net."""
+
+    name: str = "alexnet"
+    """alexnet, colornet, vgg16 or timm:NAME"""
+    fc: Annotated[int, FC_WIDTH] = 4096
+    """width of AlexNet's fc6 and fc7; 0 leaves them out"""
+    affine: bool = False
+    """ColorNet's and VGG-16's BatchNorm has a scale and a shift, as the released ColorNet's has"""
+    init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
+    """initial weights; kmeans and unit-variance look at training images"""
+
+    def check(self) -> None:
+        from crosschannel.models import FAMILIES, family
+
+        able = [name for name, row in FAMILIES.items() if row.has_affine]
+        fits = family(self.name).has_affine or not self.affine
+        require(fits, f"model.affine is for {' and '.join(able)}", self.name)
+
+
+@dataclass
+class PretrainConfig(TrainedConfig):
+    """Learn a representation by predicting colour from lightness."""
+
+    data: Text = data()
+    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
+    out: Out | None = runtime(None)
+    """run folder; default runs/CONFIG-SEED"""
+    init_from: Text | None = source(None)
+    """a source (run folder, weights file, kmeans:alexnet, …) whose weights to start from"""
+    device: Device = runtime("auto")
+    """auto, cpu, cuda or cuda:N"""
+    val_share: Part = 0.05
+    """share of the images held out where the data has no val/"""
+    val_images: Count = 10000
+    """most images that an evaluation looks at"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
+
+    def default_out(self, name: str) -> str:
+        return f"runs/{name}-{self.seed}"
+
+    def check(self) -> None:
+        size, resize = self.crop.size, self.crop.resize
+        require(8 <= size <= resize, f"crop.size must be within 8..crop.resize ({resize})", size)
+
+
+@dataclass
+class ColorizeConfig:
+    """Colour pictures: files or folders in, files of the same size out, their lightness kept."""
+
+    model: str = source(head=True)
+    """a run folder, its colorizer.safetensors, zoo:eccv16, hf-hub:owner/name or an eccv16 .pth"""
+    out: Out
+    """folder for the coloured pictures"""
+    images: list[str] = path(
+        factory=list, help="picture files, folders of them, or builtin:sample", packaged=("builtin:sample",)
+    )
+    temperature: Annotated[float | None, above(0)] = None
+    """of the annealed mean: lower is more vivid, 1 is the mean; default the net's own (0.38)"""
+    size: Annotated[int, at_least(0, 4096)] = 0
+    """short side at which the net looks at a picture; 0 takes the net's own"""
+    format: Literal["png", "jpeg"] = "png"
+    """of the files written"""
+    overwrite: bool = False
+    """replace files that this command has not written; pictures to be coloured stay in any case"""
+    seed: Seed = seed()
+    """taken as by every command; colouring draws nothing at random"""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+
+@dataclass
+class PriorConfig:
+    """Estimate how often each of the 313 ab bins occurs in a collection of images."""
+
+    data: str = data()
+    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
+    out: Out
+    """the file to write (.npz)"""
+    size: Annotated[int, SIDE] = 256
+    """images are reduced to this short side and cropped to its centre square"""
+    neighbours: Annotated[int, within(1, 313)] = 5
+    """bins that a colour is spread over"""
+    sigma: Annotated[float, above(0, 1000)] = 5.0
+    """standard deviation of that spread, in ab units"""
+    limit: Annotated[int, at_least(0)] = 0
+    """look at so many images, chosen at random; 0 takes all"""
+    overwrite: bool = False
+    """replace a file that this command has not written"""
+    seed: Seed = seed()
+    """of that choice"""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+
+@dataclass
+class ShardConfig:
+    """Pack images into tar shards (webdataset layout) with an index, optionally reduced in size."""
+
+    data: str = data(help="a folder of images, tar shards, builtin:sample or torchvision:imagenette")
+    out: str = field(metadata={"help": "an empty or new folder"})
+    size: Annotated[int, at_least(0, 1 << 16)] = 0
+    """reduce larger images to this short side; 0 keeps the files as they are"""
+    shard_mb: Annotated[int, at_least(1, 1 << 20)] = 256
+    """megabytes of a shard"""
+    val_share: Part = 0.05
+    """share held out for validation where the data has no val/"""
+    seed: Seed = seed()
+    """of the order in which images are packed"""
+    device: Device = "auto"
+    """taken as by every command; packing is the CPU's work"""
+
+
+@dataclass
+class ExportConfig:
+    """Write a backbone for other libraries, with a model card beside it."""
+
+    backbone: str = source(help="a source, such as a run folder")
+    out: Out
+    """the file to write"""
+    format: Literal["safetensors", "torchvision", "timm", "onnx"] = "safetensors"
+    """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, or onnx"""
+    licence: str | None = None
+    """of the weights, as the Hugging Face Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
+    layers: list[str] = field(default_factory=list)
+    """maps that an onnx file gives; none named: all"""
+    probes: list[str] = path(factory=list)
+    """finished probe runs of this backbone, for a table in the card"""
+    card: bool = True
+    """write README.md beside the file"""
+    overwrite: bool = False
+    """replace files that this command has not written; what it reads stays in any case"""
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; exporting needs none"""
+
+
+@dataclass
+class PushConfig:
+    """Upload a backbone (and its colorization head) with a model card to the Hugging Face Hub."""
+
+    backbone: str = source(help="a source, such as a run folder")
+    repository: str = field(metadata={"help": "owner/name"})
+    licence: str | None = None
+    """of the weights, as the Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
+    probes: list[str] = path(factory=list)
+    """finished probe runs of this backbone, for a table in the card"""
+    private: bool = False
+    """create a private repository"""
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class ImportConfig:
+    """Read a .pth, .safetensors or .caffemodel file of somebody else's and write one of ours."""
+
+    file: str = path(help="the weights file")
+    out: Out
+    """the .safetensors file to write"""
+    name: str | None = None
+    """(also --as) what it is: alexnet, vgg16, colornet, caffe, or a format; default by the names in it"""
+    input: Literal["grey", "lab", "rgb"] | None = None
+    """grey, lab or rgb, where the first convolution's channels leave it open"""
+    licence: str = "unknown"
+    """of the weights, for the metadata"""
+    overwrite: bool = False
+    """replace a file that this command has not written; what it reads stays in any case"""
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class ZooConfig:
+    """List the weights that `zoo:NAME` knows."""
+
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class FetchConfig:
+    """Download the weights of a source into its cache, so that a node without a network finds them."""
+
+    source: str = field(metadata={"help": "zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"})
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""

@@ -1,0 +1,132 @@
+"""Sources that are untrained nets: the baselines."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_batches, open_images
+from crosschannel.errors import UserError, foreign
+from crosschannel.files import user_path
+from crosschannel.hub.convert import import_weights
+from crosschannel.hub.files import is_ours, read_weights
+from crosschannel.hub.from_files import Loaded, fetched, for_transfer, weights_path
+from crosschannel.hub.sources import KINDS, Source, parse_source
+from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family
+from crosschannel.models import initialisation as init
+from crosschannel.models.backbone import Provenance
+
+
+def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
+    """An untrained net, its input and its seed: of a name, or the twin of a trained one."""
+    seed = source.integer("seed", 0)
+    inner = fetched(parse_source(source.name))
+    if KINDS[inner.kind].of_a_library and source.kind != "gaussian":
+        return *_fresh_elsewhere(source, inner, seed), seed
+    if source.name not in FAMILIES and inner.kind == "path" and user_path(inner.name).exists():
+        path = weights_path(inner, "backbone.safetensors")
+        if is_ours(path):
+            meta = read_weights(path)[1]
+            spec, input = meta.net, meta.input
+        else:
+            found = import_weights(path)
+            spec, input = found.spec, found.input
+    elif source.kind == "gaussian" and source.name not in FAMILIES:
+        raise UserError(f"{source.text!r}: gaussian is for {', '.join(FAMILIES)} and files of theirs")
+    else:
+        spec = NetSpec(source.name, norm=norm, fc=family(source.name).fc, geometry="probe")
+        input = InputSpec("grey", family(source.name).size)
+    if source.kind == "gaussian" and spec.name not in FAMILIES:
+        raise UserError(f"{source.text!r}: gaussian is for {', '.join(FAMILIES)} and files of theirs")
+    input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
+    if "fc" in source.options and not family(spec.name).has_fc:
+        raise UserError(f"{source.text!r}: {spec.name} has no fully connected layers")
+    spec = replace(
+        spec,
+        in_channels=input.channels,
+        norm=source.kind != "gaussian" and source.choice("norm", ("true", "false"), str(spec.norm).lower()) == "true",
+        fc=source.integer("fc", spec.fc),
+        fc7=0 if "fc" in source.options else spec.fc7,
+        variant=source.options.get("variant", spec.variant),
+    )
+    spec, input = for_transfer(source, spec, input)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_net(spec, input.size)
+        if spec.name in FAMILIES:  # timm's nets have their own
+            init.gaussian(net, ones=init.CAFFENET_ONES if source.kind == "gaussian" else ())
+    return net, input, seed
+
+
+def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Module, InputSpec]:
+    """A net of another library with the initial weights that its authors gave it."""
+    unknown = sorted(source.options.keys() - KINDS[inner.kind].options - {"seed", "data"})
+    if unknown:
+        raise UserError(f"{source.text!r}: no option {unknown[0]!r} for a net of {inner.kind}")
+    options = {key: value for key, value in source.options.items() if key in KINDS[inner.kind].options}
+    if "weights" in KINDS[inner.kind].options:
+        options["weights"] = "none"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net, input, _ = KINDS[inner.kind].load(Source(inner.kind, inner.name, source.text, options), None)
+        if inner.kind == "factory":  # it may have loaded weights
+            for module in net.modules():
+                if hasattr(module, "reset_parameters"):
+                    with foreign(f"{source.text!r}: its {type(module).__name__} cannot be initialised anew"):
+                        module.reset_parameters()
+                elif next(module.parameters(recurse=False), None) is not None:
+                    what = type(module).__name__
+                    raise UserError(f"{source.text!r}: its {what} has no reset_parameters, to be initialised anew")
+    return net, input
+
+
+def load_random(source: Source, data: str | ImageSet | None) -> Loaded:
+    net, input, seed = _fresh(source, norm=True)
+    details = {"initialisation": "random", "seed": seed}
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+        images = source.options.get("data") or data or "builtin:sample"
+        with _crops_fit(source, input):
+            init.estimate_batchnorm(net, real_batches(images, input, seed=seed))
+        details["statistics"] = _words(images)
+    return net, input, Provenance(source.text, details)
+
+
+@contextlib.contextmanager
+def _crops_fit(source: Source, input: InputSpec) -> Iterator[None]:
+    """A net that cannot take crops of its input's size says so in one sentence."""
+    with foreign(f"{source.text!r} cannot take crops of {input.size} px"):
+        yield
+
+
+def load_gaussian(source: Source, _data: object) -> Loaded:
+    """The "Gaussian" row of the literature's tables: a net without BatchNorm, with CaffeNet's initial biases."""
+    net, input, seed = _fresh(source, norm=False)
+    return net, input, Provenance(source.text, {"initialisation": "gaussian", "seed": seed})
+
+
+def load_kmeans(source: Source, data: str | ImageSet | None) -> Loaded:
+    net, input, seed = _fresh(source, norm=False)
+    images = source.options.get("data") or data or "builtin:sample"
+    with _crops_fit(source, input):
+        init.kmeans(net, real_batches(images, input, batch=80, seed=seed), seed, skip=())
+    return (
+        net.eval(),
+        input,
+        Provenance(source.text, {"initialisation": "k-means", "seed": seed, "images": _words(images)}),
+    )
+
+
+def _words(images: str | ImageSet) -> str:
+    return images if isinstance(images, str) else f"{len(images)} images, {images.names[0]} the first"
+
+
+def real_batches(
+    data: str | ImageSet, input: InputSpec, count: int = 10, batch: int = 16, seed: int = 0
+) -> list[Tensor]:
+    """Preprocessed training batches for data-dependent initial values."""
+    images = open_images(data)[0] if isinstance(data, str) else data
+    crop = CropConfig(input.size, max(input.size, input.resize))
+    stream = Stream(images, TrainingCrops(crop), seed)
+    return [input.preprocess(b.images) for b in load_batches(stream, 0, count * batch, batch)]

@@ -1,0 +1,92 @@
+"""Sources that are files: ours, somebody else's, published ones that are fetched first."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from crosschannel.errors import UserError
+from crosschannel.files import user_path
+from crosschannel.hub import zoo
+from crosschannel.hub.convert import import_weights
+from crosschannel.hub.files import is_ours, load_state, read_weights
+from crosschannel.hub.huggingface import fetch_repository
+from crosschannel.hub.sources import WEIGHTS, Source
+from crosschannel.models import InputSpec, NetSpec, build_net, family, widen_to_lab
+from crosschannel.models.backbone import Provenance
+
+Loaded = tuple[nn.Module, InputSpec, Provenance]
+
+
+def weights_path(source: Source, name: str) -> Path:
+    path = user_path(source.name)
+    if path.is_dir():
+        if not (path / name).is_file():
+            is_run = (path / "config.yaml").is_file()
+            hint = "the run has not finished; start it again to go on" if is_run else "it is not a run folder"
+            raise UserError(f"{path} has no {name}: {hint}")
+        return path / name
+    if not path.exists():
+        raise UserError(f"no source {source.text!r}: neither a file or run folder nor a known kind")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file")
+    if path.suffix not in WEIGHTS:
+        raise UserError(f"{path} is not a run folder or a weights file ({', '.join(WEIGHTS)})")
+    return path
+
+
+def fetched(source: Source) -> Source:
+    """Weights that are somewhere else as a path on this machine."""
+    if source.kind == "zoo":
+        path = zoo.fetch(source.name)
+        return replace(source, kind="path", name=str(path), licence=zoo.ZOO[source.name].licence)
+    if source.kind == "hf-hub":
+        return replace(source, kind="path", name=str(fetch_repository(source.name)))
+    return source
+
+
+def load_path(source: Source, _data: object) -> Loaded:
+    path = weights_path(source, "backbone.safetensors")
+    if not is_ours(path):
+        return _load_imported(path, source)
+    state, meta = read_weights(path)
+    if meta.objective is not None:
+        state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
+    spec, input = for_transfer(source, meta.net, meta.input)
+    net = build_net(spec, input.size)
+    load_state(net, state, source.name)
+    if source.options.get("input", input.kind) != input.kind:
+        source.choice("input", ("grey", "lab") if input.kind == "grey" else (input.kind,), input.kind)
+        net, input = widen_to_lab(net), replace(input, kind="lab")
+    return net, input, Provenance(source.text, meta.provenance.details)
+
+
+def _load_imported(path: Path, source: Source) -> Loaded:
+    """Somebody else's file; ``input=lab`` says what three channels of a caffemodel are."""
+    kind = source.options.get("input") and source.choice("input", ("grey", "lab", "rgb"), "rgb")
+    found = import_weights(path, input=kind)
+    spec, input = for_transfer(source, found.spec, found.input)
+    net = found.backbone()
+    if family(spec.name).has_geometries:
+        net.set_geometry(spec.geometry)
+    details = {"format": found.format, "file": path.name} | ({"licence": source.licence} if source.licence else {})
+    return net, input, Provenance(source.text, details)
+
+
+def for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSpec, InputSpec]:
+    """Geometry and input as the source asks for them.
+
+    Else an AlexNet with fc6 is the net of the transfer protocols, at 227 px whatever it was pretrained on; a trunk
+    stays as it was trained.
+    """
+    geometry = source.choice("geometry", ("probe", "padded"), "probe" if spec.fc else spec.geometry)
+    kin = family(spec.name)
+    if kin.has_geometries and spec.variant == NetSpec.variant and spec.fc and geometry == "probe":
+        input = replace(input, size=kin.size, resize=256)
+    return replace(spec, geometry=geometry), resized(source, input)
+
+
+def resized(source: Source, input: InputSpec) -> InputSpec:
+    """The input with the source's own ``size`` and ``resize``."""
+    size = source.integer("size", input.size)
+    return replace(input, size=size, resize=source.integer("resize", max(size, input.resize)))

@@ -1,0 +1,255 @@
+"""Flags and config files → the dataclass of a command, with one sentence for what cannot be."""
+
+import json
+import os
+import re
+import sys
+from collections import deque
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from crosschannel.errors import UserError
+from crosschannel.files import user_path
+from crosschannel.keys import check_config
+from crosschannel.runs.config import RENAMED, renamed
+from crosschannel.stored import check_yaml, read_yaml
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a program.
+
+    Attributes:
+        config: module:dataclass of its keys; a method ``default_out(name)`` of it fills in a missing ``out``. No torch
+            is imported for it, so that help is quick.
+        function: module:function that takes the config.
+        help: one line.
+        positional: keys that are given by place.
+        aliases: flags by other names than their keys', such as ``--as``.
+        configs: folder of its packaged configs, where that is not the program's.
+    """
+
+    config: str
+    function: str
+    help: str
+    positional: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    configs: Path | None = None
+
+    @property
+    def keys(self) -> type:
+        """The dataclass of its keys."""
+        return named(self.config)
+
+
+def named(place: str) -> Any:
+    """What stands at module:name."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def config_folder() -> Path:
+    """Where the packaged configs are: in the wheel, or at the top of a checkout."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def find_config(name: str, folder: Path) -> Path:
+    """A config file: a path, or the name of one of those in a folder.
+
+    Raises:
+        UserError: neither; the message lists the packaged ones.
+    """
+    path = user_path(name)
+    if path.is_file():
+        return path
+    if (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+    raise UserError(f"no config {name!r}: neither a file nor a packaged one ({known})")
+
+
+def parse(command: Command, program: str, name: str, argv: list[str], configs: Path) -> Any:
+    """Flags (over a config file) → the dataclass of a command.
+
+    Args:
+        command: what is to be run.
+        program, name: what it is called.
+        argv: the flags.
+        configs: folder of its packaged configs.
+
+    Raises:
+        UserError: an unknown key, a bad value, a missing file; one sentence.
+    """
+    from argparse import SUPPRESS, ArgumentError
+
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    class Parser(ArgumentParser):
+        def format_help(self) -> str:
+            """A key's range stands where its type stands."""
+            return re.sub(r"Annotated\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1", super().format_help())
+
+        def _print_message(self, message: str, file: Any = None) -> None:
+            """As argparse's, which says nothing of output that nobody takes."""
+            print(message, end="", file=file)
+
+    _read_yaml_strictly()
+    config_class, positional = command.keys, command.positional
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    many = {entry.name for entry in fields(config_class) if entry.type == list[str]}
+    places = "".join(f" {key.upper()}{' …' if key in many else ''}" for key in positional)
+    parser = Parser(
+        prog=f"{program} {name}",
+        usage=f"{program} {name}{places} [--config NAME|FILE] [--KEY VALUE …]",
+        description=command.help if sys.flags.optimize > 1 else config_class.__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
+    parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
+    _add_positionals(parser, config_class, positional)
+    for action in parser._actions:
+        if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
+            action.help = SUPPRESS
+    argv, path = _prepare(argv, configs, command.aliases, parser, config_class)
+    try:
+        values = parser.instantiate(parser.parse_args(argv))
+    except ArgumentError as error:
+        raise UserError(_one_sentence(str(error), _keys(parser))) from None
+    except Exception as error:  # of a library that reads what a user typed
+        raise UserError(f"the command line cannot be read: {type(error).__name__}: {error}") from error
+    keys = {entry.name for entry in fields(config_class)}
+    config = config_class(**{key: value for key, value in vars(values).items() if key in keys})
+    if getattr(config, "out", "") is None:
+        config.out = config.default_out(Path(path).stem or name)
+    check_config(config)
+    for key in ("out", "model"):  # a shell leaves the ~ of --out=~/x to us
+        if isinstance(getattr(config, key, None), str):
+            setattr(config, key, str(user_path(getattr(config, key))))
+    if path and os.path.realpath(path) == os.path.realpath(getattr(config, "out", None) or ""):
+        raise UserError(f"{path} is the config; give another --out")
+    return config
+
+
+@lru_cache(maxsize=1)
+def _read_yaml_strictly() -> None:
+    """jsonargparse's reader of YAML, in files and in values, behind our check of it."""
+    from jsonargparse import get_loader, set_loader
+    from yaml import YAMLError
+
+    def load(text: str) -> Any:
+        try:
+            check_yaml(text, "the value")
+        except UserError as error:
+            raise YAMLError(str(error)) from None
+        return loose(text)
+
+    loose = get_loader("yaml")
+    set_loader("yaml", load, exceptions=(YAMLError,))
+
+
+def _keys(parser) -> list[str]:
+    return [action.dest for action in parser._actions]
+
+
+def _one_sentence(message: str, keys: list[str]) -> str:
+    """jsonargparse's complaint in our words, with the nearest key where one does not exist."""
+    message = " ".join(message.split())
+    unknown = (
+        re.match(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+        or re.match(r"Option '([\w.]+)' is not accepted", message)
+        or re.match(r"unrecognized arguments: --([\w.]+)", message)
+    )
+    if unknown:
+        key = ".".join(unknown.groups())
+        close = get_close_matches(key, keys, 1)
+        return f"no key {key!r}" + (f"; did you mean {close[0]}?" if close else "; --help lists them")
+    group = re.match(r'Parser key "(\w+)": Unable to load config', message)
+    if group:
+        member = next((key for key in keys if key.startswith(f"{group[1]}.")), group[1])
+        return f"{group[1]} is a group of keys: give one of them, such as --{member}"
+    for pattern, words in (
+        (r"Expected a <class 'tuple'>", "expected two numbers such as [0.5, 1.0]"),
+        (r"Expected a <class 'list'>", "expected a list such as [1, 2]"),
+        (r"^the following arguments are required: (.*)$", r"missing: \1"),
+        (r'^Parser key "([\w.]+)": ', r"\1: "),
+        (r"Does not validate .* Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", r"expected \1, got \2"),
+        (r"typing\.Literal\[(.*?)\]", r"one of \1"),
+        (r"<class '(\w+)'>", r"\1"),
+        (r"Expected an? ", "expected "),
+        (r"\. Got value: ", ", got "),
+    ):
+        message = re.sub(pattern, words, message)
+    return message
+
+
+def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None:
+    for entry in fields(config_class):
+        if entry.name in names:
+            kind: dict[str, Any] = {"type": entry.type}
+            if entry.type == list[str]:
+                kind = {"type": str, "nargs": "+"}
+                if entry.default_factory is not MISSING:
+                    kind |= {"nargs": "*", "default": entry.default_factory()}
+            parser.add_argument(entry.name, metavar=entry.name.upper(), help=entry.metadata["help"], **kind)
+
+
+def _prepare(
+    argv: list[str], configs: Path, aliases: dict[str, str], parser: Any, config_class: type
+) -> tuple[list[str], str]:
+    """Flags by their keys, with '_' for '-', `--config` as a path, and switches with a value; the config's path
+    besides."""
+    types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
+    groups = {key.rpartition(".")[0] for key in types}
+    prepared, path = [], ""
+    rest = deque(argv)
+    while rest:
+        argument = rest.popleft()
+        flag, equals, value = argument.partition("=")
+        if flag == "--config":
+            value = value if equals else rest.popleft() if rest else ""
+            path = str(find_config(value, configs))
+            tree = _check_file(path, config_class)
+            now = renamed(tree)
+            prepared += ["--config", path if now == tree else json.dumps(now)]
+        elif flag.startswith("--"):
+            key = flag[2:].replace("-", "_")
+            key = RENAMED.get(key, aliases.get(key, key))
+            following = rest[0] if rest and not equals else value
+            if type(None) in get_args(types.get(key)) and following == "" and (equals or rest):
+                raise UserError(f"{key} must not be empty")  # it would be read as if it had not been given
+            if key in groups and not following.startswith("{"):  # it would be read as the name of a file
+                member = next(name for name in types if name.startswith(f"{key}."))
+                raise UserError(f"{key} is a group of keys: give one of them, such as --{member}")
+            if _is_numbers(types.get(key)) and following and re.fullmatch(r"[-+.\deE]+(,[-+.\deE]+)*", following):
+                if not equals:
+                    rest.popleft()
+                equals, value = "=", f"[{following}]"  # a list of numbers, as one would type it
+            alone = types.get(key) is bool and not equals and following.lower() not in ("true", "false")
+            prepared.append(f"--{key}{equals}{value}" + ("=true" if alone else ""))
+        else:
+            prepared.append(argument)
+    return prepared, path
+
+
+def _is_numbers(hint: Any) -> bool:
+    """Whether a key is a list of numbers."""
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return plain in (list[int], list[float])
+
+
+def _check_file(path: str, config_class: type) -> dict[str, Any]:
+    """What a config file holds: its keys are written one way, and its groups hold keys."""
+    tree = read_yaml(Path(path), f"the config {path}")
+    for key in tree:
+        if not isinstance(key, str) or "." in key or key == "config" or key.startswith("__"):
+            raise UserError(f"the config {path} has no key {key!r}; groups are written as train: {{steps: 3}}")
+    for entry in fields(config_class):
+        if is_dataclass(entry.type) and not isinstance(tree.get(entry.name, {}), dict):
+            raise UserError(f"{entry.name} is a group of keys, and {path} has {tree[entry.name]!r} for it")
+    return tree

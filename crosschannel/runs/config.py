@@ -1,0 +1,293 @@
+"""Keys that commands share, and what is declared of keys beside their types.
+
+A key is *science* (it changes the result; resuming with another value is refused) unless it is declared as runtime. It
+may have a role besides: it names a backbone (:func:`source`), images (:func:`data`) or files (:func:`path`), or it is
+the seed (:func:`seed`). Who opens, checks, fetches or groups by keys goes by roles, never by names. No torch here, so
+that a command's help is quick.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from crosschannel.errors import UserError
+from crosschannel.keys import Count, Range, Seed, Share, Workers, above, at_least, below, require, within
+
+# Keys by names that they had: what older configs and run folders say.
+RENAMED = {"crop.train": "crop.kind"}
+
+
+def runtime(default: Any = MISSING) -> Any:
+    """A dataclass field that a resumed run may change."""
+    return field(default=default, metadata={"runtime": True})
+
+
+def source(default: Any = MISSING, help: str = "", head: bool = False) -> Any:
+    """A field that names a backbone, see :mod:`crosschannel.hub.sources`; with ``head``, one that can colour."""
+    return field(default=default, metadata={"role": "source", "help": help, "head": head})
+
+
+def data(default: Any = MISSING, help: str = "", fetched_by: str = "") -> Any:
+    """A field that names images. They may have moved when a run is resumed: it knows them by their names.
+
+    Args:
+        default: its default.
+        help: of a key that is given by place.
+        fetched_by: the key that says that what is not there is to be fetched.
+    """
+    return field(default=default, metadata={"role": "data", "runtime": True, "help": help, "fetched_by": fetched_by})
+
+
+def path(default: Any = MISSING, factory: Any = MISSING, help: str = "", packaged: tuple[str, ...] = ()) -> Any:
+    """A field that names files or folders to be read.
+
+    Args:
+        default, factory: its default, or what makes one.
+        help: of keys that are given by place.
+        packaged: names that stand for files of the package.
+    """
+    told = {"role": "path", "help": help, "packaged": packaged}
+    return (
+        field(default=default, metadata=told) if factory is MISSING else field(default_factory=factory, metadata=told)
+    )
+
+
+def seed() -> Any:
+    """The field of the seed; runs that differ in it alone are of one kind."""
+    return field(default=0, metadata={"role": "seed"})
+
+
+@dataclass
+class CropConfig:
+    """How images become square crops."""
+
+    size: Annotated[int, at_least(0, 4096)] = 176
+    """side of the crop, in pixels"""
+    resize: Annotated[int, at_least(0, 8192)] = 256
+    """short side that images are resized to before a random or a centre crop"""
+    kind: Literal["random", "random-in-centre", "random-resized", "centre"] = "random"
+    """of training crops. random: a random square of the resized image; random-in-centre: one of its centre square;
+    random-resized: a random part of the area and shape below"""
+    area: Annotated[tuple[float, float], Range(0, 1, "two ascending shares within 0..1", open_low=True)] = (0.25, 1.0)
+    """random-resized: least and greatest share of the image's area"""
+    aspect: Annotated[float, within(1, 100)] = 4 / 3
+    """random-resized: greatest ratio of the sides, either way"""
+    mirror: bool = True
+    """mirror half of the training crops"""
+
+    def check(self) -> None:
+        require(self.area[0] <= self.area[1], "crop.area must be two ascending shares within 0..1", self.area)
+
+
+@dataclass
+class OptimConfig:
+    """How the weights move."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    """adam adds the weight decay to the gradient, as Caffe does; adamw decouples it"""
+    lr: Annotated[float, above(0)] = 1e-3
+    """learning rate (the peak, where the schedule has one)"""
+    betas: Annotated[tuple[float, float], below(1)] = (0.9, 0.999)
+    """of adam and adamw"""
+    momentum: Annotated[float, below(1)] = 0.9
+    """of sgd"""
+    weight_decay: Annotated[float, at_least(0)] = 0.01
+    """of the weights of convolutions and linear layers"""
+    bias_lr: Annotated[float, at_least(0)] = 1.0
+    """factor of the learning rate for biases (the release's AlexNet: 2)"""
+    bias_decay: bool = False
+    """decay biases too"""
+    clip: Annotated[float, at_least(0)] = 0.0
+    """greatest norm of the whole gradient; 0 does not clip"""
+
+
+@dataclass
+class ScheduleConfig:
+    """How the learning rate goes."""
+
+    kind: Literal["constant", "step", "multistep", "poly", "inverse-sqrt", "cosine", "one-cycle"] = "one-cycle"
+    """step: × factor every so many steps; multistep: the rates below; poly: (1 - step / steps)^power; inverse-sqrt:
+    lr / sqrt(1 + decay · step); cosine: to 0 after a linear warm-up; one-cycle: cosine up, then down to 0"""
+    warmup: Annotated[float, below(1)] = 0.3
+    """share of the steps that the rate rises (cosine, one-cycle)"""
+    milestones: Annotated[list[int], at_least(0)] = field(default_factory=list)
+    """multistep: steps at which the rate changes …"""
+    rates: Annotated[list[float], at_least(0)] = field(default_factory=list)
+    """… and what it changes to, one per milestone"""
+    decay: Annotated[float, at_least(0)] = 0.0
+    """of inverse-sqrt"""
+    every: Annotated[int, at_least(0)] = 0
+    """step: steps between changes of the rate …"""
+    factor: Annotated[float, above(0, 1)] = 0.1
+    """… and what it is multiplied by"""
+    power: Annotated[float, above(0, 100)] = 0.9
+    """of poly"""
+
+    def check(self) -> None:
+        lengths = f"{len(self.milestones)} and {len(self.rates)}"
+        require(
+            len(self.milestones) == len(self.rates),
+            "schedule.milestones and schedule.rates must have the same length",
+            lengths,
+        )
+        require(self.kind != "step" or self.every > 0, "schedule.every must be above 0 for step", self.every)
+        require(self.milestones == sorted(self.milestones), "schedule.milestones must ascend", self.milestones)
+
+
+@dataclass
+class TrainConfig:
+    """How much, and in what arithmetic."""
+
+    batch: Count = 64
+    """images a step, over all ranks and accumulations"""
+    accumulate: Count = 1
+    """parts that a rank's share of the batch is worked off in"""
+    epochs: Annotated[float, at_least(0, 1e6)] = 10.0
+    """passes over the images; ignored where steps are given"""
+    steps: Annotated[int, at_least(0, 10**12)] = 0
+    """optimiser steps; 0 takes the epochs"""
+    ema: Annotated[float, below(1)] = 0.0
+    """decay of the running average of the weights, which is what is evaluated and saved; 0 for none"""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """arithmetic of the forward pass; auto: by device"""
+    channels_last: Literal["auto"] | bool = "auto"
+    """memory format; auto: by device"""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile; auto: by device"""
+    deterministic: bool = False
+    """bit-exact on a GPU too, at some cost; a CPU always is"""
+
+    def check(self) -> None:
+        require(self.steps > 0 or self.epochs > 0, "train.epochs must be above 0", self.epochs)
+
+
+@dataclass
+class RuntimeConfig:
+    """How the work is done; free to change when a run is resumed."""
+
+    workers: Workers = runtime(2)
+    """processes per rank that decode images; 0 decodes in the training process"""
+    checkpoint_every: Count = runtime(500)
+    """steps between checkpoints"""
+    keep: Annotated[int, at_least(1)] = runtime(2)
+    """checkpoints kept"""
+    eval_every: Count = runtime(500)
+    """steps between evaluations on held-out images; one more ends the run"""
+    log_every: Count = runtime(20)
+    """steps between lines of the log"""
+    broken_limit: Share = runtime(0.01)
+    """greatest share of broken images, once 1,000 were seen"""
+    tensorboard: bool = runtime(True)
+    """write TensorBoard events"""
+
+
+@dataclass(kw_only=True)
+class TrainedConfig:
+    """Keys of every command that trains."""
+
+    seed: Seed = seed()
+    """of whatever is drawn at random: initial weights, order, augmentation"""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def total_steps(train: TrainConfig, images: float) -> int:
+    """Optimiser steps of a run over so many images."""
+    return train.steps or max(1, round(train.epochs * images / train.batch))
+
+
+def check_ranks(train: TrainConfig, ranks: int) -> None:
+    """Raise a UserError where a batch cannot be shared out evenly."""
+    if train.batch % (ranks * train.accumulate):
+        raise UserError(
+            f"train.batch ({train.batch}) must be a multiple of ranks × accumulate ({ranks} × {train.accumulate})"
+        )
+
+
+def to_yaml(config: Any) -> str:
+    """A config dataclass as its YAML file, complete and in the order of its keys."""
+    tree = json.loads(json.dumps(asdict(config)))  # tuples as lists
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def keys(config: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
+    """(dotted name, field, value) of every key, those of groups too."""
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            yield from keys(value, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, entry, value
+
+
+def runtime_keys(config: Any) -> set[str]:
+    """Dotted names of the keys that a resumed run may change."""
+    return {name for name, entry, _ in keys(config) if entry.metadata.get("runtime")}
+
+
+def of_role(config: Any, role: str) -> dict[str, Any]:
+    """Values by dotted name of the keys that have a role ("source", "data", "path", "seed") and are given."""
+    found = ((name, value) for name, entry, value in keys(config) if entry.metadata.get("role") == role)
+    return {name: value for name, value in found if value not in (None, "", [])}
+
+
+def is_to_be_fetched(config: Any) -> bool:
+    """Whether a config says that images which are not there are to be fetched."""
+    return any(getattr(config, entry.metadata.get("fetched_by") or "", False) for _, entry, _ in keys(config))
+
+
+def named_paths(config: Any) -> dict[str, list[str]]:
+    """The files and folders that a config's path keys name, by key, less what names something of the package."""
+    packaged = {name: entry.metadata["packaged"] for name, entry, _ in keys(config) if "packaged" in entry.metadata}
+    found = {}
+    for name, value in of_role(config, "path").items():
+        listed = value if isinstance(value, list | tuple) else [value]
+        found[name] = [one for one in listed if one not in packaged[name]]
+    return found
+
+
+def science(config: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells runs apart besides their backbone, images and seed, by dotted name.
+
+    Args:
+        config: its keys.
+        stored: their values, ``auto`` settled, as a run's ``config.yaml`` has them.
+    """
+    apart = {name for name, entry, _ in keys(config) if entry.metadata.get("runtime") or entry.metadata.get("role")}
+    return {name: value for name, value in flatten(stored).items() if name not in apart}
+
+
+def renamed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's keys by the names that they have now."""
+    tree = dict(tree)
+    for old, new in RENAMED.items():
+        group, _, key = old.partition(".")
+        inner = tree.get(group)
+        if isinstance(inner, Mapping) and key in inner:
+            tree[group] = {(new.partition(".")[2] if name == key else name): value for name, value in inner.items()}
+    return tree
+
+
+def defaults(config: Any) -> dict[str, Any]:
+    """Default values by dotted name, tuples as lists, of the keys that have one."""
+    found: dict[str, Any] = {}
+    for name, entry, _ in keys(config):
+        if entry.default_factory is not MISSING or entry.default is not MISSING:
+            found[name] = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    return flatten(found)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} → {"optim.lr": 1}, tuples as lists."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

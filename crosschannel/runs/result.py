@@ -1,0 +1,202 @@
+"""What a finished run found, and how it lies in its folder: figures in ``result.json``, rows in ``predictions.npz``."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from rich.console import Console
+
+import crosschannel
+from crosschannel.errors import UserError
+from crosschannel.files import is_run_folder, user_path, written_whole
+from crosschannel.keys import at_least
+from crosschannel.runs.config import science
+from crosschannel.runs.folder import RunFolder
+from crosschannel.stored import read_arrays, read_json, typed
+
+ROWS = "predictions.npz"
+_COUNTS = "#counts"  # after the name of a ragged column: how many values each image has
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A column of which images have different numbers of values, such as detections.
+
+    Attributes:
+        values: (total, …), those of the first image first.
+        counts: (n,) int64, how many each image has.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, images: np.ndarray) -> "Ragged":
+        """The column of some images, by index."""
+        starts = np.cumsum(self.counts) - self.counts
+        places = [np.arange(starts[i], starts[i] + self.counts[i]) for i in images]
+        return Ragged(self.values[np.concatenate([np.empty(0, np.int64), *places])], self.counts[images])
+
+
+Column = np.ndarray | Ragged
+# By name: "names" of the images, whatever a protocol's figures are computed from, (n, …) each; and "classes", which is
+# the one that is not by image.
+Rows = Mapping[str, Column]
+
+
+@dataclass
+class Result:
+    """Figures of one run.
+
+    Attributes:
+        protocol: such as "linear-probe".
+        backbone: its source.
+        data: what it was measured on.
+        config: the whole, as in ``config.yaml``.
+        seed: of the run.
+        n: images that the metrics are over.
+        version: of crosschannel.
+        metrics: a flat map of fractions, such as ``conv5/top1``.
+        science: the keys that tell runs apart besides backbone, data and seed, by dotted name; None in files of
+            versions that did not write them.
+        rows: columns by name: ``names`` of the n images, and what the figures are computed from (see
+            :data:`Rows`).
+    """
+
+    protocol: str
+    backbone: str
+    data: str
+    config: dict[str, Any]
+    seed: int
+    n: Annotated[int, at_least(1)]
+    version: str
+    metrics: dict[str, float]
+    science: dict[str, Any] | None = None
+    rows: dict[str, Column] = field(default_factory=dict, repr=False, init=False)
+
+
+def finish(
+    run: RunFolder, config: Any, backbone: str, data: str, n: int, metrics: dict[str, float], rows: Rows | None = None
+) -> None:
+    """Write ``predictions.npz``, where there are rows, and ``result.json``, which marks the run as finished.
+
+    Args:
+        run: held, its config written.
+        config: of the run; has a seed.
+        backbone: its source.
+        data: what it was measured on.
+        n: images that the metrics are over.
+        metrics: a flat map of figures.
+        rows: a row per image.
+    """
+    if rows:
+        save_rows(run.path, rows)
+    stored = run.stored_config()
+    result = {
+        "protocol": run.command,
+        "backbone": backbone,
+        "data": data,
+        "config": stored,
+        "seed": config.seed,
+        "n": n,
+        "version": crosschannel.__version__,
+        "metrics": metrics,
+        "science": science(config, stored),
+    }
+    run.write("result.json", json.dumps(result, indent=2) + "\n")
+    run.finished = True
+
+
+def save_rows(run: Path, rows: Rows) -> None:
+    """Write ``predictions.npz`` at once or not at all."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, column in rows.items():
+        if isinstance(column, Ragged):
+            arrays |= {name: column.values, name + _COUNTS: column.counts}
+        else:
+            arrays[name] = np.asarray(column)
+    with written_whole(run / ROWS) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_rows(run: Path, n: int) -> dict[str, Column]:
+    """What :func:`save_rows` wrote; empty where there is nothing.
+
+    Raises:
+        UserError: it is damaged, or has no row for each of ``n`` images.
+    """
+    path = run / ROWS
+    arrays = read_arrays(path) if path.is_file() else {}
+    rows: dict[str, Column] = {}
+    for name, array in arrays.items():
+        counts = arrays.get(name + _COUNTS)
+        if counts is not None and (counts.dtype.kind not in "iu" or (counts < 0).any() or counts.sum() != len(array)):
+            raise UserError(f"{path} is damaged: the rows of {name} are not those that it counts")
+        if not name.endswith(_COUNTS):
+            rows[name] = array if counts is None else Ragged(array, counts.astype(np.int64))
+    complete = not rows or ("names" in rows and rows["names"].dtype.kind == "U")
+    texts = ("names", "classes")
+    numeric = all(
+        (c.values if isinstance(c, Ragged) else c).dtype.kind in "biuf" for k, c in rows.items() if k not in texts
+    )
+    if not (complete and numeric and all(len(column) == n for name, column in rows.items() if name != "classes")):
+        raise UserError(f"{path} is damaged: it does not hold a row for each of the {n} images")
+    return rows
+
+
+def read_result(run: Path) -> Result:
+    """The figures of a finished run folder, without its rows.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    path = run / "result.json"
+    if not path.is_file():
+        hint = "it has not finished" if is_run_folder(run) else "it is no run folder"
+        raise UserError(f"{run} has no result.json: {hint}")
+    return typed(Result, read_json(path), str(path))
+
+
+def load_result(run: Path | str) -> Result:
+    """The result of a finished run folder, with its rows.
+
+    Raises:
+        UserError: no such folder, not finished, or damaged.
+    """
+    path = user_path(run)
+    if not path.is_dir():
+        raise UserError(f"no run folder {str(run)!r}")
+    result = read_result(path)
+    result.rows = load_rows(path, result.n)
+    return result
+
+
+def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Result]]:
+    """The results of run folders; those that have none (yet) are named and left out.
+
+    Raises:
+        UserError: a path is not there, a result is damaged, or none is finished.
+    """
+    found, without = [], []
+    for path in map(user_path, paths):
+        if not path.exists():
+            raise UserError(f"no run folder {str(path)!r}")
+        if (path / "result.json").is_file():
+            found.append((path, load_result(path)))
+        else:
+            without.append(f"{path}: {'it has not finished' if is_run_folder(path) else 'it is no run folder'}")
+    if without and not found:
+        raise UserError(f"no result in {without[0]}")
+    for words in without:
+        console.print(f"left out {words}", markup=False)
+    return found
+
+
+def write_provenance(run: RunFolder, input: Any, described: dict[str, Any]) -> None:
+    """Write ``backbone.json``: what a measured backbone is fed, and where its weights come from."""
+    run.write("backbone.json", json.dumps({"input": asdict(input), **described}, indent=2) + "\n")

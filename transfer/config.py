@@ -1,0 +1,123 @@
+"""Keys that protocols share, and those of the commands on finished runs. No torch here: help is quick."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from crosschannel.keys import Count, Device, Out, Part, Seed, Share, Text, Workers, at_least, below, within
+from crosschannel.runs.config import TrainedConfig, data, path, runtime, seed, source
+
+Pooling = Literal["average", "windows", "vissl", "bilinear", "global", "deepcluster"]
+Cache = Literal["off", "memory", "disk"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class MeasureConfig:
+    """Keys of every protocol."""
+
+    protocol: ClassVar[str]
+
+    backbone: Text = source()
+    """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
+    data: Text = data()
+    """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
+    builtin:sample"""
+    out: Out | None = runtime(None)
+    """run folder; default runs/PROTOCOL-BACKBONE-CONFIG-SEED"""
+    seed: Seed = seed()
+    """of whatever is drawn at random"""
+    device: Device = runtime("auto")
+    """auto, cpu, cuda or cuda:N"""
+
+    def default_out(self, name: str) -> str:
+        """A run folder that names protocol, backbone, config and seed."""
+        slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", re.sub(r"[\w.~-]*/+", "", self.backbone)).strip("-")
+        return f"runs/{self.protocol}-{slug}-{name if name != self.protocol else 'default'}-{self.seed}"
+
+
+@dataclass
+class FrozenConfig(MeasureConfig):
+    """Keys of every protocol that reads layers of a frozen backbone."""
+
+    layer: Text = "all"
+    """one layer, several (comma separated), patterns such as conv*, or all"""
+
+
+@dataclass
+class FeaturesConfig(FrozenConfig):
+    """Keys of every protocol that computes features once and learns from them without a loop."""
+
+    pooling: Pooling = "average"
+    """to fewer than 10,000 numbers: average or bilinear for any net; windows (the paper's) for AlexNet; vissl (its
+    windows) for AlexNets and ResNets; global, the mean over positions"""
+    size: Annotated[int, at_least(0, 4096)] = 0
+    """side of what the backbone is given; 0: what it was trained on"""
+    cache: Literal["memory", "disk"] = "memory"
+    """where features are kept"""
+    precision: Precision = "auto"
+    """arithmetic of the forward pass; auto: by device"""
+    batch: Count = runtime(64)
+    """images a rank computes at once"""
+    workers: Workers = runtime(2)
+    """processes per rank that decode images"""
+    broken_limit: Share = runtime(0.01)
+    """greatest share of broken images, once 1,000 were seen"""
+
+
+@dataclass
+class FineTuneConfig(TrainedConfig, MeasureConfig):
+    """Keys of every protocol that trains the backbone, or what stands on it."""
+
+    train_from: Text = "all"
+    """where gradients start: fc8 (or head, the new classifier alone), fc6 (or pool, all above the last pooled map), all
+    or any layer; what is below stays as it is"""
+    random_from: Text = ""
+    """where weights are new: fc6, or any layer of a net of ours; none: the classifier, and what the backbone lacks"""
+    new_layers: Literal["gaussian", "kmeans", "default"] = "gaussian"
+    """N(0, 0.01) with bias 0.1; kmeans: so the classifier, and k-means below it; default: but for the classifier's
+    weights, which are PyTorch's"""
+    input: Literal["grey", "lab"] | None = None
+    """lab gives a grey net's first convolution ab filters of zero, to be trained; default the backbone's own input"""
+    absorb: bool = True
+    """fold BatchNorm into the convolutions before it, where that is exact (our AlexNet and VGG-16)"""
+    calibrate: Literal["auto"] | bool = "auto"
+    """rescale all layers so that they learn alike; auto: where layers follow one another and there is no BatchNorm"""
+    frozen_norm: bool = False
+    """keep BatchNorm's statistics, scale and shift as they are"""
+    fc: Annotated[int, at_least(1, 65536)] = 4096
+    """width of the fc6 and fc7 that an AlexNet's trunk is given"""
+    dropout: Annotated[float, below(1)] = 0.5
+    """after fc6 and fc7"""
+
+
+@dataclass
+class CompareConfig:
+    """Compare two finished runs on the same images."""
+
+    runs: list[str] = path(factory=list, help="two run folders")
+    resamples: Annotated[int, within(1, 10_000_000)] = 10_000
+    """of the bootstrap over images"""
+    level: Part = 0.95
+    """of the interval"""
+    seed: Seed = seed()
+    """of the bootstrap"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class ReportConfig:
+    """Gather finished runs into report.md, report.html and tables.tex, with plots."""
+
+    out: Out
+    """folder for the page; files of an earlier report in it are replaced, others are not"""
+    runs: list[str] = path(factory=list, help="run folders, of any protocol")
+    title: str = "What the backbones learned"
+    """of the page"""
+    overwrite: bool = False
+    """replace files that no report has written"""
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""

@@ -1,0 +1,103 @@
+"""Runs of a report: those that differ in their seed alone are one row."""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crosschannel.runs.config import flatten
+from crosschannel.runs.result import Result
+
+# Keys that do not tell runs apart, of results that do not say which do.
+_OLD_FREE = {"seed", "out", "device", "data", "backbone", "init_from", "batch", "workers", "broken_limit"}
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+        label: the backbone, and what its config has that others of the page have not.
+        backbone: its source, without the seed.
+        runs: (folder, result).
+    """
+
+    label: str
+    backbone: str
+    runs: list[tuple[Path, Result]]
+
+    @property
+    def first(self) -> Result:
+        return self.runs[0][1]
+
+    def over_seeds(self, metric: str) -> tuple[float, float] | None:
+        """Mean and standard deviation of a metric; None where a run lacks it."""
+        values = [result.metrics[metric] for _, result in self.runs if metric in result.metrics]
+        if len(values) < len(self.runs):
+            return None
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def cell(self, metric: str, factor: float = 100, digits: int = 1) -> str:
+        """A metric as a table has it; of several seeds with its deviation."""
+        found = self.over_seeds(metric)
+        if found is None:
+            return "–"
+        mean, spread = (factor * value for value in found)
+        return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(self.runs) > 1 else "")
+
+
+def group(runs: list[tuple[Path, Result]]) -> list[Group]:
+    """Runs by everything but their seeds, labelled so that no two groups of a protocol look alike."""
+    found: dict[str, list[tuple[Path, Result]]] = defaultdict(list)
+    for path, result in runs:
+        key = [result.protocol, _without_seed(result.backbone), result.data, result.n, _science(result)]
+        found[json.dumps(key, sort_keys=True)].append((path, result))
+    alike: dict[tuple, list[list[tuple[Path, Result]]]] = defaultdict(list)
+    for members in found.values():
+        first = members[0][1]
+        alike[first.protocol, _without_seed(first.backbone), first.data].append(members)
+    groups = []
+    for (_, backbone, _), variants in alike.items():
+        configs = [_science(members[0][1]) for members in variants]
+        keys = dict.fromkeys(key for config in configs for key in config)
+        differing = [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+        for members, science in zip(variants, configs, strict=True):
+            words = ", ".join(f"{key}={science[key]}" for key in differing if key in science)
+            groups.append(Group(f"{backbone} ({words})" if words else backbone, backbone, members))
+    return groups
+
+
+def _without_seed(source: str) -> str:
+    return re.sub(r",seed=\d+", "", source)
+
+
+def _science(result: Result) -> dict[str, object]:
+    if result.science is not None:
+        return result.science
+    return {k: v for k, v in flatten(result.config).items() if k not in _OLD_FREE and not k.startswith("runtime.")}
+
+
+def by_size(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups by the number of images that their figures are over."""
+    found: dict[int, list[Group]] = defaultdict(list)
+    for entry in groups:
+        found[entry.first.n].append(entry)
+    return list(found.values())
+
+
+def called(data: str) -> str:
+    """Images in a word."""
+    return data if ":" in data else Path(data).name or data
+
+
+def setting(result: Result, classes: int) -> str:
+    """What figures are over, in words."""
+    return f"{called(result.data)}, {result.n:,} images" + (f" of {classes} classes" if classes else "")
+
+
+def over_seeds(groups: Sequence[Group]) -> str:
+    """What ± means in a table, where it stands."""
+    return "; ± is the standard deviation over seeds" if any(len(entry.runs) > 1 for entry in groups) else ""

@@ -1,0 +1,100 @@
+"""Figures by layer (``conv5/top1``): the section of a report that protocols on frozen layers share."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.table import Table as Printed
+
+from crosschannel.report import Block, Figure, Heading, Table, Text, accuracy_by_layer
+from crosschannel.runs.result import Result
+from transfer.groups import Group, by_size, called, over_seeds, setting
+from transfer.protocol import table
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
+_WORDS = {"top1": "top-1", "top5": "top-5"}
+
+
+def by_layer(metrics: Iterable[str]) -> list[str]:
+    """The layers that figures are of, in order."""
+    return list(dict.fromkeys(name.partition("/")[0] for name in metrics))
+
+
+def layers_table(result: Result, words: Callable[[str], str]) -> Printed:
+    """Figures in percent by layer; ``words`` heads the column of a kind of figure."""
+    kinds = list(dict.fromkeys(name.partition("/")[2] for name in result.metrics))
+    rows = {
+        layer: [f"{100 * result.metrics[f'{layer}/{kind}']:.1f}" for kind in kinds]
+        for layer in by_layer(result.metrics)
+    }
+    return table(rows, ["layer", *map(words, kinds)])
+
+
+def layers_section(
+    title: str, kinds: str, published: dict[str, tuple[float, ...]] | None = None, what: str = "Validation accuracy"
+) -> Callable[[Sequence[Group], Path], Iterator[Block]]:
+    """A protocol's section of figures by layer: a plot of the first kind, a table of each.
+
+    Args:
+        title: of the section.
+        kinds: pattern of what follows the layer in a figure's name.
+        published: ImageNet's top-1 (%) of the layers conv1 … conv5, by whose they are.
+        what: the figures are.
+    """
+
+    def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+        for number, members in enumerate(by_size(groups)):
+            plot = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}.png")
+            yield from _section(title, kinds, published or {}, what, members, plot)
+
+    return section
+
+
+def _section(title: str, kinds: str, theirs: dict, what: str, groups: Sequence[Group], plot: Path) -> Iterator[Block]:
+    first = groups[0].first
+    metrics = dict.fromkeys(metric for entry in groups for metric in entry.first.metrics)
+    found = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(kinds, k)]
+    yield Heading(f"{title} on {called(first.data)}")
+    if not found:
+        yield Text("These runs have no figures by layer.")
+        return
+    main = found[0]
+    layers = [m.removesuffix(f"/{main}") for m in metrics if m.endswith(f"/{main}")]
+    classes = sum(metric.startswith(f"{layers[0]}/top1/") for metric in first.metrics)
+    where = setting(first, classes)
+    error = f"One figure's standard error is at most {50 / first.n**0.5:.1f} points; " if "accuracy" in what else ""
+    yield Text(f"{what} in percent on {where}. {error}`transfer compare` pairs runs image by image.")
+    curves = {
+        entry.label: {
+            layer: (100 * spread[0], 100 * spread[1])
+            for layer in layers
+            if (spread := entry.over_seeds(f"{layer}/{main}")) is not None
+        }
+        for entry in groups
+    }
+    is_imagenet = classes == 1000 and first.n >= 49_000
+    published = _curves(theirs) if set(LAYERS) <= set(layers) else {}
+    shown = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
+    caption = f"{_WORDS.get(main, main)} by layer." + (" Dotted: published figures." if published else "")
+    if published and not is_imagenet:
+        caption += " The two panels are of different data: their heights cannot be compared."
+    axis = f"{_WORDS.get(main, main)} {what.split()[-1]}, %\n({where})"
+    apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
+    yield Figure(plot, caption, lambda write: accuracy_by_layer(plot, shown, curves, axis, published, apart, write))
+    for kind in found:
+        rows = [[entry.label, *(entry.cell(f"{layer}/{kind}") for layer in layers)] for entry in groups]
+        other = []
+        if kind == "top1" and is_imagenet:
+            other = [
+                [name, *(f"{curve[layer][0]:.1f}" if layer in curve else "–" for layer in layers)]
+                for name, curve in published.items()
+            ]
+        caption = f"{_WORDS.get(kind, kind)}, %, by layer ({where}{over_seeds(groups)})"
+        yield Table(caption, ["backbone", *layers], other + rows, len(other))
+
+
+def _curves(published: dict[str, tuple[float, ...]]) -> dict[str, dict[str, tuple[float, float]]]:
+    return {
+        f"{name} (published)": {layer: (value, 0.0) for layer, value in zip(LAYERS, values, strict=True)}
+        for name, values in published.items()
+    }

@@ -1,0 +1,1 @@
+"""PASCAL VOC: the devkit, its metrics, the published figures."""

@@ -1,0 +1,235 @@
+"""What a protocol is, and the one flow in which each is run, called from Python or from the command line."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from crosschannel import load_backbone, wrap
+from crosschannel.console import stderr_console, stdout_console
+from crosschannel.data import ImageSet
+from crosschannel.hub.sources import input_files
+from crosschannel.keys import check_config
+from crosschannel.models import Backbone
+from crosschannel.models.backbone import at_rest
+from crosschannel.parsing import config_folder, parse
+from crosschannel.report.page import Block
+from crosschannel.runs.folder import RunFolder, open_run
+from crosschannel.runs.interrupts import InterruptFlag
+from crosschannel.runs.result import Result, Rows, finish, load_result, write_provenance
+from crosschannel.training.device import find_device
+from crosschannel.training.ranks import World, join_world, leave_world
+from crosschannel.training.task import Evaluation
+from transfer.config import MeasureConfig
+from transfer.groups import Group
+from transfer.protocols import PROTOCOLS
+
+Figures = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
+
+
+@dataclass
+class Split:
+    """What a backbone is measured on.
+
+    Attributes:
+        train, test: image sets; what is learned, and what is scored.
+        classes: names by number.
+        source: what the user named.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    source: str
+
+
+Data = str | Split | tuple[ImageSet, ImageSet]  # what is named, or images that are there
+
+
+@dataclass
+class Measurement:
+    """What a protocol is given.
+
+    Attributes:
+        backbone: at rest (eval mode), on its device; a protocol that trains it copies it.
+        split: the images.
+        config: the protocol's; ``auto`` may still stand in it.
+        run: the folder, held. The protocol writes the config into it once nothing can be refused any more.
+        world: this process among all.
+        console: for what a person should know; quiet on all ranks but the first.
+    """
+
+    backbone: Backbone
+    split: Split
+    config: Any
+    run: RunFolder
+    world: World
+    console: Console
+
+    def announce(self, what: str) -> None:
+        """Say what is about to be measured."""
+        split = self.split
+        self.console.print(
+            f"{self.run.path}: {len(split.train)} training and {len(split.test)} test images, "
+            f"{len(split.classes)} classes; {what}",
+            markup=False,
+        )
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to measure a backbone.
+
+    Attributes:
+        name: as it is typed.
+        config: its keys.
+        open_data: (what is named, or images that are there; config) → images. It refuses what is missing before any net
+            is loaded.
+        measure: learns and scores; returns the last evaluation.
+        metrics: (rows, weights (R, n) of the images) → figures by name, (R,) each. The only place where a figure is
+            computed: an evaluation passes ones, intervals pass multinomial weights.
+        show: a result as a table.
+        section: (groups of runs on the same data, path that plots' names begin with) → blocks of a report.
+        chapter: runs of protocols that share one are shown together; default each its own.
+    """
+
+    name: str
+    config: type[MeasureConfig]
+    open_data: Callable[[Data, Any], Split]
+    measure: Callable[[Measurement], Evaluation]
+    metrics: Callable[[Rows, np.ndarray], Figures]
+    show: Callable[[Result], Table]
+    section: Callable[[Sequence[Group], Path], Iterable[Block]]
+    chapter: str = ""
+    title: str = ""
+
+
+def figures_of(metrics: Callable[[Rows, np.ndarray], Figures], rows: Rows) -> dict[str, float]:
+    """The figures of all images, each counted once."""
+    ones = np.ones((1, len(rows["names"])))
+    return {name: float(values[0]) for name, values in metrics(rows, ones).items()}
+
+
+def weighted_mean(row: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means over images: (n,) of numbers, weights (R, n) → (R,); NaN where no image has weight."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return weights @ row.astype(np.float64) / weights.sum(1)
+
+
+def as_config(protocol: Protocol, config: MeasureConfig | str | None) -> MeasureConfig:
+    """A config: itself; a packaged one or a file, as ``--config`` takes it; or for None the keys' defaults, as the
+    command without ``--config`` has them."""
+    if isinstance(config, MeasureConfig):
+        return config
+    words = [*(["--config", config] if config else []), "--backbone=", "--data="]
+    folder = config_folder() / "transfer" / protocol.name
+    return parse(PROTOCOLS[protocol.name].command, "transfer", protocol.name, words, folder)
+
+
+def measure(
+    protocol: Protocol,
+    backbone: Backbone | nn.Module | str,
+    data: Data,
+    config: MeasureConfig | str | None = None,
+    out: Path | str | None = None,
+    quiet: bool = True,
+    flag: InterruptFlag | None = None,
+    **keys: Any,
+) -> Result:
+    """Measure a backbone inside a run folder.
+
+    It can be called in the middle of a training: the backbone's weights, statistics and modes and torch's random state
+    are afterwards as they were, and ranks of an existing process group share the work.
+
+    Args:
+        protocol: how.
+        backbone: a source, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
+        data: what ``--data`` takes, or images that are there.
+        config: see :func:`as_config`; its backbone and data are not looked at.
+        out: run folder; default none is kept.
+        quiet: say nothing.
+        flag: the signals that tell it to stop; default those while it is called.
+        keys: of the config, over what it has.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
+    """
+    given = None if isinstance(backbone, str) else wrap(backbone)
+    named = config if isinstance(config, str) else "given" if config else "the defaults"
+    config = replace(
+        as_config(protocol, config),
+        backbone=backbone if given is None else given.provenance.source,
+        data=data if isinstance(data, str) else "images from memory",
+        **keys,
+    )
+    check_config(config)
+    first = None if given is None else next(given.parameters(), None)
+    world = join_world(find_device(config.device) if first is None else first.device)
+    console = stderr_console(quiet or not world.is_main)
+    if flag is None:  # the command line has said so
+        console.print(f"{protocol.name}: config {named}", markup=False)
+    gpus = [world.device] if world.device.type == "cuda" else []
+    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(gpus):
+        path = Path(out or scratch)
+        with open_run(path, protocol.name, config, world, flag) as run:
+            if given is None:
+                world.from_main(lambda: run.check_files(input_files(config)))
+            if not (isinstance(data, str) and run.is_done(data)):
+                split = protocol.open_data(data, config)
+                world.from_main(lambda: run.check_images(split.train, split.test))
+            if run.finished:
+                console.print(f"{path} is finished: nothing to do", markup=False)
+            else:
+                net = given or load_backbone(backbone, device=world.device, data=split.train)
+                if given is None:
+                    net.to(memory_format=torch.channels_last)
+                with at_rest(net):
+                    found = protocol.measure(Measurement(net, split, config, run, world, console))
+                world.from_main(lambda: _finish(run, config, net, found))
+            return world.from_main(lambda: load_result(path))
+
+
+def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, found: Evaluation) -> None:
+    write_provenance(run, backbone.input, backbone.provenance.to_dict())
+    finish(run, config, config.backbone, config.data, found.n, found.figures, found.rows)
+
+
+def main(config: MeasureConfig) -> Path:
+    """A protocol as a command: run it, or say that it is finished; show the result; returns the run folder."""
+    protocol = PROTOCOLS[config.protocol].load()
+    path = Path(config.out or config.default_out(config.protocol))
+    world = join_world(find_device(config.device))
+    try:
+        result = measure(
+            protocol, config.backbone, config.data, config, path, not world.is_main, InterruptFlag(last=True)
+        )
+        if world.is_main:
+            print_captioned(f"{result.backbone}: {result.n} test images", protocol.show(result))
+    finally:
+        leave_world()
+    return path
+
+
+def print_captioned(caption: str, table: Table) -> None:
+    """A table below its caption, on stdout."""
+    console = stdout_console(soft_wrap=False)
+    console.print(caption, markup=False, soft_wrap=True)
+    console.print(table)
+
+
+def table(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> Table:
+    """Cells by the label of their row; the first column of ``head`` is the labels'."""
+    made = Table()
+    for number, column in enumerate(head):
+        made.add_column(column, justify="right" if number else "left")
+    for label, cells in rows.items():
+        made.add_row(label, *cells)
+    return made

@@ -1,0 +1,27 @@
+"""The keys of `transfer knn`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from crosschannel.keys import Part, above, at_least, require
+from transfer.config import FeaturesConfig, Pooling
+
+
+@dataclass
+class KNNConfig(FeaturesConfig):
+    """Classify by nearest neighbours in the features of a frozen backbone."""
+
+    protocol: ClassVar[str] = "knn"
+
+    val_share: Part = 0.05
+    """share of the images held out for validation where the data has no val/"""
+    k: Annotated[list[int], at_least(1)] = field(default_factory=lambda: [20])
+    """how many neighbours vote"""
+    temperature: Annotated[list[float], above(0)] = field(default_factory=lambda: [0.07])
+    """of their weights"""
+    pooling: Pooling = "global"
+    """global (the mean over positions), average or bilinear to a grid of fewer than 10,000 numbers"""
+
+    def check(self) -> None:
+        require(len(self.k) > 0 and len(set(self.k)) == len(self.k), "k must be one or more, and differ", self.k)
+        require(len(self.temperature) > 0, "temperature must be one or more numbers", self.temperature)

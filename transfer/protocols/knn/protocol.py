@@ -1,0 +1,152 @@
+"""Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018): features are
+L2-normalised, and each of the k training images nearest to a query by cosine votes for its class with weight
+exp(cosine / temperature).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crosschannel.errors import UserError
+from crosschannel.models import Backbone
+from crosschannel.runs.interrupts import Interrupted
+from crosschannel.runs.result import Result, Rows
+from crosschannel.training.task import Evaluation
+from transfer.feature_cache import features_of_both
+from transfer.features import as_key, centre_crop, choose_layers, precision_of
+from transfer.labelled import open_labelled
+from transfer.layers import layers_section, layers_table
+from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, measure, weighted_mean
+from transfer.protocols.knn.config import KNNConfig
+
+
+def knn(
+    backbone: Backbone | nn.Module | str,
+    data: Data,
+    layers: str | Sequence[str] = "all",
+    config: KNNConfig | str | None = None,
+    out: Path | str | None = None,
+    quiet: bool = True,
+    **keys: Any,
+) -> Result:
+    """Classify validation images by their nearest training images, in every layer asked for.
+
+    Like :func:`transfer.linear_probe` it can be called in the middle of a training.
+
+    Args:
+        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
+        data: what ``--data`` takes, or (training, validation) image sets.
+        layers: "all", names, or patterns such as ``conv*``.
+        config: k, temperature, pooling, or the name of a config; its backbone, data and layer are not looked at.
+        out: run folder; default none is kept.
+        quiet: say nothing.
+        keys: of the config, over what it has.
+
+    Returns:
+        a :class:`~crosschannel.runs.result.Result` with ``LAYER/knnK``; other temperatures than the first one as
+        ``LAYER/knnK/tT``.
+
+    Raises:
+        UserError: bad input.
+    """
+    return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
+
+
+def _measure(given: Measurement) -> Evaluation:
+    """Features of both parts, then neighbours layer by layer."""
+    backbone, split, world, run = given.backbone, given.split, given.world, given.run
+    layers = choose_layers(backbone, given.config.layer)
+    config: KNNConfig = replace(given.config, precision=precision_of(given.config.precision, world))
+    _check_k(config, len(split.train))
+    given.announce(f"layers {', '.join(layers)}")
+    train, test = features_of_both(given, config, layers, centre_crop(backbone.input, config.size))
+    _check_k(config, len(train))  # without those that could not be read
+    rows = {"names": np.array(list(test.images.names)), "labels": test.images.labels}
+    labels = torch.from_numpy(train.images.labels)
+    for layer in layers:
+        if world.any(run.flag.is_set):
+            raise Interrupted(run.flag.name or "another rank")
+        bank, queries = (stored.maps[layer].flatten(1) for stored in (train, test))
+        own = queries.tensor_split(world.size)[world.rank]
+        found = neighbours(own, bank, max(config.k), world.device)
+        nearest, cosines = (world.concatenate(part.to(world.device)).cpu() for part in found)
+        for k in config.k:
+            for temperature in config.temperature:
+                ranked = vote(labels[nearest[:, :k]], cosines[:, :k], temperature, len(split.classes))
+                name = f"{layer}/knn{k}" + ("" if temperature == config.temperature[0] else f"/t{temperature:g}")
+                rows[name] = ranked[:, 0].numpy() == rows["labels"]
+    return Evaluation(figures_of(metrics, rows), len(rows["names"]), rows)
+
+
+def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+    """Shares of images that were classified right, by layer, k and temperature."""
+    return {name: weighted_mean(row, weights) for name, row in rows.items() if "/knn" in name}
+
+
+def _check_k(config: KNNConfig, images: int) -> None:
+    if max(config.k) > images:
+        raise UserError(f"k must not be above the number of training images ({images}), got {max(config.k)}")
+
+
+def neighbours(
+    queries: Tensor, bank: Tensor, k: int, device: torch.device | str = "cpu", chunk: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of a bank by cosine, exactly, in chunks of bounded memory.
+
+    Args:
+        queries: (N, D) float.
+        bank: (M, D) float, M ≥ k; it may be memory-mapped.
+        k: how many.
+        device: where the products are computed.
+        chunk: rows of either side that are multiplied at once.
+
+    Returns:
+        indices (N, k) int64 and cosines (N, k) float32 on the CPU, nearest first; equal ones by lower index.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for part in queries.split(chunk):
+        part = F.normalize(part.to(device).float(), dim=1)
+        best = part.new_empty(len(part), 0)
+        where = torch.empty(len(part), 0, dtype=torch.int64, device=device)
+        for start in range(0, len(bank), chunk):
+            rows = F.normalize(bank[start : start + chunk].to(device).float(), dim=1)
+            cosines = part @ rows.T
+            places = torch.arange(start, start + len(rows), device=device).expand(len(part), -1)
+            best, where = torch.cat((best, cosines), 1), torch.cat((where, places), 1)
+            best, order = best.sort(dim=1, descending=True, stable=True)  # stable: the lower index comes first
+            best, where = best[:, :k], where.gather(1, order[:, :k])
+        found.append((where.cpu(), best.cpu()))
+    return torch.cat([where for where, _ in found]), torch.cat([best for _, best in found])
+
+
+def vote(labels: Tensor, cosines: Tensor, temperature: float, classes: int) -> Tensor:
+    """Classes by weight: each neighbour votes for its label with exp(cosine / temperature).
+
+    Args:
+        labels, cosines: (N, k), nearest first.
+        temperature: of the weights.
+        classes: how many there are.
+
+    Returns:
+        (N, ≤ 5) class numbers, the heaviest first.
+    """
+    weights = ((cosines - cosines[:, :1]) / temperature).double().exp()  # a common factor changes nothing
+    votes = torch.zeros(len(labels), classes, dtype=torch.float64).scatter_add_(1, labels, weights)
+    return votes.topk(min(5, classes), 1).indices
+
+
+def _show(result: Result) -> Table:
+    """Accuracy by layer, k and temperature."""
+    return layers_table(result, lambda kind: f"{kind}, top-1 %")
+
+
+PROTOCOL = Protocol(
+    "knn", KNNConfig, open_labelled, _measure, metrics, _show, layers_section("Nearest neighbours", r"knn\d+(/t.*)?")
+)

@@ -1,0 +1,139 @@
+"""The protocol of the paper's Fig. 7 (and DeepCluster's, by config). All layers are trained in one pass over the frozen
+net; with several learning rates each layer has a classifier a rate, and the rate is chosen on a held-out part of the
+training images, never on validation images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from crosschannel.data import CentreCrop, Stream, TenCrops, TrainingCrops
+from crosschannel.data.open import hold_out
+from crosschannel.data.views import IndexOnly
+from crosschannel.models import Backbone
+from crosschannel.runs.result import Result
+from crosschannel.training.device import settle_auto
+from crosschannel.training.loop import Loop
+from crosschannel.training.task import Evaluation
+from transfer.feature_cache import Extraction
+from transfer.features import FrozenFeatures, as_key, choose_layers, crops_of, interpolation_of
+from transfer.labelled import open_labelled
+from transfer.layers import layers_section
+from transfer.protocol import Data, Measurement, Protocol, figures_of, measure, table
+from transfer.protocols.linear_probe.config import LinearProbeConfig
+from transfer.protocols.linear_probe.published import IMAGENET_PROBES
+from transfer.protocols.linear_probe.task import LinearProbe, Probes, metrics
+
+
+def linear_probe(
+    backbone: Backbone | nn.Module | str,
+    data: Data,
+    layers: str | Sequence[str] = "all",
+    config: LinearProbeConfig | str | None = None,
+    out: Path | str | None = None,
+    quiet: bool = True,
+    **keys: Any,
+) -> Result:
+    """Probe the layers of a backbone.
+
+    It can be called in the middle of another training: the backbone's weights, statistics and modes and torch's
+    random state are afterwards as they were, and ranks of an existing process group share the work.
+
+    Args:
+        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
+        data: what ``--data`` takes, or (training, validation) image sets.
+        layers: "all", names, or patterns such as ``conv*``.
+        config: the recipe, or the name of a packaged one such as "imagenette" (centre crops, their features kept); None
+            is the command without ``--config``. Its backbone, data and layer are not looked at.
+        out: run folder; default none is kept.
+        quiet: say nothing.
+        keys: of the config, over what it has.
+
+    Returns:
+        a :class:`~crosschannel.runs.result.Result` with ``LAYER/top1``, ``LAYER/top5`` and accuracy by class.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
+
+    Example::
+
+        result = transfer.linear_probe("runs/imagenette-0", "torchvision:imagenette", "conv*", "imagenette")
+        result.metrics["conv4/top1"]
+    """
+    return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
+
+
+def _measure(given: Measurement) -> Evaluation:
+    """Features (kept where they can be), classifiers, the loop."""
+    split, world, run = given.split, given.world, given.run
+    layers = choose_layers(given.backbone, given.config.layer)
+    config: LinearProbeConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    given.announce(f"layers {', '.join(layers)}")
+    input = given.backbone.input
+    crop, interpolation = crops_of(config.crop, input), interpolation_of(input)
+    features = FrozenFeatures(given.backbone, layers, config.pooling, world.device, crop.size)
+    train, held_out, test = split.train, None, split.test
+    if len(config.rates) > 1:
+        train, held_out = hold_out(train, config.held_out, split.source)
+    batch = -(-max(64, config.train.batch // world.size) // 10) * 10  # ten crops of an image stay together
+    centre = CentreCrop(crop.size, crop.resize, interpolation)
+    view = TenCrops(crop.size, crop.resize, interpolation) if config.ten_crops else centre
+    stream = Stream(train, TrainingCrops(crop, interpolation), config.seed)
+    if config.cache != "off":
+        limit, workers = config.runtime.broken_limit, config.runtime.workers
+        extract = Extraction(
+            features, world, run.flag, config.train.precision, batch, workers, config.cache, limit, given.console
+        )
+        test = extract(Stream(test, view), "validation")
+        held_out = held_out and extract(Stream(held_out, view), "held-out")
+        if crop.kind != "centre" or crop.mirror:
+            given.console.print("training crops are augmented: their features are computed anew every time")
+        else:
+            train = extract(Stream(train, centre), "training")
+            stream = Stream(train.images, IndexOnly(), config.seed)
+    torch.manual_seed(config.seed)
+    net = Probes(features.shapes(), len(split.classes), config.rates or [config.optim.lr], config.norm, config.zero)
+    task = LinearProbe(
+        net,
+        features,
+        train,
+        held_out,
+        test,
+        split.classes,
+        view,
+        config.optim.lr,
+        world,
+        batch,
+        config.runtime.workers,
+    )
+    found = Loop(task, stream, config, run, world, given.console.quiet).fit()
+    return replace(found, figures=found.figures | figures_of(metrics, found.rows))
+
+
+def _show(result: Result) -> Table:
+    """Accuracy by layer."""
+    layers = [name.removesuffix("/top1") for name in result.metrics if name.endswith("/top1")]
+    kinds = [("top1", "top-1, %", "{:.1f}", 100), ("top5", "top-5, %", "{:.1f}", 100), ("lr", "rate", "{:g}", 1)]
+    shown = [kind for kind in kinds if f"{layers[0]}/{kind[0]}" in result.metrics]
+    rows = {
+        layer: [words.format(factor * result.metrics[f"{layer}/{key}"]) for key, _, words, factor in shown]
+        for layer in layers
+    }
+    return table(rows, ["layer", *(head for _, head, _, _ in shown)])
+
+
+PROTOCOL = Protocol(
+    "linear-probe",
+    LinearProbeConfig,
+    open_labelled,
+    _measure,
+    metrics,
+    _show,
+    layers_section("Linear probes", r"top\d", IMAGENET_PROBES),
+)
