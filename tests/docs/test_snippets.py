@@ -15,7 +15,6 @@ from PIL import Image
 import crosschannel
 from crosschannel.cli import PROGRAM as CROSSCHANNEL
 from crosschannel.cli import main as crosschannel_main
-from crosschannel.command_line import parse
 from crosschannel.data.sample import sample_images
 from slurm.cli import PROGRAM as SLURM
 from slurm.cli import main as slurm
@@ -24,7 +23,9 @@ from transfer.cli import main as transfer_main
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "hub"))
+sys.path.insert(0, str(ROOT / "tests" / "transfer"))
 from caffe_writer import layer as caffe_layer  # noqa: E402
+from devkits import make_devkit  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -55,7 +56,7 @@ def save_published_nets(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, photo_folder):
+def place(tmp_path_factory, photo_folder, photos):
     """A working folder with the runs and data that the pages speak of."""
     root = tmp_path_factory.mktemp("place")
     quick = ["--train.steps=4", "--train.batch=8", "--runtime.workers=0", "--runtime.tensorboard=false"]
@@ -74,6 +75,7 @@ def place(tmp_path_factory, photo_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert transfer_main(["linear-probe", "--config=quickstart", *LOOP, *probe]) == 0
+    make_devkit(root, photos)
     for part, images in zip(("train", "val"), sample_images(), strict=True):
         for i, name in enumerate(images.names):
             path = root / "imagenette" / part / images.classes[images.labels[i]] / Path(name).name
@@ -113,6 +115,7 @@ DATA = {"torchvision:imagenette", "/data/imagenet", "/data/imagenette", "path/to
 WEIGHTS = {
     "torchvision:alexnet": "torchvision:alexnet,weights=none",
     "timm:vit_small_patch14_dinov2": "timm:vit_tiny_patch16_224,weights=none",
+    "timm:resnet50": "timm:resnet50,weights=none",
 }
 LOOP = [
     "--train.steps=2",
@@ -125,6 +128,9 @@ SMALLER = {  # flags that make a command quick
     "pretrain": [*LOOP, "--model.fc=0", "--crop.size=32", "--crop.resize=40", "--val_images=4"],
     "linear-probe": [*LOOP, "--layer=conv2"],
     "knn": ["--workers=0"],
+    "classify": [*LOOP, "--test-crops=1", "--calibrate=false", "--runtime.tensorboard=false"],
+    "svm": ["--workers=0", "--jobs=1", "--low-shot=1", "--draws=1", "--costs=1", "--cache=memory"],
+    "few-shot": ["--workers=0", "--jobs=1", "--draws=1", "--shots=1,2"],
 }
 
 
@@ -142,7 +148,7 @@ def test_command_lines_run(page, place, tmp_path, monkeypatch, capsys):
         if command == "pretrain" and "--data" not in words:
             words += ["--data", "imagenette"]
         if command in ONLINE or "zoo:" in line:
-            parse(programs[program], command, words)
+            programs[program].parse(command, words)
             continue
         words = ["imagenette" if word in DATA else WEIGHTS.get(word, word) for word in words]
         words = [
@@ -157,7 +163,7 @@ def test_command_lines_run(page, place, tmp_path, monkeypatch, capsys):
             continue
         words += SMALLER.get(command, [])
         if command in SMALLER:  # a run of an earlier line, or of the set-up, makes place
-            shutil.rmtree(parse(programs[program], command, words).out, ignore_errors=True)
+            shutil.rmtree(programs[program].parse(command, words).out, ignore_errors=True)
         assert run([command, *words]) == 0, f"{line}\n{capsys.readouterr().err}"
 
 
@@ -166,7 +172,7 @@ def run_launcher(command: str, words: list[str]) -> None:
         assert slurm([command, "--dry-run", "--no-path-check", *words]) == 0
         return
     words = words[1:] if command == "resume" else ["--follow=true" if word == "-f" else word for word in words]
-    parse(SLURM, command, words)
+    SLURM.parse(command, words)
 
 
 def test_the_profile_in_the_docs_submits(tmp_path, monkeypatch):

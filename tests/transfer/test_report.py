@@ -6,10 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from crosschannel.report.published import IMAGENET_PROBES, PASCAL
+from crosschannel.runs.result import load_result
 from transfer.cli import main
-from transfer.report import group
-from transfer.result import load_result
+from transfer.groups import group
+from transfer.pascal.published import TABLE_2
+from transfer.protocols.linear_probe.published import IMAGENET_PROBES
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
@@ -77,14 +78,13 @@ def test_the_axis_of_a_small_scale_plot_says_so(tmp_path, monkeypatch):
 
 
 def test_pascal_runs_fill_their_column_of_table_2(tmp_path):
-    runs = [make_run(tmp_path / "c", "classify", n=4952, value=0.524, train_from="fc8")]
-    runs += [
-        make_run(tmp_path / "d", "detect", n=4952, value=0.469),
-        make_run(tmp_path / "s", "segment", n=736, value=0.35),
+    runs = [
+        make_run(tmp_path / start, "classify", n=4952, value=value, train_from=start)
+        for start, value in (("fc8", 0.524), ("fc6", 0.615), ("all", 0.659))
     ]
     text = report(tmp_path, *runs)["report.md"]
-    assert "| runs/a-0 | 52.4 | – | – | 46.9 | 35.0 |" in text
-    assert all(f"*{name} (published)*" in text for name in PASCAL)
+    assert "| runs/a-0 | 52.4 | 61.5 | 65.9 | – | – |" in text and "*~35.0*" in text
+    assert all(f"*{name} (published)*" in text for name in TABLE_2)
 
 
 def test_pascal_runs_on_some_images_have_a_table_of_their_own(tmp_path):

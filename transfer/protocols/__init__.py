@@ -39,4 +39,7 @@ class Entry:
 PROTOCOLS = {
     "linear-probe": Entry("linear_probe", "LinearProbeConfig", "linear classifiers on the layers of a frozen backbone"),
     "knn": Entry("knn", "KNNConfig", "nearest neighbours in the features of a frozen backbone"),
+    "few-shot": Entry("few_shot", "FewShotConfig", "logistic regression on frozen features of a few labels"),
+    "svm": Entry("svm", "SVMConfig", "linear SVMs on frozen features of PASCAL VOC, with all labels and a few"),
+    "classify": Entry("classify", "ClassifyConfig", "fine-tune a backbone to classify PASCAL VOC"),
 }

@@ -1,0 +1,53 @@
+"""A backbone made ready for fine-tuning: a copy that takes Lab, has no BatchNorm, or has fc6 and fc7."""
+
+import copy
+from dataclasses import replace
+
+from crosschannel.errors import UserError
+from crosschannel.models.backbone import Backbone
+from crosschannel.models.layers import LayeredNet, absorb_batchnorm, can_absorb, widen_to_lab
+from crosschannel.models.nets import build_net, family
+
+
+def trainable_copy(backbone: Backbone) -> Backbone:
+    """A copy with gradients, in float32."""
+    return copy.deepcopy(backbone).requires_grad_(True).float()
+
+
+def with_input(backbone: Backbone, kind: str) -> Backbone:
+    """The same backbone, in place, for another input: a grey net gets ab filters of zero.
+
+    Raises:
+        UserError: any other change.
+    """
+    own = backbone.input.kind
+    if kind == own:
+        return backbone
+    if kind != "lab" or own != "grey" or not isinstance(backbone.net, LayeredNet):
+        raise UserError(f"input {kind}: this backbone takes {own}; only a grey net of ours becomes one of Lab")
+    widen_to_lab(backbone.net)
+    backbone.input = replace(backbone.input, kind="lab")
+    return backbone
+
+
+def absorbed(backbone: Backbone) -> Backbone:
+    """The same backbone, in place, with BatchNorm folded into the convolutions before it, where that is exact."""
+    if isinstance(backbone.net, LayeredNet) and can_absorb(backbone.net):
+        absorb_batchnorm(backbone.net)
+    return backbone
+
+
+def lacks_fc(backbone: Backbone) -> bool:
+    """Whether it is the trunk of a net that has fc6 and fc7 in transfer."""
+    spec = getattr(backbone.net, "spec", None)
+    return isinstance(backbone.net, LayeredNet) and bool(family(spec.name).fc) and not spec.fc
+
+
+def with_fc(backbone: Backbone, width: int) -> Backbone:
+    """A trunk with fresh fc6 and fc7, in the geometry and at the input size of the transfer protocols."""
+    spec = replace(backbone.net.spec, fc=width, geometry="probe")
+    net = build_net(spec)
+    net.load_state_dict({**net.state_dict(), **backbone.net.state_dict()})
+    input = replace(backbone.input, size=family(spec.name).size, resize=256)
+    device = next(backbone.parameters()).device
+    return Backbone(net, input, provenance=backbone.provenance).to(device)

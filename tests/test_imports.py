@@ -1,0 +1,91 @@
+"""Dependencies point one way, and help waits for no torch."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# From the ground up: a part may import those before it, and its own.
+FLOOR = ("errors", "files", "keys", "stored", "console", "runs")
+ORDER = ("color", "data", "objectives", "models", "training", "report", "hub", "timm", "commands")
+LINES = ("parsing", "command_line", "cli")  # what is typed: nothing below knows it
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports when it is imported itself."""
+    tree = ast.parse(path.read_text())
+    lazy = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.If)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Import | ast.ImportFrom)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node not in lazy:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import) and node not in lazy:
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("crosschannel", "transfer", "slurm")}
+
+
+FILES = [p for part in ("crosschannel", "transfer", "slurm") for p in sorted((ROOT / part).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    place = path.relative_to(ROOT).with_suffix("").parts
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        part = rest.split(".")[0]
+        if place[0] == "crosschannel":
+            assert top == "crosschannel", f"{path.name} imports {name}"
+        if place[0] == "transfer":
+            assert top != "slurm", f"{path.name} imports {name}"
+        if place[0] != "crosschannel" or top != "crosschannel" or len(place) < 2:
+            continue
+        ranks = {part: number for number, part in enumerate((*FLOOR, *ORDER, *LINES))}
+        own, theirs = place[1], part
+        if own in ranks and theirs in ranks and own != theirs:
+            both_floor = own in FLOOR and theirs in FLOOR
+            assert both_floor or ranks[theirs] < ranks[own], f"{'/'.join(place)} imports {name}"
+
+
+def test_protocols_know_backbones_only_through_load_backbone_and_wrap():
+    """And sources, what they are read from, and the loading of weights into a net that is there."""
+    allowed = {"crosschannel.hub.sources", "crosschannel.hub.files", "crosschannel.hub.files.load_state"}
+    allowed |= {f"crosschannel.hub.sources.{name}" for name in ("input_files", "known_layers", "parse_source")}
+    for path in sorted((ROOT / "transfer").rglob("*.py")):
+        assert {name for name in imported(path) if name.startswith("crosschannel.hub")} <= allowed, path
+        assert not re.search(r"\b(build_net|Backbone\()", path.read_text()), path
+
+
+def test_nothing_imports_a_command_line_that_stands_above_it():
+    for path in FILES:
+        if path.name != "cli.py" and path.parts[-2] != "slurm":
+            assert not re.search(r"^\s*(from|import) (crosschannel|transfer|slurm)\.cli\b", path.read_text(), re.M), (
+                path
+            )
+
+
+HELP = [
+    "crosschannel.cli pretrain", "crosschannel.cli colorize", "crosschannel.cli export", "transfer.cli linear-probe",
+    "transfer.cli knn", "transfer.cli classify", "transfer.cli svm", "transfer.cli few-shot", "transfer.cli report",
+    "slurm.cli submit",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_imports_no_torch(command):
+    module, name = command.split()
+    code = (
+        f"import sys; sys.argv = ['x', '{name}', '--help']\nfrom {module} import main\n"
+        "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules, file=sys.stderr)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stderr.strip() == "False" and "--device" in found.stdout

@@ -1,0 +1,163 @@
+"""Reading a VOC devkit, and what is said where it is not whole."""
+
+import functools
+import hashlib
+import http.server
+import shutil
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crosschannel import UserError
+from transfer.pascal.config import PascalConfig
+from transfer.pascal.devkit import CLASSES, IGNORED, POSITIVE, VOCImages, open_devkit, read_class_set
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from devkits import annotation, make_devkit
+
+
+@pytest.fixture
+def small(tmp_path, photos):
+    return make_devkit(tmp_path, photos)
+
+
+def config(**keys) -> PascalConfig:
+    return PascalConfig("backbone", "data", **keys)
+
+
+def test_labels_are_those_of_the_class_files(small):
+    images = VOCImages(small, [("2007", "trainval"), ("2007", "test")])
+    assert len(images) == 60 and images.names[0] == "VOC2007/000000" and images.labels.shape == (60, 20)
+    for number, label in enumerate(CLASSES):
+        listed = read_class_set(small / "VOC2007", "trainval", label) | read_class_set(small / "VOC2007", "test", label)
+        assert images.labels[:, number].tolist() == [listed[name.partition("/")[2]] for name in images.names]
+
+
+def test_a_class_with_difficult_objects_alone_is_ignored(small):
+    (small / "VOC2007" / "Annotations" / "000000.xml").write_text(
+        annotation([("dog", True), ("cat", True), ("cat", False)])
+    )
+    labels = VOCImages(small, [("2007", "trainval")]).labels[0]
+    assert labels[CLASSES.index("dog")] == IGNORED and labels[CLASSES.index("cat")] == POSITIVE
+    assert (np.delete(labels, [CLASSES.index("dog"), CLASSES.index("cat")]) == 0).all()
+
+
+def test_years_and_sets_are_joined_and_any_folder_above_will_do(small, photos, tmp_path):
+    make_devkit(tmp_path / "other", photos, 6, 4, "2012")
+    shutil.move(tmp_path / "other" / "VOCdevkit" / "VOC2012", small / "VOC2012")
+    for root in (small, small.parent):
+        split = open_devkit(str(root), config(train_set="2007:trainval,2012:trainval"))
+        assert len(split.train) == 46 and len(split.test) == 20
+        assert split.train.names[45] == "VOC2012/000005"
+
+
+def test_boxes_are_those_of_the_files(small):
+    images = VOCImages(small, [("2007", "test")])
+    objects = images.annotation(0)
+    assert objects.boxes[0].tolist() == [4, 5, 40, 50] and objects.difficult.sum() == 1
+
+
+def test_masks_are_palette_pictures_with_a_border_that_is_left_out(small):
+    (small / "VOC2007" / "SegmentationClass").mkdir()
+    (small / "VOC2007" / "ImageSets" / "Segmentation").mkdir()
+    (small / "VOC2007" / "ImageSets" / "Segmentation" / "val.txt").write_text("000003\n")
+    images, path = VOCImages(small, [("2007", "val")], "Segmentation"), small / "VOC2007/SegmentationClass/000003.png"
+    with pytest.raises(UserError, match=r"lacks the mask .*000003\.png"):
+        images.mask(0)
+    labels = np.array([[0, 12, 255], [20, 255, 1]], np.uint8)
+    picture = Image.fromarray(labels, "P")
+    picture.putpalette(list(range(256)) * 3)
+    picture.save(path)
+    assert (images.mask(0) == labels).all()
+    Image.fromarray(np.array([[21]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="has the label 21"):
+        images.mask(0)
+    path.write_text("no picture")
+    with pytest.raises(UserError, match="is damaged"):
+        images.mask(0)
+
+
+DAMAGE = {
+    "an image is gone": (lambda f: (f / "JPEGImages/000003.jpg").unlink(), r"lacks .*000003\.jpg"),
+    "images are gone": (lambda f: shutil.rmtree(f / "JPEGImages"), r"lacks .* and 39 more images"),
+    "an annotation is gone": (lambda f: (f / "Annotations/000003.xml").unlink(), r"lacks the annotation .*000003"),
+    "no XML": (lambda f: (f / "Annotations/000003.xml").write_text("{}"), r"000003\.xml is damaged"),
+    "a box without an edge": (
+        lambda f: (f / "Annotations/000003.xml").write_text(annotation([("dog", False)]).replace("xmax", "x")),
+        r"000003\.xml is damaged",
+    ),
+    "a class of others": (
+        lambda f: (f / "Annotations/000003.xml").write_text(annotation([("zebra", False)])),
+        r"class 'zebra', which is none of PASCAL's 20",
+    ),
+    "an empty set": (lambda f: (f / "ImageSets/Main/trainval.txt").write_text("\n"), r"trainval\.txt is empty"),
+    "no such set": (lambda f: (f / "ImageSets/Main/trainval.txt").unlink(), r"no image set .*; there are test"),
+    "no such year": (lambda f: f.rename(f.with_name("VOC2012")), r"has no VOC2007/ImageSets: it has VOC2012"),
+    "no devkit": (lambda f: shutil.rmtree(f), r"it is no VOC devkit; --download true"),
+    "an image twice": (
+        lambda f: (f / "ImageSets/Main/trainval.txt").write_text("000003\n000003\n"),
+        r"name an image twice",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_missing_or_damaged_is_one_sentence(small, name):
+    damage, words = DAMAGE[name]
+    damage(small / "VOC2007")
+    with pytest.raises(UserError, match=words):
+        open_devkit(str(small), config())
+
+
+def test_a_damaged_class_file_is_named(small):
+    path = small / "VOC2007" / "ImageSets" / "Main" / "dog_trainval.txt"
+    path.write_text("000001 7\n")
+    with pytest.raises(UserError, match=r"dog_trainval\.txt is damaged"):
+        read_class_set(path.parents[2], "trainval", "dog")
+
+
+def test_what_is_not_there_is_fetched_once_and_checked(small, tmp_path, monkeypatch):
+    """From an archive with the names and checksums that torchvision keeps: here a small one behind a local server."""
+    from torchvision.datasets import voc
+
+    archive = tmp_path / "VOCtrainval.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(small / "VOC2007", "VOCdevkit/VOC2007")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    entry = {
+        "url": f"http://127.0.0.1:{server.server_address[1]}/{archive.name}",
+        "filename": archive.name,
+        "base_dir": "VOCdevkit/VOC2007",
+        "md5": hashlib.md5(archive.read_bytes()).hexdigest(),
+    }
+    monkeypatch.setitem(voc.DATASET_YEAR_DICT, "2007", entry)
+    monkeypatch.setitem(voc.DATASET_YEAR_DICT, "2007-test", entry)
+    place = tmp_path / "new" / "VOCdevkit"
+    split = open_devkit(str(place), config(download=True))
+    assert len(split.train) == 40 and (place / "VOC2007").is_dir()
+    archive.unlink()
+    assert len(open_devkit(str(place), config(download=True)).test) == 20  # nothing is fetched again
+    with pytest.raises(UserError, match="there is no archive of VOC1999"):
+        open_devkit(str(place), config(download=True, test_set="1999:test"))
+    shutil.rmtree(tmp_path / "new")
+    with pytest.raises(UserError, match="VOC2007 cannot be had from"):
+        open_devkit(str(place), config(download=True))
+    server.shutdown()
+
+
+def test_real_images_agree_with_their_class_files(real_data):
+    root = real_data / "voc-mini" / "VOCdevkit"
+    split = open_devkit(str(root), config())
+    assert (len(split.train), len(split.test)) == (160, 128)
+    for part, images in (("trainval", split.train), ("test", split.test)):
+        for number, label in enumerate(CLASSES):
+            listed = read_class_set(root / "VOC2007", part, label)
+            assert [listed[name.partition("/")[2]] for name in images.names] == images.labels[:, number].tolist()
+            assert (images.labels[:, number] == POSITIVE).any()

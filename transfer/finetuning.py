@@ -1,0 +1,256 @@
+"""What all fine-tuning shares: a copy of the backbone that may be trained, what stands on it, where gradients start,
+initial values, and the weights that are kept.
+
+Two choices are apart: ``train_from``, below which nothing moves, and ``random_from``, from which weights are new.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crosschannel.data import Stream, load_batches
+from crosschannel.errors import UserError
+from crosschannel.files import written_whole
+from crosschannel.hub.files import load_state
+from crosschannel.hub.sources import known_layers, parse_source
+from crosschannel.models import Backbone, InputSpec, LayeredNet
+from crosschannel.models import initialisation as init
+from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, with_fc, with_input
+from crosschannel.models.calibration import calibrate
+from transfer.config import FineTuneConfig
+
+WEIGHTS, _FORMAT = "net.safetensors", "crosschannel.finetuned"
+_CROPS = 80  # that calibration looks at, and ten times as many that k-means does
+
+
+class FineTuned(nn.Module):
+    """A backbone with a linear layer on the mean of its last map: on fc7 where there is one.
+
+    Args:
+        backbone: a copy to be trained.
+        outputs: of the linear layer.
+        dropout: after fc6 and fc7, in training mode, whether they are trained or not.
+
+    Shape:
+        preprocessed (N, C, H, W) → (N, outputs).
+    """
+
+    def __init__(self, backbone: Backbone, outputs: int, dropout: float):
+        super().__init__()
+        self.backbone, self.dropout = backbone, dropout
+        self.score = nn.Linear(backbone.channels[backbone.top], outputs)
+        self._still: tuple[str, ...] = ()  # modules that stay in eval mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.backbone.features(x, [self.backbone.trunk])[self.backbone.trunk]
+        return self.score(self.backbone.fully_connected(maps, self.dropout).mean((2, 3)))
+
+    def train(self, mode: bool = True) -> "FineTuned":
+        super().train(mode)
+        for name in self._still:
+            self.get_submodule(name).eval()
+        return self
+
+    def freeze(self, parameters: set[str], modules: set[str]) -> None:
+        """Let parameters get no gradients and modules stay in eval mode, by name."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in parameters)
+        self._still = tuple(sorted(modules))
+
+
+def check_choices(config: FineTuneConfig) -> None:
+    """What can be refused of a config before the net is loaded: where a source says what layers and input it has.
+
+    Raises:
+        UserError: no such layer to train from, or another input than the source asks for.
+    """
+    source = parse_source(config.backbone)
+    asked = source.options.get("input")
+    if config.input and asked and asked != config.input:
+        raise UserError(f"input {config.input}: the source {config.backbone!r} says {asked}; say it once")
+    layers = known_layers(source)
+    if layers:
+        fresh = ("fc6", "fc7") if "pool5" in layers and "fc6" not in layers else ()
+        _start((*layers, *fresh), config.train_from)
+        if config.random_from:
+            _start((*layers, *fresh), config.random_from, "random_from")
+
+
+def prepare(backbone: Backbone, config: FineTuneConfig) -> tuple[Backbone, list[str]]:
+    """A copy of a backbone as it is to be fine-tuned, before any initial values are set.
+
+    Args:
+        backbone: stays as it is.
+        config: input, absorb, fc, random_from and train_from.
+
+    Returns:
+        the copy, and names of those of its layers whose weights are to be new.
+
+    Raises:
+        UserError: a layer that is not there, or choices that contradict each other.
+    """
+    copied = with_input(trainable_copy(backbone), config.input or backbone.input.kind)
+    if config.absorb:
+        copied = absorbed(copied)
+    fresh: set[str] = set()
+    if lacks_fc(copied):
+        copied, fresh = with_fc(copied, config.fc), {"fc6", "fc7"}
+    if config.random_from:
+        fresh |= _layers_from(copied, config.random_from)
+    layers = body(copied)
+    new, start = [layer for layer in layers if layer in fresh], _start(layers, config.train_from)
+    if new and layers.index(new[0]) < start:
+        raise UserError(
+            f"train_from {config.train_from}: {new[0]} of this net is new and would never be trained; train from "
+            f"{new[0]} or all"
+        )
+    if copied.input.kind != backbone.input.kind and start:
+        raise UserError(f"input {config.input}: its new filters are in the first layer; train from all")
+    return copied, new
+
+
+def body(backbone: Backbone) -> tuple[str, ...]:
+    """The layers below the classifier."""
+    return backbone.layers[: backbone.layers.index(backbone.top) + 1]
+
+
+def _start(layers: Sequence[str], name: str, key: str = "train_from") -> int:
+    """The place among the layers from which on they are trained, or new; their number where none is.
+
+    Raises:
+        UserError: no such layer.
+    """
+    has_fc = "fc6" in layers
+    named = {"all": 0, "head": len(layers), "pool": layers.index("fc6") if has_fc else len(layers)}
+    if has_fc:
+        named["fc8"] = len(layers)
+    named |= {layer: place for place, layer in enumerate(layers)}
+    if name not in named:
+        words = "fc8, fc6, all" if has_fc else "head, all"
+        raise UserError(f"{key} {name!r}: give {words}, or a layer: {', '.join(layers)}")
+    return named[name]
+
+
+def _layers_from(backbone: Backbone, name: str) -> set[str]:
+    """The layers with weights from a place on.
+
+    Raises:
+        UserError: no such layer, or a net whose layers cannot be made anew.
+    """
+    layers = body(backbone)
+    found = layers[_start(layers, name, "random_from") :]
+    if found and not isinstance(backbone.net, LayeredNet):
+        raise UserError(f"random_from {name}: layers of a net of another library cannot be made anew")
+    return {layer for layer in found if any(True for _ in backbone.net.get_submodule(layer).parameters())}
+
+
+def frozen_parts(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[str]]:
+    """Names of the parameters that are not trained, and of the modules that stay in eval mode: what is below
+    ``train_from``, what a forward pass never reaches, and BatchNorm where it is frozen. Dropout stays active."""
+    backbone, layers = net.backbone, body(net.backbone)
+    start = _start(layers, config.train_from)
+    reached = backbone.parameters_through(backbone.top)
+    parameters = {name for name, _ in backbone.named_parameters() if name not in reached}
+    modules: set[str] = set()
+    if start:
+        parameters |= backbone.parameters_through(layers[start - 1])
+        modules |= backbone.modules_through(layers[start - 1])
+    if config.frozen_norm:
+        norms = [n for n, m in backbone.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        modules |= set(norms)
+        parameters |= {f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")}
+    modules = {m for m in modules if not isinstance(backbone.get_submodule(m), nn.modules.dropout._DropoutNd)}
+    return {f"backbone.{name}" for name in parameters}, {f"backbone.{name}" for name in modules}
+
+
+@torch.no_grad()
+def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, stream: Stream) -> None:
+    """Set the initial values of new layers, then calibrate, in place.
+
+    Args:
+        net: on its device.
+        new: layers whose weights are new; the linear layer on top always is.
+        config: new_layers, calibrate and the seed.
+        stream: of training, for what looks at images.
+    """
+    fresh = [net.backbone.net.get_submodule(layer) for layer in new]
+    for module in (part for layer in (*fresh, net.score) for part in layer.modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_parameters()
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if not (module is net.score and config.new_layers == "default"):  # it has PyTorch's own weights
+                nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.constant_(module.bias, 0.1)
+    inner = net.backbone.net
+    if config.new_layers == "kmeans" and new:
+        skip = [layer for layer in net.backbone.layers if layer not in new]
+        init.kmeans(inner, list(_crops(net, stream, 10)), config.seed, skip=skip)
+    norms = nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm  # over which no factor passes
+    fits = isinstance(inner, LayeredNet) and not any(isinstance(module, norms) for module in inner.modules())
+    if config.calibrate is True and not fits:
+        raise UserError("calibrate: only nets whose layers follow one another, without norms, can be")
+    if config.calibrate and fits:
+        calibrate(inner, list(_crops(net, stream, 1)), _centre(net.backbone.input), config.seed)
+
+
+def _crops(net: FineTuned, stream: Stream, batches: int) -> Iterator[Tensor]:
+    """Preprocessed batches of training samples."""
+    device = next(net.parameters()).device
+    for batch in load_batches(stream, 0, batches * _CROPS, _CROPS):
+        yield net.backbone.preprocess(batch.images.to(device))
+
+
+def _centre(input: InputSpec) -> tuple[float, ...] | None:
+    """By channel, what was subtracted to make a net's input."""
+    if input.kind == "rgb":
+        return tuple(mean / std for mean, std in zip(input.mean, input.std, strict=True))
+    return {"grey": (50.0,), "lab": (50.0, 0.0, 0.0)}.get(input.kind)
+
+
+def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Path:
+    """Write ``net.safetensors``: all weights, with what it takes to use them again.
+
+    Args:
+        run: the folder.
+        net: as it ended.
+        classes: what its outputs are.
+        size: side of the crops that it was given.
+    """
+    told = {"format": _FORMAT, "schema": "1", "input": json.dumps(asdict(net.backbone.input))}
+    told |= {"backbone": net.backbone.provenance.source, "classes": json.dumps(list(classes)), "size": str(size)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    with written_whole(run / WEIGHTS) as part:
+        save_file(tensors, part, told)
+    return run / WEIGHTS
+
+
+def load_net(run: Path, config: FineTuneConfig, backbone: Backbone) -> FineTuned:
+    """The net that a run ended with.
+
+    Args:
+        run: its folder.
+        config: of the run.
+        backbone: that it was begun from, which stays as it is.
+
+    Raises:
+        UserError: no such weights, or they are damaged.
+    """
+    path = run / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"no {WEIGHTS} in {run}: it is no finished run that fine-tuned a net")
+    try:
+        with safe_open(path, "pt") as file:
+            classes = json.loads((file.metadata() or {}).get("classes", "[]"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    net = FineTuned(prepare(backbone, config)[0], len(classes), config.dropout)
+    load_state(net, state, str(path))
+    return net.eval()

@@ -1,0 +1,37 @@
+"""Keys of every protocol on PASCAL VOC."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from crosschannel.errors import UserError
+from crosschannel.keys import Spelling, Text
+from crosschannel.runs.config import data, runtime
+from transfer.config import MeasureConfig
+
+_SETS = Spelling(r"\d{4}:[\w-]+(,\d{4}:[\w-]+)*", "YEAR:SET, such as 2007:trainval, or several by commas")
+Sets = Annotated[str, _SETS]
+
+
+@dataclass
+class PascalConfig(MeasureConfig):
+    """Keys of every protocol on PASCAL VOC."""
+
+    data: Text = data(fetched_by="download")
+    """the VOCdevkit folder (VOC2007 and the like are in it)"""
+    train_set: Sets = "2007:trainval"
+    """image sets that are learned, such as 2007:trainval,2012:trainval"""
+    test_set: Sets = "2007:test"
+    """image sets that are scored"""
+    download: bool = runtime(False)
+    """fetch what is not there from the archives that torchvision knows, with their checksums"""
+
+    def check(self) -> None:
+        twice = set(named_sets(self.train_set)) & set(named_sets(self.test_set))
+        if twice:
+            raise UserError(f"{':'.join(min(twice))} is in both train_set and test_set")
+
+
+def named_sets(sets: str) -> list[tuple[str, str]]:
+    """(year, image set) of each that is named."""
+    return [tuple(one.split(":")) for one in re.split(",", sets)]

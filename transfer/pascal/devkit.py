@@ -1,0 +1,255 @@
+"""The VOC devkit: image sets, annotations with their difficult flags, masks. What is missing is said at once."""
+
+import fcntl
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from crosschannel.data.images import Names
+from crosschannel.data.open import staged
+from crosschannel.errors import UserError
+from crosschannel.files import read_bytes, read_text, user_path
+from transfer.pascal.config import PascalConfig, named_sets
+from transfer.protocol import Data, Split
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+_OF_2011 = Path("TrainVal") / "VOCdevkit"
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1  # labels of an image; ignored: the class has difficult objects only
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is annotated in an image.
+
+    Attributes:
+        boxes: (G, 4) float64 x₁ y₁ x₂ y₂ in pixels from 1, both ends inside, as the files have them.
+        classes: (G,) int64 into ``CLASSES``.
+        difficult: (G,) bool.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    difficult: np.ndarray
+
+    def labels(self) -> np.ndarray:
+        """(20,) int8: POSITIVE, NEGATIVE or IGNORED."""
+        found = np.full(len(CLASSES), NEGATIVE, np.int8)
+        found[self.classes[self.difficult]] = IGNORED
+        found[self.classes[~self.difficult]] = POSITIVE
+        return found
+
+
+class VOCImages:
+    """Image sets of a devkit, as an :class:`~crosschannel.data.ImageSet`.
+
+    Args:
+        devkit: folder of VOC2007 and the like, or one that holds it.
+        sets: (year, image set) of each.
+        kind: of the sets: "Main", or "Segmentation".
+
+    Attributes:
+        names: such as VOC2007/000012.
+        labels: (n, 20) int8, POSITIVE, NEGATIVE or IGNORED.
+        objects: by image.
+
+    Raises:
+        UserError: a year, a set, an image or an annotation is missing or damaged; the message names it.
+    """
+
+    remote = False
+    classes = CLASSES
+
+    def __init__(self, devkit: Path, sets: Iterable[tuple[str, str]], kind: str = "Main"):
+        self._places: list[tuple[Path, str]] = []
+        for year, name in sets:
+            folder = year_folder(devkit, year)
+            self._places += [(folder, image) for image in read_set(folder, name, kind)]
+        self.names = Names(f"{folder.name}/{image}" for folder, image in self._places)
+        if len(set(self.names)) < len(self.names):
+            raise UserError(f"the image sets of {devkit} name an image twice")
+        lacking = [path for path in (self.image_path(i) for i in range(len(self))) if not path.is_file()]
+        if lacking:
+            more = f" and {len(lacking) - 1} more images" if len(lacking) > 1 else ""
+            raise UserError(f"the devkit lacks {lacking[0]}{more} that its image sets name")
+        self.objects = [read_annotation(folder / "Annotations" / f"{image}.xml") for folder, image in self._places]
+        self.labels = np.stack([objects.labels() for objects in self.objects])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def image_path(self, index: int) -> Path:
+        folder, image = self._places[index]
+        return folder / "JPEGImages" / f"{image}.jpg"
+
+    def mask(self, index: int) -> np.ndarray:
+        """The classes of an image's pixels: (H, W) uint8, 0 for background, 1 … 20, and 255 for what is left out.
+
+        Raises:
+            UserError: there is none, or it is no such mask.
+        """
+        folder, image = self._places[index]
+        path = folder / "SegmentationClass" / f"{image}.png"
+        try:
+            with Image.open(io.BytesIO(read_bytes(path))) as picture:
+                labels = np.array(picture if picture.mode in ("P", "L") else picture.convert("L"))
+        except FileNotFoundError:
+            raise UserError(f"the devkit lacks the mask {path}") from None
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"the mask {path} is damaged: {error}") from None
+        odd = labels[(labels > len(CLASSES)) & (labels != 255)]
+        if odd.size:
+            raise UserError(f"the mask {path} has the label {odd[0]}: there are 0 to {len(CLASSES)}, and 255")
+        return labels.astype(np.uint8)
+
+    def read(self, index: int) -> bytes:
+        return read_bytes(self.image_path(index))
+
+    def annotation(self, index: int) -> Objects:
+        return self.objects[index]
+
+    def content_key(self) -> str:
+        digest = sha256(self.names.fingerprint().encode())
+        for index in range(len(self)):
+            status = self.image_path(index).stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def open_devkit(data: Data, config: PascalConfig) -> Split:
+    """The image sets that a config names.
+
+    Args:
+        data: the VOCdevkit folder, one that holds it, or images that are there, with labels (n, classes) of POSITIVE,
+            NEGATIVE and IGNORED.
+        config: names the sets, and whether missing years may be fetched.
+
+    Raises:
+        UserError: what is missing, in one sentence.
+    """
+    if isinstance(data, str):
+        root = user_path(staged(data))
+        wanted = [named_sets(sets) for sets in (config.train_set, config.test_set)]
+        if config.download:
+            for year, name in (one for sets in wanted for one in sets):
+                fetch(root, year, name)
+        found = Split(*(VOCImages(root, sets) for sets in wanted), CLASSES, data)
+    else:
+        found = data if isinstance(data, Split) else Split(*data, data[0].classes or CLASSES, "images from memory")
+    for images in (found.train, found.test):
+        if np.shape(images.labels) != (len(images), len(found.classes)):
+            raise UserError(f"labels must be ({len(images)}, {len(found.classes)}), got {np.shape(images.labels)}")
+        if not (images.labels == POSITIVE).any():
+            raise UserError(f"none of the {len(images)} images of {found.source!r} is a positive of any class")
+    return found
+
+
+def year_folder(root: Path, year: str) -> Path:
+    """The folder of a year: in what was named, in VOCdevkit below it, or where 2011's archive has it.
+
+    Raises:
+        UserError: there is none.
+    """
+    places = [place for base in (root, root.parent) for place in (base, base / "VOCdevkit", base / _OF_2011)]
+    for place in places if root.name == "VOCdevkit" else places[:3]:
+        if (place / f"VOC{year}" / "ImageSets").is_dir():
+            return place / f"VOC{year}"
+    there = sorted({found.parent.name for place in places[:3] for found in place.glob("VOC2*/ImageSets")})
+    hint = f"it has {', '.join(there)}" if there else "it is no VOC devkit; --download true fetches the real one"
+    raise UserError(f"{root} has no VOC{year}/ImageSets: {hint}")
+
+
+def read_set(folder: Path, name: str, kind: str = "Main") -> list[str]:
+    """The images of a set.
+
+    Args:
+        folder: of a year.
+        name: such as trainval.
+        kind: "Main", or "Segmentation".
+
+    Raises:
+        UserError: no such set, or it is empty.
+    """
+    path = folder / "ImageSets" / kind / f"{name}.txt"
+    if not path.is_file():
+        known = {path.stem for path in path.parent.glob("*.txt")}
+        known -= {stem for stem in known if stem.rpartition("_")[0] in CLASSES}
+        raise UserError(f"no image set {path}; there are {', '.join(sorted(known)) or 'none'}")
+    images = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    if not images:
+        raise UserError(f"the image set {path} is empty")
+    return images
+
+
+def read_class_set(folder: Path, name: str, label: str) -> dict[str, int]:
+    """The per-class file of a set: POSITIVE, NEGATIVE or IGNORED by image.
+
+    Raises:
+        UserError: no such file, or a line that is none of it.
+    """
+    path = folder / "ImageSets" / "Main" / f"{label}_{name}.txt"
+    meanings = {"1": POSITIVE, "-1": NEGATIVE, "0": IGNORED}
+    try:
+        rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
+        return {image: meanings[label] for image, label in rows}
+    except (KeyError, ValueError):
+        raise UserError(f"{path} is damaged: a line is an image and 1, 0 or -1") from None
+
+
+def read_annotation(path: Path) -> Objects:
+    """The objects of an image.
+
+    Raises:
+        UserError: the file is missing or no XML, or an object's class is not among the 20.
+    """
+    boxes, classes, difficult = [], [], []
+    try:
+        for entry in ElementTree.fromstring(read_bytes(path)).iter("object"):
+            name = entry.findtext("name", "").strip()
+            if name not in CLASSES:
+                raise UserError(f"{path} has an object of the class {name!r}, which is none of PASCAL's 20")
+            classes.append(CLASSES.index(name))
+            difficult.append(entry.findtext("difficult", "0").strip() == "1")
+            box = entry.find("bndbox")
+            boxes.append([float(box.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax")])
+    except FileNotFoundError:
+        raise UserError(f"the devkit lacks the annotation {path}") from None
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"the annotation {path} is damaged: {error}") from None
+    return Objects(np.array(boxes).reshape(-1, 4), np.array(classes, np.int64), np.array(difficult, bool))
+
+
+def fetch(root: Path, year: str, name: str) -> None:
+    """Download and unpack the archive of a year into ``root`` (or beside it, where it is called VOCdevkit), unless it
+    is there.
+
+    Raises:
+        UserError: there is no such archive, or it cannot be had.
+    """
+    from torchvision.datasets.utils import download_and_extract_archive
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+    key = "2007-test" if (year, name) == ("2007", "test") else year
+    if key not in DATASET_YEAR_DICT:
+        raise UserError(f"there is no archive of VOC{year}; there are {', '.join(sorted(DATASET_YEAR_DICT))}")
+    archive: dict[str, Any] = DATASET_YEAR_DICT[key]
+    place = root.parent if root.name == "VOCdevkit" else root
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".download.lock").open("w") as lock:  # one of all ranks downloads, the others wait
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        sets = place / archive["base_dir"] / "ImageSets"
+        if (sets / "Main" / "test.txt" if key == "2007-test" else sets).exists():
+            return
+        try:
+            download_and_extract_archive(archive["url"], str(place), filename=archive["filename"], md5=archive["md5"])
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"VOC{year} cannot be had from {archive['url']}: {error}") from None

@@ -1,0 +1,176 @@
+"""The figures of PASCAL VOC, each exact, vectorised, and weighted by image so that it can be bootstrapped.
+
+Weights are (R, n): R resamples of n items; every function gives R figures at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["sum", "11-point", "envelope"]
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, kind: Kind = "sum") -> np.ndarray:
+    """Average precision of a ranking.
+
+    Args:
+        scores: (n,), higher ranks first; equal ones are taken together.
+        positive: (n,) bool.
+        weights: (R, n).
+        kind: "sum": precisions weighted by the steps of recall, as scikit-learn has it since 0.19; "11-point": the mean
+            of the greatest precision at recalls of at least 0, .1, … 1 (VOC 2007); "envelope": the area under the
+            precision made monotone (VOC 2010 on; VISSL).
+
+    Returns:
+        (R,) float64; NaN where no positive has weight.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
+    return _area(positive[order], ends, weights.T[order], (weights * positive).sum(1), kind)
+
+
+def _area(hits: np.ndarray, ends: np.ndarray, weights: np.ndarray, total: np.ndarray, kind: Kind) -> np.ndarray:
+    """The area of a ranking.
+
+    Args:
+        hits: (n,) bool, from the best rank on.
+        ends: (n,) bool, whether no equal score follows.
+        weights: (n, R).
+        total: (R,) weight of all there is to find.
+        kind: see :func:`average_precision`.
+
+    Only ranks at which something is found move any of the three areas: runs of others are added up at once.
+    """
+    groups = np.cumsum(ends) - ends  # of equal scores
+    found = np.zeros(int(groups[-1]) + 1 if len(groups) else 0, bool)
+    np.logical_or.at(found, groups, hits)
+    stops = np.flatnonzero(ends)[found] + 1  # just behind every group in which something is found
+    if not len(stops):
+        return np.where(total > 0, 0.0, np.nan)
+    starts = np.append(0, stops[:-1])
+    seen = np.cumsum(np.add.reduceat(weights[: stops[-1]], starts, axis=0), 0)
+    right = np.cumsum(np.add.reduceat(weights[: stops[-1]] * hits[: stops[-1], None], starts, axis=0), 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(seen > 0, right / np.maximum(seen, 1e-300), 0.0)
+        recall = right / total
+    if kind != "sum":
+        precision = np.maximum.accumulate(precision[::-1], 0)[::-1]
+    if kind == "11-point":
+        area = np.mean([np.where(recall >= level, precision, 0.0).max(0) for level in np.arange(11) / 10], 0)
+    else:
+        area = (np.diff(recall, axis=0, prepend=0.0) * precision).sum(0)
+    return np.where(total > 0, area, np.nan)
+
+
+def tie_against(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Scores in which a positive loses a tie: score − 1e-5 · label, as the published figures have it."""
+    return scores.astype(np.float64) - 1e-5 * positive
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Detections of one class against the truth.
+
+    Attributes:
+        scores: (D,) of the detections that count.
+        images: (D,) which image each is of.
+        hits: (D,) bool, whether it found an object that no better one had found.
+        positives: (n,) objects to be found, by image; difficult ones are none.
+    """
+
+    scores: np.ndarray
+    images: np.ndarray
+    hits: np.ndarray
+    positives: np.ndarray
+
+
+def match_detections(
+    boxes: list[np.ndarray],
+    scores: list[np.ndarray],
+    truths: list[np.ndarray],
+    difficult: list[np.ndarray],
+    iou: float = 0.5,
+) -> Matches:
+    """Which detections are right, as the VOC devkit has it: each is held against the object that it overlaps most; the
+    best-scored one above the threshold finds it, others are wrong, and those on difficult objects do not count.
+
+    Args:
+        boxes, scores: detections of one class by image, (D, 4) as x₁ y₁ x₂ y₂ with both ends inside, and (D,).
+        truths, difficult: its objects by image, (G, 4) and (G,) bool.
+        iou: least overlap.
+    """
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for image, (found, score, objects, hard) in enumerate(zip(boxes, scores, truths, difficult, strict=True)):
+        order = np.argsort(-score, kind="stable")
+        overlaps = box_iou(found[order], objects)
+        hits, counts, taken = np.zeros(len(order), bool), np.ones(len(order), bool), np.zeros(len(objects), bool)
+        for rank in range(len(order) if len(objects) else 0):
+            best = int(overlaps[rank].argmax())
+            if overlaps[rank, best] >= iou:
+                counts[rank] = not hard[best]
+                hits[rank] = not hard[best] and not taken[best]
+                taken[best] = True
+        kept.append((score[order][counts], np.full(int(counts.sum()), image), hits[counts]))
+    positives = np.array([int((~hard).sum()) for hard in difficult])
+    none = (np.empty(0), np.empty(0, np.int64), np.empty(0, bool))
+    joined = [np.concatenate(parts) for parts in zip(none, *kept, strict=True)]
+    return Matches(*joined, positives)
+
+
+def detection_ap(matches: Matches, weights: np.ndarray, kind: Kind = "11-point") -> np.ndarray:
+    """Average precision of detections: (R,) from image weights (R, n); NaN where there is nothing to find.
+
+    Detections of equal scores are ranked by image, as the devkit's sort leaves them: each is a rank of its own.
+    """
+    order = np.argsort(-matches.scores, kind="stable")
+    ranked = weights.T[matches.images[order]]
+    total = weights @ matches.positives.astype(np.float64)
+    return _area(matches.hits[order], np.ones(len(order), bool), ranked, total, kind)
+
+
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(A, 4), (B, 4) → (A, B) intersection over union; both ends of a side are inside (Caffe's and VOC's + 1)."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = (high - low + 1).clip(0).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2] + 1).prod(1) for boxes in (first, second)]
+    return shared / (areas[0][:, None] + areas[1][None] - shared)
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int, ignored: int = 255) -> np.ndarray:
+    """Pixels by (true class, predicted class): (classes, classes) int64; those labelled ``ignored`` are left out."""
+    counted = truth != ignored
+    pairs = truth[counted].astype(np.int64) * classes + predicted[counted]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def segmentation_figures(confusions: np.ndarray) -> dict[str, np.ndarray]:
+    """The four figures of fully convolutional nets (Long et al., 2015).
+
+    Args:
+        confusions: (R, K, K) pixels by true and predicted class, summed over images.
+
+    Returns:
+        ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` (R,), and ``iu`` (R, K); means are over classes
+        that occur (in the truth or the prediction for IU, in the truth for accuracy).
+    """
+    right = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)
+    true, predicted = confusions.sum(2), confusions.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iu = right / (true + predicted - right)
+        accuracy, share = right / true, true / true.sum(1, keepdims=True)
+        return {
+            "mean_iu": _mean_of_numbers(iu),
+            "pixel_accuracy": right.sum(1) / true.sum(1),
+            "mean_accuracy": _mean_of_numbers(accuracy),
+            "fw_iu": np.where(true > 0, share * iu, 0.0).sum(1),
+            "iu": iu,
+        }
+
+
+def _mean_of_numbers(values: np.ndarray) -> np.ndarray:
+    """(R, K) → (R,), without those that are none."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(1) / known.sum(1)

@@ -1,0 +1,120 @@
+"""PASCAL VOC classification, the columns "fc8", "fc6-8" and "all" of the paper's Table 2.
+
+Krähenbühl et al., "Data-dependent initializations of convolutional neural networks" (ICLR 2016) is what the paper
+follows; Caron et al., "Deep clustering" (ECCV 2018) differs in the config ``deepcluster``.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from crosschannel.data import CropConfig, Stream, TrainingCrops, View
+from crosschannel.errors import UserError
+from crosschannel.models import Backbone, InputSpec
+from crosschannel.runs.result import Result
+from crosschannel.training.device import settle_auto
+from crosschannel.training.loop import Loop
+from crosschannel.training.task import Evaluation
+from transfer.features import interpolation_of
+from transfer.finetuning import FineTuned, check_choices, frozen_parts, initialise, prepare, save_net
+from transfer.pascal.devkit import open_devkit
+from transfer.pascal.table2 import ap_table, pascal_section
+from transfer.protocol import Data, Measurement, Protocol, Split, measure
+from transfer.protocols.classify.config import ClassifyConfig
+from transfer.protocols.classify.task import Classification, RandomScaleCrops, metrics
+
+
+def classify(
+    backbone: Backbone | nn.Module | str,
+    data: Data,
+    train_from: str = "all",
+    config: ClassifyConfig | str | None = None,
+    out: Path | str | None = None,
+    quiet: bool = True,
+    **keys: Any,
+) -> Result:
+    """Fine-tune a backbone on PASCAL VOC's classes.
+
+    The backbone itself stays as it is: a copy is trained.
+
+    Args:
+        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
+        data: the VOCdevkit folder, or (training, test) image sets with labels (n, 20) of 1, 0 and -1 (left out).
+        train_from: where gradients start: "fc8" (or "head"), "fc6" (or "pool"), "all", or a layer.
+        config: the recipe, or the name of a packaged one: "paper", "deepcluster", "modern", "voc-mini"; None is the
+            command without ``--config``. Its backbone and data are not looked at.
+        out: run folder; default none is kept.
+        quiet: say nothing.
+        keys: of the config, over what it has, such as ``random_from="fc6"``.
+
+    Returns:
+        a :class:`~crosschannel.runs.result.Result` with ``map``, ``one_crop/map`` and ``ap/CLASS``.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
+    """
+    return measure(PROTOCOL, backbone, data, config, out, quiet, train_from=train_from, **keys)
+
+
+def _open(data: Data, config: ClassifyConfig) -> Split:
+    """The image sets; what can be refused of the config is, before any net is loaded."""
+    split = open_devkit(data, config)
+    if config.backbone:
+        check_choices(config)
+    return split
+
+
+def _measure(given: Measurement) -> Evaluation:
+    """A copy of the backbone, what is new on it, the loop, and the weights it ends with."""
+    split, world, run = given.split, given.world, given.run
+    config: ClassifyConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    torch.manual_seed(config.seed)
+    backbone, new = prepare(given.backbone, config)
+    net = FineTuned(backbone, len(split.classes), config.dropout)
+    net.freeze(*frozen_parts(net, config))
+    size = config.size or backbone.input.size
+    _check_size(backbone, size)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    given.announce(f"training from {config.train_from}, {trained:,} weights; {size} px")
+    stream = Stream(split.train, _view(config, backbone.input, size, 1), config.seed)
+    task = Classification(
+        net,
+        partial(initialise, net, new, config),
+        split.train,
+        split.test,
+        split.classes,
+        _view(config, backbone.input, size, config.test_crops),
+        _view(config, backbone.input, size, 1) if config.score_train else None,
+        world,
+        max(40, config.train.batch // world.size),
+        config.runtime.workers,
+    )
+    loop = Loop(task, stream, config, run, world, given.console.quiet)
+    found = loop.fit()
+    world.from_main(lambda: save_net(run.path, loop.evaluated_net, split.classes, size))
+    return found
+
+
+def _view(config: ClassifyConfig, input: InputSpec, size: int, views: int) -> View:
+    if config.crop == "random-scale":
+        return RandomScaleCrops(size, config.mirror, views)
+    crop = CropConfig(size, size, "random-resized", config.area, 1.0, config.mirror)
+    return TrainingCrops(crop, interpolation_of(input), views)
+
+
+def _check_size(backbone: Backbone, size: int) -> None:
+    """Raise a UserError for crops that are too small for the net."""
+    blank = torch.zeros(1, backbone.input.channels, size, size).to(next(backbone.parameters()))
+    try:
+        with torch.no_grad():
+            backbone.eval().fully_connected(backbone.features(blank, [backbone.trunk])[backbone.trunk])
+    except RuntimeError as error:
+        raise UserError(f"the backbone cannot take crops of {size} px: {str(error).splitlines()[0]}") from None
+
+
+PROTOCOL = Protocol("classify", ClassifyConfig, _open, _measure, metrics, ap_table, pascal_section, chapter="pascal")

@@ -1,0 +1,221 @@
+"""What fine-tuning for classification learns and how it is scored: a task for the one loop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crosschannel.data import ImageBatch, ImageSet, Stream, View
+from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data.views import Draw, collate_crops
+from crosschannel.runs.result import Rows
+from crosschannel.training.held_out import HeldOut, in_order
+from crosschannel.training.ranks import World
+from crosschannel.training.task import Evaluation
+from transfer.finetuning import FineTuned
+from transfer.pascal.devkit import IGNORED, POSITIVE
+from transfer.pascal.metrics import average_precision, tie_against
+from transfer.protocol import Figures, figures_of
+
+_SHOWN, _SIDE, _FRAME = 5, 96, 4  # pictures of a class, and their pixels
+
+
+@dataclass(frozen=True)
+class RandomScaleCrops:
+    """Krähenbühl's crops: a window of ``size`` · s source pixels at the image's own size, s uniform from min(½, s₂) to
+    s₂ = min(2, H / size, W / size), anywhere, sampled bilinearly without antialiasing, mirrored half the time.
+
+    Attributes:
+        size: side of a crop.
+        mirror: whether to mirror at all.
+        views: crops an image, in evaluations.
+    """
+
+    size: int
+    mirror: bool = True
+    views: int = 1
+
+    def __call__(self, image: EncodedImage, _annotation: object, draw: Draw) -> np.ndarray:
+        most = min(2.0, image.height / self.size, image.width / self.size)
+        u = draw.uniforms(4)
+        scale = min(0.5, most) + (most - min(0.5, most)) * u[0]
+        left, top = (u[1] * (image.width - self.size * scale), u[2] * (image.height - self.size * scale))
+        crop = sample_window(image.pixels(), left, top, scale, self.size)
+        return crop[:, ::-1] if self.mirror and u[3] < 0.5 else crop
+
+    collate = staticmethod(collate_crops)
+
+
+def sample_window(pixels: np.ndarray, left: float, top: float, scale: float, size: int) -> np.ndarray:
+    """Bilinear samples of a window.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        left, top: edge of the window, in source pixels.
+        scale: source pixels per sample.
+        size: samples on a side.
+
+    Returns:
+        (size, size, 3) uint8; what lies past the outermost pixels' centres repeats them.
+    """
+
+    def neighbours(start: float, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        place = (start + (np.arange(size, dtype=np.float32) + 0.5) * scale - 0.5).clip(0, length - 1)
+        low = place.astype(np.int64)
+        return low, np.minimum(low + 1, length - 1), (place - low).astype(np.float32)
+
+    y, below, down = neighbours(top, pixels.shape[0])
+    x, beside, across = neighbours(left, pixels.shape[1])
+    part = pixels[:, x[0] : beside[-1] + 1]
+    x, beside = x - x[0], beside - x[0]
+    rows = part[y] * (1 - down)[:, None, None] + part[below] * down[:, None, None]
+    across = across[:, None]
+    found = rows[:, x] * (1 - across) + rows[:, beside] * across
+    return (found + 0.5).astype(np.uint8)
+
+
+class Classification:
+    """The task: 20 sigmoid outputs, cross-entropy summed over classes and averaged over images; a class of which an
+    image has difficult objects alone is left out.
+
+    Args:
+        net: what is trained.
+        initialise: (stream) → sets the initial values.
+        train, test: images with labels (n, classes).
+        classes: their names.
+        view: of test images; their logits are summed.
+        train_view: of training images, where they are scored too.
+        world: shares out the images of evaluations.
+        batch: samples a rank evaluates at once.
+        workers: that decode for evaluations.
+    """
+
+    def __init__(
+        self,
+        net: FineTuned,
+        initialise: Callable[[Stream], None],
+        train: ImageSet,
+        test: ImageSet,
+        classes: Sequence[str],
+        view: View,
+        train_view: View | None,
+        world: World,
+        batch: int,
+        workers: int,
+    ):
+        self.net, self.rate_factors, self._initialise = net, {}, initialise
+        self.train, self.test, self.classes = train, test, tuple(classes)
+        self.view, self.train_view = view, train_view
+        self.world, self.batch, self.workers = world, batch, workers
+        self.labels = torch.from_numpy(np.asarray(train.labels)).to(world.device)
+
+    def initialise(self, stream: Stream) -> bool:
+        self._initialise(stream)
+        return True
+
+    def step(self, net: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        logits = net(self._input(batch))
+        labels = self.labels[batch.indices.to(self.world.device)]
+        counts, target = labels != IGNORED, (labels == POSITIVE).float()
+        loss = F.binary_cross_entropy_with_logits(logits.float(), target, counts.float(), reduction="sum")
+        return loss, loss.new_full((), len(batch))
+
+    def _input(self, batch: ImageBatch) -> Tensor:
+        return self.net.backbone.preprocess(batch.images.to(self.world.device, non_blocking=True))
+
+    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
+        rows, broken = self._score(net, self.test, self.view, should_stop)
+        figures = figures_of(metrics, rows)
+        if self.train_view is not None:
+            trained, _ = self._score(net, self.train, self.train_view, should_stop)
+            figures["train/map"] = figures_of(metrics, trained)["map"]
+        scored = sum(name.startswith("ap/") for name in figures)
+        line = f"mAP {100 * figures['map']:.1f} over {scored} classes"
+        return Evaluation(figures, len(rows["names"]), rows, broken, line, lambda: {"top": self._top(rows)})
+
+    def _score(
+        self, net: nn.Module, images: ImageSet, view: View, should_stop: Callable[[], bool]
+    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Names, labels and logits of images, summed over the crops of each and of the first one alone."""
+        none = torch.empty(0, len(self.classes))
+
+        def compute(batch: ImageBatch) -> Tensor:
+            return net(self._input(batch)).float().cpu() if len(batch) else none
+
+        held_out = HeldOut(Stream(images, view), compute, self.world, self.batch, self.workers, should_stop)
+        indices: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {"logits": [none], "one_crop": [none]}
+        for batch, logits in held_out:
+            owners, counts = torch.unique_consecutive(batch.indices, return_counts=True)
+            owner = torch.repeat_interleave(torch.arange(len(owners)), counts)
+            indices.append(owners)
+            found["logits"].append(torch.zeros(len(owners), logits.shape[1]).index_add_(0, owner, logits))
+            found["one_crop"].append(logits[counts.cumsum(0) - counts])
+        seen, columns = in_order(self.world, indices, found)
+        rows = {
+            "names": np.array([images.names[int(i)] for i in seen]),
+            "classes": np.array(self.classes),
+            "labels": np.asarray(images.labels)[seen.numpy()],
+            **{name: column.numpy() for name, column in columns.items()},
+        }
+        return rows, held_out.broken
+
+    def _top(self, rows: Rows) -> np.ndarray:
+        """For every class its likeliest test images in a row: green frames where it is there, red where it is not, grey
+        where it is difficult."""
+        places = {name: index for index, name in enumerate(self.test.names)}
+        colours = {POSITIVE: (39, 174, 96), IGNORED: (154, 165, 177)}
+        lines = []
+        for number in range(len(self.classes)):
+            tiles = [_named(self.classes[number])]
+            for row in np.argsort(-rows["logits"][:, number], kind="stable")[:_SHOWN]:
+                tile = np.full(
+                    (_SIDE, _SIDE, 3), colours.get(int(rows["labels"][row, number]), (192, 57, 43)), np.uint8
+                )
+                tile[_FRAME:-_FRAME, _FRAME:-_FRAME] = self._thumbnail(places[str(rows["names"][row])])
+                tiles.append(tile)
+            tiles += [np.full((_SIDE, _SIDE, 3), 255, np.uint8)] * (_SHOWN + 1 - len(tiles))
+            lines.append(np.concatenate(tiles, 1))
+        columns = 2 if len(lines) > 10 else 1
+        lines += [np.full_like(lines[0], 255)] * (-len(lines) % columns)
+        half = len(lines) // columns
+        return np.concatenate([np.concatenate(lines[c * half : (c + 1) * half]) for c in range(columns)], 1)
+
+    def _thumbnail(self, index: int) -> np.ndarray:
+        side = _SIDE - 2 * _FRAME
+        try:
+            picture = Image.fromarray(EncodedImage(self.test.read(index)).pixels(4))
+        except (BrokenImage, OSError):  # it was there a moment ago
+            picture = Image.new("RGB", (side, side))
+        return np.asarray(picture.resize((side, side)))
+
+
+def _named(words: str) -> np.ndarray:
+    """A tile that says what follows it."""
+    tile = Image.new("RGB", (_SIDE, _SIDE), "white")
+    ImageDraw.Draw(tile).text((_FRAME, _SIDE // 2 - 6), words, fill="black", font_size=13)
+    return np.asarray(tile)
+
+
+def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+    """``ap/CLASS`` of every class that has positives, their mean ``map``, and of one crop ``one_crop/map``. Images that
+    have difficult objects of a class alone are left out of that class."""
+    found: Figures = {}
+    for column, name in (("logits", "map"), ("one_crop", "one_crop/map")):
+        by_class = {}
+        for number, label in enumerate(rows["classes"]):
+            labels = rows["labels"][:, number]
+            counted, positive = labels != IGNORED, labels == POSITIVE
+            if positive.any():
+                scores = tie_against(rows[column][counted, number], positive[counted])
+                by_class[f"ap/{label}"] = average_precision(scores, positive[counted], weights[:, counted])
+        stacked = np.stack(list(by_class.values()))
+        known = ~np.isnan(stacked)  # of a resample without positives of a class it is the mean of the others
+        found[name] = np.where(known, stacked, 0.0).sum(0) / known.sum(0)
+        if column == "logits":
+            found |= by_class
+    return found

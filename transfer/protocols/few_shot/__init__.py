@@ -1,0 +1,1 @@
+"""Few labels: logistic regression on frozen features of some images a class."""

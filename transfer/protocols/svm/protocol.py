@@ -1,0 +1,261 @@
+"""Linear SVMs on the layers of a frozen backbone, with all labels and low-shot: the protocol of VISSL and of FAIR's
+benchmark (Goyal et al., "Scaling and benchmarking self-supervised visual representation learning", ICCV 2019).
+
+C is chosen on training images, by cross-validation; FAIR's low-shot chose it by test AP (``choose: test``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from torch import Tensor, nn
+
+from crosschannel.data.crops import cut
+from crosschannel.data.decode import EncodedImage
+from crosschannel.data.order import epoch_order, mix
+from crosschannel.data.views import Draw, collate_crops
+from crosschannel.errors import UserError
+from crosschannel.models import Backbone
+from crosschannel.runs.interrupts import Interrupted
+from crosschannel.runs.result import Result, Rows, load_rows, save_rows
+from crosschannel.training.task import Evaluation
+from transfer.feature_cache import features_of_both
+from transfer.features import as_key, choose_layers, interpolation_of, precision_of
+from transfer.layers import layers_section, layers_table
+from transfer.linear_models import Processes, onto_span
+from transfer.pascal.devkit import IGNORED, POSITIVE, open_devkit
+from transfer.pascal.metrics import average_precision
+from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, measure
+from transfer.protocols.svm.classifiers import chosen_scores, scores_by_cost
+from transfer.protocols.svm.config import SVMConfig
+
+_NEGATIVES = 19  # of a low-shot classifier, for each positive
+
+
+def svm(
+    backbone: Backbone | nn.Module | str,
+    data: Data,
+    layers: str | Sequence[str] = "all",
+    config: SVMConfig | str | None = None,
+    out: Path | str | None = None,
+    quiet: bool = True,
+    **keys: Any,
+) -> Result:
+    """Train linear SVMs on the layers of a backbone.
+
+    Args:
+        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
+        data: the VOCdevkit folder, or (training, test) image sets with labels (n, 20) of 1, 0 and -1 (difficult only).
+        layers: "all", names, or patterns such as ``conv*``.
+        config: costs, low_shot and the like, or the name of a packaged one: "vissl", "fair", "voc-mini". Its backbone,
+            data and layer are not looked at.
+        out: run folder; default none is kept.
+        quiet: say nothing.
+        keys: of the config, over what it has.
+
+    Returns:
+        a :class:`~crosschannel.runs.result.Result` with ``LAYER/svm_map`` and, by number of positives,
+        ``LAYER/low_shot/K``, the mean over draws.
+
+    Raises:
+        UserError: bad input.
+    """
+    return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
+
+
+@dataclass(frozen=True)
+class Squashed:
+    """The whole image as a square."""
+
+    size: int
+    interpolation: str = "bilinear"
+    views: int = 1
+
+    def __call__(self, image: EncodedImage, _annotation: object, _draw: Draw) -> np.ndarray:
+        return cut(image, (0, 0, image.width, image.height), self.size, interpolation=self.interpolation)
+
+    collate = staticmethod(collate_crops)
+
+
+def _measure(given: Measurement) -> Evaluation:
+    """Features of both parts, then the classifiers layer by layer; a layer that is done is kept."""
+    backbone, split, world, run = given.backbone, given.split, given.world, given.run
+    layers = choose_layers(backbone, given.config.layer)
+    config: SVMConfig = replace(given.config, precision=precision_of(given.config.precision, world))
+    given.announce(f"layers {', '.join(layers)}")
+    shots = _fillable(split.train.labels, config, given)
+    view = Squashed(config.size or backbone.input.size, interpolation_of(backbone.input))
+    train, test = features_of_both(given, config, layers, view)
+    labels = train.images.labels  # without those that could not be read
+    shots = [k for k in shots if k in _fillable(labels, config, given)]
+    given = replace(given, config=config)
+    rows = {
+        "names": np.array(list(test.images.names)),
+        "classes": np.array(split.classes),
+        "labels": test.images.labels,
+    }
+    with Processes(config.jobs) as processes:
+        for number, layer in enumerate(layers):
+            kept = run.checkpoints / f"layer-{number}"
+            done = world.from_main(partial(_kept, kept, rows["names"]))
+            if not done:
+                done = _classify(*(part.maps[layer] for part in (train, test)), labels, rows, shots, given, processes)
+                world.from_main(partial(_keep, kept, {"names": rows["names"], **done}))
+            rows |= {f"{layer}/{kind}": column for kind, column in done.items() if kind != "names"}
+            found = {kind: value for kind, value in figures_of(metrics, rows).items() if kind.startswith(f"{layer}/")}
+            words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in found.items())
+            given.console.print(f"mAP {words}", markup=False)
+    return Evaluation(figures_of(metrics, rows), len(rows["names"]), rows)
+
+
+def _keep(folder: Path, rows: Rows) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_rows(folder, rows)
+
+
+def _kept(folder: Path, names: np.ndarray) -> Rows:
+    """What was kept of a layer, if it is of the same images."""
+    try:
+        rows = load_rows(folder, len(names))
+    except UserError:
+        return {}
+    return rows if rows and np.array_equal(rows["names"], names) else {}
+
+
+def _normalised(maps: Tensor) -> np.ndarray:
+    """Features of length 1, (n, d)."""
+    flat = maps.flatten(1)
+    return (flat / (flat.norm(dim=1, keepdim=True) + 1e-5)).numpy()
+
+
+def _fillable(labels: np.ndarray, config: SVMConfig, given: Measurement) -> list[int]:
+    """The numbers of positives that every class has, with their negatives; others are named.
+
+    Raises:
+        UserError: nothing is left to do, or a class has no positives.
+    """
+    positives, negatives = (labels == POSITIVE).sum(0), (labels != POSITIVE).sum(0) - (labels == IGNORED).sum(0)
+    for what, counts in (("positive", positives), ("negative", negatives)):
+        if (counts == 0).any():
+            name = given.split.classes[int((counts == 0).argmax())]
+            raise UserError(f"the training images of {given.split.source!r} have no {what} of the class {name!r}")
+    found = []
+    for k in config.low_shot:
+        short = (positives < k) | (negatives < _NEGATIVES * k)
+        if short.any():
+            number = int(short.argmax())
+            given.console.print(
+                f"low-shot {k} is left out: {given.split.classes[number]} has {positives[number]} positives and "
+                f"{negatives[number]} negatives, {k} and {_NEGATIVES * k} are needed",
+                markup=False,
+            )
+        else:
+            found.append(k)
+    if not found and not config.full:
+        raise UserError("no class can fill any of the numbers of low_shot, and full is off: nothing is left to do")
+    return found
+
+
+def _classify(
+    train: Tensor,
+    test: Tensor,
+    labels: np.ndarray,
+    scored: Rows,
+    shots: Sequence[int],
+    given: Measurement,
+    processes: Processes,
+) -> dict[str, np.ndarray]:
+    """``svm`` (n, K) decision values, and ``low_shot/k`` (n, draws, K), from a layer's maps of both parts."""
+    world, run, config = given.world, given.run, given.config
+    learned, directions = onto_span(_normalised(train))
+    others = _normalised(test) if directions is None else _normalised(test) @ directions
+    shared = [processes.share(learned), processes.share(others)]
+    by_rank = -(-labels.shape[1] // world.size)
+
+    def scores(labels: np.ndarray, by_test: bool) -> np.ndarray:
+        told = (config.costs, config.seed) if by_test else (config.costs, config.folds, config.seed)
+        call, found = scores_by_cost if by_test else chosen_scores, {}
+        for start in range(0, by_rank, processes.count):  # so many classes a rank at once: stops are heard in between
+            if world.any(run.flag.is_set):
+                raise Interrupted(run.flag.name or "another rank")
+            classes, count = range(labels.shape[1]), processes.count
+            parts = [classes[rank :: world.size][start : start + count] for rank in range(world.size)]
+            tasks = [(labels[:, number], *told) for number in parts[world.rank]]
+            made = world.all_made(partial(processes.run, call, shared, tasks))
+            for part, values in zip(parts, made, strict=True):
+                found |= dict(zip(part, values, strict=True))
+        stacked = np.stack([found[number] for number in range(labels.shape[1])], -1)
+        return _best_on_test(stacked, scored["labels"]) if by_test else stacked
+
+    found = {}
+    if config.full:
+        as_negative = np.where(labels == POSITIVE, 1, 0)  # difficult ones too
+        found["svm"] = scores(as_negative, by_test=False).astype(np.float32)
+    for k in shots:
+        drawn = [
+            scores(draw_labels(labels, k, config.seed, number), by_test=config.choose == "test")
+            for number in range(config.draws)
+        ]
+        found[f"low_shot/{k}"] = np.stack(drawn, 1).astype(np.float32)
+    return found
+
+
+def _best_on_test(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Of scores (costs, n, K) those of the cost with the greatest mean test AP."""
+    figures = [_mean_ap(one, truth, np.ones((1, len(truth))))[0] for one in scores]
+    return scores[int(np.argmax(figures))]
+
+
+def draw_labels(labels: np.ndarray, k: int, seed: int, draw: int) -> np.ndarray:
+    """k positives and 19 · k negatives of each class: (n, K) of 1, 0, and -1 for all others; difficult ones are never
+    drawn."""
+    found = np.full(labels.shape, -1, np.int8)
+    for number in range(labels.shape[1]):
+        order = epoch_order(len(labels), mix(seed, draw, k), number)
+        positive, negative = (order[labels[order, number] == kind] for kind in (POSITIVE, 0))
+        found[positive[:k], number] = 1
+        found[negative[: _NEGATIVES * k], number] = 0
+    return found
+
+
+def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+    """``LAYER/svm_map`` and ``LAYER/low_shot/K``: areas under precision envelopes, averaged over classes (and draws).
+    Images that have difficult objects of a class alone are left out of it."""
+    found: Figures = {}
+    for name, scores in rows.items():
+        if name.endswith("/svm"):
+            found[f"{name}_map"] = _mean_ap(scores, rows["labels"], weights)
+        elif "/low_shot/" in name:
+            draws = [_mean_ap(scores[:, draw], rows["labels"], weights) for draw in range(scores.shape[1])]
+            found[name] = np.mean(draws, 0)
+    return found
+
+
+def _mean_ap(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    by_class = []
+    for number in range(labels.shape[1]):
+        counted = labels[:, number] != IGNORED
+        positive = labels[counted, number] == POSITIVE
+        if positive.any():
+            by_class.append(average_precision(scores[counted, number], positive, weights[:, counted], "envelope"))
+    return np.nanmean(by_class, 0)
+
+
+def _show(result: Result) -> Table:
+    """Mean average precision by layer."""
+    return layers_table(result, lambda kind: f"{kind.replace('svm_map', 'all labels').replace('_', '-')}, mAP %")
+
+
+PROTOCOL = Protocol(
+    "svm",
+    SVMConfig,
+    open_devkit,
+    _measure,
+    metrics,
+    _show,
+    layers_section("Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision"),
+)
