@@ -26,7 +26,7 @@ from crosschannel import load_backbone
 from crosschannel.data import Stream, load_batches
 from crosschannel.runs.config import OptimConfig, RuntimeConfig, TrainConfig
 from crosschannel.training.device import find_device, keep_freed_memory
-from transfer.linear_models import onto_span, processes
+from transfer.linear_models import Processes, onto_span
 from transfer.pascal.config import PascalConfig
 from transfer.pascal.devkit import VOCImages, open_devkit
 from transfer.protocols.classify.config import ClassifyConfig
@@ -59,7 +59,7 @@ class Files(Dataset):
 
 
 def input_pipeline(images: VOCImages, workers: int) -> None:
-    count = 4 * len(images)
+    count = 20 * len(images)
     stream = Stream(images, RandomScaleCrops(SIZE), 0)
 
     def ours() -> None:
@@ -70,7 +70,7 @@ def input_pipeline(images: VOCImages, workers: int) -> None:
         for _ in DataLoader(Files(images, count), BATCH, num_workers=workers):
             pass
 
-    best = race({"ours": ours, "Pillow and torchvision": theirs}, rounds=4)
+    best = race({"ours": ours, "Pillow and torchvision": theirs}, rounds=3)
     rows = [[name, count / seconds, best["Pillow and torchvision"] / seconds] for name, seconds in best.items()]
     table(f"Random-scale crops of {SIZE} px, {workers} workers", ["side", "images/s", "ratio"], rows)
 
@@ -185,9 +185,11 @@ def svms(images: tuple[VOCImages, VOCImages], costs: list[float]) -> None:
     rows = [["a scikit-learn loop", plain, 1.0]]
     for jobs in (1, 2):
         begun = time.perf_counter()
-        with processes(jobs) as run:
-            arrays = onto_span(*features)
-            run(chosen_scores, arrays, [(labels[:, number].astype(np.int8), costs, 3, 0) for number in range(20)])
+        with Processes(jobs) as processes:
+            short, directions = onto_span(features[0])
+            shared = [processes.share(array) for array in (short, features[1] @ directions)]
+            tasks = [(labels[:, number].astype(np.int8), costs, 3, 0) for number in range(20)]
+            processes.run(chosen_scores, shared, tasks)
         seconds = time.perf_counter() - begun
         rows.append([f"ours, {jobs} process{'es' * (jobs > 1)}", seconds, plain / seconds])
     table(

@@ -148,7 +148,7 @@ def run(program: Program, argv: list[str]) -> int:
         raise UserError(f"no command {name!r}; there are {', '.join(program.commands)}")
     command = program.commands[name]
     config = program.parse(name, rest)
-    if hasattr(config, "default_out") and os.environ.get("RANK", "0") == "0":
+    if hasattr(config, "protocol") and os.environ.get("RANK", "0") == "0":  # of a measurement: what recipe it is of
         say(f"{program.name} {name}: {_which_config(rest)}")
     function: Callable[[Any], Any] = named(command.function)
 

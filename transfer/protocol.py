@@ -108,7 +108,6 @@ class Protocol:
     show: Callable[[Result], Table]
     section: Callable[[Sequence[Group], Path], Iterable[Block]]
     chapter: str = ""
-    title: str = ""
 
 
 def figures_of(metrics: Callable[[Rows, np.ndarray], Figures], rows: Rows) -> dict[str, float]:

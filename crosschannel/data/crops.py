@@ -74,4 +74,9 @@ def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False, interpola
         batch = torch.from_numpy(part)[None].permute(0, 3, 1, 2)  # channels_last, which torch resamples fastest
         batch = nn.functional.interpolate(batch, (out, out), mode=interpolation, antialias=True)
         part = batch[0].permute(1, 2, 0).numpy()
-    return part[:, ::-1] if mirror else part
+    return mirrored(part) if mirror else part
+
+
+def mirrored(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8, left to right: by torch, which has a kernel for it; a view of numpy costs more to copy later."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].flip(3)[0].permute(1, 2, 0).numpy()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.errors import UserError
 from crosschannel.keys import SIDE, Spelling, above, require
-from crosschannel.models.layers import LayeredNet
+from crosschannel.models.layers import LayeredNet, dense
 from crosschannel.models.wrapped import ModuleNet
 
 InputKind = Literal["grey", "lab", "rgb", "sobel"]
@@ -172,7 +172,9 @@ class Backbone(nn.Module):
         """
         for name in ("fc6", "fc7"):
             if name in self.layers:
-                x = nn.functional.dropout(self.net.get_submodule(name)(x), dropout, self.training)
+                block = self.net.get_submodule(name)
+                x = dense(block, x) if self.training else block(x)  # at rest to the bit what features gives
+                x = nn.functional.dropout(x, dropout, self.training)
         return x
 
     def head(self, x: Tensor) -> Tensor:

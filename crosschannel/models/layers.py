@@ -63,6 +63,25 @@ def conv_block(row: Conv, channels: int, norm: bool, affine: bool, order: Order)
     return nn.Sequential(OrderedDict(parts))
 
 
+def dense(block: nn.Sequential, x: Tensor) -> Tensor:
+    """What a row of :func:`conv_block` makes of a map, by a matrix product where its kernel covers the whole map: a
+    convolution would bring all its weights into another order first, which takes longer.
+
+    Shape:
+        (N, C, h, w) → (N, out, h', w').
+    """
+    conv = block.conv
+    covers = conv.kernel_size == tuple(x.shape[2:]) and conv.padding == (0, 0) and conv.groups == 1
+    if not covers or conv.dilation != (1, 1):
+        return block(x)
+    order = (0, 1, 2, 3) if conv.weight.is_contiguous() else (0, 2, 3, 1)  # as the weights lie in memory
+    rows, weight = x.permute(order).flatten(1), conv.weight.permute(order).flatten(1)
+    y = nn.functional.linear(rows, weight, conv.bias)[:, :, None, None]
+    for name, module in block.named_children():
+        y = y if name == "conv" else module(y)
+    return y
+
+
 class LayeredNet(nn.Module):
     """A sequence of named layers built from a table.
 

@@ -215,8 +215,8 @@ class Loop:
         # DDP has averaged over ranks; the loss was divided by the batch.
         factor = self.world.size * self.config.train.batch / sums[1].clamp(min=1e-30)
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, factor.float())
+        if self.world.device.type != "cpu" or factor != 1:  # to ask a GPU would be to wait for it
+            torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], factor.float())
         if self.config.optim.clip:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.config.optim.clip)
         self.scaler.step(self.optimizer)

@@ -129,7 +129,7 @@ SMALLER = {  # flags that make a command quick
     "linear-probe": [*LOOP, "--layer=conv2"],
     "knn": ["--workers=0"],
     "classify": [*LOOP, "--test-crops=1", "--calibrate=false", "--runtime.tensorboard=false"],
-    "svm": ["--workers=0", "--jobs=1", "--low-shot=1", "--draws=1", "--costs=1", "--cache=memory"],
+    "svm": ["--pooling=average", "--workers=0", "--jobs=1", "--low-shot=1", "--draws=1", "--costs=1", "--cache=memory"],
     "few-shot": ["--workers=0", "--jobs=1", "--draws=1", "--shots=1,2"],
 }
 

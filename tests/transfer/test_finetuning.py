@@ -1,6 +1,7 @@
 """What is trained, what stays, what is new; and twenty steps against a restatement in plain PyTorch."""
 
 import copy
+import io
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +17,9 @@ from torch.nn import functional as F
 import transfer
 from crosschannel import UserError, load_backbone, wrap
 from crosschannel.data import Stream, load_batches
+from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import mix
+from crosschannel.data.views import Draw
 from crosschannel.models import AlexNet, Backbone, InputSpec
 from crosschannel.models.layers import absorb_batchnorm
 from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
@@ -331,25 +335,22 @@ def test_a_classifier_of_ones_own_gives_logits():
 
 
 def test_windows_are_sampled_bilinearly_without_antialiasing():
-    """Against grid_sample on the pixels that a window of 227 s source pixels covers."""
+    """Against grid_sample in float64 on the window that a crop's draws give it."""
     generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    from transfer.protocols.classify.task import sample_window
-
-    for left, top, scale in ((3.3, 4.7, 1.5), (0.0, 0.0, 0.5), (20.25, 10.5, 2.0)):
-        size = 20
-        ours = sample_window(pixels, left, top, scale, size).astype(float)
-        y, x = (start + (np.arange(size) + 0.5) * scale for start in (top, left))
-        grid = torch.stack(
-            torch.meshgrid(torch.tensor(y / 60 * 2 - 1), torch.tensor(x / 90 * 2 - 1), indexing="ij")[::-1], -1
-        )
-        theirs = F.grid_sample(
-            torch.from_numpy(pixels).permute(2, 0, 1)[None].double(),
-            grid[None],
-            padding_mode="border",
-            align_corners=False,
-        )
-        assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 0.51
+    pixels, size = generator.integers(0, 256, (60, 90, 3), dtype=np.uint8), 20
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    for number in range(20):
+        draw = Draw(0, (number,))
+        ours = RandomScaleCrops(size, mirror=False)(EncodedImage(buffer.getvalue()), None, draw).astype(float)
+        u = draw.uniforms(4)
+        side = round(size * (0.5 + 1.5 * u[0]))
+        top, left = int(u[2] * (61 - side)), int(u[1] * (91 - side))
+        window = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)[None].double()
+        places = (torch.arange(size) + 0.5) / size * 2 - 1
+        grid = torch.stack(torch.meshgrid(places, places, indexing="ij")[::-1], -1)[None].double()
+        theirs = F.grid_sample(window, grid, padding_mode="border", align_corners=False)
+        assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 1.01
 
 
 def test_kmeans_of_new_layers_leaves_the_statistics_of_others(split):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosschannel.data import ImageBatch, ImageSet, Stream, View
+from crosschannel.data.crops import mirrored
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.views import Draw, collate_crops
 from crosschannel.runs.result import Rows
@@ -27,7 +28,8 @@ _SHOWN, _SIDE, _FRAME = 5, 96, 4  # pictures of a class, and their pixels
 @dataclass(frozen=True)
 class RandomScaleCrops:
     """Krähenbühl's crops: a window of ``size`` · s source pixels at the image's own size, s uniform from min(½, s₂) to
-    s₂ = min(2, H / size, W / size), anywhere, sampled bilinearly without antialiasing, mirrored half the time.
+    s₂ = min(2, H / size, W / size), anywhere on whole pixels, sampled bilinearly without antialiasing, mirrored half
+    the time.
 
     Attributes:
         size: side of a crop.
@@ -42,40 +44,13 @@ class RandomScaleCrops:
     def __call__(self, image: EncodedImage, _annotation: object, draw: Draw) -> np.ndarray:
         most = min(2.0, image.height / self.size, image.width / self.size)
         u = draw.uniforms(4)
-        scale = min(0.5, most) + (most - min(0.5, most)) * u[0]
-        left, top = (u[1] * (image.width - self.size * scale), u[2] * (image.height - self.size * scale))
-        crop = sample_window(image.pixels(), left, top, scale, self.size)
-        return crop[:, ::-1] if self.mirror and u[3] < 0.5 else crop
+        side = max(1, round(self.size * (min(0.5, most) + (most - min(0.5, most)) * u[0])))
+        left, top = int(u[1] * (image.width - side + 1)), int(u[2] * (image.height - side + 1))
+        window = torch.from_numpy(image.pixels()[top : top + side, left : left + side])[None].permute(0, 3, 1, 2)
+        crop = F.interpolate(window, (self.size, self.size), mode="bilinear")[0].permute(1, 2, 0).numpy()
+        return mirrored(crop) if self.mirror and u[3] < 0.5 else crop
 
     collate = staticmethod(collate_crops)
-
-
-def sample_window(pixels: np.ndarray, left: float, top: float, scale: float, size: int) -> np.ndarray:
-    """Bilinear samples of a window.
-
-    Args:
-        pixels: (H, W, 3) uint8.
-        left, top: edge of the window, in source pixels.
-        scale: source pixels per sample.
-        size: samples on a side.
-
-    Returns:
-        (size, size, 3) uint8; what lies past the outermost pixels' centres repeats them.
-    """
-
-    def neighbours(start: float, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        place = (start + (np.arange(size, dtype=np.float32) + 0.5) * scale - 0.5).clip(0, length - 1)
-        low = place.astype(np.int64)
-        return low, np.minimum(low + 1, length - 1), (place - low).astype(np.float32)
-
-    y, below, down = neighbours(top, pixels.shape[0])
-    x, beside, across = neighbours(left, pixels.shape[1])
-    part = pixels[:, x[0] : beside[-1] + 1]
-    x, beside = x - x[0], beside - x[0]
-    rows = part[y] * (1 - down)[:, None, None] + part[below] * down[:, None, None]
-    across = across[:, None]
-    found = rows[:, x] * (1 - across) + rows[:, beside] * across
-    return (found + 0.5).astype(np.uint8)
 
 
 class Classification:

@@ -91,7 +91,8 @@ def _measure(given: Measurement) -> Evaluation:
     view = Squashed(config.size or backbone.input.size, interpolation_of(backbone.input))
     train, test = features_of_both(given, config, layers, view)
     labels = train.images.labels  # without those that could not be read
-    shots = [k for k in shots if k in _fillable(labels, config, given)]
+    if len(labels) < len(split.train):
+        shots = _fillable(labels, config, given)
     given = replace(given, config=config)
     rows = {
         "names": np.array(list(test.images.names)),
@@ -174,15 +175,15 @@ def _classify(
     learned, directions = onto_span(_normalised(train))
     others = _normalised(test) if directions is None else _normalised(test) @ directions
     shared = [processes.share(learned), processes.share(others)]
-    by_rank = -(-labels.shape[1] // world.size)
+    by_rank, count = -(-labels.shape[1] // world.size), min(world.gather(processes.count))
 
     def scores(labels: np.ndarray, by_test: bool) -> np.ndarray:
         told = (config.costs, config.seed) if by_test else (config.costs, config.folds, config.seed)
         call, found = scores_by_cost if by_test else chosen_scores, {}
-        for start in range(0, by_rank, processes.count):  # so many classes a rank at once: stops are heard in between
+        for start in range(0, by_rank, count):  # so many classes a rank at once: stops are heard in between
             if world.any(run.flag.is_set):
                 raise Interrupted(run.flag.name or "another rank")
-            classes, count = range(labels.shape[1]), processes.count
+            classes = range(labels.shape[1])
             parts = [classes[rank :: world.size][start : start + count] for rank in range(world.size)]
             tasks = [(labels[:, number], *told) for number in parts[world.rank]]
             made = world.all_made(partial(processes.run, call, shared, tasks))
