@@ -12,6 +12,12 @@ PROGRAM = Program(
     "Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.",
     {
         **{name: entry.command for name, entry in PROTOCOLS.items()},
+        "predict": Command(
+            "transfer.config:PredictConfig",
+            "transfer.predict:main",
+            "what a finished run says of any pictures: masks, or scores",
+            ("run", "images"),
+        ),
         "compare": Command(
             "transfer.config:CompareConfig",
             "transfer.comparison:main",

@@ -107,6 +107,26 @@ class CompareConfig:
 
 
 @dataclass
+class PredictConfig:
+    """Say of pictures what a finished run has learned to say: masks, or scores."""
+
+    run: str = path(help="a finished run folder")
+    out: Out
+    """folder for what is predicted"""
+    images: list[str] = path(
+        factory=list, help="picture files, folders of them, or builtin:sample", packaged=("builtin:sample",)
+    )
+    layer: Text | None = None
+    """of a run on frozen layers; default its best one"""
+    overwrite: bool = False
+    """replace files that this command has not written; pictures that are read stay in any case"""
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+
+@dataclass
 class ReportConfig:
     """Gather finished runs into report.md, report.html and tables.tex, with plots."""
 

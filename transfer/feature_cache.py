@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,6 +57,20 @@ class StoredFeatures:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def shares(self, batch: int, world: World, should_stop: Callable[[], bool]) -> Iterator[slice]:
+        """This rank's rows, ``batch`` at once; all ranks are told to stop at the same place.
+
+        Raises:
+            Interrupted: told to stop.
+        """
+        own = world.share(batch)
+        for start in range(0, len(self), batch * world.size):
+            if should_stop():
+                raise Interrupted
+            part = slice(start + own.start, min(start + own.stop, len(self)))
+            if part.start < part.stop:
+                yield part
 
     def rows(self, wanted: Tensor | slice, device: torch.device) -> dict[str, Tensor]:
         """Features of some rows, on a device."""

@@ -77,13 +77,13 @@ class FrozenFeatures:
     Args:
         backbone: in eval mode; nothing past the last layer asked for is computed.
         layers: names.
-        pooling: how maps become small.
+        pooling: how maps become small, see :func:`transfer.pooling.pool`.
         device: where the backbone is.
         size: side of the crops; default what the backbone was trained on.
     """
 
     def __init__(
-        self, backbone: Backbone, layers: Sequence[str], pooling: Pooling, device: torch.device, size: int = 0
+        self, backbone: Backbone, layers: Sequence[str], pooling: Pooling | int, device: torch.device, size: int = 0
     ):
         self.backbone, self.layers, self.pooling, self.device = backbone, tuple(layers), pooling, device
         self.size = size or backbone.input.size

@@ -5,24 +5,27 @@ Two choices are apart: ``train_from``, below which nothing moves, and ``random_f
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from crosschannel import load_backbone
 from crosschannel.data import Stream, load_batches
 from crosschannel.errors import UserError
 from crosschannel.files import written_whole
 from crosschannel.hub.files import load_state
 from crosschannel.hub.sources import known_layers, parse_source
-from crosschannel.models import Backbone, InputSpec, LayeredNet
+from crosschannel.models import Backbone, InputSpec, LayeredNet, NetSpec
 from crosschannel.models import initialisation as init
-from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, with_fc, with_input
+from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, unweighted, with_fc, with_input
 from crosschannel.models.calibration import calibrate
+from crosschannel.stored import typed
 from transfer.config import FineTuneConfig
 
 WEIGHTS, _FORMAT = "net.safetensors", "crosschannel.finetuned"
@@ -30,26 +33,18 @@ _CROPS = 80  # that calibration looks at, and ten times as many that k-means doe
 
 
 class FineTuned(nn.Module):
-    """A backbone with a linear layer on the mean of its last map: on fc7 where there is one.
+    """A backbone with new layers on it, which are its ``score``.
 
     Args:
         backbone: a copy to be trained.
-        outputs: of the linear layer.
+        score: what is new on top.
         dropout: after fc6 and fc7, in training mode, whether they are trained or not.
-
-    Shape:
-        preprocessed (N, C, H, W) → (N, outputs).
     """
 
-    def __init__(self, backbone: Backbone, outputs: int, dropout: float):
+    def __init__(self, backbone: Backbone, score: nn.Module, dropout: float):
         super().__init__()
-        self.backbone, self.dropout = backbone, dropout
-        self.score = nn.Linear(backbone.channels[backbone.top], outputs)
+        self.backbone, self.score, self.dropout = backbone, score, dropout
         self._still: tuple[str, ...] = ()  # modules that stay in eval mode
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.backbone.features(x, [self.backbone.trunk])[self.backbone.trunk]
-        return self.score(self.backbone.fully_connected(maps, self.dropout).mean((2, 3)))
 
     def train(self, mode: bool = True) -> "FineTuned":
         super().train(mode)
@@ -62,6 +57,25 @@ class FineTuned(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in parameters)
         self._still = tuple(sorted(modules))
+
+
+class Classifier(FineTuned):
+    """A linear layer on the mean of the backbone's last map: on fc7 where there is one.
+
+    Args:
+        backbone, dropout: see :class:`FineTuned`.
+        outputs: of the linear layer.
+
+    Shape:
+        preprocessed (N, C, H, W) → (N, outputs).
+    """
+
+    def __init__(self, backbone: Backbone, outputs: int, dropout: float):
+        super().__init__(backbone, nn.Linear(backbone.channels[backbone.top], outputs), dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.backbone.features(x, [self.backbone.trunk])[self.backbone.trunk]
+        return self.score(self.backbone.fully_connected(maps, self.dropout).mean((2, 3)))
 
 
 def check_choices(config: FineTuneConfig) -> None:
@@ -175,7 +189,7 @@ def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, strea
 
     Args:
         net: on its device.
-        new: layers whose weights are new; the linear layer on top always is.
+        new: layers whose weights are new; what scores is besides.
         config: new_layers, calibrate and the seed.
         stream: of training, for what looks at images.
     """
@@ -184,7 +198,7 @@ def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, strea
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()
         if isinstance(module, nn.Conv2d | nn.Linear):
-            if not (module is net.score and config.new_layers == "default"):  # it has PyTorch's own weights
+            if not (module in net.score.modules() and config.new_layers == "default"):  # it has PyTorch's own weights
                 nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.constant_(module.bias, 0.1)
@@ -223,21 +237,30 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
         classes: what its outputs are.
         size: side of the crops that it was given.
     """
-    told = {"format": _FORMAT, "schema": "1", "input": json.dumps(asdict(net.backbone.input))}
-    told |= {"backbone": net.backbone.provenance.source, "classes": json.dumps(list(classes)), "size": str(size)}
+    backbone = net.backbone
+    told = {"format": _FORMAT, "schema": "1", "input": json.dumps(asdict(backbone.input))}
+    told |= {"backbone": backbone.provenance.source, "classes": json.dumps(list(classes)), "size": str(size)}
+    if isinstance(getattr(backbone.net, "spec", None), NetSpec):
+        told["net"] = json.dumps(backbone.net.spec.to_dict())
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with written_whole(run / WEIGHTS) as part:
         save_file(tensors, part, told)
     return run / WEIGHTS
 
 
-def load_net(run: Path, config: FineTuneConfig, backbone: Backbone) -> FineTuned:
-    """The net that a run ended with.
+N = TypeVar("N", bound=FineTuned)
+
+
+def load_net(run: Path, config: FineTuneConfig, build: Callable[[Backbone, int], N]) -> tuple[N, list[str], int]:
+    """The net that a run ended with. Where the file describes it, the backbone that it was begun from is not looked at.
 
     Args:
         run: its folder.
         config: of the run.
-        backbone: that it was begun from, which stays as it is.
+        build: (backbone, number of classes) → the net that gets the weights.
+
+    Returns:
+        the net in eval mode, its classes, and the side of the crops that it was given.
 
     Raises:
         UserError: no such weights, or they are damaged.
@@ -247,10 +270,17 @@ def load_net(run: Path, config: FineTuneConfig, backbone: Backbone) -> FineTuned
         raise UserError(f"no {WEIGHTS} in {run}: it is no finished run that fine-tuned a net")
     try:
         with safe_open(path, "pt") as file:
-            classes = json.loads((file.metadata() or {}).get("classes", "[]"))
+            told = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+        classes, size = json.loads(told["classes"]), int(told["size"])
+        input = typed(InputSpec, json.loads(told["input"]), f"{path}: input")
+        spec = typed(NetSpec, json.loads(told["net"]), f"{path}: net") if "net" in told else None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    net = FineTuned(prepare(backbone, config)[0], len(classes), config.dropout)
+    if spec:
+        backbone = unweighted(spec, input, told.get("backbone", ""))
+    else:
+        backbone = prepare(load_backbone(config.backbone), config)[0]
+    net = build(backbone, len(classes))
     load_state(net, state, str(path))
-    return net.eval()
+    return net.eval().requires_grad_(False), classes, size

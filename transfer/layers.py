@@ -12,7 +12,7 @@ from transfer.groups import Group, by_size, called, over_seeds, setting
 from transfer.protocol import table
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
-_WORDS = {"top1": "top-1", "top5": "top-5"}
+_WORDS = {"top1": "top-1", "top5": "top-5", "mean_iu": "linear", "knn_mean_iu": "nearest neighbours"}
 
 
 def by_layer(metrics: Iterable[str]) -> list[str]:

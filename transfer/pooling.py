@@ -31,7 +31,7 @@ def grid(channels: int, side: int, most: int = MOST) -> int:
     return g
 
 
-def pool(maps: Tensor, layer: str, kind: Pooling) -> Tensor:
+def pool(maps: Tensor, layer: str, kind: Pooling | int) -> Tensor:
     """Pool one layer's maps.
 
     Args:
@@ -42,7 +42,8 @@ def pool(maps: Tensor, layer: str, kind: Pooling) -> Tensor:
             configs call it "deepcluster"): grids of the same sizes on AlexNet's conv1 … conv5 and other numbers;
             "vissl": averages over its windows, for AlexNets at 227 px and the stages of ResNets at 224 px;
             "bilinear": a resize to that grid whose corners are the map's corners, as Caffe's interpolation layer has
-            it (the release); "global": the mean over positions.
+            it (the release); "global": the mean over positions; a number: as maps of that many points a side at most,
+            larger ones by adaptive averages.
 
     Returns:
         (N, C, g, g).
@@ -50,6 +51,9 @@ def pool(maps: Tensor, layer: str, kind: Pooling) -> Tensor:
     Raises:
         UserError: "windows" or "vissl" for a layer that has none.
     """
+    if isinstance(kind, int):
+        sides = [min(side, kind) for side in maps.shape[2:]]
+        return maps if sides == list(maps.shape[2:]) else F.adaptive_avg_pool2d(maps, sides)
     if kind in WINDOWS:
         known = WINDOWS[kind]
         if layer not in known:

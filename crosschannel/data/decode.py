@@ -22,6 +22,7 @@ class EncodedImage:
         data: a JPEG, PNG, WebP, TIFF, BMP or GIF file, grey, palette, CMYK, 16-bit or with alpha (laid over white).
 
     Attributes:
+        data: the bytes.
         width, height: of the upright image, in pixels.
 
     Raises:
@@ -31,7 +32,7 @@ class EncodedImage:
     def __init__(self, data: bytes):
         if not data:
             raise BrokenImage("the file is empty")
-        self._data = data
+        self.data = data
         try:
             size = _plain_jpeg_size(data)
             self._picture = None if size else _upright(data)
@@ -56,7 +57,7 @@ class EncodedImage:
             if self._picture is None:
                 # Only these fractions have fast inverse transforms; 7/8 takes longer than the whole.
                 least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
-                return simplejpeg.decode_jpeg(self._data, "RGB", **(least if shrink > 1 else {}))
+                return simplejpeg.decode_jpeg(self.data, "RGB", **(least if shrink > 1 else {}))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return np.array(to_rgb(self._picture))

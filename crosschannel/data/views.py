@@ -173,6 +173,20 @@ class TenCrops:
 
 
 @dataclass(frozen=True)
+class Squashed:
+    """The whole image as a square."""
+
+    size: int
+    interpolation: str = "bilinear"
+    views: ClassVar[int] = 1
+
+    def __call__(self, image: EncodedImage, _annotation: Any, _draw: Draw) -> np.ndarray:
+        return cut(image, (0, 0, image.width, image.height), self.size, interpolation=self.interpolation)
+
+    collate = staticmethod(collate_crops)
+
+
+@dataclass(frozen=True)
 class IndexOnly:
     """The order of a stream without its pixels, for who holds what it needs of every image already."""
 

@@ -4,9 +4,10 @@ import copy
 from dataclasses import replace
 
 from crosschannel.errors import UserError
-from crosschannel.models.backbone import Backbone
+from crosschannel.models.backbone import Backbone, InputSpec, Provenance
 from crosschannel.models.layers import LayeredNet, absorb_batchnorm, can_absorb, widen_to_lab
 from crosschannel.models.nets import build_net, family
+from crosschannel.models.spec import NetSpec
 
 
 def trainable_copy(backbone: Backbone) -> Backbone:
@@ -51,3 +52,8 @@ def with_fc(backbone: Backbone, width: int) -> Backbone:
     input = replace(backbone.input, size=family(spec.name).size, resize=256)
     device = next(backbone.parameters()).device
     return Backbone(net, input, provenance=backbone.provenance).to(device)
+
+
+def unweighted(spec: NetSpec, input: InputSpec, source: str) -> Backbone:
+    """A net of a description, for weights to be loaded into."""
+    return Backbone(build_net(spec, input.size), input, provenance=Provenance(source))

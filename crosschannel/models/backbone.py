@@ -253,6 +253,24 @@ class Backbone(nn.Module):
         """Input pixels per step of every layer's map."""
         return {name: stride for name, (_, stride) in self._measure().items()}
 
+    def origin(self, layer: str) -> float:
+        """The input pixel (from 0) that the first point of a layer's map is centred on.
+
+        As the net states it; else told by how the map grows. Windows that are padded alike on both sides give maps of
+        floor((size + a) / stride) points, whose first one is centred on (stride - a - 1) / 2; those of nets that take
+        whole patches tile the image.
+        """
+        if isinstance(self.net, LayeredNet):
+            return self.net.origins[layer]
+        stride = self.strides[layer]
+        points = -(-self.input.size // stride)
+        side, grows = points, stride
+        with at_rest(self), contextlib.suppress(RuntimeError, AssertionError, StopIteration):
+            side = self._sizes(points * stride, [layer])[layer][1]
+            grown = (i for i in range(1, stride + 1) if self._sizes(points * stride + i, [layer])[layer][1] > side)
+            grows = next(grown)
+        return (grows - 1 + (points - side) * stride) / 2
+
     def _measure(self) -> dict[str, tuple[int, int]]:
         """Channels and stride by layer: as the net states them, else by how much a map grows with the input.
 
@@ -274,8 +292,8 @@ class Backbone(nn.Module):
         return self._shapes
 
     @torch.no_grad()
-    def _sizes(self, side: int) -> dict[str, tuple[int, int]]:
-        maps = self.features(self._blank(side), self.layers)
+    def _sizes(self, side: int, layers: Sequence[str] | None = None) -> dict[str, tuple[int, int]]:
+        maps = self.features(self._blank(side), layers or self.layers)
         return {name: (m.shape[1], m.shape[3]) for name, m in maps.items()}
 
     def _blank(self, side: int) -> Tensor:

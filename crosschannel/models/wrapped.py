@@ -68,6 +68,15 @@ class TimmNet(nn.Module):
         # Patches that do not overlap (ViT, ConvNeXt, Swin), or odd kernels that pad their half.
         return (self.last_stride - 1) / 2 if first.kernel_size[0] % 2 == 0 else 0.0
 
+    def take_any_size(self) -> None:
+        """Let a ViT take images of other sizes than its own, of whole patches: its positions are resized for each."""
+        if getattr(self.model, "dynamic_img_size", None) is False and getattr(self.model, "rope", None) is None:
+            from timm.layers import Format
+
+            embed = self.model.patch_embed
+            embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
+            self.model.dynamic_img_size = True
+
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """The layers asked for; nothing past the last of them is computed."""
         numbers = [int(layer.removesuffix("_class").removeprefix(self.kind)) - 1 for layer in layers]

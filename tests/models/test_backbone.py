@@ -181,3 +181,41 @@ def test_a_module_without_maps_says_so():
     assert net.forward_features(torch.zeros(1, 3, 2, 2), ["2"])["2"].shape == (1, 4, 1, 1)  # vectors: one position
     with pytest.raises(UserError, match="no named submodules"):
         ModuleNet(nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    ("net", "layer"),
+    [
+        (AlexNet(fc=0, norm=False, geometry="probe"), "pool2"),
+        (AlexNet(fc=0, norm=False, geometry="padded"), "conv3"),
+        (AlexNet(fc=0, norm=False, geometry="probe", variant="torchvision"), "pool2"),
+        (VGG16(norm=False), "pool3"),
+        (TimmNet("resnet18", 1), "stage3"),
+        (TimmNet("convnext_atto", 1), "stage2"),
+        (TimmNet("vit_tiny_patch16_224", 1), "block1"),
+    ],
+    ids=lambda value: getattr(value, "name", type(value).__name__) if isinstance(value, nn.Module) else value,
+)
+def test_the_origin_of_a_map_is_the_middle_of_what_its_first_point_sees(net, layer):
+    """Of nets whose weights are all positive a point sees a column of pixels where a spike in it shows."""
+    side = 224
+    backbone = Backbone(net, InputSpec("grey", side)).eval()
+    if "vit" in getattr(net, "name", ""):
+        assert backbone.origin(layer) == 7.5 and backbone.strides[layer] == 16  # patches: every one sees all
+        return
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.fill_(0.0 if name.endswith("bias") else 1e-2)
+        for module in net.modules():  # which would take the mean away
+            if type(module).__name__.startswith("LayerNorm"):
+                module.forward = lambda x: x
+        spikes = torch.zeros(side, 1, 64, side)
+        spikes[torch.arange(side), :, :, torch.arange(side)] = 1.0
+        blank = backbone.features(torch.zeros(1, 1, 64, side), [layer])[layer][0, :, 1]
+        maps = torch.cat([backbone.features(part, [layer])[layer][:, :, 1] for part in spikes.split(32)])
+    seen = (maps - blank).abs().amax(1) > 0  # (pixel, point)
+    middle = seen.shape[1] // 2
+    pixels = seen[:, middle].nonzero()[:, 0]
+    assert pixels[0] > 0 and pixels[-1] < side - 1  # it does not reach the edges
+    place = backbone.origin(layer) + backbone.strides[layer] * middle
+    assert place == (pixels[0] + pixels[-1]).item() / 2

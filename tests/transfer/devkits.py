@@ -20,11 +20,47 @@ def annotation(objects: list[tuple[str, bool]]) -> str:
     return f"<annotation><folder>VOC2007</folder>{entries}</annotation>"
 
 
-def make_devkit(root: Path, photos: list[np.ndarray], train: int = 40, test: int = 20, year: str = "2007") -> Path:
+def mask_of(pixels: np.ndarray) -> np.ndarray:
+    """Labels that follow from colours: background where it is dark, then by brightness and redness; a border of 255."""
+    grey, red = pixels.mean(2), pixels[..., 0].astype(float) - pixels[..., 2]
+    labels = np.where(grey < 80, 0, 1 + (grey // 90).astype(int) + 2 * (red > 20)).astype(np.uint8)
+    labels[:2], labels[-2:] = 255, 255
+    return labels
+
+
+def save_mask(path: Path, labels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(labels, "P")
+    picture.putpalette([(i * 37) % 256 for i in range(768)])
+    picture.save(path)
+
+
+def make_sbd(root: Path, photos: list[np.ndarray], sets: dict[str, list[str]]) -> Path:
+    """The Semantic Boundaries Dataset's layout, with images of some names."""
+    from scipy.io import savemat
+
+    folder = root / "benchmark_RELEASE" / "dataset"
+    for name in ("img", "cls"):
+        (folder / name).mkdir(parents=True)
+    for part, names in sets.items():
+        (folder / f"{part}.txt").write_text("".join(f"{name}\n" for name in names))
+        for number, name in enumerate(names):
+            pixels = photos[number % len(photos)][:70, :90]
+            Image.fromarray(pixels).save(folder / "img" / f"{name}.jpg", quality=92)
+            labels = np.where(mask_of(pixels) == 255, 0, mask_of(pixels))  # SBD has no border
+            inner = np.empty((1, 1), [("Segmentation", "O"), ("Boundaries", "O")])
+            inner[0, 0] = (labels, 0)
+            savemat(folder / "cls" / f"{name}.mat", {"GTcls": inner})
+    return folder
+
+
+def make_devkit(
+    root: Path, photos: list[np.ndarray], train: int = 40, test: int = 20, year: str = "2007", masks: bool = False
+) -> Path:
     """Images whose classes follow from the photograph that they are cut from: every class has positives in each part,
     and every fifth image a difficult object too. Returns the VOCdevkit folder."""
     folder = root / "VOCdevkit" / f"VOC{year}"
-    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+    for name in ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "JPEGImages"):
         (folder / name).mkdir(parents=True)
     generator = np.random.default_rng(0)
     sets: dict[str, list[str]] = {"trainval": [], "test": []}
@@ -46,7 +82,13 @@ def make_devkit(root: Path, photos: list[np.ndarray], train: int = 40, test: int
         (folder / "Annotations" / f"{name}.xml").write_text(annotation(objects))
         sets["trainval" if number < train else "test"].append(name)
         labels[name] = {label: 0 for label, hard in objects if hard} | {label: 1 for label, hard in objects if not hard}
+        if masks:
+            save_mask(
+                folder / "SegmentationClass" / f"{name}.png", mask_of(photo[top : top + height, left : left + width])
+            )
     for part, names in sets.items():
+        if masks:
+            (folder / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("".join(f"{name}\n" for name in names))
         (folder / "ImageSets" / "Main" / f"{part}.txt").write_text("".join(f"{name}\n" for name in names))
         for label in CLASSES:
             lines = "".join(f"{name} {labels[name].get(label, -1):2d}\n" for name in names)

@@ -146,7 +146,7 @@ def test_the_report_has_table_2s_column_and_bars_by_class(finished, tmp_path):
     text = (tmp_path / "page" / "report.md").read_text()
     value = 100 * load_result(finished).metrics["map"]
     assert f"| – | – | {value:.1f} | – | – |" in text and "20 images: not comparable" in text
-    assert Image.open(tmp_path / "page" / "pascal-0-20.png").size[0] > 500
+    assert Image.open(tmp_path / "page" / "pascal-0-20-ap.png").size[0] > 500
 
 
 def test_every_packaged_config_is_valid():

@@ -7,7 +7,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import transfer
 from transfer.cli import main
-from transfer.protocols.knn.protocol import neighbours, vote
+from transfer.neighbours import neighbours
+from transfer.protocols.knn.protocol import vote
 
 BACKBONE = "random:alexnet,fc=0,size=64,resize=72,seed=1"
 

@@ -6,11 +6,15 @@ from typing import Annotated
 
 from crosschannel.errors import UserError
 from crosschannel.keys import Spelling, Text
-from crosschannel.runs.config import data, runtime
+from crosschannel.runs.config import data, path, runtime
 from transfer.config import MeasureConfig
 
 _SETS = Spelling(r"\d{4}:[\w-]+(,\d{4}:[\w-]+)*", "YEAR:SET, such as 2007:trainval, or several by commas")
 Sets = Annotated[str, _SETS]
+_WITH_SBD = Spelling(
+    r"(\d{4}|sbd):[\w-]+(,(\d{4}|sbd):[\w-]+)*", "YEAR:SET or sbd:SET, such as 2012:train, or several by commas"
+)
+SetsWithMasks = Annotated[str, _WITH_SBD]
 
 
 @dataclass
@@ -30,6 +34,19 @@ class PascalConfig(MeasureConfig):
         twice = set(named_sets(self.train_set)) & set(named_sets(self.test_set))
         if twice:
             raise UserError(f"{':'.join(min(twice))} is in both train_set and test_set")
+
+
+@dataclass
+class MasksConfig(PascalConfig):
+    """Keys of every protocol on PASCAL VOC's segmentation masks."""
+
+    train_set: SetsWithMasks = "sbd:train"
+    """image sets that are learned: YEAR:SET of the devkit, sbd:SET of SBD"""
+    test_set: SetsWithMasks = "2011:seg11valid"
+    """image sets that are scored; 2011:seg11valid is VOC2011's val without what SBD's train has"""
+    sbd: Text | None = path(None)
+    """folder of the Semantic Boundaries Dataset (img, cls, train.txt are in it, or in dataset); default
+    benchmark_RELEASE/dataset in the devkit or beside it"""
 
 
 def named_sets(sets: str) -> list[tuple[str, str]]:

@@ -1,16 +1,13 @@
 """The VOC devkit: image sets, annotations with their difficult flags, masks. What is missing is said at once."""
 
 import fcntl
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from crosschannel.data.images import Names
 from crosschannel.data.open import staged
@@ -55,7 +52,6 @@ class VOCImages:
     Args:
         devkit: folder of VOC2007 and the like, or one that holds it.
         sets: (year, image set) of each.
-        kind: of the sets: "Main", or "Segmentation".
 
     Attributes:
         names: such as VOC2007/000012.
@@ -69,18 +65,15 @@ class VOCImages:
     remote = False
     classes = CLASSES
 
-    def __init__(self, devkit: Path, sets: Iterable[tuple[str, str]], kind: str = "Main"):
+    def __init__(self, devkit: Path, sets: Iterable[tuple[str, str]]):
         self._places: list[tuple[Path, str]] = []
         for year, name in sets:
             folder = year_folder(devkit, year)
-            self._places += [(folder, image) for image in read_set(folder, name, kind)]
+            self._places += [(folder, image) for image in read_set(folder, name)]
         self.names = Names(f"{folder.name}/{image}" for folder, image in self._places)
         if len(set(self.names)) < len(self.names):
             raise UserError(f"the image sets of {devkit} name an image twice")
-        lacking = [path for path in (self.image_path(i) for i in range(len(self))) if not path.is_file()]
-        if lacking:
-            more = f" and {len(lacking) - 1} more images" if len(lacking) > 1 else ""
-            raise UserError(f"the devkit lacks {lacking[0]}{more} that its image sets name")
+        check_files((self.image_path(i) for i in range(len(self))), "images")
         self.objects = [read_annotation(folder / "Annotations" / f"{image}.xml") for folder, image in self._places]
         self.labels = np.stack([objects.labels() for objects in self.objects])
 
@@ -91,26 +84,6 @@ class VOCImages:
         folder, image = self._places[index]
         return folder / "JPEGImages" / f"{image}.jpg"
 
-    def mask(self, index: int) -> np.ndarray:
-        """The classes of an image's pixels: (H, W) uint8, 0 for background, 1 … 20, and 255 for what is left out.
-
-        Raises:
-            UserError: there is none, or it is no such mask.
-        """
-        folder, image = self._places[index]
-        path = folder / "SegmentationClass" / f"{image}.png"
-        try:
-            with Image.open(io.BytesIO(read_bytes(path))) as picture:
-                labels = np.array(picture if picture.mode in ("P", "L") else picture.convert("L"))
-        except FileNotFoundError:
-            raise UserError(f"the devkit lacks the mask {path}") from None
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"the mask {path} is damaged: {error}") from None
-        odd = labels[(labels > len(CLASSES)) & (labels != 255)]
-        if odd.size:
-            raise UserError(f"the mask {path} has the label {odd[0]}: there are 0 to {len(CLASSES)}, and 255")
-        return labels.astype(np.uint8)
-
     def read(self, index: int) -> bytes:
         return read_bytes(self.image_path(index))
 
@@ -118,11 +91,24 @@ class VOCImages:
         return self.objects[index]
 
     def content_key(self) -> str:
-        digest = sha256(self.names.fingerprint().encode())
-        for index in range(len(self)):
-            status = self.image_path(index).stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        return key_of_files(self.names, (self.image_path(i) for i in range(len(self))))
+
+
+def check_files(paths: Iterable[Path], what: str) -> None:
+    """Raise a UserError that names the first file of a devkit that is not there."""
+    lacking = [path for path in paths if not path.is_file()]
+    if lacking:
+        more = f" and {len(lacking) - 1} more {what}" if len(lacking) > 1 else ""
+        raise UserError(f"the devkit lacks {lacking[0]}{more} that its image sets name")
+
+
+def key_of_files(names: Names, paths: Iterable[Path]) -> str:
+    """A digest of names, sizes and times of change (see :class:`~crosschannel.data.ImageSet`)."""
+    digest = sha256(names.fingerprint().encode())
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def open_devkit(data: Data, config: PascalConfig) -> Split:
@@ -184,6 +170,15 @@ def read_set(folder: Path, name: str, kind: str = "Main") -> list[str]:
         known = {path.stem for path in path.parent.glob("*.txt")}
         known -= {stem for stem in known if stem.rpartition("_")[0] in CLASSES}
         raise UserError(f"no image set {path}; there are {', '.join(sorted(known)) or 'none'}")
+    return read_names(path)
+
+
+def read_names(path: Path) -> list[str]:
+    """The first word of every line of an image set's file.
+
+    Raises:
+        UserError: there is none.
+    """
     images = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
     if not images:
         raise UserError(f"the image set {path} is empty")
@@ -235,21 +230,32 @@ def fetch(root: Path, year: str, name: str) -> None:
     Raises:
         UserError: there is no such archive, or it cannot be had.
     """
-    from torchvision.datasets.utils import download_and_extract_archive
     from torchvision.datasets.voc import DATASET_YEAR_DICT
 
     key = "2007-test" if (year, name) == ("2007", "test") else year
     if key not in DATASET_YEAR_DICT:
         raise UserError(f"there is no archive of VOC{year}; there are {', '.join(sorted(DATASET_YEAR_DICT))}")
-    archive: dict[str, Any] = DATASET_YEAR_DICT[key]
+    archive: dict[str, str] = DATASET_YEAR_DICT[key]
     place = root.parent if root.name == "VOCdevkit" else root
+    sets = place / archive["base_dir"] / "ImageSets"
+    there = sets / "Main" / "test.txt" if key == "2007-test" else sets
+    unpack(f"VOC{year}", place, there, archive["url"], archive["filename"], archive["md5"])
+
+
+def unpack(what: str, place: Path, there: Path, url: str, filename: str, md5: str) -> None:
+    """Download and unpack the archive of ``what`` into ``place``, unless ``there`` exists.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from torchvision.datasets.utils import download_and_extract_archive
+
     place.mkdir(parents=True, exist_ok=True)
     with (place / ".download.lock").open("w") as lock:  # one of all ranks downloads, the others wait
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        sets = place / archive["base_dir"] / "ImageSets"
-        if (sets / "Main" / "test.txt" if key == "2007-test" else sets).exists():
+        if there.exists():
             return
         try:
-            download_and_extract_archive(archive["url"], str(place), filename=archive["filename"], md5=archive["md5"])
+            download_and_extract_archive(url, str(place), filename=filename, md5=md5)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"VOC{year} cannot be had from {archive['url']}: {error}") from None
+            raise UserError(f"{what} cannot be had from {url}: {error}") from None

@@ -42,4 +42,6 @@ PROTOCOLS = {
     "few-shot": Entry("few_shot", "FewShotConfig", "logistic regression on frozen features of a few labels"),
     "svm": Entry("svm", "SVMConfig", "linear SVMs on frozen features of PASCAL VOC, with all labels and a few"),
     "classify": Entry("classify", "ClassifyConfig", "fine-tune a backbone to classify PASCAL VOC"),
+    "segment": Entry("segment", "SegmentConfig", "fine-tune a backbone to segment PASCAL VOC"),
+    "dense": Entry("dense", "DenseConfig", "linear and nearest-neighbour segmentation on frozen layers"),
 }

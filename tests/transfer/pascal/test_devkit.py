@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from crosschannel import UserError
 from transfer.pascal.config import PascalConfig
@@ -60,26 +59,6 @@ def test_boxes_are_those_of_the_files(small):
     images = VOCImages(small, [("2007", "test")])
     objects = images.annotation(0)
     assert objects.boxes[0].tolist() == [4, 5, 40, 50] and objects.difficult.sum() == 1
-
-
-def test_masks_are_palette_pictures_with_a_border_that_is_left_out(small):
-    (small / "VOC2007" / "SegmentationClass").mkdir()
-    (small / "VOC2007" / "ImageSets" / "Segmentation").mkdir()
-    (small / "VOC2007" / "ImageSets" / "Segmentation" / "val.txt").write_text("000003\n")
-    images, path = VOCImages(small, [("2007", "val")], "Segmentation"), small / "VOC2007/SegmentationClass/000003.png"
-    with pytest.raises(UserError, match=r"lacks the mask .*000003\.png"):
-        images.mask(0)
-    labels = np.array([[0, 12, 255], [20, 255, 1]], np.uint8)
-    picture = Image.fromarray(labels, "P")
-    picture.putpalette(list(range(256)) * 3)
-    picture.save(path)
-    assert (images.mask(0) == labels).all()
-    Image.fromarray(np.array([[21]], np.uint8)).save(path)
-    with pytest.raises(UserError, match="has the label 21"):
-        images.mask(0)
-    path.write_text("no picture")
-    with pytest.raises(UserError, match="is damaged"):
-        images.mask(0)
 
 
 DAMAGE = {

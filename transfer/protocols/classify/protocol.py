@@ -20,9 +20,10 @@ from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.features import interpolation_of
-from transfer.finetuning import FineTuned, check_choices, frozen_parts, initialise, prepare, save_net
+from transfer.finetuning import Classifier, check_choices, frozen_parts, initialise, load_net, prepare, save_net
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.table2 import ap_table, pascal_section
+from transfer.prediction import Prediction, Predictor, scores_of, views_of
 from transfer.protocol import Data, Measurement, Protocol, Split, measure
 from transfer.protocols.classify.config import ClassifyConfig
 from transfer.protocols.classify.task import Classification, RandomScaleCrops, metrics
@@ -75,7 +76,7 @@ def _measure(given: Measurement) -> Evaluation:
     config: ClassifyConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
     torch.manual_seed(config.seed)
     backbone, new = prepare(given.backbone, config)
-    net = FineTuned(backbone, len(split.classes), config.dropout)
+    net = Classifier(backbone, len(split.classes), config.dropout)
     net.freeze(*frozen_parts(net, config))
     size = config.size or backbone.input.size
     _check_size(backbone, size)
@@ -117,4 +118,26 @@ def _check_size(backbone: Backbone, size: int) -> None:
         raise UserError(f"the backbone cannot take crops of {size} px: {str(error).splitlines()[0]}") from None
 
 
-PROTOCOL = Protocol("classify", ClassifyConfig, _open, _measure, metrics, ap_table, pascal_section, chapter="pascal")
+def _predictor(run: Path, config: ClassifyConfig, device: torch.device, _layer: str) -> Predictor:
+    net, classes, size = load_net(run, config, lambda backbone, count: Classifier(backbone, count, config.dropout))
+    net.to(device)
+    view = _view(config, net.backbone.input, size, config.test_crops)
+
+    def predict(data: bytes) -> Prediction:
+        logits = net(net.backbone.preprocess(views_of(data, view).images.to(device)))
+        return scores_of(logits.mean(0).sigmoid(), classes)
+
+    return predict
+
+
+PROTOCOL = Protocol(
+    "classify",
+    ClassifyConfig,
+    _open,
+    _measure,
+    metrics,
+    ap_table,
+    pascal_section,
+    chapter="pascal",
+    predict=_predictor,
+)

@@ -17,7 +17,7 @@ from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
-from transfer.finetuning import FineTuned
+from transfer.finetuning import Classifier
 from transfer.pascal.devkit import IGNORED, POSITIVE
 from transfer.pascal.metrics import average_precision, tie_against
 from transfer.protocol import Figures, figures_of
@@ -71,7 +71,7 @@ class Classification:
 
     def __init__(
         self,
-        net: FineTuned,
+        net: Classifier,
         initialise: Callable[[Stream], None],
         train: ImageSet,
         test: ImageSet,

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
@@ -23,6 +22,7 @@ from transfer.feature_cache import features_of_both
 from transfer.features import as_key, centre_crop, choose_layers, precision_of
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section, layers_table
+from transfer.neighbours import neighbours
 from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, measure, weighted_mean
 from transfer.protocols.knn.config import KNNConfig
 
@@ -93,37 +93,6 @@ def metrics(rows: Rows, weights: np.ndarray) -> Figures:
 def _check_k(config: KNNConfig, images: int) -> None:
     if max(config.k) > images:
         raise UserError(f"k must not be above the number of training images ({images}), got {max(config.k)}")
-
-
-def neighbours(
-    queries: Tensor, bank: Tensor, k: int, device: torch.device | str = "cpu", chunk: int = 4096
-) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of a bank by cosine, exactly, in chunks of bounded memory.
-
-    Args:
-        queries: (N, D) float.
-        bank: (M, D) float, M ≥ k; it may be memory-mapped.
-        k: how many.
-        device: where the products are computed.
-        chunk: rows of either side that are multiplied at once.
-
-    Returns:
-        indices (N, k) int64 and cosines (N, k) float32 on the CPU, nearest first; equal ones by lower index.
-    """
-    found: list[tuple[Tensor, Tensor]] = []
-    for part in queries.split(chunk):
-        part = F.normalize(part.to(device).float(), dim=1)
-        best = part.new_empty(len(part), 0)
-        where = torch.empty(len(part), 0, dtype=torch.int64, device=device)
-        for start in range(0, len(bank), chunk):
-            rows = F.normalize(bank[start : start + chunk].to(device).float(), dim=1)
-            cosines = part @ rows.T
-            places = torch.arange(start, start + len(rows), device=device).expand(len(part), -1)
-            best, where = torch.cat((best, cosines), 1), torch.cat((where, places), 1)
-            best, order = best.sort(dim=1, descending=True, stable=True)  # stable: the lower index comes first
-            best, where = best[:, :k], where.gather(1, order[:, :k])
-        found.append((where.cpu(), best.cpu()))
-    return torch.cat([where for where, _ in found]), torch.cat([best for _, best in found])
 
 
 def vote(labels: Tensor, cosines: Tensor, temperature: float, classes: int) -> Tensor:

@@ -12,11 +12,12 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from crosschannel.data import CentreCrop, Stream, TenCrops, TrainingCrops
+from crosschannel.data import CentreCrop, Stream, TenCrops, TrainingCrops, View
 from crosschannel.data.open import hold_out
 from crosschannel.data.views import IndexOnly
-from crosschannel.models import Backbone
-from crosschannel.runs.result import Result
+from crosschannel.hub.files import load_state
+from crosschannel.models import Backbone, InputSpec
+from crosschannel.runs.result import Result, load_result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
@@ -24,10 +25,20 @@ from transfer.feature_cache import Extraction
 from transfer.features import FrozenFeatures, as_key, choose_layers, crops_of, interpolation_of
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section
+from transfer.prediction import (
+    Prediction,
+    Predictor,
+    choose_layer,
+    load_heads,
+    measured_backbone,
+    save_heads,
+    scores_of,
+    views_of,
+)
 from transfer.protocol import Data, Measurement, Protocol, figures_of, measure, table
 from transfer.protocols.linear_probe.config import LinearProbeConfig
 from transfer.protocols.linear_probe.published import IMAGENET_PROBES
-from transfer.protocols.linear_probe.task import LinearProbe, Probes, metrics
+from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, metrics
 
 
 def linear_probe(
@@ -82,8 +93,7 @@ def _measure(given: Measurement) -> Evaluation:
     if len(config.rates) > 1:
         train, held_out = hold_out(train, config.held_out, split.source)
     batch = -(-max(64, config.train.batch // world.size) // 10) * 10  # ten crops of an image stay together
-    centre = CentreCrop(crop.size, crop.resize, interpolation)
-    view = TenCrops(crop.size, crop.resize, interpolation) if config.ten_crops else centre
+    centre, view = CentreCrop(crop.size, crop.resize, interpolation), _test_view(config, input)
     stream = Stream(train, TrainingCrops(crop, interpolation), config.seed)
     if config.cache != "off":
         limit, workers = config.runtime.broken_limit, config.runtime.workers
@@ -112,8 +122,33 @@ def _measure(given: Measurement) -> Evaluation:
         batch,
         config.runtime.workers,
     )
-    found = Loop(task, stream, config, run, world, given.console.quiet).fit()
+    loop = Loop(task, stream, config, run, world, given.console.quiet)
+    found = loop.fit()
+    chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
+    world.from_main(lambda: save_heads(run.path, chosen, layers, split.classes))
     return replace(found, figures=found.figures | figures_of(metrics, found.rows))
+
+
+def _test_view(config: LinearProbeConfig, input: InputSpec) -> View:
+    crop, interpolation = crops_of(config.crop, input), interpolation_of(input)
+    return (TenCrops if config.ten_crops else CentreCrop)(crop.size, crop.resize, interpolation)
+
+
+def _predictor(run: Path, config: LinearProbeConfig, device: torch.device, layer: str) -> Predictor:
+    tensors, layers, classes = load_heads(run)
+    layer = choose_layer(layers, load_result(run).metrics, "top1", layer)
+    backbone = measured_backbone(config, open_labelled, device)
+    view = _test_view(config, backbone.input)
+    features = FrozenFeatures(backbone, [layer], config.pooling, device, view.size)
+    probe = LayerProbe(features.shapes()[layer], len(classes), 1, config.norm).to(device).eval()
+    own = f"probes.{layers.index(layer)}."
+    load_state(probe, {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, str(run))
+
+    def predict(data: bytes) -> Prediction:
+        (logits,) = probe(features(views_of(data, view).images)[layer])
+        return scores_of(logits.softmax(1).mean(0), classes)
+
+    return predict
 
 
 def _show(result: Result) -> Table:
@@ -136,4 +171,5 @@ PROTOCOL = Protocol(
     metrics,
     _show,
     layers_section("Linear probes", r"top\d", IMAGENET_PROBES),
+    predict=_predictor,
 )

@@ -1,6 +1,7 @@
 """Linear classifiers on the layers of a frozen backbone, all trained in one pass: a task for the one loop."""
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from torch.nn import functional as F
 
 from crosschannel.data import Batch, ImageBatch, ImageSet, Stream, View
 from crosschannel.errors import UserError
-from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.ranks import World
@@ -66,6 +66,14 @@ class Probes(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):
             return {layer: probe(features[layer]) for layer, probe in zip(self.layers, self.probes, strict=True)}
+
+    def chosen(self, rates: Mapping[str, float | None]) -> "Probes":
+        """A copy with one classifier a layer: that of a learning rate, or the only one."""
+        kept = copy.deepcopy(self)
+        for layer, probe in zip(self.layers, kept.probes, strict=True):
+            rate = rates[layer]
+            probe.classifiers = probe.classifiers[0 if rate is None else self.rates.index(rate) :][:1]
+        return kept
 
     def rate_factors(self, base: float) -> dict[str, float]:
         """Factors of the base learning rate by parameter name."""
@@ -190,14 +198,8 @@ class LinearProbe:
     ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """(features, image of every row) of this rank's share; an image's views are in one batch."""
         if isinstance(images, StoredFeatures):
-            own, size = self.world.share(self.batch), self.world.size
-            for start in range(0, len(images), self.batch * size):
-                if should_stop():
-                    raise Interrupted
-                part = slice(start + own.start, start + own.stop)
-                indices = images.indices[part]
-                if len(indices):
-                    yield images.rows(part, self.world.device), indices
+            for part in images.shares(self.batch, self.world, should_stop):
+                yield images.rows(part, self.world.device), images.indices[part]
             return
 
         def compute(batch: ImageBatch) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ C is chosen on training images, by cross-validation; FAIR's low-shot chose it by
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,8 @@ import numpy as np
 from rich.table import Table
 from torch import Tensor, nn
 
-from crosschannel.data.crops import cut
-from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import epoch_order, mix
-from crosschannel.data.views import Draw, collate_crops
+from crosschannel.data.views import Squashed
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
@@ -65,20 +63,6 @@ def svm(
         UserError: bad input.
     """
     return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
-
-
-@dataclass(frozen=True)
-class Squashed:
-    """The whole image as a square."""
-
-    size: int
-    interpolation: str = "bilinear"
-    views: int = 1
-
-    def __call__(self, image: EncodedImage, _annotation: object, _draw: Draw) -> np.ndarray:
-        return cut(image, (0, 0, image.width, image.height), self.size, interpolation=self.interpolation)
-
-    collate = staticmethod(collate_crops)
 
 
 def _measure(given: Measurement) -> Evaluation:

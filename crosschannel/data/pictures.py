@@ -1,0 +1,93 @@
+"""Pictures that a user names one by one or by the folder, and where what is made of them goes."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from crosschannel.data.decode import BrokenImage
+from crosschannel.data.folder import list_files
+from crosschannel.data.sample import photographs
+from crosschannel.errors import UserError
+from crosschannel.files import read_bytes, user_path
+
+Named = tuple[Path | str, str]
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+
+
+def named_pictures(names: Sequence[str]) -> list[Named]:
+    """The pictures that a user names: files, folders of them, or builtin:sample.
+
+    Returns:
+        (what to read, its name without the extension, below the folder that was named) of each.
+
+    Raises:
+        UserError: no such picture, or none at all.
+    """
+    found: list[Named] = []
+    if not names:
+        raise UserError("no pictures named: give files or folders")
+    for name in names:
+        path = user_path(name)
+        if name == "builtin:sample":
+            found += ((f"builtin:sample/{photo}", Path(photo).stem) for photo in photographs().names)
+        elif path.is_dir():
+            files = list_files(path)
+            if not files:
+                raise UserError(f"no pictures in the folder {name}")
+            found += ((path / file, str(Path(file).with_suffix(""))) for file in files)
+        elif path.exists():  # what is no regular file is said when it is read
+            found.append((path, path.stem))
+        else:
+            raise UserError(f"no picture or folder {name!r}")
+    return found
+
+
+def picture_bytes(source: Path | str) -> bytes:
+    """The encoded bytes of a picture of :func:`named_pictures`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if isinstance(source, Path):
+        return read_bytes(source)
+    names = list(photographs().names)
+    return photographs().read(names.index(source.removeprefix("builtin:sample/")))
+
+
+def targets(pictures: Sequence[Named], out: Path, ending: str) -> list[tuple[Path | str, Path]]:
+    """Where what is made of each picture goes; names that would collide are numbered.
+
+    Args:
+        pictures: see :func:`named_pictures`.
+        out: the folder.
+        ending: what follows a picture's name.
+
+    Raises:
+        UserError: it would go where a picture is read.
+    """
+    inputs = {os.path.realpath(source) for source, _ in pictures}
+    taken: set[str] = set()  # by what they are once links are followed
+    found = []
+    for source, stem in pictures:
+        target, number = out / f"{stem}{ending}", 1
+        while os.path.realpath(target) in taken:
+            target, number = out / f"{stem}-{number}{ending}", number + 1
+        if os.path.realpath(target) in inputs:
+            raise UserError(f"{target} would overwrite a picture that is read; give another --out")
+        taken.add(os.path.realpath(target))
+        found.append((source, target))
+    return found
+
+
+@contextlib.contextmanager
+def only_this_name() -> Iterator[None]:
+    """A name that the file system does not take is a fault of this picture alone."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        reason = error.__cause__ if isinstance(error, UserError) else error
+        if getattr(reason, "errno", None) not in _OF_THE_NAME:
+            raise
+        raise BrokenImage(f"it cannot be written: {reason.strerror}") from None

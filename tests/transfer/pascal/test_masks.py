@@ -1,0 +1,186 @@
+"""Images with masks: the devkit's and SBD's files, the sets that may stand together, and what is refused."""
+
+import io
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from devkits import make_devkit, make_sbd, mask_of, save_mask
+from PIL import Image
+
+from crosschannel import UserError
+from crosschannel.data import Subset
+from crosschannel.data.decode import EncodedImage
+from transfer.cli import PROGRAM
+from transfer.pascal.masks import CLASSES, MaskFile, labels_of, open_masks
+from transfer.pascal.segmentation import PALETTE, as_picture, confusion_of, iou_figures
+
+
+def config(**keys):
+    parsed = PROGRAM.parse("segment", ["--data=x", "--backbone=x"])
+    return replace(parsed, **keys)
+
+
+@pytest.fixture
+def voc(tmp_path, photos) -> Path:
+    return make_devkit(tmp_path, photos, masks=True)
+
+
+@pytest.fixture
+def years(tmp_path, photos) -> Path:
+    """VOC2012 with all images, VOC2011 with a list alone, and SBD beside them; 2012's images are called 000000 …"""
+    root = make_devkit(tmp_path, photos, 30, 10, "2012", masks=True)
+    listed = root / "VOC2011" / "ImageSets" / "Segmentation"
+    listed.mkdir(parents=True)
+    (listed / "val.txt").write_text("".join(f"{i:06d}\n" for i in range(5, 20)))
+    make_sbd(tmp_path, photos, {"train": [f"{i:06d}" for i in range(12)], "val": [f"{i:06d}" for i in range(12, 15)]})
+    return root
+
+
+def test_masks_are_those_of_the_files(voc):
+    split = open_masks(str(voc), config(train_set="2007:trainval", test_set="2007:test"))
+    assert (len(split.train), len(split.test)) == (40, 20) and split.classes == CLASSES and len(CLASSES) == 21
+    image = EncodedImage(split.test.read(3))
+    labels = labels_of(split.test.annotation(3), image, 21)
+    expected = np.array(Image.open(voc / "VOC2007" / "SegmentationClass" / "000043.png"))
+    assert labels.shape == (image.height, image.width) and (labels == expected).all() and (labels[0] == 255).all()
+
+
+def test_seg11valid_is_what_the_rule_says(years):
+    split = open_masks(str(years), config())
+    assert [Path(name).name for name in split.train.names] == [f"{i:06d}" for i in range(12)]
+    assert split.train.names[0] == "SBD/000000"
+    assert [Path(name).name for name in split.test.names] == [f"{i:06d}" for i in range(12, 20)]
+    assert split.test.names[0] == "VOC2012/000012"  # 2011's list, 2012's files
+    labels = labels_of(split.train.annotation(0), EncodedImage(split.train.read(0)), 21)
+    assert labels.shape == (70, 90) and labels.max() <= 5 and labels.dtype == np.uint8
+    elsewhere = years.parent / "elsewhere"
+    shutil.move(years.parent / "benchmark_RELEASE", elsewhere)
+    for place in (elsewhere, elsewhere / "dataset"):
+        assert len(open_masks(str(years), config(sbd=str(place))).test) == 8
+    with pytest.raises(
+        UserError, match=r"no SBD \(img, cls, train\.txt\) in .* or beside it: give its folder by --sbd"
+    ):
+        open_masks(str(years), config())
+
+
+def test_the_published_lists_give_736_images(tmp_path):
+    """Where CROSSCHANNEL_SBD_LISTS names a folder with voc11_val.txt, sbd_train.txt and seg11valid.txt."""
+    lists = os.environ.get("CROSSCHANNEL_SBD_LISTS")
+    if not lists:
+        pytest.skip("CROSSCHANNEL_SBD_LISTS names no folder of the published lists")
+    from transfer.pascal.masks import _seg11valid
+
+    segmentation = tmp_path / "VOC2011" / "ImageSets" / "Segmentation"
+    segmentation.mkdir(parents=True)
+    (tmp_path / "cls").mkdir()
+    shutil.copy(Path(lists) / "voc11_val.txt", segmentation / "val.txt")
+    shutil.copy(Path(lists) / "sbd_train.txt", tmp_path / "train.txt")
+    found = _seg11valid(tmp_path, config(sbd=str(tmp_path)))
+    assert len(found) == 736 and found == (Path(lists) / "seg11valid.txt").read_text().split()
+
+
+def test_images_that_are_learned_are_not_scored(years):
+    with pytest.raises(UserError, match=r"7 images are in train_set and test_set, such as 000005"):
+        (years / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt").write_text(
+            "000005\n000006\n000007\n000008\n000009\n000010\n000011\n000030\n"
+        )
+        open_masks(str(years), config(test_set="2012:val"))
+
+
+def test_what_is_missing_is_named_at_once(voc, years):
+    masks = voc / "VOC2007" / "SegmentationClass"
+    (masks / "000003.png").unlink()
+    sets = {"train_set": "2007:trainval", "test_set": "2007:test"}
+    with pytest.raises(UserError, match=r"the devkit lacks .*SegmentationClass/000003\.png that its image sets name"):
+        open_masks(str(voc), config(**sets))
+    shutil.rmtree(masks)
+    with pytest.raises(UserError, match=r"000000\.png and 39 more masks"):
+        open_masks(str(voc), config(**sets))
+    with pytest.raises(UserError, match=r"no image set .*nope\.txt; there are train, val"):
+        open_masks(str(years), config(train_set="sbd:nope"))
+
+
+def encoded(height: int, width: int) -> EncodedImage:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return EncodedImage(file.getvalue())
+
+
+def test_masks_that_do_not_fit_are_one_sentence_that_names_the_file(tmp_path):
+    path, image = tmp_path / "a.png", encoded(2, 3)
+    with pytest.raises(UserError, match=r"lacks the mask .*a\.png"):
+        labels_of(MaskFile(path), image, 21)
+    save_mask(path, np.array([[0, 12, 255], [20, 255, 1]], np.uint8))
+    assert labels_of(MaskFile(path), image, 21).tolist() == [[0, 12, 255], [20, 255, 1]]
+    with pytest.raises(UserError, match=r"the mask .*a\.png is 3 × 2, and its image 4 × 2"):
+        labels_of(MaskFile(path), encoded(2, 4), 21)
+    save_mask(path, np.full((2, 3), 21, np.uint8))
+    with pytest.raises(UserError, match=r"the mask .*a\.png has the label 21: there are 0 to 20, and 255"):
+        labels_of(MaskFile(path), image, 21)
+    path.write_text("no picture")
+    with pytest.raises(UserError, match=r"the mask .*a\.png is damaged"):
+        labels_of(MaskFile(path), image, 21)
+    (tmp_path / "a.mat").write_bytes(b"no matrix")
+    with pytest.raises(UserError, match=r"the mask .*a\.mat is damaged"):
+        labels_of(MaskFile(tmp_path / "a.mat"), image, 21)
+    with pytest.raises(UserError, match=r"the mask of an image has the label -1"):
+        labels_of(np.full((2, 3), -1), image, 3)
+
+
+def test_a_subset_keeps_its_masks(voc):
+    images = open_masks(str(voc), config(train_set="2007:trainval", test_set="2007:test")).train
+    part = Subset(images, np.array([7, 2]))
+    assert part.annotation(0) == images.annotation(7) and part.names[1] == images.names[2]
+
+
+def test_the_palette_is_pascals():
+    known = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    for label, colour in known.items():
+        assert tuple(PALETTE[label]) == colour
+    picture = as_picture(np.array([[0, 15], [255, 20]]))
+    assert picture.mode == "P" and np.array(picture).tolist() == [[0, 15], [255, 20]]
+    assert picture.convert("RGB").getpixel((1, 0)) == (192, 128, 128)
+
+
+def test_mean_iu_is_torchmetrics_and_scikit_learns_on_random_masks_with_ignored_pixels():
+    import torch
+    from sklearn.metrics import confusion_matrix, jaccard_score
+
+    torchmetrics = pytest.importorskip("torchmetrics")
+    generator = np.random.default_rng(0)
+    truth = generator.choice([0, 1, 2, 3, 255], (6, 20, 30), p=[0.4, 0.2, 0.1, 0.1, 0.2])
+    predicted = np.where(
+        generator.random(truth.shape) < 0.6, np.where(truth == 255, 1, truth), generator.integers(0, 5, truth.shape)
+    )
+    confusions = np.stack(
+        [confusion_of(torch.tensor(p), torch.tensor(t), 5).numpy() for p, t in zip(predicted, truth, strict=True)]
+    )
+    for t, p, found in zip(truth, predicted, confusions, strict=True):
+        counted = t != 255
+        assert (confusion_matrix(t[counted], p[counted], labels=range(5)) == found).all()
+    figures = iou_figures(confusions, np.ones((1, 6)), "abcde")
+    counted = truth != 255
+    expected = jaccard_score(truth[counted], predicted[counted], average=None, labels=range(5))
+    assert [figures[f"iu/{name}"][0] for name in "abcde"] == pytest.approx(expected)
+    index = torchmetrics.JaccardIndex("multiclass", num_classes=5, ignore_index=255)
+    assert figures["mean_iu"][0] == pytest.approx(index(torch.tensor(predicted), torch.tensor(truth)).item(), abs=1e-6)
+    weights = np.array([[2.0, 0, 1, 0, 0, 3]])  # a resample of whole images
+    repeated = np.repeat(np.arange(6), weights[0].astype(int))
+    again = iou_figures(confusions[repeated], np.ones((1, 6)), "abcde")
+    assert iou_figures(confusions, weights, "abcde")["mean_iu"] == pytest.approx(again["mean_iu"])
+
+
+def test_labels_follow_from_colours():
+    assert set(np.unique(mask_of(np.zeros((9, 9, 3), np.uint8)))) == {0, 255}

@@ -1,0 +1,184 @@
+"""`transfer predict`: masks and scores of pictures that a run has not seen."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from devkits import make_devkit
+from PIL import Image
+
+from crosschannel.data import open_images
+from crosschannel.data.decode import EncodedImage
+from crosschannel.runs.result import load_result
+from transfer.cli import main
+from transfer.pascal.segmentation import PALETTE, confusion_of
+from transfer.predict import predictor_of
+
+SMALL = ["--train.precision=float32", "--runtime.workers=0", "--runtime.tensorboard=false", "--train.steps=4"]
+NET = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory, photos):
+    return make_devkit(tmp_path_factory.mktemp("voc"), photos, masks=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, voc, photo_folder):
+    root = tmp_path_factory.mktemp("runs")
+    tuned = ["--config=voc-mini", f"--data={voc}", NET, "--train.batch=8", "--fc=8", "--calibrate=false", *SMALL]
+    commands = {
+        "segment": ["segment", *tuned, "--crop=64", "--optim.lr=0.01"],
+        "classify": ["classify", *tuned, "--test-crops=2"],
+        "linear-probe": [
+            "linear-probe", "--config=quickstart", f"--data={photo_folder}", NET, "--layer=conv3,conv5",
+            "--train.batch=20", "--rates=0.001,0.01", *SMALL,
+        ],
+        "dense": ["dense", f"--data={voc}", NET, "--config=voc-mini", "--layer=conv3,conv5", "--grid=6", *SMALL],
+        "knn": ["knn", f"--data={photo_folder}", NET, "--layer=conv5", "--k=3", "--workers=0"],
+    }  # fmt: skip
+    for name, words in commands.items():
+        assert main([*words, f"--out={root / name}"]) == 0
+    return root
+
+
+@pytest.fixture
+def pictures(tmp_path, photos) -> Path:
+    """A portrait by its EXIF orientation, a grey PNG with alpha, a picture in a folder, and a broken one."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90°
+    Image.fromarray(photos[0][:60, :100]).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(photos[1][:50, :70]).convert("LA").save(folder / "grey.png")
+    Image.fromarray(photos[2][:40, :300]).save(folder / "more" / "wide.jpg")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["segment", "dense"])
+def test_masks_are_of_the_pictures_own_size_and_a_broken_picture_stops_nothing(runs, pictures, kind, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["predict", str(runs / kind), str(pictures), f"--out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 4 pictures could not be read, the first is" in error and "broken.jpg" in error
+    for name, size in (("turned", (60, 100)), ("grey", (70, 50)), ("more/wide", (300, 40))):
+        mask = Image.open(out / f"{name}-mask.png")
+        assert mask.mode == "P" and mask.size == size and Image.open(out / f"{name}-overlay.png").size == size
+        assert tuple(mask.getpalette()[45:48]) == tuple(PALETTE[15])
+    assert not list(out.glob("broken*")) and not (out / "scores.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["segment", "dense"])
+def test_predicted_masks_are_those_that_were_scored(runs, voc, kind):
+    result = load_result(runs / kind)
+    layer = max(("conv3", "conv5"), key=lambda one: result.metrics.get(f"{one}/mean_iu", 0))
+    column = result.rows["confusion" if kind == "segment" else f"{layer}/linear"]
+    predict = predictor_of(runs / kind, CPU)
+    folder = voc / "VOC2007"
+    for row, name in list(enumerate(result.rows["names"]))[:4]:
+        name = name.partition("/")[2]
+        found = np.array(predict((folder / "JPEGImages" / f"{name}.jpg").read_bytes()).pictures["mask"])
+        truth = np.array(Image.open(folder / "SegmentationClass" / f"{name}.png"))
+        again = confusion_of(torch.from_numpy(found), torch.from_numpy(truth), 21).numpy()
+        assert np.abs(again - column[row]).sum() <= 0.002 * column[row].sum()  # other batches round otherwise
+
+
+def test_predicted_scores_are_those_that_were_scored(runs, voc, photo_folder):
+    images = open_images(str(photo_folder))[1]
+    result = load_result(runs / "linear-probe")
+    for layer in ("conv3", "conv5"):
+        predict = predictor_of(runs / "linear-probe", CPU, layer)
+        names = list(result.rows["classes"])
+        assert list(images.names) == list(result.rows["names"])
+        found = []
+        for number in range(len(images)):
+            scores = predict(images.read(number)).scores
+            assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+            found.append(names.index(max(scores, key=scores.get)))
+        assert (np.array(found) == result.rows[f"{layer}/prediction"]).mean() >= 0.9
+    result = load_result(runs / "classify")
+    predict = predictor_of(runs / "classify", CPU)
+    name = result.rows["names"][0].partition("/")[2]
+    scores = predict((voc / "VOC2007" / "JPEGImages" / f"{name}.jpg").read_bytes()).scores
+    expected = 1 / (1 + np.exp(-result.rows["logits"][0] / 2))  # the first image's crops are drawn alike
+    assert list(scores.values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_are_a_table_and_a_sheet(runs, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    (pictures / "broken.jpg").unlink()
+    assert main(["predict", str(runs / "linear-probe"), str(pictures), "--layer=conv3", f"--out={out}"]) == 0
+    rows = list(csv.reader((out / "scores.csv").open()))
+    assert rows[0][:3] == ["picture", "likeliest", "class0"] and len(rows) == 4
+    assert [row[0] for row in rows[1:]] == ["grey", "more/wide", "turned"]
+    for row in rows[1:]:
+        values = [float(value) for value in row[2:]]
+        assert sum(values) == pytest.approx(1, abs=1e-3) and rows[0][2 + int(np.argmax(values))] == row[1]
+    assert Image.open(out / "sheet-1.png").size[0] == 3 * 168 + 8
+    assert main(["predict", str(runs / "linear-probe"), "builtin:sample", f"--out={out}"]) == 0  # its own are replaced
+    assert len(list(csv.reader((out / "scores.csv").open()))) == 11
+
+
+def test_the_net_alone_is_enough(runs, voc, pictures, tmp_path, monkeypatch):
+    """A fine-tuned net is described in its file: the backbone that it was begun from may be gone."""
+    monkeypatch.setattr("transfer.finetuning.load_backbone", None)
+    monkeypatch.setattr("transfer.protocol.load_backbone", None)
+    for kind in ("segment", "classify"):
+        data = io.BytesIO()
+        Image.new("RGB", (80, 90)).save(data, "PNG")
+        found = predictor_of(runs / kind, CPU)(data.getvalue())
+        assert found.pictures or found.scores
+
+
+def refusals(runs: Path, pictures: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("# crosschannel run: segment\n")
+    return [
+        ([str(runs / "knn"), str(pictures)], "a knn run keeps nothing to predict with; runs of linear-probe, classify"),
+        ([str(tmp_path / "nowhere"), str(pictures)], "has no result.json"),
+        ([str(unfinished), str(pictures)], "has no result.json"),
+        ([str(runs / "segment")], "no pictures named"),
+        ([str(runs / "segment"), str(tmp_path / "none.jpg")], "no picture or folder"),
+        ([str(runs / "linear-probe"), str(pictures), "--layer=conv9"], "layer 'conv9': the run has conv3, conv5"),
+        ([str(runs / "segment"), str(pictures), f"--out={tmp_path / 'file'}"], "is a file; --out takes a folder"),
+    ]
+
+
+def test_what_cannot_be_is_one_sentence(runs, pictures, tmp_path, capsys):
+    for words, expected in refusals(runs, pictures, tmp_path):
+        assert main(["predict", f"--out={tmp_path / 'out'}", *words]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("transfer: ") and expected in error, error
+
+
+def test_a_run_whose_files_are_damaged_or_of_an_older_version_says_so(runs, pictures, tmp_path, capsys):
+    import shutil
+
+    for kind, file in (("segment", "net.safetensors"), ("linear-probe", "heads.safetensors")):
+        run = tmp_path / kind
+        shutil.copytree(runs / kind, run)
+        (run / file).write_bytes(b"damaged")
+        assert main(["predict", str(run), str(pictures), f"--out={tmp_path / 'out'}"]) == 2
+        assert f"{file} is damaged" in capsys.readouterr().err
+        (run / file).unlink()
+        assert main(["predict", str(run), str(pictures), f"--out={tmp_path / 'out'}"]) == 2
+        assert f"no {file} in" in capsys.readouterr().err
+
+
+def test_files_of_others_are_not_overwritten(runs, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "grey-mask.png").write_bytes(b"mine")
+    words = ["predict", str(runs / "segment"), str(pictures / "grey.png"), f"--out={out}"]
+    assert main(words) == 2 and "is there, and is not as `transfer predict` left it" in capsys.readouterr().err
+    assert (out / "grey-mask.png").read_bytes() == b"mine"
+    assert main([*words, "--overwrite"]) == 0
+    mask = Image.open(out / "grey-mask.png")
+    assert EncodedImage((pictures / "grey.png").read_bytes()).width == mask.width

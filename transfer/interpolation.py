@@ -1,0 +1,54 @@
+"""Maps brought to an image's own pixels by linear weights along each axis, wherever their points lie over it."""
+
+import torch
+from torch import Tensor
+
+
+def line_weights(centres: Tensor, places: Tensor, fade: float = 0.0) -> Tensor:
+    """What each of some places takes from a line of points.
+
+    Args:
+        centres: (n,) where the points are, ascending.
+        places: (m,).
+        fade: beyond the first and the last point, what is taken of them falls to zero within so many pixels, as of a
+            deconvolution; 0: they are taken whole.
+
+    Returns:
+        (m, n) float32; between two points linear, rows sum to 1 there.
+    """
+    centres, places = centres.double(), places.double()
+    inside = places.clamp(centres[0], centres[-1])
+    after = torch.searchsorted(centres, inside).clamp(1, max(1, len(centres) - 1))
+    weights = torch.zeros(len(places), len(centres), dtype=torch.float64)
+    if len(centres) == 1:
+        weights[:] = 1
+    else:
+        share = (inside - centres[after - 1]) / (centres[after] - centres[after - 1])
+        weights.scatter_(1, after[:, None] - 1, 1 - share[:, None]).scatter_(1, after[:, None], share[:, None])
+    if fade:
+        weights *= (1 - (places - inside).abs() / fade).clamp(min=0)[:, None]
+    return weights.float()
+
+
+def resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, K, h, w) by row weights (H, h) and column weights (W, w) → (N, K, H, W) float32."""
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows.to(maps.device) @ maps.float() @ columns.to(maps.device).T
+
+
+def squashed_places(length: int, size: int) -> Tensor:
+    """Where the pixels of a side of ``length`` lie once it is resized to ``size``: (length,)."""
+    return (torch.arange(length, dtype=torch.float64) + 0.5) * size / length - 0.5
+
+
+def pooled_centres(origin: float, stride: float, points: int, pooled: int) -> Tensor:
+    """Where the points of an adaptive average of a line of points lie: (pooled,).
+
+    Args:
+        origin, stride: of the line.
+        points: on it.
+        pooled: points of the average.
+    """
+    centres = origin + stride * torch.arange(points, dtype=torch.float64)
+    ends = [(i * points // pooled, -(-(i + 1) * points // pooled)) for i in range(pooled)]
+    return torch.stack([centres[start:stop].mean() for start, stop in ends])

@@ -1,0 +1,65 @@
+"""Plots of PASCAL's classes: figures by class, and which class is taken for which."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crosschannel.console import plain
+from crosschannel.files import Writer
+from crosschannel.report.plots import COLOURS
+from crosschannel.runs.result import Result, Rows
+from transfer.groups import Group
+
+
+def classes_of(result: Result, prefix: str) -> list[str]:
+    """The classes that have figures of a prefix such as ``ap/``."""
+    return [name.removeprefix(prefix) for name in result.metrics if name.startswith(prefix)]
+
+
+def bars_by_class(out: Path, groups: Sequence[Group], prefix: str, axis: str, write: Writer) -> None:
+    """Bars by class, a colour a run."""
+    from matplotlib.figure import Figure as Canvas
+
+    classes = list(dict.fromkeys(name for entry in groups for name in classes_of(entry.first, prefix)))
+    canvas = Canvas(figsize=(9, 0.26 * len(classes) * max(1.0, len(groups) / 3) + 1.2), layout="constrained")
+    axes, height = canvas.subplots(), 0.8 / len(groups)
+    for number, entry in enumerate(groups):
+        found = [entry.over_seeds(prefix + name) for name in classes]
+        places = [i + (number - (len(groups) - 1) / 2) * height for i, one in enumerate(found) if one]
+        axes.barh(
+            places,
+            [100 * one[0] for one in found if one],
+            height,
+            xerr=[100 * one[1] for one in found if one] if len(entry.runs) > 1 else None,
+            color=COLOURS[number % len(COLOURS)],
+            label=plain(entry.label),
+        )
+    axes.set_yticks(range(len(classes)), classes)
+    axes.invert_yaxis()
+    axes.set_xlabel(axis)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06 - 0.6 / len(classes)))
+    with write(out) as part:
+        canvas.savefig(part, dpi=120, format="png")
+
+
+def confusion_matrix(out: Path, rows: Rows, write: Writer) -> None:
+    """The pixels of all images by true class (rows, each of 100 %) and predicted class."""
+    from matplotlib.figure import Figure as Canvas
+
+    summed, names = rows["confusion"].sum(0).astype(np.float64), list(rows["classes"])
+    shares = 100 * summed / np.maximum(summed.sum(1, keepdims=True), 1)
+    side = 0.36 * len(names) + 2
+    canvas = Canvas(figsize=(side, side), layout="constrained")
+    axes = canvas.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for i, j in zip(*np.nonzero(shares >= 1), strict=True):
+        colour = "white" if shares[i, j] > 55 else "black"
+        axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    with write(out) as part:
+        canvas.savefig(part, dpi=120, format="png")

@@ -1,0 +1,114 @@
+"""Segmentations: scores as confusions, in figures, tables and pictures."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from crosschannel.data.decode import EncodedImage
+from crosschannel.runs.result import Result
+from transfer.pascal.masks import IGNORED
+from transfer.pascal.metrics import segmentation_figures
+from transfer.prediction import Prediction, Predictor
+from transfer.protocol import Figures, table
+
+_SIDE, _GAP = 240, 6  # pixels of a picture among others, and between them
+
+
+def _palette() -> np.ndarray:
+    """PASCAL VOC's colours by label, (256, 3) uint8: bit k of a label's three lowest bits is bit 7 of a channel, and so
+    on with the next three."""
+    colours = np.zeros((256, 3), np.uint8)
+    for label in range(256):
+        for place in range(8):
+            for channel in range(3):
+                colours[label, channel] |= ((label >> (3 * place + channel)) & 1) << (7 - place)
+    return colours
+
+
+PALETTE = _palette()
+
+
+def confusion_of(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Pixels by true and predicted class, where they are: (H, W), (H, W) → (classes, classes) int64; those labelled 255
+    are left out."""
+    counted = truth != IGNORED
+    pairs = torch.where(counted, truth.long() * classes + predicted, classes * classes)
+    return torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)
+
+
+def iou_figures(confusions: np.ndarray, weights: np.ndarray, classes: Sequence[str], prefix: str = "") -> Figures:
+    """The figures of segmentations.
+
+    Args:
+        confusions: (n, K, K) of images.
+        weights: (R, n).
+        classes: K names.
+        prefix: of the figures' names.
+
+    Returns:
+        ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu``, and ``iu/CLASS`` of classes that occur in any
+        image's truth or prediction; (R,) each.
+    """
+    summed = (weights @ confusions.reshape(len(confusions), -1).astype(np.float64)).reshape(-1, *confusions.shape[1:])
+    found = segmentation_figures(summed)
+    whole = confusions.sum(0)
+    occurs = (whole.sum(0) + whole.sum(1)) > 0
+    by_class = found.pop("iu")
+    found |= {f"iu/{name}": by_class[:, number] for number, name in enumerate(classes) if occurs[number]}
+    return {prefix + name: values for name, values in found.items()}
+
+
+def iou_table(result: Result) -> Table:
+    """Intersection over union by class, in percent, and the four figures."""
+    metrics = result.metrics
+    rows = {name.removeprefix("iu/"): value for name, value in metrics.items() if name.startswith("iu/")}
+    rows |= {f"mean of {len(rows)} classes": metrics["mean_iu"]}
+    words = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy", "fw_iu": "frequency-weighted"}
+    rows |= {label: metrics[name] for name, label in words.items()}
+    return table({label: [f"{100 * value:.1f}"] for label, value in rows.items()}, ["class", "IU, %"])
+
+
+def as_picture(labels: np.ndarray) -> Image.Image:
+    """Labels (H, W) as a palette picture, as the devkit has them."""
+    picture = Image.fromarray(labels.astype(np.uint8), "P")
+    picture.putpalette(PALETTE.ravel().tolist())
+    return picture
+
+
+def overlay(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8 under the colours of its labels; what is background keeps its own."""
+    mixed = (pixels.astype(np.uint16) * 2 + PALETTE[labels].astype(np.uint16) * 3) // 5
+    return np.where((labels > 0)[..., None], mixed, pixels).astype(np.uint8)
+
+
+def side_by_side(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Pictures (H, W, 3) in rows, each fitted into a square on white: (H, W, 3) uint8."""
+    height, width = (len(rows) * (_SIDE + _GAP) - _GAP, max(map(len, rows)) * (_SIDE + _GAP) - _GAP)
+    sheet = Image.new("RGB", (width, height), "white")
+    for i, row in enumerate(rows):
+        for j, pixels in enumerate(row):
+            picture = Image.fromarray(pixels)
+            picture.thumbnail((_SIDE, _SIDE))
+            left, top = j * (_SIDE + _GAP) + (_SIDE - picture.width) // 2, i * (_SIDE + _GAP)
+            sheet.paste(picture, (left, top + (_SIDE - picture.height) // 2))
+    return np.asarray(sheet)
+
+
+def mask_predictor(labels: Callable[[EncodedImage], Tensor]) -> Predictor:
+    """A predictor of masks: a palette picture, and the image under its colours.
+
+    Args:
+        labels: image → (H, W) of its own size.
+    """
+
+    def predict(data: bytes) -> Prediction:
+        image = EncodedImage(data)
+        found = labels(image).cpu().numpy().astype(np.uint8)
+        mixed = Image.fromarray(overlay(image.pixels(), found))
+        return Prediction(pictures={"mask": as_picture(found), "overlay": mixed})
+
+    return predict

@@ -1,0 +1,1 @@
+"""Segmentation on frozen layers: linear, and by nearest neighbours."""

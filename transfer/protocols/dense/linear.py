@@ -1,0 +1,225 @@
+"""Linear segmentation on frozen layers, every layer and learning rate at once: a task for the one loop."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crosschannel.data import Batch, Stream
+from crosschannel.runs.result import Rows
+from crosschannel.training.held_out import in_order
+from crosschannel.training.ranks import World
+from crosschannel.training.task import Evaluation
+from transfer.feature_cache import StoredFeatures
+from transfer.pascal.masks import IGNORED
+from transfer.pascal.metrics import segmentation_figures
+from transfer.pascal.segmentation import confusion_of, iou_figures
+from transfer.protocol import Figures, figures_of
+from transfer.protocols.dense.points import Points, mask_at
+
+_AT_ONCE = 8  # images of an evaluation
+
+
+class PointHead(nn.Module):
+    """Affine-free BatchNorm with the statistics of all training images, and one or more linear classifiers of a map's
+    points, one a learning rate, from zero.
+
+    Shape:
+        (N, C, g, g) → count times (N, classes, g, g).
+    """
+
+    def __init__(self, channels: int, classes: int, count: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.classifiers = nn.ModuleList(nn.Conv2d(channels, classes, 1) for _ in range(count))
+        for parameter in self.classifiers.parameters():
+            nn.init.zeros_(parameter)
+
+    def train(self, mode: bool = True) -> "PointHead":
+        super().train(mode)
+        self.norm.eval()  # the features are known: so are their statistics, on any number of ranks
+        return self
+
+    @torch.no_grad()
+    def measure(self, maps: Tensor) -> None:
+        """Take the statistics of training images, (n, C, g, g)."""
+        mean = torch.cat([part.double().mean((2, 3)) for part in maps.split(_AT_ONCE)]).mean(0)
+        squares = [((part.double() - mean[:, None, None]) ** 2).mean((2, 3)) for part in maps.split(_AT_ONCE)]
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(torch.cat(squares).mean(0))
+
+    def forward(self, maps: Tensor) -> list[Tensor]:
+        normed = self.norm(maps)
+        return [classifier(normed) for classifier in self.classifiers]
+
+
+class DenseHeads(nn.Module):
+    """A :class:`PointHead` a layer: maps by layer → scores by layer, a list of one a learning rate."""
+
+    def __init__(self, channels: Mapping[str, int], classes: int, rates: Sequence[float]):
+        super().__init__()
+        self.layers, self.rates = tuple(channels), tuple(rates)
+        self.heads = nn.ModuleList(PointHead(count, classes, len(rates)) for count in channels.values())
+
+    def forward(self, maps: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        with torch.autocast(next(iter(maps.values())).device.type, enabled=False):
+            return {layer: head(maps[layer]) for layer, head in zip(self.layers, self.heads, strict=True)}
+
+    def rate_factors(self, base: float) -> dict[str, float]:
+        """Factors of the base learning rate by parameter name."""
+        return {
+            f"heads.{i}.classifiers.{j}.{kind}": rate / base
+            for i in range(len(self.layers))
+            for j, rate in enumerate(self.rates)
+            for kind in ("weight", "bias")
+        }
+
+    def chosen(self, places: Mapping[str, int]) -> "DenseHeads":
+        """A copy with one classifier a layer, by its place among the learning rates."""
+        kept = copy.deepcopy(self)
+        for layer, head in zip(self.layers, kept.heads, strict=True):
+            head.classifiers = head.classifiers[places[layer] :][:1]
+        return kept
+
+
+class DenseProbe:
+    """The task: scores of points brought to the pixels of the squashed masks, and the sum of all classifiers'
+    cross-entropies, each averaged over an image's labelled pixels, and over images.
+
+    Args:
+        net: the heads.
+        points: of every layer's map.
+        train: features of training images, and their masks (n, L, L).
+        held_out: those of images by which learning rates are chosen, where there are several.
+        test: features of test images.
+        classes: names.
+        rate: the base learning rate.
+        world: shares out the images of evaluations.
+    """
+
+    def __init__(
+        self,
+        net: DenseHeads,
+        points: Mapping[str, Points],
+        train: tuple[StoredFeatures, Tensor],
+        held_out: tuple[StoredFeatures, Tensor] | None,
+        test: StoredFeatures,
+        classes: Sequence[str],
+        rate: float,
+        world: World,
+    ):
+        self.net, self.points, self.rate_factors = net, points, net.rate_factors(rate)
+        self.train, self.held_out, self.test = train, held_out, test
+        self.classes, self.world = tuple(classes), world
+
+    def initialise(self, stream: Stream) -> bool:
+        for layer, head in zip(self.net.layers, self.net.heads, strict=True):
+            head.measure(self.train[0].maps[layer])
+        return False
+
+    def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        features, masks = self.train
+        truth = masks[batch.indices].to(self.world.device, non_blocking=True).long()
+        counted = (truth != IGNORED).sum((1, 2)).clamp(min=1)
+        losses = []
+        for layer, scores in net(features.rows(batch.indices, self.world.device)).items():
+            for one in scores:
+                logits = self.points[layer].upsampled(one, *truth.shape[1:])
+                by_pixel = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="none")
+                losses.append((by_pixel.sum((1, 2)) / counted).sum())
+        loss = torch.stack(losses).sum()
+        return loss, loss.new_full((), len(truth))
+
+    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
+        layers = self.net.layers
+        chosen, figures = dict.fromkeys(layers, 0), {}
+        if self.held_out is not None:
+            tried = self._mean_iu_by_rate(net, should_stop)
+            chosen = {layer: int(np.argmax(found)) for layer, found in tried.items()}
+            for layer, place in chosen.items():
+                figures |= {f"{layer}/held_out_iu": tried[layer][place], f"{layer}/lr": self.net.rates[place]}
+
+        def scores(part: slice) -> dict[str, Tensor]:
+            found = net(self.test.rows(part, self.world.device))
+            return {layer: one[chosen[layer]] for layer, one in found.items()}
+
+        rows = score_test_images(self.test, scores, self.points, self.classes, self.world, should_stop, "linear")
+        figures |= figures_of(metrics, rows)
+        line = "mean IU " + "  ".join(f"{layer} {100 * figures[f'{layer}/mean_iu']:.1f}" for layer in layers)
+        return Evaluation(figures, len(rows["names"]), rows, {}, line)
+
+    def _mean_iu_by_rate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, list[float]]:
+        """Mean IU of held-out images at the size of their masks, by layer and learning rate."""
+        features, masks = self.held_out
+        count, device = len(self.classes), self.world.device
+        totals = torch.zeros(len(self.net.layers), len(self.net.rates), count, count, device=device)
+        for part in features.shares(_AT_ONCE, self.world, should_stop):
+            truth = masks[features.indices[part]].to(device)
+            for i, (layer, scores) in enumerate(net(features.rows(part, device)).items()):
+                for j, one in enumerate(scores):
+                    predicted = self.points[layer].upsampled(one, *truth.shape[1:]).argmax(1)
+                    totals[i, j] += confusion_of(predicted, truth, count)
+        summed = self.world.sum(totals).cpu().numpy()
+        return {layer: segmentation_figures(summed[i])["mean_iu"].tolist() for i, layer in enumerate(self.net.layers)}
+
+
+def score_test_images(
+    test: StoredFeatures,
+    scores: Callable[[slice], dict[str, Tensor]],
+    points: Mapping[str, Points],
+    classes: Sequence[str],
+    world: World,
+    should_stop: Callable[[], bool],
+    kind: str,
+) -> Rows:
+    """``LAYER/kind`` (n, K, K): pixels of every test image at its own size, by true and predicted class.
+
+    Args:
+        test: features of the images.
+        scores: rows → (N, K, g, g) by layer.
+        points: of the maps of those layers.
+        classes: K names.
+        world: shares out the images.
+        should_stop: asked before every batch.
+        kind: of what is scored.
+    """
+    count, seen = len(classes), [torch.empty(0, dtype=torch.int64)]
+    found: dict[str, list[Tensor]] = {}
+    for part in test.shares(_AT_ONCE, world, should_stop):
+        seen.append(test.indices[part])
+        maps = scores(part)
+        masks = [mask_at(test.images, int(index), count) for index in test.indices[part]]
+        for layer, one in maps.items():
+            by_image = [
+                confusion_of(
+                    points[layer].upsampled(one[i : i + 1], *mask.shape)[0].argmax(0),
+                    torch.from_numpy(mask).to(world.device),
+                    count,
+                )
+                for i, mask in enumerate(masks)
+            ]
+            found.setdefault(layer, []).append(torch.stack(by_image))
+    none = torch.empty(0, count, count, dtype=torch.int64, device=world.device)
+    indices, columns = in_order(world, seen, {layer: [none, *found.get(layer, [])] for layer in points})
+    return {
+        "names": np.array([test.images.names[int(i)] for i in indices]),
+        "classes": np.array(classes),
+        **{f"{layer}/{kind}": column.numpy().astype(np.int32) for layer, column in columns.items()},
+    }
+
+
+def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+    """``LAYER/mean_iu``, ``LAYER/pixel_accuracy`` and ``LAYER/iu/CLASS`` of the linear classifiers;
+    ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of nearest neighbours."""
+    found: Figures = {}
+    for name, column in rows.items():
+        layer, _, kind = name.rpartition("/")
+        if kind in ("linear", "knn"):
+            figures = iou_figures(column, weights, rows["classes"])
+            start = f"{layer}/" if kind == "linear" else f"{layer}/knn_"
+            kept = {"mean_iu", "pixel_accuracy"} | {one for one in figures if kind == "linear" and "/" in one}
+            found |= {start + one: values for one, values in figures.items() if one in kept}
+    return found

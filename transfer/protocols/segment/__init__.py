@@ -1,0 +1,1 @@
+"""PASCAL VOC segmentation by fine-tuning: a class for every pixel."""

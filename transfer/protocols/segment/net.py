@@ -1,0 +1,163 @@
+"""A fully convolutional net on any backbone (Long, Shelhamer, Darrell, CVPR 2015): scores of one or more layers, each a
+1×1 convolution from zero, added from coarse to fine and brought to the image's own pixels by fixed bilinear weights.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from crosschannel.errors import UserError
+from crosschannel.models import Backbone, LayeredNet
+from transfer.finetuning import FineTuned, body
+from transfer.interpolation import line_weights, resample
+
+Upsampling = Literal["deconvolution", "bilinear"]
+
+
+class Segmenter(FineTuned):
+    """A score for every class and pixel.
+
+    On an AlexNet with fc6 and fc7, padded by 100, this is FCN-32s: the weights by which scores are upsampled are those
+    of a 63×63 deconvolution of stride 32 whose output is cropped at 18. For other nets the same is done with the pixels
+    that their maps' points are centred on.
+
+    Args:
+        backbone: a copy to be trained.
+        classes: how many.
+        dropout: after fc6 and fc7, in training mode.
+        stride: of the finest scores; 0: of the last layer alone.
+        skips: layers that finer scores come from; default the last one of each stride.
+        pad: zeros around the preprocessed image where there is an fc6, what the first convolution pads counted in.
+        upsampling: whether scores fade beyond the outermost points of the map ("deconvolution"), or go on.
+
+    Shape:
+        preprocessed images in groups of one size, (N, C, H, W) each → (N, classes, H, W) each. They are one call,
+        whatever their number, so that all ranks make as many.
+
+    Raises:
+        UserError: no layer of that stride or name.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        dropout: float = 0.5,
+        stride: int = 0,
+        skips: Sequence[str] = (),
+        pad: int = 100,
+        upsampling: Upsampling = "deconvolution",
+    ):
+        layers = [last_map(backbone), *choose_skips(backbone, stride, skips)]
+        score = nn.ModuleList(nn.Conv2d(backbone.channels[layer], classes, 1) for layer in layers)
+        super().__init__(backbone, score, dropout)
+        self.layers, self.upsampling = tuple(layers), upsampling
+        self.strides = [backbone.strides[layer] for layer in layers]
+        self.pad = max(0, pad - _first_pad(backbone)) if "fc6" in backbone.layers else 0
+        self.origins = [backbone.origin(layer) - self.pad for layer in layers]
+        self.least = _least_side(backbone)
+        self.zero_scores()
+
+    def zero_scores(self) -> None:
+        """Let the new layers score nothing."""
+        for parameter in self.score.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        return [self._logits(x) for x in groups]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        has_fc = "fc6" in self.backbone.layers
+        maps = self.backbone.features(
+            self._padded(x), [self.backbone.trunk if has_fc else self.layers[0], *self.layers[1:]]
+        )
+        if has_fc:
+            maps[self.layers[0]] = self.backbone.fully_connected(maps[self.backbone.trunk], self.dropout)
+        scores: Tensor | None = None
+        for number, (layer, score) in enumerate(zip(self.layers, self.score, strict=True)):
+            own = score(maps[layer])
+            if scores is not None:
+                own = own.float() + self._resampled(scores, number - 1, own.shape[2:], number)
+            scores = own
+        return self._resampled(scores, len(self.layers) - 1, (height, width), None)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Zeros around it and, unless the net's pools round up, after it: up to whole steps of the last map, and up to
+        what the net takes at all."""
+        rounds_up = any(getattr(module, "ceil_mode", False) for module in self.backbone.modules())
+        sides = [length + 2 * self.pad for length in x.shape[2:]]
+        after = [max(self.least - side, 0 if rounds_up else -side % self.strides[0]) for side in sides]
+        return F.pad(x, (self.pad, self.pad + after[1], self.pad, self.pad + after[0]))
+
+    def _resampled(self, scores: Tensor, source: int, size: Sequence[int], target: int | None) -> Tensor:
+        """Scores of one grid on another: on the points of a finer layer, or for None on the image's pixels."""
+        first, step = (0.0, 1) if target is None else (self.origins[target], self.strides[target])
+        fade = self.strides[source] if self.upsampling == "deconvolution" else 0
+        rows, columns = (
+            line_weights(
+                self.origins[source] + self.strides[source] * torch.arange(points),
+                first + step * torch.arange(length),
+                fade,
+            )
+            for points, length in zip(scores.shape[2:], size, strict=True)
+        )
+        return resample(scores, rows, columns)
+
+
+def last_map(backbone: Backbone) -> str:
+    """The layer that is scored first: fc7, else the last one that has more than one position."""
+    if "fc6" in backbone.layers:
+        return backbone.top
+    maps = [layer for layer in body(backbone) if 2 * backbone.strides[layer] <= backbone.input.size]
+    if not maps:
+        raise UserError("no layer of this backbone has more than one position")
+    return maps[-1]
+
+
+def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> list[str]:
+    """The layers whose scores are added to those of the last one, from coarse to fine.
+
+    Raises:
+        UserError: no layer of that stride or name.
+    """
+    strides = {layer: backbone.strides[layer] for layer in body(backbone)}
+    coarsest = strides[last_map(backbone)]
+    if skips:
+        lacking = [layer for layer in skips if strides.get(layer, coarsest) >= coarsest]
+        if lacking:
+            finer = ", ".join(layer for layer, step in strides.items() if step < coarsest) or "none"
+            raise UserError(f"skips {lacking[0]!r}: give layers of a stride below {coarsest}; there are {finer}")
+        return sorted(skips, key=lambda layer: -strides[layer])
+    if stride and stride not in strides.values():
+        known = ", ".join(str(step) for step in sorted(set(strides.values())) if step <= coarsest)
+        raise UserError(f"stride {stride}: this backbone has layers of {known}; 0 takes the last one alone")
+    last = {step: layer for layer, step in strides.items()}  # of each stride the last one
+    return [last[step] for step in sorted(last, reverse=True) if stride and stride <= step < coarsest]
+
+
+def _least_side(backbone: Backbone) -> int:
+    """The least side of a square that a net with fc6 takes; 1 for others. Found on tensors without numbers."""
+    if "fc6" not in backbone.layers:
+        return 1
+    weights = {name: tensor.to("meta") for name, tensor in backbone.net.state_dict().items()}
+
+    def fits(side: int) -> bool:
+        x = torch.empty(1, backbone.input.channels, side, side, device="meta")
+        try:
+            functional_call(backbone.net, weights, x)
+        except RuntimeError:
+            return False
+        return True
+
+    return 1 + bisect_left(range(1, backbone.input.size), True, key=fits)
+
+
+def _first_pad(backbone: Backbone) -> int:
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    return int(first.padding[0]) if isinstance(backbone.net, LayeredNet) and first is not None else 0

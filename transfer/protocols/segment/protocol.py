@@ -1,0 +1,145 @@
+"""PASCAL VOC segmentation, the last column of the paper's Table 2.
+
+Long, Shelhamer and Darrell, "Fully convolutional networks for semantic segmentation" (CVPR 2015): FCN-32s on AlexNet,
+and for other nets the same decoder with FCN-16s' and 8s' skips.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from crosschannel.data import CropConfig, Stream, TrainingCrops
+from crosschannel.data.decode import EncodedImage
+from crosschannel.errors import foreign
+from crosschannel.models import Backbone
+from crosschannel.models.wrapped import TimmNet
+from crosschannel.runs.result import Result
+from crosschannel.training.device import settle_auto
+from crosschannel.training.loop import Loop
+from crosschannel.training.task import Evaluation
+from transfer.features import interpolation_of
+from transfer.finetuning import check_choices, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.pascal.masks import open_masks
+from transfer.pascal.segmentation import iou_table, mask_predictor
+from transfer.pascal.table2 import pascal_section
+from transfer.prediction import Predictor
+from transfer.protocol import Data, Measurement, Protocol, Split, measure
+from transfer.protocols.segment.config import SegmentConfig
+from transfer.protocols.segment.net import Segmenter
+from transfer.protocols.segment.task import Segmentation, metrics
+from transfer.protocols.segment.views import MaskedCrops, WholeImages
+
+
+def segment(
+    backbone: Backbone | nn.Module | str,
+    data: Data,
+    config: SegmentConfig | str | None = None,
+    out: Path | str | None = None,
+    quiet: bool = True,
+    **keys: Any,
+) -> Result:
+    """Fine-tune a backbone to segment.
+
+    The backbone itself stays as it is: a copy is trained.
+
+    Args:
+        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
+        data: the VOCdevkit folder, or (training, test) image sets whose annotations are masks, (H, W) integers: 255 is
+            neither learned nor scored.
+        config: the recipe, or the name of a packaged one: "paper", "modern", "voc-mini"; None is the command without
+            ``--config``. Its backbone and data are not looked at.
+        out: run folder; default none is kept.
+        quiet: say nothing.
+        keys: of the config, over what it has, such as ``stride=8``.
+
+    Returns:
+        a :class:`~crosschannel.runs.result.Result` with ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu``
+        and ``iu/CLASS``.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
+    """
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **keys)
+
+
+def _open(data: Data, config: SegmentConfig) -> Split:
+    """The image sets; what can be refused of the config is, before any net is loaded."""
+    split = open_masks(data, config)
+    if config.backbone:
+        check_choices(config)
+    return split
+
+
+def _measure(given: Measurement) -> Evaluation:
+    """A copy of the backbone, the scores on it, the loop, and the weights it ends with."""
+    split, world, run = given.split, given.world, given.run
+    config: SegmentConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    torch.manual_seed(config.seed)
+    backbone, new = prepare(given.backbone, config)
+    net = _build(config, backbone, len(split.classes)).to(world.device)
+    net.freeze(*frozen_parts(net, config))
+    _check_sizes(net, config.crop)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    strides = f"stride {net.strides[-1]} ({', '.join(net.layers)})"
+    given.announce(f"training from {config.train_from}, {trained:,} weights; {strides}")
+    view = WholeImages(len(split.classes), config.mirror)
+    if config.crop:
+        view = MaskedCrops(len(split.classes), config.crop, config.scale, config.mirror)
+
+    def start(_stream: Stream) -> None:
+        crop = CropConfig(backbone.input.size, backbone.input.resize)
+        crops = Stream(split.train, TrainingCrops(crop, interpolation_of(backbone.input)), config.seed)
+        initialise(net, new, config, crops)
+        net.zero_scores()
+
+    task = Segmentation(net, start, split.test, split.classes, world, config.runtime.workers)
+    loop = Loop(task, Stream(split.train, view, config.seed), config, run, world, given.console.quiet)
+    found = loop.fit()
+    world.from_main(lambda: save_net(run.path, loop.evaluated_net, split.classes, config.crop))
+    return found
+
+
+def _build(config: SegmentConfig, backbone: Backbone, classes: int) -> Segmenter:
+    if isinstance(backbone.net, TimmNet):
+        backbone.net.take_any_size()
+    skips = [name.strip() for name in config.skips.split(",")] if config.skips else []
+    return Segmenter(backbone, classes, config.dropout, config.stride, skips, config.pad, config.upsampling)
+
+
+def _check_sizes(net: Segmenter, crop: int) -> None:
+    """Raise a UserError for a net that does not take images of any size, or not of so small a crop."""
+    side = net.backbone.input.size
+    for height, width in ((side, side + 40), (crop or 1, crop or 1)):
+        blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))
+        hint = "`transfer dense` gives it images of its own size"
+        with foreign(f"the backbone cannot take images of {width} × {height} px ({hint})"), torch.no_grad():
+            net.eval()([blank])
+
+
+def _predictor(run: Path, config: SegmentConfig, device: torch.device, _layer: str) -> Predictor:
+    net, _, _ = load_net(run, config, partial(_build, config))
+    net.to(device)
+
+    def labels(image: EncodedImage) -> torch.Tensor:
+        pixels = torch.from_numpy(image.pixels()).permute(2, 0, 1)[None].to(device)
+        return net([net.backbone.preprocess(pixels)])[0][0].argmax(0)
+
+    return mask_predictor(labels)
+
+
+PROTOCOL = Protocol(
+    "segment",
+    SegmentConfig,
+    _open,
+    _measure,
+    metrics,
+    iou_table,
+    pascal_section,
+    chapter="pascal",
+    predict=_predictor,
+)
