@@ -76,7 +76,7 @@ def test_nothing_imports_a_command_line_that_stands_above_it():
 HELP = [
     "crosschannel.cli pretrain", "crosschannel.cli colorize", "crosschannel.cli export", "transfer.cli linear-probe",
     "transfer.cli knn", "transfer.cli classify", "transfer.cli svm", "transfer.cli few-shot", "transfer.cli report",
-    "slurm.cli submit",
+    "transfer.cli segment", "transfer.cli dense", "transfer.cli predict", "slurm.cli submit",
 ]  # fmt: skip
 
 

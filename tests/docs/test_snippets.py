@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import crosschannel
+import transfer
 from crosschannel.cli import PROGRAM as CROSSCHANNEL
 from crosschannel.cli import main as crosschannel_main
 from crosschannel.data.sample import sample_images
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "hub"))
 sys.path.insert(0, str(ROOT / "tests" / "transfer"))
 from caffe_writer import layer as caffe_layer  # noqa: E402
-from devkits import make_devkit  # noqa: E402
+from devkits import make_devkit, make_sbd  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -75,7 +76,15 @@ def place(tmp_path_factory, photo_folder, photos):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert transfer_main(["linear-probe", "--config=quickstart", *LOOP, *probe]) == 0
-    make_devkit(root, photos)
+    make_devkit(root, photos, masks=True)
+    make_devkit(root, photos, 12, 8, "2012", masks=True)
+    segmentation = root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    for part, name in (("train", "trainval"), ("val", "test")):
+        shutil.copy(segmentation / f"{name}.txt", segmentation / f"{part}.txt")
+    listed = root / "VOCdevkit" / "VOC2011" / "ImageSets" / "Segmentation"
+    listed.mkdir(parents=True)
+    shutil.copy(segmentation / "val.txt", listed / "val.txt")
+    make_sbd(root, photos, {"train": [f"{i:06d}" for i in range(14)]})
     for part, images in zip(("train", "val"), sample_images(), strict=True):
         for i, name in enumerate(images.names):
             path = root / "imagenette" / part / images.classes[images.labels[i]] / Path(name).name
@@ -92,6 +101,7 @@ def test_python_runs(page, place, monkeypatch):
     model.layer3, model.layer4 = torch.nn.Conv2d(3, 4, 7, 8), torch.nn.Conv2d(4, 4, 3)
     names = {
         "crosschannel": crosschannel,
+        "transfer": transfer,
         "rgb": torch.rand(2, 3, 96, 96),
         "labels": torch.tensor([1, 2]),
         "picture": Image.new("RGB", (40, 30), "grey"),
@@ -130,6 +140,8 @@ SMALLER = {  # flags that make a command quick
     "knn": ["--workers=0"],
     "classify": [*LOOP, "--test-crops=1", "--calibrate=false", "--runtime.tensorboard=false"],
     "svm": ["--pooling=average", "--workers=0", "--jobs=1", "--low-shot=1", "--draws=1", "--costs=1", "--cache=memory"],
+    "segment": [*LOOP, "--crop=64", "--fc=8", "--calibrate=false", "--runtime.tensorboard=false"],
+    "dense": [*LOOP, "--k=2", "--cache=memory", "--runtime.tensorboard=false"],
     "few-shot": ["--workers=0", "--jobs=1", "--draws=1", "--shots=1,2"],
 }
 

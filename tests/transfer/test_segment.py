@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import transfer
 from crosschannel import UserError, load_backbone
-from crosschannel.data import Stream, load_batches
+from crosschannel.data import Stream, Subset, load_batches
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import mix
 from crosschannel.data.views import Draw
@@ -28,7 +28,9 @@ from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.finetuning import prepare
-from transfer.pascal.masks import open_masks
+from transfer.pascal.masks import labels_of, open_masks
+from transfer.pascal.metrics import segmentation_figures
+from transfer.pascal.segmentation import confusion_of
 from transfer.protocols.segment.net import Segmenter, choose_skips
 from transfer.protocols.segment.views import MaskedCrops, WholeImages
 
@@ -485,13 +487,27 @@ def test_a_net_of_one_size_is_refused_in_one_sentence(voc, command, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_sixteen_images_are_learned_by_heart(real_data, tmp_path):
-    """At stride 8: what any working decoder reaches on real photographs (four minutes on two cores)."""
-    from crosschannel.data import Subset
-
-    flags = ["--stride=8", "--crop=256", "--scale=[0.9,1.1]", "--dropout=0", "--train.steps=1000"]
+@pytest.mark.parametrize(("stride", "least"), [(8, 0.8), (32, 0.85)])
+def test_sixteen_images_are_learned_by_heart(real_data, stride, least):
+    """At stride 8 what any working decoder reaches; at 32 a share of what the true masks give once they are averaged to
+    steps of 32 pixels and brought back (three minutes each on two cores)."""
+    flags = [f"--stride={stride}", "--crop=0", "--mirror=false", "--dropout=0", "--optim.lr=1e-3", "--train.steps=300"]
     data = real_data / "voc-mini" / "VOCdevkit"
     config = PROGRAM.parse("segment", ["--config=voc-mini", f"--data={data}", "--backbone=x", *flags])
-    images = Subset(open_masks(str(data), config).train, np.arange(16))
+    split = open_masks(str(data), config)
+    images = Subset(split.train, np.arange(16))
+    images.classes = split.classes
     result = transfer.segment("random:alexnet,fc=0,data=builtin:sample", (images, images), config)
-    assert result.metrics["mean_iu"] > 0.8
+    reached = result.metrics["mean_iu"]
+    assert reached > (least if stride == 8 else least * best_at(images, stride))
+
+
+def best_at(images: Subset, step: int) -> float:
+    """Mean IU of the true masks, averaged to a grid and brought back."""
+    total = np.zeros((21, 21), np.int64)
+    for index in range(len(images)):
+        mask = torch.from_numpy(labels_of(images.annotation(index), EncodedImage(images.read(index)), 21)).long()
+        one_hot = F.one_hot(torch.where(mask == 255, 21, mask), 22)[..., :21].permute(2, 0, 1)[None].float()
+        small = F.interpolate(one_hot, [-(-side // step) for side in mask.shape], mode="area")
+        total += confusion_of(F.interpolate(small, mask.shape, mode="bilinear")[0].argmax(0), mask, 21).numpy()
+    return float(segmentation_figures(total[None])["mean_iu"][0])
