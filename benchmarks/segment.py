@@ -45,57 +45,40 @@ def resident() -> float:
 
 
 def evaluation(images: MaskedImages, count: int, fc: int, device: torch.device, workers: int) -> None:
-    """Whole images again and again, by names of their own."""
+    """Whole images again and again."""
     many = Subset(images, np.arange(count) % len(images))
     many.classes = images.classes
     net = Segmenter(load_backbone(f"gaussian:alexnet,fc={fc}", device=device), CLASSES, stride=8).to(device).eval()
-    world, held, inside = join_world(device), [], [0.0]
-    task = Segmentation(net, lambda _: None, many, images.classes, world, workers)
-    forward = net.forward
-
-    def timed(groups):
-        begun = time.perf_counter()
-        found = forward(groups)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        inside[0] += time.perf_counter() - begun
-        return found
-
-    net.forward = timed  # type: ignore[method-assign]
-    tick = iter(range(10**9))
+    held: list[float] = []
+    task = Segmentation(net, lambda _: None, many, images.classes, join_world(device), workers)
 
     def watch() -> bool:
-        if next(tick) % max(1, count // 40) == 0:
-            held.append(resident())
+        held.append(resident())
         return False
 
     with torch.inference_mode():
+        passes = alone(task, net, images, count, device)
         begun = time.perf_counter()
         task.evaluate(net, watch)
         whole = time.perf_counter() - begun
-        net.forward = forward  # type: ignore[method-assign]
-        passes = alone(net, images, count, device)
-    quarter = len(held) // 4
-    rows = [
-        ["forward passes alone", count / passes, 1.0],
-        ["evaluation", count / whole, whole / passes],
-        ["of which in forward passes", count / inside[0], inside[0] / passes],
-    ]
-    table(f"{count} whole images, fc {fc}, {workers} workers", ["what", "images/s", "cost"], rows)
+    rows = [["forward passes alone", count / passes, 1.0], ["evaluation", count / whole, whole / passes]]
+    table(f"{count} whole images, FCN-8s, fc {fc}, {workers} workers", ["what", "images/s", "cost"], rows)
     print(
-        f"held after a quarter of the images {held[quarter]:.0f} MiB, at the end {held[-1]:.0f} MiB, "
+        f"held after a quarter of the images {held[len(held) // 4]:.0f} MiB, at the end {held[-1]:.0f} MiB, "
         f"at most {max(held):.0f} MiB"
     )
 
 
-def alone(net: Segmenter, images: MaskedImages, count: int, device: torch.device) -> float:
-    """Seconds of the forward passes over images that are there, preprocessed and grouped by size as evaluations do."""
-    task, batches = Segmentation(net, lambda _: None, images, images.classes, join_world(device), 0), []
+def alone(task: Segmentation, net: Segmenter, images: MaskedImages, count: int, device: torch.device) -> float:
+    """Seconds of the forward passes (logits of all classes) over images that are there, preprocessed, and grouped by
+    size as evaluations do."""
+    groups = []
     for batch in load_batches(Stream(images, WholeImages(CLASSES)), 0, min(count, len(images)), 4):
-        batches += [task.input_of(batch, places) for places in batch.by_size()]
+        groups += [task.input_of(group) for group in batch.groups]
+    net([groups[0]])
     begun, seen, place = time.perf_counter(), 0, 0
     while seen < count:
-        x = batches[place % len(batches)]
+        x = groups[place % len(groups)]
         net([x])
         seen, place = seen + len(x), place + 1
     if device.type == "cuda":
@@ -158,6 +141,8 @@ def by_hand(images: MaskedImages, steps: int, fc: int, device: torch.device, wor
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begun
 
 
@@ -222,9 +207,10 @@ def dense_neighbours(images: tuple[MaskedImages, MaskedImages], device: torch.de
     index = faiss.IndexFlatIP(bank.shape[1])
     index.add(unit[0])
     found = {}
+    held = bank.to(device)
 
     def by_us() -> None:
-        found["ours"] = neighbours(queries, bank, 30, device)
+        found["ours"] = neighbours(queries, held, 30, device)
 
     def by_faiss() -> None:
         found["faiss"] = index.search(unit[1], 30)

@@ -28,6 +28,7 @@ from crosschannel.hub.sources import (
 )
 from crosschannel.runs.config import TrainedConfig, check_ranks, is_to_be_fetched, keys, named_paths, of_role, to_yaml
 from crosschannel.runs.folder import RunFolder
+from transfer.protocols import PROTOCOLS
 
 PROGRAMS: dict[str, tuple[str, Program]] = {
     "crosschannel": ("crosschannel.cli", crosschannel.cli.PROGRAM),
@@ -69,6 +70,8 @@ class WrappedCommand:
     def local_data(self) -> str:
         """The data that a node can copy to its own disk; empty for none."""
         named = of_role(self.config, "data").values() if self.has_run_folder else ()
+        if is_to_be_fetched(self.config):  # it may not be there yet
+            named = ()
         return next((data for data in named if _is_local(data)), "")
 
     def frozen(self, folder: Path) -> list[str]:
@@ -191,6 +194,8 @@ def prefetch(command: WrappedCommand) -> None:
     for data in of_role(command.config, "data").values():
         if data.startswith("torchvision:"):
             open_images(data)
+    if is_to_be_fetched(command.config):
+        PROTOCOLS[command.name].load().open_data(command.config.data, command.config)
 
 
 def _is_local(data: str) -> bool:

@@ -59,7 +59,8 @@ def test_imports_point_one_way(path):
 def test_protocols_know_backbones_only_through_load_backbone_and_wrap():
     """And sources, what they are read from, and the loading of weights into a net that is there."""
     allowed = {"crosschannel.hub.sources", "crosschannel.hub.files", "crosschannel.hub.files.load_state"}
-    allowed |= {f"crosschannel.hub.sources.{name}" for name in ("input_files", "known_layers", "parse_source")}
+    names = ("KINDS", "input_files", "known_layers", "parse_source")
+    allowed |= {f"crosschannel.hub.sources.{name}" for name in names}
     for path in sorted((ROOT / "transfer").rglob("*.py")):
         assert {name for name in imported(path) if name.startswith("crosschannel.hub")} <= allowed, path
         assert not re.search(r"\b(build_net|Backbone\()", path.read_text()), path

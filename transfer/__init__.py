@@ -8,6 +8,7 @@ from transfer.protocols import PROTOCOLS
 _LAZY = {
     "Result": "crosschannel.runs.result",
     "compare": "transfer.comparison",
+    "load_predictor": "transfer.predict",
     "load_result": "crosschannel.runs.result",
 }
 for _entry in PROTOCOLS.values():

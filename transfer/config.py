@@ -118,6 +118,8 @@ class PredictConfig:
     )
     layer: Text | None = None
     """of a run on frozen layers; default its best one"""
+    size: Annotated[int, at_least(0, 1 << 16)] = 512
+    """short side at which a fine-tuned segmentation looks at larger pictures; 0: their own. Masks are of full size"""
     overwrite: bool = False
     """replace files that this command has not written; pictures that are read stay in any case"""
     seed: Seed = seed()

@@ -59,7 +59,7 @@ class StoredFeatures:
         return len(self.indices)
 
     def shares(self, batch: int, world: World, should_stop: Callable[[], bool]) -> Iterator[slice]:
-        """This rank's rows, ``batch`` at once; all ranks are told to stop at the same place.
+        """This rank's rows, ``batch`` at once; all ranks get as many parts (some may be empty) and stop alike.
 
         Raises:
             Interrupted: told to stop.
@@ -68,9 +68,8 @@ class StoredFeatures:
         for start in range(0, len(self), batch * world.size):
             if should_stop():
                 raise Interrupted
-            part = slice(start + own.start, min(start + own.stop, len(self)))
-            if part.start < part.stop:
-                yield part
+            first = min(start + own.start, len(self))
+            yield slice(first, min(first + batch, len(self)))
 
     def rows(self, wanted: Tensor | slice, device: torch.device) -> dict[str, Tensor]:
         """Features of some rows, on a device."""
@@ -204,7 +203,7 @@ class Extraction:
         if size > free:
             raise UserError(
                 f"the {what} features take {_gib(size)} {place} where {_gib(free)} are free; "
-                "ask for fewer layers, or --cache off"
+                "ask for fewer layers, or another --cache"
             )
 
     def _allocate(self, part: Path | None, rows: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """A frozen backbone → pooled features per layer, in one pass for all layers."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -42,6 +43,15 @@ def centre_crop(input: InputSpec, size: int = 0) -> CentreCrop:
 def interpolation_of(input: InputSpec) -> str:
     """The nearest thing to a backbone's interpolation that torch has with antialiasing."""
     return input.interpolation if input.interpolation == "bilinear" else "bicubic"
+
+
+def of_size(backbone: Backbone, size: int) -> Backbone:
+    """A backbone that takes squares of a size: itself, or of a ViT a copy that resizes its positions."""
+    if size == backbone.input.size or not isinstance(backbone.net, TimmNet):
+        return backbone
+    resized = copy.deepcopy(backbone)
+    resized.net.take_any_size()
+    return resized
 
 
 def precision_of(precision: Precision, world: World) -> str:

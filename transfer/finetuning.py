@@ -27,6 +27,7 @@ from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, unweig
 from crosschannel.models.calibration import calibrate
 from crosschannel.stored import typed
 from transfer.config import FineTuneConfig
+from transfer.prediction import Finished
 
 WEIGHTS, _FORMAT = "net.safetensors", "crosschannel.finetuned"
 _CROPS = 80  # that calibration looks at, and ten times as many that k-means does
@@ -44,6 +45,7 @@ class FineTuned(nn.Module):
     def __init__(self, backbone: Backbone, score: nn.Module, dropout: float):
         super().__init__()
         self.backbone, self.score, self.dropout = backbone, score, dropout
+        self.layers: tuple[str, ...] = (backbone.top,)  # that are scored
         self._still: tuple[str, ...] = ()  # modules that stay in eval mode
 
     def train(self, mode: bool = True) -> "FineTuned":
@@ -169,7 +171,7 @@ def frozen_parts(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[
     ``train_from``, what a forward pass never reaches, and BatchNorm where it is frozen. Dropout stays active."""
     backbone, layers = net.backbone, body(net.backbone)
     start = _start(layers, config.train_from)
-    reached = backbone.parameters_through(backbone.top)
+    reached = set().union(*map(backbone.parameters_through, net.layers))
     parameters = {name for name, _ in backbone.named_parameters() if name not in reached}
     modules: set[str] = set()
     if start:
@@ -251,23 +253,22 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
 N = TypeVar("N", bound=FineTuned)
 
 
-def load_net(run: Path, config: FineTuneConfig, build: Callable[[Backbone, int], N]) -> tuple[N, list[str], int]:
+def load_net(run: Finished, build: Callable[[Backbone, int], N]) -> tuple[N, list[str], int]:
     """The net that a run ended with. Where the file describes it, the backbone that it was begun from is not looked at.
 
     Args:
-        run: its folder.
-        config: of the run.
+        run: a finished one.
         build: (backbone, number of classes) → the net that gets the weights.
 
     Returns:
-        the net in eval mode, its classes, and the side of the crops that it was given.
+        the net at rest on the run's device, its classes, and the side of the crops that it was given.
 
     Raises:
         UserError: no such weights, or they are damaged.
     """
-    path = run / WEIGHTS
+    path = run.path / WEIGHTS
     if not path.is_file():
-        raise UserError(f"no {WEIGHTS} in {run}: it is no finished run that fine-tuned a net")
+        raise UserError(f"no {WEIGHTS} in {run.path}: it is no finished run that fine-tuned a net")
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
@@ -280,7 +281,7 @@ def load_net(run: Path, config: FineTuneConfig, build: Callable[[Backbone, int],
     if spec:
         backbone = unweighted(spec, input, told.get("backbone", ""))
     else:
-        backbone = prepare(load_backbone(config.backbone), config)[0]
+        backbone = prepare(run.backbone or load_backbone(run.config.backbone), run.config)[0]
     net = build(backbone, len(classes))
     load_state(net, state, str(path))
-    return net.eval().requires_grad_(False), classes, size
+    return net.to(run.device).eval().requires_grad_(False), classes, size

@@ -1,7 +1,10 @@
 """Maps brought to an image's own pixels by linear weights along each axis, wherever their points lie over it."""
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_SCORES = 1 << 24  # held at once
 
 
 def line_weights(centres: Tensor, places: Tensor, fade: float = 0.0) -> Tensor:
@@ -36,6 +39,13 @@ def resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return rows.to(maps.device) @ maps.float() @ columns.to(maps.device).T
 
 
+def greatest(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The class of the greatest score at every pixel: ``resample(…).argmax(1)``, (N, H, W) int64, in bands of rows, so
+    that a large picture takes no more memory than its labels."""
+    at_once = max(1, _SCORES // (scores.shape[:2].numel() * len(columns)))
+    return torch.cat([resample(scores, band, columns).argmax(1) for band in rows.split(at_once)], 1)
+
+
 def squashed_places(length: int, size: int) -> Tensor:
     """Where the pixels of a side of ``length`` lie once it is resized to ``size``: (length,)."""
     return (torch.arange(length, dtype=torch.float64) + 0.5) * size / length - 0.5
@@ -52,3 +62,8 @@ def pooled_centres(origin: float, stride: float, points: int, pooled: int) -> Te
     centres = origin + stride * torch.arange(points, dtype=torch.float64)
     ends = [(i * points // pooled, -(-(i + 1) * points // pooled)) for i in range(pooled)]
     return torch.stack([centres[start:stop].mean() for start, stop in ends])
+
+
+def nearest(length: int, size: int) -> np.ndarray:
+    """The nearest of ``length`` pixels to each of ``size`` evenly spread ones: (size,) int64."""
+    return ((np.arange(size) + 0.5) * length / size).astype(np.int64)

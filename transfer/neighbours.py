@@ -20,16 +20,16 @@ def neighbours(
     Returns:
         indices (N, k) int64 and cosines (N, k) float32 on the CPU, nearest first; equal ones by lower index.
     """
-    best = torch.full((len(queries), 0), 0.0)
-    where = torch.empty(len(queries), 0, dtype=torch.int64)
+    best = torch.empty(len(queries), 0, device=device)
+    where = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     for start in range(0, len(bank), chunk):
         rows = F.normalize(bank[start : start + chunk].to(device).float(), dim=1).T
         found: list[tuple[Tensor, Tensor]] = []
         for part, values, places in zip(queries.split(chunk), best.split(chunk), where.split(chunk), strict=True):
             cosines = F.normalize(part.to(device).float(), dim=1) @ rows
-            found.append(_better(values.to(device), places.to(device), cosines, start, k))
-        best, where = (torch.cat([one[i].cpu() for one in found]) for i in (0, 1))
-    return where, best
+            found.append(_better(values, places, cosines, start, k))
+        best, where = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return where.cpu(), best.cpu()
 
 
 def _better(best: Tensor, where: Tensor, cosines: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:

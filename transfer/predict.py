@@ -1,7 +1,7 @@
 """`transfer predict RUN IMAGE|DIR … --out DIR`: what a finished run says of pictures that it has not seen.
 
-Masks of a segmentation, with the pictures under their colours; scores of a classification, as a table and contact
-sheets.
+Masks of a segmentation, with the pictures under their colours, or scores of a classification; and of either a table and
+contact sheets.
 """
 
 import csv
@@ -11,21 +11,24 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from torch import nn
 
+from crosschannel import wrap
 from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, EncodedImage, broken
 from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
+from crosschannel.models import Backbone
 from crosschannel.runs.result import read_result
 from crosschannel.training.device import find_device
 from transfer.config import PredictConfig
-from transfer.prediction import Prediction, Predictor
+from transfer.prediction import Finished, Prediction, Predictor
 from transfer.protocol import as_config
 from transfer.protocols import PROTOCOLS
 
-_COLUMNS, _ROWS, _TILE, _LINES, _LINE = 6, 5, 160, 3, 14  # of a contact sheet, and its pixels
-Scored = tuple[str, Prediction, Image.Image]  # name, what is said, thumbnail
+_COLUMNS, _ON_A_SHEET, _TILE, _LINES, _LINE = 6, 30, 160, 3, 14  # of a contact sheet, and its pixels
+Scored = tuple[str, dict[str, float], dict[str, tuple[int, int, int]], Image.Image]  # name, scores, colours, thumbnail
 
 
 def main(config: PredictConfig) -> list[Path]:
@@ -38,55 +41,77 @@ def main(config: PredictConfig) -> list[Path]:
     run, out = user_path(config.run), Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
-    pictures = targets(named_pictures(config.images), out, "")
+    pictures = targets(named_pictures(config.images), out, "-mask.png")
     inputs = [run, *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("transfer predict", inputs, config.overwrite, makes_folders=True)
     console, failed = stderr_console(), []
-    written: list[Path] = []
-    scores: list[Scored] = []
     with FolderLock(out), torch.inference_mode():
-        predict = predictor_of(run, find_device(config.device), config.layer or "")
+        sheets = [out / f"sheet-{number + 1}.png" for number in range(-(-len(pictures) // _ON_A_SHEET))]
+        for path in (out / "scores.csv", *sheets):
+            outputs.check(path)
+        predict = load_predictor(run, config.device, config.layer or "", config.size)
+        scores = Scores(out, outputs)
         try:
             for source, target in progress(pictures, "predicting", len(pictures), console):
                 try:
                     data = _read(source)
                     found = predict(data)
                     with only_this_name():
-                        written += _save(found, target, outputs)
-                    if found.scores:
-                        scores.append((str(target.relative_to(out)), found, _thumbnail(data)))
+                        scores.written += _save(found, target, outputs)
+                    scores.add(str(source), found, _thumbnail(found, data))
                 except BrokenImage as error:
                     failed.append(str(source))
                     console.print(f"nothing of {source}: {error}", markup=False)
         finally:  # what was found is not lost with what follows
-            written += _save_scores(scores, out, outputs)
+            scores.close()
     console.print(f"{len(pictures) - len(failed)} pictures predicted in {out}", markup=False)
     if failed:
         raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be read, the first is {failed[0]}")
-    return written
+    return scores.written
 
 
-def predictor_of(run: Path, device: torch.device, layer: str = "") -> Predictor:
+def load_predictor(
+    run: Path | str,
+    device: torch.device | str = "cpu",
+    layer: str = "",
+    size: int = 512,
+    backbone: Backbone | nn.Module | None = None,
+) -> Predictor:
     """What a finished run says of images.
 
     Args:
         run: its folder.
         device: where to compute.
         layer: of a run on frozen layers; default its best one.
+        size: short side at which a fine-tuned segmentation looks at larger pictures; 0: their own.
+        backbone: that the run measured, where it was no source but a module of yours.
+
+    Returns:
+        a function of an encoded image (bytes) to a :class:`~transfer.prediction.Prediction`.
 
     Raises:
-        UserError: it has not finished, or keeps nothing to predict with.
+        UserError: the run has not finished, or keeps nothing to predict with.
+
+    Example::
+
+        predict = transfer.load_predictor("runs/segment-imagenette-0-modern-0")
+        mask = predict(open("grey.jpg", "rb").read()).pictures["mask"]
     """
-    result = read_result(run)
+    path = user_path(run)
+    result = read_result(path)
     if result.protocol not in PROTOCOLS:
-        raise UserError(f"{run} is a run of {result.protocol}: `transfer predict` takes runs of `transfer`")
+        raise UserError(f"{path} is a run of {result.protocol}: `transfer predict` takes runs of `transfer`")
     protocol = PROTOCOLS[result.protocol].load()
     if protocol.predict is None:
         able = [name for name, entry in PROTOCOLS.items() if entry.load().predict]
         raise UserError(f"a {result.protocol} run keeps nothing to predict with; runs of {', '.join(able)} do")
-    config = as_config(protocol, str(run / "config.yaml"))
+    config = as_config(protocol, str(path / "config.yaml"))
     config.backbone, config.data = result.backbone, result.data
-    return protocol.predict(run, config, device, layer)
+    if hasattr(config, "download"):
+        config.download = False
+    found = find_device(device) if isinstance(device, str) else device
+    given = None if backbone is None else wrap(backbone).to(found).eval()
+    return torch.inference_mode()(protocol.predict(Finished(path, config, result.metrics, found, layer, size, given)))
 
 
 def _read(source: Path | str) -> bytes:
@@ -97,10 +122,10 @@ def _read(source: Path | str) -> bytes:
 
 
 def _save(found: Prediction, target: Path, outputs: Outputs) -> list[Path]:
-    """``NAME-KIND.png`` for every picture of a prediction."""
+    """``NAME-KIND.png`` for every picture of a prediction; ``target`` is that of its mask."""
     written = []
     for kind, picture in found.pictures.items():
-        path = target.with_name(f"{target.name}-{kind}.png")
+        path = target.with_name(f"{target.name.removesuffix('-mask.png')}-{kind}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         with outputs.write(path) as part:
             picture.save(part, "PNG")
@@ -108,33 +133,56 @@ def _save(found: Prediction, target: Path, outputs: Outputs) -> list[Path]:
     return written
 
 
-def _thumbnail(data: bytes) -> Image.Image:
-    picture = Image.fromarray(EncodedImage(data).pixels(4))
+def _thumbnail(found: Prediction, data: bytes) -> Image.Image:
+    """The last picture of a prediction, else the image itself."""
+    *_, picture = (Image.fromarray(EncodedImage(data).pixels(4)), *found.pictures.values())
+    picture = picture.copy()
     picture.thumbnail((_TILE, _TILE))
     return picture
 
 
-def _save_scores(scores: Sequence[Scored], out: Path, outputs: Outputs) -> list[Path]:
-    """``scores.csv``, a row a picture, and ``sheet-N.png``, the pictures with their likeliest classes."""
-    if not scores:
-        return []
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    classes = list(scores[0][1].scores)
-    table.writerow(["picture", "likeliest", *classes])
-    for name, found, _ in scores:
-        table.writerow([name, _likeliest(found)[0], *(f"{found.scores[label]:.4f}" for label in classes)])
-    written = [outputs.write_text(out / "scores.csv", text.getvalue())]
-    for start in range(0, len(scores), _COLUMNS * _ROWS):
-        path = out / f"sheet-{start // (_COLUMNS * _ROWS) + 1}.png"
-        with outputs.write(path) as part:
-            _sheet(scores[start : start + _COLUMNS * _ROWS]).save(part, "PNG")
-        written.append(path)
-    return written
+class Scores:
+    """``scores.csv``, a row a picture, and ``sheet-N.png``, the pictures with their likeliest (or largest) classes.
+
+    Args:
+        out: the folder.
+        outputs: of the command.
+
+    Attributes:
+        written: files.
+    """
+
+    def __init__(self, out: Path, outputs: Outputs):
+        self.out, self.outputs, self.written = out, outputs, list[Path]()
+        self._text, self._sheets, self._waiting = io.StringIO(), 0, list[Scored]()
+
+    def add(self, name: str, found: Prediction, thumbnail: Image.Image) -> None:
+        table = csv.writer(self._text, lineterminator="\n")
+        if not self._text.tell():
+            table.writerow(["picture", "first", *found.scores])
+        table.writerow([name, _ranked(found.scores)[0], *(f"{value:.4f}" for value in found.scores.values())])
+        self._waiting.append((name, found.scores, found.colours, thumbnail))
+        if len(self._waiting) == _ON_A_SHEET:
+            self._write_sheet()
+
+    def close(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            self._write_sheet()
+        if self._text.tell():
+            self.written.append(self.outputs.write_text(self.out / "scores.csv", self._text.getvalue()))
+
+    def _write_sheet(self) -> None:
+        self._sheets += 1
+        path = self.out / f"sheet-{self._sheets}.png"
+        with self.outputs.write(path) as part:
+            _sheet(self._waiting).save(part, "PNG")
+        self.written.append(path)
+        self._waiting = []
 
 
-def _likeliest(found: Prediction) -> list[str]:
-    return sorted(found.scores, key=found.scores.__getitem__, reverse=True)
+def _ranked(by_class: dict[str, float]) -> list[str]:
+    return sorted(by_class, key=by_class.__getitem__, reverse=True)
 
 
 def _sheet(scores: Sequence[Scored]) -> Image.Image:
@@ -142,11 +190,15 @@ def _sheet(scores: Sequence[Scored]) -> Image.Image:
     columns = min(_COLUMNS, len(scores))
     sheet = Image.new("RGB", (columns * (_TILE + 8) + 8, -(-len(scores) // columns) * height + 8), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (name, found, picture) in enumerate(scores):
+    for place, (name, by_class, colours, picture) in enumerate(scores):
         left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * height
         sheet.paste(picture, (left + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2))
-        lines = [name[-24:], *(f"{100 * found.scores[one]:3.0f} %  {one[:18]}" for one in _likeliest(found)[:_LINES])]
-        for number, line in enumerate(lines):
-            fill = "black" if number else "#616e7c"
-            draw.text((left, top + _TILE + 2 + number * _LINE), line, fill=fill, font_size=11)
+        top += _TILE + 2
+        draw.text((left, top), Path(name).name[-24:], fill="#616e7c", font_size=11)
+        for number, one in enumerate(_ranked(by_class)[:_LINES], 1):
+            line = top + number * _LINE
+            if one in colours:
+                draw.rectangle((left, line + 2, left + 9, line + 11), fill=colours[one])
+            words = f"{100 * by_class[one]:3.0f} %  {one[:18]}"
+            draw.text((left + (14 if colours else 0), line), words, fill="black", font_size=11)
     return sheet

@@ -17,8 +17,9 @@ from crosschannel.data import MemoryImages, Stream, View
 from crosschannel.data.decode import BrokenImage
 from crosschannel.errors import UserError
 from crosschannel.files import written_whole
-from crosschannel.hub.sources import parse_source
+from crosschannel.hub.sources import KINDS, input_files, parse_source
 from crosschannel.models import Backbone
+from crosschannel.runs.folder import RunFolder
 
 HEADS = "heads.safetensors"
 
@@ -28,15 +29,65 @@ class Prediction:
     """What is said of an image.
 
     Attributes:
-        scores: by class, 0..1; empty where it is not scored as a whole.
-        pictures: of the image's own size, by what they are.
+        scores: by class, 0..1: probabilities; of a mask the share of the pixels.
+        pictures: of the image's own size, by what they are; the last one is to be shown.
+        colours: RGB that stand for classes in them.
     """
 
-    scores: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float]
     pictures: dict[str, Image.Image] = field(default_factory=dict)
+    colours: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 Predictor = Callable[[bytes], Prediction]  # of an encoded image; raises BrokenImage for one that cannot be read
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run that is to predict.
+
+    Attributes:
+        path: its folder.
+        config: its keys.
+        metrics: its figures.
+        device: where to compute.
+        layer: of a run on frozen layers; empty: its best one.
+        size: short side at which larger pictures are looked at, where their masks are wanted; 0: their own.
+        backbone: that it measured, where it cannot be loaded by its source.
+    """
+
+    path: Path
+    config: Any
+    metrics: Mapping[str, float]
+    device: torch.device
+    layer: str = ""
+    size: int = 0
+    backbone: Backbone | None = None
+
+    def refuse_layer(self) -> None:
+        """Raise a UserError for a layer that was asked of a run which has one output."""
+        if self.layer:
+            raise UserError(f"layer {self.layer!r}: {self.path} has one output; layers are for runs on frozen layers")
+
+    def measured(self, open_data: Callable[[Any, Any], Any]) -> Backbone:
+        """The backbone that a run on frozen layers measured; the images are opened where a fresh net's statistics are
+        theirs.
+
+        Raises:
+            UserError: it, or they, cannot be had any more, or it is not what it was.
+        """
+        if self.backbone is not None:
+            return self.backbone
+        self._check_unchanged()
+        source, data = parse_source(self.config.backbone), None
+        if "data" in KINDS[source.kind].options - source.options.keys():  # it looks at images, and names none
+            data = open_data(self.config.data, self.config).train
+        return load_backbone(self.config.backbone, device=self.device, data=data)
+
+    def _check_unchanged(self) -> None:
+        """Raise a UserError for files that have changed since the run was begun."""
+        with RunFolder(self.path, self.config.protocol, hold=False) as run:
+            run.check_files(input_files(self.config))
 
 
 def views_of(data: bytes, view: View) -> Any:
@@ -57,15 +108,19 @@ def scores_of(probabilities: Tensor, classes: Sequence[str]) -> Prediction:
     return Prediction(dict(zip(classes, probabilities.tolist(), strict=True)))
 
 
-def choose_layer(layers: Sequence[str], metrics: Mapping[str, float], kind: str, wanted: str) -> str:
-    """The layer whose head is used: the one asked for, else the best by ``LAYER/kind``.
+@dataclass(frozen=True)
+class Head:
+    """What a run learned on one frozen layer.
 
-    Raises:
-        UserError: no such layer.
+    Attributes:
+        layer: its name.
+        tensors: by name, of that head alone.
+        classes: that it tells apart.
     """
-    if wanted and wanted not in layers:
-        raise UserError(f"layer {wanted!r}: the run has {', '.join(layers)}")
-    return wanted or max(layers, key=lambda layer: metrics.get(f"{layer}/{kind}", 0.0))
+
+    layer: str
+    tensors: dict[str, Tensor]
+    classes: list[str]
 
 
 def save_heads(run: Path, heads: nn.Module, layers: Sequence[str], classes: Sequence[str]) -> Path:
@@ -76,30 +131,29 @@ def save_heads(run: Path, heads: nn.Module, layers: Sequence[str], classes: Sequ
     return run / HEADS
 
 
-def load_heads(run: Path) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """What :func:`save_heads` wrote: tensors, layers, classes.
+def load_head(run: Finished, prefix: str, kind: str) -> Head:
+    """What :func:`save_heads` wrote of the layer asked for, else of the best by ``LAYER/kind``.
+
+    Args:
+        run: a finished one.
+        prefix: of the heads' names; their places follow.
+        kind: of figure.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or no such layer.
     """
-    path = run / HEADS
+    path = run.path / HEADS
     if not path.is_file():
-        raise UserError(f"no {HEADS} in {run}: it has not finished, or an earlier version made it; run it again")
+        raise UserError(f"no {HEADS} in {run.path}: an earlier version made it; run it again")
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(told["layers"]), json.loads(told["classes"])
+        layers, classes = json.loads(told["layers"]), json.loads(told["classes"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-
-
-def measured_backbone(config: Any, open_data: Callable[[Any, Any], Any], device: torch.device) -> Backbone:
-    """The backbone that a run measured, loaded again; the images are opened where a fresh net's statistics are theirs.
-
-    Raises:
-        UserError: it, or they, cannot be had any more.
-    """
-    is_fresh = parse_source(config.backbone).kind in ("random", "gaussian", "kmeans")
-    data = open_data(config.data, config).train if is_fresh else None
-    return load_backbone(config.backbone, device=device, data=data)
+    if run.layer and run.layer not in layers:
+        raise UserError(f"layer {run.layer!r}: the run has {', '.join(layers)}")
+    layer = run.layer or max(layers, key=lambda one: run.metrics.get(f"{one}/{kind}", 0.0))
+    own = f"{prefix}.{layers.index(layer)}."
+    return Head(layer, {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, classes)

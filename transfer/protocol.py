@@ -29,7 +29,7 @@ from crosschannel.training.ranks import World, join_world, leave_world
 from crosschannel.training.task import Evaluation
 from transfer.config import MeasureConfig
 from transfer.groups import Group
-from transfer.prediction import Predictor
+from transfer.prediction import Finished, Predictor
 from transfer.protocols import PROTOCOLS
 
 Figures = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
@@ -99,8 +99,8 @@ class Protocol:
         show: a result as a table.
         section: (groups of runs on the same data, path that plots' names begin with) → blocks of a report.
         chapter: runs of protocols that share one are shown together; default each its own.
-        predict: (a finished run's folder, its config, where to compute, the layer asked for or "") → what says of any
-            image what the run learned to say; None where a run keeps nothing to say it with.
+        predict: a finished run → what says of any image what the run learned to say; None where a run keeps nothing to
+            say it with.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Protocol:
     show: Callable[[Result], Table]
     section: Callable[[Sequence[Group], Path], Iterable[Block]]
     chapter: str = ""
-    predict: Callable[[Path, Any, torch.device, str], Predictor] | None = None
+    predict: Callable[[Finished], Predictor] | None = None
 
 
 def figures_of(metrics: Callable[[Rows, np.ndarray], Figures], rows: Rows) -> dict[str, float]:

@@ -253,6 +253,10 @@ class Backbone(nn.Module):
         """Input pixels per step of every layer's map."""
         return {name: stride for name, (_, stride) in self._measure().items()}
 
+    def stride(self, layer: str) -> int:
+        """Input pixels per step of any layer's map, deeper ones than ``layers`` lists too."""
+        return (self.strides if layer in self.layers else {}).get(layer) or self._grown([layer])[layer][1]
+
     def origin(self, layer: str) -> float:
         """The input pixel (from 0) that the first point of a layer's map is centred on.
 
@@ -262,7 +266,7 @@ class Backbone(nn.Module):
         """
         if isinstance(self.net, LayeredNet):
             return self.net.origins[layer]
-        stride = self.strides[layer]
+        stride = self.stride(layer)
         points = -(-self.input.size // stride)
         side, grows = points, stride
         with at_rest(self), contextlib.suppress(RuntimeError, AssertionError, StopIteration):
@@ -279,21 +283,25 @@ class Backbone(nn.Module):
         if isinstance(self.net, LayeredNet):
             return self.net.shapes  # they change with the geometry
         if self._shapes is None:
-            size = self.input.size
-            with at_rest(self):
-                small = self._sizes(size)
-                try:
-                    large = self._sizes(size + 128)
-                except (RuntimeError, AssertionError):  # a net of one size, such as a ViT: its maps tile the input
-                    strides = {name: round(size / side) for name, (_, side) in small.items()}
-                else:
-                    strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
-            self._shapes = {name: (channels, strides[name]) for name, (channels, _) in small.items()}
+            self._shapes = self._grown(self.layers)
         return self._shapes
 
+    def _grown(self, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Channels and stride of some layers, by how much their maps grow."""
+        size = self.input.size
+        with at_rest(self):
+            small = self._sizes(size, layers)
+            try:
+                large = self._sizes(size + 128, layers)
+            except (RuntimeError, AssertionError):  # a net of one size, such as a ViT: its maps tile the input
+                strides = {name: round(size / side) for name, (_, side) in small.items()}
+            else:
+                strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
+        return {name: (channels, strides[name]) for name, (channels, _) in small.items()}
+
     @torch.no_grad()
-    def _sizes(self, side: int, layers: Sequence[str] | None = None) -> dict[str, tuple[int, int]]:
-        maps = self.features(self._blank(side), layers or self.layers)
+    def _sizes(self, side: int, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
+        maps = self.features(self._blank(side), layers)
         return {name: (m.shape[1], m.shape[3]) for name, m in maps.items()}
 
     def _blank(self, side: int) -> Tensor:

@@ -101,7 +101,7 @@ class LayeredNet(nn.Module):
         input (N, in_channels, H, W); every layer is (N, C, h, w).
     """
 
-    __jit_unused_properties__ = ("shapes", "in_channels", "has_norm", "is_affine", "spec")
+    __jit_unused_properties__ = ("shapes", "origins", "in_channels", "has_norm", "is_affine", "spec")
 
     def __init__(
         self,

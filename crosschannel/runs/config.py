@@ -41,15 +41,22 @@ def data(default: Any = MISSING, help: str = "", fetched_by: str = "") -> Any:
     return field(default=default, metadata={"role": "data", "runtime": True, "help": help, "fetched_by": fetched_by})
 
 
-def path(default: Any = MISSING, factory: Any = MISSING, help: str = "", packaged: tuple[str, ...] = ()) -> Any:
+def path(
+    default: Any = MISSING,
+    factory: Any = MISSING,
+    help: str = "",
+    packaged: tuple[str, ...] = (),
+    fetched_by: str = "",
+) -> Any:
     """A field that names files or folders to be read.
 
     Args:
         default, factory: its default, or what makes one.
         help: of keys that are given by place.
         packaged: names that stand for files of the package.
+        fetched_by: of images, which may have moved when a run is resumed: the key that says that they may be fetched.
     """
-    told = {"role": "path", "help": help, "packaged": packaged}
+    told = {"role": "path", "help": help, "packaged": packaged, "runtime": bool(fetched_by), "fetched_by": fetched_by}
     return (
         field(default=default, metadata=told) if factory is MISSING else field(default_factory=factory, metadata=told)
     )
@@ -245,7 +252,12 @@ def named_paths(config: Any) -> dict[str, list[str]]:
     """The files and folders that a config's path keys name, by key, less what names something of the package."""
     packaged = {name: entry.metadata["packaged"] for name, entry, _ in keys(config) if "packaged" in entry.metadata}
     found = {}
+    fetched = {
+        name for name, entry, _ in keys(config) if getattr(config, entry.metadata.get("fetched_by") or "", False)
+    }
     for name, value in of_role(config, "path").items():
+        if name in fetched:
+            continue
         listed = value if isinstance(value, list | tuple) else [value]
         found[name] = [one for one in listed if one not in packaged[name]]
     return found

@@ -1,6 +1,7 @@
 """`transfer dense`: points, their labels and neighbours against brute force, and the command as a user runs it."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,12 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 import transfer
-from crosschannel import load_backbone
+from crosschannel import UserError, load_backbone
 from crosschannel.parsing import config_folder
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.interpolation import line_weights, pooled_centres, resample, squashed_places
 from transfer.neighbours import neighbours
+from transfer.pascal.segmentation import summed
 from transfer.protocols.dense.linear import DenseHeads
 from transfer.protocols.dense.memory import PointMemory
 from transfer.protocols.dense.points import Points
@@ -133,7 +135,8 @@ def test_a_memory_of_points_votes_as_a_loop_does():
     labels = torch.rand(3, 4, 4, 2, generator=generator)
     labels /= labels.sum(-1, keepdim=True)
     labels[0, :2] = 0  # without labelled pixels
-    memory = PointMemory.of(maps, labels, 0, 0, 6, 0.1, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    memory = PointMemory.of([(maps[:1], labels[:1]), (maps[1:], labels[1:])], 0, 0, 6, 0.1, cpu)
     assert memory.features.shape == (40, 5)
     found = memory.scores(queries)
     bank = [
@@ -149,7 +152,7 @@ def test_a_memory_of_points_votes_as_a_loop_does():
         weights = torch.stack([F.cosine_similarity(query, one, 0) / 0.1 for one, _ in ranked]).softmax(0)
         expected = sum(weight * label for weight, (_, label) in zip(weights, ranked, strict=True))
         assert torch.allclose(found[n, :, i, j], expected, atol=1e-5)
-    fewer = [PointMemory.of(maps, labels, 12, seed, 6, 0.1, torch.device("cpu")).features for seed in (0, 0, 1)]
+    fewer = [PointMemory.of([(maps, labels)], 12, seed, 6, 0.1, cpu).features for seed in (0, 0, 1)]
     assert fewer[0].shape == (12, 5) and torch.equal(fewer[0], fewer[1]) and not torch.equal(fewer[0], fewer[2])
 
 
@@ -173,14 +176,15 @@ def test_a_run_says_what_every_layer_sees(finished, command, voc, capsys):
     assert result.n == 20
     for layer in ("conv3", "conv5"):
         for kind, name in (("linear", "mean_iu"), ("knn", "knn_mean_iu")):
-            summed = result.rows[f"{layer}/{kind}"].sum(0)
-            union = summed.sum(0) + summed.sum(1) - np.diag(summed)
+            whole = summed(result.rows[f"{layer}/{kind}"], np.ones((1, 20)), 21)[0]
+            union = whole.sum(0) + whole.sum(1) - np.diag(whole)
             assert result.metrics[f"{layer}/{name}"] == pytest.approx(
-                np.mean((np.diag(summed) / np.maximum(union, 1))[union > 0])
+                np.mean((np.diag(whole) / np.maximum(union, 1))[union > 0])
             )
         assert result.metrics[f"{layer}/lr"] in (1e-3, 1e-2) and f"{layer}/iu/background" in result.metrics
     mask = np.array(Image.open(voc / "VOC2007" / "SegmentationClass" / "000040.png"))
-    assert (result.rows["conv5/knn"][0].sum(1) == np.bincount(mask[mask != 255], minlength=21)).all()
+    first = summed(result.rows["conv5/knn"], np.eye(20)[:1], 21)[0]
+    assert (first.sum(1) == np.bincount(mask[mask != 255], minlength=21)).all()
     always = np.bincount(
         np.concatenate(
             [np.array(Image.open(p)).ravel() for p in sorted((voc / "VOC2007" / "SegmentationClass").iterdir())[40:]]
@@ -213,7 +217,8 @@ def test_two_ranks_find_what_one_process_finds(command, finished, tmp_path):
     subprocess.run([*ranks, "transfer.cli", *command, f"--out={tmp_path / 'two'}"], check=True, env=environment)
     one, two = load_result(finished), load_result(tmp_path / "two")
     assert list(one.rows["names"]) == list(two.rows["names"])
-    assert np.abs(one.rows["conv5/knn"] - two.rows["conv5/knn"]).sum() <= 0.002 * one.rows["conv5/knn"].sum()
+    each, other = (summed(run.rows["conv5/knn"], np.eye(20), 21) for run in (one, two))
+    assert np.abs(each - other).sum() <= 0.002 * each.sum()
     assert one.metrics["conv5/knn_mean_iu"] == pytest.approx(two.metrics["conv5/knn_mean_iu"], abs=1e-3)
     assert one.metrics["conv5/mean_iu"] == pytest.approx(two.metrics["conv5/mean_iu"], abs=2e-3)
 
@@ -249,6 +254,26 @@ def test_a_vit_is_probed_where_it_has_maps(voc, tmp_path):
     assert layers == {"block6", "block12"}  # the class token is no map
 
 
+def test_a_vit_takes_images_of_another_size_and_stays_as_it_was(voc, tmp_path):
+    backbone = load_backbone("random:timm:vit_tiny_patch16_224,seed=1")
+    flags = ["--config=voc-mini", "--size=96", "--train.steps=4", "--runtime.workers=0", "--k=3", f"--data={voc}"]
+    config = PROGRAM.parse("dense", [*flags, "--backbone=x"])
+    result = transfer.dense(backbone, str(voc), "block12", config, out=tmp_path / "run")
+    assert len(result.rows["block12/knn"]) == 20 and not backbone.net.model.dynamic_img_size
+    picture = voc / "VOC2007" / "JPEGImages" / "000050.jpg"
+    found = transfer.load_predictor(tmp_path / "run", backbone=backbone)(picture.read_bytes()).pictures["mask"]
+    assert found.size == Image.open(picture).size
+    with pytest.raises(UserError, match="cannot take crops of 100 px"):
+        transfer.dense(backbone, str(voc), "block12", config, size=100)
+
+
+def test_neighbours_are_looked_for_among_all_training_images(command, finished, voc):
+    """Those that choose a learning rate too: the figure does not depend on how many are tried."""
+    config = PROGRAM.parse("dense", command[1:])
+    one = transfer.dense(config.backbone, str(voc), "conv5", config, rates=[1e-2])
+    assert one.metrics["conv5/knn_mean_iu"] == pytest.approx(load_result(finished).metrics["conv5/knn_mean_iu"])
+
+
 def test_one_rate_is_not_chosen_and_neighbours_can_be_left_out(command, voc, tmp_path):
     result = transfer.dense(
         "random:alexnet,fc=0,size=64,resize=72,seed=1", str(voc), "conv5",
@@ -269,8 +294,38 @@ def test_runs_are_compared_and_reported_by_layer(finished, command, tmp_path, ca
     assert "Dense probes" in text and "nearest neighbours, %, by layer" in text and f"{value:.1f}" in text
 
 
+def test_masks_of_255_alone_are_said_before_anything_is_learned(voc, command, tmp_path, capsys):
+    shutil.copytree(voc, tmp_path / "VOCdevkit")
+    masks = sorted((tmp_path / "VOCdevkit" / "VOC2007" / "SegmentationClass").iterdir())
+    for part in (masks[:40], masks[40:]):
+        kept = [path.read_bytes() for path in part]
+        for path in part:
+            save_mask(path, np.full_like(np.array(Image.open(path)), 255))
+        assert main([*command, f"--data={tmp_path / 'VOCdevkit'}", f"--out={tmp_path / 'run'}"]) == 2
+        assert "all of their masks are 255" in capsys.readouterr().err
+        for path, data in zip(part, kept, strict=True):
+            path.write_bytes(data)
+
+
+def test_two_ranks_hear_of_a_mask_that_one_of_them_cannot_read(voc, command, tmp_path):
+    shutil.copytree(voc, tmp_path / "VOCdevkit")
+    save_mask(tmp_path / "VOCdevkit" / "VOC2007" / "SegmentationClass" / "000041.png", np.zeros((3, 4), np.uint8))
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    words = [*command, f"--data={tmp_path / 'VOCdevkit'}", f"--out={tmp_path / 'run'}"]
+    done = subprocess.run([*ranks, "transfer.cli", *words], capture_output=True, text=True, timeout=200)
+    assert "000041.png is 4 × 3, and its image" in done.stderr and "exitcode  : 2" in done.stderr
+
+
+def test_deeper_layers_than_a_net_lists_can_be_named(voc, tmp_path):
+    flags = ["--config=voc-mini", "--size=64", "--train.steps=2", "--runtime.workers=0", "--k=2", f"--data={voc}"]
+    net = "--backbone=random:torchvision:resnet18"
+    assert main(["dense", *flags, net, "--layer=layer3.0,layer4", f"--out={tmp_path / 'run'}"]) == 0
+    assert {"layer3.0/mean_iu", "layer4/knn_mean_iu"} <= set(load_result(tmp_path / "run").metrics)
+
+
 BAD = [
     (["--layer=fc6", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc6' has one position only"),
+    (["--layer=conv5,fc7", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc7' has one position only"),
     (["--layer=conv9"], "no layer 'conv9'"),
     (["--rates=0.1,0.1"], "rates must differ"),
     (["--test-set=2007:trainval"], "is in both train_set and test_set"),
@@ -286,8 +341,6 @@ def test_bad_input_is_one_sentence(command, flags, words, tmp_path, capsys):
 
 
 def test_a_mask_that_does_not_fit_is_named(voc, command, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(voc, tmp_path / "VOCdevkit")
     save_mask(tmp_path / "VOCdevkit" / "VOC2007" / "SegmentationClass" / "000004.png", np.zeros((3, 4), np.uint8))
     assert main([*command, f"--data={tmp_path / 'VOCdevkit'}", f"--out={tmp_path / 'run'}"]) == 2

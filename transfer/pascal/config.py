@@ -44,9 +44,15 @@ class MasksConfig(PascalConfig):
     """image sets that are learned: YEAR:SET of the devkit, sbd:SET of SBD"""
     test_set: SetsWithMasks = "2011:seg11valid"
     """image sets that are scored; 2011:seg11valid is VOC2011's val without what SBD's train has"""
-    sbd: Text | None = path(None)
+    sbd: Text | None = path(None, fetched_by="download")
     """folder of the Semantic Boundaries Dataset (img, cls, train.txt are in it, or in dataset); default
     benchmark_RELEASE/dataset in the devkit or beside it"""
+
+    def check(self) -> None:
+        super().check()
+        for year, name in (one for sets in (self.train_set, self.test_set) for one in named_sets(sets)):
+            if name == "seg11valid" and year != "2011":
+                raise UserError(f"{year}:{name}: seg11valid is a set of 2011")
 
 
 def named_sets(sets: str) -> list[tuple[str, str]]:

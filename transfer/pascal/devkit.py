@@ -145,13 +145,20 @@ def year_folder(root: Path, year: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    places = [place for base in (root, root.parent) for place in (base, base / "VOCdevkit", base / _OF_2011)]
-    for place in places if root.name == "VOCdevkit" else places[:3]:
-        if (place / f"VOC{year}" / "ImageSets").is_dir():
-            return place / f"VOC{year}"
+    found, places = _year_places(root, year)
+    if found:
+        return found
     there = sorted({found.parent.name for place in places[:3] for found in place.glob("VOC2*/ImageSets")})
     hint = f"it has {', '.join(there)}" if there else "it is no VOC devkit; --download true fetches the real one"
     raise UserError(f"{root} has no VOC{year}/ImageSets: {hint}")
+
+
+def _year_places(root: Path, year: str) -> tuple[Path | None, list[Path]]:
+    """The folder of a year, if there is one, and where it was looked for."""
+    bases = (root, root.parent) if root.name == "VOCdevkit" else (root,)
+    places = [place for base in bases for place in (base, base / "VOCdevkit", base / _OF_2011)]
+    folders = (place / f"VOC{year}" for place in places)
+    return next((folder for folder in folders if (folder / "ImageSets").is_dir()), None), places
 
 
 def read_set(folder: Path, name: str, kind: str = "Main") -> list[str]:
@@ -235,6 +242,8 @@ def fetch(root: Path, year: str, name: str) -> None:
     key = "2007-test" if (year, name) == ("2007", "test") else year
     if key not in DATASET_YEAR_DICT:
         raise UserError(f"there is no archive of VOC{year}; there are {', '.join(sorted(DATASET_YEAR_DICT))}")
+    if key != "2007-test" and _year_places(root, year)[0]:
+        return
     archive: dict[str, str] = DATASET_YEAR_DICT[key]
     place = root.parent if root.name == "VOCdevkit" else root
     sets = place / archive["base_dir"] / "ImageSets"

@@ -1,7 +1,8 @@
 """Images with segmentation masks: the devkit's, SBD's, and the rule by which their sets do not overlap."""
 
+import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class MaskFile:
             labels = _from_matlab(data) if self.path.suffix == ".mat" else _from_picture(data)
         except FileNotFoundError:
             raise UserError(f"the devkit lacks the mask {self.path}") from None
+        except PermissionError as error:
+            raise UserError(f"the mask {self.path} cannot be read: {error.strerror}") from None
         except Exception as error:  # decoders raise whatever they like on bytes they cannot read
             raise UserError(f"the mask {self.path} is damaged: {error}") from None
         return labels
@@ -68,8 +71,12 @@ def labels_of(annotation: Any, image: EncodedImage, classes: int) -> np.ndarray:
     Raises:
         UserError: it is of another size, or has other labels.
     """
+    if classes > IGNORED:
+        raise UserError(f"{classes} classes are too many: labels are 0 to {IGNORED - 1}, and {IGNORED} is left out")
     is_file = isinstance(annotation, MaskFile)
     labels, what = (annotation.read(), annotation.path) if is_file else (np.asarray(annotation), "of an image")
+    if labels.ndim != 2 or labels.dtype.kind not in "iu":
+        raise UserError(f"the mask {what} must be (H, W) integers, got {labels.dtype} of shape {labels.shape}")
     if labels.shape != (image.height, image.width):
         size = " × ".join(map(str, labels.shape[::-1]))
         raise UserError(f"the mask {what} is {size}, and its image {image.width} × {image.height}")
@@ -84,26 +91,29 @@ class MaskedImages:
 
     Args:
         places: (name, image, mask) of each; names are such as VOC2012/2007_000032.
+        classes: by label; default PASCAL's.
 
     Raises:
         UserError: an image is named twice, or an image or a mask is missing; the message names it.
     """
 
     remote = False
-    classes = CLASSES
 
-    def __init__(self, places: Iterable[tuple[str, Path, Path]]):
+    def __init__(self, places: Iterable[tuple[str, Path, Path]], classes: Sequence[str] = CLASSES):
         names, self.images, masks = zip(*places, strict=True)
-        self.names, self.masks = Names(names), [MaskFile(path) for path in masks]
+        self.names, self.masks, self.classes = Names(names), [MaskFile(path) for path in masks], tuple(classes)
         self.labels = np.full(len(names), -1, np.int64)
-        twice = {Path(name).name for name in names}
-        if len(twice) < len(names):
+        if len(self.identities()) < len(names):
             raise UserError("the image sets name an image twice")
         check_files(self.images, "images")
         check_files(masks, "masks")
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def identities(self) -> set[str]:
+        """Names that an image has in whatever set: later years call VOC2007's 000032 2007_000032."""
+        return {name.replace("VOC2007/", "/2007_").rpartition("/")[2] for name in self.names}
 
     def read(self, index: int) -> bytes:
         return read_bytes(self.images[index])
@@ -127,17 +137,20 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
         UserError: what is missing, or an image that is learned and scored, in one sentence.
     """
     if not isinstance(data, str):
-        return data if isinstance(data, Split) else Split(*data, data[0].classes or CLASSES, "images from memory")
-    root = user_path(staged(data))
+        found = data if isinstance(data, Split) else Split(*data, data[0].classes or CLASSES, "images from memory")
+        if tuple(found.test.classes or found.classes) != tuple(found.classes):
+            raise UserError(f"test images are of the classes {found.test.classes}, training images of {found.classes}")
+        return found
+    roots = [user_path(place) for place in dict.fromkeys((staged(data), data))]  # what lies beside it is not copied
     wanted = [named_sets(sets) for sets in (config.train_set, config.test_set)]
     if config.download:
         for year, name in (one for sets in wanted for one in sets):
             if year != "sbd":
-                fetch(root, year, name)
+                fetch(roots[-1], year, name)
             if year == "sbd" or name == "seg11valid":
-                _fetch_sbd(root, config)
-    train, test = (MaskedImages(_places(root, sets, config)) for sets in wanted)
-    shared = {Path(name).name for name in train.names} & {Path(name).name for name in test.names}
+                _fetch_sbd(roots[-1], config)
+    train, test = (MaskedImages(_places(roots, sets, config)) for sets in wanted)
+    shared = train.identities() & test.identities()
     if shared:
         raise UserError(
             f"{len(shared)} images are in train_set and test_set, such as {min(shared)}; of SBD's train and VOC2011 "
@@ -146,42 +159,58 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
     return Split(train, test, CLASSES, data)
 
 
-def _places(root: Path, sets: Iterable[tuple[str, str]], config: MasksConfig) -> Iterable[tuple[str, Path, Path]]:
+def _places(
+    roots: Sequence[Path], sets: Iterable[tuple[str, str]], config: MasksConfig
+) -> Iterable[tuple[str, Path, Path]]:
     for year, name in sets:
         if year == "sbd":
-            folder = _sbd_folder(root, config)
+            folder = _sbd_folder(roots, config)
             for image in read_names(_sbd_set(folder, name)):
                 yield f"SBD/{image}", folder / "img" / f"{image}.jpg", folder / "cls" / f"{image}.mat"
             continue
-        folder = year_folder(root, year)
-        # 2012's archive has all images and masks of 2011's: the list alone will do.
-        home = folder if (folder / "JPEGImages").is_dir() else year_folder(root, "2012")
-        for image in _seg11valid(root, config) if name == "seg11valid" else read_set(folder, name, "Segmentation"):
+        folder = _year_folder(roots, year)
+        home = folder
+        if year == "2011" and not (folder / "JPEGImages").is_dir():  # 2012's archive has all of 2011's: a list will do
+            home = _year_folder(roots, "2012")
+        images = _seg11valid(roots, config) if name == "seg11valid" else read_set(folder, name, "Segmentation")
+        for image in images:
             mask = home / "SegmentationClass" / f"{image}.png"
-            yield f"{home.name}/{image}", home / "JPEGImages" / f"{image}.jpg", mask
+            yield f"{folder.name}/{image}", home / "JPEGImages" / f"{image}.jpg", mask
 
 
-def _seg11valid(root: Path, config: MasksConfig) -> list[str]:
+def _year_folder(roots: Sequence[Path], year: str) -> Path:
+    """A year's folder in any of the places.
+
+    Raises:
+        UserError: in none of them.
+    """
+    for root in roots[:-1]:
+        with contextlib.suppress(UserError):
+            return year_folder(root, year)
+    return year_folder(roots[-1], year)
+
+
+def _seg11valid(roots: Sequence[Path], config: MasksConfig) -> list[str]:
     """VOC2011's val without what SBD's train has (736 images), as fully convolutional nets were validated on."""
-    learned = set(read_names(_sbd_set(_sbd_folder(root, config), "train")))
-    found = [image for image in read_set(year_folder(root, "2011"), "val", "Segmentation") if image not in learned]
+    learned = set(read_names(_sbd_set(_sbd_folder(roots, config), "train")))
+    found = [image for image in read_set(_year_folder(roots, "2011"), "val", "Segmentation") if image not in learned]
     if not found:
         raise UserError("seg11valid is empty: SBD's train has every image of VOC2011's val")
     return found
 
 
-def _sbd_folder(root: Path, config: MasksConfig) -> Path:
+def _sbd_folder(roots: Sequence[Path], config: MasksConfig) -> Path:
     """Where SBD's lists, images and masks are.
 
     Raises:
         UserError: nowhere.
     """
-    bases = [user_path(config.sbd)] if config.sbd else [root, root.parent]
+    bases = [user_path(config.sbd)] if config.sbd else [base for root in roots for base in (root, root.parent)]
     for base in bases:
         for place in (base, base / "dataset", base / _SBD):
             if (place / "cls").is_dir() and (place / "train.txt").is_file():
                 return place
-    where = bases[0] if config.sbd else f"{root} or beside it"
+    where = bases[0] if config.sbd else f"{roots[-1]} or beside it"
     raise UserError(f"no SBD (img, cls, train.txt) in {where}: give its folder by --sbd, or --download true")
 
 
@@ -196,6 +225,9 @@ def _sbd_set(folder: Path, name: str) -> Path:
 def _fetch_sbd(root: Path, config: MasksConfig) -> None:
     from torchvision.datasets import SBDataset
 
+    with contextlib.suppress(UserError):
+        _sbd_folder([root], config)
+        return
     place = user_path(config.sbd) if config.sbd else root.parent if root.name == "VOCdevkit" else root
-    there = next((at for at in (place, place / "dataset", place / _SBD) if (at / "cls").is_dir()), place / _SBD)
+    there = place / _SBD
     unpack("SBD", place, there, SBDataset.url, SBDataset.filename, SBDataset.md5)

@@ -10,6 +10,7 @@ from crosschannel.files import Writer
 from crosschannel.report.plots import COLOURS
 from crosschannel.runs.result import Result, Rows
 from transfer.groups import Group
+from transfer.pascal.segmentation import summed
 
 
 def classes_of(result: Result, prefix: str) -> list[str]:
@@ -48,8 +49,9 @@ def confusion_matrix(out: Path, rows: Rows, write: Writer) -> None:
     """The pixels of all images by true class (rows, each of 100 %) and predicted class."""
     from matplotlib.figure import Figure as Canvas
 
-    summed, names = rows["confusion"].sum(0).astype(np.float64), list(rows["classes"])
-    shares = 100 * summed / np.maximum(summed.sum(1, keepdims=True), 1)
+    names, column = list(rows["classes"]), rows["confusion"]
+    pixels = summed(column, np.ones((1, len(column))), len(names))[0]
+    shares = 100 * pixels / np.maximum(pixels.sum(1, keepdims=True), 1)
     side = 0.36 * len(names) + 2
     canvas = Canvas(figsize=(side, side), layout="constrained")
     axes = canvas.subplots()

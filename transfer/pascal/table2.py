@@ -16,11 +16,11 @@ from transfer.pascal.plots import bars_by_class, classes_of, confusion_matrix
 from transfer.pascal.published import COLUMNS, TABLE_2, UNCERTAIN
 from transfer.protocol import table
 
-# protocol: (images that the published figures are over, those that they learned from, its figure)
+# protocol: (images that the published figures are over, the sets that they learned from and are over, its figure)
 _OF = {
-    "classify": (4952, "2007:trainval", "map"),
-    "detect": (4952, "2007:trainval", "map"),
-    "segment": (736, "sbd:train", "mean_iu"),
+    "classify": (4952, ("2007:trainval", "2007:test"), "map"),
+    "detect": (4952, ("2007:trainval", "2007:test"), "map"),
+    "segment": (736, ("sbd:train", "2011:seg11valid"), "mean_iu"),
 }
 # What the figures of single classes begin with, in words.
 _BY_CLASS = {"ap/": "Average precision", "iu/": "Intersection over union"}
@@ -41,8 +41,9 @@ def column_of(result: Result) -> int | None:
 
 def is_whole(result: Result) -> bool:
     """Whether a run is over the images that the published figures are over, and learned from those that they did."""
-    images, learned, _ = _OF.get(result.protocol, (0, "", ""))
-    return result.n == images and result.config.get("train_set", learned) == learned
+    images, sets, _ = _OF.get(result.protocol, (0, ("", ""), ""))
+    own = tuple(result.config.get(key, named) for key, named in zip(("train_set", "test_set"), sets, strict=True))
+    return result.n == images and own == sets
 
 
 def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
@@ -63,6 +64,7 @@ def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
                 caption = f"{words} by class, in percent; means are over {' or '.join(map(str, counts))} classes."
                 axis = f"{words.lower()}, % ({setting(found[0].first, 0)})"
                 yield Figure(plot, caption, partial(bars_by_class, plot, found, prefix, axis))
+                yield _by_class(found, prefix, f"{words} by class, % ({setting(found[0].first, 0)}{over_seeds(found)})")
         for number, entry in enumerate(members):
             run, result = entry.runs[0]
             if "confusion" in result.rows:
@@ -74,6 +76,12 @@ def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
                 if pictures:
                     copy = start.with_name(f"{start.name}-{kind}-{number}.png")
                     yield Figure(copy, f"{entry.label}: {words}.", partial(_copy, pictures[-1], copy))
+
+
+def _by_class(groups: Sequence[Group], prefix: str, caption: str) -> Table:
+    classes = list(dict.fromkeys(name for entry in groups for name in classes_of(entry.first, prefix)))
+    rows = [[name, *(entry.cell(prefix + name) for entry in groups)] for name in classes]
+    return Table(caption, ["class", *(entry.label for entry in groups)], rows)
 
 
 def _copy(picture: Path, out: Path, write: Writer) -> None:

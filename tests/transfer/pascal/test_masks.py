@@ -15,8 +15,8 @@ from crosschannel import UserError
 from crosschannel.data import Subset
 from crosschannel.data.decode import EncodedImage
 from transfer.cli import PROGRAM
-from transfer.pascal.masks import CLASSES, MaskFile, labels_of, open_masks
-from transfer.pascal.segmentation import PALETTE, as_picture, confusion_of, iou_figures
+from transfer.pascal.masks import CLASSES, MaskedImages, MaskFile, labels_of, open_masks
+from transfer.pascal.segmentation import PALETTE, as_picture, confusion_of, iou_figures, sparse, summed
 
 
 def config(**keys):
@@ -54,7 +54,7 @@ def test_seg11valid_is_what_the_rule_says(years):
     assert [Path(name).name for name in split.train.names] == [f"{i:06d}" for i in range(12)]
     assert split.train.names[0] == "SBD/000000"
     assert [Path(name).name for name in split.test.names] == [f"{i:06d}" for i in range(12, 20)]
-    assert split.test.names[0] == "VOC2012/000012"  # 2011's list, 2012's files
+    assert split.test.names[0] == "VOC2011/000012"  # 2012's files
     labels = labels_of(split.train.annotation(0), EncodedImage(split.train.read(0)), 21)
     assert labels.shape == (70, 90) and labels.max() <= 5 and labels.dtype == np.uint8
     elsewhere = years.parent / "elsewhere"
@@ -79,7 +79,7 @@ def test_the_published_lists_give_736_images(tmp_path):
     (tmp_path / "cls").mkdir()
     shutil.copy(Path(lists) / "voc11_val.txt", segmentation / "val.txt")
     shutil.copy(Path(lists) / "sbd_train.txt", tmp_path / "train.txt")
-    found = _seg11valid(tmp_path, config(sbd=str(tmp_path)))
+    found = _seg11valid([tmp_path], config(sbd=str(tmp_path)))
     assert len(found) == 736 and found == (Path(lists) / "seg11valid.txt").read_text().split()
 
 
@@ -91,6 +91,48 @@ def test_images_that_are_learned_are_not_scored(years):
         open_masks(str(years), config(test_set="2012:val"))
 
 
+def test_2007s_images_are_known_by_the_names_that_later_years_give_them(tmp_path, photos):
+    root = make_devkit(tmp_path, photos, 12, 8, masks=True)
+    make_devkit(tmp_path, photos, 12, 8, "2012", masks=True)
+    later = root / "VOC2012"
+    for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (later / folder / f"000003.{ending}").rename(later / folder / f"2007_000003.{ending}")
+    (later / "ImageSets/Segmentation/train.txt").write_text("2007_000003\n")
+    with pytest.raises(UserError, match="1 images are in train_set and test_set, such as 2007_000003"):
+        open_masks(str(root), config(train_set="2012:train", test_set="2007:trainval"))
+
+
+def test_what_is_there_is_not_fetched(years, monkeypatch):
+    def unreachable(*_arguments, **_options):
+        raise AssertionError("something is fetched")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", unreachable)
+    assert len(open_masks(str(years), config(download=True)).test) == 8
+
+
+def test_what_is_not_there_is_fetched(years, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(url, place, filename, md5):
+        asked.append((filename, md5))
+        shutil.move(tmp_path / "kept", years.parent / "benchmark_RELEASE")
+
+    shutil.move(years.parent / "benchmark_RELEASE", tmp_path / "kept")
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fetch)
+    assert len(open_masks(str(years), config(download=True)).test) == 8
+    assert asked == [("benchmark.tgz", "82b4d87ceb2ed10f6038a1cba92111cb")]
+
+
+def test_masks_of_ones_own_classes(tmp_path, photos):
+    Image.fromarray(photos[0][:20, :30]).save(tmp_path / "a.jpg")
+    save_mask(tmp_path / "a.png", np.ones((20, 30), np.uint8))
+    images = MaskedImages([("a", tmp_path / "a.jpg", tmp_path / "a.png")], ("ground", "sky"))
+    split = open_masks((images, images), config())
+    assert split.classes == ("ground", "sky")
+    with pytest.raises(UserError, match="300 classes are too many"):
+        labels_of(images.annotation(0), EncodedImage(images.read(0)), 300)
+
+
 def test_what_is_missing_is_named_at_once(voc, years):
     masks = voc / "VOC2007" / "SegmentationClass"
     (masks / "000003.png").unlink()
@@ -100,6 +142,8 @@ def test_what_is_missing_is_named_at_once(voc, years):
     shutil.rmtree(masks)
     with pytest.raises(UserError, match=r"000000\.png and 39 more masks"):
         open_masks(str(voc), config(**sets))
+    with pytest.raises(UserError, match="2012:seg11valid: seg11valid is a set of 2011"):
+        PROGRAM.parse("segment", ["--data=x", "--backbone=x", "--test-set=2012:seg11valid"])
     with pytest.raises(UserError, match=r"no image set .*nope\.txt; there are train, val"):
         open_masks(str(years), config(train_set="sbd:nope"))
 
@@ -127,6 +171,9 @@ def test_masks_that_do_not_fit_are_one_sentence_that_names_the_file(tmp_path):
     (tmp_path / "a.mat").write_bytes(b"no matrix")
     with pytest.raises(UserError, match=r"the mask .*a\.mat is damaged"):
         labels_of(MaskFile(tmp_path / "a.mat"), image, 21)
+    for odd, words in ((3, r"must be \(H, W\) integers, got int64 of shape \(\)"), (np.ones((2, 3)), "got float64")):
+        with pytest.raises(UserError, match=words):
+            labels_of(odd, image, 21)
     with pytest.raises(UserError, match=r"the mask of an image has the label -1"):
         labels_of(np.full((2, 3), -1), image, 3)
 
@@ -170,7 +217,9 @@ def test_mean_iu_is_torchmetrics_and_scikit_learns_on_random_masks_with_ignored_
     for t, p, found in zip(truth, predicted, confusions, strict=True):
         counted = t != 255
         assert (confusion_matrix(t[counted], p[counted], labels=range(5)) == found).all()
-    figures = iou_figures(confusions, np.ones((1, 6)), "abcde")
+    column = sparse(confusions)
+    assert (summed(column, np.eye(6), 5) == confusions).all() and (column[np.array([4, 1])].counts > 0).all()
+    figures = iou_figures(column, np.ones((1, 6)), "abcde")
     counted = truth != 255
     expected = jaccard_score(truth[counted], predicted[counted], average=None, labels=range(5))
     assert [figures[f"iu/{name}"][0] for name in "abcde"] == pytest.approx(expected)
@@ -178,8 +227,8 @@ def test_mean_iu_is_torchmetrics_and_scikit_learns_on_random_masks_with_ignored_
     assert figures["mean_iu"][0] == pytest.approx(index(torch.tensor(predicted), torch.tensor(truth)).item(), abs=1e-6)
     weights = np.array([[2.0, 0, 1, 0, 0, 3]])  # a resample of whole images
     repeated = np.repeat(np.arange(6), weights[0].astype(int))
-    again = iou_figures(confusions[repeated], np.ones((1, 6)), "abcde")
-    assert iou_figures(confusions, weights, "abcde")["mean_iu"] == pytest.approx(again["mean_iu"])
+    again = iou_figures(column[repeated], np.ones((1, 6)), "abcde")
+    assert iou_figures(column, weights, "abcde")["mean_iu"] == pytest.approx(again["mean_iu"])
 
 
 def test_labels_follow_from_colours():

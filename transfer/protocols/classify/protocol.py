@@ -23,7 +23,7 @@ from transfer.features import interpolation_of
 from transfer.finetuning import Classifier, check_choices, frozen_parts, initialise, load_net, prepare, save_net
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.table2 import ap_table, pascal_section
-from transfer.prediction import Prediction, Predictor, scores_of, views_of
+from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
 from transfer.protocol import Data, Measurement, Protocol, Split, measure
 from transfer.protocols.classify.config import ClassifyConfig
 from transfer.protocols.classify.task import Classification, RandomScaleCrops, metrics
@@ -118,13 +118,14 @@ def _check_size(backbone: Backbone, size: int) -> None:
         raise UserError(f"the backbone cannot take crops of {size} px: {str(error).splitlines()[0]}") from None
 
 
-def _predictor(run: Path, config: ClassifyConfig, device: torch.device, _layer: str) -> Predictor:
-    net, classes, size = load_net(run, config, lambda backbone, count: Classifier(backbone, count, config.dropout))
-    net.to(device)
+def _predictor(run: Finished) -> Predictor:
+    run.refuse_layer()
+    config: ClassifyConfig = run.config
+    net, classes, size = load_net(run, lambda backbone, count: Classifier(backbone, count, config.dropout))
     view = _view(config, net.backbone.input, size, config.test_crops)
 
     def predict(data: bytes) -> Prediction:
-        logits = net(net.backbone.preprocess(views_of(data, view).images.to(device)))
+        logits = net(net.backbone.preprocess(views_of(data, view).images.to(run.device)))
         return scores_of(logits.mean(0).sigmoid(), classes)
 
     return predict

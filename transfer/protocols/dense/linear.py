@@ -9,23 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosschannel.data import Batch, Stream
-from crosschannel.runs.result import Rows
-from crosschannel.training.held_out import in_order
 from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import StoredFeatures
 from transfer.pascal.masks import IGNORED
 from transfer.pascal.metrics import segmentation_figures
-from transfer.pascal.segmentation import confusion_of, iou_figures
-from transfer.protocol import Figures, figures_of
-from transfer.protocols.dense.points import Points, mask_at
-
-_AT_ONCE = 8  # images of an evaluation
+from transfer.pascal.segmentation import confusion_of
+from transfer.protocol import figures_of
+from transfer.protocols.dense.points import Points
+from transfer.protocols.dense.scoring import AT_ONCE, metrics, score_test_images
 
 
 class PointHead(nn.Module):
-    """Affine-free BatchNorm with the statistics of all training images, and one or more linear classifiers of a map's
-    points, one a learning rate, from zero.
+    """Affine-free BatchNorm with the statistics of all images that are learned from, and one or more linear classifiers
+    of a map's points, one a learning rate, from zero.
 
     Shape:
         (N, C, g, g) → count times (N, classes, g, g).
@@ -46,8 +43,8 @@ class PointHead(nn.Module):
     @torch.no_grad()
     def measure(self, maps: Tensor) -> None:
         """Take the statistics of training images, (n, C, g, g)."""
-        mean = torch.cat([part.double().mean((2, 3)) for part in maps.split(_AT_ONCE)]).mean(0)
-        squares = [((part.double() - mean[:, None, None]) ** 2).mean((2, 3)) for part in maps.split(_AT_ONCE)]
+        mean = torch.cat([part.double().mean((2, 3)) for part in maps.split(AT_ONCE)]).mean(0)
+        squares = [((part.double() - mean[:, None, None]) ** 2).mean((2, 3)) for part in maps.split(AT_ONCE)]
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(torch.cat(squares).mean(0))
 
@@ -92,8 +89,8 @@ class DenseProbe:
     Args:
         net: the heads.
         points: of every layer's map.
-        train: features of training images, and their masks (n, L, L).
-        held_out: those of images by which learning rates are chosen, where there are several.
+        learned: features of training images and their masks (n, L, L); where learning rates are chosen, those of the
+            images by which they are too.
         test: features of test images.
         classes: names.
         rate: the base learning rate.
@@ -104,15 +101,14 @@ class DenseProbe:
         self,
         net: DenseHeads,
         points: Mapping[str, Points],
-        train: tuple[StoredFeatures, Tensor],
-        held_out: tuple[StoredFeatures, Tensor] | None,
+        learned: Sequence[tuple[StoredFeatures, Tensor]],
         test: StoredFeatures,
         classes: Sequence[str],
         rate: float,
         world: World,
     ):
         self.net, self.points, self.rate_factors = net, points, net.rate_factors(rate)
-        self.train, self.held_out, self.test = train, held_out, test
+        self.train, self.held_out, self.test = learned[0], learned[1:], test
         self.classes, self.world = tuple(classes), world
 
     def initialise(self, stream: Stream) -> bool:
@@ -136,7 +132,7 @@ class DenseProbe:
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         layers = self.net.layers
         chosen, figures = dict.fromkeys(layers, 0), {}
-        if self.held_out is not None:
+        if self.held_out:
             tried = self._mean_iu_by_rate(net, should_stop)
             chosen = {layer: int(np.argmax(found)) for layer, found in tried.items()}
             for layer, place in chosen.items():
@@ -153,10 +149,13 @@ class DenseProbe:
 
     def _mean_iu_by_rate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, list[float]]:
         """Mean IU of held-out images at the size of their masks, by layer and learning rate."""
-        features, masks = self.held_out
+        ((features, masks),) = self.held_out
         count, device = len(self.classes), self.world.device
-        totals = torch.zeros(len(self.net.layers), len(self.net.rates), count, count, device=device)
-        for part in features.shares(_AT_ONCE, self.world, should_stop):
+        shape = (len(self.net.layers), len(self.net.rates), count, count)
+        totals = torch.zeros(shape, dtype=torch.int64, device=device)
+        for part in features.shares(AT_ONCE, self.world, should_stop):
+            if part.start == part.stop:
+                continue
             truth = masks[features.indices[part]].to(device)
             for i, (layer, scores) in enumerate(net(features.rows(part, device)).items()):
                 for j, one in enumerate(scores):
@@ -164,62 +163,3 @@ class DenseProbe:
                     totals[i, j] += confusion_of(predicted, truth, count)
         summed = self.world.sum(totals).cpu().numpy()
         return {layer: segmentation_figures(summed[i])["mean_iu"].tolist() for i, layer in enumerate(self.net.layers)}
-
-
-def score_test_images(
-    test: StoredFeatures,
-    scores: Callable[[slice], dict[str, Tensor]],
-    points: Mapping[str, Points],
-    classes: Sequence[str],
-    world: World,
-    should_stop: Callable[[], bool],
-    kind: str,
-) -> Rows:
-    """``LAYER/kind`` (n, K, K): pixels of every test image at its own size, by true and predicted class.
-
-    Args:
-        test: features of the images.
-        scores: rows → (N, K, g, g) by layer.
-        points: of the maps of those layers.
-        classes: K names.
-        world: shares out the images.
-        should_stop: asked before every batch.
-        kind: of what is scored.
-    """
-    count, seen = len(classes), [torch.empty(0, dtype=torch.int64)]
-    found: dict[str, list[Tensor]] = {}
-    for part in test.shares(_AT_ONCE, world, should_stop):
-        seen.append(test.indices[part])
-        maps = scores(part)
-        masks = [mask_at(test.images, int(index), count) for index in test.indices[part]]
-        for layer, one in maps.items():
-            by_image = [
-                confusion_of(
-                    points[layer].upsampled(one[i : i + 1], *mask.shape)[0].argmax(0),
-                    torch.from_numpy(mask).to(world.device),
-                    count,
-                )
-                for i, mask in enumerate(masks)
-            ]
-            found.setdefault(layer, []).append(torch.stack(by_image))
-    none = torch.empty(0, count, count, dtype=torch.int64, device=world.device)
-    indices, columns = in_order(world, seen, {layer: [none, *found.get(layer, [])] for layer in points})
-    return {
-        "names": np.array([test.images.names[int(i)] for i in indices]),
-        "classes": np.array(classes),
-        **{f"{layer}/{kind}": column.numpy().astype(np.int32) for layer, column in columns.items()},
-    }
-
-
-def metrics(rows: Rows, weights: np.ndarray) -> Figures:
-    """``LAYER/mean_iu``, ``LAYER/pixel_accuracy`` and ``LAYER/iu/CLASS`` of the linear classifiers;
-    ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of nearest neighbours."""
-    found: Figures = {}
-    for name, column in rows.items():
-        layer, _, kind = name.rpartition("/")
-        if kind in ("linear", "knn"):
-            figures = iou_figures(column, weights, rows["classes"])
-            start = f"{layer}/" if kind == "linear" else f"{layer}/knn_"
-            kept = {"mean_iu", "pixel_accuracy"} | {one for one in figures if kind == "linear" and "/" in one}
-            found |= {start + one: values for one, values in figures.items() if one in kept}
-    return found

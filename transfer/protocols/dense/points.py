@@ -8,10 +8,12 @@ from torch import Tensor
 
 from crosschannel.data import ImageSet
 from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.errors import UserError
 from crosschannel.models import Backbone
-from transfer.interpolation import line_weights, pooled_centres, resample, squashed_places
+from transfer.interpolation import greatest, line_weights, nearest, pooled_centres, resample, squashed_places
 from transfer.pascal.masks import IGNORED, labels_of
-from transfer.protocols.segment.views import nearest
+
+_AT_ONCE = 64  # images
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,12 @@ class Points:
         blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=next(backbone.parameters()).device)
         with torch.no_grad():
             points = backbone(blank, [layer])[layer].shape[3]
-        return cls(pooled_centres(backbone.origin(layer), backbone.strides[layer], points, pooled), size)
+        return cls(pooled_centres(backbone.origin(layer), backbone.stride(layer), points, pooled), size)
+
+    def labels(self, scores: Tensor, height: int, width: int) -> Tensor:
+        """The greatest of scores (N, K, g, g) at the pixels of an image: (N, height, width)."""
+        rows, columns = (line_weights(self.centres, squashed_places(side, self.size)) for side in (height, width))
+        return greatest(scores, rows, columns)
 
     def upsampled(self, maps: Tensor, height: int, width: int) -> Tensor:
         """(N, K, g, g) → (N, K, height, width), at the pixels of an image of that size."""
@@ -49,6 +56,8 @@ class Points:
         Returns:
             (N, g, g, classes) float32; a point without labelled pixels has zeros.
         """
+        if len(masks) > _AT_ONCE:
+            return torch.cat([self.histograms(part, classes) for part in masks.split(_AT_ONCE)])
         places = squashed_places(masks.shape[1], self.size)
         cell = torch.searchsorted((self.centres[1:] + self.centres[:-1]) / 2, places).to(masks.device)
         g = len(self.centres)
@@ -63,25 +72,16 @@ def mask_at(images: ImageSet, index: int, classes: int) -> np.ndarray:
     """The mask of an image at its own size, (H, W) uint8.
 
     Raises:
-        UserError: there is none, or it does not fit.
-        BrokenImage: the image itself cannot be read.
+        UserError: there is none, it does not fit, or the image has gone since its features were computed.
     """
-    return labels_of(images.annotation(index), EncodedImage(images.read(index)), classes)
+    try:
+        return labels_of(images.annotation(index), EncodedImage(images.read(index)), classes)
+    except (BrokenImage, OSError) as error:
+        raise UserError(f"the image {images.names[index]} could be read before, and now it cannot: {error}") from None
 
 
-def small_masks(images: ImageSet, size: int, classes: int) -> Tensor:
-    """The masks of all images as squares: (n, size, size) uint8, each pixel the nearest of the mask's. An image that
-    cannot be read has 255 everywhere.
-
-    Raises:
-        UserError: a mask is missing, or does not fit.
-    """
-    found = np.full((len(images), size, size), IGNORED, np.uint8)
-    for index in range(len(images)):
-        try:
-            labels = mask_at(images, index, classes)
-        except (BrokenImage, OSError):
-            continue
-        rows, columns = (nearest(length, size) for length in labels.shape)
-        found[index] = labels[rows][:, columns]
-    return torch.from_numpy(found)
+def small_mask(images: ImageSet, index: int, size: int, classes: int) -> Tensor:
+    """The mask of an image (see :func:`mask_at`) as a square, (size, size) uint8, by nearest pixels."""
+    labels = mask_at(images, index, classes)
+    rows, columns = (nearest(length, size) for length in labels.shape)
+    return torch.from_numpy(labels[rows][:, columns])

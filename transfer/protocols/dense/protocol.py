@@ -4,7 +4,8 @@ A linear classifier of every point, as DINOv2 (Oquab et al., 2023) has it, and n
 training images (Balazevic et al., 2023). For any net with maps: CNNs and ViTs alike.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,22 @@ from crosschannel.errors import UserError
 from crosschannel.hub.files import load_state
 from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
-from crosschannel.runs.result import Result, load_result
+from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction, StoredFeatures
-from transfer.features import FrozenFeatures, as_key, choose_layers, interpolation_of
+from transfer.features import FrozenFeatures, as_key, choose_layers, interpolation_of, of_size
 from transfer.layers import by_layer, layers_section
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
-from transfer.prediction import Predictor, choose_layer, load_heads, measured_backbone, save_heads, views_of
+from transfer.prediction import Finished, Predictor, load_head, save_heads, views_of
 from transfer.protocol import Data, Measurement, Protocol, figures_of, measure, table
 from transfer.protocols.dense.config import DenseConfig
-from transfer.protocols.dense.linear import DenseHeads, DenseProbe, PointHead, metrics, score_test_images
+from transfer.protocols.dense.linear import DenseHeads, DenseProbe, PointHead
 from transfer.protocols.dense.memory import PointMemory
-from transfer.protocols.dense.points import Points, small_masks
+from transfer.protocols.dense.points import Points
+from transfer.protocols.dense.scoring import metrics, read_masks, score_test_images
 
 
 def dense(
@@ -73,20 +75,56 @@ def dense(
     return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
 
 
+Learned = tuple[StoredFeatures, torch.Tensor]  # of images that are learned from: features, and masks (n, L, L)
+
+
 def _measure(given: Measurement) -> Evaluation:
     """Features and masks, the linear classifiers, then neighbours."""
-    split, world, run, backbone = given.split, given.world, given.run, given.backbone
+    split, world, run = given.split, given.world, given.run
     config: DenseConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
-    layers = _layers_with_maps(given, config)
+    size = config.size or given.backbone.input.size
+    backbone = of_size(given.backbone, size)
+    layers = _layers_with_maps(backbone, config, world.device)
     given.announce(f"layers {', '.join(layers)}")
-    size = config.size or backbone.input.size
     features = FrozenFeatures(backbone, layers, config.grid, world.device, size)
     shapes = features.shapes()
     points = {layer: Points.of(backbone, layer, shape[1], size) for layer, shape in shapes.items()}
+    rates = config.rates or [config.optim.lr]
+    with _named_stop(given):
+        learned, test = _features_and_masks(given, config, features, is_chosen=len(rates) > 1)
+    torch.manual_seed(config.seed)
+    heads = DenseHeads({layer: shape[0] for layer, shape in shapes.items()}, len(split.classes), rates)
+    task = DenseProbe(heads, points, learned, test, split.classes, config.optim.lr, world)
+    stream = Stream(learned[0][0].images, IndexOnly(), config.seed)
+    loop = Loop(task, stream, config, run, world, given.console.quiet)
+    found = loop.fit()
+    places = {layer: rates.index(found.figures.get(f"{layer}/lr", rates[0])) for layer in layers}
+    world.from_main(lambda: save_heads(run.path, loop.evaluated_net.chosen(places), layers, split.classes))
+    rows = dict(found.rows)
+    with _named_stop(given):
+        for layer in layers if config.k else ():
+            rows |= _by_neighbours(given, config, layer, points[layer], learned, test)
+    return replace(found, rows=rows, figures=found.figures | figures_of(metrics, rows))
+
+
+@contextlib.contextmanager
+def _named_stop(given: Measurement) -> Iterator[None]:
+    """A stop says by what."""
+    try:
+        yield
+    except Interrupted:
+        raise Interrupted(given.run.flag.name or "another rank") from None
+
+
+def _features_and_masks(
+    given: Measurement, config: DenseConfig, features: FrozenFeatures, is_chosen: bool
+) -> tuple[list[Learned], StoredFeatures]:
+    """Of training images, where a learning rate is chosen then of those by which it is; and features of test images."""
+    split, world, flag = given.split, given.world, given.run.flag
     extract = Extraction(
         features,
         world,
-        run.flag,
+        flag,
         config.train.precision,
         max(64, config.train.batch),
         config.runtime.workers,
@@ -94,48 +132,29 @@ def _measure(given: Measurement) -> Evaluation:
         config.runtime.broken_limit,
         given.console,
     )
-    rates = config.rates or [config.optim.lr]
-    train, held_out = hold_out(split.train, config.held_out, split.source) if len(rates) > 1 else (split.train, None)
-    view = Squashed(size, interpolation_of(backbone.input))
-    stored = extract(Stream(train, view), "training")
-    kept_out = held_out and extract(Stream(held_out, view), "held-out")
+    view = Squashed(features.size, interpolation_of(features.backbone.input))
+    parts = {"training": split.train}
+    if is_chosen:
+        parts["training"], parts["held-out"] = hold_out(split.train, config.held_out, split.source)
+    stored = [extract(Stream(images, view), what) for what, images in parts.items()]
     test = extract(Stream(split.test, view), "test")
     count = len(split.classes)
-
-    def with_masks(part: StoredFeatures) -> tuple[StoredFeatures, torch.Tensor]:
-        return part, small_masks(part.images, config.mask_size, count)
-
-    learned = with_masks(stored)
-    torch.manual_seed(config.seed)
-    heads = DenseHeads({layer: shape[0] for layer, shape in shapes.items()}, count, rates)
-    task = DenseProbe(
-        heads, points, learned, kept_out and with_masks(kept_out), test, split.classes, config.optim.lr, world
-    )
-    stream = Stream(stored.images, IndexOnly(), config.seed)
-    loop = Loop(task, stream, config, run, world, given.console.quiet)
-    found = loop.fit()
-    places = {layer: rates.index(found.figures[f"{layer}/lr"]) if kept_out else 0 for layer in layers}
-    world.from_main(lambda: save_heads(run.path, loop.evaluated_net.chosen(places), layers, split.classes))
-    if not config.k:
-        return found
-    rows = dict(found.rows)
-    for layer in layers:
-        rows |= _by_neighbours(given, config, layer, points[layer], learned, test)
-    return replace(found, rows=rows, figures=found.figures | figures_of(metrics, rows))
+    masks = [read_masks(part, config.mask_size, count, world, lambda: world.any(flag.is_set)) for part in stored]
+    return list(zip(stored, masks, strict=True)), test
 
 
-def _layers_with_maps(given: Measurement, config: DenseConfig) -> tuple[str, ...]:
+def _layers_with_maps(backbone: Backbone, config: DenseConfig, device: torch.device) -> tuple[str, ...]:
     """The layers asked for that have more than one position.
 
     Raises:
         UserError: none has.
     """
-    wanted = choose_layers(given.backbone, config.layer)
-    size = config.size or given.backbone.input.size
-    shapes = FrozenFeatures(given.backbone, wanted, config.grid, given.world.device, size).shapes()
+    wanted = choose_layers(backbone, config.layer)
+    shapes = FrozenFeatures(backbone, wanted, config.grid, device, config.size or backbone.input.size).shapes()
     found = tuple(layer for layer, shape in shapes.items() if min(shape[1:]) > 1)
-    flat = [layer for layer in shapes if layer not in found]
-    if flat and (not found or config.layer in flat):
+    named = [name.strip() for name in config.layer.split(",")]
+    flat = [layer for layer in shapes if layer not in found and (layer in named or not found)]
+    if flat:
         raise UserError(f"layer {flat[0]!r} has one position only; a dense probe needs a map")
     return found
 
@@ -145,30 +164,22 @@ def _by_neighbours(
     config: DenseConfig,
     layer: str,
     points: Points,
-    learned: tuple[StoredFeatures, torch.Tensor],
+    learned: Sequence[Learned],
     test: StoredFeatures,
 ) -> dict[str, Any]:
-    """``LAYER/knn`` of the test images."""
-    world, flag = given.world, given.run.flag
-    stored, masks = learned
-    histograms = points.histograms(masks[stored.indices], len(given.split.classes))
-    memory = PointMemory.of(
-        stored.maps[layer], histograms, config.memory, config.seed, config.k, config.temperature, world.device
+    """``LAYER/knn`` of the test images, by all training images: those by which rates were chosen too."""
+    world, flag, count = given.world, given.run.flag, len(given.split.classes)
+    parts = [(part.maps[layer], points.histograms(masks, count)) for part, masks in learned]
+    memory = PointMemory.of(parts, config.memory, config.seed, config.k, config.temperature, world.device)
+    rows = score_test_images(
+        test,
+        lambda part: {layer: memory.scores(test.maps[layer][part])},
+        {layer: points},
+        given.split.classes,
+        world,
+        lambda: world.any(flag.is_set),
+        "knn",
     )
-    if not len(memory.features):
-        raise UserError(f"no pixel of the {len(stored)} training images is labelled: all of their masks are 255")
-    try:
-        rows = score_test_images(
-            test,
-            lambda part: {layer: memory.scores(test.maps[layer][part])},
-            {layer: points},
-            given.split.classes,
-            world,
-            lambda: world.any(flag.is_set),
-            "knn",
-        )
-    except Interrupted:
-        raise Interrupted(flag.name or "another rank") from None
     figures = figures_of(metrics, rows)
     given.console.print(
         f"{layer}: {len(memory.features):,} points remembered, mean IU of neighbours "
@@ -178,23 +189,23 @@ def _by_neighbours(
     return rows
 
 
-def _predictor(run: Path, config: DenseConfig, device: torch.device, layer: str) -> Predictor:
-    tensors, layers, classes = load_heads(run)
-    layer = choose_layer(layers, load_result(run).metrics, "mean_iu", layer)
-    backbone = measured_backbone(config, open_masks, device)
+def _predictor(run: Finished) -> Predictor:
+    config: DenseConfig = run.config
+    head = load_head(run, "heads", "mean_iu")
+    backbone = run.measured(open_masks)
     size = config.size or backbone.input.size
-    features = FrozenFeatures(backbone, [layer], config.grid, device, size)
-    channels, side, _ = features.shapes()[layer]
-    points, view = Points.of(backbone, layer, side, size), Squashed(size, interpolation_of(backbone.input))
-    head = PointHead(channels, len(classes), 1).to(device).eval()
-    own = f"heads.{layers.index(layer)}."
-    load_state(head, {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, str(run))
+    backbone = of_size(backbone, size)
+    features = FrozenFeatures(backbone, [head.layer], config.grid, run.device, size)
+    channels, side, _ = features.shapes()[head.layer]
+    points, view = Points.of(backbone, head.layer, side, size), Squashed(size, interpolation_of(backbone.input))
+    classifier = PointHead(channels, len(head.classes), 1).to(run.device).eval()
+    load_state(classifier, head.tensors, str(run.path))
 
     def labels(image: EncodedImage) -> torch.Tensor:
-        (scores,) = head(features(views_of(image.data, view).images)[layer])
-        return points.upsampled(scores, image.height, image.width)[0].argmax(0)
+        (scores,) = classifier(features(views_of(image.data, view).images)[head.layer])
+        return points.labels(scores, image.height, image.width)[0]
 
-    return mask_predictor(labels)
+    return mask_predictor(labels, head.classes)
 
 
 def _show(result: Result) -> Table:

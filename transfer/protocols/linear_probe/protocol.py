@@ -17,7 +17,7 @@ from crosschannel.data.open import hold_out
 from crosschannel.data.views import IndexOnly
 from crosschannel.hub.files import load_state
 from crosschannel.models import Backbone, InputSpec
-from crosschannel.runs.result import Result, load_result
+from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
@@ -25,16 +25,7 @@ from transfer.feature_cache import Extraction
 from transfer.features import FrozenFeatures, as_key, choose_layers, crops_of, interpolation_of
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section
-from transfer.prediction import (
-    Prediction,
-    Predictor,
-    choose_layer,
-    load_heads,
-    measured_backbone,
-    save_heads,
-    scores_of,
-    views_of,
-)
+from transfer.prediction import Finished, Prediction, Predictor, load_head, save_heads, scores_of, views_of
 from transfer.protocol import Data, Measurement, Protocol, figures_of, measure, table
 from transfer.protocols.linear_probe.config import LinearProbeConfig
 from transfer.protocols.linear_probe.published import IMAGENET_PROBES
@@ -134,19 +125,18 @@ def _test_view(config: LinearProbeConfig, input: InputSpec) -> View:
     return (TenCrops if config.ten_crops else CentreCrop)(crop.size, crop.resize, interpolation)
 
 
-def _predictor(run: Path, config: LinearProbeConfig, device: torch.device, layer: str) -> Predictor:
-    tensors, layers, classes = load_heads(run)
-    layer = choose_layer(layers, load_result(run).metrics, "top1", layer)
-    backbone = measured_backbone(config, open_labelled, device)
+def _predictor(run: Finished) -> Predictor:
+    config: LinearProbeConfig = run.config
+    head = load_head(run, "probes", "top1")
+    backbone = run.measured(open_labelled)
     view = _test_view(config, backbone.input)
-    features = FrozenFeatures(backbone, [layer], config.pooling, device, view.size)
-    probe = LayerProbe(features.shapes()[layer], len(classes), 1, config.norm).to(device).eval()
-    own = f"probes.{layers.index(layer)}."
-    load_state(probe, {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, str(run))
+    features = FrozenFeatures(backbone, [head.layer], config.pooling, run.device, view.size)
+    probe = LayerProbe(features.shapes()[head.layer], len(head.classes), 1, config.norm).to(run.device).eval()
+    load_state(probe, head.tensors, str(run.path))
 
     def predict(data: bytes) -> Prediction:
-        (logits,) = probe(features(views_of(data, view).images)[layer])
-        return scores_of(logits.softmax(1).mean(0), classes)
+        (logits,) = probe(features(views_of(data, view).images)[head.layer])
+        return scores_of(logits.softmax(1).mean(0), head.classes)
 
     return predict
 

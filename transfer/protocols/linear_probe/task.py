@@ -199,7 +199,8 @@ class LinearProbe:
         """(features, image of every row) of this rank's share; an image's views are in one batch."""
         if isinstance(images, StoredFeatures):
             for part in images.shares(self.batch, self.world, should_stop):
-                yield images.rows(part, self.world.device), images.indices[part]
+                if part.start < part.stop:
+                    yield images.rows(part, self.world.device), images.indices[part]
             return
 
         def compute(batch: ImageBatch) -> dict[str, Tensor]:

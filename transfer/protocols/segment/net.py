@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, LayeredNet
+from crosschannel.models.backbone import at_rest
 from transfer.finetuning import FineTuned, body
-from transfer.interpolation import line_weights, resample
+from transfer.interpolation import greatest, line_weights, resample, squashed_places
 
 Upsampling = Literal["deconvolution", "bilinear"]
 
@@ -53,10 +54,10 @@ class Segmenter(FineTuned):
         pad: int = 100,
         upsampling: Upsampling = "deconvolution",
     ):
-        layers = [last_map(backbone), *choose_skips(backbone, stride, skips)]
+        layers = (last_map(backbone), *choose_skips(backbone, stride, skips))
         score = nn.ModuleList(nn.Conv2d(backbone.channels[layer], classes, 1) for layer in layers)
         super().__init__(backbone, score, dropout)
-        self.layers, self.upsampling = tuple(layers), upsampling
+        self.layers, self.upsampling = layers, upsampling
         self.strides = [backbone.strides[layer] for layer in layers]
         self.pad = max(0, pad - _first_pad(backbone)) if "fc6" in backbone.layers else 0
         self.origins = [backbone.origin(layer) - self.pad for layer in layers]
@@ -71,8 +72,26 @@ class Segmenter(FineTuned):
     def forward(self, groups: Sequence[Tensor]) -> list[Tensor]:
         return [self._logits(x) for x in groups]
 
+    def labels(self, x: Tensor, height: int = 0, width: int = 0) -> Tensor:
+        """The class of every pixel, (N, H, W), of preprocessed images of one size (N, C, h, w).
+
+        Args:
+            x: the images.
+            height, width: where they were resized from; 0: they were not.
+        """
+        scores = self._scores(x)
+        places = [
+            squashed_places(length or side, side) for length, side in zip((height, width), x.shape[2:], strict=True)
+        ]
+        return greatest(scores, *self._weights(scores, len(self.layers) - 1, places))
+
     def _logits(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        scores = self._scores(x)
+        places = [torch.arange(side) for side in x.shape[2:]]
+        return resample(scores, *self._weights(scores, len(self.layers) - 1, places))
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """Of the finest layer, those of the coarser ones added: (N, K, h, w)."""
         has_fc = "fc6" in self.backbone.layers
         maps = self.backbone.features(
             self._padded(x), [self.backbone.trunk if has_fc else self.layers[0], *self.layers[1:]]
@@ -83,9 +102,10 @@ class Segmenter(FineTuned):
         for number, (layer, score) in enumerate(zip(self.layers, self.score, strict=True)):
             own = score(maps[layer])
             if scores is not None:
-                own = own.float() + self._resampled(scores, number - 1, own.shape[2:], number)
+                places = [self.origins[number] + self.strides[number] * torch.arange(side) for side in own.shape[2:]]
+                own = own.float() + resample(scores, *self._weights(scores, number - 1, places))
             scores = own
-        return self._resampled(scores, len(self.layers) - 1, (height, width), None)
+        return scores
 
     def _padded(self, x: Tensor) -> Tensor:
         """Zeros around it and, unless the net's pools round up, after it: up to whole steps of the last map, and up to
@@ -95,26 +115,21 @@ class Segmenter(FineTuned):
         after = [max(self.least - side, 0 if rounds_up else -side % self.strides[0]) for side in sides]
         return F.pad(x, (self.pad, self.pad + after[1], self.pad, self.pad + after[0]))
 
-    def _resampled(self, scores: Tensor, source: int, size: Sequence[int], target: int | None) -> Tensor:
-        """Scores of one grid on another: on the points of a finer layer, or for None on the image's pixels."""
-        first, step = (0.0, 1) if target is None else (self.origins[target], self.strides[target])
-        fade = self.strides[source] if self.upsampling == "deconvolution" else 0
-        rows, columns = (
-            line_weights(
-                self.origins[source] + self.strides[source] * torch.arange(points),
-                first + step * torch.arange(length),
-                fade,
-            )
-            for points, length in zip(scores.shape[2:], size, strict=True)
-        )
-        return resample(scores, rows, columns)
+    def _weights(self, scores: Tensor, level: int, places: Sequence[Tensor]) -> list[Tensor]:
+        """Row and column weights that bring scores of a level to places, in pixels of the image."""
+        fade = self.strides[level] if self.upsampling == "deconvolution" else 0
+        return [
+            line_weights(self.origins[level] + self.strides[level] * torch.arange(points), where, fade)
+            for points, where in zip(scores.shape[2:], places, strict=True)
+        ]
 
 
 def last_map(backbone: Backbone) -> str:
     """The layer that is scored first: fc7, else the last one that has more than one position."""
     if "fc6" in backbone.layers:
         return backbone.top
-    maps = [layer for layer in body(backbone) if 2 * backbone.strides[layer] <= backbone.input.size]
+    strides = backbone.strides  # of layers that a forward pass reaches
+    maps = [layer for layer in body(backbone) if layer in strides and 2 * strides[layer] <= backbone.input.size]
     if not maps:
         raise UserError("no layer of this backbone has more than one position")
     return maps[-1]
@@ -126,14 +141,19 @@ def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> 
     Raises:
         UserError: no layer of that stride or name.
     """
-    strides = {layer: backbone.strides[layer] for layer in body(backbone)}
+    strides = {layer: backbone.strides[layer] for layer in body(backbone) if layer in backbone.strides}
     coarsest = strides[last_map(backbone)]
     if skips:
         lacking = [layer for layer in skips if strides.get(layer, coarsest) >= coarsest]
         if lacking:
             finer = ", ".join(layer for layer, step in strides.items() if step < coarsest) or "none"
             raise UserError(f"skips {lacking[0]!r}: give layers of a stride below {coarsest}; there are {finer}")
-        return sorted(skips, key=lambda layer: -strides[layer])
+        found = sorted(dict.fromkeys(skips), key=lambda layer: -strides[layer])
+        if stride and stride != strides[found[-1]]:
+            raise UserError(
+                f"stride {stride}: {found[-1]}, the finest of skips, has {strides[found[-1]]}; leave one out"
+            )
+        return found
     if stride and stride not in strides.values():
         known = ", ".join(str(step) for step in sorted(set(strides.values())) if step <= coarsest)
         raise UserError(f"stride {stride}: this backbone has layers of {known}; 0 takes the last one alone")
@@ -155,7 +175,8 @@ def _least_side(backbone: Backbone) -> int:
             return False
         return True
 
-    return 1 + bisect_left(range(1, backbone.input.size), True, key=fits)
+    with at_rest(backbone):
+        return 1 + bisect_left(range(1, backbone.input.size), True, key=fits)
 
 
 def _first_pad(backbone: Backbone) -> int:

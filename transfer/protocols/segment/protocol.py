@@ -26,7 +26,7 @@ from transfer.finetuning import check_choices, frozen_parts, initialise, load_ne
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import iou_table, mask_predictor
 from transfer.pascal.table2 import pascal_section
-from transfer.prediction import Predictor
+from transfer.prediction import Finished, Predictor
 from transfer.protocol import Data, Measurement, Protocol, Split, measure
 from transfer.protocols.segment.config import SegmentConfig
 from transfer.protocols.segment.net import Segmenter
@@ -116,20 +116,24 @@ def _check_sizes(net: Segmenter, crop: int) -> None:
     side = net.backbone.input.size
     for height, width in ((side, side + 40), (crop or 1, crop or 1)):
         blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))
-        hint = "`transfer dense` gives it images of its own size"
-        with foreign(f"the backbone cannot take images of {width} × {height} px ({hint})"), torch.no_grad():
+        hint = " (`transfer dense` gives it images of its own size)" if width > height else ""
+        with foreign(f"the backbone cannot take images of {width} × {height} px{hint}"), torch.no_grad():
             net.eval()([blank])
 
 
-def _predictor(run: Path, config: SegmentConfig, device: torch.device, _layer: str) -> Predictor:
-    net, _, _ = load_net(run, config, partial(_build, config))
-    net.to(device)
+def _predictor(run: Finished) -> Predictor:
+    run.refuse_layer()
+    net, classes, _ = load_net(run, partial(_build, run.config))
 
     def labels(image: EncodedImage) -> torch.Tensor:
-        pixels = torch.from_numpy(image.pixels()).permute(2, 0, 1)[None].to(device)
-        return net([net.backbone.preprocess(pixels)])[0][0].argmax(0)
+        x = torch.from_numpy(image.pixels()).permute(2, 0, 1)[None].to(run.device)
+        short = min(image.height, image.width)
+        if run.size and short > run.size:
+            size = [max(1, round(side * run.size / short)) for side in (image.height, image.width)]
+            x = nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
+        return net.labels(net.backbone.preprocess(x), image.height, image.width)[0]
 
-    return mask_predictor(labels)
+    return mask_predictor(labels, classes)
 
 
 PROTOCOL = Protocol(

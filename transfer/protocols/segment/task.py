@@ -15,10 +15,10 @@ from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
 from transfer.pascal.masks import IGNORED, labels_of
-from transfer.pascal.segmentation import PALETTE, confusion_of, iou_figures, side_by_side
+from transfer.pascal.segmentation import PALETTE, confusion_of, iou_figures, side_by_side, sparse
 from transfer.protocol import Figures, figures_of
 from transfer.protocols.segment.net import Segmenter
-from transfer.protocols.segment.views import MaskBatch, WholeImages
+from transfer.protocols.segment.views import MaskBatch, SizeGroup, WholeImages
 
 _AT_ONCE = 4  # whole images in an evaluation: those of one size are one pass
 _SHOWN = 8
@@ -53,40 +53,39 @@ class Segmentation:
         return True
 
     def step(self, net: nn.Module, batch: MaskBatch) -> tuple[Tensor, Tensor]:
-        groups = batch.by_size()
-        logits = net([self.input_of(batch, places) for places in groups])
+        logits = net([self.input_of(group) for group in batch.groups])
         losses = []
-        for scores, places in zip(logits, groups, strict=True):
-            truth = torch.stack([batch.masks[place] for place in places]).to(scores.device, non_blocking=True).long()
+        for scores, group in zip(logits, batch.groups, strict=True):
+            truth = group.masks.to(scores.device, non_blocking=True).long()
             by_pixel = F.cross_entropy(scores.float(), truth, ignore_index=IGNORED, reduction="none")
             # An image without any labelled pixel gives nothing, and counts as one.
             losses.append((by_pixel.sum((1, 2)) / (truth != IGNORED).sum((1, 2)).clamp(min=1)).sum())
         loss = torch.stack(losses).sum()
         return loss, loss.new_full((), len(batch))
 
-    def input_of(self, batch: MaskBatch, places: Sequence[int]) -> Tensor:
-        """Preprocessed images of one size; what is no image is zero: mid-grey, or the mean."""
-        pixels = torch.stack([batch.images[place] for place in places])
-        x = self.net.backbone.preprocess(pixels.to(self.world.device, non_blocking=True))
-        for i, place in enumerate(places):
-            height, width = batch.inside[place]
-            x[i, :, height:], x[i, :, :, width:] = 0, 0
+    def input_of(self, group: SizeGroup) -> Tensor:
+        """Preprocessed images; what is no image is zero: mid-grey, or the mean."""
+        x = self.net.backbone.preprocess(group.images.to(self.world.device, non_blocking=True))
+        for one, (height, width) in zip(x, group.inside.tolist(), strict=True):
+            one[:, height:], one[:, :, width:] = 0, 0
         return x
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         count = len(self.classes)
+        none = torch.zeros(0, count, count, dtype=torch.int64)
 
         def compute(batch: MaskBatch) -> Tensor:
-            found = torch.zeros(len(batch), count, count, dtype=torch.int64, device=self.world.device)
-            for places in batch.by_size():
-                (logits,) = net([self.input_of(batch, places)])
-                for place, predicted in zip(places, logits.argmax(1), strict=True):
-                    found[place] = confusion_of(predicted, batch.masks[place].to(predicted.device), count)
+            found = none.new_zeros(len(batch), count, count)
+            for group in batch.groups:
+                predicted = net.labels(self.input_of(group))
+                truth = group.masks.to(predicted.device, non_blocking=True)
+                one_by_one = [confusion_of(p, t, count) for p, t in zip(predicted, truth, strict=True)]
+                found[group.places] = torch.stack(one_by_one).cpu()
             return found
 
         stream = Stream(self.test, WholeImages(count))
         held_out = HeldOut(stream, compute, self.world, _AT_ONCE, self.workers, should_stop)
-        indices, confusions = [], [torch.zeros(0, count, count, dtype=torch.int64, device=self.world.device)]
+        indices, confusions = [], [none]
         for batch, found in held_out:
             indices.append(batch.indices)
             confusions.append(found)
@@ -94,17 +93,15 @@ class Segmentation:
         rows = {
             "names": np.array([self.test.names[int(i)] for i in seen]),
             "classes": np.array(self.classes),
-            "confusion": columns["confusion"].numpy().astype(np.int32),
+            "confusion": sparse(columns["confusion"].numpy()),
         }
-        if not rows["confusion"].any():
+        if not len(rows["confusion"].values):
             raise UserError(f"no pixel of the {len(rows['names'])} test images is labelled: all of their masks are 255")
         figures = figures_of(metrics, rows)
         line = f"mean IU {100 * figures['mean_iu']:.1f}  pixel accuracy {100 * figures['pixel_accuracy']:.1f}"
-        return Evaluation(
-            figures, len(rows["names"]), rows, held_out.broken, line, lambda: {"segmented": self._pictures(net)}
-        )
+        return Evaluation(figures, len(rows["names"]), rows, held_out.broken, line, lambda: self._pictures(net))
 
-    def _pictures(self, net: nn.Module) -> np.ndarray:
+    def _pictures(self, net: nn.Module) -> dict[str, np.ndarray]:
         """Test images, their truth and what is predicted, in PASCAL's colours; two images a row."""
         trios, view = [], WholeImages(len(self.classes))
         for index in np.linspace(0, len(self.test) - 1, min(_SHOWN, len(self.test))).astype(int):
@@ -114,10 +111,10 @@ class Segmentation:
             except (BrokenImage, OSError):
                 continue
             batch = view.collate([(pixels, labels, labels.shape)], torch.tensor([index]), [])
-            (logits,) = net([self.input_of(batch, [0])])
-            trios.append([pixels, PALETTE[labels], PALETTE[logits[0].argmax(0).cpu().numpy()]])
-        half = -(-len(trios) // 2)
-        return side_by_side([[*trios[i], *(trios[i + half] if i + half < len(trios) else [])] for i in range(half)])
+            predicted = net.labels(self.input_of(batch.groups[0]))[0].cpu().numpy()
+            trios.append([pixels, PALETTE[labels], PALETTE[predicted]])
+        rows = [[picture for trio in trios[i : i + 2] for picture in trio] for i in range(0, len(trios), 2)]
+        return {"segmented": side_by_side(rows)} if rows else {}
 
 
 def metrics(rows: Rows, weights: np.ndarray) -> Figures:

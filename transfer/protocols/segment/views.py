@@ -1,7 +1,7 @@
 """What is made of an image and its mask: whole, or a crop of both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from crosschannel.data.crops import mirrored
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.views import Broken, Draw
+from transfer.interpolation import nearest
 from transfer.pascal.masks import IGNORED, labels_of
 
 # (H, W, 3) uint8 RGB, (H, W) uint8 labels, and height and width of what is image: the rest, below and to the right, is
@@ -20,19 +21,32 @@ Sample = tuple[np.ndarray, np.ndarray, tuple[int, int]]
 
 
 @dataclass
+class SizeGroup:
+    """Images of one size.
+
+    Attributes:
+        images: (N, 3, H, W) uint8 RGB, channels_last in memory.
+        masks: (N, H, W) uint8.
+        inside: (N, 2) height and width of what is image in each.
+        places: (N,) in the batch.
+    """
+
+    images: Tensor
+    masks: Tensor
+    inside: Tensor
+    places: Tensor
+
+
+@dataclass
 class MaskBatch:
     """Images of any sizes.
 
     Attributes:
-        images: (3, H, W) uint8 RGB each.
-        masks: (H, W) uint8 each.
-        inside: height and width of what is image in each.
+        groups: those of one size together.
         indices, broken: see :class:`~crosschannel.data.Batch`.
     """
 
-    images: list[Tensor]
-    masks: list[Tensor]
-    inside: list[tuple[int, int]]
+    groups: list[SizeGroup]
     indices: Tensor
     broken: Broken
 
@@ -40,22 +54,23 @@ class MaskBatch:
         return len(self.indices)
 
     def pin_memory(self) -> "MaskBatch":
-        pinned = [[tensor.pin_memory() for tensor in part] for part in (self.images, self.masks)]
-        return MaskBatch(*pinned, self.inside, self.indices, self.broken)
-
-    def by_size(self) -> list[list[int]]:
-        """Places of images of one size, in the order in which sizes first occur."""
-        found: dict[tuple[int, ...], list[int]] = {}
-        for place, image in enumerate(self.images):
-            found.setdefault(tuple(image.shape), []).append(place)
-        return list(found.values())
+        groups = [
+            replace(group, images=group.images.pin_memory(), masks=group.masks.pin_memory()) for group in self.groups
+        ]
+        return MaskBatch(groups, self.indices, self.broken)
 
 
 def collate_masks(samples: Sequence[Sample], indices: Tensor, broken: Broken) -> MaskBatch:
     """Samples as a batch."""
-    images = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels, _, _ in samples]
-    masks = [torch.from_numpy(labels) for _, labels, _ in samples]
-    return MaskBatch(images, masks, [inside for _, _, inside in samples], indices, broken)
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for place, (_, labels, _) in enumerate(samples):
+        by_size.setdefault(labels.shape, []).append(place)
+    groups = []
+    for places in by_size.values():
+        images, masks = (torch.from_numpy(np.stack([samples[place][i] for place in places])) for i in (0, 1))
+        inside = torch.tensor([samples[place][2] for place in places])
+        groups.append(SizeGroup(images.permute(0, 3, 1, 2), masks, inside, torch.tensor(places)))
+    return MaskBatch(groups, indices, broken)
 
 
 @dataclass(frozen=True)
@@ -117,8 +132,3 @@ class MaskedCrops:
         return crop, target, (height, width)
 
     collate = staticmethod(collate_masks)
-
-
-def nearest(length: int, size: int) -> np.ndarray:
-    """The nearest of ``length`` pixels to each of ``size`` evenly spread ones: (size,) int64."""
-    return ((np.arange(size) + 0.5) * length / size).astype(np.int64)
