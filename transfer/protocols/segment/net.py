@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from crosschannel.errors import UserError
@@ -61,7 +60,8 @@ class Segmenter(FineTuned):
         self.strides = [backbone.strides[layer] for layer in layers]
         self.pad = max(0, pad - _first_pad(backbone)) if "fc6" in backbone.layers else 0
         self.origins = [backbone.origin(layer) - self.pad for layer in layers]
-        self.least = _least_side(backbone)
+        # What is padded to whole steps anyway is only known to fit at whole steps.
+        self.least = _least_side(backbone, layers[0], 1 if "fc6" in backbone.layers else self.strides[0])
         self.zero_scores()
 
     def zero_scores(self) -> None:
@@ -161,22 +161,21 @@ def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> 
     return [last[step] for step in sorted(last, reverse=True) if stride and stride <= step < coarsest]
 
 
-def _least_side(backbone: Backbone) -> int:
-    """The least side of a square that a net with fc6 takes; 1 for others. Found on tensors without numbers."""
-    if "fc6" not in backbone.layers:
-        return 1
-    weights = {name: tensor.to("meta") for name, tensor in backbone.net.state_dict().items()}
+@torch.no_grad()
+def _least_side(backbone: Backbone, layer: str, step: int) -> int:
+    """The least side of a square, a multiple of ``step``, of which a net makes a layer's map; its own size at most."""
 
     def fits(side: int) -> bool:
-        x = torch.empty(1, backbone.input.channels, side, side, device="meta")
+        x = torch.zeros(1, backbone.input.channels, side, side).to(next(backbone.parameters()))
         try:
-            functional_call(backbone.net, weights, x)
-        except RuntimeError:
+            backbone.features(x, [layer])
+        except (RuntimeError, AssertionError):
             return False
         return True
 
+    sides = range(step, backbone.input.size, step)
     with at_rest(backbone):
-        return 1 + bisect_left(range(1, backbone.input.size), True, key=fits)
+        return step * (1 + bisect_left(sides, True, key=fits))
 
 
 def _first_pad(backbone: Backbone) -> int:
