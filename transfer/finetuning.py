@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -269,17 +268,12 @@ def load_net(run: Finished, build: Callable[[Backbone, int], N]) -> tuple[N, lis
     path = run.path / WEIGHTS
     if not path.is_file():
         raise UserError(f"no {WEIGHTS} in {run.path}: it is no finished run that fine-tuned a net")
-    try:
-        with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        classes, size = json.loads(told["classes"]), int(told["size"])
-        input = typed(InputSpec, json.loads(told["input"]), f"{path}: input")
-        spec = typed(NetSpec, json.loads(told["net"]), f"{path}: net") if "net" in told else None
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if spec:
-        backbone = unweighted(spec, input, told.get("backbone", ""))
+    state, told = run.tensors(WEIGHTS, ("classes", "size", "input"), ("net",))
+    classes, size = told["classes"], told["size"]
+    if "net" in told:
+        spec = typed(NetSpec, told["net"], f"{path}: net")
+        input = typed(InputSpec, told["input"], f"{path}: input")
+        backbone = unweighted(spec, input, run.config.backbone)
     else:
         backbone = prepare(run.backbone or load_backbone(run.config.backbone), run.config)[0]
     net = build(backbone, len(classes))

@@ -43,7 +43,7 @@ def greatest(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The class of the greatest score at every pixel: ``resample(…).argmax(1)``, (N, H, W) int64, in bands of rows, so
     that a large picture takes no more memory than its labels."""
     at_once = max(1, _SCORES // (scores.shape[:2].numel() * len(columns)))
-    return torch.cat([resample(scores, band, columns).argmax(1) for band in rows.split(at_once)], 1)
+    return torch.cat([resample(scores, band, columns).max(1).indices for band in rows.split(at_once)], 1)
 
 
 def squashed_places(length: int, size: int) -> Tensor:

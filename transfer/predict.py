@@ -28,6 +28,7 @@ from transfer.protocol import as_config
 from transfer.protocols import PROTOCOLS
 
 _COLUMNS, _ON_A_SHEET, _TILE, _LINES, _LINE = 6, 30, 160, 3, 14  # of a contact sheet, and its pixels
+_LEAST = 0.005  # of what is named on it
 Scored = tuple[str, dict[str, float], dict[str, tuple[int, int, int]], Image.Image]  # name, scores, colours, thumbnail
 
 
@@ -135,7 +136,7 @@ def _save(found: Prediction, target: Path, outputs: Outputs) -> list[Path]:
 
 def _thumbnail(found: Prediction, data: bytes) -> Image.Image:
     """The last picture of a prediction, else the image itself."""
-    *_, picture = (Image.fromarray(EncodedImage(data).pixels(4)), *found.pictures.values())
+    *_, picture = (Image.fromarray(EncodedImage(data).pixels(2)), *found.pictures.values())
     picture = picture.copy()
     picture.thumbnail((_TILE, _TILE))
     return picture
@@ -195,7 +196,8 @@ def _sheet(scores: Sequence[Scored]) -> Image.Image:
         sheet.paste(picture, (left + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2))
         top += _TILE + 2
         draw.text((left, top), Path(name).name[-24:], fill="#616e7c", font_size=11)
-        for number, one in enumerate(_ranked(by_class)[:_LINES], 1):
+        shown = [one for number, one in enumerate(_ranked(by_class)[:_LINES]) if not number or by_class[one] >= _LEAST]
+        for number, one in enumerate(shown, 1):
             line = top + number * _LINE
             if one in colours:
                 draw.rectangle((left, line + 2, left + 9, line + 11), fill=colours[one])

@@ -69,6 +69,34 @@ class Finished:
         if self.layer:
             raise UserError(f"layer {self.layer!r}: {self.path} has one output; layers are for runs on frozen layers")
 
+    def tensors(
+        self, name: str, keys: Sequence[str], optional: Sequence[str] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file of weights in the run's folder holds.
+
+        Args:
+            name: of the file.
+            keys: of its metadata, each JSON.
+            optional: more of them, which it may lack.
+
+        Returns:
+            tensors by name, and the metadata asked for.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.path / name
+        try:
+            with safe_open(path, "pt") as file:
+                texts = file.metadata() or {}
+                lacking = [key for key in keys if key not in texts]
+                if lacking:
+                    raise ValueError(f"it does not say {lacking[0]!r}")
+                told = {key: json.loads(texts[key]) for key in (*keys, *optional) if key in texts}
+                return {one: file.get_tensor(one) for one in file.keys()}, told  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+
     def measured(self, open_data: Callable[[Any, Any], Any]) -> Backbone:
         """The backbone that a run on frozen layers measured; the images are opened where a fresh net's statistics are
         theirs.
@@ -142,16 +170,10 @@ def load_head(run: Finished, prefix: str, kind: str) -> Head:
     Raises:
         UserError: there is none, it is damaged, or no such layer.
     """
-    path = run.path / HEADS
-    if not path.is_file():
+    if not (run.path / HEADS).is_file():
         raise UserError(f"no {HEADS} in {run.path}: an earlier version made it; run it again")
-    try:
-        with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        layers, classes = json.loads(told["layers"]), json.loads(told["classes"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    tensors, told = run.tensors(HEADS, ("layers", "classes"))
+    layers, classes = told["layers"], told["classes"]
     if run.layer and run.layer not in layers:
         raise UserError(f"layer {run.layer!r}: the run has {', '.join(layers)}")
     layer = run.layer or max(layers, key=lambda one: run.metrics.get(f"{one}/{kind}", 0.0))
