@@ -33,7 +33,7 @@ def figures(run):
 def test_a_run_folder_holds_what_the_docs_say(finished_probe, small, capsys):
     names = {p.name for p in finished_probe.iterdir()} - {".lock"}
     written = {"config.yaml", "images.json", "metrics.jsonl", "checkpoints"}
-    assert names == written | {"backbone.json", "predictions.npz", "result.json"}
+    assert names == written | {"backbone.json", "predictions.npz", "result.json", "heads.safetensors"}
     result = json.loads((finished_probe / "result.json").read_text())
     assert set(result) == {"protocol", "backbone", "data", "config", "seed", "n", "version", "metrics", "science"}
     assert result["protocol"] == "linear-probe" and result["n"] == 10
