@@ -85,6 +85,8 @@ def check_choices(config: FineTuneConfig) -> None:
     Raises:
         UserError: no such layer to train from, or another input than the source asks for.
     """
+    if not config.backbone:  # a module from Python
+        return
     source = parse_source(config.backbone)
     asked = source.options.get("input")
     if config.input and asked and asked != config.input:

@@ -136,8 +136,8 @@ def _save(found: Prediction, target: Path, outputs: Outputs) -> list[Path]:
 
 def _thumbnail(found: Prediction, data: bytes) -> Image.Image:
     """The last picture of a prediction, else the image itself."""
-    *_, picture = (Image.fromarray(EncodedImage(data).pixels(2)), *found.pictures.values())
-    picture = picture.copy()
+    shown = [*found.pictures.values()][-1:]
+    picture = shown[0].copy() if shown else Image.fromarray(EncodedImage(data).pixels(2))
     picture.thumbnail((_TILE, _TILE))
     return picture
 

@@ -1,4 +1,4 @@
-"""What a finished run says of images it has not seen, and the heads on frozen layers that runs keep for it."""
+"""What a finished run says of images it has not seen."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,19 +9,15 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosschannel import load_backbone
 from crosschannel.data import MemoryImages, Stream, View
 from crosschannel.data.decode import BrokenImage
 from crosschannel.errors import UserError
-from crosschannel.files import written_whole
 from crosschannel.hub.sources import KINDS, input_files, parse_source
 from crosschannel.models import Backbone
 from crosschannel.runs.folder import RunFolder
-
-HEADS = "heads.safetensors"
 
 
 @dataclass
@@ -134,48 +130,3 @@ def views_of(data: bytes, view: View) -> Any:
 def scores_of(probabilities: Tensor, classes: Sequence[str]) -> Prediction:
     """Probabilities (K,) of K classes as a prediction."""
     return Prediction(dict(zip(classes, probabilities.tolist(), strict=True)))
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a run learned on one frozen layer.
-
-    Attributes:
-        layer: its name.
-        tensors: by name, of that head alone.
-        classes: that it tells apart.
-    """
-
-    layer: str
-    tensors: dict[str, Tensor]
-    classes: list[str]
-
-
-def save_heads(run: Path, heads: nn.Module, layers: Sequence[str], classes: Sequence[str]) -> Path:
-    """Write ``heads.safetensors``: what a run learned on frozen layers, in order of the layers."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
-    with written_whole(run / HEADS) as part:
-        save_file(tensors, part, {"layers": json.dumps(list(layers)), "classes": json.dumps(list(classes))})
-    return run / HEADS
-
-
-def load_head(run: Finished, prefix: str, kind: str) -> Head:
-    """What :func:`save_heads` wrote of the layer asked for, else of the best by ``LAYER/kind``.
-
-    Args:
-        run: a finished one.
-        prefix: of the heads' names; their places follow.
-        kind: of figure.
-
-    Raises:
-        UserError: there is none, it is damaged, or no such layer.
-    """
-    if not (run.path / HEADS).is_file():
-        raise UserError(f"no {HEADS} in {run.path}: an earlier version made it; run it again")
-    tensors, told = run.tensors(HEADS, ("layers", "classes"))
-    layers, classes = told["layers"], told["classes"]
-    if run.layer and run.layer not in layers:
-        raise UserError(f"layer {run.layer!r}: the run has {', '.join(layers)}")
-    layer = run.layer or max(layers, key=lambda one: run.metrics.get(f"{one}/{kind}", 0.0))
-    own = f"{prefix}.{layers.index(layer)}."
-    return Head(layer, {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, classes)

@@ -1,6 +1,7 @@
 """Backbone: the contract between a net and everything that uses one."""
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
@@ -269,10 +270,13 @@ class Backbone(nn.Module):
         stride = self.stride(layer)
         points = -(-self.input.size // stride)
         side, grows = points, stride
-        with at_rest(self), contextlib.suppress(RuntimeError, AssertionError, StopIteration):
+
+        def has_grown(more: int) -> bool:
+            return self._sizes(points * stride + more, [layer])[layer][1] > side
+
+        with at_rest(self), contextlib.suppress(RuntimeError, AssertionError):
             side = self._sizes(points * stride, [layer])[layer][1]
-            grown = (i for i in range(1, stride + 1) if self._sizes(points * stride + i, [layer])[layer][1] > side)
-            grows = next(grown)
+            grows = 1 + bisect_left(range(1, stride), True, key=has_grown)
         return (grows - 1 + (points - side) * stride) / 2
 
     def _measure(self) -> dict[str, tuple[int, int]]:

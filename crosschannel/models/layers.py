@@ -169,18 +169,17 @@ class LayeredNet(nn.Module):
     @property
     def origins(self) -> dict[str, float]:
         """The input pixel (from 0) that the first point of every layer's map is centred on; below 0 it lies outside."""
-        origins, origin = {}, 0.0
-        for name in self.layers:
+        origins, origin, before = {}, 0.0, 1
+        for name, (_, after) in self.shapes.items():
             module = self._modules[name]
             window = module.conv if isinstance(module, nn.Sequential) else module
             if isinstance(window, nn.Conv2d | nn.MaxPool2d):
-                kernel, stride, pad, dilation = (
+                kernel, pad, dilation = (
                     one[0] if isinstance(one, tuple) else one
-                    for one in (window.kernel_size, window.stride, window.padding, window.dilation)
+                    for one in (window.kernel_size, window.padding, window.dilation)
                 )
-                before = self.shapes[name][1] // stride
                 origin += before * (dilation * (kernel - 1) / 2 - pad)
-            origins[name] = origin
+            origins[name], before = origin, after
         return origins
 
 

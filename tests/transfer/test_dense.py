@@ -163,7 +163,7 @@ def test_heads_start_from_zero_and_one_is_kept_for_each_layer():
     assert set(heads.rate_factors(0.1).values()) == {1, 0.01 / 0.1}
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter)
-    kept = heads.chosen({"a": 1, "b": 0}).eval()
+    kept = heads.chosen({"a": 0.01, "b": 0.1}).eval()
     assert torch.equal(kept(maps)["a"][0], heads.eval()(maps)["a"][1])
     assert torch.equal(kept(maps)["b"][0], heads.eval()(maps)["b"][0])
 

@@ -65,8 +65,7 @@ def classify(
 def _open(data: Data, config: ClassifyConfig) -> Split:
     """The image sets; what can be refused of the config is, before any net is loaded."""
     split = open_devkit(data, config)
-    if config.backbone:
-        check_choices(config)
+    check_choices(config)
     return split
 
 

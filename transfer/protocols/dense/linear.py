@@ -1,6 +1,5 @@
 """Linear segmentation on frozen layers, every layer and learning rate at once: a task for the one loop."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,6 +11,8 @@ from crosschannel.data import Batch, Stream
 from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import StoredFeatures
+from transfer.heads import LayerHeads
+from transfer.interpolation import resample
 from transfer.pascal.masks import IGNORED
 from transfer.pascal.metrics import segmentation_figures
 from transfer.pascal.segmentation import confusion_of
@@ -53,33 +54,11 @@ class PointHead(nn.Module):
         return [classifier(normed) for classifier in self.classifiers]
 
 
-class DenseHeads(nn.Module):
+class DenseHeads(LayerHeads):
     """A :class:`PointHead` a layer: maps by layer → scores by layer, a list of one a learning rate."""
 
     def __init__(self, channels: Mapping[str, int], classes: int, rates: Sequence[float]):
-        super().__init__()
-        self.layers, self.rates = tuple(channels), tuple(rates)
-        self.heads = nn.ModuleList(PointHead(count, classes, len(rates)) for count in channels.values())
-
-    def forward(self, maps: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        with torch.autocast(next(iter(maps.values())).device.type, enabled=False):
-            return {layer: head(maps[layer]) for layer, head in zip(self.layers, self.heads, strict=True)}
-
-    def rate_factors(self, base: float) -> dict[str, float]:
-        """Factors of the base learning rate by parameter name."""
-        return {
-            f"heads.{i}.classifiers.{j}.{kind}": rate / base
-            for i in range(len(self.layers))
-            for j, rate in enumerate(self.rates)
-            for kind in ("weight", "bias")
-        }
-
-    def chosen(self, places: Mapping[str, int]) -> "DenseHeads":
-        """A copy with one classifier a layer, by its place among the learning rates."""
-        kept = copy.deepcopy(self)
-        for layer, head in zip(self.layers, kept.heads, strict=True):
-            head.classifiers = head.classifiers[places[layer] :][:1]
-        return kept
+        super().__init__({layer: PointHead(count, classes, len(rates)) for layer, count in channels.items()}, rates)
 
 
 class DenseProbe:
@@ -112,7 +91,7 @@ class DenseProbe:
         self.classes, self.world = tuple(classes), world
 
     def initialise(self, stream: Stream) -> bool:
-        for layer, head in zip(self.net.layers, self.net.heads, strict=True):
+        for layer, head in zip(self.net.layers, self.net.probes, strict=True):
             head.measure(self.train[0].maps[layer])
         return False
 
@@ -122,9 +101,9 @@ class DenseProbe:
         counted = (truth != IGNORED).sum((1, 2)).clamp(min=1)
         losses = []
         for layer, scores in net(features.rows(batch.indices, self.world.device)).items():
+            weights = self.points[layer].weights(*truth.shape[1:])
             for one in scores:
-                logits = self.points[layer].upsampled(one, *truth.shape[1:])
-                by_pixel = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="none")
+                by_pixel = F.cross_entropy(resample(one, *weights), truth, ignore_index=IGNORED, reduction="none")
                 losses.append((by_pixel.sum((1, 2)) / counted).sum())
         loss = torch.stack(losses).sum()
         return loss, loss.new_full((), len(truth))
@@ -159,7 +138,7 @@ class DenseProbe:
             truth = masks[features.indices[part]].to(device)
             for i, (layer, scores) in enumerate(net(features.rows(part, device)).items()):
                 for j, one in enumerate(scores):
-                    predicted = self.points[layer].upsampled(one, *truth.shape[1:]).argmax(1)
+                    predicted = self.points[layer].labels(one, *truth.shape[1:])
                     totals[i, j] += confusion_of(predicted, truth, count)
         summed = self.world.sum(totals).cpu().numpy()
         return {layer: segmentation_figures(summed[i])["mean_iu"].tolist() for i, layer in enumerate(self.net.layers)}

@@ -10,7 +10,7 @@ from crosschannel.data import ImageSet
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
-from transfer.interpolation import greatest, line_weights, nearest, pooled_centres, resample, squashed_places
+from transfer.interpolation import greatest, line_weights, nearest, pooled_centres, squashed_places
 from transfer.pascal.masks import IGNORED, labels_of
 
 _AT_ONCE = 64  # images
@@ -36,15 +36,14 @@ class Points:
             points = backbone(blank, [layer])[layer].shape[3]
         return cls(pooled_centres(backbone.origin(layer), backbone.stride(layer), points, pooled), size)
 
+    def weights(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """What the rows and the columns of an image of that size take of the points."""
+        rows, columns = (line_weights(self.centres, squashed_places(side, self.size)) for side in (height, width))
+        return rows, columns
+
     def labels(self, scores: Tensor, height: int, width: int) -> Tensor:
         """The greatest of scores (N, K, g, g) at the pixels of an image: (N, height, width)."""
-        rows, columns = (line_weights(self.centres, squashed_places(side, self.size)) for side in (height, width))
-        return greatest(scores, rows, columns)
-
-    def upsampled(self, maps: Tensor, height: int, width: int) -> Tensor:
-        """(N, K, g, g) → (N, K, height, width), at the pixels of an image of that size."""
-        rows, columns = (line_weights(self.centres, squashed_places(side, self.size)) for side in (height, width))
-        return resample(maps, rows, columns)
+        return greatest(scores, *self.weights(height, width))
 
     def histograms(self, masks: Tensor, classes: int) -> Tensor:
         """How often each class is among the labelled pixels that are nearest to a point.

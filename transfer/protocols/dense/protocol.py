@@ -28,10 +28,11 @@ from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction, StoredFeatures
 from transfer.features import FrozenFeatures, as_key, choose_layers, interpolation_of, of_size
+from transfer.heads import load_head, save_heads
 from transfer.layers import by_layer, layers_section
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
-from transfer.prediction import Finished, Predictor, load_head, save_heads, views_of
+from transfer.prediction import Finished, Predictor, views_of
 from transfer.protocol import Data, Measurement, Protocol, figures_of, measure, table
 from transfer.protocols.dense.config import DenseConfig
 from transfer.protocols.dense.linear import DenseHeads, DenseProbe, PointHead
@@ -98,8 +99,8 @@ def _measure(given: Measurement) -> Evaluation:
     stream = Stream(learned[0][0].images, IndexOnly(), config.seed)
     loop = Loop(task, stream, config, run, world, given.console.quiet)
     found = loop.fit()
-    places = {layer: rates.index(found.figures.get(f"{layer}/lr", rates[0])) for layer in layers}
-    world.from_main(lambda: save_heads(run.path, loop.evaluated_net.chosen(places), layers, split.classes))
+    chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
+    world.from_main(lambda: save_heads(run.path, chosen, split.classes))
     rows = dict(found.rows)
     with _named_stop(given):
         for layer in layers if config.k else ():
@@ -191,7 +192,7 @@ def _by_neighbours(
 
 def _predictor(run: Finished) -> Predictor:
     config: DenseConfig = run.config
-    head = load_head(run, "heads", "mean_iu")
+    head = load_head(run, "mean_iu")
     backbone = run.measured(open_masks)
     size = config.size or backbone.input.size
     backbone = of_size(backbone, size)

@@ -23,9 +23,10 @@ from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction
 from transfer.features import FrozenFeatures, as_key, choose_layers, crops_of, interpolation_of
+from transfer.heads import load_head, save_heads
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section
-from transfer.prediction import Finished, Prediction, Predictor, load_head, save_heads, scores_of, views_of
+from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
 from transfer.protocol import Data, Measurement, Protocol, figures_of, measure, table
 from transfer.protocols.linear_probe.config import LinearProbeConfig
 from transfer.protocols.linear_probe.published import IMAGENET_PROBES
@@ -116,7 +117,7 @@ def _measure(given: Measurement) -> Evaluation:
     loop = Loop(task, stream, config, run, world, given.console.quiet)
     found = loop.fit()
     chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
-    world.from_main(lambda: save_heads(run.path, chosen, layers, split.classes))
+    world.from_main(lambda: save_heads(run.path, chosen, split.classes))
     return replace(found, figures=found.figures | figures_of(metrics, found.rows))
 
 
@@ -127,7 +128,7 @@ def _test_view(config: LinearProbeConfig, input: InputSpec) -> View:
 
 def _predictor(run: Finished) -> Predictor:
     config: LinearProbeConfig = run.config
-    head = load_head(run, "probes", "top1")
+    head = load_head(run, "top1")
     backbone = run.measured(open_labelled)
     view = _test_view(config, backbone.input)
     features = FrozenFeatures(backbone, [head.layer], config.pooling, run.device, view.size)

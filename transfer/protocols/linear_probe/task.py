@@ -1,7 +1,6 @@
 """Linear classifiers on the layers of a frozen backbone, all trained in one pass: a task for the one loop."""
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import StoredFeatures
 from transfer.features import FrozenFeatures
+from transfer.heads import LayerHeads
 from transfer.protocol import Figures, figures_of, weighted_mean
 from transfer.protocols.linear_probe.config import Norm
 
@@ -55,34 +55,12 @@ class LayerProbe(nn.Module):
         return [classifier(flat) for classifier in self.classifiers]
 
 
-class Probes(nn.Module):
+class Probes(LayerHeads):
     """A :class:`LayerProbe` a layer: features by layer → logits by layer, a list of one a learning rate."""
 
     def __init__(self, shapes: dict[str, Sequence[int]], classes: int, rates: Sequence[float], norm: Norm, zero: bool):
-        super().__init__()
-        self.layers, self.rates = tuple(shapes), tuple(rates)
-        self.probes = nn.ModuleList(LayerProbe(shape, classes, len(rates), norm, zero) for shape in shapes.values())
-
-    def forward(self, features: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-        with torch.autocast(next(iter(features.values())).device.type, enabled=False):
-            return {layer: probe(features[layer]) for layer, probe in zip(self.layers, self.probes, strict=True)}
-
-    def chosen(self, rates: Mapping[str, float | None]) -> "Probes":
-        """A copy with one classifier a layer: that of a learning rate, or the only one."""
-        kept = copy.deepcopy(self)
-        for layer, probe in zip(self.layers, kept.probes, strict=True):
-            rate = rates[layer]
-            probe.classifiers = probe.classifiers[0 if rate is None else self.rates.index(rate) :][:1]
-        return kept
-
-    def rate_factors(self, base: float) -> dict[str, float]:
-        """Factors of the base learning rate by parameter name."""
-        return {
-            f"probes.{i}.classifiers.{j}.{kind}": rate / base
-            for i in range(len(self.layers))
-            for j, rate in enumerate(self.rates)
-            for kind in ("weight", "bias")
-        }
+        count = len(rates)
+        super().__init__({n: LayerProbe(shape, classes, count, norm, zero) for n, shape in shapes.items()}, rates)
 
 
 class LinearProbe:

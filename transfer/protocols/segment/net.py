@@ -62,6 +62,7 @@ class Segmenter(FineTuned):
         self.origins = [backbone.origin(layer) - self.pad for layer in layers]
         # What is padded to whole steps anyway is only known to fit at whole steps.
         self.least = _least_side(backbone, layers[0], 1 if "fc6" in backbone.layers else self.strides[0])
+        self.rounds_up = any(getattr(module, "ceil_mode", False) for module in backbone.modules())
         self.zero_scores()
 
     def zero_scores(self) -> None:
@@ -110,9 +111,8 @@ class Segmenter(FineTuned):
     def _padded(self, x: Tensor) -> Tensor:
         """Zeros around it and, unless the net's pools round up, after it: up to whole steps of the last map, and up to
         what the net takes at all."""
-        rounds_up = any(getattr(module, "ceil_mode", False) for module in self.backbone.modules())
         sides = [length + 2 * self.pad for length in x.shape[2:]]
-        after = [max(self.least - side, 0 if rounds_up else -side % self.strides[0]) for side in sides]
+        after = [max(self.least - side, 0 if self.rounds_up else -side % self.strides[0]) for side in sides]
         return F.pad(x, (self.pad, self.pad + after[1], self.pad, self.pad + after[0]))
 
     def _weights(self, scores: Tensor, level: int, places: Sequence[Tensor]) -> list[Tensor]:

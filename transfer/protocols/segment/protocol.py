@@ -70,8 +70,7 @@ def segment(
 def _open(data: Data, config: SegmentConfig) -> Split:
     """The image sets; what can be refused of the config is, before any net is loaded."""
     split = open_masks(data, config)
-    if config.backbone:
-        check_choices(config)
+    check_choices(config)
     return split
 
 
