@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the ground up: a part may import those before it, and its own.
 FLOOR = ("errors", "files", "keys", "stored", "console", "runs")
-ORDER = ("color", "data", "objectives", "models", "training", "report", "hub", "timm", "commands")
+ORDER = ("color", "data", "objectives", "models", "training", "report", "hub", "timm", "detectron2", "commands")
 LINES = ("parsing", "command_line", "cli")  # what is typed: nothing below knows it
 
 
@@ -77,7 +77,8 @@ def test_nothing_imports_a_command_line_that_stands_above_it():
 HELP = [
     "crosschannel.cli pretrain", "crosschannel.cli colorize", "crosschannel.cli export", "transfer.cli linear-probe",
     "transfer.cli knn", "transfer.cli classify", "transfer.cli svm", "transfer.cli few-shot", "transfer.cli report",
-    "transfer.cli segment", "transfer.cli dense", "transfer.cli predict", "slurm.cli submit",
+    "transfer.cli segment", "transfer.cli dense", "transfer.cli predict",
+    "transfer.cli detect", "transfer.cli proposals", "slurm.cli submit",
 ]  # fmt: skip
 
 

@@ -12,10 +12,15 @@ PROGRAM = Program(
     "Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.",
     {
         **{name: entry.command for name, entry in PROTOCOLS.items()},
+        "proposals": Command(
+            "transfer.config:ProposalsConfig",
+            "transfer.proposals.command:main",
+            "boxes that may hold an object, by selective search",
+        ),
         "predict": Command(
             "transfer.config:PredictConfig",
             "transfer.predict:main",
-            "what a finished run says of any pictures: masks, or scores",
+            "what a finished run says of any pictures: masks, boxes or scores",
             ("run", "images"),
         ),
         "compare": Command(

@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from crosschannel.keys import Count, Device, Out, Part, Seed, Share, Text, Workers, at_least, below, within
+from crosschannel.keys import Count, Device, Out, Part, Seed, Share, Spelling, Text, Workers, at_least, below, within
 from crosschannel.runs.config import TrainedConfig, data, path, runtime, seed, source
 
 Pooling = Literal["average", "windows", "vissl", "bilinear", "global", "deepcluster"]
 Cache = Literal["off", "memory", "disk"]
+SETS = Spelling(r"\d{4}:[\w-]+(,\d{4}:[\w-]+)*", "YEAR:SET, such as 2007:trainval, or several by commas")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -108,7 +109,7 @@ class CompareConfig:
 
 @dataclass
 class PredictConfig:
-    """Say of pictures what a finished run has learned to say: masks, or scores."""
+    """Say of pictures what a finished run has learned to say: masks, boxes or scores."""
 
     run: str = path(help="a finished run folder")
     out: Out
@@ -126,6 +127,28 @@ class PredictConfig:
     """taken as by every command; nothing is drawn at random"""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N"""
+
+
+@dataclass
+class ProposalsConfig:
+    """Find boxes that may hold an object in the images of a VOC devkit, a file an image set."""
+
+    data: Text = data()
+    """the VOCdevkit folder (VOC2007 and the like are in it)"""
+    out: Out
+    """folder for the files, SETS-METHOD.npz"""
+    sets: Annotated[str, SETS] = "2007:trainval,2007:test"
+    """image sets, by commas"""
+    method: Literal["selective-search", "selective-search-quality"] = "selective-search"
+    """selective search in its fast mode, or in the one of quality, which takes four times as long"""
+    workers: Workers = 2
+    """processes that search"""
+    overwrite: bool = False
+    """replace files that this command has not written"""
+    seed: Seed = seed()
+    """taken as by every command; the same boxes are found every time"""
+    device: Device = "auto"
+    """taken as by every command; searching is the CPU's work"""
 
 
 @dataclass

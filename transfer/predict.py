@@ -1,7 +1,7 @@
 """`transfer predict RUN IMAGE|DIR … --out DIR`: what a finished run says of pictures that it has not seen.
 
-Masks of a segmentation, with the pictures under their colours, or scores of a classification; and of either a table and
-contact sheets.
+Masks of a segmentation, with the pictures under their colours; boxes of a detection, drawn and in a table; scores of a
+classification; and of all of them a table of scores and contact sheets.
 """
 
 import csv
@@ -48,7 +48,7 @@ def main(config: PredictConfig) -> list[Path]:
     console, failed = stderr_console(), []
     with FolderLock(out), torch.inference_mode():
         sheets = [out / f"sheet-{number + 1}.png" for number in range(-(-len(pictures) // _ON_A_SHEET))]
-        for path in (out / "scores.csv", *sheets):
+        for path in (out / "scores.csv", out / "boxes.csv", *sheets):
             outputs.check(path)
         predict = load_predictor(run, config.device, config.layer or "", config.size)
         scores = Scores(out, outputs)
@@ -143,7 +143,8 @@ def _thumbnail(found: Prediction, data: bytes) -> Image.Image:
 
 
 class Scores:
-    """``scores.csv``, a row a picture, and ``sheet-N.png``, the pictures with their likeliest (or largest) classes.
+    """``scores.csv``, a row a picture, ``boxes.csv``, a row a box that is found, and ``sheet-N.png``, the pictures with
+    their likeliest (or largest) classes.
 
     Args:
         out: the folder.
@@ -155,13 +156,19 @@ class Scores:
 
     def __init__(self, out: Path, outputs: Outputs):
         self.out, self.outputs, self.written = out, outputs, list[Path]()
-        self._text, self._sheets, self._waiting = io.StringIO(), 0, list[Scored]()
+        self._text, self._boxes, self._sheets, self._waiting = io.StringIO(), io.StringIO(), 0, list[Scored]()
 
     def add(self, name: str, found: Prediction, thumbnail: Image.Image) -> None:
         table = csv.writer(self._text, lineterminator="\n")
         if not self._text.tell():
             table.writerow(["picture", "first", *found.scores])
         table.writerow([name, _ranked(found.scores)[0], *(f"{value:.4f}" for value in found.scores.values())])
+        if found.boxes is not None:
+            table = csv.writer(self._boxes, lineterminator="\n")
+            if not self._boxes.tell():
+                table.writerow(["picture", "class", "score", "left", "top", "right", "bottom"])
+            for label, score, *box in found.boxes:
+                table.writerow([name, label, f"{score:.4f}", *(f"{edge:.1f}" for edge in box)])
         self._waiting.append((name, found.scores, found.colours, thumbnail))
         if len(self._waiting) == _ON_A_SHEET:
             self._write_sheet()
@@ -170,8 +177,9 @@ class Scores:
         """Write what waits."""
         if self._waiting:
             self._write_sheet()
-        if self._text.tell():
-            self.written.append(self.outputs.write_text(self.out / "scores.csv", self._text.getvalue()))
+        for name, text in (("scores.csv", self._text), ("boxes.csv", self._boxes)):
+            if text.tell():
+                self.written.append(self.outputs.write_text(self.out / name, text.getvalue()))
 
     def _write_sheet(self) -> None:
         self._sheets += 1

@@ -131,8 +131,8 @@ class ExportConfig:
     backbone: str = source(help="a source, such as a run folder")
     out: Out
     """the file to write"""
-    format: Literal["safetensors", "torchvision", "timm", "onnx"] = "safetensors"
-    """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, or onnx"""
+    format: Literal["safetensors", "torchvision", "timm", "onnx", "detectron2"] = "safetensors"
+    """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, onnx, or detectron2"""
     licence: str | None = None
     """of the weights, as the Hugging Face Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
     layers: list[str] = field(default_factory=list)

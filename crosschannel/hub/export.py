@@ -1,10 +1,12 @@
-"""Our backbones for other libraries: safetensors, torchvision's or timm's names, ONNX."""
+"""Our backbones for other libraries: safetensors, torchvision's, timm's or detectron2's names, ONNX."""
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import save_backbone
 from crosschannel.hub.formats import FORMATS
 from crosschannel.models import Backbone, NetSpec, family, spec_of
+from crosschannel.models.regions import plan_regions
 from crosschannel.models.wrapped import ModuleNet, TimmNet
 
 
@@ -186,9 +189,41 @@ def _compare_with_onnxruntime(session: Any, maps: _Maps, size: int, any_size: bo
                 )
 
 
+def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
+    """Weights for a detector of detectron2's whose config names a source of this shape: the backbone's up to the map
+    that regions are pooled from, and what stands above it as its region head.
+
+    Raises:
+        UserError: a net without a map, or of the user's code.
+    """
+    plan = plan_regions(backbone)
+    tensors: dict[str, np.ndarray] = {}
+    for name, tensor in backbone.state_dict().items():
+        tensors[_in_detectron2(name, backbone, plan.parts)] = tensor.detach().cpu().contiguous().numpy()
+    content = {"model": tensors, "__author__": "crosschannel", "matching_heuristics": False}
+    with write(out) as part, part.open("wb") as file:
+        pickle.dump(content, file)
+    return [
+        f"MODEL.WEIGHTS: {out}",
+        f"MODEL.CROSSCHANNEL.SOURCE: {backbone.provenance.source} (or another of its shape)",
+        "import crosschannel.detectron2, which says what else the config needs",
+    ]
+
+
+def _in_detectron2(name: str, backbone: Backbone, parts: Sequence[str]) -> str:
+    """What a tensor of a backbone is called in a detector of detectron2's."""
+    for number, part in enumerate(parts):
+        module = backbone.part(part)
+        place = next(place for place, found in backbone.named_modules() if found is module)
+        if name.startswith(f"{place}."):
+            return f"roi_heads.box_head.parts.{number}.{name.removeprefix(f'{place}.')}"
+    return f"backbone.source.{name}"
+
+
 EXPORTERS: dict[str, Callable[[Backbone, Path, Writer], list[str]]] = {
     "safetensors": to_safetensors,
     "torchvision": to_torchvision,
     "timm": to_timm,
     "onnx": to_onnx,
+    "detectron2": to_detectron2,
 }

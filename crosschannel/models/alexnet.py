@@ -133,3 +133,13 @@ class AlexNet(LayeredNet):
                 module.stride, module.padding, module.ceil_mode = row.stride, row.pad, row.ceil
         self.geometry = geometry
         return self
+
+    def pad_trunk(self) -> "AlexNet":
+        """Pad all layers below pool5 as in "padded" geometry, in place: their maps sit on the pixel grid."""
+        for row in _rows("padded", 0, 0, self.variant):
+            module = self.get_submodule(row.name)
+            if isinstance(row, Conv):
+                module.conv.padding = (row.pad, row.pad)
+            elif isinstance(row, Pool) and row.name != "pool5":
+                module.padding, module.ceil_mode = row.pad, row.ceil
+        return self

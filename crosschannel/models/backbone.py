@@ -178,6 +178,10 @@ class Backbone(nn.Module):
                 x = nn.functional.dropout(x, dropout, self.training)
         return x
 
+    def part(self, layer: str) -> nn.Module:
+        """The module that a layer's map comes out of."""
+        return self.net.part(layer) if hasattr(self.net, "part") else self.net.get_submodule(layer)
+
     def head(self, x: Tensor) -> Tensor:
         """What stands above the last pooled map: fc6 and fc7 of an AlexNet, then the mean over positions.
 

@@ -68,6 +68,11 @@ class TimmNet(nn.Module):
         # Patches that do not overlap (ViT, ConvNeXt, Swin), or odd kernels that pad their half.
         return (self.last_stride - 1) / 2 if first.kernel_size[0] % 2 == 0 else 0.0
 
+    def part(self, layer: str) -> nn.Module:
+        """The module that a layer's map comes out of."""
+        number = int(layer.removesuffix("_class").removeprefix(self.kind)) - 1
+        return self.model.get_submodule(self.model.feature_info[number]["module"])
+
     def take_any_size(self) -> None:
         """Let a ViT take images of other sizes than its own, of whole patches: its positions are resized for each."""
         if getattr(self.model, "dynamic_img_size", None) is False and getattr(self.model, "rope", None) is None:
@@ -138,7 +143,7 @@ class ModuleNet(nn.Module):
 
             return read
 
-        handles = [self._submodule(name).register_forward_hook(reader(name)) for name in layers]
+        handles = [self.part(name).register_forward_hook(reader(name)) for name in layers]
         try:
             self.model(x)
         except _LastLayerReached:
@@ -151,18 +156,19 @@ class ModuleNet(nn.Module):
     def has_layer(self, name: str) -> bool:
         """Whether there is a submodule of that name, at any depth."""
         try:
-            self._submodule(name)
+            self.part(name)
         except AttributeError:
             return False
         return bool(name)
 
     def is_classifier(self, name: str) -> bool:
         """Whether a layer is a linear layer, or a sequence that ends in one: what a model says, not what it sees."""
-        module = self._submodule(name)
+        module = self.part(name)
         parts = [part for part in module.modules() if not any(part.children()) and any(True for _ in part.parameters())]
         return isinstance(module, nn.Linear | nn.Sequential) and bool(parts) and isinstance(parts[-1], nn.Linear)
 
-    def _submodule(self, name: str) -> nn.Module:
+    def part(self, name: str) -> nn.Module:
+        """The submodule that a layer is."""
         path = self._paths.get(name, name)
         return self.model.get_submodule(path.removesuffix("_class") if self._is_token(name) else path)
 

@@ -132,6 +132,8 @@ class ScheduleConfig:
     """… and what it is multiplied by"""
     power: Annotated[float, above(0, 100)] = 0.9
     """of poly"""
+    rise: Annotated[int, at_least(0)] = 0
+    """steps that the rate rises, from a thousandth of it, before constant, step, multistep or poly hold"""
 
     def check(self) -> None:
         lengths = f"{len(self.milestones)} and {len(self.rates)}"

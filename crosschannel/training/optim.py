@@ -39,6 +39,9 @@ def build_optimizer(
 
 def rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> float:
     """The learning rate of step ``step`` (from 0) of ``steps``."""
+    if step < config.rise and config.kind in ("constant", "step", "multistep", "poly"):
+        share = step / config.rise
+        lr *= 0.001 * (1 - share) + share
     if config.kind == "multistep":
         for milestone, value in zip(reversed(config.milestones), reversed(config.rates), strict=True):
             if step >= milestone:

@@ -7,10 +7,9 @@ from typing import Annotated
 from crosschannel.errors import UserError
 from crosschannel.keys import Spelling, Text
 from crosschannel.runs.config import data, path, runtime
-from transfer.config import MeasureConfig
+from transfer.config import SETS, MeasureConfig
 
-_SETS = Spelling(r"\d{4}:[\w-]+(,\d{4}:[\w-]+)*", "YEAR:SET, such as 2007:trainval, or several by commas")
-Sets = Annotated[str, _SETS]
+Sets = Annotated[str, SETS]
 _WITH_SBD = Spelling(
     r"(\d{4}|sbd):[\w-]+(,(\d{4}|sbd):[\w-]+)*", "YEAR:SET or sbd:SET, such as 2012:train, or several by commas"
 )

@@ -85,37 +85,73 @@ class Matches:
     positives: np.ndarray
 
 
+@dataclass(frozen=True)
+class Overlaps:
+    """Detections of one class, each beside the object that it overlaps most; those of one image together.
+
+    Attributes:
+        scores: (D,).
+        images: (D,) which image each is of.
+        overlaps: (D,) float64, intersection over union with that object; 0 where there is none.
+        objects: (D,) int64, its number among all.
+        hard: (D,) bool, whether it is difficult.
+        positives: (n,) objects to be found, by image.
+    """
+
+    scores: np.ndarray
+    images: np.ndarray
+    overlaps: np.ndarray
+    objects: np.ndarray
+    hard: np.ndarray
+    positives: np.ndarray
+
+    def matches(self, iou: float = 0.5) -> Matches:
+        """Which detections are right, as the VOC devkit has it: the best-scored one that overlaps an object enough
+        finds it, others are wrong, and those on difficult objects do not count."""
+        order = np.argsort(-self.scores, kind="stable")
+        enough, hard = self.overlaps[order] >= iou, self.hard[order]
+        right = np.flatnonzero(enough & ~hard)
+        _, first = np.unique(self.objects[order][right], return_index=True)
+        hits = np.zeros(len(order), bool)
+        hits[right[first]] = True
+        counts = ~(enough & hard)
+        return Matches(self.scores[order][counts], self.images[order][counts], hits[counts], self.positives)
+
+
 def match_detections(
-    boxes: list[np.ndarray],
-    scores: list[np.ndarray],
-    truths: list[np.ndarray],
-    difficult: list[np.ndarray],
-    iou: float = 0.5,
-) -> Matches:
-    """Which detections are right, as the VOC devkit has it: each is held against the object that it overlaps most; the
-    best-scored one above the threshold finds it, others are wrong, and those on difficult objects do not count.
+    boxes: list[np.ndarray], scores: list[np.ndarray], truths: list[np.ndarray], difficult: list[np.ndarray]
+) -> Overlaps:
+    """Hold detections of one class against its objects.
 
     Args:
-        boxes, scores: detections of one class by image, (D, 4) as x₁ y₁ x₂ y₂ with both ends inside, and (D,).
-        truths, difficult: its objects by image, (G, 4) and (G,) bool.
-        iou: least overlap.
+        boxes, scores: detections by image, (D, 4) as x₁ y₁ x₂ y₂ with both ends inside, and (D,).
+        truths, difficult: the objects by image, (G, 4) and (G,) bool.
     """
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for image, (found, score, objects, hard) in enumerate(zip(boxes, scores, truths, difficult, strict=True)):
-        order = np.argsort(-score, kind="stable")
-        overlaps = box_iou(found[order], objects)
-        hits, counts, taken = np.zeros(len(order), bool), np.ones(len(order), bool), np.zeros(len(objects), bool)
-        for rank in range(len(order) if len(objects) else 0):
-            best = int(overlaps[rank].argmax())
-            if overlaps[rank, best] >= iou:
-                counts[rank] = not hard[best]
-                hits[rank] = not hard[best] and not taken[best]
-                taken[best] = True
-        kept.append((score[order][counts], np.full(int(counts.sum()), image), hits[counts]))
-    positives = np.array([int((~hard).sum()) for hard in difficult])
-    none = (np.empty(0), np.empty(0, np.int64), np.empty(0, bool))
-    joined = [np.concatenate(parts) for parts in zip(none, *kept, strict=True)]
-    return Matches(*joined, positives)
+    numbers, seen = [], 0
+    for objects in truths:
+        numbers.append(np.arange(seen, seen + len(objects)))
+        seen += len(objects)
+    best = [best_objects(found, objects) for found, objects in zip(boxes, truths, strict=True)]
+    near = [np.take(n, place, mode="clip") if len(n) else place for n, (_, place) in zip(numbers, best, strict=True)]
+    every = np.concatenate([np.empty(0, bool), *difficult]).astype(bool)
+    objects = np.concatenate([np.empty(0, np.int64), *near])
+    overlaps = np.concatenate([np.empty(0), *(overlap for overlap, _ in best)])
+    return Overlaps(
+        np.concatenate([np.empty(0), *scores]),
+        np.repeat(np.arange(len(boxes)), [len(found) for found in boxes]),
+        overlaps,
+        objects,
+        every[objects] & (overlaps > 0) if len(every) else np.zeros(len(objects), bool),
+        np.array([int((~hard).sum()) for hard in difficult]),
+    )
+
+
+def best_objects(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The object that each box overlaps most: (D, 4), (G, 4) → overlaps (D,) and places (D,), 0 where there is none."""
+    if not len(truths):
+        return np.zeros(len(boxes)), np.zeros(len(boxes), np.int64)
+    shared = box_iou(boxes, truths)
+    return shared.max(1), shared.argmax(1)
 
 
 def detection_ap(matches: Matches, weights: np.ndarray, kind: Kind = "11-point") -> np.ndarray:

@@ -27,6 +27,7 @@ _BY_CLASS = {"ap/": "Average precision", "iu/": "Intersection over union"}
 # Pictures of a run, in words.
 _PICTURES = {
     "top": "the likeliest images of each class, framed green where it is there",
+    "detected": "test images with their objects and, beside them, what is found (from a score of .3 on)",
     "segmented": "test images, their masks and what is predicted, in PASCAL's colours (white is left out)",
 }
 _CLASSIFY = {"fc8": 0, "head": 0, "fc6": 1, "pool": 1, "all": 2}
@@ -53,7 +54,10 @@ def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         parts.setdefault(0 if is_whole(entry.first) else entry.first.n, []).append(entry)
     for size, members in sorted(parts.items()):
         yield Heading(f"PASCAL VOC on {called(members[0].first.data)}")
-        yield Text("Mean average precision, and mean intersection over union for segmentation, in percent.")
+        yield Text(
+            "Mean average precision (of detection by 11 points at an overlap of .5), and mean intersection over union "
+            "for segmentation, in percent."
+        )
         yield _table(members, whole=not size)
         start = plots.with_name(f"{plots.name}-{size or 'all'}")
         for prefix, words in _BY_CLASS.items():

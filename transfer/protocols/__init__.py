@@ -42,6 +42,7 @@ PROTOCOLS = {
     "few-shot": Entry("few_shot", "FewShotConfig", "logistic regression on frozen features of a few labels"),
     "svm": Entry("svm", "SVMConfig", "linear SVMs on frozen features of PASCAL VOC, with all labels and a few"),
     "classify": Entry("classify", "ClassifyConfig", "fine-tune a backbone to classify PASCAL VOC"),
+    "detect": Entry("detect", "DetectConfig", "fine-tune a backbone to find the objects of PASCAL VOC"),
     "segment": Entry("segment", "SegmentConfig", "fine-tune a backbone to segment PASCAL VOC"),
     "dense": Entry("dense", "DenseConfig", "linear and nearest-neighbour segmentation on frozen layers"),
 }

@@ -128,7 +128,7 @@ def test_detection_ap_is_the_devkits():
             difficult.append(generator.random(len(truth)) < 0.25)
         if not sum(int((~hard).sum()) for hard in difficult):
             continue
-        matches = match_detections(boxes, scores, truths, difficult)
+        matches = match_detections(boxes, scores, truths, difficult).matches()
         for kind, eleven in (("11-point", True), ("envelope", False)):
             expected = devkit_ap(boxes, scores, truths, difficult, eleven)
             assert detection_ap(matches, np.ones((1, 8)), kind)[0] == pytest.approx(expected)
@@ -137,7 +137,7 @@ def test_detection_ap_is_the_devkits():
 def test_an_object_is_found_once_and_a_difficult_one_never_counts():
     truth, hard = np.array([[1.0, 1, 10, 10], [21, 21, 30, 30]]), np.array([False, True])
     boxes = np.array([[1.0, 1, 10, 10], [1, 1, 10, 9], [21, 21, 30, 30], [50, 50, 60, 60]])
-    matches = match_detections([boxes], [np.array([0.9, 0.8, 0.7, 0.6])], [truth], [hard])
+    matches = match_detections([boxes], [np.array([0.9, 0.8, 0.7, 0.6])], [truth], [hard]).matches()
     assert matches.hits.tolist() == [True, False, False] and matches.scores.tolist() == [0.9, 0.8, 0.6]
     assert matches.positives.tolist() == [1] and detection_ap(matches, np.ones((1, 1)))[0] == 1
 

@@ -1,0 +1,54 @@
+"""`transfer proposals`: the boxes of a devkit's image sets, a file each."""
+
+from pathlib import Path
+
+from crosschannel.console import stderr_console
+from crosschannel.data.open import staged
+from crosschannel.errors import UserError
+from crosschannel.files import FolderLock, Outputs, user_path
+from crosschannel.runs.interrupts import InterruptFlag
+from crosschannel.training.device import find_device
+from crosschannel.training.ranks import World
+from transfer.boxes import from_voc
+from transfer.config import ProposalsConfig
+from transfer.pascal.config import named_sets
+from transfer.pascal.devkit import VOCImages
+from transfer.proposals.files import load_boxes, recall
+from transfer.proposals.making import make_boxes
+from transfer.proposals.selective_search import MODES, check_opencv
+
+
+def main(config: ProposalsConfig) -> list[Path]:
+    """Write ``YEAR-SET-METHOD.npz`` for each image set; returns the files. What is there already stays as it is.
+
+    Raises:
+        UserError: OpenCV, or something of the devkit, is missing, or a file would be replaced that is not this
+            command's own.
+        Interrupted: told to stop; the same command goes on.
+    """
+    check_opencv()
+    out, root, mode = Path(config.out), user_path(staged(config.data)), MODES[config.method]
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out takes a folder")
+    sets = {f"{year}-{name}": VOCImages(root, [(year, name)]) for year, name in named_sets(config.sets)}
+    outputs = Outputs("transfer proposals", [root], config.overwrite, makes_folders=True)
+    console, world = stderr_console(), World(0, 1, find_device("cpu"))
+    written = []
+    with FolderLock(out), InterruptFlag(last=True) as flag:
+        for name in sets:
+            outputs.check(out / f"{name}-{config.method}.npz")
+        for name, images in sets.items():
+            path = out / f"{name}-{config.method}.npz"
+            if not (path.is_file() and set(load_boxes(path)) == set(images.names)):
+                make_boxes(images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write)
+            boxes = load_boxes(path)
+            truths = [from_voc(images.annotation(index).boxes) for index in range(len(images))]
+            found = recall(truths, [boxes[one] for one in images.names])
+            count = sum(map(len, boxes.values())) / len(boxes)
+            console.print(
+                f"{path}: {len(boxes)} images, {count:.0f} boxes each; {100 * found:.1f} % of the objects overlap one "
+                "by half or more",
+                markup=False,
+            )
+            written.append(path)
+    return written

@@ -1,0 +1,100 @@
+"""Selective search (Uijlings et al., IJCV 2013), by OpenCV's contributed modules."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from crosschannel.data.decode import EncodedImage
+from crosschannel.data.views import Broken, Draw
+from crosschannel.errors import UserError
+
+Mode = Literal["fast", "quality"]
+MODES: dict[str, Mode] = {"selective-search": "fast", "selective-search-quality": "quality"}  # by method
+_SIDE = 500  # pixels, the long side of VOC's images, to which larger ones are reduced
+MOST = 2000  # boxes of an image
+
+
+def check_opencv() -> None:
+    """Raise a UserError where OpenCV, or its contributed modules, are missing."""
+    try:
+        import cv2
+
+        cv2.ximgproc.segmentation  # noqa: B018
+    except (ImportError, AttributeError):
+        raise UserError(
+            "selective search needs OpenCV's contributed modules: pip install opencv-contrib-python-headless (in place "
+            "of any other opencv-python)"
+        ) from None
+
+
+def selective_search(pixels: np.ndarray, mode: Mode = "fast", most: int = MOST) -> np.ndarray:
+    """Boxes of an image, likelier ones first; the same ones in every run.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        mode: "fast" or "quality".
+        most: how many at most.
+
+    Returns:
+        (P, 4) int32 x₁ y₁ x₂ y₂ in pixels from 0, the ends outside.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)
+    height, width = pixels.shape[:2]
+    factor = min(1.0, _SIDE / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), size, interpolation=cv2.INTER_AREA))
+    {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[mode]()
+    _seed_c()
+    found = search.process().astype(np.float64).reshape(-1, 4)
+    corners = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], 1)
+    corners = np.round(corners * np.tile([width / size[0], height / size[1]], 2)).astype(np.int32)
+    corners = corners.clip(0, np.tile([width, height], 2))
+    corners = corners[((corners[:, 2:] - corners[:, :2]) >= 2).all(1)]
+    _, first = np.unique(corners, axis=0, return_index=True)
+    return corners[np.sort(first)][:most].astype(np.int32)
+
+
+def _seed_c() -> None:
+    """OpenCV ranks by the C library's random numbers."""
+    try:
+        ctypes.CDLL(None).srand(0)
+    except (OSError, TypeError, AttributeError):  # no such library: the order differs from run to run
+        return
+
+
+@dataclass
+class BoxesBatch:
+    """Boxes of images, (P, 4) int32 each."""
+
+    boxes: list[np.ndarray]
+    indices: Tensor
+    broken: Broken
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def pin_memory(self) -> "BoxesBatch":
+        return self
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The boxes of an image, found by a worker of the loader."""
+
+    mode: Mode
+    most: int = MOST
+    views: ClassVar[int] = 1
+
+    def __call__(self, image: EncodedImage, _annotation: Any, _draw: Draw) -> np.ndarray:
+        return selective_search(image.pixels(), self.mode, self.most)
+
+    @staticmethod
+    def collate(samples: Sequence[np.ndarray], indices: Tensor, broken: Broken) -> BoxesBatch:
+        return BoxesBatch(list(samples), indices, broken)

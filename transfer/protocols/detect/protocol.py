@@ -1,0 +1,270 @@
+"""PASCAL VOC detection, a column of the paper's Table 2.
+
+Girshick, "Fast R-CNN" (ICCV 2015) on selective search's proposals, and for ResNets the protocol of MoCo and VISSL:
+Ren et al., "Faster R-CNN" (NeurIPS 2015) with the last stage as its head.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops
+from crosschannel.data.decode import EncodedImage
+from crosschannel.errors import UserError, foreign
+from crosschannel.models import Backbone
+from crosschannel.models.wrapped import TimmNet
+from crosschannel.runs.interrupts import Interrupted
+from crosschannel.runs.result import Result
+from crosschannel.training.device import settle_auto
+from crosschannel.training.loop import Loop
+from crosschannel.training.task import Evaluation
+from transfer.boxes import overlaps
+from transfer.features import interpolation_of
+from transfer.finetuning import check_choices, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.pascal.detections import box_predictor, detection_figures, detection_table
+from transfer.pascal.devkit import open_devkit
+from transfer.pascal.table2 import pascal_section
+from transfer.prediction import Finished, Predictor
+from transfer.proposals.files import Boxes, WithProposals, load_boxes
+from transfer.proposals.making import cached_boxes
+from transfer.proposals.selective_search import MODES, check_opencv, selective_search
+from transfer.protocol import Data, Measurement, Protocol, Split, measure
+from transfer.protocols.detect.config import DetectConfig
+from transfer.protocols.detect.net import FIXED, Detector, FastRCNN, deltas
+from transfer.protocols.detect.task import (
+    Detection,
+    best_of_image,
+    in_own_pixels,
+    sample_of,
+)
+from transfer.protocols.detect.views import AllRegions, SampledRegions, candidates, learned
+
+_LEAST_DEVIATION = 0.01  # of the box targets of a class that has hardly any
+
+
+def detect(
+    backbone: Backbone | nn.Module | str,
+    data: Data,
+    config: DetectConfig | str | None = None,
+    out: Path | str | None = None,
+    quiet: bool = True,
+    **keys: Any,
+) -> Result:
+    """Fine-tune a backbone to find objects.
+
+    The backbone itself stays as it is: a copy is trained.
+
+    Args:
+        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
+        data: the VOCdevkit folder, or (training, test) image sets whose annotations are
+            :class:`~transfer.pascal.devkit.Objects`, and whose labels are the devkit's.
+        config: the recipe, or the name of a packaged one: "paper", "faster-rcnn-c4", "voc-mini"; None is the command
+            without ``--config``. Its backbone and data are not looked at.
+        out: run folder; default none is kept.
+        quiet: say nothing.
+        keys: of the config, over what it has, such as ``proposals=["test.mat"]``.
+
+    Returns:
+        a :class:`~crosschannel.runs.result.Result` with ``map``, ``ap50``, ``ap75``, ``ap`` and ``ap/CLASS`` (see
+        :func:`~transfer.pascal.detections.detection_figures`).
+
+    Raises:
+        UserError: bad input.
+        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
+    """
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **keys)
+
+
+def _open(data: Data, config: DetectConfig) -> Split:
+    """The image sets; what can be refused of the config is, before any net is loaded or proposals are made."""
+    check_engine(config)
+    check_choices(config)
+    split = open_devkit(data, config)
+    if not config.method:
+        boxes = _of_files(config)
+        split = replace(split, train=_with(split.train, boxes, config), test=_with(split.test, boxes, config))
+    return split
+
+
+def check_engine(config: DetectConfig) -> None:
+    """Raise a UserError where the engine, or what makes proposals, is not installed."""
+    if config.engine == "detectron2" and importlib.util.find_spec("detectron2") is None:
+        raise UserError(
+            "engine detectron2 needs detectron2: pip install 'git+https://github.com/facebookresearch/detectron2' "
+            "--no-build-isolation; --engine torchvision needs nothing more"
+        )
+    if config.method in MODES:
+        check_opencv()
+
+
+def _of_files(config: DetectConfig) -> Boxes:
+    found: dict[str, np.ndarray] = {}
+    for path in config.proposal_files:
+        found |= load_boxes(path, config.most_proposals)
+    return found
+
+
+def _with(images: ImageSet, boxes: Boxes, config: DetectConfig) -> WithProposals:
+    return WithProposals(images, boxes, ", ".join(config.proposal_files))
+
+
+def _measure(given: Measurement) -> Evaluation:
+    """A copy of the backbone, the regions' scores on it, the loop, and the weights it ends with."""
+    world, run = given.world, given.run
+    config: DetectConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    train, test = given.split.train, given.split.test
+    if config.method in MODES:
+        train, test = (_with(images, _made(given, images, config), config) for images in (train, test))
+    given = replace(given, split=replace(given.split, train=train, test=test))
+    torch.manual_seed(config.seed)
+    backbone, new = prepare(given.backbone, config)
+    classes = given.split.classes
+    net = _build(config, backbone, len(classes)).to(world.device)
+    net.freeze(*frozen_parts(net, config))
+    _check_map(net)
+    if config.sync_norm and world.size > 1 and world.device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if config.sample.targets == "by-class":
+        net.set_targets(*target_statistics(train, len(classes), config))
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    plan = net.plan
+    given.announce(
+        f"training from {config.train_from}, {trained:,} weights; {plan.resolution} × {plan.resolution} regions of "
+        f"{plan.layer}, head {plan.head}, engine {config.engine}"
+    )
+    found = config.method == "rpn"
+    view = SampledRegions(
+        len(classes), config.sample, tuple(config.scales), config.longest, config.mirror, has_proposals=not found
+    )
+
+    def start(_stream: Stream) -> None:
+        torch.manual_seed(config.seed)  # engines have drawn differently by now
+        crop = CropConfig(backbone.input.size, backbone.input.resize)
+        crops = Stream(train, TrainingCrops(crop, interpolation_of(backbone.input)), config.seed)
+        initialise(net, new, config, crops)
+        net.reset_scores()
+
+    task = Detection(
+        net,
+        start,
+        train if config.score_train else None,
+        test,
+        classes,
+        AllRegions(config.test_scale, config.test_longest, has_proposals=not found),
+        config.keep,
+        world,
+        config.runtime.workers,
+    )
+    loop = Loop(task, Stream(train, view, config.seed), config, run, world, given.console.quiet)
+    evaluation = loop.fit()
+    world.from_main(lambda: save_net(run.path, loop.evaluated_net, classes, config.test_scale))
+    return evaluation
+
+
+def _made(given: Measurement, images: ImageSet, config: DetectConfig) -> Boxes:
+    """Proposals that are made, or were, on this machine."""
+    world, flag = given.world, given.run.flag
+    try:
+        boxes = cached_boxes(
+            images,
+            MODES[config.method],
+            world,
+            config.runtime.workers,
+            lambda: world.any(flag.is_set),
+            given.console,
+        )
+    except Interrupted:
+        raise Interrupted(flag.name or "another rank") from None
+    return {name: found[: config.most_proposals] for name, found in boxes.items()}
+
+
+def _build(config: DetectConfig, backbone: Backbone, classes: int) -> Detector:
+    if isinstance(backbone.net, TimmNet):
+        backbone.net.take_any_size()
+    if config.engine == "torchvision":
+        return FastRCNN(backbone, classes, config)
+    from transfer.protocols.detect.with_detectron2 import DetectronRCNN
+
+    return DetectronRCNN(backbone, classes, config)
+
+
+@torch.no_grad()
+def _check_map(net: Detector) -> None:
+    """Raise a UserError for a net that does not take images of any size."""
+    side, step = net.backbone.input.size, net.plan.step
+    height, width = (-(-length // step) * step for length in (side, side + 3 * net.plan.stride))
+    blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))
+    with foreign(f"the backbone cannot take images of {width} × {height} px"):
+        net.eval().map_of(blank)
+
+
+def target_statistics(images: ImageSet, classes: int, config: DetectConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of box targets by class, (K, 4) each, over all regions that show an object (the objects
+    themselves among them), mirrored ones too. A class of which none is shown has R-CNNs' fixed ones."""
+    sums, squares, counts = np.zeros((classes, 4)), np.zeros((classes, 4)), np.zeros(classes)
+    for index in range(len(images)):
+        objects, proposals = images.annotation(index)
+        # What lies outside of an image is cut off when it is learned; its size is not looked up for a mean.
+        truth, labels = learned(objects, np.inf, np.inf, config.sample.difficult)
+        boxes = candidates(proposals, truth, np.inf, np.inf)
+        if not len(truth):
+            continue
+        shared = overlaps(boxes, truth)
+        rows = np.flatnonzero(shared.max(1) >= config.sample.overlap)
+        matched = shared[rows].argmax(1)
+        moves = deltas(torch.from_numpy(boxes[rows]), torch.from_numpy(truth[matched])).numpy()
+        np.add.at(sums, labels[matched], moves)
+        np.add.at(squares, labels[matched], moves**2)
+        np.add.at(counts, labels[matched], 1)
+    known = counts[:, None] > 0
+    mean = np.divide(sums, counts[:, None], out=np.zeros_like(sums), where=known)
+    if config.mirror:
+        mean[:, 0] = 0  # as many to the left as to the right
+    variance = np.divide(squares, counts[:, None], out=np.zeros_like(sums), where=known) - mean**2
+    deviation = np.where(known, np.sqrt(variance.clip(min=_LEAST_DEVIATION**2)), np.array(FIXED))
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
+
+
+def _predictor(run: Finished) -> Predictor:
+    run.refuse_layer()
+    config: DetectConfig = run.config
+    check_engine(config)
+    find = _finder(config)
+    net, classes, _ = load_net(run, partial(_build, config))
+    view = AllRegions(config.test_scale, config.test_longest, has_proposals=find is not None)
+
+    def detections(image: EncodedImage) -> np.ndarray:
+        proposals = find(image.pixels())[: config.most_proposals] if find else None
+        (found,) = in_own_pixels(net, sample_of(image, view, (None, proposals)))
+        return best_of_image(*found, config.keep).cpu().numpy()
+
+    return box_predictor(detections, classes)
+
+
+def _finder(config: DetectConfig) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What makes proposals of new pictures; files of them are taken for those of selective search's fast mode."""
+    if config.method == "rpn":
+        return None
+    check_opencv()
+    mode = MODES.get(config.method, "fast")
+    return lambda pixels: selective_search(pixels, mode)
+
+
+PROTOCOL = Protocol(
+    "detect",
+    DetectConfig,
+    _open,
+    _measure,
+    detection_figures,
+    detection_table,
+    pascal_section,
+    chapter="pascal",
+    predict=_predictor,
+)

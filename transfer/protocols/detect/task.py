@@ -1,0 +1,192 @@
+"""What fine-tuning for detection learns and how it is scored: a task for the one loop."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import ops
+
+from crosschannel.data import ImageSet, Stream
+from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.runs.result import Ragged, Rows
+from crosschannel.training.held_out import HeldOut
+from crosschannel.training.ranks import World
+from crosschannel.training.task import Evaluation
+from transfer.pascal.detections import detection_figures, detection_rows, drawn, drawn_objects
+from transfer.pascal.devkit import Objects
+from transfer.pascal.segmentation import side_by_side
+from transfer.protocol import figures_of
+from transfer.protocols.detect.config import KeepConfig
+from transfer.protocols.detect.net import Detector
+from transfer.protocols.detect.views import AllRegions, DetectionBatch
+
+_AN_IMAGE = 40  # detections of a class that the adaptive rule keeps, over all images
+_SHOWN = 8
+
+
+class Detection:
+    """The task.
+
+    Args:
+        net: what is trained.
+        initialise: (stream) → sets the initial values.
+        train: training images, to be scored as well; None: they are not.
+        test: images with objects and proposals.
+        classes: their names.
+        view: how images are looked at that are scored.
+        keep: which detections are kept.
+        world: shares out the images of evaluations.
+        workers: that decode for evaluations.
+    """
+
+    def __init__(
+        self,
+        net: Detector,
+        initialise: Callable[[Stream], None],
+        train: ImageSet | None,
+        test: ImageSet,
+        classes: Sequence[str],
+        view: AllRegions,
+        keep: KeepConfig,
+        world: World,
+        workers: int,
+    ):
+        self.net, self.rate_factors, self._initialise = net, {}, initialise
+        self.train, self.test, self.classes, self.view, self.keep = train, test, tuple(classes), view, keep
+        self.world, self.workers = world, workers
+
+    def initialise(self, stream: Stream) -> bool:
+        self._initialise(stream)
+        return True
+
+    def step(self, net: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
+        return net(batch)
+
+    def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
+        rows, broken = self._scored(net, self.test, should_stop)
+        figures = figures_of(detection_figures, rows)
+        line = f"mAP {100 * figures['map']:.1f}  AP {100 * figures['ap']:.1f}"
+        if self.train is not None:
+            found = figures_of(detection_figures, self._scored(net, self.train, should_stop)[0])
+            figures |= {"train/map": found["map"]}
+            line += f"  training images {100 * found['map']:.1f}"
+        return Evaluation(figures, len(rows["names"]), rows, broken, line, lambda: self._pictures(net))
+
+    def _scored(self, net: Detector, images: ImageSet, should_stop: Callable[[], bool]) -> tuple[Rows, dict[str, str]]:
+        def compute(batch: DetectionBatch) -> list[Tensor]:
+            return [self.kept(*one) for one in in_own_pixels(net, batch)]
+
+        # One image at a time: what is no image of a batch would be scored with it.
+        held_out = HeldOut(Stream(images, self.view), compute, self.world, 1, self.workers, should_stop)
+        indices, counts = [], [torch.empty(0, dtype=torch.int64)]
+        found = [torch.empty(0, 6)]
+        for batch, detections in held_out:
+            indices.append(batch.indices)
+            counts.append(torch.tensor([len(one) for one in detections], dtype=torch.int64))
+            found += [one.cpu() for one in detections]
+        everything = self.world.concatenate(torch.cat(found).to(self.world.device)).cpu()
+        numbers = self.world.concatenate(torch.cat(counts).to(self.world.device)).cpu()
+        seen = self.world.concatenate(torch.cat([numbers[:0], *indices]).to(self.world.device)).cpu()
+        order = seen.argsort()
+        column = Ragged(everything.numpy(), numbers.numpy())[order.numpy()]
+        detections = np.split(column.values, np.cumsum(column.counts)[:-1])
+        if self.keep.rule == "adaptive":
+            detections = best_of_all(detections, len(self.classes), self.keep)
+        places = seen[order].tolist()
+        objects = [objects_of(images, index) for index in places]
+        return detection_rows([images.names[i] for i in places], self.classes, detections, objects), held_out.broken
+
+    def kept(self, boxes: Tensor, probabilities: Tensor) -> Tensor:
+        """What is kept of one image's boxes (R, K, 4) and probabilities (R, K): (D, 6)."""
+        return (best_of_classes if self.keep.rule == "adaptive" else best_of_image)(boxes, probabilities, self.keep)
+
+    def _pictures(self, net: Detector) -> dict[str, np.ndarray]:
+        """Test images with their objects and, beside them, what is found; two images a row."""
+        pairs = []
+        for index in np.linspace(0, len(self.test) - 1, min(_SHOWN, len(self.test))).astype(int):
+            try:
+                image = EncodedImage(self.test.read(int(index)))
+                batch = sample_of(image, self.view, self.test.annotation(int(index)))
+                pixels = image.pixels()
+            except (BrokenImage, OSError):
+                continue
+            (found,) = in_own_pixels(net, batch)
+            best = best_of_image(*found, self.keep).cpu().numpy()
+            pairs.append(
+                [
+                    drawn_objects(pixels, objects_of(self.test, int(index)), self.classes),
+                    drawn(pixels, best, self.classes),
+                ]
+            )
+        rows = [[picture for pair in pairs[i : i + 2] for picture in pair] for i in range(0, len(pairs), 2)]
+        return {"detected": side_by_side(rows)} if rows else {}
+
+
+def objects_of(images: ImageSet, index: int) -> Objects:
+    """The objects of an image, whether it carries proposals or not."""
+    annotation = images.annotation(index)
+    return annotation[0] if isinstance(annotation, tuple) else annotation
+
+
+def sample_of(image: EncodedImage, view: AllRegions, annotation: object) -> DetectionBatch:
+    """One image as a batch."""
+    return view.collate([view(image, annotation, None)], torch.tensor([0]), [])
+
+
+def in_own_pixels(net: Detector, batch: DetectionBatch) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a net says of a batch, in pixels that the images had before they were resized, clipped to them: of each
+    boxes (R, K, 4) and probabilities (R, K)."""
+    for image, size, (boxes, probabilities) in zip(batch.images, batch.sizes.tolist(), net.detect(batch), strict=True):
+        height, width = size
+        scale = boxes.new_tensor([width / image.shape[2], height / image.shape[1]]).repeat(2)
+        limits = boxes.new_tensor([width, height, width, height])
+        yield torch.minimum((boxes * scale).clamp(min=0), limits), probabilities
+
+
+def best_of_image(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Tensor:
+    """Detections above a score, the best of those of a class that overlap, the best ones of the image.
+
+    Args:
+        boxes, probabilities: (R, K, 4), (R, K).
+        keep: how.
+
+    Returns:
+        (D, 6) float32: class, score, x₁ y₁ x₂ y₂; the best first.
+    """
+    regions, classes = (probabilities > keep.score).nonzero(as_tuple=True)
+    scores, boxes = probabilities[regions, classes], boxes[regions, classes]
+    best = ops.batched_nms(boxes, scores, classes, keep.nms)[: keep.most]
+    return torch.cat([classes[best, None].to(boxes), scores[best, None], boxes[best]], 1)
+
+
+def best_of_classes(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Tensor:
+    """The best of each class, for :func:`best_of_all`: (D, 6)."""
+    count, classes = min(keep.most, len(boxes)), probabilities.shape[1]
+    scores, regions = probabilities.topk(count, 0)  # (count, K)
+    numbers = torch.arange(classes, device=boxes.device).expand(count, classes)
+    chosen = boxes[regions, numbers]
+    return torch.cat([numbers[..., None].to(boxes), scores[..., None], chosen], -1).reshape(-1, 6)
+
+
+def best_of_all(detections: Sequence[np.ndarray], classes: int, keep: KeepConfig) -> list[np.ndarray]:
+    """Fast R-CNN's rule: a class's threshold is such that no more than 40 an image are above it, over all images; then
+    the best of those that overlap.
+
+    Args:
+        detections: (D, 6) of each image.
+        classes: K.
+        keep: how.
+    """
+    everything = np.concatenate(detections)
+    most, thresholds = _AN_IMAGE * len(detections), np.full(classes, -np.inf)
+    for number in range(classes):
+        scores = everything[everything[:, 0] == number, 1]
+        if len(scores) > most:
+            thresholds[number] = np.partition(scores, len(scores) - most)[len(scores) - most]
+    found = []
+    for one in detections:
+        above = torch.from_numpy(one[one[:, 1] > thresholds[one[:, 0].astype(int)]])
+        best = ops.batched_nms(above[:, 2:], above[:, 1], above[:, 0], keep.nms)
+        found.append(above[best].numpy())
+    return found
