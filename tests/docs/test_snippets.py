@@ -23,9 +23,11 @@ from transfer.cli import PROGRAM as TRANSFER
 from transfer.cli import main as transfer_main
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "hub"))
 sys.path.insert(0, str(ROOT / "tests" / "transfer"))
 from caffe_writer import layer as caffe_layer  # noqa: E402
+from detectron2_sources import add_detectron2  # noqa: E402
 from devkits import make_devkit, make_sbd  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -141,6 +143,17 @@ SMALLER = {  # flags that make a command quick
     "classify": [*LOOP, "--test-crops=1", "--calibrate=false", "--runtime.tensorboard=false"],
     "svm": ["--pooling=average", "--workers=0", "--jobs=1", "--low-shot=1", "--draws=1", "--costs=1", "--cache=memory"],
     "segment": [*LOOP, "--crop=64", "--fc=8", "--calibrate=false", "--runtime.tensorboard=false"],
+    "detect": [
+        *LOOP,
+        "--fc=8",
+        "--calibrate=false",
+        "--scales=[64]",
+        "--test-scale=64",
+        "--sample.regions=8",
+        "--rpn.after=[20,10]",
+        "--runtime.tensorboard=false",
+    ],
+    "proposals": ["--workers=0"],
     "dense": [*LOOP, "--k=2", "--cache=memory", "--runtime.tensorboard=false"],
     "few-shot": ["--workers=0", "--jobs=1", "--draws=1", "--shots=1,2"],
 }
@@ -151,6 +164,7 @@ def test_command_lines_run(page, place, tmp_path, monkeypatch, capsys):
     """Line after line in one folder, so that a line finds what the ones before it have left."""
     shutil.copytree(place, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
+    monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
     programs = {"crosschannel": CROSSCHANNEL, "transfer": TRANSFER}
     for line in commands(page):
         program, command, *words = shlex.split(line)
@@ -159,6 +173,8 @@ def test_command_lines_run(page, place, tmp_path, monkeypatch, capsys):
             continue
         if command == "pretrain" and "--data" not in words:
             words += ["--data", "imagenette"]
+        if "faster-rcnn" in line:
+            add_detectron2()
         if command in ONLINE or "zoo:" in line:
             programs[program].parse(command, words)
             continue

@@ -6,7 +6,7 @@ from crosschannel.console import stderr_console
 from crosschannel.data.open import staged
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
-from crosschannel.runs.interrupts import InterruptFlag
+from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.training.device import find_device
 from crosschannel.training.ranks import World
 from transfer.boxes import from_voc
@@ -40,7 +40,10 @@ def main(config: ProposalsConfig) -> list[Path]:
         for name, images in sets.items():
             path = out / f"{name}-{config.method}.npz"
             if not (path.is_file() and set(load_boxes(path)) == set(images.names)):
-                make_boxes(images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write)
+                try:
+                    make_boxes(images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write)
+                except Interrupted:
+                    raise Interrupted(flag.name) from None
             boxes = load_boxes(path)
             truths = [from_voc(images.annotation(index).boxes) for index in range(len(images))]
             found = recall(truths, [boxes[one] for one in images.names])

@@ -1,0 +1,223 @@
+"""PASCAL detection: both engines side by side, and against what one would write with torchvision:
+`python benchmarks/detect.py`. Needs voc-mini below $CROSSCHANNEL_TEST_DATA; detectron2 (or its sources on PYTHONPATH)
+for its rows; OpenCV's contributed modules for the third part.
+
+1. A training step of two images of 64 regions at 600 px, and a test image of 2,000 regions, on torchvision's AlexNet: ours
+   by either engine, and torchvision's own RoIHeads on the same layers.
+2. Average precisions of as many detections as VOC2007's test images give, and intervals of them.
+3. Selective search: recall, and images a second with one and two processes.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from timing import machine, race, real_data, table
+from torch import nn
+from torchvision.models import alexnet
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.ops import MultiScaleRoIAlign
+
+from crosschannel import load_backbone
+from crosschannel.data import Stream, Subset, load_batches
+from crosschannel.models.adapt import trainable_copy
+from crosschannel.training.device import autocast, find_device, keep_freed_memory
+from transfer.boxes import from_voc
+from transfer.cli import PROGRAM
+from transfer.comparison import intervals
+from transfer.pascal.detections import detection_figures, detection_rows
+from transfer.pascal.devkit import CLASSES, Objects, VOCImages
+from transfer.proposals.files import WithProposals, recall
+from transfer.proposals.selective_search import Searched
+from transfer.protocols.detect.net import Detector, FastRCNN
+from transfer.protocols.detect.task import best_of_image, in_own_pixels
+from transfer.protocols.detect.views import AllRegions, DetectionBatch, SampledRegions
+
+_SOURCE = "torchvision:alexnet,weights=none"
+
+
+class Restated(nn.Module):
+    """AlexNet's convolutions, torchvision's RoIHeads with its own sampling, fc6 and fc7."""
+
+    def __init__(self):
+        super().__init__()
+        net = alexnet()
+        self.features, fully = net.features[:-1], net.classifier
+        self.heads = RoIHeads(
+            MultiScaleRoIAlign(["0"], 6, 2),
+            nn.Sequential(nn.Flatten(), *fully[:6]),
+            _Predictor(),
+            0.5, 0.5, 64, 0.25, None, 0.05, 0.3, 100,
+        )  # fmt: skip
+
+    def forward(self, x, boxes, truth=None):
+        maps = {"0": self.features(x)}
+        sizes = [tuple(x.shape[2:])] * len(x)
+        found, losses = self.heads(maps, boxes, sizes, truth)
+        return sum(losses.values()) if truth else found
+
+
+class _Predictor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores, self.boxes = nn.Linear(4096, 21), nn.Linear(4096, 84)
+
+    def forward(self, x):
+        return self.scores(x), self.boxes(x)
+
+
+def some_proposals(images: VOCImages, count: int) -> WithProposals:
+    """Boxes near the objects, and anywhere, as many as selective search may give."""
+    generator, found = np.random.default_rng(0), {}
+    for index, name in enumerate(images.names):
+        truth = from_voc(images.annotation(index).boxes)
+        near = np.repeat(truth, 40, 0)
+        near = near + generator.normal(0, 0.15, near.shape) * np.tile(near[:, 2:] - near[:, :2], 2)
+        low = generator.uniform(0, 300, (count, 2))
+        boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 200, (count, 2))])])[:count]
+        found[name] = boxes[(boxes[:, 2:] > boxes[:, :2] + 2).all(1)].clip(0, 480).astype(np.float32)
+    return WithProposals(images, found, "random boxes")
+
+
+def engines(device: torch.device) -> dict[str, Detector]:
+    config = PROGRAM.parse("detect", ["--config=paper", "--data=x", "--backbone=x"])
+    kinds = {"engine torchvision": FastRCNN}
+    try:
+        from transfer.protocols.detect.with_detectron2 import DetectronRCNN
+
+        kinds["engine detectron2"] = DetectronRCNN
+    except ImportError:
+        print("\nno detectron2: put it on PYTHONPATH for its rows")
+    return {name: kind(trainable_copy(load_backbone(_SOURCE)), 20, config).to(device) for name, kind in kinds.items()}
+
+
+def steps(images: WithProposals, device: torch.device, rounds: int, precision: str) -> None:
+    config = PROGRAM.parse("detect", ["--config=paper", "--data=x", "--backbone=x"])
+    view = SampledRegions(20, config.sample, (600,), 1000)
+    batch: DetectionBatch = next(load_batches(Stream(images, view, 0), 0, 2, 2))
+    test: DetectionBatch = next(load_batches(Stream(images, AllRegions(600, 1000)), 0, 1, 1))
+    nets, restated = engines(device), Restated().to(device)
+    first = next(iter(nets.values()))
+    inputs = first.inputs(batch.images, device).x, first.inputs(test.images, device).x
+    boxes = [one.boxes.to(device) for one in batch.regions], [one.boxes.to(device) for one in test.regions]
+    truth = [{"boxes": o.objects.to(device), "labels": o.classes.to(device) + 1} for o in batch.regions]
+
+    def trains(net: nn.Module, loss_of) -> object:
+        optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
+
+        def step() -> None:
+            net.train()
+            with autocast(device, precision):
+                loss = loss_of()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            _wait(device)
+
+        return step
+
+    def tests(net: nn.Module, found_of) -> object:
+        def one() -> None:
+            net.eval()
+            with torch.inference_mode(), autocast(device, precision):
+                found_of()
+            _wait(device)
+
+        return one
+
+    def ours(net: Detector) -> torch.Tensor:
+        loss, count = net(batch)
+        return loss / count
+
+    def detections(net: Detector) -> None:
+        for one in in_own_pixels(net, test):
+            best_of_image(*one, config.keep)
+
+    by_hand = "a script on torchvision's RoIHeads"
+    training = {by_hand: trains(restated, lambda: restated(inputs[0], boxes[0], truth))}
+    testing = {by_hand: tests(restated, lambda: restated(inputs[1], boxes[1]))}
+    for name, net in nets.items():
+        training[name] = trains(net, lambda net=net: ours(net))
+        testing[name] = tests(net, lambda net=net: detections(net))
+    trained, tested = race(training, rounds), race(testing, rounds)
+    rows = [
+        [name, trained[name], trained[by_hand] / trained[name], tested[name], tested[by_hand] / tested[name]]
+        for name in training
+    ]
+    regions = f"{len(boxes[1][0]):,} regions"
+    head = ["side", "step of 2 × 64 regions, s", "times as fast", f"test image of {regions}, s", "times as fast"]
+    table(f"Fast R-CNN on torchvision's AlexNet at 600 px, {precision}", head, rows)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def figures(count: int, resamples: int) -> None:
+    """Random detections of as many images."""
+    generator = np.random.default_rng(0)
+    detections, objects = [], []
+    for _ in range(count):
+        low = generator.integers(1, 300, (3, 2))
+        truth = np.hstack([low, low + generator.integers(20, 150, (3, 2))]).astype(float)
+        objects.append(Objects(truth, generator.integers(0, 20, 3), generator.random(3) < 0.1))
+        near = from_voc(np.repeat(truth, 10, 0)) + generator.normal(0, 8, (30, 4))
+        low = generator.uniform(0, 300, (30, 2))
+        boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 150, (30, 2))])])
+        labels = np.concatenate([np.repeat(objects[-1].classes, 10), generator.integers(0, 20, 30)])
+        detections.append(np.concatenate([labels[:, None], generator.random((60, 1)), boxes], 1))
+    begun = time.perf_counter()
+    rows = detection_rows([str(i) for i in range(count)], CLASSES, detections, objects)
+    matched = time.perf_counter() - begun
+    begun = time.perf_counter()
+    detection_figures(rows, np.ones((1, count)))
+    once = time.perf_counter() - begun
+    begun = time.perf_counter()
+    intervals(lambda weights: detection_figures(rows, weights), count, resamples, 0.95, 0)
+    many = time.perf_counter() - begun
+    rows = [["overlaps", matched], ["all figures", once], [f"intervals of {resamples:,} resamples", many]]
+    table(f"{count:,} images, 60 detections each, 20 classes, ten overlaps", ["what", "s"], rows)
+
+
+def selective_search(images: VOCImages, count: int) -> None:
+    few = Subset(images, np.linspace(0, len(images) - 1, count).astype(int))
+    truths = [from_voc(few.annotation(index).boxes) for index in range(count)]
+    rows = []
+    for mode in ("fast", "quality"):
+        speeds = []
+        for workers in (1, 2):
+            begun = time.perf_counter()
+            stream, boxes = Stream(few, Searched(mode)), []
+            for batch in load_batches(stream, 0, count, 1, workers=workers):
+                boxes += batch.boxes
+            speeds.append(count / (time.perf_counter() - begun))
+        every = np.mean([len(one) for one in boxes])
+        rows.append([mode, f"{every:.0f}", f"{100 * recall(truths, boxes):.1f} %", *speeds])
+    head = ["mode", "boxes an image", "recall at .5", "images/s, one process", "two"]
+    table(f"Selective search, {count} images, at most 2,000 boxes", head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=4952)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--searched", type=int, default=24)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    keep_freed_memory()
+    device, devkit = find_device(options.device), real_data("voc-mini") / "VOCdevkit"
+    print(machine())
+    images = VOCImages(Path(devkit), [("2007", "test")])
+    proposals = some_proposals(images, 2000)
+    for precision in ("float32", "bfloat16"):
+        steps(proposals, device, options.rounds, precision)
+    figures(options.images, options.resamples)
+    selective_search(images, options.searched)
+
+
+if __name__ == "__main__":
+    main()
