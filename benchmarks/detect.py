@@ -2,8 +2,8 @@
 `python benchmarks/detect.py`. Needs voc-mini below $CROSSCHANNEL_TEST_DATA; detectron2 (or its sources on PYTHONPATH)
 for its rows; OpenCV's contributed modules for the third part.
 
-1. A training step of two images of 64 regions at 600 px, and a test image of 2,000 regions, on torchvision's AlexNet: ours
-   by either engine, and torchvision's own RoIHeads on the same layers.
+1. A training step of two images of 64 regions at 600 px, and a test image of 2,000 regions, on torchvision's AlexNet:
+   ours by either engine, and torchvision's own RoIHeads on the same layers.
 2. Average precisions of as many detections as VOC2007's test images give, and intervals of them.
 3. Selective search: recall, and images a second with one and two processes.
 """

@@ -8,7 +8,8 @@
     cfg.MODEL.CROSSCHANNEL.SOURCE = "runs/alexnet-0"  # any source
     cfg.INPUT.FORMAT = "RGB"
 
-makes Fast R-CNN, or Faster R-CNN with ``MODEL.PROPOSAL_GENERATOR.NAME: RPN``, on any source. The backbone undoes
+makes Fast R-CNN, or Faster R-CNN with ``MODEL.PROPOSAL_GENERATOR.NAME: RPN``, on any source.
+``ROI_BOX_HEAD.POOLER_TYPE`` may be ROIPool or ROIAlignV2; its resolution follows from the net. The backbone undoes
 ``PIXEL_MEAN`` and ``PIXEL_STD`` and makes of RGB what its net was trained on; :func:`pixel_mean` gives the mean by
 which padding is zero to the net.
 """
@@ -21,7 +22,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling import Backbone as DetectronBackbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
@@ -29,9 +29,15 @@ from torch import Tensor, nn
 from crosschannel.hub import load_backbone
 from crosschannel.models import Backbone
 from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, with_fc
-from crosschannel.models.regions import Neck, RegionPlan, head_maps, placed, plan_regions, with_geometry
-
-FIXED = (0.1, 0.1, 0.2, 0.2)  # deviations of box targets
+from crosschannel.models.regions import (
+    BOX_DEVIATIONS,
+    Neck,
+    RegionPlan,
+    for_regions,
+    head_maps,
+    plan_regions,
+    pool_regions,
+)
 
 
 def add_crosschannel_config(cfg: CfgNode) -> None:
@@ -105,7 +111,7 @@ class NormalisedOutputs(FastRCNNOutputLayers):
     def __init__(self, input_shape: ShapeSpec, **options):
         super().__init__(input_shape, **options)
         self.register_buffer("target_mean", torch.zeros(self.num_classes, 4))
-        self.register_buffer("target_std", torch.tensor(FIXED).repeat(self.num_classes, 1))
+        self.register_buffer("target_std", torch.tensor(BOX_DEVIATIONS).repeat(self.num_classes, 1))
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
         rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
@@ -144,9 +150,7 @@ class CrosschannelROIHeads(ROIHeads):
         **options,
     ):
         super().__init__(**options)
-        kind = {"max": "ROIPool", "align": "ROIAlignV2"}[plan.pooling]
         self.plan, self.box_head, self.neck, self.box_predictor = plan, box_head, neck, box_predictor
-        self.box_pooler = ROIPooler(plan.resolution, (1 / plan.stride,), 0, kind)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
@@ -175,8 +179,9 @@ class CrosschannelROIHeads(ROIHeads):
 
     def predictions(self, features: Mapping[str, Tensor], proposals: Sequence[Instances]) -> tuple[Tensor, Tensor]:
         """Scores (R, K + 1) and moves (R, 4 K) of proposals."""
-        boxes = [Boxes(placed(one.proposal_boxes.tensor, self.plan)) for one in proposals]
-        pooled = self.box_pooler([features[self.plan.layer].float()], boxes)
+        boxes = [one.proposal_boxes.tensor for one in proposals]
+        # The operations that ROIPooler calls for one map, of any stride.
+        pooled = pool_regions(features[self.plan.layer], boxes, self.plan)
         return self.box_predictor(self.neck(self.box_head(pooled)))
 
 
@@ -228,8 +233,10 @@ def _planned(cfg: CfgNode) -> tuple[Backbone, RegionPlan]:
         source = absorbed(trainable_copy(load_backbone(ours.SOURCE)))
         if lacks_fc(source):
             source = with_fc(source, ours.FC)
-    source = with_geometry(source, ours.GEOMETRY)
-    pooling = "max" if box.POOLER_TYPE == "ROIPool" else "align"
+    source = for_regions(source, ours.GEOMETRY)
+    pooling = {"ROIPool": "max", "ROIAlignV2": "align"}.get(box.POOLER_TYPE)
+    if pooling is None or box.CLS_AGNOSTIC_BBOX_REG or box.BBOX_REG_LOSS_TYPE != "smooth_l1":
+        raise ValueError("POOLER_TYPE may be ROIPool or ROIAlignV2, boxes are by class, and their loss is smooth_l1")
     return source, plan_regions(source, ours.LAYER, ours.HEAD, 0, pooling, ours.ALIGNED)
 
 

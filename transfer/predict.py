@@ -162,7 +162,10 @@ class Scores:
         table = csv.writer(self._text, lineterminator="\n")
         if not self._text.tell():
             table.writerow(["picture", "first", *found.scores])
-        table.writerow([name, _ranked(found.scores)[0], *(f"{value:.4f}" for value in found.scores.values())])
+        first = _ranked(found.scores)[0]
+        table.writerow(
+            [name, first if found.scores[first] else "", *(f"{value:.4f}" for value in found.scores.values())]
+        )
         if found.boxes is not None:
             table = csv.writer(self._boxes, lineterminator="\n")
             if not self._boxes.tell():
@@ -204,7 +207,8 @@ def _sheet(scores: Sequence[Scored]) -> Image.Image:
         sheet.paste(picture, (left + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2))
         top += _TILE + 2
         draw.text((left, top), Path(name).name[-24:], fill="#616e7c", font_size=11)
-        shown = [one for number, one in enumerate(_ranked(by_class)[:_LINES]) if not number or by_class[one] >= _LEAST]
+        ranked = [one for one in _ranked(by_class)[:_LINES] if by_class[one]]
+        shown = [one for number, one in enumerate(ranked) if not number or by_class[one] >= _LEAST]
         for number, one in enumerate(shown, 1):
             line = top + number * _LINE
             if one in colours:

@@ -16,6 +16,7 @@ from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import save_backbone
 from crosschannel.hub.formats import FORMATS
 from crosschannel.models import Backbone, NetSpec, family, spec_of
+from crosschannel.models.adapt import absorbed, trainable_copy
 from crosschannel.models.regions import plan_regions
 from crosschannel.models.wrapped import ModuleNet, TimmNet
 
@@ -191,11 +192,12 @@ def _compare_with_onnxruntime(session: Any, maps: _Maps, size: int, any_size: bo
 
 def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
     """Weights for a detector of detectron2's whose config names a source of this shape: the backbone's up to the map
-    that regions are pooled from, and what stands above it as its region head.
+    that regions are pooled from, and what stands above it as its region head. BatchNorm is absorbed, where it can be.
 
     Raises:
         UserError: a net without a map, or of the user's code.
     """
+    backbone = absorbed(trainable_copy(backbone))  # as a detector takes it
     plan = plan_regions(backbone)
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in backbone.state_dict().items():

@@ -204,7 +204,11 @@ def input_files(config: Any) -> dict[str, Path]:
         for key, source in of_role(config, "source").items()
         for name, path in source_files(source).items()
     }
-    named = {key: user_path(names[0]) for key, names in named_paths(config).items() if len(names) == 1}
+    named = {
+        f"{key} {number}" if number else key: user_path(name)
+        for key, names in named_paths(config).items()
+        for number, name in enumerate(names)
+    }
     return found | {key: path for key, path in named.items() if path.is_file()}
 
 

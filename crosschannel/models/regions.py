@@ -12,9 +12,11 @@ from crosschannel.errors import UserError
 from crosschannel.models.alexnet import AlexNet
 from crosschannel.models.backbone import Backbone
 from crosschannel.models.layers import dense
+from crosschannel.models.wrapped import TimmNet
 
 Head = Literal["auto", "fc", "c4", "mlp"]
 Pooling = Literal["max", "align"]
+BOX_DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # by which R-CNNs divide what moves boxes to objects
 _COARSEST = 16  # input pixels per step of a map that boxes are pooled from, where there is any such
 
 
@@ -85,20 +87,19 @@ def plan_regions(
         below, covers = _before(backbone, backbone.trunk), backbone.part("fc6").conv.kernel_size[0]
         if resolution not in (0, covers):
             raise UserError(f"resolution {resolution}: fc6 of this backbone covers {covers} × {covers}")
-        resolution, channels = covers, backbone.channels[parts[-1]]
+        resolution = covers
     elif head == "c4":
         if not stage:
             raise UserError("head c4: only ResNets have it; give mlp or auto")
-        parts, below, resolution, channels = (stage,), _before(backbone, stage), resolution or 14, 0
-        channels = backbone.channels[stage]
+        parts, below, resolution = (stage,), _before(backbone, stage), resolution or 14
     else:
         parts, below, resolution = (), _last_fine(backbone), resolution or 7
-        channels = 0
     layer = layer or below
     if layer not in backbone.layers:
         raise UserError(f"no layer {layer!r}; this backbone has {', '.join(backbone.layers)}")
-    if head != "mlp" and backbone.channels[layer] != backbone.channels[below]:
-        raise UserError(f"layer {layer}: its map does not fit the head {head}, which stands on that of {below}")
+    if head != "mlp" and layer != below:
+        raise UserError(f"layer {layer}: the head {head} stands on {below}; leave one of both out, or give head mlp")
+    channels = backbone.channels[parts[-1]] if parts else backbone.channels[layer] * resolution**2
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
     patches = first is not None and first.kernel_size == first.stride
     below_it = backbone.layers[: backbone.layers.index(layer) + 1]
@@ -106,7 +107,7 @@ def plan_regions(
         layer,
         head,
         parts,
-        channels or backbone.channels[layer] * resolution**2,
+        channels,
         resolution,
         backbone.strides[layer],
         backbone.origin(layer),
@@ -116,9 +117,11 @@ def plan_regions(
     )
 
 
-def with_geometry(backbone: Backbone, geometry: Literal["padded", "probe"]) -> Backbone:
-    """The same backbone, in place: an AlexNet with fc6 as the transfer protocols have it, and its trunk padded onto the
-    pixel grid or not."""
+def for_regions(backbone: Backbone, geometry: Literal["padded", "probe"]) -> Backbone:
+    """The same backbone, in place, for images of any size: an AlexNet with fc6 as the transfer protocols have it, and
+    its trunk padded onto the pixel grid or not; a ViT whose positions are resized."""
+    if isinstance(backbone.net, TimmNet):
+        backbone.net.take_any_size()
     if isinstance(backbone.net, AlexNet) and "fc6" in backbone.layers:
         backbone.net.set_geometry("probe")
         if geometry == "padded":

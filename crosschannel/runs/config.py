@@ -143,6 +143,8 @@ class ScheduleConfig:
             lengths,
         )
         require(self.kind != "step" or self.every > 0, "schedule.every must be above 0 for step", self.every)
+        stepwise = self.kind in ("constant", "step", "multistep", "poly")
+        require(not self.rise or stepwise, "schedule.rise is for constant, step, multistep and poly", self.kind)
         require(self.milestones == sorted(self.milestones), "schedule.milestones must ascend", self.milestones)
 
 
@@ -266,13 +268,18 @@ def named_paths(config: Any) -> dict[str, list[str]]:
 
 
 def science(config: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells runs apart besides their backbone, images and seed, by dotted name.
+    """What tells runs apart besides their backbone, images, files and seed, by dotted name.
 
     Args:
         config: its keys.
         stored: their values, ``auto`` settled, as a run's ``config.yaml`` has them.
     """
-    apart = {name for name, entry, _ in keys(config) if entry.metadata.get("runtime") or entry.metadata.get("role")}
+    apart = {
+        name
+        for name, entry, value in keys(config)
+        if entry.metadata.get("runtime")
+        or (entry.metadata.get("role") and value not in entry.metadata.get("packaged", ()))
+    }
     return {name: value for name, value in flatten(stored).items() if name not in apart}
 
 

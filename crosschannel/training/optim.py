@@ -39,7 +39,7 @@ def build_optimizer(
 
 def rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> float:
     """The learning rate of step ``step`` (from 0) of ``steps``."""
-    if step < config.rise and config.kind in ("constant", "step", "multistep", "poly"):
+    if step < config.rise:
         share = step / config.rise
         lr *= 0.001 * (1 - share) + share
     if config.kind == "multistep":

@@ -83,13 +83,10 @@ def figures(run):
 
 
 def test_boxes_are_vocs_up_to_where_pixels_are_counted_from():
-    from transfer.pascal.metrics import box_iou
-
-    generator = np.random.default_rng(0)
-    low = generator.integers(1, 50, (40, 2))
-    boxes = np.hstack([low, low + generator.integers(0, 40, (40, 2))]).astype(float)
-    assert np.allclose(overlaps(from_voc(boxes), from_voc(boxes)), box_iou(boxes, boxes))
-    assert np.array_equal(to_voc(from_voc(boxes)), boxes)
+    """Both ends inside, from 1 on."""
+    boxes = np.array([[1.0, 1, 10, 10], [10, 10, 19, 19], [11, 1, 20, 10]])
+    found = overlaps(from_voc(boxes), from_voc(boxes))
+    assert found[0] == pytest.approx([1, 1 / 199, 0]) and np.array_equal(to_voc(from_voc(boxes)), boxes)
 
 
 def test_moves_bring_boxes_to_their_targets():
@@ -312,8 +309,14 @@ def test_mat_files_are_read_as_they_were_published(voc, proposals, tmp_path):
     assert all(np.array_equal(again.annotation(i)[1], boxes[name]) for i, name in enumerate(names))
 
 
-def test_proposals_go_on_where_they_were_stopped(voc, tmp_path, proposals):
+def test_proposals_go_on_where_they_were_stopped(voc, tmp_path, proposals, monkeypatch):
     """Killed after a few images; the same command ends with the same file, and looks at no image twice."""
+    searched: list[int] = []
+
+    def watched(*arguments):
+        searched.append(1)
+        return selective_search(*arguments)
+
     out = tmp_path / "proposals"
     words = ["proposals", f"--data={voc}", f"--out={out}", "--workers=0", "--sets=2007:trainval"]
     process = subprocess.Popen([*MODULE, *words])
@@ -324,7 +327,9 @@ def test_proposals_go_on_where_they_were_stopped(voc, tmp_path, proposals):
     process.wait()
     kept = [load_boxes(path) for path in parts.glob("*.npz") if path.stat().st_size]
     assert kept and not (out / "2007-trainval-selective-search.npz").exists()
+    monkeypatch.setattr("transfer.proposals.selective_search.selective_search", watched)
     assert main(words) == 0 and not parts.exists()
+    assert len(searched) == 40 - sum(map(len, kept))
     found, expected = (load_boxes(p) for p in (out / "2007-trainval-selective-search.npz", proposals[0]))
     assert list(found) == list(expected) and all(np.array_equal(found[name], expected[name]) for name in found)
 
@@ -335,7 +340,7 @@ def test_without_proposals_they_are_made_once_and_kept(command, proposals, finis
     assert main([*words, f"--out={tmp_path / 'run'}"]) == 0
     assert figures(tmp_path / "run")[1] == figures(finished)[1]
     assert len(list((tmp_path / "cache" / "proposals").glob("*.npz"))) == 2
-    monkeypatch.setattr("transfer.proposals.making.make_boxes", None)
+    monkeypatch.setattr("transfer.proposals.making._search", None)
     assert main([*words, "--seed=1", f"--out={tmp_path / 'other'}"]) == 0
 
 
@@ -345,7 +350,7 @@ def test_without_proposals_they_are_made_once_and_kept(command, proposals, finis
 def test_a_run_folder_holds_its_weights_rows_and_pictures(finished, command, capsys):
     names = {p.name for p in finished.iterdir()} - {".lock"}
     written = {"config.yaml", "images.json", "metrics.jsonl", "checkpoints", "samples", "backbone.json"}
-    assert names == written | {"predictions.npz", "result.json", "net.safetensors"}
+    assert names == written | {"predictions.npz", "result.json", "net.safetensors", "inputs.json"}
     result = load_result(finished)
     assert result.n == 20 and len(result.rows["detections"]) == 20 and len(result.rows["detections"].values) > 20
     classes = {name for name in result.metrics if name.startswith("ap/")}
@@ -370,6 +375,16 @@ def test_kill_9_and_the_same_command_end_where_the_uninterrupted_run_ends(comman
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_run_does_not_go_on_with_other_proposals(command, proposals, tmp_path, capsys):
+    copies = [str(tmp_path / Path(path).name) for path in proposals]
+    for path, copy in zip(proposals, copies, strict=True):
+        shutil.copy(path, copy)
+    words = [*command, f"--proposals={json.dumps(copies)}", "--train.steps=2", f"--out={tmp_path / 'run'}"]
+    assert main(words) == 0
+    save_boxes(Path(copies[1]), {name: boxes[:5] for name, boxes in load_boxes(copies[1]).items()}, {})
+    assert main(words) == 2 and "proposals" in capsys.readouterr().err
+
+
 def test_two_ranks_find_what_one_process_finds(command, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
@@ -384,6 +399,22 @@ def test_two_ranks_find_what_one_process_finds(command, tmp_path):
     scores = [sorted(row[1] for row in part["detections"]) for part in (rows, other_rows)]
     assert abs(len(scores[0]) - len(scores[1])) <= 0.05 * len(scores[0])
     assert scores[0][-20:] == pytest.approx(scores[1][-20:], rel=1e-2)
+
+
+def test_a_broken_test_image_is_named_and_left_out(voc, command, finished, tmp_path, capsys):
+    shutil.copytree(voc, tmp_path / "VOCdevkit")
+    (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000059.jpg").write_bytes(b"no image")
+    words = [word for word in command if not word.startswith("--proposals")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CROSSCHANNEL_CACHE": str(tmp_path / "cache")}
+    flags = [f"--data={tmp_path / 'VOCdevkit'}", f"--out={tmp_path / 'run'}"]
+    # Two ranks, one of which has nothing to look at in the last round of 19.
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    done = subprocess.run(
+        [*ranks, "transfer.cli", *words, *flags], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "broken held-out image VOC2007/000059" in done.stderr
+    result = load_result(tmp_path / "run")
+    assert result.n == 19 and set(result.rows["names"]) == set(load_result(finished).rows["names"]) - {"VOC2007/000059"}
 
 
 def test_the_launcher_runs_it_unchanged(command, finished, tmp_path):
@@ -455,7 +486,8 @@ def test_any_backbone_detects_and_predicts(command, source, flags, tmp_path, voc
     words = [*command, f"--backbone={source}", "--train.steps=2", *flags, f"--out={tmp_path / 'run'}"]
     assert main(words) == 0
     picture = next((voc / "VOC2007" / "JPEGImages").glob("*.jpg"))
-    assert transfer.load_predictor(tmp_path / "run")(picture.read_bytes()).boxes is not None
+    found = transfer.load_predictor(tmp_path / "run")(picture.read_bytes())
+    assert found.boxes and found.pictures["boxes"].size == Image.open(picture).size
 
 
 def test_frozen_layers_stay_and_others_move(command, tmp_path):
@@ -488,6 +520,18 @@ def test_every_packaged_config_is_valid_and_papers_is_the_papers():
     assert faster.train_set == "2007:trainval,2012:trainval" and (faster.train.batch, faster.train.steps) == (16, 24000)
     rates = [rate(step, 24000, faster.optim.lr, faster.schedule) for step in (0, 50, 100, 17999, 18000, 22000)]
     assert rates == pytest.approx([2e-5, 0.01001, 0.02, 0.02, 2e-3, 2e-4])
+    assert (faster.optim.weight_decay, faster.optim.bias_decay, faster.optim.momentum) == (1e-4, False, 0.9)
+    assert (faster.roi.head, faster.roi.pooling, faster.roi.resolution, faster.roi.aligned) == (
+        "c4",
+        "align",
+        14,
+        False,
+    )
+    assert (faster.sync_norm, faster.frozen_norm, faster.train_from) == (True, False, "all")
+    sample, keep = faster.sample, faster.keep
+    assert (sample.regions, sample.background, sample.difficult, sample.beta) == (512, (0.0, 0.5), True, 0.0)
+    assert (keep.score, keep.nms, keep.most, faster.rpn.before, faster.rpn.nms) == (0.05, 0.5, 100, (12000, 6000), 0.7)
+    assert (faster.longest, faster.test_scale, faster.test_longest, faster.method) == (1333, 800, 1333, "rpn")
     assert faster.scales == list(range(480, 801, 32)) and faster.rpn.after == (2000, 1000)
 
 
@@ -499,8 +543,11 @@ BAD = [
      "proposals are .npz", True),
     ("rpn with the other engine", lambda r, p: ["--proposals=[rpn]", "--sample.targets=fixed"], "needs engine", True),
     ("a method among files", lambda r, p: [f'--proposals=["{p[0]}","rpn"]'], "proposals must be one of", True),
+    ("a norm where there is no last stage", lambda r, p: ["--roi.norm=true"], "roi.norm is for the head c4", False),
+    ("a batch that ranks cannot share", lambda r, p: ["--train.accumulate=3"], "must be a multiple", False),
     ("bounds of background", lambda r, p: ["--sample.background=[0.6,0.2]"], "must ascend", True),
     ("no such layer", lambda r, p: ["--roi.layer=conv9"], "no layer 'conv9'", False),
+    ("another layer than fc6's", lambda r, p: ["--roi.layer=conv3"], "the head fc stands on conv5", False),
     ("another resolution than fc6's", lambda r, p: ["--roi.resolution=7"], "fc6 of this backbone covers", False),
     ("a head that is not there", lambda r, p: ["--roi.head=c4"], "only ResNets", False),
     ("a batch of more than there is", lambda r, p: ["--train.batch=64"], "training images", False),

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from crosschannel.data.decode import EncodedImage
 from crosschannel.runs.result import Ragged, Result, Rows
-from transfer.boxes import from_voc, to_voc
+from transfer.boxes import from_voc
 from transfer.pascal.devkit import Objects
 from transfer.pascal.metrics import Overlaps, best_objects, detection_ap
 from transfer.pascal.segmentation import PALETTE
@@ -49,7 +49,7 @@ def _with_overlaps(detections: np.ndarray, objects: Objects) -> np.ndarray:
     found = np.concatenate([detections.astype(np.float64), np.zeros((len(detections), 2))], 1)
     for number in np.unique(found[:, _CLASS]):
         rows, own = np.flatnonzero(found[:, _CLASS] == number), np.flatnonzero(objects.classes == number)
-        overlaps, places = best_objects(to_voc(found[rows][:, _BOX]), objects.boxes[own])
+        overlaps, places = best_objects(found[rows][:, _BOX], from_voc(objects.boxes[own]))
         found[rows, _OVERLAP] = overlaps
         found[rows, _OBJECT] = own[places] if len(own) else 0
     return found
@@ -90,9 +90,9 @@ def detection_figures(rows: Rows, weights: np.ndarray) -> Figures:
         overlaps = overlaps_of(rows, number)
         if not overlaps.positives.any():
             continue
-        matches = [overlaps.matches(threshold) for threshold in THRESHOLDS]
-        eleven.append(np.stack([detection_ap(one, weights, "11-point") for one in matches]))
-        area.append(np.stack([detection_ap(one, weights, "envelope") for one in matches]))
+        found = [detection_ap(overlaps.matches(iou), weights, "11-point", "envelope") for iou in THRESHOLDS]
+        eleven.append(np.stack([by_points for by_points, _ in found]))
+        area.append(np.stack([by_area for _, by_area in found]))
         by_class[f"ap/{name}"] = eleven[-1][0]
     eleven_points, areas = (np.stack(values) for values in (eleven, area))  # (classes, thresholds, R)
     return {

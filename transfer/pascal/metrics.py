@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.sparse import csr_array
+
+from transfer.boxes import overlaps
 
 Kind = Literal["sum", "11-point", "envelope"]
 
@@ -51,6 +54,17 @@ def _area(hits: np.ndarray, ends: np.ndarray, weights: np.ndarray, total: np.nda
     starts = np.append(0, stops[:-1])
     seen = np.cumsum(np.add.reduceat(weights[: stops[-1]], starts, axis=0), 0)
     right = np.cumsum(np.add.reduceat(weights[: stops[-1]] * hits[: stops[-1], None], starts, axis=0), 0)
+    return _under(seen, right, total, kind)
+
+
+def _under(seen: np.ndarray, right: np.ndarray, total: np.ndarray, kind: Kind) -> np.ndarray:
+    """The area under a curve.
+
+    Args:
+        seen, right: (H, R), summed weights of what is ranked, and of what is found, at each of H ranks.
+        total: (R,) weight of all there is to find.
+        kind: see :func:`average_precision`.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(seen > 0, right / np.maximum(seen, 1e-300), 0.0)
         recall = right / total
@@ -118,60 +132,32 @@ class Overlaps:
         return Matches(self.scores[order][counts], self.images[order][counts], hits[counts], self.positives)
 
 
-def match_detections(
-    boxes: list[np.ndarray], scores: list[np.ndarray], truths: list[np.ndarray], difficult: list[np.ndarray]
-) -> Overlaps:
-    """Hold detections of one class against its objects.
-
-    Args:
-        boxes, scores: detections by image, (D, 4) as x₁ y₁ x₂ y₂ with both ends inside, and (D,).
-        truths, difficult: the objects by image, (G, 4) and (G,) bool.
-    """
-    numbers, seen = [], 0
-    for objects in truths:
-        numbers.append(np.arange(seen, seen + len(objects)))
-        seen += len(objects)
-    best = [best_objects(found, objects) for found, objects in zip(boxes, truths, strict=True)]
-    near = [np.take(n, place, mode="clip") if len(n) else place for n, (_, place) in zip(numbers, best, strict=True)]
-    every = np.concatenate([np.empty(0, bool), *difficult]).astype(bool)
-    objects = np.concatenate([np.empty(0, np.int64), *near])
-    overlaps = np.concatenate([np.empty(0), *(overlap for overlap, _ in best)])
-    return Overlaps(
-        np.concatenate([np.empty(0), *scores]),
-        np.repeat(np.arange(len(boxes)), [len(found) for found in boxes]),
-        overlaps,
-        objects,
-        every[objects] & (overlaps > 0) if len(every) else np.zeros(len(objects), bool),
-        np.array([int((~hard).sum()) for hard in difficult]),
-    )
-
-
 def best_objects(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The object that each box overlaps most: (D, 4), (G, 4) → overlaps (D,) and places (D,), 0 where there is none."""
     if not len(truths):
         return np.zeros(len(boxes)), np.zeros(len(boxes), np.int64)
-    shared = box_iou(boxes, truths)
+    shared = overlaps(boxes, truths)
     return shared.max(1), shared.argmax(1)
 
 
-def detection_ap(matches: Matches, weights: np.ndarray, kind: Kind = "11-point") -> np.ndarray:
-    """Average precision of detections: (R,) from image weights (R, n); NaN where there is nothing to find.
+def detection_ap(matches: Matches, weights: np.ndarray, *kinds: Kind) -> list[np.ndarray]:
+    """Average precisions of detections: (R,) for each kind, from image weights (R, n); NaN where there is nothing to
+    find.
 
-    Detections of equal scores are ranked by image, as the devkit's sort leaves them: each is a rank of its own.
+    Detections of equal scores are ranked by image, as the devkit's sort leaves them: each is a rank of its own. Between
+    two that find something, others are counted by image, so that no array has a row a detection.
     """
-    order = np.argsort(-matches.scores, kind="stable")
-    ranked = weights.T[matches.images[order]]
     total = weights @ matches.positives.astype(np.float64)
-    return _area(matches.hits[order], np.ones(len(order), bool), ranked, total, kind)
-
-
-def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(A, 4), (B, 4) → (A, B) intersection over union; both ends of a side are inside (Caffe's and VOC's + 1)."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = (high - low + 1).clip(0).prod(2)
-    areas = [(boxes[:, 2:] - boxes[:, :2] + 1).prod(1) for boxes in (first, second)]
-    return shared / (areas[0][:, None] + areas[1][None] - shared)
+    order = np.argsort(-matches.scores, kind="stable")
+    hits, images = matches.hits[order], matches.images[order]
+    finds = np.flatnonzero(hits)
+    if not len(finds):
+        return [np.where(total > 0, 0.0, np.nan) for _ in kinds]
+    images, gaps = images[: finds[-1] + 1], np.cumsum(hits[: finds[-1] + 1]) - hits[: finds[-1] + 1]
+    counts = csr_array((np.ones(len(images)), (gaps, images)), (len(finds), weights.shape[1]))
+    seen = np.cumsum(counts @ weights.T, 0)
+    right = np.cumsum(weights.T[images[finds]], 0)
+    return [_under(seen, right, total, kind) for kind in kinds]
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int, ignored: int = 255) -> np.ndarray:

@@ -13,7 +13,7 @@ from transfer.boxes import from_voc
 from transfer.config import ProposalsConfig
 from transfer.pascal.config import named_sets
 from transfer.pascal.devkit import VOCImages
-from transfer.proposals.files import load_boxes, recall
+from transfer.proposals.files import recall
 from transfer.proposals.making import make_boxes
 from transfer.proposals.selective_search import MODES, check_opencv
 
@@ -39,14 +39,15 @@ def main(config: ProposalsConfig) -> list[Path]:
             outputs.check(out / f"{name}-{config.method}.npz")
         for name, images in sets.items():
             path = out / f"{name}-{config.method}.npz"
-            if not (path.is_file() and set(load_boxes(path)) == set(images.names)):
-                try:
-                    make_boxes(images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write)
-                except Interrupted:
-                    raise Interrupted(flag.name) from None
-            boxes = load_boxes(path)
-            truths = [from_voc(images.annotation(index).boxes) for index in range(len(images))]
-            found = recall(truths, [boxes[one] for one in images.names])
+            try:
+                boxes = make_boxes(
+                    images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write
+                )
+            except Interrupted:
+                raise Interrupted(flag.name) from None
+            places = [index for index, one in enumerate(images.names) if one in boxes]
+            truths = [from_voc(images.annotation(index).boxes) for index in places]
+            found = recall(truths, [boxes[images.names[index]] for index in places])
             count = sum(map(len, boxes.values())) / len(boxes)
             console.print(
                 f"{path}: {len(boxes)} images, {count:.0f} boxes each; {100 * found:.1f} % of the objects overlap one "

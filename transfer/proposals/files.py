@@ -12,6 +12,7 @@ from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import Writer, user_path, written_whole
 from crosschannel.stored import read_arrays
+from transfer.boxes import overlaps
 
 _FORMAT = "crosschannel.proposals"
 _LOOKED_AT = 50  # images whose size is held against their boxes
@@ -91,7 +92,7 @@ class WithProposals:
 
     Args:
         images: the set.
-        boxes: by name, or by what a name ends with, such as 000012.
+        boxes: by name, or by what a name ends with, such as 000012. An image that cannot be read needs none.
         source: of the boxes, for messages.
 
     Raises:
@@ -101,14 +102,23 @@ class WithProposals:
     def __init__(self, images: ImageSet, boxes: Boxes, source: str):
         self.names, self.labels, self.classes = images.names, images.labels, images.classes
         self.remote, self._images = images.remote, images
-        self.boxes = [boxes.get(name, boxes.get(PurePath(name).stem)) for name in images.names]
-        lacking = [name for name, found in zip(self.names, self.boxes, strict=True) if found is None]
+        found = [boxes.get(name, boxes.get(PurePath(name).stem)) for name in images.names]
+        lacking = [index for index, own in enumerate(found) if own is None and self._is_whole(index)]
         if lacking:
             raise UserError(
-                f"{source} has no proposals of {len(lacking)} of the {len(images)} images, the first is {lacking[0]}: "
-                "they are of other images"
+                f"{source} has no proposals of {len(lacking)} of the {len(images)} images, the first is "
+                f"{self.names[lacking[0]]}: they are of other images"
             )
+        none = np.empty((0, 4), np.float32)
+        self.boxes = [none if own is None else own.astype(np.float32, copy=False) for own in found]
         self._check_sizes(source)
+
+    def _is_whole(self, index: int) -> bool:
+        try:
+            EncodedImage(self.read(index))
+        except (BrokenImage, OSError):
+            return False
+        return True
 
     def _check_sizes(self, source: str) -> None:
         for index in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int)):
@@ -147,7 +157,5 @@ def recall(truths: Sequence[np.ndarray], boxes: Sequence[np.ndarray], iou: float
         boxes: (P, 4) of each.
         iou: least intersection over union.
     """
-    from transfer.boxes import overlaps
-
     best = [overlaps(truth, found).max(1, initial=0) for truth, found in zip(truths, boxes, strict=True)]
     return float((np.concatenate(best) >= iou).mean())

@@ -1,6 +1,6 @@
 """Proposals made of images, once: shared out among ranks and workers, kept as they are found, gone on with later."""
 
-import shutil
+import contextlib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -45,10 +45,7 @@ def cached_boxes(
     """
     key = sha256(f"{images.names.fingerprint()} {images.content_key()}".encode()).hexdigest()[:16]
     path = cache_folder() / "proposals" / f"selective-search-{mode}-{key}.npz"
-    found = world.from_main(lambda: load_boxes(path) if path.is_file() else None)
-    if found is None:
-        found = make_boxes(images, mode, path, world, workers, should_stop, console)
-    return found
+    return make_boxes(images, mode, path, world, workers, should_stop, console)
 
 
 def make_boxes(
@@ -61,7 +58,8 @@ def make_boxes(
     console: Console | None = None,
     write: Writer = written_whole,
 ) -> Boxes:
-    """Find the boxes of images, and write them to a file; what is found meanwhile lies in a folder beside it.
+    """Find the boxes of images that a file does not have yet, and write them to it; what is found meanwhile lies in a
+    folder beside it. Images that cannot be read are named, and left out of the file.
 
     Args:
         images, mode, world, workers, should_stop, console: see :func:`cached_boxes`.
@@ -70,22 +68,33 @@ def make_boxes(
     """
     check_opencv()
     parts = out.with_name(f".{out.name}.parts")
-    before = world.from_main(lambda: _kept(parts, images))
+    there = _load(out, world)
+    before = there | world.from_main(lambda: _kept(parts, images))
     left = np.array([index for index, name in enumerate(images.names) if name not in before], np.int64)
+    own: dict[str, np.ndarray] = {}
     if len(left):
-        parts.mkdir(parents=True, exist_ok=True)
-        _search(Subset(images, left), mode, parts, world, workers, should_stop, console)
-    # Each rank has written its own; they may not see each other's folders.
-    found = {name: boxes for rank in world.gather(_kept(parts, images)) for name, boxes in rank.items()} | before
-    ordered = {name: found.get(name, np.empty((0, 4), np.int32)) for name in images.names}
+        own = _search(Subset(images, left), mode, parts, world, workers, should_stop, console)
+    found = before | {name: boxes for rank in world.gather(own) for name, boxes in rank.items()}
+    if len(found) > len(there):
 
-    def finish() -> None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_boxes(out, ordered, {"method": f"selective-search-{mode}"}, write)
+        def finish() -> None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            ordered = {name: found[name] for name in images.names if name in found}
+            save_boxes(out, ordered, {"method": f"selective-search-{mode}"}, write)
 
-    world.from_main(finish)
-    shutil.rmtree(parts, ignore_errors=True)
-    return ordered
+        world.from_main(finish)
+    for path in parts.glob("*.npz"):  # another run may be writing its own
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        parts.rmdir()
+    return found
+
+
+def _load(path: Path, world: World) -> dict[str, np.ndarray]:
+    """What a file has, where it is there: read by every rank that sees it, so that it need not be sent."""
+    if all(world.gather(path.is_file())):
+        return load_boxes(path)
+    return world.from_main(lambda: load_boxes(path) if path.is_file() else {})
 
 
 def _search(
@@ -96,16 +105,22 @@ def _search(
     workers: int,
     should_stop: Callable[[], bool],
     console: Console | None,
-) -> None:
+) -> dict[str, np.ndarray]:
+    """The boxes of this rank's share, which are kept as they are found."""
+    found: dict[str, np.ndarray] = {}
     held_out = HeldOut(Stream(images, Searched(mode, MOST)), lambda _: None, world, _AT_ONCE, workers, should_stop)
     for batch, _ in progress(held_out, f"selective search ({mode})", held_out.steps, console):
         names = [images.names[int(index)] for index in batch.indices]
         if names:
+            boxes = dict(zip(names, batch.boxes, strict=True))
             digest = sha256("\n".join(names).encode()).hexdigest()[:16]
-            save_boxes(parts / f"{digest}.npz", dict(zip(names, batch.boxes, strict=True)), {})
+            parts.mkdir(parents=True, exist_ok=True)
+            save_boxes(parts / f"{digest}.npz", boxes, {})
+            found |= boxes
     for name, why in held_out.broken.items():
         if console is not None:
             console.print(f"no proposals of {name}: {why}", markup=False)
+    return found
 
 
 def _kept(parts: Path, images: ImageSet) -> dict[str, np.ndarray]:
@@ -117,4 +132,4 @@ def _kept(parts: Path, images: ImageSet) -> dict[str, np.ndarray]:
         except UserError:
             path.unlink(missing_ok=True)
     names = set(images.names)
-    return {name: boxes.astype(np.int32) for name, boxes in found.items() if name in names}
+    return {name: boxes for name, boxes in found.items() if name in names}

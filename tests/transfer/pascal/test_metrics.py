@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix
 
+from transfer.boxes import from_voc
+from transfer.pascal.detections import detection_rows, overlaps_of
+from transfer.pascal.devkit import Objects
 from transfer.pascal.metrics import (
+    Matches,
     average_precision,
-    box_iou,
     confusion,
     detection_ap,
-    match_detections,
     segmentation_figures,
     tie_against,
 )
@@ -111,6 +113,29 @@ def devkit_ap(boxes, scores, truths, difficult, eleven):
     return area
 
 
+def matches_of(boxes, scores, truths, difficult):
+    """Of one class, boxes as the devkit's files have them."""
+    found = [np.hstack([np.zeros((len(b), 1)), s[:, None], from_voc(b)]) for b, s in zip(boxes, scores, strict=True)]
+    objects = [Objects(t, np.zeros(len(t), np.int64), d) for t, d in zip(truths, difficult, strict=True)]
+    return overlaps_of(detection_rows([str(i) for i in range(len(boxes))], ("x",), found, objects), 0).matches()
+
+
+def test_detections_of_weighted_images_are_those_of_images_that_are_repeated():
+    generator = np.random.default_rng(5)
+    matches = Matches(
+        generator.random(300), generator.integers(0, 9, 300), generator.random(300) < 0.3, generator.integers(9, 20, 9)
+    )
+    weights = generator.integers(0, 4, (6, 9)).astype(float)
+    for row, *found in zip(weights, *detection_ap(matches, weights, "11-point", "envelope"), strict=True):
+        ranked = sorted(zip(-matches.scores, matches.images, matches.hits, strict=True))
+        seen = np.cumsum([row[image] for _, image, _ in ranked])
+        right = np.cumsum([row[image] * hit for _, image, hit in ranked])
+        recall, precision = right / (row @ matches.positives), right / np.maximum(seen, 1e-9)
+        best = [precision[k:].max() for k in range(len(ranked))]
+        levels = [max((p for r, p in zip(recall, best, strict=True) if r >= k / 10), default=0) for k in range(11)]
+        assert found == pytest.approx([np.mean(levels), np.sum(np.diff(recall, prepend=0) * best)])
+
+
 def test_detection_ap_is_the_devkits():
     generator = np.random.default_rng(2)
     for _ in range(30):
@@ -128,24 +153,18 @@ def test_detection_ap_is_the_devkits():
             difficult.append(generator.random(len(truth)) < 0.25)
         if not sum(int((~hard).sum()) for hard in difficult):
             continue
-        matches = match_detections(boxes, scores, truths, difficult).matches()
-        for kind, eleven in (("11-point", True), ("envelope", False)):
-            expected = devkit_ap(boxes, scores, truths, difficult, eleven)
-            assert detection_ap(matches, np.ones((1, 8)), kind)[0] == pytest.approx(expected)
+        matches = matches_of(boxes, scores, truths, difficult)
+        found = detection_ap(matches, np.ones((1, 8)), "11-point", "envelope")
+        for (ap,), eleven in zip(found, (True, False), strict=True):
+            assert ap == pytest.approx(devkit_ap(boxes, scores, truths, difficult, eleven))
 
 
 def test_an_object_is_found_once_and_a_difficult_one_never_counts():
     truth, hard = np.array([[1.0, 1, 10, 10], [21, 21, 30, 30]]), np.array([False, True])
     boxes = np.array([[1.0, 1, 10, 10], [1, 1, 10, 9], [21, 21, 30, 30], [50, 50, 60, 60]])
-    matches = match_detections([boxes], [np.array([0.9, 0.8, 0.7, 0.6])], [truth], [hard]).matches()
+    matches = matches_of([boxes], [np.array([0.9, 0.8, 0.7, 0.6])], [truth], [hard])
     assert matches.hits.tolist() == [True, False, False] and matches.scores.tolist() == [0.9, 0.8, 0.6]
-    assert matches.positives.tolist() == [1] and detection_ap(matches, np.ones((1, 1)))[0] == 1
-
-
-def test_boxes_include_their_ends():
-    boxes = np.array([[1.0, 1, 10, 10]])
-    assert box_iou(boxes, np.array([[10.0, 10, 19, 19]]))[0, 0] == pytest.approx(1 / 199)
-    assert box_iou(boxes, np.array([[11.0, 1, 20, 10]]))[0, 0] == 0
+    assert matches.positives.tolist() == [1] and detection_ap(matches, np.ones((1, 1)), "11-point")[0] == 1
 
 
 def test_segmentation_figures_are_those_of_their_definitions():

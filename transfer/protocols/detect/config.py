@@ -56,7 +56,7 @@ class SampleConfig:
 
     def check(self) -> None:
         require(
-            self.background[0] <= self.background[1] <= self.overlap,
+            self.background[0] < self.background[1] <= self.overlap,
             "sample.background must ascend, and end at sample.overlap at most",
             self.background,
         )
@@ -157,3 +157,4 @@ class DetectConfig(PascalConfig, FineTuneConfig):
             require(self.sample.targets == "fixed", "with proposals rpn, sample.targets must be fixed", "by-class")
             require(self.keep.rule == "score", "with proposals rpn, keep.rule must be score", self.keep.rule)
         require(not self.roi.norm or self.roi.head in ("auto", "c4"), "roi.norm is for the head c4", self.roi.head)
+        require(self.new_layers != "default", "new_layers is of fc6 and fc7 here: gaussian or kmeans", "default")

@@ -12,14 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crosschannel.errors import UserError
 from crosschannel.models import Backbone
-from crosschannel.models.regions import Neck, RegionPlan, head_maps, plan_regions, pool_regions, with_geometry
+from crosschannel.models.regions import (
+    BOX_DEVIATIONS,
+    Neck,
+    RegionPlan,
+    for_regions,
+    head_maps,
+    plan_regions,
+    pool_regions,
+)
 from transfer.finetuning import FineTuned
 from transfer.protocols.detect.config import DetectConfig
 from transfer.protocols.detect.views import DetectionBatch, Regions
 
-FIXED = (0.1, 0.1, 0.2, 0.2)  # deviations of box targets, as R-CNNs have them
 _MOST_GROWTH = math.log(1000 / 16)  # of a box's side
+_LEAST = 64  # pixels of a side: that of a banner could be too short for a net
 AT_ONCE = 500  # regions of a test image: maps of 14² of 1,024 channels are large
 
 
@@ -54,7 +63,7 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.cls_score, self.bbox_pred = nn.Linear(channels, classes + 1), nn.Linear(channels, 4 * classes)
         self.register_buffer("target_mean", torch.zeros(classes, 4))
-        self.register_buffer("target_std", torch.tensor(FIXED).repeat(classes, 1))
+        self.register_buffer("target_std", torch.tensor(BOX_DEVIATIONS).repeat(classes, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.cls_score(x), self.bbox_pred(x)
@@ -95,9 +104,11 @@ class Detector(FineTuned):
         config: DetectConfig,
         score: Callable[[RegionPlan, Neck], nn.Module],
     ):
-        backbone, roi = with_geometry(backbone, config.roi.geometry), config.roi
+        backbone, roi = for_regions(backbone, config.roi.geometry), config.roi
         plan = plan_regions(backbone, roi.layer, roi.head, roi.resolution, roi.pooling, roi.aligned)
-        super().__init__(backbone, score(plan, Neck(plan, roi.width, roi.norm and plan.head == "c4")), config.dropout)
+        if roi.norm and plan.head != "c4":
+            raise UserError(f"roi.norm is for the head c4, and this backbone's is {plan.head}")
+        super().__init__(backbone, score(plan, Neck(plan, roi.width, roi.norm)), config.dropout)
         self.plan, self.classes, self.config = plan, classes, config
         self.layers, self.maps = (plan.top,), backbone.channels[plan.layer]
         self.reset_scores()
@@ -120,7 +131,8 @@ class Detector(FineTuned):
         """Images (3, H, W) uint8 as the net takes them."""
         ready = [self.backbone.preprocess(image[None].to(device, non_blocking=True))[0] for image in images]
         step = self.plan.step
-        height, width = (-(-max(one.shape[side] for one in ready) // step) * step for side in (1, 2))
+        sides = [max(_LEAST, *(one.shape[side] for one in ready)) for side in (1, 2)]
+        height, width = (-(-side // step) * step for side in sides)
         x = ready[0].new_zeros(len(ready), ready[0].shape[0], height, width)
         for place, one in zip(x, ready, strict=True):
             place[:, : one.shape[1], : one.shape[2]] = one

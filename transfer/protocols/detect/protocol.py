@@ -4,6 +4,7 @@ Girshick, "Fast R-CNN" (ICCV 2015) on selective search's proposals, and for ResN
 Ren et al., "Faster R-CNN" (NeurIPS 2015) with the last stage as its head.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,9 @@ from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone
+from crosschannel.models.regions import BOX_DEVIATIONS
 from crosschannel.models.wrapped import TimmNet
+from crosschannel.runs.config import check_ranks
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
@@ -37,7 +40,7 @@ from transfer.proposals.making import cached_boxes
 from transfer.proposals.selective_search import MODES, check_opencv, selective_search
 from transfer.protocol import Data, Measurement, Protocol, Split, measure
 from transfer.protocols.detect.config import DetectConfig
-from transfer.protocols.detect.net import FIXED, Detector, FastRCNN, deltas
+from transfer.protocols.detect.net import Detector, FastRCNN, deltas
 from transfer.protocols.detect.task import (
     Detection,
     best_of_image,
@@ -95,11 +98,14 @@ def _open(data: Data, config: DetectConfig) -> Split:
 
 def check_engine(config: DetectConfig) -> None:
     """Raise a UserError where the engine, or what makes proposals, is not installed."""
-    if config.engine == "detectron2" and importlib.util.find_spec("detectron2") is None:
-        raise UserError(
-            "engine detectron2 needs detectron2: pip install 'git+https://github.com/facebookresearch/detectron2' "
-            "--no-build-isolation; --engine torchvision needs nothing more"
-        )
+    if config.engine == "detectron2":
+        if importlib.util.find_spec("detectron2") is None:
+            raise UserError(
+                "engine detectron2 needs detectron2: pip install 'git+https://github.com/facebookresearch/detectron2' "
+                "--no-build-isolation; --engine torchvision needs nothing more"
+            )
+        with foreign("detectron2 is installed and cannot be imported"):
+            importlib.import_module("transfer.protocols.detect.with_detectron2")
     if config.method in MODES:
         check_opencv()
 
@@ -119,22 +125,23 @@ def _measure(given: Measurement) -> Evaluation:
     """A copy of the backbone, the regions' scores on it, the loop, and the weights it ends with."""
     world, run = given.world, given.run
     config: DetectConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
-    train, test = given.split.train, given.split.test
-    if config.method in MODES:
-        train, test = (_with(images, _made(given, images, config), config) for images in (train, test))
-    given = replace(given, split=replace(given.split, train=train, test=test))
+    train, test, classes = given.split.train, given.split.test, given.split.classes
+    on_gpu = world.device.type == "cuda"
+    if config.train.deterministic and on_gpu and config.roi.pooling == "max":
+        raise UserError("train.deterministic: max pooling of regions is not, on GPUs; give --roi.pooling align")
+    check_ranks(config.train, world.size)
     torch.manual_seed(config.seed)
     backbone, new = prepare(given.backbone, config)
-    classes = given.split.classes
     net = _build(config, backbone, len(classes)).to(world.device)
     net.freeze(*frozen_parts(net, config))
     _check_map(net)
-    if config.sync_norm and world.size > 1 and world.device.type == "cuda":
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if config.sync_norm and world.size > 1 and on_gpu:
+        net = _synchronised(net)
+    if config.method in MODES:
+        train, test = (_with(images, _made(given, images, config), config) for images in (train, test))
     if config.sample.targets == "by-class":
         net.set_targets(*target_statistics(train, len(classes), config))
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    plan = net.plan
+    trained, plan = sum(p.numel() for p in net.parameters() if p.requires_grad), net.plan
     given.announce(
         f"training from {config.train_from}, {trained:,} weights; {plan.resolution} × {plan.resolution} regions of "
         f"{plan.layer}, head {plan.head}, engine {config.engine}"
@@ -186,13 +193,20 @@ def _made(given: Measurement, images: ImageSet, config: DetectConfig) -> Boxes:
 
 
 def _build(config: DetectConfig, backbone: Backbone, classes: int) -> Detector:
-    if isinstance(backbone.net, TimmNet):
-        backbone.net.take_any_size()
     if config.engine == "torchvision":
         return FastRCNN(backbone, classes, config)
     from transfer.protocols.detect.with_detectron2 import DetectronRCNN
 
     return DetectronRCNN(backbone, classes, config)
+
+
+def _synchronised(net: Detector) -> Detector:
+    """With statistics of BatchNorm over all ranks, in place. Those of timm's nets may hold an activation."""
+    if isinstance(net.backbone.net, TimmNet):
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(net)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
 
 @torch.no_grad()
@@ -228,7 +242,7 @@ def target_statistics(images: ImageSet, classes: int, config: DetectConfig) -> t
     if config.mirror:
         mean[:, 0] = 0  # as many to the left as to the right
     variance = np.divide(squares, counts[:, None], out=np.zeros_like(sums), where=known) - mean**2
-    deviation = np.where(known, np.sqrt(variance.clip(min=_LEAST_DEVIATION**2)), np.array(FIXED))
+    deviation = np.where(known, np.sqrt(variance.clip(min=_LEAST_DEVIATION**2)), np.array(BOX_DEVIATIONS))
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 

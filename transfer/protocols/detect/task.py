@@ -75,7 +75,7 @@ class Detection:
 
     def _scored(self, net: Detector, images: ImageSet, should_stop: Callable[[], bool]) -> tuple[Rows, dict[str, str]]:
         def compute(batch: DetectionBatch) -> list[Tensor]:
-            return [self.kept(*one) for one in in_own_pixels(net, batch)]
+            return [self.kept(*one) for one in in_own_pixels(net, batch)] if len(batch) else []
 
         # One image at a time: what is no image of a batch would be scored with it.
         held_out = HeldOut(Stream(images, self.view), compute, self.world, 1, self.workers, should_stop)

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from crosschannel.detectron2 import CrosschannelROIHeads, NormalisedOutputs, PlacedAnchors
+from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from crosschannel.models.regions import Neck, RegionPlan
 from transfer.protocols.detect.config import DetectConfig, SampleConfig
@@ -40,45 +41,46 @@ class DetectronRCNN(Detector):
         with EventStorage():  # where detectron2 writes its statistics
             if self.rpn is None:
                 sampled = [
-                    _instances(
-                        size, proposal_boxes=Boxes(one.boxes), gt_boxes=Boxes(one.targets), gt_classes=one.labels
-                    )
+                    Instances(size, proposal_boxes=Boxes(one.boxes), gt_boxes=Boxes(one.targets), gt_classes=one.labels)
                     for size, one in zip(inputs.sizes, regions, strict=True)
                 ]
                 found, count = {}, sum(map(len, sampled))
             else:
                 truth = [
-                    _instances(size, gt_boxes=Boxes(one.objects), gt_classes=one.classes)
+                    Instances(size, gt_boxes=Boxes(one.objects), gt_classes=one.classes)
                     for size, one in zip(inputs.sizes, regions, strict=True)
                 ]
-                proposals, found = self.rpn(ImageList(inputs.x, inputs.sizes), features, truth)
+                proposals, found = self._proposals(inputs, features, truth)
                 sampled, count = self.score.label_and_sample_proposals(proposals, truth), len(truth)
             found |= self.score.box_predictor.losses(self.score.predictions(features, sampled), sampled)
-        loss = torch.stack([part.float() for part in found.values()]).sum()
-        # Without any region the mean that detectron2 takes is no number.
-        loss = loss * count if count else features[self.plan.layer].sum() * 0
+        loss = torch.stack([part.float() for part in found.values()]).sum() * count
         return loss, loss.new_tensor(float(count))
 
     def predict(self, inputs: Inputs, regions: Sequence[Regions]) -> list[tuple[Tensor, Tensor]]:
         maps = self.map_of(inputs.x)
         proposals = [one.boxes for one in regions]
         if self.rpn is not None:
-            made, _ = self.rpn(ImageList(inputs.x, inputs.sizes), {self.plan.layer: maps})
+            made, _ = self._proposals(inputs, {self.plan.layer: maps})
             proposals = [one.proposal_boxes.tensor for one in made]
         found, predictor = [], self.score.box_predictor
         for number, (size, boxes) in enumerate(zip(inputs.sizes, proposals, strict=True)):
             parts = [(boxes.new_empty(0, self.classes, 4), boxes.new_empty(0, self.classes))]
             for part in boxes.split(AT_ONCE) if len(boxes) else ():
-                there = [_instances(size, proposal_boxes=Boxes(part))]
+                there = [Instances(size, proposal_boxes=Boxes(part))]
                 scores, moves = self.score.predictions({self.plan.layer: maps[number : number + 1]}, there)
                 moved = predictor.predict_boxes((scores, moves), there)[0].view(-1, self.classes, 4)
                 parts.append((moved, predictor.predict_probs((scores.float(), moves), there)[0][:, :-1]))
             found.append(tuple(torch.cat(kind) for kind in zip(*parts, strict=True)))
         return found
 
-
-def _instances(size: tuple[int, int], **fields: object) -> Instances:
-    return Instances(size, **fields)
+    def _proposals(self, inputs: Inputs, features: dict[str, Tensor], truth: list[Instances] | None = None):
+        """The proposal network, in float32: scores of 8 bits would rank thousands of boxes by chance."""
+        features = {name: maps.float() for name, maps in features.items()}
+        try:
+            with torch.autocast(inputs.x.device.type, enabled=False):
+                return self.rpn(ImageList(inputs.x, inputs.sizes), features, truth)
+        except FloatingPointError:
+            raise UserError("the proposals became infinite; lower optim.lr or set optim.clip") from None
 
 
 def _heads(plan: RegionPlan, neck: Neck, classes: int, sample: SampleConfig) -> CrosschannelROIHeads:
