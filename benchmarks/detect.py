@@ -22,9 +22,10 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from crosschannel import load_backbone
 from crosschannel.data import Stream, Subset, load_batches
+from crosschannel.data.decode import EncodedImage
 from crosschannel.models.adapt import trainable_copy
 from crosschannel.training.device import autocast, find_device, keep_freed_memory
-from transfer.boxes import from_voc
+from transfer.boxes import clipped, from_voc
 from transfer.cli import PROGRAM
 from transfer.comparison import intervals
 from transfer.pascal.detections import detection_figures, detection_rows
@@ -75,9 +76,11 @@ def some_proposals(images: VOCImages, count: int) -> WithProposals:
         truth = from_voc(images.annotation(index).boxes)
         near = np.repeat(truth, 40, 0)
         near = near + generator.normal(0, 0.15, near.shape) * np.tile(near[:, 2:] - near[:, :2], 2)
-        low = generator.uniform(0, 300, (count, 2))
-        boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 200, (count, 2))])])[:count]
-        found[name] = boxes[(boxes[:, 2:] > boxes[:, :2] + 2).all(1)].clip(0, 480).astype(np.float32)
+        low = generator.uniform(0, 300, (2 * count, 2))
+        image = EncodedImage(images.read(index))
+        boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 200, low.shape)])])
+        boxes = clipped(boxes, image.height, image.width)
+        found[name] = boxes[(boxes[:, 2:] > boxes[:, :2] + 2).all(1)][:count].astype(np.float32)
     return WithProposals(images, found, "random boxes")
 
 

@@ -11,6 +11,7 @@ import torch
 from devkits import make_devkit, save_mask
 from PIL import Image
 from torch.nn import functional as F
+from trained_runs import killed_and_finished
 
 import transfer
 from crosschannel import UserError, load_backbone
@@ -196,18 +197,7 @@ def test_a_run_says_what_every_layer_sees(finished, command, voc, capsys):
 
 
 def test_kill_9_and_the_same_command_end_where_the_uninterrupted_run_ends(command, finished, tmp_path):
-    out = tmp_path / "run"
-    for step in (4, 8):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "transfer.cli", *command, f"--out={out}"], stderr=subprocess.PIPE, text=True
-        )
-        for line in process.stderr:
-            if f"step {step}/12" in line:
-                break
-        process.kill()
-        process.wait()
-    assert not (out / "result.json").exists()
-    assert main([*command, f"--out={out}"]) == 0
+    out = killed_and_finished(command, tmp_path / "run", "step 4/12", "step 8/12")
     assert load_result(out).metrics == load_result(finished).metrics
 
 

@@ -11,23 +11,16 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from trained_runs import figures, killed_and_finished
 
 from crosschannel.keys import check_config
 from crosschannel.parsing import config_folder
-from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.feature_cache import _free_in_group
 from transfer.protocols.linear_probe.task import LinearProbe
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
-
-
-def figures(run):
-    """What a run found, without what depends on the clock."""
-    rows = np.load(run / "predictions.npz")
-    log = [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in read_metrics(run)]
-    return json.loads((run / "result.json").read_text())["metrics"], {k: rows[k].tolist() for k in rows.files}, log
 
 
 def test_a_run_folder_holds_what_the_docs_say(finished_probe, small, capsys):
@@ -57,16 +50,7 @@ def test_its_config_alone_runs_it_again(finished_probe, tmp_path):
 def test_kill_9_and_the_same_command_end_where_the_uninterrupted_run_ends(small, tmp_path, cache):
     command = [*small, f"--cache={cache}", "--crop.train=random", "--crop.mirror=true"] if cache == "off" else small
     assert main([*command, f"--out={tmp_path / 'whole'}"]) == 0
-    out = tmp_path / "run"
-    for step in (4, 12):
-        process = subprocess.Popen([*MODULE, *command, f"--out={out}"], stderr=subprocess.PIPE, text=True)
-        for line in process.stderr:
-            if f"step {step}/24" in line:
-                break
-        process.kill()
-        process.wait()
-    assert not (out / "result.json").exists()
-    assert main([*command, f"--out={out}"]) == 0
+    out = killed_and_finished(command, tmp_path / "run", "step 4/24", "step 12/24")
     assert figures(out) == figures(tmp_path / "whole")
 
 

@@ -1,9 +1,7 @@
 """`transfer segment`: the fully convolutional net against plain PyTorch, its views, and the command line."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -15,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+from trained_runs import by_one_and_by_two, figures, killed_and_finished, launched
 
 import transfer
 from crosschannel import UserError, load_backbone
@@ -24,7 +23,6 @@ from crosschannel.data.order import mix
 from crosschannel.data.views import Draw
 from crosschannel.parsing import config_folder
 from crosschannel.runs.config import TrainConfig
-from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.finetuning import prepare
@@ -302,12 +300,6 @@ def test_a_mirrored_image_has_a_mirrored_mask():
 # --- the command
 
 
-def figures(run):
-    rows = np.load(run / "predictions.npz")
-    log = [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in read_metrics(run)]
-    return json.loads((run / "result.json").read_text())["metrics"], {k: rows[k].tolist() for k in rows.files}, log
-
-
 def test_a_run_folder_holds_its_weights_rows_and_pictures(finished, command, voc, capsys):
     names = {p.name for p in finished.iterdir()} - {".lock"}
     written = {"config.yaml", "images.json", "metrics.jsonl", "checkpoints", "samples", "backbone.json"}
@@ -328,27 +320,14 @@ def test_a_run_folder_holds_its_weights_rows_and_pictures(finished, command, voc
 
 
 def test_kill_9_and_the_same_command_end_where_the_uninterrupted_run_ends(command, finished, tmp_path):
-    out = tmp_path / "run"
-    for step in (2, 4):
-        process = subprocess.Popen([*MODULE, *command, f"--out={out}"], stderr=subprocess.PIPE, text=True)
-        for line in process.stderr:
-            if f"step {step}/6" in line:
-                break
-        process.kill()
-        process.wait()
-    assert not (out / "result.json").exists()
-    assert main([*command, f"--out={out}"]) == 0
+    out = killed_and_finished(command, tmp_path / "run", "step 2/6", "step 4/6")
     assert figures(out) == figures(finished)
 
 
 def test_two_ranks_find_what_one_process_finds(command, tmp_path):
     """Whole images of any size, which ranks group differently; dropout is drawn by rank, so it is off."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    one, two = tmp_path / "one", tmp_path / "two"
     flags = ["--dropout=0", "--crop=0", "--train.steps=4", "--optim.name=sgd"]
-    subprocess.run([*MODULE, *command, *flags, f"--out={one}"], check=True, env=environment)
-    subprocess.run([*ranks, "transfer.cli", *command, *flags, f"--out={two}"], check=True, env=environment)
+    one, two = by_one_and_by_two([*command, *flags], tmp_path)
     (metrics, rows, log), (others, other_rows, other_log) = figures(one), figures(two)
     assert rows["names"] == other_rows["names"]
     losses = [[row["train/loss"] for row in part if "train/loss" in row] for part in (log, other_log)]
@@ -357,15 +336,7 @@ def test_two_ranks_find_what_one_process_finds(command, tmp_path):
 
 
 def test_the_launcher_runs_it_unchanged(command, finished, tmp_path):
-    from slurm.cli import main as slurm
-
-    words = ["submit", "--profile=local", "--", "transfer", *command, f"--out={tmp_path / 'run'}"]
-    assert slurm(words) == 0
-    subprocess.run(
-        [sys.executable, "-m", "slurm.cli", "logs", str(tmp_path / "run"), "--follow"],
-        timeout=120, check=True, capture_output=True,
-    )  # fmt: skip
-    assert figures(tmp_path / "run")[1] == figures(finished)[1]
+    assert figures(launched(command, tmp_path / "run"))[1] == figures(finished)[1]
 
 
 def test_the_function_is_the_command_and_leaves_the_backbone_as_it_was(command, finished, voc):
