@@ -136,7 +136,7 @@ class ProposalsConfig:
     data: Text = data()
     """the VOCdevkit folder (VOC2007 and the like are in it)"""
     out: Out
-    """folder for the files, SETS-METHOD.npz"""
+    """folder for the files, YEAR-SET-METHOD.npz"""
     sets: Annotated[str, SETS] = "2007:trainval,2007:test"
     """image sets, by commas"""
     method: Literal["selective-search", "selective-search-quality"] = "selective-search"

@@ -132,8 +132,8 @@ class ScheduleConfig:
     """… and what it is multiplied by"""
     power: Annotated[float, above(0, 100)] = 0.9
     """of poly"""
-    rise: Annotated[int, at_least(0)] = 0
-    """steps that the rate rises, from a thousandth of it, before constant, step, multistep or poly hold"""
+    warmup_steps: Annotated[int, at_least(0)] = 0
+    """constant, step, multistep, poly: steps in which the rate rises from a thousandth to all of it"""
 
     def check(self) -> None:
         lengths = f"{len(self.milestones)} and {len(self.rates)}"
@@ -144,7 +144,8 @@ class ScheduleConfig:
         )
         require(self.kind != "step" or self.every > 0, "schedule.every must be above 0 for step", self.every)
         stepwise = self.kind in ("constant", "step", "multistep", "poly")
-        require(not self.rise or stepwise, "schedule.rise is for constant, step, multistep and poly", self.kind)
+        words = "schedule.warmup_steps is for constant, step, multistep and poly"
+        require(not self.warmup_steps or stepwise, words, self.kind)
         require(self.milestones == sorted(self.milestones), "schedule.milestones must ascend", self.milestones)
 
 

@@ -39,8 +39,8 @@ def build_optimizer(
 
 def rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> float:
     """The learning rate of step ``step`` (from 0) of ``steps``."""
-    if step < config.rise:
-        share = step / config.rise
+    if step < config.warmup_steps:
+        share = step / config.warmup_steps
         lr *= 0.001 * (1 - share) + share
     if config.kind == "multistep":
         for milestone, value in zip(reversed(config.milestones), reversed(config.rates), strict=True):
