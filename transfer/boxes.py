@@ -9,11 +9,6 @@ def from_voc(boxes: np.ndarray) -> np.ndarray:
     return boxes - np.array([1, 1, 0, 0], boxes.dtype)
 
 
-def to_voc(boxes: np.ndarray) -> np.ndarray:
-    """(G, 4) as boxes are here → as the devkit's files have them."""
-    return boxes + np.array([1, 1, 0, 0], boxes.dtype)
-
-
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(A, 4), (B, 4) → (A, B) float64 intersection over union; of boxes without an area 0."""
     first, second = first.astype(np.float64), second.astype(np.float64)

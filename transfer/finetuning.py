@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crosschannel import load_backbone
-from crosschannel.data import Stream, load_batches
+from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_batches
 from crosschannel.errors import UserError
 from crosschannel.files import written_whole
 from crosschannel.hub.files import load_state
@@ -26,6 +26,7 @@ from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, unweig
 from crosschannel.models.calibration import calibrate
 from crosschannel.stored import typed
 from transfer.config import FineTuneConfig
+from transfer.features import interpolation_of
 from transfer.prediction import Finished
 
 WEIGHTS, _FORMAT = "net.safetensors", "crosschannel.finetuned"
@@ -120,7 +121,7 @@ def prepare(backbone: Backbone, config: FineTuneConfig) -> tuple[Backbone, list[
         copied, fresh = with_fc(copied, config.fc), {"fc6", "fc7"}
     if config.random_from:
         fresh |= _layers_from(copied, config.random_from)
-    layers = body(copied)
+    layers = copied.body
     new, start = [layer for layer in layers if layer in fresh], _start(layers, config.train_from)
     if new and layers.index(new[0]) < start:
         raise UserError(
@@ -130,11 +131,6 @@ def prepare(backbone: Backbone, config: FineTuneConfig) -> tuple[Backbone, list[
     if copied.input.kind != backbone.input.kind and start:
         raise UserError(f"input {config.input}: its new filters are in the first layer; train from all")
     return copied, new
-
-
-def body(backbone: Backbone) -> tuple[str, ...]:
-    """The layers below the classifier."""
-    return backbone.layers[: backbone.layers.index(backbone.top) + 1]
 
 
 def _start(layers: Sequence[str], name: str, key: str = "train_from") -> int:
@@ -160,7 +156,7 @@ def _layers_from(backbone: Backbone, name: str) -> set[str]:
     Raises:
         UserError: no such layer, or a net whose layers cannot be made anew.
     """
-    layers = body(backbone)
+    layers = backbone.body
     found = layers[_start(layers, name, "random_from") :]
     if found and not isinstance(backbone.net, LayeredNet):
         raise UserError(f"random_from {name}: layers of a net of another library cannot be made anew")
@@ -170,7 +166,7 @@ def _layers_from(backbone: Backbone, name: str) -> set[str]:
 def frozen_parts(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[str]]:
     """Names of the parameters that are not trained, and of the modules that stay in eval mode: what is below
     ``train_from``, what a forward pass never reaches, and BatchNorm where it is frozen. Dropout stays active."""
-    backbone, layers = net.backbone, body(net.backbone)
+    backbone, layers = net.backbone, net.backbone.body
     start = _start(layers, config.train_from)
     reached = set().union(*map(backbone.parameters_through, net.layers))
     parameters = {name for name, _ in backbone.named_parameters() if name not in reached}
@@ -215,6 +211,12 @@ def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, strea
         raise UserError("calibrate: only nets whose layers follow one another, without norms, can be")
     if config.calibrate and fits:
         calibrate(inner, list(_crops(net, stream, 1)), _centre(net.backbone.input), config.seed)
+
+
+def crops_of(images: ImageSet, input: InputSpec, seed: int) -> Stream:
+    """Crops of a net's own size for :func:`initialise`, where what is learned from is none."""
+    crop = CropConfig(input.size, input.resize)
+    return Stream(images, TrainingCrops(crop, interpolation_of(input)), seed)
 
 
 def _crops(net: FineTuned, stream: Stream, batches: int) -> Iterator[Tensor]:

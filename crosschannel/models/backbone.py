@@ -161,6 +161,24 @@ class Backbone(nn.Module):
         """The last layer below any classifier: fc7 where there is one, else :attr:`trunk`."""
         return "fc7" if "fc7" in self.layers else self.trunk
 
+    @property
+    def body(self) -> tuple[str, ...]:
+        """The layers below any classifier."""
+        return self.layers[: self.layers.index(self.top) + 1]
+
+    @property
+    def maps(self) -> list[str]:
+        """Those of :attr:`body` that a forward pass reaches and that have more than one position.
+
+        Raises:
+            UserError: there are none.
+        """
+        strides = self.strides
+        found = [layer for layer in self.body if layer in strides and 2 * strides[layer] <= self.input.size]
+        if not found:
+            raise UserError("no layer of this backbone has more than one position")
+        return found
+
     def fully_connected(self, x: Tensor, dropout: float = 0.0) -> Tensor:
         """fc6 and fc7, where the net has them, as maps.
 

@@ -102,7 +102,7 @@ def plan_regions(
     channels = backbone.channels[parts[-1]] if parts else backbone.channels[layer] * resolution**2
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
     patches = first is not None and first.kernel_size == first.stride
-    below_it = backbone.layers[: backbone.layers.index(layer) + 1]
+    through = backbone.layers[: backbone.layers.index(layer) + 1]
     return RegionPlan(
         layer,
         head,
@@ -113,7 +113,7 @@ def plan_regions(
         backbone.origin(layer),
         pooling,
         aligned,
-        max(backbone.strides[name] for name in _maps(backbone, below_it)) if patches else 1,
+        max(backbone.strides[name] for name in backbone.maps if name in through) if patches else 1,
     )
 
 
@@ -228,13 +228,5 @@ def _last_stage(backbone: Backbone) -> str:
 
 def _last_fine(backbone: Backbone) -> str:
     """The last map of a stride of 16 or less, else the last map."""
-    maps = _maps(backbone, backbone.layers[: backbone.layers.index(backbone.top) + 1])
-    if not maps:
-        raise UserError("no layer of this backbone has more than one position")
+    maps = backbone.maps
     return next((name for name in reversed(maps) if backbone.strides[name] <= _COARSEST), maps[-1])
-
-
-def _maps(backbone: Backbone, layers: Sequence[str]) -> list[str]:
-    """Those that have more than one position."""
-    strides = backbone.strides
-    return [name for name in layers if name in strides and 2 * strides[name] <= backbone.input.size]

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from trained_runs import by_one_and_by_two, figures, killed_and_finished, launched
+from trained_runs import assert_function_is_command, by_one_and_by_two, figures, killed_and_finished, launched
 
 import transfer
 from crosschannel import UserError, load_backbone
@@ -340,13 +340,7 @@ def test_the_launcher_runs_it_unchanged(command, finished, tmp_path):
 
 
 def test_the_function_is_the_command_and_leaves_the_backbone_as_it_was(command, finished, voc):
-    config = PROGRAM.parse("segment", command[1:])
-    result = transfer.segment(config.backbone, str(voc), config=config)
-    assert result.metrics == load_result(finished).metrics
-    backbone = load_backbone("random:alexnet,fc=0,size=64,resize=72,seed=1")
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    transfer.segment(backbone, str(voc), config=config, train=replace(config.train, steps=1))
-    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+    assert_function_is_command("segment", command, finished, voc)
 
 
 def test_runs_are_compared_and_reported(finished, command, tmp_path, capsys):

@@ -1,17 +1,22 @@
-"""What the tests of every protocol that trains ask of a run: the same end after `kill -9`, with two ranks, and behind
-the launcher."""
+"""What the tests of every protocol that trains ask of a run: the same end after `kill -9`, with two ranks, behind
+the launcher, and from Python."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+import transfer
+from crosschannel import load_backbone
 from crosschannel.runs.folder import read_metrics
+from crosschannel.runs.result import load_result
 from slurm.cli import main as slurm
-from transfer.cli import main
+from transfer.cli import PROGRAM, main
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
 RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "transfer.cli"]
@@ -52,3 +57,13 @@ def launched(command: list[str], out: Path) -> Path:
     logs = [sys.executable, "-m", "slurm.cli", "logs", str(out), "--follow"]
     subprocess.run(logs, timeout=120, check=True, capture_output=True)
     return out
+
+
+def assert_function_is_command(name: str, command: list[str], finished: Path, data: Path) -> None:
+    """The function finds what the command has found, and a backbone that it is given stays as it was."""
+    config, measure = PROGRAM.parse(name, command[1:]), getattr(transfer, name)
+    assert measure(config.backbone, str(data), config=config).metrics == load_result(finished).metrics
+    backbone = load_backbone("random:alexnet,fc=0,size=64,resize=72,seed=1")
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    measure(backbone, str(data), config=config, train=replace(config.train, steps=1))
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())

@@ -58,8 +58,9 @@ def _with_overlaps(detections: np.ndarray, objects: Objects) -> np.ndarray:
 def overlaps_of(rows: Rows, number: int) -> Overlaps:
     """The detections of a class."""
     found, objects = rows["detections"], rows["objects"]
-    of_class = found.values[:, _CLASS] == number
-    values, images = found.values[of_class], np.repeat(np.arange(len(found)), found.counts)[of_class]
+    of_class = np.flatnonzero(found.values[:, _CLASS] == number)
+    ranked = of_class[np.argsort(-found.values[of_class, _SCORE], kind="stable")]
+    values, images = found.values[ranked], np.repeat(np.arange(len(found)), found.counts)[ranked]
     starts = np.cumsum(objects.counts) - objects.counts
     places = starts[images] + values[:, _OBJECT].astype(np.int64)
     own = objects.values[:, 0] == number

@@ -84,7 +84,7 @@ def tie_against(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of one class against the truth.
+    """Detections of one class against the truth, the best-scored first.
 
     Attributes:
         scores: (D,) of the detections that count.
@@ -101,7 +101,8 @@ class Matches:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Detections of one class, each beside the object that it overlaps most; those of one image together.
+    """Detections of one class, the best-scored first, each beside the object that it overlaps most; of equal scores
+    those of the first image come first.
 
     Attributes:
         scores: (D,).
@@ -122,14 +123,13 @@ class Overlaps:
     def matches(self, iou: float = 0.5) -> Matches:
         """Which detections are right, as the VOC devkit has it: the best-scored one that overlaps an object enough
         finds it, others are wrong, and those on difficult objects do not count."""
-        order = np.argsort(-self.scores, kind="stable")
-        enough, hard = self.overlaps[order] >= iou, self.hard[order]
-        right = np.flatnonzero(enough & ~hard)
-        _, first = np.unique(self.objects[order][right], return_index=True)
-        hits = np.zeros(len(order), bool)
+        enough = self.overlaps >= iou
+        right = np.flatnonzero(enough & ~self.hard)
+        _, first = np.unique(self.objects[right], return_index=True)
+        hits = np.zeros(len(enough), bool)
         hits[right[first]] = True
-        counts = ~(enough & hard)
-        return Matches(self.scores[order][counts], self.images[order][counts], hits[counts], self.positives)
+        counts = ~(enough & self.hard)
+        return Matches(self.scores[counts], self.images[counts], hits[counts], self.positives)
 
 
 def best_objects(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,8 +148,7 @@ def detection_ap(matches: Matches, weights: np.ndarray, *kinds: Kind) -> list[np
     two that find something, others are counted by image, so that no array has a row a detection.
     """
     total = weights @ matches.positives.astype(np.float64)
-    order = np.argsort(-matches.scores, kind="stable")
-    hits, images = matches.hits[order], matches.images[order]
+    hits, images = matches.hits, matches.images
     finds = np.flatnonzero(hits)
     if not len(finds):
         return [np.where(total > 0, 0.0, np.nan) for _ in kinds]

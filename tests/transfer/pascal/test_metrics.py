@@ -123,7 +123,10 @@ def matches_of(boxes, scores, truths, difficult):
 def test_detections_of_weighted_images_are_those_of_images_that_are_repeated():
     generator = np.random.default_rng(5)
     matches = Matches(
-        generator.random(300), generator.integers(0, 9, 300), generator.random(300) < 0.3, generator.integers(9, 20, 9)
+        np.sort(generator.random(300))[::-1],
+        generator.integers(0, 9, 300),
+        generator.random(300) < 0.3,
+        generator.integers(9, 20, 9),
     )
     weights = generator.integers(0, 4, (6, 9)).astype(float)
     for row, *found in zip(weights, *detection_ap(matches, weights, "11-point", "envelope"), strict=True):

@@ -140,16 +140,17 @@ class Detector(FineTuned):
 
     def forward(self, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
         """The summed loss of a batch, and the count that it is to be divided by."""
-        device = self.score.box_predictor.cls_score.weight.device
-        regions = [one.map(lambda tensor: tensor.to(device, non_blocking=True)) for one in batch.regions]
-        return self.losses(self.inputs(batch.images, device), regions)
+        return self.losses(*self._on_device(batch))
 
     def detect(self, batch: DetectionBatch) -> list[tuple[Tensor, Tensor]]:
         """What is in a batch's regions: of each image boxes (R, K, 4) in pixels of the resized image, not clipped, and
         probabilities (R, K)."""
+        return self.predict(*self._on_device(batch))
+
+    def _on_device(self, batch: DetectionBatch) -> tuple[Inputs, list[Regions]]:
         device = self.score.box_predictor.cls_score.weight.device
         regions = [one.map(lambda tensor: tensor.to(device, non_blocking=True)) for one in batch.regions]
-        return self.predict(self.inputs(batch.images, device), regions)
+        return self.inputs(batch.images, device), regions
 
     def losses(self, inputs: Inputs, regions: Sequence[Regions]) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -182,15 +183,15 @@ class FastRCNN(Detector):
         of all regions."""
         features = self.features_of(self.map_of(inputs.x), [one.boxes for one in regions])
         scores, moves = (found.float() for found in self.score.box_predictor(features))
-        boxes, labels, targets = (torch.cat([getattr(one, kind) for one in regions]) for kind in _LEARNED)
+        boxes = torch.cat([one.boxes for one in regions])
+        labels, targets = torch.cat([one.labels for one in regions]), torch.cat([one.targets for one in regions])
         loss = F.cross_entropy(scores, labels, reduction="sum")
         rows = (labels < self.classes).nonzero()[:, 0]
         shown = labels[rows]
         predictor = self.score.box_predictor
         wanted = (deltas(boxes[rows], targets[rows]) - predictor.target_mean[shown]) / predictor.target_std[shown]
         found = moves.view(-1, self.classes, 4)[rows, shown]
-        beta = self.config.sample.beta
-        boxes_loss = F.smooth_l1_loss(found, wanted, reduction="sum", beta=beta)
+        boxes_loss = F.smooth_l1_loss(found, wanted, reduction="sum", beta=self.config.sample.beta)
         return loss + boxes_loss, loss.new_tensor(float(len(labels)))
 
     def predict(self, inputs: Inputs, regions: Sequence[Regions]) -> list[tuple[Tensor, Tensor]]:
@@ -205,9 +206,6 @@ class FastRCNN(Detector):
                 probabilities.append(scores.float().softmax(1)[:, :-1])
             found.append((torch.cat(boxes), torch.cat(probabilities)))
         return found
-
-
-_LEARNED = ("boxes", "labels", "targets")
 
 
 def deltas(boxes: Tensor, targets: Tensor) -> Tensor:

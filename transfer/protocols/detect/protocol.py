@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops
+from crosschannel.data import ImageSet, Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone
@@ -29,8 +29,7 @@ from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.boxes import overlaps
-from transfer.features import interpolation_of
-from transfer.finetuning import check_choices, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.finetuning import check_choices, crops_of, frozen_parts, initialise, load_net, prepare, save_net
 from transfer.pascal.detections import box_predictor, detection_figures, detection_table
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.table2 import pascal_section
@@ -153,9 +152,7 @@ def _measure(given: Measurement) -> Evaluation:
 
     def start(_stream: Stream) -> None:
         torch.manual_seed(config.seed)  # engines have drawn differently by now
-        crop = CropConfig(backbone.input.size, backbone.input.resize)
-        crops = Stream(train, TrainingCrops(crop, interpolation_of(backbone.input)), config.seed)
-        initialise(net, new, config, crops)
+        initialise(net, new, config, crops_of(train, backbone.input, config.seed))
         net.reset_scores()
 
     task = Detection(

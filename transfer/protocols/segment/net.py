@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, LayeredNet
 from crosschannel.models.backbone import at_rest
-from transfer.finetuning import FineTuned, body
+from transfer.finetuning import FineTuned
 from transfer.interpolation import greatest, line_weights, resample, squashed_places
 
 Upsampling = Literal["deconvolution", "bilinear"]
@@ -128,11 +128,7 @@ def last_map(backbone: Backbone) -> str:
     """The layer that is scored first: fc7, else the last one that has more than one position."""
     if "fc6" in backbone.layers:
         return backbone.top
-    strides = backbone.strides  # of layers that a forward pass reaches
-    maps = [layer for layer in body(backbone) if layer in strides and 2 * strides[layer] <= backbone.input.size]
-    if not maps:
-        raise UserError("no layer of this backbone has more than one position")
-    return maps[-1]
+    return backbone.maps[-1]
 
 
 def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> list[str]:
@@ -141,7 +137,7 @@ def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> 
     Raises:
         UserError: no layer of that stride or name.
     """
-    strides = {layer: backbone.strides[layer] for layer in body(backbone) if layer in backbone.strides}
+    strides = {layer: backbone.strides[layer] for layer in backbone.body if layer in backbone.strides}
     coarsest = strides[last_map(backbone)]
     if skips:
         lacking = [layer for layer in skips if strides.get(layer, coarsest) >= coarsest]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from crosschannel.data import CropConfig, Stream, TrainingCrops
+from crosschannel.data import Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import foreign
 from crosschannel.models import Backbone
@@ -21,8 +21,7 @@ from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
-from transfer.features import interpolation_of
-from transfer.finetuning import check_choices, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.finetuning import check_choices, crops_of, frozen_parts, initialise, load_net, prepare, save_net
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import iou_table, mask_predictor
 from transfer.pascal.table2 import pascal_section
@@ -91,9 +90,7 @@ def _measure(given: Measurement) -> Evaluation:
         view = MaskedCrops(len(split.classes), config.crop, config.scale, config.mirror)
 
     def start(_stream: Stream) -> None:
-        crop = CropConfig(backbone.input.size, backbone.input.resize)
-        crops = Stream(split.train, TrainingCrops(crop, interpolation_of(backbone.input)), config.seed)
-        initialise(net, new, config, crops)
+        initialise(net, new, config, crops_of(split.train, backbone.input, config.seed))
         net.zero_scores()
 
     task = Segmentation(net, start, split.test, split.classes, world, config.runtime.workers)
