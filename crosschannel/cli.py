@@ -10,9 +10,10 @@ PROGRAM = Program(
     "Self-supervised visual representation learning by cross-channel prediction.",
     {
         "pretrain": Command(
-            "crosschannel.commands.config:PretrainConfig",
+            "crosschannel.commands.config:pretrain_keys",
             "crosschannel.commands.pretrain:pretrain",
             "learn a representation from unlabelled images",
+            by="task",
         ),
         "colorize": Command(
             "crosschannel.commands.config:ColorizeConfig",

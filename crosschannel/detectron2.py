@@ -242,7 +242,7 @@ def _planned(cfg: CfgNode) -> tuple[Backbone, RegionPlan]:
 
 def pixel_mean(backbone: Backbone) -> list[float]:
     """For ``PIXEL_MEAN``: the RGB (of 255) that is zero to a net, so that what detectron2 pads with is."""
-    if backbone.input.kind in ("rgb", "sobel"):
+    if backbone.input.kind not in ("grey", "lab"):
         return [255 * value for value in backbone.input.mean]
     grey = torch.arange(0, 255, 0.01)
     lightness = backbone.preprocess(grey.expand(3, 1, -1)[None] / 255)[0, 0, 0]

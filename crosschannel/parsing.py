@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -31,6 +32,8 @@ class Command:
         positional: keys that are given by place.
         aliases: flags by other names than their keys', such as ``--as``.
         configs: folder of its packaged configs, where that is not the program's.
+        by: a key on which the others depend: ``config`` is then module:function of its value (None where it is not
+            given) that returns the dataclass.
     """
 
     config: str
@@ -39,11 +42,26 @@ class Command:
     positional: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     configs: Path | None = None
+    by: str = ""
 
-    @property
-    def keys(self) -> type:
-        """The dataclass of its keys."""
-        return named(self.config)
+    def keys(self, argv: Sequence[str] = (), configs: Path = Path()) -> type:
+        """The dataclass of its keys, as far as flags (and the config that they name) choose among several."""
+        found = named(self.config)
+        return found(_given(self.by, argv, configs)) if self.by else found
+
+
+def _given(key: str, argv: Sequence[str], configs: Path) -> Any:
+    """The value that flags give a key, else the config that they name; None where neither does."""
+    values: dict[str, str] = {}
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        values[flag] = value if equals else following
+    if f"--{key}" in values:
+        return values[f"--{key}"]
+    if not values.get("--config"):
+        return None
+    path = find_config(values["--config"], configs)
+    return read_yaml(path, f"the config {path}").get(key)
 
 
 def named(place: str) -> Any:
@@ -99,7 +117,7 @@ def parse(command: Command, program: str, name: str, argv: list[str], configs: P
             print(message, end="", file=file)
 
     _read_yaml_strictly()
-    config_class, positional = command.keys, command.positional
+    config_class, positional = command.keys(argv, configs), command.positional
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     many = {entry.name for entry in fields(config_class) if entry.type == list[str]}
     places = "".join(f" {key.upper()}{' …' if key in many else ''}" for key in positional)

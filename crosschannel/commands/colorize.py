@@ -13,7 +13,7 @@ from crosschannel.data.pictures import named_pictures, only_this_name, picture_b
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs
 from crosschannel.hub import load_colorizer, source_files
-from crosschannel.models.colorizer import Colorizer
+from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.training.device import find_device
 
 

@@ -1,10 +1,26 @@
 """The keys of every command: a dataclass is its YAML file, its flags and its help. No torch here: help is quick."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from typing import Annotated, Literal
 
-from crosschannel.keys import FC_WIDTH, SIDE, Count, Device, Out, Part, Seed, Text, above, at_least, require, within
-from crosschannel.objectives.config import ObjectiveConfig
+from crosschannel.keys import (
+    FC_WIDTH,
+    SIDE,
+    Count,
+    Device,
+    Out,
+    Part,
+    Seed,
+    Spelling,
+    Text,
+    above,
+    at_least,
+    require,
+    within,
+)
+from crosschannel.pretext import TASKS, task_row
+from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.runs.config import CropConfig, TrainedConfig, data, path, runtime, seed, source
 
 
@@ -31,10 +47,13 @@ class ModelConfig:
 
 @dataclass
 class PretrainConfig(TrainedConfig):
-    """Learn a representation by predicting colour from lightness."""
+    """Learn a representation by predicting a part of an image from another."""
 
     data: Text = data()
     """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
+    task: Annotated[str, Spelling("|".join(TASKS), f"one of {', '.join(TASKS)}")] = "colorization"
+    """what is learned: colorization, larsson, dahl, autoencoder, split-brain or labels; each has an objective of its
+    own, see --task NAME --help"""
     out: Out | None = runtime(None)
     """run folder; default runs/CONFIG-SEED"""
     init_from: Text | None = source(None)
@@ -46,7 +65,7 @@ class PretrainConfig(TrainedConfig):
     val_images: Count = 10000
     """most images that an evaluation looks at"""
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ColorizationConfig = field(default_factory=ColorizationConfig)
     crop: CropConfig = field(default_factory=CropConfig)
 
     def default_out(self, name: str) -> str:
@@ -55,6 +74,22 @@ class PretrainConfig(TrainedConfig):
     def check(self) -> None:
         size, resize = self.crop.size, self.crop.resize
         require(8 <= size <= resize, f"crop.size must be within 8..crop.resize ({resize})", size)
+
+
+@cache
+def pretrain_keys(task: str | None) -> type[PretrainConfig]:
+    """The keys of `crosschannel pretrain --task NAME`.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if task in (None, PretrainConfig.task):
+        return PretrainConfig
+    objective = task_row(task).keys
+    own = [("task", PretrainConfig.__annotations__["task"], task)]
+    own += [("objective", objective, field(default_factory=objective))]
+    named = {"__module__": __name__, "__doc__": PretrainConfig.__doc__}
+    return make_dataclass("PretrainConfig", own, bases=(PretrainConfig,), namespace=named)
 
 
 @dataclass

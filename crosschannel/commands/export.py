@@ -11,6 +11,7 @@ from crosschannel.files import Outputs, folder_made, user_path
 from crosschannel.hub import load_backbone, source_files
 from crosschannel.hub.card import CARD, PICTURE, check_probes, how_to_load, sample_of, write_card
 from crosschannel.hub.export import EXPORTERS, to_safetensors
+from crosschannel.hub.files import COLORIZER, PRETEXT
 from crosschannel.hub.huggingface import check_repository, push_folder
 from crosschannel.models import Backbone
 
@@ -79,8 +80,9 @@ def push(config: PushConfig) -> str:
         folder = Path(scratch) / config.repository.rpartition("/")[2]
         folder.mkdir()
         to_safetensors(backbone, folder / "backbone.safetensors")
-        if run is not None and (run / "colorizer.safetensors").is_file():
-            shutil.copyfile(run / "colorizer.safetensors", folder / "colorizer.safetensors")
+        for name in (COLORIZER, PRETEXT):
+            if run is not None and (run / name).is_file():
+                shutil.copyfile(run / name, folder / name)
         usage = how_to_load(f"hf-hub:{config.repository}", backbone.layers[-1])
         write_card(folder, backbone, usage, run, probes)
         address = push_folder(folder, config.repository, config.private)

@@ -1,4 +1,4 @@
-"""`crosschannel pretrain`: learn a representation by predicting colour from lightness."""
+"""`crosschannel pretrain`: learn a representation by a pretext task."""
 
 from dataclasses import replace
 from functools import partial
@@ -14,18 +14,19 @@ from crosschannel.commands.config import PretrainConfig
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, Stream, Subset, TrainingCrops, open_images
 from crosschannel.data.order import epoch_order
-from crosschannel.hub import has_head, load_backbone, load_colorizer, parse_source, save_backbone, save_colorizer
-from crosschannel.hub.files import LICENCE
+from crosschannel.hub import has_head, load_backbone, load_pretext, parse_source, save_backbone, save_pretext
+from crosschannel.hub.files import COLORIZER, LICENCE, PRETEXT
 from crosschannel.hub.sources import KINDS, input_files
-from crosschannel.models import InputSpec, NetSpec, build_pretext, family, spec_of
+from crosschannel.models import InputSpec, NetSpec, family, spec_of
 from crosschannel.models.backbone import Provenance
-from crosschannel.objectives.build import build_objective
+from crosschannel.pretext import create, task_row
+from crosschannel.pretext.pretraining import Pretraining
+from crosschannel.pretext.start import in_the_channels_of
 from crosschannel.report import validation_curve
 from crosschannel.runs.folder import RunFolder, open_run
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish
 from crosschannel.training.checkpoints import list_checkpoints
-from crosschannel.training.colorization import Colorization
 from crosschannel.training.device import find_device, settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World, join_world, leave_world
@@ -65,18 +66,19 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
     torch.manual_seed(config.seed)
-    objective = build_objective(config.objective)
+    input = task_row(config.task).load().input_of(config.objective, config.crop)
     fc = config.model.fc if family(config.model.name).fc else 0
-    spec = NetSpec(config.model.name, in_channels=1, fc=fc, affine=config.model.affine)
-    task = Colorization(
-        build_pretext(spec, objective.outputs, config.crop.size),
-        objective,
-        config.objective.normalise,
+    spec = NetSpec(config.model.name, in_channels=input.channels, fc=fc, affine=config.model.affine)
+    net, pretext = create(config.task, config.objective, spec, config.crop.size, train.classes)
+    task = Pretraining(
+        net,
+        pretext,
+        train,
         val,
         config.crop,
         world,
         config.model.init,
-        None if list_checkpoints(run.checkpoints) else _start_state(config.init_from),
+        None if list_checkpoints(run.checkpoints) else _start_state(config.init_from, input),
         config.seed,
         config.train.batch // world.size or 1,
         config.runtime.workers,
@@ -84,23 +86,23 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
     return Loop(task, Stream(train, TrainingCrops(config.crop), config.seed), config, run, world)
 
 
-def _start_state(source: str | None) -> dict[str, Tensor] | None:
+def _start_state(source: str | None, input: InputSpec) -> dict[str, Tensor] | None:
     """Weights of a pretext net by name: with its head, where the source has one."""
     if source is None:
         return None
     if has_head(source):
-        return load_colorizer(source).net.state_dict()
-    return {f"net.{name}": tensor for name, tensor in load_backbone(source).net.state_dict().items()}
+        return load_pretext(source).net.state_dict()
+    backbone = in_the_channels_of(input, load_backbone(source))
+    return {f"net.{name}": tensor for name, tensor in backbone.net.state_dict().items()}
 
 
 def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Console) -> None:
     """Weights, curve and result of a run that has ended."""
     run, net = loop.run, loop.evaluated_net
-    spec, input = spec_of(net.net), InputSpec("grey", config.crop.size, config.crop.resize)
+    pretext = loop.task.pretext
+    spec, input = spec_of(net.net), pretext.input_of(config.objective, config.crop)
     details = {
-        "pretext": "colorization",
-        "objective": config.objective.kind,
-        "lam": config.objective.lam,
+        **pretext.details(),
         "data": config.data,
         "images": len(loop.stream.images),
         "steps": loop.steps,
@@ -112,13 +114,16 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         details["licence"] = LICENCE
     provenance = Provenance(str(run.path), details)
     save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)
-    save_colorizer(run.path / "colorizer.safetensors", net, spec, input, config.objective, provenance)
-    curve = validation_curve(run.path, run.path / "curve.png")
+    whole = run.path / (COLORIZER if pretext.colours else PRETEXT)
+    save_pretext(whole, net, pretext, spec, input, provenance)
+    headline = pretext.headline
+    reference = None if headline.reference is None else (headline.reference, headline.without)
+    curve = validation_curve(run.path, run.path / "curve.png", headline.figure, reference)
     finish(run, config, str(run.path / "backbone.safetensors"), config.data, found.n, found.figures)
     tally = loop.supply.tally
     if tally.broken:
         console.print(f"{tally.broken} of {tally.seen} images seen were broken", markup=False)
     pictures = sorted((run.path / "samples").glob("*.png"))
     if pictures:
-        console.print(f"held-out pictures (lightness, predicted, true): {pictures[-1]}", markup=False)
+        console.print(f"held-out pictures (seen, predicted, true): {pictures[-1]}", markup=False)
     console.print(f"validation curve: {curve}", markup=False)

@@ -1,7 +1,7 @@
 """Sources → backbones and colorizers; the files that weights are kept in."""
 
-from crosschannel.hub.files import read_weights, save_backbone, save_colorizer
-from crosschannel.hub.load import has_head, load_backbone, load_colorizer
+from crosschannel.hub.files import read_weights, save_backbone, save_pretext
+from crosschannel.hub.load import has_head, load_backbone, load_colorizer, load_pretext
 from crosschannel.hub.sources import Source, parse_source, source_files
 
 __all__ = [
@@ -9,9 +9,10 @@ __all__ = [
     "has_head",
     "load_backbone",
     "load_colorizer",
+    "load_pretext",
     "parse_source",
     "read_weights",
     "save_backbone",
-    "save_colorizer",
+    "save_pretext",
     "source_files",
 ]

@@ -14,10 +14,12 @@ from crosschannel.color.quantizer import ab_bins
 from crosschannel.errors import UserError
 from crosschannel.hub.caffe import CaffeLayer
 from crosschannel.hub.imported import KINDS, Imported, load_named
-from crosschannel.models import AlexNet, InputSpec, NetSpec, build_net, build_pretext
+from crosschannel.models import AlexNet, InputSpec, NetSpec, build_net
 from crosschannel.models.alexnet import VARIANTS
 from crosschannel.models.colornet import colornet_rows
 from crosschannel.models.layers import LRN
+from crosschannel.pretext import create
+from crosschannel.pretext.config import ColorizationConfig
 
 CAFFE_MEAN = (122.679, 116.669, 104.007)  # of ImageNet in 0..255, RGB: what Caffe's reference nets subtract
 _CONVS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -299,9 +301,10 @@ def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
     if not sharpening > 0:
         raise UserError(f"{path}: conv8_313_rh scales the logits by {sharpening:g}")
     spec = NetSpec("colornet", 1, affine=has_scale)
-    net = build_pretext(spec, 313)
+    net, task = create("colorization", ColorizationConfig(), spec)
+    task.temperature = 1 / sharpening
     load_named(net, state, str(path))
-    return Imported(net.eval(), spec, InputSpec("grey", 256, 256), "caffe", temperature=1 / sharpening)
+    return Imported(net.eval(), spec, InputSpec("grey", 256, 256), "caffe", task=task)
 
 
 def _check_bins(path: Path, name: str, weight: Tensor) -> None:

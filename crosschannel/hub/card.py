@@ -55,7 +55,8 @@ def write_card(
     details = backbone.provenance.details
     licence = json.dumps(details["licence"])  # quoted, as YAML has it too
     front = ["---", f"license: {licence}", "library_name: crosschannel", "pipeline_tag: image-feature-extraction"]
-    front += ["tags:", "- self-supervised-learning", "- colorization", "- pytorch", "---", ""]
+    front += ["tags:", "- self-supervised-learning", f"- {details.get('pretext', 'colorization')}", "- pytorch"]
+    front += ["---", ""]
     name = markdown(folder.resolve().name)
     input = backbone.input
     lines = [
@@ -77,8 +78,7 @@ def write_card(
         "",
     ]
     if run is not None and (run / "result.json").is_file():
-        metrics = read_result(run).metrics
-        figures = {key: value for key, value in metrics.items() if key in ("kl_share", "loss_share", "loss")}
+        figures = read_result(run).metrics
         lines += ["On held-out images: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()) + ".", ""]
     lines += _probe_table(probes)
     picture = sample_of(run)

@@ -13,10 +13,14 @@ from crosschannel.hub.caffe_nets import from_caffe
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
 from crosschannel.hub.imported import KINDS, Imported, load_named
 from crosschannel.hub.state_dicts import read_state
-from crosschannel.models import build_net, build_pretext
+from crosschannel.models import build_net
+from crosschannel.pretext import create
+from crosschannel.pretext.colorizer import Look
+from crosschannel.pretext.config import ColorizationConfig
 
 _AB_SCALE = 110.0  # of the release's Python nets: (L - 50) / 100 in, ab / 110 out
 _L_SCALE = 100.0
+_LOOK = Look("bicubic", squash=True, half_pixel=True)  # of the release's Python code
 
 
 def import_weights(path: Path, name: str | None = None, input: str | None = None) -> Imported:
@@ -110,15 +114,16 @@ def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str
     unknown = [key for key in extra if not key.startswith(tuple(f"{prefix}." for prefix in format.left_out))]
     if unknown:
         raise UserError(f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which {name} has no place for")
-    net = build_pretext(spec, 313) if head else build_net(spec)
-    if head:
+    net, task = create("colorization", ColorizationConfig(), spec) if head else (build_net(spec), None)
+    if task is not None:
         key = next(iter(net.state_dict()))
         ours[key] = ours[key] / _L_SCALE
         if native.shape != (2, 313, 1, 1):
             raise UserError(f"{source}: {format.names['native']} is of shape {tuple(native.shape)}, not (2, 313, 1, 1)")
-        native = native[:, :, 0, 0] * _AB_SCALE
+        task.native = native[:, :, 0, 0] * _AB_SCALE
     load_named(net, ours, source)
-    return Imported(net.eval(), spec, spec_input, name, sorted({key.rpartition(".")[0] for key in extra}), native)
+    left_out = sorted({key.rpartition(".")[0] for key in extra})
+    return Imported(net.eval(), spec, spec_input, name, left_out, task, _LOOK if task else Look())
 
 
 def _describe(source: str, format: Format, ours: dict[str, Tensor], channels: int, input: str | None):

@@ -1,14 +1,14 @@
 """Our weights files: safetensors, with enough metadata to build the net again.
 
-Metadata (all strings, JSON where it is structured): ``format`` ("crosschannel.backbone" or
-"crosschannel.colorizer"), ``schema``, ``net``, ``input``, ``layers``, ``provenance``; a colorizer has
-``objective`` and ``temperature`` besides.
+Metadata (all strings, JSON where it is structured): ``format`` ("crosschannel.backbone", "crosschannel.colorizer", or
+"crosschannel.pretext" for the whole net of a task that colours nothing), ``schema``, ``net``, ``input``, ``layers``,
+``provenance``; a whole net has ``task``, ``objective``, ``classes``, ``temperature`` and ``look`` besides.
 """
 
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,14 +22,16 @@ from crosschannel.files import Writer, written_whole
 from crosschannel.keys import above, at_least
 from crosschannel.models.backbone import InputSpec, Provenance
 from crosschannel.models.nets import FAMILIES, build_net, family
-from crosschannel.models.pretext import PretextNet
 from crosschannel.models.spec import NetSpec
-from crosschannel.objectives.config import ObjectiveConfig
+from crosschannel.pretext import task_row
+from crosschannel.pretext.colorizer import Look
+from crosschannel.pretext.task import Pretext
 from crosschannel.stored import parse_json, typed
 
 LICENCE = "bsd-2-clause"  # of weights that were trained here from nothing
-_OF_A_HEAD = ("objective", "temperature")
-SCHEMA = 2  # 1: nets other than AlexNet said fc 4096 and had none
+_OF_A_HEAD = ("task", "objective", "classes", "temperature", "look")
+SCHEMA = 3  # 1: nets other than AlexNet said fc 4096 and had none; 2: colorization was the only task
+COLORIZER, PRETEXT = "colorizer.safetensors", "pretext.safetensors"  # a run's whole net, by whether its task colours
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,14 @@ class Metadata:
     """What a file of ours says of itself.
 
     Attributes:
-        format: "crosschannel.backbone" or "crosschannel.colorizer".
+        format: "crosschannel.backbone", "crosschannel.colorizer" or "crosschannel.pretext".
         schema: version of this list.
         net, input, layers, provenance: of the backbone.
-        objective: what the head predicts; None for a backbone.
-        temperature: of a colorizer's decode.
+        objective: keys of the task; None for a backbone.
+        task: what was trained.
+        classes: names by label, of a task that needs them.
+        temperature: of the decode; None where it has none.
+        look: of a colorizer.
     """
 
     format: str
@@ -50,8 +55,11 @@ class Metadata:
     input: InputSpec
     layers: list[str]
     provenance: Provenance
-    objective: ObjectiveConfig | None = None
-    temperature: Annotated[float, above(0)] = 0.38
+    objective: Any = None
+    task: str = "colorization"
+    classes: list[str] = field(default_factory=list)
+    temperature: Annotated[float | None, above(0)] = 0.38
+    look: Look = field(default_factory=Look)
 
 
 def save_backbone(
@@ -62,26 +70,27 @@ def save_backbone(
     _write(path, net.state_dict(), meta, write)
 
 
-def save_colorizer(
+def save_pretext(
     path: Path,
-    net: PretextNet,
+    net: nn.Module,
+    task: Pretext,
     spec: NetSpec,
     input: InputSpec,
-    objective: ObjectiveConfig,
     provenance: Provenance,
-    temperature: float = 0.38,
-    native: Tensor | None = None,
+    look: Look | None = None,
     write: Writer = written_whole,
 ) -> None:
-    """Write a backbone with its head, and the decode of its own that an imported net may have, (2, 313)."""
-    kind, layers = "crosschannel.colorizer", list(net.net.layers)
-    meta = Metadata(kind, SCHEMA, spec, input, layers, provenance, objective, temperature)
-    _write(path, net.state_dict() if native is None else {**net.state_dict(), "native": native}, meta, write)
+    """Write the whole net of a task: a backbone with its head, and the decode that is its own."""
+    kind = "crosschannel.colorizer" if task.colours else "crosschannel.pretext"
+    told = (task.config, task.name, list(task.classes), task.temperature, look or Look())
+    meta = Metadata(kind, SCHEMA, spec, input, list(net.net.layers), provenance, *told)
+    native = {} if task.native is None else {"native": task.native}
+    _write(path, {**net.state_dict(), **native}, meta, write)
 
 
 def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Writer) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    described = {key: value for key, value in asdict(meta).items() if meta.objective or key not in _OF_A_HEAD}
+    described = {k: value for k, value in asdict(meta).items() if meta.objective is not None or k not in _OF_A_HEAD}
     texts = {key: value if key == "format" else json.dumps(value) for key, value in described.items()}
     with write(path) as part:
         save_file(tensors, part, texts)
@@ -130,8 +139,10 @@ def read_metadata(path: Path) -> Metadata:
     meta = typed(Metadata, tree, what)
     if "details" not in tree["provenance"]:
         raise UserError(f"{what} is damaged: its provenance has no details")
-    if (meta.format == "crosschannel.colorizer") != (meta.objective is not None):
+    if (meta.format == "crosschannel.backbone") != (meta.objective is None):
         raise UserError(f"{what} is damaged: a {meta.format} {'has no' if meta.objective else 'needs an'} objective")
+    if meta.objective is not None:
+        meta = replace(meta, objective=typed(task_row(meta.task).keys, meta.objective, f"{what}: objective"))
     if meta.schema == 1 and not family(meta.net.name).fc:
         meta = replace(meta, net=replace(meta.net, fc=0))
     return meta

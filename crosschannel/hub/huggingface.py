@@ -4,7 +4,7 @@ from pathlib import Path
 
 from crosschannel.errors import UserError
 
-FILES = ("backbone.safetensors", "colorizer.safetensors", "README.md")
+FILES = ("backbone.safetensors", "colorizer.safetensors", "pretext.safetensors", "README.md")
 
 
 def fetch_repository(name: str) -> Path:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.files import Writer, written_whole
-from crosschannel.hub.files import load_state, save_backbone, save_colorizer
-from crosschannel.models import InputSpec, NetSpec, PretextNet
+from crosschannel.hub.files import load_state, save_backbone, save_pretext
+from crosschannel.models import InputSpec, NetSpec
 from crosschannel.models.backbone import Provenance
-from crosschannel.objectives.config import ObjectiveConfig
+from crosschannel.pretext.colorizer import Look
+from crosschannel.pretext.task import Pretext
 
 KINDS = {1: "grey", 2: "sobel", 3: "rgb"}  # of inputs, by the first convolution's channels
 
@@ -20,12 +21,12 @@ class Imported:
     """A net in our module, from somebody's file.
 
     Attributes:
-        net: a backbone net, or a PretextNet where the file holds a colorization head.
+        net: a backbone net, or that of a task where the file holds its head.
         spec, input: its description.
         format: what the file was taken for.
         left_out: names in the file that a backbone has no place for.
-        native: (2, 313) ab of every bin, where the net's own decode is their expectation under plain softmax.
-        temperature: of its annealed mean otherwise.
+        task: what it was trained for, with its own decode; None for a backbone.
+        look: of a net that colours.
     """
 
     net: nn.Module
@@ -33,23 +34,22 @@ class Imported:
     input: InputSpec
     format: str
     left_out: list[str] = field(default_factory=list)
-    native: Tensor | None = None
-    temperature: float = 0.38
+    task: Pretext | None = None
+    look: Look = field(default_factory=Look)
 
     @property
     def has_head(self) -> bool:
-        return isinstance(self.net, PretextNet)
+        return self.task is not None
 
     def backbone(self) -> nn.Module:
-        return self.net.net if isinstance(self.net, PretextNet) else self.net
+        return self.net.net if self.has_head else self.net
 
     def save(self, path: Path, provenance: Provenance, write: Writer = written_whole) -> None:
         """Write one of our files: a colorizer where there is a head, else a backbone."""
-        described = (path, self.net, self.spec, self.input)
-        if self.has_head:
-            save_colorizer(*described, ObjectiveConfig(), provenance, self.temperature, self.native, write)
+        if self.task is not None:
+            save_pretext(path, self.net, self.task, self.spec, self.input, provenance, self.look, write)
         else:
-            save_backbone(*described, provenance, write)
+            save_backbone(path, self.net, self.spec, self.input, provenance, write)
 
 
 def load_named(net: nn.Module, state: dict[str, Tensor], what: str) -> None:

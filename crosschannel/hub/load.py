@@ -2,23 +2,24 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from crosschannel.data import ImageSet
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
-from crosschannel.hub.files import is_ours, load_state, read_weights
+from crosschannel.hub.files import COLORIZER, PRETEXT, is_ours, load_state, read_weights
 from crosschannel.hub.from_files import fetched, weights_path
 from crosschannel.hub.sources import KINDS, inner_source, parse_source
-from crosschannel.models import Backbone, build_pretext
+from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.backbone import Provenance
-from crosschannel.models.colorizer import Colorizer
-from crosschannel.objectives.build import build_objective
-from crosschannel.objectives.config import ObjectiveConfig
+from crosschannel.pretext import create, task_row
+from crosschannel.pretext.colorizer import Colorizer, Look
+from crosschannel.pretext.task import Pretext
 
 
 def load_backbone(
@@ -64,39 +65,68 @@ def load_backbone(
         return backbone.eval().requires_grad_(False) if frozen else backbone.train()
 
 
-def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer:
-    """Load a net that colours pictures: a run folder, a ``colorizer.safetensors``, ``zoo:eccv16`` or ``hf-hub:``.
+@dataclass
+class Whole:
+    """A net with its task.
+
+    Attributes:
+        net, task: see :func:`crosschannel.pretext.create`.
+        input: what it was trained on.
+        look: how it looks at pictures, where it colours.
+        provenance: of the weights.
+    """
+
+    net: nn.Module
+    task: Pretext
+    input: InputSpec
+    look: Look
+    provenance: Provenance
+
+
+def load_pretext(source: str) -> Whole:
+    """Load the whole net of a pretext task: a run folder, a file of one, ``zoo:eccv16`` or ``hf-hub:``.
 
     Raises:
-        UserError: no such source, or a file that holds a backbone only.
+        UserError: no such source, or one that holds a backbone only.
     """
     parsed = fetched(parse_source(source))
     if parsed.kind != "path":
         raise UserError(f"{source!r} has no colorization head; give a run folder or a colorizer.safetensors file")
-    path = weights_path(parsed, "colorizer.safetensors")
+    path = weights_path(parsed, _whole_file(parsed.name))
     if not is_ours(path):
-        colorizer = _imported_colorizer(path, source)
-        return colorizer.to(device).eval().requires_grad_(False)
+        return _imported(path, source)
     state, meta = read_weights(path)
     if meta.objective is None:
         raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
-    objective, native = (
-        build_objective(replace(meta.objective, prior="imagenet-256", lam=0.5)),
-        state.pop("native", None),
-    )
+    native = state.pop("native", None)
     if native is not None and (
         native.shape != (2, 313) or not native.is_floating_point() or not native.abs().max() < 1e3
     ):
         raise UserError(f"{source} holds a decode that is none: (2, 313) ab values")
-    net = build_pretext(meta.net, objective.outputs, meta.input.size)
+    config = task_row(meta.task).load().for_use(meta.objective)
+    net, task = create(meta.task, config, meta.net, meta.input.size, meta.classes)
     load_state(net, state, source)
-    provenance = Provenance(source, meta.provenance.details)
-    colorizer = Colorizer(net, objective, meta.input.resize, meta.temperature, provenance, native)
+    task.native = native
+    if task.temperature is not None and meta.temperature is not None:
+        task.temperature = meta.temperature
+    return Whole(net, task, meta.input, meta.look, Provenance(source, meta.provenance.details))
+
+
+def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer:
+    """Load a net that colours pictures: a run folder, a ``colorizer.safetensors``, ``zoo:eccv16`` or ``hf-hub:``.
+
+    Raises:
+        UserError: no such source, a file that holds a backbone only, or a net of a task that colours nothing.
+    """
+    whole = load_pretext(source)
+    if not whole.task.colours:
+        raise UserError(f"{source} is a net of the task {whole.task.name}, which colours nothing")
+    colorizer = Colorizer(whole.net, whole.task, whole.input.resize, whole.provenance, whole.look)
     return colorizer.to(device).eval().requires_grad_(False)
 
 
 def has_head(source: str) -> bool:
-    """Whether a source holds a colorization head besides its backbone: whether :func:`load_colorizer` takes it.
+    """Whether a source holds a head besides its backbone: whether :func:`load_pretext` takes it.
 
     Raises:
         UserError: no such source, or a damaged file.
@@ -106,14 +136,18 @@ def has_head(source: str) -> bool:
         return False
     path = user_path(parsed.name)
     if path.is_dir():
-        return (path / "colorizer.safetensors").exists()
+        return any((path / name).exists() for name in (COLORIZER, PRETEXT))
     path = weights_path(parsed, "")
     return read_weights(path)[1].objective is not None if is_ours(path) else import_weights(path).has_head
 
 
-def _imported_colorizer(path: Path, source: str) -> Colorizer:
+def _whole_file(name: str) -> str:
+    """The file of a run folder that holds its whole net."""
+    return PRETEXT if (user_path(name) / PRETEXT).exists() else COLORIZER
+
+
+def _imported(path: Path, source: str) -> Whole:
     found = import_weights(path)
-    if not found.has_head:
+    if found.task is None:
         raise UserError(f"{source} holds a backbone without a colorization head ({found.format})")
-    provenance, objective = Provenance(source, {"format": found.format}), build_objective(ObjectiveConfig())
-    return Colorizer(found.net, objective, found.input.resize, found.temperature, provenance, found.native)
+    return Whole(found.net, found.task, found.input, found.look, Provenance(source, {"format": found.format}))

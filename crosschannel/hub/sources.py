@@ -186,7 +186,7 @@ def source_files(text: str) -> dict[str, Path]:
         found |= source_files(source.name)
     elif source.kind == "path":
         path = user_path(source.name)
-        names = ("backbone.safetensors", "colorizer.safetensors")
+        names = ("backbone.safetensors", "colorizer.safetensors", "pretext.safetensors")
         found |= {name: path / name for name in names} if path.is_dir() else {"weights": path}
     elif source.kind == "factory":
         with foreign(f"cannot find {source.name!r}"), working_folder_importable():

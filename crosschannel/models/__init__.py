@@ -1,11 +1,10 @@
-"""Backbones with named layers, pretext heads, colorization nets and initialisation."""
+"""Backbones with named layers, and initialisation."""
 
 from crosschannel.models.alexnet import AlexNet
 from crosschannel.models.backbone import Backbone, InputSpec, wrap
 from crosschannel.models.colornet import ColorNet
 from crosschannel.models.layers import LayeredNet, absorb_batchnorm, widen_to_lab
 from crosschannel.models.nets import FAMILIES, build_net, family, spec_of
-from crosschannel.models.pretext import PretextNet, build_pretext
 from crosschannel.models.spec import NetSpec
 from crosschannel.models.vgg import VGG16
 
@@ -18,10 +17,8 @@ __all__ = [
     "InputSpec",
     "LayeredNet",
     "NetSpec",
-    "PretextNet",
     "absorb_batchnorm",
     "build_net",
-    "build_pretext",
     "family",
     "spec_of",
     "widen_to_lab",

@@ -27,6 +27,7 @@ class Variant:
         fc_norm: fc6 and fc7 have BatchNorm too …
         fc_bias: … and a bias.
         slope: of LeakyReLU below zero; 0 is ReLU.
+        halves: two halves that never meet, one of L and one of a and b: every layer is in two groups.
     """
 
     widths: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
@@ -38,11 +39,13 @@ class Variant:
     fc_norm: bool = True
     fc_bias: bool = True
     slope: float = 0.0
+    halves: bool = False
 
 
 _NARROW = (64, 192, 384, 256, 256)
 VARIANTS = {
     "crosschannel": Variant(),  # Zhang et al. 2016, and the released context, inpainting and k-means nets without LRN
+    "split-brain": Variant(halves=True),  # Zhang et al. 2017
     "bigan": Variant(slope=0.2),  # Donahue et al. 2017
     "caffenet": Variant(lrn="after-pool"),
     "alexnet-lrn": Variant(lrn="before-pool"),  # Krizhevsky et al. 2012, BVLC's AlexNet
@@ -60,12 +63,13 @@ def _rows(geometry: Geometry, fc: int, fc7: int, variant: Variant) -> list[Row]:
     padded = geometry == "padded"
     pad, ceil = (1, True) if padded else (0, variant.ceil)
     widths, groups, slope = variant.widths, variant.groups, variant.slope
+    halves = 2 if variant.halves else 1
     rows: list[Row] = [
-        Conv("conv1", widths[0], 11, stride=4, pad=5 if padded else variant.pad, slope=slope),
+        Conv("conv1", widths[0], 11, stride=4, pad=5 if padded else variant.pad, slope=slope, split=variant.halves),
         Pool("pool1", 3, 2, pad, ceil),
         Conv("conv2", widths[1], 5, pad=2, groups=groups, slope=slope),
         Pool("pool2", 3, 2, pad, ceil),
-        Conv("conv3", widths[2], 3, pad=1, slope=slope),
+        Conv("conv3", widths[2], 3, pad=1, groups=halves, slope=slope),
         Conv("conv4", widths[3], 3, pad=1, groups=groups, slope=slope),
         Conv("conv5", widths[4], 3, pad=1, groups=groups, slope=slope),
         Pool("pool5", 3, 1 if padded else 2, pad, ceil),
@@ -75,7 +79,7 @@ def _rows(geometry: Geometry, fc: int, fc7: int, variant: Variant) -> list[Row]:
             place = next(i for i, row in enumerate(rows) if row.name == f"pool{number}")
             rows.insert(place + (variant.lrn == "after-pool"), LRN(f"norm{number}"))
     if fc:
-        options = {"norm": variant.fc_norm, "bias": variant.fc_bias, "slope": slope}
+        options = {"norm": variant.fc_norm, "bias": variant.fc_bias, "slope": slope, "groups": halves}
         shape = {"pad": 5, "dilation": 2} if padded else {}
         rows += [Conv("fc6", fc, 6, **shape, **options), Conv("fc7", fc7 or fc, 1, **options)]
     return rows

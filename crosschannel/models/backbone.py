@@ -15,9 +15,10 @@ from crosschannel.keys import SIDE, Spelling, above, require
 from crosschannel.models.layers import LayeredNet, dense
 from crosschannel.models.wrapped import ModuleNet
 
-InputKind = Literal["grey", "lab", "rgb", "sobel"]
+InputKind = Literal["grey", "lab", "rgb", "sobel", "intensity", "luma"]
 _MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
-CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2}
+CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2, "intensity": 1, "luma": 3}
+_LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class InputSpec:
     """What a net was trained on.
 
     Attributes:
-        kind: "grey" (L - 50), "lab" (L - 50, a, b), "rgb" (normalised by mean and std) or "sobel" (horizontal and
-            vertical derivatives of the mean of normalised RGB, as DeepCluster has them).
+        kind: "grey" (L - 50), "lab" (L - 50, a, b), "rgb" (normalised by mean and std), "sobel" (horizontal and
+            vertical derivatives of the mean of normalised RGB, as DeepCluster has them), "intensity" (that mean, as
+            Larsson et al. have it) or "luma" (normalised RGB of a grey picture: three times its luma).
         size: side of its square crops, in pixels.
         resize: short side that an image is resized to before its centre is cropped.
         interpolation: of that resize.
-        mean, std: of RGB in [0, 1], for "rgb" and "sobel".
+        mean, std: of RGB in [0, 1], for all but "grey" and "lab".
     """
 
     kind: InputKind = "grey"
@@ -49,12 +51,17 @@ class InputSpec:
 
     def preprocess(self, rgb: Tensor) -> Tensor:
         """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, ``channels``, H, W) float."""
-        if self.kind in ("rgb", "sobel"):
-            rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
-            mean, std = (torch.tensor(v).to(rgb)[:, None, None] for v in (self.mean, self.std))
-            normalised = (rgb - mean) / std
-            return normalised if self.kind == "rgb" else sobel(normalised.mean(1, keepdim=True))
-        return rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
+        if self.kind in ("grey", "lab"):
+            return rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
+        rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
+        if self.kind == "luma":
+            rgb = torch.einsum("nchw,c->nhw", rgb, torch.tensor(_LUMA).to(rgb))[:, None]
+        mean, std = (torch.tensor(v).to(rgb)[:, None, None] for v in (self.mean, self.std))
+        normalised = (rgb - mean) / std
+        if self.kind in ("rgb", "luma"):
+            return normalised
+        mean_of_rgb = normalised.mean(1, keepdim=True)
+        return sobel(mean_of_rgb) if self.kind == "sobel" else mean_of_rgb
 
 
 def sobel(grey: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """ColorNet, the colorization net of the paper's Fig. 2 (the release's "v2", VGG-styled), up to conv7.
 
-The decoder (conv8) and the classifier are its pretext head: see :mod:`crosschannel.models.pretext`.
+The decoder (conv8) and the classifier are its pretext head: see :mod:`crosschannel.pretext.nets`.
 """
 
 from crosschannel.models.layers import Conv, LayeredNet

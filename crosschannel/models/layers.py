@@ -13,7 +13,8 @@ Order = Literal["conv-norm-relu", "conv-relu-norm"]
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with its ReLU (leaky where it has a slope) and, where the net has one, its normalisation."""
+    """A convolution with its ReLU (leaky where it has a slope) and, where the net has one, its normalisation; ``split``
+    is :class:`SplitConv`."""
 
     name: str
     out: int
@@ -25,6 +26,7 @@ class Conv:
     norm: bool = True
     bias: bool = True
     slope: float = 0.0
+    split: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,27 @@ class LRN:
 Row = Conv | Pool | LRN
 
 
+class SplitConv(nn.Conv2d):
+    """A convolution of Lab whose first half of filters sees L alone, the second a and b alone: the weights in between
+    are zero and stay so."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        mask = torch.zeros(self.out_channels, self.in_channels, 1, 1)
+        mask[: self.out_channels // 2, :1] = 1
+        mask[self.out_channels // 2 :, 1:] = 1
+        self.register_buffer("mask", mask, persistent=False)
+        with torch.no_grad():
+            self.weight.mul_(mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
 def conv_block(row: Conv, channels: int, norm: bool, affine: bool, order: Order) -> nn.Sequential:
     """The modules of one row: ``conv``, ``relu`` and, if asked for, a BatchNorm ``norm``."""
-    conv = nn.Conv2d(channels, row.out, row.kernel, row.stride, row.pad, row.dilation, row.groups, row.bias)
+    kind = SplitConv if row.split else nn.Conv2d
+    conv = kind(channels, row.out, row.kernel, row.stride, row.pad, row.dilation, row.groups, row.bias)
     parts: dict[str, nn.Module] = {"conv": conv}
     if norm and row.norm:
         parts["norm"] = nn.BatchNorm2d(row.out, affine=affine)

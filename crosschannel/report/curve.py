@@ -6,8 +6,15 @@ from crosschannel.files import written_whole
 from crosschannel.runs.folder import read_metrics
 
 
-def validation_curve(run: Path, out: Path) -> Path:
-    """Plot training and validation loss against steps, and the figure that a task is judged by beside them."""
+def validation_curve(run: Path, out: Path, figure_name: str, reference: tuple[float, str] | None = None) -> Path:
+    """Plot training and validation loss against steps, and the figure that a task is judged by beside them.
+
+    Args:
+        run: the run folder.
+        out: the picture.
+        figure_name: such as kl_share.
+        reference: a value of it to compare with, and what gives that.
+    """
     from matplotlib.figure import Figure
 
     rows = read_metrics(run)
@@ -16,10 +23,10 @@ def validation_curve(run: Path, out: Path) -> Path:
     for name, colour in (("train/loss", "#9aa5b1"), ("val/loss", "#c0392b")):
         _line(left, rows, name, colour)
     left.set(xlabel="step", ylabel="loss", title="loss")
-    share = "val/kl_share" if any("val/kl_share" in row for row in rows) else "val/loss_share"
-    _line(right, rows, share, "#c0392b")
-    right.axhline(1, color="#9aa5b1", linestyle=":", label="best constant colour")
-    right.set(xlabel="step", ylabel=share.removeprefix("val/"), title="held-out images, against a constant")
+    _line(right, rows, f"val/{figure_name}", "#c0392b")
+    if reference:
+        right.axhline(reference[0], color="#9aa5b1", linestyle=":", label=reference[1])
+    right.set(xlabel="step", ylabel=figure_name, title="held-out images")
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

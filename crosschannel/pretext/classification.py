@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crosschannel.color import ABQuantizer, rebalancing_weights
 from crosschannel.color.parts import cached_parts
 from crosschannel.color.quantizer import Q
-from crosschannel.errors import UserError
+from crosschannel.pretext.task import OF_A_CONSTANT, Headline, check_contrast
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
@@ -81,6 +81,8 @@ class Classification(nn.Module):
     """
 
     outputs = Q
+    temperature = 0.38
+    headline = Headline("kl_share", OF_A_CONSTANT, 1.0, "best constant colour")
     score_length = 3 + Q
 
     def __init__(
@@ -129,7 +131,7 @@ class Classification(nn.Module):
         histogram = sums[3:]
         constant = -torch.special.xlogy(histogram, histogram / histogram.sum()).sum().item()
         kl, kl_constant = (cross - entropy) / pixels, (constant - entropy) / pixels
-        check_colour(kl_constant)
+        check_contrast(kl_constant)
         return {
             "loss": cross / pixels,
             "target_entropy": entropy / pixels,
@@ -137,12 +139,6 @@ class Classification(nn.Module):
             "kl_constant": kl_constant,
             "kl_share": kl / kl_constant,
         }
-
-
-def check_colour(of_the_best_constant: float) -> None:
-    """Raise a UserError where one colour fits all images, and there is nothing to be told from them."""
-    if of_the_best_constant < 1e-6:
-        raise UserError("the held-out images are all of one colour (grey, perhaps): there is nothing to score")
 
 
 def without_grey_gradient(loss: Tensor, ab: Tensor, threshold: float) -> Tensor:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from crosschannel.objectives.classification import check_colour, without_grey_gradient
+from crosschannel.pretext.classification import without_grey_gradient
+from crosschannel.pretext.task import OF_A_CONSTANT, Headline, check_contrast, no_temperature
 
 _UNIT = 110.0  # of the net's outputs: the release's scale of ab
 
@@ -19,6 +20,8 @@ class Regression(nn.Module):
     """
 
     outputs = 2
+    temperature = None
+    headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
     score_length = 5
 
     def __init__(self, grey_threshold: float = 0.0):
@@ -30,7 +33,12 @@ class Regression(nn.Module):
         return without_grey_gradient(loss, ab, self.grey_threshold)
 
     def decode(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
-        """ab (N, 2, h, w); a regression has no temperature."""
+        """ab (N, 2, h, w).
+
+        Raises:
+            UserError: a temperature, which a regression does not have.
+        """
+        no_temperature(temperature, "this net regresses ab")
         return _UNIT * outputs.float()
 
     @torch.no_grad()
@@ -46,5 +54,5 @@ class Regression(nn.Module):
         """``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
         count, loss, a, b, square = sums.tolist()
         constant = (square - (a * a + b * b) / count) / 2
-        check_colour(constant / count)
+        check_contrast(constant / count)
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}

@@ -1,4 +1,4 @@
-"""A backbone and the head that predicts colour from its last map."""
+"""A backbone and the head that predicts from its last map."""
 
 import math
 
@@ -10,11 +10,13 @@ from crosschannel.models.spec import NetSpec
 
 
 class LinearHead(nn.Module):
-    """A 1×1 convolution on the last map.
+    """A 1×1 convolution on the last map. Where k-means starts the layers below it, it starts from zeros.
 
     Shape:
         (N, C, h, w) → (N, out, h, w).
     """
+
+    is_zeroed_by_kmeans = True
 
     def __init__(self, in_channels: int, out: int):
         super().__init__()
@@ -103,11 +105,11 @@ def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) ->
         return PretextNet(net, Decoder(net.out_channels, outputs), stride=4, head_stride=4)
     pretext = PretextNet(net, LinearHead(net.out_channels, outputs), 8, net.last_stride, net.last_origin)
     if getattr(net, "computes_past_its_layers", False):
-        _freeze_unused(pretext, spec.in_channels, image_size or 224)
+        freeze_unused(pretext, spec.in_channels, image_size or 224)
     return pretext
 
 
-def _freeze_unused(pretext: PretextNet, channels: int, image_size: int) -> None:
+def freeze_unused(pretext: nn.Module, channels: int, image_size: int) -> None:
     """Parameters past the last feature (a final norm) get no gradient, which DDP would not accept."""
     pretext.eval()(torch.zeros(1, channels, image_size, image_size)).sum().backward()
     for parameter in pretext.train().parameters():

@@ -1,0 +1,92 @@
+"""Autoencoder: the picture itself through AlexNet's pool5, the baseline of Table 2. No source defines it; this is a
+reconstruction."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crosschannel.errors import UserError
+from crosschannel.models import InputSpec, NetSpec, build_net, family
+from crosschannel.pretext.config import AutoencoderConfig
+from crosschannel.pretext.task import OF_A_CONSTANT, Headline, Pretext, check_contrast, row_of_pictures
+from crosschannel.runs.config import CropConfig
+
+_WIDTHS = (256, 128, 96, 64, 32)
+
+
+class EncoderDecoder(nn.Module):
+    """A backbone whose last map is thinned out to stride 32 (AlexNet at 180 px: 6×6×256 numbers, a tenth of the
+    picture's), and five up-convolutions back.
+
+    Shape:
+        (N, 3, H, W) → (N, 3, H, W).
+    """
+
+    stride = 1
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.step = net, 32 // net.last_stride
+        widths = (net.out_channels, *_WIDTHS)
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
+        )
+        self.out = nn.Conv2d(_WIDTHS[-1], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.net(x)[:, :, :: self.step, :: self.step]
+        for up in self.ups:
+            y = up(y).relu()
+        return self.out(y)[:, :, : x.shape[2], : x.shape[3]]
+
+
+class Autoencoder(Pretext):
+    """Normalised RGB → the same, squared error."""
+
+    name: ClassVar[str] = "autoencoder"
+    headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
+    score_length = 6
+
+    @staticmethod
+    def input_of(config: AutoencoderConfig, crop: CropConfig) -> InputSpec:
+        return InputSpec("rgb", crop.size, crop.resize)
+
+    @staticmethod
+    def build(config: AutoencoderConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> EncoderDecoder:
+        if not family(spec.name).has_geometries or spec.fc:
+            raise UserError(f"the task autoencoder stands on alexnet with model.fc 0, got {spec.name} with {spec.fc}")
+        return EncoderDecoder(build_net(spec))
+
+    def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
+        return self.inputs(rgb)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Half the squared distance at every pixel, (N, H, W)."""
+        return (outputs.float() - targets).square().sum(1) / 2
+
+    @torch.no_grad()
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Count of pixels, loss, Σ ‖x‖², Σ x (3)."""
+        x = targets.double()
+        loss = (outputs.double() - x).square().sum() / 2
+        count = torch.tensor(float(x[:, 0].numel())).to(x)
+        return torch.stack((count, loss, x.square().sum(), *x.sum((0, 2, 3))))
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """``loss`` a pixel, ``loss_constant`` of the best constant colour, ``loss_share``, their ratio."""
+        count, loss, square, *mean = sums.tolist()
+        constant = (square - sum(one * one for one in mean) / count) / 2
+        check_contrast(constant / count)
+        return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}
+
+    @torch.inference_mode()
+    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
+        device = next(net.parameters()).device
+        rgb = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(device)
+        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.input.mean, self.input.std))
+        said = (net(self.inputs(rgb)).float() * std + mean).clamp(0, 1) * 255
+        return row_of_pictures(list(said.round().byte().permute(0, 2, 3, 1).cpu().numpy()), crops)

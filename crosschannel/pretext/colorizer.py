@@ -1,0 +1,201 @@
+"""Colorizer: a picture of any size in, the same picture with predicted colours out, its lightness kept."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lightness
+from crosschannel.data.decode import to_rgb
+from crosschannel.errors import UserError
+from crosschannel.models.backbone import Provenance
+from crosschannel.pretext.task import Pretext, row_of_pictures
+from crosschannel.pretext.upsampling import sample_grid
+
+_STRIP_NUMBERS = 1 << 21  # of upsampled maps held at a time
+_LONGEST = 4  # the net sees at most this many times its short side
+Gamut = Literal["map", "clip"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a net looks at a picture, and where its predictions lie: published nets keep their authors' ways.
+
+    Attributes:
+        interpolation: "bilinear" or "bicubic", of the picture that it sees.
+        squash: it sees a square whatever the picture's shape.
+        half_pixel: predictions are upsampled to that picture first, each at the centre of a block of ``stride`` pixels
+            (``interpolate`` without aligned corners); else each stands on its block's first pixel.
+    """
+
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    squash: bool = False
+    half_pixel: bool = False
+
+
+class Colorizer(nn.Module):
+    """A pretext net with its decode.
+
+    Args:
+        net: inputs of the task → what is predicted at every ``task.stride``-th pixel.
+        task: turns predictions into ab.
+        size: short side, in pixels, at which the net looks at a picture.
+        provenance: of the weights.
+        look: how.
+
+    Attributes:
+        saturation: what ab are multiplied by; 1 leaves them as predicted.
+        gamut: "map": colours that sRGB cannot show move towards grey, lightness kept; "clip": channels are clipped.
+
+    Example::
+
+        colorizer = crosschannel.load_colorizer("runs/colornet-0")
+        colorizer(Image.open("grey.jpg")).save("coloured.png")
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        task: Pretext,
+        size: int = 256,
+        provenance: Provenance | None = None,
+        look: Look | None = None,
+    ):
+        super().__init__()
+        self.net, self.task, self.size, self.look = net, task, size, look or Look()
+        self.provenance = provenance or Provenance()
+        self.saturation, self.gamut = 1.0, "map"
+
+    @torch.inference_mode()
+    def predict(self, rgb: Tensor, temperature: float | None = None) -> Tensor:
+        """What is predicted of pictures at the size that they have.
+
+        Args:
+            rgb: (N, 3, H, W), uint8 or float in [0, 1].
+            temperature: T > 0 of the annealed mean; None takes the net's own decode.
+
+        Returns:
+            (N, C, h, w), of every ``task.stride``-th pixel; ab for most tasks.
+
+        Raises:
+            UserError: a temperature that is not above 0, or one for a net that has none; damaged weights.
+        """
+        if temperature is not None and not temperature > 0:
+            raise UserError(f"temperature must be above 0, got {temperature}")
+        maps = self.task.maps(self.net(self.task.inputs(rgb)), temperature)
+        if not maps.isfinite().all():
+            raise UserError("this net gives colours that are no numbers: its weights are damaged")
+        return maps
+
+    @torch.inference_mode()
+    def ab(self, rgb: Tensor, temperature: float | None = None) -> Tensor:
+        """ab of every pixel of a batch, on its device: as predicted, whether sRGB can show it or not.
+
+        Args:
+            rgb: (N, 3, H, W), uint8 or float in [0, 1].
+            temperature: as for :meth:`predict`.
+
+        Returns:
+            (N, 2, H, W) float32.
+        """
+        maps, scale = self._look_at(rgb, self._small(rgb), temperature)
+        return torch.cat([self._upsampled(maps, rgb, rows, scale) for rows in _strips(maps, rgb)], 2)
+
+    def forward(self, image, temperature: float | None = None):
+        """Colour an image; the same kind comes back.
+
+        Args:
+            image: a Pillow image, a uint8 array (H, W) or (H, W, 3), or a float batch (N, 3, H, W) in [0, 1], which
+                stays on its device and in float. Only its lightness is used.
+            temperature: T > 0 of the annealed mean; None takes the net's own decode.
+
+        Raises:
+            UserError: a temperature that is not above 0, or one for a net that has none.
+        """
+        if isinstance(image, Tensor):
+            if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+                raise UserError(
+                    f"a batch must be (N, 3, H, W), float in [0, 1]; got {tuple(image.shape)} {image.dtype}"
+                )
+            rgb = image.float().clamp(0, 1)
+            return self._colour(rgb, self._small(rgb), temperature).to(image.dtype)
+        if isinstance(image, Image.Image):
+            return Image.fromarray(self._colour_array(np.asarray(to_rgb(image)), temperature))
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+            raise UserError(f"an array must be (H, W) or (H, W, 3), uint8; got {array.shape} {array.dtype}")
+        return self._colour_array(np.repeat(array[:, :, None], 3, 2) if array.ndim == 2 else array, temperature)
+
+    def _colour_array(self, rgb: np.ndarray, temperature: float | None) -> np.ndarray:
+        device = next(self.parameters()).device
+        mode = Image.Resampling[self.look.interpolation.upper()]
+        small = Image.fromarray(rgb).resize(self._working_size(rgb.shape[1], rgb.shape[0]), mode)
+        coloured = self._colour(_as_batch(rgb, device), _as_batch(np.asarray(small), device), temperature)
+        return coloured[0].permute(1, 2, 0).cpu().numpy()
+
+    @torch.inference_mode()
+    def _colour(self, rgb: Tensor, small: Tensor, temperature: float | None) -> Tensor:
+        """(N, 3, H, W), uint8 or float, in colour; a strip at a time."""
+        maps, scale = self._look_at(rgb, small, temperature)
+        out = torch.empty_like(rgb)
+        for rows in _strips(maps, rgb):
+            ab = self._upsampled(maps, rgb, rows, scale)
+            lab = torch.cat((rgb_to_lightness(rgb[:, :, rows]), ab * self.saturation), 1)
+            coloured = lab_to_rgb(fit_gamut(lab) if self.gamut == "map" else lab)
+            out[:, :, rows] = (coloured * 255).round().byte() if out.dtype == torch.uint8 else coloured
+        return out
+
+    def _look_at(self, rgb: Tensor, small: Tensor, temperature: float | None) -> tuple[Tensor, tuple[float, float]]:
+        """What is predicted of pictures from the size that the net sees, and steps of it per pixel, down and across."""
+        maps, stride = self.predict(small, temperature), self.task.stride
+        if self.look.half_pixel:
+            maps = nn.functional.interpolate(maps, scale_factor=stride, mode="bilinear")
+            stride = 1
+        return maps, tuple(small.shape[side] / rgb.shape[side] / stride for side in (2, 3))
+
+    def _upsampled(self, maps: Tensor, rgb: Tensor, rows: slice, scale: tuple[float, float]) -> Tensor:
+        """ab of some rows."""
+        stride = 1 if self.look.half_pixel else self.task.stride
+        part = rgb[:, :, rows]
+        part = part / 255 if part.dtype == torch.uint8 else part
+        return self.task.paint(sample_grid(maps, rows, rgb.shape[3], scale, stride), part)
+
+    def _small(self, rgb: Tensor) -> Tensor:
+        """Float pictures as the net sees them."""
+        rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
+        width, height = self._working_size(rgb.shape[3], rgb.shape[2])
+        if (height, width) == rgb.shape[2:]:
+            return rgb
+        mode = self.look.interpolation
+        return nn.functional.interpolate(rgb, (height, width), mode=mode, antialias=True).clamp(0, 1)
+
+    def _working_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that the net sees: the short side is ``size``, the shape is kept up to 1 : 4."""
+        if self.look.squash:
+            return self.size, self.size
+        factor = self.size / min(width, height)
+        longest = _LONGEST * self.size
+        w, h = (min(longest, max(8, round(side * factor / 8) * 8)) for side in (width, height))
+        return w, h
+
+
+def coloured_rows(net: nn.Module, task: Pretext, crops: Sequence[np.ndarray]) -> np.ndarray:
+    """Grey, coloured and true crops (S, S, 3) uint8, a row each."""
+    colorizer = Colorizer(net, task, len(crops[0]))
+    grey = [np.asarray(Image.fromarray(crop).convert("L").convert("RGB")) for crop in crops]
+    return row_of_pictures(grey, [colorizer(crop) for crop in crops], crops)
+
+
+def _as_batch(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].to(device)
+
+
+def _strips(maps: Tensor, rgb: Tensor) -> Iterator[slice]:
+    """Rows whose upsampled maps are few enough to be held at a time."""
+    rows = max(1, _STRIP_NUMBERS // (rgb.shape[3] * maps.shape[0] * maps.shape[1]))
+    for top in range(0, rgb.shape[2], rows):
+        yield slice(top, min(rgb.shape[2], top + rows))

@@ -1,0 +1,102 @@
+"""The keys of each pretext task. No torch here: help is quick."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from crosschannel.errors import UserError
+from crosschannel.keys import Count, Share, Text, above, at_least, below, within
+from crosschannel.runs.config import path
+
+PRIORS = ("imagenet-256", "imagenet-256-k10")  # that ship with the package
+Normalise = Literal["pixels", "images"]
+
+
+@dataclass
+class ColorizationConfig:
+    """What is predicted."""
+
+    kind: Literal["class", "l2"] = "class"
+    """class: classification over 313 ab bins; l2: regression of ab in units of 110, as the release's nets have it"""
+    lam: Share = 0.5
+    """λ of the class weights: 0.5 rebalanced, 1 plain classification; 0 needs a prior of many images"""
+    uniform: Literal["all", "seen"] = "all"
+    """bins that λ is spread over: all, or those that the prior saw (the release)"""
+    neighbours: Annotated[int, within(1, 313)] = 5
+    """bins that a target colour is spread over (the release: 10)"""
+    sigma: Annotated[float, above(0, 1000)] = 5.0
+    """standard deviation of that spread, in ab units"""
+    prior: Text = path("imagenet-256", packaged=PRIORS)
+    """the packaged ab prior, or a file written by `crosschannel prior`"""
+    grey_threshold: Annotated[float, at_least(0)] = 0.0
+    """crops with all |a|, |b| within it give no gradient (the release: 5); 0 keeps all"""
+    normalise: Normalise = "pixels"
+    """divide the summed loss by all target pixels of the batch, or by its images"""
+
+    def check(self) -> None:
+        if self.kind == "class" and self.lam == 0 and self.prior in PRIORS:
+            raise UserError(
+                f"the packaged prior {self.prior} is of 600 photographs, too few for a lam of 0: estimate one of your "
+                "images with `crosschannel prior`"
+            )
+
+
+@dataclass
+class LarssonConfig:
+    """What is predicted, and where."""
+
+    locations: Count = 128
+    """pixels of a crop that are trained on"""
+    margin: Annotated[float, within(0, 0.49)] = 0.2727
+    """share of the crop's side at each edge in which none of them lies (the release: [96, 256) of 352 pixels)"""
+    window: Annotated[int, within(1, 63)] = 7
+    """side of the square around a location whose colours are its target, in pixels"""
+    width: Count = 1024
+    """channels between the hypercolumn and the two distributions"""
+    dropout: Annotated[float, below(1)] = 0.5
+    """after fc6, fc7 and that layer"""
+    normalise: Normalise = "pixels"
+    """divide the summed loss by all locations of the batch, or by its images"""
+
+
+@dataclass
+class DahlConfig:
+    """How it is scored."""
+
+    blurs: bool = True
+    """compare UV after blurs of 3×3 and 5×5 too"""
+    normalise: Normalise = "pixels"
+    """divide the summed loss by all pixels of the batch, or by its images"""
+
+
+@dataclass
+class AutoencoderConfig:
+    """How it is scored."""
+
+    normalise: Normalise = "pixels"
+    """divide the summed loss by all pixels of the batch, or by its images"""
+
+
+@dataclass
+class SplitBrainConfig:
+    """What the two halves predict."""
+
+    neighbours: Annotated[int, within(1, 313)] = 5
+    """ab bins that a target colour is spread over"""
+    sigma: Annotated[float, above(0, 1000)] = 5.0
+    """standard deviation of that spread, in ab units"""
+    lightness_bins: Annotated[int, within(2, 1000)] = 100
+    """of equal width, over L in 0..100"""
+    normalise: Normalise = "pixels"
+    """divide the summed loss by all target pixels of the batch, or by its images"""
+
+
+@dataclass
+class LabelsConfig:
+    """What it sees, and how it is scored."""
+
+    input: Literal["grey", "lab", "rgb"] = "rgb"
+    """grey: lightness alone; lab; rgb: normalised by ImageNet's mean and deviation"""
+    dropout: Annotated[float, below(1)] = 0.5
+    """after fc6 and fc7, or before the classifier of a net without them"""
+    smoothing: Annotated[float, below(1)] = 0.0
+    """label smoothing"""

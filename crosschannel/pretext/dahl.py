@@ -1,0 +1,151 @@
+"""UV from grey by a residual decoder on VGG-16: a reconstruction of Dahl, "Automatic Colorization" (2016), which has no
+paper and no released definition; the shape is what re-implementations agree on."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crosschannel.color import rgb_to_lab
+from crosschannel.models import InputSpec, NetSpec, build_net
+from crosschannel.models.layers import LayeredNet
+from crosschannel.pretext.colorizer import coloured_rows
+from crosschannel.pretext.config import DahlConfig
+from crosschannel.pretext.nets import freeze_unused
+from crosschannel.pretext.task import OF_A_CONSTANT, Headline, Pretext, check_contrast, need_family, no_temperature
+from crosschannel.runs.config import CropConfig
+
+_LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
+_LAYERS = {"conv4_3": 512, "conv3_3": 256, "conv2_2": 128, "conv1_2": 64}
+_TIMES = 8  # what sides are padded to a multiple of
+
+
+class ResidualDecoder(nn.Module):
+    """VGG-16's conv1_2, conv2_2, conv3_3 and conv4_3, each normalised and added to what comes up from below it.
+
+    Shape:
+        (N, 3, H, W) → (N, 2, H, W), logits of UV in 0..1.
+    """
+
+    stride = 1
+
+    def __init__(self, net: LayeredNet):
+        super().__init__()
+        self.net = net
+        self.norms = nn.ModuleDict({layer: nn.BatchNorm2d(width) for layer, width in _LAYERS.items()})
+        self.norm = nn.BatchNorm2d(3)
+        self.from4 = nn.Conv2d(512, 256, 1)
+        self.from3 = nn.Conv2d(256, 128, 3, padding=1)
+        self.from2 = nn.Conv2d(128, 64, 3, padding=1)
+        self.from1 = nn.Conv2d(64, 3, 3, padding=1)
+        self.mix = nn.Conv2d(3, 3, 3, padding=1)
+        self.out = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = nn.functional.pad(x, (0, -width % _TIMES, 0, -height % _TIMES), "replicate")
+        maps = self.net.forward_features(x, tuple(_LAYERS))
+        y = self.from4(self.norms["conv4_3"](maps["conv4_3"])).relu()
+        for layer, conv in (("conv3_3", self.from3), ("conv2_2", self.from2), ("conv1_2", self.from1)):
+            y = nn.functional.interpolate(y, scale_factor=2, mode="bilinear") + self.norms[layer](maps[layer])
+            y = conv(y).relu()
+        y = self.mix(y + self.norm(x)).relu()
+        return self.out(y)[:, :, :height, :width]
+
+
+class Dahl(Pretext):
+    """Luma, three times over → UV, compared as it is and after two blurs. A reconstruction."""
+
+    name: ClassVar[str] = "dahl"
+    colours: ClassVar[bool] = True
+    headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
+    score_length = 6
+
+    def __init__(self, config: DahlConfig, stride: int, classes: Sequence[str] = ()):
+        super().__init__(config, stride, classes)
+        blurs = [_gaussian(size) for size in (3, 5)] if config.blurs else []
+        for number, kernel in enumerate(blurs):
+            self.register_buffer(f"blur{number}", kernel, persistent=False)
+        self.blurs = len(blurs)
+
+    @staticmethod
+    def input_of(config: DahlConfig, crop: CropConfig) -> InputSpec:
+        return InputSpec("luma", crop.size, crop.resize)
+
+    @staticmethod
+    def build(config: DahlConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> ResidualDecoder:
+        need_family(spec, "vgg16", Dahl.name)
+        net = ResidualDecoder(build_net(spec))
+        freeze_unused(net, spec.in_channels, 32)  # conv5 says nothing of colour here
+        return net
+
+    def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
+        """UV in 0..1, (N, 2, H, W)."""
+        return rgb_to_yuv(rgb.float() / 255)[:, 1:]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        error = outputs.float().sigmoid() - targets
+        errors = [error]
+        for number in range(self.blurs):
+            kernel = getattr(self, f"blur{number}")
+            side = kernel.shape[2] // 2
+            padded = nn.functional.pad(error, (side,) * 4, "replicate")
+            errors.append(nn.functional.conv2d(padded, kernel, groups=2))  # a blur is linear
+        return torch.stack([one.square().mean(1) for one in errors]).mean(0)
+
+    @torch.no_grad()
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Count of pixels, loss, squared error of UV; sums and squares for the best constant."""
+        uv = targets.double()
+        loss = self.loss(outputs, targets).double().sum()
+        error = (outputs.float().sigmoid() - targets).double().square().sum()
+        total = uv.sum((0, 2, 3))
+        count = torch.tensor(float(uv[:, 0].numel())).to(uv)
+        return torch.stack((count, loss, error, (uv - 0.5).square().sum(), *(total - 0.5 * count)))
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """``loss``; ``mse`` of UV a pixel; ``mse_constant`` of the best constant colour; ``loss_share``, their
+        ratio."""
+        count, loss, error, square, u, v = sums.tolist()
+        constant = (square - (u * u + v * v) / count) / 2 / count
+        check_contrast(constant * 100**2)
+        mse = error / 2 / count
+        return {"loss": loss / count, "mse": mse, "mse_constant": constant, "loss_share": mse / constant}
+
+    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+        """UV in 0..1."""
+        no_temperature(temperature, "this net regresses UV")
+        return outputs.float().sigmoid()
+
+    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
+        """ab of luma and UV."""
+        luma = rgb_to_yuv(rgb)[:, :1]
+        return rgb_to_lab(yuv_to_rgb(torch.cat((luma, maps), 1)))[:, 1:]
+
+    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
+        return coloured_rows(net, self, crops)
+
+
+def _gaussian(size: int) -> Tensor:
+    """A blur of UV, (2, 1, size, size), of deviation size / 5."""
+    line = torch.exp(-((torch.arange(size) - size // 2) ** 2) / (2 * (size / 5) ** 2))
+    kernel = torch.outer(line, line)
+    return (kernel / kernel.sum()).expand(2, 1, size, size).contiguous()
+
+
+def rgb_to_yuv(rgb: Tensor) -> Tensor:
+    """RGB in [0, 1] → Y, and U and V moved into [0, 1]: (N, 3, H, W) each."""
+    red, green, blue = rgb.unbind(1)
+    y = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    u, v = (blue - y) / (2 * (1 - _LUMA[2])), (red - y) / (2 * (1 - _LUMA[0]))
+    return torch.stack((y, u + 0.5, v + 0.5), 1)
+
+
+def yuv_to_rgb(yuv: Tensor) -> Tensor:
+    """What :func:`rgb_to_yuv` undoes, clipped to [0, 1]."""
+    y, u, v = yuv.unbind(1)
+    blue, red = y + 2 * (1 - _LUMA[2]) * (u - 0.5), y + 2 * (1 - _LUMA[0]) * (v - 0.5)
+    green = (y - _LUMA[0] * red - _LUMA[2] * blue) / _LUMA[1]
+    return torch.stack((red, green, blue), 1).clamp(0, 1)

@@ -1,0 +1,99 @@
+"""Labels: the classes of the images' folders, the supervised rows of the paper's tables and its grey classifier."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.errors import UserError
+from crosschannel.models import InputSpec, NetSpec, build_net, family
+from crosschannel.pretext.config import LabelsConfig
+from crosschannel.pretext.nets import freeze_unused
+from crosschannel.pretext.task import Headline, Pretext
+from crosschannel.runs.config import CropConfig
+
+
+class Classifier(nn.Module):
+    """A backbone, the mean of its last map over positions, one linear layer.
+
+    Args:
+        net: the backbone.
+        classes: how many.
+        dropout: after fc6 and fc7, or before the linear layer where there are none.
+
+    Shape:
+        (N, C, H, W) → (N, classes).
+    """
+
+    stride = 1
+
+    def __init__(self, net: nn.Module, classes: int, dropout: float = 0.5):
+        super().__init__()
+        self.net, self.dropout = net, dropout
+        self.out = nn.Linear(net.out_channels, classes)
+        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = getattr(self.net, "layers", ())
+        if "fc7" in layers:
+            for name in layers:
+                x = self.net.get_submodule(name)(x)
+                if name in ("fc6", "fc7"):
+                    x = nn.functional.dropout(x, self.dropout, self.training)
+            return self.out(x.mean((2, 3)))
+        return self.out(nn.functional.dropout(self.net(x).mean((2, 3)), self.dropout, self.training))
+
+
+class Labels(Pretext):
+    """An image → its class: softmax and cross-entropy. Images without a class give no gradient."""
+
+    name: ClassVar[str] = "labels"
+    headline = Headline("top1", "of the images in their class")
+    score_length = 4
+
+    @staticmethod
+    def input_of(config: LabelsConfig, crop: CropConfig) -> InputSpec:
+        return InputSpec(config.input, crop.size, crop.resize)
+
+    @staticmethod
+    def build(config: LabelsConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> Classifier:
+        if len(classes) < 2:
+            raise UserError(f"the task labels needs images of two classes or more, by folder; here are {len(classes)}")
+        if spec.fc and family(spec.name).has_geometries:
+            spec = replace(spec, geometry="probe")  # the net of the transfer protocols
+        net = Classifier(build_net(spec, size), len(classes), config.dropout)
+        if getattr(net.net, "computes_past_its_layers", False):
+            freeze_unused(net, spec.in_channels, size or 224)
+        return net
+
+    def count(self, loss: Tensor) -> int:
+        return len(loss)
+
+    def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
+        return labels
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(
+            outputs.float(), targets, ignore_index=-1, reduction="none", label_smoothing=self.config.smoothing
+        )
+
+    @torch.no_grad()
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Images that have a class, cross-entropy, how many are right at once and within five."""
+        outputs, targets = outputs[targets >= 0].double(), targets[targets >= 0]
+        loss = nn.functional.cross_entropy(outputs, targets, reduction="sum")
+        order = outputs.topk(min(5, outputs.shape[1])).indices == targets[:, None]
+        return torch.stack((loss.new_tensor(len(targets)), loss, order[:, 0].sum(), order.any(1).sum())).double()
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """``loss``, ``top1`` and ``top5``."""
+        count, loss, first, five = sums.tolist()
+        if not count:
+            raise UserError("none of the held-out images has a class")
+        return {"loss": loss / count, "top1": first / count, "top5": five / count}
+
+    def details(self) -> dict[str, Any]:
+        return {"pretext": self.name, "classes": len(self.classes)}

@@ -1,0 +1,50 @@
+"""`--init-from`: the weights of another net as the start of this one."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.errors import UserError
+from crosschannel.models import Backbone, InputSpec, family, spec_of
+
+
+def start_from(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a pretext net the weights that fit it, in place: its backbone whole, its head as far as it is the same.
+
+    BatchNorm that the other net lacks starts anew.
+
+    Args:
+        net: has ``net``, the backbone.
+        state: of a pretext net, by name.
+
+    Raises:
+        UserError: weights of its backbone are lacking or of another shape.
+    """
+    own = net.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    has_norm = any(key.endswith("running_mean") for key in state)
+    needed = [key for key in own if key.startswith("net.") and (has_norm or not _is_of_a_norm(net, key))]
+    lacking = [key for key in needed if key not in fitting]
+    if lacking:
+        raise UserError(f"--init_from does not fit this net: it lacks {lacking[0]}")
+    unused = [key for key in state if key.startswith("net.") and key not in own]
+    if family(spec_of(net.net).name).has_affine and any(".norm." in key for key in unused):
+        raise UserError("--init_from has a BatchNorm with a scale and a shift: give --model.affine true too")
+    net.load_state_dict({**own, **fitting})
+
+
+def _is_of_a_norm(net: nn.Module, key: str) -> bool:
+    return isinstance(net.get_submodule(key.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
+
+
+def in_the_channels_of(input: InputSpec, backbone: Backbone) -> Backbone:
+    """The same backbone, in place, whose first convolution of RGB takes one channel of grey: the sum over channels, of
+    weights as they act on RGB in 0..1; L is taken for its hundredth part. Any other is left as it is."""
+    if backbone.input.kind != "rgb" or input.channels != 1:
+        return backbone
+    first = next(module for module in backbone.net.modules() if isinstance(module, nn.Conv2d))
+    std = torch.tensor(backbone.input.std)[:, None, None]
+    grey = (first.weight / std.to(first.weight)).sum(1, keepdim=True) / (100 if input.kind == "grey" else 1)
+    first.weight, first.in_channels = nn.Parameter(grey), 1
+    return backbone

@@ -1,0 +1,167 @@
+"""What a pretext task says of itself; the loop, the colorizer, the curve and saved nets ask it.
+
+One image's way: RGB → ``inputs`` → net → ``loss`` against ``targets``; and to be looked at, net → ``maps`` → upsampled
+→ ``paint``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crosschannel.errors import UserError
+from crosschannel.models import InputSpec, NetSpec
+from crosschannel.runs.config import CropConfig
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The figure that a task is judged by.
+
+    Attributes:
+        figure: its name among the metrics.
+        words: what it is, as they follow its value.
+        reference: what it is without any knowledge of the pictures, and …
+        without: … what gives that.
+    """
+
+    figure: str
+    words: str
+    reference: float | None = None
+    without: str = ""
+
+
+OF_A_CONSTANT = "of the best constant's"
+
+
+class Pretext(nn.Module):
+    """A task: what is seen, what is predicted, how that is scored.
+
+    Args:
+        config: its keys.
+        stride: of its net: input pixels per step of what it predicts.
+        classes: of the images, by label.
+
+    Attributes:
+        name: its row in :data:`crosschannel.pretext.TASKS`.
+        headline: what it is judged by.
+        colours: whether ``maps`` and ``paint`` give colours.
+        temperature: of the annealed mean where none is asked for; None where the decode has none.
+        native: (2, 313) ab of every bin, where a net has a decode of its own: the expectation of these under plain
+            softmax is what it gives without a temperature.
+        score_length: numbers of a score.
+    """
+
+    name: ClassVar[str]
+    headline: Headline
+    colours: ClassVar[bool] = False
+    score_length: int
+
+    def __init__(self, config: Any, stride: int, classes: Sequence[str] = ()):
+        super().__init__()
+        self.config, self.stride, self.classes = config, stride, tuple(classes)
+        self.temperature: float | None = None
+        self.register_buffer("native", None)
+
+    @staticmethod
+    def input_of(config: Any, crop: CropConfig) -> InputSpec:
+        """What its net sees of crops."""
+        return InputSpec("grey", crop.size, crop.resize)
+
+    @staticmethod
+    def build(config: Any, spec: NetSpec, size: int | None, classes: Sequence[str]) -> nn.Module:
+        """The untrained net: has ``net`` (the backbone) and ``stride``; inputs → outputs.
+
+        Raises:
+            UserError: a backbone that the task cannot stand on.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def for_use(config: Any) -> Any:
+        """The keys as a trained net needs them: files that only training reads are not asked for."""
+        return config
+
+    @property
+    def input(self) -> InputSpec:
+        """What its net sees of any image."""
+        return self.input_of(self.config, CropConfig())
+
+    def inputs(self, rgb: Tensor) -> Tensor:
+        """RGB (N, 3, H, W), uint8 or float in [0, 1] → what the net is given."""
+        return self.input.preprocess(rgb)
+
+    def targets(self, rgb: Tensor, labels: Tensor) -> Any:
+        """RGB (N, 3, H, W) uint8 and the images' labels (N,) → what the outputs are compared with."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Of every place that is predicted, (N, …)."""
+        raise NotImplementedError
+
+    def count(self, loss: Tensor) -> int:
+        """What the summed loss of a batch is divided by."""
+        return loss.numel() if self.config.normalise == "pixels" else len(loss)
+
+    def score(self, outputs: Any, targets: Any) -> Tensor:
+        """Sums for :meth:`metrics`, float64 (``score_length``,)."""
+        raise NotImplementedError
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Figures of summed scores, ``loss`` among them."""
+        raise NotImplementedError
+
+    def details(self) -> dict[str, Any]:
+        """What a net's provenance says of it."""
+        return {"pretext": self.name}
+
+    def maps(self, outputs: Any, temperature: float | None = None) -> Tensor:
+        """What is upsampled to a picture's size: (N, C, h, w), its points on every ``stride``-th pixel.
+
+        Raises:
+            UserError: a temperature for a task that has none.
+        """
+        raise NotImplementedError
+
+    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
+        """ab of every pixel.
+
+        Args:
+            maps: (N, C, H, W), upsampled.
+            rgb: (N, 3, H, W) float in [0, 1], whose own colour must not matter.
+
+        Returns:
+            (N, 2, H, W).
+        """
+        return maps
+
+    @torch.inference_mode()
+    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray | None:
+        """Held-out crops (S, S, 3) uint8 as rows of what was seen, said and true; None: there is nothing to see."""
+        return None
+
+
+def no_temperature(temperature: float | None, what: str) -> None:
+    """Raise a UserError where a decode without a temperature is given one."""
+    if temperature is not None:
+        raise UserError(f"{what} and has no temperature")
+
+
+def check_contrast(of_the_best_constant: float) -> None:
+    """Raise a UserError where one answer fits all images, and there is nothing to be told from them."""
+    if of_the_best_constant < 1e-6:
+        raise UserError("the held-out images are all of one colour (grey, perhaps): there is nothing to score")
+
+
+def need_family(spec: NetSpec, name: str, task: str) -> None:
+    """Raise a UserError for a backbone other than the one that a task is defined on."""
+    if spec.name != name:
+        raise UserError(f"the task {task} stands on {name}, and model.name is {spec.name}")
+
+
+def row_of_pictures(*pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one size, a row each."""
+    return np.concatenate([np.concatenate(row, 1) for row in pictures])
