@@ -24,10 +24,10 @@ from crosschannel import load_backbone
 from crosschannel.data import Stream, Subset, load_batches
 from crosschannel.data.decode import EncodedImage
 from crosschannel.models.adapt import trainable_copy
+from crosschannel.runs.resampling import intervals
 from crosschannel.training.device import autocast, find_device, keep_freed_memory
 from transfer.boxes import clipped, from_voc
 from transfer.cli import PROGRAM
-from transfer.comparison import intervals
 from transfer.pascal.detections import detection_figures, detection_rows
 from transfer.pascal.devkit import CLASSES, Objects, VOCImages
 from transfer.proposals.files import WithProposals, recall

@@ -12,13 +12,13 @@ import torch
 from timing import apart, machine, peak_memory, table
 from torch import nn
 
-from crosschannel.color import load_prior
 from crosschannel.data import Batch, CropConfig, Stream, TrainingCrops, load_batches, open_images
-from crosschannel.models import NetSpec, build_pretext
-from crosschannel.objectives.classification import Classification
+from crosschannel.models import NetSpec
+from crosschannel.pretext import create
+from crosschannel.pretext.config import ColorizationConfig
+from crosschannel.pretext.pretraining import Pretraining
 from crosschannel.runs.config import RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
 from crosschannel.runs.folder import RunFolder
-from crosschannel.training.colorization import Colorization
 from crosschannel.training.device import AUTO, device_kind, find_device, keep_freed_memory
 from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World
@@ -55,8 +55,8 @@ def measure(name: str, variant: str, device: torch.device, seconds: float) -> di
     train_images, val = open_images("builtin:sample")
     world = World(0, 1, device)
     torch.manual_seed(0)
-    net = build_pretext(spec, 313, crop_size)
-    task = Colorization(net, Classification(load_prior().smoothed), "pixels", val, crop, world, "default", None)
+    net, pretext = create("colorization", ColorizationConfig(), spec, crop_size)
+    task = Pretraining(net, pretext, train_images, val, crop, world, "default")
     options = TrainConfig(batch_size, precision=precision, channels_last=channels_last, compile=compiled, steps=1)
     config = TrainedConfig(
         schedule=ScheduleConfig("constant"), train=options, runtime=RuntimeConfig(0, tensorboard=False)
@@ -84,8 +84,8 @@ def measure(name: str, variant: str, device: torch.device, seconds: float) -> di
 class NetworkAlone:
     """The task with its inputs made beforehand and a loss that costs nothing: the mean of the outputs."""
 
-    def __init__(self, task: Colorization, batch: Batch):
-        self.lightness = task.targets(batch.images)[0]
+    def __init__(self, task: Pretraining, batch: Batch):
+        self.lightness = task.pretext.inputs(batch.images.to(task.world.device))
 
     def step(self, net: nn.Module, _batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = net(self.lightness)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crosschannel.color import ABQuantizer, load_prior, rgb_to_lab
 from crosschannel.data import CropConfig, Stream, TrainingCrops, load_batches, open_images
-from crosschannel.objectives.classification import Classification
+from crosschannel.pretext.classification import Classification
 
 N, GRID, Q = 16, 44, 313
 objective = Classification(load_prior().smoothed)

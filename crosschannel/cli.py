@@ -21,6 +21,11 @@ PROGRAM = Program(
             "colour pictures with a trained net",
             ("images",),
         ),
+        "evaluate": Command(
+            "crosschannel.evaluation.config:EvaluateConfig",
+            "crosschannel.evaluation.evaluate:evaluate",
+            "score colourings: AuC, PSNR, a classifier's top-1, cost",
+        ),
         "prior": Command(
             "crosschannel.commands.config:PriorConfig",
             "crosschannel.commands.prior:estimate_prior",

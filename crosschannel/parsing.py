@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -134,7 +135,7 @@ def parse(command: Command, program: str, name: str, argv: list[str], configs: P
     for action in parser._actions:
         if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
             action.help = SUPPRESS
-    argv, path = _prepare(argv, configs, command.aliases, parser, config_class)
+    argv, path = _prepare(argv, configs, command, parser, config_class)
     try:
         values = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
@@ -218,10 +219,10 @@ def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None
 
 
 def _prepare(
-    argv: list[str], configs: Path, aliases: dict[str, str], parser: Any, config_class: type
+    argv: list[str], configs: Path, command: Command, parser: Any, config_class: type
 ) -> tuple[list[str], str]:
-    """Flags by their keys, with '_' for '-', `--config` as a path, and switches with a value; the config's path
-    besides."""
+    """Flags by their keys, with '_' for '-', `--config` as a path, switches with a value, and words that follow one
+    another as a list; the config's path besides."""
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     groups = {key.rpartition(".")[0] for key in types}
     prepared, path = [], ""
@@ -237,7 +238,7 @@ def _prepare(
             prepared += ["--config", path if now == tree else json.dumps(now)]
         elif flag.startswith("--"):
             key = flag[2:].replace("-", "_")
-            key = RENAMED.get(key, aliases.get(key, key))
+            key = RENAMED.get(key, command.aliases.get(key, key))
             following = rest[0] if rest and not equals else value
             if type(None) in get_args(types.get(key)) and following == "" and (equals or rest):
                 raise UserError(f"{key} must not be empty")  # it would be read as if it had not been given
@@ -248,6 +249,10 @@ def _prepare(
                 if not equals:
                     rest.popleft()
                 equals, value = "=", f"[{following}]"  # a list of numbers, as one would type it
+            if types.get(key) == list[str] and not equals and not command.positional:
+                words = list(takewhile(lambda word: not word.startswith("--"), rest))
+                rest = deque(list(rest)[len(words) :])
+                equals, value = "=", json.dumps(words) if len(words) != 1 or words[0][:1] != "[" else words[0]
             alone = types.get(key) is bool and not equals and following.lower() not in ("true", "false")
             prepared.append(f"--{key}{equals}{value}" + ("=true" if alone else ""))
         else:

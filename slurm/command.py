@@ -17,7 +17,7 @@ from crosschannel.data.remote import is_remote
 from crosschannel.data.shards import expand
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path, write_text
-from crosschannel.hub import load_backbone, load_colorizer
+from crosschannel.hub import load_backbone, load_classifier, load_colorizer
 from crosschannel.hub.sources import (
     KINDS,
     inner_source,
@@ -26,7 +26,15 @@ from crosschannel.hub.sources import (
     source_paths,
     working_folder_importable,
 )
-from crosschannel.runs.config import TrainedConfig, check_ranks, is_to_be_fetched, keys, named_paths, of_role, to_yaml
+from crosschannel.runs.config import (
+    TrainedConfig,
+    check_ranks,
+    is_to_be_fetched,
+    named_paths,
+    of_role,
+    sources,
+    to_yaml,
+)
 from crosschannel.runs.folder import RunFolder
 from transfer.protocols import PROTOCOLS
 
@@ -34,6 +42,7 @@ PROGRAMS: dict[str, tuple[str, Program]] = {
     "crosschannel": ("crosschannel.cli", crosschannel.cli.PROGRAM),
     "transfer": ("transfer.cli", transfer.cli.PROGRAM),
 }
+_LOADERS = {"backbone": load_backbone, "colorizer": load_colorizer, "classifier": load_classifier}
 
 
 @dataclass
@@ -164,7 +173,7 @@ def check_paths(command: WrappedCommand) -> None:
     config, later = command.config, "on this machine; --no-path-check leaves that to the job"
     named = {} if is_to_be_fetched(config) else of_role(config, "data")
     paths = [("data", path) for data in named.values() for path in _data_paths(data)]
-    for source in map(parse_source, of_role(config, "source").values()):
+    for source in (parse_source(source) for _, _, source in sources(config)):
         paths += [("weights", path) for path in source_paths(source)]
         paths += [("data", path) for path in _data_paths(source.options.get("data", ""))]
         inner = inner_source(source)
@@ -187,10 +196,9 @@ def prefetch(command: WrappedCommand) -> None:
     Raises:
         UserError: it cannot be had.
     """
-    for _, key, named in keys(command.config):
-        if key.metadata.get("role") == "source" and named and is_fetched(parse_source(named)):
-            load = load_colorizer if key.metadata["head"] else load_backbone
-            load(named)
+    for _, key, named in sources(command.config):
+        if is_fetched(parse_source(named)):
+            _LOADERS[key.metadata["loads"]](named)
     for data in of_role(command.config, "data").values():
         if data.startswith("torchvision:"):
             open_images(data)

@@ -11,7 +11,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the ground up: a part may import those before it, and its own.
 FLOOR = ("errors", "files", "keys", "stored", "console", "runs")
-ORDER = ("color", "data", "models", "training", "report", "pretext", "hub", "timm", "detectron2", "commands")
+ORDER = (
+    "color",
+    "data",
+    "models",
+    "training",
+    "report",
+    "pretext",
+    "hub",
+    "evaluation",
+    "timm",
+    "detectron2",
+    "commands",
+)
 LINES = ("parsing", "command_line", "cli")  # what is typed: nothing below knows it
 
 

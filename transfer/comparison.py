@@ -4,19 +4,22 @@ Both were scored on the same images, so every resample weighs the images of both
 the figure (a mean, an average precision), has an interval of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from crosschannel.console import stderr_console
 from crosschannel.errors import UserError
+from crosschannel.evaluation.metrics import PLAIN
+from crosschannel.files import user_path
+from crosschannel.parsing import named
+from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Result, Rows, finished_runs
 from transfer.config import CompareConfig
-from transfer.protocol import Figures, Protocol, print_captioned, table
-from transfer.protocols import PROTOCOLS
-
-_AT_ONCE = 10_000_000  # weights drawn at once
+from transfer.protocol import Figures, print_captioned, table
+from transfer.protocols import PROTOCOLS, SCORED
 
 
 class Difference(NamedTuple):
@@ -50,14 +53,14 @@ def compare(
         UserError: the runs share no such metric, or were scored on other images.
     """
     for result in (first, second):
-        if result.protocol not in PROTOCOLS or not result.rows:
+        if result.protocol not in (*PROTOCOLS, *SCORED) or not result.rows:
             raise UserError(f"a {result.protocol} run has no predictions to compare image by image")
     places = {name: i for i, name in enumerate(second.rows["names"])}
     if len(places) != len(first.rows["names"]) or any(name not in places for name in first.rows["names"]):
         raise UserError("the two runs were scored on different images; only runs on the same images can be paired")
     order = np.array([places[name] for name in first.rows["names"]])
     theirs = {name: column if name == "classes" else column[order] for name, column in second.rows.items()}
-    ours, others = (_protocol(result).metrics for result in (first, second))
+    ours, others = (_metrics_of(result) for result in (first, second))
 
     def both(weights: np.ndarray) -> Figures:
         try:
@@ -74,66 +77,59 @@ def compare(
     return [Difference(name, first.metrics[name], second.metrics[name], *found[name]) for name in shown]
 
 
-def _protocol(result: Result) -> Protocol:
-    return PROTOCOLS[result.protocol].load()
+def _metrics_of(result: Result) -> Callable[[Rows, np.ndarray], Figures]:
+    if result.protocol in PROTOCOLS:
+        return PROTOCOLS[result.protocol].load().metrics
+    return named(SCORED[result.protocol])
+
+
+def of_method(result: Result, method: str) -> Result:
+    """What a run of several methods found of one: its columns and figures, called as if there were no other.
+
+    Raises:
+        UserError: the run has no such method.
+    """
+    mine = f"{method}/"
+    if not any(name.startswith(mine) for name in result.metrics):
+        known = dict.fromkeys(name.partition("/")[0] for name in result.metrics)
+        raise UserError(f"a {result.protocol} run has no method {method!r}; it has {', '.join(known)}")
+    metrics = {name.removeprefix(mine): value for name, value in result.metrics.items() if name.startswith(mine)}
+    one = replace(result, metrics=metrics, backbone=f"{result.backbone}: {method}")
+    one.rows = {name.removeprefix(mine): column for name, column in result.rows.items()
+                if name.startswith(mine) or "/" not in name}  # fmt: skip
+    return one
 
 
 def _is_of_one_class(metric: str, rows: Rows) -> bool:
     return metric.rpartition("/")[2] in set(rows.get("classes", ()))
 
 
-def intervals(
-    figures: Callable[[np.ndarray], Figures], n: int, resamples: int, level: float, seed: int
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of figures under resampling of the images.
-
-    Args:
-        figures: weights (R, n) of the images → figures by name, (R,) each.
-        n: images.
-        resamples: how many.
-        level: such as 0.95.
-        seed: of the draws.
-
-    Returns:
-        (low, high) by name.
-    """
-    drawn: dict[str, list[np.ndarray]] = {}
-    for weights in resampled(n, resamples, seed):
-        for name, values in figures(weights).items():
-            drawn.setdefault(name, []).append(values)
-    tail = (1 - level) / 2
-    found = {}
-    for name, parts in drawn.items():
-        low, high = np.nanquantile(np.concatenate(parts), (tail, 1 - tail))
-        found[name] = (float(low), float(high))
-    return found
-
-
-def resampled(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of n images is drawn in a resample of n: (R, n) float64, in parts of bounded memory."""
-    generator = np.random.default_rng(seed)
-    at_once = max(1, _AT_ONCE // n)
-    for start in range(0, resamples, at_once):
-        count = min(at_once, resamples - start)
-        draws = generator.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
-        yield np.bincount(draws.ravel(), minlength=count * n).reshape(count, n).astype(np.float64)
+def _path_and_method(text: str) -> tuple[str, str]:
+    """A run folder, and the method after a colon, where one is named."""
+    path, colon, method = text.rpartition(":")
+    return (path, method) if colon and not user_path(text).exists() else (text, "")
 
 
 def main(config: CompareConfig) -> list[Difference]:
     """`transfer compare`: print a table."""
-    runs = finished_runs(config.runs, stderr_console())
+    given = [_path_and_method(text) for text in config.runs]
+    runs = finished_runs([path for path, _ in given], stderr_console())
     if len(runs) != 2:
         raise UserError(f"compare takes two run folders that have finished, got {len(runs)}")
-    (_, first), (_, second) = runs
+    first, second = (
+        of_method(result, method) if method else result for (_, result), (_, method) in zip(runs, given, strict=True)
+    )
     differences = compare(first, second, config.resamples, config.level, config.seed)
     rows = {}
     for d in differences:
         clear = "[bold]" if d.low > 0 or d.high < 0 else ""
+        factor, digits = (1, 3) if d.metric.rpartition("/")[2] in PLAIN else (100, 1)
+        one, two, low, high = (factor * value for value in (d.first, d.second, d.low, d.high))
         rows[d.metric] = [
-            f"{100 * d.first:.1f}",
-            f"{100 * d.second:.1f}",
-            f"{100 * (d.first - d.second):+.1f}",
-            f"{clear}{100 * d.low:+.1f} … {100 * d.high:+.1f}",
+            f"{one:.{digits}f}",
+            f"{two:.{digits}f}",
+            f"{one - two:+.{digits}f}",
+            f"{clear}{low:+.{digits}f} … {high:+.{digits}f}",
         ]
     head = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % interval"]
     print_captioned(f"A {first.backbone}\nB {second.backbone}\n{first.n} images, in %", table(rows, head))

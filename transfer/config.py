@@ -96,7 +96,7 @@ class FineTuneConfig(TrainedConfig, MeasureConfig):
 class CompareConfig:
     """Compare two finished runs on the same images."""
 
-    runs: list[str] = path(factory=list, help="two run folders")
+    runs: list[str] = path(factory=list, help="two run folders; of `crosschannel evaluate`: RUN:METHOD")
     resamples: Annotated[int, within(1, 10_000_000)] = 10_000
     """of the bootstrap over images"""
     level: Part = 0.95

@@ -37,6 +37,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
                 outputs.check(target)
         colorizer = load_colorizer(config.model, find_device(config.device))
         colorizer.size = config.size or colorizer.size
+        colorizer.saturation, colorizer.upsample, colorizer.gamut = config.saturation, config.upsample, config.gamut
         for source, target in progress(pictures, "colouring", len(pictures)):
             try:
                 coloured = _colour(colorizer, source, config)

@@ -96,7 +96,7 @@ def pretrain_keys(task: str | None) -> type[PretrainConfig]:
 class ColorizeConfig:
     """Colour pictures: files or folders in, files of the same size out, their lightness kept."""
 
-    model: str = source(head=True)
+    model: str = source(loads="colorizer")
     """a run folder, its colorizer.safetensors, zoo:eccv16, hf-hub:owner/name or an eccv16 .pth"""
     out: Out
     """folder for the coloured pictures"""
@@ -105,6 +105,12 @@ class ColorizeConfig:
     )
     temperature: Annotated[float | None, above(0)] = None
     """of the annealed mean: lower is more vivid, 1 is the mean; default the net's own (0.38)"""
+    saturation: Annotated[float, within(0, 10)] = 1.0
+    """what the predicted ab are multiplied by; 1 leaves them, 0 is grey"""
+    upsample: Literal["edges", "bilinear"] = "edges"
+    """how predictions reach every pixel: edges: so that colours stop at them; bilinear: as in the paper"""
+    gamut: Literal["map", "clip"] = "map"
+    """colours that sRGB cannot show: map moves them towards grey and keeps their lightness, clip clips channels"""
     size: Annotated[int, at_least(0, 4096)] = 0
     """short side at which the net looks at a picture; 0 takes the net's own"""
     format: Literal["png", "jpeg"] = "png"
@@ -168,6 +174,8 @@ class ExportConfig:
     """the file to write"""
     format: Literal["safetensors", "torchvision", "timm", "onnx", "detectron2"] = "safetensors"
     """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, onnx, or detectron2"""
+    part: Literal["backbone", "colorizer"] = "backbone"
+    """what of it: colorizer is the whole net with its decode, for onnx: lightness in, distribution and ab out"""
     licence: str | None = None
     """of the weights, as the Hugging Face Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
     layers: list[str] = field(default_factory=list)
@@ -182,6 +190,9 @@ class ExportConfig:
     """taken as by every command; nothing is drawn at random"""
     device: Device = "auto"
     """taken as by every command; exporting needs none"""
+
+    def check(self) -> None:
+        require(self.part == "backbone" or self.format == "onnx", "part colorizer is for format onnx", self.format)
 
 
 @dataclass

@@ -8,9 +8,9 @@ from crosschannel.commands.config import ExportConfig, PushConfig
 from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import Outputs, folder_made, user_path
-from crosschannel.hub import load_backbone, source_files
+from crosschannel.hub import load_backbone, load_colorizer, source_files
 from crosschannel.hub.card import CARD, PICTURE, check_probes, how_to_load, sample_of, write_card
-from crosschannel.hub.export import EXPORTERS, to_safetensors
+from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, to_safetensors
 from crosschannel.hub.files import COLORIZER, PRETEXT
 from crosschannel.hub.huggingface import check_repository, push_folder
 from crosschannel.models import Backbone
@@ -40,7 +40,10 @@ def export(config: ExportConfig) -> Path:
     backbone = load_backbone(config.backbone, config.layers or None)
     _settle_licence(backbone, config.licence)
     with folder_made(out.parent):
-        notes = EXPORTERS[config.format](backbone, out, outputs.write)
+        if config.part == "colorizer":
+            notes = colorizer_to_onnx(load_colorizer(config.backbone), out, outputs.write)
+        else:
+            notes = EXPORTERS[config.format](backbone, out, outputs.write)
     console = stdout_console()
     console.print(f"{out}: {config.format}", markup=False)
     for note in notes:

@@ -44,6 +44,14 @@ def open_training_images(data: str) -> ImageSet:
     return _open(data)[0]
 
 
+def open_evaluated_images(data: str) -> ImageSet:
+    """All validation images of a data source, or all images where it has none of its own: none is held out."""
+    train, val = _open(data)
+    if val is not None and not len(val):
+        raise UserError(f"the validation part of {data!r} has no images")
+    return train if val is None else val
+
+
 def hold_out(images: ImageSet, share: float, what: str = "the data") -> tuple[ImageSet, ImageSet]:
     """Split images by a hash of their names into (the rest, about ``share`` of them, at least one)."""
     if not 0 < share < 1:

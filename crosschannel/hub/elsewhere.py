@@ -23,7 +23,12 @@ from crosschannel.models.backbone import Provenance
 from crosschannel.models.wrapped import ModuleNet, TimmNet
 
 
-def load_torchvision(source: Source, _data: object) -> Loaded:
+def torchvision_model(source: Source) -> tuple[nn.Module, InputSpec, str]:
+    """A model of torchvision's as its authors built it, what it sees, and which weights it has.
+
+    Raises:
+        UserError: no such model, or its weights cannot be had.
+    """
     import torchvision
 
     if source.name not in torchvision.models.list_models():
@@ -40,7 +45,13 @@ def load_torchvision(source: Source, _data: object) -> Loaded:
         load_state(model, _torch_weights(local), str(local))
     known = torchvision.models.get_model_weights(source.name)
     entry = known.__members__.get(weights.rpartition(".")[2], known.DEFAULT)
-    input = resized(source, _torchvision_input(entry.transforms()))
+    return model, resized(source, _torchvision_input(entry.transforms())), weights
+
+
+def load_torchvision(source: Source, _data: object) -> Loaded:
+    import torchvision
+
+    model, input, weights = torchvision_model(source)
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
     format = f"torchvision-{source.name}"  # AlexNet and VGG-16 have the literature's layers, fc6 and fc7 among them
     net = import_state(model.state_dict(), format, source.text).net if format in FORMATS else ModuleNet(model)
@@ -55,21 +66,48 @@ def _torchvision_input(transform: Any) -> InputSpec:
     return InputSpec("rgb", transform.crop_size[0], transform.resize_size[0], interpolation, mean, std)
 
 
-def load_timm(source: Source, _data: object) -> Loaded:
+def timm_model(source: Source) -> tuple[nn.Module, InputSpec]:
+    """A model of timm's with its classifier, and what it sees.
+
+    Raises:
+        UserError: no such model, or its weights cannot be had.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise UserError("timm nets need timm: pip install 'crosschannel[timm]'") from None
+    weights, local = _timm_weights(source)
+    with foreign(f"timm could not create {source.name!r}"):
+        model = timm.create_model(source.name, pretrained=weights is None)
+    if local:
+        load_state(model, _torch_weights(local), str(local))
+    return model, _timm_input(source, model.pretrained_cfg, "rgb")
+
+
+def _timm_weights(source: Source) -> tuple[str | None, Path | None]:
+    """The option ``weights``, and the file that it names."""
     weights = source.options.get("weights")
-    local = user_path(weights) if weights else None
-    if local and weights.lower() != "none" and not local.is_file():
+    local = user_path(weights) if weights and weights.lower() != "none" else None
+    if local and not local.is_file():
         raise UserError(f"{source.text!r}: no weights file {weights!r}")
+    return weights, local
+
+
+def _timm_input(source: Source, config: dict[str, Any], kind: str) -> InputSpec:
+    size = source.integer("size", 0) or config.get("input_size", (3, 224, 224))[-1]
+    resize = source.integer("resize", round(size / config.get("crop_pct", 0.875)))
+    mean, std = tuple(config.get("mean", InputSpec.mean)), tuple(config.get("std", InputSpec.std))
+    return InputSpec(kind, size, resize, config.get("interpolation", "bilinear"), mean, std)
+
+
+def load_timm(source: Source, _data: object) -> Loaded:
+    weights, local = _timm_weights(source)
     input_kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
     size = source.integer("size", 0) or None
     net = TimmNet(source.name, 1 if input_kind == "grey" else 3, pretrained=weights is None, image_size=size)
-    if local and local.is_file():
+    if local:
         load_state(net.model, _torch_weights(local, drop=net.model.pretrained_cfg.get("classifier")), weights)
-    config = net.model.pretrained_cfg
-    size = size or config.get("input_size", (3, 224, 224))[-1]
-    resize = source.integer("resize", round(size / config.get("crop_pct", 0.875)))
-    mean, std = tuple(config.get("mean", InputSpec.mean)), tuple(config.get("std", InputSpec.std))
-    input = InputSpec(input_kind, size, resize, config.get("interpolation", "bilinear"), mean, std)
+    input = _timm_input(source, net.model.pretrained_cfg, input_kind)
     details = {"library": "timm", "weights": weights or net.model.pretrained_cfg.get("hf_hub_id") or "timm"}
     return net, input, Provenance(source.text, details)
 

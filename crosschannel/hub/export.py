@@ -4,7 +4,6 @@ import copy
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from crosschannel.models import Backbone, NetSpec, family, spec_of
 from crosschannel.models.adapt import absorbed, trainable_copy
 from crosschannel.models.regions import plan_regions
 from crosschannel.models.wrapped import ModuleNet, TimmNet
+from crosschannel.pretext.colorizer import Colorizer
 
 
 def to_safetensors(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
@@ -138,27 +138,73 @@ def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers
     Raises:
         UserError: onnx is not installed, or the exported net does not give the same numbers.
     """
+    layers = tuple(layers) or backbone.default_layers
+    if isinstance(backbone.net, ModuleNet):
+        raise UserError("a net that is read by hooks cannot become ONNX; export it with its own library")
+    # position embeddings are of one size
+    any_size = not (isinstance(backbone.net, TimmNet) and backbone.net.kind == "block")
+    names = [layer.replace(".", "_") for layer in layers]
+    rgb = torch.rand(2, 3, backbone.input.size, backbone.input.size, generator=torch.Generator().manual_seed(0))
+    _write_onnx(_Maps(backbone, layers), "rgb", rgb, names, any_size, out, write)
+    return [f"input rgb: float32 in [0, 1]; outputs {', '.join(layers)}; checked with onnxruntime"]
+
+
+class _Decoded(nn.Module):
+    """Lightness → what is predicted of it, as ONNX has it."""
+
+    def __init__(self, colorizer: Colorizer):
+        super().__init__()
+        self.net, self.task = colorizer.net, colorizer.task
+
+    def forward(self, lightness: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.net(lightness - 50)
+        ab = self.task.maps(outputs)
+        return (ab,) if self.task.temperature is None else (outputs.softmax(1), ab)
+
+
+def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_whole) -> list[str]:
+    """ONNX: L in 0..100, (N, 1, H, W) of any N, H, W → the distribution over 313 ab bins, where the net predicts one,
+    and ab, of every ``stride``-th pixel; checked with onnxruntime.
+
+    Raises:
+        UserError: a net that sees anything but lightness, onnx is not installed, or the exported net does not give the
+            same numbers.
+    """
+    task = colorizer.task
+    if task.input.kind != "grey":
+        raise UserError(f"a net of the task {task.name} sees {task.input.kind} and not lightness alone")
+    names = ["ab"] if task.temperature is None else ["distribution", "ab"]
+    lightness = 100 * torch.rand(2, 1, colorizer.size, colorizer.size, generator=torch.Generator().manual_seed(0))
+    any_size = not (isinstance(colorizer.net.net, TimmNet) and colorizer.net.net.kind == "block")
+    _write_onnx(_Decoded(colorizer), "lightness", lightness, names, any_size, out, write)
+    return [
+        f"input lightness: float32, L in 0..100, best at a short side of {colorizer.size}; outputs {', '.join(names)} "
+        f"at every {task.stride}th pixel; checked with onnxruntime"
+    ]
+
+
+def _write_onnx(
+    module: nn.Module, input: str, example: Tensor, outputs: Sequence[str], any_size: bool, out: Path, write: Writer
+) -> None:
+    """Export a module of one input, and check it with onnxruntime on batches and sizes other than the exported one.
+
+    Raises:
+        UserError: onnx is not installed, torch cannot export it, or the numbers are others.
+    """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (the exporter's)
     except ImportError:
         raise UserError("ONNX needs more: pip install 'crosschannel[onnx]'") from None
-    layers = tuple(layers) or backbone.default_layers
-    size = backbone.input.size
-    rgb = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    dynamic = [0, 2, 3]
-    if isinstance(backbone.net, TimmNet) and backbone.net.kind == "block":
-        dynamic = [0]  # position embeddings are of one size
-    if isinstance(backbone.net, ModuleNet):
-        raise UserError("a net that is read by hooks cannot become ONNX; export it with its own library")
-    maps = _Maps(backbone, layers).eval()
+    module = module.eval()
+    dynamic = dict.fromkeys([0, 2, 3] if any_size else [0], torch.export.Dim.DYNAMIC)
     try:
         program = torch.onnx.export(
-            _with_floor_pools(maps),
-            (rgb,),
-            input_names=["rgb"],
-            output_names=[layer.replace(".", "_") for layer in layers],
-            dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
+            _with_floor_pools(module),
+            (example,),
+            input_names=[input],
+            output_names=list(outputs),
+            dynamic_shapes=(dynamic,),
             dynamo=True,
             verbose=False,
         )
@@ -167,27 +213,19 @@ def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers
     with write(out) as part:
         program.save(str(part), external_data=False)
         session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-        _compare_with_onnxruntime(session, maps, size, 2 in dynamic)
-    return [f"input rgb: float32 in [0, 1]; outputs {', '.join(layers)}; checked with onnxruntime"]
-
-
-def _compare_with_onnxruntime(session: Any, maps: _Maps, size: int, any_size: bool) -> None:
-    """Batches and sizes other than the exported one give the same numbers.
-
-    Raises:
-        UserError: they do not.
-    """
-    sizes = ((2, size, size), (1, size, size), *(((3, size + 32, size + 64),) if any_size else ()))
-    for count, height, width in sizes:
-        rgb = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            expected = maps(rgb)
-        for layer, ours, theirs in zip(maps.layers, expected, session.run(None, {"rgb": rgb.numpy()}), strict=True):
-            error = float((torch.from_numpy(theirs) - ours).abs().max() / ours.abs().max().clamp(min=1e-12))
-            if error > 1e-4:
-                raise UserError(
-                    f"onnxruntime gives other numbers for {layer}: they differ by {error:.1e} of the largest"
-                )
+        channels, side = example.shape[1:3]
+        sizes = [(2, side, side), (1, side, side), *([(3, side + 32, side + 64)] if any_size else [])]
+        for count, height, width in sizes:
+            shape = (count, channels, height, width)
+            x = example.max() * torch.rand(shape, generator=torch.Generator().manual_seed(1))
+            with torch.no_grad():
+                expected = module(x)
+            for name, ours, theirs in zip(outputs, expected, session.run(None, {input: x.numpy()}), strict=True):
+                error = float((torch.from_numpy(theirs) - ours).abs().max() / ours.abs().max().clamp(min=1e-12))
+                if error > 1e-4:
+                    raise UserError(
+                        f"onnxruntime gives other numbers for {name}: they differ by {error:.1e} of the largest"
+                    )
 
 
 def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:

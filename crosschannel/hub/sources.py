@@ -20,7 +20,7 @@ from typing import Any
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path
 from crosschannel.keys import FC_WIDTH, SEED, SIDE, Range
-from crosschannel.runs.config import named_paths, of_role
+from crosschannel.runs.config import named_paths, sources
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,7 @@ def source_files(text: str) -> dict[str, Path]:
 
 def input_files(config: Any) -> dict[str, Path]:
     """The files that a command reads by path besides its images, by key, as far as they are there."""
-    found = {
-        f"{key} {name}": path
-        for key, source in of_role(config, "source").items()
-        for name, path in source_files(source).items()
-    }
+    found = {f"{key} {name}": path for key, _, source in sources(config) for name, path in source_files(source).items()}
     named = {
         f"{key} {number}" if number else key: user_path(name)
         for key, names in named_paths(config).items()

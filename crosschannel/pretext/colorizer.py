@@ -14,9 +14,10 @@ from crosschannel.data.decode import to_rgb
 from crosschannel.errors import UserError
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext.task import Pretext, row_of_pictures
-from crosschannel.pretext.upsampling import sample_grid
+from crosschannel.pretext.upsampling import Upsample, at_points, upsampled
 
 _STRIP_NUMBERS = 1 << 21  # of upsampled maps held at a time
+_SIGMA_OF_PICTURES = 14.0  # of lightness, from the picture that the net sees to the full one
 _LONGEST = 4  # the net sees at most this many times its short side
 Gamut = Literal["map", "clip"]
 
@@ -28,8 +29,8 @@ class Look:
     Attributes:
         interpolation: "bilinear" or "bicubic", of the picture that it sees.
         squash: it sees a square whatever the picture's shape.
-        half_pixel: predictions are upsampled to that picture first, each at the centre of a block of ``stride`` pixels
-            (``interpolate`` without aligned corners); else each stands on its block's first pixel.
+        half_pixel: a prediction stands at the centre of a block of ``stride`` pixels (``interpolate`` without aligned
+            corners); else on the block's first pixel.
     """
 
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -50,6 +51,7 @@ class Colorizer(nn.Module):
     Attributes:
         saturation: what ab are multiplied by; 1 leaves them as predicted.
         gamut: "map": colours that sRGB cannot show move towards grey, lightness kept; "clip": channels are clipped.
+        upsample: "edges": predictions reach every pixel so that colours stop at edges; "bilinear": as in the paper.
 
     Example::
 
@@ -68,7 +70,9 @@ class Colorizer(nn.Module):
         super().__init__()
         self.net, self.task, self.size, self.look = net, task, size, look or Look()
         self.provenance = provenance or Provenance()
-        self.saturation, self.gamut = 1.0, "map"
+        self.saturation = 1.0
+        self.gamut: Gamut = "map"
+        self.upsample: Upsample = "edges"
 
     @torch.inference_mode()
     def predict(self, rgb: Tensor, temperature: float | None = None) -> Tensor:
@@ -84,9 +88,30 @@ class Colorizer(nn.Module):
         Raises:
             UserError: a temperature that is not above 0, or one for a net that has none; damaged weights.
         """
+        return self._decoded(self.task.inputs(rgb), temperature)
+
+    @torch.inference_mode()
+    def predict_ab(self, lightness: Tensor, temperature: float | None = None) -> Tensor:
+        """The same of lightness alone, for a net that sees nothing else.
+
+        Args:
+            lightness: (N, 1, H, W), L in 0..100.
+            temperature: as for :meth:`predict`.
+
+        Returns:
+            ab (N, 2, h, w).
+
+        Raises:
+            UserError: the net sees something else; or as :meth:`predict`.
+        """
+        if self.task.input.kind != "grey":
+            raise UserError(f"this net sees {self.task.input.kind} and not lightness alone; give it RGB")
+        return self._decoded(lightness - 50, temperature)
+
+    def _decoded(self, inputs: Tensor, temperature: float | None) -> Tensor:
         if temperature is not None and not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}")
-        maps = self.task.maps(self.net(self.task.inputs(rgb)), temperature)
+        maps = self.task.maps(self.net(inputs), temperature)
         if not maps.isfinite().all():
             raise UserError("this net gives colours that are no numbers: its weights are damaged")
         return maps
@@ -102,8 +127,9 @@ class Colorizer(nn.Module):
         Returns:
             (N, 2, H, W) float32.
         """
-        maps, scale = self._look_at(rgb, self._small(rgb), temperature)
-        return torch.cat([self._upsampled(maps, rgb, rows, scale) for rows in _strips(maps, rgb)], 2)
+        small = self._small(rgb)
+        maps = self._look_at(small, temperature)
+        return torch.cat([self._painted(maps, small, rgb, rows) for rows in _strips(maps, rgb)], 2)
 
     def forward(self, image, temperature: float | None = None):
         """Colour an image; the same kind comes back.
@@ -140,29 +166,36 @@ class Colorizer(nn.Module):
     @torch.inference_mode()
     def _colour(self, rgb: Tensor, small: Tensor, temperature: float | None) -> Tensor:
         """(N, 3, H, W), uint8 or float, in colour; a strip at a time."""
-        maps, scale = self._look_at(rgb, small, temperature)
+        maps = self._look_at(small, temperature)
         out = torch.empty_like(rgb)
         for rows in _strips(maps, rgb):
-            ab = self._upsampled(maps, rgb, rows, scale)
+            ab = self._painted(maps, small, rgb, rows)
             lab = torch.cat((rgb_to_lightness(rgb[:, :, rows]), ab * self.saturation), 1)
             coloured = lab_to_rgb(fit_gamut(lab) if self.gamut == "map" else lab)
             out[:, :, rows] = (coloured * 255).round().byte() if out.dtype == torch.uint8 else coloured
         return out
 
-    def _look_at(self, rgb: Tensor, small: Tensor, temperature: float | None) -> tuple[Tensor, tuple[float, float]]:
-        """What is predicted of pictures from the size that the net sees, and steps of it per pixel, down and across."""
+    def _look_at(self, small: Tensor, temperature: float | None) -> Tensor:
+        """What is predicted of pictures as the net sees them, at each of their pixels."""
         maps, stride = self.predict(small, temperature), self.task.stride
-        if self.look.half_pixel:
-            maps = nn.functional.interpolate(maps, scale_factor=stride, mode="bilinear")
-            stride = 1
-        return maps, tuple(small.shape[side] / rgb.shape[side] / stride for side in (2, 3))
+        height, width = small.shape[2:]
+        guides = None
+        if self.upsample == "edges":
+            lightness = rgb_to_lightness(small)
+            guides = at_points(lightness, stride, self.look.half_pixel), lightness
+        offset = 0.5 if self.look.half_pixel else 0.5 / stride
+        return upsampled(maps, slice(0, height), width, (1 / stride, 1 / stride), offset, guides)
 
-    def _upsampled(self, maps: Tensor, rgb: Tensor, rows: slice, scale: tuple[float, float]) -> Tensor:
-        """ab of some rows."""
-        stride = 1 if self.look.half_pixel else self.task.stride
+    def _painted(self, maps: Tensor, small: Tensor, rgb: Tensor, rows: slice) -> Tensor:
+        """ab of some rows of full pictures."""
         part = rgb[:, :, rows]
-        part = part / 255 if part.dtype == torch.uint8 else part
-        return self.task.paint(sample_grid(maps, rows, rgb.shape[3], scale, stride), part)
+        if small.shape[2:] != rgb.shape[2:]:
+            scale = (small.shape[2] / rgb.shape[2], small.shape[3] / rgb.shape[3])
+            guides = (rgb_to_lightness(small), rgb_to_lightness(part)) if self.upsample == "edges" else None
+            maps = upsampled(maps, rows, rgb.shape[3], scale, 0.5, guides, _SIGMA_OF_PICTURES)
+        else:
+            maps = maps[:, :, rows]
+        return self.task.paint(maps, part / 255 if part.dtype == torch.uint8 else part)
 
     def _small(self, rgb: Tensor) -> Tensor:
         """Float pictures as the net sees them."""

@@ -51,6 +51,7 @@ class Labels(Pretext):
     """An image → its class: softmax and cross-entropy. Images without a class give no gradient."""
 
     name: ClassVar[str] = "labels"
+    tells_classes: ClassVar[bool] = True
     headline = Headline("top1", "of the images in their class")
     score_length = 4
 

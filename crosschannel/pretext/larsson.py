@@ -65,6 +65,7 @@ class HypercolumnNet(nn.Module):
         self.widths = widths
         self.hidden = nn.Conv1d(sum(widths), config.width, 1)
         self.out = nn.Conv1d(config.width, 2 * BINS, 1)
+        self.activation = nn.ReLU()
         for conv in (self.hidden, self.out):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
@@ -95,7 +96,7 @@ class HypercolumnNet(nn.Module):
             return self._everywhere(maps, x.shape[2], x.shape[3])
         rows, columns = (self._random(side, len(x), x.device) for side in x.shape[2:])
         hypercolumn = [_picked(found, rows, columns, self.grid(layer)) for layer, found in maps.items()]
-        hidden = self.hidden(torch.cat(hypercolumn, 1)).relu()
+        hidden = self.activation(self.hidden(torch.cat(hypercolumn, 1)))
         return Located(self.out(nn.functional.dropout(hidden, self.config.dropout, True)), rows, columns)
 
     def _random(self, side: int, images: int, device: torch.device) -> Tensor:
@@ -117,7 +118,7 @@ class HypercolumnNet(nn.Module):
             else:
                 found = _sampled(nn.functional.conv2d(found, weight), rows, columns, grid)
             hidden = hidden + found
-        return nn.functional.conv2d(hidden.relu(), self.out.weight[:, :, :, None], self.out.bias)
+        return self.out(self.activation(hidden).flatten(2)).unflatten(2, hidden.shape[2:])
 
 
 def _sampled(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:

@@ -1,7 +1,5 @@
 """A backbone and the head that predicts from its last map."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -67,7 +65,7 @@ class PretextNet(nn.Module):
         self.head_stride, self.origin = head_stride, origin
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = (math.ceil(side / self.stride) for side in x.shape[2:])
+        height, width = ((side + self.stride - 1) // self.stride for side in x.shape[2:])
         outputs = self.head(self.net(x))
         if self.head_stride == self.stride:
             return outputs[:, :, :height, :width]

@@ -49,6 +49,7 @@ class Pretext(nn.Module):
         name: its row in :data:`crosschannel.pretext.TASKS`.
         headline: what it is judged by.
         colours: whether ``maps`` and ``paint`` give colours.
+        tells_classes: whether the outputs are logits of ``classes``.
         temperature: of the annealed mean where none is asked for; None where the decode has none.
         native: (2, 313) ab of every bin, where a net has a decode of its own: the expectation of these under plain
             softmax is what it gives without a temperature.
@@ -58,6 +59,7 @@ class Pretext(nn.Module):
     name: ClassVar[str]
     headline: Headline
     colours: ClassVar[bool] = False
+    tells_classes: ClassVar[bool] = False
     score_length: int
 
     def __init__(self, config: Any, stride: int, classes: Sequence[str] = ()):

@@ -1,29 +1,77 @@
-"""From the grid of a net's predictions to every pixel of a picture."""
+"""From the grid of a net's predictions to every pixel of a picture: bilinearly, or so that colours stop at edges.
+
+At an edge a bilinear mean mixes what stands on either side of it. The joint bilateral one (Kopf et al., SIGGRAPH 2007)
+takes the same four points and trusts those whose lightness is the pixel's.
+"""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+Upsample = Literal["edges", "bilinear"]
+_FLOOR = 1e-6  # of the trust in a point, so that where none is like the pixel the nearest count
 
-def sample_grid(maps: Tensor, rows: slice, width: int, scale: tuple[float, float], stride: int) -> Tensor:
-    """Bilinear values of some rows of the full picture.
+
+def upsampled(
+    maps: Tensor,
+    rows: slice,
+    width: int,
+    scale: tuple[float, float],
+    offset: float = 0.5,
+    lightness: tuple[Tensor, Tensor] | None = None,
+    sigma: float = 9.0,
+) -> Tensor:
+    """Values of some rows of a larger picture, from the four points of a grid around each of its pixels.
 
     Args:
-        maps: (N, C, h, w), whose points sit on every stride-th pixel of the net's input, the first on pixel 0.
-        rows: of the full picture.
-        width: of the full picture.
-        scale: points of the grid per pixel of the full picture, vertically and horizontally.
-        stride: pixels of the net's input per step of the grid.
+        maps: (N, C, h, w), the points.
+        rows: of the picture.
+        width: of the picture.
+        scale: points per pixel of the picture, down and across.
+        offset: where the first point is centred, in steps of the grid from its edge: 0.5 where points are the centres
+            of blocks, 0.5 / stride where they are the first pixels of blocks.
+        lightness: of the points (N, 1, h, w) and of those rows (N, 1, R, width), in 0..100; None weighs by distance
+            alone.
+        sigma: difference of lightness at which a point counts exp(-½) of its weight.
 
     Returns:
-        (N, C, rows, width); what lies past the last point repeats it.
+        (N, C, R, width); what lies past the last point repeats it.
     """
-
-    def positions(pixels: Tensor, factor: float, count: int) -> Tensor:
-        centres = (pixels + 0.5) * factor - 0.5 / stride  # in steps; a pixel of the input is centred half a pixel on
-        return centres.clamp(0, count - 1) / max(1, count - 1) * 2 - 1
-
     h, w = maps.shape[2:]
-    y = positions(torch.arange(rows.start, rows.stop, device=maps.device), scale[0], h)
-    x = positions(torch.arange(width, device=maps.device), scale[1], w)
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None].to(maps).expand(len(maps), -1, -1, -1)
-    return nn.functional.grid_sample(maps, grid, align_corners=True, padding_mode="border")
+    y = _positions(torch.arange(rows.start, rows.stop, device=maps.device), scale[0], offset, h)
+    x = _positions(torch.arange(width, device=maps.device), scale[1], offset, w)
+    if lightness is None:
+        places = [2 * at / max(1, count - 1) - 1 for at, count in ((x, w), (y, h))]
+        grid = torch.stack(torch.meshgrid(*places, indexing="xy"), -1)[None].to(maps)
+        grid = grid.expand(len(maps), -1, -1, -1)
+        return nn.functional.grid_sample(maps, grid, align_corners=True, padding_mode="border")
+    of_points, of_pixels = lightness
+    total: Tensor | float = 0.0
+    found: Tensor | float = 0.0
+    for row, of_row in _corners(y, h):
+        values, guide = maps[:, :, row], of_points[:, :, row]
+        for column, of_column in _corners(x, w):
+            difference = (guide[:, :, :, column] - of_pixels).square_()
+            weight = difference.mul_(-0.5 / sigma**2).exp_().add_(_FLOOR).mul_(of_row[:, None] * of_column)
+            total, found = total + weight, found + weight * values[:, :, :, column]
+    return found / total
+
+
+def _positions(pixels: Tensor, scale: float, offset: float, count: int) -> Tensor:
+    """Of pixels, in steps from the first point."""
+    return ((pixels + 0.5) * scale - offset).clamp(0, count - 1)
+
+
+def _corners(positions: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The points before and after each position, and their weights."""
+    first = positions.floor().long().clamp(max=max(0, count - 2))
+    after = positions - first
+    return (first, 1 - after), ((first + 1).clamp(max=count - 1), after)
+
+
+def at_points(lightness: Tensor, stride: int, is_of_blocks: bool) -> Tensor:
+    """Lightness (N, 1, H, W) at the points of a grid: of their pixels, or the mean of their blocks."""
+    if not is_of_blocks:
+        return lightness[:, :, ::stride, ::stride]
+    return nn.functional.avg_pool2d(lightness, stride, ceil_mode=True, count_include_pad=False)

@@ -7,7 +7,7 @@ that a command's help is quick.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -25,9 +25,25 @@ def runtime(default: Any = MISSING) -> Any:
     return field(default=default, metadata={"runtime": True})
 
 
-def source(default: Any = MISSING, help: str = "", head: bool = False) -> Any:
-    """A field that names a backbone, see :mod:`crosschannel.hub.sources`; with ``head``, one that can colour."""
-    return field(default=default, metadata={"role": "source", "help": help, "head": head})
+def source(
+    default: Any = MISSING,
+    factory: Any = MISSING,
+    help: str = "",
+    loads: Literal["backbone", "colorizer", "classifier"] = "backbone",
+    named: Callable[[str], str] = str,
+) -> Any:
+    """A field that names a backbone or several, see :mod:`crosschannel.hub.sources`.
+
+    Args:
+        default, factory: its default, or what makes one.
+        help: of a key that is given by place.
+        loads: what is made of it.
+        named: a value → the source in it, empty where there is none.
+    """
+    told = {"role": "source", "help": help, "loads": loads, "named": named}
+    return (
+        field(default=default, metadata=told) if factory is MISSING else field(default_factory=factory, metadata=told)
+    )
 
 
 def data(default: Any = MISSING, help: str = "", fetched_by: str = "") -> Any:
@@ -246,6 +262,16 @@ def of_role(config: Any, role: str) -> dict[str, Any]:
     """Values by dotted name of the keys that have a role ("source", "data", "path", "seed") and are given."""
     found = ((name, value) for name, entry, value in keys(config) if entry.metadata.get("role") == role)
     return {name: value for name, value in found if value not in (None, "", [])}
+
+
+def sources(config: Any) -> Iterator[tuple[str, Field, str]]:
+    """(dotted name, field, source) of every source that a config names; those of a list are numbered from 1."""
+    for name, entry, value in keys(config):
+        if entry.metadata.get("role") == "source" and value not in (None, "", []):
+            listed = value if isinstance(value, list | tuple) else [value]
+            for number, one in enumerate(listed, 1):
+                if entry.metadata["named"](one):
+                    yield f"{name} {number}" if listed is value else name, entry, entry.metadata["named"](one)
 
 
 def is_to_be_fetched(config: Any) -> bool:

@@ -26,6 +26,7 @@ class HeldOut(Generic[T]):
         batch: samples a rank takes at once.
         workers: that decode.
         should_stop: asked before every batch, on all ranks.
+        may_be_empty: not one image that can be read is no error.
 
     Attributes:
         broken: after the pass, reasons by name of the images that could not be read, of all ranks.
@@ -41,6 +42,7 @@ class HeldOut(Generic[T]):
     batch: int
     workers: int = 0
     should_stop: Callable[[], bool] = lambda: False
+    may_be_empty: bool = False
     broken: dict[str, str] = field(default_factory=dict, init=False)
 
     @property
@@ -73,7 +75,7 @@ class HeldOut(Generic[T]):
             seen += len(batch)
             yield batch, computed
         self.broken = {names[index]: reason for rank in world.gather(broken) for index, reason in rank}
-        if not world.any(seen > 0):
+        if not world.any(seen > 0) and not self.may_be_empty:
             raise UserError("none of the held-out images can be read")
 
 

@@ -14,11 +14,11 @@ from same_end import assert_same_end
 
 from crosschannel.cli import main
 from crosschannel.errors import WORKER_LOST
-from crosschannel.objectives.classification import Classification
+from crosschannel.pretext.classification import Classification
+from crosschannel.pretext.pretraining import Pretraining
 from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.training import checkpoints
-from crosschannel.training.colorization import Colorization
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -59,7 +59,7 @@ def test_kill_9_at_ten_random_moments(small, finished_run, tmp_path, workers):
 def send_in(monkeypatch, place: str, number: int) -> None:
     """Send this process a signal from inside a phase of the run, once."""
     owner, name, skipped = {
-        "training": (Colorization, "step", 1),
+        "training": (Pretraining, "step", 1),
         "validation": (Classification, "score", 0),
         "checkpoint": (checkpoints, "_digest", 0),  # written, and not yet there under its name
     }[place]
@@ -96,7 +96,7 @@ def test_a_signal_before_or_after_the_loop_is_heard_too(
     small, finished_run, tmp_path, monkeypatch, capsys, place, number
 ):
     """From the moment that the folder is held until it is let go: saved and told so, or finished."""
-    names = ("open_images", "build_pretext", "save_backbone", "validation_curve")
+    names = ("open_images", "create", "save_backbone", "validation_curve")
     name = dict(
         zip(("images are opened", "the net is made", "weights are written", "the result is"), names, strict=True)
     )

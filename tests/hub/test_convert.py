@@ -120,13 +120,13 @@ def test_eccv16_keeps_its_own_decode_and_is_not_annealed_twice(tmp_path):
             assert close(colorizer.net(lightness - 50), logits)
             assert close(colorizer.predict_ab(lightness), ab)
             annealed = colorizer.predict_ab(lightness, 0.38)
-        bins = colorizer.objective.quantizer.bins
+        bins = colorizer.task.objective.quantizer.bins
         expected = torch.einsum("qc,nqhw->nchw", bins, (logits / 0.38).softmax(1))
         assert torch.allclose(annealed, expected, atol=1e-2)
     backbone = load_backbone(str(out))
     assert backbone.input.kind == "grey" and "conv7_3" in backbone.layers
     assert torch.equal(backbone.net.conv1_1.conv.weight, net.model1[0].weight / 100)  # (L - 50) / 100 in, ab / 110 out
-    assert torch.equal(colorizer.native, net.model_out.weight[:, :, 0, 0] * 110)
+    assert torch.equal(colorizer.task.native, net.model_out.weight[:, :, 0, 0] * 110)
 
 
 def caffe_layers(kind: str, channels: int):

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from crosschannel.models import AlexNet, NetSpec, absorb_batchnorm, build_pretext, widen_to_lab
+from crosschannel.models import AlexNet, NetSpec, absorb_batchnorm, widen_to_lab
 from crosschannel.models import initialisation as init
+from crosschannel.pretext.nets import build_pretext
 
 PROBE = {
     "conv1": (96, 55), "pool1": (96, 27), "conv2": (256, 27), "pool2": (256, 13), "conv3": (384, 13),

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from crosschannel.models import ColorNet, NetSpec, build_pretext
+from crosschannel.models import ColorNet, NetSpec
+from crosschannel.pretext.nets import build_pretext
 
 
 class Restated(nn.Module):

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from crosschannel import UserError
-from crosschannel.models import AlexNet, ColorNet, NetSpec, build_pretext
+from crosschannel.models import AlexNet, ColorNet, NetSpec
 from crosschannel.models import initialisation as init
+from crosschannel.pretext.nets import build_pretext
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from crosschannel import UserError
-from crosschannel.color import load_prior
 from crosschannel.data import CropConfig, MemoryImages, Stream, TrainingCrops, open_images
 from crosschannel.models import AlexNet
-from crosschannel.models.pretext import LinearHead, PretextNet
-from crosschannel.objectives.classification import Classification
+from crosschannel.pretext.colorization import Colorization
+from crosschannel.pretext.config import ColorizationConfig
+from crosschannel.pretext.nets import LinearHead, PretextNet
+from crosschannel.pretext.pretraining import Pretraining
 from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
 from crosschannel.runs.folder import RunFolder, read_metrics
 from crosschannel.training import checkpoints
-from crosschannel.training.colorization import Colorization
 from crosschannel.training.device import find_device, resolve_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World, join_world, leave_world
@@ -35,9 +35,9 @@ def train(data, out, world=None, images=None, grey_threshold=0.0, optim=None, ru
     net = PretextNet(AlexNet(norm=False, fc=0), LinearHead(256, 313), stride=8, head_stride=16)
     folder, val = open_images(str(data))
     stream = Stream(images or folder, TrainingCrops(CROP), 3)
-    objective = Classification(load_prior().smoothed, grey_threshold=grey_threshold)
+    pretext = Colorization(ColorizationConfig(grey_threshold=grey_threshold), net.stride)
     run = RunFolder(Path(out), "pretrain")
-    task = Colorization(net, objective, "pixels", val, CROP, world, "default", None)
+    task = Pretraining(net, pretext, stream.images, val, CROP, world, "default")
     options = {"batch": 16, "steps": 4, "precision": "float32", "channels_last": False, "compile": False}
     config = TrainedConfig(
         optim=optim or OptimConfig("sgd", lr=0.01, momentum=0.5),
@@ -114,14 +114,14 @@ def test_ranks_train_as_one_process_does(photo_folder, tmp_path, size):
 
 
 def note_indices(set_attribute, seen: list) -> None:
-    """Let every step of a colorization note which images it is given."""
-    original = Colorization.step
+    """Let every step of a pretraining note which images it is given."""
+    original = Pretraining.step
 
     def step(self, net, batch):
         seen.append(batch.indices.tolist())
         return original(self, net, batch)
 
-    set_attribute(Colorization, "step", step)
+    set_attribute(Pretraining, "step", step)
 
 
 def test_the_average_follows_the_weights(photo_folder, tmp_path):

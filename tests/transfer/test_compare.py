@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from crosschannel import UserError
+from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Result
 from transfer.cli import main
-from transfer.comparison import compare, intervals
+from transfer.comparison import compare
 from transfer.protocol import weighted_mean
 
 

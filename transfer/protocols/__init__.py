@@ -36,6 +36,9 @@ class Entry:
         return named(f"{self.module}.protocol:PROTOCOL")
 
 
+# Other commands whose rows can be compared: what makes figures of them.
+SCORED = {"evaluate": "crosschannel.evaluation.metrics:metrics"}
+
 PROTOCOLS = {
     "linear-probe": Entry("linear_probe", "LinearProbeConfig", "linear classifiers on the layers of a frozen backbone"),
     "knn": Entry("knn", "KNNConfig", "nearest neighbours in the features of a frozen backbone"),

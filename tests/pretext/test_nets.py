@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from crosschannel.models import NetSpec, build_pretext
-from crosschannel.models.pretext import interpolation
+from crosschannel.models import NetSpec
+from crosschannel.pretext.nets import build_pretext, interpolation
 
 
 @pytest.mark.parametrize(("stride", "head_stride", "origin"), [(8, 16, 0.0), (8, 16, 7.5), (8, 32, 0.0), (8, 16, 3.0)])

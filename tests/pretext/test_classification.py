@@ -4,9 +4,9 @@ import torch
 from crosschannel import UserError
 from crosschannel.color import ABQuantizer, load_prior, rebalancing_weights
 from crosschannel.keys import check_config
-from crosschannel.objectives.build import build_objective
-from crosschannel.objectives.classification import Classification, sparse_cross_entropy
-from crosschannel.objectives.config import ObjectiveConfig
+from crosschannel.pretext.classification import Classification, sparse_cross_entropy
+from crosschannel.pretext.colorization import Colorization
+from crosschannel.pretext.config import ColorizationConfig
 
 PRIOR = load_prior().smoothed
 
@@ -114,7 +114,7 @@ def test_a_dense_target_never_exists():
 
 
 def test_l2_is_half_the_squared_distance_and_decodes_to_ab():
-    objective = build_objective(ObjectiveConfig(kind="l2"))
+    objective = Colorization(ColorizationConfig(kind="l2"), 4).objective
     outputs = torch.randn(2, 2, 6, 5) * 0.3
     predicted = objective.decode(outputs)
     assert torch.allclose(objective(outputs, AB), ((AB - predicted) ** 2).sum(1) / 2, rtol=1e-5)
@@ -129,7 +129,7 @@ def test_l2_is_half_the_squared_distance_and_decodes_to_ab():
 )
 def test_keys_out_of_range_are_named(bad):
     with pytest.raises(UserError, match=f"objective.{next(iter(bad))}"):
-        check_config(ObjectiveConfig(**bad), "objective.")
+        check_config(ColorizationConfig(**bad), "objective.")
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "a slice", "a slice of channels_last", "expanded"])

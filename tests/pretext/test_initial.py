@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from crosschannel.data import CropConfig, ImageBatch, MemoryImages
-from crosschannel.models import NetSpec, build_pretext
+from crosschannel.models import NetSpec
 from crosschannel.models import initialisation as init
-from crosschannel.objectives.build import build_objective
-from crosschannel.objectives.config import ObjectiveConfig
-from crosschannel.training import colorization
+from crosschannel.pretext import create, pretraining
+from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.training.ranks import World
 
 
@@ -23,19 +22,16 @@ def asked(monkeypatch, photos):
             crops = [torch.from_numpy(photo[y : y + 64, :64].copy()).permute(2, 0, 1) for y in range(0, 128, 16)]
             yield ImageBatch(torch.stack(crops), torch.arange(8), [])
 
-    monkeypatch.setattr(colorization, "load_batches", loader)
+    monkeypatch.setattr(pretraining, "load_batches", loader)
     monkeypatch.setattr(init, "_centres", lambda patches, k, seed: patches[:k])
     return found
 
 
-def task(tmp_path, initial: str) -> colorization.Colorization:
+def task(tmp_path, initial: str) -> pretraining.Pretraining:
     torch.manual_seed(0)
-    net = build_pretext(NetSpec("alexnet", fc=24), 313)
-    world = World(0, 1, torch.device("cpu"))
-    objective = build_objective(ObjectiveConfig())
-    return colorization.Colorization(
-        net, objective, "pixels", MemoryImages([], [], []), CropConfig(64, 64), world, initial, None
-    )
+    net, pretext = create("colorization", ColorizationConfig(), NetSpec("alexnet", fc=24))
+    world, nothing = World(0, 1, torch.device("cpu")), MemoryImages([], [], [])
+    return pretraining.Pretraining(net, pretext, nothing, nothing, CropConfig(64, 64), world, initial)
 
 
 def test_kmeans_starts_the_convolutions_alone_and_the_classifier_from_zeros(asked, tmp_path):

@@ -1,0 +1,125 @@
+"""The keys of `crosschannel evaluate`, and how a method is written. No torch here: help is quick."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from crosschannel.errors import UserError
+from crosschannel.keys import Count, Device, Out, Seed, Text, Workers, at_least, require, within
+from crosschannel.runs.config import data, path, runtime, seed, source
+
+BASELINES = ("grey", "random", "truth")
+OWN = "own"  # the prior of the evaluated images
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as it is typed: ``[NAME=]SOURCE[,temperature=T]``, or a baseline.
+
+    Attributes:
+        name: what its figures are called by.
+        source: of its net; a baseline's own name.
+        temperature: of the annealed mean; None takes the net's own decode.
+    """
+
+    name: str
+    source: str
+    temperature: float | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.source in BASELINES
+
+
+def parse_method(text: str) -> Method:
+    """Read a method.
+
+    Raises:
+        UserError: it names nothing, or its temperature is no number above 0.
+    """
+    named = re.fullmatch(r"([A-Za-z0-9][\w.+-]*)=(.*)", text, re.DOTALL)
+    name, source = named.groups() if named else ("", text)
+    source, comma, heat = source.partition(",temperature=")
+    heat, _, rest = heat.partition(",")
+    source += f",{rest}" if rest else ""
+    temperature = None
+    if comma:
+        try:
+            temperature = float(heat)
+        except ValueError:
+            temperature = 0.0
+        if not 0 < temperature <= 1e9:
+            raise UserError(f"the method {text!r} needs a temperature above 0, got {heat!r}")
+    if not source:
+        raise UserError(f"the method {text!r} names no source")
+    plain = source.partition(",")[0].rstrip("/")
+    name = name or re.sub(r"[^\w.+-]", "-", Path(plain.rpartition(":")[2]).name or "net")
+    return Method(name, source, temperature)
+
+
+def parse_methods(texts: list[str]) -> list[Method]:
+    """Read all methods of a command.
+
+    Raises:
+        UserError: none, or two of one name.
+    """
+    if not texts:
+        raise UserError(f"no methods: give sources of nets that colour, {', '.join(BASELINES)}")
+    methods = [parse_method(text) for text in texts]
+    names = [method.name for method in methods]
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    require(twice is None, "two methods have one name; write them as NAME=SOURCE", twice)
+    return methods
+
+
+def _source_of(text: str) -> str:
+    """The source that a method names; empty for a baseline."""
+    method = parse_method(text)
+    return "" if method.is_baseline else method.source
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Score colourings: Table 1 of any nets that colour, beside grey, random colours and the truth."""
+
+    random_from: Text | None = data(None)
+    """images that the baseline random copies colours from; default other images of --data"""
+    data: Text = data()
+    """a folder of colour images, tar shards, builtin:sample or torchvision:imagenette; all of its val/, where it has
+    one, else all of it"""
+    methods: list[str] = source(factory=lambda: list(BASELINES), loads="colorizer", named=_source_of)
+    """nets that colour, as [NAME=]SOURCE[,temperature=T], and the baselines grey, random and truth"""
+    out: Out | None = runtime(None)
+    """run folder; default runs/evaluate-SEED"""
+    prior: Text = path(OWN, packaged=(OWN,))
+    """what rebalances: own, the evaluated images' own colours (every bin counts the same), or a file written by
+    `crosschannel prior`"""
+    classifier: Text | None = source(None, loads="classifier")
+    """a net whose top-1 on the coloured pictures is scored (semantic interpretability): a run of the task labels,
+    timm:NAME or torchvision:NAME; classes are the folders of --data"""
+    lpips: Text | None = source(None)
+    """torchvision:alexnet or torchvision:vgg16: report LPIPS on its features"""
+    size: Annotated[int, within(16, 2048)] = 256
+    """images are reduced to this short side and cropped to its centre square"""
+    limit: Annotated[int, at_least(0)] = 0
+    """score so many images, chosen at random; 0 takes all"""
+    gamut: Literal["map", "clip"] = "map"
+    """colours that sRGB cannot show in the pictures that are judged: map moves them towards grey, clip clips channels;
+    AuC is of ab as predicted"""
+    resamples: Annotated[int, within(1, 100000)] = 1000
+    """of the bootstrap of the page's intervals"""
+    batch: Count = runtime(16)
+    """images scored at a time"""
+    workers: Workers = runtime(2)
+    """processes that decode images"""
+    seed: Seed = seed()
+    """of the images that random colours come from, of a choice of images, and of the bootstrap"""
+    device: Device = runtime("auto")
+    """auto, cpu, cuda or cuda:N"""
+
+    def default_out(self, name: str) -> str:
+        return f"runs/{name}-{self.seed}"
+
+    def check(self) -> None:
+        parse_methods(self.methods)

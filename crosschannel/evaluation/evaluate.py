@@ -1,0 +1,270 @@
+"""One pass over images: every method colours a batch on the device, everything is scored there, a row an image is kept.
+
+Rows are written in parts as they come, so that a run that was stopped goes on with the first part that is not there.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from crosschannel.color import (
+    ABQuantizer,
+    fit_gamut,
+    lab_to_rgb,
+    load_prior,
+    rebalancing_weights,
+    rgb_to_lab,
+    rgb_to_lightness,
+)
+from crosschannel.console import progress, stderr_console, stdout_console
+from crosschannel.data import ImageSet, Stream, Subset
+from crosschannel.data.open import open_evaluated_images
+from crosschannel.data.order import epoch_order
+from crosschannel.errors import UserError
+from crosschannel.evaluation.config import OWN, EvaluateConfig, parse_methods
+from crosschannel.evaluation.cost import cost
+from crosschannel.evaluation.judges import LPIPS, Interpretability
+from crosschannel.evaluation.methods import Painter, PairBatch, Pairs, Pictures, WithDonors, load_painters
+from crosschannel.evaluation.metrics import metrics
+from crosschannel.evaluation.page import write_page
+from crosschannel.evaluation.scores import LEVELS, Q, auc_shares, colourfulness, error_levels, squared_error, to_8_bit
+from crosschannel.files import written_whole
+from crosschannel.hub.sources import input_files
+from crosschannel.runs.folder import RunFolder, open_run
+from crosschannel.runs.interrupts import Interrupted, InterruptFlag
+from crosschannel.runs.result import finish
+from crosschannel.stored import read_arrays, read_json
+from crosschannel.training.device import find_device
+from crosschannel.training.held_out import HeldOut, in_order
+from crosschannel.training.ranks import World, join_world, leave_world
+
+_PART = 256  # images of a part
+
+
+@dataclass
+class Evaluator:
+    """What a batch is given to.
+
+    Args:
+        config: its keys.
+        painters: the methods.
+        interpretability, lpips: where they are asked for.
+        device: where everything runs.
+    """
+
+    config: EvaluateConfig
+    painters: list[Painter]
+    interpretability: Interpretability | None
+    lpips: LPIPS | None
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.quantizer = ABQuantizer(neighbours=1).to(self.device)
+        self.shares = auc_shares(self.device)
+        self.weights: Tensor | None = None
+        if self.config.prior != OWN:
+            prior = load_prior(self.config.prior).fit_for(0).smoothed
+            self.weights = rebalancing_weights(prior, 0).to(self.device)
+
+    def pictures(self, batch: PairBatch) -> Pictures:
+        """A batch on the device."""
+        images = batch.images.to(self.device, non_blocking=True)
+        donors = None if batch.donors is None else batch.donors.to(self.device, non_blocking=True)
+        return Pictures(images.float() / 255, rgb_to_lab(images)[:, 1:], donors)
+
+    @staticmethod
+    def lightness(pictures: Pictures) -> Tensor:
+        """L of a batch, which every method keeps."""
+        return rgb_to_lightness(pictures.rgb)
+
+    def coloured(self, lightness: Tensor, ab: Tensor) -> Tensor:
+        """RGB as a file has it: the picture's own lightness with some ab."""
+        lab = torch.cat((lightness, ab), 1)
+        return to_8_bit(lab_to_rgb(fit_gamut(lab) if self.config.gamut == "map" else lab))
+
+    @torch.inference_mode()
+    def score(self, batch: PairBatch, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Columns of rows, a row an image; and by method how often each true bin had each error, (313, 152)."""
+        if not len(batch):
+            return {}, {}
+        pictures = self.pictures(batch)
+        lightness = self.lightness(pictures)
+        bins = self.quantizer.encode(pictures.ab)[0][:, 0]
+        rows: dict[str, Tensor] = {}
+        curves: dict[str, Tensor] = {}
+        for painter in self.painters:
+            name = painter.method.name
+            ab = painter(pictures)
+            levels = error_levels(ab, pictures.ab, bins)
+            pixels, within = levels.sum(2), levels.double() @ self.shares
+            rows["pixels"] = pixels.int()
+            rows[f"{name}/auc"] = within.float()
+            if self.weights is not None:
+                rows["pixels_weighted"] = pixels.double() @ self.weights
+                rows[f"{name}/auc_weighted"] = within @ self.weights
+            curves[name] = levels.sum(0)
+            rgb = self.coloured(lightness, ab)
+            rows[f"{name}/mse"] = squared_error(rgb, pictures.rgb)
+            rows[f"{name}/colourfulness"] = colourfulness(rgb)
+            if self.lpips is not None:
+                rows[f"{name}/lpips"] = self.lpips(rgb, pictures.rgb)
+            if self.interpretability is not None:
+                rows[f"{name}/top1"] = self.interpretability.right(rgb, labels.to(self.device))
+        return rows, curves
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """`crosschannel evaluate`: run it, or go on with it; returns its run folder.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: told to stop; what is done is kept, and the same command goes on.
+    """
+    world = join_world(find_device(config.device))
+    path = Path(config.out or config.default_out("evaluate"))
+    console = stderr_console(quiet=not world.is_main)
+    try:
+        with open_run(path, "evaluate", config, world, InterruptFlag(last=True)) as run:
+            world.from_main(lambda: run.check_files(input_files(config)))
+            if not run.is_done(config.data):
+                images = _images(config)
+                world.from_main(partial(run.check_images, images, images))
+            if run.finished:
+                console.print(f"{path} is finished: nothing to do", markup=False)
+                return path
+            _measure(config, images, run, world, console)
+    finally:
+        leave_world()
+    return path
+
+
+def _images(config: EvaluateConfig) -> ImageSet:
+    images = open_evaluated_images(config.data)
+    if config.limit and config.limit < len(images):
+        images = Subset(images, np.sort(epoch_order(len(images), config.seed, 0)[: config.limit]))
+    return images
+
+
+def _measure(config: EvaluateConfig, images: ImageSet, run: RunFolder, world: World, console: Console) -> None:
+    methods = parse_methods(config.methods)
+    seen: ImageSet = images
+    if any(method.source == "random" for method in methods):
+        donors = open_evaluated_images(config.random_from) if config.random_from else images
+        seen = WithDonors(images, donors, config.seed)
+    painters = load_painters(methods, world.device)
+    interpretability = lpips = None
+    if config.classifier:
+        interpretability = Interpretability(config.classifier, images.classes, world.device)
+    if config.lpips:
+        lpips = LPIPS(config.lpips, world.device)
+    evaluator = Evaluator(config, painters, interpretability, lpips, world.device)
+    console.print(f"{run.path}: {len(images)} images, {len(methods)} methods", markup=False)
+    world.from_main(lambda: run.write_config(config))
+    parts = run.path / "parts"
+    world.from_main(lambda: parts.mkdir(exist_ok=True))
+    starts = range(0, len(images), _PART)
+    for start in progress(starts, "colouring", len(starts)) if world.is_main else starts:
+        if not world.from_main(partial(_is_there, parts, start)):
+            _score_part(evaluator, seen, start, parts, run, world)
+    world.from_main(lambda: _finish(config, evaluator, seen, run, console))
+
+
+def _is_there(parts: Path, start: int) -> bool:
+    return (parts / f"{start:09d}.json").is_file()
+
+
+def _score_part(evaluator: Evaluator, images: ImageSet, start: int, parts: Path, run: RunFolder, world: World) -> None:
+    """Score some images and write their rows."""
+    config = evaluator.config
+    chosen = np.arange(start, min(len(images), start + _PART))
+    labels = torch.from_numpy(images.labels[chosen])
+    stream = Stream(Subset(images, chosen), Pairs(config.size))
+    held_out = HeldOut(
+        stream,
+        lambda batch: evaluator.score(batch, labels[batch.indices]),
+        world,
+        config.batch,
+        config.workers,
+        lambda: world.any(run.flag.is_set),
+        may_be_empty=True,
+    )
+    indices: list[Tensor] = []
+    columns: dict[str, list[Tensor]] = {}
+    curves: dict[str, Tensor] = {}
+    try:
+        for batch, (rows, counts) in held_out:
+            indices.append(batch.indices)
+            for name, column in rows.items():
+                columns.setdefault(name, []).append(column)
+            for name, levels in counts.items():
+                curves[name] = curves.get(name, 0) + levels
+    except Interrupted:
+        raise Interrupted(run.flag.name or "another rank") from None
+    _fill_in(world, columns)
+    found, rows = in_order(world, indices, columns)
+    nothing = torch.zeros(Q, LEVELS, dtype=torch.int64, device=world.device)
+    levels = {
+        f"{name}/levels": world.sum(curves.get(name, nothing)).cpu().numpy()
+        for name in (painter.method.name for painter in evaluator.painters)
+    }
+    arrays = {"indices": (found + start).numpy(), **{name: column.numpy() for name, column in rows.items()}, **levels}
+    world.from_main(lambda: _write_part(parts, start, arrays, held_out.broken))
+
+
+def _fill_in(world: World, columns: dict[str, list[Tensor]]) -> None:
+    """Give a rank that has seen no image the columns of the others, empty."""
+    shapes = {name: (parts[0].shape[1:], parts[0].dtype) for name, parts in columns.items()}
+    for rank in world.gather(shapes):
+        for name, (shape, dtype) in rank.items():
+            columns.setdefault(name, [torch.empty(0, *shape, dtype=dtype, device=world.device)])
+
+
+def _write_part(parts: Path, start: int, arrays: dict[str, np.ndarray], broken: dict[str, str]) -> None:
+    with written_whole(parts / f"{start:09d}.npz") as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    with written_whole(parts / f"{start:09d}.json") as part:
+        part.write_text(json.dumps(broken), encoding="utf-8")
+
+
+def _read_parts(parts: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, str]]:
+    """All columns, all curves, all broken images."""
+    columns: dict[str, list[np.ndarray]] = {}
+    curves: dict[str, np.ndarray] = {}
+    broken: dict[str, str] = {}
+    for path in sorted(parts.glob("*.json")):
+        broken |= read_json(path)
+        for name, array in read_arrays(path.with_suffix(".npz")).items():
+            if name.endswith("/levels"):
+                name = name.removesuffix("/levels")
+                curves[name] = curves.get(name, 0) + array
+            else:
+                columns.setdefault(name, []).append(array)
+    return {name: np.concatenate(arrays) for name, arrays in columns.items()}, curves, broken
+
+
+def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run: RunFolder, console: Console) -> None:
+    """Figures, costs, the page and the result of a pass that is over."""
+    rows, curves, broken = _read_parts(run.path / "parts")
+    for name, reason in broken.items():
+        console.print(f"broken image {name}: {reason}", markup=False)
+    indices = rows.pop("indices", np.empty(0, np.int64))
+    if not len(indices):
+        raise UserError("none of the images can be read")
+    if (rows["pixels"].sum(0) > 0).sum() < 2:
+        raise UserError(f"the images of {config.data} are all grey: there is no colour to compare with")
+    rows = {"names": np.array([images.names[int(index)] for index in indices]), **rows}
+    figures = {name: float(values[0]) for name, values in metrics(rows, np.ones((1, len(indices)))).items()}
+    for painter in evaluator.painters:
+        if painter.colorizer is not None:
+            found = cost(painter.colorizer, config.size, evaluator.device)
+            figures |= {f"{painter.method.name}/{name}": value for name, value in found.items()}
+    page = write_page(run.path, config, rows, curves, figures, evaluator, Stream(images, Pairs(config.size)), indices)
+    methods = ", ".join(painter.method.name for painter in evaluator.painters)
+    finish(run, config, methods, config.data, len(indices), figures, rows)
+    stdout_console().print(f"page: {page}", markup=False)

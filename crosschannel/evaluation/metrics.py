@@ -1,0 +1,50 @@
+"""Rows of an evaluation → its figures, for all images or under resampling."""
+
+import numpy as np
+
+from crosschannel.runs.result import Rows
+
+_OF_A_BIN = "auc"  # columns METHOD/auc: (n, 313), summed shares of thresholds by true bin
+_WEIGHTED = "auc_weighted"  # METHOD/auc_weighted: (n,), the same under the weights of a prior
+_MEANS = ("lpips", "colourfulness", "top1")  # METHOD/…: (n,)
+_ROUNDING = 1 / 12 / 255**2  # mean squared error of 8 bits: nothing comes closer than its 58.9 dB
+PLAIN = frozenset({"psnr", "lpips", "colourfulness"})  # figures that are no fractions
+
+
+def methods_of(rows: Rows) -> list[str]:
+    """What stands before the columns of each method: ``NAME/``, or nothing where there is one method."""
+    return [name.removesuffix(_OF_A_BIN) for name in rows if name == _OF_A_BIN or name.endswith(f"/{_OF_A_BIN}")]
+
+
+def metrics(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Figures by name, (R,) each.
+
+    Args:
+        rows: ``pixels`` (n, 313) by true bin; for each method ``METHOD/auc`` (n, 313), ``METHOD/mse`` (n,) and what
+            else was scored; under the weights of a prior ``pixels_weighted`` and ``METHOD/auc_weighted`` (n,).
+        weights: (R, n) of the images.
+    """
+    pixels = weights @ rows["pixels"].astype(np.float64)
+    found: dict[str, np.ndarray] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for method in methods_of(rows):
+            within = weights @ rows[method + _OF_A_BIN].astype(np.float64)
+            found[f"{method}auc_raw"] = within.sum(1) / pixels.sum(1)
+            if method + _WEIGHTED in rows:
+                total = weights @ rows["pixels_weighted"].astype(np.float64)
+                found[f"{method}auc_rebalanced"] = (weights @ rows[method + _WEIGHTED].astype(np.float64)) / total
+            else:  # a pixel counts by one over how many there are of its bin
+                found[f"{method}auc_rebalanced"] = np.nanmean(np.where(pixels > 0, within / pixels, np.nan), 1)
+            error = np.maximum(rows[f"{method}mse"].astype(np.float64), _ROUNDING)
+            found[f"{method}psnr"] = _mean(-10 * np.log10(error), weights)
+            for name in _MEANS:
+                if method + name in rows:
+                    column = rows[method + name].astype(np.float64)
+                    known = column >= 0  # -1: of no class
+                    if known.any():
+                        found[method + name] = _mean(column[known], weights[:, known])
+    return found
+
+
+def _mean(column: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ column / weights.sum(1)

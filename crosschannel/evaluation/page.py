@@ -1,0 +1,172 @@
+"""The page of an evaluation: Table 1 with the published figures apart, error curves, and a gallery."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from crosschannel.data import Stream
+from crosschannel.evaluation import published
+from crosschannel.evaluation.config import OWN, EvaluateConfig
+from crosschannel.evaluation.metrics import metrics
+from crosschannel.evaluation.plots import error_curves, labelled_rows, over_photographs
+from crosschannel.evaluation.scores import FARTHEST
+from crosschannel.report import Block, Figure, Heading, Listing, Page, Table, Text
+from crosschannel.runs.config import to_yaml
+from crosschannel.runs.resampling import intervals
+from crosschannel.runs.result import Rows
+
+if TYPE_CHECKING:
+    from crosschannel.evaluation.evaluate import Evaluator, Painter
+
+TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.01)  # of the paper's Fig. 4, whose last is the mode
+_LEVEL = 0.95
+_COSTS = ("parameters_mb", "features_mb", "runtime_ms")
+_COLUMNS = {  # figure → head, factor, digits
+    "auc_raw": ("AuC raw %", 100, 1),
+    "auc_rebalanced": ("AuC rebalanced %", 100, 1),
+    "top1": ("top-1 %", 100, 1),
+    "psnr": ("PSNR dB", 1, 2),
+    "lpips": ("LPIPS", 1, 3),
+    "colourfulness": ("colourfulness", 1, 1),
+    "parameters_mb": ("parameters MB", 1, 0),
+    "features_mb": ("features MB", 1, 0),
+    "runtime_ms": ("runtime ms", 1, 1),
+}
+_SHOWN = {"best": 1.0, "median": 0.5, "worst": 0.0}  # pictures of the gallery, by their rank
+
+
+def write_page(
+    folder: Path,
+    config: EvaluateConfig,
+    rows: Rows,
+    curves: Mapping[str, np.ndarray],
+    figures: Mapping[str, float],
+    evaluator: "Evaluator",
+    stream: Stream,
+    indices: np.ndarray,
+) -> Path:
+    """Write ``report.html`` and its kin.
+
+    Args:
+        folder: the run folder.
+        config: of the evaluation.
+        rows: a row an image.
+        curves: by method, pixels by true bin and level of error, (313, 152).
+        figures: what the rows give.
+        evaluator: what coloured them.
+        stream: of the images.
+        indices: of the rows, into the stream.
+    """
+    page = Page("How good the colours are")
+    names = [painter.method.name for painter in evaluator.painters]
+    page.add(Text(_setting(config, len(rows["names"]))))
+    page.add(*_tables(config, rows, figures, names))
+    draw = lambda write: error_curves(folder / "curves.png", curves, rows, config.prior == OWN, write)  # noqa: E731
+    page.add(
+        Heading("Error curves"),
+        Figure(folder / "curves.png", "Share of pixels whose ab is within a distance of the truth, by distance.", draw),
+    )
+    if config.prior == OWN and len(rows["names"]) >= 20:
+        many = folder / "photographs.png"
+        words = "Rebalanced AuC of the first photographs, against how many: with few, rare colours are seldom seen."
+        page.add(Figure(many, words, lambda write: over_photographs(many, rows, names, write)))
+    page.add(*_gallery(folder, rows, evaluator, stream, indices))
+    page.add(Listing("How it was obtained", to_yaml(config)))
+    page.write(folder)
+    return folder / "report.html"
+
+
+def _setting(config: EvaluateConfig, images: int) -> str:
+    prior = (
+        "the evaluated images' own colours, so that every bin counts the same"
+        if config.prior == OWN
+        else f"the prior {config.prior}"
+    )
+    return (
+        f"{images:,} images of {config.data}, {config.size} × {config.size}. AuC: the share of pixels whose ab is "
+        f"within t of the truth, averaged over t = 0 … {FARTHEST}; rebalanced by {prior}. The published figures are of "
+        "10,000 ImageNet photographs, and their top-1 is VGG-16's."
+    )
+
+
+def _tables(config: EvaluateConfig, rows: Rows, figures: Mapping[str, float], names: Sequence[str]) -> list[Block]:
+    found = intervals(lambda weights: metrics(rows, weights), len(rows["names"]), config.resamples, _LEVEL, config.seed)
+    columns = [name for name in _COLUMNS if any(f"{method}/{name}" in figures for method in names)]
+
+    def cell(method: str, name: str) -> str:
+        key, (_, factor, digits) = f"{method}/{name}", _COLUMNS[name]
+        if key not in figures:
+            return "–"
+        text = f"{factor * figures[key]:.{digits}f}"
+        if key not in found:
+            return text
+        low, high = (factor * end for end in found[key])
+        return text if low == high else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+
+    head = ["method", *(_COLUMNS[name][0] for name in columns)]
+    measured = [[method, *(cell(method, name) for name in columns)] for method in names]
+    theirs = [
+        [name, *("–" if value is None else f"{value:g}" for value in values)]
+        for name, values in published.TABLE_1.items()
+    ]
+    interval = f"in brackets {_LEVEL:.0%} intervals over images"
+    return [
+        Table(f"Measured; {interval}", head, measured),
+        Table("Published (Zhang et al. 2016, Table 1)", ["method", *published.HEAD], theirs, published=len(theirs)),
+    ]
+
+
+def _gallery(folder: Path, rows: Rows, evaluator: "Evaluator", stream: Stream, indices: np.ndarray) -> list[Block]:
+    """Pictures by how well the first net coloured them, and one of them at several temperatures."""
+    nets = [painter for painter in evaluator.painters if painter.colorizer is not None]
+    judge = (nets or evaluator.painters)[0].method.name
+    auc = rows[f"{judge}/auc"].sum(1) / rows["pixels"].sum(1)
+    order = np.argsort(auc, kind="stable")
+    chosen = {words: int(order[round(rank * (len(order) - 1))]) for words, rank in _SHOWN.items()}
+    labels, pictures = [], []
+    for words, row in chosen.items():
+        coloured = _coloured(evaluator, stream, int(indices[row]))
+        labels.append(f"{words}: {rows['names'][row]}, AuC {100 * auc[row]:.1f} %")
+        pictures.append(list(coloured.values()))
+    heads = list(coloured)
+    gallery = folder / "gallery.png"
+    words = f"By the raw AuC of {judge}. Truth, lightness, then every method."
+    blocks: list[Block] = [
+        Heading("Gallery"),
+        Figure(gallery, words, lambda write: labelled_rows(gallery, pictures, heads, labels, write)),
+    ]
+    heated = next((painter for painter in nets if painter.colorizer.task.temperature is not None), None)
+    if heated is not None:
+        strip, path = _strip(heated, evaluator, stream, int(indices[chosen["median"]])), folder / "temperatures.png"
+        heads_of_strip = [f"T = {temperature:g}" for temperature in TEMPERATURES]
+        words = f"{heated.method.name}: from the mean (T = 1) towards the mode, as the paper's Fig. 4."
+        blocks.append(Figure(path, words, lambda write: labelled_rows(path, [strip], heads_of_strip, [""], write)))
+    return blocks
+
+
+@torch.inference_mode()
+def _coloured(evaluator: "Evaluator", stream: Stream, index: int) -> dict[str, np.ndarray]:
+    """One picture by every method, (S, S, 3) uint8."""
+    pictures = evaluator.pictures(stream.collate([stream[index]]))
+    lightness = evaluator.lightness(pictures)
+    found = {"truth": pictures.rgb, "lightness": evaluator.coloured(lightness, torch.zeros_like(pictures.ab))}
+    for painter in evaluator.painters:
+        if painter.method.source not in ("truth", "grey"):
+            found[painter.method.name] = evaluator.coloured(lightness, painter(pictures))
+    return {name: _as_array(rgb) for name, rgb in found.items()}
+
+
+@torch.inference_mode()
+def _strip(painter: "Painter", evaluator: "Evaluator", stream: Stream, index: int) -> list[np.ndarray]:
+    """One picture at every temperature."""
+    pictures = evaluator.pictures(stream.collate([stream[index]]))
+    lightness = evaluator.lightness(pictures)
+    colours = (painter.colorizer.ab(pictures.rgb, temperature) for temperature in TEMPERATURES)
+    return [_as_array(evaluator.coloured(lightness, ab)) for ab in colours]
+
+
+def _as_array(rgb: torch.Tensor) -> np.ndarray:
+    return (rgb[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,86 @@
+"""Plots of an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crosschannel.console import plain
+from crosschannel.evaluation.metrics import metrics
+from crosschannel.evaluation.scores import FARTHEST
+from crosschannel.files import Writer
+from crosschannel.report.plots import COLOURS
+from crosschannel.runs.result import Rows
+
+
+def error_curves(out: Path, curves: Mapping[str, np.ndarray], rows: Rows, own: bool, write: Writer) -> None:
+    """The share of pixels within a distance, raw and, where the prior is the images' own, rebalanced.
+
+    Args:
+        out: a PNG.
+        curves: by method, pixels by true bin and level of error, (313, 152).
+        rows: of the evaluation.
+        own: whether every bin counts the same.
+        write: what opens the file.
+    """
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(11 if own else 6, 4.2), layout="constrained")
+    panels = canvas.subplots(1, 2 if own else 1, squeeze=False)[0]
+    for number, (name, levels) in enumerate(curves.items()):
+        within = levels.cumsum(1)[:, : FARTHEST + 1]
+        raw = within.sum(0) / levels.sum()
+        seen = levels.sum(1) > 0
+        rebalanced = (within[seen] / levels[seen].sum(1, keepdims=True)).mean(0)
+        for axes, curve in zip(panels, (raw, rebalanced), strict=False):
+            axes.plot(100 * curve, color=COLOURS[number % len(COLOURS)], label=plain(name))
+    for axes, title in zip(panels, ("raw: every pixel counts the same", "rebalanced: every bin does"), strict=False):
+        axes.set(xlabel="distance in ab", ylabel="pixels within it, %", title=title, xlim=(0, FARTHEST), ylim=(0, 102))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e4e7eb")
+    panels[-1].legend(frameon=False)
+    with write(out) as part:
+        canvas.savefig(part, dpi=120, format="png")
+
+
+def over_photographs(out: Path, rows: Rows, names: Sequence[str], write: Writer) -> None:
+    """Rebalanced AuC of the first photographs, against how many."""
+    from matplotlib.figure import Figure as Canvas
+
+    n = len(rows["names"])
+    counts = np.unique(np.geomspace(min(10, n), n, 12).round().astype(int))
+    found = metrics(rows, (np.arange(n) < counts[:, None]).astype(np.float64))
+    canvas = Canvas(figsize=(6.5, 4), layout="constrained")
+    axes = canvas.subplots()
+    for number, name in enumerate(names):
+        axes.plot(
+            counts, 100 * found[f"{name}/auc_rebalanced"], marker=".", color=COLOURS[number % len(COLOURS)],
+            label=plain(name),
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="photographs", ylabel="rebalanced AuC, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e7eb")
+    axes.legend(frameon=False)
+    with write(out) as part:
+        canvas.savefig(part, dpi=120, format="png")
+
+
+def labelled_rows(
+    out: Path, pictures: Sequence[Sequence[np.ndarray]], heads: Sequence[str], labels: Sequence[str], write: Writer
+) -> None:
+    """Pictures (S, S, 3) uint8 in a grid: words over every column, and over every row."""
+    from matplotlib.figure import Figure as Canvas
+
+    columns = len(heads)
+    canvas = Canvas(figsize=(1.7 * columns, 2.1 * len(pictures)), layout="constrained")
+    grid = canvas.subplots(len(pictures), columns, squeeze=False)
+    for row, (shown, label) in enumerate(zip(pictures, labels, strict=True)):
+        for column, (picture, head) in enumerate(zip(shown, heads, strict=True)):
+            axes = grid[row, column]
+            axes.imshow(picture)
+            axes.set_axis_off()
+            axes.set_title(plain(head), fontsize=9)
+        if label:
+            grid[row, 0].text(0, -0.04, plain(label), transform=grid[row, 0].transAxes, fontsize=8, va="top")
+    with write(out) as part:
+        canvas.savefig(part, dpi=110, format="png")
