@@ -104,6 +104,8 @@ class EvaluateConfig:
     """images are reduced to this short side and cropped to its centre square"""
     limit: Annotated[int, at_least(0)] = 0
     """score so many images, chosen at random; 0 takes all"""
+    upsample: Literal["bilinear", "edges"] = "bilinear"
+    """how predictions reach every pixel: bilinear, as in the paper, or edges, as `crosschannel colorize` does"""
     gamut: Literal["map", "clip"] = "map"
     """colours that sRGB cannot show in the pictures that are judged: map moves them towards grey, clip clips channels;
     AuC is of ab as predicted"""

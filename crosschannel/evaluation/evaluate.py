@@ -4,6 +4,7 @@ Rows are written in parts as they come, so that a run that was stopped goes on w
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,7 @@ def _measure(config: EvaluateConfig, images: ImageSet, run: RunFolder, world: Wo
     if any(method.source == "random" for method in methods):
         donors = open_evaluated_images(config.random_from) if config.random_from else images
         seen = WithDonors(images, donors, config.seed)
-    painters = load_painters(methods, world.device)
+    painters = load_painters(methods, config.upsample, world.device)
     interpretability = lpips = None
     if config.classifier:
         interpretability = Interpretability(config.classifier, images.classes, world.device)
@@ -254,10 +255,14 @@ def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run:
     for name, reason in broken.items():
         console.print(f"broken image {name}: {reason}", markup=False)
     indices = rows.pop("indices", np.empty(0, np.int64))
+    problem = ""
     if not len(indices):
-        raise UserError("none of the images can be read")
-    if (rows["pixels"].sum(0) > 0).sum() < 2:
-        raise UserError(f"the images of {config.data} are all grey: there is no colour to compare with")
+        problem = "none of the images can be read"
+    elif (rows["pixels"].sum(0) > 0).sum() < 2:
+        problem = f"the images of {config.data} are all grey: there is no colour to compare with"
+    if problem:
+        shutil.rmtree(run.path / "parts")  # nobody wants to go on with them
+        raise UserError(problem)
     rows = {"names": np.array([images.names[int(index)] for index in indices]), **rows}
     figures = {name: float(values[0]) for name, values in metrics(rows, np.ones((1, len(indices)))).items()}
     for painter in evaluator.painters:

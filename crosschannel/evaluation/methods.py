@@ -18,6 +18,7 @@ from crosschannel.errors import UserError
 from crosschannel.evaluation.config import Method
 from crosschannel.hub import load_colorizer
 from crosschannel.pretext.colorizer import Colorizer
+from crosschannel.pretext.upsampling import Upsample
 
 _TRIES = 20  # donors that are looked at until one can be read
 
@@ -67,8 +68,8 @@ class Painter:
         return self.colorizer.ab(pictures.rgb, self.method.temperature)
 
 
-def load_painters(methods: Sequence[Method], device: torch.device) -> list[Painter]:
-    """Load all nets.
+def load_painters(methods: Sequence[Method], upsample: Upsample, device: torch.device) -> list[Painter]:
+    """Load all nets, and say how their predictions reach every pixel.
 
     Raises:
         UserError: a source that colours nothing.
@@ -77,8 +78,10 @@ def load_painters(methods: Sequence[Method], device: torch.device) -> list[Paint
     for method in methods:
         try:
             colorizer = None if method.is_baseline else load_colorizer(method.source, device)
-            if colorizer is not None and method.temperature is not None:
-                colorizer.predict(torch.zeros(1, 3, 32, 32, device=device), method.temperature)
+            if colorizer is not None:
+                colorizer.upsample = upsample
+                if method.temperature is not None and colorizer.task.temperature is None:
+                    raise UserError("its net has no temperature")
         except UserError as error:
             raise UserError(f"the method {method.name}: {error}") from None
         found.append(Painter(method, colorizer))

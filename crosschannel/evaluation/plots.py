@@ -72,7 +72,7 @@ def labelled_rows(
     from matplotlib.figure import Figure as Canvas
 
     columns = len(heads)
-    canvas = Canvas(figsize=(1.7 * columns, 2.1 * len(pictures)), layout="constrained")
+    canvas = Canvas(figsize=(1.7 * columns, 2.05 * len(pictures)), layout="constrained")
     grid = canvas.subplots(len(pictures), columns, squeeze=False)
     for row, (shown, label) in enumerate(zip(pictures, labels, strict=True)):
         for column, (picture, head) in enumerate(zip(shown, heads, strict=True)):
@@ -81,6 +81,7 @@ def labelled_rows(
             axes.set_axis_off()
             axes.set_title(plain(head), fontsize=9)
         if label:
-            grid[row, 0].text(0, -0.04, plain(label), transform=grid[row, 0].transAxes, fontsize=8, va="top")
+            words = grid[row, 0].text(0, -0.04, plain(label), transform=grid[row, 0].transAxes, fontsize=8, va="top")
+            words.set_in_layout(False)
     with write(out) as part:
         canvas.savefig(part, dpi=110, format="png")

@@ -148,7 +148,7 @@ class Colorizer(nn.Module):
                     f"a batch must be (N, 3, H, W), float in [0, 1]; got {tuple(image.shape)} {image.dtype}"
                 )
             rgb = image.float().clamp(0, 1)
-            return self._colour(rgb, self._small(rgb), temperature).to(image.dtype)
+            return self._colour(rgb, temperature).to(image.dtype)
         if isinstance(image, Image.Image):
             return Image.fromarray(self._colour_array(np.asarray(to_rgb(image)), temperature))
         array = np.asarray(image)
@@ -157,15 +157,13 @@ class Colorizer(nn.Module):
         return self._colour_array(np.repeat(array[:, :, None], 3, 2) if array.ndim == 2 else array, temperature)
 
     def _colour_array(self, rgb: np.ndarray, temperature: float | None) -> np.ndarray:
-        device = next(self.parameters()).device
-        mode = Image.Resampling[self.look.interpolation.upper()]
-        small = Image.fromarray(rgb).resize(self._working_size(rgb.shape[1], rgb.shape[0]), mode)
-        coloured = self._colour(_as_batch(rgb, device), _as_batch(np.asarray(small), device), temperature)
-        return coloured[0].permute(1, 2, 0).cpu().numpy()
+        batch = _as_batch([rgb]).to(next(self.parameters()).device)
+        return _as_arrays(self._colour(batch, temperature))[0]
 
     @torch.inference_mode()
-    def _colour(self, rgb: Tensor, small: Tensor, temperature: float | None) -> Tensor:
+    def _colour(self, rgb: Tensor, temperature: float | None) -> Tensor:
         """(N, 3, H, W), uint8 or float, in colour; a strip at a time."""
+        small = self._small(rgb)
         maps = self._look_at(small, temperature)
         out = torch.empty_like(rgb)
         for rows in _strips(maps, rgb):
@@ -198,12 +196,15 @@ class Colorizer(nn.Module):
         return self.task.paint(maps, part / 255 if part.dtype == torch.uint8 else part)
 
     def _small(self, rgb: Tensor) -> Tensor:
-        """Float pictures as the net sees them."""
-        rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
+        """Pictures as the net sees them: those of 8 bits resized by Pillow, to 8 bits, others by torch."""
         width, height = self._working_size(rgb.shape[3], rgb.shape[2])
         if (height, width) == rgb.shape[2:]:
             return rgb
         mode = self.look.interpolation
+        if rgb.dtype == torch.uint8:
+            pictures = (Image.fromarray(array) for array in _as_arrays(rgb))
+            resized = [picture.resize((width, height), Image.Resampling[mode.upper()]) for picture in pictures]
+            return _as_batch([np.asarray(picture) for picture in resized]).to(rgb.device)
         return nn.functional.interpolate(rgb, (height, width), mode=mode, antialias=True).clamp(0, 1)
 
     def _working_size(self, width: int, height: int) -> tuple[int, int]:
@@ -223,8 +224,12 @@ def coloured_rows(net: nn.Module, task: Pretext, crops: Sequence[np.ndarray]) ->
     return row_of_pictures(grey, [colorizer(crop) for crop in crops], crops)
 
 
-def _as_batch(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].to(device)
+def _as_batch(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def _as_arrays(rgb: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(rgb.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _strips(maps: Tensor, rgb: Tensor) -> Iterator[slice]:

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 from crosschannel import load_colorizer
 from crosschannel.cli import main
-from crosschannel.color import rgb_to_lab
+from crosschannel.color import lab_to_rgb, rgb_to_lab
 from crosschannel.pretext.upsampling import upsampled
 
 
@@ -162,3 +162,42 @@ def test_ab_lands_on_the_pixels_it_was_predicted_for():
 def test_the_sample_photographs_by_name(finished_run, tmp_path):
     out = colour(finished_run, tmp_path, "builtin:sample", size=64)
     assert len(list(out.glob("*.png"))) == 10 and (out / "chelsea.png").is_file()
+
+
+@pytest.mark.parametrize("kind", ["one channel", "16 bit", "sepia", "grey with alpha"])
+def test_grey_scans_keep_their_lightness_and_are_coloured_alike(finished_run, tmp_path, photos, kind):
+    """Whatever a scan is stored as, what counts is how light it is."""
+    grey = np.asarray(Image.fromarray(photos[1][:60, :80]).convert("L"))
+    scan = Image.fromarray(grey)
+    if kind == "16 bit":
+        scan = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif kind == "sepia":
+        toned = np.stack([grey * 0.95 + 12, grey * 0.85, grey * 0.65], 2)
+        scan = Image.fromarray(toned.round().clip(0, 255).astype(np.uint8))
+    elif kind == "grey with alpha":
+        scan.putalpha(Image.linear_gradient("L").resize(scan.size))
+    scan.save(tmp_path / "scan.png")
+    out = Image.open(colour(finished_run, tmp_path, tmp_path / "scan.png") / "scan.png")
+    before = lightness(np.asarray(scan.convert("RGB")) if kind == "sepia" else np.repeat(grey[:, :, None], 3, 2))
+    assert (lightness(out.convert("RGB")) - before).abs().max() < 1.5
+    if kind == "grey with alpha":
+        assert np.array_equal(out.getchannel("A"), scan.getchannel("A"))
+    if kind == "sepia":  # the tone says nothing of the colours
+        untoned = lab_to_rgb(torch.cat((before[None, None], torch.zeros(1, 2, 60, 80)), 1))
+        expected = load_colorizer(str(finished_run))((untoned[0].permute(1, 2, 0) * 255).round().byte().numpy())
+        assert np.abs(np.asarray(out).astype(int) - expected).max() < 12
+
+
+def test_keys_of_how_colours_look(finished_run, tmp_path, photos, capsys):
+    Image.fromarray(photos[0][:200, :300]).save(tmp_path / "x.png")
+
+    def chroma(**options):
+        picture = Image.open(colour(finished_run, tmp_path, tmp_path / "x.png", overwrite=True, **options) / "x.png")
+        lab = rgb_to_lab(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])
+        return lab[:, 1:].norm(dim=1).mean().item()
+
+    assert chroma(saturation=0) < 1 < chroma() < chroma(saturation=1.5)
+    assert chroma(upsample="bilinear") != chroma()
+    colour(finished_run, tmp_path, tmp_path / "x.png", gamut="clip", overwrite=True)
+    assert main(["colorize", str(tmp_path / "x.png"), f"--model={finished_run}", "--out=o", "--saturation=-1"]) == 2
+    assert "saturation must be within 0..10" in capsys.readouterr().err

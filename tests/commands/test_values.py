@@ -177,7 +177,7 @@ def number_keys(config: type, prefix: str = ""):
 @pytest.mark.parametrize("module", MAINS.values(), ids=MAINS)
 def test_every_number_of_every_command_has_a_range(module):
     for command in module.PROGRAM.commands.values():
-        bare = [key for key, rules in number_keys(command.keys) if not rules]
+        bare = [key for key, rules in number_keys(command.keys()) if not rules]
         assert not bare, f"{command.config}: {bare}"
 
 

@@ -69,6 +69,9 @@ def place(tmp_path_factory, photo_folder, photos):
         shutil.copytree(run, root / "runs" / name)
     colornet = ["--model.name=colornet", *SMALLER["pretrain"], f"--data={photo_folder}"]
     assert crosschannel_main(["pretrain", *colornet, f"--out={root / 'runs' / 'colornet-0'}"]) == 0
+    shutil.copytree(run, root / "runs" / "full")
+    flags = ["--objective.kind=l2", *SMALLER["pretrain"], f"--data={photo_folder}", f"--out={root / 'runs' / 'l2'}"]
+    assert crosschannel_main(["pretrain", *flags]) == 0
     for place in ("grey.jpg", "holiday/a.png", "scans/b.png", *(f"photos/{i}.png" for i in range(8))):
         (root / place).parent.mkdir(exist_ok=True)
         Image.effect_noise((40, 30), 64).convert("RGB").save(root / place)
@@ -138,6 +141,7 @@ LOOP = [
 ]
 SMALLER = {  # flags that make a command quick
     "pretrain": [*LOOP, "--model.fc=0", "--crop.size=32", "--crop.resize=40", "--val_images=4"],
+    "evaluate": ["--size=32", "--workers=0", "--resamples=20", "--limit=6"],
     "linear-probe": [*LOOP, "--layer=conv2"],
     "knn": ["--workers=0"],
     "classify": [*LOOP, "--test-crops=1", "--calibrate=false", "--runtime.tensorboard=false"],

@@ -1,0 +1,106 @@
+"""Colorizers on batches and pictures, against the published code's way and closed forms."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from published_nets import ECCV16, randomise
+from skimage.color import rgb2lab
+
+from crosschannel import UserError, load_colorizer
+from crosschannel.color import lab_to_rgb, rgb_to_lab
+from crosschannel.models import NetSpec
+from crosschannel.pretext import create
+from crosschannel.pretext.colorizer import Colorizer
+from crosschannel.pretext.config import ColorizationConfig, SplitBrainConfig
+from crosschannel.pretext.upsampling import at_points, upsampled
+
+
+@pytest.fixture(scope="module")
+def colorizer() -> Colorizer:
+    torch.manual_seed(0)
+    net, task = create("colorization", ColorizationConfig(), NetSpec("alexnet", fc=0))
+    return Colorizer(net, task, 64).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (300, 417)])
+def test_imported_nets_give_the_published_codes_full_picture(tmp_path, photos, size):
+    """The release squashes a picture to 256², bicubically and in 8 bits, and upsamples its ab twice, bilinearly."""
+    net = randomise(ECCV16())
+    net.model_out.weight.data = torch.randn(2, 313, 1, 1) * 3
+    torch.save(net.state_dict(), tmp_path / "eccv16.pth")
+    colorizer = load_colorizer(str(tmp_path / "eccv16.pth"))
+    colorizer.upsample = "bilinear"
+    picture = photos[0][: size[0], : size[1]]
+    small = Image.fromarray(picture).resize((256, 256), Image.Resampling.BICUBIC)
+    lightness = torch.from_numpy(rgb2lab(np.asarray(small))[:, :, 0]).float()[None, None]
+    with torch.no_grad():
+        ab = torch.nn.functional.interpolate(net(lightness)[1], scale_factor=4, mode="bilinear")
+        expected = torch.nn.functional.interpolate(ab, size, mode="bilinear")
+    ours = colorizer.ab(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
+    assert (ours - expected).abs().max() < 1e-3 and expected.std() > 0.5
+
+
+def test_a_float_batch_is_neither_rounded_nor_moved_nor_taken_apart(colorizer, photos):
+    rgb = torch.from_numpy(np.stack([photo[:64, :96] for photo in photos[:3]])).permute(0, 3, 1, 2).double() / 255
+    together = colorizer(rgb)
+    assert together.dtype == torch.float64
+    apart = torch.cat([colorizer(one[None]) for one in rgb])
+    assert torch.allclose(together, apart, atol=1e-5)
+    assert (rgb_to_lab(together) - rgb_to_lab(rgb))[:, 0].abs().max() < 0.05  # lightness, but for the gamut's slack
+    assert not torch.allclose(together * 255, (together * 255).round(), atol=1e-3)
+
+
+def test_saturation_multiplies_ab_and_clipping_is_a_choice(photos):
+    torch.manual_seed(0)
+    net, task = create("colorization", ColorizationConfig(kind="l2"), NetSpec("alexnet", fc=0))
+    colorizer = Colorizer(net, task, 64).eval().requires_grad_(False)
+    net.head.out.bias.data = torch.tensor([0.08, -0.05])
+    rgb = torch.full((1, 3, 64, 64), 0.5)
+    ab = colorizer.ab(rgb)
+    for factor in (0.0, 1.0, 2.0):
+        colorizer.saturation = factor
+        assert torch.allclose(rgb_to_lab(colorizer(rgb))[:, 1:], factor * ab, atol=0.02)
+    colorizer.saturation = 40.0  # no screen can show it
+    lab = torch.cat((rgb_to_lab(rgb)[:, :1], 40 * ab), 1)
+    colorizer.gamut = "clip"
+    assert torch.allclose(colorizer(rgb), lab_to_rgb(lab), atol=1e-5)
+    clipped = (rgb_to_lab(colorizer(rgb)) - lab)[:, 0].abs().max()
+    colorizer.gamut = "map"
+    assert clipped > 1 and (rgb_to_lab(colorizer(rgb)) - lab)[:, 0].abs().max() < 0.1
+
+
+def test_edges_stop_colours_where_bilinear_ones_leak():
+    """Two halves, dark and light, of two colours; the grid's points are 8 pixels apart."""
+    lightness = torch.full((1, 1, 64, 64), 20.0)
+    lightness[:, :, :, 30:] = 80
+    ab = torch.where(lightness < 50, -40.0, 60.0)
+    maps, guide = ab[:, :, ::8, ::8], at_points(lightness, 8, False)
+    where = (slice(0, 64), 64, (1 / 8, 1 / 8), 1 / 16)
+    plain, careful = upsampled(maps, *where), upsampled(maps, *where, (guide, lightness))
+    assert (plain - ab).abs().max() > 20 and (careful - ab).abs().max() < 1e-2
+    strips = [upsampled(maps, slice(a, a + 16), *where[1:], (guide, lightness[:, :, a : a + 16])) for a in (0, 16)]
+    assert torch.allclose(torch.cat(strips, 2), careful[:, :, :32])
+
+
+def test_without_edges_both_ways_agree(photos):
+    maps = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    flat = (torch.full((2, 1, 7, 9), 50.0), torch.full((2, 1, 40, 55), 50.0))
+    where = (slice(0, 40), 55, (7 / 40, 9 / 55))
+    assert torch.allclose(upsampled(maps, *where), upsampled(maps, *where, lightness=flat), atol=1e-5)
+    expected = torch.nn.functional.interpolate(maps, (40, 55), mode="bilinear")
+    assert torch.allclose(upsampled(maps, *where), expected, atol=1e-5)
+
+
+def test_lightness_of_the_points_is_of_pixels_or_of_blocks():
+    lightness = torch.rand(1, 1, 10, 10)
+    assert torch.equal(at_points(lightness, 4, False), lightness[:, :, ::4, ::4])
+    blocks = at_points(lightness, 4, True)
+    assert blocks[0, 0, 0, 1] == pytest.approx(lightness[0, 0, :4, 4:8].mean().item(), abs=1e-6)
+    assert blocks[0, 0, 2, 2] == pytest.approx(lightness[0, 0, 8:, 8:].mean().item(), abs=1e-6)
+
+
+def test_a_net_that_sees_more_than_lightness_says_so():
+    net, task = create("split-brain", SplitBrainConfig(), NetSpec("alexnet", 3, fc=0))
+    with pytest.raises(UserError, match="this net sees lab and not lightness alone"):
+        Colorizer(net, task).predict_ab(torch.zeros(1, 1, 32, 32))

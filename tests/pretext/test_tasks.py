@@ -1,0 +1,304 @@
+"""What each pretext task sees, predicts and scores, against independent restatements."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2hsv
+
+from crosschannel import UserError
+from crosschannel.color import ABQuantizer, rgb_to_lab
+from crosschannel.models import NetSpec
+from crosschannel.pretext import TASKS, create, task_row
+from crosschannel.pretext.config import (
+    AutoencoderConfig,
+    ColorizationConfig,
+    DahlConfig,
+    LabelsConfig,
+    LarssonConfig,
+    SplitBrainConfig,
+)
+from crosschannel.pretext.dahl import rgb_to_yuv, yuv_to_rgb
+from crosschannel.pretext.larsson import Located, hsv_to_rgb, median
+
+SPECS = {
+    "colorization": (ColorizationConfig(), NetSpec("alexnet", 1, fc=0)),
+    "larsson": (LarssonConfig(locations=16, width=32, dropout=0.0), NetSpec("vgg16", 1, fc=24)),
+    "dahl": (DahlConfig(), NetSpec("vgg16", 3)),
+    "autoencoder": (AutoencoderConfig(), NetSpec("alexnet", 3, fc=0)),
+    "split-brain": (SplitBrainConfig(), NetSpec("alexnet", 3, fc=0)),
+    "labels": (LabelsConfig(dropout=0.0), NetSpec("alexnet", 3, fc=0)),
+}
+LABELS = torch.tensor([0, 2])
+
+
+def made(name):
+    config, spec = SPECS[name]
+    torch.manual_seed(0)
+    return create(name, config, spec, 96, ("a", "b", "c"))
+
+
+@pytest.fixture
+def rgb(photos):
+    crops = np.stack([photo[:96, 40:136] for photo in photos[:2]])
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_trains_every_parameter_it_says_it_does_and_scores_itself(name, rgb):
+    net, task = made(name)
+    assert task.name == name and type(task.config) is task_row(name).keys
+    targets = task.targets(rgb, LABELS)
+    loss = task.loss(net.train()(task.inputs(rgb)), targets)
+    loss.sum().backward()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)  # DDP refuses others
+    assert task.count(loss) in (loss.numel(), len(loss)) and loss.isfinite().all()
+    with torch.no_grad():
+        scores = [task.score(net.eval()(task.inputs(one)), task.targets(one, label[None]))
+                  for one, label in zip(rgb.split(1), LABELS, strict=True)]  # fmt: skip
+        whole = task.score(net(task.inputs(rgb)), targets)
+    assert whole.shape == (task.score_length,) and torch.allclose(sum(scores), whole, rtol=1e-4, atol=1e-4)
+    figures = task.metrics(whole)
+    assert {"loss", task.headline.figure} <= figures.keys()
+    with torch.no_grad():
+        at_rest = task.loss(net(task.inputs(rgb)), targets)
+    assert figures["loss"] == pytest.approx(at_rest.mean().item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if TASKS[name].load().colours])
+def test_what_colours_sees_only_what_a_grey_picture_has(name, rgb):
+    """Of a colour picture and of its grey version, ab are the same, up to how a task measures grey."""
+    net, task = made(name)
+    grey = torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)
+    with torch.no_grad():
+        maps = task.maps(net.eval()(task.inputs(grey)))
+    upsampled = torch.nn.functional.interpolate(maps, (64, 64), mode="bilinear")
+    ab = task.paint(upsampled, grey.float() / 255)
+    assert ab.shape == (1, 2, 64, 64) and ab.isfinite().all() and ab.abs().max() < 130
+
+
+def test_tasks_stand_on_their_own_nets():
+    for name, spec in (("larsson", "alexnet"), ("dahl", "colornet"), ("split-brain", "vgg16")):
+        with pytest.raises(UserError, match=f"the task {name} stands on"):
+            create(name, SPECS[name][0], NetSpec(spec, 3))
+    with pytest.raises(UserError, match=r"alexnet with model\.fc 0"):
+        create("autoencoder", AutoencoderConfig(), NetSpec("alexnet", 3, fc=4096))
+    with pytest.raises(UserError, match="two classes or more"):
+        create("labels", LabelsConfig(), NetSpec("alexnet", 3, fc=0), classes=("one",))
+    with pytest.raises(UserError, match="no pretext task 'jigsaw'"):
+        task_row("jigsaw")
+
+
+# Larsson et al.
+
+
+def test_the_hypercolumn_has_the_papers_12417_numbers():
+    with torch.device("meta"):
+        net, _ = create("larsson", LarssonConfig(), NetSpec("vgg16", 1))
+    assert sum(net.widths) == 12417
+    megabytes = 4 * sum(p.numel() for p in net.parameters()) / 1e6
+    assert megabytes == pytest.approx(588, rel=0.005)  # Table 1
+
+
+def test_a_whole_picture_is_the_sparse_net_at_every_fourth_pixel(rgb):
+    """Sampling the hypercolumn and projecting it commute: dense logits equal those of an explicit hypercolumn."""
+    net, task = made("larsson")
+    x = task.inputs(rgb)
+    net.eval()
+    with torch.no_grad():
+        dense = net(x)
+        rows, columns = torch.tensor([[0, 4, 40, 92]] * 2), torch.tensor([[0, 88, 20, 92]] * 2)
+        taken = iter((rows, columns))
+        net._random = lambda side, images, device: next(taken)
+        net.training = True  # of this module alone: the layers' statistics stay
+        located = net(x)
+    assert torch.equal(located.rows, rows) and located.logits.shape == (2, 64, 4)
+    picked = torch.stack([dense[0, :, r // 4, c // 4] for r, c in zip(rows[0], columns[0], strict=True)], 1)
+    assert torch.allclose(located.logits[0], picked, atol=1e-5)
+
+
+def test_a_hypercolumn_is_every_layers_value_under_the_pixel(rgb):
+    """Against torch's own resize, where a map's grid is that of block centres: conv2_1 is of pairs of pixels."""
+    net, task = made("larsson")
+    net.eval()
+    with torch.no_grad():
+        maps = net.maps(task.inputs(rgb))
+        full = torch.nn.functional.interpolate(maps["conv2_1"], rgb.shape[2:], mode="bilinear")
+    assert net.grid("conv2_1") == (2.0, 0.5)
+    from crosschannel.pretext.larsson import _picked
+
+    rows, columns = torch.tensor([[3, 50]] * 2), torch.tensor([[77, 0]] * 2)
+    found = _picked(maps["conv2_1"], rows, columns, net.grid("conv2_1"))
+    assert torch.allclose(found[:, :, 0], full[:, :, 3, 77], atol=1e-5)
+    assert torch.allclose(found[:, :, 1], full[:, :, 50, 0], atol=1e-5)
+
+
+def test_locations_keep_off_the_edges_and_are_drawn_anew():
+    net, _ = create("larsson", LarssonConfig(), NetSpec("vgg16", 1, fc=8))
+    drawn = net._random(352, 50, torch.device("cpu"))
+    assert drawn.shape == (50, 128) and drawn.min() == 95 and drawn.max() == 256  # the release: [96, 256)
+    assert len(drawn.unique()) > 150
+
+
+def test_hue_chroma_and_their_histograms_are_those_of_a_loop(rgb):
+    _, task = made("larsson")
+    targets = task.targets(rgb, LABELS)
+    hsv = rgb2hsv(rgb[0].permute(1, 2, 0).numpy())
+    chroma = hsv[:, :, 1] * hsv[:, :, 2]
+    assert torch.allclose(targets.amount[0].double(), torch.from_numpy(chroma), atol=1e-6)
+    bins = (hsv[:, :, 0] * 32).astype(int) % 32
+    apart = np.abs(targets.hue[0].numpy() - bins)
+    assert (apart == 0).mean() > 0.95 and (np.minimum(apart, 32 - apart) <= 1).all()  # hues on a border of bins
+    logits = torch.randn(2, 64, 3)
+    rows, columns = torch.tensor([[0, 50, 95]] * 2), torch.tensor([[2, 60, 95]] * 2)
+    loss = task.loss(Located(logits, rows, columns), targets)
+    for image in range(2):
+        for k in range(3):
+            rs = [min(max(int(rows[0, k]) + d, 0), 95) for d in range(-3, 4)]
+            cs = [min(max(int(columns[0, k]) + d, 0), 95) for d in range(-3, 4)]
+            places = [(r, c) for r in rs for c in cs]
+            total = 0.0
+            for part, which in ((slice(0, 32), targets.hue), (slice(32, 64), targets.chroma)):
+                histogram = torch.zeros(32)
+                for r, c in places:
+                    histogram[which[image, r, c]] += 1 / 49
+                kl = torch.nn.functional.kl_div(logits[image, part, k].log_softmax(0), histogram, reduction="sum")
+                grey = np.mean([float(targets.grey[image, r, c]) for r, c in places])
+                amount = np.mean([float(targets.amount[image, r, c]) for r, c in places])
+                total += kl * (5 * amount if part.start == 0 else min(3 * grey, 1, 3 * (1 - grey)))
+            assert loss[image, k].item() == pytest.approx(float(total), rel=1e-4)
+
+
+def test_hsv_and_the_median_are_the_textbooks():
+    generator = torch.Generator().manual_seed(0)
+    hsv = torch.rand(3, 50, generator=generator)
+    found = hsv_to_rgb(*(part[None, None] for part in hsv))[0, :, 0]
+    expected = torch.tensor([colorsys.hsv_to_rgb(*map(float, one)) for one in hsv.T]).T
+    assert torch.allclose(found, expected, atol=1e-6)
+    flat = torch.full((1, 32, 1, 1), 1 / 32)
+    assert median(flat).item() == pytest.approx(0.5)
+    one = torch.zeros(1, 32, 1, 1)
+    one[0, 8] = 1
+    assert median(one).item() == pytest.approx(8.5 / 32)
+
+
+def test_their_decode_gives_a_sure_colour_back_and_greys_an_unsure_one():
+    _, task = made("larsson")
+    colour = torch.tensor([0.7, 0.4, 0.3])[None, :, None, None].expand(1, 3, 2, 2)
+    grey = colour.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    maps = torch.zeros(1, 64, 2, 2)
+    hue, chroma = (torch.tensor(colorsys.rgb_to_hsv(0.7, 0.4, 0.3)[0]), 0.4)
+    maps[:, int(hue * 32)], maps[:, 32 + int(chroma * 32)] = 1, 1
+    assert (task.paint(maps, grey) - rgb_to_lab(colour)[:, 1:]).abs().max() < 5  # half a bin
+    maps[:, :32] = 1 / 32  # any hue
+    assert task.paint(maps, grey).abs().max() < 0.1
+
+
+# Dahl
+
+
+def test_uv_go_there_and_back(rgb):
+    yuv = rgb_to_yuv(rgb.float() / 255)
+    assert yuv.min() >= 0 and yuv.max() <= 1
+    assert torch.allclose(yuv_to_rgb(yuv), rgb.float() / 255, atol=1e-5)
+    red, green, blue = (rgb.float() / 255).unbind(1)
+    assert torch.allclose(yuv[:, 0], 0.299 * red + 0.587 * green + 0.114 * blue)
+    assert torch.allclose(yuv[:, 1], 0.5 + (blue - yuv[:, 0]) / 1.772, atol=1e-6)  # BT.601
+
+
+def test_dahls_loss_is_the_mean_over_three_scales(rgb):
+    from scipy.ndimage import correlate
+
+    _, task = made("dahl")
+    outputs, targets = torch.randn(2, 2, 96, 96), task.targets(rgb, LABELS)
+    loss = task.loss(outputs, targets)
+    difference = (outputs.sigmoid() - targets).double().numpy()
+    errors = [difference]
+    for size in (3, 5):
+        line = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * (size / 5) ** 2))
+        kernel = np.outer(line, line) / np.outer(line, line).sum()
+        errors.append(np.stack([[correlate(one, kernel, mode="nearest") for one in image] for image in difference]))
+    expected = np.mean([(error**2).mean(1) for error in errors], 0)
+    assert np.allclose(loss.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 30), (33, 17)])
+@pytest.mark.parametrize("name", ["dahl", "larsson"])
+def test_pictures_of_any_size(name, size):
+    net, task = made(name)
+    rgb = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    if name == "larsson" and min(size) < 32:
+        size = (32, 40)  # five pools
+        rgb = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    with torch.no_grad():
+        maps = task.maps(net.eval()(task.inputs(rgb)))
+    assert maps.shape[2:] == tuple(-(-side // task.stride) for side in size)
+
+
+# Split-brain
+
+
+def test_the_halves_never_meet(rgb):
+    net, task = made("split-brain")
+    x = task.inputs(rgb).requires_grad_()
+    outputs = net.eval()(x)
+    (of_ab,) = torch.autograd.grad(outputs.ab.square().sum(), x, retain_graph=True)
+    (of_lightness,) = torch.autograd.grad(outputs.lightness.square().sum(), x)
+    assert of_ab[:, 0].any() and not of_ab[:, 1:].any()
+    assert of_lightness[:, 1:].any() and not of_lightness[:, 0].any()
+    assert outputs.ab.shape == (2, 313, 6, 6) and outputs.lightness.shape == (2, 100, 6, 6)
+    with torch.no_grad():
+        assert net(torch.zeros(1, 3, 180, 180)).ab.shape[2:] == (12, 12)
+
+
+def test_split_brains_loss_is_two_cross_entropies(rgb):
+    _, task = made("split-brain")
+    from crosschannel.pretext.split_brain import Halves
+
+    outputs = Halves(torch.randn(2, 313, 6, 6), torch.randn(2, 100, 6, 6))
+    lab = task.targets(rgb, LABELS)
+    assert torch.allclose(lab, rgb_to_lab(rgb)[:, :, ::16, ::16], atol=1e-4)
+    indices, weights = ABQuantizer().encode(lab[:, 1:])
+    dense = torch.zeros(2, 313, 6, 6).scatter_(1, indices, weights)
+    expected = torch.nn.functional.cross_entropy(outputs.ab, dense, reduction="none")
+    expected += torch.nn.functional.cross_entropy(outputs.lightness, lab[:, 0].floor().clamp(max=99).long(),
+                                                  reduction="none")  # fmt: skip
+    assert torch.allclose(task.loss(outputs, lab), expected, atol=1e-4)
+
+
+# Labels and the autoencoder
+
+
+def test_images_without_a_class_teach_and_count_nothing(rgb):
+    net, task = made("labels")
+    labels = torch.tensor([-1, 1])
+    outputs = net.eval()(task.inputs(rgb)).detach()
+    loss = task.loss(outputs, task.targets(rgb, labels))
+    assert loss[0] == 0 and loss[1] == pytest.approx(-outputs.log_softmax(1)[1, 1].item(), rel=1e-5)
+    assert task.score(outputs, labels)[0] == 1
+    with pytest.raises(UserError, match="none of the held-out images has a class"):
+        task.metrics(task.score(outputs, torch.tensor([-1, -1])))
+
+
+def test_a_classifier_with_fc6_and_fc7_is_the_transfer_net():
+    config = LabelsConfig(input="grey")
+    net, _ = create("labels", config, NetSpec("alexnet", 1, fc=32), 227, ("a", "b"))
+    assert net.net.geometry == "probe"
+    x = torch.randn(2, 1, 227, 227)
+    net.eval()
+    expected = net.out(net.net(x).flatten(1))
+    assert torch.allclose(net(x), expected, atol=1e-6)
+    net.train()
+    for module in net.modules():
+        module.training = isinstance(module, type(net))  # dropout alone
+    assert not torch.allclose(net(x), net(x))
+
+
+def test_the_bottleneck_is_a_tenth_of_the_picture():
+    net, _ = made("autoencoder")
+    seen = []
+    net.ups[0].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))
+    with torch.no_grad():
+        assert net.eval()(torch.zeros(1, 3, 180, 180)).shape == (1, 3, 180, 180)
+    assert seen[0].shape == (1, 256, 6, 6) and seen[0].numel() < 3 * 180 * 180 / 10
