@@ -34,7 +34,7 @@ def costs() -> None:
         parameters, features, runtime = TABLE_1[published][3:]
         mine = found[name]
         rows.append([
-            name, mine["parameters_mb"] * 2**20 / 1e6, parameters, mine["features_mb"] * 2**20 / 1e6, features,
+            name, mine["parameters_mb"], parameters, mine["features_mb"], features,
             mine["runtime_ms"], mine["runtime_ms"] / found["full"]["runtime_ms"], runtime / TABLE_1["full"][5],
         ])  # fmt: skip
     table(f"One picture of 256², batch 1, float32. {machine()}", HEAD, rows)

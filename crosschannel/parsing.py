@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -51,10 +51,10 @@ class Command:
         return found(_given(self.by, argv, configs)) if self.by else found
 
 
-def _given(key: str, argv: Sequence[str], configs: Path) -> Any:
+def _given(key: str, argv: Sequence[str], configs: Path) -> str | None:
     """The value that flags give a key, else the config that they name; None where neither does."""
     values: dict[str, str] = {}
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in pairwise([*argv, ""]):
         flag, equals, value = word.partition("=")
         values[flag] = value if equals else following
     if f"--{key}" in values:
@@ -62,7 +62,10 @@ def _given(key: str, argv: Sequence[str], configs: Path) -> Any:
     if not values.get("--config"):
         return None
     path = find_config(values["--config"], configs)
-    return read_yaml(path, f"the config {path}").get(key)
+    value = read_yaml(path, f"the config {path}").get(key)
+    if not isinstance(value, str | None):
+        raise UserError(f"{key} must be a name, and {path} has {value!r}")
+    return value
 
 
 def named(place: str) -> Any:

@@ -18,6 +18,7 @@ from crosschannel.keys import check_config, fits
 
 T = TypeVar("T")
 _LONGEST_YAML = 1 << 20  # characters
+LARGEST = 1 << 29  # bytes of the arrays of a file
 
 
 def read_json(path: Path) -> Any:
@@ -108,7 +109,7 @@ def _first_line(error: Exception) -> str:
     return words + (f" in line {mark.line + 1}" if mark else "")
 
 
-def read_arrays(path: Path, limit: int = 1 << 29) -> dict[str, Any]:
+def read_arrays(path: Path, limit: int = LARGEST) -> dict[str, Any]:
     """The arrays of a ``.npz`` file by name, none of them pickled.
 
     Args:

@@ -132,5 +132,5 @@ def main(config: CompareConfig) -> list[Difference]:
             f"{clear}{low:+.{digits}f} … {high:+.{digits}f}",
         ]
     head = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % interval"]
-    print_captioned(f"A {first.backbone}\nB {second.backbone}\n{first.n} images, in %", table(rows, head))
+    print_captioned(f"A {first.backbone}\nB {second.backbone}\n{first.n} images, shares in %", table(rows, head))
     return differences

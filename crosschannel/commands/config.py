@@ -12,14 +12,13 @@ from crosschannel.keys import (
     Out,
     Part,
     Seed,
-    Spelling,
     Text,
     above,
     at_least,
     require,
     within,
 )
-from crosschannel.pretext import TASKS, task_row
+from crosschannel.pretext import task_row
 from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.runs.config import CropConfig, TrainedConfig, data, path, runtime, seed, source
 
@@ -31,7 +30,9 @@ class ModelConfig:
     name: str = "alexnet"
     """alexnet, colornet, vgg16 or timm:NAME"""
     fc: Annotated[int, FC_WIDTH] = 4096
-    """width of AlexNet's fc6 and fc7; 0 leaves them out"""
+    """width of fc6 and fc7 of AlexNet, and of VGG-16 in the tasks larsson and labels; 0 leaves them out"""
+    norm: bool = True
+    """BatchNorm; false for weights that have none"""
     affine: bool = False
     """ColorNet's and VGG-16's BatchNorm has a scale and a shift, as the released ColorNet's has"""
     init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
@@ -51,7 +52,7 @@ class PretrainConfig(TrainedConfig):
 
     data: Text = data()
     """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
-    task: Annotated[str, Spelling("|".join(TASKS), f"one of {', '.join(TASKS)}")] = "colorization"
+    task: Text = "colorization"
     """what is learned: colorization, larsson, dahl, autoencoder, split-brain or labels; each has an objective of its
     own, see --task NAME --help"""
     out: Out | None = runtime(None)
@@ -74,6 +75,7 @@ class PretrainConfig(TrainedConfig):
     def check(self) -> None:
         size, resize = self.crop.size, self.crop.resize
         require(8 <= size <= resize, f"crop.size must be within 8..crop.resize ({resize})", size)
+        task_row(self.task)
 
 
 @cache
@@ -86,7 +88,8 @@ def pretrain_keys(task: str | None) -> type[PretrainConfig]:
     if task in (None, PretrainConfig.task):
         return PretrainConfig
     objective = task_row(task).keys
-    own = [("task", PretrainConfig.__annotations__["task"], task)]
+    older = {"before": PretrainConfig.task}  # of runs that were begun when there was one task
+    own = [("task", Text, field(default=task, metadata=older))]
     own += [("objective", objective, field(default_factory=objective))]
     named = {"__module__": __name__, "__doc__": PretrainConfig.__doc__}
     return make_dataclass("PretrainConfig", own, bases=(PretrainConfig,), namespace=named)

@@ -14,6 +14,7 @@ from crosschannel.commands.config import PretrainConfig
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, Stream, Subset, TrainingCrops, open_images
 from crosschannel.data.order import epoch_order
+from crosschannel.errors import foreign
 from crosschannel.hub import has_head, load_backbone, load_pretext, parse_source, save_backbone, save_pretext
 from crosschannel.hub.files import COLORIZER, LICENCE, PRETEXT
 from crosschannel.hub.sources import KINDS, input_files
@@ -21,7 +22,7 @@ from crosschannel.models import InputSpec, NetSpec, family, spec_of
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext import create, task_row
 from crosschannel.pretext.pretraining import Pretraining
-from crosschannel.pretext.start import in_the_channels_of
+from crosschannel.pretext.start import as_seen
 from crosschannel.report import validation_curve
 from crosschannel.runs.folder import RunFolder, open_run
 from crosschannel.runs.interrupts import InterruptFlag
@@ -66,10 +67,14 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
     torch.manual_seed(config.seed)
-    input = task_row(config.task).load().input_of(config.objective, config.crop)
-    fc = config.model.fc if family(config.model.name).fc else 0
-    spec = NetSpec(config.model.name, in_channels=input.channels, fc=fc, affine=config.model.affine)
-    net, pretext = create(config.task, config.objective, spec, config.crop.size, train.classes)
+    kind, model, size = task_row(config.task).load(), config.model, config.crop.size
+    input, kin = kind.input_of(config.objective, config.crop), family(model.name)
+    fc = model.fc if kin.fc or (kin.has_fc and kind.uses_fc) else 0
+    spec = NetSpec(model.name, in_channels=input.channels, norm=model.norm, fc=fc, affine=model.affine)
+    net, pretext = create(config.task, config.objective, spec, size, train.classes)
+    with torch.no_grad(), foreign(f"this net cannot take crops of {size} px"):
+        net.eval()(torch.zeros(1, input.channels, size, size))
+    net.train()
     task = Pretraining(
         net,
         pretext,
@@ -90,10 +95,10 @@ def _start_state(source: str | None, input: InputSpec) -> dict[str, Tensor] | No
     """Weights of a pretext net by name: with its head, where the source has one."""
     if source is None:
         return None
-    if has_head(source):
-        return load_pretext(source).net.state_dict()
-    backbone = in_the_channels_of(input, load_backbone(source))
-    return {f"net.{name}": tensor for name, tensor in backbone.net.state_dict().items()}
+    backbone = as_seen(input, load_backbone(source))
+    state = load_pretext(source).net.state_dict() if has_head(source) else {}
+    head = {name: tensor for name, tensor in state.items() if not name.startswith("net.")}
+    return head | {f"net.{name}": tensor for name, tensor in backbone.net.state_dict().items()}
 
 
 def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Console) -> None:
@@ -125,5 +130,5 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         console.print(f"{tally.broken} of {tally.seen} images seen were broken", markup=False)
     pictures = sorted((run.path / "samples").glob("*.png"))
     if pictures:
-        console.print(f"held-out pictures (seen, predicted, true): {pictures[-1]}", markup=False)
+        console.print(f"held-out pictures: {pictures[-1]}", markup=False)
     console.print(f"validation curve: {curve}", markup=False)

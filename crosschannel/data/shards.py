@@ -262,7 +262,10 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
         if missing:
             raise UserError(f"no shard {missing[0]}, the first of {len(missing)} missing ones named by {data!r}")
     classes = _classes(train[0])
-    return ShardImages(train, classes), ShardImages(val, classes) if val else None
+    training, validation = ShardImages(train, classes), ShardImages(val, classes) if val else None
+    if validation is not None:  # where classes have no names, labels of both count
+        training.classes = validation.classes = max(training.classes, validation.classes, key=len)
+    return training, validation
 
 
 def holds_shards(folder: Path) -> bool:

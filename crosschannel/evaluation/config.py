@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from crosschannel.errors import UserError
 from crosschannel.keys import Count, Device, Out, Seed, Text, Workers, at_least, require, within
-from crosschannel.runs.config import data, path, runtime, seed, source
+from crosschannel.runs.config import data as images
+from crosschannel.runs.config import path, runtime, seed, source
 
 BASELINES = ("grey", "random", "truth")
 OWN = "own"  # the prior of the evaluated images
@@ -79,19 +80,19 @@ def _source_of(text: str) -> str:
     return "" if method.is_baseline else method.source
 
 
-@dataclass(kw_only=True)
+@dataclass
 class EvaluateConfig:
     """Score colourings: Table 1 of any nets that colour, beside grey, random colours and the truth."""
 
-    random_from: Text | None = data(None)
-    """images that the baseline random copies colours from; default other images of --data"""
-    data: Text = data()
+    data: Text = images()
     """a folder of colour images, tar shards, builtin:sample or torchvision:imagenette; all of its val/, where it has
     one, else all of it"""
     methods: list[str] = source(factory=lambda: list(BASELINES), loads="colorizer", named=_source_of)
     """nets that colour, as [NAME=]SOURCE[,temperature=T], and the baselines grey, random and truth"""
     out: Out | None = runtime(None)
     """run folder; default runs/evaluate-SEED"""
+    random_from: Text | None = images(None)
+    """images that the baseline random copies colours from; default other images of --data"""
     prior: Text = path(OWN, packaged=(OWN,))
     """what rebalances: own, the evaluated images' own colours (every bin counts the same), or a file written by
     `crosschannel prior`"""

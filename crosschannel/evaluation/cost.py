@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crosschannel.pretext.colorizer import Colorizer
 
-_MB = 2**20
+_MB = 1e6
 _RUNS = 5
 
 

@@ -25,7 +25,7 @@ from crosschannel.color import (
 )
 from crosschannel.console import progress, stderr_console, stdout_console
 from crosschannel.data import ImageSet, Stream, Subset
-from crosschannel.data.open import open_evaluated_images
+from crosschannel.data.open import open_evaluated_images, open_training_images
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
 from crosschannel.evaluation.config import OWN, EvaluateConfig, parse_methods
@@ -40,7 +40,7 @@ from crosschannel.hub.sources import input_files
 from crosschannel.runs.folder import RunFolder, open_run
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.runs.result import finish
-from crosschannel.stored import read_arrays, read_json
+from crosschannel.stored import LARGEST, read_arrays, read_json
 from crosschannel.training.device import find_device
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.ranks import World, join_world, leave_world
@@ -135,11 +135,12 @@ def evaluate(config: EvaluateConfig) -> Path:
             world.from_main(lambda: run.check_files(input_files(config)))
             if not run.is_done(config.data):
                 images = _images(config)
-                world.from_main(partial(run.check_images, images, images))
+                donors = open_training_images(config.random_from) if config.random_from else images
+                world.from_main(partial(run.check_images, donors, images))
             if run.finished:
                 console.print(f"{path} is finished: nothing to do", markup=False)
                 return path
-            _measure(config, images, run, world, console)
+            _measure(config, images, donors, run, world, console)
     finally:
         leave_world()
     return path
@@ -152,11 +153,17 @@ def _images(config: EvaluateConfig) -> ImageSet:
     return images
 
 
-def _measure(config: EvaluateConfig, images: ImageSet, run: RunFolder, world: World, console: Console) -> None:
+def _measure(
+    config: EvaluateConfig, images: ImageSet, donors: ImageSet, run: RunFolder, world: World, console: Console
+) -> None:
     methods = parse_methods(config.methods)
+    most = int(0.9 * LARGEST) // (4 * Q * (len(methods) + 1))
+    if len(images) > most:
+        raise UserError(
+            f"{len(images)} images by {len(methods)} methods give more rows than a result holds: give --limit {most}"
+        )
     seen: ImageSet = images
     if any(method.source == "random" for method in methods):
-        donors = open_evaluated_images(config.random_from) if config.random_from else images
         seen = WithDonors(images, donors, config.seed)
     painters = load_painters(methods, config.upsample, world.device)
     interpretability = lpips = None
@@ -211,7 +218,7 @@ def _score_part(evaluator: Evaluator, images: ImageSet, start: int, parts: Path,
     found, rows = in_order(world, indices, columns)
     nothing = torch.zeros(Q, LEVELS, dtype=torch.int64, device=world.device)
     levels = {
-        f"{name}/levels": world.sum(curves.get(name, nothing)).cpu().numpy()
+        f"{name}/levels": world.sum(curves.get(name, nothing).clone()).cpu().numpy()
         for name in (painter.method.name for painter in evaluator.painters)
     }
     arrays = {"indices": (found + start).numpy(), **{name: column.numpy() for name, column in rows.items()}, **levels}
@@ -270,6 +277,7 @@ def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run:
             found = cost(painter.colorizer, config.size, evaluator.device)
             figures |= {f"{painter.method.name}/{name}": value for name, value in found.items()}
     page = write_page(run.path, config, rows, curves, figures, evaluator, Stream(images, Pairs(config.size)), indices)
-    methods = ", ".join(painter.method.name for painter in evaluator.painters)
-    finish(run, config, methods, config.data, len(indices), figures, rows)
+    told = {"prior": config.prior, "random from": config.random_from, "classifier": config.classifier}
+    what = ", ".join([*config.methods, *(f"{key} {value}" for key, value in told.items() if value not in (None, OWN))])
+    finish(run, config, what, config.data, len(indices), figures, rows)
     stdout_console().print(f"page: {page}", markup=False)

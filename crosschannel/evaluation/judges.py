@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, foreign
 from crosschannel.hub import load_backbone, parse_source
 from crosschannel.hub.classifiers import Classifier, load_classifier
 from crosschannel.hub.state_dicts import read_state
@@ -48,7 +48,8 @@ def _outputs_of(classifier: Classifier, classes: tuple[str, ...], source: str) -
     names = classifier.classes
     if names and all(name in names for name in classes):
         return torch.tensor([names.index(name) for name in classes])
-    if classifier.outputs == len(classes) and not names:
+    numbered = classes == tuple(str(label) for label in range(len(classes)))  # shards that name no classes
+    if classifier.outputs == len(classes) and (numbered or not names):
         return torch.arange(len(classes))
     told = f", {names[0]} the first," if names else ""
     raise UserError(
@@ -81,7 +82,8 @@ class LPIPS(nn.Module):
     @torch.inference_mode()
     def forward(self, one: Tensor, two: Tensor) -> Tensor:
         """RGB (N, 3, H, W) in [0, 1] each → (N,)."""
-        ours, theirs = self.backbone(one), self.backbone(two)
+        with foreign(f"lpips cannot look at {one.shape[3]} × {one.shape[2]} pixels"):
+            ours, theirs = self.backbone(one), self.backbone(two)
         total = torch.zeros(len(one), device=one.device)
         for layer, weight in zip(self.layers, self.weights, strict=True):
             difference = (_unit(ours[layer]) - _unit(theirs[layer])).square()

@@ -93,7 +93,7 @@ class WithDonors:
 
     Args:
         images: what is evaluated.
-        donors: where colours come from; where that is the same set, an image is never its own donor.
+        donors: where colours come from; an image is never its own donor, nor one of its name.
         seed: of the choice.
     """
 
@@ -122,6 +122,8 @@ class WithDonors:
                 donor = (index + 1 + mix(self._seed, index, attempt) % (len(self) - 1)) % len(self)
             else:
                 donor = mix(self._seed, index, attempt) % len(self._donors)
+            if self._donors.names[donor] == self.names[index]:
+                continue
             try:
                 yield self._donors.read(donor)
             except OSError:

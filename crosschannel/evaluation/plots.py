@@ -43,13 +43,14 @@ def error_curves(out: Path, curves: Mapping[str, np.ndarray], rows: Rows, own: b
         canvas.savefig(part, dpi=120, format="png")
 
 
-def over_photographs(out: Path, rows: Rows, names: Sequence[str], write: Writer) -> None:
-    """Rebalanced AuC of the first photographs, against how many."""
+def over_photographs(out: Path, rows: Rows, names: Sequence[str], seed: int, write: Writer) -> None:
+    """Rebalanced AuC of some photographs, chosen at random, against how many."""
     from matplotlib.figure import Figure as Canvas
 
     n = len(rows["names"])
     counts = np.unique(np.geomspace(min(10, n), n, 12).round().astype(int))
-    found = metrics(rows, (np.arange(n) < counts[:, None]).astype(np.float64))
+    place = np.random.default_rng(seed).permutation(n)
+    found = metrics(rows, (place < counts[:, None]).astype(np.float64))
     canvas = Canvas(figsize=(6.5, 4), layout="constrained")
     axes = canvas.subplots()
     for number, name in enumerate(names):

@@ -40,7 +40,8 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
         input = InputSpec("grey", family(source.name).size)
     if source.kind == "gaussian" and spec.name not in FAMILIES:
         raise UserError(f"{source.text!r}: gaussian is for {', '.join(FAMILIES)} and files of theirs")
-    input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
+    if "input" in source.options:
+        input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
     if "fc" in source.options and not family(spec.name).has_fc:
         raise UserError(f"{source.text!r}: {spec.name} has no fully connected layers")
     spec = replace(

@@ -13,6 +13,7 @@ from crosschannel.hub.files import is_ours, load_state, read_weights
 from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import WEIGHTS, Source
 from crosschannel.models import InputSpec, NetSpec, build_net, family, widen_to_lab
+from crosschannel.models.alexnet import OURS
 from crosschannel.models.backbone import Provenance
 
 Loaded = tuple[nn.Module, InputSpec, Provenance]
@@ -81,7 +82,7 @@ def for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSp
     """
     geometry = source.choice("geometry", ("probe", "padded"), "probe" if spec.fc else spec.geometry)
     kin = family(spec.name)
-    if kin.has_geometries and spec.variant == NetSpec.variant and spec.fc and geometry == "probe":
+    if kin.has_geometries and spec.variant in OURS and spec.fc and geometry == "probe":
         input = replace(input, size=kin.size, resize=256)
     return replace(spec, geometry=geometry), resized(source, input)
 

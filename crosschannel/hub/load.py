@@ -121,6 +121,8 @@ def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer
     whole = load_pretext(source)
     if not whole.task.colours:
         raise UserError(f"{source} is a net of the task {whole.task.name}, which colours nothing")
+    if hasattr(whole.net.net, "take_any_size"):
+        whole.net.net.take_any_size()
     colorizer = Colorizer(whole.net, whole.task, whole.input.resize, whole.provenance, whole.look)
     return colorizer.to(device).eval().requires_grad_(False)
 

@@ -161,9 +161,11 @@ def known_layers(source: Source) -> tuple[str, ...]:
 
     from crosschannel.hub.files import is_ours, read_metadata
     from crosschannel.models import FAMILIES, NetSpec, build_net
+    from crosschannel.models.backbone import CHANNELS
 
     if KINDS[source.kind].is_fresh and source.name in FAMILIES:
-        spec = NetSpec(source.name, fc=source.integer("fc", FAMILIES[source.name].fc))
+        channels = CHANNELS.get(source.options.get("input", "grey"), 1)
+        spec = NetSpec(source.name, channels, fc=source.integer("fc", FAMILIES[source.name].fc))
         with torch.device("meta"):
             return tuple(build_net(replace(spec, variant=source.options.get("variant", spec.variant))).layers)
     named = inner_source(source)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from crosschannel.errors import UserError
 from crosschannel.models.layers import LRN, Conv, LayeredNet, Pool, Row
 from crosschannel.models.spec import Geometry, NetSpec
 
@@ -42,6 +43,7 @@ class Variant:
     halves: bool = False
 
 
+OURS = ("crosschannel", "split-brain")  # variants that are pretrained here
 _NARROW = (64, 192, 384, 256, 256)
 VARIANTS = {
     "crosschannel": Variant(),  # Zhang et al. 2016, and the released context, inpainting and k-means nets without LRN
@@ -113,6 +115,8 @@ class AlexNet(LayeredNet):
         fc7: int = 0,
     ):
         self.variant, self.variant_name = VARIANTS[variant], variant
+        if self.variant.halves and in_channels != 3:
+            raise UserError(f"a {variant} net sees L and ab, three channels, and not {in_channels}: give input=lab")
         super().__init__(_rows(geometry, fc, fc7, self.variant), in_channels, norm, affine=self.variant.affine)
         self.geometry, self.fc, self.fc7_width = geometry, fc, fc7
         for name in ("fc6", "fc7") if fc else ():

@@ -55,7 +55,7 @@ class InputSpec:
             return rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
         rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
         if self.kind == "luma":
-            rgb = torch.einsum("nchw,c->nhw", rgb, torch.tensor(_LUMA).to(rgb))[:, None]
+            rgb = sum(weight * channel for weight, channel in zip(_LUMA, rgb.split(1, 1), strict=True))
         mean, std = (torch.tensor(v).to(rgb)[:, None, None] for v in (self.mean, self.std))
         normalised = (rgb - mean) / std
         if self.kind in ("rgb", "luma"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
+from crosschannel.models.layers import SplitConv
 
 WeightLayer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 KEPT = ("fc6", "fc7", "out")  # layers with a start of their own
@@ -27,8 +28,15 @@ def gaussian(net: nn.Module, std: float = 0.01, skip: Sequence[str] = KEPT, ones
     for name, module in net.named_modules():
         if isinstance(module, WeightLayer) and not _named(name, skip):
             nn.init.normal_(module.weight, std=std)
+            _keep_apart(module)
             if module.bias is not None:
                 nn.init.constant_(module.bias, float(_named(name, ones)))
+
+
+def _keep_apart(module: WeightLayer) -> None:
+    """Where a layer's channels are not all joined, those that are not stay so."""
+    if isinstance(module, SplitConv):
+        module.keep_apart()
 
 
 def _named(name: str, names: Sequence[str]) -> bool:
@@ -147,6 +155,7 @@ def kmeans(
             else:
                 filters = _centres(part.flatten(1).float().cpu().numpy(), per_group, seed)
             target.copy_(torch.from_numpy(filters).reshape(target.shape))
+        _keep_apart(module)
         _normalise_outputs(module, _inputs(net, module, batches))
     reset_batchnorm(net)
     for module, state in kept.items():

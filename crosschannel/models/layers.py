@@ -63,8 +63,12 @@ class SplitConv(nn.Conv2d):
         mask[: self.out_channels // 2, :1] = 1
         mask[self.out_channels // 2 :, 1:] = 1
         self.register_buffer("mask", mask, persistent=False)
-        with torch.no_grad():
-            self.weight.mul_(mask)
+        self.keep_apart()
+
+    @torch.no_grad()
+    def keep_apart(self) -> None:
+        """Set the weights in between to zero, after new values were given to all."""
+        self.weight.mul_(self.mask)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight * self.mask, self.bias)

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net, family
 from crosschannel.pretext.config import AutoencoderConfig
-from crosschannel.pretext.task import OF_A_CONSTANT, Headline, Pretext, check_contrast, row_of_pictures
+from crosschannel.pretext.task import (
+    OF_A_CONSTANT,
+    Headline,
+    Pretext,
+    check_contrast,
+    error_of_constant,
+    moments,
+    row_of_pictures,
+)
 from crosschannel.runs.config import CropConfig
 
 _WIDTHS = (256, 128, 96, 64, 32)
@@ -70,16 +78,14 @@ class Autoencoder(Pretext):
 
     @torch.no_grad()
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Count of pixels, loss, Σ ‖x‖², Σ x (3)."""
-        x = targets.double()
-        loss = (outputs.double() - x).square().sum() / 2
-        count = torch.tensor(float(x[:, 0].numel())).to(x)
-        return torch.stack((count, loss, x.square().sum(), *x.sum((0, 2, 3))))
+        """Loss, then the moments of the picture."""
+        loss = (outputs.double() - targets).square().sum() / 2
+        return torch.cat((loss[None], moments(targets)))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """``loss`` a pixel, ``loss_constant`` of the best constant colour, ``loss_share``, their ratio."""
-        count, loss, square, *mean = sums.tolist()
-        constant = (square - sum(one * one for one in mean) / count) / 2
+        loss, count, *more = sums.tolist()
+        constant = error_of_constant(count, *more)
         check_contrast(constant / count)
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}
 

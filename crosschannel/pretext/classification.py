@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crosschannel.color import ABQuantizer, rebalancing_weights
 from crosschannel.color.parts import cached_parts
 from crosschannel.color.quantizer import Q
-from crosschannel.pretext.task import OF_A_CONSTANT, Headline, check_contrast
+from crosschannel.pretext.task import OF_A_CONSTANT, Headline, check_contrast, cross_entropy_of_constant
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
@@ -129,7 +129,7 @@ class Classification(nn.Module):
         """
         pixels, cross, entropy = sums[:3].tolist()
         histogram = sums[3:]
-        constant = -torch.special.xlogy(histogram, histogram / histogram.sum()).sum().item()
+        constant = cross_entropy_of_constant(histogram)
         kl, kl_constant = (cross - entropy) / pixels, (constant - entropy) / pixels
         check_contrast(kl_constant)
         return {

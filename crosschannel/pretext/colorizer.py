@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lightness
 from crosschannel.data.decode import to_rgb
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, foreign
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext.task import Pretext, row_of_pictures
 from crosschannel.pretext.upsampling import Upsample, at_points, upsampled
@@ -111,7 +111,10 @@ class Colorizer(nn.Module):
     def _decoded(self, inputs: Tensor, temperature: float | None) -> Tensor:
         if temperature is not None and not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}")
-        maps = self.task.maps(self.net(inputs), temperature)
+        height, width = inputs.shape[2:]
+        with foreign(f"this net cannot look at {width} × {height} pixels"):
+            outputs = self.net(inputs)
+        maps = self.task.maps(outputs, temperature)
         if not maps.isfinite().all():
             raise UserError("this net gives colours that are no numbers: its weights are damaged")
         return maps

@@ -14,7 +14,16 @@ from crosschannel.models.layers import LayeredNet
 from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.config import DahlConfig
 from crosschannel.pretext.nets import freeze_unused
-from crosschannel.pretext.task import OF_A_CONSTANT, Headline, Pretext, check_contrast, need_family, no_temperature
+from crosschannel.pretext.task import (
+    OF_A_CONSTANT,
+    Headline,
+    Pretext,
+    check_contrast,
+    error_of_constant,
+    moments,
+    need_family,
+    no_temperature,
+)
 from crosschannel.runs.config import CropConfig
 
 _LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
@@ -88,30 +97,27 @@ class Dahl(Pretext):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         error = outputs.float().sigmoid() - targets
         errors = [error]
-        for number in range(self.blurs):
-            kernel = getattr(self, f"blur{number}")
-            side = kernel.shape[2] // 2
-            padded = nn.functional.pad(error, (side,) * 4, "replicate")
-            errors.append(nn.functional.conv2d(padded, kernel, groups=2))  # a blur is linear
+        with torch.autocast(error.device.type, enabled=False):
+            for number in range(self.blurs):
+                kernel = getattr(self, f"blur{number}")
+                side = kernel.shape[2] // 2
+                padded = nn.functional.pad(error, (side,) * 4, "replicate")
+                errors.append(nn.functional.conv2d(padded, kernel, groups=2))  # a blur is linear
         return torch.stack([one.square().mean(1) for one in errors]).mean(0)
 
     @torch.no_grad()
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Count of pixels, loss, squared error of UV; sums and squares for the best constant."""
-        uv = targets.double()
+        """Loss, half the squared error of UV, then the moments of UV."""
         loss = self.loss(outputs, targets).double().sum()
-        error = (outputs.float().sigmoid() - targets).double().square().sum()
-        total = uv.sum((0, 2, 3))
-        count = torch.tensor(float(uv[:, 0].numel())).to(uv)
-        return torch.stack((count, loss, error, (uv - 0.5).square().sum(), *(total - 0.5 * count)))
+        error = (outputs.float().sigmoid() - targets).double().square().sum() / 2
+        return torch.cat((torch.stack((loss, error)), moments(targets - 0.5)))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """``loss``; ``mse`` of UV a pixel; ``mse_constant`` of the best constant colour; ``loss_share``, their
         ratio."""
-        count, loss, error, square, u, v = sums.tolist()
-        constant = (square - (u * u + v * v) / count) / 2 / count
+        loss, error, count, *more = sums.tolist()
+        constant, mse = error_of_constant(count, *more) / count, error / count
         check_contrast(constant * 100**2)
-        mse = error / 2 / count
         return {"loss": loss / count, "mse": mse, "mse_constant": constant, "loss_share": mse / constant}
 
     def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:

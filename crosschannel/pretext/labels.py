@@ -51,6 +51,7 @@ class Labels(Pretext):
     """An image → its class: softmax and cross-entropy. Images without a class give no gradient."""
 
     name: ClassVar[str] = "labels"
+    uses_fc: ClassVar[bool] = True
     tells_classes: ClassVar[bool] = True
     headline = Headline("top1", "of the images in their class")
     score_length = 4
@@ -70,8 +71,9 @@ class Labels(Pretext):
             freeze_unused(net, spec.in_channels, size or 224)
         return net
 
-    def count(self, loss: Tensor) -> int:
-        return len(loss)
+    def count(self, loss: Tensor, targets: Tensor) -> Tensor:
+        """The images that have a class."""
+        return (targets >= 0).sum().clamp(min=1).to(loss)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
         return labels

@@ -8,7 +8,6 @@ hypercolumn is linear: projecting a map and sampling it commute.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -16,11 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab
+from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.models.layers import LayeredNet
 from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.config import LarssonConfig
-from crosschannel.pretext.task import OF_A_CONSTANT, Headline, Pretext, check_contrast, need_family, no_temperature
+from crosschannel.pretext.task import (
+    OF_A_CONSTANT,
+    Headline,
+    Pretext,
+    check_contrast,
+    cross_entropy_of_constant,
+    need_family,
+    no_temperature,
+)
 from crosschannel.runs.config import CropConfig
 
 BINS = 32  # of hue and of chroma
@@ -101,7 +109,7 @@ class HypercolumnNet(nn.Module):
 
     def _random(self, side: int, images: int, device: torch.device) -> Tensor:
         """Coordinates of locations, (images, locations)."""
-        low = min(int(self.config.margin * side), (side - 1) // 2)
+        low = min(round(self.config.margin * side), (side - 1) // 2)
         return torch.randint(low, side - low, (images, self.config.locations), device=device)
 
     def _everywhere(self, maps: dict[str, Tensor], height: int, width: int) -> Tensor:
@@ -129,8 +137,8 @@ def _sampled(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, flo
         return ((pixels - origin) / stride).clamp(0, points - 1) / max(1, points - 1) * 2 - 1
 
     places = torch.stack((scaled(columns, maps.shape[3]), scaled(rows, maps.shape[2])), -1)
-    places = places.to(maps.dtype).expand(len(maps), -1, -1, -1)
-    return nn.functional.grid_sample(maps, places, align_corners=True, padding_mode="border")
+    places = places.expand(len(maps), -1, -1, -1)  # in float32, to the pixel
+    return nn.functional.grid_sample(maps.float(), places, align_corners=True, padding_mode="border")
 
 
 def _picked(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
@@ -169,6 +177,7 @@ class Larsson(Pretext):
 
     name: ClassVar[str] = "larsson"
     colours: ClassVar[bool] = True
+    uses_fc: ClassVar[bool] = True
     headline = Headline("kl_share", OF_A_CONSTANT, 1.0, "best constant histograms")
     score_length = 3 + 2 * BINS
 
@@ -179,7 +188,9 @@ class Larsson(Pretext):
     @staticmethod
     def build(config: LarssonConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> HypercolumnNet:
         need_family(spec, "vgg16", Larsson.name)
-        return HypercolumnNet(build_net(replace(spec, fc=spec.fc or 4096)), config)
+        if not spec.fc:
+            raise UserError("the task larsson looks at fc6 and fc7: model.fc must be above 0")
+        return HypercolumnNet(build_net(spec), config)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> _Targets:
         rgb = rgb.float() / 255
@@ -205,10 +216,7 @@ class Larsson(Pretext):
         def around(pixels: Tensor) -> Tensor:
             return pixels.flatten(1).gather(1, places).unflatten(1, (outputs.rows.shape[1], -1))
 
-        histograms = [
-            nn.functional.one_hot(around(bins), BINS).float().mean(2).transpose(1, 2)
-            for bins in (targets.hue, targets.chroma)
-        ]
+        histograms = [_histogram(around(bins)) for bins in (targets.hue, targets.chroma)]
         grey = around(targets.grey).mean(2)
         weights = (5 * around(targets.amount).mean(2), torch.minimum(3 * grey, 3 * (1 - grey)).clamp(max=1))
         return outputs.logits.float(), *histograms, *weights
@@ -235,9 +243,7 @@ class Larsson(Pretext):
         """``loss``: weighted divergence a pixel; ``loss_constant``: that of the constant histograms that fit these
         very images best; ``kl_share``: their ratio."""
         count, loss, entropy = sums[:3].tolist()
-        constant = -sum(
-            torch.special.xlogy(part, part / part.sum().clamp(min=1e-30)).sum().item() for part in sums[3:].split(BINS)
-        )
+        constant = sum(cross_entropy_of_constant(part) for part in sums[3:].split(BINS))
         of_a_constant = (constant - entropy) / count
         check_contrast(of_a_constant)
         return {"loss": loss / count, "loss_constant": of_a_constant, "kl_share": loss / count / of_a_constant}
@@ -264,6 +270,15 @@ class Larsson(Pretext):
 
     def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
         return coloured_rows(net, self, crops)
+
+
+def _histogram(bins: Tensor) -> Tensor:
+    """Shares of bins: (N, K, pixels) int64 → (N, 32, K); pixel by pixel, since all at once would be 32 times that."""
+    found = torch.zeros(len(bins), BINS, bins.shape[1], device=bins.device)
+    share = torch.full_like(found[:, :1], 1 / bins.shape[2])
+    for one in bins.unbind(2):
+        found.scatter_add_(1, one[:, None], share)
+    return found
 
 
 def _kl(histogram: Tensor, logits: Tensor) -> Tensor:

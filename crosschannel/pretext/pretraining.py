@@ -1,6 +1,7 @@
 """A pretext task for the loop: initial weights, steps, and the pass over held-out images."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,10 +76,11 @@ class Pretraining:
         return self.initial in ("kmeans", "unit-variance")
 
     def step(self, net: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        loss = self.pretext.loss(*self._predicted(net, batch, self.train))
-        return loss.sum(), loss.new_full((), self.pretext.count(loss))
+        outputs, targets = self._predicted(net, batch, self.train)
+        loss = self.pretext.loss(outputs, targets)
+        return loss.sum(), self.pretext.count(loss, targets)
 
-    def _predicted(self, net: nn.Module, batch: ImageBatch, images: ImageSet):
+    def _predicted(self, net: nn.Module, batch: ImageBatch, images: ImageSet) -> tuple[Any, Any]:
         """Outputs and targets of a batch."""
         rgb = batch.images.to(self.world.device, non_blocking=True)
         labels = torch.from_numpy(images.labels[batch.indices.numpy()]).to(self.world.device, non_blocking=True)

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.pretext.classification import without_grey_gradient
-from crosschannel.pretext.task import OF_A_CONSTANT, Headline, check_contrast, no_temperature
+from crosschannel.pretext.task import (
+    OF_A_CONSTANT,
+    Headline,
+    check_contrast,
+    error_of_constant,
+    moments,
+    no_temperature,
+)
 
 _UNIT = 110.0  # of the net's outputs: the release's scale of ab
 
@@ -43,16 +50,14 @@ class Regression(nn.Module):
 
     @torch.no_grad()
     def score(self, outputs: Tensor, ab: Tensor) -> Tensor:
-        """Sums for :meth:`metrics`, float64: the count of pixels, the loss, Σ ab (2), Σ ‖ab‖²."""
-        ab = ab.double()
-        loss = (ab - self.decode(outputs)).square().sum() / 2
-        count = torch.tensor(float(ab[:, 0].numel())).to(ab)
-        return torch.stack((count, loss, *ab.sum((0, 2, 3)), ab.square().sum()))
+        """Sums for :meth:`metrics`, float64: the loss, then the moments of ab."""
+        loss = (ab.double() - self.decode(outputs)).square().sum() / 2
+        return torch.cat((loss[None], moments(ab)))
 
     @staticmethod
     def metrics(sums: Tensor) -> dict[str, float]:
         """``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
-        count, loss, a, b, square = sums.tolist()
-        constant = (square - (a * a + b * b) / count) / 2
+        loss, count, *more = sums.tolist()
+        constant = error_of_constant(count, *more)
         check_contrast(constant / count)
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}

@@ -15,7 +15,14 @@ from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.classification import sparse_cross_entropy
 from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.config import SplitBrainConfig
-from crosschannel.pretext.task import OF_A_CONSTANT, Headline, Pretext, check_contrast, need_family
+from crosschannel.pretext.task import (
+    OF_A_CONSTANT,
+    Headline,
+    Pretext,
+    check_contrast,
+    cross_entropy_of_constant,
+    need_family,
+)
 from crosschannel.runs.config import CropConfig
 
 
@@ -82,8 +89,7 @@ class SplitBrain(Pretext):
 
     def loss(self, outputs: Halves, targets: Tensor) -> Tensor:
         of_ab = sparse_cross_entropy(outputs.ab, *self.quantizer.encode(targets[:, 1:]))
-        bins = self._lightness_bins(targets)
-        return of_ab + nn.functional.cross_entropy(outputs.lightness.float(), bins, reduction="none")
+        return of_ab + _cross_entropy(outputs.lightness.float(), self._lightness_bins(targets))
 
     @torch.no_grad()
     def score(self, outputs: Halves, targets: Tensor) -> Tensor:
@@ -91,10 +97,11 @@ class SplitBrain(Pretext):
         indices, weights = self.quantizer.encode(targets[:, 1:])
         bins = self._lightness_bins(targets)
         of_ab = sparse_cross_entropy(outputs.ab, indices, weights).double().sum()
-        of_lightness = nn.functional.cross_entropy(outputs.lightness.double(), bins, reduction="sum")
+        of_lightness = _cross_entropy(outputs.lightness.double(), bins).sum()
         entropy = -torch.special.xlogy(weights.double(), weights.double()).sum()
         count = torch.tensor(float(bins.numel())).to(of_ab)
-        ab = torch.bincount(indices.flatten(), weights.double().flatten(), minlength=Q)
+        ab = torch.zeros(Q, dtype=torch.float64, device=weights.device)
+        ab.scatter_add_(0, indices.flatten(), weights.double().flatten())
         lightness = torch.bincount(bins.flatten(), minlength=self.config.lightness_bins).double()
         return torch.cat((torch.stack((count, of_ab, of_lightness, entropy)), ab, lightness))
 
@@ -102,10 +109,7 @@ class SplitBrain(Pretext):
         """``loss``, the two cross-entropies; ``kl_share_ab`` and ``kl_share_lightness``, each half's divergence as a
         share of that of the constant distribution that fits these images best; ``kl_share``, their sum's."""
         count, of_ab, of_lightness, entropy = sums[:4].tolist()
-        constants = [
-            -torch.special.xlogy(part, part / part.sum()).sum().item()
-            for part in sums[4:].split([Q, len(sums) - 4 - Q])
-        ]
+        constants = [cross_entropy_of_constant(part) for part in (sums[4 : 4 + Q], sums[4 + Q :])]
         constants[0] -= entropy
         check_contrast(min(constants) / count)
         found = [of_ab - entropy, of_lightness]
@@ -122,3 +126,8 @@ class SplitBrain(Pretext):
 
     def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
         return coloured_rows(net, self, crops)
+
+
+def _cross_entropy(logits: Tensor, bins: Tensor) -> Tensor:
+    """At every pixel, (N, K, h, w) and (N, h, w) → (N, h, w); torch's own is not deterministic on GPUs."""
+    return -logits.log_softmax(1).gather(1, bins[:, None])[:, 0]

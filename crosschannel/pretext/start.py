@@ -8,6 +8,14 @@ from torch import Tensor, nn
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec, family, spec_of
 
+# (theirs, ours) → factor of the weights: lightness is a hundred times grey of 0..1, nearly enough.
+_SCALES = {
+    ("rgb", "intensity"): 1.0,
+    ("rgb", "grey"): 0.01,
+    ("intensity", "grey"): 0.01,
+    ("grey", "intensity"): 100.0,
+}
+
 
 def start_from(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a pretext net the weights that fit it, in place: its backbone whole, its head as far as it is the same.
@@ -29,8 +37,11 @@ def start_from(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     if lacking:
         raise UserError(f"--init_from does not fit this net: it lacks {lacking[0]}")
     unused = [key for key in state if key.startswith("net.") and key not in own]
-    if family(spec_of(net.net).name).has_affine and any(".norm." in key for key in unused):
-        raise UserError("--init_from has a BatchNorm with a scale and a shift: give --model.affine true too")
+    if any(".norm." in key for key in unused):
+        if not any("running_mean" in key for key in own):
+            raise UserError("--init_from has BatchNorm: give --model.norm true")
+        if family(spec_of(net.net).name).has_affine:
+            raise UserError("--init_from has a BatchNorm with a scale and a shift: give --model.affine true too")
     net.load_state_dict({**own, **fitting})
 
 
@@ -38,13 +49,24 @@ def _is_of_a_norm(net: nn.Module, key: str) -> bool:
     return isinstance(net.get_submodule(key.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
 
 
-def in_the_channels_of(input: InputSpec, backbone: Backbone) -> Backbone:
-    """The same backbone, in place, whose first convolution of RGB takes one channel of grey: the sum over channels, of
-    weights as they act on RGB in 0..1; L is taken for its hundredth part. Any other is left as it is."""
-    if backbone.input.kind != "rgb" or input.channels != 1:
+def as_seen(input: InputSpec, backbone: Backbone) -> Backbone:
+    """The same backbone, in place, for another input: where that can be, its first convolution sees there what it saw.
+
+    Normalised RGB becomes one channel of grey (the sum over channels of weights as they act on RGB in 0..1), grey of
+    0..1 lightness of 0..100 and the other way round; a picture of three grey channels is RGB.
+
+    Raises:
+        UserError: any other change.
+    """
+    theirs, ours = backbone.input.kind, input.kind
+    if theirs == ours or (theirs, ours) == ("rgb", "luma"):
         return backbone
+    if (theirs, ours) not in _SCALES:
+        raise UserError(f"--init_from sees {theirs}, and the net to be trained {ours}")
     first = next(module for module in backbone.net.modules() if isinstance(module, nn.Conv2d))
-    std = torch.tensor(backbone.input.std)[:, None, None]
-    grey = (first.weight / std.to(first.weight)).sum(1, keepdim=True) / (100 if input.kind == "grey" else 1)
-    first.weight, first.in_channels = nn.Parameter(grey), 1
+    weight = first.weight.detach()
+    if theirs == "rgb":
+        std = torch.tensor(backbone.input.std)[:, None, None]
+        weight = (weight / std.to(weight)).sum(1, keepdim=True)
+    first.weight, first.in_channels = nn.Parameter(weight * _SCALES[theirs, ours]), 1
     return backbone

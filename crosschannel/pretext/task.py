@@ -49,6 +49,7 @@ class Pretext(nn.Module):
         name: its row in :data:`crosschannel.pretext.TASKS`.
         headline: what it is judged by.
         colours: whether ``maps`` and ``paint`` give colours.
+        uses_fc: whether a net that pretraining leaves fc6 and fc7 out of (VGG-16) has them here.
         tells_classes: whether the outputs are logits of ``classes``.
         temperature: of the annealed mean where none is asked for; None where the decode has none.
         native: (2, 313) ab of every bin, where a net has a decode of its own: the expectation of these under plain
@@ -59,6 +60,7 @@ class Pretext(nn.Module):
     name: ClassVar[str]
     headline: Headline
     colours: ClassVar[bool] = False
+    uses_fc: ClassVar[bool] = False
     tells_classes: ClassVar[bool] = False
     score_length: int
 
@@ -104,9 +106,9 @@ class Pretext(nn.Module):
         """Of every place that is predicted, (N, …)."""
         raise NotImplementedError
 
-    def count(self, loss: Tensor) -> int:
-        """What the summed loss of a batch is divided by."""
-        return loss.numel() if self.config.normalise == "pixels" else len(loss)
+    def count(self, loss: Tensor, targets: Any) -> Tensor:
+        """What the summed loss of a batch is divided by: a scalar."""
+        return loss.new_full((), loss.numel() if self.config.normalise == "pixels" else len(loss))
 
     def score(self, outputs: Any, targets: Any) -> Tensor:
         """Sums for :meth:`metrics`, float64 (``score_length``,)."""
@@ -156,6 +158,24 @@ def check_contrast(of_the_best_constant: float) -> None:
     """Raise a UserError where one answer fits all images, and there is nothing to be told from them."""
     if of_the_best_constant < 1e-6:
         raise UserError("the held-out images are all of one colour (grey, perhaps): there is nothing to score")
+
+
+def moments(x: Tensor) -> Tensor:
+    """Of maps (N, C, h, w): pixels, Σ ‖x‖², Σ x, for :func:`error_of_constant`: float64 (2 + C,)."""
+    x = x.double()
+    count = torch.tensor(float(x[:, 0].numel())).to(x)
+    return torch.stack((count, x.square().sum(), *x.sum((0, 2, 3))))
+
+
+def error_of_constant(count: float, square: float, *sums: float) -> float:
+    """Half the summed squared distance of pixels from the constant that fits them best, from their moments."""
+    return (square - sum(one * one for one in sums) / count) / 2
+
+
+def cross_entropy_of_constant(histogram: Tensor) -> float:
+    """Summed nats of targets under the distribution that fits them best, from the sum of these targets (Q,)."""
+    total = histogram.sum().clamp(min=1e-30)
+    return -torch.special.xlogy(histogram, histogram / total).sum().item()
 
 
 def need_family(spec: NetSpec, name: str, task: str) -> None:

@@ -322,11 +322,13 @@ def renamed(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults(config: Any) -> dict[str, Any]:
-    """Default values by dotted name, tuples as lists, of the keys that have one."""
+    """Default values by dotted name, tuples as lists, of the keys that have one; of a key that older files lack, what
+    was done before there was it (``before`` in its metadata)."""
     found: dict[str, Any] = {}
     for name, entry, _ in keys(config):
         if entry.default_factory is not MISSING or entry.default is not MISSING:
-            found[name] = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            found[name] = entry.metadata.get("before", default)
     return flatten(found)
 
 

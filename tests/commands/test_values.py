@@ -11,6 +11,7 @@ import crosschannel.cli
 import slurm.cli
 import transfer.cli
 from crosschannel import UserError, load_backbone
+from crosschannel.pretext import TASKS
 
 PRETRAIN = "pretrain --data x"
 BAD = [
@@ -177,7 +178,8 @@ def number_keys(config: type, prefix: str = ""):
 @pytest.mark.parametrize("module", MAINS.values(), ids=MAINS)
 def test_every_number_of_every_command_has_a_range(module):
     for command in module.PROGRAM.commands.values():
-        bare = [key for key, rules in number_keys(command.keys()) if not rules]
+        choices = [[f"--{command.by}={task}"] for task in TASKS] if command.by else [[]]
+        bare = [key for flags in choices for key, rules in number_keys(command.keys(flags)) if not rules]
         assert not bare, f"{command.config}: {bare}"
 
 

@@ -16,7 +16,7 @@ from crosschannel.cli import main
 from crosschannel.hub import load_pretext
 from crosschannel.models import InputSpec
 from crosschannel.pretext import TASKS
-from crosschannel.pretext.start import in_the_channels_of
+from crosschannel.pretext.start import as_seen
 from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.result import read_result
 from crosschannel.training import checkpoints
@@ -137,7 +137,7 @@ def test_rgb_weights_see_grey_as_they_saw_grey_pictures():
     """A first convolution of one channel gives what that of RGB gives of a grey picture, up to the mean's shift."""
     rgb = load_backbone("torchvision:vgg16,weights=none")
     conv = copy.deepcopy(rgb.net.conv1_1.conv)
-    narrow = in_the_channels_of(InputSpec("intensity"), rgb).net.conv1_1.conv
+    narrow = as_seen(InputSpec("intensity"), rgb).net.conv1_1.conv
     one, two = (torch.full((1, 1, 8, 8), value) for value in (0.2, 0.7))
     pictures = [rgb.preprocess(x.expand(-1, 3, -1, -1)) for x in (one, two)]
     assert torch.allclose(conv(pictures[1]) - conv(pictures[0]), narrow(two) - narrow(one), atol=1e-5)
