@@ -90,6 +90,29 @@ class MemoryImages:
         return sha256(b"".join(sha256(blob).digest() for blob in self._blobs)).hexdigest()
 
 
+class Annotated:
+    """Another set, whose annotations are what :meth:`annotation` of a subclass says."""
+
+    def __init__(self, images: ImageSet):
+        self.names, self.labels, self.classes, self.remote = images.names, images.labels, images.classes, images.remote
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> bytes:
+        return self._images.read(index)
+
+    def read_many(self, indices: list[int]) -> list[bytes]:
+        return self._images.read_many(indices)
+
+    def annotation(self, index: int) -> Any:
+        return self._images.annotation(index)
+
+    def content_key(self) -> str:
+        return self._images.content_key()
+
+
 class Subset:
     """Some images of another set, by index."""
 

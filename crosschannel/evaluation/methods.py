@@ -12,6 +12,7 @@ from crosschannel.color import rgb_to_lab
 from crosschannel.data import ImageBatch, ImageSet
 from crosschannel.data.crops import centre_box, cut
 from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data.images import Annotated
 from crosschannel.data.order import mix
 from crosschannel.data.views import Broken, Draw
 from crosschannel.errors import UserError
@@ -88,7 +89,7 @@ def load_painters(methods: Sequence[Method], upsample: Upsample, device: torch.d
     return found
 
 
-class WithDonors:
+class WithDonors(Annotated):
     """An ImageSet whose annotations are other encoded images, from which colours are copied.
 
     Args:
@@ -98,22 +99,10 @@ class WithDonors:
     """
 
     def __init__(self, images: ImageSet, donors: ImageSet, seed: int):
-        self.names, self.labels, self.classes, self.remote = images.names, images.labels, images.classes, images.remote
-        self._images, self._donors, self._seed = images, donors, seed
+        super().__init__(images)
+        self._donors, self._seed = donors, seed
         if donors is images and len(images) < 2:
             raise UserError("random copies colours from another image, and here is one only; give --random_from")
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int) -> bytes:
-        return self._images.read(index)
-
-    def read_many(self, indices: list[int]) -> list[bytes]:
-        return self._images.read_many(indices)
-
-    def content_key(self) -> str:
-        return self._images.content_key()
 
     def annotation(self, index: int) -> Iterator[bytes]:
         """The bytes of one donor after the other."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +9,8 @@ import torch
 from crosschannel.data import Stream
 from crosschannel.evaluation import published
 from crosschannel.evaluation.config import OWN, EvaluateConfig
+from crosschannel.evaluation.evaluator import Evaluator
+from crosschannel.evaluation.methods import Painter
 from crosschannel.evaluation.metrics import metrics
 from crosschannel.evaluation.plots import error_curves, labelled_rows, over_photographs
 from crosschannel.evaluation.scores import FARTHEST
@@ -17,9 +18,6 @@ from crosschannel.report import Block, Figure, Heading, Listing, Page, Table, Te
 from crosschannel.runs.config import to_yaml
 from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Rows
-
-if TYPE_CHECKING:
-    from crosschannel.evaluation.evaluate import Evaluator, Painter
 
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.01)  # of the paper's Fig. 4, whose last is the mode
 _LEVEL = 0.95
@@ -44,7 +42,7 @@ def write_page(
     rows: Rows,
     curves: Mapping[str, np.ndarray],
     figures: Mapping[str, float],
-    evaluator: "Evaluator",
+    evaluator: Evaluator,
     stream: Stream,
     indices: np.ndarray,
 ) -> Path:
@@ -122,7 +120,7 @@ def _tables(config: EvaluateConfig, rows: Rows, figures: Mapping[str, float], na
     ]
 
 
-def _gallery(folder: Path, rows: Rows, evaluator: "Evaluator", stream: Stream, indices: np.ndarray) -> list[Block]:
+def _gallery(folder: Path, rows: Rows, evaluator: Evaluator, stream: Stream, indices: np.ndarray) -> list[Block]:
     """Pictures by how well the first net coloured them, and one of them at several temperatures."""
     nets = [painter for painter in evaluator.painters if painter.colorizer is not None]
     judge = (nets or evaluator.painters)[0].method.name
@@ -151,7 +149,7 @@ def _gallery(folder: Path, rows: Rows, evaluator: "Evaluator", stream: Stream, i
 
 
 @torch.inference_mode()
-def _coloured(evaluator: "Evaluator", stream: Stream, index: int) -> dict[str, np.ndarray]:
+def _coloured(evaluator: Evaluator, stream: Stream, index: int) -> dict[str, np.ndarray]:
     """One picture by every method, (S, S, 3) uint8."""
     pictures = evaluator.pictures(stream.collate([stream[index]]))
     lightness = evaluator.lightness(pictures)
@@ -163,7 +161,7 @@ def _coloured(evaluator: "Evaluator", stream: Stream, index: int) -> dict[str, n
 
 
 @torch.inference_mode()
-def _strip(painter: "Painter", evaluator: "Evaluator", stream: Stream, index: int) -> list[np.ndarray]:
+def _strip(painter: Painter, evaluator: Evaluator, stream: Stream, index: int) -> list[np.ndarray]:
     """One picture at every temperature."""
     pictures = evaluator.pictures(stream.collate([stream[index]]))
     lightness = evaluator.lightness(pictures)

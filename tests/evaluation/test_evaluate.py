@@ -125,7 +125,7 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(photo_folder, tmp
 def test_a_signal_is_heard_between_batches(photo_folder, tmp_path, monkeypatch, capsys):
     import os
 
-    from crosschannel.evaluation.evaluate import Evaluator
+    from crosschannel.evaluation.evaluator import Evaluator
 
     original = Evaluator.score
 

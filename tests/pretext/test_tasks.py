@@ -20,7 +20,8 @@ from crosschannel.pretext.config import (
     SplitBrainConfig,
 )
 from crosschannel.pretext.dahl import rgb_to_yuv, yuv_to_rgb
-from crosschannel.pretext.larsson import Located, hsv_to_rgb, median
+from crosschannel.pretext.hypercolumn import Located
+from crosschannel.pretext.larsson import hsv_to_rgb, median
 
 SPECS = {
     "colorization": (ColorizationConfig(), NetSpec("alexnet", 1, fc=0)),
@@ -126,7 +127,7 @@ def test_a_hypercolumn_is_every_layers_value_under_the_pixel(rgb):
         maps = net.maps(task.inputs(rgb))
         full = torch.nn.functional.interpolate(maps["conv2_1"], rgb.shape[2:], mode="bilinear")
     assert net.grid("conv2_1") == (2.0, 0.5)
-    from crosschannel.pretext.larsson import _picked
+    from crosschannel.pretext.hypercolumn import _picked
 
     rows, columns = torch.tensor([[3, 50]] * 2), torch.tensor([[77, 0]] * 2)
     found = _picked(maps["conv2_1"], rows, columns, net.grid("conv2_1"))

@@ -9,6 +9,7 @@ import numpy as np
 
 from crosschannel.data import ImageSet
 from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data.images import Annotated
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import Writer, user_path, written_whole
 from crosschannel.stored import read_arrays
@@ -87,7 +88,7 @@ def _read_mat(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-class WithProposals:
+class WithProposals(Annotated):
     """An image set whose annotation is (what it was before, boxes (P, 4) float32).
 
     Args:
@@ -100,8 +101,7 @@ class WithProposals:
     """
 
     def __init__(self, images: ImageSet, boxes: Boxes, source: str):
-        self.names, self.labels, self.classes = images.names, images.labels, images.classes
-        self.remote, self._images = images.remote, images
+        super().__init__(images)
         found = [boxes.get(name, boxes.get(PurePath(name).stem)) for name in images.names]
         lacking = [index for index, own in enumerate(found) if own is None and self._is_whole(index)]
         if lacking:
@@ -133,20 +133,8 @@ class WithProposals:
                     f"which is {image.width} × {image.height}: they are of other images"
                 )
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int) -> bytes:
-        return self._images.read(index)
-
-    def read_many(self, indices: list[int]) -> list[bytes]:
-        return self._images.read_many(indices)
-
     def annotation(self, index: int) -> tuple[Any, np.ndarray]:
-        return self._images.annotation(index), self.boxes[index]
-
-    def content_key(self) -> str:
-        return self._images.content_key()
+        return super().annotation(index), self.boxes[index]
 
 
 def recall(truths: Sequence[np.ndarray], boxes: Sequence[np.ndarray], iou: float = 0.5) -> float:
