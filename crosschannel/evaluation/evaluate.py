@@ -36,7 +36,7 @@ from crosschannel.training.device import find_device
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.ranks import World, join_world, leave_world
 
-_PART = 256  # images of a part
+_PART = 512  # images of a part
 
 
 def evaluate(config: EvaluateConfig) -> Path:
