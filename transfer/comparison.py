@@ -12,7 +12,7 @@ import numpy as np
 
 from crosschannel.console import stderr_console
 from crosschannel.errors import UserError
-from crosschannel.evaluation.metrics import PLAIN
+from crosschannel.evaluation.metrics import FIGURES
 from crosschannel.files import user_path
 from crosschannel.parsing import named
 from crosschannel.runs.resampling import intervals
@@ -80,7 +80,7 @@ def compare(
 def _metrics_of(result: Result) -> Callable[[Rows, np.ndarray], Figures]:
     if result.protocol in PROTOCOLS:
         return PROTOCOLS[result.protocol].load().metrics
-    return named(SCORED[result.protocol])
+    return named(SCORED[result.protocol].metrics)
 
 
 def of_method(result: Result, method: str) -> Result:
@@ -123,7 +123,7 @@ def main(config: CompareConfig) -> list[Difference]:
     rows = {}
     for d in differences:
         clear = "[bold]" if d.low > 0 or d.high < 0 else ""
-        factor, digits = (1, 3) if d.metric.rpartition("/")[2] in PLAIN else (100, 1)
+        _, factor, digits = FIGURES.get(d.metric.rpartition("/")[2], ("", 100, 1))
         one, two, low, high = (factor * value for value in (d.first, d.second, d.low, d.high))
         rows[d.metric] = [
             f"{one:.{digits}f}",

@@ -13,12 +13,13 @@ import yaml
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
+from crosschannel.parsing import named
 from crosschannel.report import Block, Figure, Heading, Listing, Page, Table
 from crosschannel.report.page import FILES
 from crosschannel.runs.result import finished_runs
 from transfer.config import ReportConfig
 from transfer.groups import Group, by_size, called, group, over_seeds, setting
-from transfer.protocols import PROTOCOLS
+from transfer.protocols import PROTOCOLS, SCORED
 
 Section = Callable[[Sequence[Group], Path], Iterator[Block]]
 
@@ -51,6 +52,8 @@ def main(config: ReportConfig) -> list[Path]:
 
 def _chapter(protocol: str) -> tuple[str, Section]:
     """Which runs stand together, and how they are shown."""
+    if protocol in SCORED:
+        return protocol, named(SCORED[protocol].section)
     if protocol not in PROTOCOLS:  # of pretraining, or of a newer version
         return protocol, _plain_section
     loaded = PROTOCOLS[protocol].load()

@@ -89,7 +89,9 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     """8-bit sRGB; an embedded ICC profile is applied, alpha is dropped."""
     icc = image.info.get("icc_profile")
     if "A" in image.getbands():
-        image = image.convert("RGB")
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    elif image.mode.startswith("I"):
+        image = to_rgb(image).convert("L")
     if icc and image.mode in ("RGB", "L", "CMYK"):
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))

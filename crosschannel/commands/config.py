@@ -30,7 +30,7 @@ class ModelConfig:
     name: str = "alexnet"
     """alexnet, colornet, vgg16 or timm:NAME"""
     fc: Annotated[int, FC_WIDTH] = 4096
-    """width of fc6 and fc7 of AlexNet, and of VGG-16 in the tasks larsson and labels; 0 leaves them out"""
+    """width of AlexNet's fc6 and fc7, and of VGG-16's in tasks that use them; 0 leaves them out"""
     norm: bool = True
     """BatchNorm; false for weights that have none"""
     affine: bool = False
@@ -53,8 +53,7 @@ class PretrainConfig(TrainedConfig):
     data: Text = data()
     """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
     task: Text = "colorization"
-    """what is learned: colorization, larsson, dahl, autoencoder, split-brain or labels; each has an objective of its
-    own, see --task NAME --help"""
+    """what is learned (`--task list` names all); each has an objective of its own, see --task NAME --help"""
     out: Out | None = runtime(None)
     """run folder; default runs/CONFIG-SEED"""
     init_from: Text | None = source(None)
@@ -196,6 +195,7 @@ class ExportConfig:
 
     def check(self) -> None:
         require(self.part == "backbone" or self.format == "onnx", "part colorizer is for format onnx", self.format)
+        require(self.part == "backbone" or not self.layers, "part colorizer has no layers to choose", self.layers)
 
 
 @dataclass

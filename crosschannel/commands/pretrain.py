@@ -69,7 +69,8 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
     torch.manual_seed(config.seed)
     kind, model, size = task_row(config.task).load(), config.model, config.crop.size
     input, kin = kind.input_of(config.objective, config.crop), family(model.name)
-    fc = model.fc if kin.fc or (kin.has_fc and kind.uses_fc) else 0
+    takes_fc = kin.has_fc and kind.uses_fc if not kin.fc else True  # pretraining leaves VGG-16's out
+    fc = model.fc if takes_fc else 0
     spec = NetSpec(model.name, in_channels=input.channels, norm=model.norm, fc=fc, affine=model.affine)
     net, pretext = create(config.task, config.objective, spec, size, train.classes)
     with torch.no_grad(), foreign(f"this net cannot take crops of {size} px"):
@@ -108,6 +109,8 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
     spec, input = spec_of(net.net), pretext.input_of(config.objective, config.crop)
     details = {
         **pretext.details(),
+        "headline": pretext.headline.figure,
+        "rows of its pictures": ", ".join(pretext.rows),
         "data": config.data,
         "images": len(loop.stream.images),
         "steps": loop.steps,

@@ -1,10 +1,12 @@
 """What a net costs: parameters, features and time an image, as the paper's Table 1 has them."""
 
 import time
+from collections.abc import Iterable
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crosschannel.pretext.colorizer import Colorizer
 
@@ -32,22 +34,32 @@ def cost(colorizer: Colorizer, size: int, device: torch.device) -> dict[str, flo
     }
 
 
+class _NewTensors(TorchDispatchMode):
+    """Notes every tensor of numbers that is made, by its memory: what works in place makes none."""
+
+    def __init__(self, known: Iterable[Tensor]):
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.made: list[Tensor] = []  # held, so that no memory is used twice
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        output = function(*arguments, **(keywords or {}))
+        for tensor in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                place = tensor.untyped_storage().data_ptr()
+                if place not in self.known:
+                    self.known.add(place)
+                    self.made.append(tensor)
+        return output
+
+
+@torch.inference_mode()
 def features(colorizer: Colorizer, rgb: Tensor) -> int:
-    """Numbers that the modules of a net give for a picture, each tensor counted once: what works in place adds none."""
-    seen: dict[int, Tensor] = {}  # held, so that no memory is used twice
-
-    def note(_module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            seen.setdefault(output.data_ptr(), output)
-
-    leaves = [module for module in colorizer.net.modules() if not any(module.children())]
-    handles = [module.register_forward_hook(note) for module in leaves]
-    try:
-        colorizer.predict(rgb)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(output.numel() for output in seen.values())
+    """Numbers that a net makes of a picture on its way to its outputs, all of them together."""
+    inputs = colorizer.task.inputs(rgb)
+    with _NewTensors([*colorizer.net.parameters(), *colorizer.net.buffers(), inputs]) as noted:
+        colorizer.net(inputs)
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in noted.made)
 
 
 def _wait(device: torch.device) -> None:

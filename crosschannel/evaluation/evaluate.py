@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import rich.table
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -24,7 +25,7 @@ from crosschannel.evaluation.evaluator import Evaluator
 from crosschannel.evaluation.judges import LPIPS, Interpretability
 from crosschannel.evaluation.methods import Pairs, WithDonors, load_painters
 from crosschannel.evaluation.metrics import metrics
-from crosschannel.evaluation.page import write_page
+from crosschannel.evaluation.page import cells, measured, write_page
 from crosschannel.evaluation.scores import LEVELS, Q
 from crosschannel.files import written_whole
 from crosschannel.hub.sources import input_files
@@ -76,7 +77,7 @@ def _measure(
     config: EvaluateConfig, images: ImageSet, donors: ImageSet, run: RunFolder, world: World, console: Console
 ) -> None:
     methods = parse_methods(config.methods)
-    most = int(0.9 * LARGEST) // (4 * Q * (len(methods) + 1))
+    most = int(0.9 * LARGEST) // (4 * Q * (len(methods) + 1))  # pixels by bin, and the same of each method
     if len(images) > most:
         raise UserError(
             f"{len(images)} images by {len(methods)} methods give more rows than a result holds: give --limit {most}"
@@ -199,4 +200,16 @@ def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run:
     told = {"prior": config.prior, "random from": config.random_from, "classifier": config.classifier}
     what = ", ".join([*config.methods, *(f"{key} {value}" for key, value in told.items() if value not in (None, OWN))])
     finish(run, config, what, config.data, len(indices), figures, rows)
+    _show(figures, [painter.method.name for painter in evaluator.painters])
     stdout_console().print(f"page: {page}", markup=False)
+
+
+def _show(figures: dict[str, float], names: list[str]) -> None:
+    """The measured table on stdout."""
+    found = measured("", {name: cells(figures, name, {}) for name in names})
+    shown = rich.table.Table()
+    for number, column in enumerate(found.head):
+        shown.add_column(column, justify="right" if number else "left")
+    for row in found.rows:
+        shown.add_row(*row)
+    stdout_console(soft_wrap=False).print(shown)

@@ -8,7 +8,17 @@ _OF_A_BIN = "auc"  # columns METHOD/auc: (n, 313), summed shares of thresholds b
 _WEIGHTED = "auc_weighted"  # METHOD/auc_weighted: (n,), the same under the weights of a prior
 _MEANS = ("lpips", "colourfulness", "top1")  # METHOD/…: (n,)
 _ROUNDING = 1 / 12 / 255**2  # mean squared error of 8 bits: nothing comes closer than its 58.9 dB
-PLAIN = frozenset({"psnr", "lpips", "colourfulness"})  # figures that are no fractions
+FIGURES = {  # of a method: (head of its column, factor, digits)
+    "auc_raw": ("AuC raw %", 100, 1),
+    "auc_rebalanced": ("AuC rebalanced %", 100, 1),
+    "top1": ("top-1 %", 100, 1),
+    "psnr": ("PSNR dB", 1, 2),
+    "lpips": ("LPIPS", 1, 3),
+    "colourfulness": ("colourfulness", 1, 1),
+    "parameters_mb": ("parameters MB", 1, 0),
+    "features_mb": ("features MB", 1, 0),
+    "runtime_ms": ("runtime ms", 1, 1),
+}
 
 
 def methods_of(rows: Rows) -> list[str]:

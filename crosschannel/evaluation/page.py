@@ -11,9 +11,10 @@ from crosschannel.evaluation import published
 from crosschannel.evaluation.config import OWN, EvaluateConfig
 from crosschannel.evaluation.evaluator import Evaluator
 from crosschannel.evaluation.methods import Painter
-from crosschannel.evaluation.metrics import metrics
+from crosschannel.evaluation.metrics import FIGURES, metrics
 from crosschannel.evaluation.plots import error_curves, labelled_rows, over_photographs
 from crosschannel.evaluation.scores import FARTHEST
+from crosschannel.files import Writer
 from crosschannel.report import Block, Figure, Heading, Listing, Page, Table, Text
 from crosschannel.runs.config import to_yaml
 from crosschannel.runs.resampling import intervals
@@ -21,18 +22,6 @@ from crosschannel.runs.result import Rows
 
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.01)  # of the paper's Fig. 4, whose last is the mode
 _LEVEL = 0.95
-_COSTS = ("parameters_mb", "features_mb", "runtime_ms")
-_COLUMNS = {  # figure → head, factor, digits
-    "auc_raw": ("AuC raw %", 100, 1),
-    "auc_rebalanced": ("AuC rebalanced %", 100, 1),
-    "top1": ("top-1 %", 100, 1),
-    "psnr": ("PSNR dB", 1, 2),
-    "lpips": ("LPIPS", 1, 3),
-    "colourfulness": ("colourfulness", 1, 1),
-    "parameters_mb": ("parameters MB", 1, 0),
-    "features_mb": ("features MB", 1, 0),
-    "runtime_ms": ("runtime ms", 1, 1),
-}
 _SHOWN = {"best": 1.0, "median": 0.5, "worst": 0.0}  # pictures of the gallery, by their rank
 
 
@@ -62,7 +51,11 @@ def write_page(
     names = [painter.method.name for painter in evaluator.painters]
     page.add(Text(_setting(config, len(rows["names"]))))
     page.add(*_tables(config, rows, figures, names))
-    draw = lambda write: error_curves(folder / "curves.png", curves, rows, config.prior == OWN, write)  # noqa: E731
+    weights = None if evaluator.weights is None else evaluator.weights.cpu().numpy()
+
+    def draw(write: Writer) -> None:
+        error_curves(folder / "curves.png", curves, weights, write)
+
     page.add(
         Heading("Error curves"),
         Figure(folder / "curves.png", "Share of pixels whose ab is within a distance of the truth, by distance.", draw),
@@ -93,29 +86,35 @@ def _setting(config: EvaluateConfig, images: int) -> str:
     )
 
 
+def cells(figures: Mapping[str, float], method: str, intervals: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The figures of a method in the order of :data:`~crosschannel.evaluation.metrics.FIGURES`."""
+    found = []
+    for name, (_, factor, digits) in FIGURES.items():
+        key = f"{method}/{name}"
+        text = f"{factor * figures[key]:.{digits}f}" if key in figures else "–"
+        low, high = (factor * end for end in intervals.get(key, (0.0, 0.0)))
+        found.append(text if low == high else f"{text} ({low:.{digits}f} to {high:.{digits}f})")
+    return found
+
+
+def measured(caption: str, rows: Mapping[str, Sequence[str]]) -> Table:
+    """A table of methods by label, without the columns that none of them has."""
+    filled = [number for number in range(len(FIGURES)) if any(row[number] != "–" for row in rows.values())]
+    head = ["method", *(list(FIGURES.values())[number][0] for number in filled)]
+    return Table(caption, head, [[label, *(row[number] for number in filled)] for label, row in rows.items()])
+
+
 def _tables(config: EvaluateConfig, rows: Rows, figures: Mapping[str, float], names: Sequence[str]) -> list[Block]:
     found = intervals(lambda weights: metrics(rows, weights), len(rows["names"]), config.resamples, _LEVEL, config.seed)
-    columns = [name for name in _COLUMNS if any(f"{method}/{name}" in figures for method in names)]
-
-    def cell(method: str, name: str) -> str:
-        key, (_, factor, digits) = f"{method}/{name}", _COLUMNS[name]
-        if key not in figures:
-            return "–"
-        text = f"{factor * figures[key]:.{digits}f}"
-        if key not in found:
-            return text
-        low, high = (factor * end for end in found[key])
-        return text if low == high else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
-
-    head = ["method", *(_COLUMNS[name][0] for name in columns)]
-    measured = [[method, *(cell(method, name) for name in columns)] for method in names]
     theirs = [
         [name, *("–" if value is None else f"{value:g}" for value in values)]
         for name, values in published.TABLE_1.items()
     ]
-    interval = f"in brackets {_LEVEL:.0%} intervals over images"
     return [
-        Table(f"Measured; {interval}", head, measured),
+        measured(
+            f"Measured; in brackets {_LEVEL:.0%} intervals over images",
+            {name: cells(figures, name, found) for name in names},
+        ),
         Table("Published (Zhang et al. 2016, Table 1)", ["method", *published.HEAD], theirs, published=len(theirs)),
     ]
 

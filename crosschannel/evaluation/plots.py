@@ -13,28 +13,26 @@ from crosschannel.report.plots import COLOURS
 from crosschannel.runs.result import Rows
 
 
-def error_curves(out: Path, curves: Mapping[str, np.ndarray], rows: Rows, own: bool, write: Writer) -> None:
-    """The share of pixels within a distance, raw and, where the prior is the images' own, rebalanced.
+def error_curves(out: Path, curves: Mapping[str, np.ndarray], weights: np.ndarray | None, write: Writer) -> None:
+    """The share of pixels within a distance, raw and rebalanced.
 
     Args:
         out: a PNG.
         curves: by method, pixels by true bin and level of error, (313, 152).
-        rows: of the evaluation.
-        own: whether every bin counts the same.
+        weights: of a pixel of each bin, (313,); None: every bin counts the same.
         write: what opens the file.
     """
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(11 if own else 6, 4.2), layout="constrained")
-    panels = canvas.subplots(1, 2 if own else 1, squeeze=False)[0]
+    canvas = Canvas(figsize=(11, 4.2), layout="constrained")
+    panels = canvas.subplots(1, 2)
     for number, (name, levels) in enumerate(curves.items()):
-        within = levels.cumsum(1)[:, : FARTHEST + 1]
-        raw = within.sum(0) / levels.sum()
-        seen = levels.sum(1) > 0
-        rebalanced = (within[seen] / levels[seen].sum(1, keepdims=True)).mean(0)
-        for axes, curve in zip(panels, (raw, rebalanced), strict=False):
-            axes.plot(100 * curve, color=COLOURS[number % len(COLOURS)], label=plain(name))
-    for axes, title in zip(panels, ("raw: every pixel counts the same", "rebalanced: every bin does"), strict=False):
+        within, total = levels.cumsum(1)[:, : FARTHEST + 1], levels.sum(1)
+        of_bins = np.where(total > 0, 1 / np.maximum(total, 1), 0) if weights is None else weights
+        for axes, w in zip(panels, (np.ones(len(total)), of_bins), strict=True):
+            axes.plot(100 * (w @ within) / (w @ total), color=COLOURS[number % len(COLOURS)], label=plain(name))
+    rebalanced = "every bin does" if weights is None else "by how rare its colour is"
+    for axes, title in zip(panels, ("raw: every pixel counts the same", f"rebalanced: {rebalanced}"), strict=True):
         axes.set(xlabel="distance in ab", ylabel="pixels within it, %", title=title, xlim=(0, FARTHEST), ylim=(0, 102))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e4e7eb")

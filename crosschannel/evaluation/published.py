@@ -13,4 +13,5 @@ TABLE_1: dict[str, tuple[float | None, ...]] = {
     "L2, ft": (91.5, 66.2, 56.5, 129.0, 127.0, 17.8),
     "class": (91.6, 65.1, 56.6, 129.0, 142.0, 22.1),
     "full": (89.5, 67.3, 56.0, 129.0, 142.0, 22.1),
+    "VGG-16 fine-tuned on grey": (None, None, 63.5, None, None, None),
 }

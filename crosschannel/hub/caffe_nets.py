@@ -5,6 +5,7 @@ Scale of an AlexNet, groups that our net does not have.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,6 +62,8 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
         state = {key: value for key, value in state.items() if not key.startswith(_FC)}
     is_lab = _fold_input(path, state, data)
     spec = _alexspec_of(path, layers, state)
+    if is_lab and _never_meet(state, groups):
+        spec = replace(spec, variant="split-brain")
     kind = input or ("lab" if is_lab else KINDS.get(spec.in_channels))
     if kind not in ("grey", "lab", "rgb") or InputSpec(kind).channels != spec.in_channels or (is_lab and kind == "rgb"):
         raise UserError(f"{path}: its conv1 takes {spec.in_channels} channels, which input {kind!r} does not have")
@@ -246,6 +249,15 @@ def _ungroup(state: dict[str, Tensor], groups: dict[str, int], net: AlexNet) -> 
                 part, place = slice(group * rows, (group + 1) * rows), group % times * columns
                 wide[part, place : place + columns] = weight[part]
             state[f"{name}.conv.weight"] = wide
+
+
+def _never_meet(state: dict[str, Tensor], groups: dict[str, int]) -> bool:
+    """Whether a net of Lab is two halves, of L and of ab: all layers in two groups, conv1 with zeros in between."""
+    weight = state["conv1.conv.weight"]
+    half = len(weight) // 2
+    apart = weight.shape[1] == 3 and not weight[:half, 1:].any() and not weight[half:, :1].any()
+    present = [name for name in (*_CONVS[1:], *_FC) if f"{name}.conv.weight" in state]
+    return apart and all(groups[name] == 2 for name in present)
 
 
 def _check_strides(path: Path, layers: Sequence[CaffeLayer], net: AlexNet) -> None:

@@ -78,15 +78,17 @@ def write_card(
         "",
     ]
     if run is not None and (run / "result.json").is_file():
-        figures = read_result(run).metrics
+        metrics = read_result(run).metrics
+        shown = (details.get("headline", "kl_share"), "loss_share", "loss")
+        figures = {key: value for key, value in metrics.items() if key in shown}
         lines += ["On held-out images: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()) + ".", ""]
     lines += _probe_table(probes)
     picture = sample_of(run)
     if picture:
         with write(folder / PICTURE) as part:
             shutil.copyfile(picture, part)
-        lines += [f"![held-out images: lightness, predicted colours, truth]({PICTURE})", ""]
-        lines += ["Held-out images: lightness, predicted colours, truth.", ""]
+        rows = details.get("rows of its pictures", "lightness, predicted colours, truth")
+        lines += [f"![held-out images: {rows}]({PICTURE})", "", f"Held-out images: {rows}.", ""]
     with write(folder / CARD) as part:
         part.write_text("\n".join(front + lines), encoding="utf-8")
     return folder / CARD

@@ -68,7 +68,7 @@ def load_classifier(source: str, device: torch.device | str = "cpu") -> Classifi
     if parsed.kind == "timm":
         model, input = timm_model(parsed)
         return _frozen(model, input, (), device)
-    if parsed.kind == "path" and has_head(source):
+    if has_head(source):
         whole = load_pretext(source)
         if not whole.task.tells_classes:
             raise UserError(f"{source} is a net of the task {whole.task.name}, which tells no classes")

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from crosschannel.color import lab_to_rgb
 from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import save_backbone
@@ -157,9 +158,13 @@ class _Decoded(nn.Module):
         self.net, self.task = colorizer.net, colorizer.task
 
     def forward(self, lightness: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.net(lightness - 50)
-        ab = self.task.maps(outputs)
-        return (ab,) if self.task.temperature is None else (outputs.softmax(1), ab)
+        grey = lab_to_rgb(torch.cat((lightness, torch.zeros_like(lightness), torch.zeros_like(lightness)), 1))
+        sees_lightness = self.task.input.kind == "grey"
+        outputs = self.net(lightness - 50 if sees_lightness else self.task.inputs(grey))
+        stride = self.task.stride
+        ab = self.task.paint(self.task.maps(outputs), grey[:, :, ::stride, ::stride])
+        distribution = self.task.distribution(outputs)
+        return (ab,) if distribution is None else (distribution, ab)
 
 
 def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_whole) -> list[str]:
@@ -167,19 +172,18 @@ def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_w
     and ab, of every ``stride``-th pixel; checked with onnxruntime.
 
     Raises:
-        UserError: a net that sees anything but lightness, onnx is not installed, or the exported net does not give the
-            same numbers.
+        UserError: onnx is not installed, or the exported net does not give the same numbers.
     """
-    task = colorizer.task
-    if task.input.kind != "grey":
-        raise UserError(f"a net of the task {task.name} sees {task.input.kind} and not lightness alone")
-    names = ["ab"] if task.temperature is None else ["distribution", "ab"]
+    task, decoded = colorizer.task, _Decoded(colorizer).eval()
     lightness = 100 * torch.rand(2, 1, colorizer.size, colorizer.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        names = ["distribution", "ab"][-len(decoded(lightness)) :]
     any_size = not (isinstance(colorizer.net.net, TimmNet) and colorizer.net.net.kind == "block")
-    _write_onnx(_Decoded(colorizer), "lightness", lightness, names, any_size, out, write)
+    _write_onnx(decoded, "lightness", lightness, names, any_size, out, write)
+    how = "" if task.temperature is None else f", ab at the temperature {task.temperature:g}"
     return [
         f"input lightness: float32, L in 0..100, best at a short side of {colorizer.size}; outputs {', '.join(names)} "
-        f"at every {task.stride}th pixel; checked with onnxruntime"
+        f"of one pixel in {task.stride} down and across{how}; checked with onnxruntime"
     ]
 
 

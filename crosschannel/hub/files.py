@@ -84,8 +84,7 @@ def save_pretext(
     kind = "crosschannel.colorizer" if task.colours else "crosschannel.pretext"
     told = (task.config, task.name, list(task.classes), task.temperature, look or Look())
     meta = Metadata(kind, SCHEMA, spec, input, list(net.net.layers), provenance, *told)
-    native = {} if task.native is None else {"native": task.native}
-    _write(path, {**net.state_dict(), **native}, meta, write)
+    _write(path, {**net.state_dict(), **task.own_decode()}, meta, write)
 
 
 def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Writer) -> None:

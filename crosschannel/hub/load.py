@@ -91,24 +91,18 @@ def load_pretext(source: str) -> Whole:
     """
     parsed = fetched(parse_source(source))
     if parsed.kind != "path":
-        raise UserError(f"{source!r} has no colorization head; give a run folder or a colorizer.safetensors file")
+        raise UserError(f"{source!r} has no head; give a run folder or a colorizer.safetensors file")
     path = weights_path(parsed, _whole_file(parsed.name))
     if not is_ours(path):
         return _imported(path, source)
     state, meta = read_weights(path)
     if meta.objective is None:
-        raise UserError(f"{source} holds a backbone without its colorization head; give its run folder")
-    native = state.pop("native", None)
-    if native is not None and (
-        native.shape != (2, 313) or not native.is_floating_point() or not native.abs().max() < 1e3
-    ):
-        raise UserError(f"{source} holds a decode that is none: (2, 313) ab values")
+        raise UserError(f"{source} holds a backbone without its head; give its run folder")
     config = task_row(meta.task).load().for_use(meta.objective)
     net, task = create(meta.task, config, meta.net, meta.input.size, meta.classes)
+    weights = net.state_dict().keys()
+    task.take_decode({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
     load_state(net, state, source)
-    task.native = native
-    if task.temperature is not None and meta.temperature is not None:
-        task.temperature = meta.temperature
     return Whole(net, task, meta.input, meta.look, Provenance(source, meta.provenance.details))
 
 
@@ -151,5 +145,5 @@ def _whole_file(name: str) -> str:
 def _imported(path: Path, source: str) -> Whole:
     found = import_weights(path)
     if found.task is None:
-        raise UserError(f"{source} holds a backbone without a colorization head ({found.format})")
+        raise UserError(f"{source} holds a backbone without a head ({found.format})")
     return Whole(found.net, found.task, found.input, found.look, Provenance(source, {"format": found.format}))

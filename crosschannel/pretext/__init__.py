@@ -59,7 +59,8 @@ def task_row(name: str) -> Entry:
         UserError: there is no such task.
     """
     if name not in TASKS:
-        raise UserError(f"no pretext task {name!r}: there are {', '.join(TASKS)}")
+        known = "; ".join(f"{task} ({row.help})" for task, row in TASKS.items())
+        raise UserError(f"no pretext task {name!r}: there are {known}")
     return TASKS[name]
 
 

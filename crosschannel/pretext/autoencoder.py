@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
-from crosschannel.models import InputSpec, NetSpec, build_net, family
+from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.config import AutoencoderConfig
 from crosschannel.pretext.task import (
     OF_A_CONSTANT,
@@ -19,6 +19,7 @@ from crosschannel.pretext.task import (
     check_contrast,
     error_of_constant,
     moments,
+    need_family,
     row_of_pictures,
 )
 from crosschannel.runs.config import CropConfig
@@ -56,6 +57,7 @@ class Autoencoder(Pretext):
     """Normalised RGB → the same, squared error."""
 
     name: ClassVar[str] = "autoencoder"
+    rows: ClassVar[tuple[str, ...]] = ("predicted", "truth")
     headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
     score_length = 6
 
@@ -65,8 +67,9 @@ class Autoencoder(Pretext):
 
     @staticmethod
     def build(config: AutoencoderConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> EncoderDecoder:
-        if not family(spec.name).has_geometries or spec.fc:
-            raise UserError(f"the task autoencoder stands on alexnet with model.fc 0, got {spec.name} with {spec.fc}")
+        need_family(spec, "alexnet", Autoencoder.name)
+        if spec.fc:
+            raise UserError(f"the task autoencoder ends at pool5: model.fc must be 0, got {spec.fc}")
         return EncoderDecoder(build_net(spec))
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:

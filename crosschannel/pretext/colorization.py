@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.color import load_prior, rgb_to_lab
+from crosschannel.color.quantizer import Q
+from crosschannel.errors import UserError
 from crosschannel.models import NetSpec
 from crosschannel.pretext.classification import Classification
 from crosschannel.pretext.colorizer import coloured_rows
@@ -36,6 +38,8 @@ class Colorization(Pretext):
 
     Attributes:
         objective: what the outputs are scored and decoded by.
+        native: (2, 313) ab of every bin, where a net has a decode of its own: the expectation of these under plain
+            softmax is what it gives without a temperature.
     """
 
     name: ClassVar[str] = "colorization"
@@ -45,6 +49,7 @@ class Colorization(Pretext):
         super().__init__(config, stride, classes)
         self.objective: Classification | Regression = _OBJECTIVES[config.kind](config)
         self.temperature = self.objective.temperature
+        self.register_buffer("native", None)
 
     @staticmethod
     def build(config: ColorizationConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> PretextNet:
@@ -52,7 +57,7 @@ class Colorization(Pretext):
 
     @staticmethod
     def for_use(config: ColorizationConfig) -> ColorizationConfig:
-        return replace(config, prior="imagenet-256", lam=0.5)
+        return replace(config, prior="imagenet-256", lam=config.lam or 0.5)  # a packaged prior has no λ = 0
 
     @property
     def headline(self) -> Headline:
@@ -77,6 +82,21 @@ class Colorization(Pretext):
 
     def details(self) -> dict[str, Any]:
         return {"pretext": self.name, "objective": self.config.kind, "lam": self.config.lam}
+
+    def own_decode(self) -> dict[str, Tensor]:
+        return {} if self.native is None else {"native": self.native}
+
+    def take_decode(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
+        native = tensors.pop("native", None)
+        super().take_decode(tensors, temperature, source)
+        if native is None:
+            return
+        if native.shape != (2, Q) or not native.is_floating_point() or not native.abs().max() < 1e3:
+            raise UserError(f"{source} holds a decode that is none: (2, {Q}) ab values")
+        self.native = native
+
+    def distribution(self, outputs: Tensor) -> Tensor | None:
+        return None if self.temperature is None else outputs.float().softmax(1)
 
     def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         """ab of the grid: the net's own decode, else the annealed mean."""

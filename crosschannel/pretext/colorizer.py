@@ -14,10 +14,9 @@ from crosschannel.data.decode import to_rgb
 from crosschannel.errors import UserError, foreign
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext.task import Pretext, row_of_pictures
-from crosschannel.pretext.upsampling import Upsample, at_points, upsampled
+from crosschannel.pretext.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
 
 _STRIP_NUMBERS = 1 << 21  # of upsampled maps held at a time
-_SIGMA_OF_PICTURES = 14.0  # of lightness, from the picture that the net sees to the full one
 _LONGEST = 4  # the net sees at most this many times its short side
 Gamut = Literal["map", "clip"]
 
@@ -193,7 +192,7 @@ class Colorizer(nn.Module):
         if small.shape[2:] != rgb.shape[2:]:
             scale = (small.shape[2] / rgb.shape[2], small.shape[3] / rgb.shape[3])
             guides = (rgb_to_lightness(small), rgb_to_lightness(part)) if self.upsample == "edges" else None
-            maps = upsampled(maps, rows, rgb.shape[3], scale, 0.5, guides, _SIGMA_OF_PICTURES)
+            maps = upsampled(maps, rows, rgb.shape[3], scale, 0.5, guides, SIGMA_OF_PICTURES)
         else:
             maps = maps[:, :, rows]
         return self.task.paint(maps, part / 255 if part.dtype == torch.uint8 else part)

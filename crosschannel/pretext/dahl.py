@@ -117,7 +117,7 @@ class Dahl(Pretext):
         ratio."""
         loss, error, count, *more = sums.tolist()
         constant, mse = error_of_constant(count, *more) / count, error / count
-        check_contrast(constant * 100**2)
+        check_contrast(constant * 100**2)  # of UV in 0..1, as if in 0..100
         return {"loss": loss / count, "mse": mse, "mse_constant": constant, "loss_share": mse / constant}
 
     def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:

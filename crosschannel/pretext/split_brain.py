@@ -53,7 +53,7 @@ class SplitBrainNet(nn.Module):
 
     def forward(self, x: Tensor) -> Halves:
         of_lightness, of_ab = self.net(x).chunk(2, 1)
-        height, width = (-(-side // self.stride) for side in x.shape[2:])
+        height, width = ((side + self.stride - 1) // self.stride for side in x.shape[2:])
         return Halves(self.ab(of_lightness)[:, :, :height, :width], self.lightness(of_ab)[:, :, :height, :width])
 
 
@@ -119,6 +119,9 @@ class SplitBrain(Pretext):
             "kl_share_lightness": found[1] / constants[1],
             "kl_share": sum(found) / sum(constants),
         }
+
+    def distribution(self, outputs: Halves) -> Tensor:
+        return outputs.ab.float().softmax(1)
 
     def maps(self, outputs: Halves, temperature: float | None = None) -> Tensor:
         """ab of the half that sees lightness: annealed mean."""

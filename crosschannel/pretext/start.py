@@ -62,7 +62,8 @@ def as_seen(input: InputSpec, backbone: Backbone) -> Backbone:
     if theirs == ours or (theirs, ours) == ("rgb", "luma"):
         return backbone
     if (theirs, ours) not in _SCALES:
-        raise UserError(f"--init_from sees {theirs}, and the net to be trained {ours}")
+        hint = "; give SOURCE,input=lab" if (theirs, ours) == ("grey", "lab") else ""
+        raise UserError(f"--init_from sees {theirs}, and the net to be trained {ours}{hint}")
     first = next(module for module in backbone.net.modules() if isinstance(module, nn.Conv2d))
     weight = first.weight.detach()
     if theirs == "rgb":

@@ -52,8 +52,7 @@ class Pretext(nn.Module):
         uses_fc: whether a net that pretraining leaves fc6 and fc7 out of (VGG-16) has them here.
         tells_classes: whether the outputs are logits of ``classes``.
         temperature: of the annealed mean where none is asked for; None where the decode has none.
-        native: (2, 313) ab of every bin, where a net has a decode of its own: the expectation of these under plain
-            softmax is what it gives without a temperature.
+        rows: what the rows of its pictures show.
         score_length: numbers of a score.
     """
 
@@ -62,13 +61,13 @@ class Pretext(nn.Module):
     colours: ClassVar[bool] = False
     uses_fc: ClassVar[bool] = False
     tells_classes: ClassVar[bool] = False
+    rows: ClassVar[tuple[str, ...]] = ("lightness", "predicted colours", "truth")
     score_length: int
 
     def __init__(self, config: Any, stride: int, classes: Sequence[str] = ()):
         super().__init__()
         self.config, self.stride, self.classes = config, stride, tuple(classes)
         self.temperature: float | None = None
-        self.register_buffer("native", None)
 
     @staticmethod
     def input_of(config: Any, crop: CropConfig) -> InputSpec:
@@ -121,6 +120,25 @@ class Pretext(nn.Module):
     def details(self) -> dict[str, Any]:
         """What a net's provenance says of it."""
         return {"pretext": self.name}
+
+    def own_decode(self) -> dict[str, Tensor]:
+        """Tensors of a decode that is this net's own; files keep them beside its weights."""
+        return {}
+
+    def take_decode(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
+        """Decode as a file has it: the tensors that are no weights, and the temperature.
+
+        Raises:
+            UserError: the tensors are no decode of this task; it begins with ``source``.
+        """
+        if tensors:
+            raise UserError(f"{source} has the unexpected {min(tensors)}; is it for another net?")
+        if self.temperature is not None and temperature is not None:
+            self.temperature = temperature
+
+    def distribution(self, outputs: Any) -> Tensor | None:
+        """Probabilities of the 313 ab bins, (N, 313, h, w), where the task predicts them."""
+        return None
 
     def maps(self, outputs: Any, temperature: float | None = None) -> Tensor:
         """What is upsampled to a picture's size: (N, C, h, w), its points on every ``stride``-th pixel.

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 Upsample = Literal["edges", "bilinear"]
+# Differences of lightness, chosen by the error of true colours near edges as benchmarks/upsampling.py has it:
+SIGMA_OF_GRIDS = 9.0  # from a net's grid to the picture that it sees …
+SIGMA_OF_PICTURES = 14.0  # … and from there to the full one
 _FLOOR = 1e-6  # of the trust in a point, so that where none is like the pixel the nearest count
 
 
@@ -20,7 +23,7 @@ def upsampled(
     scale: tuple[float, float],
     offset: float = 0.5,
     lightness: tuple[Tensor, Tensor] | None = None,
-    sigma: float = 9.0,
+    sigma: float = SIGMA_OF_GRIDS,
 ) -> Tensor:
     """Values of some rows of a larger picture, from the four points of a grid around each of its pixels.
 

@@ -69,7 +69,7 @@ CASES = [
     ("missing model", "colorize {tmp}/ok.png --model {tmp}/gone --out {tmp}/o", "no source"),
     ("no model in the folder", "colorize {tmp}/ok.png --model {tmp}/foreign --out {tmp}/o", "not a run folder"),
     ("a backbone for a model", "colorize {tmp}/ok.png --model {run}/backbone.safetensors --out {tmp}/o", "head"),
-    ("model without a head", "colorize {tmp}/ok.png --model random:alexnet --out {tmp}/o", "no colorization head"),
+    ("model without a head", "colorize {tmp}/ok.png --model random:alexnet --out {tmp}/o", "has no head"),
     ("prior of nothing", "prior --data {tmp}/empty --out {tmp}/p.npz", "no images"),
     ("prior into no folder", "prior --data {photos} --out {tmp}/x/y/p.npz", "no folder"),
     ("shards into a full folder", "shard {photos} {tmp}/foreign", "not an empty folder"),

@@ -3,10 +3,13 @@
 import copy
 import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,6 +25,7 @@ from crosschannel.runs.result import read_result
 from crosschannel.training import checkpoints
 from transfer.cli import main as transfer_main
 
+ROOT = Path(__file__).parents[2]
 NETS = {
     "larsson": ["--model.name=vgg16", "--model.fc=16", "--objective.locations=8", "--objective.width=16"],
     "dahl": ["--model.name=vgg16", "--model.fc=0"],
@@ -126,11 +130,18 @@ def test_labels_start_from_a_colorization_run_and_larsson_from_rgb_weights(finis
     assert main(command("labels", photo_folder, out, *flags)) == 0
     ours, theirs = (load_file(path / "backbone.safetensors") for path in (out, finished_run))
     assert torch.allclose(ours["conv3.conv.weight"], theirs["conv3.conv.weight"], atol=1e-6)
-    flags = ["--train.steps=1", "--optim.lr=1e-12", "--init-from=torchvision:vgg16,weights=none", "--model.fc=4096"]
+    torch.manual_seed(0)
+    model = torchvision.models.vgg16(weights=None)
+    torch.save(model.state_dict(), tmp_path / "vgg16.pth")
+    flags = ["--train.steps=1", "--optim.lr=1e-12", f"--init-from={tmp_path / 'vgg16.pth'}", "--model.fc=4096"]
     larsson = tmp_path / "larsson"
     assert main([word for word in command("larsson", photo_folder, larsson, *flags) if word != "--model.fc=16"]) == 0
     state = load_file(larsson / "backbone.safetensors")
-    assert state["conv1_1.conv.weight"].shape == (64, 1, 3, 3) and state["fc6.conv.weight"].shape == (4096, 512, 7, 7)
+    assert torch.allclose(state["conv3_1.conv.weight"], model.features[10].weight, atol=1e-6)
+    assert torch.allclose(state["fc6.conv.weight"].flatten(1), model.classifier[0].weight, atol=1e-6)
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    summed = (model.features[0].weight / std).sum(1, keepdim=True)
+    assert torch.allclose(state["conv1_1.conv.weight"], summed, atol=1e-5)
 
 
 def test_rgb_weights_see_grey_as_they_saw_grey_pictures():
@@ -152,7 +163,7 @@ def test_every_task_has_its_own_keys(photo_folder, capsys):
         (["--task=jigsaw"], "no pretext task 'jigsaw'"),
         (["--task=larsson", "--objective.lam=1"], "no key 'objective.lam'"),
         (["--task=larsson"], "the task larsson stands on vgg16"),
-        (["--task=autoencoder"], "alexnet with model.fc 0"),
+        (["--task=autoencoder"], "model.fc must be 0"),
         (["--task=dahl", "--model.name=vgg16", "--objective.blurs=3"], "objective.blurs"),
     ):
         assert main(["pretrain", f"--data={photo_folder}", "--out=unused-run", *flags]) == 2
@@ -203,3 +214,34 @@ def test_a_colorizer_becomes_onnx(finished_run, tmp_path, photos, capsys):
     capsys.readouterr()
     assert main(["export", str(finished_run), "--part=colorizer", f"--out={tmp_path / 'x.safetensors'}"]) == 2
     assert "part colorizer is for format onnx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", [name for name in OTHERS if TASKS[name].load().colours])
+def test_colorizers_of_other_tasks_become_onnx_too(runs, tmp_path, task):
+    import onnxruntime
+
+    out = tmp_path / "net.onnx"
+    flags = ["--format=onnx", "--part=colorizer", f"--out={out}", "--card=false"]
+    assert main(["export", str(runs / task), *flags]) == 0
+    lightness = 100 * torch.rand(1, 1, 64, 72)
+    found = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    *_, ab = found.run(None, {"lightness": lightness.numpy()})
+    stride = load_pretext(str(runs / task)).task.stride
+    assert ab.shape == (1, 2, -(-64 // stride), -(-72 // stride)) and np.isfinite(ab).all()
+
+
+def test_an_old_run_without_a_task_goes_on_as_colorization_and_as_nothing_else(small, finished_run, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = run / "config.yaml"
+    config.write_text("".join(line for line in config.open() if not line.startswith(("task:", "  norm:"))))
+    assert main([*small, f"--out={run}"]) == 0 and "is finished" in capsys.readouterr().err
+    assert main([*small, f"--out={run}", "--task=labels", "--objective.input=grey"]) == 2
+    assert "task was 'colorization' and is now 'labels'" in capsys.readouterr().err
+
+
+def test_packaged_configs_name_no_weights():
+    for path in (ROOT / "configs" / "pretrain").glob("*.yaml"):
+        assert "init_from" not in yaml.safe_load(path.read_text()), path.name

@@ -85,6 +85,12 @@ def test_methods_are_compared_pair_by_pair(run, capsys):
     assert "truth/auc_raw" in capsys.readouterr().out
 
 
+def test_runs_are_reported_a_method_a_row(run, tmp_path):
+    assert transfer_main(["report", str(run), f"--out={tmp_path / 'page'}"]) == 0
+    page = (tmp_path / "page" / "report.md").read_text()
+    assert "Colours of" in page and "| full |" in page and "| truth |" in page and "AuC rebalanced %" in page
+
+
 def test_a_warmer_method_is_the_same_net(run):
     """The costs are those of the net; temperature 1 is the mean of the distribution, which is closer to grey."""
     metrics = load_result(run).metrics

@@ -119,6 +119,26 @@ def test_a_split_brain_net_with_every_layer_in_two_groups(tmp_path):
     assert close(padded["fc6"], y) and close(padded["fc7"], F.conv2d(y, *weights["fc7"], groups=2).relu())
 
 
+def test_a_published_split_brain_net_stays_two_halves(tmp_path):
+    net = Net(3, 227)
+    scale = np.array([0.9, 0.6, 0.6]).reshape(3, 1, 1, 1)
+    net.convolution("data_lab", [scale, np.array([-45.0, 0, 0])], kernel_size=1, group=3)
+    alexnet(net, 3, groups=(1, 2, 2, 2, 2), dense=False)
+    conv1 = next(found for name, _, found, _ in net.layers if name == "conv1")
+    conv1[0][:48, 1:], conv1[0][48:, :1] = 0, 0
+    path = net.write(tmp_path)
+    x = lab()
+    (conv3, conv5) = opencv(tmp_path, x, ["relu3", "relu5"])
+    backbone = load_backbone(str(path), frozen=False)
+    assert backbone.net.spec.variant == "split-brain"
+    centred = (x - torch.tensor([50.0, 0, 0])[:, None, None]).requires_grad_()
+    maps = backbone.features(centred, ["conv3", "conv5"])
+    assert close(maps["conv3"], conv3) and close(maps["conv5"], conv5)
+    (seen,) = torch.autograd.grad(maps["conv5"][:, :128].sum(), centred)
+    assert seen[:, 0].any() and not seen[:, 1:].any()
+    assert load_backbone(f"random:{path}").net.spec.variant == "split-brain"
+
+
 @pytest.mark.parametrize("mixed", [True, False])
 def test_a_segmentation_net_whose_colours_have_a_conv1_of_their_own(tmp_path, mixed):
     """Its data_ab gives one channel of a + b, or two."""

@@ -67,23 +67,11 @@ def test_every_task_trains_every_parameter_it_says_it_does_and_scores_itself(nam
     assert figures["loss"] == pytest.approx(at_rest.mean().item(), rel=2e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if TASKS[name].load().colours])
-def test_what_colours_sees_only_what_a_grey_picture_has(name, rgb):
-    """Of a colour picture and of its grey version, ab are the same, up to how a task measures grey."""
-    net, task = made(name)
-    grey = torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)
-    with torch.no_grad():
-        maps = task.maps(net.eval()(task.inputs(grey)))
-    upsampled = torch.nn.functional.interpolate(maps, (64, 64), mode="bilinear")
-    ab = task.paint(upsampled, grey.float() / 255)
-    assert ab.shape == (1, 2, 64, 64) and ab.isfinite().all() and ab.abs().max() < 130
-
-
 def test_tasks_stand_on_their_own_nets():
     for name, spec in (("larsson", "alexnet"), ("dahl", "colornet"), ("split-brain", "vgg16")):
         with pytest.raises(UserError, match=f"the task {name} stands on"):
             create(name, SPECS[name][0], NetSpec(spec, 3))
-    with pytest.raises(UserError, match=r"alexnet with model\.fc 0"):
+    with pytest.raises(UserError, match=r"model\.fc must be 0"):
         create("autoencoder", AutoencoderConfig(), NetSpec("alexnet", 3, fc=4096))
     with pytest.raises(UserError, match="two classes or more"):
         create("labels", LabelsConfig(), NetSpec("alexnet", 3, fc=0), classes=("one",))
@@ -303,3 +291,124 @@ def test_the_bottleneck_is_a_tenth_of_the_picture():
     with torch.no_grad():
         assert net.eval()(torch.zeros(1, 3, 180, 180)).shape == (1, 3, 180, 180)
     assert seen[0].shape == (1, 256, 6, 6) and seen[0].numel() < 3 * 180 * 180 / 10
+
+
+# What all tasks promise
+
+
+def test_a_colorization_step_is_what_it_was(rgb):
+    """Lightness in, every 8th ab, the objective, sums over a count: to the bit, as before tasks had a floor."""
+    from crosschannel.color import load_prior, rgb_to_lightness
+    from crosschannel.data import CropConfig, ImageBatch, MemoryImages
+    from crosschannel.pretext.classification import Classification
+    from crosschannel.pretext.pretraining import Pretraining
+    from crosschannel.training.ranks import World
+
+    net, task = made("colorization")
+    images = MemoryImages(["a", "b"], [0, 1], [b"", b""])
+    world = World(0, 1, torch.device("cpu"))
+    loop_task = Pretraining(net, task, images, images, CropConfig(96, 96), world, "default")
+    loss, count = loop_task.step(net, ImageBatch(rgb, torch.arange(2), []))
+    gradients = torch.autograd.grad(loss / count, list(net.parameters()))
+    objective = Classification(load_prior().smoothed, 0.5)
+    per_pixel = objective(net(rgb_to_lightness(rgb) - 50), rgb_to_lab(rgb[:, :, ::8, ::8])[:, 1:])
+    expected = torch.autograd.grad(per_pixel.sum() / per_pixel.numel(), list(net.parameters()))
+    assert torch.equal(loss, per_pixel.sum()) and count == per_pixel.numel()
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["larsson", "dahl", "autoencoder", "split-brain"])
+def test_the_best_constant_has_a_share_of_one_and_the_truth_of_zero(name, rgb):
+    """By logits that are the targets' own distribution, or their values; then the same for all pixels."""
+    _, task = made(name)
+    targets = task.targets(rgb, LABELS)
+    tiny = 1e-12
+    if name == "larsson":
+        blank = torch.zeros(2, 64, 24, 24)
+        _, hue, chroma, of_hue, of_chroma = task._histograms(blank, targets)
+        exact = torch.cat((hue, chroma), 1).clamp(min=tiny).log().unflatten(2, (24, 24))
+        means = [torch.einsum("nqk,nk->q", z, v) for z, v in ((hue, of_hue), (chroma, of_chroma))]
+        mean = torch.cat([m / m.sum() for m in means]).clamp(min=tiny).log()[None, :, None, None]
+        constant = mean.expand(2, -1, 24, 24)
+    elif name == "split-brain":
+        from crosschannel.pretext.split_brain import Halves
+
+        indices, weights = ABQuantizer().encode(targets[:, 1:])
+        ab = torch.zeros(2, 313, 6, 6).scatter_(1, indices, weights)
+        lightness = torch.nn.functional.one_hot(targets[:, 0].long().clamp(max=99), 100).permute(0, 3, 1, 2).float()
+        exact = Halves(ab.clamp(min=tiny).log(), lightness.clamp(min=tiny).log())
+        constant = Halves(*(one.mean((0, 2, 3), keepdim=True).clamp(min=tiny).log().expand_as(one)
+                            for one in (ab, lightness)))  # fmt: skip
+    else:
+        value = targets.logit(1e-6) if name == "dahl" else targets
+        mean = targets.mean((0, 2, 3), keepdim=True).expand_as(targets)
+        exact, constant = value, mean.logit() if name == "dahl" else mean
+    share = task.headline.figure
+    assert task.metrics(task.score(exact, targets))[share] == pytest.approx(0, abs=1e-3)
+    assert task.metrics(task.score(constant, targets))[share] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_thirty_steps_on_one_batch_lower_the_loss(name, rgb):
+    net, task = made(name)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 1e-3)
+    small, losses = rgb[:, :, :64, :64], []
+    targets = task.targets(small, LABELS)
+    net.train()
+    for step in range(30):
+        torch.manual_seed(step)
+        loss = task.loss(net(task.inputs(small)), targets).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if TASKS[name].load().colours])
+def test_the_colour_of_a_picture_does_not_reach_its_colours(name, photos):
+    """A colour picture, and one without colour of the same lightness (mean of RGB, luma) as the task measures it."""
+    from crosschannel.color import lab_to_rgb
+
+    net, task = made(name)
+    colour = torch.from_numpy(photos[0][:64, :64].copy()).permute(2, 0, 1)[None].float() / 255
+    lab = rgb_to_lab(colour)
+    lab[:, 1:] = 0
+    grey = {
+        "larsson": colour.mean(1, keepdim=True).expand(-1, 3, -1, -1),
+        "dahl": rgb_to_yuv(colour)[:, :1].expand(-1, 3, -1, -1),
+    }.get(name, lab_to_rgb(lab))
+    with torch.no_grad():
+        one, two = (task.maps(net.eval()(task.inputs(x))) for x in (colour, grey))
+    assert torch.allclose(one, two, atol=2e-3) and one.std() > 0
+
+
+def test_inputs_of_grey_are_what_their_names_say(rgb):
+    x = rgb.float() / 255
+    intensity = made("larsson")[1].inputs(rgb)
+    assert torch.allclose(intensity[:, 0], (x[:, 0] + x[:, 1] + x[:, 2]) / 3 - 0.4488, atol=1e-6)
+    luma = made("dahl")[1].inputs(rgb)
+    y = 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        assert torch.allclose(luma[:, channel], (y - mean) / std, atol=1e-5)
+
+
+def test_points_of_every_layer_stand_where_gradients_say():
+    """Without padding's influence in the middle: the centre of what a point of conv5_3 or pool5 sees."""
+    net, _ = made("larsson")
+    net = net.eval()
+    for layer, grid in (("conv5_3", (16.0, 7.5)), ("fc7", (32.0, 15.5))):
+        assert net.grid(layer) == grid
+    torch.manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    x = torch.rand(1, 1, 320, 320).requires_grad_()
+    maps = net.maps(x)
+    for layer in ("conv4_3", "conv5_3"):
+        stride, origin = net.grid(layer)
+        middle = maps[layer].shape[2] // 2
+        (seen,) = torch.autograd.grad(maps[layer][0, :, middle, middle].sum(), x, retain_graph=True)
+        mass = seen[0, 0].abs()
+        centre = (mass.sum(1) @ torch.arange(320.0)) / mass.sum()
+        assert centre.item() == pytest.approx(origin + stride * middle, abs=stride / 2)

@@ -36,8 +36,19 @@ class Entry:
         return named(f"{self.module}.protocol:PROTOCOL")
 
 
-# Other commands whose rows can be compared: what makes figures of them.
-SCORED = {"evaluate": "crosschannel.evaluation.metrics:metrics"}
+@dataclass(frozen=True)
+class Scored:
+    """Another command whose runs can be compared and reported.
+
+    Attributes:
+        metrics, section: module:function, as a protocol has them.
+    """
+
+    metrics: str
+    section: str
+
+
+SCORED = {"evaluate": Scored("crosschannel.evaluation.metrics:metrics", "transfer.colourings:section")}
 
 PROTOCOLS = {
     "linear-probe": Entry("linear_probe", "LinearProbeConfig", "linear classifiers on the layers of a frozen backbone"),
