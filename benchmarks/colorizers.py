@@ -19,7 +19,7 @@ from crosschannel.pretext.config import ColorizationConfig, LarssonConfig
 NETS = {
     "full": ("colorization", ColorizationConfig(), NetSpec("colornet"), "full"),
     "L2": ("colorization", ColorizationConfig(kind="l2"), NetSpec("colornet"), "L2"),
-    "Larsson et al.": ("larsson", LarssonConfig(), NetSpec("vgg16", 1), "Larsson et al. 2016"),
+    "Larsson et al.": ("larsson", LarssonConfig(), NetSpec("vgg16", 1, fc=4096), "Larsson et al. 2016"),
 }
 HEAD = ["", "parameters MB", "paper", "features MB", "paper", "runtime ms", "times full", "paper"]
 
@@ -42,7 +42,7 @@ def costs() -> None:
 
 def step(everywhere: bool) -> None:
     """Peak memory of one forward and backward pass of 2 crops: sparse, or with hypercolumns on the whole grid."""
-    net, task = create("larsson", LarssonConfig(locations=56 * 56 if everywhere else 128), NetSpec("vgg16", 1))
+    net, task = create("larsson", LarssonConfig(locations=56 * 56 if everywhere else 128), NetSpec("vgg16", 1, fc=4096))
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     before = peak_memory()
     labels = torch.zeros(2, dtype=torch.int64)
