@@ -13,7 +13,7 @@ import yaml
 from crosschannel.errors import UserError
 from crosschannel.runs.folder import RunFolder
 from slurm.cli import PROFILES, main
-from slurm.command import prefetch, read_command, sweep
+from slurm.command import _LOADERS, prefetch, read_command, sweep
 from slurm.job_folder import JobFolder
 from slurm.snapshot import snapshot
 from slurm.staging import stage
@@ -163,7 +163,7 @@ def test_every_form_of_source_is_submitted_as_it_is_typed(slurm, photo_folder, t
 
 def test_weights_are_fetched_where_a_job_will_want_them_and_nowhere_else(monkeypatch):
     fetched = []
-    monkeypatch.setattr("slurm.command.load_backbone", fetched.append)
+    monkeypatch.setitem(_LOADERS, "backbone", fetched.append)
     sources = {
         "zoo:eccv16": True, "hf-hub:me/net": True, "timm:resnet18": True, "torchvision:resnet18": True,
         "torchvision:resnet18,weights=IMAGENET1K_V1": True, "random:zoo:eccv16": True, "random:timm:resnet18": False,
@@ -174,6 +174,16 @@ def test_weights_are_fetched_where_a_job_will_want_them_and_nowhere_else(monkeyp
     for source in sources:
         prefetch(read_command([*KNN, f"--backbone={source}"]))
     assert fetched == [source for source, wanted in sources.items() if wanted]
+
+
+def test_every_method_of_an_evaluation_is_fetched_and_its_classifier(monkeypatch):
+    fetched = []
+    for loads in ("colorizer", "classifier"):
+        monkeypatch.setitem(_LOADERS, loads, lambda source, loads=loads: fetched.append((loads, source)))
+    methods = ["--methods", "full=zoo:eccv16,temperature=1", "grey", "runs/a"]
+    words = ["crosschannel", "evaluate", "--data=x", "--classifier=timm:resnet18", *methods]
+    prefetch(read_command(words))
+    assert fetched == [("colorizer", "zoo:eccv16"), ("classifier", "timm:resnet18")]
 
 
 def test_debug_goes_along(slurm, small, tmp_path):
