@@ -32,19 +32,23 @@ def metrics(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
     Args:
         rows: ``pixels`` (n, 313) by true bin; for each method ``METHOD/auc`` (n, 313), ``METHOD/mse`` (n,) and what
             else was scored; under the weights of a prior ``pixels_weighted`` and ``METHOD/auc_weighted`` (n,).
+            Without, a pixel weighs one over how many of its bin all these images have, however they are weighted: a
+            resample of the images has seen fewer rare colours, and would be too good by its own.
         weights: (R, n) of the images.
     """
-    pixels = weights @ rows["pixels"].astype(np.float64)
+    pixels = rows["pixels"].astype(np.float64)
+    counts = pixels.sum(0)
+    of_bins = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
     found: dict[str, np.ndarray] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
         for method in methods_of(rows):
-            within = weights @ rows[method + _OF_A_BIN].astype(np.float64)
-            found[f"{method}auc_raw"] = within.sum(1) / pixels.sum(1)
+            within = rows[method + _OF_A_BIN].astype(np.float64)
+            found[f"{method}auc_raw"] = (weights @ within.sum(1)) / (weights @ pixels.sum(1))
             if method + _WEIGHTED in rows:
-                total = weights @ rows["pixels_weighted"].astype(np.float64)
-                found[f"{method}auc_rebalanced"] = (weights @ rows[method + _WEIGHTED].astype(np.float64)) / total
-            else:  # a pixel counts by one over how many there are of its bin
-                found[f"{method}auc_rebalanced"] = np.nanmean(np.where(pixels > 0, within / pixels, np.nan), 1)
+                good, all_of_them = rows[method + _WEIGHTED].astype(np.float64), rows["pixels_weighted"]
+            else:
+                good, all_of_them = within @ of_bins, pixels @ of_bins
+            found[f"{method}auc_rebalanced"] = (weights @ good) / (weights @ all_of_them.astype(np.float64))
             error = np.maximum(rows[f"{method}mse"].astype(np.float64), _ROUNDING)
             found[f"{method}psnr"] = _mean(-10 * np.log10(error), weights)
             for name in _MEANS:

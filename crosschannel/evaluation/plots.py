@@ -47,15 +47,17 @@ def over_photographs(out: Path, rows: Rows, names: Sequence[str], seed: int, wri
 
     n = len(rows["names"])
     counts = np.unique(np.geomspace(min(10, n), n, 12).round().astype(int))
-    place = np.random.default_rng(seed).permutation(n)
-    found = metrics(rows, (place < counts[:, None]).astype(np.float64))
+    order = np.random.default_rng(seed).permutation(n)
+    columns = {name: column for name, column in rows.items() if len(column) == n}
+    found = [
+        metrics({name: column[order[:count]] for name, column in columns.items()}, np.ones((1, count)))
+        for count in counts
+    ]
     canvas = Canvas(figsize=(6.5, 4), layout="constrained")
     axes = canvas.subplots()
     for number, name in enumerate(names):
-        axes.plot(
-            counts, 100 * found[f"{name}/auc_rebalanced"], marker=".", color=COLOURS[number % len(COLOURS)],
-            label=plain(name),
-        )  # fmt: skip
+        curve = [100 * one[f"{name}/auc_rebalanced"][0] for one in found]
+        axes.plot(counts, curve, marker=".", color=COLOURS[number % len(COLOURS)], label=plain(name))
     axes.set(xscale="log", xlabel="photographs", ylabel="rebalanced AuC, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e7eb")
