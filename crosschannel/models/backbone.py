@@ -18,7 +18,7 @@ from crosschannel.models.wrapped import ModuleNet
 InputKind = Literal["grey", "lab", "rgb", "sobel", "intensity", "luma"]
 _MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
 CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2, "intensity": 1, "luma": 3}
-_LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class InputSpec:
             return rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
         rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
         if self.kind == "luma":
-            rgb = sum(weight * channel for weight, channel in zip(_LUMA, rgb.split(1, 1), strict=True))
+            rgb = sum(weight * channel for weight, channel in zip(LUMA, rgb.split(1, 1), strict=True))
         mean, std = (torch.tensor(v).to(rgb)[:, None, None] for v in (self.mean, self.std))
         normalised = (rgb - mean) / std
         if self.kind in ("rgb", "luma"):

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosschannel.color import load_prior, rgb_to_lab
 from crosschannel.color.quantizer import Q
 from crosschannel.errors import UserError
 from crosschannel.models import NetSpec
 from crosschannel.pretext.classification import Classification
-from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.pretext.nets import PretextNet, build_pretext
 from crosschannel.pretext.regression import Regression
@@ -103,6 +101,3 @@ class Colorization(Pretext):
         if temperature is None and self.native is not None:
             return torch.einsum("cq,nqhw->nchw", self.native, outputs.float().softmax(1))
         return self.objective.decode(outputs, self.temperature if temperature is None else temperature)
-
-    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
-        return coloured_rows(net, self, crops)

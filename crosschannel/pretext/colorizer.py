@@ -129,9 +129,7 @@ class Colorizer(nn.Module):
         Returns:
             (N, 2, H, W) float32.
         """
-        small = self._small(rgb)
-        maps = self._look_at(small, temperature)
-        return torch.cat([self._painted(maps, small, rgb, rows) for rows in _strips(maps, rgb)], 2)
+        return torch.cat([ab for _, _, ab in self._strips(rgb, temperature)], 2)
 
     def forward(self, image, temperature: float | None = None):
         """Colour an image; the same kind comes back.
@@ -165,37 +163,37 @@ class Colorizer(nn.Module):
     @torch.inference_mode()
     def _colour(self, rgb: Tensor, temperature: float | None) -> Tensor:
         """(N, 3, H, W), uint8 or float, in colour; a strip at a time."""
-        small = self._small(rgb)
-        maps = self._look_at(small, temperature)
         out = torch.empty_like(rgb)
-        for rows in _strips(maps, rgb):
-            ab = self._painted(maps, small, rgb, rows)
-            lab = torch.cat((rgb_to_lightness(rgb[:, :, rows]), ab * self.saturation), 1)
+        for rows, lightness, ab in self._strips(rgb, temperature):
+            lab = torch.cat((lightness, ab * self.saturation), 1)
             coloured = lab_to_rgb(fit_gamut(lab) if self.gamut == "map" else lab)
             out[:, :, rows] = (coloured * 255).round().byte() if out.dtype == torch.uint8 else coloured
         return out
 
-    def _look_at(self, small: Tensor, temperature: float | None) -> Tensor:
-        """What is predicted of pictures as the net sees them, at each of their pixels."""
+    def _strips(self, rgb: Tensor, temperature: float | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Strips of pictures: their rows, lightness (N, 1, R, W) and predicted ab (N, 2, R, W)."""
+        small = self._small(rgb)
+        seen = rgb_to_lightness(small)
+        maps = self._look_at(small, seen, temperature)
+        scale = (small.shape[2] / rgb.shape[2], small.shape[3] / rgb.shape[3])
+        for rows in _rows_at_a_time(maps, rgb):
+            part = rgb[:, :, rows]
+            lightness = rgb_to_lightness(part)
+            found = maps[:, :, rows]
+            if small.shape[2:] != rgb.shape[2:]:
+                guides = (seen, lightness) if self.upsample == "edges" else None
+                found = upsampled(maps, rows, rgb.shape[3], scale, 0.5, guides, SIGMA_OF_PICTURES)
+            yield rows, lightness, self.task.paint(found, part / 255 if part.dtype == torch.uint8 else part)
+
+    def _look_at(self, small: Tensor, lightness: Tensor, temperature: float | None) -> Tensor:
+        """What is predicted of pictures as the net sees them, of that lightness, at each of their pixels."""
         maps, stride = self.predict(small, temperature), self.task.stride
         height, width = small.shape[2:]
         guides = None
         if self.upsample == "edges":
-            lightness = rgb_to_lightness(small)
             guides = at_points(lightness, stride, self.look.half_pixel), lightness
         offset = 0.5 if self.look.half_pixel else 0.5 / stride
         return upsampled(maps, slice(0, height), width, (1 / stride, 1 / stride), offset, guides)
-
-    def _painted(self, maps: Tensor, small: Tensor, rgb: Tensor, rows: slice) -> Tensor:
-        """ab of some rows of full pictures."""
-        part = rgb[:, :, rows]
-        if small.shape[2:] != rgb.shape[2:]:
-            scale = (small.shape[2] / rgb.shape[2], small.shape[3] / rgb.shape[3])
-            guides = (rgb_to_lightness(small), rgb_to_lightness(part)) if self.upsample == "edges" else None
-            maps = upsampled(maps, rows, rgb.shape[3], scale, 0.5, guides, SIGMA_OF_PICTURES)
-        else:
-            maps = maps[:, :, rows]
-        return self.task.paint(maps, part / 255 if part.dtype == torch.uint8 else part)
 
     def _small(self, rgb: Tensor) -> Tensor:
         """Pictures as the net sees them: those of 8 bits resized by Pillow, to 8 bits, others by torch."""
@@ -234,7 +232,7 @@ def _as_arrays(rgb: Tensor) -> np.ndarray:
     return np.ascontiguousarray(rgb.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def _strips(maps: Tensor, rgb: Tensor) -> Iterator[slice]:
+def _rows_at_a_time(maps: Tensor, rgb: Tensor) -> Iterator[slice]:
     """Rows whose upsampled maps are few enough to be held at a time."""
     rows = max(1, _STRIP_NUMBERS // (rgb.shape[3] * maps.shape[0] * maps.shape[1]))
     for top in range(0, rgb.shape[2], rows):

@@ -4,14 +4,13 @@ paper and no released definition; the shape is what re-implementations agree on.
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab
 from crosschannel.models import InputSpec, NetSpec, build_net
+from crosschannel.models.backbone import LUMA
 from crosschannel.models.layers import LayeredNet
-from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.config import DahlConfig
 from crosschannel.pretext.nets import freeze_unused
 from crosschannel.pretext.task import (
@@ -26,7 +25,6 @@ from crosschannel.pretext.task import (
 )
 from crosschannel.runs.config import CropConfig
 
-_LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 _LAYERS = {"conv4_3": 512, "conv3_3": 256, "conv2_2": 128, "conv1_2": 64}
 _TIMES = 8  # what sides are padded to a multiple of
 
@@ -130,9 +128,6 @@ class Dahl(Pretext):
         luma = rgb_to_yuv(rgb)[:, :1]
         return rgb_to_lab(yuv_to_rgb(torch.cat((luma, maps), 1)))[:, 1:]
 
-    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
-        return coloured_rows(net, self, crops)
-
 
 def _gaussian(size: int) -> Tensor:
     """A blur of UV, (2, 1, size, size), of deviation size / 5."""
@@ -144,14 +139,14 @@ def _gaussian(size: int) -> Tensor:
 def rgb_to_yuv(rgb: Tensor) -> Tensor:
     """RGB in [0, 1] → Y, and U and V moved into [0, 1]: (N, 3, H, W) each."""
     red, green, blue = rgb.unbind(1)
-    y = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-    u, v = (blue - y) / (2 * (1 - _LUMA[2])), (red - y) / (2 * (1 - _LUMA[0]))
+    y = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    u, v = (blue - y) / (2 * (1 - LUMA[2])), (red - y) / (2 * (1 - LUMA[0]))
     return torch.stack((y, u + 0.5, v + 0.5), 1)
 
 
 def yuv_to_rgb(yuv: Tensor) -> Tensor:
     """What :func:`rgb_to_yuv` undoes, clipped to [0, 1]."""
     y, u, v = yuv.unbind(1)
-    blue, red = y + 2 * (1 - _LUMA[2]) * (u - 0.5), y + 2 * (1 - _LUMA[0]) * (v - 0.5)
-    green = (y - _LUMA[0] * red - _LUMA[2] * blue) / _LUMA[1]
+    blue, red = y + 2 * (1 - LUMA[2]) * (u - 0.5), y + 2 * (1 - LUMA[0]) * (v - 0.5)
+    green = (y - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
     return torch.stack((red, green, blue), 1).clamp(0, 1)

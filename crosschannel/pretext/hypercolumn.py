@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from crosschannel.models.layers import LayeredNet
 from crosschannel.pretext.config import LarssonConfig
+from crosschannel.pretext.upsampling import bilinear, corners
 
 BINS = 32  # of hue and of chroma
 _STRIDE = 4  # of whole pictures
@@ -95,7 +96,6 @@ class HypercolumnNet(nn.Module):
         """Logits of every 4th pixel; no hypercolumn, but a sum over layers of what the hidden layer makes of each."""
         rows = torch.arange(0, height, self.stride, device=self.out.weight.device)
         columns = torch.arange(0, width, self.stride, device=self.out.weight.device)
-        rows, columns = (points.expand(1, len(rows), len(columns)) for points in (rows[:, None], columns[None]))
         weights = self.hidden.weight[:, :, :, None].split(self.widths, 1)
         hidden = self.hidden.bias[:, None, None]
         for (layer, found), weight in zip(maps.items(), weights, strict=True):
@@ -109,29 +109,25 @@ class HypercolumnNet(nn.Module):
 
 
 def _sampled(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
-    """Bilinear values of maps at pixels: (N, C, h, w), (N or 1, R, K) each → (N, C, R, K)."""
-    stride, origin = grid
-
-    def scaled(pixels: Tensor, points: int) -> Tensor:
-        return ((pixels - origin) / stride).clamp(0, points - 1) / max(1, points - 1) * 2 - 1
-
-    places = torch.stack((scaled(columns, maps.shape[3]), scaled(rows, maps.shape[2])), -1)
-    places = places.expand(len(maps), -1, -1, -1)  # in float32, to the pixel
-    return nn.functional.grid_sample(maps.float(), places, align_corners=True, padding_mode="border")
+    """Bilinear values of maps (N, C, h, w) where pixels of some rows (R,) and columns (K,) stand, (N, C, R, K); in
+    float32, to the pixel."""
+    y, x = (_steps(pixels, points, grid) for pixels, points in ((rows, maps.shape[2]), (columns, maps.shape[3])))
+    return bilinear(maps.float(), y, x)
 
 
 def _picked(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
     """The same at few pixels, by indexing (whose gradient is deterministic on GPUs too): rows and columns (N, K) →
     (N, C, K)."""
-    stride, origin = grid
     image = torch.arange(len(maps), device=maps.device)[:, None]
     found: Tensor | float = 0.0
-    corners = []
-    for pixels, points in ((rows, maps.shape[2]), (columns, maps.shape[3])):
-        place = ((pixels - origin) / stride).clamp(0, points - 1)
-        first = place.floor().long().clamp(max=max(0, points - 2))
-        corners.append(((first, 1 - (place - first)), ((first + 1).clamp(max=points - 1), place - first)))
-    for y, of_row in corners[0]:
-        for x, of_column in corners[1]:
+    height, width = maps.shape[2:]
+    for y, of_row in corners(_steps(rows, height, grid), height):
+        for x, of_column in corners(_steps(columns, width, grid), width):
             found = found + maps[image, :, y, x] * (of_row * of_column).to(maps.dtype)[:, :, None]
     return found.transpose(1, 2)
+
+
+def _steps(pixels: Tensor, points: int, grid: tuple[float, float]) -> Tensor:
+    """Pixels in steps from the first of a map's points."""
+    stride, origin = grid
+    return ((pixels - origin) / stride).clamp(0, points - 1)

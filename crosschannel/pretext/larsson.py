@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosschannel.color import rgb_to_lab
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
-from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.config import LarssonConfig
 from crosschannel.pretext.hypercolumn import BINS, HypercolumnNet, Located
 from crosschannel.pretext.task import (
@@ -140,9 +138,6 @@ class Larsson(Pretext):
         found = hsv_to_rgb(torch.atan2(y, x) / (2 * math.pi) % 1, saturation, value)
         found = (found + (grey - found.mean(1))[:, None]).clamp(0, 1)
         return rgb_to_lab(found)[:, 1:]
-
-    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
-        return coloured_rows(net, self, crops)
 
 
 def _histogram(bins: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crosschannel.data import CentreCrop, CropConfig, ImageBatch, ImageSet, Stream, load_batches
 from crosschannel.models import initialisation as init
+from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.start import start_from
 from crosschannel.pretext.task import Pretext
 from crosschannel.training.held_out import HeldOut
@@ -112,5 +113,8 @@ class Pretraining:
         """Rows of what the task makes of up to eight held-out images, where any can be read."""
         chosen = np.unique(np.linspace(0, len(self.held_out.images) - 1, _PICTURES).astype(int))
         crops = [sample.content for sample in (self.held_out[int(i)] for i in chosen) if sample.is_whole]
-        found = self.pretext.pictures(net, crops) if crops else None
+        if not crops:
+            return {}
+        pretext = self.pretext
+        found = coloured_rows(net, pretext, crops) if pretext.colours else pretext.pictures(net, crops)
         return {} if found is None else {"step": found}

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +12,6 @@ from crosschannel.color import ABQuantizer, rgb_to_lab
 from crosschannel.color.quantizer import Q
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.classification import sparse_cross_entropy
-from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.config import SplitBrainConfig
 from crosschannel.pretext.task import (
     OF_A_CONSTANT,
@@ -126,9 +124,6 @@ class SplitBrain(Pretext):
     def maps(self, outputs: Halves, temperature: float | None = None) -> Tensor:
         """ab of the half that sees lightness: annealed mean."""
         return self.quantizer.decode(outputs.ab, self.temperature if temperature is None else temperature)
-
-    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
-        return coloured_rows(net, self, crops)
 
 
 def _cross_entropy(logits: Tensor, bins: Tensor) -> Tensor:

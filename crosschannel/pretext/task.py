@@ -162,7 +162,8 @@ class Pretext(nn.Module):
 
     @torch.inference_mode()
     def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray | None:
-        """Held-out crops (S, S, 3) uint8 as rows of what was seen, said and true; None: there is nothing to see."""
+        """Held-out crops (S, S, 3) uint8 as rows of what a task that does not colour has said and what is true; None:
+        there is nothing to see."""
         return None
 
 

@@ -45,16 +45,13 @@ def upsampled(
     y = _positions(torch.arange(rows.start, rows.stop, device=maps.device), scale[0], offset, h)
     x = _positions(torch.arange(width, device=maps.device), scale[1], offset, w)
     if lightness is None:
-        places = [2 * at / max(1, count - 1) - 1 for at, count in ((x, w), (y, h))]
-        grid = torch.stack(torch.meshgrid(*places, indexing="xy"), -1)[None].to(maps)
-        grid = grid.expand(len(maps), -1, -1, -1)
-        return nn.functional.grid_sample(maps, grid, align_corners=True, padding_mode="border")
+        return bilinear(maps, y, x)
     of_points, of_pixels = lightness
     total: Tensor | float = 0.0
     found: Tensor | float = 0.0
-    for row, of_row in _corners(y, h):
+    for row, of_row in corners(y, h):
         values, guide = maps[:, :, row], of_points[:, :, row]
-        for column, of_column in _corners(x, w):
+        for column, of_column in corners(x, w):
             difference = (guide[:, :, :, column] - of_pixels).square_()
             weight = difference.mul_(-0.5 / sigma**2).exp_().add_(_FLOOR).mul_(of_row[:, None] * of_column)
             total, found = total + weight, found + weight * values[:, :, :, column]
@@ -66,8 +63,16 @@ def _positions(pixels: Tensor, scale: float, offset: float, count: int) -> Tenso
     return ((pixels + 0.5) * scale - offset).clamp(0, count - 1)
 
 
-def _corners(positions: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The points before and after each position, and their weights."""
+def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Values of maps (N, C, h, w) at positions y (R,) and x (W,), in steps from the first point → (N, C, R, W)."""
+    places = [2 * at / max(1, count - 1) - 1 for at, count in ((x, maps.shape[3]), (y, maps.shape[2]))]
+    grid = torch.stack(torch.meshgrid(*places, indexing="xy"), -1)[None].to(maps)
+    grid = grid.expand(len(maps), -1, -1, -1)
+    return nn.functional.grid_sample(maps, grid, align_corners=True, padding_mode="border")
+
+
+def corners(positions: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The points before and after each position, in steps from the first of ``count`` points, and their weights."""
     first = positions.floor().long().clamp(max=max(0, count - 2))
     after = positions - first
     return (first, 1 - after), ((first + 1).clamp(max=count - 1), after)
