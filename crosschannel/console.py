@@ -6,11 +6,12 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 T = TypeVar("T")
 
@@ -39,6 +40,16 @@ def stderr_console(quiet: bool = False) -> Console:
 def stdout_console(**options: Any) -> Console:
     """For what a command was asked for."""
     return _PlainConsole(highlight=False, **{"soft_wrap": True, **options})
+
+
+def table(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> Table:
+    """Cells by the label of their row; the first column of ``head`` is the labels'."""
+    made = Table()
+    for number, column in enumerate(head):
+        made.add_column(column, justify="right" if number else "left")
+    for label, cells in rows.items():
+        made.add_row(label, *cells)
+    return made
 
 
 def say(text: str) -> None:

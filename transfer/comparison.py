@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crosschannel.console import stderr_console
+from crosschannel.console import stderr_console, table
 from crosschannel.errors import UserError
 from crosschannel.evaluation.metrics import FIGURES
 from crosschannel.files import user_path
@@ -18,7 +18,7 @@ from crosschannel.parsing import named
 from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Result, Rows, finished_runs
 from transfer.config import CompareConfig
-from transfer.protocol import Figures, print_captioned, table
+from transfer.protocol import Figures, print_captioned
 from transfer.protocols import PROTOCOLS, SCORED
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.table import Table as Printed
 
+from crosschannel.console import table
 from crosschannel.report import Block, Figure, Heading, Table, Text, accuracy_by_layer
 from crosschannel.runs.result import Result
 from transfer.groups import Group, by_size, called, over_seeds, setting
-from transfer.protocol import table
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
 _WORDS = {"top1": "top-1", "top5": "top-5", "mean_iu": "linear", "knn_mean_iu": "nearest neighbours"}

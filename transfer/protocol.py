@@ -1,7 +1,7 @@
 """What a protocol is, and the one flow in which each is run, called from Python or from the command line."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -226,13 +226,3 @@ def print_captioned(caption: str, table: Table) -> None:
     console = stdout_console(soft_wrap=False)
     console.print(caption, markup=False, soft_wrap=True)
     console.print(table)
-
-
-def table(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> Table:
-    """Cells by the label of their row; the first column of ``head`` is the labels'."""
-    made = Table()
-    for number, column in enumerate(head):
-        made.add_column(column, justify="right" if number else "left")
-    for label, cells in rows.items():
-        made.add_row(label, *cells)
-    return made

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import rich.table
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from crosschannel.console import progress, stderr_console, stdout_console
+from crosschannel.console import progress, stderr_console, stdout_console, table
 from crosschannel.data import ImageSet, Stream, Subset
 from crosschannel.data.open import open_evaluated_images, open_training_images
 from crosschannel.data.order import epoch_order
@@ -207,9 +206,4 @@ def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run:
 def _show(figures: dict[str, float], names: list[str]) -> None:
     """The measured table on stdout."""
     found = measured("", {name: cells(figures, name, {}) for name in names})
-    shown = rich.table.Table()
-    for number, column in enumerate(found.head):
-        shown.add_column(column, justify="right" if number else "left")
-    for row in found.rows:
-        shown.add_row(*row)
-    stdout_console(soft_wrap=False).print(shown)
+    stdout_console(soft_wrap=False).print(table({label: cells for label, *cells in found.rows}, found.head))

@@ -9,12 +9,13 @@ from rich.table import Table
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from crosschannel.console import table
 from crosschannel.data.decode import EncodedImage
 from crosschannel.runs.result import Ragged, Result
 from transfer.pascal.masks import IGNORED
 from transfer.pascal.metrics import segmentation_figures
 from transfer.prediction import Prediction, Predictor
-from transfer.protocol import Figures, table
+from transfer.protocol import Figures
 
 _SIDE, _GAP = 240, 6  # pixels of a picture among others, and between them
 

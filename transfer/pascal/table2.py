@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.table import Table as Printed
 
+from crosschannel.console import table
 from crosschannel.files import Writer
 from crosschannel.report import Block, Figure, Heading, Table, Text
 from crosschannel.runs.result import Result
 from transfer.groups import Group, called, over_seeds, setting
 from transfer.pascal.plots import bars_by_class, classes_of, confusion_matrix
 from transfer.pascal.published import COLUMNS, TABLE_2, UNCERTAIN
-from transfer.protocol import table
 
 # protocol: (images that the published figures are over, the sets that they learned from and are over, its figure)
 _OF = {

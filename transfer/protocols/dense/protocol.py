@@ -14,6 +14,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from crosschannel.console import table
 from crosschannel.data import Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.open import hold_out
@@ -33,7 +34,7 @@ from transfer.layers import by_layer, layers_section
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
 from transfer.prediction import Finished, Predictor, views_of
-from transfer.protocol import Data, Measurement, Protocol, figures_of, measure, table
+from transfer.protocol import Data, Measurement, Protocol, figures_of, measure
 from transfer.protocols.dense.config import DenseConfig
 from transfer.protocols.dense.linear import DenseHeads, DenseProbe, PointHead
 from transfer.protocols.dense.memory import PointMemory

@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from crosschannel.console import table
 from crosschannel.data import CentreCrop, Stream, TenCrops, TrainingCrops, View
 from crosschannel.data.open import hold_out
 from crosschannel.data.views import IndexOnly
@@ -27,7 +28,7 @@ from transfer.heads import load_head, save_heads
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section
 from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
-from transfer.protocol import Data, Measurement, Protocol, figures_of, measure, table
+from transfer.protocol import Data, Measurement, Protocol, figures_of, measure
 from transfer.protocols.linear_probe.config import LinearProbeConfig
 from transfer.protocols.linear_probe.published import IMAGENET_PROBES
 from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, metrics
