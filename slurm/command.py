@@ -16,6 +16,7 @@ from crosschannel.data.open import open_images
 from crosschannel.data.remote import is_remote
 from crosschannel.data.shards import expand
 from crosschannel.errors import UserError, foreign
+from crosschannel.factories import working_folder_importable
 from crosschannel.files import user_path, write_text
 from crosschannel.hub import load_backbone, load_classifier, load_colorizer
 from crosschannel.hub.sources import (
@@ -24,7 +25,6 @@ from crosschannel.hub.sources import (
     is_fetched,
     parse_source,
     source_paths,
-    working_folder_importable,
 )
 from crosschannel.runs.config import (
     TrainedConfig,

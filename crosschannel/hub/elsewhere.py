@@ -1,23 +1,21 @@
 """Sources that are nets of other libraries, and of the user's own code."""
 
-import importlib
 import inspect
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError, foreign
+from crosschannel.factories import make
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_state
 from crosschannel.hub.files import load_state
 from crosschannel.hub.formats import FORMATS, IMAGENET
 from crosschannel.hub.from_files import Loaded, resized
-from crosschannel.hub.sources import Source, working_folder_importable
+from crosschannel.hub.sources import Source
 from crosschannel.hub.state_dicts import read_state
-from crosschannel.keys import check_config
 from crosschannel.models import Backbone, InputSpec, wrap
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.wrapped import ModuleNet, TimmNet
@@ -54,7 +52,7 @@ def load_torchvision(source: Source, _data: object) -> Loaded:
     model, input, weights = torchvision_model(source)
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
     format = f"torchvision-{source.name}"  # AlexNet and VGG-16 have the literature's layers, fc6 and fc7 among them
-    net = import_state(model.state_dict(), format, source.text).net if format in FORMATS else ModuleNet(model)
+    net = import_state(model.state_dict(), format, source.text).net if format in FORMATS else wrap(model, input).net
     return net, input, Provenance(source.text, details)
 
 
@@ -76,7 +74,7 @@ def timm_model(source: Source) -> tuple[nn.Module, InputSpec]:
         import timm
     except ImportError:
         raise UserError("timm nets need timm: pip install 'crosschannel[timm]'") from None
-    weights, local = _timm_weights(source)
+    weights, local = _local_weights(source)
     with foreign(f"timm could not create {source.name!r}"):
         model = timm.create_model(source.name, pretrained=weights is None)
     if local:
@@ -84,7 +82,7 @@ def timm_model(source: Source) -> tuple[nn.Module, InputSpec]:
     return model, _timm_input(source, model.pretrained_cfg, "rgb")
 
 
-def _timm_weights(source: Source) -> tuple[str | None, Path | None]:
+def _local_weights(source: Source) -> tuple[str | None, Path | None]:
     """The option ``weights``, and the file that it names."""
     weights = source.options.get("weights")
     local = user_path(weights) if weights and weights.lower() != "none" else None
@@ -97,11 +95,12 @@ def _timm_input(source: Source, config: dict[str, Any], kind: str) -> InputSpec:
     size = source.integer("size", 0) or config.get("input_size", (3, 224, 224))[-1]
     resize = source.integer("resize", round(size / config.get("crop_pct", 0.875)))
     mean, std = tuple(config.get("mean", InputSpec.mean)), tuple(config.get("std", InputSpec.std))
-    return InputSpec(kind, size, resize, config.get("interpolation", "bilinear"), mean, std)
+    input = InputSpec(kind, size, resize, config.get("interpolation", "bilinear"), mean, std)
+    return input.changed(**source.look() | {"size": size, "resize": resize})
 
 
 def load_timm(source: Source, _data: object) -> Loaded:
-    weights, local = _timm_weights(source)
+    weights, local = _local_weights(source)
     input_kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
     size = source.integer("size", 0) or None
     net = TimmNet(source.name, 1 if input_kind == "grey" else 3, pretrained=weights is None, image_size=size)
@@ -119,22 +118,24 @@ def _torch_weights(path: Path, drop: str | None = None) -> dict[str, Tensor]:
 
 def load_factory(source: Source, _data: object) -> Loaded:
     """A callable of the user's that returns an nn.Module (RGB, ImageNet's normalisation) or a Backbone."""
-    module_name, _, attribute = source.name.partition(":")
-    if module_name.partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{source.name!r}: {module_name} is a module of Python's own; name one of yours")
-    with foreign(f"cannot import {source.name!r}"), working_folder_importable():
-        factory = getattr(importlib.import_module(module_name), attribute)
-    with foreign(f"{source.name}() failed"):
-        made = factory()
+    made, details = make(source.name), {}
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")
+    weights, local = _local_weights(source)
+    if local:
+        load_state(_module_of(made), _torch_weights(local), weights)
+        details["weights"] = weights
     if isinstance(made, Backbone):
         if not isinstance(made.input, InputSpec) or not isinstance(made.provenance, Provenance):
             raise UserError(f"{source.name} returned a Backbone without an InputSpec or a Provenance")
-        check_config(made.input)
+        made.provenance.details |= details
         json.dumps(made.provenance.to_dict())  # it is going to be written
-        return made.net, made.input, made.provenance
-    if not isinstance(made, nn.Module):
-        raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")
-    kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
-    size = source.integer("size", 224)
-    input = InputSpec(kind, size, source.integer("resize", max(size, 256)))
-    return wrap(made, input).net, input, Provenance(source.text, {})
+        return made.net, made.input.changed(**source.look()), made.provenance
+    input = InputSpec(source.choice("input", ("rgb", "grey", "lab"), "rgb"), 224, 256).changed(**source.look())
+    return wrap(made, input).net, input, Provenance(source.text, details)
+
+
+def _module_of(made: nn.Module) -> nn.Module:
+    """The user's own module in what a factory returns."""
+    made = made.net if isinstance(made, Backbone) else made
+    return made.model if isinstance(made, ModuleNet) else made

@@ -11,8 +11,8 @@ from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
-from crosschannel.hub.files import is_ours, read_weights
-from crosschannel.hub.from_files import Loaded, fetched, for_transfer, weights_path
+from crosschannel.hub.files import is_ours
+from crosschannel.hub.from_files import Loaded, fetched, for_transfer, read_ours, weights_path
 from crosschannel.hub.sources import KINDS, Source, parse_source
 from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family
 from crosschannel.models import initialisation as init
@@ -28,7 +28,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
     if source.name not in FAMILIES and inner.kind == "path" and user_path(inner.name).exists():
         path = weights_path(inner, "backbone.safetensors")
         if is_ours(path):
-            meta = read_weights(path)[1]
+            meta = read_ours(path, inner)[1]
             spec, input = meta.net, meta.input
         else:
             found = import_weights(path)
@@ -62,24 +62,33 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
 
 
 def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Module, InputSpec]:
-    """A net of another library with the initial weights that its authors gave it."""
+    """A net of another library with the initial weights that its authors gave it.
+
+    A factory may have loaded some: what can be initialised anew is, and what cannot must be what it begins with, one
+    number everywhere or numbers drawn at random.
+    """
     unknown = sorted(source.options.keys() - KINDS[inner.kind].options - {"seed", "data"})
     if unknown:
         raise UserError(f"{source.text!r}: no option {unknown[0]!r} for a net of {inner.kind}")
     options = {key: value for key, value in source.options.items() if key in KINDS[inner.kind].options}
     if "weights" in KINDS[inner.kind].options:
         options["weights"] = "none"
+    made = Source(inner.kind, inner.name, source.text, options)
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        other = dict(KINDS[inner.kind].load(made, None)[0].named_parameters()) if inner.kind == "factory" else {}
         torch.manual_seed(seed)
-        net, input, _ = KINDS[inner.kind].load(Source(inner.kind, inner.name, source.text, options), None)
-        if inner.kind == "factory":  # it may have loaded weights
-            for module in net.modules():
-                if hasattr(module, "reset_parameters"):
-                    with foreign(f"{source.text!r}: its {type(module).__name__} cannot be initialised anew"):
-                        module.reset_parameters()
-                elif next(module.parameters(recurse=False), None) is not None:
-                    what = type(module).__name__
-                    raise UserError(f"{source.text!r}: its {what} has no reset_parameters, to be initialised anew")
+        net, input, _ = KINDS[inner.kind].load(made, None)
+        for place, module in net.named_modules() if inner.kind == "factory" else ():
+            what = type(module).__name__
+            if hasattr(module, "reset_parameters"):
+                with foreign(f"{source.text!r}: its {what} cannot be initialised anew"):
+                    module.reset_parameters()
+                continue
+            for name, parameter in module.named_parameters(place, recurse=False):
+                if (parameter == parameter.flatten()[0]).all() or not torch.equal(parameter, other[name]):
+                    continue
+                raise UserError(f"{source.text!r}: its {what} has no reset_parameters, to be initialised anew")
     return net, input
 
 

@@ -1,18 +1,20 @@
 """Sources that are files: ours, somebody else's, published ones that are fetched first."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from crosschannel.errors import UserError
+from crosschannel.factories import is_factory
 from crosschannel.files import user_path
 from crosschannel.hub import zoo
 from crosschannel.hub.convert import import_weights
-from crosschannel.hub.files import is_ours, load_state, read_weights
+from crosschannel.hub.files import Metadata, is_ours, load_state, read_weights
 from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import WEIGHTS, Source
-from crosschannel.models import InputSpec, NetSpec, build_net, family, widen_to_lab
+from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family, widen_to_lab
 from crosschannel.models.alexnet import OURS
 from crosschannel.models.backbone import Provenance
 
@@ -28,12 +30,26 @@ def weights_path(source: Source, name: str) -> Path:
             raise UserError(f"{path} has no {name}: {hint}")
         return path / name
     if not path.exists():
-        raise UserError(f"no source {source.text!r}: neither a file or run folder nor a known kind")
+        raise UserError(f"no source {source.text!r}: neither a file or run folder nor a known kind{_hint(source.name)}")
     if not path.is_file():
         raise UserError(f"{path} is not a regular file")
     if path.suffix not in WEIGHTS:
         raise UserError(f"{path} is not a run folder or a weights file ({', '.join(WEIGHTS)})")
     return path
+
+
+def _hint(name: str) -> str:
+    """What a name that is no source was likely to mean."""
+    import torchvision
+
+    if name in FAMILIES:
+        return f"; did you mean random:{name}?"
+    with contextlib.suppress(ImportError):
+        import timm
+
+        if timm.is_model(name.partition(".")[0]):
+            return f"; did you mean timm:{name}?"
+    return f"; did you mean torchvision:{name}?" if name in torchvision.models.list_models() else ""
 
 
 def fetched(source: Source) -> Source:
@@ -46,11 +62,23 @@ def fetched(source: Source) -> Source:
     return source
 
 
+def read_ours(path: Path, source: Source) -> tuple[dict[str, Tensor], Metadata]:
+    """Tensors and metadata of one of our files; one that was fetched makes no code of the user's run.
+
+    Raises:
+        UserError: see :func:`~crosschannel.hub.files.read_weights`.
+    """
+    state, meta = read_weights(path)
+    if is_factory(meta.net.name) and source.text.startswith(("hf-hub:", "zoo:")):
+        raise UserError(f"{source.text} is a net of {meta.net.name}, which is not called for what was fetched")
+    return state, meta
+
+
 def load_path(source: Source, _data: object) -> Loaded:
     path = weights_path(source, "backbone.safetensors")
     if not is_ours(path):
         return _load_imported(path, source)
-    state, meta = read_weights(path)
+    state, meta = read_ours(path, source)
     if meta.objective is not None:
         state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
     spec, input = for_transfer(source, meta.net, meta.input)
@@ -88,6 +116,8 @@ def for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSp
 
 
 def resized(source: Source, input: InputSpec) -> InputSpec:
-    """The input with the source's own ``size`` and ``resize``."""
-    size = source.integer("size", input.size)
-    return replace(input, size=size, resize=source.integer("resize", max(size, input.resize)))
+    """The input as the source's options have it; a size alone leaves what images are resized to, where that will do."""
+    look = source.look()
+    if "size" in look:
+        look.setdefault("resize", max(look["size"], input.resize))
+    return input.changed(**look)

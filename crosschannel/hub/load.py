@@ -13,7 +13,7 @@ from crosschannel.errors import UserError, foreign
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.files import COLORIZER, PRETEXT, is_ours, load_state, read_weights
-from crosschannel.hub.from_files import fetched, weights_path
+from crosschannel.hub.from_files import fetched, read_ours, weights_path
 from crosschannel.hub.sources import KINDS, inner_source, parse_source
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.backbone import Provenance
@@ -38,12 +38,13 @@ def load_backbone(
             :mod:`crosschannel.hub.sources`.
         layers: what ``features`` gives when it is not told; default all.
         frozen: eval mode and no gradients; else training mode, with gradients.
-        device, dtype: of the weights.
+        device: of the weights.
+        dtype: of the weights.
         data: images from which a fresh net's statistics or k-means filters are taken, by name or as a set, where the
             source does not name them; default ``builtin:sample``.
 
     Returns:
-        a :class:`~crosschannel.models.Backbone`.
+        a Backbone.
 
     Raises:
         UserError: no such source, a file that does not hold a backbone, an unknown layer.
@@ -95,7 +96,7 @@ def load_pretext(source: str) -> Whole:
     path = weights_path(parsed, _whole_file(parsed.name))
     if not is_ours(path):
         return _imported(path, source)
-    state, meta = read_weights(path)
+    state, meta = read_ours(path, parsed)
     if meta.objective is None:
         raise UserError(f"{source} holds a backbone without its head; give its run folder")
     config = task_row(meta.task).load().for_use(meta.objective)

@@ -3,21 +3,19 @@
 runs/alexnet-0          FILE.safetensors, .pth, .caffemodel      random:alexnet,input=grey,seed=1
 gaussian:alexnet,input=grey            kmeans:alexnet,input=lab,data=DIR      random:SOURCE
 torchvision:alexnet,weights=none
-timm:resnet50.a1_in1k   timm:resnet50,weights=my.pth      package.module:factory
+timm:resnet50.a1_in1k   timm:resnet50,weights=my.pth      package.module:factory,weights=my.pth,size=128,mean=0.5
 zoo:eccv16              hf-hub:owner/name
 """
 
-import contextlib
 import importlib.util
-import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from crosschannel.errors import UserError, foreign
+from crosschannel.factories import is_factory, working_folder_importable
 from crosschannel.files import user_path
 from crosschannel.keys import FC_WIDTH, SEED, SIDE, Range
 from crosschannel.runs.config import named_paths, sources
@@ -51,6 +49,7 @@ class Kind:
 
 _FILE = frozenset({"geometry", "input", "size", "resize"})
 _FRESH = frozenset({"input", "seed", "fc", "geometry", "variant", "size", "resize"})
+_LOOK = frozenset({"size", "resize", "mean", "std", "interpolation"})  # attributes of a net's input
 KINDS = {
     "path": Kind("from_files:load_path", _FILE),
     "zoo": Kind("from_files:load_path", _FILE, is_fetched=True),
@@ -58,15 +57,9 @@ KINDS = {
     "random": Kind("fresh:load_random", _FRESH | {"data", "norm"}, is_fresh=True),
     "gaussian": Kind("fresh:load_gaussian", _FRESH, is_fresh=True),
     "kmeans": Kind("fresh:load_kmeans", _FRESH | {"data", "norm"}, is_fresh=True),
-    "torchvision": Kind(
-        "elsewhere:load_torchvision", frozenset({"weights", "size", "resize"}), is_fetched=True, of_a_library=True
-    ),
-    "timm": Kind(
-        "elsewhere:load_timm", frozenset({"weights", "input", "size", "resize"}), is_fetched=True, of_a_library=True
-    ),
-    "factory": Kind(
-        "elsewhere:load_factory", frozenset({"input", "size", "resize"}), of_a_library=True, of_the_user=True
-    ),
+    "torchvision": Kind("elsewhere:load_torchvision", _LOOK | {"weights"}, is_fetched=True, of_a_library=True),
+    "timm": Kind("elsewhere:load_timm", _LOOK | {"weights", "input"}, is_fetched=True, of_a_library=True),
+    "factory": Kind("elsewhere:load_factory", _LOOK | {"weights", "input"}, of_a_library=True, of_the_user=True),
 }
 WEIGHTS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".caffemodel")  # how names of weights files end
 RANGES: dict[str, Range] = {"size": SIDE, "resize": SIDE, "seed": SEED, "fc": FC_WIDTH}  # of whole numbers
@@ -100,6 +93,25 @@ class Source:
             raise UserError(f"{self.text!r}: {key} must be one of {', '.join(allowed)}, got {value!r}")
         return value
 
+    def look(self) -> dict[str, Any]:
+        """The attributes of a net's input that its options name, see :meth:`InputSpec.changed`.
+
+        Raises:
+            UserError: mean or std is neither a number nor three.
+        """
+        found: dict[str, Any] = {key: int(self.options[key]) for key in ("size", "resize") if key in self.options}
+        found |= {key: self.options[key] for key in ("interpolation",) if key in self.options}
+        for key in self.options.keys() & {"mean", "std"}:
+            try:
+                numbers = [float(number) for number in self.options[key].split(":")]
+            except ValueError:
+                numbers = []
+            if len(numbers) not in (1, 3):
+                words = f"{key} is a number, or three such as 0.485:0.456:0.406"
+                raise UserError(f"{self.text!r}: {words}, got {self.options[key]!r}")
+            found[key] = numbers[0] if len(numbers) == 1 else numbers
+        return found
+
 
 def parse_source(text: str) -> Source:
     """Read a source string.
@@ -114,16 +126,18 @@ def parse_source(text: str) -> Source:
     head, *pairs = text.split(",")
     kind, colon, name = head.partition(":")
     if not colon or kind not in KINDS:
-        kind, name = ("factory" if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", head) else "path"), head
+        kind, name = ("factory" if is_factory(head) else "path"), head
     if not name:
         raise UserError(f"the source {text!r} names nothing")
-    options = {}
+    options, known = {}, KINDS[kind].options
+    if KINDS[kind].is_fresh:  # a twin is made as the other is, whatever its weights
+        known |= KINDS[parse_source(name).kind].options
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not value:
             raise UserError(f"{text!r}: {pair!r} is not an option; options look like seed=1")
-        if key not in KINDS[kind].options:
-            raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(KINDS[kind].options))}")
+        if key not in known:
+            raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(known))}")
         rule = RANGES.get(key)
         if rule and not (value.isascii() and value.isdecimal() and len(value) < 20 and rule.holds(int(value))):
             raise UserError(f"{text!r}: {key} must be a whole number {rule.words}, got {value!r}")
@@ -175,9 +189,9 @@ def known_layers(source: Source) -> tuple[str, ...]:
 
 
 def _names_a_file(source: Source) -> bool:
-    """Whether the option ``weights`` is a path: timm's always is, torchvision's may be the name of published ones."""
-    weights = source.options.get("weights", "none")
-    return weights.lower() != "none" and (source.kind == "timm" or Path(weights).suffix in WEIGHTS)
+    """Whether the option ``weights`` is a path: but for torchvision's, which may be the name of published ones."""
+    weights = "none" if KINDS[source.kind].is_fresh else source.options.get("weights", "none")
+    return weights.lower() != "none" and (source.kind != "torchvision" or Path(weights).suffix in WEIGHTS)
 
 
 def source_files(text: str) -> dict[str, Path]:
@@ -194,7 +208,7 @@ def source_files(text: str) -> dict[str, Path]:
         with foreign(f"cannot find {source.name!r}"), working_folder_importable():
             spec = importlib.util.find_spec(source.name.partition(":")[0])
         found |= {"module": Path(spec.origin)} if spec and spec.origin else {}
-    if "weights" in source.options:
+    if "weights" in source.options and not KINDS[source.kind].is_fresh:
         found["weights"] = user_path(source.options["weights"])
     return {key: path for key, path in found.items() if path.is_file()}
 
@@ -208,13 +222,3 @@ def input_files(config: Any) -> dict[str, Path]:
         for number, name in enumerate(names)
     }
     return found | {key: path for key, path in named.items() if path.is_file()}
-
-
-@contextlib.contextmanager
-def working_folder_importable() -> Iterator[None]:
-    """What stands in the working folder can be named, as with ``python -m``."""
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.pop(0)

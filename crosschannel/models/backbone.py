@@ -3,15 +3,16 @@
 import contextlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
-from crosschannel.errors import UserError
-from crosschannel.keys import SIDE, Spelling, above, require
+from crosschannel.errors import UserError, foreign
+from crosschannel.keys import SIDE, Spelling, above, check_config, require
 from crosschannel.models.layers import LayeredNet, dense
 from crosschannel.models.wrapped import ModuleNet
 
@@ -49,6 +50,24 @@ class InputSpec:
     def channels(self) -> int:
         return CHANNELS[self.kind]
 
+    def changed(self, **given: Any) -> "InputSpec":
+        """The same with other attributes; ``resize`` follows ``size`` in proportion, unless it is given.
+
+        Args:
+            given: attributes; None and what is not given stay. One number for mean or std is that of all channels.
+
+        Raises:
+            UserError: an attribute that cannot be.
+        """
+        given = {key: value for key, value in given.items() if value is not None}
+        for key in given.keys() & {"mean", "std"}:
+            given[key] = (float(given[key]),) * 3 if isinstance(given[key], int | float) else tuple(given[key])
+        if "size" in given:
+            given.setdefault("resize", max(given["size"], round(given["size"] * self.resize / self.size)))
+        changed = replace(self, **given)
+        check_config(changed)
+        return changed
+
     def preprocess(self, rgb: Tensor) -> Tensor:
         """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, ``channels``, H, W) float."""
         if self.kind in ("grey", "lab"):
@@ -84,6 +103,14 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@contextlib.contextmanager
+def taking(size: int) -> Iterator[None]:
+    """A net that cannot take crops of a size says so in one sentence, and how it is told another."""
+    told = "SOURCE,size=N or crosschannel.wrap(net, size=N) says what it takes"
+    with foreign(f"the backbone cannot take crops of {size} px ({told})"):
+        yield
 
 
 @contextlib.contextmanager
@@ -126,20 +153,72 @@ class Backbone(nn.Module):
         self.layers: tuple[str, ...] = tuple(net.layers)
         self.default_layers = self._known(layers) if layers else self.layers
         self._shapes: dict[str, tuple[int, int]] | None = None
+        self._has_seen_floats = False
 
     def _known(self, layers: Sequence[str]) -> tuple[str, ...]:
         layers = [layers] if isinstance(layers, str) else layers
-        unknown = [name for name in layers if not self.has_layer(name)]
-        if unknown:
-            raise UserError(f"no layer {unknown[0]!r}; this backbone has {', '.join(self.layers)}")
+        for name in layers:
+            if not self.has_layer(name):
+                raise self.no_layer(name)
         return tuple(layers)
+
+    def no_layer(self, name: str) -> UserError:
+        """The error that there is no layer of a name: it lists those there are."""
+        nested = self.net.deeper("*.*") or self.net.deeper("*.*.*") if isinstance(self.net, ModuleNet) else []
+        hint = f", and deeper ones by their dotted names, such as {nested[0]}" if nested else ""
+        return UserError(f"no layer {name!r}; this backbone has {', '.join(self.layers)}{hint}")
+
+    def find_layers(self, pattern: str) -> list[str]:
+        """The layers that a name or a pattern such as ``conv*`` fits: of those listed, else of deeper ones.
+
+        Raises:
+            UserError: none.
+        """
+        found = [layer for layer in self.layers if fnmatchcase(layer, pattern)]
+        if not found and self.has_layer(pattern):
+            found = [pattern]
+        if not found and isinstance(self.net, ModuleNet):
+            found = self.net.deeper(pattern)
+        if not found:
+            raise self.no_layer(pattern)
+        return found
 
     def has_layer(self, name: str) -> bool:
         """Whether features of that name can be had; nets of other libraries may have more than ``layers`` lists."""
         return name in self.layers or getattr(self.net, "has_layer", self.layers.__contains__)(name)
 
+    def choose_layers(self, wanted: str) -> tuple[str, ...]:
+        """The layers that a user names, in the net's order; deeper ones than the net lists come last.
+
+        Args:
+            wanted: "all", or names and patterns such as ``conv*`` and ``blocks.*`` by commas.
+
+        Raises:
+            UserError: a name that fits no layer; the message lists those there are.
+        """
+        patterns = [name.strip() for name in wanted.split(",")]
+        fitting = [self.find_layers("*" if pattern == "all" else pattern) for pattern in patterns]
+        found = dict.fromkeys(layer for layers in fitting for layer in layers)
+        listed = [layer for layer in self.layers if layer in found]
+        return (*listed, *(layer for layer in found if layer not in listed))
+
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """RGB (N, 3, H, W), float in [0, 1] → what the net was trained on. Pad after this, where zero is grey."""
+        """RGB (N, 3, H, W), float in [0, 1] or uint8 → what the net was trained on. Pad after this, where zero is grey.
+
+        Raises:
+            UserError: it is no such batch; the range of floats is looked at once.
+        """
+        if not isinstance(rgb, Tensor):
+            raise UserError(
+                f"a backbone takes a batch of pictures, a tensor (N, 3, H, W), not {type(rgb).__name__}; "
+                "torchvision.transforms.functional.pil_to_tensor(picture)[None] makes one"
+            )
+        if rgb.ndim != 4 or rgb.shape[1] != 3:
+            raise UserError(f"a backbone takes a batch of RGB pictures (N, 3, H, W), got {tuple(rgb.shape)}")
+        if not self._has_seen_floats and rgb.is_floating_point() and not _is_traced():
+            self._has_seen_floats = True
+            if rgb.numel() and rgb.max() > 2:
+                raise UserError(f"floats are RGB in [0, 1], got up to {rgb.max():g}: divide by 255, or give uint8")
         return self.input.preprocess(rgb)
 
     def features(self, x: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -323,7 +402,8 @@ class Backbone(nn.Module):
         """Channels and stride of some layers, by how much their maps grow."""
         size = self.input.size
         with at_rest(self):
-            small = self._sizes(size, layers)
+            with taking(size):
+                small = self._sizes(size, layers)
             try:
                 large = self._sizes(size + 128, layers)
             except (RuntimeError, AssertionError):  # a net of one size, such as a ViT: its maps tile the input
@@ -343,29 +423,48 @@ class Backbone(nn.Module):
         return blank.to(next(self.parameters(), blank))
 
 
+def _is_traced() -> bool:
+    """Whether what is called is being written down as a graph, which holds no questions about values."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.jit.is_scripting()
+
+
 def wrap(
-    module: nn.Module, input: InputSpec | None = None, layers: Mapping[str, str] | None = None, source: str = ""
+    module: nn.Module,
+    input: InputSpec | None = None,
+    layers: Mapping[str, str] | None = None,
+    source: str = "",
+    **given: Any,
 ) -> Backbone:
     """Any module as a backbone.
 
     Args:
-        module: takes (N, C, H, W). One that has ``layers`` and ``forward_features(x, layers)`` is taken as it is; of
-            any other the named submodules are the layers (see :class:`~crosschannel.models.wrapped.ModuleNet`). A
-            Backbone is returned unchanged.
+        module: takes (N, C, H, W). One that has ``layers`` (names) and ``forward_features(x, layers)`` is taken as it
+            is; of any other the named submodules are the layers, as far as a forward pass reaches them and they give
+            maps (see :class:`~crosschannel.models.wrapped.ModuleNet`). A Backbone is returned unchanged.
         input: what it was trained on; default RGB with ImageNet's statistics at 224 px.
-        layers: public names → submodule names, in order of execution; default every direct child by its name.
+        layers: public names → submodule names, in order of execution; default see above.
         source: what results call it; default the name of its class.
+        given: attributes of the input, over what it has: ``size=128, mean=0.5, std=0.5, interpolation="bicubic"``.
 
     Raises:
-        UserError: it has no named submodules.
+        UserError: it has no named submodules, or an input cannot be so.
 
     Example::
 
-        backbone = crosschannel.wrap(my_net, crosschannel.InputSpec("rgb", 128, 146))
+        backbone = crosschannel.wrap(my_net, size=128)
         transfer.knn(backbone, "torchvision:imagenette")
     """
     if isinstance(module, Backbone):
         return module
-    is_layered = hasattr(module, "layers") and hasattr(module, "forward_features")
-    net = module if is_layered and layers is None else ModuleNet(module, layers)
-    return Backbone(net, input or InputSpec("rgb", 224, 256), provenance=Provenance(source or type(module).__name__))
+    input = (input or InputSpec("rgb", 224, 256)).changed(**given)
+    provenance = Provenance(source or type(module).__name__)
+    named = getattr(module, "layers", None)
+    if layers is None and isinstance(named, tuple | list) and hasattr(module, "forward_features"):
+        return Backbone(module, input, provenance=provenance)
+    net = ModuleNet(module, layers)
+    if layers is None:
+        first = next(module.parameters(), torch.zeros(0))
+        blank = torch.zeros(2, input.channels, input.size, input.size).to(first)
+        with at_rest(module), torch.random.fork_rng([first.device] if first.is_cuda else []):
+            net.settle(blank)
+    return Backbone(net, input, provenance=provenance)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from crosschannel.errors import UserError
+from crosschannel.factories import is_factory
 from crosschannel.models.alexnet import VARIANTS, AlexNet
 from crosschannel.models.colornet import ColorNet
+from crosschannel.models.factory import FactoryNet
 from crosschannel.models.spec import NetSpec
 from crosschannel.models.vgg import VGG16
 from crosschannel.models.wrapped import TimmNet
@@ -66,6 +68,7 @@ FAMILIES: dict[str, Family] = {
 _TIMM = Family(
     lambda spec, image_size: TimmNet(spec.name.removeprefix("timm:"), spec.in_channels, image_size=image_size)
 )
+_FACTORY = Family(lambda spec, image_size: FactoryNet(spec.name, spec.in_channels, image_size))
 
 
 def family(name: str) -> Family:
@@ -76,8 +79,10 @@ def family(name: str) -> Family:
     """
     if name.startswith("timm:"):
         return _TIMM
+    if is_factory(name):
+        return _FACTORY
     if name not in FAMILIES:
-        raise UserError(f"no net {name!r}: there are {', '.join(FAMILIES)} and timm:NAME")
+        raise UserError(f"no net {name!r}: there are {', '.join(FAMILIES)}, timm:NAME and package.module:factory")
     return FAMILIES[name]
 
 

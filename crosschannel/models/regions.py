@@ -96,7 +96,7 @@ def plan_regions(
         parts, below, resolution = (), _last_fine(backbone), resolution or 7
     layer = layer or below
     if layer not in backbone.layers:
-        raise UserError(f"no layer {layer!r}; this backbone has {', '.join(backbone.layers)}")
+        raise backbone.no_layer(layer)
     if head != "mlp" and layer != below:
         raise UserError(f"layer {layer}: the head {head} stands on {below}; leave one of both out, or give head mlp")
     channels = backbone.channels[parts[-1]] if parts else backbone.channels[layer] * resolution**2

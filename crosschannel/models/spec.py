@@ -13,7 +13,7 @@ class NetSpec:
     """What a net is.
 
     Attributes:
-        name: a net family (see :mod:`crosschannel.models.nets`), or timm:NAME.
+        name: a net family (see :mod:`crosschannel.models.nets`), timm:NAME or package.module:factory.
         in_channels: 1 (grey) or 3 (Lab, RGB).
         norm: BatchNorm as in pretraining; False once it is absorbed.
         fc: width of fc6 and fc7 of AlexNet and VGG-16, 0 for none.

@@ -1,7 +1,8 @@
 """Nets that are not ours, behind the same two attributes: ``layers`` and ``forward_features``."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -109,13 +110,26 @@ class _LastLayerReached(Exception):
     pass
 
 
+def _parts(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Dotted names of a module's parts, in order: its children, and those of lists and dicts of modules."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _parts(child, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
 class ModuleNet(nn.Module):
     """Any ``nn.Module``: its named submodules are its layers, read by forward hooks.
 
     Args:
         model: takes (N, C, H, W); it is called as it is and left as soon as the last layer asked for is known.
-        layers: public names → submodule names, in order of execution; default: every direct child by its name.
+        layers: public names → submodule names, in order of execution; default: every direct child by its name, of
+            lists and dicts of modules every member (``blocks.3``), and of a net that is one child that child's.
             Deeper ones can be asked for by their dotted names (``layer3.0``).
+
+    Attributes:
+        left_out: listed layers that features cannot be had of, and why, once :meth:`settle` has looked.
 
     What gives vectors (N, C) is a map of one position. Tokens (N, L, C) are a square map, without the class token
     where there is one more (that is ``NAME_class``). Of square inputs, maps (N, h, h, C) are known to have their
@@ -125,10 +139,53 @@ class ModuleNet(nn.Module):
     def __init__(self, model: nn.Module, layers: Mapping[str, str] | None = None):
         super().__init__()
         self.model = model
-        self._paths = dict(layers) if layers else {name: name for name, _ in model.named_children()}
+        self._paths = dict(layers) if layers else {name: name for name in self._parts()}
         if not self._paths:
             raise UserError(f"{type(model).__name__} has no named submodules to take features from")
         self.layers = tuple(self._paths)
+        self.left_out: dict[str, str] = {}
+
+    def _parts(self) -> list[str]:
+        found = list(_parts(self.model))
+        while len(found) == 1 and (inner := list(_parts(self.model.get_submodule(found[0]), f"{found[0]}."))):
+            found = inner  # a net in a wrapper
+        return found
+
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> None:
+        """Look at one forward pass: list the layers that it reaches and that give maps, in order of execution.
+
+        A net that does not take ``x`` keeps its list: what is wrong is said when features are asked for.
+
+        Args:
+            x: (N, C, H, W), N > 1.
+        """
+        reached: dict[str, str] = {}
+
+        def reader(name: str):
+            def read(_module, _inputs, output):
+                try:
+                    self._as_map(name, output, x)
+                except UserError as error:
+                    reached.setdefault(name, str(error))
+                else:
+                    reached.setdefault(name, "")
+
+            return read
+
+        handles = [self.part(name).register_forward_hook(reader(name)) for name in self.layers]
+        try:
+            self.model(x)
+        except Exception:
+            return
+        finally:
+            for handle in handles:
+                handle.remove()
+        unused = {name: f"layer {name!r} is not reached in a forward pass" for name in self.layers}
+        self.left_out = {name: why for name, why in (unused | reached).items() if why}
+        self.layers = tuple(name for name in reached if name not in self.left_out)
+        if not self.layers:
+            raise UserError(f"no part of {type(self.model).__name__} gives a feature map (N, C, h, w)")
 
     @torch.compiler.disable  # hooks that leave the forward pass are not for compilers
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -160,6 +217,16 @@ class ModuleNet(nn.Module):
         except AttributeError:
             return False
         return bool(name)
+
+    def deeper(self, pattern: str) -> list[str]:
+        """Dotted names of the submodules that a pattern fits, part by part: ``layer*.0`` is not ``layer1.0.conv1``."""
+        wanted = pattern.split(".")
+        named = ((name, name.split(".")) for name, _ in self.model.named_modules())
+        return [
+            name
+            for name, parts in named
+            if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)) and name not in self.layers
+        ]
 
     def is_classifier(self, name: str) -> bool:
         """Whether a layer is a linear layer, or a sequence that ends in one: what a model says, not what it sees."""

@@ -37,7 +37,6 @@ def leaves(): sys.exit(0)
 def leaves_later(): return Late(SystemExit(0))
 def silent(): raise Silent()
 def base(): raise BaseException("\x1b[2J")
-def lazy(): return nn.Sequential(nn.LazyConv2d(4, 3))
 def one_row(): return Short()
 def fails_later(): return Late(KeyError("no such layer"))
 def text(): return "a net"
@@ -65,7 +64,7 @@ SOURCES = [
     "odd:raises", "odd:needs", "odd:leaves", "odd:leaves_later", "odd:fails_later", "odd:text", "odd:nothing",
     "odd:long",
     "odd:gone", "broken:make", "leaving:make", "gone:make", "odd.deeper:make", "sys:exit", "os:getcwd", "builtins:exit",
-    "random:odd:leaves", "odd:silent", "odd:base", "odd:lazy", "odd:one_row",
+    "random:odd:leaves", "odd:silent", "odd:base", "odd:one_row",
     "random:odd:needs", "odd:sys.exit", "__main__:x",
 ]  # fmt: skip
 

@@ -1,0 +1,50 @@
+"""Nets of the user's own: ``package.module:factory``, a function without arguments that returns one."""
+
+import contextlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from crosschannel.errors import UserError, foreign
+
+
+def is_factory(name: str) -> bool:
+    """Whether a name is written as one of a factory."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
+
+
+@contextlib.contextmanager
+def working_folder_importable() -> Iterator[None]:
+    """What stands in the working folder can be named, as with ``python -m``."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
+def make(name: str, in_channels: int | None = None) -> Any:
+    """What a factory returns.
+
+    Args:
+        name: package.module:factory.
+        in_channels: of the input, for a factory that takes ``in_channels`` or ``in_chans``.
+
+    Raises:
+        UserError: it cannot be imported, or fails.
+    """
+    module_name, _, attribute = name.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(f"{name!r}: {module_name} is a module of Python's own; name one of yours")
+    with foreign(f"cannot import {name!r}"), working_folder_importable():
+        factory = getattr(importlib.import_module(module_name), attribute)
+    options = {}
+    if in_channels is not None:
+        with contextlib.suppress(TypeError, ValueError):  # of what tells nobody what it takes
+            takes = inspect.signature(factory).parameters
+            options = {key: in_channels for key in ("in_channels", "in_chans") if key in takes}
+    with foreign(f"{name}() failed"):
+        return factory(**options)
