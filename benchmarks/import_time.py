@@ -1,4 +1,5 @@
-"""Seconds of imports and of loading a saved backbone, in processes of their own: `python benchmarks/import_time.py`."""
+"""Seconds of imports, of help and of loading a saved backbone, in processes of their own:
+`python benchmarks/import_time.py`."""
 
 import argparse
 import json
@@ -6,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from timing import machine, table
@@ -29,8 +31,18 @@ def seconds(code: str, runs: int, before: str = "") -> float:
     return statistics.median(json.loads(output.splitlines()[-1]) for output in outputs)
 
 
+def process(*words: str, runs: int) -> float:
+    """The median of whole processes."""
+    found = []
+    for _ in range(runs):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+        found.append(time.perf_counter() - begun)
+    return statistics.median(found)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()
     print(machine(), f"median of {options.runs} processes", sep="; ")
@@ -45,6 +57,12 @@ def main() -> None:
         took = seconds(code, options.runs)
         rows.append((code, took, took / torch))
     table("Imports", ("", "s", "times import torch"), rows)
+    whole = process("-c", "import torch", runs=options.runs)
+    rows = [("python -c 'import torch'", whole, 1.0)]
+    for words in ("crosschannel.cli --help", "crosschannel.cli pretrain --help", "transfer.cli detect --help"):
+        took = process("-m", *words.split(), runs=options.runs)
+        rows.append((words.replace(".cli", ""), took, took / whole))
+    table("Help, whole processes", ("", "s", "times import torch"), rows)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, fc in (("trunk", 0), ("with fc6 and fc7", 4096)):

@@ -147,6 +147,11 @@ def run(program: Program, argv: list[str]) -> int:
     if name not in program.commands:
         raise UserError(f"no command {name!r}; there are {', '.join(program.commands)}")
     command = program.commands[name]
+    if {"-h", "--help"} & set(rest):
+        from crosschannel.help import help_text
+
+        print(help_text(command, program.name, name, rest, program.folder(name)))
+        return 0
     config = program.parse(name, rest)
     if hasattr(config, "protocol") and os.environ.get("RANK", "0") == "0":  # of a measurement: what recipe it is of
         say(f"{program.name} {name}: {_which_config(rest)}")
@@ -175,4 +180,7 @@ def run(program: Program, argv: list[str]) -> int:
         return WORKER_LOST
     finally:
         sys.unraisablehook, threading.excepthook = hook, thread_hook
+    following = named(command.after)(config) if command.after and os.environ.get("RANK", "0") == "0" else []
+    if following:
+        say("\n  ".join(["next:", *following]))
     return 0

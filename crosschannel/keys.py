@@ -117,14 +117,21 @@ def check_config(config: Any, prefix: str = "") -> None:
                 raise UserError(f"{name} must be a number of at most 63 bits, got {str(leaf)[:20]}…")
             if isinstance(leaf, str) and "\0" in leaf:
                 raise UserError(f"{name} holds a NUL character: {leaf!r}")
-            for rule in _rules(hint):
+            for rule in declared(hint):
                 if not rule.holds(leaf):
                     raise UserError(f"{name} must be {rule.words}, got {value!r}")
     if hasattr(config, "check"):
         config.check()
 
 
-def _rules(hint: Any) -> tuple[Any, ...]:
+def plain_type(hint: Any) -> Any:
+    """A type without what is declared in it, and without None."""
+    while get_origin(hint) in (Annotated, Union, types.UnionType):
+        hint = next(member for member in get_args(hint) if member is not type(None))
+    return hint
+
+
+def declared(hint: Any) -> tuple[Any, ...]:
     """What is declared in a type, optional or not."""
     members = (hint, *get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return tuple(rule for member in members for rule in getattr(member, "__metadata__", ()))

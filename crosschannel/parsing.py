@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -12,12 +11,13 @@ from functools import lru_cache
 from importlib import import_module
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from crosschannel.errors import UserError
 from crosschannel.files import user_path
-from crosschannel.keys import check_config
+from crosschannel.keys import check_config, plain_type
 from crosschannel.runs.config import RENAMED, renamed
+from crosschannel.runs.config import keys as config_keys
 from crosschannel.stored import check_yaml, read_yaml
 
 
@@ -26,7 +26,8 @@ class Command:
     """One command of a program.
 
     Attributes:
-        config: module:dataclass of its keys; a method ``default_out(name)`` of it fills in a missing ``out``. No torch
+        config: module:dataclass of its keys; a method ``default_out(name, recipe)`` of it, given the config's name
+            and keys, fills in a missing ``out``. No torch
             is imported for it, so that help is quick.
         function: module:function that takes the config.
         help: one line.
@@ -35,6 +36,9 @@ class Command:
         configs: folder of its packaged configs, where that is not the program's.
         by: a key on which the others depend: ``config`` is then module:function of its value (None where it is not
             given) that returns the dataclass.
+        told_by: what a config of it is called: the flag that names one.
+        tail: what follows the flags where it is typed.
+        after: module:function of its config → the commands that one would type next.
     """
 
     config: str
@@ -44,6 +48,9 @@ class Command:
     aliases: dict[str, str] = field(default_factory=dict)
     configs: Path | None = None
     by: str = ""
+    told_by: str = "config"
+    tail: str = ""
+    after: str = ""
 
     def keys(self, argv: Sequence[str] = (), configs: Path = Path()) -> type:
         """The dataclass of its keys, as far as flags (and the config that they name) choose among several."""
@@ -80,8 +87,13 @@ def config_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def find_config(name: str, folder: Path) -> Path:
+def find_config(name: str, folder: Path, called: str = "config") -> Path:
     """A config file: a path, or the name of one of those in a folder.
+
+    Args:
+        name: as typed.
+        folder: of the packaged ones.
+        called: what a file of this kind is called.
 
     Raises:
         UserError: neither; the message lists the packaged ones.
@@ -92,10 +104,10 @@ def find_config(name: str, folder: Path) -> Path:
     if (folder / f"{name}.yaml").is_file():
         return folder / f"{name}.yaml"
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-    raise UserError(f"no config {name!r}: neither a file nor a packaged one ({known})")
+    raise UserError(f"no {called} {name!r}: neither a file nor a packaged one ({known})")
 
 
-def parse(command: Command, program: str, name: str, argv: list[str], configs: Path) -> Any:
+def parse(command: Command, program: str, name: str, argv: list[str], configs: Path, whole: bool = True) -> Any:
     """Flags (over a config file) → the dataclass of a command.
 
     Args:
@@ -103,41 +115,26 @@ def parse(command: Command, program: str, name: str, argv: list[str], configs: P
         program, name: what it is called.
         argv: the flags.
         configs: folder of its packaged configs.
+        whole: nothing that the command needs may be missing.
 
     Raises:
         UserError: an unknown key, a bad value, a missing file; one sentence.
     """
-    from argparse import SUPPRESS, ArgumentError
+    from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
-        def format_help(self) -> str:
-            """A key's range stands where its type stands."""
-            return re.sub(r"Annotated\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1", super().format_help())
-
         def _print_message(self, message: str, file: Any = None) -> None:
             """As argparse's, which says nothing of output that nobody takes."""
             print(message, end="", file=file)
 
     _read_yaml_strictly()
     config_class, positional = command.keys(argv, configs), command.positional
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    many = {entry.name for entry in fields(config_class) if entry.type == list[str]}
-    places = "".join(f" {key.upper()}{' …' if key in many else ''}" for key in positional)
-    parser = Parser(
-        prog=f"{program} {name}",
-        usage=f"{program} {name}{places} [--config NAME|FILE] [--KEY VALUE …]",
-        description=command.help if sys.flags.optimize > 1 else config_class.__doc__,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
+    parser = Parser(prog=f"{program} {name}", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
     _add_positionals(parser, config_class, positional)
-    for action in parser._actions:
-        if type(action).__name__ == "_ActionConfigLoad":  # --optim FILE and the like: possible, not worth a line
-            action.help = SUPPRESS
     argv, path = _prepare(argv, configs, command, parser, config_class)
     try:
         values = parser.instantiate(parser.parse_args(argv))
@@ -147,8 +144,12 @@ def parse(command: Command, program: str, name: str, argv: list[str], configs: P
         raise UserError(f"the command line cannot be read: {type(error).__name__}: {error}") from error
     keys = {entry.name for entry in fields(config_class)}
     config = config_class(**{key: value for key, value in vars(values).items() if key in keys})
-    if getattr(config, "out", "") is None:
-        config.out = config.default_out(Path(path).stem or name)
+    missing = [name for name, entry, value in config_keys(config) if entry.metadata.get("needed") and not value]
+    if whole and missing:
+        raise UserError(f"missing: {', '.join(missing)}")
+    if whole and getattr(config, "out", "") is None and hasattr(config, "default_out"):
+        recipe = read_yaml(Path(path), f"the config {path}") if path else {}
+        config.out = config.default_out(Path(path).stem or name, recipe)
     check_config(config)
     for key in ("out", "model"):  # a shell leaves the ~ of --out=~/x to us
         if isinstance(getattr(config, key, None), str):
@@ -197,6 +198,7 @@ def _one_sentence(message: str, keys: list[str]) -> str:
         return f"{group[1]} is a group of keys: give one of them, such as --{member}"
     for pattern, words in (
         (r"Expected a <class 'tuple'>", "expected two numbers such as [0.5, 1.0]"),
+        (r"[Ee]xpected a?\s?tuple with 2 elements", "expected two numbers such as [0.5, 1.0]"),
         (r"Expected a <class 'list'>", "expected a list such as [1, 2]"),
         (r"^the following arguments are required: (.*)$", r"missing: \1"),
         (r'^Parser key "([\w.]+)": ', r"\1: "),
@@ -224,18 +226,19 @@ def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None
 def _prepare(
     argv: list[str], configs: Path, command: Command, parser: Any, config_class: type
 ) -> tuple[list[str], str]:
-    """Flags by their keys, with '_' for '-', `--config` as a path, switches with a value, and words that follow one
-    another as a list; the config's path besides."""
+    """Flags by their keys, with '_' for '-', `--config` as a path, switches with a value, and lists of words as one:
+    those of several flags of a name, and, where nothing is given by place, those that follow one another; the config's
+    path besides."""
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     groups = {key.rpartition(".")[0] for key in types}
-    prepared, path = [], ""
+    prepared, path, lists = [], "", {}
     rest = deque(argv)
     while rest:
         argument = rest.popleft()
         flag, equals, value = argument.partition("=")
         if flag == "--config":
             value = value if equals else rest.popleft() if rest else ""
-            path = str(find_config(value, configs))
+            path = str(find_config(value, configs, command.told_by))
             tree = _check_file(path, config_class)
             now = renamed(tree)
             prepared += ["--config", path if now == tree else json.dumps(now)]
@@ -252,21 +255,25 @@ def _prepare(
                 if not equals:
                     rest.popleft()
                 equals, value = "=", f"[{following}]"  # a list of numbers, as one would type it
-            if types.get(key) == list[str] and not equals and not command.positional:
-                words = list(takewhile(lambda word: not word.startswith("--"), rest))
-                rest = deque(list(rest)[len(words) :])
-                equals, value = "=", json.dumps(words) if len(words) != 1 or words[0][:1] != "[" else words[0]
+            if plain_type(types.get(key)) == list[str]:
+                words = [value] if equals else list(takewhile(lambda word: not word.startswith("--"), rest))
+                words = words[:1] if command.positional else words
+                rest = rest if equals else deque(list(rest)[len(words) :])
+                if len(words) != 1 or words[0][:1] != "[":
+                    lists.setdefault(key, []).extend(words)
+                    continue
+                equals, value = "=", words[0]
             alone = types.get(key) is bool and not equals and following.lower() not in ("true", "false")
             prepared.append(f"--{key}{equals}{value}" + ("=true" if alone else ""))
         else:
             prepared.append(argument)
-    return prepared, path
+    return [*prepared, *(f"--{key}={json.dumps(words)}" for key, words in lists.items())], path
 
 
 def _is_numbers(hint: Any) -> bool:
     """Whether a key is a list of numbers."""
-    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return plain in (list[int], list[float])
+    plain = plain_type(hint)
+    return get_origin(plain) in (list, tuple) and get_args(plain)[0] in (int, float)
 
 
 def _check_file(path: str, config_class: type) -> dict[str, Any]:

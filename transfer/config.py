@@ -1,11 +1,12 @@
 """Keys that protocols share, and those of the commands on finished runs. No torch here: help is quick."""
 
-import re
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from crosschannel.keys import Count, Device, Out, Part, Seed, Share, Spelling, Text, Workers, at_least, below, within
-from crosschannel.runs.config import TrainedConfig, data, path, runtime, seed, source
+from crosschannel.runs.config import TrainedConfig, data, path, runtime, seed, slug, source
 
 Pooling = Literal["average", "windows", "vissl", "bilinear", "global", "deepcluster"]
 Cache = Literal["off", "memory", "disk"]
@@ -19,22 +20,26 @@ class MeasureConfig:
 
     protocol: ClassVar[str]
 
-    backbone: Text = source()
+    backbone: Text = source("")
     """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
-    data: Text = data()
+    data: Text = data("")
     """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
     builtin:sample"""
     out: Out | None = runtime(None)
-    """run folder; default runs/PROTOCOL-BACKBONE-CONFIG-SEED"""
+    """run folder; default runs/PROTOCOL-BACKBONE-LAYER-DATA-CONFIG-SEED"""
     seed: Seed = seed()
     """of whatever is drawn at random"""
     device: Device = runtime("auto")
     """auto, cpu, cuda or cuda:N"""
 
-    def default_out(self, name: str) -> str:
-        """A run folder that names protocol, backbone, config and seed."""
-        slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", re.sub(r"[\w.~-]*/+", "", self.backbone)).strip("-")
-        return f"runs/{self.protocol}-{slug}-{name if name != self.protocol else 'default'}-{self.seed}"
+    def default_out(self, name: str, recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """A run folder that names protocol, backbone, images, config and seed, and the layer where it is another than
+        its recipe's."""
+        config, data = name if name != self.protocol else "default", slug(self.data.rpartition(":")[2])
+        layer = getattr(self, "layer", "")
+        own = [] if layer == recipe.get("layer", "all" if layer else "") else [slug(layer.replace("*", ""))]
+        parts = [self.protocol, slug(self.backbone), *own]
+        return f"runs/{'-'.join([*parts, *dict.fromkeys([data, config])])}-{self.seed}"
 
 
 @dataclass
@@ -160,6 +165,8 @@ class ReportConfig:
     runs: list[str] = path(factory=list, help="run folders, of any protocol")
     title: str = "What the backbones learned"
     """of the page"""
+    label: list[str] = field(default_factory=list)
+    """RUN=TEXT or BACKBONE=TEXT …: what runs are called on the page"""
     overwrite: bool = False
     """replace files that no report has written"""
     seed: Seed = seed()

@@ -1,8 +1,10 @@
 """The keys of every command: a dataclass is its YAML file, its flags and its help. No torch here: help is quick."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from crosschannel.keys import (
     FC_WIDTH,
@@ -28,7 +30,7 @@ class ModelConfig:
     """The net."""
 
     name: str = "alexnet"
-    """alexnet, colornet, vgg16 or timm:NAME"""
+    """alexnet, colornet, vgg16, timm:NAME, or package.module:factory, a function of yours"""
     fc: Annotated[int, FC_WIDTH] = 4096
     """width of AlexNet's fc6 and fc7, and of VGG-16's in tasks that use them; 0 leaves them out"""
     norm: bool = True
@@ -68,7 +70,7 @@ class PretrainConfig(TrainedConfig):
     objective: ColorizationConfig = field(default_factory=ColorizationConfig)
     crop: CropConfig = field(default_factory=CropConfig)
 
-    def default_out(self, name: str) -> str:
+    def default_out(self, name: str, _recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
         return f"runs/{name}-{self.seed}"
 
     def check(self) -> None:
@@ -98,10 +100,12 @@ def pretrain_keys(task: str | None) -> type[PretrainConfig]:
 class ColorizeConfig:
     """Colour pictures: files or folders in, files of the same size out, their lightness kept."""
 
-    model: str = source(loads="colorizer")
-    """a run folder, its colorizer.safetensors, zoo:eccv16, hf-hub:owner/name or an eccv16 .pth"""
-    out: Out
-    """folder for the coloured pictures"""
+    model: str = source("zoo:eccv16", loads="colorizer")
+    """a run folder, its colorizer.safetensors, zoo:eccv16 (the paper's net, downloaded once), hf-hub:owner/name or an
+    eccv16 .pth"""
+    out: Out | None = None
+    """folder for the coloured pictures, or of a single one the file (.png, .jpg); default photo-coloured.png beside
+    photo.jpg, and the folder scans-coloured beside scans"""
     images: list[str] = path(
         factory=list, help="picture files, folders of them, or builtin:sample", packaged=("builtin:sample",)
     )
@@ -115,8 +119,8 @@ class ColorizeConfig:
     """colours that sRGB cannot show: map moves them towards grey and keeps their lightness, clip clips channels"""
     size: Annotated[int, at_least(0, 4096)] = 0
     """short side at which the net looks at a picture; 0 takes the net's own"""
-    format: Literal["png", "jpeg"] = "png"
-    """of the files written"""
+    format: Literal["png", "jpeg"] | None = None
+    """of the files written; default by the ending of --out, else png"""
     overwrite: bool = False
     """replace files that this command has not written; pictures to be coloured stay in any case"""
     seed: Seed = seed()
@@ -180,8 +184,8 @@ class ExportConfig:
     """what of it: colorizer is the whole net with its decode, for onnx: lightness in, distribution and ab out"""
     licence: str | None = None
     """of the weights, as the Hugging Face Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
-    layers: list[str] = field(default_factory=list)
-    """maps that an onnx file gives; none named: all"""
+    layer: Text = "all"
+    """maps that an onnx file gives: one layer, several (by commas), patterns such as conv*, or all"""
     probes: list[str] = path(factory=list)
     """finished probe runs of this backbone, for a table in the card"""
     card: bool = True
@@ -195,7 +199,7 @@ class ExportConfig:
 
     def check(self) -> None:
         require(self.part == "backbone" or self.format == "onnx", "part colorizer is for format onnx", self.format)
-        require(self.part == "backbone" or not self.layers, "part colorizer has no layers to choose", self.layers)
+        require(self.part == "backbone" or self.layer == "all", "part colorizer has no layers to choose", self.layer)
 
 
 @dataclass
@@ -240,6 +244,16 @@ class ImportConfig:
 @dataclass
 class ZooConfig:
     """List the weights that `zoo:NAME` knows."""
+
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
+class ConfigsConfig:
+    """List the packaged configs, those of every command in its own group."""
 
     seed: Seed = seed()
     """taken as by every command; nothing is drawn at random"""

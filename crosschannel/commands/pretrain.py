@@ -135,3 +135,6 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
     if pictures:
         console.print(f"held-out pictures: {pictures[-1]}", markup=False)
     console.print(f"validation curve: {curve}", markup=False)
+    console.print(f"weights: {run.path / 'backbone.safetensors'}, {whole}", markup=False)
+    if headline.figure in found.figures:
+        console.print(f"held-out images: {headline.sentence(found.figures[headline.figure])}", markup=False)

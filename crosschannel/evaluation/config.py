@@ -1,14 +1,16 @@
 """The keys of `crosschannel evaluate`, and how a method is written. No torch here: help is quick."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from crosschannel.errors import UserError
 from crosschannel.keys import Count, Device, Out, Seed, Text, Workers, at_least, require, within
 from crosschannel.runs.config import data as images
-from crosschannel.runs.config import path, runtime, seed, source
+from crosschannel.runs.config import path, runtime, seed, slug, source
 
 BASELINES = ("grey", "random", "truth")
 OWN = "own"  # the prior of the evaluated images
@@ -90,7 +92,7 @@ class EvaluateConfig:
     methods: list[str] = source(factory=lambda: list(BASELINES), loads="colorizer", named=_source_of)
     """nets that colour, as [NAME=]SOURCE[,temperature=T], and the baselines grey, random and truth"""
     out: Out | None = runtime(None)
-    """run folder; default runs/evaluate-SEED"""
+    """run folder; default runs/evaluate-DATA-SEED"""
     random_from: Text | None = images(None)
     """images that the baseline random copies colours from; default other images of --data"""
     prior: Text = path(OWN, packaged=(OWN,))
@@ -121,8 +123,8 @@ class EvaluateConfig:
     device: Device = runtime("auto")
     """auto, cpu, cuda or cuda:N"""
 
-    def default_out(self, name: str) -> str:
-        return f"runs/{name}-{self.seed}"
+    def default_out(self, name: str, _recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
+        return f"runs/{name}-{slug(self.data.rpartition(':')[2])}-{self.seed}"
 
     def check(self) -> None:
         parse_methods(self.methods)

@@ -37,6 +37,10 @@ from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.ranks import World, join_world, leave_world
 
 _PART = 512  # images of a part
+_MEANING = (
+    "AuC: the share of pixels whose colour is within a threshold of the truth, averaged over thresholds of 0 to 150; "
+    "rebalanced: as if all colours were equally common. What grey reaches is worth nothing."
+)
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -200,6 +204,7 @@ def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run:
     what = ", ".join([*config.methods, *(f"{key} {value}" for key, value in told.items() if value not in (None, OWN))])
     finish(run, config, what, config.data, len(indices), figures, rows)
     _show(figures, [painter.method.name for painter in evaluator.painters])
+    stdout_console().print(_MEANING, markup=False)
     stdout_console().print(f"page: {page}", markup=False)
 
 

@@ -33,6 +33,14 @@ class Headline:
     reference: float | None = None
     without: str = ""
 
+    def sentence(self, value: float) -> str:
+        """What a value means, for who sees it for the first time."""
+        if self.reference is None:
+            return f"{value:.3g} {self.words}"
+        if value >= self.reference:
+            return f"{value:.3g} {self.words}: it has learned nothing yet"
+        return f"{value:.3g} {self.words}: it knows something of the pictures (1 is nothing, 0 everything)"
+
 
 OF_A_CONSTANT = "of the best constant's"
 

@@ -7,8 +7,10 @@ that a command's help is quick.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -25,6 +27,11 @@ def runtime(default: Any = MISSING) -> Any:
     return field(default=default, metadata={"runtime": True})
 
 
+def slug(text: str) -> str:
+    """The last parts of paths in a text, as a part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", re.sub(r"[\w.~-]*/+(?=.)", "", text)).strip("-/")[:60]
+
+
 def source(
     default: Any = MISSING,
     factory: Any = MISSING,
@@ -39,8 +46,10 @@ def source(
         help: of a key that is given by place.
         loads: what is made of it.
         named: a value → the source in it, empty where there is none.
+
+    A default of "" is none: a command needs the key, a call from Python has its own argument for it.
     """
-    told = {"role": "source", "help": help, "loads": loads, "named": named}
+    told = {"role": "source", "help": help, "loads": loads, "named": named, "needed": default == ""}
     return (
         field(default=default, metadata=told) if factory is MISSING else field(default_factory=factory, metadata=told)
     )
@@ -53,8 +62,11 @@ def data(default: Any = MISSING, help: str = "", fetched_by: str = "") -> Any:
         default: its default.
         help: of a key that is given by place.
         fetched_by: the key that says that what is not there is to be fetched.
+
+    A default of "" is none, see :func:`source`.
     """
-    return field(default=default, metadata={"role": "data", "runtime": True, "help": help, "fetched_by": fetched_by})
+    told = {"role": "data", "runtime": True, "help": help, "fetched_by": fetched_by, "needed": default == ""}
+    return field(default=default, metadata=told)
 
 
 def path(
@@ -308,6 +320,36 @@ def science(config: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
         or (entry.metadata.get("role") and value not in entry.metadata.get("packaged", ()))
     }
     return {name: value for name, value in flatten(stored).items() if name not in apart}
+
+
+def with_keys(config: Any, given: Mapping[str, Any]) -> Any:
+    """A config with other values.
+
+    Args:
+        config: a dataclass of keys; it is not changed.
+        given: by name; a key of a group by its dotted name, or by the last part where no other group has such a key
+            (``epochs`` is ``train.epochs``). A group may be given whole.
+
+    Raises:
+        UserError: no such key, or several of that name.
+    """
+    names = [name for name, _, _ in keys(config)] + [e.name for e in fields(config) if is_dataclass(e.type)]
+    for key, value in given.items():
+        meant = [key] if key in names else [name for name in names if name.rpartition(".")[2] == key]
+        if len(meant) > 1:
+            raise UserError(f"the key {key!r} may be {' or '.join(meant)}: give it as **{{{meant[0]!r}: …}}")
+        if not meant:
+            close = get_close_matches(key, [*names, *(name.rpartition(".")[2] for name in names)], 1)
+            raise UserError(f"no key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        group, _, inner = meant[0].rpartition(".")
+        if isinstance(value, Mapping) and is_dataclass(getattr(config, meant[0], None)):
+            group, changed = meant[0], with_keys(getattr(config, meant[0]), value)
+        elif group:
+            changed = with_keys(getattr(config, group), {inner: value})
+        else:
+            group, changed = inner, value
+        config = replace(config, **{group: changed})
+    return config
 
 
 def renamed(tree: Mapping[str, Any]) -> dict[str, Any]:

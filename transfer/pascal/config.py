@@ -20,7 +20,7 @@ SetsWithMasks = Annotated[str, _WITH_SBD]
 class PascalConfig(MeasureConfig):
     """Keys of every protocol on PASCAL VOC."""
 
-    data: Text = data(fetched_by="download")
+    data: Text = data("", fetched_by="download")
     """the VOCdevkit folder (VOC2007 and the like are in it)"""
     train_set: Sets = "2007:trainval"
     """image sets that are learned, such as 2007:trainval,2012:trainval"""

@@ -29,7 +29,9 @@ class Entry:
     @property
     def command(self) -> Command:
         """Its row of the command line."""
-        return Command(f"{self.module}.config:{self.config}", "transfer.protocol:main", self.help)
+        return Command(
+            f"{self.module}.config:{self.config}", "transfer.protocol:main", self.help, after="transfer.after:measure"
+        )
 
     def load(self):
         """The :class:`~transfer.protocol.Protocol`."""

@@ -1,0 +1,148 @@
+"""What a newcomer reads: help, the list of configs, what one would type next, and how things are spelt."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from crosschannel.cli import PROGRAM as CROSSCHANNEL
+from crosschannel.cli import main
+from crosschannel.help import documented
+from crosschannel.parsing import named
+from slurm.cli import PROGRAM as SLURM
+from transfer.cli import PROGRAM as TRANSFER
+
+COMMANDS = [(program, name) for program in (CROSSCHANNEL, TRANSFER, SLURM) for name in program.commands]
+
+
+def helped(program, name, capsys, *more) -> str:
+    package = "slurm" if program is SLURM else program.name
+    assert named(f"{package}.cli:main")([name, *more, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("program", "name"), COMMANDS, ids=lambda part: getattr(part, "name", part))
+def test_help_names_every_key_in_words(program, name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = helped(program, name, capsys)
+    assert max(map(len, text.splitlines())) <= 80 or "usage" in max(text.splitlines(), key=len)
+    assert not re.search(r"Optional\[|Literal\[|typing|NoneType|Annotated|taken as by every", text)
+    command = program.commands[name]
+    config = command.keys()
+    for entry in fields(config):
+        words = documented(config).get(entry.name, "")
+        if is_dataclass(entry.type):
+            for inner in fields(entry.type):
+                assert f"--{entry.name}.{inner.name}" in text
+        elif not words.startswith("taken as") and not entry.metadata.get("hidden"):
+            assert (entry.name.upper() if entry.name in command.positional else f"--{entry.name}") in text
+            assert words or entry.metadata.get("help"), f"{entry.name} is not explained"
+
+
+def test_help_says_defaults_ranges_and_what_is_needed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = " ".join(helped(CROSSCHANNEL, "pretrain", capsys).split())
+    assert "--data DATA a folder of images, tar shards, builtin:sample or torchvision:imagenette (needed)" in text
+    assert "(between 0 and 1; default 0.05)" in text and "--optim.betas X,X…" in text
+    assert "--model.norm true|false" in text and "--crop.kind random|random-in-centre" in text
+    assert text.index("The net:") < text.index("How the weights move:")  # what is its own comes first
+    assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--task", "larsson")
+    assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--config", "larsson")
+
+
+def test_help_and_configs_list_the_packaged_configs(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = helped(CROSSCHANNEL, "pretrain", capsys)
+    assert re.search(r"^  imagenette +An AlexNet trunk that learns well", text, re.M)
+    profiles = helped(SLURM, "submit", capsys)
+    assert re.search(r"^profiles \(--profile NAME", profiles, re.M) and "-- COMMAND …" in profiles
+    assert main(["configs"]) == 0
+    listed = capsys.readouterr().out
+    for folder in (CROSSCHANNEL.folder("pretrain"), TRANSFER.folder("segment")):
+        for path in folder.glob("*.yaml"):
+            assert re.search(rf"^  {re.escape(path.stem)} +\S", listed, re.M)
+    assert "transfer linear-probe --config" in listed
+
+
+def test_help_without_docstrings_still_helps():
+    words = [sys.executable, "-OO", "-m", "crosschannel.cli", "pretrain", "--help"]
+    found = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "--optim.lr X" in found and "learning rate" in found
+
+
+def test_lists_are_spelt_one_way():
+    config = CROSSCHANNEL.parse("pretrain", ["--data=d", "--crop.area", "0.2,1", "--optim.betas=0.8,0.9"])
+    assert (config.crop.area, config.optim.betas) == ((0.2, 1.0), (0.8, 0.9))
+    assert TRANSFER.parse("knn", ["--backbone=b", "--data=d", "--k", "5,20"]).k == [5, 20]
+    assert CROSSCHANNEL.parse("evaluate", ["--data=d", "--methods", "a", "b"]).methods == ["a", "b"]
+    assert CROSSCHANNEL.parse("evaluate", ["--data=d", "--methods=a", "--methods", "b"]).methods == ["a", "b"]
+    exported = CROSSCHANNEL.parse("export", ["r", "--out=o", "--probes", "p", "--probes=q", "--layers", "conv*,fc6"])
+    assert exported.probes == ["p", "q"] and exported.layer == "conv*,fc6"
+    report = TRANSFER.parse("report", ["--out=o", "--label", "a=b", "r", "s"])
+    assert report.runs == ["r", "s"] and report.label == ["a=b"]
+
+
+def test_run_folders_are_named_by_layer_and_images():
+    def out(*words):
+        return TRANSFER.parse("knn", ["--backbone=runs/a-0", *words]).out
+
+    assert out("--data=/data/imagenet/") == "runs/knn-a-0-imagenet-default-0"
+    assert out("--data=torchvision:imagenette", "--layer=conv*,fc6") == "runs/knn-a-0-conv-fc6-imagenette-default-0"
+    assert out("--data=x/y") != out("--data=x/z")
+    assert CROSSCHANNEL.parse("evaluate", ["--data=x/photos"]).out == "runs/evaluate-photos-0"
+
+
+PARSERS = {"crosschannel": CROSSCHANNEL, "transfer": TRANSFER}
+
+
+def following(said: str) -> list[list[str]]:
+    """The commands after the last ``next:``."""
+    return [shlex.split(line, comments=True) for line in said.rpartition("next:\n")[2].splitlines() if line.strip()]
+
+
+def test_what_comes_next_can_be_typed(finished_run, tmp_path, monkeypatch, capsys, photo_folder):
+    """Every command that is suggested is one that parses; those that need nothing more are run."""
+    from transfer.cli import main as transfer_main
+
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--size=32", "--workers=0"]
+    done = [
+        (main, ["colorize", "builtin:sample", f"--model={finished_run}", "--out=coloured"]),
+        (main, ["export", str(finished_run), "--out=e/backbone.safetensors"]),
+        (
+            main,
+            ["evaluate", f"--methods=a={finished_run}", "--methods=grey", f"--data={photo_folder}", *sizes, "--out=ev"],
+        ),
+        (transfer_main, ["knn", f"--backbone={finished_run}", f"--data={photo_folder}", "--workers=0", "--out=knn"]),
+        (main, ["prior", f"--data={photo_folder}", "--out=prior.npz", "--size=32"]),
+        (main, ["zoo"]),
+        (main, ["configs"]),
+    ]
+    for run, words in done:
+        assert run(words) == 0
+        commands = following(capsys.readouterr().err)
+        assert 1 <= len(commands) <= 2, words
+        for program, name, *flags in commands:
+            if "push" not in name:
+                assert PARSERS[program].commands[name]
+                if not {"--print_config"} & set(flags):
+                    PARSERS[program].parse(name, flags)
+        if words[0] == "knn":
+            for program, *flags in commands:  # its twin by the same recipe, and the page of both
+                assert {"transfer": transfer_main}[program](flags) == 0
+
+
+def test_a_pretraining_says_what_it_has_written_and_what_it_means(photo_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["pretrain", "--config=quickstart", f"--data={photo_folder}", "--train.steps=1", "--train.batch=8",
+             "--runtime.workers=0", "--runtime.tensorboard=false", "--out=runs/a"]  # fmt: skip
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "weights: runs/a/backbone.safetensors, runs/a/colorizer.safetensors" in said
+    assert re.search(r"held-out images: [\d.]+ of the best constant's: it has learned nothing yet", said)
+    colour, probe = following(said)
+    assert colour == ["crosschannel", "colorize", "photo.jpg", "--model", "runs/a"]
+    assert probe[:2] == ["transfer", "linear-probe"] and probe[-1] == str(photo_folder)
