@@ -6,11 +6,11 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn, track
 from rich.table import Table
 
 T = TypeVar("T")
@@ -52,6 +52,15 @@ def table(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> Table:
     return made
 
 
+def as_text(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> str:
+    """The cells of :func:`table` as plain text in columns."""
+    lines = [head, *([label, *cells] for label, cells in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        " ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for label, *cells in lines
+    )
+
+
 def say(text: str) -> None:
     """A line on stderr."""
     print(plain(text), file=sys.stderr)
@@ -62,6 +71,25 @@ def progress(items: Iterable[T], description: str, total: int, console: Console 
     console = console or stderr_console()
     silent = console.quiet or not console.is_terminal
     return iter(track(items, description, total, console=console, disable=silent, transient=True))
+
+
+@contextlib.contextmanager
+def progress_in_bytes(description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar of what is transferred, in a terminal.
+
+    Args:
+        description: of what.
+        total: bytes; 0 where that is not known.
+        done: bytes that are there already.
+
+    Returns:
+        to be called with the number of every further bytes.
+    """
+    console = stderr_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(description, total=total or None, completed=done)
+        yield lambda count: bar.advance(task, count)
 
 
 class _Tolerant:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from crosschannel.data import CentreCrop
 from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone, InputSpec, LayeredNet
-from crosschannel.models.backbone import at_rest
+from crosschannel.models.backbone import at_rest, taking
 from crosschannel.models.wrapped import TimmNet
 from crosschannel.runs.config import CropConfig
 from crosschannel.training.device import AUTO, device_kind
@@ -57,28 +56,6 @@ def of_size(backbone: Backbone, size: int) -> Backbone:
 def precision_of(precision: Precision, world: World) -> str:
     """The arithmetic of a forward pass, ``auto`` looked up by device; rank 0 decides."""
     return world.gather(AUTO[device_kind(world.device)][0] if precision == "auto" else precision)[0]
-
-
-def choose_layers(backbone: Backbone, wanted: str | Sequence[str]) -> tuple[str, ...]:
-    """The layers that a user names, in the net's order; deeper ones than the net lists come last.
-
-    Args:
-        backbone: has them.
-        wanted: "all", names, or patterns such as ``conv*``; in one string they are separated by commas.
-
-    Raises:
-        UserError: a name that fits no layer; the message lists those there are.
-    """
-    patterns = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted)
-    patterns = ["*" if pattern == "all" else pattern for pattern in patterns]
-    deeper = []
-    for pattern in dict.fromkeys(patterns):
-        if not any(fnmatchcase(layer, pattern) for layer in backbone.layers):
-            if not backbone.has_layer(pattern):
-                raise UserError(f"no layer {pattern!r}; this backbone has {', '.join(backbone.layers)}")
-            deeper.append(pattern)
-    listed = (layer for layer in backbone.layers if any(fnmatchcase(layer, pattern) for pattern in patterns))
-    return (*listed, *deeper)
 
 
 class FrozenFeatures:
@@ -147,5 +124,5 @@ class FrozenFeatures:
             UserError: the backbone cannot take crops of that size.
         """
         blank = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
-        with foreign(f"the backbone cannot take crops of {self.size} px"), at_rest(self.backbone):
+        with taking(self.size), at_rest(self.backbone):
             return {layer: tuple(feature.shape[1:]) for layer, feature in self._pooled(blank).items()}

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from crosschannel.models import Backbone
 from crosschannel.models.backbone import at_rest
 from crosschannel.parsing import config_folder, parse
 from crosschannel.report.page import Block
+from crosschannel.runs.config import with_keys
 from crosschannel.runs.folder import RunFolder, open_run
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import Result, Rows, finish, load_result, write_provenance
@@ -73,6 +74,14 @@ class Measurement:
     run: RunFolder
     world: World
     console: Console
+
+    def choose_layers(self) -> tuple[str, ...]:
+        """The layers that the config names; what ``all`` leaves out is said."""
+        wanted = self.config.layer
+        left_out = getattr(self.backbone.net, "left_out", {})
+        if "all" in wanted.split(",") and left_out:
+            self.console.print(f"left out: {'; '.join(left_out.values())}", markup=False)
+        return self.backbone.choose_layers(wanted)
 
     def announce(self, what: str) -> None:
         """Say what is about to be measured."""
@@ -131,9 +140,9 @@ def as_config(protocol: Protocol, config: MeasureConfig | str | None) -> Measure
     command without ``--config`` has them."""
     if isinstance(config, MeasureConfig):
         return config
-    words = [*(["--config", config] if config else []), "--backbone=", "--data="]
+    words = ["--config", config] if config else []
     folder = config_folder() / "transfer" / protocol.name
-    return parse(PROTOCOLS[protocol.name].command, "transfer", protocol.name, words, folder)
+    return parse(PROTOCOLS[protocol.name].command, "transfer", protocol.name, words, folder, whole=False)
 
 
 def measure(
@@ -159,7 +168,7 @@ def measure(
         out: run folder; default none is kept.
         quiet: say nothing.
         flag: the signals that tell it to stop; default those while it is called.
-        keys: of the config, over what it has.
+        keys: of the config, over what it has; see :func:`~crosschannel.runs.config.with_keys`.
 
     Raises:
         UserError: bad input.
@@ -167,12 +176,9 @@ def measure(
     """
     given = None if isinstance(backbone, str) else wrap(backbone)
     named = config if isinstance(config, str) else "given" if config else "the defaults"
-    config = replace(
-        as_config(protocol, config),
-        backbone=backbone if given is None else given.provenance.source,
-        data=data if isinstance(data, str) else "images from memory",
-        **keys,
-    )
+    keys["backbone"] = backbone if given is None else given.provenance.source
+    keys["data"] = data if isinstance(data, str) else "images from memory"
+    config = with_keys(as_config(protocol, config), keys)
     check_config(config)
     first = None if given is None else next(given.parameters(), None)
     world = join_world(find_device(config.device) if first is None else first.device)

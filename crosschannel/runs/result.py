@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich.console import Console
 
 import crosschannel
+from crosschannel.console import Console, as_text
 from crosschannel.errors import UserError
 from crosschannel.files import is_run_folder, user_path, written_whole
 from crosschannel.keys import at_least
@@ -49,9 +49,9 @@ Column = np.ndarray | Ragged
 Rows = Mapping[str, Column]
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
-    """Figures of one run.
+    """Figures of one run; printed, a small table of them.
 
     Attributes:
         protocol: such as "linear-probe".
@@ -77,7 +77,18 @@ class Result:
     version: str
     metrics: dict[str, float]
     science: dict[str, Any] | None = None
-    rows: dict[str, Column] = field(default_factory=dict, repr=False, init=False)
+    rows: dict[str, Column] = field(default_factory=dict, init=False)
+
+    def __repr__(self) -> str:
+        """The metrics, less those by class: ``conv5/top1`` in row conv5, column top1."""
+        cells: dict[str, dict[str, str]] = {}
+        for name, value in self.metrics.items():
+            if name.count("/") < 2:
+                row, _, column = name.rpartition("/")
+                cells.setdefault(row, {})[column] = f"{value:.4g}"
+        columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+        shown = {row: [found.get(column, "") for column in columns] for row, found in cells.items()}
+        return f"{self.protocol} of {self.backbone} on {self.data}, {self.n} images\n" + as_text(shown, ["", *columns])
 
 
 def finish(

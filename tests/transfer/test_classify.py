@@ -125,7 +125,7 @@ def test_every_packaged_config_is_valid():
     for protocol in ("classify", "svm"):
         for path in sorted((config_folder() / "transfer" / protocol).glob("*.yaml")):
             config = PROGRAM.parse(protocol, [f"--config={path}", "--data=x", "--backbone=random:runs/a-0"])
-            assert config.out == f"runs/{protocol}-random-a-0-{path.stem}-0"
+            assert config.out == f"runs/{protocol}-random-a-0-x-{path.stem}-0"
 
 
 def test_the_published_recipes_follow_their_sources_to_the_letter():
@@ -328,7 +328,7 @@ def test_images_that_are_there_can_be_measured_too(photo_folder):
     labels = (np.arange(40)[:, None] % [2, 3, 5] == 0).astype(np.int8)
     images = MemoryImages([str(i) for i in range(40)], labels, blobs, ("a", "b", "c"))
     flags = [flag for flag in STEPS if not flag.startswith("--runtime.eval")]
-    config = PROGRAM.parse("classify", ["--config=voc-mini", "--backbone=", "--data=", *flags])
+    config = PROGRAM.parse("classify", ["--config=voc-mini", "--backbone=b", "--data=d", *flags])
     net = NET.partition("=")[2]
     result = transfer.classify(net, (images, images), config=config)
     assert {"ap/a", "ap/b", "ap/c", "map"} <= set(result.metrics) and result.data == "images from memory"

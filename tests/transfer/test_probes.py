@@ -17,7 +17,7 @@ from crosschannel.data import CentreCrop, CropConfig, MemoryImages, Stream, load
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.wrapped import ModuleNet
 from crosschannel.runs.config import OptimConfig, ScheduleConfig, TrainConfig
-from transfer.features import FrozenFeatures, choose_layers
+from transfer.features import FrozenFeatures
 from transfer.protocol import as_config
 from transfer.protocols.linear_probe.protocol import PROTOCOL
 from transfer.protocols.linear_probe.task import LayerProbe
@@ -194,11 +194,11 @@ def test_a_vit_is_probed_by_class_and_patch_tokens(sample, recipe):
 
 
 def test_layers_are_names_lists_and_patterns(alexnet):
-    assert choose_layers(alexnet, "all") == alexnet.layers
-    assert choose_layers(alexnet, "conv5, conv1") == ("conv1", "conv5")
-    assert choose_layers(alexnet, ["pool*"]) == ("pool1", "pool2", "pool5")
+    assert alexnet.choose_layers("all") == alexnet.layers
+    assert alexnet.choose_layers("conv5, conv1") == ("conv1", "conv5")
+    assert alexnet.choose_layers("pool*") == ("pool1", "pool2", "pool5")
     with pytest.raises(UserError, match="no layer 'conv9'; this backbone has conv1, pool1"):
-        choose_layers(alexnet, "conv9")
+        alexnet.choose_layers("conv9")
 
 
 def test_features_that_are_not_finite_are_one_sentence(sample, recipe, alexnet):

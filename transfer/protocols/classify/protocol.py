@@ -53,7 +53,7 @@ def classify(
         keys: of the config, over what it has, such as ``random_from="fc6"``.
 
     Returns:
-        a :class:`~crosschannel.runs.result.Result` with ``map``, ``one_crop/map`` and ``ap/CLASS``.
+        a Result with ``map``, ``one_crop/map`` and ``ap/CLASS``.
 
     Raises:
         UserError: bad input.

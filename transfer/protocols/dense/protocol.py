@@ -28,7 +28,7 @@ from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction, StoredFeatures
-from transfer.features import FrozenFeatures, as_key, choose_layers, interpolation_of, of_size
+from transfer.features import FrozenFeatures, as_key, interpolation_of, of_size
 from transfer.heads import load_head, save_heads
 from transfer.layers import by_layer, layers_section
 from transfer.pascal.masks import open_masks
@@ -67,7 +67,7 @@ def dense(
         keys: of the config, over what it has, such as ``k=0``.
 
     Returns:
-        a :class:`~crosschannel.runs.result.Result` with ``LAYER/mean_iu`` and ``LAYER/iu/CLASS`` of the linear
+        a Result with ``LAYER/mean_iu`` and ``LAYER/iu/CLASS`` of the linear
         classifiers, ``LAYER/knn_mean_iu`` of neighbours, and the pixel accuracy of both.
 
     Raises:
@@ -86,7 +86,7 @@ def _measure(given: Measurement) -> Evaluation:
     config: DenseConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
     size = config.size or given.backbone.input.size
     backbone = of_size(given.backbone, size)
-    layers = _layers_with_maps(backbone, config, world.device)
+    layers = _layers_with_maps(given, backbone, size)
     given.announce(f"layers {', '.join(layers)}")
     features = FrozenFeatures(backbone, layers, config.grid, world.device, size)
     shapes = features.shapes()
@@ -145,14 +145,14 @@ def _features_and_masks(
     return list(zip(stored, masks, strict=True)), test
 
 
-def _layers_with_maps(backbone: Backbone, config: DenseConfig, device: torch.device) -> tuple[str, ...]:
+def _layers_with_maps(given: Measurement, backbone: Backbone, size: int) -> tuple[str, ...]:
     """The layers asked for that have more than one position.
 
     Raises:
         UserError: none has.
     """
-    wanted = choose_layers(backbone, config.layer)
-    shapes = FrozenFeatures(backbone, wanted, config.grid, device, config.size or backbone.input.size).shapes()
+    wanted, config = given.choose_layers(), given.config
+    shapes = FrozenFeatures(backbone, wanted, config.grid, given.world.device, size).shapes()
     found = tuple(layer for layer, shape in shapes.items() if min(shape[1:]) > 1)
     named = [name.strip() for name in config.layer.split(",")]
     flat = [layer for layer in shapes if layer not in found and (layer in named or not found)]

@@ -74,7 +74,7 @@ def detect(
         keys: of the config, over what it has, such as ``proposals=["test.mat"]``.
 
     Returns:
-        a :class:`~crosschannel.runs.result.Result` with ``map``, ``ap50``, ``ap75``, ``ap`` and ``ap/CLASS`` (see
+        a Result with ``map``, ``ap50``, ``ap75``, ``ap`` and ``ap/CLASS`` (see
         :func:`~transfer.pascal.detections.detection_figures`).
 
     Raises:

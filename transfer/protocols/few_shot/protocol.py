@@ -20,7 +20,7 @@ from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
-from transfer.features import as_key, centre_crop, choose_layers, precision_of
+from transfer.features import as_key, centre_crop, precision_of
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section, layers_table
 from transfer.linear_models import Processes
@@ -50,7 +50,7 @@ def few_shot(
         keys: of the config, over what it has.
 
     Returns:
-        a :class:`~crosschannel.runs.result.Result` with ``LAYER/shots/K`` or ``LAYER/share/S``: top-1, the mean over
+        a Result with ``LAYER/shots/K`` or ``LAYER/share/S``: top-1, the mean over
         draws.
 
     Raises:
@@ -62,7 +62,7 @@ def few_shot(
 def _measure(given: Measurement) -> Evaluation:
     """Features of both parts, then regressions layer by layer."""
     backbone, split, world, run = given.backbone, given.split, given.world, given.run
-    layers = choose_layers(backbone, given.config.layer)
+    layers = given.choose_layers()
     config: FewShotConfig = replace(given.config, precision=precision_of(given.config.precision, world))
     settings = [f"shots/{k}" for k in config.shots] or [f"share/{share:g}" for share in config.share]
     _check_shots(split.train.labels, config, split.classes)

@@ -19,7 +19,7 @@ from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
-from transfer.features import as_key, centre_crop, choose_layers, precision_of
+from transfer.features import as_key, centre_crop, precision_of
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section, layers_table
 from transfer.neighbours import neighbours
@@ -50,7 +50,7 @@ def knn(
         keys: of the config, over what it has.
 
     Returns:
-        a :class:`~crosschannel.runs.result.Result` with ``LAYER/knnK``; other temperatures than the first one as
+        a Result with ``LAYER/knnK``; other temperatures than the first one as
         ``LAYER/knnK/tT``.
 
     Raises:
@@ -62,7 +62,7 @@ def knn(
 def _measure(given: Measurement) -> Evaluation:
     """Features of both parts, then neighbours layer by layer."""
     backbone, split, world, run = given.backbone, given.split, given.world, given.run
-    layers = choose_layers(backbone, given.config.layer)
+    layers = given.choose_layers()
     config: KNNConfig = replace(given.config, precision=precision_of(given.config.precision, world))
     _check_k(config, len(split.train))
     given.announce(f"layers {', '.join(layers)}")

@@ -23,7 +23,7 @@ from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction
-from transfer.features import FrozenFeatures, as_key, choose_layers, crops_of, interpolation_of
+from transfer.features import FrozenFeatures, as_key, crops_of, interpolation_of
 from transfer.heads import load_head, save_heads
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section
@@ -59,7 +59,7 @@ def linear_probe(
         keys: of the config, over what it has.
 
     Returns:
-        a :class:`~crosschannel.runs.result.Result` with ``LAYER/top1``, ``LAYER/top5`` and accuracy by class.
+        a Result with ``LAYER/top1``, ``LAYER/top5`` and accuracy by class.
 
     Raises:
         UserError: bad input.
@@ -76,7 +76,7 @@ def linear_probe(
 def _measure(given: Measurement) -> Evaluation:
     """Features (kept where they can be), classifiers, the loop."""
     split, world, run = given.split, given.world, given.run
-    layers = choose_layers(given.backbone, given.config.layer)
+    layers = given.choose_layers()
     config: LinearProbeConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
     given.announce(f"layers {', '.join(layers)}")
     input = given.backbone.input

@@ -56,7 +56,7 @@ def segment(
         keys: of the config, over what it has, such as ``stride=8``.
 
     Returns:
-        a :class:`~crosschannel.runs.result.Result` with ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu``
+        a Result with ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu``
         and ``iu/CLASS``.
 
     Raises:

@@ -22,7 +22,7 @@ from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows, load_rows, save_rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
-from transfer.features import as_key, choose_layers, interpolation_of, precision_of
+from transfer.features import as_key, interpolation_of, precision_of
 from transfer.layers import layers_section, layers_table
 from transfer.linear_models import Processes, onto_span
 from transfer.pascal.devkit import IGNORED, POSITIVE, open_devkit
@@ -56,7 +56,7 @@ def svm(
         keys: of the config, over what it has.
 
     Returns:
-        a :class:`~crosschannel.runs.result.Result` with ``LAYER/svm_map`` and, by number of positives,
+        a Result with ``LAYER/svm_map`` and, by number of positives,
         ``LAYER/low_shot/K``, the mean over draws.
 
     Raises:
@@ -68,7 +68,7 @@ def svm(
 def _measure(given: Measurement) -> Evaluation:
     """Features of both parts, then the classifiers layer by layer; a layer that is done is kept."""
     backbone, split, world, run = given.backbone, given.split, given.world, given.run
-    layers = choose_layers(backbone, given.config.layer)
+    layers = given.choose_layers()
     config: SVMConfig = replace(given.config, precision=precision_of(given.config.precision, world))
     given.announce(f"layers {', '.join(layers)}")
     shots = _fillable(split.train.labels, config, given)

@@ -1,0 +1,60 @@
+"""`import transfer` as one meets it in a notebook: names, configs by name and keyword, results that show themselves."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import transfer
+from crosschannel import UserError
+from crosschannel.runs.config import with_keys
+from transfer.protocol import as_config
+from transfer.protocols import PROTOCOLS
+
+RANDOM = "random:alexnet,fc=0,size=64,resize=72"
+
+
+def test_all_names_are_listed_once_and_can_be_had():
+    assert set(dir(transfer)) == set(transfer.__all__) == set(transfer._LAZY)
+    tree = ast.parse(Path(transfer.__file__).read_text())
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: statement.module for statement in typed.body for alias in statement.names}
+    assert seen == transfer._LAZY  # what editors are told is what is imported
+    for name, module in seen.items():
+        assert getattr(transfer, name) is getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_config_can_be_made_without_what_it_ignores(name):
+    config = PROTOCOLS[name].load().config()
+    assert with_keys(config, {"seed": 3}).seed == 3
+    assert as_config(PROTOCOLS[name].load(), None) == config
+
+
+def test_keys_of_groups_go_by_their_last_part():
+    config = as_config(PROTOCOLS["linear-probe"].load(), "paper")
+    changed = with_keys(config, {"epochs": 5, "lr": 0.1, "crop.size": 64, "schedule": {"warmup": 0.2}, "layer": "a"})
+    assert (changed.train.epochs, changed.optim.lr, changed.crop.size) == (5, 0.1, 64)
+    assert changed.schedule.warmup == 0.2 and changed.layer == "a" and config.layer != "a"
+    assert changed.crop.kind == config.crop.kind
+    for key, words in (
+        ("kind", "may be schedule.kind or crop.kind"),
+        ("epoch", "did you mean epochs"),
+        ("foo", "no key"),
+    ):
+        with pytest.raises(UserError, match=words):
+            with_keys(config, {key: 1})
+
+
+def test_a_protocol_takes_keywords_and_shows_its_result(photo_folder):
+    result = transfer.knn(RANDOM, str(photo_folder), "conv1,conv2", k=[1, 3], workers=0)
+    assert set(result.metrics) == {f"conv{i}/knn{k}" for i in (1, 2) for k in (1, 3)}
+    lines = repr(result).splitlines()
+    assert lines[0] == f"knn of {RANDOM} on {photo_folder}, {result.n} images"
+    assert lines[1].split() == ["knn1", "knn3"]
+    assert lines[3].split() == ["conv2", *(f"{result.metrics[f'conv2/knn{k}']:.4g}" for k in (1, 3))]
+    with pytest.raises(UserError, match="batch must be at least 1"):
+        transfer.knn(RANDOM, str(photo_folder), "conv1", batch=0)
+    probe = transfer.linear_probe(RANDOM, str(photo_folder), "conv1", "quickstart", epochs=1, workers=0)
+    assert probe.config["train"]["epochs"] == 1 and probe.config["train"]["batch"] == 32
