@@ -42,7 +42,7 @@ def main(config: PredictConfig) -> list[Path]:
     run, out = user_path(config.run), Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
-    pictures = targets(named_pictures(config.images), out, "-mask.png")
+    pictures = targets(((source, out / stem) for source, stem in named_pictures(config.images)), "-mask.png")
     inputs = [run, *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("transfer predict", inputs, config.overwrite, makes_folders=True)
     console, failed = stderr_console(), []

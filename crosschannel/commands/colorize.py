@@ -9,9 +9,9 @@ from PIL import Image, ImageCms, ImageOps
 from crosschannel.commands.config import ColorizeConfig
 from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, broken, open_picture, to_rgb
-from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
+from crosschannel.data.pictures import SAMPLE, named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
-from crosschannel.files import FolderLock, Outputs
+from crosschannel.files import FolderLock, Outputs, user_path
 from crosschannel.hub import load_colorizer, source_files
 from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.training.device import find_device
@@ -24,14 +24,13 @@ def colorize(config: ColorizeConfig) -> list[Path]:
         UserError: nothing to colour, a bad key, an output that would replace what is not this command's own; or, after
             all others are done, pictures that could not be read or written.
     """
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out takes a folder")
-    pictures = targets(named_pictures(config.images), out, ".png" if config.format == "png" else ".jpg")
+    pictures, folders, format = _places(config)
     inputs = [*source_files(config.model).values(), *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("crosschannel colorize", inputs, config.overwrite, makes_folders=True)
     console, written, failed = stderr_console(), [], []
-    with FolderLock(out):
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            held.enter_context(FolderLock(folder))
         for _, target in pictures:
             with contextlib.suppress(BrokenImage), only_this_name():
                 outputs.check(target)
@@ -40,38 +39,95 @@ def colorize(config: ColorizeConfig) -> list[Path]:
         colorizer.saturation, colorizer.upsample, colorizer.gamut = config.saturation, config.upsample, config.gamut
         for source, target in progress(pictures, "colouring", len(pictures)):
             try:
-                coloured = _colour(colorizer, source, config)
+                coloured = _colour(colorizer, source, config.temperature, format)
                 with only_this_name():
-                    _save(coloured, target, config.format, outputs)
+                    _save(coloured, target, format, outputs)
             except BrokenImage as error:
                 failed.append(str(source))
                 console.print(f"cannot colour {source}: {error}", markup=False)
                 continue
             written.append(target)
-    console.print(f"{len(written)} coloured in {out}", markup=False)
+    where = written[0] if len(written) == 1 else ", ".join(map(str, folders))
+    console.print(f"{len(written)} coloured: {where}", markup=False)
     if failed:
         raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be coloured, the first is {failed[0]}")
     return written
+
+
+def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list[Path], str]:
+    """(picture, file to write) of each, the folders that these are in or below, and their format.
+
+    Raises:
+        UserError: no such picture, none at all, or one file to write for several.
+    """
+    endings = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+    pictures, out = named_pictures(config.images), None if config.out is None else Path(config.out)
+    of_file = "" if out is None or out.is_dir() else endings.get(out.suffix.lower(), "")
+    format = config.format or of_file or "png"
+    ending = ".png" if format == "png" else ".jpg"
+    if of_file:
+        if len(pictures) > 1:
+            raise UserError(f"{out} is one file, and there are {len(pictures)} pictures; give --out a folder")
+        if of_file != format:
+            raise UserError(f"{out} does not end as {format} does")
+        return targets([(pictures[0][0], out.with_suffix(""))], out.suffix), [out.parent], format
+    if out is not None:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file; --out takes a folder, or a name ending in .png or .jpg")
+        return targets(((source, out / stem) for source, stem in pictures), ending), [out], format
+    found, folders = [], {}
+    for name in config.images:
+        path = Path(name.rpartition(":")[2]) if name == SAMPLE else user_path(name)
+        path = path if path.name not in ("", "..") else path.resolve()
+        is_file = path.exists() and not path.is_dir() and name != SAMPLE
+        folder = path.parent if is_file else path.with_name(f"{path.name}-coloured")
+        for source, stem in named_pictures([name]):
+            found.append((source, folder / (f"{stem}-coloured" if is_file else stem)))
+        folders[folder] = None
+    return targets(found, ending), list(folders), format
 
 
 def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with outputs.write(target) as part:
         try:
-            picture.save(part, format, **({"quality": 95} if format == "jpeg" else {}))
+            kept = {key: picture.info[key] for key in ("exif", "icc_profile", "dpi") if key in picture.info}
+            picture.save(part, format, **kept, **({"quality": 95} if format == "jpeg" else {}))
         except (OSError, ValueError, SystemError) as error:  # more pixels than the format holds
             if getattr(error, "errno", None):  # the disk's complaint, not the encoder's
                 raise
             raise BrokenImage(f"it cannot be written as {format}: {error}") from None
 
 
-def _colour(colorizer: Colorizer, source: Path | str, config: ColorizeConfig) -> Image.Image:
-    """The coloured picture: upright, sRGB, with the alpha of the original (PNG)."""
+def _colour(colorizer: Colorizer, source: Path | str, temperature: float | None, format: str) -> Image.Image:
+    """The coloured picture: upright, in the colour space of the original, with its alpha (PNG), EXIF and resolution."""
     upright = _read(source)
-    coloured = colorizer(_to_srgb(upright), config.temperature)
-    if config.format == "png" and ("A" in upright.getbands() or "transparency" in upright.info):
+    coloured = _from_srgb(colorizer(_to_srgb(upright), temperature), upright.info.get("icc_profile"))
+    if format == "png" and ("A" in upright.getbands() or "transparency" in upright.info):
         coloured.putalpha(upright.convert("RGBA").getchannel("A"))
+    if "dpi" in upright.info:
+        coloured.info["dpi"] = upright.info["dpi"]
+    exif = upright.getexif()
+    if len(exif):
+        coloured.info["exif"] = exif.tobytes()
     return coloured
+
+
+def _from_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
+    """A picture in the space of an RGB profile, which it then has; of profiles of other spaces sRGB's stands for it."""
+    if icc is None:
+        return picture
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        if profile.profile.xcolor_space.strip() == "RGB":
+            picture = ImageCms.profileToProfile(picture, srgb, profile)
+            picture.info["icc_profile"] = icc
+        else:
+            picture.info["icc_profile"] = srgb.tobytes()
+    except (ImageCms.PyCMSError, OSError):
+        pass  # a damaged profile was not applied
+    return picture
 
 
 def _read(source: Path | str) -> Image.Image:

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from crosschannel.data.decode import BrokenImage
@@ -13,6 +13,7 @@ from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, user_path
 
 Named = tuple[Path | str, str]
+SAMPLE = "builtin:sample"
 _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
 
 
@@ -30,8 +31,8 @@ def named_pictures(names: Sequence[str]) -> list[Named]:
         raise UserError("no pictures named: give files or folders")
     for name in names:
         path = user_path(name)
-        if name == "builtin:sample":
-            found += ((f"builtin:sample/{photo}", Path(photo).stem) for photo in photographs().names)
+        if name == SAMPLE:
+            found += ((f"{SAMPLE}/{photo}", Path(photo).stem) for photo in photographs().names)
         elif path.is_dir():
             files = list_files(path)
             if not files:
@@ -53,27 +54,27 @@ def picture_bytes(source: Path | str) -> bytes:
     if isinstance(source, Path):
         return read_bytes(source)
     names = list(photographs().names)
-    return photographs().read(names.index(source.removeprefix("builtin:sample/")))
+    return photographs().read(names.index(source.removeprefix(f"{SAMPLE}/")))
 
 
-def targets(pictures: Sequence[Named], out: Path, ending: str) -> list[tuple[Path | str, Path]]:
+def targets(pictures: Iterable[tuple[Path | str, Path]], ending: str) -> list[tuple[Path | str, Path]]:
     """Where what is made of each picture goes; names that would collide are numbered.
 
     Args:
-        pictures: see :func:`named_pictures`.
-        out: the folder.
-        ending: what follows a picture's name.
+        pictures: what is read, and the path that what is made of it has, without its ending.
+        ending: what follows.
 
     Raises:
         UserError: it would go where a picture is read.
     """
+    pictures = list(pictures)
     inputs = {os.path.realpath(source) for source, _ in pictures}
     taken: set[str] = set()  # by what they are once links are followed
     found = []
     for source, stem in pictures:
-        target, number = out / f"{stem}{ending}", 1
+        target, number = stem.with_name(f"{stem.name}{ending}"), 1
         while os.path.realpath(target) in taken:
-            target, number = out / f"{stem}-{number}{ending}", number + 1
+            target, number = stem.with_name(f"{stem.name}-{number}{ending}"), number + 1
         if os.path.realpath(target) in inputs:
             raise UserError(f"{target} would overwrite a picture that is read; give another --out")
         taken.add(os.path.realpath(target))

@@ -11,7 +11,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosschannel.console import stderr_console
+from crosschannel.console import progress_in_bytes, stderr_console
 from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
 from crosschannel.files import digest
@@ -144,9 +144,11 @@ def _download(url: str, part: Path) -> None:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
                 resumes = answer.status == 206
                 length = int(answer.headers.get("Content-Length") or 0) + (done if resumes else 0)
-                with part.open("ab" if resumes else "wb") as file:
+                bar = progress_in_bytes(url.rpartition("/")[2], length, done if resumes else 0)
+                with part.open("ab" if resumes else "wb") as file, bar as advance:
                     while chunk := answer.read(_CHUNK):
                         file.write(chunk)
+                        advance(len(chunk))
                     file.flush()
                     os.fsync(file.fileno())
             if part.stat().st_size >= length:

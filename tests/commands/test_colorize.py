@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 
@@ -103,7 +104,10 @@ def test_an_icc_profile_is_applied(finished_run, tmp_path):
     out = colour(finished_run, tmp_path, tmp_path / "linear.png")
     expected = 1.055 * (55 / 255) ** (1 / 2.4) - 0.055  # linear light to sRGB
     target = lightness(np.full((1, 1, 3), round(expected * 255), np.uint8))[0, 0]
-    assert lightness(np.asarray(Image.open(out / "linear.png"))).mean() == pytest.approx(target.item(), abs=1)
+    coloured = Image.open(out / "linear.png")
+    assert coloured.info["icc_profile"] == bytes(data)  # and it is in its space again
+    seen = ImageCms.profileToProfile(coloured, ImageCms.ImageCmsProfile(io.BytesIO(bytes(data))), linear)
+    assert lightness(np.asarray(seen)).mean() == pytest.approx(target.item(), abs=1)
     Image.new("RGB", (32, 32), (55, 55, 55)).save(tmp_path / "damaged.png", icc_profile=bytes(data[:200]))
     Image.new("RGB", (32, 32), (55, 55, 55)).save(tmp_path / "plain.png")
     out = colour(finished_run, tmp_path, tmp_path / "damaged.png", tmp_path / "plain.png")
