@@ -53,7 +53,7 @@ def group(runs: list[tuple[Path, Result]]) -> list[Group]:
     """Runs by everything but their seeds, labelled so that no two groups of a protocol look alike."""
     found: dict[str, list[tuple[Path, Result]]] = defaultdict(list)
     for path, result in runs:
-        key = [result.protocol, _without_seed(result.backbone), result.data, result.n, _science(result)]
+        key = [result.protocol, _without_seed(result.backbone), result.data, result.n, science_of(result)]
         found[json.dumps(key, sort_keys=True)].append((path, result))
     alike: dict[tuple, list[list[tuple[Path, Result]]]] = defaultdict(list)
     for members in found.values():
@@ -61,7 +61,7 @@ def group(runs: list[tuple[Path, Result]]) -> list[Group]:
         alike[first.protocol, _without_seed(first.backbone), first.data].append(members)
     groups = []
     for (_, backbone, _), variants in alike.items():
-        configs = [_science(members[0][1]) for members in variants]
+        configs = [science_of(members[0][1]) for members in variants]
         keys = dict.fromkeys(key for config in configs for key in config)
         differing = [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
         for members, science in zip(variants, configs, strict=True):
@@ -74,7 +74,8 @@ def _without_seed(source: str) -> str:
     return re.sub(r",seed=\d+", "", source)
 
 
-def _science(result: Result) -> dict[str, object]:
+def science_of(result: Result) -> dict[str, object]:
+    """The keys that tell a run apart from others of its backbone and images."""
     if result.science is not None:
         return result.science
     return {k: v for k, v in flatten(result.config).items() if k not in _OLD_FREE and not k.startswith("runtime.")}

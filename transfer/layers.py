@@ -7,12 +7,18 @@ from pathlib import Path
 from rich.table import Table as Printed
 
 from crosschannel.console import table
-from crosschannel.report import Block, Figure, Heading, Table, Text, accuracy_by_layer
+from crosschannel.report import Block, Figure, Heading, Table, Text, accuracy_by_depth, accuracy_by_layer
 from crosschannel.runs.result import Result
 from transfer.groups import Group, by_size, called, over_seeds, setting
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
 _WORDS = {"top1": "top-1", "top5": "top-5", "mean_iu": "linear", "knn_mean_iu": "nearest neighbours"}
+_MEANINGS = {
+    "top1": "images whose class is the one said first",
+    "top5": "images whose class is among the five said first",
+    "mean_iu": "intersection over union of predicted and true pixels, mean over classes, by a linear classifier",
+    "knn_mean_iu": "the same by the nearest points of the training images",
+}
 
 
 def by_layer(metrics: Iterable[str]) -> list[str]:
@@ -33,7 +39,8 @@ def layers_table(result: Result, words: Callable[[str], str]) -> Printed:
 def layers_section(
     title: str, kinds: str, published: dict[str, tuple[float, ...]] | None = None, what: str = "Validation accuracy"
 ) -> Callable[[Sequence[Group], Path], Iterator[Block]]:
-    """A protocol's section of figures by layer: a plot of the first kind, a table of each.
+    """A protocol's section of figures by layer: for nets of the same layers a plot of the first kind and a table of
+    each; where there are others, a plot of all by relative depth before.
 
     Args:
         title: of the section.
@@ -44,13 +51,14 @@ def layers_section(
 
     def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         for number, members in enumerate(by_size(groups)):
-            plot = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}.png")
-            yield from _section(title, kinds, published or {}, what, members, plot)
+            start = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}")
+            yield from _section(title, kinds, published or {}, what, members, start)
 
     return section
 
 
-def _section(title: str, kinds: str, theirs: dict, what: str, groups: Sequence[Group], plot: Path) -> Iterator[Block]:
+def _section(title: str, kinds: str, theirs: dict, what: str, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+    """Runs on as many images."""
     first = groups[0].first
     metrics = dict.fromkeys(metric for entry in groups for metric in entry.first.metrics)
     found = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(kinds, k)]
@@ -59,26 +67,55 @@ def _section(title: str, kinds: str, theirs: dict, what: str, groups: Sequence[G
         yield Text("These runs have no figures by layer.")
         return
     main = found[0]
-    layers = [m.removesuffix(f"/{main}") for m in metrics if m.endswith(f"/{main}")]
-    classes = sum(metric.startswith(f"{layers[0]}/top1/") for metric in first.metrics)
-    where = setting(first, classes)
+    curves = {entry.label: _curve(entry, main) for entry in groups}
+    classes = sum(metric.count("/") == 2 and "/top1/" in metric for metric in first.metrics)
+    where = setting(first, classes // max(1, len(by_layer(first.metrics))))
     error = f"One figure's standard error is at most {50 / first.n**0.5:.1f} points; " if "accuracy" in what else ""
-    yield Text(f"{what} in percent on {where}. {error}`transfer compare` pairs runs image by image.")
-    curves = {
-        entry.label: {
-            layer: (100 * spread[0], 100 * spread[1])
-            for layer in layers
-            if (spread := entry.over_seeds(f"{layer}/{main}")) is not None
-        }
-        for entry in groups
-    }
-    is_imagenet = classes == 1000 and first.n >= 49_000
+    meant = "".join(f" {_WORDS[kind]}: {_MEANINGS[kind]}." for kind in found if kind in _MEANINGS)
+    yield Text(
+        f"{what} in percent on {where}. {error}`transfer compare` pairs runs image by image. {meant and meant + '.'}"
+    )
+    alike: dict[tuple[str, ...], list[Group]] = {}
+    for entry in groups:
+        own = tuple(curves[entry.label])
+        home = next((layers for layers in alike if set(own) <= set(layers) or set(layers) <= set(own)), own)
+        alike.setdefault(home, []).append(entry)
+    axis = f"{_WORDS.get(main, main)} {what.split()[-1]}, %\n({where})"
+    if len(alike) > 1:
+        plot = plots.with_name(f"{plots.name}-depth.png")
+        caption = f"{_WORDS.get(main, main)} by relative depth: nets whose layers are called differently."
+        yield Figure(plot, caption, lambda write: accuracy_by_depth(plot, curves, axis, write))
+    for number, members in enumerate(alike.values()):
+        named = plots.with_name(f"{plots.name}{f'-layers-{number}' if len(alike) > 1 else ''}.png")
+        own = {entry.label: curves[entry.label] for entry in members}
+        yield from _alike(found, theirs, members, own, where, axis, classes >= 1000, named)
+
+
+def _curve(entry: Group, kind: str) -> dict[str, tuple[float, float]]:
+    """Mean and deviation of a kind of figure by layer, in percent."""
+    found = {layer: entry.over_seeds(f"{layer}/{kind}") for layer in by_layer(entry.first.metrics)}
+    return {layer: (100 * spread[0], 100 * spread[1]) for layer, spread in found.items() if spread is not None}
+
+
+def _alike(
+    found: Sequence[str],
+    theirs: dict,
+    groups: Sequence[Group],
+    curves: dict[str, dict[str, tuple[float, float]]],
+    where: str,
+    axis: str,
+    many_classes: bool,
+    plot: Path,
+) -> Iterator[Block]:
+    """Runs of nets with the same layers, beside published figures of such nets."""
+    first, main = groups[0].first, found[0]
+    layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
+    is_imagenet = many_classes and first.n >= 49_000
     published = _curves(theirs) if set(LAYERS) <= set(layers) else {}
     shown = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
     caption = f"{_WORDS.get(main, main)} by layer." + (" Dotted: published figures." if published else "")
     if published and not is_imagenet:
         caption += " The two panels are of different data: their heights cannot be compared."
-    axis = f"{_WORDS.get(main, main)} {what.split()[-1]}, %\n({where})"
     apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
     yield Figure(plot, caption, lambda write: accuracy_by_layer(plot, shown, curves, axis, published, apart, write))
     for kind in found:

@@ -14,13 +14,19 @@ from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
 from crosschannel.parsing import named
-from crosschannel.report import Block, Figure, Heading, Listing, Page, Table
-from crosschannel.report.page import FILES
-from crosschannel.runs.result import finished_runs
+from crosschannel.report import Block, Figure, Heading, Listing, Page, Table, Text
+from crosschannel.report.page import FILES, copied
+from crosschannel.runs.result import Result, finished_runs
+from transfer.comparison import Difference, compare
 from transfer.config import ReportConfig
-from transfer.groups import Group, by_size, called, group, over_seeds, setting
+from transfer.groups import Group, by_size, called, group, over_seeds, science_of, setting
 from transfer.protocols import PROTOCOLS, SCORED
 
+_MEANINGS = {  # of what pretraining is judged by
+    "kl_share": "1 is knowing nothing of the pictures, 0 everything",
+    "loss_share": "1 is knowing nothing of the pictures, 0 everything",
+    "top1": "share of the images in their class",
+}
 Section = Callable[[Sequence[Group], Path], Iterator[Block]]
 
 
@@ -32,14 +38,14 @@ def main(config: ReportConfig) -> list[Path]:
     if not config.runs:
         raise UserError("no runs named: give run folders")
     runs = finished_runs(dict.fromkeys(config.runs), stderr_console())
-    groups = group(runs)
+    groups = _labelled(group(runs), config.label)
     chapters: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for entry in groups:
         chapters[_chapter(entry.first.protocol)[0], entry.first.data].append(entry)
     page = Page(config.title)
     for number, ((chapter, _), members) in enumerate(chapters.items()):
         _, section = _chapter(members[0].first.protocol)
-        page.add(*section(members, out / f"{chapter}-{number}"))
+        page.add(*section(members, out / f"{chapter}-{number}"), *_less_random(members))
     page.add(Heading("How each was obtained"), *_origins(groups))
     outputs = Outputs("transfer report", [path for path, _ in runs], config.overwrite)
     with FolderLock(out):
@@ -60,15 +66,72 @@ def _chapter(protocol: str) -> tuple[str, Section]:
     return loaded.chapter or protocol, loaded.section
 
 
-def _plain_section(groups: Sequence[Group], _plots: Path) -> Iterator[Block]:
-    """Every metric of runs that have no picture of their own."""
+def _labelled(groups: list[Group], labels: Sequence[str]) -> list[Group]:
+    """Groups by the labels that a user gives: RUN=TEXT or BACKBONE=TEXT.
+
+    Raises:
+        UserError: a label of nothing that is shown.
+    """
+    for label in labels:
+        places = [place for place, mark in enumerate(label) if mark == "="]
+        meant = {label[:place].rstrip("/"): label[place + 1 :] for place in places}
+        named = [
+            (entry, meant[name])
+            for entry in groups
+            for name in (entry.backbone.rstrip("/"), *(str(path) for path, _ in entry.runs))
+            if name in meant
+        ]
+        if not named:
+            raise UserError(f"the label {label!r} is of none of the runs; write RUN=TEXT or BACKBONE=TEXT")
+        for entry, text in named:
+            entry.label = text + entry.label.removeprefix(entry.backbone)
+    return groups
+
+
+def _less_random(groups: Sequence[Group]) -> Iterator[Block]:
+    """What each backbone has over its random twin, of the same recipe and images, with paired intervals."""
+    rows: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
+    for entry in groups:
+        for twin in groups:
+            if twin.backbone == f"random:{entry.backbone}" and science_of(twin.first) == science_of(entry.first):
+                seeds = {result.seed: result for _, result in twin.runs}
+                mine = next((result for _, result in entry.runs if result.seed in seeds), entry.first)
+                found = _differences(mine, seeds.get(mine.seed, twin.first))
+                if found:
+                    points = [[100 * value for value in (d.first - d.second, d.low, d.high)] for d in found]
+                    cells = [f"{more:+.1f} ({low:+.1f} to {high:+.1f})" for more, low, high in points]
+                    rows[tuple(d.metric for d in found)].append([entry.label, *cells])
+    for metrics, lines in rows.items():
+        caption = "Less its random twin, in points, with paired 95 % intervals over images (one seed)"
+        yield Table(caption, ["backbone", *metrics], lines)
+
+
+def _differences(first: Result, second: Result) -> list[Difference]:
+    """Of the first kind of figure; none where a run has no rows."""
+    try:
+        found = compare(first, second, resamples=1000)
+    except UserError:
+        return []
+    kind = found[0].metric.partition("/")[2]
+    return [d for d in found if d.metric.partition("/")[2] == kind]
+
+
+def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+    """Every metric of runs that have no section of their own, and the last held-out pictures of each."""
     for members in by_size(groups):
         first = members[0].first
         title = first.protocol.capitalize().replace("Pretrain", "Pretraining")
         metrics = [m for m in first.metrics if m.count("/") < 2]
         yield Heading(f"{title} on {called(first.data)}")
         rows = [[entry.label, *(entry.cell(metric, 1, 4) for metric in metrics)] for entry in members]
+        meant = [f"{metric}: {_MEANINGS[metric]}" for metric in metrics if metric in _MEANINGS]
         yield Table(f"{title}: {setting(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
+        yield from [Text("; ".join(meant))] * bool(meant)
+        for number, entry in enumerate(members):
+            pictures = sorted((entry.runs[0][0] / "samples").glob("*.png"))
+            if pictures:
+                path = plots.with_name(f"{plots.name}-pictures-{first.n}-{number}.png")
+                yield copied(pictures[-1], path, f"{entry.label}: held-out images as seen, as predicted, as they are.")
 
 
 def _origins(groups: list[Group]) -> Iterator[Block]:

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -121,6 +122,16 @@ class Figure:
         data = base64.b64encode(self.path.read_bytes()).decode()
         image = f'<img alt="{escape(self.caption)}" src="data:image/png;base64,{data}">'
         return f"<figure>{image}<figcaption>{escape(self.caption)}</figcaption></figure>"
+
+
+def copied(picture: Path, path: Path, caption: str) -> Figure:
+    """A picture that is there, to be copied beside the page."""
+
+    def copy(write: Writer) -> None:
+        with write(path) as part:
+            shutil.copyfile(picture, part)
+
+    return Figure(path, caption, copy)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Accuracy by layer, as in the paper's Fig. 7."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crosschannel.console import plain
@@ -41,34 +41,74 @@ def accuracy_by_layer(
     apart = bool(published and published_what)
     figure = Figure(figsize=(11 if apart else 7.5, 5), layout="constrained")
     panels = figure.subplots(1, 2) if apart else [figure.subplots()]
-    _draw(panels[0], layers, measured, COLOURS, "-")
+    _draw(panels[0], measured, COLOURS, "-", _places(layers))
     panels[0].set_ylabel(what)
     if published:
         theirs = [layer for layer in layers if any(layer in curve for curve in published.values())]
-        _draw(panels[-1], theirs if apart else layers, published, _MUTED, ":")
+        _draw(panels[-1], published, _MUTED, ":", _places(theirs if apart else layers))
     if apart:
         panels[1].set_ylabel(published_what)
     for axes, shown in zip(panels, (layers, theirs) if apart else (layers,), strict=True):
         turned = len(shown) > 8
         axes.set_xticks(range(len(shown)), shown, rotation=45 if turned else 0)
-        axes.margins(y=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e4e7eb")
-        columns = 2 if len(axes.lines) > 5 else 1
-        axes.legend(
-            frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17 if turned else -0.1), ncol=columns
-        )
+        _finish(axes, -0.17 if turned else -0.1)
     with write(out) as part:
         figure.savefig(part, dpi=130, format="png")
     return out
 
 
-def _draw(axes, layers: Sequence[str], curves: Mapping[str, Curve], colours: Sequence[str], style: str) -> None:
+def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], what: str, write: Writer = written_whole) -> Path:
+    """Plot curves of nets whose layers are called differently: each net's from 0, the first, to 1, the last.
+
+    Args:
+        out: a PNG.
+        measured: curves by label, their layers in order.
+        what: the words of the upright axis.
+        write: what opens the file.
+
+    Returns:
+        ``out``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
+    _draw(axes, measured, COLOURS, "-", lambda curve: {k: i / max(1, len(curve) - 1) for i, k in enumerate(curve)})
+    axes.set_xlabel("relative depth: a layer's place among those measured")
+    axes.set_ylabel(what)
+    _finish(axes, -0.15)
+    with write(out) as part:
+        figure.savefig(part, dpi=130, format="png")
+    return out
+
+
+def _places(layers: Sequence[str]) -> Callable[[Curve], Mapping[str, float]]:
+    """Each layer at its number among all."""
+    return lambda curve: {layer: place for place, layer in enumerate(layers) if layer in curve}
+
+
+def _finish(axes, below: float) -> None:
+    axes.margins(y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e7eb")
+    columns = 2 if len(axes.lines) > 5 else 1
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncol=columns)
+
+
+def _draw(
+    axes,
+    curves: Mapping[str, Curve],
+    colours: Sequence[str],
+    style: str,
+    placed: Callable[[Curve], Mapping[str, float]],
+) -> None:
+    """Curves where ``placed`` has their layers."""
     for i, (label, curve) in enumerate(curves.items()):
-        places = [place for place, layer in enumerate(layers) if layer in curve]
-        if not places:
+        found = placed(curve)
+        if not found:
             continue
-        means, spreads = zip(*(curve[layers[place]] for place in places), strict=True)
+        places = list(found.values())
+        means, spreads = zip(*(curve[layer] for layer in found), strict=True)
         colour = colours[i % len(colours)]
         axes.plot(
             places, means, style, color=colour, label=plain(label), marker="o" if style == "-" else ".", markersize=4

@@ -3,10 +3,12 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from crosschannel.runs.result import load_result
+from crosschannel.runs.result import load_result, save_rows
 from transfer.cli import main
 from transfer.groups import group
 from transfer.pascal.published import TABLE_2
@@ -102,8 +104,33 @@ def test_nets_of_other_layers_share_a_page(tmp_path):
     stored = json.loads((tmp_path / "b" / "result.json").read_text())
     stored["metrics"] = {name.replace("conv", "stage"): value for name, value in stored["metrics"].items()}
     (tmp_path / "b" / "result.json").write_text(json.dumps(stored))
-    text = report(tmp_path, *runs)["report.md"]
-    assert "| timm:resnet18 | – | – | – | – | – | 50.0 |" in text
+    text = report(tmp_path, *runs, f"--label={runs[0]}=ours", "--label=timm:resnet18=theirs")["report.md"]
+    assert "| backbone | conv1 | conv2 | conv3 | conv4 | conv5 |" in text
+    assert "| backbone | stage1 | stage2 | stage3 | stage4 | stage5 |" in text
+    assert "| ours | 50.0 | 50.0 |" in text and "| theirs | 50.0 |" in text and "– |" not in text
+    assert "by relative depth" in text and (tmp_path / "out" / "linear-probe-0-depth.png").is_file()
+    assert text.count("(published)") == 0 and "Dotted" in text.partition("stage1")[0]  # beside nets of such layers
+
+
+def test_a_label_of_nothing_is_refused(tmp_path, capsys):
+    assert main(["report", make_run(tmp_path / "a"), f"--out={tmp_path / 'out'}", "--label=gone=x"]) == 2
+    assert "the label 'gone=x' is of none of the runs" in capsys.readouterr().err
+
+
+def test_what_a_net_has_over_its_random_twin_has_an_interval(tmp_path):
+    """Hand-made rows: 60 of 100 images right against 40, paired."""
+    runs = [make_run(tmp_path / "a", n=100), make_run(tmp_path / "r", backbone="random:runs/a-0", n=100)]
+    for run, right in zip(runs, (60, 40), strict=True):
+        stored = json.loads((tmp_path / run / "result.json").read_text())
+        stored["metrics"] = {"conv1/top1": right / 100}
+        (tmp_path / run / "result.json").write_text(json.dumps(stored))
+        rows = {"names": np.array([f"{i}.jpg" for i in range(100)]), "labels": np.zeros(100, np.int64)}
+        save_rows(Path(run), rows | {"conv1/top1": np.arange(100) < right})
+    found = report(tmp_path, *runs)["report.md"].partition("Less its random twin")[2]
+    ((more, low, high),) = re.findall(r"\| runs/a-0 \| \+([\d.]+) \(\+([\d.]+) to \+([\d.]+)\) \|", found)
+    draws = np.random.default_rng(0).binomial(100, 0.2, 100_000)  # of the twenty images that they differ on
+    assert float(more) == 20
+    assert np.percentile(draws, [2.5, 97.5]) == pytest.approx([float(low), float(high)], abs=1.5)
 
 
 def test_any_protocol_has_its_place_and_says_how_it_was_obtained(tmp_path):

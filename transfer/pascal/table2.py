@@ -1,7 +1,6 @@
 """Runs on PASCAL VOC as the paper's Table 2 has them: a column each of classification (fc8, fc6-8, all), detection and
 segmentation, beside the published figures where they are over the same images; and figures by class."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,8 @@ from pathlib import Path
 from rich.table import Table as Printed
 
 from crosschannel.console import table
-from crosschannel.files import Writer
 from crosschannel.report import Block, Figure, Heading, Table, Text
+from crosschannel.report.page import copied
 from crosschannel.runs.result import Result
 from transfer.groups import Group, called, over_seeds, setting
 from transfer.pascal.plots import bars_by_class, classes_of, confusion_matrix
@@ -79,18 +78,13 @@ def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
                 pictures = sorted((run / "samples").glob(f"{kind}-*.png"))
                 if pictures:
                     copy = start.with_name(f"{start.name}-{kind}-{number}.png")
-                    yield Figure(copy, f"{entry.label}: {words}.", partial(_copy, pictures[-1], copy))
+                    yield copied(pictures[-1], copy, f"{entry.label}: {words}.")
 
 
 def _by_class(groups: Sequence[Group], prefix: str, caption: str) -> Table:
     classes = list(dict.fromkeys(name for entry in groups for name in classes_of(entry.first, prefix)))
     rows = [[name, *(entry.cell(prefix + name) for entry in groups)] for name in classes]
     return Table(caption, ["class", *(entry.label for entry in groups)], rows)
-
-
-def _copy(picture: Path, out: Path, write: Writer) -> None:
-    with write(out) as part:
-        shutil.copyfile(picture, part)
 
 
 def _table(groups: Sequence[Group], whole: bool) -> Table:
