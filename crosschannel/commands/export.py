@@ -9,8 +9,8 @@ from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import Outputs, folder_made, user_path
 from crosschannel.hub import load_backbone, load_colorizer, source_files
-from crosschannel.hub.card import CARD, PICTURE, check_probes, how_to_load, sample_of, write_card
-from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, to_safetensors
+from crosschannel.hub.card import CARD, PICTURE, check_probes, sample_of, write_card
+from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, how_to_load, to_safetensors
 from crosschannel.hub.files import COLORIZER, PRETEXT
 from crosschannel.hub.huggingface import check_repository, push_folder
 from crosschannel.models import Backbone
@@ -37,21 +37,20 @@ def export(config: ExportConfig) -> Path:
     for name in beside:
         outputs.check(out.parent / name)
     check_probes(probes)
-    backbone = load_backbone(config.backbone, config.layers or None)
+    backbone = load_backbone(config.backbone)
+    backbone.default_layers = backbone.choose_layers(config.layer)
     _settle_licence(backbone, config.licence)
     with folder_made(out.parent):
         if config.part == "colorizer":
-            notes = colorizer_to_onnx(load_colorizer(config.backbone), out, outputs.write)
+            exported = colorizer_to_onnx(load_colorizer(config.backbone), out, outputs.write)
         else:
-            notes = EXPORTERS[config.format](backbone, out, outputs.write)
+            exported = EXPORTERS[config.format](backbone, out, outputs.write)
     console = stdout_console()
     console.print(f"{out}: {config.format}", markup=False)
-    for note in notes:
-        console.print(note, markup=False)
+    for line in [*exported.notes, *([] if config.card else exported.usage)]:
+        console.print(line, markup=False)
     if config.card:
-        usage = [f"# {note}" for note in notes]
-        if config.format == "safetensors":
-            usage = how_to_load(f"{out.parent.resolve().name}/{out.name}", backbone.layers[-1])
+        usage = [*(f"# {note}" for note in exported.notes), *exported.usage]
         card = write_card(out.parent, backbone, usage, run, probes, outputs.write)
         console.print(f"model card: {card}", markup=False)
     return out
@@ -86,8 +85,8 @@ def push(config: PushConfig) -> str:
         for name in (COLORIZER, PRETEXT):
             if run is not None and (run / name).is_file():
                 shutil.copyfile(run / name, folder / name)
-        usage = how_to_load(f"hf-hub:{config.repository}", backbone.layers[-1])
-        write_card(folder, backbone, usage, run, probes)
+        usage = how_to_load(f"hf-hub:{config.repository}", backbone)
+        write_card(folder, backbone, usage, run, probes, hub=config.repository)
         address = push_folder(folder, config.repository, config.private)
     stdout_console().print(address, markup=False)
     return address

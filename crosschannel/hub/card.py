@@ -4,15 +4,26 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import crosschannel
 from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.models import Backbone
 from crosschannel.report.page import markdown
-from crosschannel.runs.result import read_result
+from crosschannel.runs.result import Result, read_result
 
 CARD, PICTURE = "README.md", "sample.png"
+_CITATION = (
+    "@inproceedings{zhang2016colorful,",
+    "  title={Colorful Image Colorization},",
+    "  author={Zhang, Richard and Isola, Phillip and Efros, Alexei A.},",
+    "  booktitle={European Conference on Computer Vision},",
+    "  year={2016}",
+    "}",
+)
 
 
 def check_probes(probes: Sequence[Path]) -> None:
@@ -24,16 +35,6 @@ def check_probes(probes: Sequence[Path]) -> None:
             raise UserError(f"{path} is not a finished probe run: {error}") from None
 
 
-def how_to_load(source: str, layer: str) -> list[str]:
-    """Lines of Python that load one of our own files."""
-    return [
-        "import crosschannel",
-        "",
-        f'backbone = crosschannel.load_backbone("{source}")',
-        f'maps = backbone(rgb, ["{layer}"])  # rgb (N, 3, H, W) in [0, 1]',
-    ]
-
-
 def write_card(
     folder: Path,
     backbone: Backbone,
@@ -41,23 +42,25 @@ def write_card(
     run: Path | None,
     probes: Sequence[Path],
     write: Writer = written_whole,
+    hub: str = "",
 ) -> Path:
     """Write ``README.md`` beside exported weights, and the sample picture of the run they come from.
 
     Args:
         folder: where the weights are.
         backbone: what was exported; its provenance says the licence.
-        usage: lines of Python that load it, or a comment that says how.
+        usage: lines of Python that load it in that folder, and use it.
         run: the run folder that they come from, for its sample picture and its figures.
         probes: finished probe runs of this backbone, for a table.
         write: what opens the files.
+        hub: owner/name of the repository that it is going to be in; empty for none.
     """
     details = backbone.provenance.details
     licence = json.dumps(details["licence"])  # quoted, as YAML has it too
     front = ["---", f"license: {licence}", "library_name: crosschannel", "pipeline_tag: image-feature-extraction"]
     front += ["tags:", "- self-supervised-learning", f"- {details.get('pretext', 'colorization')}", "- pytorch"]
-    front += ["---", ""]
     name = markdown(folder.resolve().name)
+    front += [*_model_index(folder.resolve().name, probes), "---", ""]
     input = backbone.input
     lines = [
         f"# {name}",
@@ -68,6 +71,11 @@ def write_card(
         *usage,
         "```",
         "",
+        f"Anywhere: `{f'hf-hub:{hub}' if hub else 'hf-hub:OWNER/NAME'}` is a source of `crosschannel` and `transfer`"
+        + ("." if hub else ", once `crosschannel push` has put it there."),
+        "",
+        "## What it is",
+        "",
         f"- layers: {', '.join(backbone.layers)}",
         f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {input.interpolation}",
         *(
@@ -75,6 +83,14 @@ def write_card(
             for key, value in details.items()
         ),
         f"- from: {markdown(Path(backbone.provenance.source).name)}",
+        "",
+        "## Training data",
+        "",
+        _data(details),
+        "",
+        "## Limitations",
+        "",
+        *_limitations(details),
         "",
     ]
     if run is not None and (run / "result.json").is_file():
@@ -89,9 +105,53 @@ def write_card(
             shutil.copyfile(picture, part)
         rows = details.get("rows of its pictures", "lightness, predicted colours, truth")
         lines += [f"![held-out images: {rows}]({PICTURE})", "", f"Held-out images: {rows}.", ""]
+    lines += ["## Citation", "", "```bibtex", *_CITATION, "```", ""]
     with write(folder / CARD) as part:
         part.write_text("\n".join(front + lines), encoding="utf-8")
     return folder / CARD
+
+
+def _data(details: dict[str, Any]) -> str:
+    if "data" not in details:
+        return "Not said by the file that the weights come from."
+    images = f", {details['images']} images" if "images" in details else ""
+    labels = "with their labels" if details.get("pretext") == "labels" else "without labels"
+    return f"{markdown(Path(str(details['data'])).name)}{images}, {labels}."
+
+
+def _limitations(details: dict[str, Any]) -> list[str]:
+    """What a person who takes the weights should know."""
+    lines = [
+        "- It has seen the images named above and no others: what is rare among them it knows badly, and whatever "
+        "bias they have it has too.",
+        "- It is a backbone: without a probe or fine-tuning it names nothing.",
+    ]
+    if details.get("pretext", "colorization") in ("colorization", "larsson", "dahl", "split-brain"):
+        lines.append("- Colours that its head predicts are likely ones: they are no evidence of the true ones.")
+    return lines
+
+
+def _model_index(name: str, probes: Sequence[Path]) -> list[str]:
+    """The figures of probes as the Hugging Face Hub reads them."""
+    results = []
+    for path in probes:
+        result = read_result(path)
+        metrics = [
+            {"type": "accuracy", "name": f"{layer} {result.protocol} top-1", "value": round(100 * value, 2)}
+            for layer, value in _top1(result).items()
+        ]
+        data = Path(result.data).name
+        task = {"type": "image-classification", "name": result.protocol}
+        results.append({"task": task, "dataset": {"type": data, "name": data}, "metrics": metrics})
+    if not results:
+        return []
+    return yaml.safe_dump({"model-index": [{"name": name, "results": results}]}, sort_keys=False).splitlines()
+
+
+def _top1(result: Result) -> dict[str, float]:
+    """Top-1 by layer: of linear probes, else of the first k of nearest neighbours."""
+    found = {k.removesuffix("/top1"): v for k, v in result.metrics.items() if k.endswith("/top1")}
+    return found or {k.partition("/")[0]: v for k, v in reversed(result.metrics.items()) if "/knn" in k}
 
 
 def sample_of(run: Path | None) -> Path | None:
@@ -105,7 +165,7 @@ def _probe_table(probes: Sequence[Path]) -> list[str]:
     lines: list[str] = []
     for path in probes:
         result = read_result(path)
-        found = {markdown(k.removesuffix("/top1")): v for k, v in result.metrics.items() if k.endswith("/top1")}
+        found = {markdown(layer): value for layer, value in _top1(result).items()}
         lines += [f"{markdown(result.protocol)} on {markdown(Path(result.data).name)}, {result.n} images, top-1 in %:"]
         lines += [""]
         lines += ["| " + " | ".join(found) + " |", "|" + "---|" * len(found)]

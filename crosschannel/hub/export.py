@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,50 @@ from crosschannel.models.wrapped import ModuleNet, TimmNet
 from crosschannel.pretext.colorizer import Colorizer
 
 
-def to_safetensors(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
+@dataclass
+class Exported:
+    """What is to be said of a file that was written.
+
+    Attributes:
+        usage: lines of Python that load it where it lies and use it.
+        notes: sentences.
+    """
+
+    usage: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def how_to_load(source: str, backbone: Backbone) -> list[str]:
+    """Lines of Python that load a source of ours."""
+    return [
+        "import crosschannel",
+        "import torch",
+        "",
+        f'backbone = crosschannel.load_backbone("{source}")',
+        f"rgb = torch.rand({_shape(3, backbone)})  # pictures in [0, 1]",
+        f'maps = backbone(rgb, ["{backbone.layers[-1]}"])  # by layer: (N, C, h, w)',
+    ]
+
+
+def _shape(channels: int, backbone: Backbone) -> str:
+    return f"1, {channels}, {backbone.input.size}, {backbone.input.size}"
+
+
+def to_safetensors(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
     """One of our own files."""
     save_backbone(out, backbone.net, spec_of(backbone.net), backbone.input, backbone.provenance, write)
-    return [f'crosschannel.load_backbone("{out.name}")']
+    return Exported(how_to_load(out.name, backbone))
 
 
-def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
+def _seen(backbone: Backbone) -> list[str]:
+    """A line of Python: a stand-in for what the net sees."""
+    input = backbone.input
+    known = {"grey": "L - 50 of CIE Lab", "lab": "L - 50, a and b of CIE Lab"}
+    words = known.get(input.kind, f"{input.kind}, normalised")
+    return [f"x = torch.rand({_shape(input.channels, backbone)})  # {words}"]
+
+
+def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
     """torchvision's names, for VGG-16 (with or without BatchNorm) and AlexNets of torchvision's shape.
 
     Raises:
@@ -55,15 +93,28 @@ def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole)
     state = {k: v.flatten(1) if k.startswith("classifier") and v.ndim == 4 else v for k, v in state.items()}
     _save_state(state, out, write)
     model = name.removeprefix("torchvision-")
-    notes = [
-        f"torchvision.models.{model}() takes it with load_state_dict(..., strict=False): the classifier is not in it"
+    usage = [*_imports(out, "torch", "torchvision"), f"model = torchvision.models.{model}()"]
+    if spec.in_channels != 3:
+        shape = "first.out_channels, first.kernel_size, first.stride, first.padding"
+        usage += ["first = model.features[0]", f"model.features[0] = torch.nn.Conv2d({spec.in_channels}, {shape})"]
+    usage += [
+        f"model.load_state_dict({_reading(out)}, strict=False)  # the classifier is not in it",
+        *_seen(backbone),
+        "maps = model.eval().features(x)",
     ]
-    if backbone.input.kind != "rgb":
-        notes.append(
-            f"its input is {backbone.input.kind}, {spec.in_channels} channels: give features[0] that many, and feed it "
-            "what backbone.preprocess makes of RGB"
-        )
-    return notes
+    return Exported(usage)
+
+
+def _imports(out: Path, *modules: str) -> list[str]:
+    """Lines that import what reads a file, and other modules."""
+    needed = sorted([*modules, *(["safetensors.torch"] if out.suffix == ".safetensors" else [])])
+    return [*(f"import {module}" for module in needed), ""]
+
+
+def _reading(out: Path) -> str:
+    """Python that reads a state dict."""
+    is_ours = out.suffix == ".safetensors"
+    return f'safetensors.torch.load_file("{out.name}")' if is_ours else f'torch.load("{out.name}", weights_only=True)'
 
 
 def _torchvision_format(spec: NetSpec) -> str:
@@ -77,13 +128,14 @@ def _torchvision_format(spec: NetSpec) -> str:
     return next(fitting, "")
 
 
-def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
+def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
     """A state dict for ``timm.create_model``: of the timm net, or of ours in ``crosschannel.timm``."""
     net = backbone.net
     if isinstance(net, TimmNet):
         _save_state(net.model.state_dict(), out, write)
-        model = f'timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0)'
-        return [f'{model}.load_state_dict(torch.load("{out}"))']
+        model = f'model = timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0)'
+        usage = [*_imports(out, "timm", "torch"), model, f"model.load_state_dict({_reading(out)})"]
+        return Exported([*usage, *_seen(backbone), "features = model.eval()(x)"])
     spec = spec_of(net)
     plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
     if spec != plain:
@@ -95,7 +147,10 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> lis
     options += [f"norm={spec.norm}"] * (not spec.norm)
     options += [f"fc_width={spec.fc}"] * (spec.fc != kin.fc)
     words = "".join(f", {option}" for option in options)
-    return [f'import crosschannel.timm; timm.create_model("crosschannel_{spec.name}", checkpoint_path="{out}"{words})']
+    made = f'timm.create_model("crosschannel_{spec.name}", num_classes=0, checkpoint_path="{out.name}"{words})'
+    rgb = f"rgb = torch.rand({_shape(3, backbone)})  # pictures in [0, 1]"
+    usage = ["import timm", "import torch", "", "import crosschannel.timm  # registers the net", "", f"model = {made}"]
+    return Exported([*usage, rgb, "maps = model.eval().forward_features(rgb)"])
 
 
 def _save_state(state: dict[str, Tensor], out: Path, write: Writer) -> None:
@@ -133,7 +188,7 @@ def _with_floor_pools(module: nn.Module) -> nn.Module:
     return module
 
 
-def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers: Sequence[str] = ()) -> list[str]:
+def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers: Sequence[str] = ()) -> Exported:
     """ONNX: RGB in [0, 1], (N, 3, H, W) of any N, H, W → the maps by layer, checked with onnxruntime.
 
     Raises:
@@ -147,7 +202,15 @@ def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers
     names = [layer.replace(".", "_") for layer in layers]
     rgb = torch.rand(2, 3, backbone.input.size, backbone.input.size, generator=torch.Generator().manual_seed(0))
     _write_onnx(_Maps(backbone, layers), "rgb", rgb, names, any_size, out, write)
-    return [f"input rgb: float32 in [0, 1]; outputs {', '.join(layers)}; checked with onnxruntime"]
+    shape = _shape(3, backbone)
+    usage = [*_running(out), f'rgb = np.random.rand({shape}).astype("float32")  # pictures in [0, 1]']
+    usage.append('maps = dict(zip([output.name for output in session.get_outputs()], session.run(None, {"rgb": rgb})))')
+    return Exported(usage, [f"input rgb: float32 in [0, 1]; outputs {', '.join(layers)}; checked with onnxruntime"])
+
+
+def _running(out: Path) -> list[str]:
+    """Lines of Python that open an ONNX file."""
+    return ["import numpy as np", "import onnxruntime", "", f'session = onnxruntime.InferenceSession("{out.name}")']
 
 
 class _Decoded(nn.Module):
@@ -167,7 +230,7 @@ class _Decoded(nn.Module):
         return (ab,) if distribution is None else (distribution, ab)
 
 
-def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_whole) -> list[str]:
+def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_whole) -> Exported:
     """ONNX: L in 0..100, (N, 1, H, W) of any N, H, W → the distribution over 313 ab bins, where the net predicts one,
     and ab, of every ``stride``-th pixel; checked with onnxruntime.
 
@@ -181,10 +244,14 @@ def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_w
     any_size = not (isinstance(colorizer.net.net, TimmNet) and colorizer.net.net.kind == "block")
     _write_onnx(decoded, "lightness", lightness, names, any_size, out, write)
     how = "" if task.temperature is None else f", ab at the temperature {task.temperature:g}"
-    return [
+    shape = f"1, 1, {colorizer.size}, {colorizer.size}"
+    usage = [*_running(out), f'lightness = 100 * np.random.rand({shape}).astype("float32")  # L of CIE Lab']
+    usage.append(f'{", ".join(names)}{"," * (len(names) == 1)} = session.run(None, {{"lightness": lightness}})')
+    note = (
         f"input lightness: float32, L in 0..100, best at a short side of {colorizer.size}; outputs {', '.join(names)} "
         f"of one pixel in {task.stride} down and across{how}; checked with onnxruntime"
-    ]
+    )
+    return Exported(usage, [note])
 
 
 def _write_onnx(
@@ -232,7 +299,7 @@ def _write_onnx(
                     )
 
 
-def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) -> list[str]:
+def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
     """Weights for a detector of detectron2's whose config names a source of this shape: the backbone's up to the map
     that regions are pooled from, and what stands above it as its region head. BatchNorm is absorbed, where it can be.
 
@@ -247,11 +314,27 @@ def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) 
     content = {"model": tensors, "__author__": "crosschannel", "matching_heuristics": False}
     with write(out) as part, part.open("wb") as file:
         pickle.dump(content, file)
-    return [
-        f"MODEL.WEIGHTS: {out}",
-        f"MODEL.CROSSCHANNEL.SOURCE: {backbone.provenance.source} (or another of its shape)",
-        "import crosschannel.detectron2, which says what else the config needs",
+    usage = [
+        "from detectron2.checkpoint import DetectionCheckpointer",
+        "from detectron2.config import get_cfg",
+        "from detectron2.modeling import build_model",
+        "",
+        "import crosschannel",
+        "from crosschannel.detectron2 import add_crosschannel_config, pixel_mean",
+        "",
+        f'source = "{backbone.provenance.source}"  # or another of its shape',
+        "cfg = get_cfg()",
+        "add_crosschannel_config(cfg)",
+        'cfg.MODEL.CROSSCHANNEL.SOURCE, cfg.MODEL.DEVICE, cfg.INPUT.FORMAT = source, "cpu", "RGB"',
+        'cfg.MODEL.BACKBONE.NAME = "build_crosschannel_backbone"',
+        'cfg.MODEL.ROI_HEADS.NAME = "CrosschannelROIHeads"',
+        f'cfg.MODEL.RPN.IN_FEATURES = ["{plan.layer}"]',
+        "cfg.MODEL.PIXEL_MEAN = pixel_mean(crosschannel.load_backbone(source))",
+        "cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]",
+        "detector = build_model(cfg)",
+        f'DetectionCheckpointer(detector).load("{out.name}")',
     ]
+    return Exported(usage)
 
 
 def _in_detectron2(name: str, backbone: Backbone, parts: Sequence[str]) -> str:
@@ -264,7 +347,7 @@ def _in_detectron2(name: str, backbone: Backbone, parts: Sequence[str]) -> str:
     return f"backbone.source.{name}"
 
 
-EXPORTERS: dict[str, Callable[[Backbone, Path, Writer], list[str]]] = {
+EXPORTERS: dict[str, Callable[[Backbone, Path, Writer], Exported]] = {
     "safetensors": to_safetensors,
     "torchvision": to_torchvision,
     "timm": to_timm,

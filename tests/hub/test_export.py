@@ -1,11 +1,13 @@
 """Exported nets give our numbers in other libraries' hands."""
 
 import os
+import re
 
 import pytest
 import torch
 import torchvision
 import yaml
+from detectron2_sources import add_detectron2
 from torch import nn
 
 from crosschannel import UserError, load_backbone
@@ -13,6 +15,7 @@ from crosschannel.cli import main
 from crosschannel.hub import save_backbone
 from crosschannel.models import VGG16, AlexNet, InputSpec, NetSpec, spec_of
 from crosschannel.models.backbone import Provenance
+from crosschannel.runs.result import load_result
 
 RGB = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
@@ -36,10 +39,10 @@ def alexnet(tmp_path_factory):
     return save(path, AlexNet(fc=0), NetSpec("alexnet", fc=0))
 
 
-def test_vgg16_in_torchvision(vgg, tmp_path, capsys):
+def test_vgg16_in_torchvision(vgg, tmp_path):
     out = tmp_path / "vgg.pth"
     assert main(["export", vgg, "--format=torchvision", f"--out={out}"]) == 0
-    assert "features[0]" in capsys.readouterr().out
+    assert "model.features[0] = torch.nn.Conv2d(1," in (tmp_path / "README.md").read_text()
     model = torchvision.models.vgg16_bn(weights=None).eval()
     model.features[0] = nn.Conv2d(1, 64, 3, padding=1)
     lacking = model.load_state_dict(torch.load(out, weights_only=True), strict=False)
@@ -95,7 +98,7 @@ def test_onnx_gives_the_maps_asked_for(alexnet, tmp_path):
     import onnxruntime
 
     out = tmp_path / "net.onnx"
-    assert main(["export", alexnet, "--format=onnx", "--layers=[conv2,conv4]", f"--out={out}", "--card=false"]) == 0
+    assert main(["export", alexnet, "--format=onnx", "--layer=conv2,conv4", f"--out={out}", "--card=false"]) == 0
     assert [output.name for output in onnxruntime.InferenceSession(str(out)).get_outputs()] == ["conv2", "conv4"]
 
 
@@ -156,3 +159,46 @@ def test_the_card_says_what_it_is_and_what_it_reaches(finished_run_for_card, tmp
     assert spec_of(backbone.net).name == "alexnet"
     with pytest.raises(UserError, match="not a net of this library"):
         spec_of(nn.Linear(1, 1))
+
+
+CARDS = {
+    "safetensors": ("alexnet", "backbone.safetensors"),
+    "torchvision": ("vgg", "vgg.pth"),
+    "torchvision of RGB": ("torchvision:alexnet,weights=none", "alexnet.safetensors"),
+    "timm": ("alexnet", "net.pth"),
+    "timm's own": ("random:timm:resnet18,size=64", "resnet.pth"),
+    "onnx": ("alexnet", "net.onnx"),
+    "onnx of a colorizer": ("run", "colorizer.onnx"),
+    "detectron2": ("random:alexnet,fc=0,size=64", "net.pkl"),
+}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_the_python_of_a_card_runs_as_it_is_printed(case, request, tmp_path, monkeypatch, finished_run_for_card):
+    source, name = CARDS[case]
+    source = str(finished_run_for_card[0]) if source == "run" else source
+    source = request.getfixturevalue(source) if source in ("alexnet", "vgg") else source
+    part = ["--part=colorizer"] if "colorizer" in case else []
+    if case == "detectron2":
+        add_detectron2()
+    out = tmp_path / "card" / name
+    form = case.split()[0].removesuffix("'s")
+    assert main(["export", source, f"--format={form}", f"--out={out}", *part]) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (out.parent / "README.md").read_text(), re.S)
+    monkeypatch.chdir(out.parent)
+    found: dict = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert any(word in found for word in ("maps", "features", "ab", "detector"))
+
+
+def test_a_card_says_what_a_stranger_asks(finished_run_for_card, tmp_path):
+    run, probe = finished_run_for_card
+    assert main(["export", str(run), f"--out={tmp_path / 'net' / 'backbone.safetensors'}", f"--probes={probe}"]) == 0
+    _, front, text = (tmp_path / "net" / "README.md").read_text().split("---\n", 2)
+    (index,) = yaml.safe_load(front)["model-index"]
+    metrics = load_result(probe).metrics
+    shown = {metric["name"]: metric["value"] for metric in index["results"][0]["metrics"]}
+    assert index["name"] == "net" and shown["conv5 linear-probe top-1"] == round(100 * metrics["conv5/top1"], 2)
+    said = ["hf-hub:OWNER/NAME", "## Training data", "without labels", "## Limitations", "no evidence of the true"]
+    for words in (*said, "@inproceedings{zhang2016colorful"):
+        assert words in text
