@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ PROGRAM = Program(
             "slurm.submit:submit",
             "queue a command: submit [--profile NAME|FILE] … -- crosschannel pretrain …",
             configs=PROFILES,
+            told_by="profile",
+            tail=" -- COMMAND …",
         ),
         "status": Command(
             "slurm.config:StatusConfig", "slurm.watch:status", "a table of runs and their jobs", ("runs",)
@@ -30,7 +33,11 @@ PROGRAM = Program(
         ),
         "cancel": Command("slurm.config:CancelConfig", "slurm.watch:cancel", "end the jobs of runs", ("runs",)),
         "resume": Command(
-            "slurm.config:SubmitConfig", "slurm.submit:submit", "queue a run again, as it was: resume RUN …"
+            "slurm.config:SubmitConfig",
+            "slurm.submit:submit",
+            "queue a run again, as it was: resume RUN …",
+            configs=PROFILES,
+            told_by="profile",
         ),
     },
 )
@@ -49,10 +56,16 @@ def _prepared(argv: list[str]) -> list[str]:
         argv, command = argv[:place], argv[place + 1 :]
     else:
         command = []
-    if argv[:1] == ["resume"] and not {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv):
+        return argv
+    if argv[:1] == ["resume"]:
         argv = ["submit", *_stored(argv[1:])]
     if argv[:1] == ["submit"] and importlib.util.find_spec("submitit") is None:
         raise UserError("submitit is missing: pip install 'crosschannel[slurm]'")
+    programs = [place for place, word in enumerate(argv) if Path(word).name in ("crosschannel", "transfer")]
+    if argv[:1] == ["submit"] and not command and programs:
+        whole = [*argv[: programs[0]], "--", *argv[programs[0] :]]
+        raise UserError(f"put -- before the command: crosschannel-slurm {shlex.join(whole)}")
     if argv[:1] != ["submit"]:
         return ["--follow" if word == "-f" else word for word in argv]
     words, axes = [], []

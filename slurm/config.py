@@ -19,10 +19,10 @@ _OURS = {"array", "error", "open-mode", "output"}
 
 @dataclass
 class SubmitConfig:
-    """Submit a command to SLURM: crosschannel-slurm submit [--profile NAME|FILE] [--KEY VALUE …] -- COMMAND …"""
+    """Submit a command to SLURM, as one would type it on this machine."""
 
-    command: list[str] = field(default_factory=list)
-    """what the job runs: given after --, as one would type it"""
+    command: list[str] = field(default_factory=list, metadata={"hidden": True})
+    """what the job runs: given after --"""
     cluster: Literal["slurm", "local"] = "slurm"
     """slurm, or local: processes on this machine"""
     name: Line = ""
@@ -69,8 +69,8 @@ class SubmitConfig:
     """how often a job starts again whose rank was killed (no memory, kill -9); preemption and time-outs do not count"""
     sweep: list[str] = field(default_factory=list)
     """KEY=VALUE,VALUE…, any number of times: one run for every combination, as a job array"""
-    parallel: Annotated[int, at_least(1)] = 256
-    """most jobs of an array that run at once"""
+    parallel: Annotated[int, at_least(0, 100_000)] = 0
+    """most runs of a sweep that go on at once; 0: 256, on this machine one"""
     code: list[str] = field(default_factory=list)
     """packages of yours that the job imports, to be copied along with ours"""
     cwd: str = ""
@@ -108,7 +108,6 @@ class SubmitConfig:
         )
         on_slurm = self.cluster == "slurm"
         require(on_slurm or self.nodes == 1, "this machine is one node; nodes must be 1", self.nodes)
-        require(on_slurm or not self.sweep, "a sweep needs SLURM: here all would start at once", self.sweep)
         words = "sbatch: these are settled by keys of their own or by the launcher"
         odd = [key for key in self.sbatch if not re.fullmatch(r"[a-z][a-z0-9_-]*", key)]
         odd += [key for key in self.env if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key)]
@@ -121,7 +120,7 @@ class SubmitConfig:
 
 @dataclass
 class StatusConfig:
-    """Show runs: job, state, nodes, step, loss, speed, time left, restarts."""
+    """Show runs: job, state, nodes, step, loss, speed, time left, starts."""
 
     runs: list[str] = field(default_factory=lambda: ["runs"], metadata=_RUNS)
     seed: Seed = 0

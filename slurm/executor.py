@@ -49,7 +49,7 @@ def build_executor(config: SubmitConfig, home: Path, places: Sequence[Path], cod
         "nodes": config.nodes,
         "ntasks_per_node": config.ranks_per_node,
         "signal_delay_s": config.signal_before_s,
-        "array_parallelism": config.parallel,
+        "array_parallelism": config.parallel or 256,
         # The shell outlives SIGTERM, so that it can say what became of the job.
         "setup": ["trap : TERM", *config.setup, *exports, path],
         "teardown": [after, "exit $?"],

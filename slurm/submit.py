@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -90,6 +91,8 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
                     shutil.rmtree(entry)
                 elif entry.name != LOCK:
                     entry.unlink()
+            with contextlib.suppress(OSError):  # that of a lock goes with it
+                path.rmdir()
         raise
 
 
@@ -123,11 +126,14 @@ def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedC
             interface=config.interface,
             backend=config.backend,
             limit=config.restarts,
+            turns=str(home.absolute()) if config.sweep and config.cluster == "local" else "",
+            parallel=config.parallel or 1,
         )
         tasks.append(task)
     with outside_of_jobs(config, code):
         try:
-            jobs = executor.submit_array(tasks) if config.sweep else [executor.submit(tasks[0])]
+            is_array = config.sweep and config.cluster == "slurm"
+            jobs = executor.submit_array(tasks) if is_array else [executor.submit(task) for task in tasks]
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
             raise UserError(f"SLURM refuses the job: {_reason(error)}") from error
     for (place, command), task, job in zip(todo, tasks, jobs, strict=True):
@@ -138,6 +144,10 @@ def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedC
         write_text(folder.path / "submission.yaml", f"# {plain(command.text)}\n{text}")
         folder.add_job(Job(job.job_id, config.cluster, config.nodes, config.ranks, logs, host, time.time()))
         say(f"job {job.job_id}: {place}")
+    whole = shlex.quote(str(home.parent))
+    say(f"status: crosschannel-slurm status {whole}")
+    say(f"logs:   crosschannel-slurm logs {shlex.quote(str(todo[0][0]))} -f")
+    say(f"cancel: crosschannel-slurm cancel {whole}")
     return [place for place, _ in todo]
 
 

@@ -5,6 +5,7 @@ are replaced at once. The command saves at its next step boundary, all ranks tog
 """
 
 import ctypes
+import fcntl
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from submitit.core.job_environment import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
@@ -40,6 +42,8 @@ class Task:
         interface: network interface of gloo and NCCL; empty for their choice.
         backend: "auto", "nccl" or "gloo".
         limit: how often a killed attempt is started again.
+        turns: folder of a sweep on this machine, whose runs take turns; empty where this one need not wait.
+        parallel: how many of them go on at once.
     """
 
     run: str
@@ -50,8 +54,11 @@ class Task:
     interface: str = ""
     backend: str = "auto"
     limit: int = 3
+    turns: str = ""
+    parallel: int = 1
     _child: subprocess.Popen | None = field(default=None, repr=False)
     _told: bool = False
+    _place: IO[str] | None = field(default=None, repr=False)
 
     def __call__(self) -> None:
         for number in _FORWARDED:
@@ -60,6 +67,8 @@ class Task:
         job, folder = JobEnvironment(), JobFolder(self.run)
         local, rank = job.cluster == "local", job.global_rank
         attempt = folder.attempts(job.job_id, rank) if local else int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        if self.turns:
+            self._wait_for_turn(folder.path / "turns" / f"{job.job_id}-{attempt}", rank)
         if rank == 0:
             folder.add_event(job.job_id, attempt, "started", f"{job.num_nodes} nodes, {job.num_tasks} ranks")
         try:
@@ -99,6 +108,24 @@ class Task:
                     self._told, since = True, since or time.monotonic()
                 if since and time.monotonic() - since > _PATIENCE:
                     self._child.kill()
+
+    def _wait_for_turn(self, mark: Path, rank: int) -> None:
+        """Hold one of the sweep's places, as long as this process lives; the other ranks wait for the first one."""
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        while not self._told:
+            for number in range(self.parallel) if rank == 0 else ():
+                place = Path(self.turns, f"turn-{number}").open("a")  # noqa: SIM115  (closed as the process ends)
+                try:
+                    fcntl.lockf(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    place.close()
+                    continue
+                self._place = place
+                mark.touch()
+                return
+            if mark.exists():
+                return
+            time.sleep(0.5)
 
     def _stage(self, job: JobEnvironment, folder: JobFolder, attempt: int) -> str:
         """Copy the data to this node, and wait for the other nodes: ranks that are there early would give up."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from crosschannel.console import plain, say, stdout_console
@@ -40,9 +41,9 @@ def is_active(job: Job, queued: dict[str, Queued] | None) -> bool:
 
 def state_of(job: Job, folder: JobFolder, queued: dict[str, Queued] | None) -> str:
     """As squeue names it while a job is in the queue; then how it ended: FINISHED, FAILED, CANCELLED, STOPPED."""
-    if is_active(job, queued):
-        return queued[job.id].state if job.cluster == "slurm" else "RUNNING"
     events = [event["event"] for event in folder.events(job.id)]
+    if is_active(job, queued):
+        return queued[job.id].state if job.cluster == "slurm" else "RUNNING" if events else "PENDING"
     ended = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "CANCELLED"}.get(events[-1] if events else "")
     if ended:
         return ended
@@ -69,16 +70,22 @@ def runs_below(paths: Sequence[str]) -> list[JobFolder]:
 
 def status(config: StatusConfig) -> None:
     folders, queued = runs_below(config.runs), queue.queue()
-    table = Table()
-    for head in ("run", "job", "state", "nodes", "step", "loss", "images/s", "left", "restarts", "why"):
-        table.add_column(head, overflow="fold" if head in ("run", "why") else "ellipsis")
+    table, reasons = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)), []
+    for head in ("run", "job", "state", "nodes", "step", "loss", "images/s", "left", "starts"):
+        table.add_column(head, overflow="fold" if head == "run" else "ellipsis", no_wrap=head != "run")
     for folder in folders:
-        table.add_row(*map(plain, _row(folder, queued)))
-    console = stdout_console(width=None if sys.stdout.isatty() else 200, soft_wrap=False)
+        *cells, why = map(plain, _row(folder, queued))
+        table.add_row(*cells)
+        reasons += [f"{folder.run}: {why}"] if why else []
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = stdout_console(width=None if narrow else 200, soft_wrap=False)
     console.print(table if folders else f"no jobs below {', '.join(config.runs)}", markup=False)
+    for line in reasons:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
+    """The cells of a run, and why it waits or failed."""
     job = folder.jobs()[-1]
     state, events = state_of(job, folder, queued), folder.events(job.id)
     attempts = [event["attempt"] for event in events if event["event"] == "started"]
@@ -86,8 +93,8 @@ def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
     causes = [event["cause"] for event in events if event["event"] in ("failed", "killed") and event["cause"]]
     why = queued[job.id].reason if waits else causes[-1] if causes and state != "FINISHED" else ""
     step, loss, speed, left = _progress(folder.run, state)
-    restarts = str(max(attempts)) if attempts else "0"
-    return [str(folder.run), job.id, state.lower(), str(job.nodes), step, loss, speed, left, restarts, why]
+    starts = str(len(set(attempts)))
+    return [str(folder.run), job.id, state.lower(), str(job.nodes), step, loss, speed, left, starts, why]
 
 
 def _progress(run: Path, state: str) -> tuple[str, str, str, str]:

@@ -1,5 +1,6 @@
 """`--profile local`: the same launcher without SLURM, through submitit's local executor."""
 
+import itertools
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import pytest
 from launch import SMALL, launch
 from same_end import assert_same_end
 
+from slurm.cli import main
 from slurm.job_folder import JobFolder
 from slurm.watch import is_active, state_of
 
@@ -56,7 +58,7 @@ def finished(tmp_path_factory, photo_folder):
 def test_a_run_on_two_ranks_ends_and_is_shown(finished):
     folder = finished.parent.parent
     said = launch(folder, "status")
-    assert re.search(r"runs/a +│ \d+ +│ finished +│ 1 +│ 60/60", said)
+    assert re.search(r"runs/a +\d+ +finished +1 +60/60 +[\d.]+ +\d+ +- +1", said)
     assert (finished / "backbone.safetensors").is_file()
     said = launch(folder, "logs", "runs/a")
     assert re.search(r"^\[0\] step 60/60", said, re.M) and "[1] " in said
@@ -120,3 +122,41 @@ def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
     assert [event["event"] for event in events] == ["started", "failed"]
     assert events[-1]["cause"].endswith("exit code 2: transfer: mine:net() failed: ZeroDivisionError: of mine")
     assert "ZeroDivisionError: of mine" in slurm("status").replace("\n", "")
+
+
+def test_a_sweep_takes_turns(slurm, small, tmp_path):
+    said = slurm("submit", "--profile=local", "--sweep=seed=0,1,2", "--parallel=1", "--", *small, "--train.steps=6",
+                 "--out=rates")  # fmt: skip
+    runs = [tmp_path / "rates" / f"seed={seed}" for seed in range(3)]
+    lines = said.splitlines()
+    assert [line.partition(": ")[2] for line in lines if line.startswith("job ")] == [
+        f"rates/seed={i}" for i in range(3)
+    ]
+    assert "status: crosschannel-slurm status rates" in lines and "cancel: crosschannel-slurm cancel rates" in lines
+    assert "logs:   crosschannel-slurm logs rates/seed=0 -f" in lines
+    assert [wait_for_the_end(run) for run in runs] == ["FINISHED"] * 3
+    times = sorted(tuple(event["time"] for event in JobFolder(run).events()) for run in runs)
+    assert all(ended <= begun for (_, ended), (begun, _) in itertools.pairwise(times))  # never two at once
+
+
+def test_one_that_waits_for_its_turn_can_be_cancelled(slurm, small, tmp_path):
+    slurm("submit", "--profile=local", "--sweep=seed=0,1", "--", *small, "--train.steps=100000", "--out=rates")
+    first, second = (tmp_path / "rates" / f"seed={seed}" for seed in (0, 1))
+    until(lambda: logged(first) or logged(second))
+    waiting, running = (second, first) if logged(first) else (first, second)
+    assert re.search(rf"{waiting.name} +\d+ +pending", slurm("status", "rates"))
+    assert logged(waiting) == 0
+    slurm("cancel", f"rates/{waiting.name}")
+    assert wait_for_the_end(waiting) == "CANCELLED" and logged(waiting) == 0
+    slurm("cancel", f"rates/{running.name}")
+    assert wait_for_the_end(running) == "CANCELLED"
+
+
+def test_status_fits_eighty_columns(slurm, finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished.parent.parent)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["run", "job", "state", "nodes", "step", "loss", "images/s", "left", "starts"]
+    assert re.match(r"runs/a +\d+ +finished +1 +60/60 ", lines[2])

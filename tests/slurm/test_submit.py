@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,7 +86,7 @@ BAD = [
     ("no nodes", ["--nodes=0"], ["SMALL"], "nodes must be at least 1"),
     ("no time", ["--hours=0"], ["SMALL"], "hours must be above 0"),
     ("no such key", ["--node=2"], ["SMALL"], "no key 'node'; did you mean"),
-    ("no such profile", ["--profile=h100"], ["SMALL"], "no config 'h100'"),
+    ("no such profile", ["--profile=h100"], ["SMALL"], "no profile 'h100'"),
     ("a sweep without values", ["--sweep=seed="], ["SMALL", "--out=s"], "--sweep takes KEY=VALUE,VALUE"),
     ("a sweep of a value that cannot be", ["--sweep=seed=0,x"], ["SMALL", "--out=s"], "seed: expected int, got x"),
     ("a sweep without a place", ["--sweep=seed=0,1"], ["SMALL"], "a sweep needs --out"),
@@ -118,6 +119,33 @@ def test_no_sbatch_is_said(slurm, small, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     said = slurm("submit", "--", *small, "--out=runs/a", code=2)
     assert "there is no sbatch here" in said
+
+
+def test_a_forgotten_dash_is_said_with_the_whole_command(slurm):
+    said = slurm("submit", "--profile=a100", "crosschannel", "pretrain", "--data=x", code=2)
+    assert said.endswith("put -- before the command: "
+                         "crosschannel-slurm submit --profile=a100 -- crosschannel pretrain --data=x\n")  # fmt: skip
+
+
+def test_a_job_that_sbatch_refuses_leaves_nothing(slurm, small, tmp_path, monkeypatch):
+    for axes, out in (([], "runs/a"), (["--sweep=seed=0,1"], "rates")):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        sbatch = tmp_path / "bin" / "sbatch"
+        sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n")
+        sbatch.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+        before = sorted(tmp_path.rglob("*"))
+        said = slurm("submit", "--partition=gpu", *axes, "--", *small, f"--out={out}", code=2)
+        assert "SLURM refuses the job: invalid partition specified: gpu" in said
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_needs_no_submitit():
+    code = (
+        "import sys; sys.modules['submitit'] = None; from slurm.cli import main; sys.exit(main(['submit', '--help']))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "profiles (--profile NAME" in found.stdout
 
 
 def test_a_sweep_is_every_combination_with_a_folder_of_its_own(small, tmp_path):
