@@ -1,11 +1,11 @@
-# The two commands of the README: `make quickstart` and `make test`.
+# The two commands of the README: `make quickstart` and `make test`; `make docs` builds the site of the documentation.
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 RUN := runs/quickstart-0
 
-.PHONY: quickstart test test-system lint clean
+.PHONY: quickstart test test-system docs lint clean
 
 ifneq ($(UV),)
 install = $(UV) venv --quiet --allow-existing $(VENV) && $(UV) pip install --quiet --python $(BIN)/python -e '.[$(1)]'
@@ -19,6 +19,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-test: pyproject.toml
 	$(call install,test)
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml
+	$(call install,docs)
 	touch $@ $(VENV)/.installed
 
 quickstart: $(VENV)/.installed
@@ -47,5 +51,9 @@ test-system: $(VENV)/.installed-test
 		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge) >/dev/null; fi
 	$(BIN)/python -m pytest -m system
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) dist build runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build site runs .pytest_cache .ruff_cache

@@ -45,6 +45,5 @@ def test_the_example_trains_resumes_and_is_a_backbone(rotation, photo_folder, tm
     assert result.metrics.keys() == {"loss", "top1"} and result.config["objective"]["dropout"] == 0.1
     assert load_backbone(str(out)).provenance.details["pretext"] == "rotation"
     assert load_pretext(str(out)).task.name == "rotation"
-    with pytest.raises(SystemExit):
-        main(["pretrain", "--task=rotation", "--help"])
+    assert main(["pretrain", "--task=rotation", "--help"]) == 0
     assert "--objective.dropout" in capsys.readouterr().out
