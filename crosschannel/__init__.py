@@ -1,7 +1,7 @@
 """Self-supervised visual representation learning by cross-channel prediction.
 
-The names below are the Python face of the library; they are imported on first use, so that
-``import crosschannel`` costs little more than ``import torch``.
+The names below are the Python face of the library; they are imported on first use, so that ``import crosschannel``
+costs milliseconds.
 """
 
 from importlib import import_module

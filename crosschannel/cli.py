@@ -78,6 +78,13 @@ PROGRAM = Program(
             ("source",),
             after="crosschannel.commands.after:fetch",
         ),
+        "layers": Command(
+            "crosschannel.commands.config:LayersConfig",
+            "crosschannel.commands.layers:show",
+            "list the layers of a backbone",
+            ("backbone",),
+            after="crosschannel.commands.after:layers",
+        ),
         "configs": Command(
             "crosschannel.commands.config:ConfigsConfig",
             "crosschannel.help:show_configs",

@@ -13,7 +13,7 @@ from crosschannel.errors import UserError, foreign
 
 def is_factory(name: str) -> bool:
     """Whether a name is written as one of a factory."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
+    return re.fullmatch(r"(?!timm:)[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
 @contextlib.contextmanager

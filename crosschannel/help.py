@@ -5,16 +5,19 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosschannel.console import stdout_console
 from crosschannel.keys import Device, Range, Seed, declared, plain_type
-from crosschannel.parsing import Command, config_folder
+from crosschannel.parsing import Command, config_folder, find_config, typed_flags
+from crosschannel.runs.config import flatten, renamed
+from crosschannel.stored import read_yaml
 
 _UNUSED = "taken as by every command"  # what a key that a command has for uniformity's sake says of itself
 _COLUMN = 28  # where explanations begin
@@ -36,16 +39,18 @@ def help_text(command: Command, program: str, name: str, argv: Sequence[str], fo
     flag = command.told_by
     places = "".join(f" {key.upper()}{' …' if _is_list(config, key) else ''}" for key in command.positional)
     told = f" [--{flag} NAME|FILE]" if folder.is_dir() else ""
-    usage = f"usage: {program} {name}{places}{told} [--KEY VALUE …]{command.tail}"
-    blocks = [usage, "", *_wrapped(_title(config) or command.help, 0)]
+    usage = f"usage: {program} {name}{command.head}{places}{told} [--KEY VALUE …]{command.tail}"
+    title = command.help if command.head else _title(config) or command.help
+    values = _values(config) | (_recipe(argv, command, folder) if told else {})
+    blocks = [usage, "", *_wrapped(title, 0)]
     listed = config_lines(folder, width())
     if listed:
         blocks += ["", f"{flag}s (--{flag} NAME, or a YAML file of yours):", *listed]
-    blocks += ["", *_group(config, "", command)]
+    blocks += ["", *_group(config, "", command, values)]
     for entry in sorted(fields(config), key=lambda entry: _depth(config, entry.name)):
         if is_dataclass(entry.type):
             title = _title(entry.type).rstrip(".") or entry.name
-            blocks += ["", f"{title}:", *_group(entry.type, f"{entry.name}.", command)]
+            blocks += ["", f"{title}:", *_group(entry.type, f"{entry.name}.", command, values)]
     if told:
         blocks += ["", f"--print_config prints the whole {flag}, --debug an error's traceback."]
     return "\n".join(blocks)
@@ -87,10 +92,32 @@ def width() -> int:
 
 
 def _title(config: type) -> str:
-    return (inspect.getdoc(config) or "").partition("\n")[0]
+    said = inspect.getdoc(config) or ""
+    return "" if said.startswith(f"{config.__name__}(") else said.partition("\n")[0]  # dataclasses make one up
 
 
-def _group(config: type, prefix: str, command: Command) -> Iterator[str]:
+def _values(config: type, prefix: str = "") -> dict[str, Any]:
+    """Defaults by dotted name, those of groups as the command has them."""
+    found: dict[str, Any] = {}
+    for entry in fields(config):
+        value = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        if is_dataclass(entry.type):
+            found |= {f"{prefix}{entry.name}.{inner.name}": getattr(value, inner.name) for inner in fields(value)}
+        else:
+            found[prefix + entry.name] = value
+    return found
+
+
+def _recipe(argv: Sequence[str], command: Command, folder: Path) -> dict[str, Any]:
+    """What the config that is named has, by dotted name."""
+    named = typed_flags(argv).get("--config")
+    if not named:
+        return {}
+    path = find_config(named, folder, command.told_by)
+    return flatten(renamed(read_yaml(path, f"the {command.told_by} {path}")))
+
+
+def _group(config: type, prefix: str, command: Command, values: Mapping[str, Any]) -> Iterator[str]:
     """The keys of a dataclass that are no groups: those given by place, those that are needed, the others."""
     hints, told = get_type_hints(config, include_extras=True), documented(config)
     own = [entry for entry in fields(config) if not is_dataclass(entry.type)]
@@ -107,10 +134,10 @@ def _group(config: type, prefix: str, command: Command) -> Iterator[str]:
         if not prefix and entry.name in command.positional:
             left = entry.name.upper()
         else:
-            aliases = [f"--{alias}" for alias, key in command.aliases.items() if key == name and len(alias) > 1]
+            aliases = [f"{'-' * min(2, len(alias))}{alias}" for alias, key in command.aliases.items() if key == name]
             of_a_dict = ".NAME" if get_origin(plain_type(hint)) is dict else ""
             left = " ".join([", ".join([f"--{name}{of_a_dict}", *aliases]), _shape(hint, entry)]).rstrip()
-        yield from _entry(left, words + _facts(hint, entry, words))
+        yield from _entry(left, words + _facts(hint, entry, words, values.get(name, MISSING)))
 
 
 def _entry(left: str, words: str) -> Iterator[str]:
@@ -132,6 +159,8 @@ def _wrapped(text: str, indent: int) -> list[str]:
 def _shape(hint: Any, entry: Field) -> str:
     """How a value is written."""
     kind = plain_type(hint)
+    if get_origin(hint) in (Union, UnionType) and bool in get_args(hint):
+        return f"{'|'.join(map(str, get_args(kind)))}|true|false"
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if kind is bool:
@@ -147,14 +176,13 @@ def _shape(hint: Any, entry: Field) -> str:
     return {"source": "SOURCE", "data": "DATA", "path": "FILE"}.get(entry.metadata.get("role", ""), entry.name.upper())
 
 
-def _facts(hint: Any, entry: Field, words: str) -> str:
+def _facts(hint: Any, entry: Field, words: str, default: Any) -> str:
     """The range and the default, in brackets."""
     facts = [] if hint in (Seed, Device) else [rule.words for rule in declared(hint) if isinstance(rule, Range)]
     facts = [re.sub(r" and at most 1e\+09$", "", fact) for fact in facts if not fact.startswith("at least")]
-    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
     if _is_needed(entry):
         facts.append("needed")
-    elif default not in (None, "", [], {}) and default is not False and "default" not in words:
+    elif default not in (None, "", [], {}, MISSING) and default is not False and "default" not in words:
         facts.append(f"default {_written(default)}")
     return f" ({'; '.join(facts)})" if facts else ""
 

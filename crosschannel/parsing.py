@@ -37,6 +37,7 @@ class Command:
         by: a key on which the others depend: ``config`` is then module:function of its value (None where it is not
             given) that returns the dataclass.
         told_by: what a config of it is called: the flag that names one.
+        head: what its usage has before the flags, where that is not given as a key.
         tail: what follows the flags where it is typed.
         after: module:function of its config → the commands that one would type next.
     """
@@ -49,6 +50,7 @@ class Command:
     configs: Path | None = None
     by: str = ""
     told_by: str = "config"
+    head: str = ""
     tail: str = ""
     after: str = ""
 
@@ -60,10 +62,7 @@ class Command:
 
 def _given(key: str, argv: Sequence[str], configs: Path) -> str | None:
     """The value that flags give a key, else the config that they name; None where neither does."""
-    values: dict[str, str] = {}
-    for word, following in pairwise([*argv, ""]):
-        flag, equals, value = word.partition("=")
-        values[flag] = value if equals else following
+    values = typed_flags(argv)
     if f"--{key}" in values:
         return values[f"--{key}"]
     if not values.get("--config"):
@@ -73,6 +72,15 @@ def _given(key: str, argv: Sequence[str], configs: Path) -> str | None:
     if not isinstance(value, str | None):
         raise UserError(f"{key} must be a name, and {path} has {value!r}")
     return value
+
+
+def typed_flags(argv: Sequence[str]) -> dict[str, str]:
+    """Flags and the words that they are given, or that follow them; the last of a name counts."""
+    values: dict[str, str] = {}
+    for word, following in pairwise([*argv, ""]):
+        flag, equals, value = word.partition("=")
+        values[flag] = value if equals else following
+    return values
 
 
 def named(place: str) -> Any:
@@ -197,9 +205,9 @@ def _one_sentence(message: str, keys: list[str]) -> str:
         member = next((key for key in keys if key.startswith(f"{group[1]}.")), group[1])
         return f"{group[1]} is a group of keys: give one of them, such as --{member}"
     for pattern, words in (
-        (r"Expected a <class 'tuple'>", "expected two numbers such as [0.5, 1.0]"),
-        (r"[Ee]xpected a?\s?tuple with 2 elements", "expected two numbers such as [0.5, 1.0]"),
-        (r"Expected a <class 'list'>", "expected a list such as [1, 2]"),
+        (r"Expected a <class 'tuple'>", "expected two numbers such as 0.5,1.0"),
+        (r"[Ee]xpected a?\s?tuple with 2 elements", "expected two numbers such as 0.5,1.0"),
+        (r"Expected a <class 'list'>", "expected a list such as 1,2"),
         (r"^the following arguments are required: (.*)$", r"missing: \1"),
         (r'^Parser key "([\w.]+)": ', r"\1: "),
         (r"Does not validate .* Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", r"expected \1, got \2"),
@@ -227,11 +235,12 @@ def _prepare(
     argv: list[str], configs: Path, command: Command, parser: Any, config_class: type
 ) -> tuple[list[str], str]:
     """Flags by their keys, with '_' for '-', `--config` as a path, switches with a value, and lists of words as one:
-    those of several flags of a name, and, where nothing is given by place, those that follow one another; the config's
+    those of several flags of a name, and those that follow one another, where no list is given by place; the config's
     path besides."""
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     groups = {key.rpartition(".")[0] for key in types}
     prepared, path, lists = [], "", {}
+    has_many = any(entry.type == list[str] for entry in fields(config_class) if entry.name in command.positional)
     rest = deque(argv)
     while rest:
         argument = rest.popleft()
@@ -239,7 +248,7 @@ def _prepare(
         if flag == "--config":
             value = value if equals else rest.popleft() if rest else ""
             path = str(find_config(value, configs, command.told_by))
-            tree = _check_file(path, config_class)
+            tree = _check_file(path, config_class, command.told_by)
             now = renamed(tree)
             prepared += ["--config", path if now == tree else json.dumps(now)]
         elif flag.startswith("--"):
@@ -255,9 +264,9 @@ def _prepare(
                 if not equals:
                     rest.popleft()
                 equals, value = "=", f"[{following}]"  # a list of numbers, as one would type it
-            if plain_type(types.get(key)) == list[str]:
+            if plain_type(types.get(key)) == list[str] or list[str] in get_args(types.get(key)):
                 words = [value] if equals else list(takewhile(lambda word: not word.startswith("--"), rest))
-                words = words[:1] if command.positional else words
+                words = words[:1] if has_many else words
                 rest = rest if equals else deque(list(rest)[len(words) :])
                 if len(words) != 1 or words[0][:1] != "[":
                     lists.setdefault(key, []).extend(words)
@@ -267,7 +276,10 @@ def _prepare(
             prepared.append(f"--{key}{equals}{value}" + ("=true" if alone else ""))
         else:
             prepared.append(argument)
-    return [*prepared, *(f"--{key}={json.dumps(words)}" for key, words in lists.items())], path
+    for key, words in lists.items():
+        alone = len(words) == 1 and plain_type(types[key]) is str
+        prepared.append(f"--{key}={words[0] if alone else json.dumps(words, ensure_ascii=False)}")
+    return prepared, path
 
 
 def _is_numbers(hint: Any) -> bool:
@@ -276,12 +288,12 @@ def _is_numbers(hint: Any) -> bool:
     return get_origin(plain) in (list, tuple) and get_args(plain)[0] in (int, float)
 
 
-def _check_file(path: str, config_class: type) -> dict[str, Any]:
+def _check_file(path: str, config_class: type, called: str) -> dict[str, Any]:
     """What a config file holds: its keys are written one way, and its groups hold keys."""
-    tree = read_yaml(Path(path), f"the config {path}")
+    tree = read_yaml(Path(path), f"the {called} {path}")
     for key in tree:
         if not isinstance(key, str) or "." in key or key == "config" or key.startswith("__"):
-            raise UserError(f"the config {path} has no key {key!r}; groups are written as train: {{steps: 3}}")
+            raise UserError(f"the {called} {path} has no key {key!r}; groups are written as train: {{steps: 3}}")
     for entry in fields(config_class):
         if is_dataclass(entry.type) and not isinstance(tree.get(entry.name, {}), dict):
             raise UserError(f"{entry.name} is a group of keys, and {path} has {tree[entry.name]!r} for it")

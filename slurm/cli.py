@@ -38,6 +38,7 @@ PROGRAM = Program(
             "queue a run again, as it was: resume RUN …",
             configs=PROFILES,
             told_by="profile",
+            head=" RUN",
         ),
     },
 )
@@ -58,12 +59,13 @@ def _prepared(argv: list[str]) -> list[str]:
         command = []
     if {"-h", "--help"} & set(argv):
         return argv
+    typed = argv[:1] == ["submit"]
     if argv[:1] == ["resume"]:
         argv = ["submit", *_stored(argv[1:])]
     if argv[:1] == ["submit"] and importlib.util.find_spec("submitit") is None:
         raise UserError("submitit is missing: pip install 'crosschannel[slurm]'")
     programs = [place for place, word in enumerate(argv) if Path(word).name in ("crosschannel", "transfer")]
-    if argv[:1] == ["submit"] and not command and programs:
+    if typed and not command and programs:
         whole = [*argv[: programs[0]], "--", *argv[programs[0] :]]
         raise UserError(f"put -- before the command: crosschannel-slurm {shlex.join(whole)}")
     if argv[:1] != ["submit"]:

@@ -16,7 +16,7 @@ from crosschannel.data.open import open_images
 from crosschannel.data.remote import is_remote
 from crosschannel.data.shards import expand
 from crosschannel.errors import UserError, foreign
-from crosschannel.factories import working_folder_importable
+from crosschannel.factories import is_factory, working_folder_importable
 from crosschannel.files import user_path, write_text
 from crosschannel.hub import load_backbone, load_classifier, load_colorizer
 from crosschannel.hub.sources import (
@@ -24,6 +24,7 @@ from crosschannel.hub.sources import (
     inner_source,
     is_fetched,
     parse_source,
+    source_files,
     source_paths,
 )
 from crosschannel.runs.config import (
@@ -107,6 +108,8 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
     name, *arguments = rest
     if name not in table.commands:
         raise UserError(f"no command {name!r}; there are {', '.join(table.commands)}")
+    if {"-h", "--help"} & set(arguments):
+        raise UserError(f"--help is for the command itself: {Path(program).name} {name} --help")
     config = table.parse(name, [word for word in arguments if word != "--debug"])
     return WrappedCommand(module, name, arguments, config)
 
@@ -181,6 +184,9 @@ def check_paths(command: WrappedCommand) -> None:
         with foreign(f"cannot find {module} for {source.text!r}"), working_folder_importable():
             if KINDS[inner.kind].of_the_user and importlib.util.find_spec(module) is None:
                 raise UserError(f"no package {module} for {source.text!r} {later}")
+    own = getattr(getattr(config, "model", None), "name", "")
+    if is_factory(own) and not source_files(own):
+        raise UserError(f"no package {own.partition(':')[0]} for {own!r} {later}")
     for kind, path in paths:
         if not user_path(path).exists():
             raise UserError(f"no {kind} at {path} {later}")

@@ -71,6 +71,8 @@ class SubmitConfig:
     """KEY=VALUE,VALUE…, any number of times: one run for every combination, as a job array"""
     parallel: Annotated[int, at_least(0, 100_000)] = 0
     """most runs of a sweep that go on at once; 0: 256, on this machine one"""
+    turns: str = field(default="", metadata={"hidden": True})
+    """folder of the sweep on this machine that a run is of"""
     code: list[str] = field(default_factory=list)
     """packages of yours that the job imports, to be copied along with ours"""
     cwd: str = ""
@@ -108,6 +110,8 @@ class SubmitConfig:
         )
         on_slurm = self.cluster == "slurm"
         require(on_slurm or self.nodes == 1, "this machine is one node; nodes must be 1", self.nodes)
+        shares = not on_slurm and self.sweep and self.parallel > 1 and self.gpus_per_node
+        require(not shares, "runs of a sweep on this machine would share its GPUs; parallel must be 1", self.parallel)
         words = "sbatch: these are settled by keys of their own or by the launcher"
         odd = [key for key in self.sbatch if not re.fullmatch(r"[a-z][a-z0-9_-]*", key)]
         odd += [key for key in self.env if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key)]

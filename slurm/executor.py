@@ -31,7 +31,7 @@ def build_executor(config: SubmitConfig, home: Path, places: Sequence[Path], cod
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         executor = submitit.LocalExecutor(home, python=python)
         executor.update_parameters(
-            timeout_min=60 * config.hours,
+            timeout_min=60 * config.hours * len(places),  # those of a sweep wait for one another
             tasks_per_node=config.ranks_per_node,
             gpus_per_node=config.gpus_per_node,
             visible_gpus=[int(gpu) for gpu in seen] if all(gpu.isdecimal() for gpu in seen) else (),

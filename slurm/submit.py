@@ -4,6 +4,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import submitit
 import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -36,7 +38,14 @@ def submit(config: SubmitConfig) -> list[Path]:
     here = Path(_here())
     code_copy, cwd = str(here / config.code_copy) if config.code_copy else "", str(here / config.cwd)
     with contextlib.chdir(cwd):
-        return _submit(replace(config, cwd=cwd, code_copy=code_copy))
+        places = _submit(replace(config, cwd=cwd, code_copy=code_copy))
+    if places and not config.dry_run:
+        whole = places[0].parent if config.sweep else places[0]
+        whole, first = (shlex.quote(str(path if cwd == str(here) else Path(cwd, path))) for path in (whole, places[0]))
+        say(f"status: crosschannel-slurm status {whole}")
+        say(f"logs:   crosschannel-slurm logs {first} -f")
+        say(f"cancel: crosschannel-slurm cancel {whole}")
+    return places
 
 
 def _submit(config: SubmitConfig) -> list[Path]:
@@ -114,6 +123,7 @@ def _print_script(config: SubmitConfig, home: Path, places: Sequence[Path], code
 def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedCommand]], code: Path) -> list[Path]:
     """Hand the commands to submitit, as one job or one array, and note the jobs in their run folders."""
     executor, tasks, cwd = build_executor(config, home, [place for place, _ in todo], code), [], config.cwd
+    turns = config.turns or (str(home.absolute()) if config.sweep and config.cluster == "local" else "")
     for place, command in todo:
         folder = JobFolder(place)
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -126,28 +136,31 @@ def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedC
             interface=config.interface,
             backend=config.backend,
             limit=config.restarts,
-            turns=str(home.absolute()) if config.sweep and config.cluster == "local" else "",
+            turns=turns,
             parallel=config.parallel or 1,
         )
         tasks.append(task)
     with outside_of_jobs(config, code):
         try:
-            is_array = config.sweep and config.cluster == "slurm"
-            jobs = executor.submit_array(tasks) if is_array else [executor.submit(task) for task in tasks]
+            jobs: list[submitit.Job] = []
+            if config.sweep and config.cluster == "slurm":
+                jobs = executor.submit_array(tasks)
+            else:
+                jobs.extend(map(executor.submit, tasks))
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
+            for job in jobs:  # on this machine: those that have started already
+                with contextlib.suppress(OSError):
+                    os.kill(int(job.job_id), signal.SIGTERM)
             raise UserError(f"SLURM refuses the job: {_reason(error)}") from error
     for (place, command), task, job in zip(todo, tasks, jobs, strict=True):
         folder, logs, host = JobFolder(place), str(home.absolute()), socket.gethostname()
         words = [command.program, *task.command[1:]]
-        stored = {**asdict(config), "command": words, "sweep": [], "cwd": cwd, "code_copy": str(code)}
+        told = {"command": words, "sweep": [], "turns": turns, "cwd": cwd, "code_copy": str(code)}
+        stored = {**asdict(config), **told}
         text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
         write_text(folder.path / "submission.yaml", f"# {plain(command.text)}\n{text}")
         folder.add_job(Job(job.job_id, config.cluster, config.nodes, config.ranks, logs, host, time.time()))
         say(f"job {job.job_id}: {place}")
-    whole = shlex.quote(str(home.parent))
-    say(f"status: crosschannel-slurm status {whole}")
-    say(f"logs:   crosschannel-slurm logs {shlex.quote(str(todo[0][0]))} -f")
-    say(f"cancel: crosschannel-slurm cancel {whole}")
     return [place for place, _ in todo]
 
 

@@ -67,11 +67,11 @@ class Task:
         job, folder = JobEnvironment(), JobFolder(self.run)
         local, rank = job.cluster == "local", job.global_rank
         attempt = folder.attempts(job.job_id, rank) if local else int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        if self.turns:
-            self._wait_for_turn(folder.path / "turns" / f"{job.job_id}-{attempt}", rank)
-        if rank == 0:
-            folder.add_event(job.job_id, attempt, "started", f"{job.num_nodes} nodes, {job.num_tasks} ranks")
         try:
+            if self.turns:
+                self._wait_for_turn(folder, job.job_id, attempt, rank)
+            if rank == 0:
+                folder.add_event(job.job_id, attempt, "started", f"{job.num_nodes} nodes, {job.num_tasks} ranks")
             os.chdir(self.cwd)
             code = self._work(job, folder, attempt, local)
         except (OSError, ValueError):
@@ -109,8 +109,9 @@ class Task:
                 if since and time.monotonic() - since > _PATIENCE:
                     self._child.kill()
 
-    def _wait_for_turn(self, mark: Path, rank: int) -> None:
+    def _wait_for_turn(self, folder: JobFolder, job: str, attempt: int, rank: int) -> None:
         """Hold one of the sweep's places, as long as this process lives; the other ranks wait for the first one."""
+        mark = folder.path / "turns" / f"{job}-{attempt}"
         mark.parent.mkdir(parents=True, exist_ok=True)
         while not self._told:
             for number in range(self.parallel) if rank == 0 else ():
@@ -123,7 +124,7 @@ class Task:
                 self._place = place
                 mark.touch()
                 return
-            if mark.exists():
+            if mark.exists() or folder.bad_mark(job, attempt).exists():
                 return
             time.sleep(0.5)
 

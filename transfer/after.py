@@ -1,5 +1,6 @@
 """What one would type next, after a command of `transfer`. No torch here."""
 
+from pathlib import Path
 from typing import Any
 
 from crosschannel.commands.after import typed
@@ -8,10 +9,14 @@ from crosschannel.commands.after import typed
 def measure(config: Any) -> list[str]:
     report = typed("transfer", "report", config.out, "--out", f"{config.out}-report")
     if config.backbone.startswith(("random:", "gaussian:", "kmeans:")):
-        return [report]
+        first = config.out.removesuffix("-random")
+        pair = (first, config.out)
+        if first == config.out or not (Path(first) / "result.json").is_file():
+            return [report]
+        return [typed("transfer", "compare", *pair), typed("transfer", "report", *pair, "--out", f"{first}-report")]
     recipe = ("transfer", config.protocol, "--config", f"{config.out}/config.yaml")
     twin = typed(*recipe, "--backbone", f"random:{config.backbone}", "--out", f"{config.out}-random")
-    return [f"{twin}  # what its shape alone is worth", report]
+    return [twin, report]
 
 
 def compare(config: Any) -> list[str]:
@@ -20,7 +25,8 @@ def compare(config: Any) -> list[str]:
 
 
 def report(config: Any) -> list[str]:
-    return [typed("transfer", "compare", *config.runs[:2])] if len(config.runs) > 1 else []
+    first = [typed("transfer", "compare", *config.runs[:2])] if len(config.runs) == 2 else []
+    return first if all(Path(run, "predictions.npz").is_file() for run in config.runs) else []
 
 
 def proposals(config: Any) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from crosschannel import load_backbone
 from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_batches
 from crosschannel.errors import UserError
+from crosschannel.factories import is_factory
 from crosschannel.files import written_whole
 from crosschannel.hub.files import load_state
 from crosschannel.hub.sources import known_layers, parse_source
@@ -276,6 +277,8 @@ def load_net(run: Finished, build: Callable[[Backbone, int], N]) -> tuple[N, lis
     classes, size = told["classes"], told["size"]
     if "net" in told:
         spec = typed(NetSpec, told["net"], f"{path}: net")
+        if is_factory(spec.name) and spec.name not in run.config.backbone:
+            load_backbone(run.config.backbone)  # which says what may be called
         input = typed(InputSpec, told["input"], f"{path}: input")
         backbone = unweighted(spec, input, run.config.backbone)
     else:

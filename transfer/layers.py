@@ -13,12 +13,26 @@ from transfer.groups import Group, by_size, called, over_seeds, setting
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
 _WORDS = {"top1": "top-1", "top5": "top-5", "mean_iu": "linear", "knn_mean_iu": "nearest neighbours"}
+_PATTERNS = {  # of kinds with numbers in them
+    r"knn\d+(/t.*)?": "knnK: images whose class their K nearest training images vote for",
+    r"shots/.*": "shots/K: top-1 of a classifier that learns from K images a class, mean over draws",
+    r"share/.*": "share/S: top-1 of a classifier that learns from that share of the labels, mean over draws",
+    r"svm_map": "svm_map: mean average precision of linear SVMs on all labels",
+    r"low_shot/.*": "low_shot/K: the same from K positives a class, mean over draws",
+}
 _MEANINGS = {
     "top1": "images whose class is the one said first",
     "top5": "images whose class is among the five said first",
     "mean_iu": "intersection over union of predicted and true pixels, mean over classes, by a linear classifier",
     "knn_mean_iu": "the same by the nearest points of the training images",
 }
+
+
+def _meaning(kind: str) -> str:
+    """A kind of figure in a sentence; empty for one that is not known."""
+    if kind in _MEANINGS:
+        return f" {_WORDS[kind]}: {_MEANINGS[kind]}."
+    return next((f" {words}." for pattern, words in _PATTERNS.items() if re.fullmatch(pattern, kind)), "")
 
 
 def by_layer(metrics: Iterable[str]) -> list[str]:
@@ -69,9 +83,10 @@ def _section(title: str, kinds: str, theirs: dict, what: str, groups: Sequence[G
     main = found[0]
     curves = {entry.label: _curve(entry, main) for entry in groups}
     classes = sum(metric.count("/") == 2 and "/top1/" in metric for metric in first.metrics)
-    where = setting(first, classes // max(1, len(by_layer(first.metrics))))
+    classes //= max(1, len(by_layer(first.metrics)))
+    where = setting(first, classes)
     error = f"One figure's standard error is at most {50 / first.n**0.5:.1f} points; " if "accuracy" in what else ""
-    meant = "".join(f" {_WORDS[kind]}: {_MEANINGS[kind]}." for kind in found if kind in _MEANINGS)
+    meant = "".join(dict.fromkeys(_meaning(kind) for kind in found))
     yield Text(
         f"{what} in percent on {where}. {error}`transfer compare` pairs runs image by image. {meant and meant + '.'}"
     )
@@ -88,7 +103,7 @@ def _section(title: str, kinds: str, theirs: dict, what: str, groups: Sequence[G
     for number, members in enumerate(alike.values()):
         named = plots.with_name(f"{plots.name}{f'-layers-{number}' if len(alike) > 1 else ''}.png")
         own = {entry.label: curves[entry.label] for entry in members}
-        yield from _alike(found, theirs, members, own, where, axis, classes >= 1000, named)
+        yield from _alike(found, theirs, members, own, where, axis, classes == 1000, named)
 
 
 def _curve(entry: Group, kind: str) -> dict[str, tuple[float, float]]:

@@ -95,7 +95,7 @@ def load_predictor(
 
     Example::
 
-        predict = transfer.load_predictor("runs/segment-imagenette-0-modern-0")
+        predict = transfer.load_predictor("runs/segment-imagenette-0-VOCdevkit-modern-0")
         mask = predict(open("grey.jpg", "rb").read()).pictures["mask"]
     """
     path = user_path(run)

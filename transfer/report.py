@@ -25,6 +25,8 @@ from transfer.protocols import PROTOCOLS, SCORED
 _MEANINGS = {  # of what pretraining is judged by
     "kl_share": "1 is knowing nothing of the pictures, 0 everything",
     "loss_share": "1 is knowing nothing of the pictures, 0 everything",
+    "kl": "how far predicted colours are from the true ones, in nats a pixel; 0 for a perfect net",
+    "kl_constant": "the same for the one prediction that fits these images best",
     "top1": "share of the images in their class",
 }
 Section = Callable[[Sequence[Group], Path], Iterator[Block]]
@@ -72,6 +74,7 @@ def _labelled(groups: list[Group], labels: Sequence[str]) -> list[Group]:
     Raises:
         UserError: a label of nothing that is shown.
     """
+    more = {id(entry): entry.label.removeprefix(entry.backbone) for entry in groups}
     for label in labels:
         places = [place for place, mark in enumerate(label) if mark == "="]
         meant = {label[:place].rstrip("/"): label[place + 1 :] for place in places}
@@ -84,7 +87,13 @@ def _labelled(groups: list[Group], labels: Sequence[str]) -> list[Group]:
         if not named:
             raise UserError(f"the label {label!r} is of none of the runs; write RUN=TEXT or BACKBONE=TEXT")
         for entry, text in named:
-            entry.label = text + entry.label.removeprefix(entry.backbone)
+            entry.label = text + more[id(entry)]
+    seen: set[tuple[str, str, str]] = set()
+    for entry in groups:
+        place = (entry.first.protocol, entry.first.data, entry.label)
+        if labels and place in seen:
+            raise UserError(f"two runs of the page would be called {entry.label!r}")
+        seen.add(place)
     return groups
 
 

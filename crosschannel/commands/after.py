@@ -27,7 +27,7 @@ def _has_classes(data: str) -> bool:
 
 
 def colorize(config: Any) -> list[str]:
-    more = typed("crosschannel", "colorize", *config.images, "--model", config.model, "--saturation", 1.3)
+    more = typed("crosschannel", "colorize", config.images[0], "--model", config.model, "--saturation", 1.3)
     score = typed("crosschannel", "evaluate", "--methods", config.model, "grey", "truth", "--data", "COLOUR-PHOTOS")
     return [more, score]
 
@@ -85,3 +85,7 @@ def zoo(_config: Any) -> list[str]:
 
 def configs(_config: Any) -> list[str]:
     return [typed("crosschannel", "pretrain", "--config", "NAME", "--data", "DATA", "--print_config")]
+
+
+def layers(config: Any) -> list[str]:
+    return loaded(config.backbone)

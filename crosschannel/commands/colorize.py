@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import struct
 from pathlib import Path
 
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from crosschannel.commands.config import ColorizeConfig
 from crosschannel.console import progress, stderr_console
@@ -15,6 +16,12 @@ from crosschannel.files import FolderLock, Outputs, user_path
 from crosschannel.hub import load_colorizer, source_files
 from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.training.device import find_device
+
+# EXIF tags that speak of the picture, whatever its file; so do two groups of more, of the camera and of the place.
+_TOLD = {
+    ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Software,
+    ExifTags.Base.DateTime, ExifTags.Base.Artist, ExifTags.Base.Copyright,
+}  # fmt: skip
 
 
 def colorize(config: ColorizeConfig) -> list[Path]:
@@ -72,6 +79,8 @@ def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list
             raise UserError(f"{out} does not end as {format} does")
         return targets([(pictures[0][0], out.with_suffix(""))], out.suffix), [out.parent], format
     if out is not None:
+        if not out.exists() and out.suffix.lower() in Image.registered_extensions():
+            raise UserError(f"{out}: pictures are written as .png, .jpg or .jpeg")
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; --out takes a folder, or a name ending in .png or .jpg")
         return targets(((source, out / stem) for source, stem in pictures), ending), [out], format
@@ -93,7 +102,7 @@ def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> 
         try:
             kept = {key: picture.info[key] for key in ("exif", "icc_profile", "dpi") if key in picture.info}
             picture.save(part, format, **kept, **({"quality": 95} if format == "jpeg" else {}))
-        except (OSError, ValueError, SystemError) as error:  # more pixels than the format holds
+        except (OSError, ValueError, OverflowError, SystemError, struct.error) as error:  # more than the format holds
             if getattr(error, "errno", None):  # the disk's complaint, not the encoder's
                 raise
             raise BrokenImage(f"it cannot be written as {format}: {error}") from None
@@ -101,16 +110,31 @@ def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> 
 
 def _colour(colorizer: Colorizer, source: Path | str, temperature: float | None, format: str) -> Image.Image:
     """The coloured picture: upright, in the colour space of the original, with its alpha (PNG), EXIF and resolution."""
-    upright = _read(source)
+    upright, exif = _read(source)
     coloured = _from_srgb(colorizer(_to_srgb(upright), temperature), upright.info.get("icc_profile"))
     if format == "png" and ("A" in upright.getbands() or "transparency" in upright.info):
         coloured.putalpha(upright.convert("RGBA").getchannel("A"))
-    if "dpi" in upright.info:
-        coloured.info["dpi"] = upright.info["dpi"]
-    exif = upright.getexif()
-    if len(exif):
-        coloured.info["exif"] = exif.tobytes()
+    dpi = upright.info.get("dpi", (0, 0))
+    if all(1 <= side <= 65535 for side in dpi):  # NaN is not
+        coloured.info["dpi"] = dpi
+    if 0 < len(exif) < 65_000:  # a JPEG holds no more
+        coloured.info["exif"] = exif
     return coloured
+
+
+def _exif(image: Image.Image) -> bytes:
+    """What a picture says of itself, but for how its file lies and how it is turned; empty for nothing."""
+    try:
+        found, kept = image.getexif(), Image.Exif()
+        groups = {place: dict(found.get_ifd(place)) for place in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
+        for tag in _TOLD & found.keys():
+            kept[tag] = found[tag]
+        for place, group in groups.items():
+            if group:
+                kept.get_ifd(place).update(group)
+        return kept.tobytes() if len(kept) or any(groups.values()) else b""
+    except Exception:  # tags that Pillow reads and cannot write
+        return b""
 
 
 def _from_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
@@ -130,11 +154,13 @@ def _from_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
     return picture
 
 
-def _read(source: Path | str) -> Image.Image:
+def _read(source: Path | str) -> tuple[Image.Image, bytes]:
+    """A picture, upright, and its EXIF data."""
     try:
         image = open_picture(picture_bytes(source))
+        exif = _exif(image)  # of a TIFF it cannot be read later
         image.load()
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image), exif
     except OSError as error:
         raise BrokenImage(error.strerror) if error.strerror else broken(error) from None
     except Exception as error:  # decoders raise whatever they like on bytes they cannot read

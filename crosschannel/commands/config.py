@@ -252,6 +252,17 @@ class ZooConfig:
 
 
 @dataclass
+class LayersConfig:
+    """List the layers of a backbone, with their channels and strides."""
+
+    backbone: str = source(help="a source: a run folder, timm:NAME, package.module:factory …")
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
+
+
+@dataclass
 class ConfigsConfig:
     """List the packaged configs, those of every command in its own group."""
 

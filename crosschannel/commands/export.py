@@ -7,13 +7,14 @@ from pathlib import Path
 from crosschannel.commands.config import ExportConfig, PushConfig
 from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
+from crosschannel.factories import is_factory
 from crosschannel.files import Outputs, folder_made, user_path
 from crosschannel.hub import load_backbone, load_colorizer, source_files
 from crosschannel.hub.card import CARD, PICTURE, check_probes, sample_of, write_card
 from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, how_to_load, to_safetensors
 from crosschannel.hub.files import COLORIZER, PRETEXT
 from crosschannel.hub.huggingface import check_repository, push_folder
-from crosschannel.models import Backbone
+from crosschannel.models import Backbone, spec_of
 
 
 def export(config: ExportConfig) -> Path:
@@ -77,6 +78,8 @@ def push(config: PushConfig) -> str:
     check_probes(probes)
     check_repository(config.repository)
     backbone, run = load_backbone(config.backbone), _run_folder(config.backbone)
+    if is_factory(spec_of(backbone.net).name):
+        raise UserError(f"{config.backbone} is a net of your own: whoever loads it from the Hub has not got its code")
     _settle_licence(backbone, config.licence)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / config.repository.rpartition("/")[2]

@@ -1,6 +1,7 @@
 """A model card: what the weights are, how to load them, what they reach."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,14 +59,16 @@ def write_card(
     details = backbone.provenance.details
     licence = json.dumps(details["licence"])  # quoted, as YAML has it too
     front = ["---", f"license: {licence}", "library_name: crosschannel", "pipeline_tag: image-feature-extraction"]
-    front += ["tags:", "- self-supervised-learning", f"- {details.get('pretext', 'colorization')}", "- pytorch"]
+    pretext = [f"- {json.dumps(details['pretext'])}"] if "pretext" in details else []
+    front += ["tags:", "- self-supervised-learning", *pretext, "- pytorch"]
     name = markdown(folder.resolve().name)
     front += [*_model_index(folder.resolve().name, probes), "---", ""]
     input = backbone.input
     lines = [
         f"# {name}",
         "",
-        f"A backbone of [crosschannel](https://pypi.org/project/crosschannel/) {crosschannel.__version__}.",
+        f"A net of [crosschannel](https://pypi.org/project/crosschannel/) {crosschannel.__version__} "
+        "(`pip install crosschannel`).",
         "",
         "```python",
         *usage,
@@ -126,7 +129,7 @@ def _limitations(details: dict[str, Any]) -> list[str]:
         "bias they have it has too.",
         "- It is a backbone: without a probe or fine-tuning it names nothing.",
     ]
-    if details.get("pretext", "colorization") in ("colorization", "larsson", "dahl", "split-brain"):
+    if details.get("pretext") in ("colorization", "larsson", "dahl", "split-brain"):
         lines.append("- Colours that its head predicts are likely ones: they are no evidence of the true ones.")
     return lines
 
@@ -140,6 +143,10 @@ def _model_index(name: str, probes: Sequence[Path]) -> list[str]:
             {"type": "accuracy", "name": f"{layer} {result.protocol} top-1", "value": round(100 * value, 2)}
             for layer, value in _top1(result).items()
         ]
+        metrics = metrics or [
+            {"type": name, "name": f"{result.protocol} {name}", "value": round(100 * value, 2)}
+            for name, value in _whole(result).items()
+        ]
         data = Path(result.data).name
         task = {"type": "image-classification", "name": result.protocol}
         results.append({"task": task, "dataset": {"type": data, "name": data}, "metrics": metrics})
@@ -151,7 +158,16 @@ def _model_index(name: str, probes: Sequence[Path]) -> list[str]:
 def _top1(result: Result) -> dict[str, float]:
     """Top-1 by layer: of linear probes, else of the first k of nearest neighbours."""
     found = {k.removesuffix("/top1"): v for k, v in result.metrics.items() if k.endswith("/top1")}
-    return found or {k.partition("/")[0]: v for k, v in reversed(result.metrics.items()) if "/knn" in k}
+    if not found:
+        for name, value in result.metrics.items():
+            if re.fullmatch(r"[^/]+/knn\d+", name):
+                found.setdefault(name.partition("/")[0], value)
+    return found
+
+
+def _whole(result: Result) -> dict[str, float]:
+    """Figures that are of no layer and no class."""
+    return {name: value for name, value in result.metrics.items() if "/" not in name}
 
 
 def sample_of(run: Path | None) -> Path | None:
@@ -161,12 +177,13 @@ def sample_of(run: Path | None) -> Path | None:
 
 
 def _probe_table(probes: Sequence[Path]) -> list[str]:
-    """Top-1 by layer of finished probe runs."""
+    """Top-1 by layer of finished probe runs; of other measurements their figures."""
     lines: list[str] = []
     for path in probes:
         result = read_result(path)
-        found = {markdown(layer): value for layer, value in _top1(result).items()}
-        lines += [f"{markdown(result.protocol)} on {markdown(Path(result.data).name)}, {result.n} images, top-1 in %:"]
+        what = "top-1 in %" if _top1(result) else "in %"
+        found = {markdown(name): value for name, value in (_top1(result) or _whole(result)).items()}
+        lines += [f"{markdown(result.protocol)} on {markdown(Path(result.data).name)}, {result.n} images, {what}:"]
         lines += [""]
         lines += ["| " + " | ".join(found) + " |", "|" + "---|" * len(found)]
         lines += ["| " + " | ".join(f"{100 * value:.1f}" for value in found.values()) + " |", ""]

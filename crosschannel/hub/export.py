@@ -1,6 +1,7 @@
 """Our backbones for other libraries: safetensors, torchvision's, timm's or detectron2's names, ONNX."""
 
 import copy
+import json
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from crosschannel.color import lab_to_rgb
 from crosschannel.errors import UserError
+from crosschannel.factories import is_factory
 from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import save_backbone
 from crosschannel.hub.formats import FORMATS
-from crosschannel.models import Backbone, NetSpec, family, spec_of
+from crosschannel.models import FAMILIES, Backbone, NetSpec, family, spec_of
 from crosschannel.models.adapt import absorbed, trainable_copy
 from crosschannel.models.regions import plan_regions
 from crosschannel.models.wrapped import ModuleNet, TimmNet
@@ -42,7 +44,7 @@ def how_to_load(source: str, backbone: Backbone) -> list[str]:
         "import crosschannel",
         "import torch",
         "",
-        f'backbone = crosschannel.load_backbone("{source}")',
+        f"backbone = crosschannel.load_backbone({json.dumps(source)})",
         f"rgb = torch.rand({_shape(3, backbone)})  # pictures in [0, 1]",
         f'maps = backbone(rgb, ["{backbone.layers[-1]}"])  # by layer: (N, C, h, w)',
     ]
@@ -54,6 +56,8 @@ def _shape(channels: int, backbone: Backbone) -> str:
 
 def to_safetensors(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
     """One of our own files."""
+    if is_factory(spec_of(backbone.net).name):
+        raise UserError("a net of your own is loaded from its run folder alone; its weights by its own library")
     save_backbone(out, backbone.net, spec_of(backbone.net), backbone.input, backbone.provenance, write)
     return Exported(how_to_load(out.name, backbone))
 
@@ -113,8 +117,9 @@ def _imports(out: Path, *modules: str) -> list[str]:
 
 def _reading(out: Path) -> str:
     """Python that reads a state dict."""
-    is_ours = out.suffix == ".safetensors"
-    return f'safetensors.torch.load_file("{out.name}")' if is_ours else f'torch.load("{out.name}", weights_only=True)'
+    name = json.dumps(out.name)
+    of_tensors = out.suffix == ".safetensors"
+    return f"safetensors.torch.load_file({name})" if of_tensors else f"torch.load({name}, weights_only=True)"
 
 
 def _torchvision_format(spec: NetSpec) -> str:
@@ -133,12 +138,13 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
     net = backbone.net
     if isinstance(net, TimmNet):
         _save_state(net.model.state_dict(), out, write)
-        model = f'model = timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0)'
+        size = f", img_size={backbone.input.size}" if net.kind == "block" else ""
+        model = f'model = timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0{size})'
         usage = [*_imports(out, "timm", "torch"), model, f"model.load_state_dict({_reading(out)})"]
         return Exported([*usage, *_seen(backbone), "features = model.eval()(x)"])
     spec = spec_of(net)
     plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
-    if spec != plain:
+    if spec != plain or spec.name not in FAMILIES:
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
     _save_state(net.state_dict(), out, write)
     kin = family(spec.name)
@@ -147,7 +153,8 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
     options += [f"norm={spec.norm}"] * (not spec.norm)
     options += [f"fc_width={spec.fc}"] * (spec.fc != kin.fc)
     words = "".join(f", {option}" for option in options)
-    made = f'timm.create_model("crosschannel_{spec.name}", num_classes=0, checkpoint_path="{out.name}"{words})'
+    place = json.dumps(out.name)
+    made = f'timm.create_model("crosschannel_{spec.name}", num_classes=0, checkpoint_path={place}{words})'
     rgb = f"rgb = torch.rand({_shape(3, backbone)})  # pictures in [0, 1]"
     usage = ["import timm", "import torch", "", "import crosschannel.timm  # registers the net", "", f"model = {made}"]
     return Exported([*usage, rgb, "maps = model.eval().forward_features(rgb)"])
@@ -210,7 +217,12 @@ def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers
 
 def _running(out: Path) -> list[str]:
     """Lines of Python that open an ONNX file."""
-    return ["import numpy as np", "import onnxruntime", "", f'session = onnxruntime.InferenceSession("{out.name}")']
+    return [
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        f"session = onnxruntime.InferenceSession({json.dumps(out.name)})",
+    ]
 
 
 class _Decoded(nn.Module):
@@ -322,7 +334,7 @@ def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) 
         "import crosschannel",
         "from crosschannel.detectron2 import add_crosschannel_config, pixel_mean",
         "",
-        f'source = "{backbone.provenance.source}"  # or another of its shape',
+        f'source = "{_of_the_shape(backbone)}"  # of its shape; the weights come from the file',
         "cfg = get_cfg()",
         "add_crosschannel_config(cfg)",
         'cfg.MODEL.CROSSCHANNEL.SOURCE, cfg.MODEL.DEVICE, cfg.INPUT.FORMAT = source, "cpu", "RGB"',
@@ -335,6 +347,21 @@ def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) 
         f'DetectionCheckpointer(detector).load("{out.name}")',
     ]
     return Exported(usage)
+
+
+def _of_the_shape(backbone: Backbone) -> str:
+    """A source that anybody has, of a backbone's shape."""
+    net, input = backbone.net, backbone.input
+    if isinstance(net, TimmNet):
+        return f"timm:{net.name},weights=none,size={input.size}"
+    spec = getattr(net, "spec", None)
+    if spec is None or spec.name not in FAMILIES or spec.fc7:
+        return backbone.provenance.source
+    options = [f"input={input.kind}", f"norm={str(spec.norm).lower()}", f"size={input.size}", f"resize={input.resize}"]
+    kin = family(spec.name)
+    options += [f"fc={spec.fc}"] if kin.has_fc else []
+    options += [f"geometry={spec.geometry}", f"variant={spec.variant}"] if kin.has_geometries else []
+    return f"random:{spec.name},{','.join(options)}"
 
 
 def _in_detectron2(name: str, backbone: Backbone, parts: Sequence[str]) -> str:

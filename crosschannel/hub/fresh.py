@@ -1,7 +1,7 @@
 """Sources that are untrained nets: the baselines."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_batches, open_images
 from crosschannel.errors import UserError, foreign
+from crosschannel.factories import is_factory
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.files import is_ours
@@ -54,8 +55,12 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
     )
     spec, input = for_transfer(source, spec, input)
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        other = dict(build_net(spec, input.size).named_parameters()) if is_factory(spec.name) else {}
         torch.manual_seed(seed)
         net = build_net(spec, input.size)
+        if is_factory(spec.name):
+            _begin_anew(net, other, source)
         if spec.name in FAMILIES:  # timm's nets have their own
             init.gaussian(net, ones=init.CAFFENET_ONES if source.kind == "gaussian" else ())
     return net, input, seed
@@ -79,17 +84,32 @@ def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Modul
         other = dict(KINDS[inner.kind].load(made, None)[0].named_parameters()) if inner.kind == "factory" else {}
         torch.manual_seed(seed)
         net, input, _ = KINDS[inner.kind].load(made, None)
-        for place, module in net.named_modules() if inner.kind == "factory" else ():
-            what = type(module).__name__
-            if hasattr(module, "reset_parameters"):
-                with foreign(f"{source.text!r}: its {what} cannot be initialised anew"):
-                    module.reset_parameters()
-                continue
-            for name, parameter in module.named_parameters(place, recurse=False):
-                if (parameter == parameter.flatten()[0]).all() or not torch.equal(parameter, other[name]):
-                    continue
-                raise UserError(f"{source.text!r}: its {what} has no reset_parameters, to be initialised anew")
+        if inner.kind == "factory":
+            _begin_anew(net, other, source)
     return net, input
+
+
+def _begin_anew(net: nn.Module, other: Mapping[str, nn.Parameter], source: Source) -> None:
+    """Initial weights for a net of the user's, in place.
+
+    Args:
+        net: as its factory has made it; it may have loaded weights.
+        other: parameters by name of another one, made under another seed.
+        source: for messages.
+
+    Raises:
+        UserError: it has weights that cannot be initialised anew: no module's own, and neither drawn at random nor one
+            number everywhere.
+    """
+    for place, module in net.named_modules():
+        what = type(module).__name__
+        if hasattr(module, "reset_parameters"):
+            with foreign(f"{source.text!r}: its {what} cannot be initialised anew"):
+                module.reset_parameters()
+            continue
+        for name, parameter in module.named_parameters(place, recurse=False):
+            if torch.equal(parameter, other[name]) and not (parameter == parameter.flatten()[0]).all():
+                raise UserError(f"{source.text!r}: its {what} has no reset_parameters, to be initialised anew")
 
 
 def load_random(source: Source, data: str | ImageSet | None) -> Loaded:

@@ -17,6 +17,7 @@ from crosschannel.hub.sources import WEIGHTS, Source
 from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family, widen_to_lab
 from crosschannel.models.alexnet import OURS
 from crosschannel.models.backbone import Provenance
+from crosschannel.stored import read_yaml
 
 Loaded = tuple[nn.Module, InputSpec, Provenance]
 
@@ -63,14 +64,22 @@ def fetched(source: Source) -> Source:
 
 
 def read_ours(path: Path, source: Source) -> tuple[dict[str, Tensor], Metadata]:
-    """Tensors and metadata of one of our files; one that was fetched makes no code of the user's run.
+    """Tensors and metadata of one of our files.
+
+    Weights are data: a net of the user's own is made for the file of a run whose config names its factory, and for
+    none that was fetched.
 
     Raises:
-        UserError: see :func:`~crosschannel.hub.files.read_weights`.
+        UserError: another file of such a net; see :func:`~crosschannel.hub.files.read_weights`.
     """
     state, meta = read_weights(path)
-    if is_factory(meta.net.name) and source.text.startswith(("hf-hub:", "zoo:")):
-        raise UserError(f"{source.text} is a net of {meta.net.name}, which is not called for what was fetched")
+    if is_factory(meta.net.name):
+        config = path.parent / "config.yaml"
+        model = read_yaml(config).get("model") if config.is_file() else None
+        named = model.get("name") if isinstance(model, dict) else None
+        if source.text.startswith(("hf-hub:", "zoo:")) or named != meta.net.name:
+            whose = "code of somebody's that is called only for the run folder of a pretraining here"
+            raise UserError(f"{source.text} is a net of {meta.net.name}, {whose}")
     return state, meta
 
 

@@ -221,4 +221,7 @@ def input_files(config: Any) -> dict[str, Path]:
         for key, names in named_paths(config).items()
         for number, name in enumerate(names)
     }
+    own = getattr(getattr(config, "model", None), "name", "")
+    if is_factory(own):
+        found |= {f"model.name {key}": path for key, path in source_files(own).items()}
     return found | {key: path for key, path in named.items() if path.is_file()}

@@ -141,6 +141,8 @@ class Backbone(nn.Module):
         maps = backbone.features(backbone.preprocess(rgb), ["conv5"])
     """
 
+    _has_seen_floats = False  # whose range was looked at
+
     def __init__(
         self,
         net: nn.Module,
@@ -153,7 +155,6 @@ class Backbone(nn.Module):
         self.layers: tuple[str, ...] = tuple(net.layers)
         self.default_layers = self._known(layers) if layers else self.layers
         self._shapes: dict[str, tuple[int, int]] | None = None
-        self._has_seen_floats = False
 
     def _known(self, layers: Sequence[str]) -> tuple[str, ...]:
         layers = [layers] if isinstance(layers, str) else layers
@@ -215,10 +216,10 @@ class Backbone(nn.Module):
             )
         if rgb.ndim != 4 or rgb.shape[1] != 3:
             raise UserError(f"a backbone takes a batch of RGB pictures (N, 3, H, W), got {tuple(rgb.shape)}")
-        if not self._has_seen_floats and rgb.is_floating_point() and not _is_traced():
-            self._has_seen_floats = True
-            if rgb.numel() and rgb.max() > 2:
+        if not self._has_seen_floats and rgb.is_floating_point() and rgb.numel() and not _is_traced(rgb):
+            if rgb.max() > 2:
                 raise UserError(f"floats are RGB in [0, 1], got up to {rgb.max():g}: divide by 255, or give uint8")
+            self._has_seen_floats = True
         return self.input.preprocess(rgb)
 
     def features(self, x: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -423,9 +424,10 @@ class Backbone(nn.Module):
         return blank.to(next(self.parameters(), blank))
 
 
-def _is_traced() -> bool:
-    """Whether what is called is being written down as a graph, which holds no questions about values."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.jit.is_scripting()
+def _is_traced(x: Tensor) -> bool:
+    """Whether a tensor has no values to be asked for: what is called is being written down as a graph."""
+    is_written_down = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.jit.is_scripting()
+    return is_written_down or x.is_meta or type(x) is not Tensor
 
 
 def wrap(
@@ -455,7 +457,10 @@ def wrap(
         transfer.knn(backbone, "torchvision:imagenette")
     """
     if isinstance(module, Backbone):
-        return module
+        if not given and input is None:
+            return module
+        changed = (input or module.input).changed(**given)
+        return Backbone(module.net, changed, module.default_layers, module.provenance)
     input = (input or InputSpec("rgb", 224, 256)).changed(**given)
     provenance = Provenance(source or type(module).__name__)
     named = getattr(module, "layers", None)

@@ -40,7 +40,7 @@ class FactoryNet(ModuleNet):
         made = made.model if isinstance(made, ModuleNet) else made
         if not isinstance(made, nn.Module):
             raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module or a Backbone")
-        _widen(made, in_channels, name)
+        _widen(made.requires_grad_(True), in_channels, name)
         super().__init__(made)
         self.name, self.in_channels = name, in_channels
         size = image_size or 224
@@ -66,11 +66,12 @@ class FactoryNet(ModuleNet):
 
 def _widen(model: nn.Module, channels: int, name: str) -> None:
     """Let the first convolution take so many channels, in place."""
-    for parent in model.modules():
-        for place, conv in parent.named_children():
-            if isinstance(conv, nn.Conv2d):
-                if conv.in_channels != channels and conv.groups == 1:
-                    given = (conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-                    setattr(parent, place, nn.Conv2d(channels, *given, bias=conv.bias is not None))
-                return
+    for place, conv in model.named_modules():
+        if isinstance(conv, nn.Conv2d):
+            if conv.in_channels != channels and conv.groups == 1 and place:
+                shape = (conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+                fresh = nn.Conv2d(channels, *shape, bias=conv.bias is not None, padding_mode=conv.padding_mode)
+                parent, _, name_there = place.rpartition(".")
+                setattr(model.get_submodule(parent), name_there, fresh.to(conv.weight))
+            return
     raise UserError(f"{name} has no convolution that could see {channels} channels: let it take in_channels")

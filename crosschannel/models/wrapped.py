@@ -225,7 +225,7 @@ class ModuleNet(nn.Module):
         return [
             name
             for name, parts in named
-            if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)) and name not in self.layers
+            if name and len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)) and name not in self.layers
         ]
 
     def is_classifier(self, name: str) -> bool:

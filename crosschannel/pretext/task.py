@@ -16,6 +16,8 @@ from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.runs.config import CropConfig
 
+OF_A_CONSTANT = "of the best constant's"  # words of a share: 1 knows nothing, 0 all
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -35,14 +37,11 @@ class Headline:
 
     def sentence(self, value: float) -> str:
         """What a value means, for who sees it for the first time."""
-        if self.reference is None:
+        if self.words != OF_A_CONSTANT:
             return f"{value:.3g} {self.words}"
         if value >= self.reference:
             return f"{value:.3g} {self.words}: it has learned nothing yet"
         return f"{value:.3g} {self.words}: it knows something of the pictures (1 is nothing, 0 everything)"
-
-
-OF_A_CONSTANT = "of the best constant's"
 
 
 class Pretext(nn.Module):

@@ -82,9 +82,10 @@ class Result:
     def __repr__(self) -> str:
         """The metrics, less those by class: ``conv5/top1`` in row conv5, column top1."""
         cells: dict[str, dict[str, str]] = {}
+        classes = {str(name) for name in self.rows.get("classes", ())}
         for name, value in self.metrics.items():
-            if name.count("/") < 2:
-                row, _, column = name.rpartition("/")
+            if name.rpartition("/")[2] not in classes:
+                row, _, column = name.partition("/") if "/" in name else ("", "", name)
                 cells.setdefault(row, {})[column] = f"{value:.4g}"
         columns = list(dict.fromkeys(column for row in cells.values() for column in row))
         shown = {row: [found.get(column, "") for column in columns] for row, found in cells.items()}

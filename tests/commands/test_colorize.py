@@ -205,3 +205,43 @@ def test_keys_of_how_colours_look(finished_run, tmp_path, photos, capsys):
     colour(finished_run, tmp_path, tmp_path / "x.png", gamut="clip", overwrite=True)
     assert main(["colorize", str(tmp_path / "x.png"), f"--model={finished_run}", "--out=o", "--saturation=-1"]) == 2
     assert "saturation must be within 0..10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "out"), [("a.jpg", "b.png"), ("a.jpg", "b.jpg"), ("a.tif", "b.png"), ("a.png", "b.jpg")]
+)
+def test_what_a_picture_says_of_itself_goes_on(finished_run, tmp_path, photos, name, out):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x010F] = 6, "harbour, 1911", "a camera"
+    exif.get_ifd(0x8769)[0x829A] = 0.5  # exposure
+    exif.get_ifd(0x8825)[1] = "N"
+    Image.fromarray(photos[1][:40, :60]).save(tmp_path / name, exif=exif, dpi=(300, 300))
+    assert main(["colorize", str(tmp_path / name), f"--model={finished_run}", f"--out={tmp_path / out}"]) == 0
+    coloured = Image.open(tmp_path / out)
+    found = coloured.getexif()
+    assert coloured.size == (40, 60) and found.get(0x0112, 1) == 1
+    assert (found[0x010E], found[0x010F]) == ("harbour, 1911", "a camera")
+    if not name.endswith(".tif"):  # into which Pillow writes no groups
+        assert float(found.get_ifd(0x8769)[0x829A]) == 0.5 and found.get_ifd(0x8825)[1] == "N"
+    assert coloured.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+
+
+def test_places_of_coloured_pictures(finished_run, tmp_path, photos, monkeypatch, capsys):
+    """Beside what is read, or the one file that --out names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans" / "deep").mkdir(parents=True)
+    for name in ("photo.jpg", "photo.png", "scans/a.jpg", "scans/deep/b.jpg"):
+        Image.fromarray(photos[0][:30, :40]).save(name)
+    model = f"--model={finished_run}"
+    assert main(["colorize", "photo.jpg", "photo.png", "scans/", model]) == 0
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")} - {"photo.png"}
+    assert made == {"photo-coloured.png", "photo-coloured-1.png", "scans-coloured/a.png", "scans-coloured/deep/b.png"}
+    assert main(["colorize", "photo.jpg", model]) == 0  # its own file may be replaced
+    for words, said in (
+        (["photo.jpg", "scans", "--out=one.png"], "one.png is one file, and there are 3 pictures"),
+        (["photo.jpg", "--out=one.webp"], "pictures are written as .png, .jpg or .jpeg"),
+        (["photo.jpg", "--out=one.png", "--format=jpeg"], "does not end as jpeg does"),
+    ):
+        assert main(["colorize", *words, model]) == 2
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("one*"))

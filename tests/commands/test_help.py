@@ -51,6 +51,13 @@ def test_help_says_defaults_ranges_and_what_is_needed(capsys, monkeypatch):
     assert text.index("The net:") < text.index("How the weights move:")  # what is its own comes first
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--task", "larsson")
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--config", "larsson")
+    probe = " ".join(helped(TRANSFER, "linear-probe", capsys).split())
+    config = TRANSFER.commands["linear-probe"].keys()(backbone="b", data="d")
+    assert f"above 0; default {config.optim.lr:g}" in probe  # the command's own, not its group's
+    assert "default paper" not in probe and "--train.compile auto|true|false" in probe
+    assert "default 90" in " ".join(helped(TRANSFER, "linear-probe", capsys, "--config", "deepcluster").split())
+    assert helped(SLURM, "resume", capsys).startswith("usage: crosschannel-slurm resume RUN [--profile NAME|FILE]")
+    assert "-f" in helped(SLURM, "logs", capsys)
 
 
 def test_help_and_configs_list_the_packaged_configs(capsys, monkeypatch):
@@ -81,6 +88,9 @@ def test_lists_are_spelt_one_way():
     assert CROSSCHANNEL.parse("evaluate", ["--data=d", "--methods=a", "--methods", "b"]).methods == ["a", "b"]
     exported = CROSSCHANNEL.parse("export", ["r", "--out=o", "--probes", "p", "--probes=q", "--layers", "conv*,fc6"])
     assert exported.probes == ["p", "q"] and exported.layer == "conv*,fc6"
+    boxes = TRANSFER.parse("detect", ["--backbone=b", "--data=d", "--proposals", "a.npz", "b.npz"])
+    assert boxes.proposals == ["a.npz", "b.npz"]
+    assert TRANSFER.parse("detect", ["--backbone=b", "--data=d", "--proposals", "a.npz"]).proposals == "a.npz"
     report = TRANSFER.parse("report", ["--out=o", "--label", "a=b", "r", "s"])
     assert report.runs == ["r", "s"] and report.label == ["a=b"]
 
@@ -131,8 +141,12 @@ def test_what_comes_next_can_be_typed(finished_run, tmp_path, monkeypatch, capsy
                 if not {"--print_config"} & set(flags):
                     PARSERS[program].parse(name, flags)
         if words[0] == "knn":
-            for program, *flags in commands:  # its twin by the same recipe, and the page of both
-                assert {"transfer": transfer_main}[program](flags) == 0
+            for _, *flags in commands:  # its twin by the same recipe, and a page
+                assert transfer_main(flags) == 0
+                twin = following(capsys.readouterr().err)
+                if flags[0] == "knn":  # and both side by side
+                    assert [words[1] for words in twin] == ["compare", "report"]
+                    assert all(transfer_main(words[1:]) == 0 for words in twin)
 
 
 def test_a_pretraining_says_what_it_has_written_and_what_it_means(photo_folder, tmp_path, monkeypatch, capsys):
@@ -146,3 +160,11 @@ def test_a_pretraining_says_what_it_has_written_and_what_it_means(photo_folder, 
     colour, probe = following(said)
     assert colour == ["crosschannel", "colorize", "photo.jpg", "--model", "runs/a"]
     assert probe[:2] == ["transfer", "linear-probe"] and probe[-1] == str(photo_folder)
+
+
+def test_a_headline_is_read_the_right_way_round():
+    from crosschannel.pretext.task import OF_A_CONSTANT, Headline
+
+    assert Headline("kl_share", OF_A_CONSTANT, 1.0).sentence(1.11).endswith("it has learned nothing yet")
+    assert "knows something" in Headline("kl_share", OF_A_CONSTANT, 1.0).sentence(0.86)
+    assert Headline("top1", "of the turns", 0.25).sentence(0.9) == "0.9 of the turns"

@@ -1,6 +1,8 @@
 """Hand-written nets as backbones: what `all` lists, how they say what they take, and pretraining one."""
 
 import importlib
+import re
+import shutil
 import sys
 
 import pytest
@@ -14,6 +16,7 @@ from crosschannel import UserError, load_backbone, load_colorizer, wrap
 from crosschannel.cli import main
 from crosschannel.hub import load_pretext
 from crosschannel.hub.files import read_weights
+from crosschannel.models import NetSpec, build_net
 from transfer.cli import main as transfer_main
 
 MODULE = """
@@ -97,6 +100,7 @@ def test_all_is_what_a_forward_pass_reaches_in_its_order(mynets):
     assert backbone.layers == ("stem", "blocks.0", "blocks.1", "blocks.2", "norm", "head")
     assert "not reached" in backbone.net.left_out["auxiliary"] and "no feature map" in backbone.net.left_out["pooled"]
     assert backbone.channels["blocks.1"] == 16 and backbone.strides["blocks.1"] == 16
+    assert wrap(backbone, size=128).input.size == 128 and wrap(backbone) is backbone
     assert wrap(mynets.Conv(), size=64).layers == ("stem", "stages.a", "stages.b", "head")
     assert wrap(mynets.Wrapper(), size=64).layers == ("net.stem", "net.stages.a", "net.stages.b", "net.head")
 
@@ -190,8 +194,9 @@ def test_a_picture_or_numbers_up_to_255_are_refused(mynets):
         backbone(Image.new("RGB", (64, 64)))
     with pytest.raises(UserError, match=r"\(N, 3, H, W\), got \(3, 64, 64\)"):
         backbone(torch.rand(3, 64, 64))
-    with pytest.raises(UserError, match="divide by 255, or give uint8"):
-        backbone(255 * torch.rand(1, 3, 64, 64))
+    for _ in range(2):  # and again
+        with pytest.raises(UserError, match="divide by 255, or give uint8"):
+            backbone(255 * torch.rand(1, 3, 64, 64))
     maps = backbone(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
     assert torch.allclose(maps["conv1"], backbone(torch.ones(1, 3, 64, 64))["conv1"])
 
@@ -250,13 +255,49 @@ def test_pretraining_says_what_a_factory_lacks(mynets, photo_folder, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_what_was_fetched_runs_no_factory(mynets, photo_folder, tmp_path, monkeypatch):
+def test_what_was_fetched_runs_no_factory(mynets, photo_folder, tmp_path, monkeypatch, capsys):
     words = ["pretrain", "--model.name=mynets:conv", f"--data={photo_folder}", *QUICK, "--train.steps=1", "--out=run"]
     assert main(words) == 0
     monkeypatch.setattr("crosschannel.hub.from_files.fetch_repository", lambda name: tmp_path / "run")
+    (tmp_path / "alone").mkdir()
+    for name in ("backbone.safetensors", "colorizer.safetensors"):
+        shutil.copy(tmp_path / "run" / name, tmp_path / "alone" / name)
     for load in (load_backbone, load_colorizer, lambda name: load_backbone(f"random:{name}")):
-        with pytest.raises(UserError, match="is not called for what was fetched"):
-            load("hf-hub:somebody/net")
+        for source in ("hf-hub:somebody/net", "alone"):  # or a file from anywhere
+            with pytest.raises(UserError, match="called only for the run folder of a pretraining here"):
+                load(source)
+    capsys.readouterr()
+    assert main(["push", "run", "somebody/net"]) == 2 and "a net of your own" in capsys.readouterr().err
+    assert main(["export", "run", "--out=e/b.safetensors"]) == 2 and "from its run folder" in capsys.readouterr().err
+
+
+def test_a_timm_net_from_the_hub_is_no_factory(photo_folder, tmp_path, monkeypatch):
+    words = ["pretrain", "--model.name=timm:resnet18", f"--data={photo_folder}", *QUICK, "--train.steps=1"]
+    assert main([*words, f"--out={tmp_path / 'run'}"]) == 0
+    monkeypatch.setattr("crosschannel.hub.from_files.fetch_repository", lambda name: tmp_path / "run")
+    assert load_backbone("hf-hub:somebody/net").layers[-1] == "stage5"
+
+
+def test_the_first_convolution_is_the_one_that_is_widened(mynets, photo_folder):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1, padding_mode="reflect"), nn.ReLU())
+            self.project = nn.Conv2d(8, 16, 1)
+
+        def forward(self, x):
+            return self.project(self.stem(x))
+
+    mynets.deep = lambda: Net().requires_grad_(False)
+    net = build_net(NetSpec("mynets:deep", 1), 48)
+    assert (net.model.stem[0].in_channels, net.model.project.in_channels) == (1, 8)
+    assert net.model.stem[0].padding_mode == "reflect" and all(p.requires_grad for p in net.parameters())
+
+
+def test_layers_are_listed_by_a_command(mynets, capsys):
+    assert main(["layers", "mynets:ViT,size=64"]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"blocks.1 +│ +16 +│ +16", said.out) and "'auxiliary' is not reached" in said.err
 
 
 def test_a_random_twin_is_made_as_the_net_is_whatever_its_weights(mynets, tmp_path):

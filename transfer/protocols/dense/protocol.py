@@ -74,7 +74,7 @@ def dense(
         UserError: bad input.
         Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_key(layers), **keys})
 
 
 Learned = tuple[StoredFeatures, torch.Tensor]  # of images that are learned from: features, and masks (n, L, L)

@@ -56,7 +56,7 @@ def few_shot(
     Raises:
         UserError: bad input.
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_key(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:

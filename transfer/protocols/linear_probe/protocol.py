@@ -70,7 +70,7 @@ def linear_probe(
         result = transfer.linear_probe("runs/imagenette-0", "torchvision:imagenette", "conv*", "imagenette")
         result.metrics["conv4/top1"]
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_key(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:

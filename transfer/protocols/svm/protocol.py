@@ -62,7 +62,7 @@ def svm(
     Raises:
         UserError: bad input.
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, layer=as_key(layers), **keys)
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_key(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:

@@ -1,0 +1,19 @@
+"""`crosschannel layers`: what a backbone's layers are called."""
+
+from crosschannel.commands.config import LayersConfig
+from crosschannel.console import stderr_console, stdout_console, table
+from crosschannel.hub import load_backbone
+
+
+def show(config: LayersConfig) -> None:
+    """Print them, in order of execution, and say which are left out.
+
+    Raises:
+        UserError: no such source.
+    """
+    backbone = load_backbone(config.backbone)
+    channels, strides = backbone.channels, backbone.strides
+    rows = {name: [str(channels[name]), str(strides[name])] for name in backbone.layers if name in channels}
+    stdout_console(soft_wrap=False).print(table(rows, ["layer", "channels", "stride"]))
+    for why in getattr(backbone.net, "left_out", {}).values():
+        stderr_console().print(f"left out: {why}", markup=False)
