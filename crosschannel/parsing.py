@@ -143,7 +143,7 @@ def parse(command: Command, program: str, name: str, argv: list[str], configs: P
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, skip=set(positional), fail_untyped=True)
     _add_positionals(parser, config_class, positional)
-    argv, path = _prepare(argv, configs, command, parser, config_class)
+    argv, path, recipe = _prepare(argv, configs, command, parser, config_class)
     try:
         values = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
@@ -156,7 +156,6 @@ def parse(command: Command, program: str, name: str, argv: list[str], configs: P
     if whole and missing:
         raise UserError(f"missing: {', '.join(missing)}")
     if whole and getattr(config, "out", "") is None and hasattr(config, "default_out"):
-        recipe = read_yaml(Path(path), f"the config {path}") if path else {}
         config.out = config.default_out(Path(path).stem or name, recipe)
     check_config(config)
     for key in ("out", "model"):  # a shell leaves the ~ of --out=~/x to us
@@ -233,13 +232,13 @@ def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None
 
 def _prepare(
     argv: list[str], configs: Path, command: Command, parser: Any, config_class: type
-) -> tuple[list[str], str]:
+) -> tuple[list[str], str, dict[str, Any]]:
     """Flags by their keys, with '_' for '-', `--config` as a path, switches with a value, and lists of words as one:
     those of several flags of a name, and those that follow one another, where no list is given by place; the config's
-    path besides."""
+    path and what it holds besides."""
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     groups = {key.rpartition(".")[0] for key in types}
-    prepared, path, lists = [], "", {}
+    prepared, path, tree, lists = [], "", {}, {}
     has_many = any(entry.type == list[str] for entry in fields(config_class) if entry.name in command.positional)
     rest = deque(argv)
     while rest:
@@ -279,7 +278,7 @@ def _prepare(
     for key, words in lists.items():
         alone = len(words) == 1 and plain_type(types[key]) is str
         prepared.append(f"--{key}={words[0] if alone else json.dumps(words, ensure_ascii=False)}")
-    return prepared, path
+    return prepared, path, tree
 
 
 def _is_numbers(hint: Any) -> bool:

@@ -52,9 +52,7 @@ def accuracy_by_layer(
         turned = len(shown) > 8
         axes.set_xticks(range(len(shown)), shown, rotation=45 if turned else 0)
         _finish(axes, -0.17 if turned else -0.1)
-    with write(out) as part:
-        figure.savefig(part, dpi=130, format="png")
-    return out
+    return _saved(figure, out, write)
 
 
 def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], what: str, write: Writer = written_whole) -> Path:
@@ -77,14 +75,18 @@ def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], what: str, write
     axes.set_xlabel("relative depth: a layer's place among those measured")
     axes.set_ylabel(what)
     _finish(axes, -0.15)
-    with write(out) as part:
-        figure.savefig(part, dpi=130, format="png")
-    return out
+    return _saved(figure, out, write)
 
 
 def _places(layers: Sequence[str]) -> Callable[[Curve], Mapping[str, float]]:
     """Each layer at its number among all."""
     return lambda curve: {layer: place for place, layer in enumerate(layers) if layer in curve}
+
+
+def _saved(figure, out: Path, write: Writer) -> Path:
+    with write(out) as part:
+        figure.savefig(part, dpi=130, format="png")
+    return out
 
 
 def _finish(axes, below: float) -> None:
