@@ -2,8 +2,10 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -157,11 +159,29 @@ def join_world(device: torch.device) -> World:
         # Some launchers show every rank one GPU only.
         device = torch.device("cuda", _number("LOCAL_RANK", "0") % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    _forks_wait()
     try:
         dist.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"))
     except (RuntimeError, ValueError) as error:  # DistNetworkError and its kin among them
         raise UserError(f"rank {rank} of {size} could not join the others: {str(error).splitlines()[0]}") from error
     return World(rank, size, device)
+
+
+@cache
+def _forks_wait() -> None:
+    """Let the collectives' threads free their tensors before a loader's workers are forked.
+
+    A thread that is the last to hold a tensor asks Python for a thread state, under a lock of the interpreter. A fork
+    at that moment copies the lock as taken, and on Python 3.11 the child waits for it forever; 3.12 makes it anew.
+    """
+
+    def wait() -> None:
+        if dist.is_initialized():
+            time.sleep(0.01)
+            sys._current_frames()  # takes the lock, and so waits for who has it
+
+    if sys.version_info < (3, 12):
+        os.register_at_fork(before=wait)
 
 
 def _number(variable: str, default: str = "") -> int:
