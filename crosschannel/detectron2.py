@@ -5,7 +5,7 @@
     crosschannel.detectron2.add_crosschannel_config(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_crosschannel_backbone"
     cfg.MODEL.ROI_HEADS.NAME = "CrosschannelROIHeads"
-    cfg.MODEL.CROSSCHANNEL.SOURCE = "runs/alexnet-0"  # any source
+    cfg.MODEL.CROSSCHANNEL.SOURCE = "runs/alexnet-imagenet-0"  # any source
     cfg.INPUT.FORMAT = "RGB"
 
 makes Fast R-CNN, or Faster R-CNN with ``MODEL.PROPOSAL_GENERATOR.NAME: RPN``, on any source.

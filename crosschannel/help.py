@@ -5,13 +5,14 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from crosschannel.console import stdout_console
 from crosschannel.keys import Device, Range, Seed, declared, plain_type
@@ -19,6 +20,7 @@ from crosschannel.parsing import Command, config_folder, find_config, typed_flag
 from crosschannel.runs.config import flatten, renamed
 from crosschannel.stored import read_yaml
 
+F = TypeVar("F", bound=Callable[..., Any])
 _UNUSED = "taken as by every command"  # what a key that a command has for uniformity's sake says of itself
 _COLUMN = 28  # where explanations begin
 
@@ -56,13 +58,50 @@ def help_text(command: Command, program: str, name: str, argv: Sequence[str], fo
     return "\n".join(blocks)
 
 
+def shows_keys(config: type, apart: Collection[str] = ()) -> Callable[[F], F]:
+    """Decorate a function whose last parameter is ``**keys``, those of a config: its signature and its docstring name
+    them, for ``help()`` and for notebooks that complete them.
+
+    Args:
+        config: a dataclass of keys.
+        apart: keys that the function takes otherwise, or not at all.
+    """
+
+    def shown(function: F) -> F:
+        own = inspect.signature(function)
+        *given, _ = own.parameters.values()
+        values = {name: value for name, value in _values(config).items() if name not in {*apart, *own.parameters}}
+        shared = Counter(name.rpartition(".")[2] for name in values)
+        short = {name: last if shared[last := name.rpartition(".")[2]] == 1 else name for name in values}
+        named = [
+            inspect.Parameter(short[name], inspect.Parameter.KEYWORD_ONLY, default=value)
+            for name, value in values.items()
+            if short[name].isidentifier()
+        ]
+        function.__signature__ = own.replace(parameters=[*given, *named])
+        told = documented(config) | {
+            f"{entry.name}.{key}": words
+            for entry in fields(config)
+            if is_dataclass(entry.type)
+            for key, words in documented(entry.type).items()
+        }
+        lines = [f"        {short[name]} (default {value!r}): {told.get(name, '')}" for name, value in values.items()]
+        function.__doc__ = "\n".join([function.__doc__.rstrip(), "", "    Keys:", *lines, ""])
+        return function
+
+    return shown
+
+
 def show_configs(_config: Any) -> None:
     """`crosschannel configs`: the packaged configs, a line each, below the command that takes them."""
     console, top = stdout_console(), config_folder()
+    found: dict[str, Path] = {}
     for folder in sorted({path.parent for path in top.rglob("*.yaml")}):
         words = folder.relative_to(top).parts
-        command = " ".join(words if words[0] == "transfer" else ("crosschannel", *words))
-        console.print(f"{command} --config", markup=False)
+        found[" ".join([*(words if words[0] == "transfer" else ("crosschannel", *words)), "--config"])] = folder
+    found["crosschannel-slurm submit --profile"] = Path(__file__).parents[1] / "slurm" / "profiles"
+    for command, folder in found.items():
+        console.print(command, markup=False)
         for line in config_lines(folder, width()):
             console.print(line, markup=False)
 

@@ -1,6 +1,6 @@
 """timm's names for our nets: ``import crosschannel.timm`` registers them, and
 
-    weights = {"file": "runs/alexnet-0/backbone.safetensors"}
+    weights = {"file": "runs/alexnet-imagenet-0/backbone.safetensors"}
     timm.create_model("crosschannel_alexnet", num_classes=10, pretrained=True, pretrained_cfg_overlay=weights)
 
 makes one, of the shape that the file says it has; ``checkpoint_path=`` loads weights into a net whose shape is given

@@ -26,12 +26,27 @@ PROGRAM = Program(
             tail=" -- COMMAND …",
         ),
         "status": Command(
-            "slurm.config:StatusConfig", "slurm.watch:status", "a table of runs and their jobs", ("runs",)
+            "slurm.config:StatusConfig",
+            "slurm.watch:status",
+            "a table of runs and their jobs",
+            ("runs",),
+            after="slurm.watch:after_status",
         ),
         "logs": Command(
-            "slurm.config:LogsConfig", "slurm.watch:logs", "what all ranks wrote; -f follows", ("run",), {"f": "follow"}
+            "slurm.config:LogsConfig",
+            "slurm.watch:logs",
+            "what all ranks wrote; -f follows",
+            ("run",),
+            {"f": "follow"},
+            after="slurm.watch:after_logs",
         ),
-        "cancel": Command("slurm.config:CancelConfig", "slurm.watch:cancel", "end the jobs of runs", ("runs",)),
+        "cancel": Command(
+            "slurm.config:CancelConfig",
+            "slurm.watch:cancel",
+            "end the jobs of runs",
+            ("runs",),
+            after="slurm.watch:after_cancel",
+        ),
         "resume": Command(
             "slurm.config:SubmitConfig",
             "slurm.submit:submit",

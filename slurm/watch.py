@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from crosschannel.commands.after import typed as as_typed
 from crosschannel.console import plain, say, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.runs.config import TrainConfig, total_steps
@@ -23,6 +24,7 @@ from slurm.config import CancelConfig, LogsConfig, StatusConfig
 from slurm.job_folder import Job, JobFolder
 from slurm.queue import Queued
 
+_PROGRAM = "crosschannel-slurm"
 _LOG = re.compile(r"_(\d+)_log\.\w+$")
 
 
@@ -82,6 +84,12 @@ def status(config: StatusConfig) -> None:
     console.print(table if folders else f"no jobs below {', '.join(config.runs)}", markup=False)
     for line in reasons:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def after_status(config: StatusConfig) -> list[str]:
+    """What one would type next: for the first of the runs."""
+    runs = [folder.run for folder in runs_below(config.runs)][:1]
+    return [as_typed(_PROGRAM, *words) for run in runs for words in (("logs", run, "-f"), ("cancel", run))]
 
 
 def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
@@ -152,6 +160,10 @@ def _print_from(path: Path, start: int | None, label: str, lines: int, labelled:
     return (start or 0) + len(whole)
 
 
+def after_logs(config: LogsConfig) -> list[str]:
+    return [as_typed(_PROGRAM, "status", config.run), as_typed(_PROGRAM, "cancel", config.run)]
+
+
 def cancel(config: CancelConfig) -> None:
     """Tell running jobs to save and leave (those told before are ended at once), and take waiting ones off the queue.
 
@@ -178,6 +190,11 @@ def cancel(config: CancelConfig) -> None:
             raise UserError(f"scancel could not cancel job {job.id} of {folder.run}")
         how = "saves and ends; once more ends it at once" if state == "RUNNING" and not told else "is cancelled"
         say(f"{folder.run}: job {job.id} {how}; crosschannel-slurm resume goes on")
+
+
+def after_cancel(config: CancelConfig) -> list[str]:
+    first = runs_below(config.runs)[0].run
+    return [as_typed(_PROGRAM, "status", *config.runs), as_typed(_PROGRAM, "resume", first)]
 
 
 def _with_jobs(run: str) -> JobFolder:

@@ -21,19 +21,25 @@ def measure(config: Any) -> list[str]:
 
 def compare(config: Any) -> list[str]:
     runs = dict.fromkeys(run if "/" in run.rpartition(":")[2] else run.rpartition(":")[0] or run for run in config.runs)
-    return [typed("transfer", "report", *runs, "--out", "report")]
+    finer = typed("transfer", "compare", *config.runs, "--level", 0.99, "--resamples", 100_000)
+    return [typed("transfer", "report", *runs, "--out", "report"), finer]
 
 
 def report(config: Any) -> list[str]:
-    first = [typed("transfer", "compare", *config.runs[:2])] if len(config.runs) == 2 else []
-    return first if all(Path(run, "predictions.npz").is_file() for run in config.runs) else []
+    pair = len(config.runs) == 2 and all(Path(run, "predictions.npz").is_file() for run in config.runs)
+    card = typed(
+        "crosschannel", "export", "BACKBONE", "--out", "weights/backbone.safetensors", "--probes", *config.runs
+    )
+    return [*[typed("transfer", "compare", *config.runs)] * pair, card]
 
 
 def proposals(config: Any) -> list[str]:
     detect = ("transfer", "detect", "--config", "paper", "--backbone", "BACKBONE", "--data", config.data)
     sets = [name.replace(":", "-") for name in config.sets.split(",")]
-    return [typed(*detect, "--proposals", *(f"{config.out}/{name}-{config.method}.npz" for name in sets))]
+    found = ("--proposals", *(f"{config.out}/{name}-{config.method}.npz" for name in sets))
+    return [typed(*detect, *found), typed(*detect, *found, "--engine", "detectron2")]
 
 
 def predict(config: Any) -> list[str]:
-    return [typed("transfer", "report", config.run, "--out", "report")]
+    report = typed("transfer", "report", config.run, "--out", "report")
+    return [report, typed("transfer", "compare", config.run, "RUN")]

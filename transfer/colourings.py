@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from crosschannel.evaluation.page import cells, measured
+from crosschannel.evaluation.page import GALLERY, cells, measured
 from crosschannel.report import Block, Heading
+from crosschannel.report.page import copied
 from transfer.groups import Group, by_size, called, setting
 
 
-def section(groups: Sequence[Group], _plots: Path) -> Iterator[Block]:
-    """A table for each number of images; where there are several runs, a method says which one it is of."""
+def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+    """A table for each number of images, and the gallery of every run; where there are several, a method says which one
+    it is of."""
     for members in by_size(groups):
         first = members[0].first
         rows = {}
@@ -20,3 +22,7 @@ def section(groups: Sequence[Group], _plots: Path) -> Iterator[Block]:
                     rows[label] = cells(result.metrics, method, {})
         yield Heading(f"Colours of {called(first.data)}")
         yield measured(f"Colours: {setting(first, 0)}", rows)
+        for number, (path, _) in enumerate(run for entry in members for run in entry.runs):
+            if (path / GALLERY).is_file():
+                shown = plots.with_name(f"{plots.name}-pictures-{first.n}-{number}.png")
+                yield copied(path / GALLERY, shown, f"Photographs coloured by the methods of {path}.")

@@ -110,6 +110,7 @@ class Protocol:
         chapter: runs of protocols that share one are shown together; default each its own.
         predict: a finished run → what says of any image what the run learned to say; None where a run keeps nothing to
             say it with.
+        floor: rows → what the main figure would be without looking at the images, in words.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Protocol:
     section: Callable[[Sequence[Group], Path], Iterable[Block]]
     chapter: str = ""
     predict: Callable[[Finished], Predictor] | None = None
+    floor: Callable[[Rows], str] | None = None
 
 
 def figures_of(metrics: Callable[[Rows, np.ndarray], Figures], rows: Rows) -> dict[str, float]:
@@ -222,6 +224,8 @@ def main(config: MeasureConfig) -> Path:
         )
         if world.is_main:
             print_captioned(f"{result.backbone}: {result.n} test images", protocol.show(result))
+            if protocol.floor:
+                stdout_console().print(f"to compare with, {protocol.floor(result.rows)}", markup=False)
     finally:
         leave_world()
     return path

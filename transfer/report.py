@@ -16,6 +16,7 @@ from crosschannel.files import FolderLock, Outputs, read_text
 from crosschannel.parsing import named
 from crosschannel.report import Block, Figure, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import FILES, copied
+from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
 from transfer.config import ReportConfig
@@ -137,10 +138,10 @@ def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         yield Table(f"{title}: {setting(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
         yield from [Text("; ".join(meant))] * bool(meant)
         for number, entry in enumerate(members):
-            pictures = sorted((entry.runs[0][0] / "samples").glob("*.png"))
+            pictures = last_pictures(entry.runs[0][0])
             if pictures:
                 path = plots.with_name(f"{plots.name}-pictures-{first.n}-{number}.png")
-                yield copied(pictures[-1], path, f"{entry.label}: held-out images as seen, as predicted, as they are.")
+                yield copied(pictures, path, f"{entry.label}: held-out images as seen, as predicted, as they are.")
 
 
 def _origins(groups: list[Group]) -> Iterator[Block]:

@@ -42,8 +42,8 @@ def evaluate(config: Any) -> list[str]:
 
 
 def prior(config: Any) -> list[str]:
-    pretrain = ("crosschannel", "pretrain", "--config", "colornet", "--objective.prior", config.out)
-    return [typed(*pretrain, "--data", config.data)]
+    told = ("--objective.prior", config.out, "--data", config.data)
+    return [typed("crosschannel", "pretrain", "--config", net, *told) for net in ("colornet", "alexnet")]
 
 
 def shard(config: Any) -> list[str]:
@@ -84,7 +84,8 @@ def zoo(_config: Any) -> list[str]:
 
 
 def configs(_config: Any) -> list[str]:
-    return [typed("crosschannel", "pretrain", "--config", "NAME", "--data", "DATA", "--print_config")]
+    pretrain = ("crosschannel", "pretrain", "--config", "alexnet")
+    return [typed(*pretrain, "--help"), typed(*pretrain, "--data", "DATA", "--print_config")]
 
 
 def layers(config: Any) -> list[str]:

@@ -37,7 +37,11 @@ def colorize(config: ColorizeConfig) -> list[Path]:
     console, written, failed = stderr_console(), [], []
     with contextlib.ExitStack() as held:
         for folder in folders:
-            held.enter_context(FolderLock(folder))
+            try:
+                held.enter_context(FolderLock(folder))
+            except UserError as error:
+                beside = "; give --out another folder" if config.out is None else ""
+                raise UserError(f"{error}{beside}") from None
         for _, target in pictures:
             with contextlib.suppress(BrokenImage), only_this_name():
                 outputs.check(target)

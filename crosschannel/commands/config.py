@@ -22,7 +22,7 @@ from crosschannel.keys import (
 )
 from crosschannel.pretext import task_row
 from crosschannel.pretext.config import ColorizationConfig
-from crosschannel.runs.config import CropConfig, TrainedConfig, data, path, runtime, seed, source
+from crosschannel.runs.config import CropConfig, TrainedConfig, data, path, runtime, seed, slug, source
 
 
 @dataclass
@@ -57,7 +57,7 @@ class PretrainConfig(TrainedConfig):
     task: Text = "colorization"
     """what is learned (`--task list` names all); each has an objective of its own, see --task NAME --help"""
     out: Out | None = runtime(None)
-    """run folder; default runs/CONFIG-SEED"""
+    """run folder; default runs/CONFIG-DATA-SEED"""
     init_from: Text | None = source(None)
     """a source (run folder, weights file, kmeans:alexnet, …) whose weights to start from"""
     device: Device = runtime("auto")
@@ -70,8 +70,12 @@ class PretrainConfig(TrainedConfig):
     objective: ColorizationConfig = field(default_factory=ColorizationConfig)
     crop: CropConfig = field(default_factory=CropConfig)
 
-    def default_out(self, name: str, _recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
-        return f"runs/{name}-{self.seed}"
+    def default_out(self, name: str, recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """A run folder that names config, images and seed; images that the config names, or is called after, it does
+        not."""
+        images = slug(self.data.rpartition(":")[2]).strip(".")
+        own = [] if not images or recipe.get("data") == self.data or images in name.split("-") else [images]
+        return f"runs/{'-'.join([name, *own])}-{self.seed}"
 
     def check(self) -> None:
         size, resize = self.crop.size, self.crop.resize

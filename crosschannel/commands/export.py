@@ -10,11 +10,12 @@ from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
 from crosschannel.files import Outputs, folder_made, user_path
 from crosschannel.hub import load_backbone, load_colorizer, source_files
-from crosschannel.hub.card import CARD, PICTURE, check_probes, sample_of, write_card
+from crosschannel.hub.card import CARD, PICTURE, check_probes, write_card
 from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, how_to_load, to_safetensors
 from crosschannel.hub.files import COLORIZER, PRETEXT
 from crosschannel.hub.huggingface import check_repository, push_folder
 from crosschannel.models import Backbone, spec_of
+from crosschannel.runs.folder import last_pictures
 
 
 def export(config: ExportConfig) -> Path:
@@ -29,7 +30,7 @@ def export(config: ExportConfig) -> Path:
     run, probes = _run_folder(config.backbone), [Path(probe) for probe in config.probes]
     inputs = [*source_files(config.backbone).values(), *probes, *([run] if run else [])]
     outputs = Outputs("crosschannel export", inputs, config.overwrite, makes_folders=True)
-    beside = [CARD, *([PICTURE] if sample_of(run) else [])] if config.card else []
+    beside = [CARD, *([PICTURE] if run and last_pictures(run) else [])] if config.card else []
     if out.name in beside:
         raise UserError(f"{out} would be replaced by the model card; give another --out, or --card false")
     outputs.check(out)

@@ -24,7 +24,7 @@ from crosschannel.pretext import create, task_row
 from crosschannel.pretext.pretraining import Pretraining
 from crosschannel.pretext.start import as_seen
 from crosschannel.report import validation_curve
-from crosschannel.runs.folder import RunFolder, open_run
+from crosschannel.runs.folder import RunFolder, last_pictures, open_run
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish
 from crosschannel.training.checkpoints import list_checkpoints
@@ -131,9 +131,9 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
     tally = loop.supply.tally
     if tally.broken:
         console.print(f"{tally.broken} of {tally.seen} images seen were broken", markup=False)
-    pictures = sorted((run.path / "samples").glob("*.png"))
+    pictures = last_pictures(run.path)
     if pictures:
-        console.print(f"held-out pictures: {pictures[-1]}", markup=False)
+        console.print(f"held-out pictures: {pictures}", markup=False)
     console.print(f"validation curve: {curve}", markup=False)
     console.print(f"weights: {run.path / 'backbone.safetensors'}, {whole}", markup=False)
     if headline.figure in found.figures:

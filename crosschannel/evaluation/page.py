@@ -20,6 +20,7 @@ from crosschannel.runs.config import to_yaml
 from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Rows
 
+GALLERY = "gallery.png"
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.01)  # of the paper's Fig. 4, whose last is the mode
 _LEVEL = 0.95
 _SHOWN = {"best": 1.0, "median": 0.5, "worst": 0.0}  # pictures of the gallery, by their rank
@@ -132,7 +133,7 @@ def _gallery(folder: Path, rows: Rows, evaluator: Evaluator, stream: Stream, ind
         labels.append(f"{words}: {rows['names'][row]}, AuC {100 * auc[row]:.1f} %")
         pictures.append(list(coloured.values()))
     heads = list(coloured)
-    gallery = folder / "gallery.png"
+    gallery = folder / GALLERY
     words = f"By the raw AuC of {judge}. Truth, lightness, then every method."
     blocks: list[Block] = [
         Heading("Gallery"),

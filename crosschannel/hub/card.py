@@ -14,6 +14,7 @@ from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.models import Backbone
 from crosschannel.report.page import markdown
+from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, read_result
 
 CARD, PICTURE = "README.md", "sample.png"
@@ -102,7 +103,7 @@ def write_card(
         figures = {key: value for key, value in metrics.items() if key in shown}
         lines += ["On held-out images: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()) + ".", ""]
     lines += _probe_table(probes)
-    picture = sample_of(run)
+    picture = last_pictures(run) if run else None
     if picture:
         with write(folder / PICTURE) as part:
             shutil.copyfile(picture, part)
@@ -168,12 +169,6 @@ def _top1(result: Result) -> dict[str, float]:
 def _whole(result: Result) -> dict[str, float]:
     """Figures that are of no layer and no class."""
     return {name: value for name, value in result.metrics.items() if "/" not in name}
-
-
-def sample_of(run: Path | None) -> Path | None:
-    """The last picture of held-out images of a run."""
-    pictures = sorted((run / "samples").glob("*.png")) if run else []
-    return pictures[-1] if pictures else None
 
 
 def _probe_table(probes: Sequence[Path]) -> list[str]:

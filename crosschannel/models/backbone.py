@@ -136,7 +136,7 @@ class Backbone(nn.Module):
 
     Example::
 
-        backbone = crosschannel.load_backbone("runs/alexnet-0")
+        backbone = crosschannel.load_backbone("runs/alexnet-imagenet-0")
         maps = backbone(rgb)                                   # {"conv1": (N, 96, 55, 55), …}
         maps = backbone.features(backbone.preprocess(rgb), ["conv5"])
     """

@@ -54,7 +54,7 @@ class Colorizer(nn.Module):
 
     Example::
 
-        colorizer = crosschannel.load_colorizer("runs/colornet-0")
+        colorizer = crosschannel.load_colorizer("runs/colornet-imagenet-0")
         colorizer(Image.open("grey.jpg")).save("coloured.png")
     """
 

@@ -241,6 +241,11 @@ def open_run(
                 run.close()
 
 
+def last_pictures(run: Path) -> Path | None:
+    """The last pictures of held-out images that a run has made."""
+    return max((run / "samples").glob("*.png"), default=None)
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl``: each has its step, whatever is damaged is left out."""
     rows = read_rows(run / "metrics.jsonl")

@@ -106,7 +106,7 @@ def test_usage_help_and_version(capsys):
     assert "pretrain" in capsys.readouterr().out
     assert main(["pretrain", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "run folder; default runs/CONFIG-SEED" in text and "--optim.lr" in text
+    assert "run folder; default runs/CONFIG-DATA-SEED" in text and "--optim.lr" in text
     assert main(["--version"]) == 0
 
 

@@ -105,6 +105,17 @@ def test_run_folders_are_named_by_layer_and_images():
     assert CROSSCHANNEL.parse("evaluate", ["--data=x/photos"]).out == "runs/evaluate-photos-0"
 
 
+def test_pretraining_names_its_folder_by_images_unless_its_config_says_them():
+    def out(*words):
+        return CROSSCHANNEL.parse("pretrain", list(words)).out
+
+    assert out("--config=alexnet", "--data=/data/imagenet/", "--seed=3") == "runs/alexnet-imagenet-3"
+    assert out("--config=imagenette-full", "--data=torchvision:imagenette") == "runs/imagenette-full-0"
+    assert out("--config=quickstart") == "runs/quickstart-0"
+    assert out("--config=quickstart", "--data=photos") == "runs/quickstart-photos-0"
+    assert out("--data=.") == "runs/pretrain-0"
+
+
 PARSERS = {"crosschannel": CROSSCHANNEL, "transfer": TRANSFER}
 
 
@@ -138,7 +149,7 @@ def test_what_comes_next_can_be_typed(finished_run, tmp_path, monkeypatch, capsy
         for program, name, *flags in commands:
             if "push" not in name:
                 assert PARSERS[program].commands[name]
-                if not {"--print_config"} & set(flags):
+                if not {"--print_config", "--help"} & set(flags):
                     PARSERS[program].parse(name, flags)
         if words[0] == "knn":
             for _, *flags in commands:  # its twin by the same recipe, and a page

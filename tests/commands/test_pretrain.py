@@ -165,7 +165,7 @@ def test_it_learns(photo_folder, tmp_path):
 def test_every_packaged_config_is_valid(path):
     config = PROGRAM.parse("pretrain", [f"--config={path}", "--data=photos"])
     check_config(config)
-    assert config.out == f"runs/{path.stem}-0"
+    assert config.out == f"runs/{path.stem}-photos-0"
 
 
 def test_the_papers_configs_follow_it_to_the_letter():

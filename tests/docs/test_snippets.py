@@ -78,7 +78,12 @@ def place(tmp_path_factory, photo_folder, photos):
         Image.effect_noise((40, 30), 64).convert("RGB").save(root / place)
     (root / "my.yaml").write_text("model: {name: alexnet}\n")
     save_published_nets(root)
-    probe = ["--backbone=runs/alexnet-0", f"--data={photo_folder}", "--layer=conv2", f"--out={root / 'runs' / 'probe'}"]
+    probe = [
+        "--backbone=runs/alexnet-imagenet-0",
+        f"--data={photo_folder}",
+        "--layer=conv2",
+        f"--out={root / 'runs' / 'probe'}",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert transfer_main(["linear-probe", "--config=quickstart", *LOOP, *probe]) == 0

@@ -27,7 +27,7 @@ SESSIONS = [
 
 
 def test_the_four_ways_in_are_shown():
-    assert {page for page, _, _ in SESSIONS} >= {"backbones", "colorize", "slurm", "weights"}
+    assert {page for page, _, _ in SESSIONS} >= {"backbones", "colorize", "pretrain", "slurm", "weights"}
 
 
 @pytest.fixture

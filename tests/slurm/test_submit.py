@@ -162,7 +162,11 @@ def test_a_queued_config_is_what_was_typed_even_if_its_file_is_edited(small, tmp
     module, name, *words = typed.frozen(tmp_path)
     file.write_text("train: {batch: 5}\n")
     again = read_command([module.partition(".")[0], name, *words])
-    assert again.config == typed.config and again.config.out == "runs/mine-3" and again.config.optim.betas == (0.5, 0.6)
+    assert (
+        again.config == typed.config
+        and again.config.out == "runs/mine-sample-3"
+        and again.config.optim.betas == (0.5, 0.6)
+    )
 
 
 def test_a_finished_run_is_not_queued_and_a_changed_one_is_refused(slurm, small, tmp_path):

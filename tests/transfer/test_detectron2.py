@@ -400,7 +400,7 @@ def test_the_snippet_of_the_docs_runs():
     page = Path(__file__).parents[2] / "docs" / "detect.md"
     (block,) = re.findall(r"```python test=detectron2\n(.*?)```", page.read_text(), re.S)
     names: dict = {"crosschannel": __import__("crosschannel")}
-    exec(compile(block.replace("runs/alexnet-0", "random:alexnet,fc=8,seed=1"), str(page), "exec"), names)
+    exec(compile(block.replace("runs/alexnet-imagenet-0", "random:alexnet,fc=8,seed=1"), str(page), "exec"), names)
     detector = names["detector"].eval()
     with torch.no_grad():
         (found,) = detector([{"image": torch.randint(0, 255, (3, 120, 160)), "height": 120, "width": 160}])

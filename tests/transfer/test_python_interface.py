@@ -2,13 +2,14 @@
 
 import ast
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
 
 import transfer
 from crosschannel import UserError
-from crosschannel.runs.config import with_keys
+from crosschannel.runs.config import keys, with_keys
 from transfer.protocol import as_config
 from transfer.protocols import PROTOCOLS
 
@@ -30,6 +31,21 @@ def test_every_config_can_be_made_without_what_it_ignores(name):
     config = PROTOCOLS[name].load().config()
     assert with_keys(config, {"seed": 3}).seed == 3
     assert as_config(PROTOCOLS[name].load(), None) == config
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_help_names_every_key(name):
+    function = getattr(transfer, PROTOCOLS[name].package)
+    taken = inspect.signature(function).parameters
+    by_place = {key for key, parameter in taken.items() if parameter.kind is not parameter.KEYWORD_ONLY}
+    left_out = by_place | {"backbone", "data"} | ({"layer"} if "layers" in by_place else set())
+    found = {key: value for key, _, value in keys(PROTOCOLS[name].load().config()) if key not in left_out}
+    last = {key: key.rpartition(".")[2] for key in found}
+    for key, value in found.items():
+        short = last[key] if list(last.values()).count(last[key]) == 1 else key
+        assert f"\n        {short} (default {value!r}): " in function.__doc__
+        assert short == key != last[key] or taken[short].default == value
+    assert "k (default [20]): how many neighbours vote" in transfer.knn.__doc__
 
 
 def test_keys_of_groups_go_by_their_last_part():

@@ -14,6 +14,7 @@ from torch import nn
 
 from crosschannel.data import CropConfig, Stream, TrainingCrops, View
 from crosschannel.errors import UserError
+from crosschannel.help import shows_keys
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
@@ -21,6 +22,7 @@ from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.features import interpolation_of
 from transfer.finetuning import Classifier, check_choices, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.floors import random_order
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.table2 import ap_table, pascal_section
 from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
@@ -29,6 +31,7 @@ from transfer.protocols.classify.config import ClassifyConfig
 from transfer.protocols.classify.task import Classification, RandomScaleCrops, metrics
 
 
+@shows_keys(ClassifyConfig)
 def classify(
     backbone: Backbone | nn.Module | str,
     data: Data,
@@ -140,4 +143,5 @@ PROTOCOL = Protocol(
     pascal_section,
     chapter="pascal",
     predict=_predictor,
+    floor=random_order,
 )

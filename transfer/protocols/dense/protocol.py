@@ -20,6 +20,7 @@ from crosschannel.data.decode import EncodedImage
 from crosschannel.data.open import hold_out
 from crosschannel.data.views import IndexOnly, Squashed
 from crosschannel.errors import UserError
+from crosschannel.help import shows_keys
 from crosschannel.hub.files import load_state
 from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
@@ -29,6 +30,7 @@ from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction, StoredFeatures
 from transfer.features import FrozenFeatures, as_key, interpolation_of, of_size
+from transfer.floors import one_class_everywhere
 from transfer.heads import load_head, save_heads
 from transfer.layers import by_layer, layers_section
 from transfer.pascal.masks import open_masks
@@ -42,6 +44,7 @@ from transfer.protocols.dense.points import Points
 from transfer.protocols.dense.scoring import metrics, read_masks, score_test_images
 
 
+@shows_keys(DenseConfig, apart=("layer",))
 def dense(
     backbone: Backbone | nn.Module | str,
     data: Data,
@@ -228,4 +231,5 @@ PROTOCOL = Protocol(
     _show,
     layers_section("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
     predict=_predictor,
+    floor=one_class_everywhere,
 )

@@ -19,6 +19,7 @@ from torch import nn
 from crosschannel.data import ImageSet, Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import UserError, foreign
+from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
 from crosschannel.models.regions import BOX_DEVIATIONS
 from crosschannel.models.wrapped import TimmNet
@@ -51,6 +52,7 @@ from transfer.protocols.detect.views import AllRegions, SampledRegions, candidat
 _LEAST_DEVIATION = 0.01  # of the box targets of a class that has hardly any
 
 
+@shows_keys(DetectConfig)
 def detect(
     backbone: Backbone | nn.Module | str,
     data: Data,

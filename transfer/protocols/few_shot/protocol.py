@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from crosschannel.data.order import epoch_order, mix
 from crosschannel.errors import UserError
+from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
 from transfer.features import as_key, centre_crop, precision_of
+from transfer.floors import commonest_class
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section, layers_table
 from transfer.linear_models import Processes
@@ -29,6 +31,7 @@ from transfer.protocols.few_shot.config import FewShotConfig
 from transfer.protocols.few_shot.regression import predict
 
 
+@shows_keys(FewShotConfig, apart=("layer",))
 def few_shot(
     backbone: Backbone | nn.Module | str,
     data: Data,
@@ -148,4 +151,5 @@ PROTOCOL = Protocol(
     metrics,
     _show,
     layers_section("Few labels", r"(shots|share)/[\d.e-]+"),
+    floor=commonest_class,
 )

@@ -14,12 +14,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
+from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
 from transfer.features import as_key, centre_crop, precision_of
+from transfer.floors import commonest_class
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section, layers_table
 from transfer.neighbours import neighbours
@@ -27,6 +29,7 @@ from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, 
 from transfer.protocols.knn.config import KNNConfig
 
 
+@shows_keys(KNNConfig, apart=("layer",))
 def knn(
     backbone: Backbone | nn.Module | str,
     data: Data,
@@ -117,5 +120,12 @@ def _show(result: Result) -> Table:
 
 
 PROTOCOL = Protocol(
-    "knn", KNNConfig, open_labelled, _measure, metrics, _show, layers_section("Nearest neighbours", r"knn\d+(/t.*)?")
+    "knn",
+    KNNConfig,
+    open_labelled,
+    _measure,
+    metrics,
+    _show,
+    layers_section("Nearest neighbours", r"knn\d+(/t.*)?"),
+    floor=commonest_class,
 )

@@ -16,6 +16,7 @@ from crosschannel.console import table
 from crosschannel.data import CentreCrop, Stream, TenCrops, TrainingCrops, View
 from crosschannel.data.open import hold_out
 from crosschannel.data.views import IndexOnly
+from crosschannel.help import shows_keys
 from crosschannel.hub.files import load_state
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.runs.result import Result
@@ -24,6 +25,7 @@ from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction
 from transfer.features import FrozenFeatures, as_key, crops_of, interpolation_of
+from transfer.floors import commonest_class
 from transfer.heads import load_head, save_heads
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section
@@ -34,6 +36,7 @@ from transfer.protocols.linear_probe.published import IMAGENET_PROBES
 from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, metrics
 
 
+@shows_keys(LinearProbeConfig, apart=("layer",))
 def linear_probe(
     backbone: Backbone | nn.Module | str,
     data: Data,
@@ -164,4 +167,5 @@ PROTOCOL = Protocol(
     _show,
     layers_section("Linear probes", r"top\d", IMAGENET_PROBES),
     predict=_predictor,
+    floor=commonest_class,
 )

@@ -15,6 +15,7 @@ from torch import nn
 from crosschannel.data import Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import foreign
+from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
 from crosschannel.models.wrapped import TimmNet
 from crosschannel.runs.result import Result
@@ -22,6 +23,7 @@ from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.finetuning import check_choices, crops_of, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.floors import one_class_everywhere
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import iou_table, mask_predictor
 from transfer.pascal.table2 import pascal_section
@@ -33,6 +35,7 @@ from transfer.protocols.segment.task import Segmentation, metrics
 from transfer.protocols.segment.views import MaskedCrops, WholeImages
 
 
+@shows_keys(SegmentConfig)
 def segment(
     backbone: Backbone | nn.Module | str,
     data: Data,
@@ -142,4 +145,5 @@ PROTOCOL = Protocol(
     pascal_section,
     chapter="pascal",
     predict=_predictor,
+    floor=one_class_everywhere,
 )

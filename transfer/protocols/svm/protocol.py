@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from crosschannel.data.order import epoch_order, mix
 from crosschannel.data.views import Squashed
 from crosschannel.errors import UserError
+from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows, load_rows, save_rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
 from transfer.features import as_key, interpolation_of, precision_of
+from transfer.floors import random_order
 from transfer.layers import layers_section, layers_table
 from transfer.linear_models import Processes, onto_span
 from transfer.pascal.devkit import IGNORED, POSITIVE, open_devkit
@@ -34,6 +36,7 @@ from transfer.protocols.svm.config import SVMConfig
 _NEGATIVES = 19  # of a low-shot classifier, for each positive
 
 
+@shows_keys(SVMConfig, apart=("layer",))
 def svm(
     backbone: Backbone | nn.Module | str,
     data: Data,
@@ -243,4 +246,5 @@ PROTOCOL = Protocol(
     metrics,
     _show,
     layers_section("Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision"),
+    floor=random_order,
 )
