@@ -66,10 +66,10 @@ def place(tmp_path_factory, photo_folder, photos):
     quick = ["--train.steps=4", "--train.batch=8", "--runtime.workers=0", "--runtime.tensorboard=false"]
     run = root / "runs" / "imagenette-0"
     assert crosschannel_main(["pretrain", "--config=quickstart", *quick, f"--data={photo_folder}", f"--out={run}"]) == 0
-    for name in ("alexnet-0", "alexnet-paper-0"):
+    for name in ("alexnet-imagenet-0", "alexnet-paper-imagenet-0"):
         shutil.copytree(run, root / "runs" / name)
     colornet = ["--model.name=colornet", *SMALLER["pretrain"], f"--data={photo_folder}"]
-    assert crosschannel_main(["pretrain", *colornet, f"--out={root / 'runs' / 'colornet-0'}"]) == 0
+    assert crosschannel_main(["pretrain", *colornet, f"--out={root / 'runs' / 'colornet-imagenet-0'}"]) == 0
     shutil.copytree(run, root / "runs" / "full")
     flags = ["--objective.kind=l2", *SMALLER["pretrain"], f"--data={photo_folder}", f"--out={root / 'runs' / 'l2'}"]
     assert crosschannel_main(["pretrain", *flags]) == 0
