@@ -44,11 +44,12 @@ lint: $(VENV)/.installed-test
 test: lint
 	$(BIN)/python -m pytest
 
-# What needs more than a virtual environment: the built wheel in a fresh environment of its own, and a real SLURM, which
-# needs root (Debian's packages are installed where they are missing).
+# What needs more than a virtual environment: the built wheel in a fresh environment of its own, and a real SLURM and a
+# real browser, which need root (Debian's packages are installed where they are missing).
 test-system: $(VENV)/.installed-test
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
-		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge) >/dev/null; fi
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v chromium; } >/dev/null; then \
+		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge chromium) \
+		>/dev/null; fi
 	$(BIN)/python -m pytest -m system
 
 docs: $(VENV)/.installed-docs

@@ -78,6 +78,32 @@ PROGRAM = Program(
             ("source",),
             after="crosschannel.commands.after:fetch",
         ),
+        "study build": Command(
+            "crosschannel.study.config:StudyBuildConfig",
+            "crosschannel.study.build:build",
+            "the pictures of a perception study: real or fake?",
+            after="crosschannel.commands.after:study_build",
+        ),
+        "study serve": Command(
+            "crosschannel.study.config:StudyServeConfig",
+            "crosschannel.study.server:run",
+            "its web pages, for participants",
+            ("study",),
+            after="crosschannel.commands.after:study_serve",
+        ),
+        "study report": Command(
+            "crosschannel.study.config:StudyReportConfig",
+            "crosschannel.study.report:report",
+            "how often people were fooled",
+            ("study",),
+            after="crosschannel.commands.after:study_report",
+        ),
+        "demo": Command(
+            "crosschannel.demo.config:DemoConfig",
+            "crosschannel.demo.server:demo",
+            "a web page that colours pictures",
+            after="crosschannel.commands.after:demo",
+        ),
         "layers": Command(
             "crosschannel.commands.config:LayersConfig",
             "crosschannel.commands.layers:show",

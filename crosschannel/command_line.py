@@ -144,8 +144,11 @@ def _which_config(argv: list[str]) -> str:
 def run(program: Program, argv: list[str]) -> int:
     """Parse and run; raises UserError for bad input."""
     name, *rest = argv
+    if rest and f"{name} {rest[0]}" in program.commands:  # a command of two words
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in program.commands:
-        raise UserError(f"no command {name!r}; there are {', '.join(program.commands)}")
+        there = [known for known in program.commands if known.startswith(f"{name} ")] or program.commands
+        raise UserError(f"no command {name!r}; there are {', '.join(there)}")
     command = program.commands[name]
     if {"-h", "--help"} & set(rest):
         from crosschannel.help import help_text

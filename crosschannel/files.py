@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -138,6 +139,70 @@ def folder_made(folder: Path) -> Iterator[None]:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, command: str, own: str) -> Iterator[Path]:
+    """A folder to write into, which becomes ``out`` once the block has ended well; else nothing is left of it.
+
+    It is ``OUT.part`` meanwhile. One that a killed command has left is known by its notes, and emptied.
+
+    Args:
+        out: a new folder, or an empty one.
+        command: as it is typed.
+        own: pattern of what it writes into the folder.
+
+    Raises:
+        UserError: ``out`` is something else, or what lies at ``OUT.part`` was not left by this command.
+    """
+    part = part_of(out)
+    _check_empty(out)
+    if part.exists() and not _is_left_by(part, command, own):
+        raise UserError(f"{part} is in the way: no `{command}` that was killed has left it")
+    with FolderLock(part):
+        for path in part.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        try:
+            append_line(part / NOTES, {"command": command})
+            yield part
+            _check_empty(out)
+            (part / NOTES).unlink()  # whole: no leftover any more
+            part.replace(out)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        (out / LOCK).unlink()
+
+
+def part_of(out: Path) -> Path:
+    """Where a folder is written first.
+
+    Raises:
+        UserError: it has no name.
+    """
+    if not out.name:
+        raise UserError(f"out must name a new folder, got {str(out)!r}")
+    return out.with_name(f"{out.name}.part")
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder")
+    if out.is_symlink() or out.is_mount():
+        raise UserError(f"{out} is a link or a mount point; name a new folder")
+
+
+def _is_left_by(part: Path, command: str, own: str) -> bool:
+    """Whether a folder has the note that a command writes into its own, and holds nothing else."""
+    names = {path.name for path in part.iterdir()} if part.is_dir() else {""}
+    if not all(re.fullmatch(rf"{own}|{PART}", name) for name in names - {NOTES, LOCK}):
+        return False
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        return {json.loads(line).get("command") for line in read_bytes(part / NOTES).splitlines()} == {command}
+    return False
 
 
 def drop_parts(folder: Path) -> None:

@@ -170,6 +170,8 @@ def typed(cls: type[T], tree: Any, what: str) -> T:
 
 def _converted(value: Any, hint: Any, what: str) -> Any:
     """A value of JSON as a key of this type has it."""
+    if get_origin(hint) is list and is_dataclass(get_args(hint)[0]) and isinstance(value, list):
+        return [typed(get_args(hint)[0], one, what) for one in value]
     inner = next((kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)), None)
     if inner and not (value is None and inner is not hint):
         return typed(inner, value, what)

@@ -43,3 +43,18 @@ def photo_folder(tmp_path_factory, photos) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(photo[top : top + 80, left : left + 96]).save(path, quality=92)
     return root
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's browser, by Playwright."""
+    import shutil
+
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no chromium here")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

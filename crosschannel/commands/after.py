@@ -83,6 +83,25 @@ def zoo(_config: Any) -> list[str]:
     return [typed("crosschannel", "fetch", "eccv16"), typed("crosschannel", "colorize", "photo.jpg")]
 
 
+def study_build(config: Any) -> list[str]:
+    return [typed("crosschannel", "study", "serve", config.out)]
+
+
+def study_serve(config: Any) -> list[str]:
+    return [typed("crosschannel", "study", "report", config.study, "--out", f"{config.study}-report")]
+
+
+def study_report(config: Any) -> list[str]:
+    evaluate = ("crosschannel", "evaluate", "--methods", "METHODS", "--data", "DATA")
+    return [typed(*evaluate, "--realism", f"{config.out}/fooled.csv")]
+
+
+def demo(config: Any) -> list[str]:
+    if config.static:
+        return [typed("python", "-m", "http.server", "--directory", config.static)]
+    return [typed("crosschannel", "demo", "--model", config.model, "--static", "demo")]
+
+
 def configs(_config: Any) -> list[str]:
     pretrain = ("crosschannel", "pretrain", "--config", "alexnet")
     return [typed(*pretrain, "--help"), typed(*pretrain, "--data", "DATA", "--print_config")]

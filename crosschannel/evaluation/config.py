@@ -76,7 +76,7 @@ def parse_methods(texts: list[str]) -> list[Method]:
     return methods
 
 
-def _source_of(text: str) -> str:
+def source_of(text: str) -> str:
     """The source that a method names; empty for a baseline."""
     method = parse_method(text)
     return "" if method.is_baseline else method.source
@@ -89,7 +89,7 @@ class EvaluateConfig:
     data: Text = images()
     """a folder of colour images, tar shards, builtin:sample or torchvision:imagenette; all of its val/, where it has
     one, else all of it"""
-    methods: list[str] = source(factory=lambda: list(BASELINES), loads="colorizer", named=_source_of)
+    methods: list[str] = source(factory=lambda: list(BASELINES), loads="colorizer", named=source_of)
     """nets that colour, as [NAME=]SOURCE[,temperature=T], and the baselines grey, random and truth"""
     out: Out | None = runtime(None)
     """run folder; default runs/evaluate-DATA-SEED"""
@@ -103,6 +103,8 @@ class EvaluateConfig:
     timm:NAME or torchvision:NAME; classes are the folders of --data"""
     lpips: Text | None = source(None)
     """torchvision:alexnet or torchvision:vgg16: report LPIPS on its features"""
+    realism: Text | None = path(None)
+    """fooled.csv of a `crosschannel study report`: how many people the methods fooled, for the table"""
     size: Annotated[int, within(16, 2048)] = 256
     """images are reduced to this short side and cropped to its centre square"""
     limit: Annotated[int, at_least(0)] = 0

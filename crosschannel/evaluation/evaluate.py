@@ -3,6 +3,7 @@
 Rows are written in parts as they come, so that a run that was stopped goes on with the first part that is not there.
 """
 
+import csv
 import json
 import shutil
 from functools import partial
@@ -26,7 +27,7 @@ from crosschannel.evaluation.methods import Pairs, WithDonors, load_painters
 from crosschannel.evaluation.metrics import metrics
 from crosschannel.evaluation.page import cells, measured, write_page
 from crosschannel.evaluation.scores import LEVELS, Q
-from crosschannel.files import written_whole
+from crosschannel.files import read_text, user_path, written_whole
 from crosschannel.hub.sources import input_files
 from crosschannel.runs.folder import RunFolder, open_run
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
@@ -89,6 +90,8 @@ def _measure(
     if any(method.source == "random" for method in methods):
         seen = WithDonors(images, donors, config.seed)
     painters = load_painters(methods, config.upsample, world.device)
+    if config.realism:
+        people_fooled(config.realism)
     interpretability = lpips = None
     if config.classifier:
         interpretability = Interpretability(config.classifier, images.classes, world.device)
@@ -195,17 +198,36 @@ def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run:
         raise UserError(problem)
     rows = {"names": np.array([images.names[int(index)] for index in indices]), **rows}
     figures = {name: float(values[0]) for name, values in metrics(rows, np.ones((1, len(indices)))).items()}
+    names = [painter.method.name for painter in evaluator.painters]
     for painter in evaluator.painters:
         if painter.colorizer is not None:
             found = cost(painter.colorizer, config.size, evaluator.device)
             figures |= {f"{painter.method.name}/{name}": value for name, value in found.items()}
+    if config.realism:
+        figures |= {f"{name}/fooled": rate for name, rate in people_fooled(config.realism).items() if name in names}
     page = write_page(run.path, config, rows, curves, figures, evaluator, Stream(images, Pairs(config.size)), indices)
     told = {"prior": config.prior, "random from": config.random_from, "classifier": config.classifier}
     what = ", ".join([*config.methods, *(f"{key} {value}" for key, value in told.items() if value not in (None, OWN))])
     finish(run, config, what, config.data, len(indices), figures, rows)
-    _show(figures, [painter.method.name for painter in evaluator.painters])
+    _show(figures, names)
     stdout_console().print(_MEANING, markup=False)
     stdout_console().print(f"page: {page}", markup=False)
+
+
+def people_fooled(path: str) -> dict[str, float]:
+    """What `crosschannel study report` found, by method.
+
+    Raises:
+        UserError: the file is none of its.
+    """
+    rows = list(csv.DictReader(read_text(user_path(path)).splitlines()))
+    try:
+        found = {row["method"]: float(row["fooled"]) for row in rows if float(row["standard_error"]) >= 0}
+    except (KeyError, TypeError, ValueError):
+        found = {}
+    if not found or not all(0 <= rate <= 1 for rate in found.values()):
+        raise UserError(f"{path} is no fooled.csv of `crosschannel study report`")
+    return found
 
 
 def _show(figures: dict[str, float], names: list[str]) -> None:

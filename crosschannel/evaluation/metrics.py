@@ -12,6 +12,7 @@ FIGURES = {  # of a method: (head of its column, factor, digits)
     "auc_raw": ("AuC raw %", 100, 1),
     "auc_rebalanced": ("AuC rebalanced %", 100, 1),
     "top1": ("top-1 %", 100, 1),
+    "fooled": ("people fooled %", 100, 1),
     "psnr": ("PSNR dB", 1, 2),
     "lpips": ("LPIPS", 1, 3),
     "colourfulness": ("colourfulness", 1, 1),

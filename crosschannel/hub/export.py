@@ -225,8 +225,8 @@ def _running(out: Path) -> list[str]:
     ]
 
 
-class _Decoded(nn.Module):
-    """Lightness → what is predicted of it, as ONNX has it."""
+class Decoded(nn.Module):
+    """Lightness → what is predicted of it: the distribution over ab bins, where there is one, and ab."""
 
     def __init__(self, colorizer: Colorizer):
         super().__init__()
@@ -249,7 +249,7 @@ def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_w
     Raises:
         UserError: onnx is not installed, or the exported net does not give the same numbers.
     """
-    task, decoded = colorizer.task, _Decoded(colorizer).eval()
+    task, decoded = colorizer.task, Decoded(colorizer).eval()
     lightness = 100 * torch.rand(2, 1, colorizer.size, colorizer.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         names = ["distribution", "ab"][-len(decoded(lightness)) :]

@@ -18,6 +18,8 @@ import transfer
 from crosschannel.cli import PROGRAM as CROSSCHANNEL
 from crosschannel.cli import main as crosschannel_main
 from crosschannel.data.sample import sample_images
+from crosschannel.study.answers import Answers, Timing
+from crosschannel.study.manifest import read_study
 from slurm.cli import PROGRAM as SLURM
 from slurm.cli import main as slurm
 from transfer.cli import PROGRAM as TRANSFER
@@ -134,7 +136,7 @@ def commands(page: Path) -> list[str]:
     ]
 
 
-ONLINE = {"fetch", "push"}  # and what is called zoo:
+ONLINE = {"fetch", "push", "study serve", "demo"}  # those that end with Ctrl-C alone too; and what is called zoo:
 DATA = {"torchvision:imagenette", "/data/imagenet", "/data/imagenette", "path/to/photos", "photos/", "imagenet/"}
 WEIGHTS = {
     "torchvision:alexnet": "torchvision:alexnet,weights=none",
@@ -169,8 +171,21 @@ SMALLER = {  # flags that make a command quick
     ],
     "proposals": ["--workers=0"],
     "dense": [*LOOP, "--k=2", "--cache=memory", "--runtime.tensorboard=false"],
+    "study build": ["--images=4", "--pairs=3", "--practice=1", "--size=64"],
+    "study report": ["--resamples=100"],
     "few-shot": ["--workers=0", "--jobs=1", "--draws=1", "--shots=1,2"],
 }
+
+
+def answer_all(folder: Path) -> None:
+    """What people would say on the pages of a study."""
+    folder, manifest = read_study(folder)
+    answers = Answers(folder, manifest)
+    for participant in ("a", "b", "c"):
+        session = answers.begin(participant)
+        while (state := answers.state(session)).trial:
+            answers.answer(session, state.trial, "left", Timing(1000, 1000, 500, False))
+    answers.close()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
@@ -182,6 +197,8 @@ def test_command_lines_run(page, place, tmp_path, monkeypatch, capsys):
     programs = {"crosschannel": CROSSCHANNEL, "transfer": TRANSFER}
     for line in commands(page):
         program, command, *words = shlex.split(line)
+        if command == "study":
+            command, *words = f"study {words[0]}", *words[1:]
         if program == "crosschannel-slurm":
             run_launcher(command, words)
             continue
@@ -189,6 +206,8 @@ def test_command_lines_run(page, place, tmp_path, monkeypatch, capsys):
             words += ["--data", "imagenette"]
         if "faster-rcnn" in line:
             add_detectron2()
+        if command == "study serve":
+            answer_all(Path(words[0]))
         if command in ONLINE or "zoo:" in line or (command == "colorize" and "--model" not in words):
             programs[program].parse(command, words)
             continue

@@ -1,0 +1,223 @@
+// The page: pictures in, a slider between before and after, downloads. The work is the worker's.
+
+import { zipped } from "./zip.js";
+
+const find = (id) => document.getElementById(id);
+const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+const waiting = new Map();
+const pictures = []; // {key, name, width, height, before, button}
+let net = null;
+let current = null;
+let asked = 0;
+let drawn = 0; // of the renderings that were asked for, the last that is on the page
+
+worker.onmessage = ({ data }) => {
+  const { done, failed } = waiting.get(data.id);
+  waiting.delete(data.id);
+  if (data.problem) failed(new Error(data.problem));
+  else done(data.found);
+};
+
+function ask(task, more) {
+  const id = ++asked;
+  return new Promise((done, failed) => {
+    waiting.set(id, { done, failed });
+    worker.postMessage({ id, task, ...more });
+  });
+}
+
+function say(words, isProblem = false) {
+  find("said").textContent = words;
+  find("said").className = isProblem ? "problem" : "";
+}
+
+// How large a picture is, from its head alone.
+async function sizeOf(file) {
+  const image = new Image();
+  const address = URL.createObjectURL(file);
+  try {
+    await new Promise((done, failed) => {
+      image.onload = done;
+      image.onerror = () => failed(new Error("it is not a picture that this browser reads"));
+      image.src = address;
+    });
+    return [image.naturalWidth, image.naturalHeight];
+  } finally {
+    URL.revokeObjectURL(address);
+  }
+}
+
+async function add(files) {
+  for (const file of files) {
+    say(`Colouring ${file.name} …`);
+    try {
+      const [width, height] = await sizeOf(file);
+      if (width * height > net.most_pixels) {
+        throw new Error(`it has ${(width * height / 1e6).toFixed(0)} megapixels, and ${net.most_pixels / 1e6} are the most`);
+      }
+      const key = pictures.length;
+      const found = await ask("open", { key, file });
+      const picture = { key, name: file.name, ...found };
+      pictures.push(picture);
+      list(picture);
+      await choose(picture);
+      say(pictures.length === 1 ? "Coloured." : `${pictures.length} coloured.`);
+    } catch (error) {
+      say(`Cannot colour ${file.name}: ${error.message}`, true);
+    }
+  }
+  find("files").value = "";
+}
+
+function list(picture) {
+  const item = document.createElement("li");
+  picture.button = document.createElement("button");
+  picture.button.textContent = picture.name;
+  picture.button.addEventListener("click", () => choose(picture));
+  item.append(picture.button);
+  find("strip").append(item);
+  find("strip").hidden = find("save-all").hidden = pictures.length < 2;
+}
+
+async function choose(picture) {
+  current = picture;
+  find("shown").hidden = false;
+  for (const one of pictures) one.button.setAttribute("aria-pressed", String(one === picture));
+  const canvas = find("before");
+  canvas.width = picture.width;
+  canvas.height = picture.height;
+  const context = canvas.getContext("2d");
+  context.filter = "grayscale(1)";
+  context.drawImage(picture.before, 0, 0);
+  await paint();
+}
+
+// The temperature that was chosen; null: the net's own decode.
+function temperature() {
+  const input = find("temperature");
+  return input.dataset.touched ? Number(input.value) : null;
+}
+
+function settings() {
+  return { temperature: temperature(), saturation: Number(find("saturation").value) };
+}
+
+// What is on the page, by the sliders; of several askings in a row only the last is painted.
+let isPainting = false;
+let isStale = false;
+async function paint() {
+  isStale = true;
+  if (isPainting) return;
+  isPainting = true;
+  try {
+    while (isStale) {
+      isStale = false;
+      const picture = current;
+      const { after } = await ask("render", { key: picture.key, ...settings() });
+      const canvas = find("after");
+      canvas.width = picture.width;
+      canvas.height = picture.height;
+      canvas.getContext("2d").drawImage(after, 0, 0);
+      canvas.dataset.drawn = String(++drawn);
+    }
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    isPainting = false;
+  }
+}
+
+function split() {
+  const share = Number(find("split").value);
+  find("before").style.clipPath = `inset(0 ${100 - share}% 0 0)`;
+  find("line").style.left = `${share}%`;
+}
+
+function describe() {
+  const heat = temperature();
+  find("temperature-said").textContent = heat === null ? "as the net has it" : heat.toFixed(2);
+  find("saturation-said").textContent = Number(find("saturation").value).toFixed(2);
+}
+
+function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+const coloured = (name) => `${name.replace(/\.[^.]*$/, "")}-coloured.png`;
+
+async function busily(button, work) {
+  button.disabled = true;
+  try {
+    await work();
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+// Names of all files, no two alike.
+function names() {
+  const seen = new Map();
+  return pictures.map(({ name }) => {
+    const stem = coloured(name);
+    const count = seen.get(stem) || 0;
+    seen.set(stem, count + 1);
+    return count ? stem.replace(/\.png$/, `-${count + 1}.png`) : stem;
+  });
+}
+
+find("save").addEventListener("click", () =>
+  busily(find("save"), async () => {
+    const { blob } = await ask("save", { key: current.key, ...settings() });
+    download(blob, coloured(current.name));
+  }),
+);
+find("save-all").addEventListener("click", () =>
+  busily(find("save-all"), async () => {
+    const all = names();
+    const files = [];
+    for (const { key } of pictures) {
+      say(`Packing ${all[key]} …`);
+      files.push({ name: all[key], blob: (await ask("save", { key, ...settings() })).blob });
+    }
+    download(await zipped(files), "coloured.zip");
+    say(`${files.length} packed.`);
+  }),
+);
+find("temperature").addEventListener("input", () => {
+  find("temperature").dataset.touched = "yes";
+  describe();
+  paint();
+});
+find("saturation").addEventListener("input", () => {
+  describe();
+  paint();
+});
+find("split").addEventListener("input", split);
+find("compare").addEventListener("pointermove", (event) => {
+  if (event.pointerType === "mouse" && !event.buttons) return;
+  const box = find("compare").getBoundingClientRect();
+  find("split").value = String((100 * (event.clientX - box.left)) / box.width);
+  split();
+});
+find("files").addEventListener("change", () => add([...find("files").files]));
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  find("drop").addEventListener(kind, (event) => {
+    event.preventDefault();
+    find("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") add([...event.dataTransfer.files]);
+  });
+}
+
+net = await (await fetch("net.json")).json();
+find("heat").hidden = net.temperature === null;
+find("temperature").value = String(net.temperature ?? 1);
+split();
+describe();
+say("");
+document.body.dataset.ready = "yes";

@@ -1,0 +1,143 @@
+"""`crosschannel demo`: a server of the page, and of what the net says of lightness. It keeps nothing."""
+
+import json
+import struct
+import threading
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crosschannel.color import ABQuantizer
+from crosschannel.demo.config import DemoConfig
+from crosschannel.errors import UserError
+from crosschannel.hub import load_colorizer
+from crosschannel.hub.export import Decoded
+from crosschannel.pretext.colorizer import Colorizer
+from crosschannel.training.device import find_device
+
+PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")
+TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".json": "application/json"}
+_LONGEST = 4  # sides that a picture is looked at with, at most, in short sides
+_LEAST = 2.0**-20  # of a probability that is told
+_WHERE = (
+    "Your pictures stay on this machine: the server is sent the lightness of a small copy, says what "
+    "colours are likely, and keeps nothing."
+)
+
+
+def demo(config: DemoConfig) -> None:
+    """Serve the page until Ctrl-C, or write it into a folder.
+
+    Raises:
+        UserError: a net that colours nothing, an address that cannot be listened on, or a folder that is in the way.
+    """
+    colorizer = load_colorizer(config.model, "cpu" if config.static else find_device(config.device))
+    colorizer.size = config.size or colorizer.size
+    if config.static:
+        from crosschannel.demo.static import write_static
+
+        write_static(colorizer, config, Path(config.static))
+        return
+    from crosschannel.web import POLICY, Guarded, serve
+
+    limit = 8 + 4 * colorizer.size * _LONGEST * colorizer.size
+    policy = f"{POLICY}; worker-src 'self'"
+    app = create(colorizer, config, policy)
+    serve(Guarded(app, limit, policy), config.host, config.port, "demo")
+
+
+def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
+    """What the page has to know of a net."""
+    task, look = colorizer.task, colorizer.look
+    return {
+        "size": colorizer.size,
+        "stride": task.stride,
+        "interpolation": look.interpolation,
+        "squash": look.squash,
+        "half_pixel": look.half_pixel,
+        "temperature": task.temperature,
+        "bins": ABQuantizer().bins.double().numpy().tolist() if task.temperature is not None else [],
+        "most_pixels": round(config.megapixels * 1e6),
+    }
+
+
+def page_file(name: str, config: DemoConfig, policy: str, where: str) -> bytes:
+    """A file of the page, filled in."""
+    data = (files("crosschannel.demo") / "page" / name).read_bytes()
+    if name != "index.html":
+        return data
+    from jinja2 import Environment, StrictUndefined
+
+    made = Environment(autoescape=True, undefined=StrictUndefined).from_string(data.decode())
+    return made.render(title=config.title, policy=policy, where=where).encode()
+
+
+def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
+    """The application of the server."""
+    from fastapi import Request
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.responses import Response
+
+    from crosschannel.web import create_app
+
+    app, decoded, lock = create_app(), Decoded(colorizer).eval(), threading.Lock()
+    device = next(colorizer.parameters()).device
+    pages = {name: page_file(name, config, policy_of_page(policy), _WHERE) for name in PAGE}
+    pages["net.js"] = (files("crosschannel.demo") / "page" / "net-server.js").read_bytes()
+    pages["net.json"] = json.dumps(described(colorizer, config)).encode()
+
+    @app.get("/")
+    def index() -> Response:
+        return Response(pages["index.html"], media_type=TYPES[".html"])
+
+    @app.get("/{name}")
+    def file(name: str) -> Response:
+        if name not in pages:
+            return Response("there is no such file", 404, media_type="text/plain")
+        return Response(pages[name], media_type=TYPES[Path(name).suffix])
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Response:
+        try:
+            lightness = _lightness(await request.body(), colorizer.size)
+            data = await run_in_threadpool(answer, lightness)
+        except UserError as error:
+            return Response(str(error), 400, media_type="text/plain")
+        return Response(data, media_type="application/octet-stream")
+
+    @torch.inference_mode()
+    def answer(lightness: torch.Tensor) -> bytes:
+        with lock:  # one picture at a time: each takes all cores
+            *distribution, ab = (part[0].float().cpu().numpy() for part in decoded(lightness.to(device)))
+        bins = len(distribution[0]) if distribution else 0
+        data = struct.pack("<3I", bins, *ab.shape[1:]) + np.ascontiguousarray(ab, "<f4").tobytes()
+        for part in distribution:
+            data += np.log(np.maximum(part, _LEAST)).astype("<f2").tobytes()
+        return data
+
+    return app
+
+
+def policy_of_page(policy: str) -> str:
+    """A policy as a page may have it: who frames it, only a header can say."""
+    return "; ".join(part for part in policy.split("; ") if not part.startswith("frame-ancestors"))
+
+
+def _lightness(body: bytes, size: int) -> torch.Tensor:
+    """What a browser sent, (1, 1, H, W) in 0..100.
+
+    Raises:
+        UserError: it is something else.
+    """
+    width, height = struct.unpack("<2I", body[:8]) if len(body) >= 8 else (0, 0)
+    if not (8 <= min(width, height) <= size and max(width, height) <= _LONGEST * size):
+        raise UserError(f"the net does not look at {width} × {height}")
+    if len(body) != 8 + 4 * width * height:
+        raise UserError("these are not as many numbers as the picture has pixels")
+    lightness = torch.from_numpy(np.frombuffer(body, "<f4", offset=8).astype(np.float32)).view(1, 1, height, width)
+    if not lightness.isfinite().all():
+        raise UserError("lightness must be numbers in 0..100")
+    return lightness.clamp(0, 100)

@@ -1,0 +1,301 @@
+"""Sessions and answers of a study, in SQLite. What was acknowledged is on the disk; a session goes on where it was."""
+
+import hashlib
+import random
+import secrets
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from crosschannel.errors import UserError
+from crosschannel.study.manifest import CHECK, MANIFEST, TRUTH, Manifest
+
+DATABASE = "answers.db"
+Side = Literal["left", "right"]
+SIDES: tuple[Side, Side] = ("left", "right")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS study (manifest TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sessions (
+    id INTEGER PRIMARY KEY,
+    token TEXT NOT NULL UNIQUE,
+    participant TEXT NOT NULL UNIQUE,
+    method TEXT NOT NULL,
+    code TEXT NOT NULL,
+    begun REAL NOT NULL,
+    finished REAL
+);
+CREATE TABLE IF NOT EXISTS trials (
+    session INTEGER NOT NULL REFERENCES sessions (id),
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('practice', 'pair', 'check')),
+    photograph INTEGER NOT NULL,
+    fake TEXT NOT NULL CHECK (fake IN ('left', 'right')),
+    first TEXT NOT NULL CHECK (first IN ('left', 'right')),
+    token TEXT NOT NULL UNIQUE,
+    loads INTEGER NOT NULL DEFAULT 0,
+    answer TEXT CHECK (answer IN ('left', 'right')),
+    answered REAL,
+    first_ms REAL,
+    second_ms REAL,
+    response_ms REAL,
+    hidden INTEGER,
+    PRIMARY KEY (session, number)
+) WITHOUT ROWID;
+"""
+_CODE = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # without what looks alike
+
+
+class Refused(Exception):
+    """What a participant asked for cannot be; the words are for them."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a browser measured of a pair.
+
+    Attributes:
+        first_ms, second_ms: how long each picture was there.
+        response_ms: from then to the answer.
+        hidden: the page was out of sight meanwhile.
+    """
+
+    first_ms: float
+    second_ms: float
+    response_ms: float
+    hidden: bool
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a session stands; nothing in it tells which picture is fake.
+
+    Attributes:
+        number: of the pair that is next, from 0; all of them once the session has ended.
+        total, practice: pairs of the session, and how many of them are to practise.
+        trial: what the pair is called; empty once the session has ended.
+        first: the side whose picture comes first.
+    """
+
+    number: int
+    total: int
+    practice: int
+    trial: str
+    first: str
+
+
+class Answers:
+    """The database of a study.
+
+    Args:
+        folder: of the study.
+        manifest: what it holds.
+
+    Raises:
+        UserError: the answers are of other pictures, or the file is damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.manifest, self._lock, self._random = manifest, threading.Lock(), random.SystemRandom()
+        self._practice = [n for n, photograph in enumerate(manifest.photographs) if photograph.practice]
+        self._judged = [n for n, photograph in enumerate(manifest.photographs) if not photograph.practice]
+        path = folder / DATABASE
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            with self._writing() as db:
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    db.execute(statement)
+                digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+                known = db.execute("SELECT manifest FROM study").fetchone()
+                if known is None:
+                    db.execute("INSERT INTO study VALUES (?)", (digest,))
+        except sqlite3.Error as error:
+            raise UserError(f"{path} cannot be used: {error}") from None
+        if known is not None and known["manifest"] != digest:
+            raise UserError(f"{path} holds answers to other pictures than {MANIFEST} names")
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is on the disk when it has ended, or did not happen."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def begin(self, participant: str) -> str:
+        """Begin a session by the method that has fewest; returns its token.
+
+        Raises:
+            Refused: this participant has a session already.
+        """
+        with self._writing() as db:
+            if db.execute("SELECT 1 FROM sessions WHERE participant = ?", (participant,)).fetchone():
+                raise Refused(
+                    "This code has taken part already. If you were interrupted, go on in the browser you began with."
+                )
+            sessions = Counter(dict.fromkeys(self.manifest.methods, 0))
+            sessions.update(dict(db.execute("SELECT method, COUNT(*) FROM sessions GROUP BY method")))
+            method = self._least(self.manifest.methods, sessions, 1)[0]
+            token = secrets.token_urlsafe(32)
+            code = "-".join("".join(self._random.choices(_CODE, k=4)) for _ in range(3))
+            row = (token, participant, method, code, time.time())
+            session = db.execute(
+                "INSERT INTO sessions (token, participant, method, code, begun) VALUES (?, ?, ?, ?, ?)", row
+            ).lastrowid
+            db.executemany(
+                "INSERT INTO trials (session, number, kind, photograph, fake, first, token) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(session, number, *trial) for number, trial in enumerate(self._drawn(db, method))],
+            )
+        return token
+
+    def _drawn(self, db: sqlite3.Connection, method: str) -> Iterator[tuple[str, int, Side, Side, str]]:
+        """The pairs of a session: kind, photograph, side of the fake one, side of the first one, token."""
+        shown: Counter[int] = Counter()
+        shown.update(
+            dict(
+                db.execute(
+                    "SELECT photograph, COUNT(*) FROM trials JOIN sessions ON session = id "
+                    "WHERE method = ? AND kind = 'pair' GROUP BY photograph",
+                    (method,),
+                )
+            )
+        )
+        judged = self._least(self._judged, shown, self.manifest.pairs)
+        least = len(judged) - self.manifest.checks  # those that were judged most are checks, which do not count
+        kinds = [("pair" if place < least else "check", photograph) for place, photograph in enumerate(judged)]
+        self._random.shuffle(kinds)
+        practice = self._random.sample(self._practice, self.manifest.practice)
+        kinds = [*(("practice", photograph) for photograph in practice), *kinds]
+        for kind, photograph in kinds:
+            yield kind, photograph, self._random.choice(SIDES), self._random.choice(SIDES), secrets.token_urlsafe(16)
+
+    def _least(self, items: Any, counts: Counter, number: int) -> list:
+        """So many of the items that were had least, those had as often drawn at random."""
+        return sorted(items, key=lambda item: (counts[item], self._random.random()))[:number]
+
+    def state(self, session: str) -> State | None:
+        """Where a session stands; None where there is no such session."""
+        with self._lock:
+            return self._state(session)
+
+    def _state(self, session: str) -> State | None:
+        rows = self._db.execute(
+            "SELECT number, kind, trials.token, first, answer FROM trials JOIN sessions ON session = id "
+            "WHERE sessions.token = ? ORDER BY number",
+            (session,),
+        ).fetchall()
+        if not rows:
+            return None
+        following = next((row for row in rows if row["answer"] is None), None)
+        practice = sum(row["kind"] == "practice" for row in rows)
+        if following is None:
+            return State(len(rows), len(rows), practice, "", "")
+        return State(following["number"], len(rows), practice, following["token"], following["first"])
+
+    def picture(self, session: str, trial: str, side: str) -> str | None:
+        """The file of a picture of the pair that is next, and of no other; that it was asked for is counted."""
+        with self._writing() as db:
+            state = self._state(session)
+            if state is None or not trial or state.trial != trial or side not in SIDES:
+                return None
+            row = db.execute(
+                "SELECT kind, photograph, fake, method FROM trials JOIN sessions ON session = id "
+                "WHERE trials.token = ?",
+                (trial,),
+            ).fetchone()
+            db.execute("UPDATE trials SET loads = loads + 1 WHERE token = ?", (trial,))
+        fake = CHECK if row["kind"] == "check" else row["method"]
+        return self.manifest.photographs[row["photograph"]].files[fake if row["fake"] == side else TRUTH]
+
+    def answer(self, session: str, trial: str, side: Side, timing: Timing) -> tuple[State, bool | None]:
+        """Take the answer to the pair that is next; one that is known already changes nothing.
+
+        Args:
+            session: its token.
+            trial: the pair's token.
+            side: whose picture is said to be fake.
+            timing: what the browser measured.
+
+        Returns:
+            where the session stands then; and for a pair of practice whether the answer was right.
+
+        Raises:
+            Refused: no such session, a pair of another one, or one that is not next.
+        """
+        with self._writing() as db:
+            state = self._state(session)
+            row = db.execute(
+                "SELECT kind, fake, answer, session FROM trials JOIN sessions ON session = id "
+                "WHERE trials.token = ? AND sessions.token = ?",
+                (trial, session),
+            ).fetchone()
+            if state is None or row is None:
+                raise Refused("There is no such pair.")
+            if row["answer"] is None:
+                if state.trial != trial:
+                    raise Refused("This pair is not the next one.")
+                db.execute(
+                    "UPDATE trials SET answer = ?, answered = ?, first_ms = ?, second_ms = ?, response_ms = ?, "
+                    "hidden = ? WHERE token = ?",
+                    (
+                        side,
+                        time.time(),
+                        timing.first_ms,
+                        timing.second_ms,
+                        timing.response_ms,
+                        int(timing.hidden),
+                        trial,
+                    ),
+                )
+                state = self._state(session)
+                if not state.trial:
+                    db.execute("UPDATE sessions SET finished = ? WHERE token = ?", (time.time(), session))
+            right = (row["answer"] or side) == row["fake"]
+        return state, right if row["kind"] == "practice" else None
+
+    def code(self, session: str) -> str | None:
+        """What a participant shows who has come to the end."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT code FROM sessions WHERE token = ? AND finished IS NOT NULL", (session,)
+            ).fetchone()
+        return row["code"] if row else None
+
+
+def read_answers(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Sessions and trials of a study, as they stand; a server may be writing meanwhile.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    path = folder / DATABASE
+    if not path.is_file():
+        raise UserError(f"{folder} has no answers yet: crosschannel study serve collects them")
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+        db.row_factory = sqlite3.Row
+        with db:
+            db.execute("BEGIN")  # both tables of one moment
+            sessions = [dict(row) for row in db.execute("SELECT * FROM sessions ORDER BY id")]
+            trials = [dict(row) for row in db.execute("SELECT * FROM trials ORDER BY session, number")]
+        db.close()
+    except sqlite3.Error as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return sessions, trials

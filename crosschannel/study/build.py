@@ -1,0 +1,120 @@
+"""`crosschannel study build`: the pictures of a study, under names that say nothing."""
+
+import hashlib
+import io
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import crosschannel
+from crosschannel.console import progress, stderr_console
+from crosschannel.data import ImageSet, Stream
+from crosschannel.data.open import open_evaluated_images
+from crosschannel.data.order import epoch_order
+from crosschannel.errors import UserError
+from crosschannel.evaluation.config import EvaluateConfig, Method, parse_methods
+from crosschannel.evaluation.evaluator import Evaluator
+from crosschannel.evaluation.methods import Painter, Pairs, Pictures, WithDonors, load_painters
+from crosschannel.files import whole_folder
+from crosschannel.study.config import StudyBuildConfig
+from crosschannel.study.manifest import CHECK, MANIFEST, PICTURES, TRUTH, Manifest, Photograph
+from crosschannel.training.device import find_device
+
+_GREY = 10.0  # the greatest chroma that any pixel of a photograph has which is left out as grey …
+_SHARE = 0.01  # … but for so many of its pixels
+_CHECK = Painter(Method(CHECK, "random"), None)
+
+
+def build(config: StudyBuildConfig) -> Path:
+    """Make a study; returns its folder.
+
+    Raises:
+        UserError: no data, a method that colours nothing, too few photographs in colour, or a folder that is not empty.
+    """
+    out, methods, device = Path(config.out), parse_methods(config.methods), find_device(config.device)
+    with whole_folder(out, "crosschannel study build", rf"{PICTURES}|{re.escape(MANIFEST)}") as part:
+        images = open_evaluated_images(config.data)
+        painters = load_painters(methods, config.upsample, device)
+        checks = round(config.pairs * config.checks)
+        shown = [*painters, *[_CHECK] * bool(checks)]
+        wanted = config.images + config.practice
+        (part / PICTURES).mkdir()
+        manifest = Manifest(
+            data=config.data,
+            methods=dict(zip((method.name for method in methods), config.methods, strict=True)),
+            size=config.size,
+            pairs=config.pairs,
+            practice=config.practice,
+            checks=checks,
+            left_out={},
+            sha256={},
+            version=crosschannel.__version__,
+            photographs=[],
+        )
+        evaluator = Evaluator(EvaluateConfig(config.data), shown, None, None, device)
+        found = _photographs(config, images, evaluator, manifest.left_out)
+        for _ in progress(range(wanted), "colouring", wanted):
+            name, pictures = next(found, ("", None))
+            if pictures is None:
+                raise UserError(
+                    f"only {len(manifest.photographs)} of the {len(images)} images of {config.data!r} are photographs "
+                    f"in colour that can be read, and images + practice is {wanted}: give fewer --images"
+                )
+            photograph = Photograph(name, len(manifest.photographs) < config.practice, {})
+            for key, data in _encoded(evaluator, pictures):
+                photograph.files[key] = f"{secrets.token_hex(16)}.png"
+                (part / PICTURES / photograph.files[key]).write_bytes(data)
+                manifest.sha256[photograph.files[key]] = hashlib.sha256(data).hexdigest()
+            manifest.photographs.append(photograph)
+        manifest.write(part)
+    console = stderr_console()
+    for name, why in manifest.left_out.items():
+        console.print(f"left out {name}: {why}", markup=False)
+    console.print(
+        f"{out}: {config.images} photographs by {len(methods)} methods, {config.practice} more to practise on",
+        markup=False,
+    )
+    return out
+
+
+def _photographs(
+    config: StudyBuildConfig, images: ImageSet, evaluator: Evaluator, left_out: dict[str, str]
+) -> Iterator[tuple[str, Pictures]]:
+    """Photographs in colour, in random order, each a batch of one; others are noted."""
+    stream = Stream(WithDonors(images, images, config.seed), Pairs(config.size))
+    for index in map(int, epoch_order(len(images), config.seed, 0)):
+        batch = stream.collate([stream[index]])
+        if isinstance(batch, UserError):
+            raise batch
+        if not len(batch):
+            left_out[images.names[index]] = batch.broken[0][1]
+            continue
+        pictures = evaluator.pictures(batch)
+        chroma = pictures.ab.norm(dim=1)
+        if (chroma > _GREY).float().mean() < _SHARE:
+            left_out[images.names[index]] = "it is grey"
+        else:
+            yield images.names[index], pictures
+
+
+@torch.inference_mode()
+def _encoded(evaluator: Evaluator, pictures: Pictures) -> Iterator[tuple[str, bytes]]:
+    """The photograph and all that is made of it as files of one size: nothing is compressed, so that nothing can be
+    told from how well it could be."""
+    lightness = evaluator.lightness(pictures)
+    found = {TRUTH: pictures.rgb}
+    found |= {painter.method.name: evaluator.coloured(lightness, painter(pictures)) for painter in evaluator.painters}
+    lengths = set()
+    for key, rgb in found.items():
+        pixels = (rgb[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=0)
+        lengths.add(len(file.getvalue()))
+        yield key, file.getvalue()
+    if len(lengths) != 1:
+        raise RuntimeError(f"files of one picture differ in length: {sorted(lengths)}")

@@ -1,0 +1,214 @@
+"""`crosschannel study report`: a page, and tables for others, of what the answers say."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crosschannel.console import stdout_console
+from crosschannel.errors import UserError
+from crosschannel.evaluation.plots import labelled_rows
+from crosschannel.evaluation.published import FOOLED
+from crosschannel.files import FolderLock, Outputs, Writer
+from crosschannel.report import Block, Figure, Heading, Page, Table, Text
+from crosschannel.report.page import FILES
+from crosschannel.study.answers import DATABASE, read_answers
+from crosschannel.study.config import StudyReportConfig
+from crosschannel.study.figures import (
+    SHOWN_MS,
+    TOLERANCE_MS,
+    Fooled,
+    Participant,
+    by_photograph,
+    participants_of,
+    rates,
+    timing_of,
+)
+from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH, Manifest, read_study
+
+FIGURES, TRIALS = "fooled.csv", "trials.csv"
+_SHOWN = 6  # pictures at either end
+
+
+def report(config: StudyReportConfig) -> list[Path]:
+    """Write the page and its tables; returns the files.
+
+    Raises:
+        UserError: no study, no answers to count, or files in the way.
+    """
+    folder, manifest = read_study(config.study)
+    sessions, trials = read_answers(folder)
+    everyone = participants_of(sessions, trials, config.unfinished)
+    kept = [one for one in everyone if one.attention >= config.attention]
+    if not kept:
+        begun, ended = len(sessions), sum(session["finished"] is not None for session in sessions)
+        raise UserError(
+            f"nobody to count: {begun} sessions begun, {ended} finished, {len(everyone) - len(kept)} excluded"
+        )
+    found, p = rates(kept, list(manifest.methods), config.resamples, config.level, config.seed)
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out takes a folder")
+    inputs = [folder / MANIFEST, folder / DATABASE, folder / PICTURES]
+    outputs = Outputs("crosschannel study report", inputs, config.overwrite)
+    page = Page("Real or fake")
+    page.add(Text(_setting(config, manifest, sessions, everyone, kept)))
+    page.add(*_tables(config, found, p), *_attention(everyone, kept, config))
+    page.add(*_timing(trials))
+    for method in found:
+        page.add(*_pictures(folder, manifest, kept, method, out))
+    with FolderLock(out):
+        files = [block.path for block in page.blocks if isinstance(block, Figure)]
+        for path in (*files, *(out / name for name in (*FILES, FIGURES, TRIALS))):
+            outputs.check(path)
+        written = page.write(out, outputs.write)
+        written += [outputs.write_text(out / FIGURES, _fooled_csv(found))]
+        written += [outputs.write_text(out / TRIALS, _trials_csv(manifest, sessions, trials))]
+    console = stdout_console()
+    for method, one in found.items():
+        console.print(f"{method}: {_cell(one)} % fooled, {one.participants} participants", markup=False)
+    console.print(f"report: {out / 'report.html'} (and report.md, {FIGURES}, {TRIALS})", markup=False)
+    return written
+
+
+def _setting(
+    config: StudyReportConfig,
+    manifest: Manifest,
+    sessions: Sequence[Mapping[str, Any]],
+    everyone: Sequence[Participant],
+    kept: Sequence[Participant],
+) -> str:
+    finished = sum(session["finished"] is not None for session in sessions)
+    judged = sum(not photograph.practice for photograph in manifest.photographs)
+    return (
+        f"{len(sessions)} people began and {finished} finished; {len(kept)} are counted"
+        + (", those who did not finish too" if config.unfinished else "")
+        + f" ({len(everyone) - len(kept)} recognised fewer than {config.attention:.0%} of the attention checks). Each "
+        f"judged {manifest.pairs} of {judged} photographs of {manifest.data} "
+        f"({manifest.size} px), {manifest.checks} of these pairs being attention checks, by one method; each picture "
+        "was there for one second. Fooled: the true photograph was said to be the fake one. A perfect method fools "
+        "half of the time, and a method may fool more often: by colours more usual than the true ones."
+    )
+
+
+def _cell(one: Fooled) -> str:
+    return f"{100 * one.rate:.1f} ± {100 * one.error:.1f}"
+
+
+def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: Mapping[tuple[str, str], float]) -> list[Block]:
+    rows = [
+        [name, _cell(one), f"{100 * one.low:.1f} to {100 * one.high:.1f}", str(one.participants), str(one.pairs)]
+        for name, one in found.items()
+    ]
+    head = ["method", "fooled, %", f"{config.level:.0%} interval", "participants", "pairs"]
+    theirs = [[name, f"{rate:.1f}"] for name, rate in FOOLED.items()]
+    blocks: list[Block] = [
+        Table("People fooled; ± is the bootstrapped standard error over participants", head, rows),
+        Table("Published (Zhang et al. 2016, Table 1)", ["method", "fooled, %"], theirs, published=len(theirs)),
+    ]
+    if p:
+        names = list(found)
+        cells = [
+            [one, *("" if one == other else f"{p.get((one, other), p.get((other, one))):.3f}" for other in names)]
+            for one in names
+        ]
+        caption = "Could two methods fool equally often? Two-sided p by the bootstrap over participants"
+        blocks.append(Table(caption, ["", *names], cells))
+    return blocks
+
+
+def _attention(everyone: Sequence[Participant], kept: Sequence[Participant], config: StudyReportConfig) -> list[Block]:
+    def share(of: Sequence[Participant]) -> str:
+        checks = np.concatenate([np.empty(0, bool), *(one.checks for one in of)])
+        return f"{100 * checks.mean():.1f} % of {len(checks)}" if len(checks) else "none were shown"
+
+    words = (
+        f"Attention checks (another photograph's colours) recognised: {share(everyone)} by all, {share(kept)} by those "
+        f"who are counted; the paper's participants recognised 87 %. Left out: who recognised fewer than "
+        f"{config.attention:.0%}."
+    )
+    return [Heading("Attention"), Text(words)]
+
+
+def _timing(trials: Sequence[Mapping[str, Any]]) -> list[Block]:
+    found = timing_of(trials)
+    if found is None:
+        return []
+    words = (
+        f"{100 * found.within:.1f} % of {found.pictures} pictures were there for {SHOWN_MS} ± {TOLERANCE_MS} ms by "
+        f"the browser's own clock (median {found.median:.0f}, {found.least:.0f} to {found.most:.0f} ms). The page was "
+        f"out of sight during {found.hidden} of {found.pairs} pairs; the pictures of {found.again} were loaded more "
+        "than once."
+    )
+    return [Heading("Timing"), Text(words)]
+
+
+def _pictures(folder: Path, manifest: Manifest, kept: Sequence[Participant], method: str, out: Path) -> Iterator[Block]:
+    """The photographs whose fakes fooled most and least often, as the paper's Fig. 6."""
+    judged = by_photograph(kept, method)
+    order = sorted(judged, key=lambda n: (-judged[n][0] / judged[n][1], -judged[n][1]))
+    count = min(_SHOWN, len(order) // 2)
+    if not count:
+        return
+    labels, rows = [], []
+    for number in (*order[:count], *order[-count:]):
+        photograph, (fooled, of) = manifest.photographs[number], judged[number]
+        labels.append(f"{photograph.name}: fooled {fooled} of {of}")
+        rows.append([_pixels(folder / PICTURES / photograph.files[key]) for key in (TRUTH, method)])
+    path = out / f"fooled-{method}.png"
+
+    def draw(write: Writer) -> None:
+        labelled_rows(path, rows, ["photograph", method], labels, write)
+
+    yield Heading(f"What fooled: {method}")
+    yield Figure(path, f"The {count} pictures that fooled most often, and the {count} that fooled least often.", draw)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _as_csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _fooled_csv(found: Mapping[str, Fooled]) -> str:
+    """What `crosschannel evaluate --realism` reads."""
+    head = ["method", "fooled", "standard_error", "low", "high", "participants", "pairs"]
+    rows = [[name, one.rate, one.error, one.low, one.high, one.participants, one.pairs] for name, one in found.items()]
+    return _as_csv(head, rows)
+
+
+def _trials_csv(manifest: Manifest, sessions: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]]) -> str:
+    """Every answer, without the codes of participants: they are numbers here."""
+    methods = {session["id"]: session["method"] for session in sessions}
+    finished = {session["id"]: session["finished"] is not None for session in sessions}
+    head = ["participant", "finished", "method", "number", "kind", "photograph", "fake", "first", "answer", "fooled"]
+    head += ["first_ms", "second_ms", "response_ms", "hidden", "loads"]
+    rows = [
+        [
+            trial["session"],
+            int(finished[trial["session"]]),
+            methods[trial["session"]],
+            trial["number"],
+            trial["kind"],
+            manifest.photographs[trial["photograph"]].name,
+            trial["fake"],
+            trial["first"],
+            trial["answer"],
+            int(trial["answer"] != trial["fake"]),
+            *(trial[key] for key in ("first_ms", "second_ms", "response_ms", "hidden", "loads")),
+        ]
+        for trial in trials
+        if trial["answer"] is not None
+    ]
+    return _as_csv(head, rows)

@@ -1,0 +1,191 @@
+"""`crosschannel study serve`: the pages of a study. They tell a browser nothing but which pair is next."""
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import parse_qs
+
+from crosschannel.errors import UserError
+from crosschannel.files import read_text, user_path
+from crosschannel.study.answers import Answers, Refused, State, Timing
+from crosschannel.study.config import StudyServeConfig
+from crosschannel.study.manifest import PICTURES, Manifest, check_pictures, read_study
+from crosschannel.web import FastAPI, Guarded, create_app, serve
+
+try:
+    from fastapi import Cookie, Request
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from pydantic import BaseModel, ConfigDict, Field
+except ImportError:
+    raise UserError("web pages need more: pip install 'crosschannel[web]'") from None
+
+COOKIE = "study"
+_LIMIT = 4096  # bytes of a request
+_STATIC = {"study.css": "text/css", "study.js": "text/javascript"}
+_WAIT = 1e7  # ms that an answer may take, or a picture be there
+
+Session = Annotated[str, Cookie(alias=COOKIE, max_length=100)]
+Milliseconds = Annotated[float, Field(ge=0, le=_WAIT, allow_inf_nan=False)]
+
+
+class Answer(BaseModel):
+    """What a browser sends for a pair."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    trial: Annotated[str, Field(max_length=64)]
+    side: Literal["left", "right"]
+    first_ms: Milliseconds
+    second_ms: Milliseconds
+    response_ms: Milliseconds
+    hidden: bool
+
+
+def run(config: StudyServeConfig) -> None:
+    """Serve a study until Ctrl-C.
+
+    Raises:
+        UserError: no study, a damaged one, a file that cannot be read, or an address that cannot be listened on.
+    """
+    folder, manifest = read_study(config.study)
+    check_pictures(folder, manifest)
+    words = read_text(user_path(config.consent)) if config.consent else ""
+    codes = None
+    if config.codes:
+        codes = {line.strip() for line in read_text(user_path(config.codes)).splitlines() if line.strip()}
+    answers = Answers(folder, manifest)
+    try:
+        app = create(folder, manifest, answers, config, [part.strip() for part in re.split(r"\n\s*\n", words)], codes)
+        serve(Guarded(app, _LIMIT), config.host, config.port, f"study {folder}")
+    finally:
+        answers.close()
+
+
+def create(
+    folder: Path,
+    manifest: Manifest,
+    answers: Answers,
+    config: StudyServeConfig,
+    consent: list[str],
+    codes: set[str] | None,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        folder: of the study.
+        manifest: what it holds.
+        answers: its database.
+        config: title and contact.
+        consent: paragraphs of the first page; empty ones take ours.
+        codes: of the participants that are let in; None lets in any.
+    """
+    app = create_app()
+    pages = Environment(loader=PackageLoader("crosschannel.study", "pages"), autoescape=True, undefined=StrictUndefined)
+    static = {name: (files("crosschannel.study") / "static" / name).read_bytes() for name in _STATIC}
+    told = {"title": config.title, "contact": config.contact, "manifest": manifest}
+
+    def page(name: str, status: int = 200, **values: object) -> HTMLResponse:
+        return HTMLResponse(pages.get_template(name).render(**told, **values), status)
+
+    def first_page(status: int = 200, code: str = "", problem: str = "") -> HTMLResponse:
+        return page("first.html", status, code=code, problem=problem, consent=[part for part in consent if part])
+
+    @app.exception_handler(RequestValidationError)
+    def unreadable(_request: Request, _error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"problem": "This cannot be read."}, 422)
+
+    @app.get("/")
+    def consent_page(code: str = "", study: Session = "") -> Response:
+        if answers.state(study):
+            return _go("pairs")
+        return first_page(code=code[:100])
+
+    @app.post("/begin")
+    async def begin(request: Request) -> Response:
+        form = parse_qs((await request.body()).decode("utf-8", "replace"))
+        return await run_in_threadpool(_begun, request, form)
+
+    def _begun(request: Request, form: Mapping[str, list[str]]) -> Response:
+        if answers.state(request.cookies.get(COOKIE, "")):
+            return _go("pairs")
+        code = form.get("code", [""])[0].strip()
+        if form.get("agreed") != ["yes"]:
+            return first_page(400, code, "Please agree to take part first.")
+        if not re.fullmatch(r"[\w.@+-]{1,100}", code):
+            return first_page(400, code[:100], "Please give your participant code: letters and digits, without spaces.")
+        if codes is not None and code not in codes:
+            return first_page(403, code, "This code is not one of this study's.")
+        try:
+            session = answers.begin(code)
+        except Refused as error:
+            return first_page(409, code, str(error))
+        answer = _go("pairs")
+        # Without a path the cookie is for the folder that this page is in, wherever a proxy has put it.
+        answer.set_cookie(
+            COOKIE,
+            session,
+            path=None,
+            httponly=True,
+            samesite="lax",
+            secure=request.url.scheme == "https",
+            max_age=10**7,
+        )
+        return answer
+
+    @app.get("/pairs")
+    def pairs_page(study: Session = "") -> Response:
+        state = answers.state(study)
+        if state is None:
+            return _go("./")
+        return page("pairs.html") if state.trial else _go("end")
+
+    @app.get("/state")
+    def state(study: Session = "") -> Response:
+        found = answers.state(study)
+        return JSONResponse({"problem": "There is no such session."}, 404) if found is None else _told(found)
+
+    @app.get("/picture/{trial}/{side}")
+    def picture(trial: str, side: str, study: Session = "") -> Response:
+        file = answers.picture(study, trial, side)
+        if file is None:
+            return JSONResponse({"problem": "There is no such picture."}, 404)
+        return Response((folder / PICTURES / file).read_bytes(), media_type="image/png")
+
+    @app.post("/answer")
+    def answer(answer: Answer, study: Session = "") -> Response:
+        timing = Timing(answer.first_ms, answer.second_ms, answer.response_ms, answer.hidden)
+        try:
+            state, right = answers.answer(study, answer.trial, answer.side, timing)
+        except Refused as error:
+            return JSONResponse({"problem": str(error)}, 409)
+        return _told(state, right)
+
+    @app.get("/end")
+    def end_page(study: Session = "") -> Response:
+        code = answers.code(study)
+        return _go("./") if code is None else page("end.html", code=code)
+
+    @app.get("/static/{name}")
+    def static_file(name: str) -> Response:
+        if name not in static:
+            return JSONResponse({"problem": "There is no such file."}, 404)
+        return Response(static[name], media_type=_STATIC[name])
+
+    return app
+
+
+def _go(place: str) -> RedirectResponse:
+    """To another page beside this one."""
+    return RedirectResponse(place, 303)
+
+
+def _told(state: State, right: bool | None = None) -> JSONResponse:
+    told = {"number": state.number, "total": state.total, "practice": state.practice}
+    if state.trial:
+        told |= {"trial": state.trial, "first": state.first}
+    return JSONResponse(told if right is None else {**told, "right": right})

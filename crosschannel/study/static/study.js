@@ -1,0 +1,158 @@
+// The pairs of a session: load, show each picture for a second, ask, send. Where it stands, the server knows.
+"use strict";
+
+const SHOWN_MS = 1000;
+const PAUSE_MS = 400; // before the first picture and between the two
+const SIDES = ["left", "right"];
+const find = (id) => document.getElementById(id);
+const buttons = { left: find("choose-left"), right: find("choose-right") };
+const canvases = { left: find("left"), right: find("right") };
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+const frame = () => new Promise((done) => requestAnimationFrame(done));
+
+let pair = null; // what is on the page: {trial, first, number, …}
+let timing = null; // of it, once it can be answered
+let wasHidden = false;
+
+function say(words, kind = "") {
+  find("said").textContent = words;
+  find("said").className = kind;
+}
+
+// A request that outlives lost connections: tried again until the server has answered.
+async function ask(path, options = {}) {
+  for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
+    try {
+      const answer = await fetch(path, { cache: "no-store", credentials: "same-origin", ...options });
+      if (answer.status < 500) return answer;
+    } catch (_error) {
+      // no connection
+    }
+    say("The connection is lost; trying again …", "problem");
+    await sleep(wait);
+  }
+}
+
+async function bitmap(side) {
+  const answer = await ask(`picture/${pair.trial}/${side}`);
+  if (!answer.ok) return null;
+  return createImageBitmap(await answer.blob());
+}
+
+// The next frame that is painted `ms` after another, as near as frames allow.
+async function after(start, ms) {
+  let before = start;
+  for (;;) {
+    const now = await frame();
+    if (now - start + (now - before) / 2 >= ms) return now;
+    before = now;
+  }
+}
+
+// What is changed in a frame's callback is painted in that frame: its time is when it is seen.
+async function show(side) {
+  const begun = await frame();
+  canvases[side].classList.add("shown");
+  const ended = await after(begun, SHOWN_MS);
+  canvases[side].classList.remove("shown");
+  return { begun, ended };
+}
+
+async function present() {
+  find("go").hidden = true;
+  say("Loading …");
+  const pictures = await Promise.all(SIDES.map(bitmap));
+  if (pictures.some((picture) => picture === null)) return load(); // answered elsewhere meanwhile
+  SIDES.forEach((side, number) => canvases[side].getContext("2d").drawImage(pictures[number], 0, 0));
+  say("Look …");
+  wasHidden = document.hidden;
+  await sleep(PAUSE_MS);
+  const first = await show(pair.first);
+  await sleep(PAUSE_MS);
+  const second = await show(pair.first === "left" ? "right" : "left");
+  timing = { first_ms: first.ended - first.begun, second_ms: second.ended - second.begun, asked: performance.now() };
+  for (const side of SIDES) {
+    const canvas = canvases[side];
+    canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+    buttons[side].disabled = false;
+  }
+  say("Which one is fake?");
+}
+
+async function choose(side) {
+  if (timing === null) return;
+  const body = {
+    trial: pair.trial,
+    side,
+    first_ms: timing.first_ms,
+    second_ms: timing.second_ms,
+    response_ms: performance.now() - timing.asked,
+    hidden: wasHidden,
+  };
+  timing = null;
+  for (const one of SIDES) buttons[one].disabled = true;
+  const headers = { "Content-Type": "application/json" };
+  const answer = await ask("answer", { method: "POST", headers, body: JSON.stringify(body) });
+  if (!answer.ok) return load();
+  const now = await answer.json();
+  if (now.right === undefined) {
+    place(now);
+    if (pair) present();
+    return;
+  }
+  const other = side === "left" ? "right" : "left";
+  if (now.right) say(`Right: the ${side} one was fake.`, "right");
+  else say(`No: the ${other} one was fake.`, "wrong");
+  place(now);
+  if (pair) offer(now.number === now.practice ? "The practice is over. Show the first pair" : "Show the next pair");
+}
+
+// Where the session stands.
+function place(state) {
+  if (!state.trial) {
+    pair = null;
+    location.assign("end");
+    return;
+  }
+  pair = state;
+  const practising = state.number < state.practice;
+  const [number, total] = practising
+    ? [state.number + 1, state.practice]
+    : [state.number - state.practice + 1, state.total - state.practice];
+  find("where").textContent = `${practising ? "Practice, pair" : "Pair"} ${number} of ${total}`;
+  find("progress").max = state.total;
+  find("progress").value = state.number;
+}
+
+function offer(words) {
+  find("go").textContent = words;
+  find("go").hidden = false;
+  find("go").focus({ preventScroll: true });
+}
+
+async function load() {
+  const answer = await ask("state");
+  if (!answer.ok) {
+    location.assign("./");
+    return;
+  }
+  place(await answer.json());
+  if (!pair) return;
+  say("");
+  offer(pair.number ? "Go on" : "Show the first pair");
+}
+
+document.addEventListener("visibilitychange", () => {
+  wasHidden = wasHidden || document.hidden;
+});
+document.addEventListener("keydown", (event) => {
+  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
+  const side = { ArrowLeft: "left", ArrowRight: "right" }[event.key];
+  if (side && timing) {
+    event.preventDefault();
+    choose(side);
+  }
+});
+for (const side of SIDES) buttons[side].addEventListener("click", () => choose(side));
+find("go").addEventListener("click", present);
+load();

@@ -1,0 +1,132 @@
+"""The demo in a real browser, in both forms: its colours are the Python colorizer's.
+
+Needs Debian's chromium; the static form needs npm's registry, unless its runtime is in the cache.
+"""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from browsers import free_port, served, until
+from PIL import Image
+
+from crosschannel.cli import main
+from crosschannel.hub import load_colorizer
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", params=["server", "static"])
+def address(request, trained, tmp_path_factory):
+    port = free_port()
+    if request.param == "server":
+        words = ["crosschannel.cli", "demo", f"--model={trained}", f"--port={port}", "--megapixels=2"]
+    else:
+        folder = tmp_path_factory.mktemp("static") / "demo"
+        assert main(["demo", f"--model={trained}", f"--static={folder}", "--megapixels=2"]) == 0
+        words = ["http.server", str(port), "--bind=127.0.0.1", f"--directory={folder}"]
+    with served(*words, port=port) as (address, _):
+        yield address
+
+
+@pytest.fixture
+def page(chromium, address):
+    page = chromium.new_page(accept_downloads=True)
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]", timeout=60000)
+    yield page
+    assert not page.problems
+    page.close()
+
+
+@pytest.fixture
+def pictures(photos, tmp_path):
+    """A landscape with an orientation in its EXIF data, a small one, and one that is too large."""
+    paths = [tmp_path / name for name in ("wide.jpg", "small.png", "large.png", "words.png")]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(photos[0][:200, :300]).save(paths[0], quality=95, exif=turned)
+    Image.fromarray(photos[1][:40, :61]).save(paths[1])
+    Image.new("RGB", (2000, 1500), "red").save(paths[2])
+    paths[3].write_text("no picture")
+    return paths
+
+
+def add(page, *paths) -> None:
+    before = page.evaluate("Number(document.getElementById('after').dataset.drawn || 0)")
+    page.set_input_files("#files", [str(path) for path in paths])
+    until(page, f"Number(document.getElementById('after').dataset.drawn || 0) >= {before + len(paths)}", 120)
+
+
+def downloaded(page, button: str) -> bytes:
+    with page.expect_download(timeout=60000) as waiting:
+        page.click(button)
+    with open(waiting.value.path(), "rb") as file:  # noqa: PTH123
+        return file.read()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def slide(page, slider: str, value: float) -> None:
+    drawn = page.evaluate("Number(document.getElementById('after').dataset.drawn)")
+    page.evaluate(
+        "([id, value]) => { const input = document.getElementById(id); input.value = value;"
+        " input.dispatchEvent(new Event('input', { bubbles: true })); }",
+        [slider, str(value)],
+    )
+    until(page, f"Number(document.getElementById('after').dataset.drawn) > {drawn}")
+
+
+def test_colours_are_the_colorizers(page, pictures, trained):
+    colorizer = load_colorizer(str(trained))
+    wide, small, *_ = pictures
+    add(page, wide)
+    found = pixels(downloaded(page, "#save"))
+    upright = Image.open(wide).transpose(Image.Transpose.ROTATE_270)
+    expected = np.asarray(colorizer(upright)).astype(int)
+    assert found.shape == expected.shape == (300, 200, 3)
+    assert np.abs(found - expected).max() <= 2
+    slide(page, "temperature", 1)
+    slide(page, "saturation", 1.5)
+    colorizer.saturation = 1.5
+    expected = np.asarray(colorizer(upright, 1.0)).astype(int)
+    assert np.abs(pixels(downloaded(page, "#save")) - expected).max() <= 2
+    add(page, small)
+    data = downloaded(page, "#save-all")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.testzip() is None and archive.namelist() == ["wide-coloured.png", "small-coloured.png"]
+        found = pixels(archive.read("small-coloured.png"))
+    assert np.abs(found - np.asarray(colorizer(Image.open(small), 1.0)).astype(int)).max() <= 2
+
+
+def test_what_cannot_be_is_said(page, pictures):
+    _, small, large, words = pictures
+    page.set_input_files("#files", [str(large)])
+    until(page, "document.getElementById('said').textContent.includes('megapixels')")
+    page.set_input_files("#files", [str(words)])
+    until(page, "document.getElementById('said').textContent.includes('not a picture')")
+    assert page.is_hidden("#shown")
+    add(page, small)
+    assert page.is_visible("#shown") and page.is_hidden("#save-all")
+    page.evaluate("document.getElementById('split').value = 20")
+    page.dispatch_event("#split", "input")
+    assert "80%" in page.evaluate("document.getElementById('before').style.clipPath")
+
+
+def test_nothing_leaves_the_machine_but_lightness(chromium, address, pictures):
+    sent = []
+    page = chromium.new_page()
+    page.on("request", lambda r: sent.append((r.method, r.url, len(r.post_data_buffer or b""))))
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]", timeout=60000)
+    add(page, pictures[1])
+    slide(page, "temperature", 0.5)
+    posts = [(url, size) for method, url, size in sent if method == "POST"]
+    assert all(url.startswith(address) or url.startswith("blob:") for _, url, _ in sent)
+    assert len(posts) <= 1 and all(url.endswith("/predict") and size < 100_000 for url, size in posts)
+    page.close()

@@ -1,0 +1,132 @@
+"""What is said of answers: known rates are found again, and the page has what a reader needs."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+
+from crosschannel.cli import main
+from crosschannel.runs.result import load_result
+from crosschannel.study.answers import Answers, Timing, read_answers
+from crosschannel.study.figures import Participant, participants_of, rates, timing_of
+
+METHODS = {"weak": 0.15, "good": 0.32}
+
+
+def simulated(generator, people: int, pairs: int = 36) -> list[Participant]:
+    """People who differ in how easily they are fooled, around each method's rate."""
+    found = []
+    for method, rate in METHODS.items():
+        for own in generator.beta(10 * rate, 10 * (1 - rate), people):
+            fooled = generator.random(pairs) < own
+            found.append(Participant(method, fooled, np.arange(pairs), np.ones(4, bool)))
+    return found
+
+
+def test_known_rates_are_within_their_intervals():
+    """200 studies of 40 people a method; the interval is of 95 %."""
+    hits, differs, errors = dict.fromkeys(METHODS, 0), 0, []
+    generator = np.random.default_rng(1)
+    for number in range(200):
+        found, p = rates(simulated(generator, 40), list(METHODS), 500, 0.95, number)
+        for method, rate in METHODS.items():
+            hits[method] += found[method].low <= rate <= found[method].high
+        errors.append(found["good"].error)
+        differs += p["weak", "good"] < 0.05
+    assert all(count >= 180 for count in hits.values()), hits
+    assert differs >= 198  # 15 % and 32 %
+    spread = np.std([np.mean([one.fooled.mean() for one in simulated(generator, 40)[40:]]) for _ in range(400)])
+    assert abs(np.mean(errors) / spread - 1) < 0.15
+
+
+def test_equal_methods_seldom_differ():
+    generator, found = np.random.default_rng(2), []
+    for number in range(200):
+        people = [
+            Participant(method, generator.random(36) < 0.3, np.arange(36), np.ones(0, bool))
+            for method in ("a", "b")
+            for _ in range(40)
+        ]
+        found.append(rates(people, ["a", "b"], 500, 0.95, number)[1]["a", "b"])
+    assert np.mean(np.array(found) < 0.05) < 0.1 and np.mean(np.array(found) < 0.5) > 0.35
+
+
+@pytest.fixture
+def answered(study):
+    """Nine people: one does not finish, one recognises no check."""
+    folder, manifest = study
+    answers, generator = Answers(folder, manifest), np.random.default_rng(0)
+    for number in range(9):
+        session = answers.begin(f"secret-{number}")
+        rows = {trial["token"]: trial for trial in read_answers(folder)[1]}
+        while (state := answers.state(session)).trial and not (number == 8 and state.number == 5):
+            row = rows[state.trial]
+            other = "left" if row["fake"] == "right" else "right"
+            fooled = generator.random() < 0.4 if row["kind"] == "pair" else number == 7
+            shown = 1000.0 if state.number else 1200.0
+            answers.answer(session, state.trial, other if fooled else row["fake"], Timing(shown, 1000.0, 500.0, False))
+    answers.close()
+    return folder
+
+
+def test_a_report_says_who_counts_and_how_often_they_were_fooled(answered, tmp_path, capsys, photo_folder):
+    out = tmp_path / "report"
+    assert main(["study", "report", str(answered), f"--out={out}", "--resamples=500"]) == 0
+    said = capsys.readouterr()
+    assert "fooled.csv" in said.out and "next:" in said.err
+    text = (out / "report.md").read_text()
+    assert "9 people began and 8 finished; 7 are counted (1 recognised fewer than 50% of the attention checks)" in text
+    assert "| full | 32.3 |" in re.sub(r"\*", "", text)
+    with (out / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert len(trials) == 8 * 8 + 5 and "secret" not in (out / "trials.csv").read_text()
+    with (out / "fooled.csv").open() as file:
+        found = {row["method"]: row for row in csv.DictReader(file)}
+    for method, row in found.items():
+        own = [t for t in trials if t["method"] == method and t["finished"] == "1" and t["participant"] != "8"]
+        pairs = [int(t["fooled"]) for t in own if t["kind"] == "pair"]
+        assert float(row["fooled"]) == pytest.approx(np.mean(pairs)) and int(row["pairs"]) == len(pairs)
+        assert (out / f"fooled-{method}.png").is_file()
+    assert "14 of 14" in text or "100.0 % of 14" in text  # checks of those who are counted
+    evaluated = ["evaluate", f"--data={photo_folder}", "--methods", "grey", "truth", f"--realism={out / 'fooled.csv'}"]
+    assert main([*evaluated, "--size=32", "--workers=0", f"--out={tmp_path / 'ev'}"]) == 0
+    assert load_result(tmp_path / "ev").metrics["grey/fooled"] == pytest.approx(float(found["grey"]["fooled"]))
+    page = (tmp_path / "ev" / "report.md").read_text()
+    assert "people fooled %" in page and f"{100 * float(found['grey']['fooled']):.1f}" in page
+    capsys.readouterr()
+    bad = [word if "realism" not in word else f"--realism={out / 'trials.csv'}" for word in evaluated]
+    assert main([*bad, "--size=32", "--workers=0", f"--out={tmp_path / 'ev2'}"]) == 2
+    assert "is no fooled.csv" in capsys.readouterr().err
+    assert (
+        main(["study", "report", str(answered), f"--out={out}", "--attention=0", "--unfinished"]) == 0
+    )  # its own files
+    assert "9 are counted" in (out / "report.md").read_text()
+
+
+def test_no_answers_yet(study, tmp_path, capsys):
+    folder, manifest = study
+    words = ["study", "report", str(folder), f"--out={tmp_path / 'r'}"]
+    assert main(words) == 2 and "no answers yet" in capsys.readouterr().err
+    answers = Answers(folder, manifest)
+    answers.begin("p")
+    answers.close()
+    assert main(words) == 2 and "1 sessions begun, 0 finished" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_counts_of_participants_and_timing():
+    session = {"id": 1, "method": "a", "finished": None}
+    base = {"session": 1, "photograph": 3, "hidden": 0, "loads": 2, "first_ms": 1000.0, "second_ms": 1035.0}
+    trials = [
+        {**base, "kind": "practice", "fake": "left", "answer": "right"},
+        {**base, "kind": "pair", "fake": "left", "answer": "right"},
+        {**base, "kind": "check", "fake": "left", "answer": "left", "hidden": 1, "loads": 4},
+        {**base, "kind": "pair", "fake": "left", "answer": None},
+    ]
+    assert participants_of([session], trials) == []
+    (one,) = participants_of([session], trials, unfinished=True)
+    assert one.fooled.tolist() == [True] and one.checks.tolist() == [True] and one.attention == 1
+    timing = timing_of(trials)
+    assert (timing.within, timing.hidden, timing.again, timing.pairs) == (0.5, 1, 1, 3)
+    assert timing_of([]) is None

@@ -1,0 +1,265 @@
+"""The pages of a study, over HTTP: what a participant can do, and what they cannot."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from starlette.testclient import TestClient
+
+from crosschannel.cli import main
+from crosschannel.errors import UserError
+from crosschannel.study.answers import Answers, read_answers
+from crosschannel.study.config import StudyServeConfig
+from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH
+from crosschannel.study.server import COOKIE, create
+from crosschannel.web import Guarded
+
+TIMING = {"first_ms": 1000.0, "second_ms": 1001.5, "response_ms": 700.0, "hidden": False}
+
+
+@pytest.fixture
+def app(study):
+    folder, manifest = study
+    answers = Answers(folder, manifest)
+    config = StudyServeConfig(str(folder), title="Faces & places", contact="me@example.org")
+    yield Guarded(create(folder, manifest, answers, config, [], None), 4096)
+    answers.close()
+
+
+def client(app) -> TestClient:
+    return TestClient(app, base_url="http://study", follow_redirects=False)
+
+
+def begun(app, code: str) -> TestClient:
+    someone = client(app)
+    answer = someone.post("/begin", data={"code": code, "agreed": "yes"})
+    assert answer.status_code == 303 and answer.headers["location"] == "pairs"
+    return someone
+
+
+def answer_one(someone, side="left", **more):
+    trial = someone.get("/state").json()["trial"]
+    return someone.post("/answer", json={"trial": trial, "side": side, **TIMING, **more})
+
+
+def test_a_session_from_consent_to_code(app, study):
+    folder, manifest = study
+    someone = client(app)
+    first = someone.get("/?code=ab<c")
+    assert "Faces &amp; places" in first.text and "me@example.org" in first.text and "ab&lt;c" in first.text
+    assert someone.get("/pairs").headers["location"] == "./" and someone.get("/end").headers["location"] == "./"
+    someone = begun(app, "p1")
+    told = someone.get("/state").json()
+    assert told.keys() == {"number", "total", "practice", "trial", "first"}
+    assert (told["number"], told["total"], told["practice"]) == (0, 8, 2)
+    seen = []
+    for number in range(8):
+        now = someone.get("/state").json()
+        assert now["number"] == number
+        shown = {side: someone.get(f"/picture/{now['trial']}/{side}").content for side in ("left", "right")}
+        assert someone.get(f"/picture/{now['trial']}/left").content == shown["left"]  # after a reload
+        files = {(folder / PICTURES / file).read_bytes(): file for file in manifest.sha256}
+        owners = [p for p in manifest.photographs if {files[data] for data in shown.values()} <= set(p.files.values())]
+        assert len(owners) == 1 and owners[0].practice == (number < 2)
+        truth = next(side for side, data in shown.items() if files[data] == owners[0].files[TRUTH])
+        fake = "right" if truth == "left" else "left"
+        said = answer_one(someone, fake).json()
+        assert ("right" in said) == (number < 2) and said.get("right", True) is True
+        seen.append(owners[0].name)
+    assert len(set(seen)) == 8 and said == {"number": 8, "total": 8, "practice": 2}
+    assert someone.get("/pairs").headers["location"] == "end" and someone.get("/").headers["location"] == "pairs"
+    code = re.search(r"<output>([\w-]+)</output>", someone.get("/end").text)[1]
+    sessions, trials = read_answers(folder)
+    assert sessions[0]["code"] == code and sessions[0]["finished"] and sessions[0]["participant"] == "p1"
+    assert [trial["kind"] for trial in trials].count("check") == 2
+    assert all(trial["answer"] == trial["fake"] and trial["loads"] == 3 for trial in trials)
+    assert {trial["first_ms"] for trial in trials} == {1000.0}
+
+
+def test_nothing_tells_which_is_fake(app, study):
+    _, manifest = study
+    told = {**dict.fromkeys(manifest.sha256), **dict.fromkeys(p.name for p in manifest.photographs)}
+    someone = begun(app, "p1")
+    now = someone.get("/state").json()
+    pictures = [someone.get(f"/picture/{now['trial']}/{side}") for side in ("left", "right")]
+    headers = [{k: v for k, v in picture.headers.items() if k != "date"} for picture in pictures]
+    assert headers[0] == headers[1] and "etag" not in headers[0] and "last-modified" not in headers[0]
+    assert "no-store" in headers[0]["cache-control"]
+    for page in ("/pairs", "/state", "/static/study.js"):
+        text = someone.get(page).text
+        assert not any(word in text for word in (*told, *manifest.methods, 'fake"', TRUTH)), page
+    other = begun(app, "p2")
+    assert other.get("/state").json()["trial"] != now["trial"]
+
+
+def test_sides_and_order_are_drawn(app, study):
+    for number in range(30):
+        begun(app, f"p{number}")
+    _, trials = read_answers(study[0])
+    pairs = [(trial["fake"], trial["first"]) for trial in trials]
+    shares = [pairs.count(pair) / len(pairs) for pair in {("left", "left"), ("left", "right"), ("right", "left")}]
+    assert all(0.15 < share < 0.35 for share in shares), shares
+    places = [trial["number"] for trial in trials if trial["kind"] == "check"]
+    assert set(places) == set(range(2, 8))
+
+
+def test_methods_and_photographs_are_shown_evenly(app, study):
+    for number in range(21):
+        begun(app, f"p{number}")
+    sessions, trials = read_answers(study[0])
+    methods = {session["id"]: session["method"] for session in sessions}
+    counts = [list(methods.values()).count(method) for method in study[1].methods]
+    assert sum(counts) == 21 and max(counts) - min(counts) <= 1
+    for method in study[1].methods:
+        shown = [t["photograph"] for t in trials if t["kind"] == "pair" and methods[t["session"]] == method]
+        times = [shown.count(number) for number in range(2, 9)]
+        assert max(times) - min(times) <= 1
+
+
+def test_no_answer_twice_out_of_order_for_another_or_after_the_end(app, study):
+    one, two = begun(app, "p1"), begun(app, "p2")
+    first = one.get("/state").json()["trial"]
+    theirs = two.get("/state").json()["trial"]
+    assert one.post("/answer", json={"trial": theirs, "side": "left", **TIMING}).status_code == 409
+    assert one.get(f"/picture/{theirs}/left").status_code == 404
+    _, trials = read_answers(study[0])
+    later = next(t["token"] for t in trials if t["session"] == 1 and t["number"] == 3)
+    assert one.post("/answer", json={"trial": later, "side": "left", **TIMING}).status_code == 409
+    assert one.get(f"/picture/{later}/left").status_code == 404
+    assert client(app).post("/answer", json={"trial": first, "side": "left", **TIMING}).status_code == 409
+    once = answer_one(one, "left")
+    again = one.post("/answer", json={"trial": first, "side": "right", **TIMING})  # as after a lost reply
+    assert again.status_code == 200 and again.json() == once.json()
+    _, trials = read_answers(study[0])
+    assert next(t for t in trials if t["token"] == first)["answer"] == "left"
+    assert one.get(f"/picture/{first}/left").status_code == 404
+    for _ in range(7):
+        assert answer_one(one).status_code == 200
+    assert "trial" not in one.get("/state").json()
+    assert one.post("/answer", json={"trial": "", "side": "left", **TIMING}).status_code == 409
+    assert two.get("/end").status_code == 303
+
+
+def test_one_session_a_code_and_a_lost_cookie_gets_none(app, study):
+    one = begun(app, "p1")
+    assert client(app).post("/begin", data={"code": "p1", "agreed": "yes"}).status_code == 409
+    assert one.post("/begin", data={"code": "p7", "agreed": "yes"}).headers["location"] == "pairs"  # goes on
+    assert len(read_answers(study[0])[0]) == 1
+    stranger = client(app)
+    stranger.cookies.set(COOKIE, "guess")
+    assert stranger.get("/state").status_code == 404 and stranger.get("/pairs").headers["location"] == "./"
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [
+        ({"code": "p1"}, 400),
+        ({"agreed": "yes"}, 400),
+        ({"code": "two words", "agreed": "yes"}, 400),
+        ({"code": "a" * 101, "agreed": "yes"}, 400),
+        ({"code": "<b>", "agreed": "yes"}, 400),
+    ],
+)
+def test_a_form_that_is_not_filled_in(form, status, app, study):
+    answer = client(app).post("/begin", data=form)
+    assert answer.status_code == status and 'role="alert"' in answer.text and "<b>" not in answer.text
+    assert not read_answers(study[0])[0]
+
+
+def test_only_known_codes(study):
+    folder, manifest = study
+    answers = Answers(folder, manifest)
+    app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), ["Our own words."], {"in"}), 4096)
+    assert "Our own words." in client(app).get("/").text and "computer" not in client(app).get("/").text
+    assert client(app).post("/begin", data={"code": "out", "agreed": "yes"}).status_code == 403
+    begun(app, "in")
+    answers.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"side": "up"},
+        {"first_ms": -1},
+        {"first_ms": 1e9},
+        {"second_ms": "long"},
+        {"hidden": 3},
+        {"more": 1},
+        {"trial": "x" * 65},
+    ],
+)
+def test_answers_that_cannot_be_read(change, app, study):
+    someone = begun(app, "p1")
+    assert answer_one(someone, **change).status_code == 422
+    text = '{"trial": "a", "side": "left", "first_ms": NaN, "second_ms": 1, "response_ms": 1, "hidden": false}'
+    answer = someone.post("/answer", content=text, headers={"content-type": "application/json"})
+    assert answer.status_code == 422 and "NaN" not in answer.text
+    assert all(trial["answer"] is None for trial in read_answers(study[0])[1])
+
+
+def test_safe_headers_and_limits(app):
+    someone = begun(app, "p1")
+    for path in ("/", "/pairs", "/state", "/static/study.css", "/nothing"):
+        headers = someone.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert not any(name.startswith("access-control") for name in headers)
+    assert someone.post("/begin", content=b"a" * 5000).status_code == 413
+
+    def pieces():
+        for _ in range(10):
+            yield b"a" * 1000
+
+    assert someone.post("/begin", content=pieces()).status_code == 413
+    cookie = client(app).post("/begin", data={"code": "p2", "agreed": "yes"}).headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Path" not in cookie
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/study.json",
+        "/answers.db",
+        "/pictures/a.png",
+        "/static/../study.json",
+        "/static/%2e%2e%2fstudy.json",
+        "/picture/..%2f..%2fstudy.json/left",
+        "/docs",
+        "/openapi.json",
+    ],
+)
+def test_the_data_are_not_served(path, app):
+    someone = begun(app, "p1")
+    assert someone.get(path).status_code == 404
+
+
+def test_answers_of_other_pictures_are_refused(study):
+    folder, manifest = study
+    Answers(folder, manifest).close()
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text + " ")
+    with pytest.raises(UserError, match="other pictures"):
+        Answers(folder, manifest)
+    (folder / MANIFEST).write_text(text)
+    (folder / "answers.db").write_bytes(b"no database" * 100)
+    for path in Path(folder).glob("answers.db-*"):
+        path.unlink()
+    with pytest.raises(UserError, match="cannot be used"):
+        Answers(folder, manifest)
+
+
+def test_serve_says_what_is_wrong(tmp_path, study, capsys):
+    import socket
+
+    assert main(["study", "serve", str(tmp_path)]) == 2
+    assert "is no study" in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["study", "serve", str(study[0]), f"--port={taken.getsockname()[1]}"]) == 2
+    assert "cannot listen" in capsys.readouterr().err
+    assert main(["study", "serve", str(study[0]), "--codes=nowhere.txt"]) == 2
