@@ -20,7 +20,8 @@ from crosschannel.training.device import find_device
 
 PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".json": "application/json"}
-_LONGEST = 4  # sides that a picture is looked at with, at most, in short sides
+_LONGEST = 4  # sides that a picture is looked at with, at most, in short sides …
+_ROUNDED = 4  # … and by how much a short side may be longer than asked for: sides are multiples of 8
 _LEAST = 2.0**-20  # of a probability that is told
 _WHERE = (
     "Your pictures stay on this machine: the server is sent the lightness of a small copy, says what "
@@ -43,10 +44,15 @@ def demo(config: DemoConfig) -> None:
         return
     from crosschannel.web import POLICY, Guarded, serve
 
-    limit = 8 + 4 * colorizer.size * _LONGEST * colorizer.size
+    limit = body_limit(colorizer.size)
     policy = f"{POLICY}; worker-src 'self'"
     app = create(colorizer, config, policy)
     serve(Guarded(app, limit, policy), config.host, config.port, "demo")
+
+
+def body_limit(size: int) -> int:
+    """Bytes that a browser may send of a picture that is looked at with a short side of ``size``."""
+    return 8 + 4 * (size + _ROUNDED) * _LONGEST * size
 
 
 def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def _lightness(body: bytes, size: int) -> torch.Tensor:
         UserError: it is something else.
     """
     width, height = struct.unpack("<2I", body[:8]) if len(body) >= 8 else (0, 0)
-    if not (8 <= min(width, height) <= size and max(width, height) <= _LONGEST * size):
+    if not (8 <= min(width, height) <= size + _ROUNDED and max(width, height) <= _LONGEST * size):
         raise UserError(f"the net does not look at {width} × {height}")
     if len(body) != 8 + 4 * width * height:
         raise UserError("these are not as many numbers as the picture has pixels")

@@ -14,6 +14,8 @@ from PIL import Image
 from crosschannel.cli import main
 from crosschannel.hub import load_colorizer
 
+SIZE = 54  # looks at 56 pixels: sides are multiples of 8
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
@@ -21,10 +23,10 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 def address(request, trained, tmp_path_factory):
     port = free_port()
     if request.param == "server":
-        words = ["crosschannel.cli", "demo", f"--model={trained}", f"--port={port}", "--megapixels=2"]
+        words = ["crosschannel.cli", "demo", f"--model={trained}", f"--port={port}", "--megapixels=2", f"--size={SIZE}"]
     else:
         folder = tmp_path_factory.mktemp("static") / "demo"
-        assert main(["demo", f"--model={trained}", f"--static={folder}", "--megapixels=2"]) == 0
+        assert main(["demo", f"--model={trained}", f"--static={folder}", "--megapixels=2", f"--size={SIZE}"]) == 0
         words = ["http.server", str(port), "--bind=127.0.0.1", f"--directory={folder}"]
     with served(*words, port=port) as (address, _):
         yield address
@@ -84,6 +86,7 @@ def slide(page, slider: str, value: float) -> None:
 
 def test_colours_are_the_colorizers(page, pictures, trained):
     colorizer = load_colorizer(str(trained))
+    colorizer.size = SIZE
     wide, small, *_ = pictures
     add(page, wide)
     found = pixels(downloaded(page, "#save"))

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from crosschannel.cli import main
 from crosschannel.color import ABQuantizer
 from crosschannel.demo.config import DemoConfig
-from crosschannel.demo.server import PAGE, create
+from crosschannel.demo.server import PAGE, body_limit, create
 from crosschannel.hub import load_colorizer
 from crosschannel.web import POLICY, Guarded
 
@@ -23,8 +23,7 @@ from crosschannel.web import POLICY, Guarded
 @pytest.fixture(scope="module")
 def demo(trained):
     colorizer = load_colorizer(str(trained))
-    limit = 8 + 16 * colorizer.size**2
-    app = Guarded(create(colorizer, DemoConfig(title="Try <it>"), POLICY), limit)
+    app = Guarded(create(colorizer, DemoConfig(title="Try <it>"), POLICY), body_limit(colorizer.size))
     return TestClient(app, base_url="http://demo"), colorizer
 
 
@@ -82,7 +81,7 @@ def test_other_things_are_refused_in_a_sentence(data, demo):
 
 
 def test_too_much_is_not_taken(demo):
-    assert demo[0].post("/predict", content=b"a" * (9 + 16 * demo[1].size ** 2)).status_code == 413
+    assert demo[0].post("/predict", content=b"a" * (1 + body_limit(demo[1].size))).status_code == 413
 
 
 def test_bad_input_is_one_sentence(capsys, tmp_path):

@@ -83,6 +83,8 @@ async function choose(picture) {
   current = picture;
   find("shown").hidden = false;
   for (const one of pictures) one.button.setAttribute("aria-pressed", String(one === picture));
+  const widest = Math.max(480, picture.width); // and so that all of it is seen
+  find("compare").style.maxWidth = `min(${widest}px, ${(75 * picture.width) / picture.height}vh)`;
   const canvas = find("before");
   canvas.width = picture.width;
   canvas.height = picture.height;
