@@ -83,10 +83,12 @@ def between(low: float, high: float) -> Range:
 SEED = Range(0, _MOST, "within 0..2^63-1")
 SIDE = at_least(1, 4096)  # of what nets see, in pixels
 FC_WIDTH = at_least(0, 65536)
+LINE = Spelling(r"[^\n\r]*", "one line")
 
 Seed = Annotated[int, SEED]
 Device = Annotated[str, Spelling(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")]
 Text = Annotated[str, Spelling("[^\ud800-\udfff]*", "UTF-8 text")]  # what is written into files of ours
+Line = Annotated[str, LINE]
 Out = Annotated[str, Spelling("[^\ud800-\udfff]+", "the name of a file or folder, in UTF-8")]
 Workers = Annotated[int, at_least(0, 1024)]
 Count = Annotated[int, at_least(1)]

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from crosschannel.keys import Device, Seed, Spelling, above, at_least, require
+from crosschannel.keys import LINE, Device, Line, Seed, above, at_least, require
+from crosschannel.runs.config import PlainConfig
 
-LINE = Spelling(r"[^\n\r]*", "one line")
-Line = Annotated[str, LINE]
 _RUNS = {"help": "run folders, or folders of them"}
 # options of sbatch that have keys of their own …
 _KEYS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}
@@ -123,18 +122,14 @@ class SubmitConfig:
 
 
 @dataclass
-class StatusConfig:
+class StatusConfig(PlainConfig):
     """Show runs: job, state, nodes, step, loss, speed, time left, starts."""
 
     runs: list[str] = field(default_factory=lambda: ["runs"], metadata=_RUNS)
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 @dataclass
-class LogsConfig:
+class LogsConfig(PlainConfig):
     """Show what all ranks of a run's last job wrote."""
 
     run: str = field(metadata={"help": "a run folder"})
@@ -142,18 +137,10 @@ class LogsConfig:
     """go on until the job has ended"""
     lines: Annotated[int, at_least(0)] = 0
     """only so many last lines of each file; 0: all"""
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 @dataclass
-class CancelConfig:
+class CancelConfig(PlainConfig):
     """End the jobs of runs; what they have saved stays."""
 
     runs: list[str] = field(metadata=_RUNS)
-    seed: Seed = 0
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""

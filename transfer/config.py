@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 from crosschannel.keys import Count, Device, Out, Part, Seed, Share, Spelling, Text, Workers, at_least, below, within
-from crosschannel.runs.config import TrainedConfig, data, path, runtime, seed, slug, source
+from crosschannel.runs.config import PlainConfig, TrainedConfig, data, path, runtime, seed, slug, source
 
 Pooling = Literal["average", "windows", "vissl", "bilinear", "global", "deepcluster"]
 Cache = Literal["off", "memory", "disk"]
@@ -135,7 +135,7 @@ class PredictConfig:
 
 
 @dataclass
-class ProposalsConfig:
+class ProposalsConfig(PlainConfig):
     """Find boxes that may hold an object in the images of a VOC devkit, a file an image set."""
 
     data: Text = data()
@@ -150,14 +150,10 @@ class ProposalsConfig:
     """processes that search"""
     overwrite: bool = False
     """replace files that this command has not written"""
-    seed: Seed = seed()
-    """taken as by every command; the same boxes are found every time"""
-    device: Device = "auto"
-    """taken as by every command; searching is the CPU's work"""
 
 
 @dataclass
-class ReportConfig:
+class ReportConfig(PlainConfig):
     """Gather finished runs into report.md, report.html and tables.tex, with plots."""
 
     out: Out
@@ -169,7 +165,3 @@ class ReportConfig:
     """RUN=TEXT or BACKBONE=TEXT …: what runs are called on the page"""
     overwrite: bool = False
     """replace files that no report has written"""
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""

@@ -14,8 +14,8 @@ from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
 from crosschannel.parsing import named
-from crosschannel.report import Block, Figure, Heading, Listing, Page, Table, Text
-from crosschannel.report.page import FILES, copied
+from crosschannel.report import Block, Heading, Listing, Page, Table, Text
+from crosschannel.report.page import copied
 from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
@@ -52,7 +52,7 @@ def main(config: ReportConfig) -> list[Path]:
     page.add(Heading("How each was obtained"), *_origins(groups))
     outputs = Outputs("transfer report", [path for path, _ in runs], config.overwrite)
     with FolderLock(out):
-        for path in (*(b.path for b in page.blocks if isinstance(b, Figure)), *(out / name for name in FILES)):
+        for path in page.files(out):
             outputs.check(path)
         written = page.write(out, outputs.write)
     stdout_console().print(f"report: {out / 'report.html'} (and report.md, tables.tex)", markup=False)

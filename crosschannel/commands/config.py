@@ -22,7 +22,7 @@ from crosschannel.keys import (
 )
 from crosschannel.pretext import task_row
 from crosschannel.pretext.config import ColorizationConfig
-from crosschannel.runs.config import CropConfig, TrainedConfig, data, path, runtime, seed, slug, source
+from crosschannel.runs.config import CropConfig, PlainConfig, TrainedConfig, data, path, runtime, seed, slug, source
 
 
 @dataclass
@@ -176,7 +176,7 @@ class ShardConfig:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(PlainConfig):
     """Write a backbone for other libraries, with a model card beside it."""
 
     backbone: str = source(help="a source, such as a run folder")
@@ -196,10 +196,6 @@ class ExportConfig:
     """write README.md beside the file"""
     overwrite: bool = False
     """replace files that this command has not written; what it reads stays in any case"""
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; exporting needs none"""
 
     def check(self) -> None:
         require(self.part == "backbone" or self.format == "onnx", "part colorizer is for format onnx", self.format)
@@ -207,7 +203,7 @@ class ExportConfig:
 
 
 @dataclass
-class PushConfig:
+class PushConfig(PlainConfig):
     """Upload a backbone (and its colorization head) with a model card to the Hugging Face Hub."""
 
     backbone: str = source(help="a source, such as a run folder")
@@ -218,14 +214,10 @@ class PushConfig:
     """finished probe runs of this backbone, for a table in the card"""
     private: bool = False
     """create a private repository"""
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 @dataclass
-class ImportConfig:
+class ImportConfig(PlainConfig):
     """Read a .pth, .safetensors or .caffemodel file of somebody else's and write one of ours."""
 
     file: str = path(help="the weights file")
@@ -239,49 +231,27 @@ class ImportConfig:
     """of the weights, for the metadata"""
     overwrite: bool = False
     """replace a file that this command has not written; what it reads stays in any case"""
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 @dataclass
-class ZooConfig:
+class ZooConfig(PlainConfig):
     """List the weights that `zoo:NAME` knows."""
 
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
-
 
 @dataclass
-class LayersConfig:
+class LayersConfig(PlainConfig):
     """List the layers of a backbone, with their channels and strides."""
 
     backbone: str = source(help="a source: a run folder, timm:NAME, package.module:factory …")
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 @dataclass
-class ConfigsConfig:
+class ConfigsConfig(PlainConfig):
     """List the packaged configs, those of every command in its own group."""
 
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
-
 
 @dataclass
-class FetchConfig:
+class FetchConfig(PlainConfig):
     """Download the weights of a source into its cache, so that a node without a network finds them."""
 
     source: str = field(metadata={"help": "zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"})
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""

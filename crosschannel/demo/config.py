@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from crosschannel.keys import Device, Out, Seed, Spelling, at_least, require, within
+from crosschannel.keys import Device, Line, Out, Seed, at_least, require, within
 from crosschannel.runs.config import seed, source
-
-Line = Annotated[str, Spelling(r"[^\n\r]*", "one line")]
 
 
 @dataclass

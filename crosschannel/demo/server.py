@@ -15,13 +15,12 @@ from crosschannel.demo.config import DemoConfig
 from crosschannel.errors import UserError
 from crosschannel.hub import load_colorizer
 from crosschannel.hub.export import Decoded
-from crosschannel.pretext.colorizer import Colorizer
+from crosschannel.pretext.colorizer import LONGEST, Colorizer
 from crosschannel.training.device import find_device
 
 PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".json": "application/json"}
-_LONGEST = 4  # sides that a picture is looked at with, at most, in short sides …
-_ROUNDED = 4  # … and by how much a short side may be longer than asked for: sides are multiples of 8
+_ROUNDED = 4  # pixels by which a short side may be longer than asked for: sides are multiples of 8
 _LEAST = 2.0**-20  # of a probability that is told
 _WHERE = (
     "Your pictures stay on this machine: the server is sent the lightness of a small copy, says what "
@@ -52,7 +51,7 @@ def demo(config: DemoConfig) -> None:
 
 def body_limit(size: int) -> int:
     """Bytes that a browser may send of a picture that is looked at with a short side of ``size``."""
-    return 8 + 4 * (size + _ROUNDED) * _LONGEST * size
+    return 8 + 4 * (size + _ROUNDED) * LONGEST * size
 
 
 def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def _lightness(body: bytes, size: int) -> torch.Tensor:
         UserError: it is something else.
     """
     width, height = struct.unpack("<2I", body[:8]) if len(body) >= 8 else (0, 0)
-    if not (8 <= min(width, height) <= size + _ROUNDED and max(width, height) <= _LONGEST * size):
+    if not (8 <= min(width, height) <= size + _ROUNDED and max(width, height) <= LONGEST * size):
         raise UserError(f"the net does not look at {width} × {height}")
     if len(body) != 8 + 4 * width * height:
         raise UserError("these are not as many numbers as the picture has pixels")

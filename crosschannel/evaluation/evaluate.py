@@ -90,8 +90,7 @@ def _measure(
     if any(method.source == "random" for method in methods):
         seen = WithDonors(images, donors, config.seed)
     painters = load_painters(methods, config.upsample, world.device)
-    if config.realism:
-        people_fooled(config.realism)
+    fooled = people_fooled(config.realism) if config.realism else {}
     interpretability = lpips = None
     if config.classifier:
         interpretability = Interpretability(config.classifier, images.classes, world.device)
@@ -106,7 +105,7 @@ def _measure(
     for start in progress(starts, "colouring", len(starts)) if world.is_main else starts:
         if not world.from_main(partial(_is_there, parts, start)):
             _score_part(evaluator, seen, start, parts, run, world)
-    world.from_main(lambda: _finish(config, evaluator, seen, run, console))
+    world.from_main(lambda: _finish(config, evaluator, seen, fooled, run, console))
 
 
 def _is_there(parts: Path, start: int) -> bool:
@@ -182,7 +181,14 @@ def _read_parts(parts: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
     return {name: np.concatenate(arrays) for name, arrays in columns.items()}, curves, broken
 
 
-def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run: RunFolder, console: Console) -> None:
+def _finish(
+    config: EvaluateConfig,
+    evaluator: Evaluator,
+    images: ImageSet,
+    fooled: dict[str, float],
+    run: RunFolder,
+    console: Console,
+) -> None:
     """Figures, costs, the page and the result of a pass that is over."""
     rows, curves, broken = _read_parts(run.path / "parts")
     for name, reason in broken.items():
@@ -203,8 +209,7 @@ def _finish(config: EvaluateConfig, evaluator: Evaluator, images: ImageSet, run:
         if painter.colorizer is not None:
             found = cost(painter.colorizer, config.size, evaluator.device)
             figures |= {f"{painter.method.name}/{name}": value for name, value in found.items()}
-    if config.realism:
-        figures |= {f"{name}/fooled": rate for name, rate in people_fooled(config.realism).items() if name in names}
+    figures |= {f"{name}/fooled": rate for name, rate in fooled.items() if name in names}
     page = write_page(run.path, config, rows, curves, figures, evaluator, Stream(images, Pairs(config.size)), indices)
     told = {"prior": config.prior, "random from": config.random_from, "classifier": config.classifier}
     what = ", ".join([*config.methods, *(f"{key} {value}" for key, value in told.items() if value not in (None, OWN))])

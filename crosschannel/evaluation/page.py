@@ -13,7 +13,7 @@ from crosschannel.evaluation.evaluator import Evaluator
 from crosschannel.evaluation.methods import Painter
 from crosschannel.evaluation.metrics import FIGURES, metrics
 from crosschannel.evaluation.plots import error_curves, labelled_rows, over_photographs
-from crosschannel.evaluation.scores import FARTHEST
+from crosschannel.evaluation.scores import FARTHEST, as_array
 from crosschannel.files import Writer
 from crosschannel.report import Block, Figure, Heading, Listing, Page, Table, Text
 from crosschannel.runs.config import to_yaml
@@ -157,7 +157,7 @@ def _coloured(evaluator: Evaluator, stream: Stream, index: int) -> dict[str, np.
     for painter in evaluator.painters:
         if painter.method.source not in ("truth", "grey"):
             found[painter.method.name] = evaluator.coloured(lightness, painter(pictures))
-    return {name: _as_array(rgb) for name, rgb in found.items()}
+    return {name: as_array(rgb) for name, rgb in found.items()}
 
 
 @torch.inference_mode()
@@ -166,8 +166,4 @@ def _strip(painter: Painter, evaluator: Evaluator, stream: Stream, index: int) -
     pictures = evaluator.pictures(stream.collate([stream[index]]))
     lightness = evaluator.lightness(pictures)
     colours = (painter.colorizer.ab(pictures.rgb, temperature) for temperature in TEMPERATURES)
-    return [_as_array(evaluator.coloured(lightness, ab)) for ab in colours]
-
-
-def _as_array(rgb: torch.Tensor) -> np.ndarray:
-    return (rgb[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return [as_array(evaluator.coloured(lightness, ab)) for ab in colours]

@@ -1,5 +1,6 @@
 """Scores of coloured pictures, as tensor functions on batches."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,11 @@ def colourfulness(rgb: Tensor) -> Tensor:
 def squared_error(rgb: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of RGB in [0, 1], (N,)."""
     return (rgb.double() - truth.double()).square().flatten(1).mean(1).float()
+
+
+def as_array(rgb: Tensor) -> np.ndarray:
+    """The first of a batch of float RGB as a picture, (H, W, 3) uint8."""
+    return np.ascontiguousarray((rgb[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def to_8_bit(rgb: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Entry:
     Attributes:
         url: where the authors publish them.
         checksum: of the file, as the authors publish it: the first digits of its SHA-256 (in the file's name), or its
-            whole SHA-1.
+            whole SHA-1 or SHA-512.
         what: a line about them.
         licence: of the weights.
         format: the importer.
@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def algorithm(self) -> str:
-        return "sha1" if len(self.checksum) == 40 else "sha256"
+        return {40: "sha1", 128: "sha512"}.get(len(self.checksum), "sha256")
 
     def matches(self, path: Path) -> bool:
         """Whether a file has the published checksum."""
@@ -104,17 +104,24 @@ def place(entry: Entry) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The file of an entry: from the cache, or downloaded into it, checked, and only then there.
+    """The file of an entry.
+
+    Raises:
+        UserError: no such entry; or as :func:`fetch_into`.
+    """
+    if name not in ZOO:
+        raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
+    return fetch_into(place(ZOO[name]), ZOO[name])
+
+
+def fetch_into(path: Path, entry: Entry) -> Path:
+    """A published file: there already, or downloaded, checked, and only then there.
 
     A download that broke off goes on where it stopped.
 
     Raises:
-        UserError: no such entry, an address that cannot be had, or a file with another checksum.
+        UserError: an address that cannot be had, or a file with another checksum.
     """
-    if name not in ZOO:
-        raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
-    entry = ZOO[name]
-    path = place(entry)
     if path.is_file() and entry.matches(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from crosschannel.pretext.task import Pretext, row_of_pictures
 from crosschannel.pretext.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
 
 _STRIP_NUMBERS = 1 << 21  # of upsampled maps held at a time
-_LONGEST = 4  # the net sees at most this many times its short side
+LONGEST = 4  # the net sees at most this many times its short side
 Gamut = Literal["map", "clip"]
 
 
@@ -212,7 +212,7 @@ class Colorizer(nn.Module):
         if self.look.squash:
             return self.size, self.size
         factor = self.size / min(width, height)
-        longest = _LONGEST * self.size
+        longest = LONGEST * self.size
         w, h = (min(longest, max(8, round(side * factor / 8) * 8)) for side in (width, height))
         return w, h
 

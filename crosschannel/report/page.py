@@ -163,6 +163,10 @@ class Page:
     def add(self, *blocks: Block) -> None:
         self.blocks += blocks
 
+    def files(self, folder: Path) -> list[Path]:
+        """What it writes there: its figures, and the files of ``FILES``."""
+        return [*(block.path for block in self.blocks if isinstance(block, Figure)), *(folder / name for name in FILES)]
+
     def write(self, folder: Path, write: Writer = written_whole) -> list[Path]:
         """Draw the figures and write the files of ``FILES``.
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from crosschannel.errors import UserError
-from crosschannel.keys import Count, Range, Seed, Share, Workers, above, at_least, below, require, within
+from crosschannel.keys import Count, Device, Range, Seed, Share, Workers, above, at_least, below, require, within
 
 # Keys by names that they had: what older configs and run folders say.
 RENAMED = {"crop.train": "crop.kind"}
@@ -222,6 +222,16 @@ class RuntimeConfig:
     """greatest share of broken images, once 1,000 were seen"""
     tensorboard: bool = runtime(True)
     """write TensorBoard events"""
+
+
+@dataclass(kw_only=True)
+class PlainConfig:
+    """Keys that every command takes, for those that have no use for them."""
+
+    seed: Seed = seed()
+    """taken as by every command; nothing is drawn at random"""
+    device: Device = "auto"
+    """taken as by every command; nothing here needs one"""
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,5 @@
 """Sessions and answers of a study, in SQLite. What was acknowledged is on the disk; a session goes on where it was."""
 
-import hashlib
 import random
 import secrets
 import sqlite3
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crosschannel.errors import UserError
+from crosschannel.files import digest
 from crosschannel.study.manifest import CHECK, MANIFEST, TRUTH, Manifest
 
 DATABASE = "answers.db"
@@ -113,13 +113,13 @@ class Answers:
             with self._writing() as db:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     db.execute(statement)
-                digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+                found = digest(folder / MANIFEST)
                 known = db.execute("SELECT manifest FROM study").fetchone()
                 if known is None:
-                    db.execute("INSERT INTO study VALUES (?)", (digest,))
+                    db.execute("INSERT INTO study VALUES (?)", (found,))
         except sqlite3.Error as error:
             raise UserError(f"{path} cannot be used: {error}") from None
-        if known is not None and known["manifest"] != digest:
+        if known is not None and known["manifest"] != found:
             raise UserError(f"{path} holds answers to other pictures than {MANIFEST} names")
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -20,6 +19,7 @@ from crosschannel.errors import UserError
 from crosschannel.evaluation.config import EvaluateConfig, Method, parse_methods
 from crosschannel.evaluation.evaluator import Evaluator
 from crosschannel.evaluation.methods import Painter, Pairs, Pictures, WithDonors, load_painters
+from crosschannel.evaluation.scores import as_array
 from crosschannel.files import whole_folder
 from crosschannel.study.config import StudyBuildConfig
 from crosschannel.study.manifest import CHECK, MANIFEST, PICTURES, TRUTH, Manifest, Photograph
@@ -111,9 +111,8 @@ def _encoded(evaluator: Evaluator, pictures: Pictures) -> Iterator[tuple[str, by
     found |= {painter.method.name: evaluator.coloured(lightness, painter(pictures)) for painter in evaluator.painters}
     lengths = set()
     for key, rgb in found.items():
-        pixels = (rgb[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         file = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=0)
+        Image.fromarray(as_array(rgb)).save(file, "PNG", compress_level=0)
         lengths.add(len(file.getvalue()))
         yield key, file.getvalue()
     if len(lengths) != 1:

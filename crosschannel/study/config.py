@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from crosschannel.evaluation.config import parse_methods, source_of
-from crosschannel.keys import Device, Out, Part, Seed, Spelling, Text, at_least, require, within
+from crosschannel.keys import Device, Line, Out, Part, Seed, Text, at_least, require, within
+from crosschannel.runs.config import PlainConfig, path, seed, source
 from crosschannel.runs.config import data as photographs
-from crosschannel.runs.config import path, seed, source
-
-Line = Annotated[str, Spelling(r"[^\n\r]*", "one line")]
 
 
 @dataclass
@@ -49,7 +47,7 @@ class StudyBuildConfig:
 
 
 @dataclass
-class StudyServeConfig:
+class StudyServeConfig(PlainConfig):
     """Serve a study: consent, practice, pairs, and a code at the end; answers are kept in the study's folder."""
 
     study: str = path(help="a folder that `crosschannel study build` has made")
@@ -63,10 +61,6 @@ class StudyServeConfig:
     """who is responsible, and how to reach them: on the first page"""
     consent: str = path("", help="a text file whose paragraphs are the first page's, in place of ours")
     codes: str = path("", help="a text file of the participant codes that are let in, one a line; default any code")
-    seed: Seed = seed()
-    """taken as by every command; what participants see is drawn anew for each"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 @dataclass

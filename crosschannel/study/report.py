@@ -15,7 +15,6 @@ from crosschannel.evaluation.plots import labelled_rows
 from crosschannel.evaluation.published import FOOLED
 from crosschannel.files import FolderLock, Outputs, Writer
 from crosschannel.report import Block, Figure, Heading, Page, Table, Text
-from crosschannel.report.page import FILES
 from crosschannel.study.answers import DATABASE, read_answers
 from crosschannel.study.config import StudyReportConfig
 from crosschannel.study.figures import (
@@ -62,8 +61,7 @@ def report(config: StudyReportConfig) -> list[Path]:
     for method in found:
         page.add(*_pictures(folder, manifest, kept, method, out))
     with FolderLock(out):
-        files = [block.path for block in page.blocks if isinstance(block, Figure)]
-        for path in (*files, *(out / name for name in (*FILES, FIGURES, TRIALS))):
+        for path in (*page.files(out), out / FIGURES, out / TRIALS):
             outputs.check(path)
         written = page.write(out, outputs.write)
         written += [outputs.write_text(out / FIGURES, _fooled_csv(found))]
