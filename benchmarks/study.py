@@ -1,11 +1,12 @@
 """Many participants of a study at once, over real HTTP, and a server that is killed in their midst.
 
-    python benchmarks/study.py [--people 60] [--pairs 40] [--browser]
+    python benchmarks/study.py [--people 60] [--pairs 40] [--pause 0] [--browser]
 
 Builds a study of the embedded photographs, starts `crosschannel study serve`, and lets people answer as fast as the
 server lets them, each through a connection of their own; half-way it is killed with SIGKILL and started again. Prints
-what requests took, and whether any answer was lost or doubled. (People who look at pictures for two seconds a pair ask
-far less often.) With --browser one of them looks at all pairs in Chromium, and how long pictures were there is printed.
+what requests took, and whether any answer was lost or doubled. With --pause they come within so many seconds and take
+half to one and a half times as long for every pair: people who look take more than 2. With --browser one of them looks
+at all pairs in Chromium, and how long pictures were there is printed.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +41,9 @@ LOST = (ConnectionError, http.client.HTTPException, OSError)
 class Person(threading.Thread):
     """Answers every pair, trying again where the server does not answer."""
 
-    def __init__(self, port: int, code: str, took: dict[str, list[float]]):
+    def __init__(self, port: int, code: str, took: dict[str, list[float]], pause: float):
         super().__init__()
-        self.port, self.code, self.took, self.cookie = port, code, took, ""
+        self.port, self.code, self.took, self.pause, self.cookie = port, code, took, pause, ""
         self.said: dict[str, str] = {}  # acknowledged answers by pair
         self.connection: http.client.HTTPConnection | None = None
 
@@ -62,6 +64,7 @@ class Person(threading.Thread):
                 time.sleep(0.2)
 
     def run(self) -> None:
+        time.sleep(random.uniform(0, self.pause))
         form = f"code={self.code}&agreed=yes"
         while not self.cookie:
             answer, _ = self.ask("begin", "POST", "/begin", form, "application/x-www-form-urlencoded")
@@ -74,6 +77,7 @@ class Person(threading.Thread):
         while "trial" in state:
             for side in ("left", "right"):
                 self.ask("picture", "GET", f"/picture/{state['trial']}/{side}")
+            time.sleep(random.uniform(0.5, 1.5) * self.pause)
             side = random.choice(("left", "right"))
             body = {"trial": state["trial"], "side": side, "first_ms": 1000, "second_ms": 1000, "response_ms": 1}
             answer, data = self.ask("answer", "POST", "/answer", json.dumps({**body, "hidden": False}))
@@ -115,6 +119,7 @@ def main() -> None:
     parser.add_argument("--browser", action="store_true")
     parser.add_argument("--people", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--pause", type=float, default=0.0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         data, study = Path(scratch) / "data", Path(scratch) / "study"
@@ -131,7 +136,7 @@ def main() -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         server, took = serve(study, port), {}
-        people = [Person(port, f"p{number}", took) for number in range(asked.people)]
+        people = [Person(port, f"p{number}", took, asked.pause) for number in range(asked.people)]
         begun = time.monotonic()
         for person in people:
             person.start()
@@ -157,10 +162,11 @@ def main() -> None:
     assert all(kept[trial] == side for trial, side in said.items()), "an acknowledged answer was lost or changed"
     assert len(said) == whole and all(session["finished"] for session in sessions if session["participant"][-1] != "x")
     methods = Counter(session["method"] for session in sessions)
-    table = Table(title=f"{asked.people} people at once, as fast as they are let: {seconds:.0f} s, one kill -9")
+    pace = f"{asked.pause:g} s a pair" if asked.pause else "as fast as they are let"
+    table = Table(title=f"{asked.people} people at once, {pace}: {seconds:.0f} s, one kill -9")
     for head in ("request", "number", "median ms", "p95 ms", "most ms"):
         table.add_column(head, justify="left" if head == "request" else "right")
-    for what, times in took.items():
+    for what, times in {**took, "any": list(chain(*took.values()))}.items():
         ms = 1000 * np.array(times)
         cells = (f"{np.median(ms):.1f}", f"{np.quantile(ms, 0.95):.1f}", f"{ms.max():.0f}")
         table.add_row(what, str(len(ms)), *cells)

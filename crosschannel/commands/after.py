@@ -88,7 +88,7 @@ def study_build(config: Any) -> list[str]:
 
 
 def study_serve(config: Any) -> list[str]:
-    return [typed("crosschannel", "study", "report", config.study, "--out", f"{config.study}-report")]
+    return [typed("crosschannel", "study", "report", config.study, "--out", f"{config.study.rstrip('/')}-report")]
 
 
 def study_report(config: Any) -> list[str]:

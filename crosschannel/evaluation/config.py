@@ -68,7 +68,7 @@ def parse_methods(texts: list[str]) -> list[Method]:
         UserError: none, or two of one name.
     """
     if not texts:
-        raise UserError(f"no methods: give sources of nets that colour, {', '.join(BASELINES)}")
+        raise UserError("no methods: give sources of nets that colour, or baselines such as grey and random")
     methods = [parse_method(text) for text in texts]
     names = [method.name for method in methods]
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)

@@ -91,6 +91,12 @@ def _measure(
         seen = WithDonors(images, donors, config.seed)
     painters = load_painters(methods, config.upsample, world.device)
     fooled = people_fooled(config.realism) if config.realism else {}
+    names = [method.name for method in methods]
+    if fooled and not fooled.keys() & set(names):
+        raise UserError(
+            f"{config.realism} is of {', '.join(fooled)}, and the methods are {', '.join(names)}: "
+            "write them as NAME=SOURCE"
+        )
     interpretability = lpips = None
     if config.classifier:
         interpretability = Interpretability(config.classifier, images.classes, world.device)
@@ -227,7 +233,7 @@ def people_fooled(path: str) -> dict[str, float]:
     """
     rows = list(csv.DictReader(read_text(user_path(path)).splitlines()))
     try:
-        found = {row["method"]: float(row["fooled"]) for row in rows if float(row["standard_error"]) >= 0}
+        found = {row["method"]: float(row["fooled"]) for row in rows if float(row["standard_error"] or 0) >= 0}
     except (KeyError, TypeError, ValueError):
         found = {}
     if not found or not all(0 <= rate <= 1 for rate in found.values()):

@@ -102,7 +102,7 @@ class WithDonors(Annotated):
         super().__init__(images)
         self._donors, self._seed = donors, seed
         if donors is images and len(images) < 2:
-            raise UserError("random copies colours from another image, and here is one only; give --random_from")
+            raise UserError("random colours are those of another image, and here is one only")
 
     def annotation(self, index: int) -> Iterator[bytes]:
         """The bytes of one donor after the other."""

@@ -33,7 +33,8 @@ class InputSpec:
         size: side of its square crops, in pixels.
         resize: short side that an image is resized to before its centre is cropped.
         interpolation: of that resize.
-        mean, std: of RGB in [0, 1], for all but "grey" and "lab".
+        mean: of RGB in [0, 1], for all but "grey" and "lab".
+        std: of the same.
     """
 
     kind: InputKind = "grey"

@@ -22,7 +22,7 @@ SIDES: tuple[Side, Side] = ("left", "right")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (manifest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS sessions (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     token TEXT NOT NULL UNIQUE,
     participant TEXT NOT NULL UNIQUE,
     method TEXT NOT NULL,
@@ -119,8 +119,8 @@ class Answers:
                     db.execute("INSERT INTO study VALUES (?)", (found,))
         except sqlite3.Error as error:
             raise UserError(f"{path} cannot be used: {error}") from None
-        if known is not None and known["manifest"] != found:
-            raise UserError(f"{path} holds answers to other pictures than {MANIFEST} names")
+        if known is not None:
+            _check(path, known["manifest"], found)
 
     def close(self) -> None:
         with self._lock:
@@ -139,13 +139,21 @@ class Answers:
             self._db.execute("COMMIT")
 
     def begin(self, participant: str) -> str:
-        """Begin a session by the method that has fewest; returns its token.
+        """Begin a session by the method that has fewest; returns its token. One of which nothing was shown yet, as
+        where a reply was lost, is begun again.
 
         Raises:
             Refused: this participant has a session already.
         """
         with self._writing() as db:
-            if db.execute("SELECT 1 FROM sessions WHERE participant = ?", (participant,)).fetchone():
+            known = db.execute(
+                "SELECT sessions.token AS token, SUM(loads) AS loads FROM sessions JOIN trials ON session = id "
+                "WHERE participant = ? GROUP BY id",
+                (participant,),
+            ).fetchone()
+            if known is not None:
+                if not known["loads"]:
+                    return known["token"]
                 raise Refused(
                     "This code has taken part already. If you were interrupted, go on in the browser you began with."
                 )
@@ -270,6 +278,12 @@ class Answers:
             right = (row["answer"] or side) == row["fake"]
         return state, right if row["kind"] == "practice" else None
 
+    def participant(self, session: str) -> str | None:
+        """Whose session this is; None where there is no such session."""
+        with self._lock:
+            row = self._db.execute("SELECT participant FROM sessions WHERE token = ?", (session,)).fetchone()
+        return row["participant"] if row else None
+
     def code(self, session: str) -> str | None:
         """What a participant shows who has come to the end."""
         with self._lock:
@@ -293,9 +307,20 @@ def read_answers(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         db.row_factory = sqlite3.Row
         with db:
             db.execute("BEGIN")  # both tables of one moment
+            known = db.execute("SELECT manifest FROM study").fetchone()
             sessions = [dict(row) for row in db.execute("SELECT * FROM sessions ORDER BY id")]
-            trials = [dict(row) for row in db.execute("SELECT * FROM trials ORDER BY session, number")]
+            trials = db.execute(
+                "SELECT trials.* FROM trials JOIN sessions ON session = id ORDER BY session, number"
+            ).fetchall()
         db.close()
     except sqlite3.Error as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    return sessions, trials
+    if known is not None:
+        _check(path, known["manifest"], digest(folder / MANIFEST))
+    return sessions, [dict(row) for row in trials]
+
+
+def _check(path: Path, known: str, found: str) -> None:
+    """Answers are to the pictures of one manifest."""
+    if known != found:
+        raise UserError(f"{path} holds answers to other pictures than {MANIFEST} names")

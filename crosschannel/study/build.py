@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import crosschannel
-from crosschannel.console import progress, stderr_console
+from crosschannel.console import plain, progress, stderr_console
 from crosschannel.data import ImageSet, Stream
 from crosschannel.data.open import open_evaluated_images
 from crosschannel.data.order import epoch_order
@@ -40,7 +40,7 @@ def build(config: StudyBuildConfig) -> Path:
     with whole_folder(out, "crosschannel study build", rf"{PICTURES}|{re.escape(MANIFEST)}") as part:
         images = open_evaluated_images(config.data)
         painters = load_painters(methods, config.upsample, device)
-        checks = round(config.pairs * config.checks)
+        checks = max(round(config.pairs * config.checks), int(config.checks > 0))
         shown = [*painters, *[_CHECK] * bool(checks)]
         wanted = config.images + config.practice
         (part / PICTURES).mkdir()
@@ -92,14 +92,14 @@ def _photographs(
         if isinstance(batch, UserError):
             raise batch
         if not len(batch):
-            left_out[images.names[index]] = batch.broken[0][1]
+            left_out[plain(images.names[index])] = batch.broken[0][1]
             continue
         pictures = evaluator.pictures(batch)
         chroma = pictures.ab.norm(dim=1)
         if (chroma > _GREY).float().mean() < _SHARE:
-            left_out[images.names[index]] = "it is grey"
+            left_out[plain(images.names[index])] = "it is grey"
         else:
-            yield images.names[index], pictures
+            yield plain(images.names[index]), pictures
 
 
 @torch.inference_mode()

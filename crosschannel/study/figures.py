@@ -16,12 +16,14 @@ class Participant:
     """Who is counted.
 
     Attributes:
+        session: by which their answers go.
         method: whose pictures they judged.
         fooled: of each pair, whether the true photograph was said to be fake (n,) bool.
         photographs: of each pair (n,).
         checks: of each attention check, whether it was recognised.
     """
 
+    session: int
     method: str
     fooled: np.ndarray
     photographs: np.ndarray
@@ -38,9 +40,9 @@ class Fooled:
     """How often a method fooled people.
 
     Attributes:
-        rate: mean over participants of the share of pairs whose fake they took for the photograph.
-        error: its bootstrapped standard error.
-        low, high: of its interval.
+        rate: share of all pairs whose fake was taken for the photograph.
+        error: its bootstrapped standard error; nan of one participant, who says nothing about others.
+        low, high: of its interval; nan likewise.
         participants, pairs: that it is over.
     """
 
@@ -68,6 +70,7 @@ def participants_of(
         pairs, checks = ([row for row in rows if row["kind"] == kind] for kind in ("pair", "check"))
         found.append(
             Participant(
+                session["id"],
                 session["method"],
                 np.array([row["answer"] != row["fake"] for row in pairs]),
                 np.array([row["photograph"] for row in pairs]),
@@ -82,7 +85,8 @@ def rates(
 ) -> tuple[dict[str, Fooled], dict[tuple[str, str], float]]:
     """Fooling rates by method, and by pair of methods the bootstrapped two-sided p-value of their being the same.
 
-    Participants are what is drawn anew: answers of one person are not independent. Every pair counts the same.
+    Participants are what is drawn anew: answers of one person are not independent. Every pair counts the same. Methods
+    that one person judged have no p-values.
     """
     found, drawn = {}, {}
     for number, method in enumerate(methods):
@@ -96,9 +100,11 @@ def rates(
         )
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
         rate = fooled.sum() / pairs.sum()
-        found[method] = Fooled(rate, float(values.std(ddof=1)), float(low), float(high), len(own), int(pairs.sum()))
-        drawn[method] = values
-    names = list(found)
+        spread = (float(values.std(ddof=1)), float(low), float(high)) if len(own) > 1 else (float("nan"),) * 3
+        found[method] = Fooled(rate, *spread, len(own), int(pairs.sum()))
+        if len(own) > 1:
+            drawn[method] = values
+    names = list(drawn)
     p = {}
     for place, one in enumerate(names):
         for other in names[place + 1 :]:

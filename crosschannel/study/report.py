@@ -27,10 +27,11 @@ from crosschannel.study.figures import (
     rates,
     timing_of,
 )
-from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH, Manifest, read_study
+from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH, Manifest, check_pictures, read_study
 
 FIGURES, TRIALS = "fooled.csv", "trials.csv"
 _SHOWN = 6  # pictures at either end
+_FEW = 10  # participants: of fewer, the bootstrap is too sure
 
 
 def report(config: StudyReportConfig) -> list[Path]:
@@ -41,6 +42,7 @@ def report(config: StudyReportConfig) -> list[Path]:
     """
     folder, manifest = read_study(config.study)
     sessions, trials = read_answers(folder)
+    check_pictures(folder, manifest)
     everyone = participants_of(sessions, trials, config.unfinished)
     kept = [one for one in everyone if one.attention >= config.attention]
     if not kept:
@@ -57,7 +59,7 @@ def report(config: StudyReportConfig) -> list[Path]:
     page = Page("Real or fake")
     page.add(Text(_setting(config, manifest, sessions, everyone, kept)))
     page.add(*_tables(config, found, p), *_attention(everyone, kept, config))
-    page.add(*_timing(trials))
+    page.add(*_timing(kept, trials))
     for method in found:
         page.add(*_pictures(folder, manifest, kept, method, out))
     with FolderLock(out):
@@ -88,33 +90,41 @@ def _setting(
         + f" ({len(everyone) - len(kept)} recognised fewer than {config.attention:.0%} of the attention checks). Each "
         f"judged {manifest.pairs} of {judged} photographs of {manifest.data} "
         f"({manifest.size} px), {manifest.checks} of these pairs being attention checks, by one method; each picture "
-        "was there for one second. Fooled: the true photograph was said to be the fake one. A perfect method fools "
-        "half of the time, and a method may fool more often: by colours more usual than the true ones."
+        "was to be there for one second. Fooled: the true photograph was said to be the fake one. A perfect method "
+        "fools half of the time, and a method may fool more often: by colours more usual than the true ones."
     )
 
 
 def _cell(one: Fooled) -> str:
-    return f"{100 * one.rate:.1f} ± {100 * one.error:.1f}"
+    return f"{100 * one.rate:.1f}" + ("" if np.isnan(one.error) else f" ± {100 * one.error:.1f}")
 
 
-def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: Mapping[tuple[str, str], float]) -> list[Block]:
-    rows = [
-        [name, _cell(one), f"{100 * one.low:.1f} to {100 * one.high:.1f}", str(one.participants), str(one.pairs)]
-        for name, one in found.items()
-    ]
+def _interval(one: Fooled) -> str:
+    return "–" if np.isnan(one.low) else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: dict[tuple[str, str], float]) -> list[Block]:
+    rows = [[name, _cell(one), _interval(one), str(one.participants), str(one.pairs)] for name, one in found.items()]
     head = ["method", "fooled, %", f"{config.level:.0%} interval", "participants", "pairs"]
     theirs = [[name, f"{rate:.1f}"] for name, rate in FOOLED.items()]
     blocks: list[Block] = [
         Table("People fooled; ± is the bootstrapped standard error over participants", head, rows),
         Table("Published (Zhang et al. 2016, Table 1)", ["method", "fooled, %"], theirs, published=len(theirs)),
     ]
+    if any(one.participants < _FEW for one in found.values()):
+        blocks.append(Text(f"Of fewer than {_FEW} participants, errors and intervals come out too small."))
     if p:
-        names = list(found)
-        cells = [
-            [one, *("" if one == other else f"{p.get((one, other), p.get((other, one))):.3f}" for other in names)]
-            for one in names
-        ]
-        caption = "Could two methods fool equally often? Two-sided p by the bootstrap over participants"
+        p |= {(other, one): value for (one, other), value in p.items()}
+        names = [name for name in found if any(name in pair for pair in p)]
+        cells = [[one, *("" if one == other else _p_value(p[one, other]) for other in names)] for one in names]
+        caption = (
+            "Could two methods fool equally often? Two-sided p by the bootstrap over participants, not corrected for "
+            "the number of comparisons"
+        )
         blocks.append(Table(caption, ["", *names], cells))
     return blocks
 
@@ -132,15 +142,16 @@ def _attention(everyone: Sequence[Participant], kept: Sequence[Participant], con
     return [Heading("Attention"), Text(words)]
 
 
-def _timing(trials: Sequence[Mapping[str, Any]]) -> list[Block]:
-    found = timing_of(trials)
+def _timing(kept: Sequence[Participant], trials: Sequence[Mapping[str, Any]]) -> list[Block]:
+    sessions = {one.session for one in kept}
+    found = timing_of([trial for trial in trials if trial["session"] in sessions and trial["kind"] != "practice"])
     if found is None:
         return []
     words = (
-        f"{100 * found.within:.1f} % of {found.pictures} pictures were there for {SHOWN_MS} ± {TOLERANCE_MS} ms by "
-        f"the browser's own clock (median {found.median:.0f}, {found.least:.0f} to {found.most:.0f} ms). The page was "
-        f"out of sight during {found.hidden} of {found.pairs} pairs; the pictures of {found.again} were loaded more "
-        "than once."
+        f"Of those who are counted: {100 * found.within:.1f} % of {found.pictures} pictures were there for {SHOWN_MS} "
+        f"± {TOLERANCE_MS} ms by the browser's own clock (median {found.median:.0f}, {found.least:.0f} to "
+        f"{found.most:.0f} ms). The page was out of sight during {found.hidden} of {found.pairs} pairs; the pictures of {found.again} were loaded more "
+        "than once. All of these pairs are counted."
     )
     return [Heading("Timing"), Text(words)]
 
@@ -148,12 +159,14 @@ def _timing(trials: Sequence[Mapping[str, Any]]) -> list[Block]:
 def _pictures(folder: Path, manifest: Manifest, kept: Sequence[Participant], method: str, out: Path) -> Iterator[Block]:
     """The photographs whose fakes fooled most and least often, as the paper's Fig. 6."""
     judged = by_photograph(kept, method)
-    order = sorted(judged, key=lambda n: (-judged[n][0] / judged[n][1], -judged[n][1]))
-    count = min(_SHOWN, len(order) // 2)
+    share = {number: fooled / of for number, (fooled, of) in judged.items()}
+    count = min(_SHOWN, len(judged) // 2)
     if not count:
         return
+    most = sorted(judged, key=lambda n: (-share[n], -judged[n][1]))[:count]  # of equals, those judged most often
+    least = sorted(judged.keys() - set(most), key=lambda n: (share[n], -judged[n][1]))[:count]
     labels, rows = [], []
-    for number in (*order[:count], *order[-count:]):
+    for number in (*most, *reversed(least)):
         photograph, (fooled, of) = manifest.photographs[number], judged[number]
         labels.append(f"{photograph.name}: fooled {fooled} of {of}")
         rows.append([_pixels(folder / PICTURES / photograph.files[key]) for key in (TRUTH, method)])
@@ -182,7 +195,10 @@ def _as_csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _fooled_csv(found: Mapping[str, Fooled]) -> str:
     """What `crosschannel evaluate --realism` reads."""
     head = ["method", "fooled", "standard_error", "low", "high", "participants", "pairs"]
-    rows = [[name, one.rate, one.error, one.low, one.high, one.participants, one.pairs] for name, one in found.items()]
+    rows = []
+    for name, one in found.items():
+        spread = [one.error, one.low, one.high] if one.participants > 1 else [""] * 3
+        rows.append([name, one.rate, *spread, one.participants, one.pairs])
     return _as_csv(head, rows)
 
 

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from urllib.parse import parse_qs
 
 from crosschannel.errors import UserError
-from crosschannel.files import read_text, user_path
+from crosschannel.files import digest, read_text, user_path
 from crosschannel.study.answers import Answers, Refused, State, Timing
 from crosschannel.study.config import StudyServeConfig
-from crosschannel.study.manifest import PICTURES, Manifest, check_pictures, read_study
+from crosschannel.study.manifest import MANIFEST, PICTURES, Manifest, check_pictures, read_study
 from crosschannel.web import FastAPI, Guarded, create_app, serve
 
 try:
@@ -24,12 +24,12 @@ try:
 except ImportError:
     raise UserError("web pages need more: pip install 'crosschannel[web]'") from None
 
-COOKIE = "study"
+_CODE = re.compile(r"[\w.@+-]{1,100}")  # of participants
 _LIMIT = 4096  # bytes of a request
 _STATIC = {"study.css": "text/css", "study.js": "text/javascript"}
+_PAIRS_A_MINUTE = 5  # with reading, and thinking
 _WAIT = 1e7  # ms that an answer may take, or a picture be there
 
-Session = Annotated[str, Cookie(alias=COOKIE, max_length=100)]
 Milliseconds = Annotated[float, Field(ge=0, le=_WAIT, allow_inf_nan=False)]
 
 
@@ -55,15 +55,31 @@ def run(config: StudyServeConfig) -> None:
     folder, manifest = read_study(config.study)
     check_pictures(folder, manifest)
     words = read_text(user_path(config.consent)) if config.consent else ""
-    codes = None
-    if config.codes:
-        codes = {line.strip() for line in read_text(user_path(config.codes)).splitlines() if line.strip()}
+    codes = read_codes(config.codes) if config.codes else None
     answers = Answers(folder, manifest)
     try:
         app = create(folder, manifest, answers, config, [part.strip() for part in re.split(r"\n\s*\n", words)], codes)
         serve(Guarded(app, _LIMIT), config.host, config.port, f"study {folder}")
     finally:
         answers.close()
+
+
+def read_codes(path: str) -> set[str]:
+    """The participant codes of a file, one a line.
+
+    Raises:
+        UserError: a line that can be none, or no lines at all.
+    """
+    lines = read_text(user_path(path)).removeprefix("\ufeff").splitlines()
+    codes = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+    wrong = next((number for number, code in codes.items() if not _CODE.fullmatch(code)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path}, line {wrong}: {codes[wrong]!r} is no participant code (letters, digits and . @ + - _, no spaces)"
+        )
+    if not codes:
+        raise UserError(f"{path} has no participant codes")
+    return set(codes.values())
 
 
 def create(
@@ -88,22 +104,28 @@ def create(
     pages = Environment(loader=PackageLoader("crosschannel.study", "pages"), autoescape=True, undefined=StrictUndefined)
     static = {name: (files("crosschannel.study") / "static" / name).read_bytes() for name in _STATIC}
     told = {"title": config.title, "contact": config.contact, "manifest": manifest}
+    # A browser sends cookies to all ports of a host: each study has one of its own.
+    cookie = f"study-{digest(folder / MANIFEST)[:8]}"
+    Session = Annotated[str, Cookie(alias=cookie, max_length=100)]
 
     def page(name: str, status: int = 200, **values: object) -> HTMLResponse:
         return HTMLResponse(pages.get_template(name).render(**told, **values), status)
 
     def first_page(status: int = 200, code: str = "", problem: str = "") -> HTMLResponse:
-        return page("first.html", status, code=code, problem=problem, consent=[part for part in consent if part])
+        minutes = max(1, round((manifest.practice + manifest.pairs) / _PAIRS_A_MINUTE))
+        told = {"minutes": "one minute" if minutes == 1 else f"{minutes} minutes", "code": code, "problem": problem}
+        return page("first.html", status, consent=[part for part in consent if part], **told)
 
     @app.exception_handler(RequestValidationError)
     def unreadable(_request: Request, _error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"problem": "This cannot be read."}, 422)
 
     @app.get("/")
-    def consent_page(code: str = "", study: Session = "") -> Response:
-        if answers.state(study):
+    def consent_page(code: str | None = None, study: Session = "") -> Response:
+        whose = answers.participant(study)
+        if whose is not None and code in (None, whose):
             return _go("pairs")
-        return first_page(code=code[:100])
+        return first_page(code=(code or "")[:100])
 
     @app.post("/begin")
     async def begin(request: Request) -> Response:
@@ -111,12 +133,12 @@ def create(
         return await run_in_threadpool(_begun, request, form)
 
     def _begun(request: Request, form: Mapping[str, list[str]]) -> Response:
-        if answers.state(request.cookies.get(COOKIE, "")):
-            return _go("pairs")
         code = form.get("code", [""])[0].strip()
+        if code and code == answers.participant(request.cookies.get(cookie, "")):
+            return _go("pairs")
         if form.get("agreed") != ["yes"]:
             return first_page(400, code, "Please agree to take part first.")
-        if not re.fullmatch(r"[\w.@+-]{1,100}", code):
+        if not _CODE.fullmatch(code):
             return first_page(400, code[:100], "Please give your participant code: letters and digits, without spaces.")
         if codes is not None and code not in codes:
             return first_page(403, code, "This code is not one of this study's.")
@@ -127,7 +149,7 @@ def create(
         answer = _go("pairs")
         # Without a path the cookie is for the folder that this page is in, wherever a proxy has put it.
         answer.set_cookie(
-            COOKIE,
+            cookie,
             session,
             path=None,
             httponly=True,

@@ -20,7 +20,7 @@ def simulated(generator, people: int, pairs: int = 36) -> list[Participant]:
     for method, rate in METHODS.items():
         for own in generator.beta(10 * rate, 10 * (1 - rate), people):
             fooled = generator.random(pairs) < own
-            found.append(Participant(method, fooled, np.arange(pairs), np.ones(4, bool)))
+            found.append(Participant(len(found), method, fooled, np.arange(pairs), np.ones(4, bool)))
     return found
 
 
@@ -44,7 +44,7 @@ def test_equal_methods_seldom_differ():
     generator, found = np.random.default_rng(2), []
     for number in range(200):
         people = [
-            Participant(method, generator.random(36) < 0.3, np.arange(36), np.ones(0, bool))
+            Participant(0, method, generator.random(36) < 0.3, np.arange(36), np.ones(0, bool))
             for method in ("a", "b")
             for _ in range(40)
         ]
@@ -98,10 +98,26 @@ def test_a_report_says_who_counts_and_how_often_they_were_fooled(answered, tmp_p
     bad = [word if "realism" not in word else f"--realism={out / 'trials.csv'}" for word in evaluated]
     assert main([*bad, "--size=32", "--workers=0", f"--out={tmp_path / 'ev2'}"]) == 2
     assert "is no fooled.csv" in capsys.readouterr().err
+    others = [word if word != "grey" else "GREY=grey" for word in evaluated if word != "truth"]
+    assert main([*others, "--size=32", "--workers=0", f"--out={tmp_path / 'ev3'}"]) == 2
+    assert "the methods are GREY" in capsys.readouterr().err
     assert (
         main(["study", "report", str(answered), f"--out={out}", "--attention=0", "--unfinished"]) == 0
     )  # its own files
     assert "9 are counted" in (out / "report.md").read_text()
+
+
+def test_one_participant_says_nothing_about_others():
+    people = [one for one in simulated(np.random.default_rng(3), 3) if one.method == "good" or one.session == 0]
+    found, p = rates(people, list(METHODS), 100, 0.95, 0)
+    assert found["weak"].participants == 1 and np.isnan([found["weak"].error, found["weak"].low]).all() and not p
+    assert found["good"].error > 0
+
+
+def test_a_report_of_damaged_pictures_is_refused(answered, tmp_path, capsys):
+    next((answered / "pictures").iterdir()).write_bytes(b"no picture")
+    assert main(["study", "report", str(answered), f"--out={tmp_path / 'r'}"]) == 2
+    assert "missing or damaged" in capsys.readouterr().err
 
 
 def test_no_answers_yet(study, tmp_path, capsys):
@@ -127,6 +143,7 @@ def test_counts_of_participants_and_timing():
     assert participants_of([session], trials) == []
     (one,) = participants_of([session], trials, unfinished=True)
     assert one.fooled.tolist() == [True] and one.checks.tolist() == [True] and one.attention == 1
+    assert one.session == 1
     timing = timing_of(trials)
     assert (timing.within, timing.hidden, timing.again, timing.pairs) == (0.5, 1, 1, 3)
     assert timing_of([]) is None

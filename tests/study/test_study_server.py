@@ -1,6 +1,8 @@
 """The pages of a study, over HTTP: what a participant can do, and what they cannot."""
 
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,10 @@ from starlette.testclient import TestClient
 
 from crosschannel.cli import main
 from crosschannel.errors import UserError
-from crosschannel.study.answers import Answers, read_answers
+from crosschannel.study.answers import DATABASE, Answers, read_answers
 from crosschannel.study.config import StudyServeConfig
 from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH
-from crosschannel.study.server import COOKIE, create
+from crosschannel.study.server import create, read_codes
 from crosschannel.web import Guarded
 
 TIMING = {"first_ms": 1000.0, "second_ms": 1001.5, "response_ms": 700.0, "hidden": False}
@@ -144,13 +146,42 @@ def test_no_answer_twice_out_of_order_for_another_or_after_the_end(app, study):
 
 
 def test_one_session_a_code_and_a_lost_cookie_gets_none(app, study):
-    one = begun(app, "p1")
+    lost, one = begun(app, "p1"), begun(app, "p1")  # the first one's reply did not arrive: nothing was shown yet
+    assert lost.get("/state").json() == one.get("/state").json()
+    one.get(f"/picture/{one.get('/state').json()['trial']}/left")
     assert client(app).post("/begin", data={"code": "p1", "agreed": "yes"}).status_code == 409
-    assert one.post("/begin", data={"code": "p7", "agreed": "yes"}).headers["location"] == "pairs"  # goes on
+    assert one.post("/begin", data={"code": "p1"}).headers["location"] == "pairs"  # goes on
     assert len(read_answers(study[0])[0]) == 1
     stranger = client(app)
-    stranger.cookies.set(COOKIE, "guess")
+    (cookie,) = one.cookies
+    stranger.cookies.set(cookie, "guess")
     assert stranger.get("/state").status_code == 404 and stranger.get("/pairs").headers["location"] == "./"
+
+
+def test_several_people_at_one_computer(app, study):
+    browser = begun(app, "p1")
+    browser.get(f"/picture/{browser.get('/state').json()['trial']}/left")
+    assert browser.get("/").headers["location"] == browser.get("/?code=p1").headers["location"] == "pairs"
+    assert 'value="p2"' in browser.get("/?code=p2").text and browser.get("/?code=").status_code == 200
+    first = browser.get("/state").json()["trial"]
+    assert browser.post("/begin", data={"code": "p2", "agreed": "yes"}).headers["location"] == "pairs"
+    assert browser.get("/state").json()["trial"] != first
+    assert [session["participant"] for session in read_answers(study[0])[0]] == ["p1", "p2"]
+
+
+def test_a_participant_is_deleted_as_the_docs_say(app, study):
+    for code in ("p1", "p17"):
+        begun(app, code)
+    text = (Path(__file__).parents[2] / "docs/study.md").read_text()
+    with closing(sqlite3.connect(study[0] / DATABASE)) as db:
+        db.executescript(re.search(r"```sql\n(.+?)```", text, re.S)[1])
+    begun(app, "p18")
+    sessions, trials = read_answers(study[0])
+    assert [session["participant"] for session in sessions] == ["p1", "p18"]
+    assert {trial["session"] for trial in trials} == {session["id"] for session in sessions} == {1, 3}
+    with closing(sqlite3.connect(study[0] / DATABASE)) as db, db:
+        db.execute("DELETE FROM sessions WHERE participant = 'p18'")
+    assert {trial["session"] for trial in read_answers(study[0])[1]} == {1}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +208,20 @@ def test_only_known_codes(study):
     assert client(app).post("/begin", data={"code": "out", "agreed": "yes"}).status_code == 403
     begun(app, "in")
     answers.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("a\n\nb c\n", "line 3: 'b c' is no participant code"), ("\n", "has no participant codes")]
+)
+def test_codes_that_nobody_could_give(text, words, tmp_path):
+    (tmp_path / "codes.txt").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_codes(str(tmp_path / "codes.txt"))
+
+
+def test_codes_as_spreadsheets_write_them(tmp_path):
+    (tmp_path / "codes.txt").write_bytes("\ufeffp1\r\np2\r\n".encode())
+    assert read_codes(str(tmp_path / "codes.txt")) == {"p1", "p2"}
 
 
 @pytest.mark.parametrize(
@@ -242,8 +287,9 @@ def test_answers_of_other_pictures_are_refused(study):
     Answers(folder, manifest).close()
     text = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(text + " ")
-    with pytest.raises(UserError, match="other pictures"):
-        Answers(folder, manifest)
+    for use in (lambda: Answers(folder, manifest), lambda: read_answers(folder)):
+        with pytest.raises(UserError, match="other pictures"):
+            use()
     (folder / MANIFEST).write_text(text)
     (folder / "answers.db").write_bytes(b"no database" * 100)
     for path in Path(folder).glob("answers.db-*"):

@@ -3,6 +3,8 @@
 
 const SHOWN_MS = 1000;
 const PAUSE_MS = 400; // before the first picture and between the two
+const PATIENCE_MS = 20000; // for an answer of the server
+const LONGEST_MS = 1e7; // that is sent: whoever comes back the next day has taken long
 const SIDES = ["left", "right"];
 const find = (id) => document.getElementById(id);
 const buttons = { left: find("choose-left"), right: find("choose-right") };
@@ -19,14 +21,16 @@ function say(words, kind = "") {
   find("said").className = kind;
 }
 
-// A request that outlives lost connections: tried again until the server has answered.
-async function ask(path, options = {}) {
+// What the server says to a request, read as "json" or "blob"; null where it refuses. Lost connections are outlived: it
+// is asked again until all of its answer is here.
+async function ask(path, kind, options = {}) {
   for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
     try {
-      const answer = await fetch(path, { cache: "no-store", credentials: "same-origin", ...options });
-      if (answer.status < 500) return answer;
+      const signal = AbortSignal.timeout(PATIENCE_MS);
+      const answer = await fetch(path, { cache: "no-store", credentials: "same-origin", signal, ...options });
+      if (answer.status < 500) return answer.ok ? await answer[kind]() : null;
     } catch (_error) {
-      // no connection
+      // no connection, or not to the end
     }
     say("The connection is lost; trying again …", "problem");
     await sleep(wait);
@@ -34,9 +38,8 @@ async function ask(path, options = {}) {
 }
 
 async function bitmap(side) {
-  const answer = await ask(`picture/${pair.trial}/${side}`);
-  if (!answer.ok) return null;
-  return createImageBitmap(await answer.blob());
+  const file = await ask(`picture/${pair.trial}/${side}`, "blob");
+  return file && createImageBitmap(file);
 }
 
 // The next frame that is painted `ms` after another, as near as frames allow.
@@ -84,17 +87,16 @@ async function choose(side) {
   const body = {
     trial: pair.trial,
     side,
-    first_ms: timing.first_ms,
-    second_ms: timing.second_ms,
-    response_ms: performance.now() - timing.asked,
+    first_ms: Math.min(timing.first_ms, LONGEST_MS),
+    second_ms: Math.min(timing.second_ms, LONGEST_MS),
+    response_ms: Math.min(performance.now() - timing.asked, LONGEST_MS),
     hidden: wasHidden,
   };
   timing = null;
   for (const one of SIDES) buttons[one].disabled = true;
   const headers = { "Content-Type": "application/json" };
-  const answer = await ask("answer", { method: "POST", headers, body: JSON.stringify(body) });
-  if (!answer.ok) return load();
-  const now = await answer.json();
+  const now = await ask("answer", "json", { method: "POST", headers, body: JSON.stringify(body) });
+  if (now === null) return load();
   if (now.right === undefined) {
     place(now);
     if (pair) present();
@@ -131,12 +133,12 @@ function offer(words) {
 }
 
 async function load() {
-  const answer = await ask("state");
-  if (!answer.ok) {
+  const state = await ask("state", "json");
+  if (state === null) {
     location.assign("./");
     return;
   }
-  place(await answer.json());
+  place(state);
   if (!pair) return;
   say("");
   offer(pair.number ? "Go on" : "Show the first pair");
