@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from crosschannel.keys import Device, Line, Out, Seed, at_least, require, within
+from crosschannel.keys import Device, Line, Out, Seed, at_least, within
 from crosschannel.runs.config import seed, source
 
 
 @dataclass
 class DemoConfig:
-    """A page on which people colour their own pictures, which never leave their machine."""
+    """A page on which people colour their own pictures: from a server that sees small grey copies, or a folder whose
+    net runs in their browser."""
 
     model: str = source("zoo:eccv16", loads="colorizer")
     """a run folder, its colorizer.safetensors, zoo:eccv16 (the paper's net, downloaded once) or hf-hub:owner/name"""
@@ -29,6 +30,3 @@ class DemoConfig:
     """taken as by every command; colouring draws nothing at random"""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N; of the server"""
-
-    def check(self) -> None:
-        require(self.static != "", "static must name a folder", self.static)

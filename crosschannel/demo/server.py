@@ -1,8 +1,8 @@
 """`crosschannel demo`: a server of the page, and of what the net says of lightness. It keeps nothing."""
 
+import asyncio
 import json
 import struct
-import threading
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from crosschannel.color import ABQuantizer
 from crosschannel.demo.config import DemoConfig
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, foreign
 from crosschannel.hub import load_colorizer
 from crosschannel.hub.export import Decoded
 from crosschannel.pretext.colorizer import LONGEST, Colorizer
@@ -22,9 +22,10 @@ PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".json": "application/json"}
 _ROUNDED = 4  # pixels by which a short side may be longer than asked for: sides are multiples of 8
 _LEAST = 2.0**-20  # of a probability that is told
+_QUEUE = 30  # pictures that may wait
 _WHERE = (
-    "Your pictures stay on this machine: the server is sent the lightness of a small copy, says what "
-    "colours are likely, and keeps nothing."
+    "The server is sent a small grey copy of each picture, says what colours are likely, and keeps nothing. All else "
+    "stays on your machine."
 )
 
 
@@ -88,35 +89,48 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
 
     from crosschannel.web import create_app
 
-    app, decoded, lock = create_app(), Decoded(colorizer).eval(), threading.Lock()
+    app, decoded = create_app(), Decoded(colorizer).eval()
+    turn, waiting = asyncio.Lock(), 0
     device = next(colorizer.parameters()).device
     pages = {name: page_file(name, config, policy_of_page(policy), _WHERE) for name in PAGE}
     pages["net.js"] = (files("crosschannel.demo") / "page" / "net-server.js").read_bytes()
     pages["net.json"] = json.dumps(described(colorizer, config)).encode()
 
     @app.get("/")
-    def index() -> Response:
+    async def index() -> Response:
         return Response(pages["index.html"], media_type=TYPES[".html"])
 
     @app.get("/{name}")
-    def file(name: str) -> Response:
+    async def file(name: str) -> Response:
         if name not in pages:
             return Response("there is no such file", 404, media_type="text/plain")
         return Response(pages[name], media_type=TYPES[Path(name).suffix])
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
+        nonlocal waiting
+        body = await request.body()
+        if waiting >= _QUEUE:
+            return Response("too many pictures are waiting; try again in a minute", 503, media_type="text/plain")
+        waiting += 1
         try:
-            lightness = _lightness(await request.body(), colorizer.size)
-            data = await run_in_threadpool(answer, lightness)
+            lightness = _lightness(body, colorizer.size)
+            async with turn:  # one picture at a time: each takes all cores
+                if await request.is_disconnected():  # who left does not keep others waiting
+                    return Response(status_code=400)
+                data = await run_in_threadpool(answer, lightness)
         except UserError as error:
             return Response(str(error), 400, media_type="text/plain")
+        finally:
+            waiting -= 1
         return Response(data, media_type="application/octet-stream")
 
     @torch.inference_mode()
     def answer(lightness: torch.Tensor) -> bytes:
-        with lock:  # one picture at a time: each takes all cores
+        with foreign(f"this net cannot look at {lightness.shape[3]} × {lightness.shape[2]} pixels"):
             *distribution, ab = (part[0].float().cpu().numpy() for part in decoded(lightness.to(device)))
+        if not np.isfinite(ab).all():
+            raise UserError("this net gives colours that are no numbers: its weights are damaged")
         bins = len(distribution[0]) if distribution else 0
         data = struct.pack("<3I", bins, *ab.shape[1:]) + np.ascontiguousarray(ab, "<f4").tobytes()
         for part in distribution:

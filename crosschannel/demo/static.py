@@ -10,8 +10,9 @@ from crosschannel.console import stderr_console
 from crosschannel.data.open import cache_folder
 from crosschannel.demo.config import DemoConfig
 from crosschannel.demo.server import PAGE, described, page_file, policy_of_page
+from crosschannel.errors import UserError
 from crosschannel.files import whole_folder
-from crosschannel.hub.export import colorizer_to_onnx
+from crosschannel.hub.export import colorizer_to_onnx, looks_at_any_size
 from crosschannel.hub.zoo import Entry, fetch_into
 from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.web import POLICY
@@ -24,15 +25,22 @@ ORT = Entry(
     "npm",
 )
 _WHERE = "Your pictures stay on this machine: the net, which the first one waits for, runs in your browser."
-_PARTS = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+_PARTS = {  # by their names here: not every host of files says of .mjs that it is JavaScript
+    "ort.js": "ort.wasm.min.mjs",
+    "ort-wasm.js": "ort-wasm-simd-threaded.mjs",
+    "ort-wasm.wasm": "ort-wasm-simd-threaded.wasm",
+}
 
 
 def write_static(colorizer: Colorizer, config: DemoConfig, out: Path) -> None:
     """Write the page, the net and its runtime into a new folder.
 
     Raises:
-        UserError: the folder is not empty, the runtime cannot be fetched, or the net cannot be exported.
+        UserError: the folder is not empty, the runtime cannot be fetched, or the net cannot be exported for pictures of
+            any shape.
     """
+    if not looks_at_any_size(colorizer.net.net):
+        raise UserError("the net of this colorizer looks at squares of one size only: --static needs one for any shape")
     policy = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'") + "; worker-src 'self'"
     with whole_folder(out, "crosschannel demo", r"[\w-]+\.(html|css|js|json|onnx)|ort") as part:
         for name in PAGE:
@@ -50,4 +58,4 @@ def _runtime() -> dict[str, bytes]:
     """The files of onnxruntime-web, from the cache or from npm."""
     path = fetch_into(cache_folder() / "npm" / ORT.url.rpartition("/")[2], ORT)
     with tarfile.open(path) as archive:
-        return {name: archive.extractfile(f"package/dist/{name}").read() for name in _PARTS}
+        return {name: archive.extractfile(f"package/dist/{theirs}").read() for name, theirs in _PARTS.items()}

@@ -195,6 +195,11 @@ def _with_floor_pools(module: nn.Module) -> nn.Module:
     return module
 
 
+def looks_at_any_size(net: nn.Module) -> bool:
+    """Whether a net, once exported, takes inputs of any size; position embeddings are of one."""
+    return not (isinstance(net, TimmNet) and net.kind == "block")
+
+
 def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers: Sequence[str] = ()) -> Exported:
     """ONNX: RGB in [0, 1], (N, 3, H, W) of any N, H, W → the maps by layer, checked with onnxruntime.
 
@@ -204,8 +209,7 @@ def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers
     layers = tuple(layers) or backbone.default_layers
     if isinstance(backbone.net, ModuleNet):
         raise UserError("a net that is read by hooks cannot become ONNX; export it with its own library")
-    # position embeddings are of one size
-    any_size = not (isinstance(backbone.net, TimmNet) and backbone.net.kind == "block")
+    any_size = looks_at_any_size(backbone.net)
     names = [layer.replace(".", "_") for layer in layers]
     rgb = torch.rand(2, 3, backbone.input.size, backbone.input.size, generator=torch.Generator().manual_seed(0))
     _write_onnx(_Maps(backbone, layers), "rgb", rgb, names, any_size, out, write)
@@ -253,8 +257,7 @@ def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_w
     lightness = 100 * torch.rand(2, 1, colorizer.size, colorizer.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         names = ["distribution", "ab"][-len(decoded(lightness)) :]
-    any_size = not (isinstance(colorizer.net.net, TimmNet) and colorizer.net.net.kind == "block")
-    _write_onnx(decoded, "lightness", lightness, names, any_size, out, write)
+    _write_onnx(decoded, "lightness", lightness, names, looks_at_any_size(colorizer.net.net), out, write)
     how = "" if task.temperature is None else f", ab at the temperature {task.temperature:g}"
     shape = f"1, 1, {colorizer.size}, {colorizer.size}"
     usage = [*_running(out), f'lightness = 100 * np.random.rand({shape}).astype("float32")  # L of CIE Lab']

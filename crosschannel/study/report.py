@@ -150,8 +150,8 @@ def _timing(kept: Sequence[Participant], trials: Sequence[Mapping[str, Any]]) ->
     words = (
         f"Of those who are counted: {100 * found.within:.1f} % of {found.pictures} pictures were there for {SHOWN_MS} "
         f"± {TOLERANCE_MS} ms by the browser's own clock (median {found.median:.0f}, {found.least:.0f} to "
-        f"{found.most:.0f} ms). The page was out of sight during {found.hidden} of {found.pairs} pairs; the pictures of {found.again} were loaded more "
-        "than once. All of these pairs are counted."
+        f"{found.most:.0f} ms). The page was out of sight during {found.hidden} of {found.pairs} pairs; the pictures "
+        f"of {found.again} were loaded more than once. All of these pairs are counted."
     )
     return [Heading("Timing"), Text(words)]
 

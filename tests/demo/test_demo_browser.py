@@ -107,6 +107,44 @@ def test_colours_are_the_colorizers(page, pictures, trained):
     assert np.abs(found - np.asarray(colorizer(Image.open(small), 1.0)).astype(int)).max() <= 2
 
 
+def test_pictures_that_come_while_others_are_looked_at(page, pictures):
+    """Two additions at once, and a picture without a ground: names, sizes and pixels stay together."""
+    wide, small, large, _ = pictures
+    clear = small.with_name("SMALL.png")
+    rgba = np.dstack([np.full((50, 50, 3), 90, np.uint8), np.zeros((50, 50), np.uint8)])
+    rgba[:25, :, 3] = 255
+    Image.fromarray(rgba).save(clear)
+    for paths in ([wide], [large, small, clear]):  # the second does not wait for the first
+        page.set_input_files("#files", [str(path) for path in paths])
+    until(page, "document.querySelectorAll('#strip li').length === 3", 120)
+    said = "document.getElementById('said').textContent"
+    until(page, f"{said}.includes('3 coloured') && {said}.includes('3.0 megapixels')")
+    with zipfile.ZipFile(io.BytesIO(downloaded(page, "#save-all"))) as archive:
+        names = archive.namelist()
+        assert names == ["wide-coloured.png", "small-coloured.png", "SMALL-coloured-2.png"]
+        found = [Image.open(io.BytesIO(archive.read(name))) for name in names]
+    assert [picture.size for picture in found] == [(200, 300), (61, 40), (50, 50)]
+    assert np.array_equal(np.asarray(found[2])[..., 3], rgba[..., 3])
+
+
+def test_a_page_that_is_not_whole_says_so(chromium, address):
+    for missing in ("net.js", "colour.js", "net.json"):
+        page = chromium.new_page()
+        page.route(f"**/{missing}", lambda route: route.fulfill(status=404, body="gone"))
+        page.goto(address)
+        if missing != "net.json":
+            page.wait_for_selector("body[data-ready]", timeout=60000)
+            page.set_input_files("#files", {"name": "a.png", "mimeType": "image/png", "buffer": png()})
+        until(page, "/load it again/i.test(document.getElementById('said').textContent)")
+        page.close()
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(file, "PNG")
+    return file.getvalue()
+
+
 def test_what_cannot_be_is_said(page, pictures):
     _, small, large, words = pictures
     page.set_input_files("#files", [str(large)])

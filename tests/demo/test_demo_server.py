@@ -80,6 +80,27 @@ def test_other_things_are_refused_in_a_sentence(data, demo):
     assert answer.status_code == 400 and len(answer.text) < 100
 
 
+def test_a_queue_has_an_end(demo, monkeypatch):
+    lightness = body(np.full((demo[1].size, demo[1].size), 50))
+    assert demo[0].post("/predict", content=lightness).status_code == 200
+    monkeypatch.setattr("crosschannel.demo.server._QUEUE", 0)
+    answer = demo[0].post("/predict", content=lightness)
+    assert answer.status_code == 503 and "try again" in answer.text
+
+
+def test_a_net_that_fails_says_so(trained):
+    colorizer = load_colorizer(str(trained))
+    browser = TestClient(create(colorizer, DemoConfig(), POLICY), base_url="http://demo")
+    lightness = body(np.full((colorizer.size, colorizer.size), 50))
+    with torch.no_grad():
+        colorizer.net.head.out.bias[0] = torch.nan
+    answer = browser.post("/predict", content=lightness)
+    assert answer.status_code == 400 and "its weights are damaged" in answer.text
+    colorizer.net.forward = lambda _: 1 / 0
+    answer = browser.post("/predict", content=lightness)
+    assert answer.status_code == 400 and answer.text.startswith("this net cannot look at")
+
+
 def test_too_much_is_not_taken(demo):
     assert demo[0].post("/predict", content=b"a" * (1 + body_limit(demo[1].size))).status_code == 413
 

@@ -171,7 +171,7 @@ function between(start, count, scale, offset, points) {
 }
 
 // ab of rows of a picture from those of a grid of points.
-//   grid: {ab, width, height, lightness}; lightness of the points, or null for bilinear means
+//   grid: {ab, width, height, lightness}; of the points
 //   rows: {start, count, width, lightness}; of the picture
 export function upsampled(grid, rows, scale, offset, sigma) {
   const pixels = rows.count * rows.width;
@@ -192,11 +192,8 @@ export function upsampled(grid, rows, scale, offset, sigma) {
       for (let i = 0; i < 2; i++) {
         for (let j = 0; j < 2; j++) {
           const point = lines[i] * grid.width + columns[j];
-          let weight = ofLines[i] * ofColumns[j];
-          if (grid.lightness) {
-            const difference = grid.lightness[point] - rows.lightness[at];
-            weight *= Math.exp(difference * difference * factor) + FLOOR;
-          }
+          const difference = grid.lightness[point] - rows.lightness[at];
+          const weight = ofLines[i] * ofColumns[j] * (Math.exp(difference * difference * factor) + FLOOR);
           total += weight;
           a += weight * grid.ab[point];
           b += weight * grid.ab[points + point];

@@ -4,12 +4,15 @@ import { zipped } from "./zip.js";
 
 const find = (id) => document.getElementById(id);
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+const MOST = 50; // pictures at a time: what the net says of each is kept
 const waiting = new Map();
 const pictures = []; // {key, name, width, height, before, button}
 let net = null;
 let current = null;
 let asked = 0;
 let drawn = 0; // of the renderings that were asked for, the last that is on the page
+let adding = Promise.resolve();
+let broken = null; // why the worker does nothing any more
 
 worker.onmessage = ({ data }) => {
   const { done, failed } = waiting.get(data.id);
@@ -18,7 +21,15 @@ worker.onmessage = ({ data }) => {
   else done(data.found);
 };
 
+worker.onerror = (event) => {
+  event.preventDefault();
+  broken = new Error(`a part of this page could not be loaded${event.message ? ` (${event.message})` : ""}; load it again`);
+  for (const { failed } of waiting.values()) failed(broken);
+  waiting.clear();
+};
+
 function ask(task, more) {
+  if (broken) return Promise.reject(broken);
   const id = ++asked;
   return new Promise((done, failed) => {
     waiting.set(id, { done, failed });
@@ -47,26 +58,34 @@ async function sizeOf(file) {
   }
 }
 
-async function add(files) {
-  for (const file of files) {
-    say(`Colouring ${file.name} …`);
-    try {
-      const [width, height] = await sizeOf(file);
-      if (width * height > net.most_pixels) {
-        throw new Error(`it has ${(width * height / 1e6).toFixed(0)} megapixels, and ${net.most_pixels / 1e6} are the most`);
+// Some pictures after the other; those that are dropped meanwhile come after them.
+function add(files) {
+  adding = adding.then(async () => {
+    const problems = [];
+    for (const file of files) {
+      say(`Colouring ${file.name} …`);
+      try {
+        await addOne(file);
+      } catch (error) {
+        problems.push(`Cannot colour ${file.name}: ${error.message}.`);
       }
-      const key = pictures.length;
-      const found = await ask("open", { key, file });
-      const picture = { key, name: file.name, ...found };
-      pictures.push(picture);
-      list(picture);
-      await choose(picture);
-      say(pictures.length === 1 ? "Coloured." : `${pictures.length} coloured.`);
-    } catch (error) {
-      say(`Cannot colour ${file.name}: ${error.message}`, true);
     }
+    const count = pictures.length === 1 ? "Coloured." : `${pictures.length} coloured.`;
+    say([...(pictures.length ? [count] : []), ...problems].join(" "), problems.length > 0);
+  });
+}
+
+async function addOne(file) {
+  const [width, height] = await sizeOf(file);
+  if (width * height > net.most_pixels) {
+    throw new Error(`it has ${((width * height) / 1e6).toFixed(1)} megapixels, and ${net.most_pixels / 1e6} are the most`);
   }
-  find("files").value = "";
+  if (pictures.length === MOST) throw new Error(`${MOST} pictures are the most at a time; load the page again for more`);
+  const key = pictures.length;
+  const picture = { key, name: file.name, ...(await ask("open", { key, file })) };
+  pictures.push(picture);
+  list(picture);
+  await choose(picture);
 }
 
 function list(picture) {
@@ -88,9 +107,7 @@ async function choose(picture) {
   const canvas = find("before");
   canvas.width = picture.width;
   canvas.height = picture.height;
-  const context = canvas.getContext("2d");
-  context.filter = "grayscale(1)";
-  context.drawImage(picture.before, 0, 0);
+  canvas.getContext("2d").drawImage(picture.before, 0, 0);
   await paint();
 }
 
@@ -132,6 +149,7 @@ async function paint() {
 function split() {
   const share = Number(find("split").value);
   find("before").style.clipPath = `inset(0 ${100 - share}% 0 0)`;
+  find("after").style.clipPath = `inset(0 0 0 ${share}%)`; // what is transparent shows neither through the other
   find("line").style.left = `${share}%`;
 }
 
@@ -162,30 +180,35 @@ async function busily(button, work) {
   }
 }
 
-// Names of all files, no two alike.
-function names() {
+// Names of all files, no two alike, on systems either that do not tell A from a.
+function namesOf(some) {
   const seen = new Map();
-  return pictures.map(({ name }) => {
+  return some.map(({ name }) => {
     const stem = coloured(name);
-    const count = seen.get(stem) || 0;
-    seen.set(stem, count + 1);
+    const count = seen.get(stem.toLowerCase()) || 0;
+    seen.set(stem.toLowerCase(), count + 1);
     return count ? stem.replace(/\.png$/, `-${count + 1}.png`) : stem;
   });
 }
 
 find("save").addEventListener("click", () =>
   busily(find("save"), async () => {
-    const { blob } = await ask("save", { key: current.key, ...settings() });
-    download(blob, coloured(current.name));
+    const { key, name } = current;
+    say(`Packing ${coloured(name)} …`);
+    const { blob } = await ask("save", { key, ...settings() });
+    download(blob, coloured(name));
+    say("");
   }),
 );
 find("save-all").addEventListener("click", () =>
   busily(find("save-all"), async () => {
-    const all = names();
+    const some = [...pictures];
+    const chosen = settings();
+    const names = namesOf(some);
     const files = [];
-    for (const { key } of pictures) {
-      say(`Packing ${all[key]} …`);
-      files.push({ name: all[key], blob: (await ask("save", { key, ...settings() })).blob });
+    for (const [place, { key }] of some.entries()) {
+      say(`Packing ${names[place]} …`);
+      files.push({ name: names[place], blob: (await ask("save", { key, ...chosen })).blob });
     }
     download(await zipped(files), "coloured.zip");
     say(`${files.length} packed.`);
@@ -207,18 +230,29 @@ find("compare").addEventListener("pointermove", (event) => {
   find("split").value = String((100 * (event.clientX - box.left)) / box.width);
   split();
 });
-find("files").addEventListener("change", () => add([...find("files").files]));
+
+try {
+  const answer = await fetch("net.json");
+  if (!answer.ok) throw new Error(`the server says ${answer.status}`);
+  net = await answer.json();
+} catch (error) {
+  say(`This page could not be loaded whole: ${error.message}. Load it again.`, true);
+  throw error;
+}
+find("files").addEventListener("change", () => {
+  add([...find("files").files]);
+  find("files").value = "";
+});
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  find("drop").addEventListener(kind, (event) => {
+  window.addEventListener(kind, (event) => {
     event.preventDefault();
     find("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop") add([...event.dataTransfer.files]);
   });
 }
-
-net = await (await fetch("net.json")).json();
 find("heat").hidden = net.temperature === null;
 find("temperature").value = String(net.temperature ?? 1);
+find("files").disabled = false;
 split();
 describe();
 say("");

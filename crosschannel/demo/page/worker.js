@@ -12,13 +12,17 @@ function canvasOf(width, height) {
   return new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
 }
 
-// Strips of a picture of that size: their first row, and pixels of four numbers.
-function* strips(bitmap, width, height) {
+// Strips of a picture of that size, on a ground of that colour or none: their first row, and pixels of four numbers.
+function* strips(bitmap, width, height, ground = null) {
   const most = Math.max(1, Math.floor(STRIP / width));
   for (let start = 0; start < height; start += most) {
     const count = Math.min(most, height - start);
     const canvas = canvasOf(width, count);
     canvas.imageSmoothingQuality = "high";
+    if (ground) {
+      canvas.fillStyle = ground;
+      canvas.fillRect(0, 0, width, count);
+    }
     canvas.drawImage(bitmap, 0, -start, width, height);
     yield { start, count, image: canvas.getImageData(0, 0, width, count) };
   }
@@ -30,7 +34,7 @@ async function open(key, file) {
   const { width, height } = bitmap;
   const [seenWidth, seenHeight] = workingSize(width, height, net);
   const resizer = new Resizer(width, height, seenWidth, seenHeight, net.interpolation);
-  for (const { image } of strips(bitmap, width, height)) resizer.add(image.data);
+  for (const { image } of strips(bitmap, width, height, "white")) resizer.add(image.data);
   const lightness = lightnessOf(resizer.finish(), 3);
   const seen = { width: seenWidth, height: seenHeight, lightness };
   const said = await predict(lightness, seenWidth, seenHeight);
@@ -72,11 +76,23 @@ function render(key, temperature, saturation) {
   return { after: canvas.canvas.transferToImageBitmap() };
 }
 
+// Canvases beyond a browser's limit, which phones have, stay empty without a word.
+function holds(canvas, { width, height }) {
+  if (!canvas) return false;
+  canvas.fillRect(width - 1, height - 1, 1, 1);
+  const is = canvas.getImageData(width - 1, height - 1, 1, 1).data[3] === 255;
+  canvas.clearRect(width - 1, height - 1, 1, 1);
+  return is;
+}
+
 async function save(key, temperature, saturation) {
   const picture = pictures.get(key);
   const maps = mapsOf(picture, temperature);
   const bitmap = await createImageBitmap(picture.file);
   const canvas = canvasOf(picture.width, picture.height);
+  if (!holds(canvas, picture)) {
+    throw new Error(`this browser cannot hold ${((picture.width * picture.height) / 1e6).toFixed(0)} megapixels; try another`);
+  }
   for (const { start, count, image } of strips(bitmap, picture.width, picture.height)) {
     const lightness = lightnessOf(image.data);
     paint(image.data, lightness, rowsOf(picture.seen, maps, picture, start, count, lightness), saturation);

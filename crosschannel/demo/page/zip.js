@@ -46,9 +46,10 @@ export async function zipped(files) {
       [2, 0],
     ];
     const head = record(0x04034b50, shared);
-    parts.push(head, label, bytes);
+    parts.push(head, label, blob);
     index.push(record(0x02014b50, [[2, 20], ...shared, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]), label);
     offset += head.byteLength + label.length + bytes.length;
+    if (offset > 0xf0000000) throw new Error("together they have more than 4 GB: download them one by one");
   }
   const length = index.reduce((sum, part) => sum + part.byteLength, 0);
   const end = [[2, 0], [2, 0], [2, files.length], [2, files.length], [4, length], [4, offset], [2, 0]];
