@@ -10,19 +10,21 @@ from transfer.groups import Group, by_size, called, setting
 
 
 def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
-    """A table for each number of images, and the gallery of every run; where there are several, a method says which one
-    it is of."""
+    """A table for each number and size of images, and the gallery of every run; where there are several, a method says
+    which one it is of."""
     for members in by_size(groups):
         first = members[0].first
-        rows = {}
-        for entry in members:
-            for path, result in entry.runs:
-                for method in dict.fromkeys(name.partition("/")[0] for name in result.metrics):
-                    label = method if len(members) == len(entry.runs) == 1 else f"{method} ({path.name})"
-                    rows[label] = cells(result.metrics, method, {})
+        runs = [run for entry in members for run in entry.runs]
         yield Heading(f"Colours of {called(first.data)}")
-        yield measured(f"Colours: {setting(first, 0)}", rows)
-        for number, (path, _) in enumerate(run for entry in members for run in entry.runs):
+        for size in dict.fromkeys(result.science["size"] for _, result in runs):
+            rows = {}
+            for path, result in runs:
+                if result.science["size"] == size:
+                    for method in dict.fromkeys(name.partition("/")[0] for name in result.metrics):
+                        label = method if len(runs) == 1 else f"{method} ({path.name})"
+                        rows[label] = cells(result.metrics, method, {})
+            yield measured(f"Colours: {setting(first, 0)} of {size} px", rows)
+        for number, (path, _) in enumerate(runs):
             if (path / GALLERY).is_file():
                 shown = plots.with_name(f"{plots.name}-pictures-{first.n}-{number}.png")
                 yield copied(path / GALLERY, shown, f"Photographs coloured by the methods of {path}.")

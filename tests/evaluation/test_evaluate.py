@@ -91,6 +91,16 @@ def test_runs_are_reported_a_method_a_row(run, tmp_path):
     assert "Colours of" in page and "| full |" in page and "| truth |" in page and "AuC rebalanced %" in page
 
 
+def test_figures_of_other_sizes_stand_in_tables_of_their_own(photo_folder, tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run, size in zip(runs, (32, 40), strict=True):
+        assert main([*command(photo_folder, run), "--methods", "grey", f"--size={size}"]) == 0
+    assert transfer_main(["report", *map(str, runs), f"--out={tmp_path / 'page'}"]) == 0
+    parts = (tmp_path / "page" / "report.md").read_text().split("**Colours: ")
+    assert ["of 32 px" in parts[1], "| grey (a) |" in parts[1], "| grey (b) |" in parts[1]] == [True, True, False]
+    assert ["of 40 px" in parts[2], "| grey (b) |" in parts[2], "| grey (a) |" in parts[2]] == [True, True, False]
+
+
 def test_a_warmer_method_is_the_same_net(run):
     """The costs are those of the net; temperature 1 is the mean of the distribution, which is closer to grey."""
     metrics = load_result(run).metrics
