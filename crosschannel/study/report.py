@@ -166,14 +166,19 @@ def _pictures(folder: Path, manifest: Manifest, kept: Sequence[Participant], met
     most = sorted(judged, key=lambda n: (-share[n], -judged[n][1]))[:count]  # of equals, those judged most often
     least = sorted(judged.keys() - set(most), key=lambda n: (share[n], -judged[n][1]))[:count]
     labels, rows = [], []
-    for number in (*most, *reversed(least)):
-        photograph, (fooled, of) = manifest.photographs[number], judged[number]
-        labels.append(f"{photograph.name}: fooled {fooled} of {of}")
-        rows.append([_pixels(folder / PICTURES / photograph.files[key]) for key in (TRUTH, method)])
+    for pair in zip(most, least, strict=True):
+        photographs = [manifest.photographs[number] for number in pair]
+        labels.append(
+            ";  ".join(
+                f"{Path(photograph.name).name}: fooled {judged[number][0]} of {judged[number][1]}"
+                for photograph, number in zip(photographs, pair, strict=True)
+            )
+        )
+        rows.append([_pixels(folder / PICTURES / one.files[key]) for one in photographs for key in (TRUTH, method)])
     path = out / f"fooled-{method}.png"
 
     def draw(write: Writer) -> None:
-        labelled_rows(path, rows, ["photograph", method], labels, write)
+        labelled_rows(path, rows, ["fooled most", method, "fooled least", method], labels, write)
 
     yield Heading(f"What fooled: {method}")
     yield Figure(path, f"The {count} pictures that fooled most often, and the {count} that fooled least often.", draw)
