@@ -113,8 +113,9 @@ def create(
 
     def first_page(status: int = 200, code: str = "", problem: str = "") -> HTMLResponse:
         minutes = max(1, round((manifest.practice + manifest.pairs) / _PAIRS_A_MINUTE))
-        told = {"minutes": "one minute" if minutes == 1 else f"{minutes} minutes", "code": code, "problem": problem}
-        return page("first.html", status, consent=[part for part in consent if part], **told)
+        takes = "one minute" if minutes == 1 else f"{minutes} minutes"
+        paragraphs = [part for part in consent if part]
+        return page("first.html", status, code=code, problem=problem, consent=paragraphs, minutes=takes)
 
     @app.exception_handler(RequestValidationError)
     def unreadable(_request: Request, _error: RequestValidationError) -> JSONResponse:

@@ -180,7 +180,7 @@ async function busily(button, work) {
   }
 }
 
-// Names of all files, no two alike, on systems either that do not tell A from a.
+// Names of all files, no two alike, nor for systems that do not tell A from a.
 function namesOf(some) {
   const seen = new Map();
   return some.map(({ name }) => {

@@ -3,7 +3,7 @@
 
 const SHOWN_MS = 1000;
 const PAUSE_MS = 400; // before the first picture and between the two
-const PATIENCE_MS = 20000; // for an answer of the server
+const PATIENCE_MS = 60000; // for an answer of the server: pictures are 200 KB
 const LONGEST_MS = 1e7; // that is sent: whoever comes back the next day has taken long
 const SIDES = ["left", "right"];
 const find = (id) => document.getElementById(id);
