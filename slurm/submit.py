@@ -83,8 +83,9 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
     if config.dry_run:
         _print_script(config, home, places, code)
         return places
-    if config.cluster == "slurm" and not shutil.which("sbatch"):
-        raise UserError("there is no sbatch here: submit on a login node, or take --profile local")
+    missing = next((program for program in ("sbatch", "srun") if not shutil.which(program)), None)
+    if config.cluster == "slurm" and missing:
+        raise UserError(f"there is no {missing} here: submit on a login node, or take --profile local")
     with environment(config.env):
         for _, command in todo:
             prefetch(command)
