@@ -96,6 +96,9 @@ class Answers:
         folder: of the study.
         manifest: what it holds.
 
+    Attributes:
+        digest: of the manifest's file: which pictures the answers are to.
+
     Raises:
         UserError: the answers are of other pictures, or the file is damaged.
     """
@@ -104,6 +107,7 @@ class Answers:
         self.manifest, self._lock, self._random = manifest, threading.Lock(), random.SystemRandom()
         self._practice = [n for n, photograph in enumerate(manifest.photographs) if photograph.practice]
         self._judged = [n for n, photograph in enumerate(manifest.photographs) if not photograph.practice]
+        self.digest = digest(folder / MANIFEST)
         path = folder / DATABASE
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
@@ -113,14 +117,12 @@ class Answers:
             with self._writing() as db:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     db.execute(statement)
-                found = digest(folder / MANIFEST)
                 known = db.execute("SELECT manifest FROM study").fetchone()
                 if known is None:
-                    db.execute("INSERT INTO study VALUES (?)", (found,))
+                    db.execute("INSERT INTO study VALUES (?)", (self.digest,))
         except sqlite3.Error as error:
             raise UserError(f"{path} cannot be used: {error}") from None
-        if known is not None:
-            _check(path, known["manifest"], found)
+        _check(path, known, self.digest)
 
     def close(self) -> None:
         with self._lock:
@@ -315,12 +317,11 @@ def read_answers(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         db.close()
     except sqlite3.Error as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if known is not None:
-        _check(path, known["manifest"], digest(folder / MANIFEST))
+    _check(path, known, digest(folder / MANIFEST))
     return sessions, [dict(row) for row in trials]
 
 
-def _check(path: Path, known: str, found: str) -> None:
-    """Answers are to the pictures of one manifest."""
-    if known != found:
+def _check(path: Path, known: sqlite3.Row | None, found: str) -> None:
+    """Answers are to the pictures of one manifest; ``known``: the one that the database names, if any."""
+    if known is not None and known["manifest"] != found:
         raise UserError(f"{path} holds answers to other pictures than {MANIFEST} names")

@@ -107,7 +107,7 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: dict[tuple[str, str], float]) -> list[Block]:
+def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: Mapping[tuple[str, str], float]) -> list[Block]:
     rows = [[name, _cell(one), _interval(one), str(one.participants), str(one.pairs)] for name, one in found.items()]
     head = ["method", "fooled, %", f"{config.level:.0%} interval", "participants", "pairs"]
     theirs = [[name, f"{rate:.1f}"] for name, rate in FOOLED.items()]
@@ -118,7 +118,7 @@ def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: dict[tupl
     if any(one.participants < _FEW for one in found.values()):
         blocks.append(Text(f"Of fewer than {_FEW} participants, errors and intervals come out too small."))
     if p:
-        p |= {(other, one): value for (one, other), value in p.items()}
+        p = {**p, **{(other, one): value for (one, other), value in p.items()}}
         names = [name for name in found if any(name in pair for pair in p)]
         cells = [[one, *("" if one == other else _p_value(p[one, other]) for other in names)] for one in names]
         caption = (
@@ -165,16 +165,16 @@ def _pictures(folder: Path, manifest: Manifest, kept: Sequence[Participant], met
         return
     most = sorted(judged, key=lambda n: (-share[n], -judged[n][1]))[:count]  # of equals, those judged most often
     least = sorted(judged.keys() - set(most), key=lambda n: (share[n], -judged[n][1]))[:count]
+
+    def label(number: int) -> str:
+        fooled, of = judged[number]
+        return f"{Path(manifest.photographs[number].name).name}: fooled {fooled} of {of}"
+
     labels, rows = [], []
     for pair in zip(most, least, strict=True):
-        photographs = [manifest.photographs[number] for number in pair]
-        labels.append(
-            ";  ".join(
-                f"{Path(photograph.name).name}: fooled {judged[number][0]} of {judged[number][1]}"
-                for photograph, number in zip(photographs, pair, strict=True)
-            )
-        )
-        rows.append([_pixels(folder / PICTURES / one.files[key]) for one in photographs for key in (TRUTH, method)])
+        labels.append(";  ".join(map(label, pair)))
+        files = [manifest.photographs[number].files[key] for number in pair for key in (TRUTH, method)]
+        rows.append([_pixels(folder / PICTURES / file) for file in files])
     path = out / f"fooled-{method}.png"
 
     def draw(write: Writer) -> None:
@@ -202,7 +202,7 @@ def _fooled_csv(found: Mapping[str, Fooled]) -> str:
     head = ["method", "fooled", "standard_error", "low", "high", "participants", "pairs"]
     rows = []
     for name, one in found.items():
-        spread = [one.error, one.low, one.high] if one.participants > 1 else [""] * 3
+        spread = ["" if np.isnan(value) else value for value in (one.error, one.low, one.high)]
         rows.append([name, one.rate, *spread, one.participants, one.pairs])
     return _as_csv(head, rows)
 

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from urllib.parse import parse_qs
 
 from crosschannel.errors import UserError
-from crosschannel.files import digest, read_text, user_path
+from crosschannel.files import read_text, user_path
 from crosschannel.study.answers import Answers, Refused, State, Timing
 from crosschannel.study.config import StudyServeConfig
-from crosschannel.study.manifest import MANIFEST, PICTURES, Manifest, check_pictures, read_study
+from crosschannel.study.manifest import PICTURES, Manifest, check_pictures, read_study
 from crosschannel.web import FastAPI, Guarded, create_app, serve
 
 try:
@@ -105,7 +105,7 @@ def create(
     static = {name: (files("crosschannel.study") / "static" / name).read_bytes() for name in _STATIC}
     told = {"title": config.title, "contact": config.contact, "manifest": manifest}
     # A browser sends cookies to all ports of a host: each study has one of its own.
-    cookie = f"study-{digest(folder / MANIFEST)[:8]}"
+    cookie = f"study-{answers.digest[:8]}"
     Session = Annotated[str, Cookie(alias=cookie, max_length=100)]
 
     def page(name: str, status: int = 200, **values: object) -> HTMLResponse:
