@@ -39,8 +39,11 @@ class FineTuned(nn.Module):
 
     Args:
         backbone: a copy to be trained.
-        score: what is new on top.
+        score: new layers on top.
         dropout: after fc6 and fc7, in training mode, whether they are trained or not.
+
+    Attributes:
+        input_scale: scalar that preprocessed images are multiplied by, set by calibration and never trained.
     """
 
     def __init__(self, backbone: Backbone, score: nn.Module, dropout: float):
@@ -48,6 +51,12 @@ class FineTuned(nn.Module):
         self.backbone, self.score, self.dropout = backbone, score, dropout
         self.layers: tuple[str, ...] = (backbone.top,)  # that are scored
         self._still: tuple[str, ...] = ()  # modules that stay in eval mode
+        self.register_buffer("input_scale", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_default_input_scale)
+
+    def preprocess(self, rgb: Tensor) -> Tensor:
+        """RGB (N, 3, H, W), uint8 or float in [0, 1] → the net's input."""
+        return self.backbone.preprocess(rgb) * self.input_scale
 
     def train(self, mode: bool = True) -> "FineTuned":
         super().train(mode)
@@ -62,23 +71,30 @@ class FineTuned(nn.Module):
         self._still = tuple(sorted(modules))
 
 
+def _default_input_scale(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_args: object) -> None:
+    """Weights of earlier versions have the scale in their first convolution."""
+    state.setdefault(f"{prefix}input_scale", torch.ones(()))
+
+
 class Classifier(FineTuned):
-    """A linear layer on the mean of the backbone's last map: on fc7 where there is one.
+    """A linear layer on the mean of the backbone's last map, that of fc7 if there is one.
 
     Args:
         backbone, dropout: see :class:`FineTuned`.
-        outputs: of the linear layer.
+        outputs: number of outputs.
+        drop_inputs: apply dropout to the inputs of fc6 and fc7 instead of their outputs.
 
     Shape:
         preprocessed (N, C, H, W) → (N, outputs).
     """
 
-    def __init__(self, backbone: Backbone, outputs: int, dropout: float):
+    def __init__(self, backbone: Backbone, outputs: int, dropout: float, drop_inputs: bool = False):
         super().__init__(backbone, nn.Linear(backbone.channels[backbone.top], outputs), dropout)
+        self.drop_inputs = drop_inputs
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.backbone.features(x, [self.backbone.trunk])[self.backbone.trunk]
-        return self.score(self.backbone.fully_connected(maps, self.dropout).mean((2, 3)))
+        return self.score(self.backbone.fully_connected(maps, self.dropout, self.drop_inputs).mean((2, 3)))
 
 
 def check_choices(config: FineTuneConfig) -> None:
@@ -211,7 +227,9 @@ def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, strea
     if config.calibrate is True and not fits:
         raise UserError("calibrate: only nets whose layers follow one another, without norms, can be")
     if config.calibrate and fits:
-        calibrate(inner, list(_crops(net, stream, 1)), _centre(net.backbone.input), config.seed)
+        input = net.backbone.input
+        scale = calibrate(inner, list(_crops(net, stream, 1)), _centre(input), config.seed, scale=input.scale)
+        net.input_scale.fill_(scale)
 
 
 def crops_of(images: ImageSet, input: InputSpec, seed: int) -> Stream:
@@ -224,7 +242,7 @@ def _crops(net: FineTuned, stream: Stream, batches: int) -> Iterator[Tensor]:
     """Preprocessed batches of training samples."""
     device = next(net.parameters()).device
     for batch in load_batches(stream, 0, batches * _CROPS, _CROPS):
-        yield net.backbone.preprocess(batch.images.to(device))
+        yield net.preprocess(batch.images.to(device))
 
 
 def _centre(input: InputSpec) -> tuple[float, ...] | None:
@@ -284,5 +302,6 @@ def load_net(run: Finished, build: Callable[[Backbone, int], N]) -> tuple[N, lis
     else:
         backbone = prepare(run.backbone or load_backbone(run.config.backbone), run.config)[0]
     net = build(backbone, len(classes))
+    _default_input_scale(net, state, "")
     load_state(net, state, str(path))
     return net.to(run.device).eval().requires_grad_(False), classes, size

@@ -1,7 +1,7 @@
 """Caffemodels → our nets, by the names of their layers: AlexNets and the colorization nets of the release.
 
-What is linear beside a convolution goes into it: layers that centre and scale the channels of the input, BatchNorm and
-Scale of an AlexNet, groups that our net does not have.
+Linear operations next to a convolution are folded into it: BatchNorm and Scale of an AlexNet, groups that our net does
+not have. The scale of a layer on the input becomes that of the net's :class:`~crosschannel.models.InputSpec`.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
     if not _has_fc(state, groups):
         left_out += [name for name in _FC if f"{name}.conv.weight" in state]
         state = {key: value for key, value in state.items() if not key.startswith(_FC)}
-    is_lab = _fold_input(path, state, data)
+    is_lab, scale = _fold_input(path, state, data)
     spec = _alexspec_of(path, layers, state)
     if is_lab and _never_meet(state, groups):
         spec = replace(spec, variant="split-brain")
@@ -77,7 +77,8 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
     if spec.variant == "bigan":  # (x - 127.5) / 127.5
         mean, std = (0.5,) * 3, (0.5,) * 3
     size = 224 if VARIANTS[spec.variant].pad else 227
-    return Imported(net.eval(), spec, InputSpec(kind, size, 256, mean=mean, std=std), "caffe", left_out)
+    input = InputSpec(kind, size, 256, mean=mean, std=std, scale=scale)
+    return Imported(net.eval(), spec, input, "caffe", left_out)
 
 
 def _alexnet_state(
@@ -176,14 +177,16 @@ def _has_fc(state: dict[str, Tensor], groups: dict[str, int]) -> bool:
     return True
 
 
-def _fold_input(path: Path, state: dict[str, Tensor], data: dict[str, list[Tensor]]) -> bool:
-    """Fold layers on the input (y = w · x + b, channel by channel) into conv1, which we give L - 50, a, b; whether they
-    say that it is Lab."""
+def _fold_input(path: Path, state: dict[str, Tensor], data: dict[str, list[Tensor]]) -> tuple[bool, float]:
+    """Whether layers on the input (y = w · x + b, channel by channel) make it Lab, and the scale of L in them; the
+    scales of a and b relative to it are folded into conv1."""
     weight, bias = "conv1.conv.weight", "conv1.conv.bias"
-    colour = data.pop("conv1_ab", None)  # a conv1 of its own for ab, the two added
+    colour = data.pop("conv1_ab", None)  # a separate conv1 for ab; the outputs are added
     matrices = {name: _input_matrix(path, name, blobs) for name, blobs in data.items()}
+    scale = _lightness_scale(matrices)
+    matrices = {name: matrix / scale for name, matrix in matrices.items()}
     if colour is not None:
-        mixed = matrices.pop("data_ab", torch.eye(2))
+        mixed = matrices.pop("data_ab", torch.eye(2) / scale)
         state[weight] = torch.cat((state[weight], torch.einsum("okhw,kc->ochw", colour[0], mixed)), 1)
         state[bias] = state[bias] + (colour[1].flatten() if len(colour) > 1 else 0)
     for name, matrix in matrices.items():
@@ -193,7 +196,14 @@ def _fold_input(path: Path, state: dict[str, Tensor], data: dict[str, list[Tenso
         folded = state[weight].clone()
         folded[:, channels] = torch.einsum("okhw,kc->ochw", state[weight][:, channels], matrix)
         state[weight] = folded
-    return colour is not None or any(name in ("data_lab", "data_ab") for name in data)
+    return colour is not None or any(name in ("data_lab", "data_ab") for name in data), scale
+
+
+def _lightness_scale(matrices: dict[str, Tensor]) -> float:
+    """Factor on L of the layers on the input; 1 if they leave L out or turn it round."""
+    scales = (matrix[0, 0].item() for name, matrix in matrices.items() if 0 in _INPUTS[name])
+    scale = next(scales, 1.0)
+    return scale if scale > 0 else 1.0
 
 
 def _input_matrix(path: Path, name: str, blobs: list[Tensor]) -> Tensor:
@@ -279,7 +289,7 @@ def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
     normed = [row.name for row in colornet_rows() if row.norm]
     head = {name: f"head.{name}" for name in ("conv8_1", "conv8_2", "conv8_3")} | {"conv8_313": "head.out"}
     state: dict[str, Tensor] = {}
-    scale, sharpening = torch.ones(1), _SHARPENING
+    scale, sharpening = 1.0, _SHARPENING
     has_scale, norm = False, ""
     for layer in layers:
         name = layer.name.removeprefix("bw_")
@@ -300,23 +310,22 @@ def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
             has_scale = True
             state |= {f"{norm}.weight": blobs[0].flatten(), f"{norm}.bias": blobs[1].flatten()}
         elif name in ("data_l", "data_l_meansub"):
-            scale = _input_matrix(path, name, blobs).flatten()
+            scale = _input_matrix(path, name, blobs).item()
         elif name == "conv8_313_rh":
             sharpening = blobs[0].flatten()[0].item()
         elif name in ("class8_ab", "pr_ab"):
             _check_bins(path, name, blobs[0])
         else:
             raise UserError(f"{path}: {layer.name} is a layer that no colorization net here has")
-    first = "net.conv1_1.conv.weight"
-    if first in state:
-        state[first] = state[first] * scale
     if not sharpening > 0:
         raise UserError(f"{path}: conv8_313_rh scales the logits by {sharpening:g}")
     spec = NetSpec("colornet", 1, affine=has_scale)
     net, task = create("colorization", ColorizationConfig(), spec)
     task.temperature = 1 / sharpening
     load_named(net, state, str(path))
-    return Imported(net.eval(), spec, InputSpec("grey", 256, 256), "caffe", task=task)
+    if not scale > 0:
+        raise UserError(f"{path}: its input layer scales L by {scale:g}, not by a positive factor")
+    return Imported(net.eval(), spec, InputSpec("grey", 256, 256, scale=scale), "caffe", task=task)
 
 
 def _check_bins(path: Path, name: str, weight: Tensor) -> None:

@@ -65,6 +65,7 @@ def write_card(
     name = markdown(folder.resolve().name)
     front += [*_model_index(folder.resolve().name, probes), "---", ""]
     input = backbone.input
+    look = f"{input.interpolation}, times {input.scale:g}" if input.scale != 1 else input.interpolation
     lines = [
         f"# {name}",
         "",
@@ -81,7 +82,7 @@ def write_card(
         "## What it is",
         "",
         f"- layers: {', '.join(backbone.layers)}",
-        f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {input.interpolation}",
+        f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {look}",
         *(
             f"- {markdown(key)}: {markdown(Path(str(value)).name if key == 'data' else value)}"
             for key, value in details.items()

@@ -116,8 +116,7 @@ def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str
         raise UserError(f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which {name} has no place for")
     net, task = create("colorization", ColorizationConfig(), spec) if head else (build_net(spec), None)
     if task is not None:
-        key = next(iter(net.state_dict()))
-        ours[key] = ours[key] / _L_SCALE
+        spec_input = replace(spec_input, scale=1 / _L_SCALE)
         if native.shape != (2, 313, 1, 1):
             raise UserError(f"{source}: {format.names['native']} is of shape {tuple(native.shape)}, not (2, 313, 1, 1)")
         task.native = native[:, :, 0, 0] * _AB_SCALE

@@ -19,7 +19,7 @@ from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import save_backbone
 from crosschannel.hub.formats import FORMATS
 from crosschannel.models import FAMILIES, Backbone, NetSpec, family, spec_of
-from crosschannel.models.adapt import absorbed, trainable_copy
+from crosschannel.models.adapt import absorbed, trainable_copy, without_input_scale
 from crosschannel.models.regions import plan_regions
 from crosschannel.models.wrapped import ModuleNet, TimmNet
 from crosschannel.pretext.colorizer import Colorizer
@@ -76,6 +76,7 @@ def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole)
     Raises:
         UserError: a net that torchvision has no shape for.
     """
+    backbone = without_input_scale(backbone)
     net = backbone.net
     spec = spec_of(net)
     name = _torchvision_format(spec)
@@ -135,6 +136,7 @@ def _torchvision_format(spec: NetSpec) -> str:
 
 def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
     """A state dict for ``timm.create_model``: of the timm net, or of ours in ``crosschannel.timm``."""
+    backbone = without_input_scale(backbone)
     net = backbone.net
     if isinstance(net, TimmNet):
         _save_state(net.model.state_dict(), out, write)
@@ -321,7 +323,7 @@ def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) 
     Raises:
         UserError: a net without a map, or of the user's code.
     """
-    backbone = absorbed(trainable_copy(backbone))  # as a detector takes it
+    backbone = absorbed(trainable_copy(without_input_scale(backbone)))  # as a detector takes it
     plan = plan_regions(backbone)
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in backbone.state_dict().items():

@@ -30,7 +30,7 @@ from crosschannel.stored import parse_json, typed
 
 LICENCE = "bsd-2-clause"  # of weights that were trained here from nothing
 _OF_A_HEAD = ("task", "objective", "classes", "temperature", "look")
-SCHEMA = 3  # 1: nets other than AlexNet said fc 4096 and had none; 2: colorization was the only task
+SCHEMA = 4  # 1: nets other than AlexNet said fc 4096 and had none; 2: only colorization; 3: no scale of the input
 COLORIZER, PRETEXT = "colorizer.safetensors", "pretext.safetensors"  # a run's whole net, by whether its task colours
 
 

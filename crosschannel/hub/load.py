@@ -16,6 +16,7 @@ from crosschannel.hub.files import COLORIZER, PRETEXT, is_ours, load_state, read
 from crosschannel.hub.from_files import fetched, read_ours, weights_path
 from crosschannel.hub.sources import KINDS, inner_source, parse_source
 from crosschannel.models import Backbone, InputSpec
+from crosschannel.models.adapt import fold_input_scale
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext import create, task_row
 from crosschannel.pretext.colorizer import Colorizer, Look
@@ -104,7 +105,8 @@ def load_pretext(source: str) -> Whole:
     weights = net.state_dict().keys()
     task.take_decode({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
     load_state(net, state, source)
-    return Whole(net, task, meta.input, meta.look, Provenance(source, meta.provenance.details))
+    input = fold_input_scale(net.net, meta.input)  # the task's own input has none
+    return Whole(net, task, input, meta.look, Provenance(source, meta.provenance.details))
 
 
 def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer:
@@ -147,4 +149,5 @@ def _imported(path: Path, source: str) -> Whole:
     found = import_weights(path)
     if found.task is None:
         raise UserError(f"{source} holds a backbone without a head ({found.format})")
-    return Whole(found.net, found.task, found.input, found.look, Provenance(source, {"format": found.format}))
+    input = fold_input_scale(found.net.net, found.input)
+    return Whole(found.net, found.task, input, found.look, Provenance(source, {"format": found.format}))

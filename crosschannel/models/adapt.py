@@ -3,6 +3,8 @@
 import copy
 from dataclasses import replace
 
+import torch
+
 from crosschannel.errors import UserError
 from crosschannel.models.backbone import Backbone, InputSpec, Provenance
 from crosschannel.models.layers import LayeredNet, absorb_batchnorm, can_absorb, widen_to_lab
@@ -36,6 +38,28 @@ def absorbed(backbone: Backbone) -> Backbone:
     if isinstance(backbone.net, LayeredNet) and can_absorb(backbone.net):
         absorb_batchnorm(backbone.net)
     return backbone
+
+
+@torch.no_grad()
+def fold_input_scale(net: LayeredNet, input: InputSpec) -> InputSpec:
+    """Multiply a net's first convolution by its input's scale, in place; returns the input specification without it.
+
+    For nets that are exported or only run. One that is fine-tuned keeps the scale in its input: folded, the first
+    convolution would learn 1 / scale² times too fast.
+    """
+    if input.scale == 1:
+        return input
+    net.get_submodule(net.layers[0]).conv.weight.mul_(input.scale)
+    return replace(input, scale=1.0)
+
+
+def without_input_scale(backbone: Backbone) -> Backbone:
+    """The backbone, or a copy whose first convolution holds its input's scale."""
+    if backbone.input.scale == 1:
+        return backbone
+    copied = copy.deepcopy(backbone)
+    copied.input = fold_input_scale(copied.net, copied.input)
+    return copied
 
 
 def lacks_fc(backbone: Backbone) -> bool:

@@ -35,6 +35,8 @@ class InputSpec:
         interpolation: of that resize.
         mean: of RGB in [0, 1], for all but "grey" and "lab".
         std: of the same.
+        scale: factor on every channel of "grey" and "lab"; rescaled nets of the literature have one other than 1. It
+            belongs to the input and is never trained.
     """
 
     kind: InputKind = "grey"
@@ -43,6 +45,7 @@ class InputSpec:
     interpolation: Annotated[str, Spelling(_MODES, "one that torch or timm has")] = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: Annotated[tuple[float, ...], above(0)] = (0.229, 0.224, 0.225)
+    scale: Annotated[float, above(0)] = 1.0
 
     def check(self) -> None:
         require(len(self.mean) == len(self.std) == 3, "mean and std must have three numbers", (self.mean, self.std))
@@ -72,7 +75,8 @@ class InputSpec:
     def preprocess(self, rgb: Tensor) -> Tensor:
         """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, ``channels``, H, W) float."""
         if self.kind in ("grey", "lab"):
-            return rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
+            x = rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
+            return x if self.scale == 1 else x * self.scale
         rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
         if self.kind == "luma":
             rgb = sum(weight * channel for weight, channel in zip(LUMA, rgb.split(1, 1), strict=True))
@@ -267,21 +271,25 @@ class Backbone(nn.Module):
             raise UserError("no layer of this backbone has more than one position")
         return found
 
-    def fully_connected(self, x: Tensor, dropout: float = 0.0) -> Tensor:
-        """fc6 and fc7, where the net has them, as maps.
+    def fully_connected(self, x: Tensor, dropout: float = 0.0, drop_inputs: bool = False) -> Tensor:
+        """Apply fc6 and fc7, if the net has them.
 
         Args:
-            x: (N, C, h, w), of the layer :attr:`trunk`.
-            dropout: share of the outputs of each that is dropped in training mode.
+            x: (N, C, h, w) map of the layer :attr:`trunk`.
+            dropout: dropout probability in training mode.
+            drop_inputs: drop the inputs of both layers instead of their outputs.
 
         Returns:
-            (N, D, h', w'); x itself where there are none.
+            (N, D, h', w'); x itself for a net without them.
         """
         for name in ("fc6", "fc7"):
             if name in self.layers:
                 block = self.net.get_submodule(name)
-                x = dense(block, x) if self.training else block(x)  # at rest to the bit what features gives
-                x = nn.functional.dropout(x, dropout, self.training)
+                if drop_inputs:
+                    x = nn.functional.dropout(x, dropout, self.training)
+                x = dense(block, x) if self.training else block(x)  # in eval mode bit-equal to features
+                if not drop_inputs:
+                    x = nn.functional.dropout(x, dropout, self.training)
         return x
 
     def part(self, layer: str) -> nn.Module:

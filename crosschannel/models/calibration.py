@@ -17,13 +17,13 @@ _TOP = 1000  # outputs of the fresh layer on top
 class _Stack(nn.Module):
     """A net between a layer that centres and scales its raw input and a fresh linear layer."""
 
-    def __init__(self, net: nn.Module, example: Tensor, centre: Tensor, generator: torch.Generator):
+    def __init__(self, net: nn.Module, example: Tensor, centre: Tensor, scale: float, generator: torch.Generator):
         super().__init__()
-        self.centre, self.net = centre, net
+        self.centre, self.scale, self.net = centre, scale, net
         channels = example.shape[1]
         self.input = nn.Conv2d(channels, channels, 1, groups=channels).to(example)
-        nn.init.ones_(self.input.weight)
-        self.input.bias.copy_(-centre)
+        nn.init.constant_(self.input.weight, scale)
+        self.input.bias.copy_(-scale * centre)
         output = net(example)
         top = nn.Conv2d(output.shape[1], _TOP, 1) if output.ndim == 4 else nn.Linear(output.shape[1], _TOP)
         top.weight.copy_(torch.randn(top.weight.shape, generator=generator) * 0.01)
@@ -31,7 +31,7 @@ class _Stack(nn.Module):
         self.top = top.to(example)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.top(self.net(self.input(x + self.centre[:, None, None])))
+        return self.top(self.net(self.input(x / self.scale + self.centre[:, None, None])))
 
 
 @torch.no_grad()
@@ -42,34 +42,40 @@ def calibrate(
     seed: int = 0,
     iterations: int = 10,
     tolerance: float = 0.01,
-) -> None:
+    scale: float = 1.0,
+) -> float:
     """Scale every layer by sqrt(ratio / target), in place, until all ratios are alike.
 
     ratio = sqrt(mean(grad²) / mean(w²)) with N(0, 1) noise as the gradient at the top; target = the geometric mean of
     all layers' ratios · std^(1/n), std the mean over channels of the output's standard deviations, which tends to 1.
-    Biases follow what their input's scale becomes. The input's own scale and a fresh layer of 1,000 outputs on top
-    (N(0, 0.01), biases 1) count among the n layers; the input's scale is then folded into the first layer and the fresh
-    one dropped. On a net of convolutions, ReLUs and pools the function survives up to one positive factor (absorb
-    BatchNorm first).
+    Biases follow the scale of their layer's input. A 1×1 layer that centres and scales the raw input, and a fresh layer
+    of 1,000 outputs on top (N(0, 0.01), biases 1), count among the n layers; the fresh one is dropped at the end. On a
+    net of convolutions, ReLUs and pools the function survives up to one positive factor, provided that the inputs are
+    multiplied by the returned factor (absorb BatchNorm first).
 
     Args:
         net: layers follow one another; its output is (N, C, h, w) or (N, C).
         batches: inputs; the release took one of 80 crops of 227 px.
-        centre: by channel, what was subtracted to make the input: (50,) for lightness, (50, 0, 0) for Lab, mean / std
-            for RGB; default nothing.
-        seed: of the noise and of the fresh layer.
-        iterations: at most.
-        tolerance: it stops once every |log ratio / log target - 1| is below it.
+        centre: value subtracted from each channel of the raw input: (50,) for lightness, (50, 0, 0) for Lab, mean / std
+            for RGB; default 0.
+        seed: seed of the noise and of the fresh layer.
+        iterations: maximum number of iterations.
+        tolerance: stop once every |log ratio / log target - 1| is below it.
+        scale: factor by which the inputs were multiplied after centring.
+
+    Returns:
+        the factor by which the net's inputs must be multiplied from now on. Keep it outside of the weights: folded into
+        the first layer, it makes that layer learn 1 / factor² times as fast as the others.
 
     Raises:
-        ValueError: ``centre`` is not a number a channel.
+        ValueError: ``centre`` does not have one value per channel.
     """
     if centre is not None and len(centre) != batches[0].shape[1]:
         raise ValueError(f"centre must have {batches[0].shape[1]} numbers, one a channel, got {len(centre)}")
     net.eval()
     generator = torch.Generator().manual_seed(seed)
     shift = batches[0].new_zeros(batches[0].shape[1]) if centre is None else batches[0].new_tensor(centre)
-    stack = _Stack(net, batches[0], shift, generator)
+    stack = _Stack(net, batches[0], shift, scale, generator)
     layers = [module for _, module in weight_layers(stack, batches[0])]
     frozen = [parameter for parameter in stack.parameters() if not parameter.requires_grad]
     for parameter in frozen:
@@ -84,7 +90,7 @@ def calibrate(
         _rescale(stack, batches[0], layers, seen, (ratios / target).sqrt())
     for parameter in frozen:
         parameter.requires_grad_(False)
-    layers[1].weight.mul_(stack.input.weight.flatten()[0])  # its channels have one factor
+    return float(stack.input.weight.flatten()[0]) / scale  # all its channels have one factor
 
 
 def _rescale(stack: nn.Module, batch: Tensor, layers: Sequence[WeightLayer], seen: list[float], scales: Tensor) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec, family, spec_of
+from crosschannel.models.adapt import fold_input_scale
 
 # (theirs, ours) → factor of the weights: lightness is a hundred times grey of 0..1, nearly enough.
 _SCALES = {
@@ -58,6 +59,7 @@ def as_seen(input: InputSpec, backbone: Backbone) -> Backbone:
     Raises:
         UserError: any other change.
     """
+    backbone.input = fold_input_scale(backbone.net, backbone.input)
     theirs, ours = backbone.input.kind, input.kind
     if theirs == ours or (theirs, ours) == ("rgb", "luma"):
         return backbone

@@ -11,11 +11,13 @@ from caffe_writer import Net, model
 from torch.nn import functional as F
 
 from crosschannel.cli import main
+from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.color.quantizer import ab_bins
 from crosschannel.errors import UserError
 from crosschannel.hub import load_backbone, load_colorizer
 from crosschannel.hub.convert import import_weights
 from crosschannel.models import spec_of
+from crosschannel.models.adapt import trainable_copy, with_input, without_input_scale
 
 GENERATOR = np.random.default_rng(0)
 
@@ -65,7 +67,7 @@ def lab(n: int = 1, side: int = 227) -> torch.Tensor:
     return torch.cat((draw[:, :1] * 100, draw[:, 1:] * 120 - 60), 1)
 
 
-def test_a_rescaled_colorization_alexnet_brings_the_scale_of_its_input(tmp_path):
+def test_a_rescaled_colorization_alexnet_keeps_the_scale_in_its_input(tmp_path):
     net = Net(1, 227)
     net.convolution("data_l", [np.full((1, 1, 1, 1), 1.44), np.array([-72.0])], kernel_size=1)
     alexnet(net, 1)
@@ -75,9 +77,23 @@ def test_a_rescaled_colorization_alexnet_brings_the_scale_of_its_input(tmp_path)
     theirs = opencv(tmp_path, lightness, ["relu1", "relu5", "relu_fc7"])
     backbone = load_backbone(str(path))
     assert backbone.input.kind == "grey" and import_weights(path).left_out == ["fc8_"]
-    ours = backbone.features(lightness - 50, ["conv1", "conv5", "fc7"])
+    assert backbone.input.scale == pytest.approx(1.44)
+    conv1 = next(weights for name, _, weights, _ in net.layers if name == "conv1")
+    assert torch.equal(backbone.net.conv1.conv.weight, torch.from_numpy(conv1[0]).float())  # nothing folded in
+    ours = backbone.features(1.44 * (lightness - 50), ["conv1", "conv5", "fc7"])
     for layer, expected in zip(ours.values(), theirs, strict=True):
         assert close(layer.reshape(expected.shape), expected)
+    rgb = torch.rand(1, 3, 227, 227)
+    assert torch.allclose(backbone.preprocess(rgb), 1.44 * (rgb_to_lightness(rgb) - 50), atol=1e-4)
+    copy = tmp_path / "ours.safetensors"
+    assert main(["import", str(path), f"--out={copy}"]) == 0
+    assert load_backbone(str(copy)).input == backbone.input
+    assert torch.equal(load_backbone(str(copy))(rgb)["conv5"], backbone(rgb)["conv5"])
+    widened = with_input(trainable_copy(backbone), "lab")
+    assert torch.allclose(widened.preprocess(rgb)[:, 1:], 1.44 * rgb_to_lab(rgb)[:, 1:], atol=1e-3)
+    folded = without_input_scale(backbone)
+    assert folded.input.scale == 1 and close(folded(rgb)["conv5"], backbone(rgb)["conv5"])
+    assert backbone.input.scale != 1  # the export's copy is folded, not this one
 
 
 @pytest.mark.parametrize("bias", [0.0, -50.0])
@@ -103,8 +119,8 @@ def test_a_split_brain_net_with_every_layer_in_two_groups(tmp_path):
     x = lab()
     (conv3, conv5) = opencv(tmp_path, x, ["relu3", "relu5"])
     backbone = load_backbone(str(path))
-    assert backbone.input.kind == "lab"
-    centred = x - torch.tensor([50.0, 0, 0])[:, None, None]
+    assert backbone.input.kind == "lab" and backbone.input.scale == pytest.approx(0.9)
+    centred = 0.9 * (x - torch.tensor([50.0, 0, 0])[:, None, None])
     maps = backbone.features(centred, ["conv3", "conv5"])
     assert close(maps["conv3"], conv3) and close(maps["conv5"], conv5)
     weights = {name: [torch.from_numpy(np.float32(a)) for a in found] for name, _, found, _ in net.layers if found}
@@ -131,7 +147,7 @@ def test_a_published_split_brain_net_stays_two_halves(tmp_path):
     (conv3, conv5) = opencv(tmp_path, x, ["relu3", "relu5"])
     backbone = load_backbone(str(path), frozen=False)
     assert backbone.net.spec.variant == "split-brain"
-    centred = (x - torch.tensor([50.0, 0, 0])[:, None, None]).requires_grad_()
+    centred = (0.9 * (x - torch.tensor([50.0, 0, 0])[:, None, None])).requires_grad_()
     maps = backbone.features(centred, ["conv3", "conv5"])
     assert close(maps["conv3"], conv3) and close(maps["conv5"], conv5)
     (seen,) = torch.autograd.grad(maps["conv5"][:, :128].sum(), centred)

@@ -30,9 +30,9 @@ def test_the_function_survives_up_to_one_positive_factor(batch, fc):
     net = uncalibrated(batch, fc)
     with torch.no_grad():
         before = net(batch)
-    calibrate(net, [batch], [50.0])
+    scale = calibrate(net, [batch], [50.0])
     with torch.no_grad():
-        after = net(batch)
+        after = net(scale * batch)
     factor = (before * after).sum() / after.square().sum()
     assert factor > 0 and not torch.allclose(before, after, rtol=0.1)
     assert (before - factor * after).abs().max() < 1e-4 * before.abs().max()
@@ -93,35 +93,49 @@ def restated(net: AlexNet, lightness: torch.Tensor, seed: int, iterations: int =
                     index += 1
                 x = module(x)
     scales = [module.weight.detach().norm().item() / start[id(module)] for module in weighted]
-    scales[1] *= scales[0]  # the input's goes into conv1
-    return dict(zip([name for name in net.layers if "pool" not in name], scales[1:-1], strict=True)), deviations
+    return dict(
+        zip(["input", *(name for name in net.layers if "pool" not in name)], scales[:-1], strict=True)
+    ), deviations
 
 
 def test_it_is_the_releases_procedure_to_a_percent(batch):
     ours, theirs = uncalibrated(batch), uncalibrated(batch)
     before = {name: block.conv.weight.norm().item() for name, block in ours.named_children() if "conv" in name}
-    calibrate(ours, [batch], [50.0], seed=3)
+    scale_of_input = calibrate(ours, [batch], [50.0], seed=3)
     expected, deviations = restated(theirs, batch + 50, seed=3)
+    assert scale_of_input == pytest.approx(expected.pop("input"), rel=0.01)
     for name, scale in expected.items():
         assert ours.get_submodule(name).conv.weight.norm().item() / before[name] == pytest.approx(scale, rel=0.01), name
     assert abs(deviations[-1] - 1) < 0.1 < abs(deviations[0] - 1)  # it tends to one
 
 
-def test_it_makes_layers_learn_at_one_rate(batch):
+def test_it_makes_all_layers_learn_at_one_rate(batch):
     net = uncalibrated(batch)
 
-    def spread() -> float:
+    def spread(scale: float) -> float:
         convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-        y = net(batch)
+        y = net(scale * batch)
         noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(5))
         gradients = torch.autograd.grad(y, [conv.weight for conv in convs], noise)
         pairs = zip(gradients, convs, strict=True)
         ratios = [(g.square().mean() / conv.weight.square().mean()).sqrt().item() for g, conv in pairs]
-        return max(ratios[1:]) / min(ratios[1:])  # conv1 has the input's scale besides
+        return max(ratios) / min(ratios)
 
-    before = spread()
-    calibrate(net, [batch], [50.0])
-    assert before > 10 and spread() < 1.2
+    before = spread(1)
+    scale = calibrate(net, [batch], [50.0])
+    assert before > 10 and spread(scale) < 1.2
+
+
+def test_the_scale_of_an_input_takes_part_as_the_layer_that_it_stands_for(batch):
+    """Inputs that carry a scale of 3, and a conv1 that holds it instead, end in one function."""
+    plain, scaled = uncalibrated(batch), uncalibrated(batch)
+    with torch.no_grad():
+        scaled.conv1.conv.weight.div_(3)
+    factor = calibrate(plain, [batch], [50.0])
+    more = calibrate(scaled, [3 * batch], [50.0], scale=3.0)
+    assert 3 * more == pytest.approx(factor, rel=0.02)
+    with torch.no_grad():
+        assert torch.allclose(plain(factor * batch), scaled(more * 3 * batch), rtol=0.05, atol=0.05)
 
 
 def test_a_frozen_net_stays_frozen_and_vectors_will_do(batch):

@@ -384,3 +384,33 @@ def test_dropout_of_any_net_stays_active_below_frozen_layers(split):
     net = Classifier(prepare(wrap(module, InputSpec("rgb", 64, 72)), config)[0], 20, 0.5)
     net.freeze(*frozen_parts(net, config))
     assert net.train().backbone.net.model.drop.training and not net.backbone.net.model.stem.training
+
+
+def rate_ratios(net: FineTuned, images: torch.Tensor) -> dict[str, float]:
+    """sqrt(mean(grad²) / mean(w²)) of the backbone's layers, with noise as the gradient of its last map."""
+    x, backbone = net.preprocess(images), net.backbone.eval().requires_grad_(True)
+    maps = backbone.features(x, [backbone.top])[backbone.top]
+    noise = torch.randn(maps.shape, generator=torch.Generator().manual_seed(9))
+    weights = {name: value for name, value in backbone.net.named_parameters() if name.endswith("conv.weight")}
+    gradients = torch.autograd.grad(maps, list(weights.values()), noise)
+    pairs = zip(weights.items(), gradients, strict=True)
+    return {name: (g.square().mean() / w.square().mean()).sqrt().item() for (name, w), g in pairs}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "gaussian:alexnet,input=grey,fc=24",
+        "kmeans:alexnet,input=grey,fc=24,data=builtin:sample",
+        "random:alexnet,fc=24,data=builtin:sample",  # BatchNorm is absorbed
+        "gaussian:alexnet,input=rgb,fc=24",
+    ],
+)
+def test_calibrated_layers_learn_at_one_rate_conv1_too(source, split):
+    config = recipe(calibrate=True)
+    net = Classifier(prepare(load_backbone(source), config)[0], 20, 0.5)
+    stream = Stream(split.train, RandomScaleCrops(227), 0)
+    initialise(net, [], config, stream)
+    images = next(load_batches(stream, 0, 40, 40)).images
+    ratios = rate_ratios(net, images)
+    assert max(ratios.values()) < 1.1 * min(ratios.values()), ratios

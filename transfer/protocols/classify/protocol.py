@@ -127,7 +127,7 @@ def _predictor(run: Finished) -> Predictor:
     view = _view(config, net.backbone.input, size, config.test_crops)
 
     def predict(data: bytes) -> Prediction:
-        logits = net(net.backbone.preprocess(views_of(data, view).images.to(run.device)))
+        logits = net(net.preprocess(views_of(data, view).images.to(run.device)))
         return scores_of(logits.mean(0).sigmoid(), classes)
 
     return predict

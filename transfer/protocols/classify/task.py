@@ -100,7 +100,7 @@ class Classification:
         return loss, loss.new_full((), len(batch))
 
     def _input(self, batch: ImageBatch) -> Tensor:
-        return self.net.backbone.preprocess(batch.images.to(self.world.device, non_blocking=True))
+        return self.net.preprocess(batch.images.to(self.world.device, non_blocking=True))
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         rows, broken = self._score(net, self.test, self.view, should_stop)

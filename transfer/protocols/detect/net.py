@@ -129,7 +129,7 @@ class Detector(FineTuned):
 
     def inputs(self, images: Sequence[Tensor], device: torch.device) -> Inputs:
         """Images (3, H, W) uint8 as the net takes them."""
-        ready = [self.backbone.preprocess(image[None].to(device, non_blocking=True))[0] for image in images]
+        ready = [self.preprocess(image[None].to(device, non_blocking=True))[0] for image in images]
         step = self.plan.step
         sides = [max(_LEAST, *(one.shape[side] for one in ready)) for side in (1, 2)]
         height, width = (-(-side // step) * step for side in sides)

@@ -130,7 +130,7 @@ def _predictor(run: Finished) -> Predictor:
         if run.size and short > run.size:
             size = [max(1, round(side * run.size / short)) for side in (image.height, image.width)]
             x = nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
-        return net.labels(net.backbone.preprocess(x), image.height, image.width)[0]
+        return net.labels(net.preprocess(x), image.height, image.width)[0]
 
     return mask_predictor(labels, classes)
 

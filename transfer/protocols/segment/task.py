@@ -65,7 +65,7 @@ class Segmentation:
 
     def input_of(self, group: SizeGroup) -> Tensor:
         """Preprocessed images; what is no image is zero: mid-grey, or the mean."""
-        x = self.net.backbone.preprocess(group.images.to(self.world.device, non_blocking=True))
+        x = self.net.preprocess(group.images.to(self.world.device, non_blocking=True))
         for one, (height, width) in zip(x, group.inside.tolist(), strict=True):
             one[:, height:], one[:, :, width:] = 0, 0
         return x
