@@ -20,6 +20,8 @@ class ClassifyConfig(PascalConfig, FineTuneConfig):
     of a share of its area. The same in tests"""
     area: Annotated[tuple[float, float], Range(0, 1, "two ascending shares within 0..1", open_low=True)] = (0.1, 0.5)
     """of random-resized"""
+    dropout_on: Literal["outputs", "inputs"] = "outputs"
+    """apply dropout to the outputs of fc6 and fc7, or to their inputs (DeepCluster)"""
     size: Annotated[int, at_least(0, 4096)] = 0
     """side of the crops; 0: what the backbone was trained on"""
     mirror: bool = True

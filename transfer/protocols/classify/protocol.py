@@ -35,7 +35,7 @@ from transfer.protocols.classify.task import Classification, RandomScaleCrops, m
 def classify(
     backbone: Backbone | nn.Module | str,
     data: Data,
-    train_from: str = "all",
+    train_from: str | None = None,
     config: ClassifyConfig | str | None = None,
     out: Path | str | None = None,
     quiet: bool = True,
@@ -48,7 +48,8 @@ def classify(
     Args:
         backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
         data: the VOCdevkit folder, or (training, test) image sets with labels (n, 20) of 1, 0 and -1 (left out).
-        train_from: where gradients start: "fc8" (or "head"), "fc6" (or "pool"), "all", or a layer.
+        train_from: lowest trained layer: "fc8" (or "head"), "fc6" (or "pool"), "all", or a layer's name; default the
+            config's.
         config: the recipe, or the name of a packaged one: "paper", "deepcluster", "modern", "voc-mini"; None is the
             command without ``--config``. Its backbone and data are not looked at.
         out: run folder; default none is kept.
@@ -62,7 +63,9 @@ def classify(
         UserError: bad input.
         Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, train_from=train_from, **keys)
+    if train_from is not None:
+        keys["train_from"] = train_from
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **keys)
 
 
 def _open(data: Data, config: ClassifyConfig) -> Split:
@@ -78,7 +81,7 @@ def _measure(given: Measurement) -> Evaluation:
     config: ClassifyConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
     torch.manual_seed(config.seed)
     backbone, new = prepare(given.backbone, config)
-    net = Classifier(backbone, len(split.classes), config.dropout)
+    net = _build(config, backbone, len(split.classes))
     net.freeze(*frozen_parts(net, config))
     size = config.size or backbone.input.size
     _check_size(backbone, size)
@@ -103,6 +106,10 @@ def _measure(given: Measurement) -> Evaluation:
     return found
 
 
+def _build(config: ClassifyConfig, backbone: Backbone, classes: int) -> Classifier:
+    return Classifier(backbone, classes, config.dropout, config.dropout_on == "inputs")
+
+
 def _view(config: ClassifyConfig, input: InputSpec, size: int, views: int) -> View:
     if config.crop == "random-scale":
         return RandomScaleCrops(size, config.mirror, views)
@@ -123,7 +130,7 @@ def _check_size(backbone: Backbone, size: int) -> None:
 def _predictor(run: Finished) -> Predictor:
     run.refuse_layer()
     config: ClassifyConfig = run.config
-    net, classes, size = load_net(run, lambda backbone, count: Classifier(backbone, count, config.dropout))
+    net, classes, size = load_net(run, partial(_build, config))
     view = _view(config, net.backbone.input, size, config.test_crops)
 
     def predict(data: bytes) -> Prediction:
