@@ -4,6 +4,7 @@ Those of a VGG-16 have 12,417 numbers. In training they are built at some hundre
 whole picture is worked off layer by layer, since what follows is linear: projecting a map and sampling it commute.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -54,9 +55,11 @@ class HypercolumnNet(nn.Module):
         self.hidden = nn.Conv1d(sum(widths), config.width, 1)
         self.out = nn.Conv1d(config.width, 2 * BINS, 1)
         self.activation = nn.ReLU()
-        for conv in (self.hidden, self.out):
-            nn.init.normal_(conv.weight, std=0.01)
+        for conv in (module for module in self.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)):
+            bound = math.sqrt(3 / conv.weight[0].numel())  # Caffe's "xavier", by the number of inputs alone
+            nn.init.uniform_(conv.weight, -bound, bound)
             nn.init.zeros_(conv.bias)
+        nn.init.normal_(self.hidden.weight, std=1e-4)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         """The input and every layer's map."""

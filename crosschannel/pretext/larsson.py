@@ -26,7 +26,7 @@ from crosschannel.pretext.task import (
 from crosschannel.runs.config import CropConfig
 
 _GREY = 0.4488  # mean of grey photographs in 0..1
-_FADING = 0.03  # how certain a hue must be for its chroma to count in full
+_FADING = 0.03  # length of the mean over bins of p · e^{iθ} from which on chroma is not faded
 
 
 class _Targets(NamedTuple):
@@ -39,8 +39,9 @@ class _Targets(NamedTuple):
 
 
 class Larsson(Pretext):
-    """Grey → distributions of hue and of chroma, histograms of a window around a pixel their targets, KL divergence
-    the loss: hue's weighted by 5 · chroma, chroma's by min(3x, 1, 3(1 - x)) at grey x.
+    """Grey → distributions of hue and of chroma. The targets are histograms of a window around a pixel; the loss is the
+    KL divergence, that of hue weighted by 5 · chroma and that of chroma by min(3x, 1, 3(1 - x)), with the chroma and
+    the grey x of the pixel itself.
 
     Hue is that of RGB (the release's of BGR, which renames the hues). Pictures keep their lightness; the release keeps
     the mean of RGB.
@@ -88,8 +89,9 @@ class Larsson(Pretext):
             return pixels.flatten(1).gather(1, places).unflatten(1, (outputs.rows.shape[1], -1))
 
         histograms = [_histogram(around(bins)) for bins in (targets.hue, targets.chroma)]
-        grey = around(targets.grey).mean(2)
-        weights = (5 * around(targets.amount).mean(2), torch.minimum(3 * grey, 3 * (1 - grey)).clamp(max=1))
+        centre = outputs.rows * width + outputs.columns
+        chroma, grey = (pixels.flatten(1).gather(1, centre) for pixels in (targets.amount, targets.grey))
+        weights = (5 * chroma, torch.minimum(3 * grey, 3 * (1 - grey)).clamp(max=1))
         return outputs.logits.float(), *histograms, *weights
 
     def loss(self, outputs: Located | Tensor, targets: _Targets) -> Tensor:
@@ -125,13 +127,13 @@ class Larsson(Pretext):
         return torch.cat([part.softmax(1) for part in outputs.float().split(BINS, 1)], 1)
 
     def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
-        """Their decode: median chroma, circular mean of hue, chroma faded where hue is uncertain; V = L + C/2, S = C/V,
-        the mean of RGB put back."""
+        """Larsson et al.'s decode: median chroma, circular mean of hue, chroma faded if the hue is uncertain;
+        V = L + C/2, S = C/V, then RGB shifted to the original mean."""
         hue, chroma = maps.split(BINS, 1)
         grey = rgb.mean(1)
         angles = (torch.arange(BINS, device=maps.device) + 0.5) * (2 * math.pi / BINS)
         x, y = torch.einsum("nqhw,q->nhw", hue, angles.cos()), torch.einsum("nqhw,q->nhw", hue, angles.sin())
-        certain = (x * x + y * y).sqrt().clamp(max=_FADING) / _FADING
+        certain = (torch.hypot(x, y) / BINS).clamp(max=_FADING) / _FADING
         amount = median(chroma) * certain
         value = grey + amount / 2
         saturation = torch.where(value > 0, amount / value.clamp(min=1e-6), 0).clamp(0, 1)

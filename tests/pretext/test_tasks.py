@@ -147,15 +147,14 @@ def test_hue_chroma_and_their_histograms_are_those_of_a_loop(rgb):
             rs = [min(max(int(rows[0, k]) + d, 0), 95) for d in range(-3, 4)]
             cs = [min(max(int(columns[0, k]) + d, 0), 95) for d in range(-3, 4)]
             places = [(r, c) for r in rs for c in cs]
+            grey, chroma = (float(one[image, rows[0, k], columns[0, k]]) for one in (targets.grey, targets.amount))
             total = 0.0
             for part, which in ((slice(0, 32), targets.hue), (slice(32, 64), targets.chroma)):
                 histogram = torch.zeros(32)
                 for r, c in places:
                     histogram[which[image, r, c]] += 1 / 49
                 kl = torch.nn.functional.kl_div(logits[image, part, k].log_softmax(0), histogram, reduction="sum")
-                grey = np.mean([float(targets.grey[image, r, c]) for r, c in places])
-                amount = np.mean([float(targets.amount[image, r, c]) for r, c in places])
-                total += kl * (5 * amount if part.start == 0 else min(3 * grey, 1, 3 * (1 - grey)))
+                total += kl * (5 * chroma if part.start == 0 else min(3 * grey, 1, 3 * (1 - grey)))
             assert loss[image, k].item() == pytest.approx(float(total), rel=1e-4)
 
 
@@ -182,6 +181,34 @@ def test_their_decode_gives_a_sure_colour_back_and_greys_an_unsure_one():
     assert (task.paint(maps, grey) - rgb_to_lab(colour)[:, 1:]).abs().max() < 5  # half a bin
     maps[:, :32] = 1 / 32  # any hue
     assert task.paint(maps, grey).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("certainty", [0.0, 0.2, 0.446, 0.8, 0.98])
+def test_chroma_fades_with_the_mean_over_bins_of_a_hues_phases(certainty):
+    """|Σ p · e^{iθ}| = certainty for a mixture of one hue and all; the factor is min(certainty / 32, .03) / .03."""
+    _, task = made("larsson")
+    maps = torch.zeros(1, 64, 1, 1)
+    maps[:, :32] = (1 - certainty) / 32
+    maps[:, 5] += certainty
+    maps[:, 32 + 12] = 1
+    phases = np.exp(2j * np.pi * (np.arange(32) + 0.5) / 32)
+    mean = abs((maps[0, :32, 0, 0].double().numpy() * phases).mean())
+    assert mean * 32 == pytest.approx(certainty, abs=1e-6)
+    chroma = 12.5 / 32 * min(mean, 0.03) / 0.03
+    value = 0.4 + chroma / 2
+    rgb = np.array(colorsys.hsv_to_rgb(5.5 / 32, chroma / value, value))
+    expected = rgb_to_lab(torch.from_numpy(rgb + 0.4 - rgb.mean())[None, :, None, None])[0, 1:, 0, 0]
+    ab = task.paint(maps, torch.full((1, 3, 1, 1), 0.4))[0, :, 0, 0]
+    assert torch.allclose(ab.double(), expected, atol=1e-3)
+
+
+def test_larssons_initial_values_are_the_releases():
+    net, _ = create("larsson", LarssonConfig(width=256), NetSpec("vgg16", 1, fc=64))
+    assert net.hidden.weight.std().item() == pytest.approx(1e-4, rel=0.02)
+    for conv in (net.out, net.net.conv3_2.conv, net.net.fc6.conv):
+        bound = (3 / conv.weight[0].numel()) ** 0.5
+        assert conv.weight.abs().max().item() == pytest.approx(bound, rel=0.01) and not conv.bias.any()
+        assert conv.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
 # Dahl
