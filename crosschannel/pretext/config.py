@@ -1,6 +1,6 @@
 """The keys of each pretext task. No torch here: help is quick."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from crosschannel.errors import UserError
@@ -80,12 +80,12 @@ class AutoencoderConfig:
 class SplitBrainConfig:
     """What the two halves predict."""
 
-    neighbours: Annotated[int, within(1, 313)] = 5
-    """ab bins that a target colour is spread over"""
+    neighbours: Annotated[int, within(1, 313)] = field(default=1, metadata={"before": 5})
+    """ab bins that a target colour is spread over; 1 (the authors') is one-hot"""
     sigma: Annotated[float, above(0, 1000)] = 5.0
     """standard deviation of that spread, in ab units"""
-    lightness_bins: Annotated[int, within(2, 1000)] = 100
-    """of equal width, over L in 0..100"""
+    lightness_bins: Annotated[int, within(2, 1000)] = field(default=50, metadata={"before": 100})
+    """bins of equal width over L in 0..100; 50 are the authors'"""
     normalise: Normalise = "pixels"
     """divide the summed loss by all target pixels of the batch, or by its images"""
 

@@ -56,7 +56,7 @@ class SplitBrainNet(nn.Module):
 
 
 class SplitBrain(Pretext):
-    """L → soft targets over 313 ab bins, and ab → bins of L; the cross-entropies are added."""
+    """L → 313 ab bins, and ab → bins of L; the cross-entropies are added."""
 
     name: ClassVar[str] = "split-brain"
     colours: ClassVar[bool] = True

@@ -8,7 +8,8 @@ import torch
 from skimage.color import rgb2hsv
 
 from crosschannel import UserError
-from crosschannel.color import ABQuantizer, rgb_to_lab
+from crosschannel.color import rgb_to_lab
+from crosschannel.color.quantizer import ab_bins
 from crosschannel.models import NetSpec
 from crosschannel.pretext import TASKS, create, task_row
 from crosschannel.pretext.config import (
@@ -263,7 +264,7 @@ def test_the_halves_never_meet(rgb):
     (of_lightness,) = torch.autograd.grad(outputs.lightness.square().sum(), x)
     assert of_ab[:, 0].any() and not of_ab[:, 1:].any()
     assert of_lightness[:, 1:].any() and not of_lightness[:, 0].any()
-    assert outputs.ab.shape == (2, 313, 6, 6) and outputs.lightness.shape == (2, 100, 6, 6)
+    assert outputs.ab.shape == (2, 313, 6, 6) and outputs.lightness.shape == (2, 50, 6, 6)
     with torch.no_grad():
         assert net(torch.zeros(1, 3, 180, 180)).ab.shape[2:] == (12, 12)
 
@@ -272,14 +273,13 @@ def test_split_brains_loss_is_two_cross_entropies(rgb):
     _, task = made("split-brain")
     from crosschannel.pretext.split_brain import Halves
 
-    outputs = Halves(torch.randn(2, 313, 6, 6), torch.randn(2, 100, 6, 6))
+    outputs = Halves(torch.randn(2, 313, 6, 6), torch.randn(2, 50, 6, 6))
     lab = task.targets(rgb, LABELS)
     assert torch.allclose(lab, rgb_to_lab(rgb)[:, :, ::16, ::16], atol=1e-4)
-    indices, weights = ABQuantizer().encode(lab[:, 1:])
-    dense = torch.zeros(2, 313, 6, 6).scatter_(1, indices, weights)
-    expected = torch.nn.functional.cross_entropy(outputs.ab, dense, reduction="none")
-    expected += torch.nn.functional.cross_entropy(outputs.lightness, lab[:, 0].floor().clamp(max=99).long(),
-                                                  reduction="none")  # fmt: skip
+    nearest = (lab[:, None, 1:] - ab_bins()[:, :, None, None]).square().sum(2).argmin(1)  # one-hot, as the authors
+    expected = torch.nn.functional.cross_entropy(outputs.ab, nearest, reduction="none")
+    bins = (lab[:, 0] / 2).floor().clamp(max=49).long()
+    expected += torch.nn.functional.cross_entropy(outputs.lightness, bins, reduction="none")
     assert torch.allclose(task.loss(outputs, lab), expected, atol=1e-4)
 
 
@@ -360,9 +360,11 @@ def test_the_best_constant_has_a_share_of_one_and_the_truth_of_zero(name, rgb):
     elif name == "split-brain":
         from crosschannel.pretext.split_brain import Halves
 
-        indices, weights = ABQuantizer().encode(targets[:, 1:])
+        indices, weights = task.quantizer.encode(targets[:, 1:])
         ab = torch.zeros(2, 313, 6, 6).scatter_(1, indices, weights)
-        lightness = torch.nn.functional.one_hot(targets[:, 0].long().clamp(max=99), 100).permute(0, 3, 1, 2).float()
+        lightness = (
+            torch.nn.functional.one_hot((targets[:, 0] / 2).long().clamp(max=49), 50).permute(0, 3, 1, 2).float()
+        )
         exact = Halves(ab.clamp(min=tiny).log(), lightness.clamp(min=tiny).log())
         constant = Halves(*(one.mean((0, 2, 3), keepdim=True).clamp(min=tiny).log().expand_as(one)
                             for one in (ab, lightness)))  # fmt: skip
