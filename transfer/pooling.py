@@ -17,6 +17,7 @@ WINDOWS = {
         **{"stage1": (10, 10, 4), "stage2": (16, 8, 0), "stage3": (13, 5, 0), "stage4": (8, 3, 0), "stage5": (6, 1, 0)},
     },
 }
+_WIDE = {("vissl", "stage5", 14): (12, 2, 0)}  # by the map's side: a last stage without stride
 WINDOWS["deepcluster"] = WINDOWS["windows"]  # as older configs call it
 
 
@@ -58,7 +59,7 @@ def pool(maps: Tensor, layer: str, kind: Pooling | int) -> Tensor:
         known = WINDOWS[kind]
         if layer not in known:
             raise UserError(f"pooling {kind} is defined for {', '.join(known)}, not for {layer!r}: try average")
-        return F.avg_pool2d(maps, *known[layer])
+        return F.avg_pool2d(maps, *_WIDE.get((kind, layer, maps.shape[-1]), known[layer]))
     g = 1 if kind == "global" else grid(maps.shape[1], min(maps.shape[2:]))
     if kind == "bilinear":
         return F.interpolate(maps, (g, g), mode="bilinear", align_corners=True)

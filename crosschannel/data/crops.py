@@ -77,6 +77,28 @@ def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False, interpola
     return mirrored(part) if mirror else part
 
 
+def squash(image: EncodedImage, out: int, resize: int = 0, interpolation: str = "bilinear") -> np.ndarray:
+    """Decode an image and resample all of it to a square (antialiased).
+
+    Args:
+        image: the encoded image.
+        out: side of the result.
+        resize: short side to which the image is resized before; 0 resamples it once.
+        interpolation: "bilinear" or "bicubic".
+
+    Returns:
+        (out, out, 3) uint8.
+    """
+    if not resize:
+        return cut(image, (0, 0, image.width, image.height), out, interpolation=interpolation)
+    short = min(image.width, image.height)
+    pixels = image.pixels(max(k for k in (1, 2, 4, 8) if k == 1 or short >= k * resize))
+    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    for size in ((round(image.height * resize / short), round(image.width * resize / short)), (out, out)):
+        batch = nn.functional.interpolate(batch, size, mode=interpolation, antialias=True)
+    return batch[0].permute(1, 2, 0).numpy()
+
+
 def mirrored(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8, left to right: by torch, which has a kernel for it; a view of numpy costs more to copy later."""
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].flip(3)[0].permute(1, 2, 0).numpy()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crosschannel.data.crops import centre_box, cut, random_box, ten_crop_box
+from crosschannel.data.crops import centre_box, cut, random_box, squash, ten_crop_box
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import uniforms
 from crosschannel.runs.config import CropConfig
@@ -174,14 +174,15 @@ class TenCrops:
 
 @dataclass(frozen=True)
 class Squashed:
-    """The whole image as a square."""
+    """The whole image as a square of ``size`` pixels; with ``resize`` its short side is resized to that first."""
 
     size: int
     interpolation: str = "bilinear"
+    resize: int = 0
     views: ClassVar[int] = 1
 
     def __call__(self, image: EncodedImage, _annotation: Any, _draw: Draw) -> np.ndarray:
-        return cut(image, (0, 0, image.width, image.height), self.size, interpolation=self.interpolation)
+        return squash(image, self.size, self.resize, self.interpolation)
 
     collate = staticmethod(collate_crops)
 

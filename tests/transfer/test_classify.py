@@ -1,5 +1,6 @@
 """`transfer classify`, `svm` and `few-shot` as a user runs them: run folders, resume, ranks, bad input, reports."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ from trained_runs import by_one_and_by_two, figures, killed_and_finished, launch
 
 import transfer
 from crosschannel import UserError
+from crosschannel.data.decode import EncodedImage
+from crosschannel.data.views import Squashed
+from crosschannel.models import InputSpec
 from crosschannel.parsing import config_folder
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
@@ -25,7 +29,7 @@ from transfer.linear_models import onto_span
 from transfer.protocols.few_shot.protocol import draw_images
 from transfer.protocols.few_shot.regression import predict
 from transfer.protocols.svm.classifiers import choose_cost
-from transfer.protocols.svm.protocol import draw_labels
+from transfer.protocols.svm.protocol import _view, best_on_test, draw_labels
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
 NET = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
@@ -141,12 +145,18 @@ def test_the_published_recipes_follow_their_sources_to_the_letter():
         assert (config.schedule.kind, config.schedule.every, config.schedule.factor) == ("step", 10_000, 0.5)
         assert (config.crop, config.test_crops, config.mirror) == ("random-scale", 10, True)
         assert (config.train_set, config.test_set) == ("2007:trainval", "2007:test")
-    assert (theirs.crop, theirs.area, theirs.train_set) == ("random-resized", (0.1, 0.5), "2007:train")
+    assert (theirs.crop, theirs.area) == ("random-resized", (0.1, 0.5))
+    assert (theirs.train_set, theirs.test_set) == ("2007:trainval", "2007:test")  # or train → val
     assert (theirs.optim.lr, theirs.schedule.every, theirs.frozen_norm) == (3e-3, 5000, True)
+    assert (theirs.optim.bias_lr, theirs.optim.bias_decay, theirs.optim.clip) == (1.0, True, 10.0)
+    assert (theirs.train_from, theirs.random_from, theirs.new_layers) == ("fc6", "fc6", "default")
+    assert (theirs.dropout, theirs.dropout_on, paper.dropout_on) == (0.5, "inputs", "outputs")
     vissl, fair = (PROGRAM.parse("svm", [f"--config={c}", "--data=x", "--backbone=x"]) for c in ("vissl", "fair"))
     assert vissl.costs == [0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000] and vissl.folds == 3
     assert fair.costs == [10.0**e for e in range(-7, 3)] + [0.5**e for e in range(4, 20)]
-    assert vissl.low_shot == fair.low_shot == [1, 2, 4, 8, 16, 32, 64, 96] and fair.choose == "test"
+    assert vissl.low_shot == fair.low_shot == [1, 2, 4, 8, 16, 32, 64, 96] and fair.choose == vissl.choose == "test"
+    plain = PROGRAM.parse("svm", ["--data=x", "--backbone=x"])
+    assert plain.choose == "cross-validation" and plain.resize_first and vissl.resize_first and fair.resize_first
 
 
 BAD = [
@@ -222,6 +232,32 @@ def test_c_is_chosen_on_training_images_and_is_1_for_one_positive():
     assert choose_cost(x, np.arange(60) < 2, [0.1, 10.0], 3, 0) in (0.1, 10.0)  # two folds
 
 
+def test_one_cost_for_all_draws_has_the_best_mean_test_ap():
+    """Draw by draw the costs 0 and 2 win; over both draws it is cost 1."""
+    truth = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [0, 1]])
+    good, bad = truth + 0.0, 1.0 - truth
+    fair = good + np.array([[0, 0], [0, -0.4], [-0.4, 0], [0.8, 0.8], [0, 0]])
+    scores = np.stack([[good, fair, bad], [bad, fair, good]])
+    scores[0, 0, 3] += 1e-3  # a hair below perfect
+    chosen = best_on_test(scores, truth)
+    assert np.array_equal(chosen, scores[:, 1])
+
+
+def test_images_are_resized_to_their_short_side_before_they_are_squashed(photos):
+    encoded = io.BytesIO()
+    Image.fromarray(photos[0][:300, :420]).save(encoded, "PNG")
+    image = EncodedImage(encoded.getvalue())
+    rgb = torch.from_numpy(photos[0][:300, :420].copy()).permute(2, 0, 1)[None].float()
+    short = torch.nn.functional.interpolate(rgb, (256, 358), mode="bilinear", antialias=True)
+    expected = torch.nn.functional.interpolate(short, (224, 224), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    twice, once = (Squashed(224, resize=resize)(image, None, None) for resize in (256, 0))
+    assert np.abs(twice - expected.numpy()).max() <= 2  # both steps round to 8 bits
+    energy = [np.square(np.diff(one.astype(float), axis=1)).mean() for one in (once, twice)]
+    assert energy[0] > 1.05 * energy[1]
+    view = _view(PROGRAM.parse("svm", ["--data=x", "--backbone=x"]), InputSpec("rgb", 224, 256))
+    assert (view.size, view.resize) == (224, 256)
+
+
 @pytest.fixture(scope="session")
 def svm_command(voc) -> list[str]:
     flags = ["--layer=conv3,conv5", "--costs=1,10", "--low-shot=1,2,4", "--draws=2", "--workers=0", "--pooling=global"]
@@ -274,11 +310,12 @@ def test_two_ranks_train_the_svms_that_one_process_trains(svm_command, tmp_path)
     assert one.metrics == pytest.approx(two.metrics, abs=1e-6)
 
 
-def test_fairs_choice_looks_at_test_images_and_is_no_worse_there(svm_command, tmp_path):
+def test_fairs_choice_looks_at_test_images_and_is_no_worse_there(svm_command, tmp_path, capsys):
     assert main([*svm_command, "--jobs=1", f"--out={tmp_path / 'a'}"]) == 0
     assert main([*svm_command, "--jobs=1", "--choose=test", f"--out={tmp_path / 'b'}"]) == 0
     a, b = (load_result(tmp_path / name).metrics for name in "ab")
     assert b["conv5/low_shot/1"] >= a["conv5/low_shot/1"] - 1e-9 and a["conv5/svm_map"] == b["conv5/svm_map"]
+    assert "C chosen on the test images" in " ".join(capsys.readouterr().out.split())
 
 
 # --- few labels

@@ -55,6 +55,12 @@ def test_deepclusters_windows_give_its_shapes():
         pool(torch.rand(1, 1, 9, 9), "pool1", "deepcluster")
 
 
+def test_a_last_stage_without_stride_has_a_window_of_its_own():
+    maps = torch.rand(1, 3, 14, 14)
+    assert torch.allclose(pool(maps, "stage5", "vissl"), torch.nn.AvgPool2d(12, 2)(maps))  # 2 × 2 × 2048 < 10,000
+    assert pool(maps[:, :, :7, :7], "stage5", "vissl").shape == (1, 3, 2, 2)
+
+
 def test_the_grid_is_the_largest_below_ten_thousand():
     for channels in (1, 3, 64, 96, 256, 384, 512, 2048, 4096, 20_000):
         for side in (1, 4, 7, 14, 60, 200):

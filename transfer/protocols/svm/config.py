@@ -22,7 +22,10 @@ class SVMConfig(PascalConfig, FeaturesConfig):
     folds: Annotated[int, within(2, 100)] = 3
     """of the cross-validation; fewer where a class has fewer positives, and C = 1 where it has one"""
     choose: Literal["cross-validation", "test"] = "cross-validation"
-    """how C is chosen: by class on training images, or as FAIR's low-shot does, for all by mean test AP (optimistic)"""
+    """how low-shot chooses C: cross-validation for each class on training images; test, as FAIR and VISSL do, one C for
+    each k by the test mAP averaged over draws, which is optimistic"""
+    resize_first: bool = field(default=True, metadata={"before": False})
+    """resize the short side (256 for 224 px) before the image is squashed to a square, as FAIR and VISSL do"""
     full: bool = True
     """with all labels"""
     low_shot: Annotated[list[int], at_least(1)] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 96])

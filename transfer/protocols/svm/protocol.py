@@ -1,7 +1,8 @@
 """Linear SVMs on the layers of a frozen backbone, with all labels and low-shot: the protocol of VISSL and of FAIR's
 benchmark (Goyal et al., "Scaling and benchmarking self-supervised visual representation learning", ICCV 2019).
 
-C is chosen on training images, by cross-validation; FAIR's low-shot chose it by test AP (``choose: test``).
+C is chosen by cross-validation on training images. Both benchmarks choose that of low-shot on the test images
+(``choose: test``), so only such figures are comparable with theirs.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from crosschannel.data.order import epoch_order, mix
 from crosschannel.data.views import Squashed
 from crosschannel.errors import UserError
 from crosschannel.help import shows_keys
-from crosschannel.models import Backbone
+from crosschannel.models import Backbone, InputSpec
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows, load_rows, save_rows
 from crosschannel.training.task import Evaluation
@@ -75,7 +76,7 @@ def _measure(given: Measurement) -> Evaluation:
     config: SVMConfig = replace(given.config, precision=precision_of(given.config.precision, world))
     given.announce(f"layers {', '.join(layers)}")
     shots = _fillable(split.train.labels, config, given)
-    view = Squashed(config.size or backbone.input.size, interpolation_of(backbone.input))
+    view = _view(config, backbone.input)
     train, test = features_of_both(given, config, layers, view)
     labels = train.images.labels  # without those that could not be read
     if len(labels) < len(split.train):
@@ -98,6 +99,12 @@ def _measure(given: Measurement) -> Evaluation:
             words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in found.items())
             given.console.print(f"mAP {words}", markup=False)
     return Evaluation(figures_of(metrics, rows), len(rows["names"]), rows)
+
+
+def _view(config: SVMConfig, input: InputSpec) -> Squashed:
+    size = config.size or input.size
+    resize = round(size * input.resize / input.size) if config.resize_first else 0
+    return Squashed(size, interpolation_of(input), resize)
 
 
 def _keep(folder: Path, rows: Rows) -> None:
@@ -164,38 +171,37 @@ def _classify(
     shared = [processes.share(learned), processes.share(others)]
     by_rank, count = -(-labels.shape[1] // world.size), min(world.gather(processes.count))
 
-    def scores(labels: np.ndarray, by_test: bool) -> np.ndarray:
-        told = (config.costs, config.seed) if by_test else (config.costs, config.folds, config.seed)
-        call, found = scores_by_cost if by_test else chosen_scores, {}
+    def scores(labels: np.ndarray, of_every_cost: bool) -> np.ndarray:
+        settings = (config.costs, config.seed) if of_every_cost else (config.costs, config.folds, config.seed)
+        call, found = scores_by_cost if of_every_cost else chosen_scores, {}
         for start in range(0, by_rank, count):  # so many classes a rank at once: stops are heard in between
             if world.any(run.flag.is_set):
                 raise Interrupted(run.flag.name or "another rank")
             classes = range(labels.shape[1])
             parts = [classes[rank :: world.size][start : start + count] for rank in range(world.size)]
-            tasks = [(labels[:, number], *told) for number in parts[world.rank]]
+            tasks = [(labels[:, number], *settings) for number in parts[world.rank]]
             made = world.all_made(partial(processes.run, call, shared, tasks))
             for part, values in zip(parts, made, strict=True):
                 found |= dict(zip(part, values, strict=True))
-        stacked = np.stack([found[number] for number in range(labels.shape[1])], -1)
-        return _best_on_test(stacked, scored["labels"]) if by_test else stacked
+        return np.stack([found[number] for number in range(labels.shape[1])], -1)
 
     found = {}
     if config.full:
         as_negative = np.where(labels == POSITIVE, 1, 0)  # difficult ones too
-        found["svm"] = scores(as_negative, by_test=False).astype(np.float32)
+        found["svm"] = scores(as_negative, of_every_cost=False).astype(np.float32)
+    on_test = config.choose == "test"
     for k in shots:
-        drawn = [
-            scores(draw_labels(labels, k, config.seed, number), by_test=config.choose == "test")
-            for number in range(config.draws)
-        ]
-        found[f"low_shot/{k}"] = np.stack(drawn, 1).astype(np.float32)
+        draws = [scores(draw_labels(labels, k, config.seed, draw), on_test) for draw in range(config.draws)]
+        of_draws = best_on_test(np.stack(draws), scored["labels"]) if on_test else np.stack(draws)
+        found[f"low_shot/{k}"] = of_draws.swapaxes(0, 1).astype(np.float32)
     return found
 
 
-def _best_on_test(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Of scores (costs, n, K) those of the cost with the greatest mean test AP."""
-    figures = [_mean_ap(one, truth, np.ones((1, len(truth))))[0] for one in scores]
-    return scores[int(np.argmax(figures))]
+def best_on_test(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Choose the cost with the greatest test mAP averaged over draws: (draws, costs, n, K) → (draws, n, K)."""
+    ones = np.ones((1, len(truth)))
+    figures = np.array([[_mean_ap(one, truth, ones)[0] for one in draw] for draw in scores])
+    return scores[:, int(figures.mean(0).argmax())]
 
 
 def draw_labels(labels: np.ndarray, k: int, seed: int, draw: int) -> np.ndarray:
@@ -235,7 +241,14 @@ def _mean_ap(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.
 
 def _show(result: Result) -> Table:
     """Mean average precision by layer."""
-    return layers_table(result, lambda kind: f"{kind.replace('svm_map', 'all labels').replace('_', '-')}, mAP %")
+    on_test = result.config.get("choose") == "test"
+
+    def title(kind: str) -> str:
+        if kind == "svm_map":
+            return "all labels, mAP %"
+        return f"{kind.replace('_', '-')}, mAP %" + (" (C chosen on the test images)" if on_test else "")
+
+    return layers_table(result, title)
 
 
 PROTOCOL = Protocol(
