@@ -1,4 +1,5 @@
-"""The keys of `transfer detect`; their defaults are those of the paper's Table 2: Fast R-CNN on selective search."""
+"""The keys of `transfer detect`; their defaults are Fast R-CNN on selective search, with py-faster-rcnn's rules for
+difficult objects and detections (the config ``paper`` has Fast R-CNN's)."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
