@@ -1,7 +1,8 @@
 """Figures by layer (``conv5/top1``): the section of a report that protocols on frozen layers share."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table as Printed
@@ -50,8 +51,25 @@ def layers_table(result: Result, words: Callable[[str], str]) -> Printed:
     return table(rows, ["layer", *map(words, kinds)])
 
 
+@dataclass(frozen=True)
+class Published:
+    """Published figures of AlexNet's conv1 … conv5.
+
+    Attributes:
+        figures: ImageNet top-1 (%) by author.
+        attribution: where they were published.
+    """
+
+    figures: Mapping[str, tuple[float, ...]]
+    attribution: str
+
+
 def layers_section(
-    title: str, kinds: str, published: dict[str, tuple[float, ...]] | None = None, what: str = "Validation accuracy"
+    title: str,
+    kinds: str,
+    published: dict[str, tuple[float, ...]] | None = None,
+    what: str = "Validation accuracy",
+    attribution: str = "",
 ) -> Callable[[Sequence[Group], Path], Iterator[Block]]:
     """A protocol's section of figures by layer: for nets of the same layers a plot of the first kind and a table of
     each; where there are others, a plot of all by relative depth before.
@@ -59,19 +77,23 @@ def layers_section(
     Args:
         title: of the section.
         kinds: pattern of what follows the layer in a figure's name.
-        published: ImageNet's top-1 (%) of the layers conv1 … conv5, by whose they are.
-        what: the figures are.
+        published: ImageNet's top-1 (%) of the layers conv1 … conv5, by author.
+        what: kind of figure.
+        attribution: source of the published figures.
     """
+    theirs = Published(published or {}, attribution)
 
     def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         for number, members in enumerate(by_size(groups)):
             start = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}")
-            yield from _section(title, kinds, published or {}, what, members, start)
+            yield from _section(title, kinds, theirs, what, members, start)
 
     return section
 
 
-def _section(title: str, kinds: str, theirs: dict, what: str, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+def _section(
+    title: str, kinds: str, theirs: Published, what: str, groups: Sequence[Group], plots: Path
+) -> Iterator[Block]:
     """Runs on as many images."""
     first = groups[0].first
     metrics = dict.fromkeys(metric for entry in groups for metric in entry.first.metrics)
@@ -114,7 +136,7 @@ def _curve(entry: Group, kind: str) -> dict[str, tuple[float, float]]:
 
 def _alike(
     found: Sequence[str],
-    theirs: dict,
+    theirs: Published,
     groups: Sequence[Group],
     curves: dict[str, dict[str, tuple[float, float]]],
     where: str,
@@ -126,9 +148,11 @@ def _alike(
     first, main = groups[0].first, found[0]
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
     is_imagenet = many_classes and first.n >= 49_000
-    published = _curves(theirs) if set(LAYERS) <= set(layers) else {}
+    published = _curves(theirs.figures) if set(LAYERS) <= set(layers) else {}
     shown = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
-    caption = f"{_WORDS.get(main, main)} by layer." + (" Dotted: published figures." if published else "")
+    caption = f"{_WORDS.get(main, main)} by layer." + (
+        f" Dotted: published figures ({theirs.attribution})." if published else ""
+    )
     if published and not is_imagenet:
         caption += " The two panels are of different data: their heights cannot be compared."
     apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
@@ -142,6 +166,7 @@ def _alike(
                 for name, curve in published.items()
             ]
         caption = f"{_WORDS.get(kind, kind)}, %, by layer ({where}{over_seeds(groups)})"
+        caption += f"; published: {theirs.attribution}" if other else ""
         yield Table(caption, ["backbone", *layers], other + rows, len(other))
 
 

@@ -32,7 +32,7 @@ from transfer.layers import layers_section
 from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
 from transfer.protocol import Data, Measurement, Protocol, figures_of, measure
 from transfer.protocols.linear_probe.config import LinearProbeConfig
-from transfer.protocols.linear_probe.published import IMAGENET_PROBES
+from transfer.protocols.linear_probe.published import ATTRIBUTION, IMAGENET_PROBES
 from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, metrics
 
 
@@ -165,7 +165,7 @@ PROTOCOL = Protocol(
     _measure,
     metrics,
     _show,
-    layers_section("Linear probes", r"top\d", IMAGENET_PROBES),
+    layers_section("Linear probes", r"top\d", IMAGENET_PROBES, attribution=ATTRIBUTION),
     predict=_predictor,
     floor=commonest_class,
 )
