@@ -52,17 +52,20 @@ def read_bytes(path: Path | str, limit: int = _LARGEST) -> bytes:
 
 
 def read_text(path: Path, limit: int = 1 << 28) -> str:
-    """The content of a UTF-8 file.
+    """The content of a UTF-8 file, without a byte order mark.
 
     Raises:
         UserError: it is not UTF-8, not a regular file, too large, or cannot be read.
     """
     try:
-        return read_bytes(path, limit).decode()
+        text = read_bytes(path, limit).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is damaged: it is not UTF-8 text") from None
+    if "\0" in text:  # UTF-16 without a byte order mark, say
+        raise UserError(f"{path} is damaged: it is not UTF-8 text")
+    return text
 
 
 def is_run_folder(path: Path, command: str = "") -> bool:

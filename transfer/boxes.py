@@ -3,6 +3,12 @@ both ends inside."""
 
 import numpy as np
 
+from crosschannel.data import ImageSet
+from crosschannel.data.decode import BrokenImage, EncodedImage
+
+_TOLERANCE = 1  # pixel, by which boxes may pass the picture's edges: tools count pixels from 0 or 1
+_CORNER = 2  # pixels: a picture whose boxes all end here has them as shares of its sides
+
 
 def from_voc(boxes: np.ndarray) -> np.ndarray:
     """(G, 4) as the devkit's files have them → as boxes are here."""
@@ -35,3 +41,43 @@ def mirrored(boxes: np.ndarray, width: float) -> np.ndarray:
     found = boxes.copy()
     found[:, 0], found[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
     return found
+
+
+def picture_size(images: ImageSet, index: int) -> tuple[int, int] | None:
+    """Width and height of a picture as seen; None if it cannot be read."""
+    try:
+        image = EncodedImage(images.read(index))
+    except (BrokenImage, OSError):
+        return None
+    return image.width, image.height
+
+
+def invalid_box(boxes: np.ndarray, size: tuple[int, int] | None) -> tuple[int, str] | None:
+    """The first box that does not lie in its picture, and what is wrong with it.
+
+    Args:
+        boxes: (N, 4) of one picture.
+        size: its width and height; None: unknown.
+
+    Returns:
+        its index and the end of a sentence, or None if all boxes are valid.
+    """
+    width, height = size or (np.inf, np.inf)
+    boxes = boxes.astype(np.float64)
+    inside = clipped(boxes, height, width)
+    with np.errstate(all="ignore"):
+        areas, shown = ((ends[:, 2:] - ends[:, :2]).clip(0).prod(1) for ends in (boxes, inside))
+    passes = (boxes[:, :2] < -_TOLERANCE) | (boxes[:, 2:] > np.array([width, height]) + _TOLERANCE)
+    in_corner = boxes[:, 2:].max(initial=0) <= _CORNER < min(width, height) / 8
+    faults = {
+        "is not finite": ~np.isfinite(boxes).all(1),
+        "has no area: its first corner must be its upper left one": ~has_area(boxes),
+        "is in the corner, as all boxes of the picture are: coordinates must be pixels, not shares of its sides": (
+            np.full(len(boxes), in_corner)
+        ),
+        f"does not lie in the picture, which is {width} × {height} pixels": passes.any(1) | (2 * shown < areas),
+    }
+    for fault, invalid in faults.items():
+        if invalid.any():
+            return int(invalid.argmax()), fault
+    return None

@@ -1,49 +1,25 @@
 """The VOC devkit: image sets, annotations with their difficult flags, masks. What is missing is said at once."""
 
 import fcntl
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
+from crosschannel.data.folder import EXTENSIONS
 from crosschannel.data.images import Names
 from crosschannel.data.open import staged
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, read_text, user_path
+from transfer.boxes import picture_size
+from transfer.disjoint import voc_name
+from transfer.pascal.annotations import CLASSES, IGNORED, NEGATIVE, POSITIVE, Objects, read_annotation
 from transfer.pascal.config import PascalConfig, named_sets
 from transfer.protocol import Data, Split
 
-CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 _OF_2011 = Path("TrainVal") / "VOCdevkit"
-POSITIVE, NEGATIVE, IGNORED = 1, 0, -1  # labels of an image; ignored: the class has difficult objects only
-
-
-@dataclass(frozen=True)
-class Objects:
-    """What is annotated in an image.
-
-    Attributes:
-        boxes: (G, 4) float64 x₁ y₁ x₂ y₂ in pixels from 1, both ends inside, as the files have them.
-        classes: (G,) int64 into ``CLASSES``.
-        difficult: (G,) bool.
-    """
-
-    boxes: np.ndarray
-    classes: np.ndarray
-    difficult: np.ndarray
-
-    def labels(self) -> np.ndarray:
-        """(20,) int8: POSITIVE, NEGATIVE or IGNORED."""
-        found = np.full(len(CLASSES), NEGATIVE, np.int8)
-        found[self.classes[self.difficult]] = IGNORED
-        found[self.classes[~self.difficult]] = POSITIVE
-        return found
 
 
 class VOCImages:
@@ -67,22 +43,26 @@ class VOCImages:
 
     def __init__(self, devkit: Path, sets: Iterable[tuple[str, str]]):
         self._places: list[tuple[Path, str]] = []
+        self._paths: list[Path] = []
         for year, name in sets:
             folder = year_folder(devkit, year)
-            self._places += [(folder, image) for image in read_set(folder, name)]
+            listed = read_set(folder, name)
+            self._places += [(folder, image) for image in listed]
+            self._paths += find_images(folder / "JPEGImages", listed)
         self.names = Names(f"{folder.name}/{image}" for folder, image in self._places)
-        if len(set(self.names)) < len(self.names):
-            raise UserError(f"the image sets of {devkit} name an image twice")
-        check_files((self.image_path(i) for i in range(len(self))), "images")
-        self.objects = [read_annotation(folder / "Annotations" / f"{image}.xml") for folder, image in self._places]
+        check_unique(self.names, str(devkit))
+        check_files(self._paths, "images")
+        self.objects = [
+            read_annotation(folder / "Annotations" / f"{image}.xml", picture_size(self, index))
+            for index, (folder, image) in enumerate(self._places)
+        ]
         self.labels = np.stack([objects.labels() for objects in self.objects])
 
     def __len__(self) -> int:
         return len(self._places)
 
     def image_path(self, index: int) -> Path:
-        folder, image = self._places[index]
-        return folder / "JPEGImages" / f"{image}.jpg"
+        return self._paths[index]
 
     def read(self, index: int) -> bytes:
         return read_bytes(self.image_path(index))
@@ -91,7 +71,29 @@ class VOCImages:
         return self.objects[index]
 
     def content_key(self) -> str:
-        return key_of_files(self.names, (self.image_path(i) for i in range(len(self))))
+        return key_of_files(self.names, self._paths)
+
+
+def find_images(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The files of images that a set lists without their endings: .jpg, or any other ending of a picture in any case. A
+    missing image gets .jpg."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    except OSError:
+        files = []
+    by_name = {path.stem: path for path in files}
+    by_name |= {path.stem: path for path in files if path.suffix == ".jpg"}
+    return [by_name.get(name, folder / f"{name}.jpg") for name in names]
+
+
+def check_unique(names: Iterable[str], where: str) -> None:
+    """Raise a UserError for an image that image sets name twice, be it by the names of two years."""
+    seen: set[str] = set()
+    for name in names:
+        shared = voc_name(name) or name
+        if shared in seen:
+            raise UserError(f"the image sets of {where} name an image twice: {name}")
+        seen.add(shared)
 
 
 def check_files(paths: Iterable[Path], what: str) -> None:
@@ -123,7 +125,7 @@ def open_devkit(data: Data, config: PascalConfig) -> Split:
         UserError: what is missing, in one sentence.
     """
     if isinstance(data, str):
-        root = user_path(staged(data))
+        root = devkit_folder(data)
         wanted = [named_sets(sets) for sets in (config.train_set, config.test_set)]
         if config.download:
             for year, name in (one for sets in wanted for one in sets):
@@ -139,6 +141,20 @@ def open_devkit(data: Data, config: PascalConfig) -> Split:
     return found
 
 
+def devkit_folder(data: str) -> Path:
+    """The devkit that ``--data`` names, or its copy on this machine's own disk. Of a year's folder it is the folder
+    above, which is never a copy: copies have no year in their names."""
+    path = user_path(data)
+    above = above_year(path)
+    return user_path(staged(data)) if above == path else above
+
+
+def above_year(path: Path) -> Path:
+    """The folder above a year's own, such as VOCdevkit/VOC2007; any other folder itself."""
+    is_year = (path / "ImageSets").is_dir() and re.fullmatch(r"VOC\d{4}", path.resolve().name)
+    return path.resolve().parent if is_year else path
+
+
 def year_folder(root: Path, year: str) -> Path:
     """The folder of a year: in what was named, in VOCdevkit below it, or where 2011's archive has it.
 
@@ -150,6 +166,8 @@ def year_folder(root: Path, year: str) -> Path:
         return found
     there = sorted({found.parent.name for place in places[:3] for found in place.glob("VOC2*/ImageSets")})
     hint = f"it has {', '.join(there)}" if there else "it is no VOC devkit; --download true fetches the real one"
+    if (root / "ImageSets").is_dir():
+        hint = f"it is the folder of one year, which must be called VOC{year}"
     raise UserError(f"{root} has no VOC{year}/ImageSets: {hint}")
 
 
@@ -205,29 +223,6 @@ def read_class_set(folder: Path, name: str, label: str) -> dict[str, int]:
         return {image: meanings[label] for image, label in rows}
     except (KeyError, ValueError):
         raise UserError(f"{path} is damaged: a line is an image and 1, 0 or -1") from None
-
-
-def read_annotation(path: Path) -> Objects:
-    """The objects of an image.
-
-    Raises:
-        UserError: the file is missing or no XML, or an object's class is not among the 20.
-    """
-    boxes, classes, difficult = [], [], []
-    try:
-        for entry in ElementTree.fromstring(read_bytes(path)).iter("object"):
-            name = entry.findtext("name", "").strip()
-            if name not in CLASSES:
-                raise UserError(f"{path} has an object of the class {name!r}, which is none of PASCAL's 20")
-            classes.append(CLASSES.index(name))
-            difficult.append(entry.findtext("difficult", "0").strip() == "1")
-            box = entry.find("bndbox")
-            boxes.append([float(box.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax")])
-    except FileNotFoundError:
-        raise UserError(f"the devkit lacks the annotation {path}") from None
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"the annotation {path} is damaged: {error}") from None
-    return Objects(np.array(boxes).reshape(-1, 4), np.array(classes, np.int64), np.array(difficult, bool))
 
 
 def fetch(root: Path, year: str, name: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from crosschannel import UserError
 from transfer.pascal.config import PascalConfig
@@ -55,6 +56,75 @@ def test_years_and_sets_are_joined_and_any_folder_above_will_do(small, photos, t
         assert split.train.names[45] == "VOC2012/000005"
 
 
+@pytest.mark.parametrize("sets", ["2007:trainval", "2007:trainval,2012:trainval"])
+def test_the_folder_of_a_year_will_do(small, photos, tmp_path, sets, monkeypatch):
+    make_devkit(tmp_path / "other", photos, 6, 4, "2012", masks=True)
+    shutil.move(tmp_path / "other" / "VOCdevkit" / "VOC2012", small / "VOC2012")
+    expected = open_devkit(str(small), config(train_set=sets)).train.names.fingerprint()
+    (tmp_path / "link").symlink_to(small / "VOC2007")
+    monkeypatch.chdir(small / "VOC2007")
+    for data in (small / "VOC2007", small / "VOC2012", tmp_path / "link", ".", f"{small}/VOC2007/"):
+        assert open_devkit(str(data), config(train_set=sets)).train.names.fingerprint() == expected
+
+
+def test_the_folder_of_a_year_is_its_devkit_even_where_data_are_staged(small, tmp_path, monkeypatch):
+    copy = tmp_path / "crosschannel-0-abc"
+    shutil.copytree(small / "VOC2007", copy)
+    monkeypatch.setenv("CROSSCHANNEL_STAGED_DATA", f"{small / 'VOC2007'}\n{copy}")
+    assert len(open_devkit(str(small / "VOC2007"), config()).train) == 40
+
+
+def test_the_folder_of_a_year_under_another_name_is_refused(small):
+    (small / "VOC2007").rename(small / "mine")
+    with pytest.raises(UserError, match="it is the folder of one year, which must be called VOC2007"):
+        open_devkit(str(small / "mine"), config())
+
+
+ENCODINGS = {
+    "a byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "lines of Windows": lambda text: text.replace("\n", "\r\n").encode(),
+    "both": lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+    "no last line's end": lambda text: text.rstrip("\n").encode(),
+    "a second column": lambda text: text.replace("\n", "  1\n").encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENCODINGS)
+def test_image_sets_from_any_editor_are_read(small, case):
+    path = small / "VOC2007" / "ImageSets" / "Main" / "trainval.txt"
+    expected = open_devkit(str(small), config()).train.names.fingerprint()
+    path.write_bytes(ENCODINGS[case](path.read_text()))
+    assert open_devkit(str(small), config()).train.names.fingerprint() == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_image_sets_that_are_not_utf_8_are_refused(small, encoding):
+    path = small / "VOC2007" / "ImageSets" / "Main" / "trainval.txt"
+    path.write_bytes(path.read_text().encode(encoding))
+    with pytest.raises(UserError, match=r"trainval\.txt is damaged: it is not UTF-8 text"):
+        open_devkit(str(small), config())
+
+
+@pytest.mark.parametrize("ending", [".JPG", ".jpeg", ".Jpeg", ".png", ".PNG", ".webp", ".tif"])
+def test_images_may_end_otherwise(small, ending):
+    from transfer.pascal.masks import MaskedImages
+
+    folder = small / "VOC2007" / "JPEGImages"
+    for path in folder.glob("*[05].jpg"):
+        Image.open(path).save(path.with_suffix(ending))
+        path.unlink()
+    images = VOCImages(small, [("2007", "trainval")])
+    assert images.image_path(5).name == f"000005{ending}" and images.image_path(6).name == "000006.jpg"
+    assert images.names[5] == "VOC2007/000005" and images.read(5)
+    assert MaskedImages([("a", images.image_path(5), images.image_path(6))]).read(0) == images.read(5)
+
+
+def test_of_two_images_of_one_name_the_devkits_own_ending_counts(small):
+    folder = small / "VOC2007" / "JPEGImages"
+    Image.new("RGB", (3, 3)).save(folder / "000005.png")
+    assert VOCImages(small, [("2007", "trainval")]).image_path(5).name == "000005.jpg"
+
+
 def test_boxes_are_those_of_the_files(small):
     images = VOCImages(small, [("2007", "test")])
     objects = images.annotation(0)
@@ -80,7 +150,7 @@ DAMAGE = {
     "no devkit": (lambda f: shutil.rmtree(f), r"it is no VOC devkit; --download true"),
     "an image twice": (
         lambda f: (f / "ImageSets/Main/trainval.txt").write_text("000003\n000003\n"),
-        r"name an image twice",
+        r"name an image twice: VOC2007/000003",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,127 @@
+"""The devkit's annotations: the objects of an image, each in its picture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from crosschannel.errors import UserError
+from crosschannel.files import read_bytes
+from transfer.boxes import from_voc, invalid_box
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1  # labels of an image; ignored: the class has difficult objects only
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+_LARGEST = 1 << 22  # bytes of an annotation
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is annotated in an image.
+
+    Attributes:
+        boxes: (G, 4) float64 x₁ y₁ x₂ y₂ in pixels from 1, both ends inside, as the files have them.
+        classes: (G,) int64 into ``CLASSES``.
+        difficult: (G,) bool.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    difficult: np.ndarray
+
+    def labels(self) -> np.ndarray:
+        """(20,) int8: POSITIVE, NEGATIVE or IGNORED."""
+        found = np.full(len(CLASSES), NEGATIVE, np.int8)
+        found[self.classes[self.difficult]] = IGNORED
+        found[self.classes[~self.difficult]] = POSITIVE
+        return found
+
+    def check(self, size: tuple[int, int] | None, what: str) -> None:
+        """Raise a UserError for a box that does not lie in the picture.
+
+        Args:
+            size: width and height of the picture as seen; None: unknown.
+            what: whose objects they are.
+        """
+        invalid = invalid_box(from_voc(np.asarray(self.boxes, np.float64)), size)
+        if invalid:
+            number, fault = invalid
+            box = " ".join(f"{edge:g}" for edge in self.boxes[number])
+            raise UserError(f"{what}: the box of object {number + 1} ({box}) {fault}")
+
+
+def read_annotation(path: Path, size: tuple[int, int] | None = None) -> Objects:
+    """The objects of an image.
+
+    Args:
+        path: the XML file.
+        size: width and height of the picture as seen, upright by its EXIF orientation; None: unknown.
+
+    Raises:
+        UserError: the file is missing or no annotation, it is of a picture of another size, or an object has another
+            class than the 20 or a box that does not lie in the picture.
+    """
+    root = _read_xml(path)
+    if root.tag != "annotation":
+        raise UserError(f"{path} is no annotation: its root is <{root.tag}>, not <annotation>")
+    _check_size(root, size, path)
+    rows = list(_rows(root, path))
+    boxes = np.array([box for box, _, _ in rows], np.float64).reshape(-1, 4)
+    classes, difficult = (np.array([row[column] for row in rows]) for column in (1, 2))
+    objects = Objects(boxes, classes.astype(np.int64), difficult.astype(bool))
+    objects.check(size, str(path))
+    return objects
+
+
+def _read_xml(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(read_bytes(path, _LARGEST))
+    except FileNotFoundError:
+        raise UserError(f"the devkit lacks the annotation {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the annotation {path}: {error.strerror}") from None
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: an unknown encoding
+        raise UserError(f"the annotation {path} is damaged: {error}") from None
+
+
+def _check_size(root: ElementTree.Element, seen: tuple[int, int] | None, path: Path) -> None:
+    """Raise a UserError if an annotation is of a picture of another size. Tools that do not know it write 0."""
+    texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+    if not all(texts):
+        return
+    try:
+        stated = tuple(round(float(text)) for text in texts)
+    except (ValueError, OverflowError):
+        raise UserError(f"the annotation {path} is damaged: its size is {' × '.join(texts)}") from None
+    if not seen or not all(stated) or all(abs(a - b) <= 1 for a, b in zip(stated, seen, strict=True)):
+        return
+    turned = ", turned by its EXIF orientation or with width and height swapped" if stated[::-1] == seen else ""
+    raise UserError(
+        f"the annotation {path} is of a picture of {stated[0]} × {stated[1]} pixels, and the picture is {seen[0]} × "
+        f"{seen[1]}{turned}: boxes and size must be those of the upright picture"
+    )
+
+
+def _rows(root: ElementTree.Element, path: Path) -> Iterator[tuple[list[float], int, bool]]:
+    """Box, class and difficulty of every object."""
+    for number, entry in enumerate(root.iter("object"), 1):
+        name = entry.findtext("name", "").strip()
+        if name not in CLASSES:
+            raise UserError(f"{path} has an object of the class {name!r}, which is none of PASCAL's 20")
+        difficult = entry.findtext("difficult", "").strip() or "0"
+        if difficult not in ("0", "1"):
+            raise UserError(
+                f"the annotation {path} is damaged: object {number} has difficult {difficult!r}, not 0 or 1"
+            )
+        edges = [entry.findtext(f"bndbox/{edge}", "") for edge in _EDGES]
+        try:
+            box = [float(edge) for edge in edges]
+        except ValueError:
+            words = ", ".join(f"{key} {edge.strip() or 'missing'}" for key, edge in zip(_EDGES, edges, strict=True))
+            raise UserError(f"the annotation {path} is damaged: the box of object {number} has {words}") from None
+        yield box, CLASSES.index(name), difficult == "1"
