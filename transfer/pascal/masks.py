@@ -1,63 +1,36 @@
 """Images with segmentation masks: the devkit's, SBD's, and the rule by which their sets do not overlap."""
 
 import contextlib
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.images import Names
-from crosschannel.data.open import staged
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, user_path
 from transfer.pascal.config import MasksConfig, named_sets
 from transfer.pascal.devkit import CLASSES as OBJECTS
-from transfer.pascal.devkit import check_files, fetch, key_of_files, read_names, read_set, unpack, year_folder
+from transfer.pascal.devkit import (
+    above_year,
+    check_files,
+    check_unique,
+    devkit_folder,
+    fetch,
+    find_images,
+    key_of_files,
+    read_names,
+    read_set,
+    unpack,
+    year_folder,
+)
+from transfer.pascal.mask_files import IGNORED, MaskFile
 from transfer.protocol import Data, Split
 
 CLASSES = ("background", *OBJECTS)
-IGNORED = 255  # the label of pixels that are neither learned nor scored
 _SBD = Path("benchmark_RELEASE") / "dataset"
-
-
-@dataclass(frozen=True)
-class MaskFile:
-    """A mask: a palette picture of the devkit, or a MATLAB file of SBD."""
-
-    path: Path
-
-    def read(self) -> np.ndarray:
-        """The classes of its pixels: (H, W) uint8, 0 for background, 1 … 20, and 255 for what is left out.
-
-        Raises:
-            UserError: there is none, or it is no such mask.
-        """
-        try:
-            data = read_bytes(self.path)
-            labels = _from_matlab(data) if self.path.suffix == ".mat" else _from_picture(data)
-        except FileNotFoundError:
-            raise UserError(f"the devkit lacks the mask {self.path}") from None
-        except PermissionError as error:
-            raise UserError(f"the mask {self.path} cannot be read: {error.strerror}") from None
-        except Exception as error:  # decoders raise whatever they like on bytes they cannot read
-            raise UserError(f"the mask {self.path} is damaged: {error}") from None
-        return labels
-
-
-def _from_picture(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-        return np.array(picture if picture.mode in ("P", "L") else picture.convert("L"), np.uint8)
-
-
-def _from_matlab(data: bytes) -> np.ndarray:
-    from scipy.io import loadmat
-
-    return np.array(loadmat(io.BytesIO(data))["GTcls"][0, 0]["Segmentation"], np.uint8)
 
 
 def labels_of(annotation: Any, image: EncodedImage, classes: int) -> np.ndarray:
@@ -66,15 +39,15 @@ def labels_of(annotation: Any, image: EncodedImage, classes: int) -> np.ndarray:
     Args:
         annotation: a mask: a :class:`MaskFile`, or (H, W) integers.
         image: that it is of.
-        classes: there are; 255 is none of them.
+        classes: number of classes; 255 is none of them.
 
     Raises:
-        UserError: it is of another size, or has other labels.
+        UserError: the mask has another size or type, or other labels.
     """
     if classes > IGNORED:
         raise UserError(f"{classes} classes are too many: labels are 0 to {IGNORED - 1}, and {IGNORED} is left out")
     is_file = isinstance(annotation, MaskFile)
-    labels, what = (annotation.read(), annotation.path) if is_file else (np.asarray(annotation), "of an image")
+    labels, what = (annotation.read(), annotation.path) if is_file else (_as_array(annotation), "of an image")
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise UserError(f"the mask {what} must be (H, W) integers, got {labels.dtype} of shape {labels.shape}")
     if labels.shape != (image.height, image.width):
@@ -84,6 +57,16 @@ def labels_of(annotation: Any, image: EncodedImage, classes: int) -> np.ndarray:
     if odd.size:
         raise UserError(f"the mask {what} has the label {odd[0]}: there are 0 to {classes - 1}, and {IGNORED}")
     return labels.astype(np.uint8)
+
+
+def _as_array(annotation: Any) -> np.ndarray:
+    try:
+        if np.ma.is_masked(annotation):
+            raise ValueError("masked values")
+        return np.asarray(annotation)
+    except Exception as error:  # such as nested lists of different lengths, or a tensor on a GPU
+        kind = type(annotation).__name__
+        raise UserError(f"the mask of an image must be (H, W) integers, got {kind}: {error}") from None
 
 
 class MaskedImages:
@@ -101,19 +84,15 @@ class MaskedImages:
 
     def __init__(self, places: Iterable[tuple[str, Path, Path]], classes: Sequence[str] = CLASSES):
         names, self.images, masks = zip(*places, strict=True)
-        self.names, self.masks, self.classes = Names(names), [MaskFile(path) for path in masks], tuple(classes)
+        self.names, self.classes = Names(names), tuple(classes)
+        self.masks = [MaskFile(path, self.classes == CLASSES) for path in masks]
         self.labels = np.full(len(names), -1, np.int64)
-        if len(self.identities()) < len(names):
-            raise UserError("the image sets name an image twice")
+        check_unique(self.names, "masks")
         check_files(self.images, "images")
         check_files(masks, "masks")
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def identities(self) -> set[str]:
-        """Names that an image has in whatever set: later years call VOC2007's 000032 2007_000032."""
-        return {name.replace("VOC2007/", "/2007_").rpartition("/")[2] for name in self.names}
 
     def read(self, index: int) -> bytes:
         return read_bytes(self.images[index])
@@ -134,14 +113,14 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
         config: names the sets, SBD's folder, and whether what is missing may be fetched.
 
     Raises:
-        UserError: what is missing, or an image that is learned and scored, in one sentence.
+        UserError: what is missing, in one sentence.
     """
     if not isinstance(data, str):
         found = data if isinstance(data, Split) else Split(*data, data[0].classes or CLASSES, "images from memory")
         if tuple(found.test.classes or found.classes) != tuple(found.classes):
             raise UserError(f"test images are of the classes {found.test.classes}, training images of {found.classes}")
         return found
-    roots = [user_path(place) for place in dict.fromkeys((staged(data), data))]  # what lies beside it is not copied
+    roots = list(dict.fromkeys((devkit_folder(data), above_year(user_path(data)))))  # what lies beside it is not copied
     wanted = [named_sets(sets) for sets in (config.train_set, config.test_set)]
     if config.download:
         for year, name in (one for sets in wanted for one in sets):
@@ -150,12 +129,6 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
             if year == "sbd" or name == "seg11valid":
                 _fetch_sbd(roots[-1], config)
     train, test = (MaskedImages(_places(roots, sets, config)) for sets in wanted)
-    shared = train.identities() & test.identities()
-    if shared:
-        raise UserError(
-            f"{len(shared)} images are in train_set and test_set, such as {min(shared)}; of SBD's train and VOC2011 "
-            "take 2011:seg11valid"
-        )
     return Split(train, test, CLASSES, data)
 
 
@@ -165,17 +138,17 @@ def _places(
     for year, name in sets:
         if year == "sbd":
             folder = _sbd_folder(roots, config)
-            for image in read_names(_sbd_set(folder, name)):
-                yield f"SBD/{image}", folder / "img" / f"{image}.jpg", folder / "cls" / f"{image}.mat"
+            listed = read_names(_sbd_set(folder, name))
+            for image, path in zip(listed, find_images(folder / "img", listed), strict=True):
+                yield f"SBD/{image}", path, folder / "cls" / f"{image}.mat"
             continue
         folder = _year_folder(roots, year)
         home = folder
         if year == "2011" and not (folder / "JPEGImages").is_dir():  # 2012's archive has all of 2011's: a list will do
             home = _year_folder(roots, "2012")
         images = _seg11valid(roots, config) if name == "seg11valid" else read_set(folder, name, "Segmentation")
-        for image in images:
-            mask = home / "SegmentationClass" / f"{image}.png"
-            yield f"{folder.name}/{image}", home / "JPEGImages" / f"{image}.jpg", mask
+        for image, path in zip(images, find_images(home / "JPEGImages", images), strict=True):
+            yield f"{folder.name}/{image}", path, home / "SegmentationClass" / f"{image}.png"
 
 
 def _year_folder(roots: Sequence[Path], year: str) -> Path:

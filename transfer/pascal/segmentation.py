@@ -12,26 +12,12 @@ from torch import Tensor
 from crosschannel.console import table
 from crosschannel.data.decode import EncodedImage
 from crosschannel.runs.result import Ragged, Result
-from transfer.pascal.masks import IGNORED
+from transfer.pascal.mask_files import IGNORED, PALETTE
 from transfer.pascal.metrics import segmentation_figures
 from transfer.prediction import Prediction, Predictor
 from transfer.protocol import Figures
 
 _SIDE, _GAP = 240, 6  # pixels of a picture among others, and between them
-
-
-def _palette() -> np.ndarray:
-    """PASCAL VOC's colours by label, (256, 3) uint8: bit k of a label's three lowest bits is bit 7 of a channel, and so
-    on with the next three."""
-    colours = np.zeros((256, 3), np.uint8)
-    for label in range(256):
-        for place in range(8):
-            for channel in range(3):
-                colours[label, channel] |= ((label >> (3 * place + channel)) & 1) << (7 - place)
-    return colours
-
-
-PALETTE = _palette()
 
 
 def confusion_of(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:

@@ -1,0 +1,129 @@
+"""Mask files as labels: the devkit's PNGs and SBD's MATLAB files. Ambiguous files are refused, not converted."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from crosschannel.errors import UserError
+from crosschannel.files import read_bytes
+
+IGNORED = 255  # label of pixels that are neither learned nor scored
+_SMALL_DEPTHS = {2: 85, 4: 17}  # factor by which Pillow scales grey values of so few bits
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+def _palette() -> np.ndarray:
+    """PASCAL VOC's colours by label, (256, 3) uint8: bit k of a label's three lowest bits is bit 7 of a channel, and so
+    on with the next three."""
+    colours = np.zeros((256, 3), np.uint8)
+    for label in range(256):
+        for place in range(8):
+            for channel in range(3):
+                colours[label, channel] |= ((label >> (3 * place + channel)) & 1) << (7 - place)
+    return colours
+
+
+PALETTE = _palette()
+_LABELS = np.array([*range(21), IGNORED])  # that PASCAL's colours stand for
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask: a PNG of the devkit, or a MATLAB file of SBD.
+
+    Attributes:
+        path: of the file.
+        is_pascal: its classes are PASCAL's, so that PASCAL's colours stand for labels too.
+    """
+
+    path: Path
+    is_pascal: bool = True
+
+    def read(self) -> np.ndarray:
+        """The labels of its pixels as the file has them, (H, W) integers.
+
+        Raises:
+            UserError: the file is missing or damaged, or its values are no labels.
+        """
+        try:
+            data = read_bytes(self.path)
+            return self._from_matlab(data) if self.path.suffix == ".mat" else self._from_picture(data)
+        except UserError:
+            raise
+        except FileNotFoundError:
+            raise UserError(f"the devkit lacks the mask {self.path}") from None
+        except PermissionError as error:
+            raise UserError(f"cannot read the mask {self.path}: {error.strerror}") from None
+        except Exception as error:  # decoders raise whatever they like on bytes they cannot read
+            raise UserError(f"the mask {self.path} is damaged: {error}") from None
+
+    def _from_picture(self, data: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            picture.load()
+            if picture.getexif().get(_ORIENTATION, 1) != 1:
+                raise self._refusal("is turned by an EXIF orientation: save it upright")
+            pixels, mode = np.array(picture), picture.mode
+            palette = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        depth = data[24] if data[12:16] == b"IHDR" else 0
+        if mode == "P":
+            return self._from_palette(pixels, palette)
+        if mode == "1":
+            return pixels.astype(np.uint8)
+        if mode == "L" and depth in (*_SMALL_DEPTHS, 8):
+            return pixels // _SMALL_DEPTHS.get(depth, 1)
+        if mode.startswith("I"):
+            return pixels.astype(np.int64)
+        if depth != 8 or mode not in ("LA", "RGB", "RGBA"):
+            raise self._refusal(f"is a {depth}-bit PNG of mode {mode}")
+        if mode != "RGB" and (pixels[..., -1] < 255).any():
+            raise self._refusal("is partly transparent")
+        return pixels[..., 0] if mode == "LA" else self._from_colours(pixels[..., :3])
+
+    def _from_palette(self, indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
+        """Labels of a palette PNG: its indices, unless its colours are PASCAL's in another order."""
+        padded = np.zeros((256, 3), np.uint8)
+        padded[: len(palette)] = palette
+        used = np.unique(indices)
+        labels = labels_of_colours(padded[used])
+        if not self.is_pascal or (labels < 0).any():
+            return indices
+        by_index = np.zeros(256, np.uint8)
+        by_index[used] = labels
+        return by_index[indices]
+
+    def _from_colours(self, pixels: np.ndarray) -> np.ndarray:
+        if not self.is_pascal:
+            raise self._refusal("is in colours")
+        labels = labels_of_colours(pixels)
+        if (labels < 0).any():
+            colour = ", ".join(map(str, pixels[labels < 0][0]))
+            raise self._refusal(f"is in colours, and ({colour}) is none of PASCAL's")
+        return labels
+
+    def _from_matlab(self, data: bytes) -> np.ndarray:
+        from scipy.io import loadmat
+
+        labels = np.asarray(loadmat(io.BytesIO(data))["GTcls"][0, 0]["Segmentation"])
+        if labels.dtype.kind == "f":
+            odd = labels[~np.isfinite(labels) | (labels != np.round(labels)) | (np.abs(labels) > 1 << 16)]
+            if odd.size:
+                raise self._refusal(f"has the label {odd[0]:g}")
+            return labels.astype(np.int64)
+        if labels.dtype.kind not in "iub":
+            raise self._refusal(f"holds values of the type {labels.dtype}")
+        return labels.astype(np.int64)
+
+    def _refusal(self, fault: str) -> UserError:
+        return UserError(f"the mask {self.path} {fault}; a mask is a palette or grey PNG whose values are labels")
+
+
+def labels_of_colours(colours: np.ndarray) -> np.ndarray:
+    """PASCAL's colours (…, 3) uint8 → labels (…) int64, -1 for any other colour."""
+    codes = PALETTE[_LABELS].astype(np.int64) @ [1 << 16, 1 << 8, 1]
+    order = np.argsort(codes)
+    wanted = colours.astype(np.int64) @ [1 << 16, 1 << 8, 1]
+    places = order[np.searchsorted(codes[order], wanted).clip(max=len(codes) - 1)]
+    return np.where(codes[places] == wanted, _LABELS[places], -1)
