@@ -3,17 +3,16 @@
 from pathlib import Path
 
 from crosschannel.console import stderr_console
-from crosschannel.data.open import staged
 from crosschannel.errors import UserError
-from crosschannel.files import FolderLock, Outputs, user_path
+from crosschannel.files import FolderLock, Outputs
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.training.device import find_device
 from crosschannel.training.ranks import World
 from transfer.boxes import from_voc
 from transfer.config import ProposalsConfig
 from transfer.pascal.config import named_sets
-from transfer.pascal.devkit import VOCImages
-from transfer.proposals.files import recall
+from transfer.pascal.devkit import VOCImages, devkit_folder
+from transfer.proposals.files import check_pictures, recall
 from transfer.proposals.making import make_boxes
 from transfer.proposals.selective_search import MODES, check_opencv
 
@@ -27,7 +26,7 @@ def main(config: ProposalsConfig) -> list[Path]:
         Interrupted: told to stop; the same command goes on.
     """
     check_opencv()
-    out, root, mode = Path(config.out), user_path(staged(config.data)), MODES[config.method]
+    out, root, mode = Path(config.out), devkit_folder(config.data), MODES[config.method]
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
     sets = {f"{year}-{name}": VOCImages(root, [(year, name)]) for year, name in named_sets(config.sets)}
@@ -35,8 +34,11 @@ def main(config: ProposalsConfig) -> list[Path]:
     console, world = stderr_console(), World(0, 1, find_device("cpu"))
     written = []
     with FolderLock(out), InterruptFlag(last=True) as flag:
-        for name in sets:
-            outputs.check(out / f"{name}-{config.method}.npz")
+        for name, images in sets.items():
+            path = out / f"{name}-{config.method}.npz"
+            outputs.check(path)
+            if path.is_file():
+                check_pictures(path, images)
         for name, images in sets.items():
             path = out / f"{name}-{config.method}.npz"
             try:
@@ -48,7 +50,7 @@ def main(config: ProposalsConfig) -> list[Path]:
             places = [index for index, one in enumerate(images.names) if one in boxes]
             truths = [from_voc(images.annotation(index).boxes) for index in places]
             found = recall(truths, [boxes[images.names[index]] for index in places])
-            count = sum(map(len, boxes.values())) / len(boxes)
+            count = sum(map(len, boxes.values())) / max(1, len(boxes))
             console.print(
                 f"{path}: {len(boxes)} images, {count:.0f} boxes each; {100 * found:.1f} % of the objects overlap one "
                 "by half or more",

@@ -1,37 +1,105 @@
 """Proposals by image: our files, MATLAB's of selective search as published, and image sets that carry them."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from crosschannel.data import ImageSet
-from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.images import Annotated
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import Writer, user_path, written_whole
 from crosschannel.stored import read_arrays
-from transfer.boxes import overlaps
+from transfer.boxes import invalid_box, overlaps, picture_size
 
 _FORMAT = "crosschannel.proposals"
-_LOOKED_AT = 50  # images whose size is held against their boxes
+_LARGEST = 1 << 33  # bytes of the arrays of a file
+
+_FROM_MATLAB = np.array([1, 1, 0, 0], np.float32)  # from corners counted from 1, both inside
 
 # Boxes are (P, 4) x₁ y₁ x₂ y₂ in pixels from 0, the ends outside: a box of the whole image is 0 0 width height.
 Boxes = Mapping[str, np.ndarray]
 
 
-def save_boxes(path: Path, boxes: Boxes, told: Mapping[str, str], write: Writer = written_whole) -> None:
-    """Write ``.npz``: names, how many boxes each has, the boxes, and what is told of them."""
+def save_boxes(
+    path: Path,
+    boxes: Boxes,
+    metadata: Mapping[str, str],
+    write: Writer = written_whole,
+    digests: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write ``.npz``: names, number of boxes and digest of each picture, the boxes, and metadata.
+
+    Args:
+        path: the file.
+        boxes: by image.
+        metadata: such as the method.
+        write: how the file is written.
+        digests: of the pictures, by image, see :func:`picture_digests`.
+    """
     arrays = {
+        "digests": np.array([digests.get(name, "") for name in boxes], np.str_),
         "names": np.array(list(boxes), np.str_),
         "counts": np.array([len(found) for found in boxes.values()], np.int64),
         "boxes": np.concatenate([np.empty((0, 4), np.int32), *boxes.values()]).astype(np.int32),
-        "told": np.array(json.dumps({"format": _FORMAT, **told})),
+        "told": np.array(json.dumps({"format": _FORMAT, **metadata})),
     }
     with write(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def picture_digests(images: ImageSet, names: Container[str]) -> dict[str, str]:
+    """16 hex digits of each named picture, which change with it."""
+    digests = {}
+    for index, name in enumerate(images.names):
+        if name in names:
+            with contextlib.suppress(OSError):
+                digests[name] = sha256(images.read(index)).hexdigest()[:16]
+    return digests
+
+
+def load_digests(path: Path) -> dict[str, str]:
+    """The digests of the pictures of a ``.npz`` file of proposals; files of earlier versions have none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    arrays = read_arrays(path, _LARGEST)
+    names, digests = arrays.get("names", np.empty(0)), arrays.get("digests", np.empty(0))
+    if digests.dtype.kind != "U" or names.shape != digests.shape:
+        return {}
+    return {name: digest for name, digest in zip(names.tolist(), digests.tolist(), strict=True) if digest}
+
+
+def check_pictures(path: Path, images: ImageSet) -> None:
+    """Raise a UserError if a file has proposals of other pictures that have the same names."""
+    boxes, stored = load_boxes(path), load_digests(path)
+    digests = picture_digests(images, stored)
+    for index, name in enumerate(images.names):
+        if name in digests and digests[name] != stored[name]:
+            raise UserError(f"{path} has proposals of another picture called {name}; delete it, or give another --out")
+        if name in boxes and name not in stored:  # of an earlier version
+            check_boxes(boxes[name], images, index, str(path))
+
+
+def check_boxes(boxes: np.ndarray, images: ImageSet, index: int, source: str) -> None:
+    """Raise a UserError for a proposal that does not lie in its picture.
+
+    Args:
+        boxes: (P, 4) of the picture.
+        images, index: the picture.
+        source: of the boxes.
+    """
+    invalid = invalid_box(boxes, picture_size(images, index))
+    if invalid:
+        number, fault = invalid
+        box = " ".join(f"{edge:g}" for edge in boxes[number].tolist())
+        raise UserError(f"{source}: proposal {number + 1} of {images.names[index]} (x₁ y₁ x₂ y₂ {box}) {fault}")
 
 
 def load_boxes(path: Path | str, most: int = 0) -> dict[str, np.ndarray]:
@@ -58,17 +126,31 @@ def load_boxes(path: Path | str, most: int = 0) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    arrays = read_arrays(path, 1 << 33)
+    arrays = read_arrays(path, _LARGEST)
     try:
         names, counts, boxes = arrays["names"], arrays["counts"], arrays["boxes"]
         told = json.loads(str(arrays["told"]))
         whole = told["format"] == _FORMAT and len(names) == len(counts) and boxes.shape == (int(counts.sum()), 4)
+        whole = whole and names.ndim == counts.ndim == 1 and counts.dtype.kind in "iu"
         if not (whole and names.dtype.kind == "U" and boxes.dtype.kind in "iuf" and (counts >= 0).all()):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path} is damaged, or holds no proposals of `transfer proposals`") from None
     parts = np.split(boxes.astype(np.float32), np.cumsum(counts)[:-1]) if len(counts) else []
-    return dict(zip(names.tolist(), parts, strict=True))
+    return _by_name(names.tolist(), parts, path)
+
+
+def _by_name(names: Sequence[str], boxes: Sequence[np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Boxes by image.
+
+    Raises:
+        UserError: an image is named twice.
+    """
+    found = dict(zip(names, boxes, strict=True))
+    if len(found) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise UserError(f"{path} has proposals of {twice} twice")
+    return found
 
 
 def _read_mat(path: Path) -> dict[str, np.ndarray]:
@@ -78,14 +160,17 @@ def _read_mat(path: Path) -> dict[str, np.ndarray]:
         content: dict[str, Any] = loadmat(str(path), variable_names=("images", "boxes"))
     if not {"images", "boxes"} <= content.keys():
         raise UserError(f"{path} has no images and boxes: it holds no proposals")
-    found: dict[str, np.ndarray] = {}
     with foreign(f"{path} holds no proposals as they were published"):
         cells, names = content["boxes"].ravel(), content["images"].ravel()
-        for name, boxes in zip(names, cells, strict=True):
-            text = str(np.asarray(name).ravel()[0])
-            boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-            found[PurePath(text).stem] = boxes[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], np.float32)
-    return found
+        stems = [PurePath(str(np.asarray(name).ravel()[0])).stem for name in names]
+        pairs = list(zip(stems, map(np.asarray, cells), strict=True))
+    for stem, cell in pairs:
+        if cell.size and (cell.ndim != 2 or cell.shape[1] != 4 or cell.dtype.kind not in "iuf"):
+            raise UserError(
+                f"{path}: the proposals of {stem} must be (P, 4) real numbers, got {cell.dtype} of shape {cell.shape}"
+            )
+    boxes = [cell.astype(np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]] - _FROM_MATLAB for _, cell in pairs]
+    return _by_name(stems, boxes, path)
 
 
 class WithProposals(Annotated):
@@ -97,13 +182,13 @@ class WithProposals(Annotated):
         source: of the boxes, for messages.
 
     Raises:
-        UserError: images without an entry, or boxes that are of other images.
+        UserError: an image has no entry, or a box does not lie in its picture.
     """
 
     def __init__(self, images: ImageSet, boxes: Boxes, source: str):
         super().__init__(images)
         found = [boxes.get(name, boxes.get(PurePath(name).stem)) for name in images.names]
-        lacking = [index for index, own in enumerate(found) if own is None and self._is_whole(index)]
+        lacking = [index for index, own in enumerate(found) if own is None and picture_size(images, index)]
         if lacking:
             raise UserError(
                 f"{source} has no proposals of {len(lacking)} of the {len(images)} images, the first is "
@@ -111,27 +196,8 @@ class WithProposals(Annotated):
             )
         none = np.empty((0, 4), np.float32)
         self.boxes = [none if own is None else own.astype(np.float32, copy=False) for own in found]
-        self._check_sizes(source)
-
-    def _is_whole(self, index: int) -> bool:
-        try:
-            EncodedImage(self.read(index))
-        except (BrokenImage, OSError):
-            return False
-        return True
-
-    def _check_sizes(self, source: str) -> None:
-        for index in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int)):
-            try:
-                image = EncodedImage(self.read(int(index)))
-            except (BrokenImage, OSError):
-                continue
-            reach = self.boxes[index].max(0, initial=0)[2:]
-            if (reach > np.array([image.width, image.height]) + 1).any():
-                raise UserError(
-                    f"{source} has proposals that reach to {reach[0]:.0f}, {reach[1]:.0f} in {self.names[int(index)]}, "
-                    f"which is {image.width} × {image.height}: they are of other images"
-                )
+        for index, own in enumerate(self.boxes):
+            check_boxes(own, images, index, source)
 
     def annotation(self, index: int) -> tuple[Any, np.ndarray]:
         return super().annotation(index), self.boxes[index]

@@ -16,7 +16,7 @@ from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
-from transfer.proposals.files import Boxes, load_boxes, save_boxes
+from transfer.proposals.files import Boxes, load_boxes, load_digests, picture_digests, save_boxes
 from transfer.proposals.selective_search import MOST, Mode, Searched, check_opencv
 
 _AT_ONCE = 8  # images of a rank between two files
@@ -80,7 +80,8 @@ def make_boxes(
         def finish() -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
             ordered = {name: found[name] for name in images.names if name in found}
-            save_boxes(out, ordered, {"method": f"selective-search-{mode}"}, write)
+            digests = picture_digests(images, ordered)
+            save_boxes(out, ordered, {"method": f"selective-search-{mode}"}, write, digests)
 
         world.from_main(finish)
     for path in parts.glob("*.npz"):  # another run may be writing its own
@@ -115,7 +116,8 @@ def _search(
             boxes = dict(zip(names, batch.boxes, strict=True))
             digest = sha256("\n".join(names).encode()).hexdigest()[:16]
             parts.mkdir(parents=True, exist_ok=True)
-            save_boxes(parts / f"{digest}.npz", boxes, {})
+            part = Subset(images, batch.indices.numpy())
+            save_boxes(parts / f"{digest}.npz", boxes, {}, digests=picture_digests(part, boxes))
             found |= boxes
     for name, why in held_out.broken.items():
         if console is not None:
@@ -124,12 +126,14 @@ def _search(
 
 
 def _kept(parts: Path, images: ImageSet) -> dict[str, np.ndarray]:
-    """What an interrupted search has left; a file that is damaged is searched for again."""
-    found: dict[str, np.ndarray] = {}
+    """The boxes that an interrupted search has left of these very pictures; a damaged file is searched for again."""
+    boxes: dict[str, np.ndarray] = {}
+    stored: dict[str, str] = {}
     for path in sorted(parts.glob("*.npz")):
         try:
-            found |= load_boxes(path)
+            boxes |= load_boxes(path)
+            stored |= load_digests(path)
         except UserError:
             path.unlink(missing_ok=True)
-    names = set(images.names)
-    return {name: boxes for name, boxes in found.items() if name in names}
+    digests = picture_digests(images, boxes)
+    return {name: boxes[name] for name, digest in digests.items() if stored.get(name) == digest}

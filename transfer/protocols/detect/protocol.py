@@ -29,7 +29,7 @@ from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
-from transfer.boxes import overlaps
+from transfer.boxes import overlaps, picture_size
 from transfer.finetuning import check_choices, crops_of, frozen_parts, initialise, load_net, prepare, save_net
 from transfer.pascal.detections import box_predictor, detection_figures, detection_table
 from transfer.pascal.devkit import open_devkit
@@ -45,6 +45,7 @@ from transfer.protocols.detect.task import (
     Detection,
     best_of_image,
     in_own_pixels,
+    objects_of,
     sample_of,
 )
 from transfer.protocols.detect.views import AllRegions, SampledRegions, candidates, learned
@@ -91,10 +92,19 @@ def _open(data: Data, config: DetectConfig) -> Split:
     check_engine(config)
     check_choices(config)
     split = open_devkit(data, config)
+    if not isinstance(data, str):  # a devkit's annotations are checked as they are read
+        for images in (split.train, split.test):
+            _check_objects(images)
     if not config.method:
         boxes = _of_files(config)
         split = replace(split, train=_with(split.train, boxes, config), test=_with(split.test, boxes, config))
     return split
+
+
+def _check_objects(images: ImageSet) -> None:
+    """Raise a UserError for an object that does not lie in its picture."""
+    for index in range(len(images)):
+        objects_of(images, index).check(picture_size(images, index), images.names[index])
 
 
 def check_engine(config: DetectConfig) -> None:
