@@ -28,7 +28,9 @@ from crosschannel.runs.result import Result, Rows, finish, load_result, write_pr
 from crosschannel.training.device import find_device
 from crosschannel.training.ranks import World, join_world, leave_world
 from crosschannel.training.task import Evaluation
+from transfer.annotation_digest import annotation_digest
 from transfer.config import MeasureConfig
+from transfer.disjoint import check_disjoint
 from transfer.groups import Group
 from transfer.prediction import Finished, Predictor
 from transfer.protocols import PROTOCOLS
@@ -44,12 +46,14 @@ class Split:
         train, test: image sets; what is learned, and what is scored.
         classes: names by number.
         source: what the user named.
+        allow_overlap: whether test images may be training images, as for a figure of the training images.
     """
 
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
     source: str
+    allow_overlap: bool = False
 
 
 Data = str | Split | tuple[ImageSet, ImageSet]  # what is named, or images that are there
@@ -195,7 +199,7 @@ def measure(
                 world.from_main(lambda: run.check_files(input_files(config)))
             if not (isinstance(data, str) and run.is_done(data)):
                 split = protocol.open_data(data, config)
-                world.from_main(lambda: run.check_images(split.train, split.test))
+                world.from_main(lambda: _check_split(split, run))
             if run.finished:
                 console.print(f"{path} is finished: nothing to do", markup=False)
             else:
@@ -206,6 +210,13 @@ def measure(
                     found = protocol.measure(Measurement(net, split, config, run, world, console))
                 world.from_main(lambda: _finish(run, config, net, found))
             return world.from_main(lambda: load_result(path))
+
+
+def _check_split(split: Split, run: RunFolder) -> None:
+    """Raise a UserError for images that are both learned and scored, or are not those that the run was begun on."""
+    check_disjoint(split)
+    parts = {"train": split.train, "val": split.test}
+    run.check_images(*parts.values(), {part: annotation_digest(images) for part, images in parts.items()})
 
 
 def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, found: Evaluation) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -21,7 +22,6 @@ from crosschannel.files import (
     digest,
     drop_parts,
     is_run_folder,
-    read_text,
     write_text,
 )
 from crosschannel.runs.config import defaults, flatten, renamed, runtime_keys, to_yaml
@@ -147,15 +147,32 @@ class RunFolder:
         """Whether the run is finished, on data of this name: nothing needs to be opened to say so."""
         return self.finished and self.stored_config().get("data") == data
 
-    def check_images(self, train: "ImageSet", val: "ImageSet") -> None:
-        """Refuse other images than the run was begun on, wherever they are now; to be called before `write_config`."""
-        self._images = json.dumps({"train": train.names.fingerprint(), "val": val.names.fingerprint()})
+    def check_images(
+        self, train: "ImageSet", val: "ImageSet", annotations: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Refuse other images than the run was begun on, wherever they are now; to be called before `write_config`.
+
+        Args:
+            annotations: digest of the annotations by part, "train" and "val". Runs of earlier versions stored none.
+        """
+        names = {"train": train.names.fingerprint(), "val": val.names.fingerprint()}
+        digests = {f"{part}_annotations": digest for part, digest in annotations.items()}
+        self._images = json.dumps(names | digests)
+        if not self.resuming:
+            return
         begun = self.path / "images.json"
-        known = read_text(begun) if begun.is_file() else None
-        differ = self.finished if known is None else known != self._images  # of an older run the checkpoint knows
-        if self.resuming and differ:
+        without = {} if self.finished else names  # the checkpoint of an older run knows
+        stored = read_json(begun) if begun.is_file() else without
+        if not isinstance(stored, dict) or any(stored.get(part) != name for part, name in names.items()):
             raise UserError(
                 f"{self.path} was begun on other images than those that --data now gives; give another --out"
+            )
+        changed = next((key for key, digest in digests.items() if stored.get(key, digest) != digest), None)
+        if changed:
+            part = {"train_annotations": "training", "val_annotations": "test"}[changed]
+            raise UserError(
+                f"the annotations of the {part} images have changed since {self.path} was begun; restore them, or give "
+                "another --out"
             )
 
     def check_files(self, files: Mapping[str, Path]) -> None:
