@@ -1,4 +1,4 @@
-"""A digest by which a run knows the annotations that it was begun with."""
+"""Digest of annotations, by which a resumed run notices that they have changed."""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass

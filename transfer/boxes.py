@@ -53,7 +53,7 @@ def picture_size(images: ImageSet, index: int) -> tuple[int, int] | None:
 
 
 def invalid_box(boxes: np.ndarray, size: tuple[int, int] | None) -> tuple[int, str] | None:
-    """The first box that does not lie in its picture, and what is wrong with it.
+    """The first box that does not lie in its picture, and the reason.
 
     Args:
         boxes: (N, 4) of one picture.

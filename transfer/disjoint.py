@@ -73,7 +73,7 @@ def shared_images(train: ImageSet, test: ImageSet) -> list[str]:
 
 
 def _key(name: str) -> str:
-    """By which an image is looked up; VOC's and SBD's names are told from others by the slash in front."""
+    """Lookup key of an image's name; a leading slash sets the names of VOC and SBD apart from others."""
     shared = voc_name(name)
     return PurePosixPath(name).name if shared is None else f"/{shared}"
 

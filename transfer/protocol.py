@@ -213,7 +213,7 @@ def measure(
 
 
 def _check_split(split: Split, run: RunFolder) -> None:
-    """Raise a UserError for images that are both learned and scored, or are not those that the run was begun on."""
+    """Raise a UserError for images that are both learned and scored, or differ from those of the run so far."""
     check_disjoint(split)
     parts = {"train": split.train, "val": split.test}
     run.check_images(*parts.values(), {part: annotation_digest(images) for part, images in parts.items()})

@@ -171,7 +171,7 @@ class RunFolder:
         if changed:
             part = {"train_annotations": "training", "val_annotations": "test"}[changed]
             raise UserError(
-                f"the annotations of the {part} images have changed since {self.path} was begun; restore them, or give "
+                f"the annotations of the {part} images have changed since {self.path} was started; restore them, or give "
                 "another --out"
             )
 

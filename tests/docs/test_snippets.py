@@ -77,7 +77,8 @@ def place(tmp_path_factory, photo_folder, photos):
     assert crosschannel_main(["pretrain", *flags]) == 0
     for place in ("grey.jpg", "holiday/a.png", "scans/b.png", *(f"photos/{i}.png" for i in range(8))):
         (root / place).parent.mkdir(exist_ok=True)
-        Image.effect_noise((40, 30), 64).convert("RGB").save(root / place)
+        mode = "L" if place.startswith("photos") else "RGB"  # a page takes these for masks
+        Image.effect_noise((40, 30), 64).convert(mode).save(root / place)
     (root / "my.yaml").write_text("model: {name: alexnet}\n")
     save_published_nets(root)
     probe = [

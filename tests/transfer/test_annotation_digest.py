@@ -96,7 +96,7 @@ def test_a_change_of_a_mask_file_or_of_proposals_changes_the_digest(voc):
 SETS = (MemoryImages(["a"], [0], [b""]), MemoryImages(["b"], [0], [b""]))
 
 
-def begun(path: Path, text: str) -> RunFolder:
+def stopped(path: Path, text: str) -> RunFolder:
     """A run that was stopped, with this ``images.json``."""
     (path / "checkpoints").mkdir(parents=True)
     (path / "config.yaml").write_text("# crosschannel run: svm (crosschannel 0)\nseed: 0\n")
@@ -107,17 +107,19 @@ def begun(path: Path, text: str) -> RunFolder:
 def test_other_annotations_are_refused_when_a_run_is_resumed(tmp_path):
     names = {"train": SETS[0].names.fingerprint(), "val": SETS[1].names.fingerprint()}
     stored = json.dumps(names | {"train_annotations": "1", "val_annotations": "2"})
-    run = begun(tmp_path / "run", stored)
+    run = stopped(tmp_path / "run", stored)
     run.check_images(*SETS, {"train": "1", "val": "2"})
     run.check_images(*SETS)  # of a command that has no annotations
     for digests, part in (({"train": "0", "val": "2"}, "training"), ({"train": "1", "val": "0"}, "test")):
-        with pytest.raises(UserError, match=f"the annotations of the {part} images have changed since .*run was begun"):
+        with pytest.raises(
+            UserError, match=f"the annotations of the {part} images have changed since .*run was started"
+        ):
             run.check_images(*SETS, digests)
 
 
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
     names = {"train": SETS[0].names.fingerprint(), "val": SETS[1].names.fingerprint()}
-    run = begun(tmp_path / "run", json.dumps(names))
+    run = stopped(tmp_path / "run", json.dumps(names))
     run.check_images(*SETS, {"train": "1", "val": "2"})
     with pytest.raises(UserError, match="other images"):
         run.check_images(SETS[1], SETS[0], {"train": "1", "val": "2"})
@@ -126,7 +128,7 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "null", "3", '{"train": [1]}'])
 def test_a_list_of_other_content_is_of_other_images(tmp_path, text):
     with pytest.raises(UserError, match="other images"):
-        begun(tmp_path / "run", text).check_images(*SETS, {"train": "1"})
+        stopped(tmp_path / "run", text).check_images(*SETS, {"train": "1"})
 
 
 def test_a_stopped_run_refuses_changed_annotations_and_goes_on_with_the_old_ones(tmp_path, photos, capsys):
@@ -150,7 +152,7 @@ def test_a_stopped_run_refuses_changed_annotations_and_goes_on_with_the_old_ones
         capsys.readouterr()
         assert main(words) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"the annotations of the {part} images have changed since {out} was begun; restore them, or" in error
+        assert f"the annotations of the {part} images have changed since {out} was started; restore them, or" in error
         path.write_text(before)
     stored = json.loads((out / "images.json").read_text())
     assert set(stored) == {"train", "val", "train_annotations", "val_annotations"}

@@ -26,6 +26,7 @@ from crosschannel.parsing import config_folder
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.linear_models import onto_span
+from transfer.protocol import Split
 from transfer.protocols.few_shot.protocol import draw_images
 from transfer.protocols.few_shot.regression import predict
 from transfer.protocols.svm.classifiers import choose_cost
@@ -367,7 +368,8 @@ def test_images_that_are_there_can_be_measured_too(photo_folder):
     flags = [flag for flag in STEPS if not flag.startswith("--runtime.eval")]
     config = PROGRAM.parse("classify", ["--config=voc-mini", "--backbone=b", "--data=d", *flags])
     net = NET.partition("=")[2]
-    result = transfer.classify(net, (images, images), config=config)
+    split = Split(images, images, images.classes, "images from memory", allow_overlap=True)
+    result = transfer.classify(net, split, config=config)
     assert {"ap/a", "ap/b", "ap/c", "map"} <= set(result.metrics) and result.data == "images from memory"
     flat = MemoryImages(["a"], [0], blobs[:1], ("a", "b", "c"))
     with pytest.raises(UserError, match=r"labels must be \(1, 3\), got \(1,\)"):

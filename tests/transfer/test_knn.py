@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import transfer
 from transfer.cli import main
 from transfer.neighbours import neighbours
+from transfer.protocol import Split
 from transfer.protocols.knn.protocol import vote
 
 BACKBONE = "random:alexnet,fc=0,size=64,resize=72,seed=1"
@@ -65,5 +66,6 @@ def test_the_function_finds_a_training_image_among_its_own(photo_folder):
     from crosschannel.data import open_images
 
     train = open_images(str(photo_folder))[0]
-    result = transfer.knn(BACKBONE, (train, train), ["conv5"], transfer.KNNConfig("", "", k=[1], workers=0))
+    split = Split(train, train, train.classes, "images from memory", allow_overlap=True)
+    result = transfer.knn(BACKBONE, split, ["conv5"], transfer.KNNConfig("", "", k=[1], workers=0))
     assert result.metrics == {"conv5/knn1": 1.0} and result.data == "images from memory"

@@ -42,16 +42,22 @@ class Objects:
         return found
 
     def check(self, size: tuple[int, int] | None, what: str) -> None:
-        """Raise a UserError for a box that does not lie in the picture.
+        """Raise a UserError for arrays that do not fit together, or a box that does not lie in the picture.
 
         Args:
             size: width and height of the picture as seen; None: unknown.
-            what: whose objects they are.
+            what: the image's name or file.
         """
-        invalid = invalid_box(from_voc(np.asarray(self.boxes, np.float64)), size)
+        boxes, difficult = np.asarray(self.boxes), np.asarray(self.difficult)
+        shape = (len(self.classes), 4)
+        if boxes.shape != shape or boxes.dtype.kind not in "iuf" or len(difficult) != shape[0]:
+            raise UserError(f"{what}: the boxes of {shape[0]} objects must be {shape} numbers, got {boxes.shape}")
+        if shape[0] and difficult.dtype.kind != "b":
+            raise UserError(f"{what}: difficult must be True or False for each object, got {difficult.dtype}")
+        invalid = invalid_box(from_voc(boxes.astype(np.float64)), size)
         if invalid:
             number, fault = invalid
-            box = " ".join(f"{edge:g}" for edge in self.boxes[number])
+            box = " ".join(f"{edge:g}" for edge in boxes[number])
             raise UserError(f"{what}: the box of object {number + 1} ({box}) {fault}")
 
 

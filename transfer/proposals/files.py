@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path, PurePath
@@ -146,11 +147,11 @@ def _by_name(names: Sequence[str], boxes: Sequence[np.ndarray], path: Path) -> d
     Raises:
         UserError: an image is named twice.
     """
-    found = dict(zip(names, boxes, strict=True))
-    if len(found) < len(names):
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
+    by_name = dict(zip(names, boxes, strict=True))
+    if len(by_name) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         raise UserError(f"{path} has proposals of {twice} twice")
-    return found
+    return by_name
 
 
 def _read_mat(path: Path) -> dict[str, np.ndarray]:

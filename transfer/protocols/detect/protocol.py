@@ -32,7 +32,7 @@ from crosschannel.training.task import Evaluation
 from transfer.boxes import overlaps, picture_size
 from transfer.finetuning import check_choices, crops_of, frozen_parts, initialise, load_net, prepare, save_net
 from transfer.pascal.detections import box_predictor, detection_figures, detection_table
-from transfer.pascal.devkit import open_devkit
+from transfer.pascal.devkit import Objects, open_devkit
 from transfer.pascal.table2 import pascal_section
 from transfer.prediction import Finished, Predictor
 from transfer.proposals.files import Boxes, WithProposals, load_boxes
@@ -102,9 +102,14 @@ def _open(data: Data, config: DetectConfig) -> Split:
 
 
 def _check_objects(images: ImageSet) -> None:
-    """Raise a UserError for an object that does not lie in its picture."""
-    for index in range(len(images)):
-        objects_of(images, index).check(picture_size(images, index), images.names[index])
+    """Raise a UserError for an annotation that holds no objects, or an object that does not lie in its picture."""
+    for index, name in enumerate(images.names):
+        objects = objects_of(images, index)
+        if not isinstance(objects, Objects):
+            raise UserError(
+                f"{name}: its annotation must be transfer.pascal.devkit.Objects, got {type(objects).__name__}"
+            )
+        objects.check(picture_size(images, index), name)
 
 
 def check_engine(config: DetectConfig) -> None:
