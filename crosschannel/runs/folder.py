@@ -171,8 +171,8 @@ class RunFolder:
         if changed:
             part = {"train_annotations": "training", "val_annotations": "test"}[changed]
             raise UserError(
-                f"the annotations of the {part} images have changed since {self.path} was started; restore them, or give "
-                "another --out"
+                f"the annotations of the {part} images have changed since {self.path} was started; restore them, or "
+                "give another --out"
             )
 
     def check_files(self, files: Mapping[str, Path]) -> None:
