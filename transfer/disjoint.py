@@ -4,7 +4,6 @@ import math
 import re
 from collections import defaultdict
 from hashlib import sha256
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from crosschannel.data import ImageSet
@@ -75,7 +74,7 @@ def shared_images(train: ImageSet, test: ImageSet) -> list[str]:
 def _key(name: str) -> str:
     """Lookup key of an image's name; a leading slash sets the names of VOC and SBD apart from others."""
     shared = voc_name(name)
-    return PurePosixPath(name).name if shared is None else f"/{shared}"
+    return name.rpartition("/")[2] if shared is None else f"/{shared}"
 
 
 def _digest(images: ImageSet, index: int) -> bytes:

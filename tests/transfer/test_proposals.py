@@ -197,8 +197,9 @@ def test_what_an_interrupted_search_left_of_other_pictures_is_not_taken(two_devk
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_proposals_of_broken_pictures_alone_end_well(two_devkits, tmp_path):
+def test_broken_pictures_alone_are_refused(two_devkits, tmp_path, capsys):
     shutil.copytree(two_devkits[0], tmp_path / "VOCdevkit")
     for path in (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages").glob("*.jpg"):
         path.write_bytes(b"no picture")
-    assert proposals(tmp_path / "VOCdevkit", tmp_path / "out") in (0, 2)
+    assert proposals(tmp_path / "VOCdevkit", tmp_path / "out") == 2
+    assert "can be read" in capsys.readouterr().err and not (tmp_path / "out").exists()

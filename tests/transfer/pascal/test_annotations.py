@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import transfer
 from crosschannel import UserError
+from crosschannel.data.images import MemoryImages
 from transfer.boxes import clipped, from_voc, invalid_box
 from transfer.pascal.annotations import CLASSES, Objects, read_annotation
 from transfer.pascal.config import PascalConfig
@@ -220,6 +222,48 @@ def test_declared_encodings_are_read(path, encoding):
     name = encoding.removesuffix("-sig")
     text = f'<?xml version="1.0" encoding="{name}"?>' + document(entry(1, 1, 9, 9), "<folder>é</folder>")
     assert len(read(path, text.encode(encoding)).boxes) == 1
+
+
+class Pictures(MemoryImages):
+    """Pictures of 64 × 48 with these annotations, each a positive of the class boat."""
+
+    def __init__(self, name: str, *annotations: object):
+        file = io.BytesIO()
+        Image.new("RGB", SIZE).save(file, "PNG")
+        names = [f"{name}{number}" for number in range(len(annotations))]
+        super().__init__(names, [0] * len(names), [file.getvalue()] * len(names), CLASSES)
+        self.labels, self.values = np.tile(np.eye(20, dtype=np.int8)[3], (len(names), 1)), annotations
+
+    def annotation(self, index: int) -> object:
+        return self.values[index]
+
+
+def objects(*boxes: object, dtype: type = float) -> Objects:
+    return Objects(np.array(boxes, dtype), np.full(len(boxes), 3), np.full(len(boxes), False))
+
+
+SOUND = objects([1, 1, 40, 40])
+MEMORY = {
+    "nan": (objects([1, 1, 9, 9], [np.nan, 1, 9, 9]), r"b1: the box of object 2 \(nan 1 9 9\) is not finite"),
+    "outside": (objects([1, 1, 400, 40]), "b1: the box of object 1 .* does not lie in the picture, which is 64 × 48"),
+    "swapped": (objects([30, 1, 20, 40]), "has no area"),
+    "shares of the sides": (objects([0.1, 0.1, 0.9, 0.9]), "must be pixels"),
+    "complex": (objects([1, 1, 9, 9], dtype=complex), r"must be \(1, 4\) numbers"),
+    "three edges": (objects([1, 1, 9]), r"must be \(1, 4\) numbers, got \(1, 3\)"),
+    "a class too few": (Objects(np.ones((2, 4)), np.array([3]), np.array([False])), r"must be \(1, 4\) numbers"),
+    "flags that are numbers": (Objects(SOUND.boxes, SOUND.classes, np.array([0])), "difficult must be True or False"),
+    "a label": (3, "its annotation must be transfer.pascal.devkit.Objects, got int"),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+@pytest.mark.parametrize("is_test", [False, True])
+def test_objects_from_memory_lie_in_their_pictures_too(monkeypatch, case, is_test):
+    monkeypatch.setattr("transfer.protocol.load_backbone", None)
+    odd, words = MEMORY[case]
+    pair = (Pictures("a", SOUND, SOUND), Pictures("b", SOUND, odd))
+    with pytest.raises(UserError, match=words):
+        transfer.detect("random:alexnet", pair if is_test else pair[::-1], "voc-mini")
 
 
 def test_labels_alone_need_sound_annotations_too(tmp_path):
