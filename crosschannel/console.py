@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn, track
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -28,21 +30,30 @@ def plain(text: object) -> str:
 
 
 class _PlainConsole(Console):
-    def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(plain(o) if isinstance(o, str) else o for o in objects), **options)
+    """A console that interprets nothing in the text it prints, whether a string, a table's cell or a bar's label."""
+
+    def __init__(self, **options: Any):
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
 def stderr_console(quiet: bool = False) -> Console:
     """For what a person should know."""
-    return _PlainConsole(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    return _PlainConsole(stderr=True, quiet=quiet, soft_wrap=True)
 
 
 def stdout_console(**options: Any) -> Console:
     """For what a command was asked for."""
-    return _PlainConsole(highlight=False, **{"soft_wrap": True, **options})
+    return _PlainConsole(**{"soft_wrap": True, **options})
 
 
-def table(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> Table:
+def table(rows: Mapping[str, Sequence[str | Text]], head: Sequence[str]) -> Table:
     """Cells by the label of their row; the first column of ``head`` is the labels'."""
     made = Table()
     for number, column in enumerate(head):
@@ -86,7 +97,7 @@ def progress_in_bytes(description: str, total: int, done: int = 0) -> Iterator[C
         to be called with the number of every further bytes.
     """
     console = stderr_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(description, total=total or None, completed=done)
         yield lambda count: bar.advance(task, count)

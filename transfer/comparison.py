@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from rich.text import Text
 
 from crosschannel.console import stderr_console, table
 from crosschannel.errors import UserError
@@ -122,14 +123,14 @@ def main(config: CompareConfig) -> list[Difference]:
     differences = compare(first, second, config.resamples, config.level, config.seed)
     rows = {}
     for d in differences:
-        clear = "[bold]" if d.low > 0 or d.high < 0 else ""
+        style = "bold" if d.low > 0 or d.high < 0 else ""
         _, factor, digits = FIGURES.get(d.metric.rpartition("/")[2], ("", 100, 1))
         one, two, low, high = (factor * value for value in (d.first, d.second, d.low, d.high))
         rows[d.metric] = [
             f"{one:.{digits}f}",
             f"{two:.{digits}f}",
             f"{one - two:+.{digits}f}",
-            f"{clear}{low:+.{digits}f} … {high:+.{digits}f}",
+            Text(f"{low:+.{digits}f} … {high:+.{digits}f}", style),
         ]
     head = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % interval"]
     print_captioned(f"A {first.backbone}\nB {second.backbone}\n{first.n} images, shares in %", table(rows, head))
