@@ -81,8 +81,8 @@ def write_card(
         "",
         "## What it is",
         "",
-        f"- layers: {', '.join(backbone.layers)}",
-        f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {look}",
+        f"- layers: {markdown(', '.join(backbone.layers))}",
+        markdown(f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {look}"),
         *(
             f"- {markdown(key)}: {markdown(Path(str(value)).name if key == 'data' else value)}"
             for key, value in details.items()
@@ -102,13 +102,14 @@ def write_card(
         metrics = read_result(run).metrics
         shown = (details.get("headline", "kl_share"), "loss_share", "loss")
         figures = {key: value for key, value in metrics.items() if key in shown}
-        lines += ["On held-out images: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()) + ".", ""]
+        values = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
+        lines += [f"On held-out images: {markdown(values)}.", ""]
     lines += _probe_table(probes)
     picture = last_pictures(run) if run else None
     if picture:
         with write(folder / PICTURE) as part:
             shutil.copyfile(picture, part)
-        rows = details.get("rows of its pictures", "lightness, predicted colours, truth")
+        rows = markdown(details.get("rows of its pictures", "lightness, predicted colours, truth"))
         lines += [f"![held-out images: {rows}]({PICTURE})", "", f"Held-out images: {rows}.", ""]
     lines += ["## Citation", "", "```bibtex", *_CITATION, "```", ""]
     with write(folder / CARD) as part:

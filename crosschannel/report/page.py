@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from crosschannel.console import plain
 from crosschannel.files import Writer, written_whole
@@ -116,7 +117,8 @@ class Figure:
     draw: Callable[[Writer], object] | None = None
 
     def markdown(self) -> str:
-        return f"![{markdown(self.caption)}]({self.path.name})\n\n{markdown(self.caption)}\n"
+        label = markdown(self.caption).replace("[", "&#91;").replace("]", "&#93;")
+        return f"![{label}]({quote(self.path.name)})\n\n{markdown(self.caption)}\n"
 
     def html(self) -> str:
         data = base64.b64encode(self.path.read_bytes()).decode()
@@ -195,9 +197,14 @@ class Page:
 
 
 def markdown(text: object) -> str:
-    """Text as a line of Markdown that is neither HTML nor the end of a table's cell."""
+    """Text as a line of Markdown that is no HTML, link, image or reference, and does not end a table's cell.
+
+    Brackets become entities, not escapes, which a backslash before them would undo.
+    """
     line = " ".join(plain(text).split())
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("|", "\\|")
+    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
+    line = re.sub(r"\](?=\s*[(\[:])", "&#93;", line)
+    return re.sub(r"(\\*)\|", r"\1\1\\|", line)  # a backslash before it is doubled: it would undo ours
 
 
 def latex_escape(text: str) -> str:
