@@ -24,7 +24,7 @@ def served(*words, port: int) -> Iterator[tuple[str, subprocess.Popen]]:
     )
     address = f"http://127.0.0.1:{port}/"
     try:
-        for _ in range(300):
+        for _ in range(1500):
             try:
                 urllib.request.urlopen(address, timeout=5).close()
                 break

@@ -1,17 +1,18 @@
 // The page: pictures in, a slider between before and after, downloads. The work is the worker's.
 
-import { zipped } from "./zip.js";
-
 const find = (id) => document.getElementById(id);
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
 const MOST = 50; // pictures at a time: what the net says of each is kept
 const waiting = new Map();
 const pictures = []; // {key, name, width, height, before, button}
-let net = null;
+let net = null; // the description of the model
 let current = null;
 let asked = 0;
 let drawn = 0; // of the renderings that were asked for, the last that is on the page
 let adding = Promise.resolve();
+let waitingFiles = 0; // that were added while the page was loading
+let isLoading = true;
+let loaded = null; // a promise: whether the description has come
 let broken = null; // why the worker does nothing any more
 
 worker.onmessage = ({ data }) => {
@@ -58,9 +59,13 @@ async function sizeOf(file) {
   }
 }
 
-// Some pictures after the other; those that are dropped meanwhile come after them.
+// One picture after the other, once the model is described; those that are added meanwhile come after them.
 function add(files) {
+  if (!files.length) return;
+  waitingFiles += files.length;
+  if (isLoading) sayLoading();
   adding = adding.then(async () => {
+    if (!(await loaded)) return;
     const problems = [];
     for (const file of files) {
       say(`Colouring ${file.name} …`);
@@ -75,6 +80,11 @@ function add(files) {
   });
 }
 
+function sayLoading() {
+  const count = waitingFiles === 1 ? "1 picture waits" : `${waitingFiles} pictures wait`;
+  say(waitingFiles ? `Loading the model … ${count} for it.` : "Loading the model …");
+}
+
 async function addOne(file) {
   const [width, height] = await sizeOf(file);
   if (width * height > net.most_pixels) {
@@ -82,7 +92,7 @@ async function addOne(file) {
   }
   if (pictures.length === MOST) throw new Error(`${MOST} pictures are the most at a time; load the page again for more`);
   const key = pictures.length;
-  const picture = { key, name: file.name, ...(await ask("open", { key, file })) };
+  const picture = { key, name: file.name, ...(await ask("open", { key, file, net })) };
   pictures.push(picture);
   list(picture);
   await choose(picture);
@@ -210,6 +220,7 @@ find("save-all").addEventListener("click", () =>
       say(`Packing ${names[place]} …`);
       files.push({ name: names[place], blob: (await ask("save", { key, ...chosen })).blob });
     }
+    const { zipped } = await import("./zip.js");
     download(await zipped(files), "coloured.zip");
     say(`${files.length} packed.`);
   }),
@@ -231,18 +242,7 @@ find("compare").addEventListener("pointermove", (event) => {
   split();
 });
 
-try {
-  const answer = await fetch("net.json");
-  if (!answer.ok) throw new Error(`the server says ${answer.status}`);
-  net = await answer.json();
-} catch (error) {
-  say(`This page could not be loaded whole: ${error.message}. Load it again.`, true);
-  throw error;
-}
-find("files").addEventListener("change", () => {
-  add([...find("files").files]);
-  find("files").value = "";
-});
+find("files").addEventListener("change", addChosen);
 for (const kind of ["dragover", "dragleave", "drop"]) {
   window.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -250,10 +250,33 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop") add([...event.dataTransfer.files]);
   });
 }
-find("heat").hidden = net.temperature === null;
-find("temperature").value = String(net.temperature ?? 1);
-find("files").disabled = false;
-split();
-describe();
-say("");
-document.body.dataset.ready = "yes";
+
+function addChosen() {
+  add([...find("files").files]);
+  find("files").value = "";
+}
+
+// Fetch the description of the model; whether it has come.
+async function loadDescription() {
+  try {
+    const answer = await fetch("net.json");
+    if (!answer.ok) throw new Error(`the server says ${answer.status}`);
+    net = await answer.json();
+  } catch (error) {
+    say(`This page could not be loaded whole: ${error.message}. Load it again.`, true);
+    return false;
+  } finally {
+    isLoading = false;
+  }
+  find("heat").hidden = net.temperature === null;
+  find("temperature").value = String(net.temperature ?? 1);
+  split();
+  describe();
+  say("");
+  document.body.dataset.ready = "yes";
+  return true;
+}
+
+sayLoading();
+loaded = loadDescription();
+addChosen(); // what was chosen before this script ran

@@ -28,8 +28,8 @@ function* strips(bitmap, width, height, ground = null) {
   }
 }
 
-async function open(key, file) {
-  net ??= await (await fetch("net.json")).json();
+async function open(key, file, description) {
+  net = description;
   const bitmap = await createImageBitmap(file);
   const { width, height } = bitmap;
   const [seenWidth, seenHeight] = workingSize(width, height, net);
@@ -103,7 +103,7 @@ async function save(key, temperature, saturation) {
 }
 
 const tasks = {
-  open: ({ key, file }) => open(key, file),
+  open: ({ key, file, net: description }) => open(key, file, description),
   render: ({ key, temperature, saturation }) => render(key, temperature, saturation),
   save: ({ key, temperature, saturation }) => save(key, temperature, saturation),
 };
