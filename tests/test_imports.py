@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # From the ground up: a part may import those before it, and its own.
-FLOOR = ("errors", "files", "keys", "stored", "console", "factories", "runs")
+FLOOR = ("errors", "files", "keys", "stored", "console", "csv_files", "factories", "runs")
 ORDER = (
     "color",
     "data",

@@ -4,7 +4,6 @@ Masks of a segmentation, with the pictures under their colours; boxes of a detec
 classification; and of all of them a table of scores and contact sheets.
 """
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 
 from crosschannel import wrap
 from crosschannel.console import progress, stderr_console
+from crosschannel.csv_files import write_rows
 from crosschannel.data.decode import BrokenImage, EncodedImage, broken
 from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
@@ -159,19 +159,18 @@ class Scores:
         self._text, self._boxes, self._sheets, self._waiting = io.StringIO(), io.StringIO(), 0, list[Scored]()
 
     def add(self, name: str, found: Prediction, thumbnail: Image.Image) -> None:
-        table = csv.writer(self._text, lineterminator="\n")
         if not self._text.tell():
-            table.writerow(["picture", "first", *found.scores])
+            write_rows(self._text, [["picture", "first", *found.scores]])
         first = _ranked(found.scores)[0]
-        table.writerow(
-            [name, first if found.scores[first] else "", *(f"{value:.4f}" for value in found.scores.values())]
-        )
+        scores = (f"{value:.4f}" for value in found.scores.values())
+        write_rows(self._text, [[name, first if found.scores[first] else "", *scores]])
         if found.boxes is not None:
-            table = csv.writer(self._boxes, lineterminator="\n")
             if not self._boxes.tell():
-                table.writerow(["picture", "class", "score", "left", "top", "right", "bottom"])
-            for label, score, *box in found.boxes:
-                table.writerow([name, label, f"{score:.4f}", *(f"{edge:.1f}" for edge in box)])
+                write_rows(self._boxes, [["picture", "class", "score", "left", "top", "right", "bottom"]])
+            rows = (
+                [name, label, f"{score:.4f}", *(f"{edge:.1f}" for edge in box)] for label, score, *box in found.boxes
+            )
+            write_rows(self._boxes, rows)
         self._waiting.append((name, found.scores, found.colours, thumbnail))
         if len(self._waiting) == _ON_A_SHEET:
             self._write_sheet()

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from crosschannel.console import progress, stderr_console, stdout_console, table
+from crosschannel.csv_files import cell_text
 from crosschannel.data import ImageSet, Stream, Subset
 from crosschannel.data.open import open_evaluated_images, open_training_images
 from crosschannel.data.order import epoch_order
@@ -231,10 +232,13 @@ def people_fooled(path: str) -> dict[str, float]:
     Raises:
         UserError: the file is none of its.
     """
-    rows = list(csv.DictReader(read_text(user_path(path)).splitlines()))
+    lines = read_text(user_path(path)).splitlines()
     try:
-        found = {row["method"]: float(row["fooled"]) for row in rows if float(row["standard_error"] or 0) >= 0}
-    except (KeyError, TypeError, ValueError):
+        rows = list(csv.DictReader(lines))
+        found = {
+            cell_text(row["method"]): float(row["fooled"]) for row in rows if float(row["standard_error"] or 0) >= 0
+        }
+    except (csv.Error, KeyError, TypeError, ValueError, AttributeError):
         found = {}
     if not found or not all(0 <= rate <= 1 for rate in found.values()):
         raise UserError(f"{path} is no fooled.csv of `crosschannel study report`")
