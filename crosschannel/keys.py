@@ -84,7 +84,15 @@ SEED = Range(0, _MOST, "within 0..2^63-1")
 SIDE = at_least(1, 4096)  # of what nets see, in pixels
 FC_WIDTH = at_least(0, 65536)
 LINE = Spelling(r"[^\n\r]*", "one line")
+HOST = Spelling(
+    # IPv4 in full; IPv6; or a name, whose last label is not of hexadecimal digits alone unless it begins with a letter:
+    # the system takes 0, 127.1 and 0x7f000001 for addresses too
+    r"((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(\.(?!$)|$)){4}|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[\w.-]+)?"
+    r"|([A-Za-z0-9_-]{1,63}\.)*(?=[A-Za-z_]|[A-Za-z0-9_-]*[g-wyzG-WYZ_-])[A-Za-z0-9_-]{1,63}",
+    "a host name or a full IP address, such as 127.0.0.1 (this machine only) or 0.0.0.0 (every interface)",
+)
 
+Host = Annotated[str, HOST]
 Seed = Annotated[int, SEED]
 Device = Annotated[str, Spelling(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")]
 Text = Annotated[str, Spelling("[^\ud800-\udfff]*", "UTF-8 text")]  # what is written into files of ours

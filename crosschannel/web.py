@@ -1,12 +1,19 @@
-"""What the web pages share: headers that browsers obey, a limit for what is sent here, and a server that says where it
-is. FastAPI and uvicorn are the extra ``web``."""
+"""The web server of the study and the demo: security headers, a limit on request bodies, an orderly end.
 
+FastAPI and uvicorn are the extra ``web``.
+"""
+
+import contextlib
+import ipaddress
+import signal
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+import threading
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 from crosschannel.console import say
 from crosschannel.errors import UserError
+from crosschannel.keys import HOST, require
 
 try:
     import uvicorn
@@ -23,6 +30,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+_LAST_ANSWERS_S = 5  # for requests that are being answered when the server ends
 
 
 def create_app() -> FastAPI:
@@ -31,12 +39,14 @@ def create_app() -> FastAPI:
 
 
 class Guarded:
-    """An ASGI application behind safe headers, which never sees a body longer than allowed.
+    """An ASGI application behind security headers and a limit on request bodies.
+
+    A request with a longer body is answered 413, and its connection is closed: nothing more is read from it.
 
     Args:
-        app: what answers.
-        limit: bytes of a request's body.
-        policy: its Content-Security-Policy.
+        app: the application.
+        limit: largest body, in bytes.
+        policy: Content-Security-Policy of its answers.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], limit: int, policy: str = POLICY):
@@ -66,19 +76,20 @@ class Guarded:
             await send(message)
 
         body = b""
-        while True:
+        more = _declared_length(scope) <= self.limit
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             body += message.get("body", b"")
-            if len(body) > self.limit:
-                text = f"more than {self.limit} bytes".encode()
-                headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
-                await guarded({"type": "http.response.start", "status": 413, "headers": headers})
-                await send({"type": "http.response.body", "body": text})
-                return
-            if not message.get("more_body"):
-                break
+            more = bool(message.get("more_body")) and len(body) <= self.limit
+        if max(len(body), _declared_length(scope)) > self.limit:
+            text = f"more than {self.limit} bytes".encode()
+            headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
+            headers.append((b"connection", b"close"))
+            await guarded({"type": "http.response.start", "status": 413, "headers": headers})
+            await send({"type": "http.response.body", "body": text})
+            return
         parts = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def read() -> Message:
@@ -87,12 +98,19 @@ class Guarded:
         await self.app(scope, read, guarded)
 
 
+def _declared_length(scope: Message) -> int:
+    """Content-Length of a request; 0 if it has none. (uvicorn refuses one that is no number.)"""
+    values = [value for name, value in scope["headers"] if name == b"content-length" and value.isdigit()]
+    return int(values[0]) if values else 0
+
+
 def serve(app: Guarded, host: str, port: int, what: str) -> None:
-    """Answer requests until Ctrl-C or SIGTERM.
+    """Answer requests until SIGTERM, SIGHUP or Ctrl-C.
 
     Raises:
         UserError: the address cannot be listened on.
     """
+    require(HOST.holds(host), f"host must be {HOST.words}", repr(host))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -100,9 +118,47 @@ def serve(app: Guarded, host: str, port: int, what: str) -> None:
             listening.bind((host, port))
         except OSError as error:
             raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port") from None
-        say(f"{what}: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
-        config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off", timeout_keep_alive=30)
-        try:
+        address = ipaddress.ip_address(listening.getsockname()[0])
+        everywhere = ", on every interface of this machine" if address.is_unspecified else ""
+        say(f"{what}: http://{f'[{host}]' if ':' in host else host}:{port}/{everywhere} (Ctrl-C ends it)")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            server_header=False,
+            lifespan="off",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:
-            say(f"{what}: ended")
+        say(f"{what}: ended")
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM, SIGHUP and Ctrl-C end the block by KeyboardInterrupt, once: those that follow do not disturb its end.
+
+    uvicorn raises the signal that has ended it again, for the handler from before: the default one of SIGTERM would end
+    the process with its files open.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def stop(_number: int, _frame: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def hang_up(_number: int, _frame: object) -> None:
+        signal.raise_signal(signal.SIGTERM)  # which uvicorn handles, and not SIGHUP
+
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, hang_up if number == signal.SIGHUP else stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

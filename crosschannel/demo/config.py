@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from crosschannel.keys import Device, Line, Out, Seed, at_least, within
+from crosschannel.keys import Device, Host, Line, Out, Seed, at_least, within
 from crosschannel.runs.config import seed, source
 
 
@@ -16,8 +16,8 @@ class DemoConfig:
     """a run folder, its colorizer.safetensors, zoo:eccv16 (the paper's net, downloaded once) or hf-hub:owner/name"""
     static: Out | None = None
     """write the page into this new folder instead, for any host of files: the net runs in the visitor's browser"""
-    host: Line = "127.0.0.1"
-    """address to listen on; 0.0.0.0: all of this machine's"""
+    host: Host = "127.0.0.1"
+    """address to listen on; 0.0.0.0: every interface of this machine"""
     port: Annotated[int, within(1, 65535)] = 8000
     """to listen on"""
     title: Line = "Colour a picture"

@@ -42,12 +42,13 @@ def demo(config: DemoConfig) -> None:
 
         write_static(colorizer, config, Path(config.static))
         return
-    from crosschannel.web import POLICY, Guarded, serve
+    from crosschannel.web import POLICY, Guarded, ended_by_signals, serve
 
     limit = body_limit(colorizer.size)
     policy = f"{POLICY}; worker-src 'self'"
     app = create(colorizer, config, policy)
-    serve(Guarded(app, limit, policy), config.host, config.port, "demo")
+    with ended_by_signals():
+        serve(Guarded(app, limit, policy), config.host, config.port, "demo")
 
 
 def body_limit(size: int) -> int:
