@@ -65,7 +65,7 @@ class Person(threading.Thread):
 
     def run(self) -> None:
         time.sleep(random.uniform(0, self.pause))
-        form = f"code={self.code}&agreed=yes"
+        form = f"code={self.code}&agreed=yes&colour_vision=normal"
         answer, _ = self.ask("begin", "POST", "/begin", form, "application/x-www-form-urlencoded")
         assert answer.status == 303, answer.status
         self.cookie = answer.headers["set-cookie"].partition(";")[0]
@@ -100,6 +100,7 @@ def look(port: int) -> None:
     with sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"]).new_page()
         page.goto(f"http://127.0.0.1:{port}/?code=browser")
+        page.get_by_label("Yes").check()
         page.get_by_label("I am 18 or older").check()
         page.get_by_role("button", name="Begin").click()
         page.wait_for_selector("#go:not([hidden])")

@@ -7,52 +7,31 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from crosschannel.console import say
 from crosschannel.errors import UserError
 from crosschannel.files import digest
-from crosschannel.study.manifest import CHECK, MANIFEST, TRUTH, Manifest
+from crosschannel.study.manifest import CHECK, MANIFEST, TRUTH, Manifest, read_study
+from crosschannel.study.schema import check_answers, check_file, create_tables
 
 DATABASE = "answers.db"
 Side = Literal["left", "right"]
 SIDES: tuple[Side, Side] = ("left", "right")
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS study (manifest TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS sessions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    token TEXT NOT NULL UNIQUE,
-    participant TEXT NOT NULL UNIQUE,
-    method TEXT NOT NULL,
-    code TEXT NOT NULL,
-    begun REAL NOT NULL,
-    finished REAL
-);
-CREATE TABLE IF NOT EXISTS trials (
-    session INTEGER NOT NULL REFERENCES sessions (id),
-    number INTEGER NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('practice', 'pair', 'check')),
-    photograph INTEGER NOT NULL,
-    fake TEXT NOT NULL CHECK (fake IN ('left', 'right')),
-    first TEXT NOT NULL CHECK (first IN ('left', 'right')),
-    token TEXT NOT NULL UNIQUE,
-    loads INTEGER NOT NULL DEFAULT 0,
-    answer TEXT CHECK (answer IN ('left', 'right')),
-    answered REAL,
-    first_ms REAL,
-    second_ms REAL,
-    response_ms REAL,
-    hidden INTEGER,
-    PRIMARY KEY (session, number)
-) WITHOUT ROWID;
-"""
-_CODE = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # without what looks alike
+ColourVision = Literal["normal", "deficient", "unknown"]
+_BUSY_S = 5  # how long a request waits for a locked database
+_CODE = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # no characters that look alike
 
 
 class Refused(Exception):
-    """What a participant asked for cannot be; the words are for them."""
+    """A request that cannot be granted; the message is for the participant."""
+
+
+class Unavailable(Exception):
+    """The database cannot be used at the moment, locked or on a full disk say; the same request may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -108,44 +87,85 @@ class Answers:
         self._practice = [n for n, photograph in enumerate(manifest.photographs) if photograph.practice]
         self._judged = [n for n, photograph in enumerate(manifest.photographs) if not photograph.practice]
         self.digest = digest(folder / MANIFEST)
-        path = folder / DATABASE
+        self.path = folder / DATABASE
+        check_file(self.path)
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            with self._writing() as db:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    db.execute(statement)
-                known = db.execute("SELECT manifest FROM study").fetchone()
-                if known is None:
-                    db.execute("INSERT INTO study VALUES (?)", (self.digest,))
+            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         except sqlite3.Error as error:
-            raise UserError(f"{path} cannot be used: {error}") from None
-        _check(path, known, self.digest)
+            raise UserError(f"{self.path} cannot be used: {error}") from None
+        try:
+            self._open()
+        except BaseException as error:
+            self._db.close()
+            if isinstance(error, sqlite3.Error | Unavailable):
+                raise UserError(f"{self.path} cannot be used: {error}") from None
+            raise
+
+    def _open(self) -> None:
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA synchronous = FULL")
+        with self._writing() as db:
+            create_tables(db)
+            check_answers(db, self.path, self.manifest, self.digest)
+            if db.execute("SELECT 1 FROM study").fetchone() is None:
+                db.execute("INSERT INTO study VALUES (?)", (self.digest,))
+        self._db.execute("PRAGMA journal_mode = WAL")
 
     def close(self) -> None:
-        with self._lock:
+        """Move all answers into the database file itself, so that a copy of it alone is complete."""
+        try:
+            with self._locked() as db:
+                busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                if busy:
+                    raise Unavailable("another program reads it")
+                with suppress(sqlite3.OperationalError):  # a reader is here: the log is empty, and goes with it
+                    db.execute("PRAGMA journal_mode = DELETE")
+        except Unavailable as error:
+            say(f"{self.path}: {error}; copy {self.path.name}-wal with it")
+        finally:
             self._db.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is on the disk when it has ended, or did not happen."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+    def _locked(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time.
 
-    def begin(self, participant: str) -> str:
-        """Begin a session by the method that has fewest; returns its token. One of which nothing was shown yet, as
-        where a reply was lost, is begun again.
+        Raises:
+            Unavailable: SQLite failed, or other threads keep the connection too long.
+        """
+        if not self._lock.acquire(timeout=2 * _BUSY_S):
+            raise Unavailable("database is locked")
+        try:
+            yield self._db
+        except sqlite3.Error as error:
+            raise Unavailable(str(error)) from error
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: on disk once the block has ended, or without effect."""
+        with self._locked() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # SQLite has ended it already if the disk is full
+                    db.execute("ROLLBACK")
+                raise
+
+    def begin(self, participant: str, colour_vision: ColourVision | None = None) -> str:
+        """Begin a session with the method that has the fewest; returns its token.
+
+        A session of which nothing has been shown yet (its reply was lost) is begun again.
+
+        Args:
+            participant: their code.
+            colour_vision: as they answered; None if they were not asked.
 
         Raises:
             Refused: this participant has a session already.
+            Unavailable: it cannot be saved at the moment.
         """
         with self._writing() as db:
             known = db.execute(
@@ -155,6 +175,7 @@ class Answers:
             ).fetchone()
             if known is not None:
                 if not known["loads"]:
+                    db.execute("UPDATE sessions SET colour_vision = ? WHERE token = ?", (colour_vision, known["token"]))
                     return known["token"]
                 raise Refused(
                     "This code has taken part already. If you were interrupted, go on in the browser you began with."
@@ -164,9 +185,11 @@ class Answers:
             method = self._least(self.manifest.methods, sessions, 1)[0]
             token = secrets.token_urlsafe(32)
             code = "-".join("".join(self._random.choices(_CODE, k=4)) for _ in range(3))
-            row = (token, participant, method, code, time.time())
+            row = (token, participant, method, code, time.time(), colour_vision)
             session = db.execute(
-                "INSERT INTO sessions (token, participant, method, code, begun) VALUES (?, ?, ?, ?, ?)", row
+                "INSERT INTO sessions (token, participant, method, code, begun, colour_vision) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                row,
             ).lastrowid
             db.executemany(
                 "INSERT INTO trials (session, number, kind, photograph, fake, first, token) "
@@ -194,7 +217,8 @@ class Answers:
         practice = self._random.sample(self._practice, self.manifest.practice)
         kinds = [*(("practice", photograph) for photograph in practice), *kinds]
         for kind, photograph in kinds:
-            yield kind, photograph, self._random.choice(SIDES), self._random.choice(SIDES), secrets.token_urlsafe(16)
+            first = "left" if self.manifest.first == "left" else self._random.choice(SIDES)
+            yield kind, photograph, self._random.choice(SIDES), first, secrets.token_urlsafe(16)
 
     def _least(self, items: Any, counts: Counter, number: int) -> list:
         """So many of the items that were had least, those had as often drawn at random."""
@@ -202,7 +226,7 @@ class Answers:
 
     def state(self, session: str) -> State | None:
         """Where a session stands; None where there is no such session."""
-        with self._lock:
+        with self._locked():
             return self._state(session)
 
     def _state(self, session: str) -> State | None:
@@ -282,46 +306,39 @@ class Answers:
 
     def participant(self, session: str) -> str | None:
         """Whose session this is; None where there is no such session."""
-        with self._lock:
-            row = self._db.execute("SELECT participant FROM sessions WHERE token = ?", (session,)).fetchone()
+        with self._locked() as db:
+            row = db.execute("SELECT participant FROM sessions WHERE token = ?", (session,)).fetchone()
         return row["participant"] if row else None
 
     def code(self, session: str) -> str | None:
         """What a participant shows who has come to the end."""
-        with self._lock:
-            row = self._db.execute(
+        with self._locked() as db:
+            row = db.execute(
                 "SELECT code FROM sessions WHERE token = ? AND finished IS NOT NULL", (session,)
             ).fetchone()
         return row["code"] if row else None
 
 
 def read_answers(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Sessions and trials of a study, as they stand; a server may be writing meanwhile.
+    """Read the sessions and trials of a study, which a server may be writing meanwhile.
 
     Raises:
         UserError: there are none, or they cannot be read.
     """
+    folder, manifest = read_study(folder)
     path = folder / DATABASE
     if not path.is_file():
         raise UserError(f"{folder} has no answers yet: crosschannel study serve collects them")
+    check_file(path)
     try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
-        db.row_factory = sqlite3.Row
-        with db:
-            db.execute("BEGIN")  # both tables of one moment
-            known = db.execute("SELECT manifest FROM study").fetchone()
-            sessions = [dict(row) for row in db.execute("SELECT * FROM sessions ORDER BY id")]
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
+            db.row_factory = sqlite3.Row
+            db.execute("BEGIN")  # both tables at one moment
+            check_answers(db, path, manifest, digest(folder / MANIFEST))
+            sessions = db.execute("SELECT * FROM sessions ORDER BY id").fetchall()
             trials = db.execute(
                 "SELECT trials.* FROM trials JOIN sessions ON session = id ORDER BY session, number"
             ).fetchall()
-        db.close()
     except sqlite3.Error as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    _check(path, known, digest(folder / MANIFEST))
-    return sessions, [dict(row) for row in trials]
-
-
-def _check(path: Path, known: sqlite3.Row | None, found: str) -> None:
-    """Answers are to the pictures of one manifest; ``known``: the one that the database names, if any."""
-    if known is not None and known["manifest"] != found:
-        raise UserError(f"{path} holds answers to other pictures than {MANIFEST} names")
+    return [dict(row) for row in sessions], [dict(row) for row in trials]

@@ -55,8 +55,12 @@ def build(config: StudyBuildConfig) -> Path:
             sha256={},
             version=crosschannel.__version__,
             photographs=[],
+            gamut=config.gamut,
+            first=config.first,
+            before_ms=config.before_ms,
+            between_ms=config.between_ms,
         )
-        evaluator = Evaluator(EvaluateConfig(config.data), shown, None, None, device)
+        evaluator = Evaluator(EvaluateConfig(config.data, gamut=config.gamut), shown, None, None, device)
         found = _photographs(config, images, evaluator, manifest.left_out)
         for _ in progress(range(wanted), "colouring", wanted):
             name, pictures = next(found, ("", None))

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from crosschannel.evaluation.config import parse_methods, source_of
-from crosschannel.keys import Device, Line, Out, Part, Seed, Text, at_least, require, within
+from crosschannel.keys import Device, Host, Line, Out, Part, Seed, Text, at_least, require, within
 from crosschannel.runs.config import PlainConfig, path, seed, source
 from crosschannel.runs.config import data as photographs
+from crosschannel.study.manifest import First, Gamut, Pause
+
+Test = Literal["two-sided", "one-sided"]
 
 
 @dataclass
@@ -31,6 +34,15 @@ class StudyBuildConfig:
     """photographs are reduced to this short side and cropped to its centre square"""
     upsample: Literal["bilinear", "edges"] = "bilinear"
     """how predictions reach every pixel: bilinear, as in the paper, or edges, as `crosschannel colorize` does"""
+    gamut: Gamut = "map"
+    """colours that sRGB cannot show: map moves them towards grey and keeps their lightness, clip clips channels (as in
+    the paper)"""
+    first: First = "left"
+    """picture of a pair that is shown first: left, as in the paper, or random"""
+    before_ms: Pause = 900
+    """pause before the first picture of a pair, in ms"""
+    between_ms: Pause = 600
+    """pause between the two pictures of a pair, in ms"""
     seed: Seed = seed()
     """of the choice of photographs, and of whose colours the checks have"""
     device: Device = "auto"
@@ -51,8 +63,8 @@ class StudyServeConfig(PlainConfig):
     """Serve a study: consent, practice, pairs, and a code at the end; answers are kept in the study's folder."""
 
     study: str = path(help="a folder that `crosschannel study build` has made")
-    host: Line = "127.0.0.1"
-    """address to listen on; 0.0.0.0: all of this machine's"""
+    host: Host = "127.0.0.1"
+    """address to listen on; 0.0.0.0: every interface of this machine"""
     port: Annotated[int, within(1, 65535)] = 8000
     """to listen on"""
     title: Line = "Real or fake?"
@@ -75,7 +87,10 @@ class StudyReportConfig:
     unfinished: bool = False
     """count the answers of participants who did not come to the end too"""
     resamples: Annotated[int, within(100, 1_000_000)] = 10_000
-    """of the bootstrap over participants"""
+    """of the bootstrap over participants and, within each, over pairs"""
+    p_values: Test = "two-sided"
+    """of every two methods: two-sided, or one-sided as in the paper (one fools more often than the other; half of the
+    ties count)"""
     level: Part = 0.95
     """of the intervals"""
     overwrite: bool = False

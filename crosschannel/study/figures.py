@@ -1,4 +1,4 @@
-"""What the answers of a study say: fooling rates by the bootstrap over participants, and what they rest on."""
+"""Fooling rates of a study with bootstrapped errors, and the attention and timing that they rest on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 
 from crosschannel.runs.resampling import resampled
+from crosschannel.study.config import Test
 
 SHOWN_MS, TOLERANCE_MS = 1000, 34  # how long a picture is to be there, and how far off that may be
 
 
 @dataclass
 class Participant:
-    """Who is counted.
+    """The answers of a participant.
 
     Attributes:
-        session: by which their answers go.
-        method: whose pictures they judged.
-        fooled: of each pair, whether the true photograph was said to be fake (n,) bool.
-        photographs: of each pair (n,).
-        checks: of each attention check, whether it was recognised.
+        session: id of the session.
+        method: the method whose pictures they judged.
+        fooled: (n,) bool, for each pair: the true photograph was called the fake.
+        photographs: (n,), the photograph of each pair.
+        checks: (m,) bool, for each attention check: the fake was recognised.
+        colour_vision: "normal", "deficient" or "unknown"; None if they were not asked.
     """
 
     session: int
@@ -28,10 +30,11 @@ class Participant:
     fooled: np.ndarray
     photographs: np.ndarray
     checks: np.ndarray
+    colour_vision: str | None = None
 
     @property
     def attention(self) -> float:
-        """Share of attention checks that were recognised; 1 where there were none."""
+        """Share of attention checks that were recognised; 1 if there were none."""
         return float(self.checks.mean()) if len(self.checks) else 1.0
 
 
@@ -41,9 +44,9 @@ class Fooled:
 
     Attributes:
         rate: share of all pairs whose fake was taken for the photograph.
-        error: its bootstrapped standard error; nan of one participant, who says nothing about others.
-        low, high: of its interval; nan likewise.
-        participants, pairs: that it is over.
+        error: its bootstrapped standard error; nan for one participant, who says nothing about others.
+        low, high: ends of its interval; nan for one participant.
+        participants, pairs: how many it is over.
     """
 
     rate: float
@@ -75,47 +78,83 @@ def participants_of(
                 np.array([row["answer"] != row["fake"] for row in pairs]),
                 np.array([row["photograph"] for row in pairs]),
                 np.array([row["answer"] == row["fake"] for row in checks], bool),
+                session.get("colour_vision"),
             )
         )
     return found
 
 
 def rates(
-    participants: Sequence[Participant], methods: Sequence[str], resamples: int, level: float, seed: int
+    participants: Sequence[Participant],
+    methods: Sequence[str],
+    resamples: int,
+    level: float,
+    seed: int,
+    test: Test = "two-sided",
 ) -> tuple[dict[str, Fooled], dict[tuple[str, str], float]]:
-    """Fooling rates by method, and by pair of methods the bootstrapped two-sided p-value of their being the same.
+    """Estimate how often each method fools people; every pair counts the same.
 
-    Participants are what is drawn anew: answers of one person are not independent. Every pair counts the same. Methods
-    that one person judged have no p-values.
+    Args:
+        participants: the participants that count.
+        methods: in order.
+        resamples: number of bootstrap resamples, see :func:`resampled_rates`.
+        level: of the intervals, such as 0.95.
+        seed: of the resamples.
+        test: of the p-values.
+
+    Returns:
+        Fooling rates by method, and p-values by ordered pair of methods: two-sided, of their fooling equally often; or
+        one-sided, of the first one's not fooling more often than the second. Methods with one participant have none.
     """
     found, drawn = {}, {}
     for number, method in enumerate(methods):
         own = [one for one in participants if one.method == method]
         if not own:
             continue
-        fooled = np.array([one.fooled.sum() for one in own], np.float64)
-        pairs = np.array([len(one.fooled) for one in own], np.float64)
-        values = np.concatenate(
-            [(weights @ fooled) / (weights @ pairs) for weights in resampled(len(own), resamples, seed + number)]
-        )
+        fooled, pairs = (np.array([count(one.fooled) for one in own]) for count in (np.sum, len))
+        values = resampled_rates(fooled, pairs, resamples, seed + number)
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-        rate = fooled.sum() / pairs.sum()
+        rate = float(fooled.sum() / pairs.sum())
         spread = (float(values.std(ddof=1)), float(low), float(high)) if len(own) > 1 else (float("nan"),) * 3
         found[method] = Fooled(rate, *spread, len(own), int(pairs.sum()))
         if len(own) > 1:
             drawn[method] = values
-    names = list(drawn)
-    p = {}
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            difference = drawn[one] - drawn[other]
-            tail = min((difference <= 0).sum(), (difference >= 0).sum())
-            p[one, other] = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return found, p
+    one_sided = {(one, other): _not_above(drawn[one], drawn[other]) for one in drawn for other in drawn if one != other}
+    if test == "one-sided":
+        return found, one_sided
+    return found, {(a, b): min(1.0, 2 * min(p, one_sided[b, a])) for (a, b), p in one_sided.items()}
+
+
+def resampled_rates(fooled: np.ndarray, pairs: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Resample a fooling rate by the two-stage bootstrap: participants, then the pairs of each.
+
+    As in the paper's analysis. Answers of one person are not independent, hence the first stage; the second adds the
+    chance in the pairs that each was shown, so that errors are on the cautious side.
+
+    Args:
+        fooled, pairs: (n,) counts of each participant.
+        resamples: how many.
+        seed: of the draws.
+
+    Returns:
+        (resamples,) rates.
+    """
+    generator, share = np.random.default_rng((seed, 1)), fooled / pairs
+    parts = []
+    for weights in resampled(len(pairs), resamples, seed):
+        counts = weights.astype(np.int64) * pairs
+        parts.append(generator.binomial(counts, share).sum(1) / counts.sum(1))
+    return np.concatenate(parts)
+
+
+def _not_above(one: np.ndarray, other: np.ndarray) -> float:
+    """One-sided p-value of one rate's not being above another; half of the ties count."""
+    below = (one < other).sum() + (one == other).sum() / 2
+    return float((below + 1) / (len(one) + 1))
 
 
 def by_photograph(participants: Sequence[Participant], method: str) -> dict[int, tuple[int, int]]:
-    """How often each photograph's fake fooled, and how often it was judged."""
+    """Count how often each photograph's fake fooled, and how often it was judged."""
     found: dict[int, tuple[int, int]] = {}
     for one in participants:
         if one.method == method:

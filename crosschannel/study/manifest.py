@@ -3,12 +3,17 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 from crosschannel.errors import UserError
 from crosschannel.files import digest, user_path, write_text
+from crosschannel.keys import within
 from crosschannel.stored import read_json, typed
 
 MANIFEST, PICTURES = "study.json", "pictures"
+Gamut = Literal["map", "clip"]
+First = Literal["left", "random"]
+Pause = Annotated[int, within(0, 60_000)]
 TRUTH, CHECK = "truth", "check"  # what an image's files are called by, beside the methods' names
 
 
@@ -41,6 +46,11 @@ class Manifest:
         sha256: of every picture, by its file.
         version: of crosschannel.
         photographs: all that are shown.
+        gamut: treatment of colours outside sRGB, as of `crosschannel colorize`.
+        first: which picture of a pair comes first.
+        before_ms, between_ms: pauses before the first picture and between the two.
+
+    The defaults are those of studies built before a field was written.
     """
 
     data: str
@@ -53,6 +63,10 @@ class Manifest:
     sha256: dict[str, str]
     version: str
     photographs: list[Photograph]
+    gamut: Gamut = "map"
+    first: First = "random"
+    before_ms: Pause = 400
+    between_ms: Pause = 400
 
     def write(self, folder: Path) -> None:
         write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")

@@ -1,6 +1,5 @@
 """`crosschannel study report`: a page, and tables for others, of what the answers say."""
 
-import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from crosschannel.console import stdout_console
+from crosschannel.csv_files import write_rows
 from crosschannel.errors import UserError
 from crosschannel.evaluation.plots import labelled_rows
 from crosschannel.evaluation.published import FOOLED
@@ -44,21 +44,22 @@ def report(config: StudyReportConfig) -> list[Path]:
     sessions, trials = read_answers(folder)
     check_pictures(folder, manifest)
     everyone = participants_of(sessions, trials, config.unfinished)
-    kept = [one for one in everyone if one.attention >= config.attention]
+    normal_vision = [one for one in everyone if one.colour_vision in ("normal", None)]
+    kept = [one for one in normal_vision if one.attention >= config.attention]
     if not kept:
         begun, ended = len(sessions), sum(session["finished"] is not None for session in sessions)
         raise UserError(
             f"nobody to count: {begun} sessions begun, {ended} finished, {len(everyone) - len(kept)} excluded"
         )
-    found, p = rates(kept, list(manifest.methods), config.resamples, config.level, config.seed)
+    found, p = rates(kept, list(manifest.methods), config.resamples, config.level, config.seed, config.p_values)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
     inputs = [folder / MANIFEST, folder / DATABASE, folder / PICTURES]
     outputs = Outputs("crosschannel study report", inputs, config.overwrite)
     page = Page("Real or fake")
-    page.add(Text(_setting(config, manifest, sessions, everyone, kept)))
-    page.add(*_tables(config, found, p), *_attention(everyone, kept, config))
+    page.add(Text(_setting(config, manifest, sessions, everyone, normal_vision, kept)))
+    page.add(*_tables(config, found, p), *_attention(normal_vision, kept, config))
     page.add(*_timing(kept, trials))
     for method in found:
         page.add(*_pictures(folder, manifest, kept, method, out))
@@ -80,18 +81,25 @@ def _setting(
     manifest: Manifest,
     sessions: Sequence[Mapping[str, Any]],
     everyone: Sequence[Participant],
+    normal_vision: Sequence[Participant],
     kept: Sequence[Participant],
 ) -> str:
     finished = sum(session["finished"] is not None for session in sessions)
     judged = sum(not photograph.practice for photograph in manifest.photographs)
+    unasked = sum(one.colour_vision is None for one in kept)
+    gamut = "moved towards grey" if manifest.gamut == "map" else "clipped channel by channel"
+    order = "the left one first" if manifest.first == "left" else "in random order"
     return (
         f"{len(sessions)} people began and {finished} finished; {len(kept)} are counted"
         + (", those who did not finish too" if config.unfinished else "")
-        + f" ({len(everyone) - len(kept)} recognised fewer than {config.attention:.0%} of the attention checks). Each "
-        f"judged {manifest.pairs} of {judged} photographs of {manifest.data} "
+        + f" ({len(normal_vision) - len(kept)} recognised fewer than {config.attention:.0%} of the attention checks; "
+        f"{len(everyone) - len(normal_vision)} did not report normal colour vision"
+        + (f"; {unasked} of those counted were not asked about it" if unasked else "")
+        + f"). Each judged {manifest.pairs} of {judged} photographs of {manifest.data} "
         f"({manifest.size} px), {manifest.checks} of these pairs being attention checks, by one method; each picture "
-        "was to be there for one second. Fooled: the true photograph was said to be the fake one. A perfect method "
-        "fools half of the time, and a method may fool more often: by colours more usual than the true ones."
+        f"was to be there for one second, {order}, after pauses of {manifest.before_ms} and {manifest.between_ms} ms. "
+        f"Colours outside sRGB were {gamut}. Fooled: the true photograph was said to be the fake one. A perfect "
+        "method fools half of the time, and a method may fool more often: by colours more usual than the true ones."
     )
 
 
@@ -112,19 +120,18 @@ def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: Mapping[t
     head = ["method", "fooled, %", f"{config.level:.0%} interval", "participants", "pairs"]
     theirs = [[name, f"{rate:.1f}"] for name, rate in FOOLED.items()]
     blocks: list[Block] = [
-        Table("People fooled; ± is the bootstrapped standard error over participants", head, rows),
+        Table("People fooled; ± is the standard error, bootstrapped over participants and their pairs", head, rows),
         Table("Published (Zhang et al. 2016, Table 1)", ["method", "fooled, %"], theirs, published=len(theirs)),
     ]
     if any(one.participants < _FEW for one in found.values()):
         blocks.append(Text(f"Of fewer than {_FEW} participants, errors and intervals come out too small."))
     if p:
-        p = {**p, **{(other, one): value for (one, other), value in p.items()}}
         names = [name for name in found if any(name in pair for pair in p)]
         cells = [[one, *("" if one == other else _p_value(p[one, other]) for other in names)] for one in names]
-        caption = (
-            "Could two methods fool equally often? Two-sided p by the bootstrap over participants, not corrected for "
-            "the number of comparisons"
-        )
+        question = "Could two methods fool equally often? Two-sided"
+        if config.p_values == "one-sided":
+            question = "Does the method of the row fool more often than that of the column? One-sided"
+        caption = f"{question} p by the same bootstrap (ties count half), not corrected for multiple comparisons"
         blocks.append(Table(caption, ["", *names], cells))
     return blocks
 
@@ -191,9 +198,7 @@ def _pixels(path: Path) -> np.ndarray:
 
 def _as_csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
+    write_rows(file, [head, *rows])
     return file.getvalue()
 
 
@@ -211,12 +216,14 @@ def _trials_csv(manifest: Manifest, sessions: Sequence[Mapping[str, Any]], trial
     """Every answer, without the codes of participants: they are numbers here."""
     methods = {session["id"]: session["method"] for session in sessions}
     finished = {session["id"]: session["finished"] is not None for session in sessions}
-    head = ["participant", "finished", "method", "number", "kind", "photograph", "fake", "first", "answer", "fooled"]
-    head += ["first_ms", "second_ms", "response_ms", "hidden", "loads"]
+    vision = {session["id"]: session.get("colour_vision") or "" for session in sessions}
+    head = ["participant", "finished", "colour_vision", "method", "number", "kind", "photograph", "fake", "first"]
+    head += ["answer", "fooled", "first_ms", "second_ms", "response_ms", "hidden", "loads"]
     rows = [
         [
             trial["session"],
             int(finished[trial["session"]]),
+            vision[trial["session"]],
             methods[trial["session"]],
             trial["number"],
             trial["kind"],

@@ -4,15 +4,17 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Literal, cast
 from urllib.parse import parse_qs
 
+from crosschannel.console import say
 from crosschannel.errors import UserError
-from crosschannel.files import read_text, user_path
-from crosschannel.study.answers import Answers, Refused, State, Timing
+from crosschannel.files import FolderLock, read_text, user_path
+from crosschannel.study.answers import Answers, ColourVision, Refused, State, Timing, Unavailable
 from crosschannel.study.config import StudyServeConfig
 from crosschannel.study.manifest import PICTURES, Manifest, check_pictures, read_study
-from crosschannel.web import FastAPI, Guarded, create_app, serve
+from crosschannel.web import FastAPI, Guarded, create_app, ended_by_signals, serve
 
 try:
     from fastapi import Cookie, Request
@@ -26,7 +28,10 @@ except ImportError:
 
 _CODE = re.compile(r"[\w.@+-]{1,100}")  # of participants
 _LIMIT = 4096  # bytes of a request
-_STATIC = {"study.css": "text/css", "study.js": "text/javascript"}
+_RETRY_S = 5  # until a page that could not be served asks again
+_STATIC = {"study.css": "text/css", "study.js": "text/javascript", "retry.js": "text/javascript"}
+_PAGES = {"", "begin", "pairs", "end"}  # which people see; the others are asked for by study.js
+_VISIONS: dict[ColourVision, str] = {"normal": "Yes", "deficient": "No", "unknown": "I do not know"}
 _PAIRS_A_MINUTE = 5  # with reading, and thinking
 _WAIT = 1e7  # ms that an answer may take, or a picture be there
 
@@ -50,18 +55,21 @@ def run(config: StudyServeConfig) -> None:
     """Serve a study until Ctrl-C.
 
     Raises:
-        UserError: no study, a damaged one, a file that cannot be read, or an address that cannot be listened on.
+        UserError: no study, a damaged one, one that another process serves, a file that cannot be read, or an address
+            that cannot be listened on.
     """
     folder, manifest = read_study(config.study)
     check_pictures(folder, manifest)
     words = read_text(user_path(config.consent)) if config.consent else ""
     codes = read_codes(config.codes) if config.codes else None
-    answers = Answers(folder, manifest)
-    try:
-        app = create(folder, manifest, answers, config, [part.strip() for part in re.split(r"\n\s*\n", words)], codes)
-        serve(Guarded(app, _LIMIT), config.host, config.port, f"study {folder}")
-    finally:
-        answers.close()
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", words)]
+    with FolderLock(folder), ended_by_signals():
+        answers = Answers(folder, manifest)
+        try:
+            app = create(folder, manifest, answers, config, paragraphs, codes)
+            serve(Guarded(app, _LIMIT), config.host, config.port, f"study {folder}")
+        finally:
+            answers.close()
 
 
 def read_codes(path: str) -> set[str]:
@@ -104,6 +112,7 @@ def create(
     pages = Environment(loader=PackageLoader("crosschannel.study", "pages"), autoescape=True, undefined=StrictUndefined)
     static = {name: (files("crosschannel.study") / "static" / name).read_bytes() for name in _STATIC}
     told = {"title": config.title, "contact": config.contact, "manifest": manifest}
+    reported: set[str] = set()
     # A browser sends cookies to all ports of a host: each study has one of its own.
     cookie = f"study-{answers.digest[:8]}"
     Session = Annotated[str, Cookie(alias=cookie, max_length=100)]
@@ -111,11 +120,31 @@ def create(
     def page(name: str, status: int = 200, **values: object) -> HTMLResponse:
         return HTMLResponse(pages.get_template(name).render(**told, **values), status)
 
-    def first_page(status: int = 200, code: str = "", problem: str = "") -> HTMLResponse:
+    def report(error: Unavailable) -> None:
+        if str(error) not in reported:
+            reported.add(str(error))
+            say(f"{answers.path.parent}: {error}; participants are asked to wait until it works again")
+
+    def busy_page(error: Unavailable, form: Mapping[str, list[str]] = MappingProxyType({})) -> Response:
+        report(error)
+        answer = page("busy.html", 503, form=form, seconds=_RETRY_S)
+        answer.headers["Retry-After"] = str(_RETRY_S)
+        return answer
+
+    def first_page(status: int = 200, code: str = "", vision: str = "", problem: str = "") -> HTMLResponse:
         minutes = max(1, round((manifest.practice + manifest.pairs) / _PAIRS_A_MINUTE))
         takes = "one minute" if minutes == 1 else f"{minutes} minutes"
         paragraphs = [part for part in consent if part]
-        return page("first.html", status, code=code, problem=problem, consent=paragraphs, minutes=takes)
+        values = {"code": code, "vision": vision, "problem": problem, "visions": _VISIONS}
+        return page("first.html", status, consent=paragraphs, minutes=takes, **values)
+
+    @app.exception_handler(Unavailable)
+    def unavailable(request: Request, error: Unavailable) -> Response:
+        if request.scope["path"].rpartition("/")[2] in _PAGES:
+            return busy_page(error)
+        report(error)
+        problem = {"problem": "The server cannot save answers at the moment; try again."}
+        return JSONResponse(problem, 503, {"Retry-After": str(_RETRY_S)})
 
     @app.exception_handler(RequestValidationError)
     def unreadable(_request: Request, _error: RequestValidationError) -> JSONResponse:
@@ -131,22 +160,31 @@ def create(
     @app.post("/begin")
     async def begin(request: Request) -> Response:
         form = parse_qs((await request.body()).decode("utf-8", "replace"))
-        return await run_in_threadpool(_begun, request, form)
+        try:
+            return await run_in_threadpool(_begun, request, form)
+        except Unavailable as error:
+            return busy_page(error, form)
 
     def _begun(request: Request, form: Mapping[str, list[str]]) -> Response:
-        code = form.get("code", [""])[0].strip()
+        code, vision = (form.get(name, [""])[0].strip() for name in ("code", "colour_vision"))
         if code and code == answers.participant(request.cookies.get(cookie, "")):
             return _go("pairs")
+
+        def again(status: int, problem: str) -> Response:
+            return first_page(status, code[:100], vision, problem)
+
         if form.get("agreed") != ["yes"]:
-            return first_page(400, code, "Please agree to take part first.")
+            return again(400, "Please agree to take part first.")
         if not _CODE.fullmatch(code):
-            return first_page(400, code[:100], "Please give your participant code: letters and digits, without spaces.")
+            return again(400, "Please give your participant code: letters and digits, without spaces.")
+        if vision not in _VISIONS:
+            return again(400, "Please say whether you have normal colour vision.")
         if codes is not None and code not in codes:
-            return first_page(403, code, "This code is not one of this study's.")
+            return again(403, "This code is not one of this study's.")
         try:
-            session = answers.begin(code)
+            session = answers.begin(code, cast(ColourVision, vision))
         except Refused as error:
-            return first_page(409, code, str(error))
+            return again(409, str(error))
         answer = _go("pairs")
         # Without a path the cookie is for the folder that this page is in, wherever a proxy has put it.
         answer.set_cookie(
@@ -177,7 +215,10 @@ def create(
         file = answers.picture(study, trial, side)
         if file is None:
             return JSONResponse({"problem": "There is no such picture."}, 404)
-        return Response((folder / PICTURES / file).read_bytes(), media_type="image/png")
+        try:
+            return Response((folder / PICTURES / file).read_bytes(), media_type="image/png")
+        except OSError as error:
+            raise Unavailable(f"{PICTURES}/{file}: {error.strerror}") from None
 
     @app.post("/answer")
     def answer(answer: Answer, study: Session = "") -> Response:

@@ -5,13 +5,15 @@ Needs Debian's chromium.
 
 import re
 import signal
+import sqlite3
 import urllib.error
 import urllib.request
+from contextlib import closing
 
 import pytest
 from browsers import free_port, served, until
 
-from crosschannel.study.answers import read_answers
+from crosschannel.study.answers import DATABASE, read_answers
 from crosschannel.study.figures import timing_of
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -25,6 +27,7 @@ def on_a_port(folder, port: int = 0):
 
 def begin(page, address: str, code: str) -> None:
     page.goto(f"{address}?code={code}")
+    page.get_by_label("Yes").check()
     page.get_by_label("I am 18 or older").check()
     page.get_by_role("button", name="Begin").click()
     page.wait_for_selector("#go:not([hidden])")
@@ -68,6 +71,51 @@ def test_a_session_with_a_reload_in_the_middle(chromium, study):
     assert timing_of(trials).median == pytest.approx(1000, abs=34)
 
 
+def test_pictures_come_left_first_with_the_pauses_of_the_study(chromium, study):
+    """By the browser's clock, from the page's own changes."""
+    folder, manifest = study
+    with on_a_port(folder) as (address, _):
+        page = chromium.new_page()
+        begin(page, address, "p1")
+        page.evaluate(
+            "() => { window.seen = []; const now = () => performance.now();"
+            " document.getElementById('go').addEventListener('click', () => window.seen.push(['go', now()]));"
+            " for (const id of ['said', 'left', 'right']) new MutationObserver(() => window.seen.push("
+            "[id, now(), document.getElementById(id).className, document.getElementById(id).textContent]))"
+            ".observe(document.getElementById(id), { attributeFilter: ['class'], childList: true }); }"
+        )
+        page.click("#go")
+        judge(page, "left")
+        seen = page.evaluate("window.seen")
+        page.close()
+    times = {}
+    for name, now, *more in seen:
+        if name == "said" and more[1] == "Look …":
+            times["ready"] = now
+        if name in ("left", "right"):
+            times.setdefault(name, []).append(now)
+    (shown, hidden), (second, ended) = times["left"], times["right"]
+    measured = [shown - times["ready"], hidden - shown, second - hidden, ended - second]
+    assert measured == pytest.approx([manifest.before_ms, 1000, manifest.between_ms, 1000], abs=60), measured
+
+
+def test_who_begins_while_the_database_is_locked_begins_once_it_is_not(chromium, study):
+    folder, _ = study
+    with on_a_port(folder) as (address, _):
+        page = chromium.new_page()
+        page.goto(f"{address}?code=p1")
+        page.get_by_label("Yes").check()
+        page.get_by_label("I am 18 or older").check()
+        with closing(sqlite3.connect(folder / DATABASE, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            page.get_by_role("button", name="Begin").click()
+            page.wait_for_selector("text=cannot save answers", timeout=60000)
+            db.execute("ROLLBACK")
+        page.wait_for_selector("#go:not([hidden])", timeout=60000)
+        page.close()
+    assert [session["participant"] for session in read_answers(folder)[0]] == ["p1"]
+
+
 def test_a_phone_and_the_keyboard_alone(chromium, study):
     folder, _ = study
     with on_a_port(folder) as (address, _):
@@ -75,7 +123,9 @@ def test_a_phone_and_the_keyboard_alone(chromium, study):
         page = context.new_page()
         page.goto(f"{address}?code=p2")
         page.keyboard.press("Tab")  # the code, which is filled in
-        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")  # colour vision
+        page.keyboard.press("Space")
+        page.keyboard.press("Tab")  # consent
         page.keyboard.press("Space")
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
@@ -92,7 +142,8 @@ def test_a_phone_and_the_keyboard_alone(chromium, study):
             until(page, "document.getElementById('choose-left')?.disabled !== false")
         page.wait_for_url("**/end")
         context.close()
-    assert [t["answer"] for t in read_answers(folder)[1]] == ["right", "left"] * 4
+    sessions, trials = read_answers(folder)
+    assert [t["answer"] for t in trials] == ["right", "left"] * 4 and sessions[0]["colour_vision"] == "normal"
 
 
 def test_a_killed_server_loses_nothing_and_sessions_go_on(chromium, study):

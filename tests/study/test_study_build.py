@@ -56,9 +56,42 @@ def test_grey_photographs_and_broken_ones_are_left_out_and_named(photo_folder, t
     assert not (tmp_path / "t").exists() and not (tmp_path / "t.part").exists()
 
 
+def test_colours_outside_srgb_are_mapped_or_clipped_as_colorize_does(photo_folder, tmp_path):
+    """Other photographs' colours at a lightness that cannot have them: mapping keeps lightness, clipping does not."""
+    found = {}
+    for gamut, more in (("map", []), ("clip", ["--gamut=clip"])):
+        out = tmp_path / gamut
+        words = ["study", "build", f"--data={photo_folder}", "--methods", "grey", f"--out={out}", "--size=64"]
+        assert main([*words, "--images=3", "--pairs=3", "--practice=0", "--checks=0.34", *more]) == 0
+        folder, manifest = read_study(out)
+        assert manifest.gamut == gamut
+        found[gamut] = {
+            key: [pixels(folder / PICTURES / photograph.files[key]) for photograph in manifest.photographs]
+            for key in (TRUTH, CHECK)
+        }
+    assert np.array_equal(found["map"][TRUTH], found["clip"][TRUTH])
+    lightness = rgb2lab(np.array(found["map"][TRUTH]) / 255)[..., 0]
+    off = {gamut: np.abs(rgb2lab(np.array(found[gamut][CHECK]) / 255)[..., 0] - lightness).max() for gamut in found}
+    assert off["map"] < 1 < off["clip"]
+
+
+def test_a_study_has_the_order_and_pauses_of_the_paper_unless_it_is_built_otherwise(built, photo_folder, tmp_path):
+    _, manifest = read_study(built)
+    assert (manifest.first, manifest.before_ms, manifest.between_ms) == ("left", 900, 600)
+    words = ["study", "build", f"--data={photo_folder}", "--methods", "grey", "--images=3", "--pairs=3", "--practice=0"]
+    more = ["--checks=0", "--size=64", "--first=random", "--before_ms=0", "--between_ms=250"]
+    assert main([*words, *more, f"--out={tmp_path / 's'}"]) == 0
+    _, manifest = read_study(tmp_path / "s")
+    assert (manifest.first, manifest.before_ms, manifest.between_ms) == ("random", 0, 250)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["--before_ms=-1"], "before_ms"),
+        (["--between_ms=60001"], "between_ms"),
+        (["--first=right"], "first"),
+        (["--gamut=none"], "gamut"),
         (["--methods", "truth"], "methods are what is fake"),
         (["--methods", "check=grey"], "methods are what is fake"),
         (["--methods", "grey", "--images=3", "--pairs=4"], "images must be at least pairs"),
@@ -92,6 +125,9 @@ def test_damage_is_found(study):
         {"methods": {**tree["methods"], "third": "third"}},
         {"sha256": {}},
         {"colours": 3},
+        {"before_ms": -1},
+        {"first": "right"},
+        {"gamut": 3},
     ):
         (folder / MANIFEST).write_text(json.dumps({**tree, **change}))
         with pytest.raises(UserError, match="damaged"):

@@ -1,7 +1,9 @@
 """What is said of answers: known rates are found again, and the page has what a reader needs."""
 
 import csv
+import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from crosschannel.cli import main
 from crosschannel.runs.result import load_result
 from crosschannel.study.answers import Answers, Timing, read_answers
-from crosschannel.study.figures import Participant, participants_of, rates, timing_of
+from crosschannel.study.config import StudyReportConfig
+from crosschannel.study.figures import Participant, participants_of, rates, resampled_rates, timing_of
+from crosschannel.study.report import _tables
 
 METHODS = {"weak": 0.15, "good": 0.32}
 
@@ -40,7 +44,56 @@ def test_known_rates_are_within_their_intervals():
     assert abs(np.mean(errors) / spread - 1) < 0.15
 
 
+@pytest.mark.parametrize(("between", "ratio"), [(0.0, 1.41), (0.06, 1.31), (0.14, 1.15)])
+def test_standard_errors_have_the_variance_of_participants_and_of_their_pairs(between, ratio):
+    """30 people judge 20 pairs each; between: standard deviation of their own rates around 0.3.
+
+    The expected variance of the two-stage bootstrap follows from the two variances; ratio: to the error over
+    participants alone.
+    """
+    people, pairs, rate, generator = 30, 20, 0.3, np.random.default_rng(4)
+    size = rate * (1 - rate) / between**2 - 1 if between else np.inf
+    within = rate * (1 - rate) - between**2
+    over_people = (people - 1) / people**2 * (between**2 + within / pairs)
+    over_pairs = within / pairs * (pairs - 1) / pairs / people
+    variances = []
+    for number in range(400):
+        own = generator.beta(size * rate, size * (1 - rate), people) if between else np.full(people, rate)
+        fooled = generator.binomial(pairs, own)
+        variances.append(resampled_rates(fooled, np.full(people, pairs), 400, number).var())
+    assert np.mean(variances) == pytest.approx(over_people + over_pairs, rel=0.03)
+    assert np.sqrt(np.mean(variances) / over_people) == pytest.approx(ratio, abs=0.03)
+
+
+def test_p_values_are_those_of_all_resamples_counted():
+    """Two people a method, two pairs each: every resample of both stages, with its probability."""
+    answers = {"a": [[1, 1], [1, 0]], "b": [[1, 0], [0, 0]]}
+
+    def distribution(people) -> dict[int, float]:
+        """Probability of each count of fooled pairs of four."""
+        chances = dict.fromkeys(range(5), 0.0)
+        for chosen in itertools.product(people, repeat=2):
+            for fooled in itertools.product(*(itertools.product(pairs, repeat=2) for pairs in chosen)):
+                chances[sum(map(sum, fooled))] += 1 / 4 / 16
+        return chances
+
+    a, b = (distribution(people) for people in answers.values())
+    below = sum(p * q * (x < y) for x, p in a.items() for y, q in b.items())
+    ties = sum(p * b[x] for x, p in a.items())
+    people = [
+        Participant(n, method, np.array(fooled, bool), np.arange(2), np.ones(0, bool))
+        for method, rows in answers.items()
+        for n, fooled in enumerate(rows)
+    ]
+    _, one_sided = rates(people, ["a", "b"], 100_000, 0.95, 0, "one-sided")
+    _, two_sided = rates(people, ["a", "b"], 100_000, 0.95, 0)
+    assert one_sided["a", "b"] == pytest.approx(below + ties / 2, abs=0.006)
+    assert one_sided["a", "b"] + one_sided["b", "a"] == pytest.approx(1, abs=1e-4)
+    assert two_sided["a", "b"] == two_sided["b", "a"] == pytest.approx(2 * (below + ties / 2), abs=0.012)
+
+
 def test_equal_methods_seldom_differ():
+    """People who do not differ: the two-stage error is √2 of the true one, so p < 0.05 in 0.6 % and p < 0.5 in 34 %."""
     generator, found = np.random.default_rng(2), []
     for number in range(200):
         people = [
@@ -49,7 +102,7 @@ def test_equal_methods_seldom_differ():
             for _ in range(40)
         ]
         found.append(rates(people, ["a", "b"], 500, 0.95, number)[1]["a", "b"])
-    assert np.mean(np.array(found) < 0.05) < 0.1 and np.mean(np.array(found) < 0.5) > 0.35
+    assert np.mean(np.array(found) < 0.05) < 0.03 and 0.25 < np.mean(np.array(found) < 0.5) < 0.43
 
 
 @pytest.fixture
@@ -76,7 +129,8 @@ def test_a_report_says_who_counts_and_how_often_they_were_fooled(answered, tmp_p
     said = capsys.readouterr()
     assert "fooled.csv" in said.out and "next:" in said.err
     text = (out / "report.md").read_text()
-    assert "9 people began and 8 finished; 7 are counted (1 recognised fewer than 50% of the attention checks)" in text
+    assert "9 people began and 8 finished; 7 are counted (1 recognised fewer than 50% of the attention checks; " in text
+    assert "0 did not report normal colour vision; 7 of those counted were not asked about it)" in text
     assert "| full | 32.3 |" in re.sub(r"\*", "", text)
     with (out / "trials.csv").open() as file:
         trials = list(csv.DictReader(file))
@@ -105,6 +159,46 @@ def test_a_report_says_who_counts_and_how_often_they_were_fooled(answered, tmp_p
         main(["study", "report", str(answered), f"--out={out}", "--attention=0", "--unfinished"]) == 0
     )  # its own files
     assert "9 are counted" in (out / "report.md").read_text()
+
+
+@pytest.fixture
+def with_visions(study):
+    """Six people by the same method: two of normal colour vision, one of each other kind, two who were not asked."""
+    folder, manifest = study
+    answers = Answers(folder, replace(manifest, methods={"grey": "grey"}))
+    visions = ["normal", "deficient", None, "unknown", "normal", None]
+    for number, vision in enumerate(visions):
+        session = answers.begin(f"p{number}", vision)
+        rows = {trial["token"]: trial for trial in read_answers(folder)[1]}
+        while (state := answers.state(session)).trial:
+            fake = rows[state.trial]["fake"]
+            other = "left" if fake == "right" else "right"
+            fooled = vision in ("deficient", "unknown") and rows[state.trial]["kind"] == "pair"
+            answers.answer(session, state.trial, other if fooled else fake, Timing(1000, 1000, 500, False))
+    answers.close()
+    return folder, visions
+
+
+def test_people_without_normal_colour_vision_are_left_out_and_counted(with_visions, tmp_path, capsys):
+    folder, visions = with_visions
+    out = tmp_path / "report"
+    assert main(["study", "report", str(folder), f"--out={out}", "--resamples=100"]) == 0
+    text = (out / "report.md").read_text()
+    assert "6 people began and 6 finished; 4 are counted" in text
+    assert "2 did not report normal colour vision; 2 of those counted were not asked about it" in text
+    with (out / "fooled.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["participants"], float(row["fooled"])) == ("4", 0)  # those left out were fooled every time
+    with (out / "trials.csv").open() as file:
+        said = {row["participant"]: row["colour_vision"] for row in csv.DictReader(file)}
+    assert list(said.values()) == [vision or "" for vision in visions]
+
+
+def test_p_values_are_named():
+    found, p = rates(simulated(np.random.default_rng(3), 5), list(METHODS), 100, 0.95, 0)
+    for test, words in (("two-sided", "Two-sided p"), ("one-sided", "One-sided p")):
+        *_, table = _tables(StudyReportConfig("study", out="out", p_values=test), found, p)
+        assert words in table.caption
 
 
 def test_one_participant_says_nothing_about_others():

@@ -1,8 +1,11 @@
 """The pages of a study, over HTTP: what a participant can do, and what they cannot."""
 
+import json
 import re
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from crosschannel.cli import main
 from crosschannel.errors import UserError
 from crosschannel.study.answers import DATABASE, Answers, read_answers
 from crosschannel.study.config import StudyServeConfig
-from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH
+from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH, read_study
 from crosschannel.study.server import create, read_codes
 from crosschannel.web import Guarded
 
@@ -35,9 +38,13 @@ def client(app) -> TestClient:
     return TestClient(app, base_url="http://study", follow_redirects=False)
 
 
+def form(code: str, colour_vision: str = "normal") -> dict[str, str]:
+    return {"code": code, "agreed": "yes", "colour_vision": colour_vision}
+
+
 def begun(app, code: str) -> TestClient:
     someone = client(app)
-    answer = someone.post("/begin", data={"code": code, "agreed": "yes"})
+    answer = someone.post("/begin", data=form(code))
     assert answer.status_code == 303 and answer.headers["location"] == "pairs"
     return someone
 
@@ -97,9 +104,20 @@ def test_nothing_tells_which_is_fake(app, study):
     assert other.get("/state").json()["trial"] != now["trial"]
 
 
-def test_sides_and_order_are_drawn(app, study):
+def test_sides_are_drawn_and_the_left_picture_comes_first(app, study):
     for number in range(30):
         begun(app, f"p{number}")
+    _, trials = read_answers(study[0])
+    assert 0.4 < [trial["fake"] for trial in trials].count("left") / len(trials) < 0.6
+    assert {trial["first"] for trial in trials} == {"left"}
+
+
+def test_sides_and_order_are_drawn(study):
+    folder, manifest = study
+    answers = Answers(folder, replace(manifest, first="random"))
+    for number in range(30):
+        answers.begin(f"p{number}")
+    answers.close()
     _, trials = read_answers(study[0])
     pairs = [(trial["fake"], trial["first"]) for trial in trials]
     shares = [pairs.count(pair) / len(pairs) for pair in {("left", "left"), ("left", "right"), ("right", "left")}]
@@ -149,7 +167,7 @@ def test_one_session_a_code_and_a_lost_cookie_gets_none(app, study):
     lost, one = begun(app, "p1"), begun(app, "p1")  # the first one's reply did not arrive: nothing was shown yet
     assert lost.get("/state").json() == one.get("/state").json()
     one.get(f"/picture/{one.get('/state').json()['trial']}/left")
-    assert client(app).post("/begin", data={"code": "p1", "agreed": "yes"}).status_code == 409
+    assert client(app).post("/begin", data=form("p1")).status_code == 409
     assert one.post("/begin", data={"code": "p1"}).headers["location"] == "pairs"  # goes on
     assert len(read_answers(study[0])[0]) == 1
     stranger = client(app)
@@ -164,7 +182,7 @@ def test_several_people_at_one_computer(app, study):
     assert browser.get("/").headers["location"] == browser.get("/?code=p1").headers["location"] == "pairs"
     assert 'value="p2"' in browser.get("/?code=p2").text and browser.get("/?code=").status_code == 200
     first = browser.get("/state").json()["trial"]
-    assert browser.post("/begin", data={"code": "p2", "agreed": "yes"}).headers["location"] == "pairs"
+    assert browser.post("/begin", data=form("p2")).headers["location"] == "pairs"
     assert browser.get("/state").json()["trial"] != first
     assert [session["participant"] for session in read_answers(study[0])[0]] == ["p1", "p2"]
 
@@ -185,17 +203,19 @@ def test_a_participant_is_deleted_as_the_docs_say(app, study):
 
 
 @pytest.mark.parametrize(
-    ("form", "status"),
+    ("change", "status"),
     [
-        ({"code": "p1"}, 400),
-        ({"agreed": "yes"}, 400),
-        ({"code": "two words", "agreed": "yes"}, 400),
-        ({"code": "a" * 101, "agreed": "yes"}, 400),
-        ({"code": "<b>", "agreed": "yes"}, 400),
+        ({"agreed": "no"}, 400),
+        ({"code": ""}, 400),
+        ({"code": "two words"}, 400),
+        ({"code": "a" * 101}, 400),
+        ({"code": "<b>"}, 400),
+        ({"colour_vision": ""}, 400),
+        ({"colour_vision": "<b>"}, 400),
     ],
 )
-def test_a_form_that_is_not_filled_in(form, status, app, study):
-    answer = client(app).post("/begin", data=form)
+def test_a_form_that_is_not_filled_in(change, status, app, study):
+    answer = client(app).post("/begin", data=form("p1") | change)
     assert answer.status_code == status and 'role="alert"' in answer.text and "<b>" not in answer.text
     assert not read_answers(study[0])[0]
 
@@ -205,7 +225,7 @@ def test_only_known_codes(study):
     answers = Answers(folder, manifest)
     app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), ["Our own words."], {"in"}), 4096)
     assert "Our own words." in client(app).get("/").text and "computer" not in client(app).get("/").text
-    assert client(app).post("/begin", data={"code": "out", "agreed": "yes"}).status_code == 403
+    assert client(app).post("/begin", data=form("out")).status_code == 403
     begun(app, "in")
     answers.close()
 
@@ -260,7 +280,7 @@ def test_safe_headers_and_limits(app):
             yield b"a" * 1000
 
     assert someone.post("/begin", content=pieces()).status_code == 413
-    cookie = client(app).post("/begin", data={"code": "p2", "agreed": "yes"}).headers["set-cookie"]
+    cookie = client(app).post("/begin", data=form("p2")).headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Path" not in cookie
 
 
@@ -296,6 +316,179 @@ def test_answers_of_other_pictures_are_refused(study):
         path.unlink()
     with pytest.raises(UserError, match="cannot be used"):
         Answers(folder, manifest)
+
+
+EDITS = {
+    "no sessions": "DROP TABLE sessions",
+    "no trials": "DROP TABLE trials",
+    "no study": "DROP TABLE study",
+    "no manifest": "DELETE FROM study",
+    "a column less": "ALTER TABLE trials DROP COLUMN first_ms",
+    "a table of another shape": "DROP TABLE trials; CREATE TABLE trials (session, answer)",
+    "a view": "ALTER TABLE trials RENAME TO t; CREATE VIEW trials AS SELECT * FROM t",
+    "a method that is not compared": "UPDATE sessions SET method = 'other'",
+    "a method that is a number": "UPDATE sessions SET method = x'00ff'",
+    "a time in words": "UPDATE sessions SET finished = 'yesterday'",
+    "a vision that nobody can choose": "UPDATE sessions SET colour_vision = 'blue'",
+    "a photograph too many": "UPDATE trials SET photograph = 9",
+    "a photograph before the first": "UPDATE trials SET photograph = -1",
+    "a photograph in words": "UPDATE trials SET photograph = 'many'",
+    "loads in words": "UPDATE trials SET loads = 'often'",
+    "an answer without times": "UPDATE trials SET answer = 'left', first_ms = NULL",
+    "an answer with a time in words": "UPDATE trials SET answer = 'left', first_ms = 'long', second_ms = 1, "
+    "response_ms = 1, hidden = 0",
+    "an answer after years": "UPDATE trials SET answer = 'left', first_ms = 1, second_ms = 1, response_ms = 9e9, "
+    "hidden = 0",
+    "an answer on no side": "PRAGMA ignore_check_constraints = 1; UPDATE trials SET answer = 'up'",
+    "a fake on no side": "PRAGMA ignore_check_constraints = 1; UPDATE trials SET fake = 'up'",
+    "a kind that there is not": "PRAGMA ignore_check_constraints = 1; UPDATE trials SET kind = 'test'",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edited_database_is_refused_in_a_sentence(edit, study, tmp_path, capsys):
+    folder, manifest = study
+    answers = Answers(folder, manifest)
+    answers.begin("p1")
+    answers.close()
+    with closing(sqlite3.connect(folder / DATABASE)) as db:
+        db.executescript(edit)
+    before = (folder / DATABASE).read_bytes()
+    with pytest.raises(UserError, match=r"answers\.db"):  # as `study serve`
+        Answers(folder, manifest)
+    assert main(["study", "report", str(folder), f"--out={tmp_path / 'r'}"]) == 2
+    said = capsys.readouterr().err
+    assert "answers.db" in said and said.count("\n") == 1 and "Traceback" not in said, said
+    assert (folder / DATABASE).read_bytes() == before
+    assert {path.name for path in folder.iterdir()} == {DATABASE, MANIFEST, PICTURES}
+
+
+@pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + bytes(100), b"a"])
+def test_what_is_no_database_is_refused_in_a_sentence(content, study, tmp_path, capsys):
+    folder, manifest = study
+    (folder / DATABASE).write_bytes(content)
+    with pytest.raises(UserError, match=r"answers\.db"):  # as `study serve`
+        Answers(folder, manifest)
+    assert main(["study", "report", str(folder), f"--out={tmp_path / 'r'}"]) == 2
+    said = capsys.readouterr().err
+    assert "answers.db" in said and said.count("\n") == 1 and "Traceback" not in said, said
+
+
+def test_somebody_elses_database_is_left_alone(study):
+    folder, manifest = study
+    with closing(sqlite3.connect(folder / DATABASE)) as db:
+        db.executescript("CREATE TABLE sessions (id INTEGER); CREATE TABLE notes (text)")
+    before = (folder / DATABASE).read_bytes()
+    with pytest.raises(UserError, match="no table 'study'"):
+        Answers(folder, manifest)
+    assert (folder / DATABASE).read_bytes() == before
+
+
+def test_a_study_of_an_earlier_version_goes_on_as_it_was_built(study):
+    folder, manifest = study
+    tree = json.loads((folder / MANIFEST).read_text())
+    for key in ("gamut", "first", "before_ms", "between_ms"):
+        del tree[key]
+    (folder / MANIFEST).write_text(json.dumps(tree))
+    _, manifest = read_study(folder)
+    assert (manifest.gamut, manifest.first, manifest.before_ms, manifest.between_ms) == ("map", "random", 400, 400)
+    answers = Answers(folder, manifest)
+    answers.begin("p1")
+    answers.close()
+    with closing(sqlite3.connect(folder / DATABASE)) as db:
+        db.executescript("ALTER TABLE sessions DROP COLUMN colour_vision")
+    assert "colour_vision" not in read_answers(folder)[0][0]
+    answers = Answers(folder, manifest)
+    answers.begin("p2", "deficient")
+    answers.close()
+    sessions, _ = read_answers(folder)
+    assert [session["colour_vision"] for session in sessions] == [None, "deficient"]
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Requests wait for a locked database for a moment only."""
+    monkeypatch.setattr("crosschannel.study.answers._BUSY_S", 0.05)
+
+
+@contextmanager
+def locked(folder) -> Iterator[None]:
+    with closing(sqlite3.connect(folder / DATABASE, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("ROLLBACK")
+
+
+@contextmanager
+def full(answers) -> Iterator[None]:
+    """No page more fits on the disk."""
+    (pages,) = answers._db.execute("PRAGMA page_count").fetchone()
+    answers._db.execute(f"PRAGMA max_page_count = {pages}")
+    yield
+    answers._db.execute("PRAGMA max_page_count = 100000")
+
+
+def test_a_locked_database_is_asked_again(hurried, study, capsys):
+    folder, manifest = study
+    answers = Answers(folder, manifest)
+    app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
+    one, two = begun(app, "p1"), client(app)
+    trial = one.get("/state").json()["trial"]
+    with locked(folder):
+        page = two.post("/begin", data=form("p2", "deficient"))
+        assert page.status_code == 503 and int(page.headers["retry-after"]) > 0
+        sent = dict(re.findall(r'type="hidden" name="(\w+)" value="(\w+)"', page.text))
+        assert sent == form("p2", "deficient") and "retry.js" in page.text and "cannot save" in page.text
+        for answer in (one.get(f"/picture/{trial}/left"), answer_one(one)):
+            assert answer.status_code == 503 and "try again" in answer.json()["problem"]
+        assert one.get("/state").json()["trial"] == trial
+    said = capsys.readouterr().err
+    assert said.count("database is locked") == 1 and "Traceback" not in said
+    assert two.post("/begin", data=sent).status_code == 303 and answer_one(one).status_code == 200
+    answers.close()
+    sessions, trials = read_answers(folder)
+    assert [session["participant"] for session in sessions] == ["p1", "p2"]
+    assert sum(trial["answer"] is not None for trial in trials) == 1
+
+
+def test_a_full_disk_loses_nothing_that_was_acknowledged(study, capsys):
+    folder, manifest = study
+    answers = Answers(folder, manifest)
+    app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
+    with full(answers):
+        for number in range(1, 100):
+            status = client(app).post("/begin", data=form(f"p{number}")).status_code
+            if status != 303:
+                break
+        assert status == 503
+        assert client(app).get("/").status_code == 200  # what needs no room still works
+    begun(app, f"p{number}")
+    answers.close()
+    sessions, trials = read_answers(folder)
+    assert [session["participant"] for session in sessions] == [f"p{n}" for n in range(1, number + 1)]
+    assert len(trials) == 8 * number and "full" in capsys.readouterr().err
+
+
+def test_a_page_asks_again_after_the_database_has_gone(study):
+    folder, manifest = study
+    answers = Answers(folder, manifest)
+    app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
+    someone = begun(app, "p1")
+    answers._db.close()
+    for path in ("/", "/pairs", "/end"):
+        page = someone.get(path)
+        assert page.status_code == 503 and 'http-equiv="refresh"' in page.text
+    assert someone.get("/state").status_code == 503
+
+
+def test_a_picture_that_cannot_be_read_is_asked_for_again(app, study):
+    folder, _ = study
+    someone = begun(app, "p1")
+    trial = someone.get("/state").json()["trial"]
+    (folder / PICTURES).rename(folder / "away")
+    assert someone.get(f"/picture/{trial}/left").status_code == 503
+    (folder / "away").rename(folder / PICTURES)
+    assert someone.get(f"/picture/{trial}/left").status_code == 200
 
 
 def test_serve_says_what_is_wrong(tmp_path, study, capsys):

@@ -2,7 +2,8 @@
 "use strict";
 
 const SHOWN_MS = 1000;
-const PAUSE_MS = 400; // before the first picture and between the two
+const BEFORE_MS = Number(document.getElementById("stage").dataset.before); // pause before the first picture
+const BETWEEN_MS = Number(document.getElementById("stage").dataset.between); // and between the two
 const PATIENCE_MS = 60000; // for an answer of the server: pictures are 200 KB
 const LONGEST_MS = 1e7; // that is sent: whoever comes back the next day has taken long
 const SIDES = ["left", "right"];
@@ -29,10 +30,10 @@ async function ask(path, kind, options = {}) {
       const signal = AbortSignal.timeout(PATIENCE_MS);
       const answer = await fetch(path, { cache: "no-store", credentials: "same-origin", signal, ...options });
       if (answer.status < 500) return answer.ok ? await answer[kind]() : null;
+      say("The server cannot save answers at the moment; trying again …", "problem");
     } catch (_error) {
-      // no connection, or not to the end
+      say("The connection is lost; trying again …", "problem"); // or broke before the end
     }
-    say("The connection is lost; trying again …", "problem");
     await sleep(wait);
   }
 }
@@ -52,9 +53,10 @@ async function after(start, ms) {
   }
 }
 
-// What is changed in a frame's callback is painted in that frame: its time is when it is seen.
-async function show(side) {
-  const begun = await frame();
+// Show a picture for a second, a pause after a frame. What is changed in a frame's callback is painted in that frame: its
+// time is when it is seen.
+async function show(side, start, pause) {
+  const begun = await after(start, pause);
   canvases[side].classList.add("shown");
   const ended = await after(begun, SHOWN_MS);
   canvases[side].classList.remove("shown");
@@ -69,10 +71,8 @@ async function present() {
   SIDES.forEach((side, number) => canvases[side].getContext("2d").drawImage(pictures[number], 0, 0));
   say("Look …");
   wasHidden = document.hidden;
-  await sleep(PAUSE_MS);
-  const first = await show(pair.first);
-  await sleep(PAUSE_MS);
-  const second = await show(pair.first === "left" ? "right" : "left");
+  const first = await show(pair.first, await frame(), BEFORE_MS);
+  const second = await show(pair.first === "left" ? "right" : "left", first.ended, BETWEEN_MS);
   timing = { first_ms: first.ended - first.begun, second_ms: second.ended - second.begun, asked: performance.now() };
   for (const side of SIDES) {
     const canvas = canvases[side];

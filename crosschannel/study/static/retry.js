@@ -1,0 +1,5 @@
+// Sends the first page's form again, after the server could not save it.
+"use strict";
+
+const form = document.getElementById("again");
+setTimeout(() => form.requestSubmit(), 1000 * Number(form.dataset.seconds));
