@@ -15,7 +15,7 @@ from torch import nn
 from crosschannel import wrap
 from crosschannel.console import progress, stderr_console
 from crosschannel.csv_files import write_rows
-from crosschannel.data.decode import BrokenImage, EncodedImage, broken
+from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
@@ -55,7 +55,7 @@ def main(config: PredictConfig) -> list[Path]:
         try:
             for source, target in progress(pictures, "predicting", len(pictures), console):
                 try:
-                    data = _read(source)
+                    data = picture_bytes(source)
                     found = predict(data)
                     with only_this_name():
                         scores.written += _save(found, target, outputs)
@@ -113,13 +113,6 @@ def load_predictor(
     found = find_device(device) if isinstance(device, str) else device
     given = None if backbone is None else wrap(backbone).to(found).eval()
     return torch.inference_mode()(protocol.predict(Finished(path, config, result.metrics, found, layer, size, given)))
-
-
-def _read(source: Path | str) -> bytes:
-    try:
-        return picture_bytes(source)
-    except OSError as error:
-        raise broken(error) from None
 
 
 def _save(found: Prediction, target: Path, outputs: Outputs) -> list[Path]:

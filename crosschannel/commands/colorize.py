@@ -5,11 +5,11 @@ import io
 import struct
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 from crosschannel.commands.config import ColorizeConfig
 from crosschannel.console import progress, stderr_console
-from crosschannel.data.decode import BrokenImage, broken, open_picture, to_rgb
+from crosschannel.data.decode import BrokenImage, broken, open_picture, read_picture, to_rgb
 from crosschannel.data.pictures import SAMPLE, named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
@@ -114,7 +114,8 @@ def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> 
 
 def _colour(colorizer: Colorizer, source: Path | str, temperature: float | None, format: str) -> Image.Image:
     """The coloured picture: upright, in the colour space of the original, with its alpha (PNG), EXIF and resolution."""
-    upright, exif = _read(source)
+    data = picture_bytes(source)
+    upright, exif = read_picture(data), _exif(data)
     coloured = _from_srgb(colorizer(_to_srgb(upright), temperature), upright.info.get("icc_profile"))
     if format == "png" and ("A" in upright.getbands() or "transparency" in upright.info):
         coloured.putalpha(upright.convert("RGBA").getchannel("A"))
@@ -126,10 +127,10 @@ def _colour(colorizer: Colorizer, source: Path | str, temperature: float | None,
     return coloured
 
 
-def _exif(image: Image.Image) -> bytes:
+def _exif(data: bytes) -> bytes:
     """What a picture says of itself, but for how its file lies and how it is turned; empty for nothing."""
     try:
-        found, kept = image.getexif(), Image.Exif()
+        found, kept = open_picture(data).getexif(), Image.Exif()
         groups = {place: dict(found.get_ifd(place)) for place in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
         for tag in _TOLD & found.keys():
             kept[tag] = found[tag]
@@ -137,7 +138,7 @@ def _exif(image: Image.Image) -> bytes:
             if group:
                 kept.get_ifd(place).update(group)
         return kept.tobytes() if len(kept) or any(groups.values()) else b""
-    except Exception:  # tags that Pillow reads and cannot write
+    except Exception:  # none that Pillow can read, or tags that it reads and cannot write
         return b""
 
 
@@ -158,30 +159,18 @@ def _from_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
     return picture
 
 
-def _read(source: Path | str) -> tuple[Image.Image, bytes]:
-    """A picture, upright, and its EXIF data."""
-    try:
-        image = open_picture(picture_bytes(source))
-        exif = _exif(image)  # of a TIFF it cannot be read later
-        image.load()
-        return ImageOps.exif_transpose(image), exif
-    except OSError as error:
-        raise BrokenImage(error.strerror) if error.strerror else broken(error) from None
-    except Exception as error:  # decoders raise whatever they like on bytes they cannot read
-        raise broken(error) from None
-
-
 def _to_srgb(image: Image.Image) -> Image.Image:
     """8-bit sRGB; an embedded ICC profile is applied, alpha is dropped."""
     icc = image.info.get("icc_profile")
     if "A" in image.getbands():
         image = image.convert("L" if image.mode == "LA" else "RGB")
-    elif image.mode.startswith("I"):
-        image = to_rgb(image).convert("L")
     if icc and image.mode in ("RGB", "L", "CMYK"):
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
             return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):
             pass  # a damaged profile, or one that does not fit the pixels: take them as they are
-    return to_rgb(image)
+    try:
+        return to_rgb(image)
+    except ValueError as error:
+        raise broken(error) from None

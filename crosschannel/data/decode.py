@@ -1,14 +1,39 @@
-"""Encoded bytes → uint8 RGB: JPEG by libjpeg-turbo at a reduced size where that is enough, the rest by Pillow."""
+"""Encoded bytes → uint8 RGB.
 
+:func:`read_picture` reads every format, in one way for all commands. For an upright JPEG without faults,
+:class:`EncodedImage` takes the short cut to libjpeg-turbo: the same pixels sooner, at a reduced size if that is enough.
+"""
+
+import importlib.util
 import io
 import warnings
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # by their first bytes, whatever a file is called
+from crosschannel.data.bit_depth import TIFF, eight_bit_picture, read_tiff
+
+READS_AVIF = "avif" in features.modules and features.check("avif")
+READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+# By their first bytes, whatever a file is called. Some of Pillow's other readers hand a file to other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if READS_AVIF else ()))
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+_AVIF, _HEIC = (b"avif", b"avis"), (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by orientation
+
+# Photo editors write text and colour profiles longer than the 1 MB that Pillow takes of each; the text of a file stays
+# bounded by MAX_TEXT_MEMORY.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 class BrokenImage(Exception):
@@ -19,7 +44,8 @@ class EncodedImage:
     """An image. Of an upright JPEG only the header is read until its pixels are asked for.
 
     Args:
-        data: a JPEG, PNG, WebP, TIFF, BMP or GIF file, grey, palette, CMYK, 16-bit or with alpha (laid over white).
+        data: a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC file, grey, palette, CMYK, 16-bit or with alpha (laid over
+            white).
 
     Attributes:
         data: the bytes.
@@ -30,15 +56,10 @@ class EncodedImage:
     """
 
     def __init__(self, data: bytes):
-        if not data:
-            raise BrokenImage("the file is empty")
         self.data = data
-        try:
-            size = _plain_jpeg_size(data)
-            self._picture = None if size else _upright(data)
-            self.width, self.height = size or self._picture.size
-        except Exception as error:  # decoders raise whatever they like on bytes they cannot read
-            raise broken(error) from None
+        size = _plain_jpeg_size(data)
+        self._picture = None if size else read_picture(data)
+        self.width, self.height = size or self._picture.size
         check_size(self.height, self.width)
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
@@ -53,14 +74,15 @@ class EncodedImage:
         Raises:
             BrokenImage: the bytes are cut off or damaged.
         """
-        try:
-            if self._picture is None:
-                # Only these fractions have fast inverse transforms; 7/8 takes longer than the whole.
-                least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
+        if self._picture is None:
+            # Only these fractions have fast inverse transforms; 7/8 takes longer than the whole.
+            least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
+            try:
                 return simplejpeg.decode_jpeg(self.data, "RGB", **(least if shrink > 1 else {}))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return np.array(to_rgb(self._picture))
+            except Exception:  # a warning of libjpeg, or worse: Pillow reads what can be recovered
+                self._picture = read_picture(self.data)
+        try:
+            return np.array(to_rgb(self._picture))
         except Exception as error:
             raise broken(error) from None
 
@@ -68,6 +90,37 @@ class EncodedImage:
 def decode(data: bytes) -> np.ndarray:
     """Decode one image to upright 8-bit RGB: (H, W, 3) uint8; see :class:`EncodedImage`."""
     return EncodedImage(data).pixels()
+
+
+def read_picture(data: bytes) -> Image.Image:
+    """Decode a picture, upright, with at most 8 bits a sample; its mode and ``info`` are those of the file.
+
+    A file with several pictures gives its first. EXIF turns a picture, or XMP where EXIF has no orientation.
+
+    Raises:
+        BrokenImage: the bytes are no picture, are cut off or damaged, or hold more than 178 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture, orientation = (data[:4] in TIFF and read_tiff(data, check_size)) or _read(data)
+            return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
+    except Exception as error:  # decoders raise whatever they like on bytes they cannot read
+        raise broken(error) from None
+
+
+def _read(data: bytes) -> tuple[Image.Image, int]:
+    """A picture as it is stored, and its orientation."""
+    image = open_picture(data)
+    image.load()
+    return eight_bit_picture(image), _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data turn nothing
+        return 1
 
 
 def broken(error: Exception) -> BrokenImage:
@@ -80,17 +133,29 @@ def broken(error: Exception) -> BrokenImage:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Pillow's view of an encoded picture, not decoded yet. Formats other than ``FORMATS`` are none here: some of
-    Pillow's readers hand a file to other programs.
+    """Pillow's view of an encoded picture, not decoded yet.
 
     Raises:
-        BrokenImage: it would hold more than 178 million pixels.
+        BrokenImage: it is empty, of a format that is not read here, or would hold more than 178 million pixels.
     """
+    if not data:
+        raise BrokenImage("the file is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        brand = data[8:12] if data[4:8] == b"ftyp" else b""
+        if brand in _AVIF and not READS_AVIF:
+            raise BrokenImage("it is an AVIF picture: pip install 'pillow>=11.3', or convert it to PNG or JPEG")
+        image = _open_heic(data) if brand in _HEIC else Image.open(io.BytesIO(data), formats=FORMATS)
     check_size(image.height, image.width)
     return image
+
+
+def _open_heic(data: bytes) -> Image.Image:
+    if not READS_HEIC:
+        raise BrokenImage("it is a HEIC picture: pip install 'crosschannel[heif]', or convert it to PNG or JPEG")
+    from pillow_heif import HeifImageFile
+
+    return HeifImageFile(io.BytesIO(data))
 
 
 def check_size(height: int, width: int) -> None:
@@ -103,30 +168,36 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of what libjpeg-turbo alone can decode: an upright JPEG that is not CMYK."""
     if data[:2] != b"\xff\xd8":
         return None
-    if data.find(b"Exif\0", 0, 1 << 18) >= 0:  # segments of up to 64 KiB, such as colour profiles, may stand before it
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if open_picture(data).getexif().get(0x0112, 1) != 1:
-                return None
-    height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    try:
+        if _has_metadata(data) and _orientation(open_picture(data)) != 1:
+            return None
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except Exception:  # Pillow reads what can be recovered
+        return None
     return None if space in ("CMYK", "YCCK") else (width, height)
 
 
-def _upright(data: bytes) -> Image.Image:
-    """What Pillow makes of it; decoded already where the orientation may stand behind the pixels (PNG)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ImageOps.exif_transpose(open_picture(data))
+def _has_metadata(data: bytes) -> bool:
+    """Whether EXIF or XMP data stand before the scan of a JPEG, or something that only Pillow can judge."""
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        marker = data[at + 1 : at + 2]
+        if marker == b"\xda":  # start of scan
+            return False
+        if marker == b"\xe1":  # APP1
+            return True
+        at += 1 if marker == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a Pillow image of any mode; 16-bit grey is scaled, alpha is laid over white."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")  # of 65535 parts, 255
-    if image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image))
-        return Image.fromarray((grey * (255 if grey.max() <= 1 else 1)).clip(0, 255).astype(np.uint8)).convert("RGB")
+    """8-bit RGB of a Pillow image of any mode; alpha is laid over white.
+
+    Raises:
+        ValueError: its samples are such as :func:`~crosschannel.data.bit_depth.eight_bits` refuses, or of a colour
+            space that Pillow does not convert.
+    """
+    image = eight_bit_picture(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -49,10 +49,13 @@ def picture_bytes(source: Path | str) -> bytes:
     """The encoded bytes of a picture of :func:`named_pictures`.
 
     Raises:
-        OSError: it cannot be read.
+        BrokenImage: it cannot be read.
     """
     if isinstance(source, Path):
-        return read_bytes(source)
+        try:
+            return read_bytes(source)
+        except OSError as error:
+            raise BrokenImage(error.strerror or str(error)) from None
     names = list(photographs().names)
     return photographs().read(names.index(source.removeprefix(f"{SAMPLE}/")))
 

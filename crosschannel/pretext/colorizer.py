@@ -140,7 +140,8 @@ class Colorizer(nn.Module):
             temperature: T > 0 of the annealed mean; None takes the net's own decode.
 
         Raises:
-            UserError: a temperature that is not above 0, or one for a net that has none.
+            UserError: a temperature that is not above 0, or one for a net that has none; a Pillow image whose samples
+                have no white, such as floating-point ones beyond 0..1.
         """
         if isinstance(image, Tensor):
             if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
@@ -150,7 +151,9 @@ class Colorizer(nn.Module):
             rgb = image.float().clamp(0, 1)
             return self._colour(rgb, temperature).to(image.dtype)
         if isinstance(image, Image.Image):
-            return Image.fromarray(self._colour_array(np.asarray(to_rgb(image)), temperature))
+            with foreign("this picture cannot be coloured"):
+                rgb = np.asarray(to_rgb(image))
+            return Image.fromarray(self._colour_array(rgb, temperature))
         array = np.asarray(image)
         if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
             raise UserError(f"an array must be (H, W) or (H, W, 3), uint8; got {array.shape} {array.dtype}")

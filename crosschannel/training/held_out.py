@@ -76,7 +76,8 @@ class HeldOut(Generic[T]):
             yield batch, computed
         self.broken = {names[index]: reason for rank in world.gather(broken) for index, reason in rank}
         if not world.any(seen > 0) and not self.may_be_empty:
-            raise UserError("none of the held-out images can be read")
+            name, reason = next(iter(self.broken.items()), ("", ""))
+            raise UserError(f"none of the held-out images can be read; the first is {name}: {reason}")
 
 
 def in_order(world: World, indices: list[Tensor], columns: dict[str, list[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,15 +1,18 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from crosschannel import load_colorizer
+from crosschannel import UserError, load_colorizer
 from crosschannel.cli import main
 from crosschannel.color import lab_to_rgb, rgb_to_lab
+from crosschannel.data.decode import BrokenImage, decode
 from crosschannel.pretext.upsampling import upsampled
 
 
@@ -190,6 +193,51 @@ def test_grey_scans_keep_their_lightness_and_are_coloured_alike(finished_run, tm
         untoned = lab_to_rgb(torch.cat((before[None, None], torch.zeros(1, 2, 60, 80)), 1))
         expected = load_colorizer(str(finished_run))((untoned[0].permute(1, 2, 0) * 255).round().byte().numpy())
         assert np.abs(np.asarray(out).astype(int) - expected).max() < 12
+
+
+def test_odd_files_are_read_as_the_loader_reads_them(finished_run, tmp_path, photos, capsys):
+    """A faulty JPEG, a turned one, samples of other types: the same lightness, or the same refusal."""
+    file = io.BytesIO()
+    Image.fromarray(photos[1][:48, :64]).save(file, "JPEG", xmp=b'<x tiff:Orientation="6"/>')
+    jpeg = file.getvalue()
+    files = {
+        "extraneous.jpg": jpeg[:-2] + bytes(97) + jpeg[-2:],
+        "revision.jpg": jpeg[:11] + b"\0\0" + jpeg[13:],
+        "turned.jpg": jpeg,
+        "cut.jpg": jpeg[:900],
+    }
+    tiffs = {
+        "planes.tif": np.moveaxis(photos[1][:48, :64].astype(np.uint16) * 257, -1, 0),
+        "white.tif": photos[1][:48, :64] * np.float32(257),
+        "wide.tif": photos[1][:48, :64, 0].astype(np.uint32),
+        "float.tif": photos[1][:48, :64] / np.float32(255),
+    }
+    for name, values in tiffs.items():
+        kind = {"photometric": "rgb" if values.ndim == 3 else "minisblack"}
+        planes = {"planarconfig": "separate"} if name == "planes.tif" else {}
+        tifffile.imwrite(tmp_path / name, values, **kind, **planes)
+        files[name] = (tmp_path / name).read_bytes()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    options = [f"--model={finished_run}", f"--out={tmp_path / 'out'}", "--saturation=0"]
+    assert main(["colorize", *(str(tmp_path / name) for name in files), *options]) == 2
+    said = capsys.readouterr().err
+    read = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert read == {"extraneous", "revision", "turned", "planes", "float"}
+    for name, data in files.items():
+        if Path(name).stem in read:
+            coloured = np.asarray(Image.open(tmp_path / "out" / Path(name).with_suffix(".png").name))
+            assert (lightness(coloured) - lightness(decode(data))).abs().max() < 1.5, name
+        else:
+            with pytest.raises(BrokenImage) as problem:
+                decode(data)
+            assert f"{name}: {problem.value}" in said
+
+
+def test_a_picture_without_a_white_is_refused_from_python(finished_run):
+    for values in (np.full((8, 8), 300, np.float32), np.full((8, 8), 300, np.int32)):
+        with pytest.raises(UserError, match=r"cannot be coloured.* 8 or 16 bits"):
+            load_colorizer(str(finished_run))(Image.fromarray(values))
 
 
 def test_keys_of_how_colours_look(finished_run, tmp_path, photos, capsys):
