@@ -20,7 +20,8 @@ from pathlib import Path
 
 from crosschannel.errors import UserError, file_problem
 
-NOTES, LOCK = ".crosschannel.jsonl", ".lock"
+NOTES, LOCK, STUDY = ".crosschannel.jsonl", ".lock", "study.json"
+MARKERS = {"config.yaml", STUDY, NOTES}  # one of them is in every folder that a command has written to
 PART = r"\.crosschannel-[0-9a-f]{12}\.part"  # what a file is called while it is written
 Writer = Callable[[Path], contextlib.AbstractContextManager[Path]]  # a path → a new file to write to, which becomes it
 RUN_HEADER = "# crosschannel run:"  # how the config.yaml of a run folder begins
@@ -77,6 +78,30 @@ def is_run_folder(path: Path, command: str = "") -> bool:
     if (path / "config.yaml").is_symlink():
         return False
     return head == f"{RUN_HEADER} {command}" if command else head.startswith(RUN_HEADER)
+
+
+def is_output_folder(path: Path) -> bool:
+    """Whether a command wrote a folder as a whole: that of a run or a study, or one that a killed command left."""
+    return is_run_folder(path) or _is_study(path) or "" in noted_files(path)
+
+
+def _is_study(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        manifest = json.loads(read_bytes(path / STUDY))
+        return isinstance(manifest, dict) and {"methods", "photographs", "sha256"} <= manifest.keys()
+    return False
+
+
+def noted_files(folder: Path) -> set[str]:
+    """Names of the files that commands noted in a folder as their own; "" stands for all, where one fills it."""
+    names = set()
+    with contextlib.suppress(OSError):
+        for line in read_bytes(folder / NOTES).splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "command" in row:
+                    names.add(str(row.get("file", "")))
+    return names
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

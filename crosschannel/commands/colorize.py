@@ -72,7 +72,11 @@ def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list
         UserError: no such picture, none at all, or one file to write for several.
     """
     endings = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
-    pictures, out = named_pictures(config.images), None if config.out is None else Path(config.out)
+    if not config.images:
+        raise UserError("no pictures named: give files or folders")
+    named = [(name, named_pictures([name])) for name in config.images]
+    pictures = [picture for _, of_name in named for picture in of_name]
+    out = None if config.out is None else Path(config.out)
     of_file = "" if out is None or out.is_dir() else endings.get(out.suffix.lower(), "")
     format = config.format or of_file or "png"
     ending = ".png" if format == "png" else ".jpg"
@@ -89,12 +93,12 @@ def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list
             raise UserError(f"{out} is a file; --out takes a folder, or a name ending in .png or .jpg")
         return targets(((source, out / stem) for source, stem in pictures), ending), [out], format
     found, folders = [], {}
-    for name in config.images:
+    for name, of_name in named:
         path = Path(name.rpartition(":")[2]) if name == SAMPLE else user_path(name)
         path = path if path.name not in ("", "..") else path.resolve()
         is_file = path.exists() and not path.is_dir() and name != SAMPLE
         folder = path.parent if is_file else path.with_name(f"{path.name}-coloured")
-        for source, stem in named_pictures([name]):
+        for source, stem in of_name:
             found.append((source, folder / (f"{stem}-coloured" if is_file else stem)))
         folders[folder] = None
     return targets(found, ending), list(folders), format

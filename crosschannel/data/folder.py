@@ -1,54 +1,137 @@
-"""Images in folders: any depth, train/ and val/ honoured, the raw ILSVRC layout too."""
+"""Images in folders, at any depth: which files are data, and the image set of them."""
 
-import csv
 import os
-import re
 from collections import Counter
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from crosschannel.data.decode import READS_AVIF, READS_HEIC
 from crosschannel.data.images import Names
 from crosschannel.errors import UserError
-from crosschannel.files import is_run_folder, read_bytes, read_text
+from crosschannel.files import MARKERS, is_output_folder, noted_files, read_bytes
 
 _MOST_NAMES = 100  # of one folder, by way of links
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_MOST_NAMED = 4  # endings and folders in one line
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *((".avif",) if READS_AVIF else ()),
+    *((".heic", ".heif") if READS_HEIC else ()),
+)
+_REMEDIES = {".heic": "pip install 'crosschannel[heif]'", ".avif": "pip install 'pillow>=11.3'"}
+# What systems, network disks and archivers leave among data
+SYSTEM_NAMES = {
+    *("@eadir", "@recycle", "#recycle", "#snapshot", "~snapshot", "__macosx", "__pycache__", "$recycle.bin"),
+    *("recycler", "system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
 
 
-def list_files(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """Paths below ``root`` with one of the extensions, relative, '/'-separated, sorted.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no data: hidden, or left by a system."""
+    return name.startswith(".") or name.casefold() in SYSTEM_NAMES or name.startswith("PaxHeader")
 
-    Links to folders are followed, unless they lead back up. Folders of runs below ``root`` are left out: what a run
-    writes is not what it learns from.
+
+@dataclass
+class Listing:
+    """The files below a folder.
+
+    Attributes:
+        files: pictures: relative paths, '/'-separated, sorted.
+        endings: number of the other files by ending.
+        written: number of pictures left out because a command of ours wrote them.
+        folders: names of the folders left out: hidden ones, and those that a command wrote as a whole.
+    """
+
+    files: list[str] = field(default_factory=list)
+    endings: Counter[str] = field(default_factory=Counter)
+    written: int = 0
+    folders: Counter[str] = field(default_factory=Counter)
+
+    def left_out(self) -> str:
+        """The rest in words, such as "27 files (25 .heic, 2 .txt), the folder .git"; empty if there is none."""
+        parts = []
+        if self.endings:
+            parts.append(f"{counted(self.endings.total(), 'file')} ({_named(self.endings)})")
+        if self.written:
+            parts.append(f"{counted(self.written, 'picture')} that crosschannel wrote")
+        if self.folders:
+            parts.append(f"{counted(self.folders.total(), 'folder')} ({_named(self.folders)})")
+        remedies = (f"; to read {ending}: {words}" for ending, words in _REMEDIES.items() if ending in self.endings)
+        return ", ".join(parts) + "".join(remedies)
+
+    def __add__(self, other: "Listing") -> "Listing":
+        return Listing(
+            self.files + other.files,
+            self.endings + other.endings,
+            self.written + other.written,
+            self.folders + other.folders,
+        )
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things in words, as "1 image" or "2 images"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _named(counts: Counter[str]) -> str:
+    shown = [f"{count} {name}" if count > 1 else name for name, count in counts.most_common(_MOST_NAMED)]
+    return ", ".join(shown) + (f" and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else "")
+
+
+def list_folder(root: Path) -> Listing:
+    """List the files below ``root``.
+
+    Links to folders are followed, unless they lead back up. Hidden folders are left out, and so is what commands of
+    ours wrote (runs, studies, coloured pictures): unless ``root`` is such a folder, or holds no other pictures.
 
     Raises:
         UserError: a folder cannot be read, or links give it more names than anybody can mean.
     """
-    found: list[str] = []
+    listing, written = Listing(), []
     names: Counter[tuple[int, int]] = Counter()  # of every folder, by device and inode
     todo: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while todo:
         folder, above = todo.pop()
-        try:
-            place = (folder.stat().st_dev, folder.stat().st_ino)
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
-        is_run = any(entry.name == "config.yaml" for entry in entries) and is_run_folder(folder)
-        if place in above or (is_run and folder != root):
+        place, entries = _entries(folder)
+        noted: set[str] = set()
+        if any(entry.name in MARKERS for entry in entries):
+            if folder != root and is_output_folder(folder):
+                listing.folders[folder.name] += 1
+                continue
+            noted = noted_files(folder)
+        if place in above:
             continue
         names[place] += 1
         if names[place] > _MOST_NAMES:
             raise UserError(f"links below {root} give the folder {folder} more than {_MOST_NAMES} names")
         prefix = "" if folder == root else folder.relative_to(root).as_posix() + "/"
         for entry in entries:
-            if _is_folder(entry):
+            if is_hidden(entry.name):
+                if _is_folder(entry):
+                    listing.folders[entry.name] += 1
+            elif _is_folder(entry):
                 todo.append((Path(entry.path), above | {place}))
-            elif entry.name.lower().endswith(extensions) and not entry.name.startswith("._"):
-                found.append(prefix + entry.name)
-    return sorted(found)
+            elif not entry.name.lower().endswith(EXTENSIONS):
+                listing.endings[Path(entry.name).suffix.lower() or "without an ending"] += 1
+            else:
+                (written if entry.name in noted else listing.files).append(prefix + entry.name)
+    if listing.files:
+        listing.written = len(written)
+    else:
+        listing.files = written
+    listing.files.sort()
+    return listing
+
+
+def _entries(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry]]:
+    """A folder's device and inode, and what is in it."""
+    try:
+        status = folder.stat()
+        return (status.st_dev, status.st_ino), list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -58,20 +141,34 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
+def list_files(root: Path) -> list[str]:
+    """The pictures below a folder; see :func:`list_folder`."""
+    return list_folder(root).files
+
+
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders in a folder, without hidden ones, sorted."""
+    return sorted(entry.name for entry in _entries(root)[1] if _is_folder(entry) and not is_hidden(entry.name))
+
+
 class FolderImages:
     """An ImageSet of the files below a folder. The first level of subfolders names the classes.
 
     Args:
         root: the folder.
         labels: class name by file stem, for layouts that keep labels elsewhere (ILSVRC's val).
-        classes: class names to number by, so that val agrees with train; default: those found.
+        classes: class names to number by, so that val agrees with train; default: those of the subfolders.
+
+    Attributes:
+        listing: the files, and what is left out.
     """
 
     remote = False
 
     def __init__(self, root: Path, labels: dict[str, str] | None = None, classes: tuple[str, ...] | None = None):
         self._root = root
-        files = list_files(root)
+        self.listing = list_folder(root)
+        files = self.listing.files
         if labels is None:
             named = [f.split("/", 1)[0] if "/" in f else None for f in files]
         else:
@@ -102,39 +199,3 @@ class FolderImages:
             except OSError:  # such as a broken link: an image that cannot be read, as everywhere
                 digest.update(b"none\n")
         return digest.hexdigest()
-
-
-def open_folder(root: Path) -> tuple[FolderImages, FolderImages | None]:
-    """Training and validation images of a folder; the latter is None where the layout has none."""
-    for ilsvrc in (root, root / "ILSVRC"):
-        if (ilsvrc / "Data" / "CLS-LOC" / "train").is_dir():
-            return _open_ilsvrc(ilsvrc)
-    if (root / "train").is_dir():
-        train = FolderImages(root / "train")
-        has_val = (root / "val").is_dir()
-        return train, FolderImages(root / "val", classes=train.classes) if has_val else None
-    return FolderImages(root), None
-
-
-def _open_ilsvrc(root: Path) -> tuple[FolderImages, FolderImages | None]:
-    """The layout in which ILSVRC is distributed: Data/CLS-LOC/{train/WNID/, val/} and labels elsewhere."""
-    data = root / "Data" / "CLS-LOC"
-    train = FolderImages(data / "train")
-    if not (data / "val").is_dir():
-        return train, None
-    return train, FolderImages(data / "val", labels=_ilsvrc_val_labels(root), classes=train.classes)
-
-
-def _ilsvrc_val_labels(root: Path) -> dict[str, str]:
-    for table in (root / "LOC_val_solution.csv", root.parent / "LOC_val_solution.csv"):
-        if table.is_file():
-            try:
-                rows = csv.DictReader(read_text(table).splitlines())
-                return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
-            except (KeyError, IndexError, AttributeError, csv.Error):
-                raise UserError(
-                    f"{table} is damaged: a line needs an ImageId, and a PredictionString that begins with a class"
-                ) from None
-    annotations = root / "Annotations" / "CLS-LOC" / "val"
-    names = ((path.stem, re.search(r"<name>(n\d+)</name>", read_text(path))) for path in annotations.glob("*.xml"))
-    return {stem: match[1] for stem, match in names if match}

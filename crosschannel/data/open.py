@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from crosschannel.data.folder import open_folder
+from crosschannel.console import say
 from crosschannel.data.images import ImageSet, Subset
+from crosschannel.data.layout import open_folder
+from crosschannel.data.members import unpacking
 from crosschannel.data.remote import is_remote
 from crosschannel.data.sample import sample_images
 from crosschannel.data.shards import holds_shards, open_shards
@@ -25,13 +27,14 @@ def open_images(data: str, val_share: float = 0.05) -> tuple[ImageSet, ImageSet]
     """Training and validation images of a data source.
 
     Args:
-        data: a folder (any depth; ``train/`` and ``val/`` are honoured, the raw ILSVRC layout too), tar shards
-            (a folder of them, one file or a brace pattern; http too), ``builtin:sample``, ``torchvision:imagenette``.
+        data: a folder (any depth; folders named ``train`` and ``val``, or as other splits are, are honoured, the raw
+            ILSVRC layout too), tar shards (a folder of them, one file or a brace pattern; http too),
+            ``builtin:sample``, ``torchvision:imagenette``.
         val_share: share of the images held out for validation where the source has no validation images of
             its own; which ones depends on their names alone.
 
     Raises:
-        UserError: nothing there, or no image in it.
+        UserError: nothing there, no image in it, or a layout that leaves open which images are for training.
     """
     train, val = _open(data)
     if val is not None and not len(val):
@@ -65,9 +68,11 @@ def hold_out(images: ImageSet, share: float, what: str = "the data") -> tuple[Im
 
 
 def _open(data: str) -> tuple[ImageSet, ImageSet | None]:
-    train, val = _find(data)
+    train, val, summary = _find(staged(data))
     if not len(train):
-        raise UserError(f"no images in {data!r}: none of its files ends in .jpg, .png, .webp, .bmp or .tif")
+        raise UserError(f"no images in {data!r}: none of its files ends in .jpg, .png, .webp, .bmp, .tif or .gif")
+    if summary and os.environ.get("RANK", "0") == "0":
+        say(f"{data}: {summary}")
     return train, val
 
 
@@ -77,17 +82,20 @@ def staged(data: str) -> str:
     return copy if copy and data == named else data
 
 
-def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
-    data = staged(data)
+def _find(data: str) -> tuple[ImageSet, ImageSet | None, str]:
+    """Images, and a line on what the data hold."""
     kind, _, name = data.partition(":")
     if data == "builtin:sample":
-        return sample_images()
+        return *sample_images(), ""
     if kind == "builtin":
         raise UserError(f"no built-in data {name!r}: there is 'builtin:sample'")
     if kind == "torchvision":
-        return open_folder(_download(name))
+        return *open_folder(_download(name))[:2], ""
     if not data:
         raise UserError("--data is empty")
+    remedy = unpacking(data)
+    if remedy and (is_remote(data) or not user_path(data).is_dir()):
+        raise UserError(f"{data} is compressed: no image in it can be read without all before it; {remedy}")
     if is_remote(data):
         return open_shards(data)
     path = user_path(data)
@@ -99,7 +107,11 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None]:
         raise UserError(f"no data at {data!r}: no such folder")
     if holds_shards(path):
         return open_shards(str(path))
-    return open_folder(path)
+    train, val, summary = open_folder(path)
+    if not len(train) and train.listing.left_out():
+        packed = [words for file in sorted(path.iterdir()) if file.is_file() and (words := unpacking(str(file)))]
+        raise UserError("; ".join([f"no images in {data!r}, only {train.listing.left_out()}", *packed[:1]]))
+    return train, val, summary
 
 
 def _download(name: str) -> Path:

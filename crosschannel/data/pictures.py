@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from crosschannel.console import say
 from crosschannel.data.decode import BrokenImage
-from crosschannel.data.folder import list_files
+from crosschannel.data.folder import counted, list_folder
 from crosschannel.data.sample import photographs
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, user_path
@@ -18,7 +19,7 @@ _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, e
 
 
 def named_pictures(names: Sequence[str]) -> list[Named]:
-    """The pictures that a user names: files, folders of them, or builtin:sample.
+    """The pictures that a user names: files, folders of them, or builtin:sample. What is left out of a folder is said.
 
     Returns:
         (what to read, its name without the extension, below the folder that was named) of each.
@@ -34,10 +35,13 @@ def named_pictures(names: Sequence[str]) -> list[Named]:
         if name == SAMPLE:
             found += ((f"{SAMPLE}/{photo}", Path(photo).stem) for photo in photographs().names)
         elif path.is_dir():
-            files = list_files(path)
-            if not files:
-                raise UserError(f"no pictures in the folder {name}")
-            found += ((path / file, str(Path(file).with_suffix(""))) for file in files)
+            listing = list_folder(path)
+            left_out = f"; left out: {listing.left_out()}" if listing.left_out() else ""
+            if not listing.files:
+                raise UserError(f"no pictures in the folder {name}{left_out}")
+            if left_out:
+                say(f"{name}: {counted(len(listing.files), 'picture')}{left_out}")
+            found += ((path / file, str(Path(file).with_suffix(""))) for file in listing.files)
         elif path.exists():  # what is no regular file is said when it is read
             found.append((path, path.stem))
         else:

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crosschannel.data.folder import EXTENSIONS
+from crosschannel.data.folder import EXTENSIONS, counted
 from crosschannel.data.images import Names
+from crosschannel.data.layout import split_of, split_word
+from crosschannel.data.members import Member, check_uncompressed, images_of_samples, is_data
 from crosschannel.data.remote import Range, is_remote, read_file, read_ranges
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, read_text
@@ -23,7 +25,6 @@ CLASSES, LISTING = "classes.txt", "shards.txt"  # beside shards: class names by 
 _INDEX_VERSION = "crosschannel-index-1"
 _MOST_CLASSES, _MOST_SHARDS = 100_000, 100_000
 _OPEN_FILES = 64  # shards that a process keeps open
-_SPLITS = {"train": r"train(ing)?", "val": r"val(id|idation)?", "test": r"test"}
 
 
 class Row(NamedTuple):
@@ -169,27 +170,35 @@ def _is_member(path: Path, row: Row) -> bool:
 
 
 def scan(path: Path) -> list[Row]:
-    """Index a tar by reading its headers (and its labels); what follows a damaged place is lost, with a warning."""
-    images, labels = [], {}
+    """Index a tar by reading its headers (and its labels); what follows a damaged place is lost, with a warning.
+
+    Raises:
+        UserError: it is no tar or compressed, a label is none, or a sample has several images.
+    """
+    samples: dict[str, list[Member]] = {}  # the images of each, by key
+    labels: dict[str, int] = {}
     total = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := _next(tar)) is not None:
-                if not member.isfile() or member.offset_data + member.size > total:
+                if not member.isfile() or member.offset_data + member.size > total or not is_data(member.name):
                     continue
                 key = _key(member.name)
                 if member.name.lower().endswith(EXTENSIONS):
-                    images.append((member.offset_data, member.size, key, member.name))
+                    samples.setdefault(key, []).append(Member(member.offset_data, member.size, member.name))
                 elif member.name.endswith(".cls"):
                     labels[key] = _label(path, member.name, tar.extractfile(member).read(32))
             end = tar.offset
     except (tarfile.TarError, ValueError, EOFError) as error:
+        check_uncompressed(path)
         raise UserError(f"{path} is not an uncompressed tar shard: {error}") from None
     with path.open("rb") as file:
         file.seek(end)
         if file.read(512).strip(b"\0") or end > total:
-            warnings.warn(f"{path} is damaged or cut off at byte {min(end, total)}: {len(images)} images", stacklevel=2)
-    return [Row(offset, size, labels.get(key, -1), name) for offset, size, key, name in images]
+            count = sum(map(len, samples.values()))
+            warnings.warn(f"{path} is damaged or cut off at byte {min(end, total)}: {count} images", stacklevel=2)
+    images = images_of_samples(path, samples)
+    return sorted(Row(image.offset, image.size, labels.get(_key(image.name), -1), image.name) for image in images)
 
 
 def _label(path: Path, name: str, text: bytes) -> int:
@@ -208,8 +217,9 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _key(name: str) -> str:
-    folder, _, base = name.rpartition("/")
-    return f"{folder}/{base.split('.', 1)[0]}"
+    """The sample that a member belongs to: its name up to the first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
 
 
 def expand(pattern: str) -> list[str]:
@@ -238,8 +248,8 @@ def _expand(pattern: str) -> list[str]:
     return list(islice(names, _MOST_SHARDS + 1))
 
 
-def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
-    """Training and validation images of tar shards.
+def open_shards(data: str) -> tuple[ShardImages, ShardImages | None, str]:
+    """Training and validation images of tar shards, and a line on which shards they are from.
 
     Args:
         data: a shard or a brace pattern of them, paths or http addresses: all are training images; or a folder (for
@@ -248,16 +258,18 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
     Raises:
         UserError: a shard is missing or no tar, or the names leave open what is for validation.
     """
+    val, unused = [], 0
     if is_remote(data) and not data.endswith(".tar"):
         listing = read_file(f"{data.rstrip('/')}/{LISTING}")
         if listing is None:
             raise UserError(f"no {LISTING} at {data}: give a folder that `crosschannel shard` wrote, or its .tar files")
-        train, val = _split([f"{data.rstrip('/')}/{name}" for name in _decoded(listing, data).split()], data)
+        names = _decoded(listing, data).split()
+        train, val, unused = _split([f"{data.rstrip('/')}/{name}" for name in names], data)
     elif Path(data).is_dir():
-        found = [path for place in _places(Path(data)) for path in sorted(place.glob("*.tar"))]
-        train, val = _split([str(path) for path in found], data)
+        found = [path for place in _places(Path(data)) for path in sorted(place.glob("[!.]*.tar"))]
+        train, val, unused = _split([str(path) for path in found], data)
     else:
-        train, val = expand(data), []
+        train = expand(data)
         missing = [path for path in train if not is_remote(path) and not Path(path).is_file()]
         if missing:
             raise UserError(f"no shard {missing[0]}, the first of {len(missing)} missing ones named by {data!r}")
@@ -265,33 +277,38 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None]:
     training, validation = ShardImages(train, classes), ShardImages(val, classes) if val else None
     if validation is not None:  # where classes have no names, labels of both count
         training.classes = validation.classes = max(training.classes, validation.classes, key=len)
-    return training, validation
+    summary = f"{counted(len(training), 'training image')} ({counted(len(train), 'shard')})"
+    if validation is not None:
+        summary += f", {counted(len(validation), 'validation image')} ({counted(len(val), 'shard')})"
+    return training, validation, summary + (f"; not used: {counted(unused, 'test shard')}" if unused else "")
 
 
 def holds_shards(folder: Path) -> bool:
     """Whether a folder of data is one of shards."""
-    return any(any(place.glob("*.tar")) for place in _places(folder))
+    return any(any(place.glob("[!.]*.tar")) for place in _places(folder))
 
 
 def _places(folder: Path) -> list[Path]:
     """Where the shards of a folder are: in its own folders for training and validation or, without such, in itself."""
-    named = (p for p in folder.iterdir() if any(re.fullmatch(word, p.name, re.I) for word in _SPLITS.values()))
-    return sorted(place for place in named if place.is_dir()) or [folder]
+    return sorted(place for place in folder.iterdir() if split_of(place.name) and place.is_dir()) or [folder]
 
 
-def _split(shards: list[str], data: str) -> tuple[list[str], list[str]]:
-    """Training and validation shards by their names; shards without a word in them are all for training."""
+def _split(shards: list[str], data: str) -> tuple[list[str], list[str], int]:
+    """Training and validation shards by their names, and how many are for neither. Shards without a word in them are
+    all for training; those for testing are for validation if there are no others.
+
+    Raises:
+        UserError: there are none for training, or some have a word and others have not.
+    """
     found: dict[str, list[str]] = {"train": [], "val": [], "test": [], "": []}
     for shard in shards:
-        name = shard.removeprefix(data)
-        words = (s for s, word in _SPLITS.items() if re.search(rf"(^|[^a-z]){word}([^a-z]|$)", name, re.I))
-        found[next(words, "")].append(shard)
+        found[split_word(shard.removeprefix(data))].append(shard)
     if (found["train"] or found["val"]) and found[""]:
         raise UserError(f"{found[''][0]} is named neither train nor val, as its neighbours are; give a brace pattern")
     train = found["train"] or found[""]
     if not train:
         raise UserError(f"no training shards in {data!r}: none is named train-….tar")
-    return train, found["val"]
+    return train, found["val"] or found["test"], len(found["test"]) if found["val"] else 0
 
 
 def _classes(shard: str) -> tuple[str, ...]:

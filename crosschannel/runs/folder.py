@@ -165,7 +165,9 @@ class RunFolder:
         stored = read_json(begun) if begun.is_file() else without
         if not isinstance(stored, dict) or any(stored.get(part) != name for part, name in names.items()):
             raise UserError(
-                f"{self.path} was begun on other images than those that --data now gives; give another --out"
+                f"{self.path} was begun on other images than those that --data now gives; give another --out (or, if "
+                "the data are the same, finish it with the version that began it: later ones leave out hidden folders "
+                "and pictures that crosschannel wrote, and know more names of splits than train and val)"
             )
         changed = next((key for key, digest in digests.items() if stored.get(key, digest) != digest), None)
         if changed:

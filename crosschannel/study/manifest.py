@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from crosschannel.errors import UserError
-from crosschannel.files import digest, user_path, write_text
+from crosschannel.files import STUDY, digest, user_path, write_text
 from crosschannel.keys import within
 from crosschannel.stored import read_json, typed
 
-MANIFEST, PICTURES = "study.json", "pictures"
+MANIFEST, PICTURES = STUDY, "pictures"
 Gamut = Literal["map", "clip"]
 First = Literal["left", "random"]
 Pause = Annotated[int, within(0, 60_000)]

@@ -1,4 +1,5 @@
 import io
+import re
 import tarfile
 
 import numpy as np
@@ -194,3 +195,120 @@ def test_a_stream_over_shards_gives_the_pixels_of_the_folder(shards, photo_folde
         by_pixels.append(sorted(stream[i].content.tobytes() for i in range(len(val))))
     assert by_pixels[0] == by_pixels[1]
     assert np.frombuffer(by_pixels[0][0], np.uint8).size == 32 * 32 * 3
+
+
+def tar(path, members):
+    with tarfile.open(path, "w:") as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def members_read(path):
+    return [name.partition("/")[2] for name in open_training_images(path).names]
+
+
+@pytest.mark.parametrize(
+    "added",
+    ["._0000.jpg", "./._0000.jpg", "._0000.cls", ".DS_Store", "PaxHeaders.123/0000.jpg", "./PaxHeader/0000.jpg",
+     "__MACOSX/0000.jpg", "__MACOSX/._0000.jpg", ".ipynb_checkpoints/0000.jpg", "@eaDir/0000.jpg", "Thumbs.db"],
+)  # fmt: skip
+def test_members_that_archivers_and_systems_add_are_not_data(tmp_path, added):
+    real = [("0000.jpg", b"image"), ("0000.cls", b"1"), ("0001.jpg", b"image"), ("0001.cls", b"0")]
+    path = tar(tmp_path / "train.tar", [(added, b"Mac OS X" + bytes(90)), *real, (added, b"again")])
+    images = open_training_images(path)
+    assert members_read(path) == ["0000.jpg", "0001.jpg"] and images.labels.tolist() == [1, 0]
+
+
+def test_a_hidden_folder_above_a_shards_members_hides_none(tmp_path):
+    assert (
+        len(members_read(tar(tmp_path / "a.tar", [("home/me/.cache/x/0.jpg", b"1"), ("home/me/.cache/x/1.jpg", b"2")])))
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("endings", "meant"),
+    [
+        (("jpg", "seg.png"), "jpg"),
+        (("depth.png", "JPG", "seg.png"), "JPG"),
+        (("input.jpg", "seg.png"), "input.jpg"),
+        (("seg.png", "image.jpeg", "json"), "image.jpeg"),
+        (("Input.JPG", "output.jpg", "mask.tif"), "Input.JPG"),
+        (("png", "input.jpg"), "png"),
+        (("rgb.webp", "semantic.instance.png"), "rgb.webp"),
+        (("left.jpg", "json"), "left.jpg"),
+    ],
+)
+def test_of_several_images_of_a_sample_the_one_that_is_meant_is_read(tmp_path, endings, meant):
+    content = [(f"dir/{key:04d}.{ending}", b"x") for key in range(5) for ending in (*endings, "cls")]
+    content = [(name, str(number % 3).encode()) for number, (name, _) in enumerate(content)]
+    path = tar(tmp_path / "a.tar", content)
+    images = open_training_images(path)
+    assert members_read(path) == [f"dir/{key:04d}.{meant}" for key in range(5)]
+    labels = [int(data) for name, data in content if name.endswith(".cls")]
+    assert images.labels.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    "endings", [("left.jpg", "right.jpg"), ("jpg", "png"), ("input.jpg", "image.jpg"), ("seg.png", "depth.png", "cls")]
+)
+def test_a_sample_of_which_no_image_is_meant_is_named(tmp_path, endings):
+    content = [("a/0001.jpg", b"x"), *((f"a/0002.{ending}", b"1") for ending in endings)]
+    with pytest.raises(
+        UserError, match=r"a\.tar: the sample a/0002 has several images .*call the one to read a/0002\.jpg"
+    ):
+        open_images(tar(tmp_path / "a.tar", content))
+
+
+def test_a_sample_that_lacks_its_image_is_named_rather_than_replaced_by_its_mask(tmp_path):
+    content = [("1.input.jpg", b"x"), ("1.seg.png", b"x"), ("2.seg.png", b"x")]
+    with pytest.raises(UserError, match=r"the sample of 2\.seg\.png has no image"):
+        open_images(tar(tmp_path / "a.tar", content))
+
+
+def test_dots_in_file_names_do_not_make_samples(tmp_path):
+    names = ["2021.05.06.jpg", "2021.05.07.jpg", "2021.jpg", "photo (1).2.jpg", "cat.small.jpg", "dog.large.jpg"]
+    assert members_read(tar(tmp_path / "a.tar", [(name, b"x") for name in names])) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [("x.tar.gz", "gunzip"), ("x.TGZ", "gunzip"), ("x.tar.bz2", "bunzip2"), ("x.tar.xz", "unxz"),
+     ("x.tar.zst", "unzstd"), ("x.zip", "unzip"), ("x-{000..009}.tar.gz", "gunzip")],
+)  # fmt: skip
+def test_a_compressed_archive_says_how_to_unpack_it(tmp_path, name, program):
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is compressed: no image .*; unpack it: {program} /.*"):
+        open_images(str(tmp_path / name))
+    with pytest.raises(
+        UserError, match=rf"https://host/x/{re.escape(name)} is compressed.*: {program} {re.escape(name)}"
+    ):
+        open_images(f"https://host/x/{name}")
+    with pytest.raises(UserError, match=rf"no images in .*only 1 file .*unpack it: {program} "):
+        open_images(str(tmp_path))
+
+
+@pytest.mark.parametrize(("compression", "program"), [("gz", "gunzip"), ("bz2", "bunzip2"), ("xz", "unxz")])
+def test_a_compressed_shard_that_is_called_tar_says_how_to_unpack_it(tmp_path, compression, program):
+    with tarfile.open(tmp_path / "x.tar", f"w:{compression}") as file:
+        file.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(
+        UserError, match=rf"compressed, whatever its name; unpack it: mv .*x\.tar\.{compression} && {program}"
+    ):
+        open_images(str(tmp_path))
+
+
+def test_training_and_test_shards_and_what_is_not_used(shards, tmp_path, capsys):
+    whole = sorted(shards.glob("train-*.tar"))[0].read_bytes()
+    for name in ("x-train-0.tar", "x-train-1.tar", "x-test-0.tar", "._x-train-0.tar"):
+        (tmp_path / name).write_bytes(whole)
+    train, val = open_images(str(tmp_path))
+    assert {n.split("/")[0] for n in train.names} == {"x-train-0.tar", "x-train-1.tar"}
+    assert {n.split("/")[0] for n in val.names} == {"x-test-0.tar"}
+    assert "training images (2 shards), " in capsys.readouterr().err
+    (tmp_path / "x-dev-0.tar").write_bytes(whole)
+    assert {n.split("/")[0] for n in open_images(str(tmp_path))[1].names} == {"x-dev-0.tar"}
+    assert "validation images (1 shard); not used: 1 test shard" in capsys.readouterr().err

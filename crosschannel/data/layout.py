@@ -1,0 +1,192 @@
+"""Which part of a folder is for training and which for validation: its layout, and the words that name the parts."""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from crosschannel.data.folder import FolderImages, Listing, counted, list_files, subfolders
+from crosschannel.errors import UserError
+from crosschannel.files import read_text
+
+SPLITS = {
+    "train": r"train(?:ing|val)?",
+    "val": r"val(?:id|idation)?|dev",
+    "test": r"test(?:ing)?|eval(?:uation)?",
+}
+_FILLERS = r"(?:set|data|images?|imgs?|split|[\W\d_])*"  # what may stand around the word, as in train2017, test_set
+
+
+def split_of(name: str) -> str:
+    """The split that a folder is named for ("train", "val", "test"); empty for any other name, such as of a class."""
+    matches = (split for split, word in SPLITS.items() if re.fullmatch(f"{_FILLERS}(?:{word}){_FILLERS}", name, re.I))
+    return next(matches, "")
+
+
+def split_word(name: str) -> str:
+    """The split whose word stands anywhere in a name, as in imagenet-train-0.tar; empty if there is none."""
+    matches = (split for split, word in SPLITS.items() if re.search(f"(?:^|[^a-z])(?:{word})(?:[^a-z]|$)", name, re.I))
+    return next(matches, "")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the images of a folder are.
+
+    Attributes:
+        train: the folder of training images.
+        val: the folder of validation images, which is one of test images where there is no other; None: there is none.
+        unused: names of the folders beside them.
+    """
+
+    train: Path
+    val: Path | None = None
+    unused: tuple[str, ...] = ()
+
+
+def find_layout(root: Path) -> Layout:
+    """The layout of a folder by the names of its subfolders.
+
+    Raises:
+        UserError: the names leave open which images are for training, or whether they are splits or classes.
+    """
+    folders = subfolders(root)
+    splits: dict[str, list[str]] = {}
+    for name in folders:
+        if split := split_of(name):
+            splits.setdefault(split, []).append(name)
+    if not splits:
+        _check_classes(root, folders)
+        return Layout(root)
+    for split, names in splits.items():
+        if len(names) > 1:
+            raise UserError(
+                f"{root} has both {names[0]}/ and {names[1]}/ as {split} images; move one of them elsewhere"
+            )
+    named = {split: names[0] for split, names in splits.items()}
+    others = [name for name in folders if name not in named.values()]
+    if "train" not in named or (len(named) == 1 and others):
+        _check_alone(root, [*named.values()], others)
+    val = named.get("val", named.get("test"))
+    unused = [*others, *(name for split, name in named.items() if name not in (named["train"], val))]
+    return Layout(root / named["train"], root / val if val else None, tuple(unused))
+
+
+def _check_alone(root: Path, named: list[str], others: list[str]) -> None:
+    """Refuse folders of splits without a counterpart, unless it is one of training images, and nothing else is."""
+    classes = sorted(_with_pictures(root) & {*others})
+    if classes:
+        raise UserError(
+            f"{root} has {named[0]}/, the name of a split, beside {classes[0]}/: rename {named[0]}/ if it is a class, "
+            "else sort the images into train/CLASS/ and val/CLASS/"
+        )
+    if split_of(named[0]) != "train":
+        raise UserError(f"{root} has {named[0]}/ but no train/; give --data {root / named[0]} to use these images")
+
+
+def _check_classes(root: Path, folders: list[str]) -> None:
+    """Refuse folders that look like splits and would pass for classes."""
+    words = {name: split_word(name) for name in folders}
+    if len({*words.values()} - {""}) > 1 and all(words[name] for name in _with_pictures(root) & {*folders}):
+        raise UserError(
+            f"{root} has the folders {', '.join(folders)}, which look like splits rather than classes; "
+            "call them train, val and test, or put them into a folder of training images"
+        )
+
+
+def _with_pictures(root: Path) -> set[str]:
+    """Names of the folders in a folder that hold data."""
+    return {file.partition("/")[0] for file in list_files(root)}
+
+
+def open_folder(root: Path) -> tuple[FolderImages, FolderImages | None, str]:
+    """Training and validation images of a folder, and a line on what it holds and what is left out of it.
+
+    The validation images are None where the layout has none.
+
+    Raises:
+        UserError: the layout is ambiguous, or the classes of both parts differ.
+    """
+    for ilsvrc in (root, root / "ILSVRC"):
+        if (ilsvrc / "Data" / "CLS-LOC" / "train").is_dir():
+            train, val = _open_ilsvrc(ilsvrc)
+            return train, val, _summary(train, val, "Data/CLS-LOC/train", "Data/CLS-LOC/val", ())
+    layout = find_layout(root)
+    train, val, unused = FolderImages(layout.train), None, layout.unused
+    if layout.train == root:
+        _check_depth(root, train.listing.files)
+        return train, None, _summary(train, None, "", "", ())
+    if layout.val is not None:
+        val = _open_val(layout.val, train)
+        unused += () if val is not None else (layout.val.name,)
+    return train, val, _summary(train, val, layout.train.name, layout.val.name if layout.val else "", unused)
+
+
+def _open_val(folder: Path, train: FolderImages) -> FolderImages | None:
+    """The validation images, of the training images' classes; None for test images that lack these."""
+    if split_of(folder.name) == "val":
+        return FolderImages(folder, classes=train.classes)
+    try:
+        test = FolderImages(folder, classes=train.classes)
+    except UserError:  # they have other classes
+        return None
+    return test if len(test) and (not train.classes or (test.labels >= 0).all()) else None
+
+
+def _check_depth(root: Path, files: list[str]) -> None:
+    """Refuse splits below what would pass for classes: one folder too high, or train/ and test/ of each class."""
+    if any(file.count("/") < 2 for file in files):
+        return
+    places = {tuple(file.split("/", 2)[:2]) for file in files}
+    splits = {split_of(name) for _, name in places}
+    if len(splits) > 1 and "" not in splits:
+        folders = sorted({folder for folder, _ in places})
+        raise UserError(
+            f"the splits of {root} are one level down, in {folders[0]}/"
+            + (
+                f": give --data {root / folders[0]}"
+                if len(folders) == 1
+                else "; what is needed is train/CLASS/, val/CLASS/"
+            )
+        )
+
+
+def _summary(
+    train: FolderImages, val: FolderImages | None, train_name: str, val_name: str, unused: tuple[str, ...]
+) -> str:
+    parts = [counted(len(train), "training image" if train_name else "image")]
+    if train.classes:
+        parts[0] += f" in {counted(len(train.classes), 'class', 'classes')}"
+    if train_name:
+        parts[0] += f" ({train_name}/)"
+    if val is not None:
+        parts.append(f"{counted(len(val), 'validation image')} ({val_name}/)")
+    line = ", ".join(parts)
+    if unused:
+        line += f"; not used: {', '.join(f'{name}/' for name in unused)}"
+    left_out = (train.listing + (val.listing if val is not None else Listing())).left_out()
+    return line + (f"; left out: {left_out}" if left_out else "")
+
+
+def _open_ilsvrc(root: Path) -> tuple[FolderImages, FolderImages | None]:
+    """The layout in which ILSVRC is distributed: Data/CLS-LOC/{train/WNID/, val/} and labels elsewhere."""
+    data = root / "Data" / "CLS-LOC"
+    train = FolderImages(data / "train")
+    if not (data / "val").is_dir():
+        return train, None
+    return train, FolderImages(data / "val", labels=_ilsvrc_val_labels(root), classes=train.classes)
+
+
+def _ilsvrc_val_labels(root: Path) -> dict[str, str]:
+    for table in (root / "LOC_val_solution.csv", root.parent / "LOC_val_solution.csv"):
+        if table.is_file():
+            try:
+                rows = csv.DictReader(read_text(table).splitlines())
+                return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+            except (KeyError, IndexError, AttributeError, csv.Error):
+                raise UserError(
+                    f"{table} is damaged: a line needs an ImageId, and a PredictionString that begins with a class"
+                ) from None
+    annotations = root / "Annotations" / "CLS-LOC" / "val"
+    names = ((path.stem, re.search(r"<name>(n\d+)</name>", read_text(path))) for path in annotations.glob("*.xml"))
+    return {stem: match[1] for stem, match in names if match}
