@@ -166,8 +166,8 @@ class RunFolder:
         if not isinstance(stored, dict) or any(stored.get(part) != name for part, name in names.items()):
             raise UserError(
                 f"{self.path} was begun on other images than those that --data now gives; give another --out (or, if "
-                "the data are the same, finish it with the version that began it: later ones leave out hidden folders "
-                "and pictures that crosschannel wrote, and know more names of splits than train and val)"
+                "the data are the same, finish it with the version that began it: later ones read more formats, leave "
+                "out hidden folders and pictures that crosschannel wrote, and know more splits than train and val)"
             )
         changed = next((key for key, digest in digests.items() if stored.get(key, digest) != digest), None)
         if changed:
