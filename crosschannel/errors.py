@@ -14,6 +14,15 @@ class UserError(Exception):
     """
 
 
+def describe(value: object) -> str:
+    """A value of the wrong type, for a message."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} (call it to make one)"
+    text = repr(value)
+    is_short = (value is None or isinstance(value, str | bytes | int | float)) and len(text) <= 80
+    return text if is_short else type(value).__name__
+
+
 def file_problem(error: BaseException) -> str:
     """What a user can put right about files, disks and memory, in a sentence; empty for anything else.
 

@@ -119,7 +119,9 @@ def check_config(config: Any, prefix: str = "") -> None:
             check_config(value, f"{name}.")
             continue
         if not fits(value, hint):
-            raise UserError(f"{name} cannot be {value!r}")
+            choices = get_args(plain_type(hint)) if get_origin(plain_type(hint)) is Literal else ()
+            hint = f"; give {', '.join(map(str, choices))}" if choices else ""
+            raise UserError(f"{name} cannot be {repr(value)[:80]}{hint}")
         for leaf in _leaves(value):
             if isinstance(leaf, float) and not math.isfinite(leaf):
                 raise UserError(f"{name} must be a finite number, got {value}")

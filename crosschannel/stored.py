@@ -150,6 +150,7 @@ def typed(cls: type[T], tree: Any, what: str) -> T:
     """
     if not isinstance(tree, Mapping):
         raise UserError(f"{what} is damaged: it holds no keys")
+    tree = getattr(cls, "of_earlier_version", dict)(tree)
     hints, values = get_type_hints(cls, include_extras=True), {}
     known = {entry.name: entry for entry in fields(cls) if entry.init}
     for key in tree:
@@ -160,8 +161,8 @@ def typed(cls: type[T], tree: Any, what: str) -> T:
             values[key] = _converted(tree[key], hints[key], f"{what}: {key}")
         elif entry.default is MISSING and entry.default_factory is MISSING:
             raise UserError(f"{what} is damaged: it lacks the key {key!r}")
-    found = cls(**values)
     try:
+        found = cls(**values)
         check_config(found)
     except UserError as error:
         raise UserError(f"{what} is damaged: {error}") from None

@@ -46,10 +46,10 @@ def interpolation_of(input: InputSpec) -> str:
 
 def of_size(backbone: Backbone, size: int) -> Backbone:
     """A backbone that takes squares of a size: itself, or of a ViT a copy that resizes its positions."""
-    if size == backbone.input.size or not isinstance(backbone.net, TimmNet):
+    if size == backbone.input.size or not backbone.has_one_size:
         return backbone
     resized = copy.deepcopy(backbone)
-    resized.net.take_any_size()
+    resized.take_any_size()
     return resized
 
 

@@ -4,6 +4,7 @@ initial values, and the weights that are kept.
 Two choices are apart: ``train_from``, below which nothing moves, and ``random_from``, from which weights are new.
 """
 
+import fnmatch
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -161,6 +162,9 @@ def _start(layers: Sequence[str], name: str, key: str = "train_from") -> int:
     if has_fc:
         named["fc8"] = len(layers)
     named |= {layer: place for place, layer in enumerate(layers)}
+    fitting = fnmatch.filter(layers, name)
+    if name not in named and fitting:
+        return named[fitting[0]]
     if name not in named:
         words = "fc8, fc6, all" if has_fc else "head, all"
         raise UserError(f"{key} {name!r}: give {words}, or a layer: {', '.join(layers)}")

@@ -93,7 +93,7 @@ def _local_weights(source: Source) -> tuple[str | None, Path | None]:
 
 def _timm_input(source: Source, config: dict[str, Any], kind: str) -> InputSpec:
     size = source.integer("size", 0) or config.get("input_size", (3, 224, 224))[-1]
-    resize = source.integer("resize", round(size / config.get("crop_pct", 0.875)))
+    resize = source.integer("resize", max(size, round(size / config.get("crop_pct", 0.875))))
     mean, std = tuple(config.get("mean", InputSpec.mean)), tuple(config.get("std", InputSpec.std))
     input = InputSpec(kind, size, resize, config.get("interpolation", "bilinear"), mean, std)
     return input.changed(**source.look() | {"size": size, "resize": resize})

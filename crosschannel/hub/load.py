@@ -1,6 +1,7 @@
 """load_backbone and load_colorizer: a source string → a module that is ready to use."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from crosschannel.pretext.task import Pretext
 
 
 def load_backbone(
-    source: str,
+    source: str | os.PathLike[str],
     layers: Sequence[str] | None = None,
     frozen: bool = True,
     device: str | torch.device = "cpu",
@@ -37,7 +38,7 @@ def load_backbone(
         source: a run folder, a weights file (ours or somebody else's), ``random:``, ``gaussian:``, ``kmeans:``,
             ``torchvision:``, ``timm:``, ``zoo:``, ``hf-hub:`` or ``package.module:factory``; see
             :mod:`crosschannel.hub.sources`.
-        layers: what ``features`` gives when it is not told; default all.
+        layers: of ``features`` by default: names or patterns such as ``conv*``; default all.
         frozen: eval mode and no gradients; else training mode, with gradients.
         device: of the weights.
         dtype: of the weights.
@@ -51,6 +52,7 @@ def load_backbone(
         UserError: no such source, a file that does not hold a backbone, an unknown layer.
     """
     parsed = fetched(parse_source(source))
+    source = parsed.text
     of_others = KINDS[inner_source(parsed).kind].of_the_user
     grad = torch.is_grad_enabled()
     with foreign(f"{source!r} cannot be made") if of_others else contextlib.nullcontext():
@@ -85,13 +87,14 @@ class Whole:
     provenance: Provenance
 
 
-def load_pretext(source: str) -> Whole:
+def load_pretext(source: str | os.PathLike[str]) -> Whole:
     """Load the whole net of a pretext task: a run folder, a file of one, ``zoo:eccv16`` or ``hf-hub:``.
 
     Raises:
         UserError: no such source, or one that holds a backbone only.
     """
     parsed = fetched(parse_source(source))
+    source = parsed.text
     if parsed.kind != "path":
         raise UserError(f"{source!r} has no head; give a run folder or a colorizer.safetensors file")
     path = weights_path(parsed, _whole_file(parsed.name))
@@ -109,7 +112,7 @@ def load_pretext(source: str) -> Whole:
     return Whole(net, task, input, meta.look, Provenance(source, meta.provenance.details))
 
 
-def load_colorizer(source: str, device: str | torch.device = "cpu") -> Colorizer:
+def load_colorizer(source: str | os.PathLike[str], device: str | torch.device = "cpu") -> Colorizer:
     """Load a net that colours pictures: a run folder, a ``colorizer.safetensors``, ``zoo:eccv16`` or ``hf-hub:``.
 
     Raises:

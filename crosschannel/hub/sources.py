@@ -8,13 +8,14 @@ zoo:eccv16              hf-hub:owner/name
 """
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, describe, foreign
 from crosschannel.factories import is_factory, working_folder_importable
 from crosschannel.files import user_path
 from crosschannel.keys import FC_WIDTH, SEED, SIDE, Range
@@ -113,12 +114,18 @@ class Source:
         return found
 
 
-def parse_source(text: str) -> Source:
-    """Read a source string.
+def parse_source(text: str | os.PathLike[str]) -> Source:
+    """Read a source string, or a path.
 
     Raises:
-        UserError: an empty name, an option without a value, or one that this kind does not have.
+        UserError: another type, an empty name, an option without a value, or one that this kind does not have.
     """
+    text = os.fspath(text) if isinstance(text, os.PathLike) else text
+    if not isinstance(text, str):
+        hint = "; crosschannel.wrap makes a backbone of a module" if hasattr(text, "forward") else ""
+        raise UserError(
+            f"a source is a name such as 'runs/a' or 'timm:resnet50', or a path, not {describe(text)}{hint}"
+        )
     if "\0" in text:
         raise UserError(f"the source {text!r} holds a NUL character")
     if text and user_path(text).exists():  # whatever its name looks like

@@ -3,22 +3,26 @@
 import contextlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, describe, foreign
 from crosschannel.keys import SIDE, Spelling, above, check_config, require
 from crosschannel.models.layers import LayeredNet, dense
-from crosschannel.models.wrapped import ModuleNet
+from crosschannel.models.pictures import check_pictures, is_traced
+from crosschannel.models.positions import ResizePositions
+from crosschannel.models.wrapped import ModuleNet, at_rest
 
 InputKind = Literal["grey", "lab", "rgb", "sobel", "intensity", "luma"]
 _MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
 CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2, "intensity": 1, "luma": 3}
+_MAX_STD = 20.0  # deviations of RGB in 0..255 are larger
 LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 
 
@@ -37,6 +41,9 @@ class InputSpec:
         std: of the same.
         scale: factor on every channel of "grey" and "lab"; rescaled nets of the literature have one other than 1. It
             belongs to the input and is never trained.
+
+    Raises:
+        UserError: an impossible value, such as a mean of RGB in 0..255, or a crop larger than ``resize``.
     """
 
     kind: InputKind = "grey"
@@ -47,8 +54,31 @@ class InputSpec:
     std: Annotated[tuple[float, ...], above(0)] = (0.229, 0.224, 0.225)
     scale: Annotated[float, above(0)] = 1.0
 
+    def __post_init__(self) -> None:
+        for key in ("size", "resize"):
+            if isinstance(getattr(self, key), Integral) and not isinstance(getattr(self, key), bool):
+                object.__setattr__(self, key, int(getattr(self, key)))  # NumPy's too
+        for key in ("mean", "std"):
+            object.__setattr__(self, key, _numbers(getattr(self, key)))
+        check_config(self, "input ")
+
     def check(self) -> None:
         require(len(self.mean) == len(self.std) == 3, "mean and std must have three numbers", (self.mean, self.std))
+        require(self.resize >= self.size, f"input resize must be at least its size, {self.size}", self.resize)
+        if self.kind not in ("grey", "lab"):
+            rule = "input mean must be within 0..1, of RGB in [0, 1] such as 0.485 (divide by 255)"
+            require(all(0 <= value <= 1 for value in self.mean), rule, self.mean)
+            rule = f"input std must be at most {_MAX_STD}, of RGB in [0, 1] such as 0.229 (divide by 255)"
+            require(all(value <= _MAX_STD for value in self.std), rule, self.std)
+
+    @staticmethod
+    def of_earlier_version(tree: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes as they are stored, in terms of this version: crops were never larger than ``resize``."""
+        tree = dict(tree)
+        size, resize = tree.get("size"), tree.get("resize")
+        if isinstance(size, int) and isinstance(resize, int):
+            tree["resize"] = max(size, resize)
+        return tree
 
     @property
     def channels(self) -> int:
@@ -58,19 +88,22 @@ class InputSpec:
         """The same with other attributes; ``resize`` follows ``size`` in proportion, unless it is given.
 
         Args:
-            given: attributes; None and what is not given stay. One number for mean or std is that of all channels.
+            given: attributes; the others, and None, stay. One number for mean or std is that of all channels.
 
         Raises:
-            UserError: an attribute that cannot be.
+            UserError: an unknown attribute, or an impossible value.
         """
         given = {key: value for key, value in given.items() if value is not None}
+        known = [entry.name for entry in fields(self)]
+        for key in given.keys() - set(known):
+            raise UserError(f"an input has no {key!r}; it has {', '.join(known)}")
         for key in given.keys() & {"mean", "std"}:
-            given[key] = (float(given[key]),) * 3 if isinstance(given[key], int | float) else tuple(given[key])
-        if "size" in given:
-            given.setdefault("resize", max(given["size"], round(given["size"] * self.resize / self.size)))
-        changed = replace(self, **given)
-        check_config(changed)
-        return changed
+            if isinstance(given[key], Real) and not isinstance(given[key], bool):
+                given[key] = (float(given[key]),) * 3
+        size = given.get("size")
+        if isinstance(size, Integral) and not isinstance(size, bool):
+            given.setdefault("resize", max(size, round(size * self.resize / self.size)))
+        return replace(self, **given)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
         """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, ``channels``, H, W) float."""
@@ -86,6 +119,33 @@ class InputSpec:
             return normalised
         mean_of_rgb = normalised.mean(1, keepdim=True)
         return sobel(mean_of_rgb) if self.kind == "sobel" else mean_of_rgb
+
+
+def _numbers(values: Any) -> Any:
+    """A list, an array or a tensor of numbers as a tuple; anything else as it is."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple):
+        return values
+    return tuple(value.item() if hasattr(value, "item") else value for value in values)
+
+
+def check_input(input: object) -> None:
+    """Raise a UserError for anything but an InputSpec."""
+    if not isinstance(input, InputSpec):
+        example = 'crosschannel.InputSpec("rgb", 224, 256)'
+        raise UserError(f"an input is an InputSpec, such as {example}, not {describe(input)}")
+
+
+def split_names(names: object) -> list[str]:
+    """Names in a string by commas, or in a list.
+
+    Raises:
+        UserError: neither.
+    """
+    found = names.split(",") if isinstance(names, str) else names
+    if not isinstance(found, list | tuple) or not found or not all(isinstance(name, str) for name in found):
+        raise UserError(f"layers are names or patterns, in a list or by commas, not {describe(names)}")
+    return [name.strip() for name in found]
 
 
 def sobel(grey: Tensor) -> Tensor:
@@ -118,26 +178,17 @@ def taking(size: int) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def at_rest(net: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards as it was: statistics do not move, dropout is off."""
-    training = [module for module in net.modules() if module.training]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 class Backbone(nn.Module):
     """A net with named layers, the input that it was trained on, and where its weights come from.
 
     Args:
         net: has ``layers`` (names in order) and ``forward_features(x, layers)``.
         input: what ``preprocess`` makes of RGB.
-        layers: what ``features`` gives when it is not told; default all.
+        layers: of ``features`` by default; names or patterns, default all.
         provenance: source and details of the weights.
+
+    Raises:
+        UserError: another type of net, input or provenance, or an unknown layer.
 
     Example::
 
@@ -146,7 +197,7 @@ class Backbone(nn.Module):
         maps = backbone.features(backbone.preprocess(rgb), ["conv5"])
     """
 
-    _has_seen_floats = False  # whose range was looked at
+    _has_seen_floats = False  # on a GPU, whose range was checked
 
     def __init__(
         self,
@@ -156,17 +207,25 @@ class Backbone(nn.Module):
         provenance: Provenance | None = None,
     ):
         super().__init__()
+        if not isinstance(net, nn.Module) or not hasattr(net, "layers") or not hasattr(net, "forward_features"):
+            what = f"{type(net).__name__} without them" if isinstance(net, nn.Module) else describe(net)
+            raise UserError(
+                f"Backbone takes a net with layers and forward_features, not {what}; crosschannel.wrap(net) makes a "
+                "backbone of any nn.Module"
+            )
+        check_input(input)
+        if not isinstance(provenance, Provenance | None):
+            raise UserError(f"provenance is a Provenance, not {describe(provenance)}")
         self.net, self.input, self.provenance = net, input, provenance or Provenance()
         self.layers: tuple[str, ...] = tuple(net.layers)
         self.default_layers = self._known(layers) if layers else self.layers
         self._shapes: dict[str, tuple[int, int]] | None = None
 
-    def _known(self, layers: Sequence[str]) -> tuple[str, ...]:
-        layers = [layers] if isinstance(layers, str) else layers
-        for name in layers:
-            if not self.has_layer(name):
-                raise self.no_layer(name)
-        return tuple(layers)
+    def _known(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        """Layers by name or pattern, in the order asked for; of a pattern in the net's."""
+        if isinstance(layers, list | tuple) and all(type(name) is str and name in self.layers for name in layers):
+            return tuple(layers)
+        return tuple(dict.fromkeys(layer for name in split_names(layers) for layer in self.find_layers(name)))
 
     def no_layer(self, name: str) -> UserError:
         """The error that there is no layer of a name: it lists those there are."""
@@ -175,36 +234,47 @@ class Backbone(nn.Module):
         return UserError(f"no layer {name!r}; this backbone has {', '.join(self.layers)}{hint}")
 
     def find_layers(self, pattern: str) -> list[str]:
-        """The layers that a name or a pattern such as ``conv*`` fits: of those listed, else of deeper ones.
+        """The layers that a name, "all" or a pattern such as ``conv*`` fits: of those listed, else of deeper ones.
 
         Raises:
             UserError: none.
         """
+        if pattern == "all":
+            return list(self.layers)
+        if self.has_layer(pattern):
+            return [pattern]
         found = [layer for layer in self.layers if fnmatchcase(layer, pattern)]
-        if not found and self.has_layer(pattern):
-            found = [pattern]
         if not found and isinstance(self.net, ModuleNet):
             found = self.net.deeper(pattern)
         if not found:
             raise self.no_layer(pattern)
         return found
 
+    def find_layer(self, pattern: str) -> str:
+        """The one layer that a name or a pattern fits.
+
+        Raises:
+            UserError: none, or several.
+        """
+        found = self.find_layers(pattern)
+        if len(found) > 1:
+            raise UserError(f"layer {pattern!r} fits {', '.join(found)}; name one of them")
+        return found[0]
+
     def has_layer(self, name: str) -> bool:
         """Whether features of that name can be had; nets of other libraries may have more than ``layers`` lists."""
         return name in self.layers or getattr(self.net, "has_layer", self.layers.__contains__)(name)
 
-    def choose_layers(self, wanted: str) -> tuple[str, ...]:
+    def choose_layers(self, wanted: str | Sequence[str]) -> tuple[str, ...]:
         """The layers that a user names, in the net's order; deeper ones than the net lists come last.
 
         Args:
-            wanted: "all", or names and patterns such as ``conv*`` and ``blocks.*`` by commas.
+            wanted: "all", or names and patterns such as ``conv*`` and ``blocks.*``, by commas or as a list.
 
         Raises:
             UserError: a name that fits no layer; the message lists those there are.
         """
-        patterns = [name.strip() for name in wanted.split(",")]
-        fitting = [self.find_layers("*" if pattern == "all" else pattern) for pattern in patterns]
-        found = dict.fromkeys(layer for layers in fitting for layer in layers)
+        found = self._known(wanted)
         listed = [layer for layer in self.layers if layer in found]
         return (*listed, *(layer for layer in found if layer not in listed))
 
@@ -212,19 +282,12 @@ class Backbone(nn.Module):
         """RGB (N, 3, H, W), float in [0, 1] or uint8 → what the net was trained on. Pad after this, where zero is grey.
 
         Raises:
-            UserError: it is no such batch; the range of floats is looked at once.
+            UserError: it is no such batch. The range of floats is checked, on a GPU that of the first ones only, for
+                which it waits.
         """
-        if not isinstance(rgb, Tensor):
-            raise UserError(
-                f"a backbone takes a batch of pictures, a tensor (N, 3, H, W), not {type(rgb).__name__}; "
-                "torchvision.transforms.functional.pil_to_tensor(picture)[None] makes one"
-            )
-        if rgb.ndim != 4 or rgb.shape[1] != 3:
-            raise UserError(f"a backbone takes a batch of RGB pictures (N, 3, H, W), got {tuple(rgb.shape)}")
-        if not self._has_seen_floats and rgb.is_floating_point() and rgb.numel() and not _is_traced(rgb):
-            if rgb.max() > 2:
-                raise UserError(f"floats are RGB in [0, 1], got up to {rgb.max():g}: divide by 255, or give uint8")
-            self._has_seen_floats = True
+        is_seen = self._has_seen_floats and rgb.is_cuda if isinstance(rgb, Tensor) else False
+        check_pictures(rgb, look_at_values=not is_seen)
+        self._has_seen_floats = self._has_seen_floats or (rgb.is_floating_point() and not is_traced(rgb))
         return self.input.preprocess(rgb)
 
     def features(self, x: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -232,7 +295,7 @@ class Backbone(nn.Module):
 
         Args:
             x: a preprocessed batch.
-            layers: names; nothing past the last one is computed.
+            layers: names or patterns; nothing past the last one is computed.
 
         Raises:
             UserError: a layer that the net does not have; the message lists those it has.
@@ -270,6 +333,21 @@ class Backbone(nn.Module):
         if not found:
             raise UserError("no layer of this backbone has more than one position")
         return found
+
+    @property
+    def has_one_size(self) -> bool:
+        """Whether it may be a net of one image size until :meth:`take_any_size`."""
+        return hasattr(self.net, "take_any_size")
+
+    def take_any_size(self) -> None:
+        """Let a ViT take images of other sizes than its own, in place: position embeddings are resized for each."""
+        if self.has_one_size:
+            self.net.take_any_size()
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Pixels of a patch of a wrapped ViT, down and across; else 1 × 1."""
+        return getattr(self.net, "patch", (1, 1))
 
     def fully_connected(self, x: Tensor, dropout: float = 0.0, drop_inputs: bool = False) -> Tensor:
         """Apply fc6 and fc7, if the net has them.
@@ -372,6 +450,10 @@ class Backbone(nn.Module):
         """Input pixels per step of every layer's map."""
         return {name: stride for name, (_, stride) in self._measure().items()}
 
+    def width(self, layer: str) -> int:
+        """Channels of any layer's map, deeper ones than ``layers`` lists too."""
+        return (self.channels if layer in self.layers else {}).get(layer) or self._grown([layer])[layer][0]
+
     def stride(self, layer: str) -> int:
         """Input pixels per step of any layer's map, deeper ones than ``layers`` lists too."""
         return (self.strides if layer in self.layers else {}).get(layer) or self._grown([layer])[layer][1]
@@ -392,7 +474,7 @@ class Backbone(nn.Module):
         def has_grown(more: int) -> bool:
             return self._sizes(points * stride + more, [layer])[layer][1] > side
 
-        with at_rest(self), contextlib.suppress(RuntimeError, AssertionError):
+        with at_rest(self), contextlib.suppress(Exception):  # whatever a user's module raises
             side = self._sizes(points * stride, [layer])[layer][1]
             grows = 1 + bisect_left(range(1, stride), True, key=has_grown)
         return (grows - 1 + (points - side) * stride) / 2
@@ -416,7 +498,7 @@ class Backbone(nn.Module):
                 small = self._sizes(size, layers)
             try:
                 large = self._sizes(size + 128, layers)
-            except (RuntimeError, AssertionError):  # a net of one size, such as a ViT: its maps tile the input
+            except Exception:  # a net of one size, such as a ViT: its maps tile the input
                 strides = {name: round(size / side) for name, (_, side) in small.items()}
             else:
                 strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
@@ -433,17 +515,12 @@ class Backbone(nn.Module):
         return blank.to(next(self.parameters(), blank))
 
 
-def _is_traced(x: Tensor) -> bool:
-    """Whether a tensor has no values to be asked for: what is called is being written down as a graph."""
-    is_written_down = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.jit.is_scripting()
-    return is_written_down or x.is_meta or type(x) is not Tensor
-
-
 def wrap(
     module: nn.Module,
     input: InputSpec | None = None,
-    layers: Mapping[str, str] | None = None,
+    layers: Mapping[str, str] | Sequence[str] | None = None,
     source: str = "",
+    resize_positions: ResizePositions | None = None,
     **given: Any,
 ) -> Backbone:
     """Any module as a backbone.
@@ -453,32 +530,45 @@ def wrap(
             is; of any other the named submodules are the layers, as far as a forward pass reaches them and they give
             maps (see :class:`~crosschannel.models.wrapped.ModuleNet`). A Backbone is returned unchanged.
         input: what it was trained on; default RGB with ImageNet's statistics at 224 px.
-        layers: public names → submodule names, in order of execution; default see above.
+        layers: public names → submodule names, or submodule names, in order of execution; default see above.
         source: what results call it; default the name of its class.
+        resize_positions: for a ViT of one image size whose position embeddings have no usual name such as
+            ``pos_embed``: their name or names (``"embed.table"``), or a function (module, height, width) → tensors by
+            dotted name that replace the module's own in a forward pass of images of that size.
         given: attributes of the input, over what it has: ``size=128, mean=0.5, std=0.5, interpolation="bicubic"``.
 
     Raises:
-        UserError: it has no named submodules, or an input cannot be so.
+        UserError: it is no nn.Module or has no named submodules, or an input cannot be so.
 
     Example::
 
         backbone = crosschannel.wrap(my_net, size=128)
         transfer.knn(backbone, "torchvision:imagenette")
     """
+    if not isinstance(module, nn.Module):
+        hint = "; crosschannel.load_backbone(source) loads one by its name" if isinstance(module, str) else ""
+        raise UserError(f"crosschannel.wrap takes an nn.Module, not {describe(module)}{hint}")
+    if input is not None:
+        check_input(input)
     if isinstance(module, Backbone):
-        if not given and input is None:
-            return module
-        changed = (input or module.input).changed(**given)
-        return Backbone(module.net, changed, module.default_layers, module.provenance)
+        return _rewrapped(module, (input or module.input).changed(**given), layers, resize_positions)
     input = (input or InputSpec("rgb", 224, 256)).changed(**given)
     provenance = Provenance(source or type(module).__name__)
     named = getattr(module, "layers", None)
     if layers is None and isinstance(named, tuple | list) and hasattr(module, "forward_features"):
         return Backbone(module, input, provenance=provenance)
-    net = ModuleNet(module, layers)
+    net = ModuleNet(module, layers, resize_positions)
     if layers is None:
-        first = next(module.parameters(), torch.zeros(0))
-        blank = torch.zeros(2, input.channels, input.size, input.size).to(first)
-        with at_rest(module), torch.random.fork_rng([first.device] if first.is_cuda else []):
-            net.settle(blank)
+        net.settle(torch.zeros(2, input.channels, input.size, input.size).to(next(module.parameters(), torch.zeros(0))))
     return Backbone(net, input, provenance=provenance)
+
+
+def _rewrapped(
+    backbone: Backbone, input: InputSpec, layers: object, resize_positions: ResizePositions | None
+) -> Backbone:
+    """A backbone with another input; itself if it has that one."""
+    if layers is not None or resize_positions is not None:
+        raise UserError("layers and resize_positions are for a module; this is a Backbone already, wrap its module")
+    if input == backbone.input:
+        return backbone
+    return Backbone(backbone.net, input, backbone.default_layers, backbone.provenance)

@@ -37,11 +37,12 @@ class FactoryNet(ModuleNet):
     def __init__(self, name: str, in_channels: int = 3, image_size: int | None = None):
         made = make(name, in_channels)
         made = made.net if isinstance(made, Backbone) else made
+        resize_positions = getattr(made, "resize_positions", None) if isinstance(made, ModuleNet) else None
         made = made.model if isinstance(made, ModuleNet) else made
         if not isinstance(made, nn.Module):
             raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module or a Backbone")
         _widen(made.requires_grad_(True), in_channels, name)
-        super().__init__(made)
+        super().__init__(made, resize_positions=resize_positions)
         self.name, self.in_channels = name, in_channels
         size = image_size or 224
         kind = next(kind for kind, channels in CHANNELS.items() if channels == in_channels)

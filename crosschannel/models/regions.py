@@ -1,5 +1,6 @@
 """Regions of images in a backbone: from which layer boxes are pooled, where on its map, and what stands on top."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,6 @@ from crosschannel.errors import UserError
 from crosschannel.models.alexnet import AlexNet
 from crosschannel.models.backbone import Backbone
 from crosschannel.models.layers import dense
-from crosschannel.models.wrapped import TimmNet
 
 Head = Literal["auto", "fc", "c4", "mlp"]
 Pooling = Literal["max", "align"]
@@ -94,34 +94,33 @@ def plan_regions(
         parts, below, resolution = (stage,), _before(backbone, stage), resolution or 14
     else:
         parts, below, resolution = (), _last_fine(backbone), resolution or 7
-    layer = layer or below
-    if layer not in backbone.layers:
-        raise backbone.no_layer(layer)
+    layer = backbone.find_layer(layer) if layer else below
     if head != "mlp" and layer != below:
         raise UserError(f"layer {layer}: the head {head} stands on {below}; leave one of both out, or give head mlp")
-    channels = backbone.channels[parts[-1]] if parts else backbone.channels[layer] * resolution**2
+    channels = backbone.channels[parts[-1]] if parts else backbone.width(layer) * resolution**2
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    patches = first is not None and first.kernel_size == first.stride
-    through = backbone.layers[: backbone.layers.index(layer) + 1]
+    patches = backbone.patch != (1, 1) or (first is not None and first.kernel_size == first.stride)
+    is_listed = layer in backbone.layers
+    through = backbone.layers[: backbone.layers.index(layer) + 1] if is_listed else ()
+    strides = [backbone.strides[name] for name in backbone.maps if name in through] or [backbone.stride(layer)]
     return RegionPlan(
         layer,
         head,
         parts,
         channels,
         resolution,
-        backbone.strides[layer],
+        backbone.stride(layer),
         backbone.origin(layer),
         pooling,
         aligned,
-        max(backbone.strides[name] for name in backbone.maps if name in through) if patches else 1,
+        math.lcm(*backbone.patch, *strides) if patches else 1,
     )
 
 
 def for_regions(backbone: Backbone, geometry: Literal["padded", "probe"]) -> Backbone:
     """The same backbone, in place, for images of any size: an AlexNet with fc6 as the transfer protocols have it, and
     its trunk padded onto the pixel grid or not; a ViT whose positions are resized."""
-    if isinstance(backbone.net, TimmNet):
-        backbone.net.take_any_size()
+    backbone.take_any_size()
     if isinstance(backbone.net, AlexNet) and "fc6" in backbone.layers:
         backbone.net.set_geometry("probe")
         if geometry == "padded":

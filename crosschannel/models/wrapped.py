@@ -1,6 +1,6 @@
 """Nets that are not ours, behind the same two attributes: ``layers`` and ``forward_features``."""
 
-import math
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -8,8 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, describe, foreign
+from crosschannel.models.positions import (
+    Replacement,
+    ResizePositions,
+    candidates,
+    check_names,
+    replaced,
+    replacements,
+)
 from crosschannel.models.spec import NetSpec
+from crosschannel.models.tokens import Layout, Survey, survey, tensor_of
 
 
 class TimmNet(nn.Module):
@@ -119,31 +128,63 @@ def _parts(module: nn.Module, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+@contextlib.contextmanager
+def at_rest(net: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and afterwards as it was: statistics do not move, dropout is off."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class ModuleNet(nn.Module):
     """Any ``nn.Module``: its named submodules are its layers, read by forward hooks.
 
     Args:
         model: takes (N, C, H, W); it is called as it is and left as soon as the last layer asked for is known.
-        layers: public names → submodule names, in order of execution; default: every direct child by its name, of
-            lists and dicts of modules every member (``blocks.3``), and of a net that is one child that child's.
-            Deeper ones can be asked for by their dotted names (``layer3.0``).
+        layers: public names → submodule names, or these alone, in order of execution; default: every direct child by
+            its name, of lists and dicts of modules every member (``blocks.3``), and of a net that is one child that
+            child's. Deeper ones can be asked for by their dotted names (``layer3.0``).
+        resize_positions: see :func:`crosschannel.wrap`.
 
     Attributes:
-        left_out: listed layers that features cannot be had of, and why, once :meth:`settle` has looked.
+        left_out: listed layers without features, and why, once :meth:`settle` has looked.
 
-    What gives vectors (N, C) is a map of one position. Tokens (N, L, C) are a square map, without the class token
-    where there is one more (that is ``NAME_class``). Of square inputs, maps (N, h, h, C) are known to have their
-    channels last. What gives anything else is an error when it is asked for.
+    Vectors (N, C) are a map of one position. Tokens (N, L, C) or (L, N, C) are a map of the patches; ``NAME_class`` is
+    the class token. Maps (N, h, w, C) are turned. The layout of every output is read off one forward pass, see
+    :func:`crosschannel.models.tokens.survey`. Any other output is an error when it is asked for.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, str] | Sequence[str] | None = None,
+        resize_positions: ResizePositions | None = None,
+    ):
         super().__init__()
         self.model = model
-        self._paths = dict(layers) if layers else {name: name for name in self._parts()}
+        names = layers or self._parts()
+        self._paths = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
         if not self._paths:
             raise UserError(f"{type(model).__name__} has no named submodules to take features from")
+        if not all(isinstance(name, str) for pair in self._paths.items() for name in pair):
+            raise UserError(f"layers are names of submodules, got {describe(layers)}")
+        for name in self._paths:
+            if not self.has_layer(name):
+                raise UserError(f"layer {name!r}: {type(model).__name__} has no submodule {self._paths[name]!r}")
         self.layers = tuple(self._paths)
         self.left_out: dict[str, str] = {}
+        self.resize_positions = [resize_positions] if isinstance(resize_positions, str) else resize_positions
+        if isinstance(self.resize_positions, list | tuple):
+            check_names(model, self.resize_positions)
+        elif self.resize_positions is not None and not callable(self.resize_positions):
+            raise UserError(f"resize_positions is a name, names or a function, got {type(resize_positions).__name__}")
+        self._survey: Survey | None = None
+        self._takes_any_size = False
+        self._resizes_itself: bool | None = None  # until images of another size come
 
     def _parts(self) -> list[str]:
         found = list(_parts(self.model))
@@ -151,45 +192,54 @@ class ModuleNet(nn.Module):
             found = inner  # a net in a wrapper
         return found
 
-    @torch.no_grad()
     def settle(self, x: Tensor) -> None:
         """Look at one forward pass: list the layers that it reaches and that give maps, in order of execution.
 
         A net that does not take ``x`` keeps its list: what is wrong is said when features are asked for.
 
         Args:
-            x: (N, C, H, W), N > 1.
+            x: (N, C, H, W).
         """
-        reached: dict[str, str] = {}
-
-        def reader(name: str):
-            def read(_module, _inputs, output):
-                try:
-                    self._as_map(name, output, x)
-                except UserError as error:
-                    reached.setdefault(name, str(error))
-                else:
-                    reached.setdefault(name, "")
-
-            return read
-
-        handles = [self.part(name).register_forward_hook(reader(name)) for name in self.layers]
-        try:
-            self.model(x)
-        except Exception:
+        layouts = self._look_at(x)
+        if self._survey.failed:
+            self._survey = None
             return
-        finally:
-            for handle in handles:
-                handle.remove()
-        unused = {name: f"layer {name!r} is not reached in a forward pass" for name in self.layers}
-        self.left_out = {name: why for name, why in (unused | reached).items() if why}
-        self.layers = tuple(name for name in reached if name not in self.left_out)
+        names = {name: self._path(name) for name in self.layers}
+        reasons = {
+            name: layouts.get(path, f"layer {name!r} is not reached in a forward pass") for name, path in names.items()
+        }
+        self.left_out = {name: why for name, why in reasons.items() if isinstance(why, str)}
+        order = {path: place for place, path in enumerate(layouts)}
+        reached = [name for name in self.layers if name not in self.left_out]
+        self.layers = tuple(sorted(reached, key=lambda name: order[names[name]]))
         if not self.layers:
             raise UserError(f"no part of {type(self.model).__name__} gives a feature map (N, C, h, w)")
 
+    def _look_at(self, x: Tensor) -> dict[str, Layout | str]:
+        """The layouts of all outputs for images like ``x``."""
+        with at_rest(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+            self._survey = survey(self.model, x.detach())
+        return self._survey.layouts
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Pixels of a patch, down and across; 1 × 1 for nets without tokens."""
+        return self._survey.patch if self._survey else (1, 1)
+
+    def take_any_size(self) -> None:
+        """Let a ViT take images of other sizes than its own, of whole patches: its positions are resized for each,
+        unless it resizes them itself."""
+        self._takes_any_size = True
+
     @torch.compiler.disable  # hooks that leave the forward pass are not for compilers
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The layers asked for; the forward pass is left at the last of them."""
+        """The layers asked for; the forward pass is left at the last of them.
+
+        Raises:
+            UserError: a layer gives no map, or a net of one size that is to take any does not.
+        """
+        if self._survey is None or any(self._path(name) not in self._survey.layouts for name in layers):
+            self._look_at(x)
         found: dict[str, Tensor] = {}
 
         def reader(name: str):
@@ -202,13 +252,61 @@ class ModuleNet(nn.Module):
 
         handles = [self.part(name).register_forward_hook(reader(name)) for name in layers]
         try:
-            self.model(x)
+            self._call(x)
         except _LastLayerReached:
             pass
         finally:
             for handle in handles:
                 handle.remove()
         return {name: found[name] for name in layers if name in found}
+
+    def _call(self, x: Tensor) -> Tensor:
+        """The model's own output, for images of any size once they are taken."""
+        seen, (height, width) = self._survey, x.shape[2:]
+        if not self._takes_any_size or seen is None or (height, width) == (seen.height, seen.width):
+            return self.model(x)
+        try:
+            with replaced(self._replacements(x)):
+                return self.model(x)
+        except (UserError, _LastLayerReached):
+            raise
+        except Exception as error:  # whatever a user's module raises
+            raise UserError(self._refusal(height, width, error)) from error
+
+    def _replacements(self, x: Tensor) -> list[Replacement]:
+        """The attributes of the model that are others for images of this size."""
+        seen, (height, width) = self._survey, x.shape[2:]
+        if callable(self.resize_positions):
+            tensors = self.resize_positions(self.model, height, width) or {}
+            owners = {name: name.rpartition(".") for name in tensors}
+            return [(self.model.get_submodule(owners[name][0]), owners[name][2], t) for name, t in tensors.items()]
+        if seen.grid is None or self._is_of_any_size(x):
+            return []
+        return replacements(self.model, seen, height, width, self.resize_positions or ())
+
+    @torch.no_grad()
+    def _is_of_any_size(self, x: Tensor) -> bool:
+        """Whether the model takes images of another size than its own, and of other proportions, as it is."""
+        if self._resizes_itself is None:
+            seen, step = self._survey, self._survey.step
+            other = x.new_zeros(1, x.shape[1], seen.height + step, seen.width + 2 * step)
+            is_looked_up = any(isinstance(m, nn.Embedding) for m in self.model.modules())  # a GPU would not recover
+            try:
+                with at_rest(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+                    self._resizes_itself = not is_looked_up and self.model(other) is not None
+            except Exception:  # whatever a user's module raises
+                self._resizes_itself = False
+        return self._resizes_itself
+
+    def _refusal(self, height: int, width: int, error: Exception) -> str:
+        said = " ".join(str(error).split())[:200]
+        names = candidates(self.model, self._survey)
+        name = names[0] if names else "NAME"
+        return (
+            f"{type(self.model).__name__} takes images of {self._survey.width} × {self._survey.height} px, not of "
+            f"{width} × {height} ({type(error).__name__}: {said}); if its position embeddings are of one size, "
+            f"crosschannel.wrap(net, resize_positions={name!r}) resizes them"
+        )
 
     def has_layer(self, name: str) -> bool:
         """Whether there is a submodule of that name, at any depth."""
@@ -236,8 +334,7 @@ class ModuleNet(nn.Module):
 
     def part(self, name: str) -> nn.Module:
         """The submodule that a layer is."""
-        path = self._paths.get(name, name)
-        return self.model.get_submodule(path.removesuffix("_class") if self._is_token(name) else path)
+        return self.model.get_submodule(self._path(name))
 
     def _is_token(self, name: str) -> bool:
         """Whether a name means the class token of a submodule, and not a submodule of its own."""
@@ -247,37 +344,28 @@ class ModuleNet(nn.Module):
             return name.endswith("_class")
         return False
 
-    def _as_map(self, name: str, output: object, x: Tensor) -> Tensor:
-        """What a submodule gave, as (N, C, h, w)."""
-        if isinstance(output, Tensor) and len(output) == len(x):
-            side = math.isqrt(output.shape[1])
-            extra = output.shape[1] - side * side
-            if self._is_token(name):
-                if output.ndim == 3 and extra == 1:
-                    return output[:, 0, :, None, None]
-            elif output.ndim == 2:
-                return output[:, :, None, None]
-            elif output.ndim == 3 and extra <= 1:
-                return output[:, extra:].transpose(1, 2).unflatten(2, (side, side))
-            elif output.ndim == 4:
-                return output.permute(0, 3, 1, 2) if self._channels_are_last(name, output, x) else output
-        raise UserError(f"layer {name!r} gives no feature map (N, C, h, w)")
+    def _path(self, name: str) -> str:
+        """The submodule of a layer, by its dotted name."""
+        path = self._paths.get(name, name)
+        return path.removesuffix("_class") if self._is_token(name) else path
 
-    def _channels_are_last(self, name: str, output: Tensor, x: Tensor) -> bool:
-        """Told by a square input, whose maps are square."""
-        height, width, last = output.shape[1:]
-        if x.shape[2] != x.shape[3] or height != width:
-            return False
-        if last == width and any(type(module).__name__ == "Permute" for module in self.model.modules()):
-            raise UserError(
-                f"layer {name!r}: at this size its {last} channels cannot be told from its sides; take another"
-            )
-        return last != width
+    def _as_map(self, name: str, output: object, x: Tensor) -> Tensor:
+        """The output of a submodule, as (N, C, h, w)."""
+        layout, tensor = self._survey.layouts.get(self._path(name)), tensor_of(output)
+        if isinstance(layout, str):
+            raise UserError(layout)
+        height, width = x.shape[2:]
+        found = None
+        if tensor is not None and layout is not None:
+            found = layout.class_token(tensor) if self._is_token(name) else layout.as_map(tensor, height, width)
+        if found is None or len(found) != len(x):
+            raise UserError(f"layer {name!r} gives no feature map (N, C, h, w) of images of {width} × {height} px")
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        return self._call(x)
 
     def logits(self, x: Tensor) -> Tensor | None:
-        """What the model itself gives, where that is a vector an image."""
-        output = self.model(x)
+        """The model's own output, if that is a vector an image."""
+        output = self._call(x)
         return output if isinstance(output, Tensor) and output.ndim == 2 else None

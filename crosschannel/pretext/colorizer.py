@@ -1,5 +1,6 @@
 """Colorizer: a picture of any size in, the same picture with predicted colours out, its lightness kept."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lightness
-from crosschannel.data.decode import to_rgb
-from crosschannel.errors import UserError, foreign
+from crosschannel.data.decode import BrokenImage, broken, decode, to_rgb
+from crosschannel.errors import UserError, describe, foreign
+from crosschannel.files import read_bytes, user_path
 from crosschannel.models.backbone import Provenance
+from crosschannel.models.pictures import check_pictures
 from crosschannel.pretext.task import Pretext, row_of_pictures
 from crosschannel.pretext.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
 
@@ -85,8 +88,9 @@ class Colorizer(nn.Module):
             (N, C, h, w), of every ``task.stride``-th pixel; ab for most tasks.
 
         Raises:
-            UserError: a temperature that is not above 0, or one for a net that has none; damaged weights.
+            UserError: another batch; a temperature that is not above 0, or one for a net without; damaged weights.
         """
+        check_pictures(rgb)
         return self._decoded(self.task.inputs(rgb), temperature)
 
     @torch.inference_mode()
@@ -103,6 +107,9 @@ class Colorizer(nn.Module):
         Raises:
             UserError: the net sees something else; or as :meth:`predict`.
         """
+        if not isinstance(lightness, Tensor) or lightness.ndim != 4 or lightness.shape[1] != 1 or not lightness.numel():
+            shape = tuple(lightness.shape) if isinstance(lightness, Tensor) else describe(lightness)
+            raise UserError(f"lightness is a tensor (N, 1, H, W), L in 0..100; got {shape}")
         if self.task.input.kind != "grey":
             raise UserError(f"this net sees {self.task.input.kind} and not lightness alone; give it RGB")
         return self._decoded(lightness - 50, temperature)
@@ -129,39 +136,46 @@ class Colorizer(nn.Module):
         Returns:
             (N, 2, H, W) float32.
         """
+        check_pictures(rgb)
         return torch.cat([ab for _, _, ab in self._strips(rgb, temperature)], 2)
 
     def forward(self, image, temperature: float | None = None):
-        """Colour an image; the same kind comes back.
+        """Colour an image or a batch; the same kind comes back, of a file a Pillow image.
 
         Args:
-            image: a Pillow image, a uint8 array (H, W) or (H, W, 3), or a float batch (N, 3, H, W) in [0, 1], which
-                stays on its device and in float. Only its lightness is used.
+            image: a Pillow image; the name of a file; a uint8 array (H, W), (H, W, 3) or (N, H, W, 3); or a tensor
+                (N, 3, H, W) or (N, H, W, 3), uint8 or float in [0, 1], which stays on its device. Only its lightness is
+                used.
             temperature: T > 0 of the annealed mean; None takes the net's own decode.
 
         Raises:
-            UserError: a temperature that is not above 0, or one for a net that has none; a Pillow image whose samples
-                have no white, such as floating-point ones beyond 0..1.
+            UserError: anything else, an empty or a damaged picture; a temperature that is not above 0, or one for a net
+                that has none.
         """
-        if isinstance(image, Tensor):
-            if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
-                raise UserError(
-                    f"a batch must be (N, 3, H, W), float in [0, 1]; got {tuple(image.shape)} {image.dtype}"
-                )
-            rgb = image.float().clamp(0, 1)
-            return self._colour(rgb, temperature).to(image.dtype)
+        if isinstance(image, str | os.PathLike):
+            return self(Image.fromarray(_pixels_of_file(image)), temperature)
         if isinstance(image, Image.Image):
-            with foreign("this picture cannot be coloured"):
-                rgb = np.asarray(to_rgb(image))
-            return Image.fromarray(self._colour_array(rgb, temperature))
-        array = np.asarray(image)
-        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-            raise UserError(f"an array must be (H, W) or (H, W, 3), uint8; got {array.shape} {array.dtype}")
-        return self._colour_array(np.repeat(array[:, :, None], 3, 2) if array.ndim == 2 else array, temperature)
+            return Image.fromarray(self._colour_array(_pixels_of_picture(image), temperature))
+        if isinstance(image, np.ndarray):
+            return self._colour_array(image, temperature)
+        if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != 3 and image.shape[3] == 3:
+            return self(image.permute(0, 3, 1, 2), temperature).permute(0, 2, 3, 1)
+        if not isinstance(image, Tensor):
+            kinds = "a Pillow image, the name of a file, an array or a tensor"
+            raise UserError(f"a colorizer takes {kinds}, not {describe(image)}")
+        check_pictures(image)
+        rgb = image if image.dtype == torch.uint8 else image.float().clamp(0, 1)
+        return self._colour(rgb, temperature).to(image.dtype)
 
-    def _colour_array(self, rgb: np.ndarray, temperature: float | None) -> np.ndarray:
-        batch = _as_batch([rgb]).to(next(self.parameters()).device)
-        return _as_arrays(self._colour(batch, temperature))[0]
+    def _colour_array(self, array: np.ndarray, temperature: float | None) -> np.ndarray:
+        """(H, W), (H, W, 3) or (N, H, W, 3) uint8 → the same in colour, a grey one with a third dimension."""
+        rgb = np.repeat(array[:, :, None], 3, 2) if array.ndim == 2 else array
+        if rgb.dtype != np.uint8 or rgb.ndim not in (3, 4) or rgb.shape[-1] != 3:
+            raise UserError(f"an array is (H, W), (H, W, 3) or (N, H, W, 3), uint8; got {array.shape} {array.dtype}")
+        batch = _as_batch(rgb if rgb.ndim == 4 else [rgb])
+        check_pictures(batch)
+        coloured = _as_arrays(self._colour(batch.to(next(self.parameters()).device), temperature))
+        return coloured if rgb.ndim == 4 else coloured[0]
 
     @torch.inference_mode()
     def _colour(self, rgb: Tensor, temperature: float | None) -> Tensor:
@@ -190,7 +204,7 @@ class Colorizer(nn.Module):
 
     def _look_at(self, small: Tensor, lightness: Tensor, temperature: float | None) -> Tensor:
         """What is predicted of pictures as the net sees them, of that lightness, at each of their pixels."""
-        maps, stride = self.predict(small, temperature), self.task.stride
+        maps, stride = self._decoded(self.task.inputs(small), temperature), self.task.stride
         height, width = small.shape[2:]
         guides = None
         if self.upsample == "edges":
@@ -225,6 +239,24 @@ def coloured_rows(net: nn.Module, task: Pretext, crops: Sequence[np.ndarray]) ->
     colorizer = Colorizer(net, task, len(crops[0]))
     grey = [np.asarray(Image.fromarray(crop).convert("L").convert("RGB")) for crop in crops]
     return row_of_pictures(grey, [colorizer(crop) for crop in crops], crops)
+
+
+def _pixels_of_file(path: str | os.PathLike) -> np.ndarray:
+    """The upright picture of a file, (H, W, 3) uint8."""
+    try:
+        return decode(read_bytes(user_path(os.fspath(path))))
+    except (BrokenImage, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the picture {os.fspath(path)!r}: {reason}") from None
+
+
+def _pixels_of_picture(picture: Image.Image) -> np.ndarray:
+    if 0 in picture.size:
+        raise UserError(f"a picture has at least one pixel, got {picture.width} × {picture.height}")
+    try:
+        return np.asarray(to_rgb(picture))
+    except Exception as error:  # decoders raise whatever they like on bytes they cannot read
+        raise UserError(f"the picture cannot be read: {broken(error)}") from None
 
 
 def _as_batch(arrays: Sequence[np.ndarray]) -> Tensor:

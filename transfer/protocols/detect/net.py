@@ -110,7 +110,7 @@ class Detector(FineTuned):
             raise UserError(f"roi.norm is for the head c4, and this backbone's is {plan.head}")
         super().__init__(backbone, score(plan, Neck(plan, roi.width, roi.norm)), config.dropout)
         self.plan, self.classes, self.config = plan, classes, config
-        self.layers, self.maps = (plan.top,), backbone.channels[plan.layer]
+        self.layers, self.maps = (plan.top,), backbone.width(plan.layer)
         self.reset_scores()
 
     def reset_scores(self) -> None:

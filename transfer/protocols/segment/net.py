@@ -2,6 +2,7 @@
 1×1 convolution from zero, added from coarse to fine and brought to the image's own pixels by fixed bilinear weights.
 """
 
+import fnmatch
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Literal
@@ -60,8 +61,9 @@ class Segmenter(FineTuned):
         self.strides = [backbone.strides[layer] for layer in layers]
         self.pad = max(0, pad - _first_pad(backbone)) if "fc6" in backbone.layers else 0
         self.origins = [backbone.origin(layer) - self.pad for layer in layers]
+        self.step = max(self.strides[0], *backbone.patch)
         # What is padded to whole steps anyway is only known to fit at whole steps.
-        self.least = _least_side(backbone, layers[0], 1 if "fc6" in backbone.layers else self.strides[0])
+        self.least = _least_side(backbone, layers[0], 1 if "fc6" in backbone.layers else self.step)
         self.rounds_up = any(getattr(module, "ceil_mode", False) for module in backbone.modules())
         self.zero_scores()
 
@@ -112,7 +114,7 @@ class Segmenter(FineTuned):
         """Zeros around it and, unless the net's pools round up, after it: up to whole steps of the last map, and up to
         what the net takes at all."""
         sides = [length + 2 * self.pad for length in x.shape[2:]]
-        after = [max(self.least - side, 0 if self.rounds_up else -side % self.strides[0]) for side in sides]
+        after = [max(self.least - side, 0 if self.rounds_up else -side % self.step) for side in sides]
         return F.pad(x, (self.pad, self.pad + after[1], self.pad, self.pad + after[0]))
 
     def _weights(self, scores: Tensor, level: int, places: Sequence[Tensor]) -> list[Tensor]:
@@ -140,6 +142,7 @@ def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> 
     strides = {layer: backbone.strides[layer] for layer in backbone.body if layer in backbone.strides}
     coarsest = strides[last_map(backbone)]
     if skips:
+        skips = [layer for name in skips for layer in fnmatch.filter(strides, name) or [name]]
         lacking = [layer for layer in skips if strides.get(layer, coarsest) >= coarsest]
         if lacking:
             finer = ", ".join(layer for layer, step in strides.items() if step < coarsest) or "none"
@@ -165,7 +168,7 @@ def _least_side(backbone: Backbone, layer: str, step: int) -> int:
         x = torch.zeros(1, backbone.input.channels, side, side).to(next(backbone.parameters()))
         try:
             backbone.features(x, [layer])
-        except (RuntimeError, AssertionError):
+        except Exception:  # whatever a user's module raises
             return False
         return True
 

@@ -17,7 +17,6 @@ from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import foreign
 from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
-from crosschannel.models.wrapped import TimmNet
 from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
@@ -104,8 +103,7 @@ def _measure(given: Measurement) -> Evaluation:
 
 
 def _build(config: SegmentConfig, backbone: Backbone, classes: int) -> Segmenter:
-    if isinstance(backbone.net, TimmNet):
-        backbone.net.take_any_size()
+    backbone.take_any_size()
     skips = [name.strip() for name in config.skips.split(",")] if config.skips else []
     return Segmenter(backbone, classes, config.dropout, config.stride, skips, config.pad, config.upsampling)
 

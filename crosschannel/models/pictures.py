@@ -1,0 +1,63 @@
+"""The one check of batches of RGB pictures that users pass in."""
+
+import torch
+from torch import Tensor
+
+from crosschannel.errors import UserError, describe
+
+_LOW, _HIGH = -0.25, 1.25  # of floats: resizing with bicubic or Lanczos weights oversteps [0, 1] a little
+
+
+def check_pictures(rgb: object, look_at_values: bool = True) -> None:
+    """Raise a UserError for anything but a batch of RGB pictures, (N, 3, H, W), uint8 or float in [0, 1].
+
+    Args:
+        rgb: the batch.
+        look_at_values: whether floats are checked for their range, which waits for a GPU. They are not while a graph is
+            traced or captured.
+    """
+    if not isinstance(rgb, Tensor):
+        raise UserError(
+            f"a batch of pictures is a tensor (N, 3, H, W), not {describe(rgb)}; "
+            "torchvision.transforms.functional.pil_to_tensor(picture)[None] makes one"
+        )
+    if rgb.ndim != 4 or rgb.shape[1] != 3:
+        raise UserError(f"a batch of RGB pictures is (N, 3, H, W), got {tuple(rgb.shape)}{_remedy(rgb)}")
+    if rgb.dtype != torch.uint8 and not rgb.is_floating_point():
+        raise UserError(f"a batch of pictures is uint8, or float in [0, 1], got {rgb.dtype}; convert it with .to()")
+    if 0 in rgb.shape[2:]:
+        raise UserError(f"pictures have at least one pixel, got {tuple(rgb.shape)}")
+    if look_at_values and rgb.is_floating_point() and rgb.numel() and not is_traced(rgb):
+        _check_range(rgb.detach())
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether a tensor has no values to look at: a graph is being traced or captured."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.jit.is_scripting():
+        return True
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return True
+    is_transformed = torch._C._functorch.is_functorch_wrapped_tensor(x)  # by vmap or grad
+    return x.is_meta or is_transformed or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def _check_range(rgb: Tensor) -> None:
+    low, high = torch.stack(rgb.aminmax()).tolist()
+    if low >= _LOW and high <= _HIGH:
+        return
+    values = f"floats are RGB in [0, 1], got {low:.4g} … {high:.4g}"
+    if low != low or high != high:
+        raise UserError("floats are RGB in [0, 1], got NaN")
+    if low < _LOW:
+        raise UserError(f"{values}: give pictures that are not normalised yet, the backbone does that itself")
+    raise UserError(f"{values}: divide by 255, or give uint8")
+
+
+def _remedy(rgb: Tensor) -> str:
+    if rgb.ndim == 3 and rgb.shape[0] == 3:
+        return "; add a dimension with [None]"
+    if rgb.ndim == 4 and rgb.shape[3] == 3:
+        return "; turn it with .permute(0, 3, 1, 2)"
+    if rgb.ndim == 4 and rgb.shape[1] == 1:
+        return "; repeat the channel with .expand(-1, 3, -1, -1)"
+    return ""
