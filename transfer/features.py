@@ -46,7 +46,7 @@ def interpolation_of(input: InputSpec) -> str:
 
 def of_size(backbone: Backbone, size: int) -> Backbone:
     """A backbone that takes squares of a size: itself, or of a ViT a copy that resizes its positions."""
-    if size == backbone.input.size or not backbone.has_one_size:
+    if size == backbone.input.size or not hasattr(backbone.net, "take_any_size"):
         return backbone
     resized = copy.deepcopy(backbone)
     resized.take_any_size()

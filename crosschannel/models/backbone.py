@@ -223,7 +223,11 @@ class Backbone(nn.Module):
 
     def _known(self, layers: str | Sequence[str]) -> tuple[str, ...]:
         """Layers by name or pattern, in the order asked for; of a pattern in the net's."""
-        if isinstance(layers, list | tuple) and all(type(name) is str and name in self.layers for name in layers):
+        if (
+            layers
+            and isinstance(layers, list | tuple)
+            and all(type(name) is str and name in self.layers for name in layers)
+        ):
             return tuple(layers)
         return tuple(dict.fromkeys(layer for name in split_names(layers) for layer in self.find_layers(name)))
 
@@ -334,14 +338,10 @@ class Backbone(nn.Module):
             raise UserError("no layer of this backbone has more than one position")
         return found
 
-    @property
-    def has_one_size(self) -> bool:
-        """Whether it may be a net of one image size until :meth:`take_any_size`."""
-        return hasattr(self.net, "take_any_size")
-
     def take_any_size(self) -> None:
-        """Let a ViT take images of other sizes than its own, in place: position embeddings are resized for each."""
-        if self.has_one_size:
+        """Let a timm ViT take images of other sizes than its own, in place: position embeddings are resized for each.
+        Those of wrapped modules always are."""
+        if hasattr(self.net, "take_any_size"):
             self.net.take_any_size()
 
     @property

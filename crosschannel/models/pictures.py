@@ -25,9 +25,11 @@ def check_pictures(rgb: object, look_at_values: bool = True) -> None:
         raise UserError(f"a batch of RGB pictures is (N, 3, H, W), got {tuple(rgb.shape)}{_remedy(rgb)}")
     if rgb.dtype != torch.uint8 and not rgb.is_floating_point():
         raise UserError(f"a batch of pictures is uint8, or float in [0, 1], got {rgb.dtype}; convert it with .to()")
+    if is_traced(rgb):
+        return
     if 0 in rgb.shape[2:]:
         raise UserError(f"pictures have at least one pixel, got {tuple(rgb.shape)}")
-    if look_at_values and rgb.is_floating_point() and rgb.numel() and not is_traced(rgb):
+    if look_at_values and rgb.is_floating_point() and rgb.numel():
         _check_range(rgb.detach())
 
 
@@ -49,7 +51,7 @@ def _check_range(rgb: Tensor) -> None:
     if low != low or high != high:
         raise UserError("floats are RGB in [0, 1], got NaN")
     if low < _LOW:
-        raise UserError(f"{values}: give pictures that are not normalised yet, the backbone does that itself")
+        raise UserError(f"{values}: give pictures that are not normalised yet; preprocessing does that")
     raise UserError(f"{values}: divide by 255, or give uint8")
 
 

@@ -115,12 +115,12 @@ def resize(positions: Tensor, old: TokenGrid, new: TokenGrid) -> Tensor | None:
     return None
 
 
-def candidates(model: nn.Module, seen: Survey) -> list[str]:
-    """Names of the tensors that could be position embeddings by their shape."""
+def candidates(model: nn.Module, seen: Survey, names: Sequence[str]) -> list[str]:
+    """Names of the tensors that could be position embeddings by their shape, and are not known as such."""
     return [
         name
         for name, _, _, tensor in _named_tensors(model)
-        if seen.grid is not None and resize(tensor, seen.grid, seen.grid) is not None
+        if not _is_position(name, names) and resize(tensor, seen.grid, seen.grid) is not None
     ]
 
 

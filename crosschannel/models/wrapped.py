@@ -1,6 +1,7 @@
 """Nets that are not ours, behind the same two attributes: ``layers`` and ``forward_features``."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -119,6 +120,10 @@ class _LastLayerReached(Exception):
     pass
 
 
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+
+
 def _parts(module: nn.Module, prefix: str = "") -> Iterator[str]:
     """Dotted names of a module's parts, in order: its children, and those of lists and dicts of modules."""
     for name, child in module.named_children():
@@ -183,8 +188,7 @@ class ModuleNet(nn.Module):
         elif self.resize_positions is not None and not callable(self.resize_positions):
             raise UserError(f"resize_positions is a name, names or a function, got {type(resize_positions).__name__}")
         self._survey: Survey | None = None
-        self._takes_any_size = False
-        self._resizes_itself: bool | None = None  # until images of another size come
+        self._misfit: str | None = None  # known once images of another size have come
 
     def _parts(self) -> list[str]:
         found = list(_parts(self.model))
@@ -226,17 +230,12 @@ class ModuleNet(nn.Module):
         """Pixels of a patch, down and across; 1 × 1 for nets without tokens."""
         return self._survey.patch if self._survey else (1, 1)
 
-    def take_any_size(self) -> None:
-        """Let a ViT take images of other sizes than its own, of whole patches: its positions are resized for each,
-        unless it resizes them itself."""
-        self._takes_any_size = True
-
     @torch.compiler.disable  # hooks that leave the forward pass are not for compilers
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """The layers asked for; the forward pass is left at the last of them.
 
         Raises:
-            UserError: a layer gives no map, or a net of one size that is to take any does not.
+            UserError: a layer gives no map, or the net does not take images of this size.
         """
         if self._survey is None or any(self._path(name) not in self._survey.layouts for name in layers):
             self._look_at(x)
@@ -250,9 +249,10 @@ class ModuleNet(nn.Module):
 
             return read
 
+        values = self._values_for(x)
         handles = [self.part(name).register_forward_hook(reader(name)) for name in layers]
         try:
-            self._call(x)
+            self._call(x, values)
         except _LastLayerReached:
             pass
         finally:
@@ -260,52 +260,63 @@ class ModuleNet(nn.Module):
                 handle.remove()
         return {name: found[name] for name in layers if name in found}
 
-    def _call(self, x: Tensor) -> Tensor:
-        """The model's own output, for images of any size once they are taken."""
-        seen, (height, width) = self._survey, x.shape[2:]
-        if not self._takes_any_size or seen is None or (height, width) == (seen.height, seen.width):
+    def _call(self, x: Tensor, values: Sequence[Replacement]) -> Tensor:
+        """The model's own output, with other values of some attributes."""
+        if not values:
             return self.model(x)
         try:
-            with replaced(self._replacements(x)):
+            with replaced(values):
                 return self.model(x)
-        except (UserError, _LastLayerReached):
+        except (UserError, _LastLayerReached, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a user's module raises
-            raise UserError(self._refusal(height, width, error)) from error
+            raise UserError(self._refusal(*x.shape[2:], _in_words(error))) from error
 
-    def _replacements(self, x: Tensor) -> list[Replacement]:
-        """The attributes of the model that are others for images of this size."""
+    def _values_for(self, x: Tensor) -> list[Replacement]:
+        """The attributes of a ViT that are others for images of this size: its position embeddings.
+
+        Raises:
+            UserError: it takes images of one size only, and has no position embeddings of a known name.
+        """
         seen, (height, width) = self._survey, x.shape[2:]
+        if seen is None or seen.grid is None or (height, width) == (seen.height, seen.width):
+            return []
         if callable(self.resize_positions):
             tensors = self.resize_positions(self.model, height, width) or {}
             owners = {name: name.rpartition(".") for name in tensors}
             return [(self.model.get_submodule(owners[name][0]), owners[name][2], t) for name, t in tensors.items()]
-        if seen.grid is None or self._is_of_any_size(x):
+        if not self._misfit_of(x):
             return []
-        return replacements(self.model, seen, height, width, self.resize_positions or ())
+        found = replacements(self.model, seen, height, width, self.resize_positions or ())
+        if not found:
+            raise UserError(self._refusal(height, width, self._misfit_of(x)))
+        return found
 
     @torch.no_grad()
-    def _is_of_any_size(self, x: Tensor) -> bool:
-        """Whether the model takes images of another size than its own, and of other proportions, as it is."""
-        if self._resizes_itself is None:
-            seen, step = self._survey, self._survey.step
-            other = x.new_zeros(1, x.shape[1], seen.height + step, seen.width + 2 * step)
-            is_looked_up = any(isinstance(m, nn.Embedding) for m in self.model.modules())  # a GPU would not recover
+    def _misfit_of(self, x: Tensor) -> str:
+        """The model's complaint about images of another size and other proportions than its own; empty if it takes
+        them as it is."""
+        if self._misfit is None:
+            step = self._survey.step
+            other = x.new_zeros(1, x.shape[1], self._survey.height + step, self._survey.width + 2 * step)
+            model = self.model
+            if x.is_cuda and any(isinstance(module, nn.Embedding) for module in model.modules()):
+                model, other = copy.deepcopy(model).cpu(), other.cpu()  # a GPU does not recover from a wrong index
             try:
-                with at_rest(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
-                    self._resizes_itself = not is_looked_up and self.model(other) is not None
-            except Exception:  # whatever a user's module raises
-                self._resizes_itself = False
-        return self._resizes_itself
+                with at_rest(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+                    model(other)
+                self._misfit = ""
+            except Exception as error:  # whatever a user's module raises
+                self._misfit = _in_words(error)
+        return self._misfit
 
-    def _refusal(self, height: int, width: int, error: Exception) -> str:
-        said = " ".join(str(error).split())[:200]
-        names = candidates(self.model, self._survey)
-        name = names[0] if names else "NAME"
+    def _refusal(self, height: int, width: int, complaint: str) -> str:
+        name, seen = type(self.model).__name__, self._survey
+        others = candidates(self.model, seen, () if callable(self.resize_positions) else self.resize_positions or ())
+        how = f"resize_positions={others[0]!r}) resizes" if others else "resize_positions=…) takes a function for"
         return (
-            f"{type(self.model).__name__} takes images of {self._survey.width} × {self._survey.height} px, not of "
-            f"{width} × {height} ({type(error).__name__}: {said}); if its position embeddings are of one size, "
-            f"crosschannel.wrap(net, resize_positions={name!r}) resizes them"
+            f"{name} takes images of {seen.width} × {seen.height} px, not of {width} × {height} ({complaint}); if its "
+            f"position embeddings are of one size, crosschannel.wrap(net, {how} them"
         )
 
     def has_layer(self, name: str) -> bool:
@@ -363,9 +374,9 @@ class ModuleNet(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._call(x)
+        return self._call(x, self._values_for(x))
 
     def logits(self, x: Tensor) -> Tensor | None:
         """The model's own output, if that is a vector an image."""
-        output = self._call(x)
+        output = self._call(x, self._values_for(x))
         return output if isinstance(output, Tensor) and output.ndim == 2 else None

@@ -4,7 +4,9 @@ import importlib
 import re
 import shutil
 import sys
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,8 +17,11 @@ import transfer
 from crosschannel import UserError, load_backbone, load_colorizer, wrap
 from crosschannel.cli import main
 from crosschannel.hub import load_pretext
-from crosschannel.hub.files import read_weights
-from crosschannel.models import NetSpec, build_net
+from crosschannel.hub.files import read_weights, save_backbone
+from crosschannel.models import AlexNet, Backbone, InputSpec, NetSpec, build_net
+from crosschannel.models.backbone import Provenance
+from crosschannel.models.regions import plan_regions
+from crosschannel.stored import typed
 from transfer.cli import main as transfer_main
 
 MODULE = """
@@ -190,15 +195,162 @@ def test_weights_of_a_factory_are_bare_or_wrapped(mynets, tmp_path, wrapper):
 
 def test_a_picture_or_numbers_up_to_255_are_refused(mynets):
     backbone = load_backbone("random:alexnet,fc=0,size=64,resize=72")
-    with pytest.raises(UserError, match=r"tensor \(N, 3, H, W\), not Image"):
-        backbone(Image.new("RGB", (64, 64)))
-    with pytest.raises(UserError, match=r"\(N, 3, H, W\), got \(3, 64, 64\)"):
-        backbone(torch.rand(3, 64, 64))
-    for _ in range(2):  # and again
-        with pytest.raises(UserError, match="divide by 255, or give uint8"):
-            backbone(255 * torch.rand(1, 3, 64, 64))
+    rgb = torch.rand(1, 3, 64, 64)
+    wrong = {
+        r"tensor \(N, 3, H, W\), not Image": Image.new("RGB", (64, 64)),
+        r"\(N, 3, H, W\), not list": [rgb[0]],
+        r"\(N, 3, H, W\), got \(3, 64, 64\); add a dimension": rgb[0],
+        r"got \(1, 64, 64, 3\); turn it": rgb.permute(0, 2, 3, 1),
+        r"got \(1, 1, 64, 64\); repeat": rgb[:, :1],
+        r"got \(1, 4, 64, 64\)": torch.rand(1, 4, 64, 64),
+        "uint8, or float": (rgb * 255).long(),
+        "got torch.bool": rgb > 0.5,
+        "at least one pixel": rgb[:, :, :0],
+        "divide by 255, or give uint8": 255 * rgb,
+        "… [78].*divide by 255": (1 + 7 * rgb).double(),
+        "not normalised yet": (rgb - 0.45) / 0.225,
+        "normalised yet": 2 * rgb.half() - 1,
+        "got NaN": rgb.log().log(),
+    }
+    for words, batch in wrong.items():
+        for call in (backbone, backbone.preprocess):
+            backbone(rgb)  # of the right range: the next one is checked all the same
+            with pytest.raises(UserError, match=words):
+                call(batch)
     maps = backbone(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
     assert torch.allclose(maps["conv1"], backbone(torch.ones(1, 3, 64, 64))["conv1"])
+    assert backbone(rgb * 1.1 - 0.05)["conv1"].isfinite().all()  # as bicubic resizing oversteps
+
+
+def test_pictures_are_not_looked_at_while_a_graph_is_traced():
+    backbone = load_backbone("random:alexnet,fc=0,size=64,resize=72", layers=["conv1"])
+    rgb = torch.rand(2, 3, 64, 64)
+    expected = backbone(rgb)["conv1"]
+    exported = torch.export.export(backbone, (rgb,)).module()
+    assert torch.allclose(exported(rgb)["conv1"], expected, atol=1e-5)
+    traced = torch.jit.trace(lambda x: backbone(x)["conv1"], rgb, check_trace=False)
+    assert torch.allclose(traced(rgb), expected, atol=1e-5)
+    mapped = torch.vmap(lambda x: backbone(x[None])["conv1"][0])(rgb)
+    assert torch.allclose(mapped, expected, atol=1e-4)
+    assert backbone.preprocess(rgb.to("meta")).shape == (2, 1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "None"),
+        (3, "3"),
+        (torch.rand(1, 3, 8, 8), "Tensor"),
+        ([nn.ReLU()], "list"),
+        (nn.Conv2d, r"the class Conv2d \(call it"),
+        (torch.utils.data.TensorDataset(torch.rand(2, 3)), "TensorDataset"),
+    ],
+    ids=str,
+)
+def test_wrong_types_are_one_sentence(value, words):
+    for call in (wrap, load_backbone, load_colorizer, lambda it: Backbone(it, InputSpec())):
+        with pytest.raises(UserError, match=f"not {words}"):
+            call(value)
+    for call in (lambda it: wrap(nn.Sequential(nn.Conv2d(3, 4, 3)), it), lambda it: Backbone(AlexNet(fc=0), it)):
+        if value is not None:
+            with pytest.raises(UserError, match="an input is an InputSpec"):
+                call(value)
+
+
+def test_a_module_is_no_source_and_a_source_no_module(tmp_path):
+    with pytest.raises(UserError, match=r"not AlexNet; crosschannel\.wrap makes a backbone"):
+        load_backbone(AlexNet(fc=0))
+    with pytest.raises(UserError, match=r"not 'timm:resnet18'; crosschannel\.load_backbone"):
+        wrap("timm:resnet18")
+    with pytest.raises(UserError, match="ReLU without them"):
+        Backbone(nn.ReLU(), InputSpec())
+    for wrong in ({"a": "gone"}, ["0", "gone"]):
+        with pytest.raises(UserError, match="no submodule 'gone'"):
+            wrap(nn.Sequential(nn.Conv2d(3, 4, 3)), layers=wrong)
+    assert wrap(nn.Sequential(nn.Conv2d(3, 4, 3)), layers=["0"]).layers == ("0",)
+    save_backbone(tmp_path / "b.safetensors", AlexNet(fc=0), NetSpec(), InputSpec(), Provenance())
+    assert load_backbone(tmp_path / "b.safetensors").provenance.source == str(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"size": 0}, "input size must be at least 1"),
+        ({"size": -3}, "input size must be at least 1"),
+        ({"size": True}, "input size cannot be True"),
+        ({"size": "224"}, "input size cannot be '224'"),
+        ({"size": 224.0}, "input size cannot be 224.0"),
+        ({"size": 300, "resize": 256}, "input resize must be at least its size, 300, got 256"),
+        ({"resize": None}, "input resize cannot be None"),
+        ({"kind": "rbg"}, "input kind cannot be 'rbg'; give grey, lab, rgb"),
+        ({"kind": None}, "input kind cannot be None"),
+        ({"interpolation": "cubist"}, "input interpolation must be one that torch or timm has"),
+        ({"mean": (0.5, 0.5)}, "must have three numbers"),
+        ({"mean": 0.5}, "input mean cannot be 0.5"),
+        ({"mean": "abc"}, "input mean cannot be 'abc'"),
+        ({"mean": (123.675, 116.28, 103.53)}, "within 0..1, of RGB in .* got .123.675"),
+        ({"mean": (-0.5, 0.5, 0.5)}, "within 0..1"),
+        ({"mean": (float("nan"), 0.5, 0.5)}, "input mean must be a finite number"),
+        ({"std": (58.395, 57.12, 57.375)}, "input std must be at most 20"),
+        ({"std": (0.0, 0.5, 0.5)}, "input std must be above 0"),
+        ({"std": (0.5, -0.5, 0.5)}, "input std must be above 0"),
+        ({"std": (0.5, float("nan"), 0.5)}, "input std must be"),
+        ({"std": (0.5, float("inf"), 0.5)}, "input std must be"),
+        ({"std": (0.5, True, 0.5)}, "input std cannot be"),
+        ({"std": [0.5] * 4}, "must have three numbers"),
+    ],
+    ids=str,
+)
+def test_impossible_inputs_are_refused_where_they_are_made(attributes, words):
+    with pytest.raises(UserError, match=words):
+        InputSpec(**{"kind": "rgb", **attributes})
+    with pytest.raises(UserError, match=words):
+        replace(InputSpec("rgb"), **attributes)
+
+
+def test_inputs_take_the_numbers_of_arrays():
+    plain = InputSpec("rgb", 224, 256, mean=(0.5, 0.25, 0.0), std=(0.5, 0.5, 1.0))
+    for kind in (np.array, torch.tensor, list):
+        values = {"mean": kind([0.5, 0.25, 0.0]), "std": kind([0.5, 0.5, 1.0])}
+        assert InputSpec("rgb", np.int64(224), np.int32(256), **values) == plain
+    assert InputSpec("rgb", 224, 256, std=(1 / 255,) * 3).std[0] == 1 / 255  # Caffe's
+    with pytest.raises(UserError, match="an input has no 'sizes'; it has kind, size"):
+        wrap(nn.Sequential(nn.Conv2d(3, 4, 3)), sizes=64)
+
+
+def test_inputs_of_earlier_versions_are_read():
+    """Crops were never larger than the size that images were resized to: the larger of both counted."""
+    stored = asdict(InputSpec("rgb", 224, 256)) | {"size": 512, "resize": 445}
+    assert typed(InputSpec, stored, "a file") == InputSpec("rgb", 512, 512)
+    with pytest.raises(UserError, match="a file is damaged: input mean must be within"):
+        typed(InputSpec, stored | {"mean": [123.0, 116.0, 103.0]}, "a file")
+
+
+def test_patterns_name_layers_wherever_layers_are_named(mynets):
+    backbone = wrap(mynets.ViT(), size=64)
+    rgb, blocks = torch.rand(1, 3, 64, 64), ["blocks.0", "blocks.1", "blocks.2"]
+    for layers in (
+        "blocks.*",
+        ["blocks.*"],
+        ["blocks.[01]", "blocks.2"],
+        "blocks.0,blocks.?",
+        ("blocks.*", "blocks.1"),
+    ):
+        assert list(backbone(rgb, layers)) == blocks
+        assert list(backbone.features(backbone.preprocess(rgb), layers)) == blocks
+        assert backbone.choose_layers(layers) == tuple(blocks)
+        assert Backbone(backbone.net, backbone.input, layers).default_layers == tuple(blocks)
+    assert list(backbone(rgb, ["norm", "blocks.*.mlp"])) == ["norm", *(f"{block}.mlp" for block in blocks)]
+    assert list(backbone(rgb, "all")) == list(backbone.layers)
+    alexnet = load_backbone("random:alexnet,fc=0,size=64,resize=72", layers=["conv[35]"])
+    assert list(alexnet(rgb)) == ["conv3", "conv5"]
+    for wrong, words in (("conv9*", r"no layer 'conv9\*'"), (5, "names or patterns"), ([], "names"), ([None], "names")):
+        with pytest.raises(UserError, match=words):
+            alexnet(rgb, wrong)
+    assert plan_regions(alexnet, "conv4*").layer == "conv4"
+    with pytest.raises(UserError, match=r"'conv\*' fits conv1, conv2, .*; name one"):
+        plan_regions(alexnet, "conv*")
+    assert plan_regions(backbone, "blocks.1.mlp").layer == "blocks.1.mlp"  # deeper than those listed
 
 
 @pytest.mark.parametrize(

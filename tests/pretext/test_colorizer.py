@@ -104,3 +104,57 @@ def test_a_net_that_sees_more_than_lightness_says_so():
     net, task = create("split-brain", SplitBrainConfig(), NetSpec("alexnet", 3, fc=0))
     with pytest.raises(UserError, match="this net sees lab and not lightness alone"):
         Colorizer(net, task).predict_ab(torch.zeros(1, 1, 32, 32))
+
+
+def test_files_pictures_arrays_and_batches_of_8_bits_are_coloured_alike(colorizer, photos, tmp_path):
+    pictures = np.stack([photo[:64, :96] for photo in photos[:3]])
+    expected = np.stack([colorizer(picture) for picture in pictures])
+    batch = torch.from_numpy(pictures)
+    Image.fromarray(pictures[0]).save(tmp_path / "photo.png")
+    of_file = [colorizer(name) for name in (str(tmp_path / "photo.png"), tmp_path / "photo.png")]
+    assert all(isinstance(one, Image.Image) and np.array_equal(np.asarray(one), expected[0]) for one in of_file)
+    assert np.array_equal(np.asarray(colorizer(Image.fromarray(pictures[0]))), expected[0])
+    of_batches = [colorizer(pictures), colorizer(batch), colorizer(batch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)]
+    for coloured in of_batches:
+        assert np.asarray(coloured).dtype == np.uint8 and np.array_equal(np.asarray(coloured), expected)
+    last = colorizer(batch.float() / 255)  # channels last, as they came
+    assert last.shape == batch.shape
+    assert torch.allclose(last.permute(0, 3, 1, 2), colorizer((batch.float() / 255).permute(0, 3, 1, 2)), atol=1e-5)
+    assert colorizer(pictures[0, :, :, 0]).shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (None, "a Pillow image, the name of a file, an array or a tensor, not None"),
+        ([1, 2], "not list"),
+        (Image.Image, "the class Image"),
+        (Image.new("RGB", (0, 5)), "at least one pixel, got 0 × 5"),
+        (np.zeros((0, 5, 3), np.uint8), "at least one pixel"),
+        (np.zeros((5, 0), np.uint8), "at least one pixel"),
+        (torch.zeros(1, 3, 0, 5), "at least one pixel"),
+        (torch.zeros(1, 5, 0, 3, dtype=torch.uint8), "at least one pixel"),
+        (np.zeros((8, 8, 3)), r"uint8; got \(8, 8, 3\) float64"),
+        (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\)"),
+        (torch.zeros(3, 8, 8), "add a dimension"),
+        (torch.zeros(1, 4, 8, 8), r"\(N, 3, H, W\), got \(1, 4, 8, 8\)"),
+        (torch.full((1, 3, 8, 8), 200.0), "divide by 255"),
+        (torch.full((1, 3, 8, 8), -2.0), "not normalised yet"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "uint8, or float"),
+        ("nowhere.png", "cannot read the picture 'nowhere.png': No such file"),
+        ("nul\0.png", "cannot read the picture"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_no_picture_is_one_sentence(colorizer, image, words):
+    with pytest.raises(UserError, match=words):
+        colorizer(image)
+
+
+def test_a_file_that_is_no_picture_is_named(colorizer, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    for path in (tmp_path / "text.jpg", tmp_path):
+        with pytest.raises(UserError, match=f"cannot read the picture '{path}'"):
+            colorizer(path)
+    with pytest.raises(UserError, match=r"lightness is a tensor \(N, 1, H, W\)"):
+        colorizer.predict_ab(torch.zeros(1, 3, 8, 8))
