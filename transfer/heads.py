@@ -1,6 +1,7 @@
 """What is trained on frozen layers: a head a layer, each with a classifier a learning rate; and its file."""
 
 import copy
+import fnmatch
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def save_heads(run: Path, heads: LayerHeads, classes: Sequence[str]) -> Path:
 
 
 def load_head(run: Finished, kind: str) -> Head:
-    """What :func:`save_heads` wrote of the layer asked for, else of the best by ``LAYER/kind``.
+    """The head of :func:`save_heads` for a layer: the best of those asked for by ``LAYER/kind``.
 
     Args:
         run: a finished one.
@@ -89,8 +90,9 @@ def load_head(run: Finished, kind: str) -> Head:
         raise UserError(f"no {HEADS} in {run.path}: an earlier version made it; run it again")
     tensors, told = run.tensors(HEADS, ("layers", "classes"))
     layers, classes = told["layers"], told["classes"]
-    if run.layer and run.layer not in layers:
+    fitting = [run.layer] if run.layer in layers else fnmatch.filter(layers, run.layer or "*")
+    if not fitting:
         raise UserError(f"layer {run.layer!r}: the run has {', '.join(layers)}")
-    layer = run.layer or max(layers, key=lambda one: run.metrics.get(f"{one}/{kind}", 0.0))
+    layer = max(fitting, key=lambda one: run.metrics.get(f"{one}/{kind}", 0.0))
     own = f"probes.{layers.index(layer)}."
     return Head(layer, {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, classes)

@@ -106,7 +106,12 @@ class InputSpec:
         return replace(self, **given)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, ``channels``, H, W) float."""
+        """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, ``channels``, H, W) float.
+
+        Raises:
+            UserError: another batch; floats are checked for their range on the CPU, where that is quick.
+        """
+        check_pictures(rgb, look_at_values=isinstance(rgb, Tensor) and rgb.device.type == "cpu")
         if self.kind in ("grey", "lab"):
             x = rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
             return x if self.scale == 1 else x * self.scale
@@ -197,7 +202,7 @@ class Backbone(nn.Module):
         maps = backbone.features(backbone.preprocess(rgb), ["conv5"])
     """
 
-    _has_seen_floats = False  # on a GPU, whose range was checked
+    _has_seen_floats = False  # whose range was checked on whatever device
 
     def __init__(
         self,
@@ -289,9 +294,9 @@ class Backbone(nn.Module):
             UserError: it is no such batch. The range of floats is checked, on a GPU that of the first ones only, for
                 which it waits.
         """
-        is_seen = self._has_seen_floats and rgb.is_cuda if isinstance(rgb, Tensor) else False
-        check_pictures(rgb, look_at_values=not is_seen)
-        self._has_seen_floats = self._has_seen_floats or (rgb.is_floating_point() and not is_traced(rgb))
+        if not self._has_seen_floats and isinstance(rgb, Tensor) and rgb.is_floating_point() and not is_traced(rgb):
+            check_pictures(rgb)
+            self._has_seen_floats = True
         return self.input.preprocess(rgb)
 
     def features(self, x: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
