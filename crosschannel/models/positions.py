@@ -5,6 +5,7 @@ which it insists on one size are those of the images at hand.
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -101,11 +102,10 @@ def resize(positions: Tensor, old: TokenGrid, new: TokenGrid) -> Tensor | None:
         if shape[axis : axis + 2] == (old.height, old.width) and len(shape) > 2:
             maps = positions.movedim((axis, axis + 1), (0, 1))
             return _interpolated(maps, new).movedim((0, 1), (axis, axis + 1))
-    axes = [*range(len(shape) - 1), len(shape) - 1]  # channels come last, if that is possible
-    for axis in axes:
+    for axis in range(len(shape)):  # channels are last, if that is possible
         others = [side for number, side in enumerate(shape) if number != axis]
         extra = shape[axis] - old.height * old.width
-        if 0 <= extra <= old.extra and len(shape) > 1 and sorted(others)[:-1] == [1] * (len(others) - 1):
+        if 0 <= extra <= old.extra and math.prod(others) == max(others, default=1) > 1:
             before = extra if not old.after else min(extra, old.before)
             tokens = positions.movedim(axis, 0)
             end = len(tokens) - (extra - before)
