@@ -2,7 +2,9 @@
 
 from crosschannel.commands.config import FetchConfig, ZooConfig
 from crosschannel.console import stdout_console
-from crosschannel.hub import load_backbone, zoo
+from crosschannel.errors import UserError
+from crosschannel.hub import load_backbone, parse_source, source_files, zoo
+from crosschannel.hub.sources import is_fetched
 
 
 def show(_config: ZooConfig) -> None:
@@ -17,12 +19,21 @@ def show(_config: ZooConfig) -> None:
 
 
 def fetch_source(config: FetchConfig) -> None:
-    """Raises:
-    UserError: no such source, or it cannot be had.
+    """Download the weights of a source into the cache of its library, and say where they are or that they are there.
+
+    Raises:
+        UserError: nothing that is downloaded, no such source, or no connection.
     """
     name = config.source.removeprefix("zoo:")
     if name in zoo.ZOO or config.source.startswith("zoo:"):
-        path = zoo.fetch(name)
-        stdout_console().print(str(path), markup=False)
-    else:
-        load_backbone(config.source)
+        stdout_console().print(str(zoo.fetch(name)), markup=False)
+        return
+    source = parse_source(config.source)
+    if not is_fetched(source):
+        there = ": it is on this machine already" if source_files(config.source) else ""
+        raise UserError(
+            f"nothing to fetch for {config.source!r}{there}; fetch takes zoo:NAME, hf-hub:OWNER/NAME, "
+            "torchvision:NAME and timm:NAME"
+        )
+    load_backbone(config.source)
+    stdout_console().print(f"{config.source} is in the cache", markup=False)

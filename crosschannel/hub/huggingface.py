@@ -3,23 +3,24 @@
 from pathlib import Path
 
 from crosschannel.errors import UserError
+from crosschannel.hub.network import downloading_from_hub
 
 FILES = ("backbone.safetensors", "colorizer.safetensors", "pretext.safetensors", "README.md")
 
 
 def fetch_repository(name: str) -> Path:
-    """The folder of a repository's weights: from the local cache where the Hub cannot be reached.
+    """The folder of a repository's weights: from the local cache if the Hub cannot be reached.
 
     Raises:
         UserError: no such repository, or neither reachable nor cached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+    check_repository(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except HFValidationError:
-        raise UserError(f"{name!r} is not a repository of the Hugging Face Hub; one looks like owner/name") from None
+        with downloading_from_hub(f"hf-hub:{name}"):
+            return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except RepositoryNotFoundError:
         raise UserError(f"the Hugging Face Hub has no repository {name!r} (or it is private)") from None
     except (LocalEntryNotFoundError, OSError) as error:

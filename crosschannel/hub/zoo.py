@@ -15,6 +15,7 @@ from crosschannel.console import progress_in_bytes, stderr_console
 from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
 from crosschannel.files import digest
+from crosschannel.hub.network import connection_problem, no_connection
 
 _TIMEOUT, _CHUNK, _TRIES = 30, 1 << 20, 3
 
@@ -111,16 +112,21 @@ def fetch(name: str) -> Path:
     """
     if name not in ZOO:
         raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
-    return fetch_into(place(ZOO[name]), ZOO[name])
+    return fetch_into(place(ZOO[name]), ZOO[name], f"zoo:{name}")
 
 
-def fetch_into(path: Path, entry: Entry) -> Path:
+def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:
     """A published file: there already, or downloaded, checked, and only then there.
 
     A download that broke off goes on where it stopped.
 
+    Args:
+        path: where it goes.
+        entry: what it is.
+        source: its name as a source, for messages.
+
     Raises:
-        UserError: an address that cannot be had, or a file with another checksum.
+        UserError: no connection, a server that does not send it, or a file with another checksum.
     """
     if path.is_file() and entry.matches(path):
         return path
@@ -130,6 +136,9 @@ def fetch_into(path: Path, entry: Entry) -> Path:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if path.is_file() and entry.matches(path):
             return path
+        problem = connection_problem(entry.url)
+        if problem:
+            raise no_connection(entry.url, source, problem)
         stderr_console().print(f"fetching {entry.url} into {path}", markup=False)
         _download(entry.url, part)
         if not entry.matches(part):
@@ -166,8 +175,8 @@ def _download(url: str, part: Path) -> None:
                 return
             problem = f"the server answered {error.code}"
             if error.code < 500:
-                raise UserError(f"{url} cannot be had: {problem}") from None
+                raise UserError(f"{url} cannot be downloaded: {problem}") from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             problem = getattr(error, "reason", error)
         if attempt == _TRIES:
-            raise UserError(f"{url} cannot be had: {problem}; the same command goes on where it stopped")
+            raise UserError(f"{url} cannot be downloaded: {problem}; the same command goes on where it stopped")

@@ -2,16 +2,19 @@
 
 import hashlib
 import http.server
+import socket
 import threading
+import time
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
 import torch
 import torchvision
 
 from crosschannel import UserError, load_backbone
 from crosschannel.cli import main
-from crosschannel.hub import zoo
+from crosschannel.hub import network, zoo
 from crosschannel.hub.formats import FORMATS
 
 
@@ -98,7 +101,7 @@ def test_what_cannot_be_had_is_one_sentence(served, monkeypatch, capsys):
     monkeypatch.setattr(zoo, "ZOO", entries)
     for name, message in (
         ("gone", "answered 404"),
-        ("nowhere", "cannot be had"),
+        ("nowhere", "no connection? 127.0.0.1 cannot be reached (Connection refused)"),
         ("zoo:other", "the zoo has no 'other'"),
     ):
         assert main(["fetch", name]) == 2
@@ -120,3 +123,75 @@ def test_every_entry_has_an_importer_and_the_checksum_of_its_name():
         assert (entry.format in FORMATS or entry.format == "caffe") and entry.url.startswith("http") and entry.licence
         if entry.algorithm == "sha256":
             assert f"-{entry.checksum}." in entry.url  # the authors publish it in the file's name
+
+
+@pytest.mark.parametrize("words", ["runs/net-0", "photos", "resnet50", "random:alexnet", "my_nets:net", "weights.pth"])
+def test_fetch_says_what_it_takes(served, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fetch", words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"nothing to fetch for {words!r}" in line
+    assert "fetch takes zoo:NAME, hf-hub:OWNER/NAME, torchvision:NAME and timm:NAME" in line
+    assert ("it is on this machine already" in line) == (words == "weights.pth")
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    """A machine whose packets get no answer, with empty caches."""
+
+    def hang(*_arguments):
+        time.sleep(60)
+
+    monkeypatch.setattr(socket, "create_connection", hang)
+    monkeypatch.setattr(network, "_PATIENCE", 0.2)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.urlopen", hang)
+
+    def refuse(*_arguments, **_options):
+        raise OSError("timed out")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+
+
+@pytest.mark.parametrize(
+    ("source", "host"),
+    [
+        ("zoo:eccv16", "colorizers.s3.us-east-2.amazonaws.com"),
+        ("zoo:caffenet", "dl.caffe.berkeleyvision.org"),
+        ("torchvision:squeezenet1_0", "download.pytorch.org"),
+        ("timm:resnet10t", "huggingface.co"),
+        ("hf-hub:me/net", "huggingface.co"),
+    ],
+)
+def test_without_a_network_weights_are_one_sentence_at_once(no_network, source, host, capsys):
+    begun = time.monotonic()
+    assert main(["fetch", source]) == 2
+    assert time.monotonic() - begun < 15
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"no connection? {host} cannot be reached (no answer in 0.2 s): run `crosschannel fetch {source}`" in line
+    assert line.endswith("or use --model (--backbone) with a run of your own")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and socket.getdefaulttimeout() is None
+
+
+def test_a_cached_repository_needs_no_network(no_network, tmp_path, monkeypatch):
+    commit = "0" * 40
+    folder = tmp_path / "hub" / "models--me--net"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "README.md").write_text("a net")
+    with pytest.raises(UserError, match=r"hf-hub:me/net has no backbone\.safetensors: only nets of crosschannel"):
+        load_backbone("hf-hub:me/net")
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:{port}", "127.0.0.1:{port}"])
+def test_behind_a_proxy_the_proxy_is_what_must_answer(monkeypatch, proxy):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = proxy.format(port=server.getsockname()[1])
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, address)
+        assert network.connection_problem("https://nowhere.invalid/weights.pth") == ""
+    assert network.connection_problem("https://nowhere.invalid/weights.pth") == "Connection refused"
