@@ -8,8 +8,10 @@ makes one, of the shape that the file says it has; ``checkpoint_path=`` loads we
 turn it into L - 50 themselves, or, with ``in_chans=1``, L - 50 as it is.
 """
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from crosschannel.color.lab import Lightness
 from crosschannel.hub.files import LICENCE, names_us, read_weights
+from crosschannel.keys import FC_WIDTH
 from crosschannel.models import LayeredNet, NetSpec, build_net, family
 
 # net: (side of its crops, side of its last map, layers at which features are taken by default)
@@ -78,9 +81,17 @@ class CrosschannelNet(nn.Module):
         geometry: str | None = None,
     ):
         super().__init__()
-        if in_chans not in (1, 3):
-            raise ValueError(f"in_chans must be 3 (RGB in [0, 1]) or 1 (L - 50), got {in_chans}")
-        fc_width = family(name).fc if fc_width is None else fc_width
+        kin = family(name)
+        _require("in_chans", in_chans, in_chans in (1, 3), "3 (RGB in [0, 1]) or 1 (L - 50)")
+        _require("drop_rate", drop_rate, _is_number(drop_rate) and 0 <= drop_rate < 1, "within 0 … 1")
+        _require("norm", norm, isinstance(norm, bool), "True or False")
+        widths = FC_WIDTH.words if kin.has_fc else f"0: {name} has no fully connected layers"
+        is_width = _is_count(fc_width) and (FC_WIDTH.holds(fc_width) if kin.has_fc else fc_width == 0)
+        _require("fc_width", fc_width, fc_width is None or is_width, widths)
+        geometries = ("probe", "padded") if kin.has_geometries else ()
+        words = " or ".join(map(repr, geometries)) or f"left out: {name} has one geometry"
+        _require("geometry", geometry, geometry is None or geometry in geometries, words)
+        fc_width = kin.fc if fc_width is None else fc_width
         self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry or "probe"))
         self.in_chans, self.lightness = in_chans, Lightness()
         self._fc_width, self._is_ambiguous = fc_width, name == "alexnet" and not fc_width and geometry is None
@@ -94,6 +105,8 @@ class CrosschannelNet(nn.Module):
         self.reset_classifier(num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        _require("num_classes", num_classes, _is_count(num_classes), "a whole number from 0")
+        _require("global_pool", global_pool, global_pool in (None, "avg", ""), "'avg' or ''")
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -133,9 +146,8 @@ class CrosschannelNet(nn.Module):
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The maps of ``feature_info`` by index (an int: the last so many)."""
-        count = len(self._taken)
-        chosen = list(range(count)[-indices:]) if isinstance(indices, int) else list(indices or range(count))
-        layers = [self._taken[i] for i in chosen]
+        _require("output_fmt", output_fmt, output_fmt == "NCHW", "'NCHW'")
+        layers = [self._taken[i] for i in self._chosen(indices)]
         wanted = layers if intermediates_only else [*layers, self.net.layers[-1]]
         found = self.net.forward_features(self._input(x), wanted)
         maps = [found[layer] for layer in layers]
@@ -145,10 +157,25 @@ class CrosschannelNet(nn.Module):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the classifier, for ``features_only``; nothing past the last map asked for is computed anyway."""
+        chosen = self._chosen(indices)
         if prune_head:
             self.reset_classifier(0)
+        return chosen
+
+    def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Numbers of maps, from 0."""
         count = len(self._taken)
-        return list(range(count)[-indices:]) if isinstance(indices, int) else [i % count for i in indices]
+        if indices is None:
+            return list(range(count))
+        is_last = isinstance(indices, int) and not isinstance(indices, bool)
+        if is_last and 1 <= indices <= count:
+            return list(range(count - indices, count))
+        is_list = isinstance(indices, Sequence) and len(indices) > 0
+        fits = is_list and all(_is_count(i, -count) and i < count for i in indices)
+        _require(
+            "out_indices", indices, fits, f"1 … {count} last maps, or numbers of maps within {-count} … {count - 1}"
+        )
+        return [i % count for i in indices]
 
     def check_state(self, names: Collection[str]) -> None:
         """Raise a ValueError for weights, named as in a backbone file, of a net of another shape than this one."""
@@ -168,13 +195,28 @@ class CrosschannelNet(nn.Module):
         return super().load_state_dict(state, strict, assign)
 
 
+def _require(name: str, value: object, holds: bool, words: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {words}, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object, least: int = 0) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
 _HINT = 'with pretrained=True, pretrained_cfg_overlay={"file": …} it is read off the file'
 
 
 def _shape_of(file: str | None) -> dict[str, Any]:
     """Options of a net as a backbone file of ours has it; none for any other file."""
     path = Path(file) if file else None
-    if path is None or not path.is_file() or not names_us(path):
+    if path is not None and not path.is_file():
+        raise ValueError(f"no weights file {file}")
+    if path is None or not names_us(path):
         return {}
     meta = read_weights(path)[1]
     if meta.objective is not None:
@@ -202,7 +244,21 @@ def _by_our_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
     return dict(state)
 
 
+def _check_names(name: str, options: Mapping[str, object]) -> None:
+    """Raise a TypeError for an argument that neither the nets nor timm's builder have."""
+    own = [key for key in inspect.signature(CrosschannelNet).parameters if key != "name"]
+    builder = inspect.signature(build_model_with_cfg).parameters.values()
+    known = {*own, "features_only", *(entry.name for entry in builder if entry.kind is not entry.VAR_KEYWORD)}
+    known |= {"out_indices", "feature_cls"} if options.get("features_only") else set()
+    odd = sorted(options.keys() - known)
+    if odd:
+        more = "; it goes with features_only=True" if odd[0] in ("out_indices", "feature_cls") else ""
+        names = f"{', '.join(own)}, features_only and out_indices"
+        raise TypeError(f"crosschannel_{name} has no argument {odd[0]!r}{more or f': it has {names}'}")
+
+
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
+    _check_names(name, options)
     overlay = options.get("pretrained_cfg_overlay") or {}
     shape = _shape_of(overlay.get("file")) if pretrained else {}
     if shape.pop("name", name) != name:
