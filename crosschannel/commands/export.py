@@ -14,6 +14,7 @@ from crosschannel.hub.card import CARD, PICTURE, check_probes, write_card
 from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, how_to_load, to_safetensors
 from crosschannel.hub.files import COLORIZER, PRETEXT
 from crosschannel.hub.huggingface import check_repository, push_folder
+from crosschannel.hub.timm_config import CONFIG
 from crosschannel.models import Backbone, spec_of
 from crosschannel.runs.folder import last_pictures
 
@@ -25,6 +26,8 @@ def export(config: ExportConfig) -> Path:
         UserError: a net that the format has no shape for, or an output that cannot be.
     """
     out = Path(config.out)
+    if config.format == "safetensors" and out.suffix != ".safetensors":
+        raise UserError(f"--out must end in .safetensors for this format, got {out}")
     if not out.parent.parent.is_dir():
         raise UserError(f"cannot write {out}: no folder {out.parent.parent}")
     run, probes = _run_folder(config.backbone), [Path(probe) for probe in config.probes]
@@ -33,9 +36,10 @@ def export(config: ExportConfig) -> Path:
     beside = [CARD, *([PICTURE] if run and last_pictures(run) else [])] if config.card else []
     if out.name in beside:
         raise UserError(f"{out} would be replaced by the model card; give another --out, or --card false")
+    beside += [CONFIG] if config.format == "timm" else []
+    if out.name in beside:
+        raise UserError(f"{out} would be replaced by timm's {CONFIG}; give another --out")
     outputs.check(out)
-    if config.format == "safetensors" and out.suffix != ".safetensors":
-        raise UserError(f"--out must end in .safetensors for this format, got {out}")
     for name in beside:
         outputs.check(out.parent / name)
     check_probes(probes)

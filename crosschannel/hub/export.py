@@ -18,6 +18,7 @@ from crosschannel.factories import is_factory
 from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import save_backbone
 from crosschannel.hub.formats import FORMATS
+from crosschannel.hub.timm_config import write_config
 from crosschannel.models import FAMILIES, Backbone, NetSpec, family, spec_of
 from crosschannel.models.adapt import absorbed, trainable_copy, without_input_scale
 from crosschannel.models.regions import plan_regions
@@ -135,7 +136,8 @@ def _torchvision_format(spec: NetSpec) -> str:
 
 
 def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
-    """A state dict for ``timm.create_model``: of the timm net, or of ours in ``crosschannel.timm``."""
+    """A state dict for ``timm.create_model``, with its ``config.json``: of the timm net, or of ours in
+    ``crosschannel.timm``."""
     backbone = without_input_scale(backbone)
     net = backbone.net
     if isinstance(net, TimmNet):
@@ -143,7 +145,14 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
         size = f", img_size={backbone.input.size}" if net.kind == "block" else ""
         model = f'model = timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0{size})'
         usage = [*_imports(out, "timm", "torch"), model, f"model.load_state_dict({_reading(out)})"]
-        return Exported([*usage, *_seen(backbone), "features = model.eval()(x)"])
+        arguments = {"in_chans": net.in_channels} | ({"img_size": backbone.input.size} if size else {})
+        stated = {"classifier", "first_conv", "license", "fixed_input_size"}
+        described = {key: value for key, value in net.model.pretrained_cfg.items() if key in stated}
+        described["input_size"] = [net.in_channels, backbone.input.size, backbone.input.size]
+        if backbone.input.kind != "rgb":  # timm's transforms do not make it
+            described |= {"mean": [0.0] * net.in_channels, "std": [1.0] * net.in_channels}
+        notes = write_config(out, backbone, net.name.partition(".")[0], arguments, described, write)
+        return Exported([*usage, *_seen(backbone), "features = model.eval()(x)"], notes)
     spec = spec_of(net)
     plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
     if spec != plain or spec.name not in FAMILIES:
@@ -151,15 +160,17 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
     _save_state(net.state_dict(), out, write)
     kin = family(spec.name)
     said = kin.has_geometries and (spec.geometry != "probe" or not spec.fc)  # a trunk may be of either
-    options = [f'geometry="{spec.geometry}"'] if said else []
-    options += [f"norm={spec.norm}"] * (not spec.norm)
-    options += [f"fc_width={spec.fc}"] * (spec.fc != kin.fc)
-    words = "".join(f", {option}" for option in options)
-    place = json.dumps(out.name)
-    made = f'timm.create_model("crosschannel_{spec.name}", num_classes=0, checkpoint_path={place}{words})'
+    arguments: dict[str, object] = {"geometry": spec.geometry} if said else {}
+    arguments |= {} if spec.norm else {"norm": False}
+    arguments |= {"fc_width": spec.fc} if spec.fc != kin.fc else {}
+    words = "".join(f", {key}={json.dumps(value) if key == 'geometry' else value}" for key, value in arguments.items())
+    place, architecture = json.dumps(out.name), f"crosschannel_{spec.name}"
+    described = {"mean": [0.0] * 3, "std": [1.0] * 3, "classifier": "fc", "first_conv": f"net.{kin.first}"}
+    notes = write_config(out, backbone, architecture, arguments, described, write)
+    made = f'timm.create_model("{architecture}", num_classes=0, checkpoint_path={place}{words})'
     rgb = f"rgb = torch.rand({_shape(3, backbone)})  # pictures in [0, 1]"
     usage = ["import timm", "import torch", "", "import crosschannel.timm  # registers the net", "", f"model = {made}"]
-    return Exported([*usage, rgb, "maps = model.eval().forward_features(rgb)"])
+    return Exported([*usage, rgb, "maps = model.eval().forward_features(rgb)"], notes)
 
 
 def _save_state(state: dict[str, Tensor], out: Path, write: Writer) -> None:
@@ -296,6 +307,9 @@ def _write_onnx(
             dynamo=True,
             verbose=False,
         )
+    except ImportError as error:
+        hint = "update them: pip install -U 'crosschannel[onnx]'"
+        raise UserError(f"onnx and onnxscript do not fit torch {torch.__version__} ({error}); {hint}") from error
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(f"torch cannot export this net: {str(error).splitlines()[0]}") from error
     with write(out) as part:

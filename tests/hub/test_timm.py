@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +188,90 @@ def test_timms_own_tests_of_models(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("alexnet", {"geometry": "zz"}, "geometry must be 'probe' or 'padded', got 'zz'"),
+        ("alexnet", {"geometry": 1}, "geometry must be"),
+        ("vgg16", {"geometry": "padded"}, "geometry must be left out: vgg16 has one geometry"),
+        ("alexnet", {"fc_width": -1}, "fc_width must be at least 0"),
+        ("alexnet", {"fc_width": 1.5}, "fc_width must be"),
+        ("alexnet", {"fc_width": 10**6}, "fc_width must be"),
+        ("colornet", {"fc_width": 64}, "fc_width must be 0: colornet has no fully connected layers"),
+        ("alexnet", {"norm": "no"}, "norm must be True or False"),
+        ("vgg16", {"in_chans": 4}, "in_chans must be 3"),
+        ("vgg16", {"num_classes": -1}, "num_classes must be"),
+        ("vgg16", {"num_classes": 2.5}, "num_classes must be"),
+        ("vgg16", {"global_pool": "max"}, "global_pool must be 'avg' or ''"),
+        ("vgg16", {"drop_rate": 2}, "drop_rate must be"),
+        ("vgg16", {"drop_rate": "high"}, "drop_rate must be"),
+        *(
+            (name, {"features_only": True, "out_indices": indices}, "out_indices must be")
+            for name in ("alexnet", "colornet")
+            for indices in ((99,), (0, 7), (-8,), (), 0, 9, -1, True, ("conv1",), (0.5,), (True,))
+        ),
+        ("alexnet", {"pretrained": True, "pretrained_cfg_overlay": {"file": "gone.pth"}}, "no weights file gone.pth"),
+        ("vgg16", {"colour": 1}, "crosschannel_vgg16 has no argument 'colour': it has num_classes, in_chans"),
+        ("alexnet", {"img_size": 224}, "has no argument 'img_size'"),
+        ("alexnet", {"out_indices": (1,)}, "'out_indices'; it goes with features_only=True"),
+    ],
+)
+def test_an_argument_that_is_none_or_has_no_such_value_is_named(name, options, message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        timm.create_model(f"crosschannel_{name}", **options)
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"), [(2, [3, 4]), ((0, -1), [0, 4]), ([4, 1], [4, 1]), (5, [0, 1, 2, 3, 4])]
+)
+def test_maps_are_chosen_as_timm_chooses_them(indices, expected):
+    assert timm.models._features.feature_take_indices(5, indices)[0] == expected  # timm's own rule
+    model = timm.create_model("crosschannel_alexnet", features_only=True, out_indices=indices)
+    assert model.feature_info.channels() == [[96, 256, 384, 384, 256][i] for i in expected]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("net", ["trunk", "whole", "absorbed"])
+def test_an_exported_folder_is_a_model_of_timms(net, request, tmp_path):
+    spec = NetSpec("alexnet", norm=False, geometry="padded")
+    absorbed = (tmp_path / "b.safetensors", AlexNet(fc=0, norm=False), spec, 96)
+    source = save(*absorbed) if net == "absorbed" else request.getfixturevalue(net)
+    out = tmp_path / "folder" / "net.pth"
+    assert main(["export", source, "--format=timm", f"--out={out}"]) == 0
+    backbone = load_backbone(source)
+    last = backbone.layers[-1]
+    model = timm.create_model(f"local-dir:{out.parent}", pretrained=True).eval()
+    assert torch.allclose(model.forward_features(RGB), backbone(RGB, [last])[last], atol=1e-5)
+    config = timm.data.resolve_data_config({}, model=model)
+    assert config["input_size"][-1] == backbone.input.size and tuple(config["mean"]) == (0, 0, 0)
+    maps = timm.create_model(f"local-dir:{out.parent}", pretrained=True, features_only=True).eval()(RGB)
+    assert torch.allclose(maps[2], backbone(RGB, ["conv3"])["conv3"], atol=1e-5)
+    assert timm.create_model(f"local-dir:{out.parent}", pretrained=True, num_classes=7)(RGB).shape == (2, 7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet10t,size=32", "vit_tiny_patch16_224,size=64", "resnet10t,size=32,input=grey"])
+def test_an_exported_net_of_timms_is_a_folder_of_timms(name, tmp_path):
+    backbone = load_backbone(f"random:timm:{name}")
+    out = tmp_path / "folder" / "model.safetensors"
+    assert main(["export", f"random:timm:{name}", "--format=timm", f"--out={out}", "--card=false"]) == 0
+    model = timm.create_model(f"local-dir:{out.parent}", pretrained=True).eval()
+    x = torch.rand(1, backbone.input.channels, backbone.input.size, backbone.input.size)
+    assert torch.equal(model.forward_features(x), backbone.net.model.forward_features(x))
+    config = timm.data.resolve_data_config({}, model=model)
+    if backbone.input.kind == "rgb":
+        stated = (config["input_size"][1], config["interpolation"], *config["mean"], *config["std"])
+        assert stated == (backbone.input.size, backbone.input.interpolation, *backbone.input.mean, *backbone.input.std)
+
+
+def test_a_folder_in_which_timm_would_read_another_file_is_said(trunk, tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"another net")
+    assert main(["export", trunk, "--format=timm", f"--out={tmp_path / 'net.pth'}"]) == 0
+    assert "local-dir: reads model.safetensors in this folder, not net.pth" in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    assert main(["export", trunk, "--format=timm", f"--out={tmp_path / 'other' / 'net.pth'}"]) == 2
+    assert "config.json exists" in capsys.readouterr().err and not (tmp_path / "other" / "net.pth").exists()
+    assert main(["export", trunk, "--format=timm", f"--out={tmp_path / 'new' / 'config.json'}"]) == 2
