@@ -282,7 +282,7 @@ class Outputs:
             raise UserError(f"{path} is what `{self.command}` reads; it would be overwritten: give another --out")
         if not own and not self.overwrite:
             raise UserError(
-                f"{path} is there, and is not as `{self.command}` left it; "
+                f"{path} exists, and its content is not what `{self.command}` wrote there; "
                 "--overwrite replaces it, another --out keeps it"
             )
 

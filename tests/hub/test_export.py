@@ -78,7 +78,7 @@ def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, cap
     (tmp_path / "README.md").write_text("# My thesis\n")
     assert main(["export", alexnet, f"--out={tmp_path / 'o.safetensors'}"]) == 2
     assert (
-        "README.md is there, and is not as `crosschannel export` left it" in capsys.readouterr().err
+        "README.md exists, and its content is not what `crosschannel export` wrote there" in capsys.readouterr().err
         and not (tmp_path / "o.safetensors").exists()
     )
 

@@ -233,7 +233,10 @@ def test_files_of_others_are_not_overwritten(runs, pictures, tmp_path, capsys):
     out.mkdir()
     (out / "grey-mask.png").write_bytes(b"mine")
     words = ["predict", str(runs / "segment"), str(pictures / "grey.png"), f"--out={out}"]
-    assert main(words) == 2 and "is there, and is not as `transfer predict` left it" in capsys.readouterr().err
+    assert (
+        main(words) == 2
+        and "exists, and its content is not what `transfer predict` wrote there" in capsys.readouterr().err
+    )
     assert (out / "grey-mask.png").read_bytes() == b"mine"
     assert main([*words, "--overwrite"]) == 0
     mask = Image.open(out / "grey-mask.png")
