@@ -19,9 +19,10 @@ from crosschannel.hub.sources import input_files
 from crosschannel.keys import check_config
 from crosschannel.models import Backbone
 from crosschannel.models.backbone import at_rest
+from crosschannel.models.describe import describe_input
 from crosschannel.parsing import config_folder, parse
 from crosschannel.report.page import Block
-from crosschannel.runs.config import with_keys
+from crosschannel.runs.config import CropConfig, with_keys
 from crosschannel.runs.folder import RunFolder, open_run
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import Result, Rows, finish, load_result, write_provenance
@@ -206,6 +207,8 @@ def measure(
                 net = given or load_backbone(backbone, device=world.device, data=split.train)
                 if given is None:
                     net.to(memory_format=torch.channels_last)
+                for line in describe_input(net, *_crop_of(config)):
+                    console.print(line, markup=False)
                 with at_rest(net):
                     found = protocol.measure(Measurement(net, split, config, run, world, console))
                 world.from_main(lambda: _finish(run, config, net, found))
@@ -217,6 +220,12 @@ def _check_split(split: Split, run: RunFolder) -> None:
     check_disjoint(split)
     parts = {"train": split.train, "val": split.test}
     run.check_images(*parts.values(), {part: annotation_digest(images) for part, images in parts.items()})
+
+
+def _crop_of(config: MeasureConfig) -> tuple[int, int]:
+    """Size and resize of the crops that a config asks for; 0: those of the backbone."""
+    crop = getattr(config, "crop", None)
+    return (crop.size, crop.resize) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
 
 
 def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, found: Evaluation) -> None:

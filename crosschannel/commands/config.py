@@ -227,6 +227,8 @@ class ImportConfig(PlainConfig):
     """(also --as) what it is: alexnet, vgg16, colornet, caffe, or a format; default by the names in it"""
     input: Literal["grey", "lab", "rgb"] | None = None
     """grey, lab or rgb, where the first convolution's channels leave it open"""
+    key: str = ""
+    """name of the net in a checkpoint that holds several, such as state_dict or teacher; default averaged weights"""
     licence: str = "unknown"
     """of the weights, for the metadata"""
     overwrite: bool = False

@@ -23,14 +23,15 @@ def import_file(config: ImportConfig) -> Path:
     path = user_path(config.file)
     outputs = Outputs("crosschannel import", [path], config.overwrite)
     outputs.check(out)
-    found = import_weights(path, config.name, config.input)
+    found = import_weights(path, config.name, config.input, config.key)
     details = {"format": found.format, "file": path.name, "licence": config.licence}
     found.save(out, Provenance(str(path), details), outputs.write)
     kind = "colorizer" if found.has_head else "backbone"
     console = stdout_console()
     whose = f" ({FORMATS[found.format].whose})" if found.format in FORMATS else ""
-    said = f"{out}: {found.spec.name} {kind} from {found.format}{whose}, input {found.input.kind}"
-    console.print(said, markup=False)
+    console.print(f"{out}: {found.spec.name} {kind} from {found.format}{whose}, input {found.input.kind}", markup=False)
+    if found.prefix_note:
+        console.print(f"read: {found.prefix_note}", markup=False)
     if found.left_out:
         console.print(f"left out, a backbone has no place for them: {', '.join(found.left_out)}", markup=False)
     return out

@@ -3,10 +3,11 @@
 from crosschannel.commands.config import LayersConfig
 from crosschannel.console import stderr_console, stdout_console, table
 from crosschannel.hub import load_backbone
+from crosschannel.models.describe import describe_input
 
 
 def show(config: LayersConfig) -> None:
-    """Print them, in order of execution, and say which are left out.
+    """Print them, in order of execution, with the input of the net and the layers that are left out.
 
     Raises:
         UserError: no such source.
@@ -15,5 +16,7 @@ def show(config: LayersConfig) -> None:
     channels, strides = backbone.channels, backbone.strides
     rows = {name: [str(channels[name]), str(strides[name])] for name in backbone.layers if name in channels}
     stdout_console(soft_wrap=False).print(table(rows, ["layer", "channels", "stride"]))
+    for line in describe_input(backbone):
+        stderr_console().print(line, markup=False)
     for why in getattr(backbone.net, "left_out", {}).values():
         stderr_console().print(f"left out: {why}", markup=False)

@@ -62,12 +62,11 @@ def load_classifier(source: str, device: torch.device | str = "cpu") -> Classifi
         UserError: no such source, or one without a classifier.
     """
     parsed = parse_source(source)
-    if parsed.kind == "torchvision":
-        model, input, _ = torchvision_model(parsed)
-        return _frozen(model, input, (), device)
-    if parsed.kind == "timm":
-        model, input = timm_model(parsed)
-        return _frozen(model, input, (), device)
+    if parsed.kind in ("torchvision", "timm"):
+        found = torchvision_model(parsed) if parsed.kind == "torchvision" else timm_model(parsed)
+        if found.lacking:
+            raise UserError(f"{source} tells no classes: its file has no weights for {', '.join(found.lacking)}")
+        return _frozen(found.model, found.input, (), device)
     if has_head(source):
         whole = load_pretext(source)
         if not whole.task.tells_classes:

@@ -12,7 +12,7 @@ from crosschannel.hub.caffe import read_caffemodel
 from crosschannel.hub.caffe_nets import from_caffe
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
 from crosschannel.hub.imported import KINDS, Imported, load_named
-from crosschannel.hub.state_dicts import read_state
+from crosschannel.hub.state_dicts import choose_net, has_net, read_state
 from crosschannel.models import build_net
 from crosschannel.pretext import create
 from crosschannel.pretext.colorizer import Look
@@ -23,13 +23,14 @@ _L_SCALE = 100.0
 _LOOK = Look("bicubic", squash=True, half_pixel=True)  # of the release's Python code
 
 
-def import_weights(path: Path, name: str | None = None, input: str | None = None) -> Imported:
+def import_weights(path: Path, name: str | None = None, input: str | None = None, key: str = "") -> Imported:
     """Read a file of any format that we know.
 
     Args:
         path: a ``.pth``, ``.safetensors`` or ``.caffemodel`` file.
         name: a format or a family (alexnet, vgg16, colornet); default by its keys.
         input: "grey", "lab" or "rgb", where the channels leave it open; default RGB for three, grey for one.
+        key: see :func:`~crosschannel.hub.state_dicts.choose_net`.
 
     Raises:
         UserError: no such file or format, a damaged file, or weights that do not fit; the message says what is
@@ -41,15 +42,24 @@ def import_weights(path: Path, name: str | None = None, input: str | None = None
         known = ", ".join([*FAMILIES, *FORMATS, "caffe"])
         raise UserError(f"no format {name!r}: there are {known}")
     if path.suffix == ".caffemodel" or name == "caffe":
+        if key:
+            raise UserError(f"{path} is a caffemodel and holds one net; key is for checkpoints")
         layers = read_caffemodel(path)
         with _of_the_right_shapes(path):
             found = from_caffe(path, layers, input)
         if name in FAMILIES and name != found.spec.name:
             raise UserError(f"{path} holds an {found.spec.name}, not a {name}")
         return found
-    state = read_state(path)
+    tensors = read_state(path)
+    format = _detect(path, tensors, name, key)
+    net = choose_net(tensors, _needed(FORMATS[format]), str(path), key)
     with _of_the_right_shapes(path):
-        return import_state(state, _detect(path, state, name), str(path), input)
+        return replace(import_state(net.tensors, format, str(path), input), prefix_note=net.note)
+
+
+def _needed(format: Format) -> list[str]:
+    """Names of theirs without which a file is not of a format."""
+    return [f"{theirs}.weight" for ours, theirs in format.names.items() if not ours.startswith(format.optional)]
 
 
 @contextlib.contextmanager
@@ -62,20 +72,15 @@ def _of_the_right_shapes(path: Path) -> Iterator[None]:
         raise UserError(f"{path} holds tensors that do not fit together: {reason}") from error
 
 
-def _detect(path: Path, state: Mapping[str, Tensor], name: str | None) -> str:
+def _detect(path: Path, tensors: Mapping[str, Tensor], name: str | None, key: str) -> str:
     """The format with the most names in the file, among those whose convolutions and norms are all there."""
-
-    def fits(format: Format) -> bool:
-        needed = (theirs for ours, theirs in format.names.items() if not ours.startswith(format.optional))
-        return all(f"{theirs}.weight" in state for theirs in needed)
-
     wanted = FAMILIES.get(name, (name,)) if name else tuple(FORMATS)
-    found = [key for key in wanted if fits(FORMATS[key])]
-    if found:
-        return max(found, key=lambda key: len(FORMATS[key].names))
+    fitting = [candidate for candidate in wanted if has_net(tensors, _needed(FORMATS[candidate]), str(path), key)]
+    if fitting:
+        return max(fitting, key=lambda candidate: len(FORMATS[candidate].names))
     if name in FORMATS:
         return name  # loading it will say what is missing
-    some = ", ".join(list(state)[:3])
+    some = ", ".join(list(tensors)[:3])
     kind = f"of the family {name}" if name else "that is known"
     raise UserError(f"{path} has no naming {kind} (it has {some}, …); known are {', '.join(FORMATS)}")
 

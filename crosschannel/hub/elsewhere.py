@@ -1,59 +1,107 @@
 """Sources that are nets of other libraries, and of the user's own code."""
 
+import contextlib
 import inspect
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from crosschannel.errors import UserError, foreign
 from crosschannel.factories import make
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_state
-from crosschannel.hub.files import load_state
 from crosschannel.hub.formats import FORMATS, IMAGENET
 from crosschannel.hub.from_files import Loaded, resized
-from crosschannel.hub.sources import Source
-from crosschannel.hub.state_dicts import read_state
+from crosschannel.hub.library_weights import from_file, load_weights
+from crosschannel.hub.network import downloading, downloading_from_hub
+from crosschannel.hub.sources import Source, names_a_file
+from crosschannel.hub.state_dicts import Checkpoint, read_checkpoint
 from crosschannel.models import Backbone, InputSpec, wrap
 from crosschannel.models.backbone import Provenance
-from crosschannel.models.wrapped import ModuleNet, TimmNet
+from crosschannel.models.wrapped import ModuleNet, TimmNet, check_timm_name
 
 
-def torchvision_model(source: Source) -> tuple[nn.Module, InputSpec, str]:
-    """A model of torchvision's as its authors built it, what it sees, and which weights it has.
+@dataclass
+class LibraryModel:
+    """A model of another library's.
+
+    Attributes:
+        model: with its classifier.
+        input: what it sees.
+        details: of its provenance.
+        lacking: modules of its head that a file of weights lacks; they pass on what they get.
+    """
+
+    model: nn.Module
+    input: InputSpec
+    details: dict[str, Any]
+    lacking: Sequence[str] = ()
+
+
+def torchvision_model(source: Source) -> LibraryModel:
+    """A model of torchvision's as its authors built it; from a file of weights, without a head or with another one.
 
     Raises:
-        UserError: no such model, or its weights cannot be had.
+        UserError: no such model, or its weights cannot be loaded.
     """
     import torchvision
 
     if source.name not in torchvision.models.list_models():
         raise UserError(f"torchvision has no model {source.name!r}")
-    weights = source.options.get("weights", "DEFAULT")
-    local = user_path(weights)
-    options: dict[str, object] = {"weights": weights}
-    if weights.lower() == "none" or local.is_file():
-        builder = inspect.signature(torchvision.models.get_model_builder(source.name))
-        options = {key: None for key in ("weights", "weights_backbone") if key in builder.parameters}
-    with foreign(f"torchvision's weights {weights!r} of {source.name} cannot be had"):
-        model = torchvision.models.get_model(source.name, **options)
-    if local.is_file():
-        load_state(model, _torch_weights(local), str(local))
     known = torchvision.models.get_model_weights(source.name)
+    weights = source.options.get("weights", "DEFAULT")
     entry = known.__members__.get(weights.rpartition(".")[2], known.DEFAULT)
-    return model, resized(source, _torchvision_input(entry.transforms())), weights
+    input = _torchvision_input(entry.transforms())
+    details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
+    if names_a_file(source) and (local := _local_weights(source)):
+        checkpoint = read_checkpoint(local)
+        input, details["preprocessing"] = _stated_or(source, checkpoint, input, f"torchvision's {entry.name}")
+        if source.untrained:
+            return LibraryModel(_torchvision_net(source.name), input, details)
+        model, loaded = from_file(partial(_torchvision_net, source.name), checkpoint, source.options.get("key", ""))
+        return LibraryModel(model, input, details | loaded.details, loaded.lacking)
+    _refuse_key(source)
+    input, details["preprocessing"] = resized(source, input), f"torchvision's {entry.name}"
+    if source.untrained or weights.lower() == "none":
+        return LibraryModel(_torchvision_net(source.name), input, details)
+    if weights != "DEFAULT" and weights.rpartition(".")[2] not in known.__members__:
+        names = ", ".join(known.__members__)
+        raise UserError(f"{source.text!r}: weights {weights!r} are neither a file nor torchvision's, which are {names}")
+    is_cached = (Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]).is_file()
+    with (
+        contextlib.nullcontext() if is_cached else downloading(entry.url, source.text),
+        foreign(f"torchvision could not load the weights {weights!r} of {source.name}"),
+    ):
+        return LibraryModel(torchvision.models.get_model(source.name, weights=weights), input, details)
+
+
+def _torchvision_net(name: str, **options: object) -> nn.Module:
+    """A net of torchvision's without its weights."""
+    import torchvision
+
+    builder = inspect.signature(torchvision.models.get_model_builder(name))
+    options |= {key: None for key in ("weights", "weights_backbone") if key in builder.parameters}
+    with foreign(f"torchvision could not build {name}"):
+        return torchvision.models.get_model(name, **options)
 
 
 def load_torchvision(source: Source, _data: object) -> Loaded:
-    import torchvision
-
-    model, input, weights = torchvision_model(source)
-    details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
+    found = torchvision_model(source)
+    provenance = Provenance(source.text, found.details)
     format = f"torchvision-{source.name}"  # AlexNet and VGG-16 have the literature's layers, fc6 and fc7 among them
-    net = import_state(model.state_dict(), format, source.text).net if format in FORMATS else wrap(model, input).net
-    return net, input, Provenance(source.text, details)
+    if format in FORMATS:
+        return import_state(found.model.state_dict(), format, source.text).net, found.input, provenance
+    net = wrap(found.model, found.input).net
+    heads = {name.partition(".")[0] for name in found.lacking}
+    empty = [name for name in net.layers if name in heads and not list(net.part(name).parameters())]
+    net.leave_out({name: f"layer {name!r} has no weights in {source.options['weights']}" for name in empty})
+    return net, found.input, provenance
 
 
 def _torchvision_input(transform: Any) -> InputSpec:
@@ -64,56 +112,111 @@ def _torchvision_input(transform: Any) -> InputSpec:
     return InputSpec("rgb", transform.crop_size[0], transform.resize_size[0], interpolation, mean, std)
 
 
-def timm_model(source: Source) -> tuple[nn.Module, InputSpec]:
-    """A model of timm's with its classifier, and what it sees.
+def timm_model(source: Source) -> LibraryModel:
+    """A model of timm's with its classifier; from a file of weights, with as many classes as that has.
 
     Raises:
-        UserError: no such model, or its weights cannot be had.
+        UserError: no such model, or its weights cannot be loaded.
     """
-    try:
-        import timm
-    except ImportError:
-        raise UserError("timm nets need timm: pip install 'crosschannel[timm]'") from None
-    weights, local = _local_weights(source)
-    with foreign(f"timm could not create {source.name!r}"):
-        model = timm.create_model(source.name, pretrained=weights is None)
+    check_timm_name(source.name)
+    import timm
+
+    local = _local_weights(source)
+
+    def build(pretrained: bool = False, **options: Any) -> nn.Module:
+        with foreign(f"timm could not create {source.name!r}"):
+            return timm.create_model(source.name, pretrained=pretrained, **options)
+
+    details = {"library": "timm", "weights": source.options.get("weights", "timm")}
     if local:
-        load_state(model, _torch_weights(local), str(local))
-    return model, _timm_input(source, model.pretrained_cfg, "rgb")
+        checkpoint = read_checkpoint(local)
+        model, loaded = from_file(build, checkpoint, source.options.get("key", ""))
+        return LibraryModel(model, _timm_input(source, model, checkpoint)[0], details, loaded.lacking)
+    _refuse_key(source)
+    with _timm_download(source) as pretrained:
+        model = build(pretrained)
+    return LibraryModel(model, _timm_input(source, model)[0], details)
 
 
-def _local_weights(source: Source) -> tuple[str | None, Path | None]:
-    """The option ``weights``, and the file that it names."""
-    weights = source.options.get("weights")
-    local = user_path(weights) if weights and weights.lower() != "none" else None
-    if local and not local.is_file():
+@contextlib.contextmanager
+def _timm_download(source: Source) -> Iterator[bool]:
+    """Yield whether timm's own weights are wanted: from its cache alone if the Hub cannot be reached."""
+    pretrained = "weights" not in source.options and not source.untrained
+    with downloading_from_hub(source.text) if pretrained else contextlib.nullcontext():
+        yield pretrained
+
+
+def _refuse_key(source: Source) -> None:
+    if "key" in source.options:
+        raise UserError(f"{source.text!r}: key chooses a net of a file, and weights= names none")
+
+
+def _local_weights(source: Source) -> Path | None:
+    """The file that the option ``weights`` names; of an untrained net it may be gone."""
+    weights = source.options.get("weights", "none")
+    path = None if weights.lower() == "none" else user_path(weights)
+    if path and not path.is_file() and source.untrained:
+        return None
+    if path and not path.is_file():
         raise UserError(f"{source.text!r}: no weights file {weights!r}")
-    return weights, local
+    return path
 
 
-def _timm_input(source: Source, config: dict[str, Any], kind: str) -> InputSpec:
-    size = source.integer("size", 0) or config.get("input_size", (3, 224, 224))[-1]
-    resize = source.integer("resize", max(size, round(size / config.get("crop_pct", 0.875))))
-    mean, std = tuple(config.get("mean", InputSpec.mean)), tuple(config.get("std", InputSpec.std))
-    input = InputSpec(kind, size, resize, config.get("interpolation", "bilinear"), mean, std)
-    return input.changed(**source.look() | {"size": size, "resize": resize})
+def _stated_or(source: Source, checkpoint: Checkpoint, default: InputSpec, whose: str) -> tuple[InputSpec, str]:
+    """The input that a file states, or else a default one, and where it comes from."""
+    if checkpoint.config and checkpoint.config.get("architecture") in (None, source.name.partition(".")[0]):
+        return _input_of(source, checkpoint.config, default.kind, checkpoint.config_place), checkpoint.config_place
+    return resized(source, default), f"{whose}, since {checkpoint.path.name} states none"
+
+
+def _input_of(source: Source, config: Mapping[str, Any], kind: str, place: str) -> InputSpec:
+    """The input of a config of timm's."""
+    try:
+        size = source.integer("size", 0) or int((config.get("input_size") or (3, 224, 224))[-1])
+        resize = source.integer("resize", round(size / (config.get("crop_pct") or 0.875)))
+        mean, std = tuple(config.get("mean") or InputSpec.mean), tuple(config.get("std") or InputSpec.std)
+        input = InputSpec(kind, size, resize, config.get("interpolation") or "bilinear", mean, std)
+        return input.changed(**source.look() | {"size": size, "resize": resize})
+    except (UserError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise UserError(f"{source.text!r}: {place} is not a description of an input: {error}") from None
+
+
+def _timm_input(source: Source, model: nn.Module, checkpoint: Checkpoint | None = None) -> tuple[InputSpec, str]:
+    """The input of a model of timm's, and where it comes from."""
+    config = model.pretrained_cfg
+    default = "" if "." in source.name else "default "
+    whose = f"timm's {default}tag {config.get('tag')}" if config.get("tag") else "timm's default"
+    kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
+    input = _input_of(source, config, kind, whose)
+    return _stated_or(source, checkpoint, input, whose) if checkpoint else (input, whose)
 
 
 def load_timm(source: Source, _data: object) -> Loaded:
-    weights, local = _local_weights(source)
-    input_kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
-    size = source.integer("size", 0) or None
-    net = TimmNet(source.name, 1 if input_kind == "grey" else 3, pretrained=weights is None, image_size=size)
-    if local:
-        load_state(net.model, _torch_weights(local, drop=net.model.pretrained_cfg.get("classifier")), weights)
-    input = _timm_input(source, net.model.pretrained_cfg, input_kind)
-    details = {"library": "timm", "weights": weights or net.model.pretrained_cfg.get("hf_hub_id") or "timm"}
+    local, size = _local_weights(source), source.integer("size", 0) or None
+    check_timm_name(source.name)
+    kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
+    with _timm_download(source) as pretrained:
+        net = TimmNet(source.name, 1 if kind == "grey" else 3, pretrained)
+    config = net.model.pretrained_cfg
+    details = {"library": "timm", "weights": source.options.get("weights") or config.get("hf_hub_id") or "timm"}
+    checkpoint = read_checkpoint(local) if local else _refuse_key(source)
+    if checkpoint and not source.untrained:
+        if not _has_positions_of(net.model, checkpoint):
+            net.set_image_size(size)  # it was trained at that size
+        classifiers = config.get("classifier") or ()
+        classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+        heads = {name.partition(".")[0] for name in classifiers}
+        details |= load_weights(net.model, checkpoint, source.options.get("key", ""), heads).details
+    net.set_image_size(size)
+    input, details["preprocessing"] = _timm_input(source, net.model, checkpoint)
     return net, input, Provenance(source.text, details)
 
 
-def _torch_weights(path: Path, drop: str | None = None) -> dict[str, Tensor]:
-    """The state dict of a file, without the module ``drop``."""
-    return {k: v for k, v in read_state(path).items() if not (drop and k.startswith(f"{drop}."))}
+def _has_positions_of(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Whether the position embeddings of a file are of a model's size."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name.endswith("pos_embed")}
+    stored = [(name, tensor.shape) for name, tensor in checkpoint.tensors.items() if name.endswith("pos_embed")]
+    return all(shape == shapes[own] for name, shape in stored for own in shapes if name.endswith(own))
 
 
 def load_factory(source: Source, _data: object) -> Loaded:
@@ -121,17 +224,21 @@ def load_factory(source: Source, _data: object) -> Loaded:
     made, details = make(source.name), {}
     if not isinstance(made, nn.Module):
         raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")
-    weights, local = _local_weights(source)
-    if local:
-        load_state(_module_of(made), _torch_weights(local), weights)
-        details["weights"] = weights
+    local = _local_weights(source)
+    checkpoint = read_checkpoint(local) if local else _refuse_key(source)
+    if checkpoint and not source.untrained:
+        loaded = load_weights(_module_of(made), checkpoint, source.options.get("key", ""))
+        details |= {"weights": source.options["weights"], **loaded.details}
     if isinstance(made, Backbone):
         if not isinstance(made.input, InputSpec) or not isinstance(made.provenance, Provenance):
             raise UserError(f"{source.name} returned a Backbone without an InputSpec or a Provenance")
         made.provenance.details |= details
         json.dumps(made.provenance.to_dict())  # it is going to be written
         return made.net, made.input.changed(**source.look()), made.provenance
-    input = InputSpec(source.choice("input", ("rgb", "grey", "lab"), "rgb"), 224, 256).changed(**source.look())
+    input = replace(IMAGENET, kind=source.choice("input", ("rgb", "grey", "lab"), "rgb")).changed(**source.look())
+    details["preprocessing"] = "the default for nets of your own"
+    if checkpoint:
+        input, details["preprocessing"] = _stated_or(source, checkpoint, input, details["preprocessing"])
     return wrap(made, input).net, input, Provenance(source.text, details)
 
 

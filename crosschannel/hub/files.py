@@ -7,6 +7,7 @@ Metadata (all strings, JSON where it is structured): ``format`` ("crosschannel.b
 
 import contextlib
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -176,7 +177,8 @@ def is_ours(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            known = any(name.startswith(("features.", "_feature_blocks.", "model1.")) for name in file.keys())  # noqa: SIM118
+            names = [f".{name}" for name in file.keys()]  # noqa: SIM118
+            known = any(part in name for part in (".features.", "._feature_blocks.", ".model1.") for name in names)
     except (SafetensorError, OSError, ValueError):
         return True
     return ("format" in metadata and metadata["format"].startswith("crosschannel.")) or not known
@@ -194,6 +196,8 @@ def load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
             raise UserError(f"{what} holds numbers that are not finite, in {name}")
         if name.endswith("running_var") and (tensor < 0).any():
             raise UserError(f"{what} holds a negative variance, in {name}")
+    state = OrderedDict(state)
+    state._metadata = getattr(own, "_metadata", None)  # versions of modules, which some of torchvision's ask for
     with torch.no_grad():
         module.load_state_dict(state)
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +21,19 @@ from crosschannel.models import initialisation as init
 from crosschannel.models.backbone import Provenance
 
 
-def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
-    """An untrained net, its input and its seed: of a name, or the twin of a trained one."""
+def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, Any]]:
+    """An untrained net, its input and the details of its provenance: of a name, or the twin of a trained one."""
     seed = source.integer("seed", 0)
     inner = fetched(parse_source(source.name))
     if KINDS[inner.kind].of_a_library and source.kind != "gaussian":
-        return *_fresh_elsewhere(source, inner, seed), seed
+        return _fresh_elsewhere(source, inner, seed)
     if source.name not in FAMILIES and inner.kind == "path" and user_path(inner.name).exists():
         path = weights_path(inner, "backbone.safetensors")
         if is_ours(path):
             meta = read_ours(path, inner)[1]
             spec, input = meta.net, meta.input
         else:
-            found = import_weights(path)
+            found = import_weights(path, key=source.options.get("key", ""))
             spec, input = found.spec, found.input
     elif source.kind == "gaussian" and source.name not in FAMILIES:
         raise UserError(f"{source.text!r}: gaussian is for {', '.join(FAMILIES)} and files of theirs")
@@ -63,10 +64,10 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, int]:
             _begin_anew(net, other, source)
         if spec.name in FAMILIES:  # timm's nets have their own
             init.gaussian(net, ones=init.CAFFENET_ONES if source.kind == "gaussian" else ())
-    return net, input, seed
+    return net, input, {"seed": seed}
 
 
-def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Module, InputSpec]:
+def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Module, InputSpec, dict[str, Any]]:
     """A net of another library with the initial weights that its authors gave it.
 
     A factory may have loaded some: what can be initialised anew is, and what cannot must be what it begins with, one
@@ -76,17 +77,16 @@ def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Modul
     if unknown:
         raise UserError(f"{source.text!r}: no option {unknown[0]!r} for a net of {inner.kind}")
     options = {key: value for key, value in source.options.items() if key in KINDS[inner.kind].options}
-    if "weights" in KINDS[inner.kind].options:
-        options["weights"] = "none"
-    made = Source(inner.kind, inner.name, source.text, options)
+    made = Source(inner.kind, inner.name, source.text, options, untrained=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         other = dict(KINDS[inner.kind].load(made, None)[0].named_parameters()) if inner.kind == "factory" else {}
         torch.manual_seed(seed)
-        net, input, _ = KINDS[inner.kind].load(made, None)
+        net, input, provenance = KINDS[inner.kind].load(made, None)
         if inner.kind == "factory":
             _begin_anew(net, other, source)
-    return net, input
+    stated = {key: value for key, value in provenance.details.items() if key == "preprocessing"}
+    return net, input, {"seed": seed} | stated
 
 
 def _begin_anew(net: nn.Module, other: Mapping[str, nn.Parameter], source: Source) -> None:
@@ -113,12 +113,12 @@ def _begin_anew(net: nn.Module, other: Mapping[str, nn.Parameter], source: Sourc
 
 
 def load_random(source: Source, data: str | ImageSet | None) -> Loaded:
-    net, input, seed = _fresh(source, norm=True)
-    details = {"initialisation": "random", "seed": seed}
+    net, input, details = _fresh(source, norm=True)
+    details = {"initialisation": "random", **details}
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
         images = source.options.get("data") or data or "builtin:sample"
         with _crops_fit(source, input):
-            init.estimate_batchnorm(net, real_batches(images, input, seed=seed))
+            init.estimate_batchnorm(net, real_batches(images, input, seed=details["seed"]))
         details["statistics"] = _words(images)
     return net, input, Provenance(source.text, details)
 
@@ -132,20 +132,18 @@ def _crops_fit(source: Source, input: InputSpec) -> Iterator[None]:
 
 def load_gaussian(source: Source, _data: object) -> Loaded:
     """The "Gaussian" row of the literature's tables: a net without BatchNorm, with CaffeNet's initial biases."""
-    net, input, seed = _fresh(source, norm=False)
-    return net, input, Provenance(source.text, {"initialisation": "gaussian", "seed": seed})
+    net, input, details = _fresh(source, norm=False)
+    return net, input, Provenance(source.text, {"initialisation": "gaussian", **details})
 
 
 def load_kmeans(source: Source, data: str | ImageSet | None) -> Loaded:
-    net, input, seed = _fresh(source, norm=False)
+    net, input, details = _fresh(source, norm=False)
     images = source.options.get("data") or data or "builtin:sample"
     with _crops_fit(source, input):
+        seed = details["seed"]
         init.kmeans(net, real_batches(images, input, batch=80, seed=seed), seed, skip=())
-    return (
-        net.eval(),
-        input,
-        Provenance(source.text, {"initialisation": "k-means", "seed": seed, "images": _words(images)}),
-    )
+    details = {"initialisation": "k-means", **details, "images": _words(images)}
+    return net.eval(), input, Provenance(source.text, details)
 
 
 def _words(images: str | ImageSet) -> str:

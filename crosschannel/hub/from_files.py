@@ -28,6 +28,8 @@ def weights_path(source: Source, name: str) -> Path:
         if not (path / name).is_file():
             is_run = (path / "config.yaml").is_file()
             hint = "the run has not finished; start it again to go on" if is_run else "it is not a run folder"
+            if source.text.startswith("hf-hub:"):
+                raise UserError(f"{source.text} has no {name}: only nets of crosschannel load so; timm's are timm:NAME")
             raise UserError(f"{path} has no {name}: {hint}")
         return path / name
     if not path.exists():
@@ -87,6 +89,8 @@ def load_path(source: Source, _data: object) -> Loaded:
     path = weights_path(source, "backbone.safetensors")
     if not is_ours(path):
         return _load_imported(path, source)
+    if "key" in source.options:
+        raise UserError(f"{source.text!r}: {path.name} is a file of ours and holds one net; key is for checkpoints")
     state, meta = read_ours(path, source)
     if meta.objective is not None:
         state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
@@ -102,12 +106,14 @@ def load_path(source: Source, _data: object) -> Loaded:
 def _load_imported(path: Path, source: Source) -> Loaded:
     """Somebody else's file; ``input=lab`` says what three channels of a caffemodel are."""
     kind = source.options.get("input") and source.choice("input", ("grey", "lab", "rgb"), "rgb")
-    found = import_weights(path, input=kind)
+    found = import_weights(path, input=kind, key=source.options.get("key", ""))
     spec, input = for_transfer(source, found.spec, found.input)
     net = found.backbone()
     if family(spec.name).has_geometries:
         net.set_geometry(spec.geometry)
-    details = {"format": found.format, "file": path.name} | ({"licence": source.licence} if source.licence else {})
+    details = {"format": found.format, "file": path.name, "preprocessing": f"the format {found.format}"}
+    details |= {"checkpoint": found.note} if found.note else {}
+    details |= {"licence": source.licence} if source.licence else {}
     return net, input, Provenance(source.text, details)
 
 

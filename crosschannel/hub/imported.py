@@ -25,6 +25,7 @@ class Imported:
         spec, input: its description.
         format: what the file was taken for.
         left_out: names in the file that a backbone has no place for.
+        prefix_note: which of the file's nets it is, in words; empty for the only one without a prefix.
         task: what it was trained for, with its own decode; None for a backbone.
         look: of a net that colours.
     """
@@ -36,6 +37,13 @@ class Imported:
     left_out: list[str] = field(default_factory=list)
     task: Pretext | None = None
     look: Look = field(default_factory=Look)
+    prefix_note: str = ""
+
+    @property
+    def note(self) -> str:
+        """Which net of the file it is, and what is left out."""
+        left_out = f"left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return "; ".join(filter(None, [self.prefix_note, left_out]))
 
     @property
     def has_head(self) -> bool:

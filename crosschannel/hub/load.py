@@ -15,7 +15,7 @@ from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.files import COLORIZER, PRETEXT, is_ours, load_state, read_weights
 from crosschannel.hub.from_files import fetched, read_ours, weights_path
-from crosschannel.hub.sources import KINDS, inner_source, parse_source
+from crosschannel.hub.sources import KINDS, Source, inner_source, parse_source
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.adapt import fold_input_scale
 from crosschannel.models.backbone import Provenance
@@ -60,6 +60,7 @@ def load_backbone(
             net, input, provenance = KINDS[parsed.kind].load(parsed, data)
         torch.set_grad_enabled(grad)  # whatever a factory has done
         provenance.source = source
+        _note_input_options(parsed, input, provenance)
         backbone = Backbone(net, input, layers, provenance).to(device, dtype)
         odd = [
             name for name in backbone.layers if not isinstance(name, str) or not name.isprintable() or len(name) > 200
@@ -67,6 +68,20 @@ def load_backbone(
         if odd:
             raise UserError(f"{source!r} has a layer that cannot be called so: {str(odd[0])[:80]!r}")
         return backbone.eval().requires_grad_(False) if frozen else backbone.train()
+
+
+def _note_input_options(source: Source, input: InputSpec, provenance: Provenance) -> None:
+    """Write into a provenance which attributes of the input the source sets itself.
+
+    Raises:
+        UserError: mean or std of an input that has none.
+    """
+    options = sorted(source.look())
+    if input.kind in ("grey", "lab") and set(options) & {"mean", "std"}:
+        raise UserError(f"{source.text!r}: mean and std are for RGB, and this net takes {input.kind}")
+    if options:
+        stated = provenance.details.get("preprocessing", "the net's own")
+        provenance.details["preprocessing"] = f"{stated}, with {' and '.join(options)} of the source"
 
 
 @dataclass

@@ -48,9 +48,9 @@ class Kind:
         return getattr(import_module(f"crosschannel.hub.{module}"), function)
 
 
-_FILE = frozenset({"geometry", "input", "size", "resize"})
-_FRESH = frozenset({"input", "seed", "fc", "geometry", "variant", "size", "resize"})
 _LOOK = frozenset({"size", "resize", "mean", "std", "interpolation"})  # attributes of a net's input
+_FILE = _LOOK | {"geometry", "input", "key"}
+_FRESH = _LOOK | {"input", "seed", "fc", "geometry", "variant"}
 KINDS = {
     "path": Kind("from_files:load_path", _FILE),
     "zoo": Kind("from_files:load_path", _FILE, is_fetched=True),
@@ -58,11 +58,11 @@ KINDS = {
     "random": Kind("fresh:load_random", _FRESH | {"data", "norm"}, is_fresh=True),
     "gaussian": Kind("fresh:load_gaussian", _FRESH, is_fresh=True),
     "kmeans": Kind("fresh:load_kmeans", _FRESH | {"data", "norm"}, is_fresh=True),
-    "torchvision": Kind("elsewhere:load_torchvision", _LOOK | {"weights"}, is_fetched=True, of_a_library=True),
-    "timm": Kind("elsewhere:load_timm", _LOOK | {"weights", "input"}, is_fetched=True, of_a_library=True),
-    "factory": Kind("elsewhere:load_factory", _LOOK | {"weights", "input"}, of_a_library=True, of_the_user=True),
+    "torchvision": Kind("elsewhere:load_torchvision", _LOOK | {"weights", "key"}, is_fetched=True, of_a_library=True),
+    "timm": Kind("elsewhere:load_timm", _LOOK | {"weights", "key", "input"}, is_fetched=True, of_a_library=True),
+    "factory": Kind("elsewhere:load_factory", _LOOK | {"weights", "key", "input"}, of_a_library=True, of_the_user=True),
 }
-WEIGHTS = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".caffemodel")  # how names of weights files end
+WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".caffemodel")  # how names of weights files end
 RANGES: dict[str, Range] = {"size": SIDE, "resize": SIDE, "seed": SEED, "fc": FC_WIDTH}  # of whole numbers
 
 
@@ -76,6 +76,7 @@ class Source:
         options: the rest, by key.
         text: as the user wrote it.
         licence: of published weights, once they are fetched.
+        untrained: build the net without its weights; its input is that of the weights all the same.
     """
 
     kind: str
@@ -83,6 +84,7 @@ class Source:
     text: str
     options: dict[str, str] = field(default_factory=dict)
     licence: str = ""
+    untrained: bool = False
 
     def integer(self, key: str, default: int) -> int:
         value = self.options.get(key)
@@ -163,7 +165,7 @@ def source_paths(source: Source) -> list[str]:
 
     named = inner_source(source)
     is_path = named.kind == "path" and (named is source or named.name not in FAMILIES)
-    weights = [source.options["weights"]] if _names_a_file(source) else []
+    weights = [source.options["weights"]] if names_a_file(source) else []
     return [named.name, *weights] if is_path else weights
 
 
@@ -172,7 +174,7 @@ def is_fetched(source: Source) -> bool:
     named = inner_source(source)
     if named is not source:  # of its twin the description at most
         return KINDS[named.kind].is_fetched and not KINDS[named.kind].of_a_library
-    given = source.options.get("weights", "").lower() == "none" or _names_a_file(source)
+    given = source.options.get("weights", "").lower() == "none" or names_a_file(source)
     return KINDS[source.kind].is_fetched and not given
 
 
@@ -195,10 +197,11 @@ def known_layers(source: Source) -> tuple[str, ...]:
     return tuple(read_metadata(path).layers) if path.is_file() and is_ours(path) else ()
 
 
-def _names_a_file(source: Source) -> bool:
+def names_a_file(source: Source) -> bool:
     """Whether the option ``weights`` is a path: but for torchvision's, which may be the name of published ones."""
     weights = "none" if KINDS[source.kind].is_fresh else source.options.get("weights", "none")
-    return weights.lower() != "none" and (source.kind != "torchvision" or Path(weights).suffix in WEIGHTS)
+    is_path = source.kind != "torchvision" or Path(weights).suffix in WEIGHTS or user_path(weights).is_file()
+    return weights.lower() != "none" and is_path
 
 
 def source_files(text: str) -> dict[str, Path]:

@@ -39,22 +39,16 @@ class TimmNet(nn.Module):
 
     def __init__(self, name: str, in_channels: int = 3, pretrained: bool = False, image_size: int | None = None):
         super().__init__()
-        try:
-            import timm
-        except ImportError:
-            raise UserError("timm nets need timm: pip install 'crosschannel[timm]'") from None
+        check_timm_name(name)
+        import timm
+
         self.name, self.in_channels = name, in_channels
         options: dict[str, object] = {"num_classes": 0, "in_chans": in_channels}
-        if not timm.is_model(name.split(".")[0]):
-            close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
-            raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(close)}" if close else ""))
         with foreign(f"timm could not create {name!r}"):
             self.model = timm.create_model(name, pretrained=pretrained, **options)
         if not hasattr(self.model, "forward_intermediates"):
             raise UserError(f"timm's {name!r} does not give its intermediate features")
-        if image_size and hasattr(self.model, "set_input_size"):
-            with foreign(f"timm's {name!r} cannot be of {image_size} px"):
-                self.model.set_input_size(img_size=image_size)
+        self.set_image_size(image_size)
         count = len(self.model.feature_info)
         patches = hasattr(self.model, "patch_embed") and hasattr(self.model, "blocks")
         self.kind = "block" if patches else "stage"
@@ -83,6 +77,12 @@ class TimmNet(nn.Module):
         """The module that a layer's map comes out of."""
         number = int(layer.removesuffix("_class").removeprefix(self.kind)) - 1
         return self.model.get_submodule(self.model.feature_info[number]["module"])
+
+    def set_image_size(self, side: int | None) -> None:
+        """Take square inputs of a side: position embeddings are resized. None leaves the net as it is."""
+        if side and hasattr(self.model, "set_input_size"):
+            with foreign(f"timm's {self.name!r} cannot be of {side} px"):
+                self.model.set_input_size(img_size=side)
 
     def take_any_size(self) -> None:
         """Let a ViT take images of other sizes than its own, of whole patches: its positions are resized for each."""
@@ -114,6 +114,21 @@ class TimmNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x, self.layers[-1:])[self.layers[-1]]
+
+
+def check_timm_name(name: str) -> None:
+    """Raise a UserError unless timm is there and has a model of that name and tag."""
+    try:
+        import timm
+    except ImportError:
+        raise UserError("timm nets need timm: pip install 'crosschannel[timm]'") from None
+    model, _, tag = name.partition(".")
+    if not timm.is_model(model):
+        close = timm.list_models(f"*{model[:6]}*")[:3]
+        raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(close)}" if close else ""))
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
+    if tag and tag not in tags:
+        raise UserError(f"timm's {model} has no tag {tag!r}; it has {', '.join(tags) or 'none'}")
 
 
 class _LastLayerReached(Exception):
@@ -318,6 +333,11 @@ class ModuleNet(nn.Module):
             f"{name} takes images of {seen.width} × {seen.height} px, not of {width} × {height} ({complaint}); if its "
             f"position embeddings are of one size, crosschannel.wrap(net, {how} them"
         )
+
+    def leave_out(self, layers: Mapping[str, str]) -> None:
+        """List some layers no more: names → why."""
+        self.left_out |= {name: why for name, why in layers.items() if name in self.layers}
+        self.layers = tuple(name for name in self.layers if name not in layers)
 
     def has_layer(self, name: str) -> bool:
         """Whether there is a submodule of that name, at any depth."""

@@ -1,0 +1,174 @@
+"""The preprocessing of weights that somebody trained: where it comes from is said, and it can be set."""
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+import torchvision
+
+import transfer
+from crosschannel import UserError, load_backbone
+from crosschannel.cli import main
+from crosschannel.models import InputSpec
+from crosschannel.models.describe import describe_input
+
+TORCHVISION = "torchvision:shufflenet_v2_x0_5"
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+VIT = "vit_tiny_patch16_224"
+STATED = {
+    "input_size": (3, 192, 192),
+    "crop_pct": 0.75,
+    "interpolation": "bilinear",
+    "mean": (0.1, 0.2, 0.3),
+    "std": (1, 2, 3),
+}
+AS_STATED = InputSpec("rgb", 192, 256, "bilinear", (0.1, 0.2, 0.3), (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights of a ViT, of a ResNet and of a small net of torchvision's, bare."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(timm.create_model(VIT).state_dict(), folder / "vit.pth")
+    torch.save(timm.create_model("resnet10t").state_dict(), folder / "resnet.pth")
+    torch.save(torchvision.models.shufflenet_v2_x0_5(weights=None).state_dict(), folder / "shuffle.pth")
+    return folder
+
+
+def cfg(name: str) -> dict:
+    """timm's own description of a tag's input."""
+    return timm.models.get_pretrained_cfg(name).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("source", "tag", "origin"),
+    [
+        (f"timm:{VIT},weights=vit.pth", VIT, "timm's default tag augreg_in21k_ft_in1k, since vit.pth states none"),
+        (f"timm:{VIT}.augreg_in21k,weights=vit.pth", f"{VIT}.augreg_in21k", "timm's tag augreg_in21k, since vit.pth"),
+        ("timm:resnet10t,weights=resnet.pth", "resnet10t", "timm's default tag c3_in1k, since resnet.pth states none"),
+        (f"timm:{VIT},weights=none", VIT, "timm's default tag augreg_in21k_ft_in1k"),
+        (
+            f"random:timm:{VIT},weights=vit.pth",
+            VIT,
+            "timm's default tag augreg_in21k_ft_in1k, since vit.pth states none",
+        ),
+    ],
+)
+def test_weights_of_a_file_say_whose_preprocessing_they_get(weights, monkeypatch, source, tag, origin):
+    monkeypatch.chdir(weights)
+    backbone = load_backbone(source)
+    config = cfg(tag)
+    assert (backbone.input.mean, backbone.input.std) == (config["mean"], config["std"])
+    assert backbone.input.interpolation == config["interpolation"]
+    (line, *_) = describe_input(backbone)
+    size = config["input_size"][1]
+    assert line.startswith(f"input: rgb, size {size}, resize {round(size / config['crop_pct'])}, ") and origin in line
+    for key in ("size", "resize", "interpolation", "mean", "std"):
+        assert f"{key}=" in line and f"{key} " in line
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"mean": "0.485:0.456:0.406", "std": "0.229:0.224:0.225"}, IMAGENET),
+        ({"mean": "0", "std": "1"}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
+        ({"resize": "256", "interpolation": "bilinear"}, {"resize": 256, "interpolation": "bilinear"}),
+        ({"size": "160"}, {"size": 160}),
+    ],
+)
+@pytest.mark.parametrize(
+    "source", [f"timm:{VIT},weights=vit.pth", "torchvision:shufflenet_v2_x0_5,weights=shuffle.pth"]
+)
+def test_the_source_sets_every_attribute(weights, monkeypatch, source, options, changed):
+    monkeypatch.chdir(weights)
+    backbone = load_backbone(source + "".join(f",{key}={value}" for key, value in options.items()))
+    assert {key: getattr(backbone.input, key) for key in changed} == changed
+    assert f"with {' and '.join(sorted(options))} of the source" in describe_input(backbone)[0]
+
+
+@pytest.mark.parametrize("place", ["pretrained_cfg", "default_cfg", "config.json", "config.json of old"])
+@pytest.mark.parametrize("source", ["timm:resnet10t", "timm:resnet10t.c3_in1k"])
+def test_a_file_that_states_its_preprocessing_is_obeyed(weights, tmp_path, place, source):
+    state, path = torch.load(weights / "resnet.pth"), tmp_path / "w.pth"
+    torch.save({"state_dict": state} | ({place: STATED} if place.endswith("cfg") else {}), path)
+    if place == "config.json":
+        (tmp_path / place).write_text(json.dumps({"architecture": "resnet10t", "pretrained_cfg": STATED}))
+    elif place == "config.json of old":
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t", **STATED}))
+    backbone = load_backbone(f"{source},weights={path}")
+    assert backbone.input == AS_STATED
+    assert re.search(rf"\(from {place.split()[0]} (of|beside) w.pth;", describe_input(backbone)[0])
+    assert load_backbone(f"{source},weights={path},mean=0.5").input.mean == (0.5,) * 3
+
+
+def test_an_untrained_twin_gets_the_input_that_the_trained_nets_file_states(weights, tmp_path):
+    torch.save({"model": torch.load(weights / "shuffle.pth"), "pretrained_cfg": STATED}, tmp_path / "w.pth")
+    twin = load_backbone(f"random:{TORCHVISION},weights={tmp_path / 'w.pth'},size=64").input
+    assert (twin.mean, twin.std, twin.interpolation) == (AS_STATED.mean, AS_STATED.std, AS_STATED.interpolation)
+    old, new = (f"random:torchvision:mobilenet_v2,size=64,weights=IMAGENET1K_V{version}" for version in (1, 2))
+    assert (load_backbone(old).input.resize, load_backbone(new).input.resize) == (256, 232)  # torchvision's own
+
+
+@pytest.mark.parametrize("side", [64, 160, 224])
+def test_a_vit_of_a_file_takes_another_size_and_files_of_that_size(weights, tmp_path, side):
+    own = timm.create_model(VIT, img_size=side, num_classes=0).eval()
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    x = torch.rand(1, 3, side, side)
+    for path, model in ((tmp_path / "w.pth", own), (weights / "vit.pth", timm.create_model(VIT, num_classes=0).eval())):
+        if model is not own:
+            model.load_state_dict({k: v for k, v in torch.load(path).items() if not k.startswith("head.")})
+            model.set_input_size(img_size=side)  # timm's own resampling
+        backbone = load_backbone(f"timm:{VIT},weights={path},size={side}")
+        with torch.no_grad():
+            theirs = model.forward_features(x)[:, 0]
+            assert torch.allclose(
+                backbone.features(x, ["block12_class"])["block12_class"].flatten(1), theirs, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"architectures": ["ViT"]}', json.dumps({"architecture": VIT, "pretrained_cfg": STATED})]
+)
+def test_a_config_of_something_else_is_not_the_files(weights, tmp_path, content):
+    (tmp_path / "w.pth").write_bytes((weights / "resnet.pth").read_bytes())
+    (tmp_path / "config.json").write_text(content)
+    backbone = load_backbone(f"timm:resnet10t,weights={tmp_path / 'w.pth'}")
+    assert backbone.input.mean == cfg("resnet10t")["mean"] and "w.pth states none" in describe_input(backbone)[0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"mean": "x"}, {"std": (0, 0, 0)}, {"input_size": 3}, {"crop_pct": "a"}, {"mean": (1,)}]
+)
+def test_a_stated_input_that_cannot_be_is_one_sentence(weights, tmp_path, change):
+    torch.save({"model": torch.load(weights / "resnet.pth"), "pretrained_cfg": STATED | change}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"pretrained_cfg of w.pth is not a description of an input") as caught:
+        load_backbone(f"timm:resnet10t,weights={tmp_path / 'w.pth'}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["random:alexnet,fc=0,size=64,norm=false", "timm:resnet10t,weights=none,input=grey"])
+def test_a_grey_input_has_no_mean_to_set(source):
+    with pytest.raises(UserError, match="mean and std are for RGB, and this net takes grey"):
+        load_backbone(f"{source},mean=0.5")
+
+
+def test_files_of_published_formats_take_the_same_options(tmp_path):
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "a.pth")
+    backbone = load_backbone(f"{tmp_path / 'a.pth'},mean=0.5,std=0.25,interpolation=bicubic")
+    assert backbone.input == InputSpec("rgb", 224, 256, "bicubic", (0.5,) * 3, (0.25,) * 3)
+    assert "from the format torchvision-alexnet, with interpolation and mean and std" in describe_input(backbone)[0]
+
+
+def test_the_input_is_said_before_a_measurement_and_with_the_layers(weights, photo_folder, tmp_path, capsys):
+    source = f"timm:resnet10t,weights={weights / 'resnet.pth'},size=64"
+    keys = {"layers": "stage1", "k": (1,), "workers": 0, "quiet": False}
+    transfer.knn(source, str(photo_folder), out=tmp_path / "run", **keys)
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if line.startswith("input: ")]
+    first = next(number for number, text in enumerate(lines) if "training and" in text)
+    assert lines.index(line) < first and "size 64" in line and "since resnet.pth states none" in line
+    assert json.loads((tmp_path / "run" / "backbone.json").read_text())["details"]["preprocessing"].startswith("timm's")
+    assert main(["layers", source]) == 0
+    assert line in capsys.readouterr().err
