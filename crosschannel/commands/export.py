@@ -26,7 +26,7 @@ def export(config: ExportConfig) -> Path:
         UserError: a net that the format has no shape for, or an output that cannot be.
     """
     out = Path(config.out)
-    if config.format == "safetensors" and out.suffix != ".safetensors":
+    if config.format == "safetensors" and out.suffix != ".safetensors" and not out.is_dir():
         raise UserError(f"--out must end in .safetensors for this format, got {out}")
     if not out.parent.parent.is_dir():
         raise UserError(f"cannot write {out}: no folder {out.parent.parent}")

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 import torchvision
