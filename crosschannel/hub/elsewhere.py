@@ -173,7 +173,7 @@ def _input_of(source: Source, config: Mapping[str, Any], kind: str, place: str) 
     """The input of a config of timm's."""
     try:
         size = source.integer("size", 0) or int((config.get("input_size") or (3, 224, 224))[-1])
-        resize = source.integer("resize", round(size / (config.get("crop_pct") or 0.875)))
+        resize = source.integer("resize", max(size, round(size / (config.get("crop_pct") or 0.875))))
         mean, std = tuple(config.get("mean") or InputSpec.mean), tuple(config.get("std") or InputSpec.std)
         input = InputSpec(kind, size, resize, config.get("interpolation") or "bilinear", mean, std)
         return input.changed(**source.look() | {"size": size, "resize": resize})
