@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -9,16 +10,52 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import submitit
+import submitit.slurm.slurm
+from submitit.slurm.slurm import _make_sbatch_string
 
+from crosschannel.errors import UserError
 from slurm.config import SubmitConfig
+
+# Variables with a site's defaults, and their options: sbatch sees one unless the option is set here.
+_SITE = {
+    "SBATCH_ACCOUNT": "account", "SBATCH_CLUSTERS": "clusters", "SLURM_CLUSTERS": "clusters",
+    "SBATCH_CONSTRAINT": "constraint", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos",
+    "SBATCH_RESERVATION": "reservation",
+}  # fmt: skip
+_CONNECTION = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
+_SLURM_VARIABLES = ("SLURM_", "SRUN_", "SBATCH_", "SALLOC_", "SUBMITIT_")
+_PERCENT = "crosschannelpercentsign"  # stands for % while submitit writes the patterns of log files
+SBATCH_S, TIMED_OUT = 60, 124  # seconds that sbatch may take, and how timeout(1) ends then
 
 
 class _SlurmExecutor(submitit.SlurmExecutor):
-    """submitit's, which can be made (for a dry run) on a machine without SLURM too."""
+    """submitit's, for folders with % in their names, too; it can be made without SLURM, for a dry run."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        """The batch script. sbatch and srun expand %j and the like in names of log files, and %% is a percent sign."""
+        folder = str(self.folder).replace("%", _PERCENT)
+        return _make_sbatch_string(command, folder, **self.parameters).replace(_PERCENT, "%%")
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return ["timeout", str(SBATCH_S), *super()._make_submission_command(submission_file_path)]
+
+
+submitit.slurm.slurm.SlurmExecutor = _SlurmExecutor  # submitit makes another executor for an array, by this name
+
+
+def check_home(home: Path, cluster: str) -> None:
+    """Raise a UserError for a folder whose name cannot stand in patterns of log files.
+
+    submitit fills in four patterns wherever they are in a path, and a backslash or a line break has no escape in
+    sbatch's.
+    """
+    odd = re.search(r"%[jtAa]" if cluster == "local" else r"%[jtAa]|[\\\n\r]", str(home.absolute()))
+    if odd:
+        raise UserError(f"{home.parent}: a path with {odd[0]!r} cannot hold a job's logs; give another --out")
 
 
 def build_executor(config: SubmitConfig, home: Path, places: Sequence[Path], code: Path) -> submitit.core.core.Executor:
@@ -83,15 +120,27 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def variables_of_sbatch(config: SubmitConfig) -> list[str]:
+    """Lines on the variables that sbatch would read: those that are passed on, and those that are not."""
+    with outside_of_jobs(config, Path()) if config.cluster == "slurm" else environment({}):
+        left = set(os.environ)
+    counting = sorted(_SITE.keys() & left)
+    ignored = sorted(key for key in os.environ if key.startswith("SBATCH_") and key not in left)
+    lines = [f"from the environment: {', '.join(f'{key}={os.environ[key]}' for key in counting)}"] * bool(counting)
+    return lines + [f"ignored: {', '.join(ignored)}; the keys of submit set these options"] * bool(ignored)
+
+
 @contextlib.contextmanager
 def outside_of_jobs(config: SubmitConfig, code: Path) -> Iterator[None]:
-    """What a job is submitted with: nothing of a job that we may be in ourselves; and for local jobs, which inherit it,
-    what a batch script would set, and no hold on the terminal."""
-    kept = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
+    """The environment that a job is submitted in: without variables of SLURM, which would win over the batch script's
+    options or are of a job that we may be in; and for local jobs, which inherit it, what a batch script would set, and
+    no hold on the terminal."""
+    unset = {key for key, option in _SITE.items() if not (getattr(config, option, "") or option in config.sbatch)}
+    kept = _CONNECTION | unset
     with environment({}):
         os.environ.pop("CROSSCHANNEL_STAGED_DATA", None)
-        for key in list(os.environ) if "SLURM_JOB_ID" in os.environ else []:
-            if key.startswith(("SLURM_", "SRUN_", "SUBMITIT_")) and key not in kept:
+        for key in list(os.environ):
+            if key.startswith(_SLURM_VARIABLES) and key not in kept:
                 del os.environ[key]
         if config.cluster == "slurm":
             yield

@@ -6,6 +6,7 @@ job's container.
 
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -83,6 +84,15 @@ def _known(kind: type[T], rows: Iterable[dict[str, Any]]) -> Iterator[T]:
     for row in rows:
         with contextlib.suppress(UserError):
             yield typed(kind, row, "a row")
+
+
+def no_jobs(run: str) -> str:
+    """Why there is no job of a folder, and what to name instead, in a sentence."""
+    runs = sorted(path.parents[1] for path in Path(run).glob("*/slurm/jobs.jsonl"))
+    if runs:
+        return f"{run} holds {len(runs)} runs with jobs; name one of them, such as {shlex.quote(str(runs[0]))}"
+    why = "it was not submitted by crosschannel-slurm" if Path(run).is_dir() else "there is no such folder"
+    return f"{run} has no jobs: {why}"
 
 
 class JobFolder:

@@ -3,10 +3,14 @@
 Standard library only; no accounting needed.
 """
 
+import contextlib
 import os
 import re
 import subprocess
 from dataclasses import dataclass
+
+PATIENCE_S = 15  # for an answer on the queue: a person waits
+_FILTERS = ("SQUEUE_", "SCANCEL_", "SCONTROL_")  # variables by which a user's own calls differ
 
 
 @dataclass(frozen=True)
@@ -22,41 +26,74 @@ class Queued:
     reason: str
 
 
-def ask(*command: str) -> str | None:
-    """The output of a SLURM command; None where there is no such command, or it fails."""
+class NoAnswer(Exception):
+    """SLURM does not answer; the message says why."""
+
+
+def ask(*command: str, seconds: float = 60) -> str:
+    """The output of a SLURM command, whatever filters and formats the user's variables set.
+
+    Raises:
+        NoAnswer: there is no such command, it fails, or it takes too long.
+    """
+    program, environment = command[0], {k: v for k, v in os.environ.items() if not k.startswith(_FILTERS)}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+        asked = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, env=environment, timeout=seconds, check=True
+        )
+        return asked.stdout.decode(errors="replace")
+    except FileNotFoundError:
+        raise NoAnswer(f"there is no {program} here") from None
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"{program} has not answered for {seconds:g} s") from None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
+        raise NoAnswer(f"{program}: {lines[-1].removeprefix(f'{program}: ').removeprefix('error: ')}") from None
+    except OSError as error:
+        raise NoAnswer(f"{program}: {error.strerror}") from None
 
 
-def queue() -> dict[str, Queued] | None:
-    """This user's jobs by id (``12`` or ``12_3``); None where the queue cannot be asked."""
-    output = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%R")
-    if output is None:
-        return None
+def _succeeds(*command: str) -> bool:
+    """Whether a SLURM command ends well."""
+    with contextlib.suppress(NoAnswer):
+        ask(*command)
+        return True
+    return False
+
+
+def queue() -> tuple[dict[str, Queued] | None, str]:
+    """This user's jobs by id (``12`` or ``12_3``); None, and why, where SLURM does not answer."""
+    try:
+        output = ask(
+            "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%R", seconds=PATIENCE_S
+        )
+    except NoAnswer as problem:
+        return None, str(problem)
     found = {}
     for line in output.splitlines():
         job, state, reason = line.split("|", 2)
         found[job] = Queued(state, reason)
-    return found
+    return found, ""
 
 
 def record(job: str) -> dict[str, str]:
     """What ``scontrol show job`` says of a job, by key; empty where it says nothing."""
-    return dict(re.findall(r"(\S+?)=(\S*)", ask("scontrol", "--oneliner", "show", "job", job) or ""))
+    try:
+        return dict(re.findall(r"(\S+?)=(\S*)", ask("scontrol", "--oneliner", "show", "job", job)))
+    except NoAnswer:
+        return {}
 
 
 def requeue(job: str) -> bool:
     """Put a running job back into the queue; whether that went well."""
-    return ask("scontrol", "requeue", job) is not None
+    return _succeeds("scontrol", "requeue", job)
 
 
 def cancel(job: str) -> bool:
     """Cancel a job; whether that went well."""
-    return ask("scancel", job) is not None
+    return _succeeds("scancel", job)
 
 
 def tell(job: str) -> bool:
     """Send SIGTERM to the ranks of a running job; whether that went well."""
-    return ask("scancel", "--signal=TERM", job) is not None
+    return _succeeds("scancel", "--signal=TERM", job)

@@ -22,7 +22,15 @@ from crosschannel.files import LOCK, FolderLock, write_text
 from slurm import queue
 from slurm.command import WrappedCommand, check_paths, check_place, prefetch, sweep
 from slurm.config import SubmitConfig
-from slurm.executor import build_executor, environment, outside_of_jobs
+from slurm.executor import (
+    SBATCH_S,
+    TIMED_OUT,
+    build_executor,
+    check_home,
+    environment,
+    outside_of_jobs,
+    variables_of_sbatch,
+)
 from slurm.job_folder import Job, JobFolder
 from slurm.snapshot import snapshot
 from slurm.task import Task
@@ -56,7 +64,9 @@ def _submit(config: SubmitConfig) -> list[Path]:
 
 def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]:
     """While the run folders' jobs are held: of two that submit at once, one sees the job of the other."""
-    todo, queued = [], queue.queue()
+    todo, (queued, problem) = [], queue.queue()
+    if config.cluster == "slurm" and queued is None and shutil.which("squeue") and not config.dry_run:
+        raise UserError(f"SLURM does not answer: {problem}; nothing was submitted, try again later")
     for command in sweep(config.command, config.sweep):
         run = check_place(command, config.ranks)
         if run is not None and run.finished:
@@ -73,12 +83,13 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
                 raise UserError(f"{place} has job {job.id} already; crosschannel-slurm cancel ends it")
             unknown = job.cluster == "slurm" and state_of(job, JobFolder(place), queued) == "UNKNOWN"
             if unknown and not config.dry_run:
-                raise UserError(f"squeue cannot be asked whether job {job.id} of {place} is still there; try again")
+                raise UserError(f"job {job.id} of {place} may still be queued: {problem}; try again on a login node")
         todo.append((place, command))
     if not todo:
         return []
     places = [place for place, _ in todo]
     home = (places[0].parent if config.sweep else places[0]) / "slurm"
+    check_home(home, config.cluster)
     code = Path(config.code_copy or home / "code" / time.strftime("%Y%m%d-%H%M%S")).absolute()
     if config.dry_run:
         _print_script(config, home, places, code)
@@ -86,6 +97,8 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
     missing = next((program for program in ("sbatch", "srun") if not shutil.which(program)), None)
     if config.cluster == "slurm" and missing:
         raise UserError(f"there is no {missing} here: submit on a login node, or take --profile local")
+    for line in variables_of_sbatch(config):
+        say(line)
     with environment(config.env):
         for _, command in todo:
             prefetch(command)
@@ -173,6 +186,8 @@ def _here() -> str:
 
 def _reason(error: Exception) -> str:
     """What sbatch said."""
+    if getattr(error.__cause__ or error, "returncode", None) == TIMED_OUT:
+        return f"sbatch has not answered for {SBATCH_S} s; see squeue before you submit again"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("sbatch:")] or lines[-1:]
     return " ".join(line.removeprefix("sbatch:").strip().removeprefix("error:").strip() for line in said)

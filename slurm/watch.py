@@ -21,7 +21,7 @@ from crosschannel.stored import read_yaml, typed
 from crosschannel.training.log import clock
 from slurm import queue
 from slurm.config import CancelConfig, LogsConfig, StatusConfig
-from slurm.job_folder import Job, JobFolder
+from slurm.job_folder import Job, JobFolder, no_jobs
 from slurm.queue import Queued
 
 _PROGRAM = "crosschannel-slurm"
@@ -71,7 +71,7 @@ def runs_below(paths: Sequence[str]) -> list[JobFolder]:
 
 
 def status(config: StatusConfig) -> None:
-    folders, queued = runs_below(config.runs), queue.queue()
+    folders, (queued, problem) = runs_below(config.runs), queue.queue()
     table, reasons = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)), []
     for head in ("run", "job", "state", "nodes", "step", "loss", "images/s", "left", "starts"):
         table.add_column(head, overflow="fold" if head == "run" else "ellipsis", no_wrap=head != "run")
@@ -84,6 +84,8 @@ def status(config: StatusConfig) -> None:
     console.print(table if folders else f"no jobs below {', '.join(config.runs)}", markup=False)
     for line in reasons:
         console.print(line, markup=False, soft_wrap=True)
+    if queued is None and any(folder.jobs()[-1].cluster == "slurm" for folder in folders):
+        say(f"SLURM's queue cannot be read: {problem}")
 
 
 def after_status(config: StatusConfig) -> list[str]:
@@ -132,7 +134,10 @@ def logs(config: LogsConfig) -> None:
     job, places, asked, active = folder.jobs()[-1], {}, -60.0, config.follow
     while True:
         if config.follow and time.monotonic() - asked > 10:
-            active, asked = is_active(job, queue.queue()), time.monotonic()
+            queued, problem = queue.queue()
+            active, asked = is_active(job, queued), time.monotonic()
+            if queued is None and job.cluster == "slurm":
+                say(f"SLURM's queue cannot be read: {problem}; these are the logs so far")
         paths = [path for path in Path(job.logs).glob(f"{job.id}_*_log.*") if _LOG.search(path.name)]
         for path in sorted(paths, key=_rank):
             places[path] = _print_from(path, places.get(path), f"[{_rank(path)}] ", config.lines, job.ranks > 1)
@@ -170,15 +175,15 @@ def cancel(config: CancelConfig) -> None:
     Raises:
         UserError: a run has no job, or it cannot be cancelled from here.
     """
-    folders, queued = runs_below(config.runs), queue.queue()
+    folders, (queued, problem) = runs_below(config.runs), queue.queue()
     if not folders:
         raise UserError(f"no jobs below {', '.join(config.runs)}")
     for folder in folders:
         job = folder.jobs()[-1]
         state, events = state_of(job, folder, queued), folder.events(job.id)
         if state == "UNKNOWN":
-            place = "SLURM's queue cannot be asked" if job.cluster == "slurm" else f"it was started on {job.host}"
-            raise UserError(f"job {job.id} of {folder.run} cannot be cancelled here: {place}")
+            why = f"it was started on {job.host}" if job.cluster == "local" else f"no answer from SLURM: {problem}"
+            raise UserError(f"job {job.id} of {folder.run} cannot be cancelled here: {why}")
         if not is_active(job, queued):
             say(f"{folder.run}: job {job.id} has ended already")
             continue
@@ -200,5 +205,5 @@ def after_cancel(config: CancelConfig) -> list[str]:
 def _with_jobs(run: str) -> JobFolder:
     folder = JobFolder(run)
     if not folder.jobs():
-        raise UserError(f"{run} has no jobs: it was not submitted by crosschannel-slurm")
+        raise UserError(no_jobs(run))
     return folder
