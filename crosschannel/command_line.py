@@ -18,7 +18,7 @@ from typing import Any
 import crosschannel
 from crosschannel.console import open_streams, say
 from crosschannel.errors import WORKER_LOST, UserError, file_problem
-from crosschannel.parsing import Command, config_folder, named, parse
+from crosschannel.parsing import Command, config_folder, named, options_of, parse, typed_flags
 from crosschannel.runs.interrupts import EXIT_CODE, Interrupted, handlers_kept
 
 
@@ -74,7 +74,7 @@ def main(
         debug = "--debug" in argv
         try:
             try:
-                return _answer(program, [word for word in translate(argv) if word != "--debug"])
+                return _answer(program, _without_debug(translate(argv)))
             finally:
                 sys.stdout.flush()  # now, where it can be said that it failed
         except UserError as error:
@@ -109,6 +109,11 @@ def _end_of_process() -> Iterator[None]:
             worker.kill()
 
 
+def _without_debug(argv: list[str]) -> list[str]:
+    options = options_of(argv)
+    return [word for word in options if word != "--debug"] + argv[len(options) :]
+
+
 def _silence_stdout() -> None:
     """What cannot be written now is not tried again when the interpreter ends."""
     with contextlib.suppress(OSError, ValueError):
@@ -136,9 +141,8 @@ def _show_warning(message, category, *_place, **_more) -> None:
 
 def _which_config(argv: list[str]) -> str:
     """The recipe that a command line names, in words."""
-    flags = [(word.partition("=")[2] or following) for word, following in zip(argv, [*argv[1:], ""], strict=True)
-             if word.partition("=")[0] == "--config"]  # fmt: skip
-    return f"config {flags[-1]}" if flags else "no config, the defaults that --help shows"
+    name = typed_flags(argv).get("--config")
+    return f"config {name}" if name else "no config, the defaults that --help shows"
 
 
 def run(program: Program, argv: list[str]) -> int:
@@ -150,7 +154,7 @@ def run(program: Program, argv: list[str]) -> int:
         there = [known for known in program.commands if known.startswith(f"{name} ")] or program.commands
         raise UserError(f"no command {name!r}; there are {', '.join(there)}")
     command = program.commands[name]
-    if {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(options_of(rest)):
         from crosschannel.help import help_text
 
         print(help_text(command, program.name, name, rest, program.folder(name)))

@@ -86,7 +86,7 @@ def shows_keys(config: type, apart: Collection[str] = ()) -> Callable[[F], F]:
             for key, words in documented(entry.type).items()
         }
         lines = [f"        {short[name]} (default {value!r}): {told.get(name, '')}" for name, value in values.items()]
-        function.__doc__ = "\n".join([function.__doc__.rstrip(), "", "    Keys:", *lines, ""])
+        function.__doc__ = "\n".join([(function.__doc__ or "").rstrip(), "", "    Keys:", *lines, ""])
         return function
 
     return shown

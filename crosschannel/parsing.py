@@ -74,10 +74,15 @@ def _given(key: str, argv: Sequence[str], configs: Path) -> str | None:
     return value
 
 
+def options_of(argv: Sequence[str]) -> list[str]:
+    """The words before ``--``: those after it are given by place, whatever they begin with."""
+    return list(takewhile(lambda word: word != "--", argv))
+
+
 def typed_flags(argv: Sequence[str]) -> dict[str, str]:
     """Flags and the words that they are given, or that follow them; the last of a name counts."""
     values: dict[str, str] = {}
-    for word, following in pairwise([*argv, ""]):
+    for word, following in pairwise([*options_of(argv), ""]):
         flag, equals, value = word.partition("=")
         values[flag] = value if equals else following
     return values
@@ -234,13 +239,14 @@ def _prepare(
     argv: list[str], configs: Path, command: Command, parser: Any, config_class: type
 ) -> tuple[list[str], str, dict[str, Any]]:
     """Flags by their keys, with '_' for '-', `--config` as a path, switches with a value, and lists of words as one:
-    those of several flags of a name, and those that follow one another, where no list is given by place; the config's
-    path and what it holds besides."""
+    those of several flags of a name, and those that follow one another, where no list is given by place; after ``--``
+    the words that are given by place; the config's path and what it holds besides."""
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
-    groups = {key.rpartition(".")[0] for key in types}
+    groups = {key.rpartition(".")[0] for key in types} - {""}
     prepared, path, tree, lists = [], "", {}, {}
     has_many = any(entry.type == list[str] for entry in fields(config_class) if entry.name in command.positional)
-    rest = deque(argv)
+    options, placed = options_of(argv), []
+    rest = deque(options)
     while rest:
         argument = rest.popleft()
         flag, equals, value = argument.partition("=")
@@ -271,14 +277,25 @@ def _prepare(
                     lists.setdefault(key, []).extend(words)
                     continue
                 equals, value = "=", words[0]
-            alone = types.get(key) is bool and not equals and following.lower() not in ("true", "false")
-            prepared.append(f"--{key}{equals}{value}" + ("=true" if alone else ""))
+            if not equals and _takes(types, key, following) and rest and not rest[0].startswith("--"):
+                equals, value = "=", rest.popleft()
+            prepared.append(f"--{key}{equals}{value}" + ("=true" if types.get(key) is bool and not equals else ""))
         else:
-            prepared.append(argument)
+            (prepared if re.match("-.", argument) else placed).append(argument)
     for key, words in lists.items():
         alone = len(words) == 1 and plain_type(types[key]) is str
         prepared.append(f"--{key}={words[0] if alone else json.dumps(words, ensure_ascii=False)}")
-    return prepared, path, tree
+    placed += argv[len(options) + 1 :]
+    if len(placed) > len(command.positional) and not has_many:
+        raise UserError(f"unexpected argument {placed[len(command.positional)]!r}; --help lists the arguments")
+    return [*prepared, "--", *placed] if placed else prepared, path, tree
+
+
+def _takes(types: dict[str, Any], key: str, following: str) -> bool:
+    """Whether a flag takes the word that follows it as its value."""
+    if types.get(key) is bool:
+        return following.lower() in ("true", "false")
+    return key not in ("help", "print_config")
 
 
 def _is_numbers(hint: Any) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 from crosschannel import command_line
 from crosschannel.command_line import Command, Program
 from crosschannel.errors import UserError
+from crosschannel.parsing import options_of
 from crosschannel.stored import read_yaml
+from slurm.job_folder import no_jobs
 
 PROFILES = Path(__file__).parent / "profiles"
 PROGRAM = Program(
@@ -65,26 +67,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepared(argv: list[str]) -> list[str]:
-    """Our own way of typing, as flags: the command after ``--``, ``--profile``, ``--sweep`` more than once, ``-f``,
-    and the run of ``resume``, which stands for the submission that is stored there."""
-    if "--" in argv:
-        place = argv.index("--")
-        argv, command = argv[:place], argv[place + 1 :]
-    else:
-        command = []
+    """The flags that a command line of ours stands for: the command after ``--`` (of `submit`), ``--profile``,
+    repeated ``--sweep``, ``-f``, and the stored submission of a run (of `resume`)."""
+    if argv[:2] == ["resume", "--"]:
+        argv = ["resume", *argv[2:]]
+    options = options_of(argv)
+    if options[:1] not in (["submit"], ["resume"]):
+        return [*("--follow" if word == "-f" else word for word in options), *argv[len(options) :]]
+    command, argv = argv[len(options) + 1 :], options
     if {"-h", "--help"} & set(argv):
         return argv
-    typed = argv[:1] == ["submit"]
-    if argv[:1] == ["resume"]:
-        argv = ["submit", *_stored(argv[1:])]
-    if argv[:1] == ["submit"] and importlib.util.find_spec("submitit") is None:
-        raise UserError("submitit is missing: pip install 'crosschannel[slurm]'")
     programs = [place for place, word in enumerate(argv) if Path(word).name in ("crosschannel", "transfer")]
-    if typed and not command and programs:
+    if argv[0] == "submit" and not command and programs:
         whole = [*argv[: programs[0]], "--", *argv[programs[0] :]]
         raise UserError(f"put -- before the command: crosschannel-slurm {shlex.join(whole)}")
-    if argv[:1] != ["submit"]:
-        return ["--follow" if word == "-f" else word for word in argv]
+    if argv[0] == "resume":
+        argv = ["submit", *_stored(argv[1:])]
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError("submitit is missing: pip install 'crosschannel[slurm]'")
     words, axes = [], []
     rest = iter(argv)
     for word in rest:
@@ -107,7 +107,7 @@ def _stored(words: list[str]) -> list[str]:
         raise UserError("resume takes a run folder: crosschannel-slurm resume RUN")
     path = Path(words[0], "slurm", "submission.yaml")
     if not path.is_file():
-        raise UserError(f"{words[0]} has no jobs: it was not submitted by crosschannel-slurm")
+        raise UserError(no_jobs(words[0]))
     named = read_yaml(path).get("cwd")
     cwd = Path(named) if isinstance(named, str) and named else None
     if cwd is None or not cwd.is_dir():

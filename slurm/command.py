@@ -27,6 +27,7 @@ from crosschannel.hub.sources import (
     source_files,
     source_paths,
 )
+from crosschannel.parsing import options_of
 from crosschannel.runs.config import (
     TrainedConfig,
     check_ranks,
@@ -108,7 +109,7 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
     name, *arguments = rest
     if name not in table.commands:
         raise UserError(f"no command {name!r}; there are {', '.join(table.commands)}")
-    if {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(options_of(arguments)):
         raise UserError(f"--help is for the command itself: {Path(program).name} {name} --help")
     config = table.parse(name, [word for word in arguments if word != "--debug"])
     return WrappedCommand(module, name, arguments, config)
@@ -127,12 +128,12 @@ def sweep(words: Sequence[str], axes: Sequence[str]) -> list[WrappedCommand]:
         raise UserError(f"a sweep is for commands with a run folder; {base.name} has none")
     if not any(word == "--out" or word.startswith("--out=") for word in base.arguments):
         raise UserError("a sweep needs --out: the folder that its run folders go into")
-    choices = [_axis(axis) for axis in axes]
+    choices, options = [_axis(axis) for axis in axes], options_of(words)
     commands = []
     for combination in product(*choices):
         place = Path(base.config.out) / "_".join(f"{key}={value}" for key, value in combination).replace("/", "-")
-        flags = [f"--{key}={value}" for key, value in combination]
-        commands.append(read_command([*words, *flags, f"--out={place}"]))
+        flags = [*(f"--{key}={value}" for key, value in combination), f"--out={place}"]
+        commands.append(read_command([*options, *flags, *words[len(options) :]]))
     if len({command.config.out for command in commands}) < len(commands):
         raise UserError(f"--sweep names a value twice: {', '.join(axes)}")
     return commands

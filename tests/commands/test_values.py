@@ -202,6 +202,18 @@ def test_python_without_docstrings_and_asserts():
     words = [sys.executable, "-OO", "-m", "crosschannel.cli", "pretrain", "--data=/gone", "--optim.lr=-1"]
     found = subprocess.run(words, capture_output=True, text=True)
     assert found.returncode == 2 and found.stderr.startswith("crosschannel: optim.lr must be above 0")
+    code = (
+        "import inspect, sys, transfer; from transfer.cli import PROGRAM; from transfer.protocols import PROTOCOLS\n"
+        "from crosschannel.help import help_text\n"
+        "for name, entry in PROTOCOLS.items():\n"
+        "    function = getattr(transfer, entry.package)\n"
+        "    keys = inspect.signature(function).parameters\n"
+        "    if 'config' not in keys or 'seed' not in function.__doc__: sys.exit(name)\n"
+        "    text = help_text(entry.command, 'transfer', name, [], PROGRAM.folder(name))\n"
+        "    if '--backbone SOURCE' not in text or 'of whatever is drawn at random' not in text: sys.exit(name)\n"
+    )
+    found = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.parametrize(
