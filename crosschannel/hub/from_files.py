@@ -17,6 +17,7 @@ from crosschannel.hub.sources import WEIGHTS, Source
 from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family, widen_to_lab
 from crosschannel.models.alexnet import OURS
 from crosschannel.models.backbone import Provenance
+from crosschannel.runs.result import missing_file
 from crosschannel.stored import read_yaml
 
 Loaded = tuple[nn.Module, InputSpec, Provenance]
@@ -26,11 +27,9 @@ def weights_path(source: Source, name: str) -> Path:
     path = user_path(source.name)
     if path.is_dir():
         if not (path / name).is_file():
-            is_run = (path / "config.yaml").is_file()
-            hint = "the run has not finished; start it again to go on" if is_run else "it is not a run folder"
             if source.text.startswith("hf-hub:"):
                 raise UserError(f"{source.text} has no {name}: only nets of crosschannel load so; timm's are timm:NAME")
-            raise UserError(f"{path} has no {name}: {hint}")
+            raise UserError(missing_file(path, name))
         return path / name
     if not path.exists():
         raise UserError(f"no source {source.text!r}: neither a file or run folder nor a known kind{_hint(source.name)}")

@@ -1,6 +1,7 @@
 """What a finished run found, and how it lies in its folder: figures in ``result.json``, rows in ``predictions.npz``."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 import crosschannel
 from crosschannel.console import Console, as_text
 from crosschannel.errors import UserError
-from crosschannel.files import is_run_folder, user_path, written_whole
+from crosschannel.files import RUN_HEADER, is_run_folder, read_text, user_path, written_whole
 from crosschannel.keys import at_least
 from crosschannel.runs.config import science
 from crosschannel.runs.folder import RunFolder
 from crosschannel.stored import read_arrays, read_json, typed
 
 ROWS = "predictions.npz"
+_TEXTS = ("names", "classes")  # columns of strings
 _COUNTS = "#counts"  # after the name of a ragged column: how many values each image has
 
 
@@ -146,19 +148,23 @@ def load_rows(run: Path, n: int) -> dict[str, Column]:
     arrays = read_arrays(path) if path.is_file() else {}
     rows: dict[str, Column] = {}
     for name, array in arrays.items():
+        is_text = name in _TEXTS
+        if array.dtype.kind not in ("U" if is_text else "biuf") or (array.ndim != 1 if is_text else array.ndim < 1):
+            kind = "a list of strings" if is_text else "numbers, a row an image"
+            raise UserError(f"{path} is damaged: {name} is {array.dtype} of shape {array.shape}, not {kind}")
         counts = arrays.get(name + _COUNTS)
-        if counts is not None and (counts.dtype.kind not in "iu" or (counts < 0).any() or counts.sum() != len(array)):
+        if counts is not None and not _counts_rows(counts, array):
             raise UserError(f"{path} is damaged: the rows of {name} are not those that it counts")
         if not name.endswith(_COUNTS):
             rows[name] = array if counts is None else Ragged(array, counts.astype(np.int64))
-    complete = not rows or ("names" in rows and rows["names"].dtype.kind == "U")
-    texts = ("names", "classes")
-    numeric = all(
-        (c.values if isinstance(c, Ragged) else c).dtype.kind in "biuf" for k, c in rows.items() if k not in texts
-    )
-    if not (complete and numeric and all(len(column) == n for name, column in rows.items() if name != "classes")):
+    lengths = {name: len(column) for name, column in rows.items() if name != "classes"}
+    if rows and ("names" not in rows or set(lengths.values()) != {n}):
         raise UserError(f"{path} is damaged: it does not hold a row for each of the {n} images")
     return rows
+
+
+def _counts_rows(counts: np.ndarray, values: np.ndarray) -> bool:
+    return counts.dtype.kind in "iu" and counts.ndim == 1 and (counts >= 0).all() and counts.sum() == len(values)
 
 
 def read_result(run: Path) -> Result:
@@ -169,8 +175,7 @@ def read_result(run: Path) -> Result:
     """
     path = run / "result.json"
     if not path.is_file():
-        hint = "it has not finished" if is_run_folder(run) else "it is no run folder"
-        raise UserError(f"{run} has no result.json: {hint}")
+        raise UserError(missing_file(run, "result.json"))
     return typed(Result, read_json(path), str(path))
 
 
@@ -201,12 +206,27 @@ def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Re
         if (path / "result.json").is_file():
             found.append((path, load_result(path)))
         else:
-            without.append(f"{path}: {'it has not finished' if is_run_folder(path) else 'it is no run folder'}")
+            without.append(missing_file(path, "result.json"))
     if without and not found:
-        raise UserError(f"no result in {without[0]}")
+        raise UserError(without[0])
     for words in without:
-        console.print(f"left out {words}", markup=False)
+        console.print(f"left out: {words}", markup=False)
     return found
+
+
+def missing_file(run: Path, name: str) -> str:
+    """Why a path lacks a file that is written as a run finishes, and what to do, in a sentence."""
+    if not run.is_dir():
+        return f"{run} is not a run folder: it {'is a file' if run.exists() else 'does not exist'}"
+    if not is_run_folder(run):
+        return f"{run} has no {name}: it is not a run folder"
+    head = read_text(run / "config.yaml").partition("\n")[0]
+    command = head.removeprefix(RUN_HEADER).partition("(")[0].strip()
+    if (run / "result.json").is_file():
+        return f"{run} has no {name}: it is a finished run of `{command}`"
+    program = "crosschannel" if command in ("pretrain", "evaluate") else "transfer"
+    resume = shlex.join([program, command, "--config", str(run / "config.yaml"), "--out", str(run)])
+    return f"{run} has no {name}: the run has not finished; `{resume}` resumes it"
 
 
 def write_provenance(run: RunFolder, input: Any, described: dict[str, Any]) -> None:

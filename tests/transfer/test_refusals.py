@@ -12,7 +12,7 @@ REFUSED = [
     ("transfer", "report {run} --out {own}", "report.md is there"),
     ("transfer", "report {run} --out {own}/w.txt", "is a file"),
     ("transfer", "report {run} --out {run}", "{run}"),
-    ("transfer", "report {own} --out new/deep", "it is no run folder"),
+    ("transfer", "report {own} --out new/deep", "it is not a run folder"),
     ("transfer", "report gone --out new", "no run folder"),
     ("transfer", "compare {run} {own}", "two run folders that have finished"),
     ("transfer", "knn --backbone gone.pth --data {photos} --out new/deep", "no source"),
