@@ -4,6 +4,7 @@ Both were scored on the same images, so every resample weighs the images of both
 the figure (a mean, an average precision), has an interval of its own.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -56,6 +57,13 @@ def compare(
     for result in (first, second):
         if result.protocol not in (*PROTOCOLS, *SCORED) or not result.rows:
             raise UserError(f"a {result.protocol} run has no predictions to compare image by image")
+    for result in (first, second):
+        name, count = Counter(result.rows["names"].tolist()).most_common(1)[0]
+        if count > 1:
+            raise UserError(
+                f"{result.protocol} of {result.backbone} on {result.data} has {count} rows for the image {name!r}; "
+                "images are paired by name, so each must be scored once"
+            )
     places = {name: i for i, name in enumerate(second.rows["names"])}
     if len(places) != len(first.rows["names"]) or any(name not in places for name in first.rows["names"]):
         raise UserError("the two runs were scored on different images; only runs on the same images can be paired")
@@ -133,5 +141,8 @@ def main(config: CompareConfig) -> list[Difference]:
             Text(f"{low:+.{digits}f} … {high:+.{digits}f}", style),
         ]
     head = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % interval"]
-    print_captioned(f"A {first.backbone}\nB {second.backbone}\n{first.n} images, shares in %", table(rows, head))
+    names = [first.backbone, second.backbone]
+    if names[0] == names[1]:
+        names = [f"{name} ({run})" for name, run in zip(names, config.runs, strict=True)]
+    print_captioned(f"A {names[0]}\nB {names[1]}\n{first.n} images, shares in %", table(rows, head))
     return differences

@@ -162,6 +162,6 @@ class ReportConfig(PlainConfig):
     title: str = "What the backbones learned"
     """of the page"""
     label: list[str] = field(default_factory=list)
-    """RUN=TEXT or BACKBONE=TEXT …: what runs are called on the page"""
+    """RUN=TEXT or BACKBONE=TEXT: name of a run on the page; repeat the flag for further runs"""
     overwrite: bool = False
     """replace files that no report has written"""

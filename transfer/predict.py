@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from crosschannel import wrap
-from crosschannel.console import progress, stderr_console
+from crosschannel.console import plain, progress, stderr_console
 from crosschannel.csv_files import write_rows
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
@@ -59,7 +59,7 @@ def main(config: PredictConfig) -> list[Path]:
                     found = predict(data)
                     with only_this_name():
                         scores.written += _save(found, target, outputs)
-                    scores.add(str(source), found, _thumbnail(found, data))
+                    scores.add(plain(source), found, _thumbnail(found, data))
                 except BrokenImage as error:
                     failed.append(str(source))
                     console.print(f"nothing of {source}: {error}", markup=False)
@@ -137,7 +137,7 @@ def _thumbnail(found: Prediction, data: bytes) -> Image.Image:
 
 class Scores:
     """``scores.csv``, a row a picture, ``boxes.csv``, a row a box that is found, and ``sheet-N.png``, the pictures with
-    their likeliest (or largest) classes.
+    their likeliest (or largest) classes. Names are as :func:`~crosschannel.console.plain` has them.
 
     Args:
         out: the folder.

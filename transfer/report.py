@@ -76,6 +76,7 @@ def _labelled(groups: list[Group], labels: Sequence[str]) -> list[Group]:
         UserError: a label of nothing that is shown.
     """
     more = {id(entry): entry.label.removeprefix(entry.backbone) for entry in groups}
+    texts: dict[int, dict[str, None]] = defaultdict(dict)
     for label in labels:
         places = [place for place, mark in enumerate(label) if mark == "="]
         meant = {label[:place].rstrip("/"): label[place + 1 :] for place in places}
@@ -89,12 +90,16 @@ def _labelled(groups: list[Group], labels: Sequence[str]) -> list[Group]:
             raise UserError(f"the label {label!r} is of none of the runs; write RUN=TEXT or BACKBONE=TEXT")
         for entry, text in named:
             entry.label = text + more[id(entry)]
-    seen: set[tuple[str, str, str]] = set()
+            texts[id(entry)][text] = None
+            if len(texts[id(entry)]) > 1:
+                runs, both = ", ".join(str(path) for path, _ in entry.runs), " and ".join(map(repr, texts[id(entry)]))
+                raise UserError(f"{runs}: one row of the page has two labels, {both}; give it one")
+    seen: dict[tuple[str, str, str], Path] = {}
     for entry in groups:
-        place = (entry.first.protocol, entry.first.data, entry.label)
+        place, run = (entry.first.protocol, entry.first.data, entry.label), entry.runs[0][0]
         if labels and place in seen:
-            raise UserError(f"two runs of the page would be called {entry.label!r}")
-        seen.add(place)
+            raise UserError(f"{seen[place]} and {run} are both called {entry.label!r}; give them different labels")
+        seen[place] = run
     return groups
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,23 @@ def test_intervals_of_map_cover_the_truth():
         low, high = intervals(lambda weights, pair=pair: difference(pair, weights), 300, 300, 0.95, number)["map"]
         held += low <= truth <= high
     assert 180 <= held <= 198
+
+
+@pytest.mark.parametrize("names", [("aabc", "abcd"), ("abcd", "abbb"), ("aabc", "aabc"), ("abca", "aabc")])
+def test_an_image_that_is_scored_twice_is_named(names):
+    first, second = (result({"conv1/top1": np.ones(4, bool)}, list(letters)) for letters in names)
+    second.backbone = "other"
+    which = "net" if len(set(names[0])) < 4 else "other"
+    with pytest.raises(UserError, match=f"of {which} on data has [23] rows for the image '[ab]'"):
+        compare(first, second, resamples=10)
+
+
+def test_two_runs_of_one_backbone_are_told_apart_by_their_folders(finished_probe, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_probe, copy)
+    assert main(["compare", str(finished_probe), str(copy), "--resamples=10"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.endswith(f"({finished_probe})") and second.endswith(f"({copy})")
 
 
 def test_damaged_rows_are_one_sentence():

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from PIL import Image
 
 import transfer
 from crosschannel import InputSpec, UserError, load_backbone, wrap
+from crosschannel.console import plain
 from crosschannel.data import open_images
 from crosschannel.data.decode import EncodedImage
+from crosschannel.files import Outputs
 from crosschannel.hub.files import save_backbone
 from crosschannel.runs.result import load_result
 from transfer.cli import main
 from transfer.pascal.segmentation import PALETTE, confusion_of, summed
-from transfer.predict import load_predictor
+from transfer.predict import Scores, load_predictor
+from transfer.prediction import Prediction
 
 SMALL = ["--train.precision=float32", "--runtime.workers=0", "--runtime.tensorboard=false", "--train.steps=4"]
 NET = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
@@ -79,6 +83,43 @@ def test_masks_are_of_the_pictures_own_size_and_a_broken_picture_stops_nothing(r
     mask = np.array(Image.open(out / "more" / "wide-mask.png"))
     (wide,) = (row for row in rows if row[0].endswith("wide.jpg"))
     assert float(wide[2]) == pytest.approx((mask == 0).mean(), abs=1e-4)  # shares of the pixels
+
+
+ODD = [b"caf\xe9", b"caf\xe8", b"\xff\xfe", b"\xed\xa0\x80", "日本".encode(), b'q"u,o', b"new\nline", b"\x1b[31mred"]
+
+
+@pytest.fixture
+def odd_pictures(tmp_path, photos) -> Path:
+    """Pictures whose names are no UTF-8, or hold what CSV files and terminals take for their own."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for number, name in enumerate(ODD):
+        Image.fromarray(photos[number % len(photos)][:40, :50]).save(
+            Path(os.fsdecode(bytes(folder) + b"/" + name + b".png"))
+        )
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["segment", "classify", "linear-probe"])
+def test_a_name_that_is_no_utf_8_costs_no_row(runs, odd_pictures, kind, tmp_path):
+    out = tmp_path / "out"
+    assert main(["predict", str(runs / kind), str(odd_pictures), f"--out={out}"]) == 0
+    rows = list(csv.DictReader(io.StringIO((out / "scores.csv").read_text(encoding="utf-8"), newline="")))
+    names = {row["picture"] for row in rows}
+    assert names == {plain(path) for path in odd_pictures.iterdir()} and len(names) == len(ODD)
+    assert not any(set("\x1b\udce9") & set(name) for name in names) and (out / "sheet-1.png").is_file()
+    if kind == "segment":
+        assert {os.fsencode(path.name) for path in out.glob("*-mask.png")} == {name + b"-mask.png" for name in ODD}
+
+
+def test_boxes_of_a_picture_by_any_name_are_written(tmp_path):
+    scores = Scores(tmp_path, Outputs("transfer predict"))
+    for name in ODD:
+        found = Prediction({"cat": 0.5}, boxes=[("cat", 0.5, 1.0, 2.0, 3.0, 4.0)] * 2)
+        scores.add(plain(os.fsdecode(name)), found, Image.new("RGB", (8, 8)))
+    scores.close()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "boxes.csv").read_text(encoding="utf-8"), newline="")))
+    assert len(rows) == 2 * len(ODD) and {row["right"] for row in rows} == {"3.0"}
 
 
 @pytest.mark.parametrize("kind", ["segment", "dense"])

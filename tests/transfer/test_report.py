@@ -117,6 +117,29 @@ def test_a_label_of_nothing_is_refused(tmp_path, capsys):
     assert "the label 'gone=x' is of none of the runs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("{a}=x {a}=y", "{a}: one row of the page has two labels, 'x' and 'y'; give it one"),
+        ("{a}=x runs/a-0=y", "one row of the page has two labels, 'x' and 'y'"),
+        ("{b1}=x {b2}=y", "{b1}, {b2}: one row of the page has two labels, 'x' and 'y'"),
+        ("{a}=x {b1}=x", "{a} and {b1} are both called 'x'; give them different labels"),
+        ("{b2}=runs/a-0", "{a} and {b1} are both called 'runs/a-0'"),
+    ],
+)
+def test_labels_that_collide_are_refused_by_name(tmp_path, capsys, labels, words):
+    runs = {"a": make_run(tmp_path / "a"), "b1": make_run(tmp_path / "b1", backbone="other", seed=1)}
+    runs["b2"] = make_run(tmp_path / "b2", backbone="other", seed=2)
+    flags = [f"--label={label}" for label in labels.format(**runs).split()]
+    assert main(["report", *runs.values(), f"--out={tmp_path / 'out'}", *flags]) == 2
+    assert words.format(**runs) in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_one_label_for_all_seeds_of_a_row_is_fine(tmp_path):
+    runs = [make_run(tmp_path / f"r{seed}", seed=seed) for seed in (1, 2)]
+    assert "| ours | 50.0 ± 0.0" in report(tmp_path, *runs, *(f"--label={run}=ours" for run in runs))["report.md"]
+
+
 def test_what_a_net_has_over_its_random_twin_has_an_interval(tmp_path):
     """Hand-made rows: 60 of 100 images right against 40, paired."""
     runs = [make_run(tmp_path / "a", n=100), make_run(tmp_path / "r", backbone="random:runs/a-0", n=100)]
