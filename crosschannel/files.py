@@ -186,7 +186,9 @@ def whole_folder(out: Path, command: str, own: str) -> Iterator[Path]:
     part = part_of(out)
     _check_empty(out)
     if part.exists() and not _is_left_by(part, command, own):
-        raise UserError(f"{part} is in the way: no `{command}` that was killed has left it")
+        raise UserError(
+            f"{part} is in the way, and is not what a killed `{command}` leaves; remove it, or give another --out"
+        )
     with FolderLock(part):
         for path in part.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -226,6 +228,8 @@ def _check_empty(out: Path) -> None:
 def _is_left_by(part: Path, command: str, own: str) -> bool:
     """Whether a folder has the note that a command writes into its own, and holds nothing else."""
     names = {path.name for path in part.iterdir()} if part.is_dir() else {""}
+    if names <= {LOCK}:  # killed before its note was written; nothing is lost
+        return True
     if not all(re.fullmatch(rf"{own}|{PART}", name) for name in names - {NOTES, LOCK}):
         return False
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
