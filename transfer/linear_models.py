@@ -4,13 +4,15 @@ The weights of an L2-regularised linear model lie in the span of its training im
 of d > n numbers are n images of n numbers with the same inner products, and so the same classifier.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -41,8 +43,8 @@ def onto_span(train: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 class Processes:
     """Processes of one thread each, to fit classifiers in (liblinear draws from one generator a process).
 
-    A context. A script that uses them from Python needs the usual ``if __name__ == "__main__"``, since they are started
-    afresh.
+    A context. They do not import the caller's main module, so that a script from stdin, or without the usual guard
+    (``if __name__ == "__main__"``), may use them.
 
     Args:
         jobs: how many; 0 takes one a core of this rank's, 1 none but this process.
@@ -90,13 +92,24 @@ class Processes:
         """
         if not self._pool:
             return [call(*shared, *task) for task in tasks]
-        waiting = [self._pool.submit(_call, call, shared, task) for task in tasks]
+        with _hidden_main():  # submit starts processes
+            waiting = [self._pool.submit(_call, call, shared, task) for task in tasks]
         try:
             return [one.result() for one in waiting]
         except BrokenProcessPool:
             raise UserError(
                 "a process that fits classifiers was killed (for its memory, most often): give --jobs 1"
             ) from None
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """An empty module in place of the main one: `multiprocessing` has new processes import that again."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _call(call: Callable[..., Any], shared: Sequence[Path], task: tuple) -> Any:
