@@ -235,7 +235,7 @@ def refusals(runs: Path, pictures: Path, tmp_path: Path):
     (unfinished / "config.yaml").write_text("# crosschannel run: segment\n")
     return [
         ([str(runs / "knn"), str(pictures)], "a knn run keeps nothing to predict with; runs of linear-probe, classify"),
-        ([str(tmp_path / "nowhere"), str(pictures)], "has no result.json"),
+        ([str(tmp_path / "nowhere"), str(pictures)], "is not a run folder: it does not exist"),
         ([str(unfinished), str(pictures)], "has no result.json"),
         ([str(runs / "segment")], "no pictures named"),
         ([str(runs / "segment"), str(tmp_path / "none.jpg")], "no picture or folder"),
