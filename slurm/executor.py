@@ -50,10 +50,10 @@ submitit.slurm.slurm.SlurmExecutor = _SlurmExecutor  # submitit makes another ex
 def check_home(home: Path, cluster: str) -> None:
     """Raise a UserError for a folder whose name cannot stand in patterns of log files.
 
-    submitit fills in four patterns wherever they are in a path, and a backslash or a line break has no escape in
-    sbatch's.
+    submitit fills in four patterns wherever they are in a path, a backslash or a line break has no escape in sbatch's,
+    and srun 22.05 fails for some pairs of escaped percent signs.
     """
-    odd = re.search(r"%[jtAa]" if cluster == "local" else r"%[jtAa]|[\\\n\r]", str(home.absolute()))
+    odd = re.search(r"%[jtAa]" if cluster == "local" else r"%[jtAa]|[\\\n\r]|%.*%", str(home.absolute()))
     if odd:
         raise UserError(f"{home.parent}: a path with {odd[0]!r} cannot hold a job's logs; give another --out")
 

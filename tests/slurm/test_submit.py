@@ -134,6 +134,7 @@ def test_a_job_that_sbatch_refuses_leaves_nothing(slurm, small, tmp_path, monkey
         sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n")
         sbatch.chmod(0o755)
         shutil.copy(sbatch, sbatch.with_name("srun"))
+        shutil.copy(shutil.which("true"), sbatch.with_name("squeue"))
         monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
         before = sorted(tmp_path.rglob("*"))
         said = slurm("submit", "--partition=gpu", *axes, "--", *small, f"--out={out}", code=2)
