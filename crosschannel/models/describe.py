@@ -19,5 +19,6 @@ def describe_input(backbone: Backbone, size: int = 0, resize: int = 0) -> list[s
     origin = details.get("preprocessing", "the net's own")
     origin += ", with size and resize of the config" if input != backbone.input else ""
     keys = ", ".join(f"{word.split()[0]}=" for word in look)
+    look += [f"scale {input.scale:.4g}"] if input.scale != 1 else []
     lines = [f"input: {input.kind}, {', '.join(look)} (from {origin}; SOURCE,{keys} change it)"]
     return [*lines, *([f"weights: {details['checkpoint']}"] if "checkpoint" in details else [])]
