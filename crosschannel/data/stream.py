@@ -4,11 +4,15 @@ A training stream is endless: sample number c is position c mod N of epoch c div
 is to see; who else runs, how many workers decode and whether the run was restarted changes nothing.
 """
 
+import atexit
+import contextlib
 import ctypes
 import errno
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +30,8 @@ from crosschannel.errors import UserError
 _LOST = "DataLoader worker"  # as torch begins to say so
 _ATTEMPTS = 20
 _EVALUATION = 2  # sets the draws of an evaluation apart from those of training
+_GRACE = 3.0  # seconds in which a worker may finish its batch
+_running: dict[Any, tuple[int, int]] = {}  # iterators of loaders that have workers, and who started each: see _caller
 
 
 @dataclass
@@ -211,14 +217,74 @@ def load_batches(
         worker_init_fn=_start_worker if workers else None,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
+    iterator = None
     try:
-        for loaded in loader:
+        iterator = iter(loader)
+        if workers:
+            _running[iterator] = _caller()
+        for loaded in iterator:
             if isinstance(loaded, UserError):
                 raise loaded
             yield loaded
     except (ConnectionError, EOFError) as error:  # a worker was gone while it handed something over
         raise RuntimeError(f"{_LOST} exited unexpectedly: {error}") from error
+    finally:
+        _end_workers(iterator)
+
+
+@contextlib.contextmanager
+def workers_ended() -> Iterator[None]:
+    """End the workers of all loaders that this thread starts in a block, however the block is left.
+
+    A loader that is left early runs as long as anything refers to it, and the traceback of an error does.
+    """
+    before = set(_running)
+    try:
+        yield
+    finally:
+        for iterator, caller in list(_running.items()):
+            if iterator not in before and caller == _caller():
+                _end_workers(iterator)
+
+
+def _caller() -> tuple[int, int]:
+    """This process and thread."""
+    return os.getpid(), threading.get_ident()
+
+
+def _end_workers(iterator: Any) -> None:
+    """End the workers of a loader, if it has any; those that are busy for longer than ``_GRACE`` are killed, since they
+    ignore the SIGTERM that torch would send."""
+    if _running.pop(iterator, None) is None:
+        return
+    killer = threading.Timer(_GRACE, _kill, [iterator])
+    killer.start()
+    try:
+        iterator._shutdown_workers()
+    except RuntimeError as error:
+        if not is_worker_loss(error):
+            raise
+    finally:
+        killer.cancel()
+        _kill(iterator)
+
+
+def _kill(iterator: Any) -> None:
+    for worker in iterator._workers:
+        worker.kill()
+
+
+@atexit.register
+def _kill_all() -> None:
+    """Python waits for its children when it ends, and these ignore the signals that it sends."""
+    own = [iterator for iterator, (process, _) in _running.items() if process == os.getpid()]  # not a forking parent's
+    if own:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error for each
+    for iterator in own:
+        del _running[iterator]  # its generator is closed later, when no thread can start
+        _kill(iterator)
 
 
 def is_worker_loss(error: BaseException) -> bool:
