@@ -1,10 +1,12 @@
 """One process or many: torchrun's (or SLURM's) environment, and the few collectives that the loop needs."""
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from crosschannel.errors import UserError, file_problem
 
 T = TypeVar("T")
+PATIENCE = 60.0  # seconds that a call from Python waits for those of the other ranks
+_STORE_TIMEOUT = timedelta(minutes=30)  # torch's own, of whatever follows
 
 
 @dataclass
@@ -134,17 +138,36 @@ class World:
         return values
 
 
-def join_world(device: torch.device) -> World:
-    """Join the process group that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as torchrun sets them),
-    or the one that exists. ``CROSSCHANNEL_BACKEND`` chooses nccl or gloo; default by device.
+@contextlib.contextmanager
+def joined_world(device: torch.device, patience: float | None = None) -> Iterator[World]:
+    """Join as :func:`join_world` does; at the end leave the process group, unless it was there before."""
+    existed = dist.is_available() and dist.is_initialized()
+    world = join_world(device, patience)
+    try:
+        yield world
+    finally:
+        if not existed:
+            leave_world()
+
+
+def join_world(device: torch.device, patience: float | None = None) -> World:
+    """Join the process group that exists, or the one that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as
+    torchrun sets them). ``CROSSCHANNEL_BACKEND`` chooses nccl or gloo; default by device.
+
+    Args:
+        device: of this rank.
+        patience: seconds to wait for the other ranks; default ``PATIENCE`` in a process group that exists, torch's own
+            timeout while ranks are starting.
 
     Raises:
-        UserError: the environment does not describe one, or the ranks do not find each other.
+        UserError: the environment describes no group, or the other ranks do not come.
     """
     if dist.is_available() and dist.is_initialized():
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        return World(dist.get_rank(), dist.get_world_size(), device)
+        world = World(dist.get_rank(), dist.get_world_size(), device)
+        _meet(dist.distributed_c10d._get_default_store(), world.rank, world.size, patience or PATIENCE)
+        return world
     size = _number("WORLD_SIZE", "1")
     if size == 1:
         return World(0, 1, device)
@@ -161,10 +184,49 @@ def join_world(device: torch.device) -> World:
         torch.cuda.set_device(device)
     _forks_wait()
     try:
-        dist.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"))
-    except (RuntimeError, ValueError) as error:  # DistNetworkError and its kin among them
+        _start_group(rank, size, backend or ("nccl" if device.type == "cuda" else "gloo"), patience)
+    except (RuntimeError, ValueError) as error:  # torch's DistNetworkError is a RuntimeError
         raise UserError(f"rank {rank} of {size} could not join the others: {str(error).splitlines()[0]}") from error
     return World(rank, size, device)
+
+
+def _start_group(rank: int, size: int, backend: str, patience: float | None) -> None:
+    if patience is None:
+        dist.init_process_group(backend)
+        return
+    store, *_ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=patience)))
+    _meet(store, rank, size, patience)
+    store.set_timeout(_STORE_TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
+def _meet(store: dist.Store, rank: int, size: int, patience: float) -> None:
+    """Wait until all ranks have made this call. A collective would wait for ever, and leave the group unusable.
+
+    The last rank to come, or the first to give up, decides the outcome for all.
+
+    Raises:
+        UserError: not all of them came.
+    """
+    if size == 1:
+        return
+    call = f"crosschannel/{store.add(f'crosschannel/calls/{rank}', 1)}"
+    if store.add(f"{call}/arrivals", 1) == size:
+        _decide(store, call, "met")
+    try:
+        store.wait([f"{call}/outcome"], timedelta(seconds=patience))
+    except RuntimeError:  # torch's DistStoreError
+        _decide(store, call, "missed")
+    if store.get(f"{call}/outcome") != b"met":
+        raise UserError(
+            f"not all of {size} ranks made this call within {patience:g} s of each other (this is rank {rank}): in a "
+            "process group every rank must make it"
+        )
+
+
+def _decide(store: dist.Store, call: str, outcome: str) -> None:
+    if store.add(f"{call}/decisions", 1) == 1:
+        store.set(f"{call}/outcome", outcome)
 
 
 @cache
