@@ -16,11 +16,14 @@ class UserError(Exception):
 
 def describe(value: object) -> str:
     """A value of the wrong type, for a message."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return repr(value)[:80]
     if isinstance(value, type):
         return f"the class {value.__name__} (call it to make one)"
-    text = repr(value)
-    is_short = (value is None or isinstance(value, str | bytes | int | float)) and len(text) <= 80
-    return text if is_short else type(value).__name__
+    name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{name} of shape {tuple(value.shape)}"
+    return name
 
 
 def file_problem(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosschannel.errors import UserError
@@ -119,9 +120,7 @@ def check_config(config: Any, prefix: str = "") -> None:
             check_config(value, f"{name}.")
             continue
         if not fits(value, hint):
-            choices = get_args(plain_type(hint)) if get_origin(plain_type(hint)) is Literal else ()
-            hint = f"; give {', '.join(map(str, choices))}" if choices else ""
-            raise UserError(f"{name} cannot be {repr(value)[:80]}{hint}")
+            raise UserError(f"{name} must be {in_words(hint)}, got {value!r}")
         for leaf in _leaves(value):
             if isinstance(leaf, float) and not math.isfinite(leaf):
                 raise UserError(f"{name} must be a finite number, got {value}")
@@ -134,6 +133,44 @@ def check_config(config: Any, prefix: str = "") -> None:
                     raise UserError(f"{name} must be {rule.words}, got {value!r}")
     if hasattr(config, "check"):
         config.check()
+
+
+def require_config(config: Any, kind: type) -> None:
+    """Check what a command is called with from Python.
+
+    Raises:
+        UserError: it is no such config, or a key of it cannot be.
+    """
+    if not isinstance(config, kind):
+        raise UserError(f"this takes a config, {kind.__name__}(key=value, …), got {described(config)}")
+    check_config(config)
+
+
+def described(value: object) -> str:
+    """An argument of a wrong type, in the words of a message."""
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__} (give an instance)"
+    text = f" {value!r}" if isinstance(value, str | bytes | PurePath) else ""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        text = f" of shape {tuple(value.shape)}"
+    return f"{type(value).__module__}.{type(value).__qualname__}{text[:80]}".removeprefix("builtins.")
+
+
+def in_words(hint: Any) -> str:
+    """A type of a key, in the words of a message."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return in_words(arguments[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(in_words, arguments))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (list, tuple):
+        return f"a list, each {in_words(arguments[0])}"
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", dict: "a dictionary"}
+    return names.get(origin or hint, "None" if hint is type(None) else getattr(hint, "__name__", str(hint)))
 
 
 def plain_type(hint: Any) -> Any:

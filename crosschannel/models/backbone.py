@@ -1,6 +1,7 @@
 """Backbone: the contract between a net and everything that uses one."""
 
 import contextlib
+import copy
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,7 +18,7 @@ from crosschannel.keys import SIDE, Spelling, above, check_config, require
 from crosschannel.models.layers import LayeredNet, dense
 from crosschannel.models.pictures import check_pictures, is_traced
 from crosschannel.models.positions import ResizePositions
-from crosschannel.models.wrapped import ModuleNet, at_rest
+from crosschannel.models.wrapped import ModuleNet, at_rest, unwrapped
 
 InputKind = Literal["grey", "lab", "rgb", "sobel", "intensity", "luma"]
 _MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
@@ -181,6 +182,18 @@ def taking(size: int) -> Iterator[None]:
     told = "SOURCE,size=N or crosschannel.wrap(net, size=N) says what it takes"
     with foreign(f"the backbone cannot take crops of {size} px ({told})"):
         yield
+
+
+def own_weights(backbone: "Backbone") -> "Backbone":
+    """The same backbone; if its weights were made under ``torch.inference_mode()``, a copy that autograd takes.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    if not any(tensor.is_inference() for tensor in (*backbone.parameters(), *backbone.buffers())):
+        return backbone
+    with foreign("a backbone with weights made under torch.inference_mode() is copied, which failed"):
+        return copy.deepcopy(backbone)
 
 
 class Backbone(nn.Module):
@@ -516,8 +529,8 @@ class Backbone(nn.Module):
 
     def _blank(self, side: int) -> Tensor:
         """A preprocessed image of zeros."""
-        blank = torch.zeros(1, self.input.channels, side, side)
-        return blank.to(next(self.parameters(), blank))
+        first = next(self.parameters(), torch.zeros(0, device="cpu"))
+        return first.new_zeros(1, self.input.channels, side, side)
 
 
 def wrap(
@@ -533,7 +546,8 @@ def wrap(
     Args:
         module: takes (N, C, H, W). One that has ``layers`` (names) and ``forward_features(x, layers)`` is taken as it
             is; of any other the named submodules are the layers, as far as a forward pass reaches them and they give
-            maps (see :class:`~crosschannel.models.wrapped.ModuleNet`). A Backbone is returned unchanged.
+            maps (see :class:`~crosschannel.models.wrapped.ModuleNet`). A Backbone is returned unchanged. DataParallel,
+            DistributedDataParallel and torch.compile are taken off.
         input: what it was trained on; default RGB with ImageNet's statistics at 224 px.
         layers: public names → submodule names, or submodule names, in order of execution; default see above.
         source: what results call it; default the name of its class.
@@ -555,6 +569,7 @@ def wrap(
         raise UserError(f"crosschannel.wrap takes an nn.Module, not {describe(module)}{hint}")
     if input is not None:
         check_input(input)
+    module = unwrapped(module)
     if isinstance(module, Backbone):
         return _rewrapped(module, (input or module.input).changed(**given), layers, resize_positions)
     input = (input or InputSpec("rgb", 224, 256)).changed(**given)

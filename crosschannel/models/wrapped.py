@@ -131,6 +131,18 @@ def check_timm_name(name: str) -> None:
         raise UserError(f"timm's {model} has no tag {tag!r}; it has {', '.join(tags) or 'none'}")
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The net inside DataParallel, DistributedDataParallel (whose forward pass talks to other ranks) or torch.compile
+    (whose graph has no place for hooks)."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
+
+
 class _LastLayerReached(Exception):
     pass
 
@@ -149,12 +161,21 @@ def _parts(module: nn.Module, prefix: str = "") -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def no_autocast() -> Iterator[None]:
+    """Autocast off, its cache too: weights that are cast without gradients would be reused by whoever turned it on."""
+    off = {"enabled": False, "cache_enabled": False}
+    with torch.autocast("cpu", **off), torch.autocast("cuda", **off):
+        yield
+
+
+@contextlib.contextmanager
 def at_rest(net: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards as it was: statistics do not move, dropout is off."""
+    """Every module in eval mode and no autocast, and afterwards as it was: statistics do not move, dropout is off."""
     training = [module for module in net.modules() if module.training]
     net.eval()
     try:
-        yield
+        with no_autocast():
+            yield
     finally:
         for module in training:
             module.training = True

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from crosschannel.errors import UserError
+from crosschannel.keys import described
 from crosschannel.runs.config import TrainConfig
 from crosschannel.runs.folder import RunFolder
 from crosschannel.stored import typed
@@ -41,6 +42,17 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def as_device(device: torch.device | str) -> torch.device:
+    """A device, or the one of a name.
+
+    Raises:
+        UserError: neither, or no such device here.
+    """
+    if not isinstance(device, str | torch.device):
+        raise UserError(f"a device is a string such as cuda:0 or a torch.device, got {described(device)}")
+    return find_device(device) if isinstance(device, str) else device
+
+
 def device_kind(device: torch.device) -> str:
     """The row of the table that holds for a device."""
     if device.type == "cuda":
@@ -64,9 +76,12 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass in "float32", "bfloat16" or "float16"."""
+    """The context of a forward pass in "float32", "bfloat16" or "float16".
+
+    Without a cache: inside of somebody else's autocast it is theirs, and it outlasts our optimiser steps.
+    """
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 def resolve_auto(train: TrainConfig, device: torch.device) -> TrainConfig:
