@@ -11,13 +11,15 @@ from crosschannel.errors import UserError
 
 if TYPE_CHECKING:
     from crosschannel import color
+    from crosschannel.data import ImageSet
     from crosschannel.hub import load_backbone, load_colorizer
     from crosschannel.models import InputSpec, wrap
 
 __version__ = "0.1.0"
-__all__ = ["InputSpec", "UserError", "__version__", "color", "load_backbone", "load_colorizer", "wrap"]
+__all__ = ["ImageSet", "InputSpec", "UserError", "__version__", "color", "load_backbone", "load_colorizer", "wrap"]
 
 _LAZY = {
+    "ImageSet": "crosschannel.data",
     "InputSpec": "crosschannel.models",
     "load_backbone": "crosschannel.hub",
     "load_colorizer": "crosschannel.hub",

@@ -11,7 +11,7 @@ PROGRAM = Program(
     {
         "pretrain": Command(
             "crosschannel.commands.config:pretrain_keys",
-            "crosschannel.commands.pretrain:pretrain",
+            "crosschannel.commands.pretrain:main",
             "learn a representation from unlabelled images",
             by="task",
             after="crosschannel.commands.after:pretrain",
@@ -25,7 +25,7 @@ PROGRAM = Program(
         ),
         "evaluate": Command(
             "crosschannel.evaluation.config:EvaluateConfig",
-            "crosschannel.evaluation.evaluate:evaluate",
+            "crosschannel.evaluation.evaluate:main",
             "score colourings: AuC, PSNR, a classifier's top-1, cost",
             after="crosschannel.commands.after:evaluate",
         ),

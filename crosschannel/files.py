@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from crosschannel.errors import UserError, file_problem
+from crosschannel.errors import UserError, describe, file_problem
 
 NOTES, LOCK, STUDY = ".crosschannel.jsonl", ".lock", "study.json"
 MARKERS = {"config.yaml", STUDY, NOTES}  # one of them is in every folder that a command has written to
@@ -29,7 +29,13 @@ _LARGEST = 1 << 31  # bytes of a file that is read at once
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as a user writes it, with ``~`` filled in."""
+    """A path as a user writes it, with ``~`` filled in.
+
+    Raises:
+        UserError: it is no path, or of a user who has no home folder.
+    """
+    if not isinstance(text, str | os.PathLike):
+        raise UserError(f"a file or folder is named by a string or a path, got {describe(text)}")
     try:
         return Path(text).expanduser()
     except RuntimeError:

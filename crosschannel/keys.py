@@ -9,10 +9,9 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from crosschannel.errors import UserError
+from crosschannel.errors import UserError, describe
 
 _MOST = 2**63 - 1  # of whole numbers, as files and libraries hold them
 
@@ -142,20 +141,8 @@ def require_config(config: Any, kind: type) -> None:
         UserError: it is no such config, or a key of it cannot be.
     """
     if not isinstance(config, kind):
-        raise UserError(f"this takes a config, {kind.__name__}(key=value, …), got {described(config)}")
+        raise UserError(f"this takes a config, {kind.__name__}(key=value, …), got {describe(config)}")
     check_config(config)
-
-
-def described(value: object) -> str:
-    """An argument of a wrong type, in the words of a message."""
-    if value is None or isinstance(value, bool | int | float):
-        return repr(value)
-    if isinstance(value, type):
-        return f"the class {value.__name__} (give an instance)"
-    text = f" {value!r}" if isinstance(value, str | bytes | PurePath) else ""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        text = f" of shape {tuple(value.shape)}"
-    return f"{type(value).__module__}.{type(value).__qualname__}{text[:80]}".removeprefix("builtins.")
 
 
 def in_words(hint: Any) -> str:

@@ -7,6 +7,7 @@ the figure (a mean, an average precision), has an interval of its own.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,12 @@ from crosschannel.console import stderr_console, table
 from crosschannel.errors import UserError
 from crosschannel.evaluation.metrics import FIGURES
 from crosschannel.files import user_path
+from crosschannel.keys import check_config, require_config
 from crosschannel.parsing import named
 from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Result, Rows, finished_runs
 from transfer.config import CompareConfig
+from transfer.inputs import as_result
 from transfer.protocol import Figures, print_captioned
 from transfer.protocols import PROTOCOLS, SCORED
 
@@ -41,12 +44,12 @@ class Difference(NamedTuple):
 
 
 def compare(
-    first: Result, second: Result, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+    first: Result | Path | str, second: Result | Path | str, resamples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> list[Difference]:
     """Differences of the metrics that two runs share, those of single classes left out.
 
     Args:
-        first, second: results with rows.
+        first, second: results with rows, or finished run folders.
         resamples: of the bootstrap.
         level: of the percentile interval.
         seed: of the bootstrap.
@@ -54,6 +57,8 @@ def compare(
     Raises:
         UserError: the runs share no such metric, or were scored on other images.
     """
+    check_config(CompareConfig([], resamples, level, seed))
+    first, second = as_result(first), as_result(second)
     for result in (first, second):
         if result.protocol not in (*PROTOCOLS, *SCORED) or not result.rows:
             raise UserError(f"a {result.protocol} run has no predictions to compare image by image")
@@ -121,6 +126,7 @@ def _path_and_method(text: str) -> tuple[str, str]:
 
 def main(config: CompareConfig) -> list[Difference]:
     """`transfer compare`: print a table."""
+    require_config(config, CompareConfig)
     given = [_path_and_method(text) for text in config.runs]
     runs = finished_runs([path for path, _ in given], stderr_console())
     if len(runs) != 2:

@@ -19,11 +19,6 @@ from transfer.config import Pooling, Precision
 from transfer.pooling import pool
 
 
-def as_key(layers: str | Sequence[str]) -> str:
-    """Layers as the key ``layer`` has them."""
-    return layers if isinstance(layers, str) else ",".join(layers)
-
-
 def crops_of(crop: CropConfig, input: InputSpec) -> CropConfig:
     """The crops of a config; a size or resize of 0 is what the backbone was trained on."""
     size = crop.size or input.size

@@ -13,7 +13,7 @@ def open_labelled(data: Data, config: Any) -> Split:
     """Open labelled data and check it.
 
     Args:
-        data: what ``--data`` takes, or a pair of image sets.
+        data: what ``--data`` takes, or (training, validation) image sets.
         config: its ``val_share`` is held out where there is no val/.
 
     Raises:
@@ -24,7 +24,7 @@ def open_labelled(data: Data, config: Any) -> Split:
     train, val = open_images(data, config.val_share) if isinstance(data, str) else data
     source = data if isinstance(data, str) else "images from memory"
     for part, images in (("training", train), ("validation", val)):
-        _check_labels(part, images)
+        _check_labels(part, images, in_folders=isinstance(data, str))
     known = np.unique(train.labels)
     if len(known) < 2:
         raise UserError(f"the training images of {source!r} are of one class only; a classifier needs two")
@@ -37,10 +37,13 @@ def open_labelled(data: Data, config: Any) -> Split:
     return Split(train, val, tuple(classes), source)
 
 
-def _check_labels(part: str, images: ImageSet) -> None:
+def _check_labels(part: str, images: ImageSet, in_folders: bool) -> None:
+    if np.ndim(images.labels) != 1:
+        raise UserError(f"labels of {part} images must be one class number each, (n,), got {np.shape(images.labels)}")
     unlabelled = np.flatnonzero(images.labels < 0)
     if len(unlabelled):
+        remedy = "a folder a class is needed: train/CLASS/…, val/CLASS/…" if in_folders else "labels count from 0"
         raise UserError(
             f"{len(unlabelled)} of {len(images)} {part} images have no class, the first is "
-            f"{images.names[int(unlabelled[0])]}; a folder a class is needed: train/CLASS/…, val/CLASS/…"
+            f"{images.names[int(unlabelled[0])]}; {remedy}"
         )

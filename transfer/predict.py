@@ -19,9 +19,10 @@ from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
+from crosschannel.keys import check_config, require_config
 from crosschannel.models import Backbone
 from crosschannel.runs.result import read_result
-from crosschannel.training.device import find_device
+from crosschannel.training.device import as_device
 from transfer.config import PredictConfig
 from transfer.prediction import Finished, Prediction, Predictor
 from transfer.protocol import as_config
@@ -39,6 +40,7 @@ def main(config: PredictConfig) -> list[Path]:
         UserError: a run that keeps nothing to predict with, no pictures, an output that would replace what is not this
             command's own; or, after all others are done, pictures that could not be read.
     """
+    require_config(config, PredictConfig)
     run, out = user_path(config.run), Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
@@ -99,6 +101,7 @@ def load_predictor(
         mask = predict(open("grey.jpg", "rb").read()).pictures["mask"]
     """
     path = user_path(run)
+    check_config(PredictConfig(str(path), ".", layer=layer, size=size))
     result = read_result(path)
     if result.protocol not in PROTOCOLS:
         raise UserError(f"{path} is a run of {result.protocol}: `transfer predict` takes runs of `transfer`")
@@ -110,7 +113,7 @@ def load_predictor(
     config.backbone, config.data = result.backbone, result.data
     if hasattr(config, "download"):
         config.download = False
-    found = find_device(device) if isinstance(device, str) else device
+    found = as_device(device)
     given = None if backbone is None else wrap(backbone).to(found).eval()
     return torch.inference_mode()(protocol.predict(Finished(path, config, result.metrics, found, layer, size, given)))
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import nn
 from crosschannel import load_backbone, wrap
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.data import ImageSet
+from crosschannel.errors import UserError
 from crosschannel.hub.sources import input_files
 from crosschannel.keys import check_config
 from crosschannel.models import Backbone
-from crosschannel.models.backbone import at_rest
+from crosschannel.models.backbone import at_rest, own_weights
 from crosschannel.models.describe import describe_input
 from crosschannel.parsing import config_folder, parse
 from crosschannel.report.page import Block
@@ -27,12 +28,14 @@ from crosschannel.runs.folder import RunFolder, open_run
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import Result, Rows, finish, load_result, write_provenance
 from crosschannel.training.device import find_device
-from crosschannel.training.ranks import World, join_world, leave_world
+from crosschannel.training.isolation import isolated
+from crosschannel.training.ranks import PATIENCE, World, joined_world
 from crosschannel.training.task import Evaluation
 from transfer.annotation_digest import annotation_digest
 from transfer.config import MeasureConfig
 from transfer.disjoint import check_disjoint
 from transfer.groups import Group
+from transfer.inputs import as_data, as_out, as_source, check_recipe
 from transfer.prediction import Finished, Predictor
 from transfer.protocols import PROTOCOLS
 
@@ -116,6 +119,7 @@ class Protocol:
         predict: a finished run → what says of any image what the run learned to say; None where a run keeps nothing to
             say it with.
         floor: rows → what the main figure would be without looking at the images, in words.
+        annotations: of images from memory, in the words of a message; empty where a label is enough.
     """
 
     name: str
@@ -128,6 +132,7 @@ class Protocol:
     chapter: str = ""
     predict: Callable[[Finished], Predictor] | None = None
     floor: Callable[[Rows], str] | None = None
+    annotations: str = ""
 
 
 def figures_of(metrics: Callable[[Rows, np.ndarray], Figures], rows: Rows) -> dict[str, float]:
@@ -154,9 +159,9 @@ def as_config(protocol: Protocol, config: MeasureConfig | str | None) -> Measure
 
 def measure(
     protocol: Protocol,
-    backbone: Backbone | nn.Module | str,
+    backbone: Backbone | nn.Module | Path | str,
     data: Data,
-    config: MeasureConfig | str | None = None,
+    config: MeasureConfig | Path | str | None = None,
     out: Path | str | None = None,
     quiet: bool = True,
     flag: InterruptFlag | None = None,
@@ -164,13 +169,14 @@ def measure(
 ) -> Result:
     """Measure a backbone inside a run folder.
 
-    It can be called in the middle of a training: the backbone's weights, statistics and modes and torch's random state
-    are afterwards as they were, and ranks of an existing process group share the work.
+    It can be called from anywhere in another program, in the middle of a training, under ``torch.no_grad()`` or
+    autocast: figures do not depend on torch's, NumPy's or Python's global state, and that state, the backbone's
+    weights, statistics and modes are afterwards as they were. Ranks of an existing process group share the work.
 
     Args:
         protocol: how.
         backbone: a source, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: what ``--data`` takes, or images that are there.
+        data: what ``--data`` takes, or images that are there; see :func:`~transfer.inputs.as_data`.
         config: see :func:`as_config`; its backbone and data are not looked at.
         out: run folder; default none is kept.
         quiet: say nothing.
@@ -181,38 +187,59 @@ def measure(
         UserError: bad input.
         Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
     """
-    given = None if isinstance(backbone, str) else wrap(backbone)
-    named = config if isinstance(config, str) else "given" if config else "the defaults"
-    keys["backbone"] = backbone if given is None else given.provenance.source
-    keys["data"] = data if isinstance(data, str) else "images from memory"
-    config = with_keys(as_config(protocol, config), keys)
+    if not isinstance(flag, InterruptFlag | None):
+        raise UserError("no key 'flag'")
+    source, out = as_source(backbone, protocol.name), as_out(out)
+    recipe = check_recipe(config, protocol.config, protocol.name)
+    config = with_keys(as_config(protocol, recipe), keys)
+    config = replace(config, backbone=source if isinstance(source, str) else "", data="")
     check_config(config)
-    first = None if given is None else next(given.parameters(), None)
-    world = join_world(find_device(config.device) if first is None else first.device)
-    console = stderr_console(quiet or not world.is_main)
-    if flag is None:  # the command line has said so
-        console.print(f"{protocol.name}: config {named}", markup=False)
-    gpus = [world.device] if world.device.type == "cuda" else []
-    with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(gpus):
-        path = Path(out or scratch)
-        with open_run(path, protocol.name, config, world, flag) as run:
-            if given is None:
-                world.from_main(lambda: run.check_files(input_files(config)))
-            if not (isinstance(data, str) and run.is_done(data)):
-                split = protocol.open_data(data, config)
-                world.from_main(lambda: _check_split(split, run))
-            if run.finished:
-                console.print(f"{path} is finished: nothing to do", markup=False)
-            else:
-                net = given or load_backbone(backbone, device=world.device, data=split.train)
-                if given is None:
-                    net.to(memory_format=torch.channels_last)
-                for line in describe_input(net, *_crop_of(config)):
-                    console.print(line, markup=False)
-                with at_rest(net):
-                    found = protocol.measure(Measurement(net, split, config, run, world, console))
-                world.from_main(lambda: _finish(run, config, net, found))
-            return world.from_main(lambda: load_result(path))
+    with isolated(config.seed):
+        given = None if isinstance(source, str) else own_weights(wrap(source))
+        data = data if isinstance(data, Split) else as_data(data, protocol, config)
+        config.data = data if isinstance(data, str) else "images from memory"
+        config.backbone = given.provenance.source if given else source
+        check_config(config)
+        first = next(given.parameters(), None) if given else None
+        device = find_device(config.device) if first is None else first.device
+        patience = PATIENCE if flag is None else None
+        with tempfile.TemporaryDirectory() as scratch, joined_world(device, patience) as world:
+            console = stderr_console(quiet or not world.is_main)
+            if flag is None:  # the command line has said so
+                named = recipe if isinstance(recipe, str) else "given" if recipe else "the defaults"
+                console.print(f"{protocol.name}: config {named}", markup=False)
+            path = out or Path(scratch)
+            with open_run(path, protocol.name, config, world, flag) as run:
+                _measure(protocol, given, data, config, run, world, console)
+                return world.from_main(lambda: load_result(path))
+
+
+def _measure(
+    protocol: Protocol,
+    given: Backbone | None,
+    data: Data,
+    config: MeasureConfig,
+    run: RunFolder,
+    world: World,
+    console: Console,
+) -> None:
+    """Finish a run, unless it is finished."""
+    if given is None:
+        world.from_main(lambda: run.check_files(input_files(config)))
+    if not (isinstance(data, str) and run.is_done(data)):
+        split = protocol.open_data(data, config)
+        world.from_main(lambda: _check_split(split, run))
+    if run.finished:
+        console.print(f"{run.path} is finished: nothing to do", markup=False)
+        return
+    net = given or load_backbone(config.backbone, device=world.device, data=split.train)
+    if given is None:
+        net.to(memory_format=torch.channels_last)
+    for line in describe_input(net, *_crop_of(config)):
+        console.print(line, markup=False)
+    with at_rest(net):
+        evaluation = protocol.measure(Measurement(net, split, config, run, world, console))
+    world.from_main(lambda: _finish(run, config, net, evaluation))
 
 
 def _check_split(split: Split, run: RunFolder) -> None:
@@ -228,17 +255,16 @@ def _crop_of(config: MeasureConfig) -> tuple[int, int]:
     return (crop.size, crop.resize) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
 
 
-def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, found: Evaluation) -> None:
+def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, evaluation: Evaluation) -> None:
     write_provenance(run, backbone.input, backbone.provenance.to_dict())
-    finish(run, config, config.backbone, config.data, found.n, found.figures, found.rows)
+    finish(run, config, config.backbone, config.data, evaluation.n, evaluation.figures, evaluation.rows)
 
 
 def main(config: MeasureConfig) -> Path:
     """A protocol as a command: run it, or say that it is finished; show the result; returns the run folder."""
     protocol = PROTOCOLS[config.protocol].load()
     path = Path(config.out or config.default_out(config.protocol))
-    world = join_world(find_device(config.device))
-    try:
+    with joined_world(find_device(config.device)) as world:
         result = measure(
             protocol, config.backbone, config.data, config, path, not world.is_main, InterruptFlag(last=True)
         )
@@ -246,8 +272,6 @@ def main(config: MeasureConfig) -> Path:
             print_captioned(f"{result.backbone}: {result.n} test images", protocol.show(result))
             if protocol.floor:
                 stdout_console().print(f"to compare with, {protocol.floor(result.rows)}", markup=False)
-    finally:
-        leave_world()
     return path
 
 

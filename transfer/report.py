@@ -13,6 +13,7 @@ import yaml
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
+from crosschannel.keys import require_config
 from crosschannel.parsing import named
 from crosschannel.report import Block, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import copied
@@ -35,6 +36,7 @@ Section = Callable[[Sequence[Group], Path], Iterator[Block]]
 
 def main(config: ReportConfig) -> list[Path]:
     """`transfer report`: write the page; returns its files."""
+    require_config(config, ReportConfig)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")

@@ -14,6 +14,7 @@ from crosschannel.data.pictures import SAMPLE, named_pictures, only_this_name, p
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
 from crosschannel.hub import load_colorizer, source_files
+from crosschannel.keys import require_config
 from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.training.device import find_device
 
@@ -31,6 +32,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
         UserError: nothing to colour, a bad key, an output that would replace what is not this command's own; or, after
             all others are done, pictures that could not be read or written.
     """
+    require_config(config, ColorizeConfig)
     pictures, folders, format = _places(config)
     inputs = [*source_files(config.model).values(), *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("crosschannel colorize", inputs, config.overwrite, makes_folders=True)

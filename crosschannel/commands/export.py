@@ -15,6 +15,7 @@ from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, how_to_load, t
 from crosschannel.hub.files import COLORIZER, PRETEXT
 from crosschannel.hub.huggingface import check_repository, push_folder
 from crosschannel.hub.timm_config import CONFIG
+from crosschannel.keys import require_config
 from crosschannel.models import Backbone, spec_of
 from crosschannel.runs.folder import last_pictures
 
@@ -25,6 +26,7 @@ def export(config: ExportConfig) -> Path:
     Raises:
         UserError: a net that the format has no shape for, or an output that cannot be.
     """
+    require_config(config, ExportConfig)
     out = Path(config.out)
     if config.format == "safetensors" and out.suffix != ".safetensors" and not out.is_dir():
         raise UserError(f"--out must end in .safetensors for this format, got {out}")

@@ -18,6 +18,7 @@ from crosschannel.errors import foreign
 from crosschannel.hub import has_head, load_backbone, load_pretext, parse_source, save_backbone, save_pretext
 from crosschannel.hub.files import COLORIZER, LICENCE, PRETEXT
 from crosschannel.hub.sources import KINDS, input_files
+from crosschannel.keys import require_config
 from crosschannel.models import InputSpec, NetSpec, family, spec_of
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext import create, task_row
@@ -29,23 +30,29 @@ from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish
 from crosschannel.training.checkpoints import list_checkpoints
 from crosschannel.training.device import find_device, settle_auto
+from crosschannel.training.isolation import isolated
 from crosschannel.training.loop import Loop
-from crosschannel.training.ranks import World, join_world, leave_world
+from crosschannel.training.ranks import PATIENCE, World, joined_world
 from crosschannel.training.task import Evaluation
 
 
-def pretrain(config: PretrainConfig) -> Path:
+def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
     """Run (or resume) a pretraining; returns its run folder.
+
+    Args:
+        config: its keys.
+        flag: the signals that tell it to stop; default those while it is called.
 
     Raises:
         UserError: bad input.
         Interrupted: told to stop; the run is saved and goes on when started again.
     """
-    world = join_world(find_device(config.device))
+    require_config(config, PretrainConfig)
     path = Path(config.out or config.default_out("pretrain"))
-    console = stderr_console(quiet=not world.is_main)
-    try:
-        with open_run(path, "pretrain", config, world, InterruptFlag(last=True)) as run:
+    patience = PATIENCE if flag is None else None
+    with isolated(config.seed), joined_world(find_device(config.device), patience) as world:
+        console = stderr_console(quiet=not world.is_main)
+        with open_run(path, "pretrain", config, world, flag) as run:
             world.from_main(lambda: run.check_files(input_files(config)))
             if not run.is_done(config.data):
                 train, val = open_images(config.data, config.val_share)
@@ -60,9 +67,12 @@ def pretrain(config: PretrainConfig) -> Path:
             loop = _build(config, run, world, train, val)
             found = loop.fit()
             world.from_main(lambda: _finish(config, loop, found, console))
-    finally:
-        leave_world()
     return path
+
+
+def main(config: PretrainConfig) -> Path:
+    """`crosschannel pretrain`: after it this process ignores signals, so that its exit code stays what it is."""
+    return pretrain(config, InterruptFlag(last=True))
 
 
 def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:

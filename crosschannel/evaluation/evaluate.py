@@ -30,13 +30,15 @@ from crosschannel.evaluation.page import cells, measured, write_page
 from crosschannel.evaluation.scores import LEVELS, Q
 from crosschannel.files import read_text, user_path, written_whole
 from crosschannel.hub.sources import input_files
+from crosschannel.keys import require_config
 from crosschannel.runs.folder import RunFolder, open_run
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.runs.result import finish
 from crosschannel.stored import LARGEST, read_arrays, read_json
 from crosschannel.training.device import find_device
 from crosschannel.training.held_out import HeldOut, in_order
-from crosschannel.training.ranks import World, join_world, leave_world
+from crosschannel.training.isolation import isolated
+from crosschannel.training.ranks import PATIENCE, World, joined_world
 
 _PART = 512  # images of a part
 _MEANING = (
@@ -45,18 +47,23 @@ _MEANING = (
 )
 
 
-def evaluate(config: EvaluateConfig) -> Path:
-    """`crosschannel evaluate`: run it, or go on with it; returns its run folder.
+def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
+    """Score methods of colouring, or go on with it; returns the run folder.
+
+    Args:
+        config: its keys.
+        flag: the signals that tell it to stop; default those while it is called.
 
     Raises:
         UserError: bad input.
         Interrupted: told to stop; what is done is kept, and the same command goes on.
     """
-    world = join_world(find_device(config.device))
+    require_config(config, EvaluateConfig)
     path = Path(config.out or config.default_out("evaluate"))
-    console = stderr_console(quiet=not world.is_main)
-    try:
-        with open_run(path, "evaluate", config, world, InterruptFlag(last=True)) as run:
+    patience = PATIENCE if flag is None else None
+    with isolated(config.seed), joined_world(find_device(config.device), patience) as world:
+        console = stderr_console(quiet=not world.is_main)
+        with open_run(path, "evaluate", config, world, flag) as run:
             world.from_main(lambda: run.check_files(input_files(config)))
             if not run.is_done(config.data):
                 images = _images(config)
@@ -66,9 +73,12 @@ def evaluate(config: EvaluateConfig) -> Path:
                 console.print(f"{path} is finished: nothing to do", markup=False)
                 return path
             _measure(config, images, donors, run, world, console)
-    finally:
-        leave_world()
     return path
+
+
+def main(config: EvaluateConfig) -> Path:
+    """`crosschannel evaluate`: after it this process ignores signals, so that its exit code stays what it is."""
+    return evaluate(config, InterruptFlag(last=True))
 
 
 def _images(config: EvaluateConfig) -> ImageSet:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from crosschannel.data import ImageSet
-from crosschannel.errors import UserError, foreign
+from crosschannel.data.memory import as_image_set
+from crosschannel.errors import UserError, describe, foreign
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.files import COLORIZER, PRETEXT, is_ours, load_state, read_weights
@@ -22,6 +23,7 @@ from crosschannel.models.backbone import Provenance
 from crosschannel.pretext import create, task_row
 from crosschannel.pretext.colorizer import Colorizer, Look
 from crosschannel.pretext.task import Pretext
+from crosschannel.training.device import as_device
 
 
 def load_backbone(
@@ -42,8 +44,8 @@ def load_backbone(
         frozen: eval mode and no gradients; else training mode, with gradients.
         device: of the weights.
         dtype: of the weights.
-        data: images from which a fresh net's statistics or k-means filters are taken, by name or as a set, where the
-            source does not name them; default ``builtin:sample``.
+        data: images from which a fresh net's statistics or k-means filters are taken, by name, as a set, or as
+            (images, labels), if the source does not name them; default ``builtin:sample``.
 
     Returns:
         a Backbone.
@@ -51,6 +53,9 @@ def load_backbone(
     Raises:
         UserError: no such source, a file that does not hold a backbone, an unknown layer.
     """
+    if not (dtype is None or isinstance(dtype, torch.dtype)):
+        raise UserError(f"dtype is one of torch's, such as torch.float16, got {describe(dtype)}")
+    device, data = as_device(device), data if data is None or isinstance(data, str) else as_image_set(data)
     parsed = fetched(parse_source(source))
     source = parsed.text
     of_others = KINDS[inner_source(parsed).kind].of_the_user
@@ -139,7 +144,7 @@ def load_colorizer(source: str | os.PathLike[str], device: str | torch.device = 
     if hasattr(whole.net.net, "take_any_size"):
         whole.net.net.take_any_size()
     colorizer = Colorizer(whole.net, whole.task, whole.input.resize, whole.provenance, whole.look)
-    return colorizer.to(device).eval().requires_grad_(False)
+    return colorizer.to(as_device(device)).eval().requires_grad_(False)
 
 
 def has_head(source: str) -> bool:

@@ -337,14 +337,18 @@ def with_keys(config: Any, given: Mapping[str, Any]) -> Any:
 
     Args:
         config: a dataclass of keys; it is not changed.
-        given: by name; a key of a group by its dotted name, or by the last part where no other group has such a key
-            (``epochs`` is ``train.epochs``). A group may be given whole.
+        given: by name, numbers of NumPy and torch too; a key of a group by its dotted name, or by the last part where
+            no other group has such a key (``epochs`` is ``train.epochs``). A group may be given whole.
 
     Raises:
         UserError: no such key, or several of that name.
     """
     names = [name for name, _, _ in keys(config)] + [e.name for e in fields(config) if is_dataclass(e.type)]
     for key, value in given.items():
+        if hasattr(value, "tolist"):  # NumPy's and torch's
+            value = value.tolist()
+        elif isinstance(value, range):
+            value = list(value)
         meant = [key] if key in names else [name for name in names if name.rpartition(".")[2] == key]
         if len(meant) > 1:
             raise UserError(f"the key {key!r} may be {' or '.join(meant)}: give it as **{{{meant[0]!r}: …}}")

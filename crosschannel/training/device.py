@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from crosschannel.errors import UserError
-from crosschannel.keys import described
+from crosschannel.errors import UserError, describe
 from crosschannel.runs.config import TrainConfig
 from crosschannel.runs.folder import RunFolder
 from crosschannel.stored import typed
@@ -49,7 +48,7 @@ def as_device(device: torch.device | str) -> torch.device:
         UserError: neither, or no such device here.
     """
     if not isinstance(device, str | torch.device):
-        raise UserError(f"a device is a string such as cuda:0 or a torch.device, got {described(device)}")
+        raise UserError(f"a device is a string such as cuda:0 or a torch.device, got {describe(device)}")
     return find_device(device) if isinstance(device, str) else device
 
 

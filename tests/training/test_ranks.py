@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 SCRIPT = """
 import errno, json, sys
@@ -39,18 +40,84 @@ leave_world()
 """
 
 
-def test_a_value_an_error_and_the_end_of_the_images_reach_all_ranks(tmp_path):
-    (tmp_path / "ranks.py").write_text(textwrap.dedent(SCRIPT))
+def run_ranks(script: str, folder: Path) -> list:
+    """What two processes of a script write into the file that they are given, by rank."""
+    (folder / "ranks.py").write_text(textwrap.dedent(script))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     ranks = [
         subprocess.Popen(
-            [sys.executable, tmp_path / "ranks.py", tmp_path / f"{rank}.json"],
+            [sys.executable, folder / "ranks.py", folder / f"{rank}.json"],
             env={**os.environ, **address, "WORLD_SIZE": "2", "RANK": str(rank), "OMP_NUM_THREADS": "1"},
         )
         for rank in (0, 1)
     ]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_a_value_an_error_and_the_end_of_the_images_reach_all_ranks(tmp_path):
     expected = [7, "/full/file: No space left on device", "rank 1 has no more images", [0, 1, 2]]
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [expected] * 2
+    assert run_ranks(SCRIPT, tmp_path) == [expected] * 2
+
+
+ALONE = """
+import json, os, sys, time
+import numpy as np
+import torch
+import torch.distributed as dist
+import crosschannel, transfer
+from crosschannel.training import ranks
+
+ranks.PATIENCE = 1.0
+pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
+torch.manual_seed(0)
+net = crosschannel.wrap(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), size=16)
+heard = []
+
+def call():
+    try:
+        data = (pixels[:16], np.arange(16) % 2), (pixels[16:], np.arange(8) % 2)
+        heard.append(transfer.knn(net, data, "0", k=[1], workers=0).metrics)
+    except crosschannel.UserError as error:
+        heard.append(str(error))
+
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo")
+if rank == 0:
+    call()
+dist.barrier()
+if rank == 1:
+    call()  # too late for the one before
+total = torch.ones(1)
+dist.all_reduce(total)
+ranks.PATIENCE = 60.0
+call()
+json.dump([heard, total.item(), dist.is_initialized()], open(sys.argv[1], "w"))
+dist.destroy_process_group()
+"""
+
+
+def test_a_call_of_one_rank_alone_is_said_and_the_group_goes_on(tmp_path):
+    found = run_ranks(ALONE, tmp_path)
+    for rank, (heard, total, is_initialized) in enumerate(found):
+        assert heard[0].startswith("not all of 2 ranks made this call within 1 s of each other")
+        assert f"this is rank {rank}" in heard[0] and "every rank must make it" in heard[0]
+        assert heard[1].keys() == {"0/knn1"} and total == 2 and is_initialized
+    assert found[0][0][1] == found[1][0][1]
+
+
+JOINS = """
+import json, sys
+import torch, torch.distributed as dist
+from crosschannel.training.ranks import joined_world
+
+with joined_world(torch.device("cpu"), 60.0) as world:
+    heard = world.gather(world.rank)
+json.dump([heard, dist.is_initialized()], open(sys.argv[1], "w"))
+"""
+
+
+def test_a_group_that_a_call_joins_is_left_at_its_end(tmp_path):
+    assert run_ranks(JOINS, tmp_path) == [[[0, 1], False]] * 2

@@ -29,9 +29,10 @@ from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction, StoredFeatures
-from transfer.features import FrozenFeatures, as_key, interpolation_of, of_size
+from transfer.features import FrozenFeatures, interpolation_of, of_size
 from transfer.floors import one_class_everywhere
 from transfer.heads import load_head, save_heads
+from transfer.inputs import as_layers
 from transfer.layers import by_layer, layers_section
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
@@ -77,7 +78,7 @@ def dense(
         UserError: bad input.
         Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_key(layers), **keys})
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
 
 
 Learned = tuple[StoredFeatures, torch.Tensor]  # of images that are learned from: features, and masks (n, L, L)
@@ -232,4 +233,5 @@ PROTOCOL = Protocol(
     layers_section("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
     predict=_predictor,
     floor=one_class_everywhere,
+    annotations="whose annotations are masks, (H, W) integers",
 )

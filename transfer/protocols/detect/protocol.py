@@ -295,4 +295,5 @@ PROTOCOL = Protocol(
     pascal_section,
     chapter="pascal",
     predict=_predictor,
+    annotations="whose annotations are transfer.pascal.devkit.Objects",
 )

@@ -21,8 +21,9 @@ from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
-from transfer.features import as_key, centre_crop, precision_of
+from transfer.features import centre_crop, precision_of
 from transfer.floors import commonest_class
+from transfer.inputs import as_layers
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section, layers_table
 from transfer.linear_models import Processes
@@ -59,7 +60,7 @@ def few_shot(
     Raises:
         UserError: bad input.
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_key(layers), **keys})
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:

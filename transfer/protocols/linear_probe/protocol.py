@@ -24,9 +24,10 @@ from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction
-from transfer.features import FrozenFeatures, as_key, crops_of, interpolation_of
+from transfer.features import FrozenFeatures, crops_of, interpolation_of
 from transfer.floors import commonest_class
 from transfer.heads import load_head, save_heads
+from transfer.inputs import as_layers
 from transfer.labelled import open_labelled
 from transfer.layers import layers_section
 from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
@@ -73,7 +74,7 @@ def linear_probe(
         result = transfer.linear_probe("runs/imagenette-0", "torchvision:imagenette", "conv*", "imagenette")
         result.metrics["conv4/top1"]
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_key(layers), **keys})
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:

@@ -144,4 +144,5 @@ PROTOCOL = Protocol(
     chapter="pascal",
     predict=_predictor,
     floor=one_class_everywhere,
+    annotations="whose annotations are masks, (H, W) integers",
 )

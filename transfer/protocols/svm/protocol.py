@@ -24,8 +24,9 @@ from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows, load_rows, save_rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
-from transfer.features import as_key, interpolation_of, precision_of
+from transfer.features import interpolation_of, precision_of
 from transfer.floors import random_order
+from transfer.inputs import as_layers
 from transfer.layers import layers_section, layers_table
 from transfer.linear_models import Processes, onto_span
 from transfer.pascal.devkit import IGNORED, POSITIVE, open_devkit
@@ -66,7 +67,7 @@ def svm(
     Raises:
         UserError: bad input.
     """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_key(layers), **keys})
+    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:

@@ -1,0 +1,237 @@
+"""Images that a program holds: arrays, tensors, pictures of Pillow, or a data set of torch's, as an ImageSet."""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import blake2b, sha256
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from crosschannel.data.decode import to_rgb
+from crosschannel.data.images import ImageSet, Names
+from crosschannel.errors import UserError, describe, foreign
+
+_PIXELS = "uint8 pixels or floats in [0, 1], (N, H, W, 3) or (N, 3, H, W)"
+_ROUNDING = 1e-3  # by which resized floats may leave [0, 1]
+
+
+class PixelImages:
+    """An ImageSet of pictures that are held, or made by index; each is encoded, without loss, when it is read.
+
+    Args:
+        picture: index → (H, W, 3) uint8.
+        names: of the images, unique.
+        labels: (n,) class numbers, or (n, classes).
+        classes: their names.
+    """
+
+    remote = False
+
+    def __init__(self, picture: Callable[[int], np.ndarray], names: Sequence[str], labels: np.ndarray, classes=()):
+        if labels.ndim == 2 and not classes:
+            classes = map(str, range(labels.shape[1]))
+        self.names, self.labels, self.classes = Names(names), labels, tuple(classes)
+        self._picture = picture
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(self._picture(index)).save(buffer, "BMP")
+        return buffer.getvalue()
+
+    def annotation(self, index: int) -> Any:
+        return self.labels[index]
+
+    def content_key(self) -> str:
+        return sha256(b"".join(sha256(self.read(index)).digest() for index in range(len(self)))).hexdigest()
+
+
+def is_image_set(value: object) -> bool:
+    """Whether a value has all that an :class:`~crosschannel.data.ImageSet` has."""
+    names = ("names", "labels", "classes", "remote", "read", "annotation", "content_key", "__len__")
+    return not isinstance(value, type) and all(hasattr(value, name) for name in names)
+
+
+def holds_images(value: object) -> bool:
+    """Whether :func:`as_image_set` is meant to take a value, which may turn out to be wrong in its details."""
+    return is_image_set(value) or _is_dataset(value) or _is_labelled(value)
+
+
+def as_image_set(value: Any, part: str = "images") -> ImageSet:
+    """Images that a program holds as an ImageSet.
+
+    Args:
+        value: an ImageSet; (images, labels), the images an array, a tensor or a list of pictures; a map-style data set
+            of torch's, or a list, of (image, label). A picture is Pillow's, or uint8 or float in [0, 1] of shape
+            (H, W, 3), (3, H, W), (H, W) or (1, H, W). Labels are class numbers, (n,), or (n, classes).
+        part: what they are, in a word, for names and messages.
+
+    Raises:
+        UserError: it is none of this.
+    """
+    if is_image_set(value):
+        return value
+    if holds_images(value):
+        images = _of_dataset(value, part) if _is_dataset(value) else _of_pair(*value, part)
+        if not len(images):
+            raise UserError(f"{part}: there are none")
+        images.read(0)  # so that what cannot be pictures is refused at once
+        return images
+    raise UserError(
+        f"{part} are an ImageSet, (images, labels) or a map-style Dataset of (image, label), got {describe(value)}"
+    )
+
+
+def _is_dataset(value: object) -> bool:
+    if isinstance(value, Dataset):
+        return not isinstance(value, IterableDataset) and hasattr(value, "__len__")
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_example, value))
+
+
+def _is_example(value: object) -> bool:
+    """Whether a value is (image, label)."""
+    return (
+        isinstance(value, list | tuple) and len(value) == 2 and np.ndim(_array(value[1])) == 0 and _is_picture(value[0])
+    )
+
+
+def _is_picture(value: object) -> bool:
+    return isinstance(value, Image.Image) or (isinstance(value, Tensor | np.ndarray) and value.ndim in (2, 3))
+
+
+def _is_labelled(value: object) -> bool:
+    """Whether a value is (images, labels)."""
+    if not (isinstance(value, list | tuple) and len(value) == 2):
+        return False
+    images, labels = value
+    are_labels = isinstance(labels, Tensor | np.ndarray) and labels.ndim in (1, 2)
+    are_labels |= isinstance(labels, list | tuple | range) and not any(_is_picture(label) for label in labels)
+    return are_labels and (isinstance(images, Tensor | np.ndarray) or _is_list_of_pictures(images))
+
+
+def _is_list_of_pictures(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_picture, value))
+
+
+def _of_pair(images: Any, labels: Any, part: str) -> PixelImages:
+    """Of (images, labels). Names say what an image shows, so that a resumed run knows its images."""
+    labels = _labels(labels, part)
+    if len(labels) != len(images):
+        raise UserError(f"{part}: {len(images)} images and {len(labels)} labels")
+    if isinstance(images, Tensor | np.ndarray):
+        images = _channels_last(images, part)
+    picture = partial(_picture, images, part)
+    digests = (blake2b(picture(i).tobytes(), digest_size=4).hexdigest() for i in range(len(images)))
+    return PixelImages(picture, [f"{i:06d}-{digest}" for i, digest in enumerate(digests)], labels)
+
+
+def _of_dataset(dataset: Any, part: str) -> PixelImages:
+    """Of a data set of (image, label). Its images are read when they are needed."""
+    labels = _dataset_labels(dataset, part)
+    classes = getattr(dataset, "classes", ())
+    is_named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+    count = labels.shape[1] if labels.ndim == 2 else labels.max(initial=-1) + 1
+    if not is_named or len(classes) < count:
+        classes = ()
+    names = [f"{part}/{i:06d}" for i in range(len(labels))]
+    return PixelImages(partial(_dataset_picture, dataset, part), names, labels, classes)
+
+
+def _dataset_labels(dataset: Any, part: str) -> np.ndarray:
+    """Labels of a data set: those that it lists, as torchvision's do, if its images have the same; else of its images.
+
+    Raises:
+        UserError: it does not give (image, label).
+    """
+    if type(dataset) is Subset:
+        return _dataset_labels(dataset.dataset, part)[np.asarray(dataset.indices, np.int64)]
+    count = len(dataset)
+    for name in ("targets", "labels"):
+        listed = _array(getattr(dataset, name, None))
+        if np.ndim(listed) in (1, 2) and len(listed) == count and listed.dtype.kind in "iu":
+            ends = sorted({0, count - 1}) if count else []
+            if all(np.array_equal(listed[i], _array(_example(dataset, i, part)[1])) for i in ends):
+                return listed.astype(np.int64)
+    return _labels([_array(_example(dataset, i, part)[1]) for i in range(count)], part)
+
+
+def _example(dataset: Any, index: int, part: str) -> tuple[Any, Any]:
+    with foreign(f"{part}: item {index} of {type(dataset).__name__} cannot be read"):
+        example = dataset[index]
+    if not (isinstance(example, list | tuple) and len(example) == 2):
+        raise UserError(f"{part}: item {index} of {type(dataset).__name__} is not (image, label): {describe(example)}")
+    return example
+
+
+def _dataset_picture(dataset: Any, part: str, index: int) -> np.ndarray:
+    return _pixels(_example(dataset, index, part)[0], f"{part}: image {index}")
+
+
+def _picture(images: Any, part: str, index: int) -> np.ndarray:
+    return _pixels(images[index], f"{part}: image {index}")
+
+
+def _labels(labels: Any, part: str) -> np.ndarray:
+    """(n,) or (n, classes) int64."""
+    found = _array(labels)
+    if found is None or found.ndim not in (1, 2) or (found.size and found.dtype.kind not in "iu"):
+        kind = "of different lengths" if found is None else f"{found.dtype} of shape {found.shape}"
+        raise UserError(f"{part}: labels are class numbers (n,), whole numbers from 0, or (n, classes); got {kind}")
+    return found.astype(np.int64)
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """A value as an array; None for what is no array of numbers or words."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return None
+    return None if found.dtype == object else found
+
+
+def _channels_last(images: Any, part: str) -> np.ndarray:
+    """A batch as (N, H, W, 3) or (N, H, W); a batch with 3 rows and 3 columns, or 3 channels twice, is taken as its
+    library has it."""
+    pixels = _array(images)
+    of_torch = isinstance(images, Tensor)
+    if pixels.ndim == 4 and 3 in (pixels.shape[1], pixels.shape[3]):
+        first = pixels.shape[1] == 3 and (of_torch or pixels.shape[3] != 3)
+        return pixels.transpose(0, 2, 3, 1) if first else pixels
+    if pixels.ndim == 4 and 1 in (pixels.shape[1], pixels.shape[3]):
+        return pixels[:, 0] if pixels.shape[1] == 1 and (of_torch or pixels.shape[3] != 1) else pixels[..., 0]
+    if pixels.ndim == 3:
+        return pixels
+    raise UserError(f"{part} are {_PIXELS}; got {pixels.dtype} of shape {pixels.shape}")
+
+
+def _pixels(picture: Any, what: str) -> np.ndarray:
+    """A picture as (H, W, 3) uint8.
+
+    Raises:
+        UserError: it is none.
+    """
+    if isinstance(picture, Image.Image):
+        return np.array(to_rgb(picture))
+    if not isinstance(picture, Tensor | np.ndarray):
+        raise UserError(f"{what} is a picture of Pillow, an array or a tensor, got {describe(picture)}")
+    pixels = picture if picture.ndim == 2 else _channels_last(picture[None], what)[0]
+    pixels = _array(pixels)
+    if pixels.dtype.kind == "f":
+        if not (pixels.size and pixels.min() >= -_ROUNDING and pixels.max() <= 1 + _ROUNDING):  # NaN is neither
+            low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
+            raise UserError(
+                f"{what} has floats from {low:.3g} to {high:.3g}: give RGB in [0, 1], not normalised, or uint8"
+            )
+        pixels = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8 or not pixels.size:
+        raise UserError(f"{what} must be uint8 or floats in [0, 1], got {pixels.dtype} of shape {pixels.shape}")
+    return np.ascontiguousarray(np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels)
