@@ -245,7 +245,7 @@ def test_pictures_are_not_looked_at_while_a_graph_is_traced():
         (nn.Conv2d, r"the class Conv2d \(call it"),
         (torch.utils.data.TensorDataset(torch.rand(2, 3)), "TensorDataset"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_wrong_types_are_one_sentence(value, words):
     for call in (wrap, load_backbone, load_colorizer, lambda it: Backbone(it, InputSpec())):
