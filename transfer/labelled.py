@@ -42,7 +42,9 @@ def _check_labels(part: str, images: ImageSet, in_folders: bool) -> None:
         raise UserError(f"labels of {part} images must be one class number each, (n,), got {np.shape(images.labels)}")
     unlabelled = np.flatnonzero(images.labels < 0)
     if len(unlabelled):
-        remedy = "a folder a class is needed: train/CLASS/…, val/CLASS/…" if in_folders else "labels count from 0"
+        remedy = "labels count from 0"
+        if in_folders:
+            remedy = "classes are folders (train/CLASS/…, val/CLASS/…), in shards KEY.cls; KEY.json is not read"
         raise UserError(
             f"{len(unlabelled)} of {len(images)} {part} images have no class, the first is "
             f"{images.names[int(unlabelled[0])]}; {remedy}"

@@ -256,7 +256,7 @@ BAD = [
     ("an empty val", "--data {tmp}/noval", "has no images"),
     ("one class only", "--data {tmp}/one", "of one class only"),
     ("a val with a class that train lacks", "--data {tmp}/more", "has the class 'class2', which the training images"),
-    ("images without a class", "--data {tmp}/flat", "have no class"),
+    ("images without a class", "--data {tmp}/flat", "KEY.json is not read"),
     ("pooling that a layer has not", "--layer pool1 --pooling windows", "not for 'pool1'"),
     ("a crop larger than its image", "--crop.size 90 --crop.resize 80", "crop.size (90)"),
     ("a rate of zero", "--rates [0.1,0]", "rates must be above 0"),
