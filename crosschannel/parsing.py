@@ -75,7 +75,7 @@ def _given(key: str, argv: Sequence[str], configs: Path) -> str | None:
 
 
 def options_of(argv: Sequence[str]) -> list[str]:
-    """The words before ``--``: those after it are given by place, whatever they begin with."""
+    """Return the arguments before ``--``; those after it are positional, whatever they start with."""
     return list(takewhile(lambda word: word != "--", argv))
 
 
@@ -238,14 +238,20 @@ def _add_positionals(parser, config_class: type, names: tuple[str, ...]) -> None
 def _prepare(
     argv: list[str], configs: Path, command: Command, parser: Any, config_class: type
 ) -> tuple[list[str], str, dict[str, Any]]:
-    """Flags by their keys, with '_' for '-', `--config` as a path, switches with a value, and lists of words as one:
-    those of several flags of a name, and those that follow one another, where no list is given by place; after ``--``
-    the words that are given by place; the config's path and what it holds besides."""
+    """Normalise the arguments of a command for its parser.
+
+    Flags get the names of their keys, with '_' for '-', `--config` its path, and switches a value. Values of a repeated
+    list flag become one list, and so do values that follow one another, unless a positional argument is a list.
+    Positional arguments come last, after ``--``.
+
+    Returns:
+        the arguments, the config's path, and the config's content.
+    """
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     groups = {key.rpartition(".")[0] for key in types} - {""}
     prepared, path, tree, lists = [], "", {}, {}
     has_many = any(entry.type == list[str] for entry in fields(config_class) if entry.name in command.positional)
-    options, placed = options_of(argv), []
+    options, positional = options_of(argv), []
     rest = deque(options)
     while rest:
         argument = rest.popleft()
@@ -281,18 +287,18 @@ def _prepare(
                 equals, value = "=", rest.popleft()
             prepared.append(f"--{key}{equals}{value}" + ("=true" if types.get(key) is bool and not equals else ""))
         else:
-            (prepared if re.match("-.", argument) else placed).append(argument)
+            (prepared if re.match("-.", argument) else positional).append(argument)
     for key, words in lists.items():
         alone = len(words) == 1 and plain_type(types[key]) is str
         prepared.append(f"--{key}={words[0] if alone else json.dumps(words, ensure_ascii=False)}")
-    placed += argv[len(options) + 1 :]
-    if len(placed) > len(command.positional) and not has_many:
-        raise UserError(f"unexpected argument {placed[len(command.positional)]!r}; --help lists the arguments")
-    return [*prepared, "--", *placed] if placed else prepared, path, tree
+    positional += argv[len(options) + 1 :]
+    if len(positional) > len(command.positional) and not has_many:
+        raise UserError(f"unexpected argument {positional[len(command.positional)]!r}; --help lists the arguments")
+    return [*prepared, "--", *positional] if positional else prepared, path, tree
 
 
 def _takes(types: dict[str, Any], key: str, following: str) -> bool:
-    """Whether a flag takes the word that follows it as its value."""
+    """Return whether a flag takes the argument that follows it as its value."""
     if types.get(key) is bool:
         return following.lower() in ("true", "false")
     return key not in ("help", "print_config")

@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepared(argv: list[str]) -> list[str]:
-    """The flags that a command line of ours stands for: the command after ``--`` (of `submit`), ``--profile``,
-    repeated ``--sweep``, ``-f``, and the stored submission of a run (of `resume`)."""
+    """Translate a command line to plain flags: the command after ``--`` (of `submit`), ``--profile``, repeated
+    ``--sweep``, ``-f``, and the stored submission of a run (of `resume`)."""
     if argv[:2] == ["resume", "--"]:
         argv = ["resume", *argv[2:]]
     options = options_of(argv)

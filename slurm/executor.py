@@ -16,27 +16,27 @@ from submitit.slurm.slurm import _make_sbatch_string
 from crosschannel.errors import UserError
 from slurm.config import SubmitConfig
 
-# Variables with a site's defaults, and their options: sbatch sees one unless the option is set here.
-_SITE = {
+# Variables that hold a site's defaults, and the option of each: sbatch gets one unless submit sets its option.
+_SITE_DEFAULTS = {
     "SBATCH_ACCOUNT": "account", "SBATCH_CLUSTERS": "clusters", "SLURM_CLUSTERS": "clusters",
     "SBATCH_CONSTRAINT": "constraint", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos",
     "SBATCH_RESERVATION": "reservation",
 }  # fmt: skip
 _CONNECTION = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
 _SLURM_VARIABLES = ("SLURM_", "SRUN_", "SBATCH_", "SALLOC_", "SUBMITIT_")
-_PERCENT = "crosschannelpercentsign"  # stands for % while submitit writes the patterns of log files
-SBATCH_S, TIMED_OUT = 60, 124  # seconds that sbatch may take, and how timeout(1) ends then
+_PERCENT = "crosschannelpercentsign"  # replaces % while submitit writes the patterns of log files
+SBATCH_S, TIMED_OUT = 60, 124  # seconds that sbatch may take, and timeout(1)'s exit code after them
 
 
 class _SlurmExecutor(submitit.SlurmExecutor):
-    """submitit's, for folders with % in their names, too; it can be made without SLURM, for a dry run."""
+    """submitit's executor, with support for % in folder names and for dry runs without SLURM."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        """The batch script. sbatch and srun expand %j and the like in names of log files, and %% is a percent sign."""
+        """Return the batch script. sbatch and srun expand %j and the like in log file names; %% is a percent sign."""
         folder = str(self.folder).replace("%", _PERCENT)
         return _make_sbatch_string(command, folder, **self.parameters).replace(_PERCENT, "%%")
 
@@ -44,18 +44,18 @@ class _SlurmExecutor(submitit.SlurmExecutor):
         return ["timeout", str(SBATCH_S), *super()._make_submission_command(submission_file_path)]
 
 
-submitit.slurm.slurm.SlurmExecutor = _SlurmExecutor  # submitit makes another executor for an array, by this name
+submitit.slurm.slurm.SlurmExecutor = _SlurmExecutor  # submitit looks this name up to build the executor of an array
 
 
 def check_home(home: Path, cluster: str) -> None:
-    """Raise a UserError for a folder whose name cannot stand in patterns of log files.
+    """Raise a UserError if the folder's path cannot be part of a log file pattern.
 
-    submitit fills in four patterns wherever they are in a path, a backslash or a line break has no escape in sbatch's,
-    and srun 22.05 fails for some pairs of escaped percent signs.
+    submitit expands four patterns anywhere in a path, sbatch has no escape for a backslash or a line break, and
+    srun 22.05 fails on some pairs of escaped percent signs.
     """
-    odd = re.search(r"%[jtAa]" if cluster == "local" else r"%[jtAa]|[\\\n\r]|%.*%", str(home.absolute()))
-    if odd:
-        raise UserError(f"{home.parent}: a path with {odd[0]!r} cannot hold a job's logs; give another --out")
+    match = re.search(r"%[jtAa]" if cluster == "local" else r"%[jtAa]|[\\\n\r]|%.*%", str(home.absolute()))
+    if match:
+        raise UserError(f"{home.parent}: a path with {match[0]!r} cannot hold a job's logs; give another --out")
 
 
 def build_executor(config: SubmitConfig, home: Path, places: Sequence[Path], code: Path) -> submitit.core.core.Executor:
@@ -121,26 +121,31 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def variables_of_sbatch(config: SubmitConfig) -> list[str]:
-    """Lines on the variables that sbatch would read: those that are passed on, and those that are not."""
+    """Describe the variables of sbatch in the environment: those passed on, and those ignored."""
     with outside_of_jobs(config, Path()) if config.cluster == "slurm" else environment({}):
-        left = set(os.environ)
-    counting = sorted(_SITE.keys() & left)
-    ignored = sorted(key for key in os.environ if key.startswith("SBATCH_") and key not in left)
-    lines = [f"from the environment: {', '.join(f'{key}={os.environ[key]}' for key in counting)}"] * bool(counting)
+        remaining = set(os.environ)
+    passed_on = sorted(_SITE_DEFAULTS.keys() & remaining)
+    ignored = sorted(key for key in os.environ if key.startswith("SBATCH_") and key not in remaining)
+    lines = [f"from the environment: {', '.join(f'{key}={os.environ[key]}' for key in passed_on)}"] * bool(passed_on)
     return lines + [f"ignored: {', '.join(ignored)}; the keys of submit set these options"] * bool(ignored)
 
 
 @contextlib.contextmanager
 def outside_of_jobs(config: SubmitConfig, code: Path) -> Iterator[None]:
-    """The environment that a job is submitted in: without variables of SLURM, which would win over the batch script's
-    options or are of a job that we may be in; and for local jobs, which inherit it, what a batch script would set, and
-    no hold on the terminal."""
-    unset = {key for key, option in _SITE.items() if not (getattr(config, option, "") or option in config.sbatch)}
-    kept = _CONNECTION | unset
+    """Enter the environment for submitting a job.
+
+    SLURM's variables are removed: they would override the batch script's options, or belong to the job that this
+    process runs in. Local jobs inherit the environment, so they also get the variables that a batch script would set,
+    and are detached from the terminal.
+    """
+    site_defaults = {
+        key for key, option in _SITE_DEFAULTS.items() if not (getattr(config, option, "") or option in config.sbatch)
+    }
+    preserved = _CONNECTION | site_defaults
     with environment({}):
         os.environ.pop("CROSSCHANNEL_STAGED_DATA", None)
         for key in list(os.environ):
-            if key.startswith(_SLURM_VARIABLES) and key not in kept:
+            if key.startswith(_SLURM_VARIABLES) and key not in preserved:
                 del os.environ[key]
         if config.cluster == "slurm":
             yield

@@ -87,12 +87,12 @@ def _known(kind: type[T], rows: Iterable[dict[str, Any]]) -> Iterator[T]:
 
 
 def no_jobs(run: str) -> str:
-    """Why there is no job of a folder, and what to name instead, in a sentence."""
+    """Explain in one sentence why a folder has no jobs, and which run to name instead."""
     runs = sorted(path.parents[1] for path in Path(run).glob("*/slurm/jobs.jsonl"))
     if runs:
         return f"{run} holds {len(runs)} runs with jobs; name one of them, such as {shlex.quote(str(runs[0]))}"
-    why = "it was not submitted by crosschannel-slurm" if Path(run).is_dir() else "there is no such folder"
-    return f"{run} has no jobs: {why}"
+    reason = "it was not submitted by crosschannel-slurm" if Path(run).is_dir() else "there is no such folder"
+    return f"{run} has no jobs: {reason}"
 
 
 class JobFolder:

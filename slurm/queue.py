@@ -9,8 +9,8 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-PATIENCE_S = 15  # for an answer on the queue: a person waits
-_FILTERS = ("SQUEUE_", "SCANCEL_", "SCONTROL_")  # variables by which a user's own calls differ
+PATIENCE_S = 15  # time limit for squeue: a person waits for the answer
+_FILTERS = ("SQUEUE_", "SCANCEL_", "SCONTROL_")  # prefixes of variables that filter or format what a user sees
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class Queued:
 
 
 class NoAnswer(Exception):
-    """SLURM does not answer; the message says why."""
+    """SLURM does not answer; the message gives the reason."""
 
 
 def ask(*command: str, seconds: float = 60) -> str:
-    """The output of a SLURM command, whatever filters and formats the user's variables set.
+    """Run a SLURM command and return its output; filters and formats in the user's variables have no effect.
 
     Raises:
         NoAnswer: there is no such command, it fails, or it takes too long.
     """
     program, environment = command[0], {k: v for k, v in os.environ.items() if not k.startswith(_FILTERS)}
     try:
-        asked = subprocess.run(
+        completed = subprocess.run(
             command, capture_output=True, stdin=subprocess.DEVNULL, env=environment, timeout=seconds, check=True
         )
-        return asked.stdout.decode(errors="replace")
+        return completed.stdout.decode(errors="replace")
     except FileNotFoundError:
         raise NoAnswer(f"there is no {program} here") from None
     except subprocess.TimeoutExpired:
@@ -54,7 +54,7 @@ def ask(*command: str, seconds: float = 60) -> str:
 
 
 def _succeeds(*command: str) -> bool:
-    """Whether a SLURM command ends well."""
+    """Return whether a SLURM command succeeds."""
     with contextlib.suppress(NoAnswer):
         ask(*command)
         return True
@@ -62,7 +62,7 @@ def _succeeds(*command: str) -> bool:
 
 
 def queue() -> tuple[dict[str, Queued] | None, str]:
-    """This user's jobs by id (``12`` or ``12_3``); None, and why, where SLURM does not answer."""
+    """This user's jobs by id (``12`` or ``12_3``); None, and the reason, if SLURM does not answer."""
     try:
         output = ask(
             "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%R", seconds=PATIENCE_S

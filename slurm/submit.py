@@ -187,7 +187,7 @@ def _here() -> str:
 def _reason(error: Exception) -> str:
     """What sbatch said."""
     if getattr(error.__cause__ or error, "returncode", None) == TIMED_OUT:
-        return f"sbatch has not answered for {SBATCH_S} s; see squeue before you submit again"
+        return f"sbatch has not answered for {SBATCH_S} s; check squeue before submitting again"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("sbatch:")] or lines[-1:]
     return " ".join(line.removeprefix("sbatch:").strip().removeprefix("error:").strip() for line in said)

@@ -182,8 +182,8 @@ def cancel(config: CancelConfig) -> None:
         job = folder.jobs()[-1]
         state, events = state_of(job, folder, queued), folder.events(job.id)
         if state == "UNKNOWN":
-            why = f"it was started on {job.host}" if job.cluster == "local" else f"no answer from SLURM: {problem}"
-            raise UserError(f"job {job.id} of {folder.run} cannot be cancelled here: {why}")
+            reason = f"it was started on {job.host}" if job.cluster == "local" else f"no answer from SLURM: {problem}"
+            raise UserError(f"job {job.id} of {folder.run} cannot be cancelled here: {reason}")
         if not is_active(job, queued):
             say(f"{folder.run}: job {job.id} has ended already")
             continue

@@ -1,4 +1,4 @@
-"""Digest of annotations, by which a resumed run notices that they have changed."""
+"""Digest of annotations, so that a resumed run detects changes."""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -15,7 +15,7 @@ from crosschannel.files import read_bytes
 
 
 def annotation_digest(images: ImageSet) -> str:
-    """16 hex digits that change with any label, box or mask of an image set.
+    """Hash the annotations of an image set to 16 hex digits, which change with any label, box or mask.
 
     Raises:
         UserError: a mask cannot be read.
@@ -28,7 +28,7 @@ def annotation_digest(images: ImageSet) -> str:
 
 
 def _parts(annotation: Any) -> Iterator[bytes]:
-    """The content of an annotation: of a path the file's, of objects of unknown types nothing."""
+    """Yield the content of an annotation: the file's for a path, nothing for an object of an unknown type."""
     if isinstance(annotation, int):
         yield b"%d" % annotation
     elif isinstance(annotation, np.ndarray | np.generic | torch.Tensor):

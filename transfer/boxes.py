@@ -6,8 +6,8 @@ import numpy as np
 from crosschannel.data import ImageSet
 from crosschannel.data.decode import BrokenImage, EncodedImage
 
-_TOLERANCE = 1  # pixel, by which boxes may pass the picture's edges: tools count pixels from 0 or 1
-_CORNER = 2  # pixels: a picture whose boxes all end here has them as shares of its sides
+_TOLERANCE = 1  # pixel that a box may extend past the picture's edges: tools count pixels from 0 or 1
+_CORNER = 2  # pixels: if all boxes of a picture end within them, they are given as shares of its sides
 
 
 def from_voc(boxes: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def mirrored(boxes: np.ndarray, width: float) -> np.ndarray:
 
 
 def picture_size(images: ImageSet, index: int) -> tuple[int, int] | None:
-    """Width and height of a picture as seen; None if it cannot be read."""
+    """Return width and height of a picture, upright by its EXIF orientation; None if it cannot be read."""
     try:
         image = EncodedImage(images.read(index))
     except (BrokenImage, OSError):
@@ -53,21 +53,21 @@ def picture_size(images: ImageSet, index: int) -> tuple[int, int] | None:
 
 
 def invalid_box(boxes: np.ndarray, size: tuple[int, int] | None) -> tuple[int, str] | None:
-    """The first box that does not lie in its picture, and the reason.
+    """Find the first box that does not lie in its picture.
 
     Args:
-        boxes: (N, 4) of one picture.
-        size: its width and height; None: unknown.
+        boxes: (N, 4) boxes of one picture.
+        size: width and height of the picture; None: unknown.
 
     Returns:
-        its index and the end of a sentence, or None if all boxes are valid.
+        its index and the fault, as the end of a sentence; None if all boxes are valid.
     """
     width, height = size or (np.inf, np.inf)
     boxes = boxes.astype(np.float64)
     inside = clipped(boxes, height, width)
     with np.errstate(all="ignore"):
-        areas, shown = ((ends[:, 2:] - ends[:, :2]).clip(0).prod(1) for ends in (boxes, inside))
-    passes = (boxes[:, :2] < -_TOLERANCE) | (boxes[:, 2:] > np.array([width, height]) + _TOLERANCE)
+        areas, visible = ((ends[:, 2:] - ends[:, :2]).clip(0).prod(1) for ends in (boxes, inside))
+    outside = (boxes[:, :2] < -_TOLERANCE) | (boxes[:, 2:] > np.array([width, height]) + _TOLERANCE)
     in_corner = boxes[:, 2:].max(initial=0) <= _CORNER < min(width, height) / 8
     faults = {
         "is not finite": ~np.isfinite(boxes).all(1),
@@ -75,7 +75,7 @@ def invalid_box(boxes: np.ndarray, size: tuple[int, int] | None) -> tuple[int, s
         "is in the corner, as all boxes of the picture are: coordinates must be pixels, not shares of its sides": (
             np.full(len(boxes), in_corner)
         ),
-        f"does not lie in the picture, which is {width} × {height} pixels": passes.any(1) | (2 * shown < areas),
+        f"does not lie in the picture, which is {width} × {height} pixels": outside.any(1) | (2 * visible < areas),
     }
     for fault, invalid in faults.items():
         if invalid.any():

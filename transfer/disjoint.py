@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from transfer.protocol import Split
 
 _VOC_NAME = re.compile(r"(?:VOC(\d{4})|SBD)/([^/]+)")
-_REMOTE_SAMPLE = 64  # images that are compared where reading one waits for a network
+_REMOTE_SAMPLE = 64  # images to compare if each read waits for a network
 
 
 def voc_name(name: str) -> str | None:
-    """The name of an image of VOC or SBD that all years share: later ones call VOC2007's 000032 2007_000032.
+    """Return the name that an image of VOC or SBD has in all years: later ones call VOC2007's 000032 2007_000032.
 
     Args:
-        name: such as VOC2012/2007_000032; None is returned for any other.
+        name: name in an image set, such as VOC2012/2007_000032.
+
+    Returns:
+        the shared name; None for an image of another data set.
     """
     match = _VOC_NAME.fullmatch(name)
     if match is None:
@@ -29,7 +32,7 @@ def voc_name(name: str) -> str | None:
 
 
 def check_disjoint(split: "Split") -> None:
-    """Raise a UserError for test images that are training images too, unless the split allows it."""
+    """Raise a UserError if test images are also training images, unless the split allows it."""
     shared = [] if split.allow_overlap else shared_images(split.train, split.test)
     if not shared:
         return
@@ -45,10 +48,10 @@ def check_disjoint(split: "Split") -> None:
 
 
 def shared_images(train: ImageSet, test: ImageSet) -> list[str]:
-    """The names of test images that are training images.
+    """Return the names of test images that are also training images.
 
-    Images of VOC and SBD are the same if their names are. Names of other images mean little (``train/dog/1.jpg`` and
-    ``val/dog/1.jpg`` differ), so those that end alike are the same if their bytes are.
+    Images of VOC and SBD are the same if their names are equal. Names of other images mean little (``train/dog/1.jpg``
+    and ``val/dog/1.jpg`` differ), so other images are the same if their file names and their bytes are equal.
     """
     keys = [_key(name) for name in test.names]
     candidates: dict[str, list[int]] = {key: [] for key in keys}
@@ -58,27 +61,27 @@ def shared_images(train: ImageSet, test: ImageSet) -> list[str]:
     numbers = [number for number, key in enumerate(keys) if candidates[key]]
     if train.remote or test.remote:
         numbers = numbers[:: max(1, math.ceil(len(numbers) / _REMOTE_SAMPLE))]
-    known: dict[str, set[bytes]] = defaultdict(set)
+    train_digests: dict[str, set[bytes]] = defaultdict(set)
     shared = []
     for number in numbers:
         name, key = test.names[number], keys[number]
         if voc_name(name) is None:
-            if key not in known:
-                known[key] = {_digest(train, index) for index in candidates[key]}
-            if _digest(test, number) not in known[key] - {b""}:
+            if key not in train_digests:
+                train_digests[key] = {_digest(train, index) for index in candidates[key]}
+            if _digest(test, number) not in train_digests[key] - {b""}:
                 continue
         shared.append(name)
     return shared
 
 
 def _key(name: str) -> str:
-    """Lookup key of an image's name; a leading slash sets the names of VOC and SBD apart from others."""
+    """Return the lookup key of an image name; a leading slash separates names of VOC and SBD from others."""
     shared = voc_name(name)
     return name.rpartition("/")[2] if shared is None else f"/{shared}"
 
 
 def _digest(images: ImageSet, index: int) -> bytes:
-    """SHA-256 of an image's bytes; empty if it cannot be read."""
+    """Return the SHA-256 of an image's bytes; empty if it cannot be read."""
     try:
         return sha256(images.read(index)).digest()
     except OSError:

@@ -73,12 +73,12 @@ class FineTuned(nn.Module):
 
 
 def _default_input_scale(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_args: object) -> None:
-    """Weights of earlier versions have the scale in their first convolution."""
+    """Set a missing scale to 1: weights of earlier versions have it folded into the first convolution."""
     state.setdefault(f"{prefix}input_scale", torch.ones(()))
 
 
 class Classifier(FineTuned):
-    """A linear layer on the mean of the backbone's last map, that of fc7 if there is one.
+    """A linear layer on the mean of the backbone's last map, which is fc7's if the backbone has fc7.
 
     Args:
         backbone, dropout: see :class:`FineTuned`.
@@ -162,9 +162,9 @@ def _start(layers: Sequence[str], name: str, key: str = "train_from") -> int:
     if has_fc:
         named["fc8"] = len(layers)
     named |= {layer: place for place, layer in enumerate(layers)}
-    fitting = fnmatch.filter(layers, name)
-    if name not in named and fitting:
-        return named[fitting[0]]
+    matches = fnmatch.filter(layers, name)
+    if name not in named and matches:
+        return named[matches[0]]
     if name not in named:
         words = "fc8, fc6, all" if has_fc else "head, all"
         raise UserError(f"{key} {name!r}: give {words}, or a layer: {', '.join(layers)}")

@@ -77,7 +77,7 @@ def save_heads(run: Path, heads: LayerHeads, classes: Sequence[str]) -> Path:
 
 
 def load_head(run: Finished, kind: str) -> Head:
-    """The head of :func:`save_heads` for a layer: the best of those asked for by ``LAYER/kind``.
+    """Load a head that :func:`save_heads` wrote: of the requested layers, the one with the best ``LAYER/kind``.
 
     Args:
         run: a finished one.
@@ -90,9 +90,9 @@ def load_head(run: Finished, kind: str) -> Head:
         raise UserError(f"no {HEADS} in {run.path}: an earlier version made it; run it again")
     tensors, told = run.tensors(HEADS, ("layers", "classes"))
     layers, classes = told["layers"], told["classes"]
-    fitting = [run.layer] if run.layer in layers else fnmatch.filter(layers, run.layer or "*")
-    if not fitting:
+    matches = [run.layer] if run.layer in layers else fnmatch.filter(layers, run.layer or "*")
+    if not matches:
         raise UserError(f"layer {run.layer!r}: the run has {', '.join(layers)}")
-    layer = max(fitting, key=lambda one: run.metrics.get(f"{one}/{kind}", 0.0))
+    layer = max(matches, key=lambda name: run.metrics.get(f"{name}/{kind}", 0.0))
     own = f"probes.{layers.index(layer)}."
     return Head(layer, {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, classes)

@@ -1,4 +1,4 @@
-"""Arguments of a call from Python: what each may be, and one sentence for whatever else it is."""
+"""Checks of the arguments of a call from Python: a wrong type is a UserError of one sentence."""
 
 import os
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def as_text(value: Any, what: str, more: str = "") -> str:
-    """A string, or a path as one.
+    """Return a string, or a path as a string.
 
     Args:
         value: the argument.
-        what: what is taken, in words.
-        more: of the message.
+        what: accepted types, as the start of the message.
+        more: end of the message.
 
     Raises:
-        UserError: anything else.
+        UserError: the value is neither a string nor a path.
     """
     if isinstance(value, str | os.PathLike):
         return os.fsdecode(value)
@@ -35,7 +35,7 @@ def as_text(value: Any, what: str, more: str = "") -> str:
 
 
 def as_source(backbone: Any, name: str) -> str | nn.Module:
-    """A backbone: its source, or the module itself."""
+    """Return the source of a backbone as a string, or the module itself."""
     if isinstance(backbone, nn.Module):
         return backbone
     return as_text(
@@ -44,7 +44,7 @@ def as_source(backbone: Any, name: str) -> str | nn.Module:
 
 
 def as_layers(layers: str | Sequence[str]) -> str:
-    """Layers as the key ``layer`` has them."""
+    """Return layers as a value of the key ``layer``: names separated by commas."""
     if isinstance(layers, str):
         return layers
     if isinstance(layers, list | tuple) and layers and all(isinstance(layer, str) for layer in layers):
@@ -53,12 +53,12 @@ def as_layers(layers: str | Sequence[str]) -> str:
 
 
 def as_out(out: Any) -> Path | None:
-    """A run folder."""
+    """Return a run folder as a path."""
     return None if out is None else Path(as_text(out, "out takes a folder (a string or a path) or None"))
 
 
 def check_recipe(config: Any, kind: type["MeasureConfig"], name: str) -> "MeasureConfig | str | None":
-    """What a call takes as its config."""
+    """Return a config, or the name or file of one as a string."""
     if config is None or isinstance(config, kind):
         return config
     return as_text(
@@ -67,15 +67,15 @@ def check_recipe(config: Any, kind: type["MeasureConfig"], name: str) -> "Measur
 
 
 def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | tuple[ImageSet, ImageSet]":
-    """Images that are named, or that are there: (training, test) image sets.
+    """Return the name of a source, or (training, test) image sets from memory.
 
     Args:
-        data: what a caller gives.
-        protocol: that is to measure on them.
-        config: its ``val_share`` of images that come as one set is held out, where it has this key.
+        data: the argument.
+        protocol: protocol that measures on the images.
+        config: if it has the key ``val_share``, this share of a single image set is held out.
 
     Raises:
-        UserError: it is nothing that the protocol takes.
+        UserError: the protocol does not accept the data.
     """
     if isinstance(data, str | os.PathLike):
         return as_text(data, "")
@@ -87,7 +87,7 @@ def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | 
             return _pair(*data)
         if holds_images(data) and hasattr(config, "val_share"):
             return hold_out(as_image_set(data), config.val_share, "the data")
-    raise UserError(f"{_taken(protocol, config)}, got {_described(data)}")
+    raise UserError(f"{_accepted_data(protocol, config)}, got {_describe_data(data)}")
 
 
 def _pair(train: Any, test: Any) -> tuple["ImageSet", "ImageSet"]:
@@ -95,27 +95,27 @@ def _pair(train: Any, test: Any) -> tuple["ImageSet", "ImageSet"]:
     return as_image_set(train, parts[0]), as_image_set(test, parts[1])
 
 
-def _taken(protocol: "Protocol", config: "MeasureConfig") -> str:
-    """What a protocol takes as data, in words."""
+def _accepted_data(protocol: "Protocol", config: "MeasureConfig") -> str:
+    """Return the start of a message: the data that a protocol accepts."""
     if protocol.annotations:
         return f"{protocol.name} takes as data a folder, or (training, test) ImageSets {protocol.annotations}"
-    whole = " (or one set, which val_share splits)" if hasattr(config, "val_share") else ""
+    single_set = " (or one set, which val_share splits)" if hasattr(config, "val_share") else ""
     return (
-        f"{protocol.name} takes as data a source, or (training, test){whole}, each (images, labels), a map-style "
+        f"{protocol.name} takes as data a source, or (training, test){single_set}, each (images, labels), a map-style "
         "Dataset of (image, label) or an ImageSet"
     )
 
 
-def _described(data: Any) -> str:
+def _describe_data(data: Any) -> str:
     if isinstance(data, list | tuple) and len(data) < 5:
-        return f"({', '.join(_described(part) for part in data)})"
+        return f"({', '.join(_describe_data(part) for part in data)})"
     if hasattr(data, "dataset") and hasattr(data, "batch_size"):
         return f"{describe(data)} (give its .dataset)"
     return describe(data)
 
 
 def as_result(run: Any) -> Result:
-    """A result, or the finished run folder that holds it."""
+    """Return a result, or load that of a finished run folder."""
     if isinstance(run, Result):
         return run
     return load_result(as_text(run, "compare takes two Results or finished run folders"))

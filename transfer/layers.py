@@ -57,7 +57,7 @@ class Published:
 
     Attributes:
         figures: ImageNet top-1 (%) by author.
-        attribution: where they were published.
+        attribution: source of the figures.
     """
 
     figures: Mapping[str, tuple[float, ...]]

@@ -43,8 +43,8 @@ def onto_span(train: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 class Processes:
     """Processes of one thread each, to fit classifiers in (liblinear draws from one generator a process).
 
-    A context. They do not import the caller's main module, so that a script from stdin, or without the usual guard
-    (``if __name__ == "__main__"``), may use them.
+    A context. The processes do not import the caller's main module, so a script from stdin, or without the usual guard
+    (``if __name__ == "__main__"``), can use them.
 
     Args:
         jobs: how many; 0 takes one a core of this rank's, 1 none but this process.
@@ -92,7 +92,7 @@ class Processes:
         """
         if not self._pool:
             return [call(*shared, *task) for task in tasks]
-        with _hidden_main():  # submit starts processes
+        with _hidden_main():  # submit() starts processes
             waiting = [self._pool.submit(_call, call, shared, task) for task in tasks]
         try:
             return [one.result() for one in waiting]
@@ -104,7 +104,7 @@ class Processes:
 
 @contextlib.contextmanager
 def _hidden_main() -> Iterator[None]:
-    """An empty module in place of the main one: `multiprocessing` has new processes import that again."""
+    """Replace the main module by an empty one, since `multiprocessing` makes new processes import it."""
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     try:
         yield

@@ -17,7 +17,7 @@ WINDOWS = {
         **{"stage1": (10, 10, 4), "stage2": (16, 8, 0), "stage3": (13, 5, 0), "stage4": (8, 3, 0), "stage5": (6, 1, 0)},
     },
 }
-_WIDE = {("vissl", "stage5", 14): (12, 2, 0)}  # by the map's side: a last stage without stride
+_WIDE = {("vissl", "stage5", 14): (12, 2, 0)}  # for maps of this side, from a last stage without stride
 WINDOWS["deepcluster"] = WINDOWS["windows"]  # as older configs call it
 
 

@@ -140,7 +140,7 @@ def _thumbnail(found: Prediction, data: bytes) -> Image.Image:
 
 class Scores:
     """``scores.csv``, a row a picture, ``boxes.csv``, a row a box that is found, and ``sheet-N.png``, the pictures with
-    their likeliest (or largest) classes. Names are as :func:`~crosschannel.console.plain` has them.
+    their likeliest (or largest) classes. Names are escaped by :func:`~crosschannel.console.plain`.
 
     Args:
         out: the folder.

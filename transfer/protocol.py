@@ -50,7 +50,7 @@ class Split:
         train, test: image sets; what is learned, and what is scored.
         classes: names by number.
         source: what the user named.
-        allow_overlap: whether test images may be training images, as for a figure of the training images.
+        allow_overlap: allow test images to be training images, to score training images on purpose.
     """
 
     train: ImageSet
@@ -119,7 +119,7 @@ class Protocol:
         predict: a finished run → what says of any image what the run learned to say; None where a run keeps nothing to
             say it with.
         floor: rows → what the main figure would be without looking at the images, in words.
-        annotations: of images from memory, in the words of a message; empty where a label is enough.
+        annotations: annotations that images from memory need, as part of a message; empty if labels are enough.
     """
 
     name: str
@@ -169,14 +169,14 @@ def measure(
 ) -> Result:
     """Measure a backbone inside a run folder.
 
-    It can be called from anywhere in another program, in the middle of a training, under ``torch.no_grad()`` or
-    autocast: figures do not depend on torch's, NumPy's or Python's global state, and that state, the backbone's
-    weights, statistics and modes are afterwards as they were. Ranks of an existing process group share the work.
+    It can be called anywhere in another program: in the middle of training, under ``torch.no_grad()`` or autocast.
+    Figures do not depend on the global state of torch, NumPy or Python. This state and the backbone's weights,
+    statistics and modes are restored. Ranks of an existing process group share the work.
 
     Args:
         protocol: how.
         backbone: a source, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: what ``--data`` takes, or images that are there; see :func:`~transfer.inputs.as_data`.
+        data: a value of ``--data``, or images from memory; see :func:`~transfer.inputs.as_data`.
         config: see :func:`as_config`; its backbone and data are not looked at.
         out: run folder; default none is kept.
         quiet: say nothing.
@@ -195,36 +195,36 @@ def measure(
     config = replace(config, backbone=source if isinstance(source, str) else "", data="")
     check_config(config)
     with isolated(config.seed):
-        given = None if isinstance(source, str) else own_weights(wrap(source))
+        model = None if isinstance(source, str) else own_weights(wrap(source))
         data = data if isinstance(data, Split) else as_data(data, protocol, config)
         config.data = data if isinstance(data, str) else "images from memory"
-        config.backbone = given.provenance.source if given else source
+        config.backbone = model.provenance.source if model else source
         check_config(config)
-        first = next(given.parameters(), None) if given else None
-        device = find_device(config.device) if first is None else first.device
+        parameter = next(model.parameters(), None) if model else None
+        device = find_device(config.device) if parameter is None else parameter.device
         patience = PATIENCE if flag is None else None
         with tempfile.TemporaryDirectory() as scratch, joined_world(device, patience) as world:
             console = stderr_console(quiet or not world.is_main)
-            if flag is None:  # the command line has said so
-                named = recipe if isinstance(recipe, str) else "given" if recipe else "the defaults"
-                console.print(f"{protocol.name}: config {named}", markup=False)
+            if flag is None:  # the command line has printed it
+                config_name = recipe if isinstance(recipe, str) else "given" if recipe else "the defaults"
+                console.print(f"{protocol.name}: config {config_name}", markup=False)
             path = out or Path(scratch)
             with open_run(path, protocol.name, config, world, flag) as run:
-                _measure(protocol, given, data, config, run, world, console)
+                _measure(protocol, model, data, config, run, world, console)
                 return world.from_main(lambda: load_result(path))
 
 
 def _measure(
     protocol: Protocol,
-    given: Backbone | None,
+    model: Backbone | None,
     data: Data,
     config: MeasureConfig,
     run: RunFolder,
     world: World,
     console: Console,
 ) -> None:
-    """Finish a run, unless it is finished."""
-    if given is None:
+    """Measure and write the results, unless the run is finished."""
+    if model is None:
         world.from_main(lambda: run.check_files(input_files(config)))
     if not (isinstance(data, str) and run.is_done(data)):
         split = protocol.open_data(data, config)
@@ -232,8 +232,8 @@ def _measure(
     if run.finished:
         console.print(f"{run.path} is finished: nothing to do", markup=False)
         return
-    net = given or load_backbone(config.backbone, device=world.device, data=split.train)
-    if given is None:
+    net = model or load_backbone(config.backbone, device=world.device, data=split.train)
+    if model is None:
         net.to(memory_format=torch.channels_last)
     for line in describe_input(net, *_crop_of(config)):
         console.print(line, markup=False)
@@ -243,14 +243,14 @@ def _measure(
 
 
 def _check_split(split: Split, run: RunFolder) -> None:
-    """Raise a UserError for images that are both learned and scored, or differ from those of the run so far."""
+    """Raise a UserError if images are both learned and scored, or differ from those that the run started on."""
     check_disjoint(split)
     parts = {"train": split.train, "val": split.test}
     run.check_images(*parts.values(), {part: annotation_digest(images) for part, images in parts.items()})
 
 
 def _crop_of(config: MeasureConfig) -> tuple[int, int]:
-    """Size and resize of the crops that a config asks for; 0: those of the backbone."""
+    """Return a config's size and resize of crops; 0 stands for the backbone's."""
     crop = getattr(config, "crop", None)
     return (crop.size, crop.resize) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
 

@@ -337,15 +337,15 @@ def with_keys(config: Any, given: Mapping[str, Any]) -> Any:
 
     Args:
         config: a dataclass of keys; it is not changed.
-        given: by name, numbers of NumPy and torch too; a key of a group by its dotted name, or by the last part where
-            no other group has such a key (``epochs`` is ``train.epochs``). A group may be given whole.
+        given: values by key, NumPy and torch numbers included; a key of a group by its dotted name, or by the last part
+            if no other group has such a key (``epochs`` is ``train.epochs``). A group may be given whole.
 
     Raises:
         UserError: no such key, or several of that name.
     """
     names = [name for name, _, _ in keys(config)] + [e.name for e in fields(config) if is_dataclass(e.type)]
     for key, value in given.items():
-        if hasattr(value, "tolist"):  # NumPy's and torch's
+        if hasattr(value, "tolist"):  # NumPy or torch values
             value = value.tolist()
         elif isinstance(value, range):
             value = list(value)

@@ -150,9 +150,10 @@ class RunFolder:
     def check_images(
         self, train: "ImageSet", val: "ImageSet", annotations: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """Refuse other images than the run was begun on, wherever they are now; to be called before `write_config`.
+        """Raise a UserError if images or annotations have changed since the run started; call before `write_config`.
 
         Args:
+            train, val: image sets, compared by the names of their images; their folders may have moved.
             annotations: digest of the annotations by part, "train" and "val". Runs of earlier versions stored none.
         """
         names = {"train": train.names.fingerprint(), "val": val.names.fingerprint()}
@@ -160,9 +161,9 @@ class RunFolder:
         self._images = json.dumps(names | digests)
         if not self.resuming:
             return
-        begun = self.path / "images.json"
-        without = {} if self.finished else names  # the checkpoint of an older run knows
-        stored = read_json(begun) if begun.is_file() else without
+        record = self.path / "images.json"
+        default = {} if self.finished else names  # the checkpoint of an earlier version is compared instead
+        stored = read_json(record) if record.is_file() else default
         if not isinstance(stored, dict) or any(stored.get(part) != name for part, name in names.items()):
             raise UserError(
                 f"{self.path} was begun on other images than those that --data now gives; give another --out (or, if "

@@ -150,7 +150,7 @@ def load_rows(run: Path, n: int) -> dict[str, Column]:
     for name, array in arrays.items():
         is_text = name in _TEXTS
         if array.dtype.kind not in ("U" if is_text else "biuf") or (array.ndim != 1 if is_text else array.ndim < 1):
-            kind = "a list of strings" if is_text else "numbers, a row an image"
+            kind = "a list of strings" if is_text else "numbers, one row per image"
             raise UserError(f"{path} is damaged: {name} is {array.dtype} of shape {array.shape}, not {kind}")
         counts = arrays.get(name + _COUNTS)
         if counts is not None and not _counts_rows(counts, array):
@@ -215,13 +215,13 @@ def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Re
 
 
 def missing_file(run: Path, name: str) -> str:
-    """Why a path lacks a file that is written as a run finishes, and what to do, in a sentence."""
+    """Explain in one sentence why a path lacks a file that a finished run has, and name the remedy."""
     if not run.is_dir():
         return f"{run} is not a run folder: it {'is a file' if run.exists() else 'does not exist'}"
     if not is_run_folder(run):
         return f"{run} has no {name}: it is not a run folder"
-    head = read_text(run / "config.yaml").partition("\n")[0]
-    command = head.removeprefix(RUN_HEADER).partition("(")[0].strip()
+    header = read_text(run / "config.yaml").partition("\n")[0]
+    command = header.removeprefix(RUN_HEADER).partition("(")[0].strip()
     if (run / "result.json").is_file():
         return f"{run} has no {name}: it is a finished run of `{command}`"
     program = "crosschannel" if command in ("pretrain", "evaluate") else "transfer"

@@ -1,4 +1,4 @@
-"""The devkit's annotations: the objects of an image, each in its picture."""
+"""Annotations of the devkit: the objects of an image, checked against its picture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ CLASSES = (
 )  # fmt: skip
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1  # labels of an image; ignored: the class has difficult objects only
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
-_LARGEST = 1 << 22  # bytes of an annotation
+_MAX_BYTES = 1 << 22  # of an annotation file
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What is annotated in an image.
+    """Annotated objects of an image.
 
     Attributes:
         boxes: (G, 4) float64 x₁ y₁ x₂ y₂ in pixels from 1, both ends inside, as the files have them.
@@ -35,18 +35,18 @@ class Objects:
     difficult: np.ndarray
 
     def labels(self) -> np.ndarray:
-        """(20,) int8: POSITIVE, NEGATIVE or IGNORED."""
-        found = np.full(len(CLASSES), NEGATIVE, np.int8)
-        found[self.classes[self.difficult]] = IGNORED
-        found[self.classes[~self.difficult]] = POSITIVE
-        return found
+        """Return the image's labels: (20,) int8 of POSITIVE, NEGATIVE or IGNORED."""
+        labels = np.full(len(CLASSES), NEGATIVE, np.int8)
+        labels[self.classes[self.difficult]] = IGNORED
+        labels[self.classes[~self.difficult]] = POSITIVE
+        return labels
 
     def check(self, size: tuple[int, int] | None, what: str) -> None:
-        """Raise a UserError for arrays that do not fit together, or a box that does not lie in the picture.
+        """Raise a UserError if the arrays do not fit together or a box does not lie in the picture.
 
         Args:
-            size: width and height of the picture as seen; None: unknown.
-            what: the image's name or file.
+            size: width and height of the upright picture; None: unknown.
+            what: name or file of the image, for the message.
         """
         boxes, difficult = np.asarray(self.boxes), np.asarray(self.difficult)
         shape = (len(self.classes), 4)
@@ -62,19 +62,19 @@ class Objects:
 
 
 def read_annotation(path: Path, size: tuple[int, int] | None = None) -> Objects:
-    """The objects of an image.
+    """Read the objects of an image.
 
     Args:
         path: the XML file.
-        size: width and height of the picture as seen, upright by its EXIF orientation; None: unknown.
+        size: width and height of the picture, upright by its EXIF orientation; None: unknown.
 
     Raises:
-        UserError: the file is missing or no annotation, it is of a picture of another size, or an object has another
-            class than the 20 or a box that does not lie in the picture.
+        UserError: the file is missing or not an annotation, it states another size than the picture's, or an object
+            has an unknown class or a box that does not lie in the picture.
     """
     root = _read_xml(path)
     if root.tag != "annotation":
-        raise UserError(f"{path} is no annotation: its root is <{root.tag}>, not <annotation>")
+        raise UserError(f"{path} is not an annotation: its root is <{root.tag}>, not <annotation>")
     _check_size(root, size, path)
     rows = list(_rows(root, path))
     boxes = np.array([box for box, _, _ in rows], np.float64).reshape(-1, 4)
@@ -86,7 +86,7 @@ def read_annotation(path: Path, size: tuple[int, int] | None = None) -> Objects:
 
 def _read_xml(path: Path) -> ElementTree.Element:
     try:
-        return ElementTree.fromstring(read_bytes(path, _LARGEST))
+        return ElementTree.fromstring(read_bytes(path, _MAX_BYTES))
     except FileNotFoundError:
         raise UserError(f"the devkit lacks the annotation {path}") from None
     except OSError as error:
@@ -95,8 +95,8 @@ def _read_xml(path: Path) -> ElementTree.Element:
         raise UserError(f"the annotation {path} is damaged: {error}") from None
 
 
-def _check_size(root: ElementTree.Element, seen: tuple[int, int] | None, path: Path) -> None:
-    """Raise a UserError if an annotation is of a picture of another size. Tools that do not know it write 0."""
+def _check_size(root: ElementTree.Element, actual: tuple[int, int] | None, path: Path) -> None:
+    """Raise a UserError if the annotation states another size than the picture's; tools write 0 for an unknown size."""
     texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
     if not all(texts):
         return
@@ -104,17 +104,17 @@ def _check_size(root: ElementTree.Element, seen: tuple[int, int] | None, path: P
         stated = tuple(round(float(text)) for text in texts)
     except (ValueError, OverflowError):
         raise UserError(f"the annotation {path} is damaged: its size is {' × '.join(texts)}") from None
-    if not seen or not all(stated) or all(abs(a - b) <= 1 for a, b in zip(stated, seen, strict=True)):
+    if not actual or not all(stated) or all(abs(a - b) <= 1 for a, b in zip(stated, actual, strict=True)):
         return
-    turned = ", turned by its EXIF orientation or with width and height swapped" if stated[::-1] == seen else ""
+    turned = ", turned by its EXIF orientation or with width and height swapped" if stated[::-1] == actual else ""
     raise UserError(
-        f"the annotation {path} is of a picture of {stated[0]} × {stated[1]} pixels, and the picture is {seen[0]} × "
-        f"{seen[1]}{turned}: boxes and size must be those of the upright picture"
+        f"the annotation {path} is of a picture of {stated[0]} × {stated[1]} pixels, and the picture is {actual[0]} × "
+        f"{actual[1]}{turned}: boxes and size must be those of the upright picture"
     )
 
 
 def _rows(root: ElementTree.Element, path: Path) -> Iterator[tuple[list[float], int, bool]]:
-    """Box, class and difficulty of every object."""
+    """Yield box, class and difficulty of every object."""
     for number, entry in enumerate(root.iter("object"), 1):
         name = entry.findtext("name", "").strip()
         if name not in CLASSES:
@@ -128,6 +128,6 @@ def _rows(root: ElementTree.Element, path: Path) -> Iterator[tuple[list[float], 
         try:
             box = [float(edge) for edge in edges]
         except ValueError:
-            words = ", ".join(f"{key} {edge.strip() or 'missing'}" for key, edge in zip(_EDGES, edges, strict=True))
-            raise UserError(f"the annotation {path} is damaged: the box of object {number} has {words}") from None
+            values = ", ".join(f"{key} {edge.strip() or 'missing'}" for key, edge in zip(_EDGES, edges, strict=True))
+            raise UserError(f"the annotation {path} is damaged: the box of object {number} has {values}") from None
         yield box, CLASSES.index(name), difficult == "1"

@@ -46,9 +46,9 @@ class VOCImages:
         self._paths: list[Path] = []
         for year, name in sets:
             folder = year_folder(devkit, year)
-            listed = read_set(folder, name)
-            self._places += [(folder, image) for image in listed]
-            self._paths += find_images(folder / "JPEGImages", listed)
+            image_names = read_set(folder, name)
+            self._places += [(folder, image) for image in image_names]
+            self._paths += find_images(folder / "JPEGImages", image_names)
         self.names = Names(f"{folder.name}/{image}" for folder, image in self._places)
         check_unique(self.names, str(devkit))
         check_files(self._paths, "images")
@@ -75,8 +75,8 @@ class VOCImages:
 
 
 def find_images(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The files of images that a set lists without their endings: .jpg, or any other ending of a picture in any case. A
-    missing image gets .jpg."""
+    """Find the files of images that a set lists without extensions: .jpg, or any other image extension in any case.
+    The path of a missing image ends in .jpg."""
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
     except OSError:
@@ -87,13 +87,13 @@ def find_images(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def check_unique(names: Iterable[str], where: str) -> None:
-    """Raise a UserError for an image that image sets name twice, be it by the names of two years."""
-    seen: set[str] = set()
+    """Raise a UserError if image sets list an image twice, possibly under the names of two years."""
+    known_names: set[str] = set()
     for name in names:
         shared = voc_name(name) or name
-        if shared in seen:
+        if shared in known_names:
             raise UserError(f"the image sets of {where} name an image twice: {name}")
-        seen.add(shared)
+        known_names.add(shared)
 
 
 def check_files(paths: Iterable[Path], what: str) -> None:
@@ -142,15 +142,15 @@ def open_devkit(data: Data, config: PascalConfig) -> Split:
 
 
 def devkit_folder(data: str) -> Path:
-    """The devkit that ``--data`` names, or its copy on this machine's own disk. Of a year's folder it is the folder
-    above, which is never a copy: copies have no year in their names."""
+    """Return the devkit that ``--data`` names, or its copy on this machine's disk. For the folder of a year return its
+    parent, never a copy: names of copies contain no year."""
     path = user_path(data)
     above = above_year(path)
     return user_path(staged(data)) if above == path else above
 
 
 def above_year(path: Path) -> Path:
-    """The folder above a year's own, such as VOCdevkit/VOC2007; any other folder itself."""
+    """Return the parent of a year's folder, such as VOCdevkit/VOC2007, and any other folder unchanged."""
     is_year = (path / "ImageSets").is_dir() and re.fullmatch(r"VOC\d{4}", path.resolve().name)
     return path.resolve().parent if is_year else path
 

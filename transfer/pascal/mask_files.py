@@ -11,23 +11,23 @@ from crosschannel.errors import UserError
 from crosschannel.files import read_bytes
 
 IGNORED = 255  # label of pixels that are neither learned nor scored
-_SMALL_DEPTHS = {2: 85, 4: 17}  # factor by which Pillow scales grey values of so few bits
+_SMALL_DEPTHS = {2: 85, 4: 17}  # bit depth → factor by which Pillow scales its grey values
 _ORIENTATION = 0x0112  # EXIF tag
 
 
 def _palette() -> np.ndarray:
-    """PASCAL VOC's colours by label, (256, 3) uint8: bit k of a label's three lowest bits is bit 7 of a channel, and so
-    on with the next three."""
+    """Compute PASCAL VOC's colours by label, (256, 3) uint8: a label's three lowest bits are bit 7 of the channels, the
+    next three are bit 6, and so on."""
     colours = np.zeros((256, 3), np.uint8)
     for label in range(256):
-        for place in range(8):
+        for bit in range(8):
             for channel in range(3):
-                colours[label, channel] |= ((label >> (3 * place + channel)) & 1) << (7 - place)
+                colours[label, channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
     return colours
 
 
 PALETTE = _palette()
-_LABELS = np.array([*range(21), IGNORED])  # that PASCAL's colours stand for
+_LABELS = np.array([*range(21), IGNORED])  # labels that have a colour in PASCAL's masks
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class MaskFile:
     """A mask: a PNG of the devkit, or a MATLAB file of SBD.
 
     Attributes:
-        path: of the file.
-        is_pascal: its classes are PASCAL's, so that PASCAL's colours stand for labels too.
+        path: path of the file.
+        is_pascal: whether its classes are PASCAL's, so that PASCAL's colours stand for labels too.
     """
 
     path: Path
     is_pascal: bool = True
 
     def read(self) -> np.ndarray:
-        """The labels of its pixels as the file has them, (H, W) integers.
+        """Read the labels of the pixels, (H, W) integers.
 
         Raises:
-            UserError: the file is missing or damaged, or its values are no labels.
+            UserError: the file is missing or damaged, or its values are not labels.
         """
         try:
             data = read_bytes(self.path)
@@ -57,7 +57,7 @@ class MaskFile:
             raise UserError(f"the devkit lacks the mask {self.path}") from None
         except PermissionError as error:
             raise UserError(f"cannot read the mask {self.path}: {error.strerror}") from None
-        except Exception as error:  # decoders raise whatever they like on bytes they cannot read
+        except Exception as error:  # decoders raise any exception on unreadable bytes
             raise UserError(f"the mask {self.path} is damaged: {error}") from None
 
     def _from_picture(self, data: bytes) -> np.ndarray:
@@ -83,7 +83,7 @@ class MaskFile:
         return pixels[..., 0] if mode == "LA" else self._from_colours(pixels[..., :3])
 
     def _from_palette(self, indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
-        """Labels of a palette PNG: its indices, unless its colours are PASCAL's in another order."""
+        """Return the labels of a palette PNG: its indices, unless its colours are PASCAL's in another order."""
         padded = np.zeros((256, 3), np.uint8)
         padded[: len(palette)] = palette
         used = np.unique(indices)
@@ -108,9 +108,9 @@ class MaskFile:
 
         labels = np.asarray(loadmat(io.BytesIO(data))["GTcls"][0, 0]["Segmentation"])
         if labels.dtype.kind == "f":
-            odd = labels[~np.isfinite(labels) | (labels != np.round(labels)) | (np.abs(labels) > 1 << 16)]
-            if odd.size:
-                raise self._refusal(f"has the label {odd[0]:g}")
+            invalid = labels[~np.isfinite(labels) | (labels != np.round(labels)) | (np.abs(labels) > 1 << 16)]
+            if invalid.size:
+                raise self._refusal(f"has the label {invalid[0]:g}")
             return labels.astype(np.int64)
         if labels.dtype.kind not in "iub":
             raise self._refusal(f"holds values of the type {labels.dtype}")
@@ -121,9 +121,9 @@ class MaskFile:
 
 
 def labels_of_colours(colours: np.ndarray) -> np.ndarray:
-    """PASCAL's colours (…, 3) uint8 → labels (…) int64, -1 for any other colour."""
+    """Map PASCAL's colours (…, 3) uint8 to labels (…) int64, and any other colour to -1."""
     codes = PALETTE[_LABELS].astype(np.int64) @ [1 << 16, 1 << 8, 1]
     order = np.argsort(codes)
-    wanted = colours.astype(np.int64) @ [1 << 16, 1 << 8, 1]
-    places = order[np.searchsorted(codes[order], wanted).clip(max=len(codes) - 1)]
-    return np.where(codes[places] == wanted, _LABELS[places], -1)
+    pixel_codes = colours.astype(np.int64) @ [1 << 16, 1 << 8, 1]
+    indices = order[np.searchsorted(codes[order], pixel_codes).clip(max=len(codes) - 1)]
+    return np.where(codes[indices] == pixel_codes, _LABELS[indices], -1)

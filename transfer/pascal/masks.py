@@ -113,14 +113,14 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
         config: names the sets, SBD's folder, and whether what is missing may be fetched.
 
     Raises:
-        UserError: what is missing, in one sentence.
+        UserError: a set, an image or a mask is missing.
     """
     if not isinstance(data, str):
         found = data if isinstance(data, Split) else Split(*data, data[0].classes or CLASSES, "images from memory")
         if tuple(found.test.classes or found.classes) != tuple(found.classes):
             raise UserError(f"test images are of the classes {found.test.classes}, training images of {found.classes}")
         return found
-    roots = list(dict.fromkeys((devkit_folder(data), above_year(user_path(data)))))  # what lies beside it is not copied
+    roots = list(dict.fromkeys((devkit_folder(data), above_year(user_path(data)))))  # folders beside it are not copied
     wanted = [named_sets(sets) for sets in (config.train_set, config.test_set)]
     if config.download:
         for year, name in (one for sets in wanted for one in sets):
@@ -138,8 +138,8 @@ def _places(
     for year, name in sets:
         if year == "sbd":
             folder = _sbd_folder(roots, config)
-            listed = read_names(_sbd_set(folder, name))
-            for image, path in zip(listed, find_images(folder / "img", listed), strict=True):
+            image_names = read_names(_sbd_set(folder, name))
+            for image, path in zip(image_names, find_images(folder / "img", image_names), strict=True):
                 yield f"SBD/{image}", path, folder / "cls" / f"{image}.mat"
             continue
         folder = _year_folder(roots, year)

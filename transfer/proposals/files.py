@@ -19,9 +19,9 @@ from crosschannel.stored import read_arrays
 from transfer.boxes import invalid_box, overlaps, picture_size
 
 _FORMAT = "crosschannel.proposals"
-_LARGEST = 1 << 33  # bytes of the arrays of a file
+_MAX_BYTES = 1 << 33  # of the arrays of a file
 
-_FROM_MATLAB = np.array([1, 1, 0, 0], np.float32)  # from corners counted from 1, both inside
+_FROM_MATLAB = np.array([1, 1, 0, 0], np.float32)  # offset of corners that count from 1, both inside
 
 # Boxes are (P, 4) x₁ y₁ x₂ y₂ in pixels from 0, the ends outside: a box of the whole image is 0 0 width height.
 Boxes = Mapping[str, np.ndarray]
@@ -38,10 +38,10 @@ def save_boxes(
 
     Args:
         path: the file.
-        boxes: by image.
+        boxes: boxes by image.
         metadata: such as the method.
-        write: how the file is written.
-        digests: of the pictures, by image, see :func:`picture_digests`.
+        write: context that yields the path to write to.
+        digests: digests of the pictures by image, see :func:`picture_digests`.
     """
     arrays = {
         "digests": np.array([digests.get(name, "") for name in boxes], np.str_),
@@ -55,7 +55,7 @@ def save_boxes(
 
 
 def picture_digests(images: ImageSet, names: Container[str]) -> dict[str, str]:
-    """16 hex digits of each named picture, which change with it."""
+    """Hash each named picture to 16 hex digits; unreadable ones are left out."""
     digests = {}
     for index, name in enumerate(images.names):
         if name in names:
@@ -65,12 +65,12 @@ def picture_digests(images: ImageSet, names: Container[str]) -> dict[str, str]:
 
 
 def load_digests(path: Path) -> dict[str, str]:
-    """The digests of the pictures of a ``.npz`` file of proposals; files of earlier versions have none.
+    """Load the picture digests of a ``.npz`` file of proposals; files of earlier versions have none.
 
     Raises:
         UserError: the file is damaged.
     """
-    arrays = read_arrays(path, _LARGEST)
+    arrays = read_arrays(path, _MAX_BYTES)
     names, digests = arrays.get("names", np.empty(0)), arrays.get("digests", np.empty(0))
     if digests.dtype.kind != "U" or names.shape != digests.shape:
         return {}
@@ -78,23 +78,23 @@ def load_digests(path: Path) -> dict[str, str]:
 
 
 def check_pictures(path: Path, images: ImageSet) -> None:
-    """Raise a UserError if a file has proposals of other pictures that have the same names."""
+    """Raise a UserError if a file has proposals for other pictures of the same names."""
     boxes, stored = load_boxes(path), load_digests(path)
     digests = picture_digests(images, stored)
     for index, name in enumerate(images.names):
         if name in digests and digests[name] != stored[name]:
             raise UserError(f"{path} has proposals of another picture called {name}; delete it, or give another --out")
-        if name in boxes and name not in stored:  # of an earlier version
+        if name in boxes and name not in stored:  # in a file of an earlier version
             check_boxes(boxes[name], images, index, str(path))
 
 
 def check_boxes(boxes: np.ndarray, images: ImageSet, index: int, source: str) -> None:
-    """Raise a UserError for a proposal that does not lie in its picture.
+    """Raise a UserError if a proposal does not lie in its picture.
 
     Args:
-        boxes: (P, 4) of the picture.
+        boxes: (P, 4) boxes of the picture.
         images, index: the picture.
-        source: of the boxes.
+        source: file of the boxes, for the message.
     """
     invalid = invalid_box(boxes, picture_size(images, index))
     if invalid:
@@ -127,7 +127,7 @@ def load_boxes(path: Path | str, most: int = 0) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    arrays = read_arrays(path, _LARGEST)
+    arrays = read_arrays(path, _MAX_BYTES)
     try:
         names, counts, boxes = arrays["names"], arrays["counts"], arrays["boxes"]
         told = json.loads(str(arrays["told"]))
@@ -142,15 +142,15 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _by_name(names: Sequence[str], boxes: Sequence[np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Boxes by image.
+    """Map image names to their boxes.
 
     Raises:
-        UserError: an image is named twice.
+        UserError: a file lists an image twice.
     """
     by_name = dict(zip(names, boxes, strict=True))
     if len(by_name) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise UserError(f"{path} has proposals of {twice} twice")
+        duplicate = next(name for name, count in Counter(names).items() if count > 1)
+        raise UserError(f"{path} has proposals of {duplicate} twice")
     return by_name
 
 
@@ -189,7 +189,7 @@ class WithProposals(Annotated):
     def __init__(self, images: ImageSet, boxes: Boxes, source: str):
         super().__init__(images)
         found = [boxes.get(name, boxes.get(PurePath(name).stem)) for name in images.names]
-        lacking = [index for index, own in enumerate(found) if own is None and picture_size(images, index)]
+        lacking = [index for index, array in enumerate(found) if array is None and picture_size(images, index)]
         if lacking:
             raise UserError(
                 f"{source} has no proposals of {len(lacking)} of the {len(images)} images, the first is "
@@ -197,8 +197,8 @@ class WithProposals(Annotated):
             )
         none = np.empty((0, 4), np.float32)
         self.boxes = [none if own is None else own.astype(np.float32, copy=False) for own in found]
-        for index, own in enumerate(self.boxes):
-            check_boxes(own, images, index, source)
+        for index, array in enumerate(self.boxes):
+            check_boxes(array, images, index, source)
 
     def annotation(self, index: int) -> tuple[Any, np.ndarray]:
         return super().annotation(index), self.boxes[index]

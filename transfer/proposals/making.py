@@ -126,7 +126,7 @@ def _search(
 
 
 def _kept(parts: Path, images: ImageSet) -> dict[str, np.ndarray]:
-    """The boxes that an interrupted search has left of these very pictures; a damaged file is searched for again."""
+    """Load the boxes that an interrupted search left for the same pictures; damaged files are deleted."""
     boxes: dict[str, np.ndarray] = {}
     stored: dict[str, str] = {}
     for path in sorted(parts.glob("*.npz")):

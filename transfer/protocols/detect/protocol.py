@@ -102,7 +102,7 @@ def _open(data: Data, config: DetectConfig) -> Split:
 
 
 def _check_objects(images: ImageSet) -> None:
-    """Raise a UserError for an annotation that holds no objects, or an object that does not lie in its picture."""
+    """Raise a UserError if an annotation is not Objects, or an object does not lie in its picture."""
     for index, name in enumerate(images.names):
         objects = objects_of(images, index)
         if not isinstance(objects, Objects):

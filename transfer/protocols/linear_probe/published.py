@@ -1,5 +1,5 @@
-"""Published ImageNet top-1 (%) of linear classifiers on AlexNet's conv1 … conv5: Zhang, Isola, Efros, "Split-Brain
-Autoencoders" (CVPR 2017), Table 2, whose authors corrected the row of the colorization paper's Fig. 7 there."""
+"""Published ImageNet top-1 (%) of linear classifiers on AlexNet's conv1 … conv5, from Zhang, Isola and Efros,
+"Split-Brain Autoencoders" (CVPR 2017), Table 2. The table corrects the colorization row of their earlier Fig. 7."""
 
 ATTRIBUTION = "Split-Brain Autoencoders (Zhang et al. 2017), Table 2, maps resized bilinearly"
 IMAGENET_PROBES: dict[str, tuple[float, ...]] = {

@@ -168,7 +168,7 @@ def _least_side(backbone: Backbone, layer: str, step: int) -> int:
         x = torch.zeros(1, backbone.input.channels, side, side).to(next(backbone.parameters()))
         try:
             backbone.features(x, [layer])
-        except Exception:  # whatever a user's module raises
+        except Exception:  # a user's module may raise anything
             return False
         return True
 

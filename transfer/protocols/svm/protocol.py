@@ -1,8 +1,8 @@
 """Linear SVMs on the layers of a frozen backbone, with all labels and low-shot: the protocol of VISSL and of FAIR's
 benchmark (Goyal et al., "Scaling and benchmarking self-supervised visual representation learning", ICCV 2019).
 
-C is chosen by cross-validation on training images. Both benchmarks choose that of low-shot on the test images
-(``choose: test``), so only such figures are comparable with theirs.
+C is chosen by cross-validation on training images. Both benchmarks choose the C of low-shot on the test images
+(``choose: test``); only figures with this choice are comparable with theirs.
 """
 
 from collections.abc import Sequence
@@ -172,9 +172,9 @@ def _classify(
     shared = [processes.share(learned), processes.share(others)]
     by_rank, count = -(-labels.shape[1] // world.size), min(world.gather(processes.count))
 
-    def scores(labels: np.ndarray, of_every_cost: bool) -> np.ndarray:
-        settings = (config.costs, config.seed) if of_every_cost else (config.costs, config.folds, config.seed)
-        call, found = scores_by_cost if of_every_cost else chosen_scores, {}
+    def scores(labels: np.ndarray, all_costs: bool) -> np.ndarray:
+        settings = (config.costs, config.seed) if all_costs else (config.costs, config.folds, config.seed)
+        call, found = scores_by_cost if all_costs else chosen_scores, {}
         for start in range(0, by_rank, count):  # so many classes a rank at once: stops are heard in between
             if world.any(run.flag.is_set):
                 raise Interrupted(run.flag.name or "another rank")
@@ -189,19 +189,19 @@ def _classify(
     found = {}
     if config.full:
         as_negative = np.where(labels == POSITIVE, 1, 0)  # difficult ones too
-        found["svm"] = scores(as_negative, of_every_cost=False).astype(np.float32)
+        found["svm"] = scores(as_negative, all_costs=False).astype(np.float32)
     on_test = config.choose == "test"
     for k in shots:
         draws = [scores(draw_labels(labels, k, config.seed, draw), on_test) for draw in range(config.draws)]
-        of_draws = best_on_test(np.stack(draws), scored["labels"]) if on_test else np.stack(draws)
-        found[f"low_shot/{k}"] = of_draws.swapaxes(0, 1).astype(np.float32)
+        by_draw = best_on_test(np.stack(draws), scored["labels"]) if on_test else np.stack(draws)
+        found[f"low_shot/{k}"] = by_draw.swapaxes(0, 1).astype(np.float32)
     return found
 
 
 def best_on_test(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Choose the cost with the greatest test mAP averaged over draws: (draws, costs, n, K) → (draws, n, K)."""
     ones = np.ones((1, len(truth)))
-    figures = np.array([[_mean_ap(one, truth, ones)[0] for one in draw] for draw in scores])
+    figures = np.array([[_mean_ap(of_cost, truth, ones)[0] for of_cost in draw] for draw in scores])
     return scores[:, int(figures.mean(0).argmax())]
 
 
