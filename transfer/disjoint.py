@@ -1,4 +1,4 @@
-"""The check that no image is both learned and scored."""
+"""Check that no image is both learned and scored."""
 
 import math
 import re

@@ -13,7 +13,7 @@ def open_labelled(data: Data, config: Any) -> Split:
     """Open labelled data and check it.
 
     Args:
-        data: what ``--data`` takes, or (training, validation) image sets.
+        data: a value of ``--data``, or (training, validation) image sets.
         config: its ``val_share`` is held out where there is no val/.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What ``predictions.npz`` of a run may hold: anything else is one sentence that names the array."""
+"""Valid arrays of a run's ``predictions.npz``: any other is refused in one sentence that names it."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ BAD = {
 }  # fmt: skip
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_written_rows_are_read_back(tmp_path):
     save_rows(tmp_path, GOOD)
     rows = load_rows(tmp_path, N)
     assert rows.keys() == GOOD.keys() and rows["names"].tolist() == NAMES.tolist()
@@ -34,7 +34,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name in BAD for number in range(len(BAD[name]))])
-def test_an_array_of_another_shape_or_type_is_one_sentence(tmp_path, name, number):
+def test_an_array_of_another_shape_or_type_is_refused_in_one_sentence(tmp_path, name, number):
     save_rows(tmp_path, GOOD | {name: BAD[name][number]})
     with pytest.raises(UserError, match=r"predictions\.npz is damaged") as caught:
         load_rows(tmp_path, N)
@@ -47,7 +47,7 @@ def test_rows_without_names_are_refused(tmp_path):
         load_rows(tmp_path, N)
 
 
-def test_why_a_path_has_no_result_is_said_with_the_remedy(tmp_path):
+def test_a_missing_result_is_explained_with_the_remedy(tmp_path):
     run = tmp_path / "a run"
     assert missing_file(run, "result.json") == f"{run} is not a run folder: it does not exist"
     run.mkdir()
@@ -55,8 +55,8 @@ def test_why_a_path_has_no_result_is_said_with_the_remedy(tmp_path):
     for command, program in (("pretrain", "crosschannel"), ("evaluate", "crosschannel"), ("knn", "transfer")):
         (run / "config.yaml").write_text(f"# crosschannel run: {command} (crosschannel 0.1.0)\nseed: 0\n")
         resume = f"{program} {command} --config '{run}/config.yaml' --out '{run}'"
-        words = f"{run} has no result.json: the run has not finished; `{resume}` resumes it"
-        assert missing_file(run, "result.json") == words
+        message = f"{run} has no result.json: the run has not finished; `{resume}` resumes it"
+        assert missing_file(run, "result.json") == message
     assert missing_file(run / "config.yaml", "x") == f"{run}/config.yaml is not a run folder: it is a file"
     (run / "result.json").touch()
     assert missing_file(run, "backbone.safetensors").endswith("it is a finished run of `knn`")

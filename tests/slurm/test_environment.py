@@ -1,4 +1,4 @@
-"""What is around a submission: variables of SLURM, paths that are patterns, a controller that does not answer."""
+"""Surroundings of a submission: SLURM's variables, paths with patterns, a controller that does not answer."""
 
 import os
 import re
@@ -25,7 +25,7 @@ echo Submitted batch job 7
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """A folder at the head of PATH; write a stand-in of one of SLURM's programs into it."""
+    """Write a stand-in for one of SLURM's programs to a folder at the head of PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -41,7 +41,7 @@ def programs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def submitted(programs, tmp_path, monkeypatch, photo_folder, capsys):
-    """Submit a pretraining to a stand-in of sbatch: variables that it saw, its script, and what was said."""
+    """Submit a pretraining to a stand-in for sbatch; returns its variables, its script, and our stderr."""
     seen, script = tmp_path / "seen", tmp_path / "script"
     programs("sbatch", SBATCH.format(seen=seen, script=script))
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def submitted(programs, tmp_path, monkeypatch, photo_folder, capsys):
 
 
 def options(script: str) -> dict[str, str]:
-    """The options that a batch script gives sbatch."""
+    """Parse the sbatch options of a batch script."""
     words = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
     return {word[2:].partition("=")[0]: word.partition("=")[2] for word in words}
 
@@ -70,18 +70,18 @@ FOREIGN = {
 }  # fmt: skip
 
 
-def test_variables_of_slurm_do_not_reach_sbatch_and_those_of_sbatch_are_named(submitted, monkeypatch):
+def test_slurm_variables_do_not_reach_sbatch_and_ignored_ones_are_printed(submitted, monkeypatch):
     for name, value in {**FOREIGN, "SLURM_CONF": "/etc/mine.conf"}.items():
         monkeypatch.setenv(name, value)
     variables, script, said = submitted(hours=2.0)
     assert variables == {"SLURM_CONF": "/etc/mine.conf"}
     assert options(script)["time"] == "120" and options(script)["job-name"] == "a"
     assert all(name in said for name in FOREIGN if name.startswith("SBATCH_"))
-    assert all(os.environ[name] == value for name, value in FOREIGN.items())  # ours stays as it was
+    assert all(os.environ[name] == value for name, value in FOREIGN.items())  # our environment is unchanged
 
 
 @pytest.mark.parametrize("variable", ["SBATCH_PARTITION", "SBATCH_ACCOUNT", "SBATCH_QOS", "SBATCH_CONSTRAINT"])
-def test_a_site_s_default_counts_unless_the_key_is_set(submitted, monkeypatch, variable):
+def test_a_site_default_is_passed_on_unless_the_key_is_set(submitted, monkeypatch, variable):
     monkeypatch.setenv(variable, "site")
     variables, script, said = submitted()
     key = variable.partition("_")[2].lower()
@@ -91,14 +91,14 @@ def test_a_site_s_default_counts_unless_the_key_is_set(submitted, monkeypatch, v
     assert not variables and options(script)[key] == "mine" and f"ignored: {variable}" in said
 
 
-def test_options_by_other_names_win_over_variables_too(submitted, monkeypatch):
+def test_options_of_the_key_sbatch_override_variables_too(submitted, monkeypatch):
     monkeypatch.setenv("SBATCH_RESERVATION", "site")
     monkeypatch.setenv("SLURM_CLUSTERS", "site")
     variables, _, _ = submitted(sbatch={"reservation": "mine", "clusters": "here"})
     assert not variables
 
 
-def test_a_submission_from_inside_a_job_is_a_job_of_its_own(monkeypatch):
+def test_a_submission_from_inside_a_job_inherits_nothing_from_it(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     with outside_of_jobs(SubmitConfig(), None):
@@ -106,7 +106,7 @@ def test_a_submission_from_inside_a_job_is_a_job_of_its_own(monkeypatch):
 
 
 def log_file(pattern: str, **values: str) -> str:
-    """The file that SLURM makes of a pattern (sbatch(1), "filename pattern")."""
+    """Expand a pattern as SLURM does (sbatch(1), "filename pattern")."""
     return re.sub(
         r"%(\d*)(.)", lambda match: values.get(match[2], "%" if match[2] == "%" else f"<{match[0]}>"), pattern
     )
@@ -114,7 +114,7 @@ def log_file(pattern: str, **values: str) -> str:
 
 @pytest.mark.parametrize("sweep", [[], ["seed=0,1"]])
 @pytest.mark.parametrize("name", ["50%", "%x-run", "a%5b c", "100%'s"])
-def test_a_percent_sign_in_a_run_folder_is_a_percent_sign(submitted, tmp_path, name, sweep):
+def test_a_percent_sign_in_a_run_folder_is_taken_literally(submitted, tmp_path, name, sweep):
     _, script, _ = submitted(f"runs/{name}", sweep=sweep)
     home, kind = tmp_path / "runs" / name / "slurm", "A_a" if sweep else "j"
     job = "_".join(f"%{letter}" for letter in kind.split("_"))
@@ -124,7 +124,7 @@ def test_a_percent_sign_in_a_run_folder_is_a_percent_sign(submitted, tmp_path, n
         assert written == str(home / f"{job.replace('%A', '7').replace('%a', '1').replace('%j', '7')}_0_log.{ending}")
         of_rank = log_file(srun[srun.index(f"--{stream}") + 1], A="7", a="1", j="7", t="3")
         assert of_rank == written.replace("_0_log", "_3_log")
-    assert srun[-1] == str(home)  # submitit's own folder is no pattern
+    assert srun[-1] == str(home)  # submitit's own folder is taken literally
 
 
 @pytest.mark.parametrize("name", ["at%j", "%t", "a%Ab", "%a", "%x%u", "back\\slash", "two\nlines"])
@@ -141,7 +141,7 @@ HANGING = "#!/bin/sh\nexec sleep 60\n"
 
 
 @pytest.mark.parametrize("program", [FAILING, HANGING])
-def test_a_controller_that_does_not_answer_is_one_sentence_within_seconds(
+def test_a_controller_that_does_not_answer_is_reported_within_seconds(
     programs, submitted, tmp_path, monkeypatch, program
 ):
     from crosschannel.errors import UserError
@@ -155,7 +155,7 @@ def test_a_controller_that_does_not_answer_is_one_sentence_within_seconds(
     assert time.monotonic() - began < 8 and not (tmp_path / "runs").exists()
 
 
-def test_an_sbatch_that_hangs_is_one_sentence(programs, submitted, tmp_path, monkeypatch):
+def test_an_sbatch_that_hangs_is_reported(programs, submitted, tmp_path, monkeypatch):
     from crosschannel.errors import UserError
 
     monkeypatch.setattr("slurm.executor.SBATCH_S", 0.5)
@@ -197,7 +197,7 @@ def test_commands_on_runs_without_a_controller_and_on_sweeps(programs, tmp_path,
     assert words.format(**places) in said.out + said.err
 
 
-def test_filters_of_the_user_s_squeue_do_not_hide_jobs(programs, monkeypatch):
+def test_squeue_filters_of_the_user_do_not_hide_jobs(programs, monkeypatch):
     programs("squeue", '#!/bin/sh\n[ -z "$SQUEUE_STATES$SQUEUE_PARTITION" ] && echo "12|RUNNING|n1"\nexit 0\n')
     monkeypatch.setenv("SQUEUE_STATES", "PENDING")
     monkeypatch.setenv("SQUEUE_PARTITION", "other")
@@ -205,7 +205,7 @@ def test_filters_of_the_user_s_squeue_do_not_hide_jobs(programs, monkeypatch):
     assert queued["12"].state == "RUNNING" and not problem
 
 
-def test_the_batch_script_s_end_needs_no_more_than_the_standard_library():
+def test_the_end_of_the_batch_script_needs_only_the_standard_library():
     assert shutil.which("timeout")  # coreutils
     code = "import sys; sys.modules.update(dict.fromkeys(['torch', 'numpy', 'submitit'])); import slurm.after"
     subprocess.run([sys.executable, "-c", code], check=True)

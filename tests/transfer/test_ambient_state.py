@@ -1,4 +1,4 @@
-"""A call's figures do not depend on the global state that surrounds it, and that state survives the call."""
+"""The figures of a call do not depend on global state, and the call leaves this state unchanged."""
 
 import contextlib
 import multiprocessing
@@ -20,7 +20,7 @@ def images(count: int, seed: int) -> np.ndarray:
 
 
 def many_labels(count: int) -> np.ndarray:
-    """(n, 4) of 1 and 0, each class with both."""
+    """(n, 4) labels of 1 and 0; each class has both."""
     return (np.arange(count)[:, None] % 4 != np.arange(4)).astype(int)
 
 
@@ -30,7 +30,7 @@ LOOP = {"batch": 8, "steps": 3, "workers": 0, "tensorboard": False}
 
 
 class Net(nn.Module):
-    """A net as people have: dropout, BatchNorm, and a hook of a trainer."""
+    """A typical user's net: dropout, BatchNorm, and a forward hook."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +138,7 @@ def undisturbed():
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("call", [knn, linear_probe, classify], ids=lambda call: call.__name__)
 @pytest.mark.parametrize("state", STATES)
-def test_figures_and_surroundings_are_the_same(undisturbed, state, call):
+def test_figures_and_global_state_are_unchanged(undisturbed, state, call):
     module = net().train()
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with STATES[state]():
@@ -152,7 +152,7 @@ def test_figures_and_surroundings_are_the_same(undisturbed, state, call):
 
 
 @pytest.mark.parametrize("call", [knn, linear_probe, classify], ids=lambda call: call.__name__)
-def test_weights_made_in_inference_mode_are_taken(undisturbed, call):
+def test_weights_created_in_inference_mode_are_accepted(undisturbed, call):
     with torch.inference_mode():
         module = Net()
     assert module.one[0].weight.is_inference()
@@ -164,13 +164,13 @@ def test_weights_made_in_inference_mode_are_taken(undisturbed, call):
 
 @pytest.mark.parametrize("call", [knn, classify], ids=lambda call: call.__name__)
 @pytest.mark.parametrize("wrapper", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))])
-def test_wrappers_are_taken_off(undisturbed, wrapper, call):
+def test_wrappers_are_removed(undisturbed, wrapper, call):
     result = call(wrapper(net()))
     assert figures(result) == undisturbed[call] and result.backbone == "Net"
 
 
 def test_a_call_in_the_middle_of_a_training_step_changes_nothing(undisturbed):
-    """Mixed precision, a scaler, gradients that are there, a graph that is not walked yet."""
+    """Covers mixed precision, a scaler, existing gradients, and a graph before its backward pass."""
 
     def train(measured: bool) -> dict:
         torch.manual_seed(1)
@@ -199,7 +199,7 @@ def test_deterministic_training_ends_with_the_call():
         assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_net_that_cannot_be_copied_is_said():
+def test_a_net_that_cannot_be_copied_is_refused():
     with torch.inference_mode():
         module = Net()
     module.journal = (line for line in "no generator can be copied")

@@ -1,4 +1,4 @@
-"""A run knows its annotations: one that is resumed with others is refused."""
+"""A run records its annotations, and is not resumed with others."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def voc(tmp_path, photos) -> Path:
     return make_devkit(tmp_path, photos, 6, 4, masks=True)
 
 
-def test_a_devkit_is_known_by_content_not_by_time_or_place(voc, tmp_path):
+def test_the_digest_of_a_devkit_depends_on_content_not_on_time_or_place(voc, tmp_path):
     def digest(root: Path) -> str:
         return annotation_digest(VOCImages(root, [("2007", "trainval")]))
 
@@ -97,7 +97,7 @@ SETS = (MemoryImages(["a"], [0], [b""]), MemoryImages(["b"], [0], [b""]))
 
 
 def stopped(path: Path, text: str) -> RunFolder:
-    """A run that was stopped, with this ``images.json``."""
+    """Make a stopped run with the given ``images.json``."""
     (path / "checkpoints").mkdir(parents=True)
     (path / "config.yaml").write_text("# crosschannel run: svm (crosschannel 0)\nseed: 0\n")
     (path / "images.json").write_text(text)
@@ -109,7 +109,7 @@ def test_other_annotations_are_refused_when_a_run_is_resumed(tmp_path):
     stored = json.dumps(names | {"train_annotations": "1", "val_annotations": "2"})
     run = stopped(tmp_path / "run", stored)
     run.check_images(*SETS, {"train": "1", "val": "2"})
-    run.check_images(*SETS)  # of a command that has no annotations
+    run.check_images(*SETS)  # as a command without annotations does
     for digests, part in (({"train": "0", "val": "2"}, "training"), ({"train": "1", "val": "0"}, "test")):
         with pytest.raises(
             UserError, match=f"the annotations of the {part} images have changed since .*run was started"
@@ -126,12 +126,12 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '{"train": [1]}'])
-def test_a_list_of_other_content_is_of_other_images(tmp_path, text):
+def test_an_invalid_list_of_images_counts_as_other_images(tmp_path, text):
     with pytest.raises(UserError, match="other images"):
         stopped(tmp_path / "run", text).check_images(*SETS, {"train": "1"})
 
 
-def test_a_stopped_run_refuses_changed_annotations_and_goes_on_with_the_old_ones(tmp_path, photos, capsys):
+def test_a_stopped_run_refuses_changed_annotations_and_resumes_with_the_old_ones(tmp_path, photos, capsys):
     data, out = make_devkit(tmp_path, photos), tmp_path / "run"
     backbone = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
     words = ["svm", "--config=voc-mini", backbone, f"--data={data}", "--layer=conv1,conv5", "--costs=[1]",
@@ -140,7 +140,7 @@ def test_a_stopped_run_refuses_changed_annotations_and_goes_on_with_the_old_ones
     expected = json.loads((out / "result.json").read_text())["metrics"]
 
     def stop() -> None:
-        """As after one of two layers."""
+        """Put the run into the state after one of two layers."""
         (out / "result.json").unlink(missing_ok=True)
         (out / "checkpoints" / "layer-0").mkdir(parents=True, exist_ok=True)
 
@@ -156,7 +156,7 @@ def test_a_stopped_run_refuses_changed_annotations_and_goes_on_with_the_old_ones
         path.write_text(before)
     stored = json.loads((out / "images.json").read_text())
     assert set(stored) == {"train", "val", "train_annotations", "val_annotations"}
-    (out / "images.json").write_text(json.dumps({key: stored[key] for key in ("train", "val")}))  # an earlier version's
+    (out / "images.json").write_text(json.dumps({key: stored[key] for key in ("train", "val")}))  # an older file
     assert main(words) == 0
     assert json.loads((out / "result.json").read_text())["metrics"] == expected
     assert json.loads((out / "images.json").read_text()) == stored

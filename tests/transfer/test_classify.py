@@ -147,7 +147,7 @@ def test_the_published_recipes_follow_their_sources_to_the_letter():
         assert (config.crop, config.test_crops, config.mirror) == ("random-scale", 10, True)
         assert (config.train_set, config.test_set) == ("2007:trainval", "2007:test")
     assert (theirs.crop, theirs.area) == ("random-resized", (0.1, 0.5))
-    assert (theirs.train_set, theirs.test_set) == ("2007:trainval", "2007:test")  # or train → val
+    assert (theirs.train_set, theirs.test_set) == ("2007:trainval", "2007:test")  # its other split is train → val
     assert (theirs.optim.lr, theirs.schedule.every, theirs.frozen_norm) == (3e-3, 5000, True)
     assert (theirs.optim.bias_lr, theirs.optim.bias_decay, theirs.optim.clip) == (1.0, True, 10.0)
     assert (theirs.train_from, theirs.random_from, theirs.new_layers) == ("fc6", "fc6", "default")
@@ -233,18 +233,18 @@ def test_c_is_chosen_on_training_images_and_is_1_for_one_positive():
     assert choose_cost(x, np.arange(60) < 2, [0.1, 10.0], 3, 0) in (0.1, 10.0)  # two folds
 
 
-def test_one_cost_for_all_draws_has_the_best_mean_test_ap():
-    """Draw by draw the costs 0 and 2 win; over both draws it is cost 1."""
+def test_one_cost_is_chosen_by_mean_test_ap_over_all_draws():
+    """Costs 0 and 2 are best on single draws, cost 1 is best over both."""
     truth = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [0, 1]])
     good, bad = truth + 0.0, 1.0 - truth
     fair = good + np.array([[0, 0], [0, -0.4], [-0.4, 0], [0.8, 0.8], [0, 0]])
     scores = np.stack([[good, fair, bad], [bad, fair, good]])
-    scores[0, 0, 3] += 1e-3  # a hair below perfect
+    scores[0, 0, 3] += 1e-3  # slightly below perfect
     chosen = best_on_test(scores, truth)
     assert np.array_equal(chosen, scores[:, 1])
 
 
-def test_images_are_resized_to_their_short_side_before_they_are_squashed(photos):
+def test_the_short_side_is_resized_before_images_are_squashed(photos):
     encoded = io.BytesIO()
     Image.fromarray(photos[0][:300, :420]).save(encoded, "PNG")
     image = EncodedImage(encoded.getvalue())

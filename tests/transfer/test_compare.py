@@ -90,7 +90,7 @@ def test_intervals_of_map_cover_the_truth():
 
 
 @pytest.mark.parametrize("names", [("aabc", "abcd"), ("abcd", "abbb"), ("aabc", "aabc"), ("abca", "aabc")])
-def test_an_image_that_is_scored_twice_is_named(names):
+def test_an_image_that_is_scored_twice_is_refused_by_name(names):
     first, second = (result({"conv1/top1": np.ones(4, bool)}, list(letters)) for letters in names)
     second.backbone = "other"
     which = "net" if len(set(names[0])) < 4 else "other"
@@ -98,7 +98,7 @@ def test_an_image_that_is_scored_twice_is_named(names):
         compare(first, second, resamples=10)
 
 
-def test_two_runs_of_one_backbone_are_told_apart_by_their_folders(finished_probe, tmp_path, capsys):
+def test_two_runs_of_one_backbone_are_distinguished_by_their_folders(finished_probe, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(finished_probe, copy)
     assert main(["compare", str(finished_probe), str(copy), "--resamples=10"]) == 0

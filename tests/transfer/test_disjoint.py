@@ -1,4 +1,4 @@
-"""No image is both learned and scored, whatever the protocol and wherever the images come from."""
+"""No image is both learned and scored, in any protocol and from any source of images."""
 
 import io
 from pathlib import Path
@@ -34,7 +34,7 @@ def voc(tmp_path_factory, photos) -> Path:
     return root
 
 
-def test_the_protocols_of_these_tests_are_all_there_are():
+def test_these_tests_cover_all_protocols():
     assert set(PROTOCOLS) == {*VOC, *FOLDERS}
 
 
@@ -68,7 +68,7 @@ def test_image_sets_from_python_that_share_images_are_refused(photo_folder, monk
         function(BACKBONE, (images, images))
 
 
-def test_overlap_on_purpose_is_allowed(photo_folder):
+def test_overlap_can_be_allowed(photo_folder):
     images = FolderImages(photo_folder / "train")
     split = Split(images, images, images.classes, "training images", allow_overlap=True)
     result = transfer.knn(BACKBONE, split, layers="conv5", k=[1], workers=0)
@@ -106,7 +106,7 @@ PAIRS = {
     "two years of VOC": (memory(["VOC2012/2007_000032"], [0]), memory(["VOC2007/000032"], [1]), ["VOC2007/000032"]),
     "SBD and VOC": (memory(["SBD/2008_000002"], [0]), memory(["VOC2011/2008_000002"], [1]), ["VOC2011/2008_000002"]),
     "numbers of two years": (memory(["VOC2007/000032"], [0]), memory(["VOC2012/000032"], [1]), []),
-    "a folder called as VOC's images are": (memory(["VOC2007/000032"], [0]), memory(["2007_000032"], [1]), []),
+    "a folder named like an image set of VOC": (memory(["VOC2007/000032"], [0]), memory(["2007_000032"], [1]), []),
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_splits_of_one_set_share_exactly_their_intersection():
         assert shared_images(Subset(images, train), Subset(images, test)) == expected
 
 
-def test_an_image_that_cannot_be_read_is_no_other_image(tmp_path):
+def test_unreadable_images_are_not_shared(tmp_path):
     for part in ("train", "val"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "a.jpg").symlink_to(tmp_path / "nowhere")
@@ -136,7 +136,7 @@ def test_an_image_that_cannot_be_read_is_no_other_image(tmp_path):
 
 
 def test_few_images_are_compared_over_a_network():
-    """Names repeat from shard to shard, and reading one image waits."""
+    """Names repeat in every shard, and each read waits for the network."""
 
     class Remote(MemoryImages):
         remote, reads = True, 0

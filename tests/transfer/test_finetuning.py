@@ -406,7 +406,7 @@ def rate_ratios(net: FineTuned, images: torch.Tensor) -> dict[str, float]:
         "gaussian:alexnet,input=rgb,fc=24",
     ],
 )
-def test_calibrated_layers_learn_at_one_rate_conv1_too(source, split):
+def test_calibrated_layers_including_conv1_learn_at_one_rate(source, split):
     config = recipe(calibrate=True)
     net = Classifier(prepare(load_backbone(source), config)[0], 20, 0.5)
     stream = Stream(split.train, RandomScaleCrops(227), 0)

@@ -1,4 +1,4 @@
-"""Processes that fit classifiers start whatever the caller's main module is."""
+"""Processes that fit classifiers start from any kind of main module."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ with Processes(2) as processes:
 
 
 @pytest.mark.parametrize("way", ["stdin", "dash", "file", "command", "exec"])
-def test_a_script_without_a_guard_may_use_them_from_wherever_it_is_read(tmp_path, way):
+def test_a_script_without_a_guard_may_start_processes(tmp_path, way):
     file = tmp_path / "script.py"
     file.write_text(SCRIPT)
     words = {"stdin": [], "dash": ["-"], "file": [str(file)], "command": ["-c", SCRIPT]}
@@ -31,7 +31,7 @@ def test_a_script_without_a_guard_may_use_them_from_wherever_it_is_read(tmp_path
     assert main == "main" and "2.0" in values and "4.0" in values
 
 
-def test_the_main_module_is_itself_again_afterwards():
+def test_the_main_module_is_restored_afterwards():
     main = sys.modules["__main__"]
     with Processes(2) as processes:
         assert processes.run(np.add, [processes.share(np.ones(3))], [(1,)])[0].tolist() == [2, 2, 2]

@@ -1,4 +1,4 @@
-"""ViTs of a user's module file in the protocols that show them images of other sizes and proportions than their own."""
+"""User-defined ViTs in the protocols that use images of other sizes and aspect ratios than the net's."""
 
 import sys
 
@@ -67,7 +67,7 @@ def voc(tmp_path_factory, photos):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch, voc):
-    """The command of a protocol on a net of mynets.py, as a user would type it."""
+    """Return a function for the command line of a protocol on a net in mynets.py."""
     (tmp_path / "mynets.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -94,13 +94,13 @@ FIGURES = {"segment": "mean_iu", "detect": "map", "dense": "blocks.1/mean_iu"}
 
 @pytest.mark.parametrize("net", ["vit", "oblong", "named"])
 @pytest.mark.parametrize("protocol", FIGURES)
-def test_own_vits_of_one_size_are_measured_on_images_of_any(own, protocol, net, capsys):
+def test_vits_of_a_fixed_size_are_measured_on_images_of_any_size(own, protocol, net, capsys):
     assert main(own(protocol, net)) == 0, capsys.readouterr().err
     assert 0 <= transfer.load_result("run").metrics[FIGURES[protocol]] <= 1
 
 
 @pytest.mark.parametrize("protocol", FIGURES)
-def test_positions_of_an_unusual_name_are_one_sentence_with_the_remedy(own, protocol, capsys):
+def test_positions_of_an_unusual_name_are_refused_with_the_remedy(own, protocol, capsys):
     assert main(own(protocol, "unusual")) == 2
     said = capsys.readouterr().err
     assert "takes images of 64 × 64 px" in said and "crosschannel.wrap(net, resize_positions='table') resizes" in said

@@ -55,7 +55,7 @@ def test_deepclusters_windows_give_its_shapes():
         pool(torch.rand(1, 1, 9, 9), "pool1", "deepcluster")
 
 
-def test_a_last_stage_without_stride_has_a_window_of_its_own():
+def test_a_last_stage_without_stride_has_a_different_window():
     maps = torch.rand(1, 3, 14, 14)
     assert torch.allclose(pool(maps, "stage5", "vissl"), torch.nn.AvgPool2d(12, 2)(maps))  # 2 × 2 × 2048 < 10,000
     assert pool(maps[:, :, :7, :7], "stage5", "vissl").shape == (1, 3, 2, 2)

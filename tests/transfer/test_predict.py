@@ -90,7 +90,7 @@ ODD = [b"caf\xe9", b"caf\xe8", b"\xff\xfe", b"\xed\xa0\x80", "日本".encode(), 
 
 @pytest.fixture
 def odd_pictures(tmp_path, photos) -> Path:
-    """Pictures whose names are no UTF-8, or hold what CSV files and terminals take for their own."""
+    """Pictures whose names are not UTF-8, or contain special characters of CSV files and terminals."""
     folder = tmp_path / "odd"
     folder.mkdir()
     for number, name in enumerate(ODD):
@@ -101,7 +101,7 @@ def odd_pictures(tmp_path, photos) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["segment", "classify", "linear-probe"])
-def test_a_name_that_is_no_utf_8_costs_no_row(runs, odd_pictures, kind, tmp_path):
+def test_a_name_that_is_not_utf_8_has_its_row(runs, odd_pictures, kind, tmp_path):
     out = tmp_path / "out"
     assert main(["predict", str(runs / kind), str(odd_pictures), f"--out={out}"]) == 0
     rows = list(csv.DictReader(io.StringIO((out / "scores.csv").read_text(encoding="utf-8"), newline="")))
@@ -112,7 +112,7 @@ def test_a_name_that_is_no_utf_8_costs_no_row(runs, odd_pictures, kind, tmp_path
         assert {os.fsencode(path.name) for path in out.glob("*-mask.png")} == {name + b"-mask.png" for name in ODD}
 
 
-def test_boxes_of_a_picture_by_any_name_are_written(tmp_path):
+def test_boxes_of_pictures_with_any_name_are_written(tmp_path):
     scores = Scores(tmp_path, Outputs("transfer predict"))
     for name in ODD:
         found = Prediction({"cat": 0.5}, boxes=[("cat", 0.5, 1.0, 2.0, 3.0, 4.0)] * 2)

@@ -1,4 +1,4 @@
-"""Proposals and their pictures: every box lies in its picture, or the file, the picture and the box are named."""
+"""Proposals and their pictures: a box outside its picture is refused, with file, picture and number."""
 
 import shutil
 from pathlib import Path
@@ -29,7 +29,7 @@ def images(tmp_path, photos) -> Subset:
 
 
 def npz(path: Path, boxes: dict[str, np.ndarray]) -> Path:
-    """As any program might write it, floats included."""
+    """Write a file as another program might, floats included."""
     save_boxes(path, {}, {})
     arrays = dict(np.load(path))
     arrays |= {
@@ -43,7 +43,7 @@ def npz(path: Path, boxes: dict[str, np.ndarray]) -> Path:
 
 
 def mat(path: Path, boxes: dict[str, np.ndarray]) -> Path:
-    """As selective search's were published: y₁ x₁ y₂ x₂ from 1, both ends inside."""
+    """Write a file like the published selective search: y₁ x₁ y₂ x₂ from 1, both ends inside."""
     cells, names = np.empty((1, len(boxes)), object), np.empty((len(boxes), 1), object)
     for number, (name, one) in enumerate(boxes.items()):
         rows = np.asarray(one).reshape(-1, 4)
@@ -71,9 +71,9 @@ BAD = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("case", BAD)
-def test_a_proposal_that_is_not_in_its_picture_is_named(images, tmp_path, name, case):
+def test_a_proposal_outside_its_picture_is_refused(images, tmp_path, name, case):
     box, words = BAD[case]
-    boxes = {one: np.array(GOOD, float) for one in images.names}
+    boxes = {image: np.array(GOOD, float) for image in images.names}
     boxes[images.names[2]] = np.array([*GOOD, box], float)
     path = WRITERS[name](tmp_path / name, boxes)
     with pytest.raises(UserError, match=rf"{name}: proposal 4 of VOC2007/000002 .*{words}"):
@@ -81,7 +81,7 @@ def test_a_proposal_that_is_not_in_its_picture_is_named(images, tmp_path, name, 
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_shares_of_the_sides_are_no_pixels(images, tmp_path, name):
+def test_shares_of_the_sides_are_refused(images, tmp_path, name):
     shares = np.array([[0.1, 0.2, 0.9, 0.8], [0, 0, 1, 1], [0.5, 0.5, 0.6, 0.7]])
     path = WRITERS[name](tmp_path / name, dict.fromkeys(images.names, shares))
     with pytest.raises(UserError, match="coordinates must be pixels, not shares of its sides"):
@@ -90,7 +90,7 @@ def test_shares_of_the_sides_are_no_pixels(images, tmp_path, name):
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("boxes", [GOOD, [[0, 0, 1, 1], [-1, -1, 101, 61]], [[0.5, 1.25, 99.75, 60]], []])
-def test_proposals_in_the_picture_are_taken_as_they_are(images, tmp_path, name, boxes):
+def test_proposals_in_the_picture_are_unchanged(images, tmp_path, name, boxes):
     expected = np.array(boxes, np.float32).reshape(-1, 4)
     path = WRITERS[name](tmp_path / name, dict.fromkeys(images.names, expected.astype(float)))
     found = WithProposals(images, load_boxes(path), str(path))
@@ -106,7 +106,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("case", CELLS)
-def test_cells_that_hold_no_boxes_are_named(tmp_path, case):
+def test_cells_without_boxes_are_refused_by_name(tmp_path, case):
     cells, names = np.empty((1, 2), object), np.empty((2, 1), object)
     cells[0, 0], cells[0, 1] = np.array([[1.0, 1, 20, 20]]), CELLS[case]
     names[0, 0], names[1, 0] = "000001", "000002"
@@ -115,7 +115,7 @@ def test_cells_that_hold_no_boxes_are_named(tmp_path, case):
         load_boxes(tmp_path / "a.mat")
 
 
-def test_arrays_that_hold_no_boxes_are_damaged(images, tmp_path):
+def test_arrays_without_boxes_are_reported_as_damaged(images, tmp_path):
     path = npz(tmp_path / "a.npz", dict.fromkeys(images.names, np.array(GOOD)))
     arrays = dict(np.load(path))
     for odd in (
@@ -130,7 +130,7 @@ def test_arrays_that_hold_no_boxes_are_damaged(images, tmp_path):
             load_boxes(tmp_path / "odd.npz")
 
 
-def test_an_image_that_is_named_twice_is_refused(tmp_path):
+def test_an_image_that_is_listed_twice_is_refused(tmp_path):
     path = npz(tmp_path / "a.npz", {"VOC2007/000001": np.array(GOOD), "VOC2007/000002": np.array(GOOD)})
     np.savez(path, **(dict(np.load(path)) | {"names": np.array(["VOC2007/000001"] * 2)}))
     with pytest.raises(UserError, match=r"a\.npz has proposals of VOC2007/000001 twice"):
@@ -142,7 +142,7 @@ def test_an_image_that_is_named_twice_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_devkits(tmp_path_factory, photos) -> tuple[Path, Path]:
-    """Pictures of the same names and sizes that differ."""
+    """Two devkits whose pictures differ but have the same names and sizes."""
     first = make_devkit(tmp_path_factory.mktemp("first"), photos, 4, 2)
     second = tmp_path_factory.mktemp("second") / "VOCdevkit"
     shutil.copytree(first, second)
@@ -156,7 +156,7 @@ def proposals(devkit: Path, out: Path, *flags: str) -> int:
     return main(words)
 
 
-def test_a_file_of_other_pictures_of_the_same_names_is_refused_and_stays(two_devkits, tmp_path, capsys):
+def test_a_file_for_other_pictures_of_the_same_names_is_refused_and_unchanged(two_devkits, tmp_path, capsys):
     first, second = two_devkits
     path = tmp_path / "2007-trainval-selective-search.npz"
     assert proposals(first, tmp_path) == 0 and len(load_digests(path)) == 4
@@ -176,12 +176,12 @@ def test_a_file_of_an_earlier_version_is_refused_if_its_boxes_do_not_fit(two_dev
     boxes = load_boxes(path)
     save_boxes(path, boxes, {"method": "selective-search-fast"})
     assert proposals(first, tmp_path, "--overwrite") == 0
-    save_boxes(path, {name: one * 3 for name, one in boxes.items()}, {"method": "selective-search-fast"})
+    save_boxes(path, {name: array * 3 for name, array in boxes.items()}, {"method": "selective-search-fast"})
     assert proposals(first, tmp_path, "--overwrite") == 2
     assert "does not lie in the picture" in capsys.readouterr().err
 
 
-def test_what_an_interrupted_search_left_of_other_pictures_is_not_taken(two_devkits, tmp_path):
+def test_partial_results_for_other_pictures_are_not_used(two_devkits, tmp_path):
     first, second = two_devkits
     expected, out = tmp_path / "expected", tmp_path / "out"
     assert proposals(second, expected) == 0
@@ -197,7 +197,7 @@ def test_what_an_interrupted_search_left_of_other_pictures_is_not_taken(two_devk
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_broken_pictures_alone_are_refused(two_devkits, tmp_path, capsys):
+def test_a_set_of_only_broken_pictures_is_refused(two_devkits, tmp_path, capsys):
     shutil.copytree(two_devkits[0], tmp_path / "VOCdevkit")
     for path in (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages").glob("*.jpg"):
         path.write_bytes(b"no picture")

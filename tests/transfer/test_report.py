@@ -135,7 +135,7 @@ def test_labels_that_collide_are_refused_by_name(tmp_path, capsys, labels, words
     assert words.format(**runs) in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_one_label_for_all_seeds_of_a_row_is_fine(tmp_path):
+def test_one_label_for_all_seeds_of_a_row_is_accepted(tmp_path):
     runs = [make_run(tmp_path / f"r{seed}", seed=seed) for seed in (1, 2)]
     assert "| ours | 50.0 ± 0.0" in report(tmp_path, *runs, *(f"--label={run}=ours" for run in runs))["report.md"]
 

@@ -1,4 +1,4 @@
-"""A call from Python leaves no process behind, however it ends; a script that is stopped ends."""
+"""A call from Python leaves no process behind, and a stopped script ends."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from crosschannel.data.sample import photographs
 from crosschannel.runs.interrupts import Interrupted
 
 LABELLED, DEVKIT, MASKS = "labelled", "devkit", "masks"
-CALLS = {  # protocol: (its data, its arguments)
+CALLS = {  # protocol: (kind of data, arguments)
     "linear_probe": (LABELLED, "net, data, config='quickstart', batch=4, steps=10**6, cache='off'"),
     "knn": (LABELLED, "net, data, batch=1"),
     "few_shot": (LABELLED, "net, data, batch=1"),
@@ -57,18 +57,18 @@ OPENERS = {LABELLED: "open_labelled", DEVKIT: "open_devkit", MASKS: "open_masks"
 SIGNALS = {
     "SIGTERM": lambda process: process.terminate(),
     "SIGINT": lambda process: process.send_signal(signal.SIGINT),
-    "Ctrl-C": lambda process: os.killpg(process.pid, signal.SIGINT),  # a terminal sends it to all
+    "Ctrl-C": lambda process: os.killpg(process.pid, signal.SIGINT),  # a terminal sends it to the whole group
 }
 QUICK = {("knn", "SIGTERM"), ("classify", "Ctrl-C")}
 
 
 def of_session(session: int) -> list[int]:
-    """Its processes that are no zombies."""
+    """Return the processes of a session, without zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, of, *_ = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         if int(of) == session and state not in "ZX":
             found.append(int(path.parent.name))
@@ -76,7 +76,7 @@ def of_session(session: int) -> list[int]:
 
 
 def stopped_midway(script: str, how: str) -> tuple[int, str]:
-    """Exit code and stderr of a script that is stopped once its workers run."""
+    """Stop a script once its workers run; returns exit code and stderr."""
     process = subprocess.Popen(
         [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -88,7 +88,7 @@ def stopped_midway(script: str, how: str) -> tuple[int, str]:
             time.sleep(0.02)
         time.sleep(0.3)
         SIGNALS[how](process)
-        said = process.communicate(timeout=60)[1]  # ten seconds, on a machine that has other work too
+        said = process.communicate(timeout=60)[1]  # ten seconds, and more on a busy machine
         time.sleep(0.1)
         assert of_session(process.pid) == []
         return process.returncode, said
@@ -111,7 +111,7 @@ def devkit(tmp_path_factory, photos):
         for how in SIGNALS
     ],
 )
-def test_a_script_that_is_stopped_in_a_call_ends(protocol, how, photo_folder, devkit, tmp_path, monkeypatch):
+def test_a_script_stopped_during_a_call_ends(protocol, how, photo_folder, devkit, tmp_path, monkeypatch):
     monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path))
     kind, arguments = CALLS[protocol]
     name = next(name for name in transfer.__all__ if name.lower() == f"{protocol}config".replace("_", ""))
@@ -125,7 +125,7 @@ def test_a_script_that_is_stopped_in_a_call_ends(protocol, how, photo_folder, de
     assert code == 1 and said.splitlines()[-1] == f"{Interrupted.__module__}.Interrupted: {number}"
 
 
-def test_a_script_that_leaves_a_loader_open_ends():
+def test_a_script_with_an_open_loader_ends():
     script = (
         "from crosschannel.data import CentreCrop, Stream, load_batches, open_images\n"
         "images = open_images('builtin:sample')[0]\n"
@@ -155,7 +155,7 @@ class Failing(nn.Module):
     [
         (None, None),
         (KeyboardInterrupt(), KeyboardInterrupt),
-        (SystemExit(3), UserError),  # of the user's own net
+        (SystemExit(3), UserError),  # raised by the user's net
         (ValueError("odd"), UserError),
         (UserError("refused"), UserError),
         (Interrupted("SIGUSR2"), UserError),
@@ -172,7 +172,7 @@ def test_no_worker_outlives_a_call_whose_error_is_held(error, seen):
         net.error, net.passes = error, 0
         transfer.knn(backbone, data, "conv", k=[1], batch=2, workers=2)
     except BaseException as caught:
-        held = caught  # as a notebook holds it, with the frames of its traceback
+        held = caught  # with the frames of its traceback, as a notebook does
     assert type(held) is (seen or type(None))
     assert multiprocessing.active_children() == []
 

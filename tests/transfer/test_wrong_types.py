@@ -1,4 +1,4 @@
-"""Arguments of wrong types from Python: one sentence that says what is taken."""
+"""Arguments of wrong types from Python raise one sentence that lists the accepted types."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def names(value: object) -> str:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=names)
-def test_neither_backbone_nor_data_nor_config_nor_folder(function, backbone):
+def test_wrong_backbones_data_configs_and_folders_are_refused(function, backbone):
     for value in NEITHER:
         with pytest.raises(UserError, match="takes a backbone: a source"):
             function(value, (X, Y))
@@ -56,7 +56,7 @@ def test_neither_backbone_nor_data_nor_config_nor_folder(function, backbone):
 
 @pytest.mark.parametrize("function", FROZEN, ids=names)
 @pytest.mark.parametrize("layers", [None, 3, [0], [], b"0", NET, np.array(["0"])], ids=names)
-def test_no_layers(function, layers, backbone):
+def test_wrong_layers_are_refused(function, layers, backbone):
     with pytest.raises(UserError, match="layers are a name"):
         function(backbone, (X, Y), layers)
 
@@ -67,12 +67,12 @@ def test_no_layers(function, layers, backbone):
     ids=names,
 )
 @pytest.mark.parametrize("function", FUNCTIONS, ids=names)
-def test_data_that_is_nearly_right(function, data, backbone):
+def test_nearly_valid_data_is_refused(function, data, backbone):
     with pytest.raises(UserError, match=r"takes as data a .*, got "):
         function(backbone, data)
 
 
-def test_labels_of_another_shape_than_the_protocol_has(backbone):
+def test_labels_of_the_wrong_shape_are_refused(backbone):
     many = (X, np.stack([Y, 1 - Y], 1))
     for function in (transfer.knn, transfer.linear_probe, transfer.few_shot):
         with pytest.raises(UserError, match=r"must be one class number each, \(n,\)"):
@@ -97,12 +97,12 @@ def test_labels_of_another_shape_than_the_protocol_has(backbone):
         ("wrokers", 2, "did you mean workers"),
     ],
 )
-def test_keys_of_wrong_types(key, value, words, backbone):
+def test_keys_of_wrong_types_are_refused(key, value, words, backbone):
     with pytest.raises(UserError, match=words):
         transfer.knn(backbone, (X, Y), "0", **{key: value})
 
 
-def test_numbers_of_numpy_and_torch_and_paths_are_taken(backbone, tmp_path):
+def test_numpy_and_torch_numbers_and_paths_are_accepted(backbone, tmp_path):
     keys = {"k": np.array([1, 3]), "workers": np.int64(0), "seed": torch.tensor(3), "temperature": [0.1]}
     result = transfer.knn(backbone, (X, Y), ["0"], out=tmp_path / "run", val_share=np.float32(0.25), **keys)
     assert result.n == 6 and result.config["k"] == [1, 3] and result.seed == 3
@@ -111,7 +111,7 @@ def test_numbers_of_numpy_and_torch_and_paths_are_taken(backbone, tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, 3, ["a"], NET, {}, torch.zeros(1)], ids=names)
-def test_no_run_no_source_and_no_config(value):
+def test_wrong_runs_sources_and_configs_are_refused(value):
     for call in (
         transfer.load_result,
         transfer.load_predictor,
@@ -145,6 +145,6 @@ def test_no_run_no_source_and_no_config(value):
         (lambda: transfer.compare("a", "b", level="x"), "level must be a number"),
     ],
 )
-def test_other_doors(call, words):
+def test_other_functions_refuse_wrong_types(call, words):
     with pytest.raises(UserError, match=words):
         call()

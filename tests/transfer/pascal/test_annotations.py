@@ -1,4 +1,4 @@
-"""Annotations and their pictures: every object lies in its picture, or the file and the object are named."""
+"""Annotations and their pictures: an object outside its picture is refused, with file and number."""
 
 import io
 import time
@@ -56,9 +56,9 @@ GOOD = {
 
 
 @pytest.mark.parametrize("case", GOOD)
-@pytest.mark.parametrize("seen", [SIZE, None])
-def test_boxes_in_the_picture_are_read_as_the_file_has_them(path, case, seen):
-    objects = read(path, document(GOOD[case]), seen)
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_boxes_in_the_picture_are_accepted(path, case, size):
+    objects = read(path, document(GOOD[case]), size)
     assert objects.boxes.shape == (1, 4) and objects.difficult.tolist() == [False]
 
 
@@ -88,37 +88,37 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_an_object_that_is_not_in_the_picture_is_named_with_its_file(path, case):
+def test_an_object_outside_the_picture_is_refused_with_its_file(path, case):
     text, words = BAD[case]
     with pytest.raises(UserError, match=words) as caught:
         read(path, document(text))
     assert str(path) in str(caught.value)
 
 
-def test_the_number_is_that_of_the_object_in_the_file(path):
+def test_the_message_numbers_objects_as_the_file_does(path):
     with pytest.raises(UserError, match=r"object 3 \(100 1 120 9\)"):
         read(path, document(entry(1, 1, 9, 9), entry(1, 1, 20, 20), entry(100, 1, 120, 9)))
 
 
-def test_a_perfect_detector_misses_no_object_that_is_taken(path):
-    """Boxes at random, in and around the picture: refused, or overlapped by half with what of them can be seen."""
+def test_a_perfect_detector_misses_no_accepted_object(path):
+    """Random boxes in and around the picture are refused, or their visible part overlaps them by half."""
     generator = np.random.default_rng(0)
-    taken = []
+    accepted = []
     for _ in range(1000):
         box = generator.choice([-1, 0, 1, 2, 20, 30, 46, 47, 48, 49, 62, 63, 64, 65, 66, 90], 4)
         try:
-            taken.append(read(path, document(entry(*box))))
+            accepted.append(read(path, document(entry(*box))))
         except UserError:
             continue
-    seen = [clipped(from_voc(one.boxes), HEIGHT, WIDTH) for one in taken]
-    detections = [np.concatenate([[[CLASSES.index("boat"), 0.9]], boxes], 1) for boxes in seen]
-    rows = detection_rows([str(i) for i in range(len(taken))], CLASSES, detections, taken)
-    assert len(taken) > 30 and detection_figures(rows, np.ones((1, len(taken))))["ap50"][0] == 1
+    visible = [clipped(from_voc(objects.boxes), HEIGHT, WIDTH) for objects in accepted]
+    detections = [np.concatenate([[[CLASSES.index("boat"), 0.9]], boxes], 1) for boxes in visible]
+    rows = detection_rows([str(i) for i in range(len(accepted))], CLASSES, detections, accepted)
+    assert len(accepted) > 30 and detection_figures(rows, np.ones((1, len(accepted))))["ap50"][0] == 1
 
 
 @pytest.mark.parametrize("root", ["html", "Annotation", "annotations", "object"])
-def test_another_root_is_no_annotation(path, root):
-    with pytest.raises(UserError, match=rf"000007\.xml is no annotation: its root is <{root}>"):
+def test_a_file_with_another_root_is_refused(path, root):
+    with pytest.raises(UserError, match=rf"000007\.xml is not an annotation: its root is <{root}>"):
         read(path, f"<{root}>{entry(1, 1, 9, 9)}</{root}>")
 
 
@@ -139,7 +139,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("case", SIZES)
-def test_the_size_in_the_file_is_that_of_the_picture(path, case):
+def test_the_stated_size_must_match_the_picture(path, case):
     width, height, fits = SIZES[case]
     text = document(entry(10, 10, 40, 40), size=f"<size><width>{width}</width><height>{height}</height></size>")
     if fits:
@@ -150,7 +150,7 @@ def test_the_size_in_the_file_is_that_of_the_picture(path, case):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_belong_to_the_picture_as_its_orientation_turns_it(tmp_path, orientation):
+def test_boxes_refer_to_the_upright_picture(tmp_path, orientation):
     folder = devkit(tmp_path, {"000007": entry(10, 10, 40, 40)})
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
@@ -167,7 +167,7 @@ def test_boxes_belong_to_the_picture_as_its_orientation_turns_it(tmp_path, orien
 
 
 def devkit(root: Path, objects: dict[str, str]) -> Path:
-    """Pictures of 64 × 48 with one object each, listed as the sets trainval and test."""
+    """Write pictures of 64 × 48 with one object each, listed in the sets trainval and test."""
     folder = root / "VOC2007"
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / name).mkdir(parents=True)
@@ -185,7 +185,7 @@ def test_a_picture_that_cannot_be_read_is_left_to_the_loader(tmp_path):
     assert len(VOCImages(tmp_path, [("2007", "test")])) == 2
 
 
-def test_small_inputs_that_once_went_wrong(tmp_path, real_data):
+def test_small_inputs_that_once_failed(tmp_path, real_data):
     cases = real_data.parent / "cases"
     if not cases.is_dir():
         pytest.skip(f"no cases at {cases}")
@@ -196,7 +196,7 @@ def test_small_inputs_that_once_went_wrong(tmp_path, real_data):
 
 BOMB = "<!ENTITY e0 'ha'>" + "".join(f"<!ENTITY e{i + 1} '{f'&e{i};' * 10}'>" for i in range(9))
 XML = {
-    "an encoding that nobody knows": b'<?xml version="1.0" encoding="klingon"?><annotation/>',
+    "an unknown encoding": b'<?xml version="1.0" encoding="klingon"?><annotation/>',
     "an encoding that the parser lacks": b'<?xml version="1.0" encoding="shift_jis"?><annotation/>',
     "bytes of another encoding": "<annotation><folder>é</folder></annotation>".encode("latin-1"),
     "no XML": b"{}",
@@ -204,13 +204,13 @@ XML = {
     "a picture": b"\x89PNG\r\n\x1a\n\0\0",
     "cut off": document(entry(1, 1, 9, 9)).encode()[:-20],
     "entities that stand for a gigabyte": f"<!DOCTYPE x [{BOMB}]><annotation>&e9;</annotation>".encode(),
-    "an entity of elsewhere": b"<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><annotation>&e;</annotation>",
+    "an external entity": b"<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><annotation>&e;</annotation>",
     "megabytes": b"<annotation>" + b" " * (1 << 23) + b"</annotation>",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", XML)
-def test_what_is_no_readable_xml_is_named_at_once(path, case):
+def test_unreadable_xml_is_refused_at_once(path, case):
     start = time.monotonic()
     with pytest.raises(UserError, match=r"annotation .*000007\.xml"):
         read(path, XML[case])
@@ -225,7 +225,7 @@ def test_declared_encodings_are_read(path, encoding):
 
 
 class Pictures(MemoryImages):
-    """Pictures of 64 × 48 with these annotations, each a positive of the class boat."""
+    """Pictures of 64 × 48 with the given annotations, each a positive of the class boat."""
 
     def __init__(self, name: str, *annotations: object):
         file = io.BytesIO()
@@ -258,15 +258,15 @@ MEMORY = {
 
 @pytest.mark.parametrize("case", MEMORY)
 @pytest.mark.parametrize("is_test", [False, True])
-def test_objects_from_memory_lie_in_their_pictures_too(monkeypatch, case, is_test):
+def test_objects_from_memory_must_lie_in_their_pictures_too(monkeypatch, case, is_test):
     monkeypatch.setattr("transfer.protocol.load_backbone", None)
-    odd, words = MEMORY[case]
-    pair = (Pictures("a", SOUND, SOUND), Pictures("b", SOUND, odd))
+    invalid, words = MEMORY[case]
+    pair = (Pictures("a", SOUND, SOUND), Pictures("b", SOUND, invalid))
     with pytest.raises(UserError, match=words):
         transfer.detect("random:alexnet", pair if is_test else pair[::-1], "voc-mini")
 
 
-def test_labels_alone_need_sound_annotations_too(tmp_path):
+def test_labels_need_valid_annotations_too(tmp_path):
     devkit(tmp_path, {"000001": entry(1, 1, 9, 9), "000002": entry(1, 1, 900, 9)})
     with pytest.raises(UserError, match=r"000002\.xml: the box of object 1"):
         open_devkit(str(tmp_path), PascalConfig("backbone", "data"))
@@ -280,8 +280,8 @@ def test_random_boxes_are_valid_exactly_if_they_lie_in_the_picture(size):
     for _ in range(500):
         x1, y1, x2, y2 = (float(v) for v in generator.choice([-2, -1, 0, 3, 5, 7, 8, 9, 10, 374, 376, 499, 502], 4))
         inside = x1 < x2 and y1 < y2 and min(x1, y1) >= -1 and x2 <= width + 1 and y2 <= height + 1
-        shown = max(0, min(x2, width) - max(x1, 0)) * max(0, min(y2, height) - max(y1, 0))
-        inside = inside and shown >= (x2 - x1) * (y2 - y1) / 2
+        visible = max(0, min(x2, width) - max(x1, 0)) * max(0, min(y2, height) - max(y1, 0))
+        inside = inside and visible >= (x2 - x1) * (y2 - y1) / 2
         assert (invalid_box(np.array([[x1, y1, x2, y2]]), size) is None) == inside
 
 

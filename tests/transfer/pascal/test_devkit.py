@@ -57,7 +57,7 @@ def test_years_and_sets_are_joined_and_any_folder_above_will_do(small, photos, t
 
 
 @pytest.mark.parametrize("sets", ["2007:trainval", "2007:trainval,2012:trainval"])
-def test_the_folder_of_a_year_will_do(small, photos, tmp_path, sets, monkeypatch):
+def test_the_folder_of_a_year_is_accepted(small, photos, tmp_path, sets, monkeypatch):
     make_devkit(tmp_path / "other", photos, 6, 4, "2012", masks=True)
     shutil.move(tmp_path / "other" / "VOCdevkit" / "VOC2012", small / "VOC2012")
     expected = open_devkit(str(small), config(train_set=sets)).train.names.fingerprint()
@@ -67,7 +67,7 @@ def test_the_folder_of_a_year_will_do(small, photos, tmp_path, sets, monkeypatch
         assert open_devkit(str(data), config(train_set=sets)).train.names.fingerprint() == expected
 
 
-def test_the_folder_of_a_year_is_its_devkit_even_where_data_are_staged(small, tmp_path, monkeypatch):
+def test_the_folder_of_a_year_stands_for_its_devkit_even_if_data_are_staged(small, tmp_path, monkeypatch):
     copy = tmp_path / "crosschannel-0-abc"
     shutil.copytree(small / "VOC2007", copy)
     monkeypatch.setenv("CROSSCHANNEL_STAGED_DATA", f"{small / 'VOC2007'}\n{copy}")
@@ -82,9 +82,9 @@ def test_the_folder_of_a_year_under_another_name_is_refused(small):
 
 ENCODINGS = {
     "a byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
-    "lines of Windows": lambda text: text.replace("\n", "\r\n").encode(),
+    "Windows line ends": lambda text: text.replace("\n", "\r\n").encode(),
     "both": lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
-    "no last line's end": lambda text: text.rstrip("\n").encode(),
+    "no final line end": lambda text: text.rstrip("\n").encode(),
     "a second column": lambda text: text.replace("\n", "  1\n").encode(),
 }  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_image_sets_that_are_not_utf_8_are_refused(small, encoding):
 
 
 @pytest.mark.parametrize("ending", [".JPG", ".jpeg", ".Jpeg", ".png", ".PNG", ".webp", ".tif"])
-def test_images_may_end_otherwise(small, ending):
+def test_images_may_have_other_extensions(small, ending):
     from transfer.pascal.masks import MaskedImages
 
     folder = small / "VOC2007" / "JPEGImages"
@@ -119,7 +119,7 @@ def test_images_may_end_otherwise(small, ending):
     assert MaskedImages([("a", images.image_path(5), images.image_path(6))]).read(0) == images.read(5)
 
 
-def test_of_two_images_of_one_name_the_devkits_own_ending_counts(small):
+def test_a_jpg_is_preferred_to_other_images_of_the_same_name(small):
     folder = small / "VOC2007" / "JPEGImages"
     Image.new("RGB", (3, 3)).save(folder / "000005.png")
     assert VOCImages(small, [("2007", "trainval")]).image_path(5).name == "000005.jpg"

@@ -1,4 +1,4 @@
-"""Mask files of every kind: the labels equal the truth, or the file is refused in a sentence."""
+"""Mask files of every kind: the labels equal the truth, or the file is refused."""
 
 import io
 import re
@@ -21,23 +21,23 @@ TRUTH = np.random.default_rng(0).choice([0, 1, 4, 15, 20, 255], (HEIGHT, WIDTH))
 
 
 def png(rows: np.ndarray, depth: int, colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by its specification, with neither Pillow nor its conversions.
+    """Encode a PNG by its specification, without Pillow and its conversions.
 
     Args:
         rows: (H, W) samples, or (H, W, channels).
-        depth: bits of a sample.
+        depth: bits per sample.
         colour: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
-        chunks: before the pixels.
+        chunks: name and data of the chunks before the pixels.
     """
     height, width = rows.shape[:2]
     flat = rows.reshape(height, -1).astype(np.uint32)
     bits = ((flat[..., None] >> np.arange(depth - 1, -1, -1)) & 1).reshape(height, -1).astype(np.uint8)
     packed = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    found = b"\x89PNG\r\n\x1a\n"
-    for name, data in ((b"IHDR", head), *chunks, (b"IDAT", zlib.compress(packed)), (b"IEND", b"")):
-        found += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    return found
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    png_bytes = b"\x89PNG\r\n\x1a\n"
+    for name, data in ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(packed)), (b"IEND", b"")):
+        png_bytes += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return png_bytes
 
 
 def encoded(height: int = HEIGHT, width: int = WIDTH) -> EncodedImage:
@@ -82,7 +82,7 @@ def test_pascals_colours_are_labels_exactly(tmp_path, has_alpha):
     assert (read(tmp_path, png(colours, 8, 6 if has_alpha else 2)) == TRUTH).all()
 
 
-def test_every_label_of_pascal_has_its_colour_and_no_other_colour_is_one():
+def test_only_the_colours_of_pascals_labels_are_labels():
     labels = [*range(21), 255]
     assert labels_of_colours(PALETTE[labels]).tolist() == labels
     generator = np.random.default_rng(0)
@@ -97,17 +97,17 @@ def test_a_palette_with_pascals_colours_in_another_order_is_read_by_its_colours(
     indices = np.argsort(order)[np.searchsorted(np.sort(order), TRUTH)]
     data = png(indices, 4, 3, palette(PALETTE[order]))
     assert (read(tmp_path, data) == TRUTH).all()
-    assert (read(tmp_path, data, is_pascal=False) == indices).all()  # classes of one's own have colours of one's own
+    assert (read(tmp_path, data, is_pascal=False) == indices).all()  # other classes have other colours
 
 
-def test_a_palette_of_any_other_colours_is_read_by_its_indices(tmp_path):
+def test_a_palette_of_other_colours_is_read_by_its_indices(tmp_path):
     for colours in (np.random.default_rng(0).integers(0, 256, (256, 3)), np.arange(768).reshape(256, 3) % 255):
         assert (read(tmp_path, png(TRUTH, 8, 3, palette(colours))) == TRUTH).all()
-    short = np.where(TRUTH == 255, 0, TRUTH)  # a palette of fewer colours than labels
+    short = np.where(TRUTH == 255, 0, TRUTH)  # a palette with fewer colours than labels
     assert (read(tmp_path, png(short, 8, 3, palette(PALETTE[:21]))) == short).all()
 
 
-def test_an_opaque_grey_mask_is_its_grey_values(tmp_path):
+def test_an_opaque_grey_mask_is_read_as_its_grey_values(tmp_path):
     opaque = np.stack([TRUTH, np.full(TRUTH.shape, 255)], 2)
     assert (read(tmp_path, png(opaque, 8, 4)) == TRUTH).all()
 
@@ -132,20 +132,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_ambiguous_or_damaged_is_refused(tmp_path, case):
+def test_ambiguous_and_damaged_masks_are_refused(tmp_path, case):
     data, words = REFUSED[case]
     with pytest.raises(UserError, match=r"the mask .*2007_000032\.png") as caught:
         read(tmp_path, data)
     assert re.search(words, str(caught.value))
 
 
-def test_colours_are_no_labels_of_ones_own_classes(tmp_path):
+def test_colours_are_not_labels_of_other_classes(tmp_path):
     with pytest.raises(UserError, match=r"2007_000032\.png is in colours; a mask is a palette or grey PNG"):
         read(tmp_path, png(PALETTE[TRUTH], 8, 2), 30, is_pascal=False)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "LA", "RGB", "RGBA"])
-def test_masks_of_every_mode_that_pillow_writes_are_the_truth_or_refused(tmp_path, mode):
+def test_masks_in_every_mode_of_pillow_are_read_exactly_or_refused(tmp_path, mode):
     truth = np.where(TRUTH > 1, 1, TRUTH) if mode == "1" else np.where(TRUTH == 255, 0, TRUTH)
     if mode == "I;16":
         picture = Image.fromarray(truth.astype(np.uint16))
@@ -211,7 +211,7 @@ def test_sbds_files_without_labels_are_refused(tmp_path, case):
         labels_of(MaskFile(path), encoded(), 21)
 
 
-def test_a_matlab_file_of_something_else_is_damaged(tmp_path):
+def test_a_matlab_file_without_a_mask_is_reported_as_damaged(tmp_path):
     savemat(tmp_path / "a.mat", {"x": np.zeros(3)})
     with pytest.raises(UserError, match=r"the mask .*a\.mat is damaged"):
         labels_of(MaskFile(tmp_path / "a.mat"), encoded(), 21)
@@ -249,12 +249,12 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("case", ARRAYS)
-def test_arrays_that_are_no_labels_are_refused(case):
+def test_arrays_that_are_not_labels_are_refused(case):
     with pytest.raises(UserError, match="the mask of an image"):
         labels_of(ARRAYS[case], encoded(), 21)
 
 
-def test_small_inputs_that_once_went_wrong(real_data):
+def test_small_inputs_that_once_failed(real_data):
     cases = real_data.parent / "cases"
     if not cases.is_dir():
         pytest.skip(f"no cases at {cases}")
