@@ -30,7 +30,7 @@ def plain(text: object) -> str:
 
 
 class _PlainConsole(Console):
-    """A console that interprets nothing in the text it prints, whether a string, a table's cell or a bar's label."""
+    """A console that prints strings, table cells and progress labels literally, without markup or control codes."""
 
     def __init__(self, **options: Any):
         super().__init__(highlight=False, markup=False, emoji=False, **options)

@@ -1,6 +1,6 @@
-"""The web server of the study and the demo: security headers, a limit on request bodies, an orderly end.
+"""Web server of the study and the demo: security headers, a limit on request bodies, graceful shutdown.
 
-FastAPI and uvicorn are the extra ``web``.
+It needs FastAPI and uvicorn (the extra ``web``).
 """
 
 import contextlib
@@ -30,7 +30,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_LAST_ANSWERS_S = 5  # for requests that are being answered when the server ends
+_SHUTDOWN_S = 5  # for requests in flight at shutdown
 
 
 def create_app() -> FastAPI:
@@ -41,12 +41,12 @@ def create_app() -> FastAPI:
 class Guarded:
     """An ASGI application behind security headers and a limit on request bodies.
 
-    A request with a longer body is answered 413, and its connection is closed: nothing more is read from it.
+    A request with a longer body gets status 413, and its connection is closed without reading the rest.
 
     Args:
         app: the application.
         limit: largest body, in bytes.
-        policy: Content-Security-Policy of its answers.
+        policy: Content-Security-Policy of the responses.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], limit: int, policy: str = POLICY):
@@ -99,13 +99,13 @@ class Guarded:
 
 
 def _declared_length(scope: Message) -> int:
-    """Content-Length of a request; 0 if it has none. (uvicorn refuses one that is no number.)"""
+    """Content-Length of a request; 0 if it has none. (uvicorn rejects invalid numbers.)"""
     values = [value for name, value in scope["headers"] if name == b"content-length" and value.isdigit()]
     return int(values[0]) if values else 0
 
 
 def serve(app: Guarded, host: str, port: int, what: str) -> None:
-    """Answer requests until SIGTERM, SIGHUP or Ctrl-C.
+    """Serve requests until SIGTERM, SIGHUP or Ctrl-C.
 
     Raises:
         UserError: the address cannot be listened on.
@@ -127,7 +127,7 @@ def serve(app: Guarded, host: str, port: int, what: str) -> None:
             server_header=False,
             lifespan="off",
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=_LAST_ANSWERS_S,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
         )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
@@ -136,29 +136,29 @@ def serve(app: Guarded, host: str, port: int, what: str) -> None:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM, SIGHUP and Ctrl-C end the block by KeyboardInterrupt, once: those that follow do not disturb its end.
+    """Turn the first SIGTERM, SIGHUP or Ctrl-C in the block into a KeyboardInterrupt; ignore later ones during cleanup.
 
-    uvicorn raises the signal that has ended it again, for the handler from before: the default one of SIGTERM would end
-    the process with its files open.
+    uvicorn re-raises the signal that stopped it for the previous handler. The default handler of SIGTERM would end the
+    process with open files.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def stop(_number: int, _frame: object) -> None:
-        for number in before:
+        for number in previous:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     def hang_up(_number: int, _frame: object) -> None:
-        signal.raise_signal(signal.SIGTERM)  # which uvicorn handles, and not SIGHUP
+        signal.raise_signal(signal.SIGTERM)  # uvicorn handles it, but not SIGHUP
 
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as SIGHUP is under nohup
+    for number, handler in previous.items():
+        if handler != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, hang_up if number == signal.SIGHUP else stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -76,8 +76,8 @@ def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list
     endings = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
     if not config.images:
         raise UserError("no pictures named: give files or folders")
-    named = [(name, named_pictures([name])) for name in config.images]
-    pictures = [picture for _, of_name in named for picture in of_name]
+    listings = [(name, named_pictures([name])) for name in config.images]
+    pictures = [picture for _, listing in listings for picture in listing]
     out = None if config.out is None else Path(config.out)
     of_file = "" if out is None or out.is_dir() else endings.get(out.suffix.lower(), "")
     format = config.format or of_file or "png"
@@ -95,12 +95,12 @@ def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list
             raise UserError(f"{out} is a file; --out takes a folder, or a name ending in .png or .jpg")
         return targets(((source, out / stem) for source, stem in pictures), ending), [out], format
     found, folders = [], {}
-    for name, of_name in named:
+    for name, listing in listings:
         path = Path(name.rpartition(":")[2]) if name == SAMPLE else user_path(name)
         path = path if path.name not in ("", "..") else path.resolve()
         is_file = path.exists() and not path.is_dir() and name != SAMPLE
         folder = path.parent if is_file else path.with_name(f"{path.name}-coloured")
-        for source, stem in of_name:
+        for source, stem in listing:
             found.append((source, folder / (f"{stem}-coloured" if is_file else stem)))
         folders[folder] = None
     return targets(found, ending), list(folders), format
@@ -144,7 +144,7 @@ def _exif(data: bytes) -> bytes:
             if group:
                 kept.get_ifd(place).update(group)
         return kept.tobytes() if len(kept) or any(groups.values()) else b""
-    except Exception:  # none that Pillow can read, or tags that it reads and cannot write
+    except Exception:  # no EXIF that Pillow can read, or tags that it cannot write back
         return b""
 
 

@@ -228,7 +228,7 @@ class ImportConfig(PlainConfig):
     input: Literal["grey", "lab", "rgb"] | None = None
     """grey, lab or rgb, where the first convolution's channels leave it open"""
     key: str = ""
-    """name of the net in a checkpoint that holds several, such as state_dict or teacher; default averaged weights"""
+    """entry to read from a checkpoint of several nets, such as state_dict or teacher; default: averaged weights"""
     licence: str = "unknown"
     """of the weights, for the metadata"""
     overwrite: bool = False

@@ -7,7 +7,7 @@ from crosschannel.models.describe import describe_input
 
 
 def show(config: LayersConfig) -> None:
-    """Print them, in order of execution, with the input of the net and the layers that are left out.
+    """Print the layers in order of execution, the input of the net, and the layers left out.
 
     Raises:
         UserError: no such source.

@@ -40,8 +40,8 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
     """Run (or resume) a pretraining; returns its run folder.
 
     Args:
-        config: its keys.
-        flag: the signals that tell it to stop; default those while it is called.
+        config: keys of the command.
+        flag: stop signals; default: those received during the call.
 
     Raises:
         UserError: bad input.
@@ -71,7 +71,7 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
 
 
 def main(config: PretrainConfig) -> Path:
-    """`crosschannel pretrain`: after it this process ignores signals, so that its exit code stays what it is."""
+    """Run `crosschannel pretrain`; afterwards this process ignores signals, to preserve its exit code."""
     return pretrain(config, InterruptFlag(last=True))
 
 

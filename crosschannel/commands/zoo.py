@@ -19,10 +19,10 @@ def show(_config: ZooConfig) -> None:
 
 
 def fetch_source(config: FetchConfig) -> None:
-    """Download the weights of a source into the cache of its library, and say where they are or that they are there.
+    """Download the weights of a source into its library's cache, and report success.
 
     Raises:
-        UserError: nothing that is downloaded, no such source, or no connection.
+        UserError: the source needs no download or does not exist, or there is no connection.
     """
     name = config.source.removeprefix("zoo:")
     if name in zoo.ZOO or config.source.startswith("zoo:"):
@@ -30,9 +30,9 @@ def fetch_source(config: FetchConfig) -> None:
         return
     source = parse_source(config.source)
     if not is_fetched(source):
-        there = ": it is on this machine already" if source_files(config.source) else ""
+        note = ": it is on this machine already" if source_files(config.source) else ""
         raise UserError(
-            f"nothing to fetch for {config.source!r}{there}; fetch takes zoo:NAME, hf-hub:OWNER/NAME, "
+            f"nothing to fetch for {config.source!r}{note}; fetch takes zoo:NAME, hf-hub:OWNER/NAME, "
             "torchvision:NAME and timm:NAME"
         )
     load_backbone(config.source)

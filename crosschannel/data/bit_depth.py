@@ -1,4 +1,4 @@
-"""Samples of more than 8 bits as 8-bit ones, and the TIFF files that Pillow misreads."""
+"""Conversion of deeper samples to 8 bits, and a reader for the TIFF files that Pillow misreads."""
 
 import io
 import logging
@@ -11,52 +11,54 @@ from PIL import Image
 if TYPE_CHECKING:
     import tifffile
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two: BigTIFF
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # magic bytes; the last two are of BigTIFF
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
-# Pictures by photometric interpretation, samples a pixel and extra samples (2: alpha that the others are not scaled by)
-_PICTURES = {(_WHITE_IS_ZERO, 1, ()), (_BLACK_IS_ZERO, 1, ()), (_RGB, 3, ()), (_RGB, 4, (2,))}
-_ORIENTATION, _PROFILE = 274, 34675  # tags
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else its remarks on damaged files are printed
+# Photometric interpretation, samples per pixel and extra samples (2: alpha, not premultiplied)
+_SUPPORTED = {(_WHITE_IS_ZERO, 1, ()), (_BLACK_IS_ZERO, 1, ()), (_RGB, 3, ()), (_RGB, 4, (2,))}
+_ORIENTATION, _PROFILE = 274, 34675  # TIFF tags
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or it prints warnings about damaged files
 
 
 def eight_bits(values: np.ndarray, bits: int = 16) -> np.ndarray:
     """Scale samples to 8 bits.
 
     Args:
-        values: floating-point numbers from 0 (black) to 1 (white), or unsigned integers of up to 16 bits, white at
-            the largest one. Wider and signed integers rarely use their range: nothing says which number is white.
-        bits: of an integer sample; fewer than its type has, where it is stored in a larger one.
+        values: floats from 0 (black) to 1 (white), or unsigned integers of up to 16 bits, whose largest value is white.
+            Wider and signed integers rarely use their full range, so their white value is unknown.
+        bits: bit depth of integer samples, which may be less than that of their type.
 
     Returns:
         uint8 of the same shape.
 
     Raises:
-        ValueError: other samples; the message says which would do.
+        ValueError: any other samples; the message names the remedy.
     """
-    remedy = "save it with 8 or 16 bits a sample"
+    remedy = "save it with 8 or 16 bits per sample"
     if values.dtype.kind == "f":
         low, high = float(values.min()), float(values.max())
-        if not 0 <= low <= high <= 1:  # NaN is not
+        if not 0 <= low <= high <= 1:  # or NaN
             raise ValueError(f"its floating-point samples are in {low:.6g}..{high:.6g} instead of 0..1; {remedy}")
         white = 1
     elif values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         white = 2**bits - 1
     else:
-        raise ValueError(f"its samples are {values.dtype.name}, in which no number stands for white; {remedy}")
+        raise ValueError(f"its samples are {values.dtype.name}, which has no defined white value; {remedy}")
     return np.rint(values * np.float32(255 / white)).astype(np.uint8)
 
 
 def eight_bit_picture(image: Image.Image) -> Image.Image:
-    """A Pillow image with at most 8 bits a sample: the same one, or one in grey, with alpha where a value stands for
-    transparency.
+    """Convert a Pillow image to at most 8 bits per sample.
+
+    Returns:
+        The same image if it is no deeper, else a grey one; a transparent value becomes an alpha channel.
 
     Raises:
-        ValueError: as :func:`eight_bits`.
+        ValueError: :func:`eight_bits` refuses the samples.
     """
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # the latter: before Pillow 11
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # mode I: before Pillow 11
         values = values.astype(np.uint16)
     grey = Image.fromarray(eight_bits(values))
     grey.info = dict(image.info)
@@ -67,14 +69,15 @@ def eight_bit_picture(image: Image.Image) -> Image.Image:
 
 
 def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Image.Image, int] | None:
-    """Read the first picture of a TIFF file that Pillow misreads, by tifffile.
+    """Read the first picture of a TIFF file with tifffile if Pillow would misread it.
 
     Args:
-        data: the file.
-        check_size: called with height and width before pixels are read; raises if they are too many.
+        data: the encoded file.
+        check_size: called with height and width before any pixel is read; raises if the picture is too large.
 
     Returns:
-        8-bit grey, RGB or RGBA as it is stored, and its EXIF orientation; None for files to leave to Pillow.
+        An 8-bit grey, RGB or RGBA picture as stored (not rotated), and its EXIF orientation; None for files that are
+        left to Pillow.
 
     Raises:
         ValueError: the file is cut off, is neither grey nor RGB, or has samples that :func:`eight_bits` refuses.
@@ -83,14 +86,14 @@ def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Imag
 
     try:
         page = tifffile.TiffFile(io.BytesIO(data)).pages.first
-    except Exception:  # not even the tags can be read
+    except Exception:  # unreadable tags
         return None
-    if _is_plain(page):
+    if _pillow_reads(page):
         return None
     check_size(page.imagelength, page.imagewidth)
-    if (page.photometric, page.samplesperpixel, page.extrasamples) not in _PICTURES or page.imagedepth != 1:
+    if (page.photometric, page.samplesperpixel, page.extrasamples) not in _SUPPORTED or page.imagedepth != 1:
         raise ValueError("it is neither grey nor RGB")
-    if any(sum(place) > len(data) for place in zip(page.dataoffsets, page.databytecounts, strict=True)):
+    if any(sum(extent) > len(data) for extent in zip(page.dataoffsets, page.databytecounts, strict=True)):
         raise ValueError("the file is cut off")
     try:
         values = page.asarray()
@@ -107,9 +110,11 @@ def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Imag
     return picture, page.tags.valueof(_ORIENTATION, 1)
 
 
-def _is_plain(page: "tifffile.TiffPage") -> bool:
-    """Whether Pillow reads a page correctly, or refuses it: it has unsigned samples of at most 8 bits, or of 16 that
-    are neither inverted nor in planes that lie one after the other."""
+def _pillow_reads(page: "tifffile.TiffPage") -> bool:
+    """Whether Pillow reads a page correctly or refuses it.
+
+    It does for unsigned samples of at most 8 bits, and of 16 bits unless they are inverted or in separate raw planes.
+    """
     if page.sampleformat != 1 or not isinstance(page.bitspersample, int):
         return False
     planes = page.planarconfig == 2 and page.compression == 1

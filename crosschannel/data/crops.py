@@ -82,8 +82,8 @@ def squash(image: EncodedImage, out: int, resize: int = 0, interpolation: str = 
 
     Args:
         image: the encoded image.
-        out: side of the result.
-        resize: short side to which the image is resized before; 0 resamples it once.
+        out: side of the result, in pixels.
+        resize: short side of an intermediate resize; 0 skips it.
         interpolation: "bilinear" or "bicubic".
 
     Returns:

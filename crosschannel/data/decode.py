@@ -1,7 +1,7 @@
-"""Encoded bytes → uint8 RGB.
+"""Decode image files to uint8 RGB.
 
-:func:`read_picture` reads every format, in one way for all commands. For an upright JPEG without faults,
-:class:`EncodedImage` takes the short cut to libjpeg-turbo: the same pixels sooner, at a reduced size if that is enough.
+:func:`read_picture` reads every format and is shared by all commands. For upright JPEGs without faults,
+:class:`EncodedImage` uses libjpeg-turbo: it gives the same pixels faster, at a reduced size if that is enough.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from crosschannel.data.bit_depth import TIFF, eight_bit_picture, read_tiff
 
 READS_AVIF = "avif" in features.modules and features.check("avif")
 READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
-# By their first bytes, whatever a file is called. Some of Pillow's other readers hand a file to other programs.
+# Detected by magic bytes, not by file name. Some of Pillow's other readers run external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if READS_AVIF else ()))
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 _AVIF, _HEIC = (b"avif", b"avis"), (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -29,10 +29,10 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # by orientation
+}  # by EXIF orientation
 
-# Photo editors write text and colour profiles longer than the 1 MB that Pillow takes of each; the text of a file stays
-# bounded by MAX_TEXT_MEMORY.
+# Photo editors write text and colour profiles longer than Pillow's limit of 1 MB per chunk. The total text of a file
+# stays bounded by MAX_TEXT_MEMORY.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
@@ -44,8 +44,8 @@ class EncodedImage:
     """An image. Of an upright JPEG only the header is read until its pixels are asked for.
 
     Args:
-        data: a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC file, grey, palette, CMYK, 16-bit or with alpha (laid over
-            white).
+        data: a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC file. It may be grey, palette, CMYK, 16-bit or have alpha
+            (composited over white).
 
     Attributes:
         data: the bytes.
@@ -75,11 +75,11 @@ class EncodedImage:
             BrokenImage: the bytes are cut off or damaged.
         """
         if self._picture is None:
-            # Only these fractions have fast inverse transforms; 7/8 takes longer than the whole.
+            # Only these fractions have fast inverse transforms; 7/8 is slower than full size.
             least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
             try:
                 return simplejpeg.decode_jpeg(self.data, "RGB", **(least if shrink > 1 else {}))
-            except Exception:  # a warning of libjpeg, or worse: Pillow reads what can be recovered
+            except Exception:  # a libjpeg warning or error: Pillow recovers more
                 self._picture = read_picture(self.data)
         try:
             return np.array(to_rgb(self._picture))
@@ -93,9 +93,9 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def read_picture(data: bytes) -> Image.Image:
-    """Decode a picture, upright, with at most 8 bits a sample; its mode and ``info`` are those of the file.
+    """Decode a picture upright, with at most 8 bits per sample, in the mode and with the ``info`` of the file.
 
-    A file with several pictures gives its first. EXIF turns a picture, or XMP where EXIF has no orientation.
+    Of several pictures in a file, this reads the first. The orientation is that of EXIF, or of XMP if EXIF has none.
 
     Raises:
         BrokenImage: the bytes are no picture, are cut off or damaged, or hold more than 178 million pixels.
@@ -105,12 +105,12 @@ def read_picture(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             picture, orientation = (data[:4] in TIFF and read_tiff(data, check_size)) or _read(data)
             return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
-    except Exception as error:  # decoders raise whatever they like on bytes they cannot read
+    except Exception as error:  # decoders raise all kinds of errors on invalid bytes
         raise broken(error) from None
 
 
 def _read(data: bytes) -> tuple[Image.Image, int]:
-    """A picture as it is stored, and its orientation."""
+    """Read a picture as stored (not rotated), and its EXIF orientation."""
     image = open_picture(data)
     image.load()
     return eight_bit_picture(image), _orientation(image)
@@ -119,7 +119,7 @@ def _read(data: bytes) -> tuple[Image.Image, int]:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data turn nothing
+    except Exception:  # damaged EXIF data: no rotation
         return 1
 
 
@@ -133,10 +133,10 @@ def broken(error: Exception) -> BrokenImage:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Pillow's view of an encoded picture, not decoded yet.
+    """Open an encoded picture with Pillow without decoding its pixels.
 
     Raises:
-        BrokenImage: it is empty, of a format that is not read here, or would hold more than 178 million pixels.
+        BrokenImage: the file is empty, of an unsupported format, or has more than 178 million pixels.
     """
     if not data:
         raise BrokenImage("the file is empty")
@@ -172,30 +172,30 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         if _has_metadata(data) and _orientation(open_picture(data)) != 1:
             return None
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except Exception:  # Pillow reads what can be recovered
+    except Exception:  # left to Pillow, which recovers more
         return None
     return None if space in ("CMYK", "YCCK") else (width, height)
 
 
 def _has_metadata(data: bytes) -> bool:
-    """Whether EXIF or XMP data stand before the scan of a JPEG, or something that only Pillow can judge."""
-    at = 2
-    while data[at : at + 1] == b"\xff":
-        marker = data[at + 1 : at + 2]
+    """Whether a JPEG has EXIF or XMP data before its scan, or a header that only Pillow can parse."""
+    offset = 2
+    while data[offset : offset + 1] == b"\xff":
+        marker = data[offset + 1 : offset + 2]
         if marker == b"\xda":  # start of scan
             return False
         if marker == b"\xe1":  # APP1
             return True
-        at += 1 if marker == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        offset += 1 if marker == b"\xff" else 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
     return True
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a Pillow image of any mode; alpha is laid over white.
+    """Convert a Pillow image of any mode to 8-bit RGB; alpha is composited over white.
 
     Raises:
-        ValueError: its samples are such as :func:`~crosschannel.data.bit_depth.eight_bits` refuses, or of a colour
-            space that Pillow does not convert.
+        ValueError: :func:`~crosschannel.data.bit_depth.eight_bits` refuses the samples, or Pillow cannot convert their
+            colour space.
     """
     image = eight_bit_picture(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""Images in folders, at any depth: which files are data, and the image set of them."""
+"""Image sets of folders of any depth, and the rules for which files are data."""
 
 import os
 from collections import Counter
@@ -14,14 +14,14 @@ from crosschannel.errors import UserError
 from crosschannel.files import MARKERS, is_output_folder, noted_files, read_bytes
 
 _MOST_NAMES = 100  # of one folder, by way of links
-_MOST_NAMED = 4  # endings and folders in one line
+_MAX_LISTED = 4  # extensions or folders in one message
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     *((".avif",) if READS_AVIF else ()),
     *((".heic", ".heif") if READS_HEIC else ()),
 )
 _REMEDIES = {".heic": "pip install 'crosschannel[heif]'", ".avif": "pip install 'pillow>=11.3'"}
-# What systems, network disks and archivers leave among data
+# Files and folders that operating systems, network drives and archivers leave among data
 SYSTEM_NAMES = {
     *("@eadir", "@recycle", "#recycle", "#snapshot", "~snapshot", "__macosx", "__pycache__", "$recycle.bin"),
     *("recycler", "system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
@@ -29,7 +29,7 @@ SYSTEM_NAMES = {
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no data: hidden, or left by a system."""
+    """Whether a file or folder with this name is hidden or created by the system, and so not data."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES or name.startswith("PaxHeader")
 
 
@@ -38,10 +38,10 @@ class Listing:
     """The files below a folder.
 
     Attributes:
-        files: pictures: relative paths, '/'-separated, sorted.
-        endings: number of the other files by ending.
-        written: number of pictures left out because a command of ours wrote them.
-        folders: names of the folders left out: hidden ones, and those that a command wrote as a whole.
+        files: relative paths of the pictures, '/'-separated, sorted.
+        endings: number of other files by extension.
+        written: number of pictures left out because a crosschannel command wrote them.
+        folders: number of folders left out by name: hidden ones and output folders of commands.
     """
 
     files: list[str] = field(default_factory=list)
@@ -50,15 +50,15 @@ class Listing:
     folders: Counter[str] = field(default_factory=Counter)
 
     def left_out(self) -> str:
-        """The rest in words, such as "27 files (25 .heic, 2 .txt), the folder .git"; empty if there is none."""
+        """Describe the rest, such as "27 files (25 .heic, 2 .txt), 1 folder (.git)"; empty if there is none."""
         parts = []
         if self.endings:
-            parts.append(f"{counted(self.endings.total(), 'file')} ({_named(self.endings)})")
+            parts.append(f"{counted(self.endings.total(), 'file')} ({_listed(self.endings)})")
         if self.written:
             parts.append(f"{counted(self.written, 'picture')} that crosschannel wrote")
         if self.folders:
-            parts.append(f"{counted(self.folders.total(), 'folder')} ({_named(self.folders)})")
-        remedies = (f"; to read {ending}: {words}" for ending, words in _REMEDIES.items() if ending in self.endings)
+            parts.append(f"{counted(self.folders.total(), 'folder')} ({_listed(self.folders)})")
+        remedies = (f"; to read {ending}: {remedy}" for ending, remedy in _REMEDIES.items() if ending in self.endings)
         return ", ".join(parts) + "".join(remedies)
 
     def __add__(self, other: "Listing") -> "Listing":
@@ -71,20 +71,20 @@ class Listing:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number of things in words, as "1 image" or "2 images"."""
+    """Format a count, such as "1 image" or "2 images"."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def _named(counts: Counter[str]) -> str:
-    shown = [f"{count} {name}" if count > 1 else name for name, count in counts.most_common(_MOST_NAMED)]
-    return ", ".join(shown) + (f" and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else "")
+def _listed(counts: Counter[str]) -> str:
+    shown = [f"{count} {name}" if count > 1 else name for name, count in counts.most_common(_MAX_LISTED)]
+    return ", ".join(shown) + (f" and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else "")
 
 
 def list_folder(root: Path) -> Listing:
     """List the files below ``root``.
 
-    Links to folders are followed, unless they lead back up. Hidden folders are left out, and so is what commands of
-    ours wrote (runs, studies, coloured pictures): unless ``root`` is such a folder, or holds no other pictures.
+    Links to folders are followed, unless they lead back up. Hidden folders and outputs of commands (runs, studies,
+    coloured pictures) are left out, unless ``root`` is such a folder or holds no other pictures.
 
     Raises:
         UserError: a folder cannot be read, or links give it more names than anybody can mean.
@@ -126,7 +126,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def _entries(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry]]:
-    """A folder's device and inode, and what is in it."""
+    """Device and inode of a folder, and its entries."""
     try:
         status = folder.stat()
         return (status.st_dev, status.st_ino), list(os.scandir(folder))
@@ -142,12 +142,12 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def list_files(root: Path) -> list[str]:
-    """The pictures below a folder; see :func:`list_folder`."""
+    """Relative paths of the pictures below a folder; see :func:`list_folder`."""
     return list_folder(root).files
 
 
 def subfolders(root: Path) -> list[str]:
-    """Names of the folders in a folder, without hidden ones, sorted."""
+    """Names of the subfolders of a folder, sorted, without hidden ones."""
     return sorted(entry.name for entry in _entries(root)[1] if _is_folder(entry) and not is_hidden(entry.name))
 
 
@@ -157,10 +157,10 @@ class FolderImages:
     Args:
         root: the folder.
         labels: class name by file stem, for layouts that keep labels elsewhere (ILSVRC's val).
-        classes: class names to number by, so that val agrees with train; default: those of the subfolders.
+        classes: class names by label, to share those of training with validation; default: names of the subfolders.
 
     Attributes:
-        listing: the files, and what is left out.
+        listing: the files, and counts of those left out.
     """
 
     remote = False

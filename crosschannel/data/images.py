@@ -38,7 +38,7 @@ class Names(Sequence[str]):
 
 
 class ImageSet(Protocol):
-    """Encoded images with labels: whatever has these attributes and methods. Reading is thread- and fork-safe.
+    """Encoded images with labels: any object with these attributes and methods. Reading is thread- and fork-safe.
 
     Attributes:
         names: what each image is called in logs and results, unique.

@@ -1,4 +1,4 @@
-"""Which part of a folder is for training and which for validation: its layout, and the words that name the parts."""
+"""Layout of a folder of images: its training and validation parts, and the names of splits."""
 
 import csv
 import re
@@ -14,29 +14,29 @@ SPLITS = {
     "val": r"val(?:id|idation)?|dev",
     "test": r"test(?:ing)?|eval(?:uation)?",
 }
-_FILLERS = r"(?:set|data|images?|imgs?|split|[\W\d_])*"  # what may stand around the word, as in train2017, test_set
+_FILLERS = r"(?:set|data|images?|imgs?|split|[\W\d_])*"  # allowed around the word, as in train2017 or test_set
 
 
 def split_of(name: str) -> str:
-    """The split that a folder is named for ("train", "val", "test"); empty for any other name, such as of a class."""
+    """The split that a folder is named after ("train", "val" or "test"); empty for other names, such as classes."""
     matches = (split for split, word in SPLITS.items() if re.fullmatch(f"{_FILLERS}(?:{word}){_FILLERS}", name, re.I))
     return next(matches, "")
 
 
 def split_word(name: str) -> str:
-    """The split whose word stands anywhere in a name, as in imagenet-train-0.tar; empty if there is none."""
+    """The split whose word occurs anywhere in a name, as in imagenet-train-0.tar; empty if there is none."""
     matches = (split for split, word in SPLITS.items() if re.search(f"(?:^|[^a-z])(?:{word})(?:[^a-z]|$)", name, re.I))
     return next(matches, "")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the images of a folder are.
+    """Folders of training and validation images.
 
     Attributes:
-        train: the folder of training images.
-        val: the folder of validation images, which is one of test images where there is no other; None: there is none.
-        unused: names of the folders beside them.
+        train: folder of training images.
+        val: folder of validation images, or of test images if there are no others; None if there are neither.
+        unused: names of the other folders, which are not used.
     """
 
     train: Path
@@ -45,10 +45,10 @@ class Layout:
 
 
 def find_layout(root: Path) -> Layout:
-    """The layout of a folder by the names of its subfolders.
+    """Infer the layout of a folder from the names of its subfolders.
 
     Raises:
-        UserError: the names leave open which images are for training, or whether they are splits or classes.
+        UserError: the names are ambiguous: which images are for training, or whether folders are splits or classes.
     """
     folders = subfolders(root)
     splits: dict[str, list[str]] = {}
@@ -63,31 +63,31 @@ def find_layout(root: Path) -> Layout:
             raise UserError(
                 f"{root} has both {names[0]}/ and {names[1]}/ as {split} images; move one of them elsewhere"
             )
-    named = {split: names[0] for split, names in splits.items()}
-    others = [name for name in folders if name not in named.values()]
-    if "train" not in named or (len(named) == 1 and others):
-        _check_alone(root, [*named.values()], others)
-    val = named.get("val", named.get("test"))
-    unused = [*others, *(name for split, name in named.items() if name not in (named["train"], val))]
-    return Layout(root / named["train"], root / val if val else None, tuple(unused))
+    split_names = {split: names[0] for split, names in splits.items()}
+    others = [name for name in folders if name not in split_names.values()]
+    if "train" not in split_names or (len(split_names) == 1 and others):
+        _check_lone_splits(root, [*split_names.values()], others)
+    val = split_names.get("val", split_names.get("test"))
+    unused = [*others, *(name for split, name in split_names.items() if name not in (split_names["train"], val))]
+    return Layout(root / split_names["train"], root / val if val else None, tuple(unused))
 
 
-def _check_alone(root: Path, named: list[str], others: list[str]) -> None:
-    """Refuse folders of splits without a counterpart, unless it is one of training images, and nothing else is."""
+def _check_lone_splits(root: Path, names: list[str], others: list[str]) -> None:
+    """Refuse splits without a counterpart, except a training folder with no other pictures beside it."""
     classes = sorted(_with_pictures(root) & {*others})
     if classes:
         raise UserError(
-            f"{root} has {named[0]}/, the name of a split, beside {classes[0]}/: rename {named[0]}/ if it is a class, "
+            f"{root} has {names[0]}/, the name of a split, beside {classes[0]}/: rename {names[0]}/ if it is a class, "
             "else sort the images into train/CLASS/ and val/CLASS/"
         )
-    if split_of(named[0]) != "train":
-        raise UserError(f"{root} has {named[0]}/ but no train/; give --data {root / named[0]} to use these images")
+    if split_of(names[0]) != "train":
+        raise UserError(f"{root} has {names[0]}/ but no train/; give --data {root / names[0]} to use these images")
 
 
 def _check_classes(root: Path, folders: list[str]) -> None:
-    """Refuse folders that look like splits and would pass for classes."""
-    words = {name: split_word(name) for name in folders}
-    if len({*words.values()} - {""}) > 1 and all(words[name] for name in _with_pictures(root) & {*folders}):
+    """Refuse folders that would count as classes although their names look like splits."""
+    splits = {name: split_word(name) for name in folders}
+    if len({*splits.values()} - {""}) > 1 and all(splits[name] for name in _with_pictures(root) & {*folders}):
         raise UserError(
             f"{root} has the folders {', '.join(folders)}, which look like splits rather than classes; "
             "call them train, val and test, or put them into a folder of training images"
@@ -95,17 +95,17 @@ def _check_classes(root: Path, folders: list[str]) -> None:
 
 
 def _with_pictures(root: Path) -> set[str]:
-    """Names of the folders in a folder that hold data."""
+    """Names of the subfolders that hold pictures."""
     return {file.partition("/")[0] for file in list_files(root)}
 
 
 def open_folder(root: Path) -> tuple[FolderImages, FolderImages | None, str]:
-    """Training and validation images of a folder, and a line on what it holds and what is left out of it.
+    """Open the training and validation images of a folder; also return a line that summarises it.
 
-    The validation images are None where the layout has none.
+    The validation images are None if the layout has none.
 
     Raises:
-        UserError: the layout is ambiguous, or the classes of both parts differ.
+        UserError: the layout is ambiguous, or training and validation have different classes.
     """
     for ilsvrc in (root, root / "ILSVRC"):
         if (ilsvrc / "Data" / "CLS-LOC" / "train").is_dir():
@@ -123,30 +123,30 @@ def open_folder(root: Path) -> tuple[FolderImages, FolderImages | None, str]:
 
 
 def _open_val(folder: Path, train: FolderImages) -> FolderImages | None:
-    """The validation images, of the training images' classes; None for test images that lack these."""
+    """Open validation images with the classes of the training images; None for test images without these classes."""
     if split_of(folder.name) == "val":
         return FolderImages(folder, classes=train.classes)
     try:
         test = FolderImages(folder, classes=train.classes)
-    except UserError:  # they have other classes
+    except UserError:  # other classes
         return None
     return test if len(test) and (not train.classes or (test.labels >= 0).all()) else None
 
 
 def _check_depth(root: Path, files: list[str]) -> None:
-    """Refuse splits below what would pass for classes: one folder too high, or train/ and test/ of each class."""
+    """Refuse splits one level down: the given folder is one too high, or each class has its own train/ and test/."""
     if any(file.count("/") < 2 for file in files):
         return
-    places = {tuple(file.split("/", 2)[:2]) for file in files}
-    splits = {split_of(name) for _, name in places}
+    parents = {tuple(file.split("/", 2)[:2]) for file in files}
+    splits = {split_of(name) for _, name in parents}
     if len(splits) > 1 and "" not in splits:
-        folders = sorted({folder for folder, _ in places})
+        folders = sorted({folder for folder, _ in parents})
         raise UserError(
             f"the splits of {root} are one level down, in {folders[0]}/"
             + (
                 f": give --data {root / folders[0]}"
                 if len(folders) == 1
-                else "; what is needed is train/CLASS/, val/CLASS/"
+                else "; arrange them as train/CLASS/ and val/CLASS/"
             )
         )
 
@@ -169,7 +169,7 @@ def _summary(
 
 
 def _open_ilsvrc(root: Path) -> tuple[FolderImages, FolderImages | None]:
-    """The layout in which ILSVRC is distributed: Data/CLS-LOC/{train/WNID/, val/} and labels elsewhere."""
+    """Open ILSVRC in its distributed layout: Data/CLS-LOC/{train/WNID/, val/} and labels elsewhere."""
     data = root / "Data" / "CLS-LOC"
     train = FolderImages(data / "train")
     if not (data / "val").is_dir():

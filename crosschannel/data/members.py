@@ -1,4 +1,4 @@
-"""Members of tar shards: which of them are data, the image of each sample, and archives that are no shards yet."""
+"""Members of tar shards: the ones that are data, the input image of each sample, and compressed archives."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,9 @@ from crosschannel.data.folder import SYSTEM_NAMES, is_hidden
 from crosschannel.data.remote import is_remote
 from crosschannel.errors import UserError
 
-_INPUTS = ("input", "image", "img", "rgb", "photo")  # the image of a sample that has several, as in 0001.input.jpg
-_ADDED = ("PaxHeader", ".ipynb_checkpoints")  # beginnings of folder names
-# Compressed archives: ending, first bytes, and the program that unpacks them
+_INPUTS = ("input", "image", "img", "rgb", "photo")  # input image of a sample with several, as in 0001.input.jpg
+_SYSTEM_PREFIXES = ("PaxHeader", ".ipynb_checkpoints")  # of folder names
+# Compressed archives: extension, magic bytes and unpacking program
 _COMPRESSED = (
     (".gz", b"\x1f\x8b", "gunzip"),
     (".tgz", b"\x1f\x8b", "gunzip"),
@@ -22,7 +22,7 @@ _COMPRESSED = (
 
 
 class Member(NamedTuple):
-    """An image in a tar: where its bytes are, and its name."""
+    """An image in a tar: offset and size of its bytes, and its name."""
 
     offset: int
     size: int
@@ -30,42 +30,43 @@ class Member(NamedTuple):
 
 
 def is_data(name: str) -> bool:
-    """Whether a member may be data: ._x and __MACOSX/x, which archivers and systems add, are not."""
+    """Whether a member may be data, unlike the ._x and __MACOSX/x that archivers and systems add."""
     *folders, base = name.split("/")
-    added = any(part.casefold() in SYSTEM_NAMES or part.startswith(_ADDED) for part in folders)
-    return not added and not is_hidden(base)
+    is_system = any(part.casefold() in SYSTEM_NAMES or part.startswith(_SYSTEM_PREFIXES) for part in folders)
+    return not is_system and not is_hidden(base)
 
 
 def images_of_samples(shard: Path, samples: dict[str, list[Member]]) -> list[Member]:
-    """One image of each sample that has several: ``KEY.jpg`` rather than ``KEY.seg.png``, or ``KEY.input.jpg``.
+    """Choose the input image of each sample: ``KEY.jpg`` rather than ``KEY.seg.png``, or ``KEY.input.jpg``.
 
-    Members whose names have dots between other things than words (``2021.05.06.jpg``) are images in their own right,
-    and so are members of one name.
+    Members with dots that do not separate words (``2021.05.06.jpg``) are independent images, and so are members with
+    the same name.
 
     Args:
-        shard: where they are.
-        samples: the image members by key.
+        shard: path of the tar, for messages.
+        samples: image members by key.
 
     Raises:
-        UserError: nothing says which image of a sample is meant, or one has only what is no image of other samples.
+        UserError: the input image of a sample is ambiguous, or the only image of a sample is of a kind that other
+            samples do not use as input.
     """
-    images, passed_over = [], set()
+    images, skipped = [], set()
     for key, members in samples.items():
-        words = {member.name: part for member in members if _is_word(part := _part(member.name)) or not part}
-        meant = [name for name, part in words.items() if not part] or [
-            n for n, part in words.items() if part in _INPUTS
+        parts = {member.name: part for member in members if _is_word(part := _part(member.name)) or not part}
+        inputs = [name for name, part in parts.items() if not part] or [
+            n for n, part in parts.items() if part in _INPUTS
         ]
-        if len(words) > 1 and len(meant) != 1:
+        if len(parts) > 1 and len(inputs) != 1:
             raise UserError(
-                f"{shard}: the sample {key} has several images ({', '.join(sorted(words))}); "
+                f"{shard}: the sample {key} has several images ({', '.join(sorted(parts))}); "
                 f"call the one to read {key}.jpg or {key}.input.jpg"
             )
-        if len(words) > 1:
-            passed_over |= {part for name, part in words.items() if name not in meant}
-        images += [m for m in members if m.name not in words or len(words) == 1 or m.name in meant]
-    alone = next((image.name for image in images if _part(image.name) in passed_over), None)
-    if alone:
-        raise UserError(f"{shard}: the sample of {alone} has no image of the kind that other samples have")
+        if len(parts) > 1:
+            skipped |= {part for name, part in parts.items() if name not in inputs}
+        images += [m for m in members if m.name not in parts or len(parts) == 1 or m.name in inputs]
+    stray = next((image.name for image in images if _part(image.name) in skipped), None)
+    if stray:
+        raise UserError(f"{shard}: the sample of {stray} has no image of the kind that other samples have")
     return images
 
 
@@ -74,26 +75,26 @@ def _is_word(part: str) -> bool:
 
 
 def _part(name: str) -> str:
-    """What stands between the key of a member and its ending: "seg" of 0001.seg.png."""
+    """Text between the key and the extension of a member: "seg" in 0001.seg.png."""
     return name.rpartition("/")[2].partition(".")[2].rpartition(".")[0].lower()
 
 
 def unpacking(name: str) -> str:
-    """What to do about a compressed archive of that name; empty for other files."""
+    """Advice on unpacking a compressed archive, by its name; empty for other files."""
     program = next((program for ending, _, program in _COMPRESSED if name.lower().endswith(ending)), "")
-    what = "download it and unpack it: " if is_remote(name) else "unpack it: "
-    return f"{what}{program} {name.rpartition('/')[2] if is_remote(name) else name}" if program else ""
+    advice = "download it and unpack it: " if is_remote(name) else "unpack it: "
+    return f"{advice}{program} {name.rpartition('/')[2] if is_remote(name) else name}" if program else ""
 
 
 def check_uncompressed(path: Path) -> None:
     """Refuse a compressed archive by its first bytes.
 
     Raises:
-        UserError: it is one, with the command that unpacks it.
+        UserError: the file is compressed; the message has the command that unpacks it.
     """
     with path.open("rb") as file:
         head = file.read(8)
     for ending, magic, program in _COMPRESSED:
         if head.startswith(magic):
             remedy = f"unpack it: mv {path} {path}{ending} && {program} {path}{ending}"
-            raise UserError(f"{path} is compressed, whatever its name; {remedy}")
+            raise UserError(f"{path} is compressed despite its name; {remedy}")

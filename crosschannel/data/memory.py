@@ -1,4 +1,4 @@
-"""Images that a program holds: arrays, tensors, pictures of Pillow, or a data set of torch's, as an ImageSet."""
+"""In-memory images (arrays, tensors, Pillow images, PyTorch datasets) as an ImageSet."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from crosschannel.data.images import ImageSet, Names
 from crosschannel.errors import UserError, describe, foreign
 
 _PIXELS = "uint8 pixels or floats in [0, 1], (N, H, W, 3) or (N, 3, H, W)"
-_ROUNDING = 1e-3  # by which resized floats may leave [0, 1]
+_TOLERANCE = 1e-3  # for resized floats outside [0, 1]
 
 
 class PixelImages:
-    """An ImageSet of pictures that are held, or made by index; each is encoded, without loss, when it is read.
+    """An ImageSet of pictures in memory or computed by index; each is losslessly encoded when it is read.
 
     Args:
-        picture: index → (H, W, 3) uint8.
-        names: of the images, unique.
-        labels: (n,) class numbers, or (n, classes).
-        classes: their names.
+        picture: function from index to (H, W, 3) uint8.
+        names: unique image names.
+        labels: class indices, (n,), or (n, classes).
+        classes: class names.
     """
 
     remote = False
@@ -53,38 +53,38 @@ class PixelImages:
 
 
 def is_image_set(value: object) -> bool:
-    """Whether a value has all that an :class:`~crosschannel.data.ImageSet` has."""
+    """Whether a value has all attributes and methods of an :class:`~crosschannel.data.ImageSet`."""
     names = ("names", "labels", "classes", "remote", "read", "annotation", "content_key", "__len__")
     return not isinstance(value, type) and all(hasattr(value, name) for name in names)
 
 
 def holds_images(value: object) -> bool:
-    """Whether :func:`as_image_set` is meant to take a value, which may turn out to be wrong in its details."""
+    """Whether a value looks like images for :func:`as_image_set`, which may still refuse its contents."""
     return is_image_set(value) or _is_dataset(value) or _is_labelled(value)
 
 
 def as_image_set(value: Any, part: str = "images") -> ImageSet:
-    """Images that a program holds as an ImageSet.
+    """Convert in-memory images to an ImageSet.
 
     Args:
-        value: an ImageSet; (images, labels), the images an array, a tensor or a list of pictures; a map-style data set
-            of torch's, or a list, of (image, label). A picture is Pillow's, or uint8 or float in [0, 1] of shape
-            (H, W, 3), (3, H, W), (H, W) or (1, H, W). Labels are class numbers, (n,), or (n, classes).
-        part: what they are, in a word, for names and messages.
+        value: an ImageSet; a pair (images, labels) whose images are an array, a tensor or a list of pictures; or a
+            map-style PyTorch dataset, or a list, of (image, label). A picture is a Pillow image, or uint8 or floats in
+            [0, 1] of shape (H, W, 3), (3, H, W), (H, W) or (1, H, W). Labels are class indices, (n,), or (n, classes).
+        part: name of the images, such as "train", for image names and messages.
 
     Raises:
-        UserError: it is none of this.
+        UserError: any other value.
     """
     if is_image_set(value):
         return value
     if holds_images(value):
-        images = _of_dataset(value, part) if _is_dataset(value) else _of_pair(*value, part)
+        images = _from_dataset(value, part) if _is_dataset(value) else _from_pair(*value, part)
         if not len(images):
-            raise UserError(f"{part}: there are none")
-        images.read(0)  # so that what cannot be pictures is refused at once
+            raise UserError(f"{part}: no images")
+        images.read(0)  # refuse invalid pictures at once
         return images
     raise UserError(
-        f"{part} are an ImageSet, (images, labels) or a map-style Dataset of (image, label), got {describe(value)}"
+        f"{part} must be an ImageSet, (images, labels) or a map-style Dataset of (image, label), got {describe(value)}"
     )
 
 
@@ -119,8 +119,8 @@ def _is_list_of_pictures(value: object) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_picture, value))
 
 
-def _of_pair(images: Any, labels: Any, part: str) -> PixelImages:
-    """Of (images, labels). Names say what an image shows, so that a resumed run knows its images."""
+def _from_pair(images: Any, labels: Any, part: str) -> PixelImages:
+    """Image set of (images, labels). Names contain a digest of the pixels, so that a resumed run detects changes."""
     labels = _labels(labels, part)
     if len(labels) != len(images):
         raise UserError(f"{part}: {len(images)} images and {len(labels)} labels")
@@ -131,8 +131,8 @@ def _of_pair(images: Any, labels: Any, part: str) -> PixelImages:
     return PixelImages(picture, [f"{i:06d}-{digest}" for i, digest in enumerate(digests)], labels)
 
 
-def _of_dataset(dataset: Any, part: str) -> PixelImages:
-    """Of a data set of (image, label). Its images are read when they are needed."""
+def _from_dataset(dataset: Any, part: str) -> PixelImages:
+    """Image set of a dataset of (image, label), whose images are read on demand."""
     labels = _dataset_labels(dataset, part)
     classes = getattr(dataset, "classes", ())
     is_named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
@@ -144,20 +144,20 @@ def _of_dataset(dataset: Any, part: str) -> PixelImages:
 
 
 def _dataset_labels(dataset: Any, part: str) -> np.ndarray:
-    """Labels of a data set: those that it lists, as torchvision's do, if its images have the same; else of its images.
+    """Labels of a dataset: its ``targets`` or ``labels``, as in torchvision, if they match its items; else its items'.
 
     Raises:
-        UserError: it does not give (image, label).
+        UserError: an item is not (image, label).
     """
     if type(dataset) is Subset:
         return _dataset_labels(dataset.dataset, part)[np.asarray(dataset.indices, np.int64)]
     count = len(dataset)
     for name in ("targets", "labels"):
-        listed = _array(getattr(dataset, name, None))
-        if np.ndim(listed) in (1, 2) and len(listed) == count and listed.dtype.kind in "iu":
+        label_array = _array(getattr(dataset, name, None))
+        if np.ndim(label_array) in (1, 2) and len(label_array) == count and label_array.dtype.kind in "iu":
             ends = sorted({0, count - 1}) if count else []
-            if all(np.array_equal(listed[i], _array(_example(dataset, i, part)[1])) for i in ends):
-                return listed.astype(np.int64)
+            if all(np.array_equal(label_array[i], _array(_example(dataset, i, part)[1])) for i in ends):
+                return label_array.astype(np.int64)
     return _labels([_array(_example(dataset, i, part)[1]) for i in range(count)], part)
 
 
@@ -178,60 +178,62 @@ def _picture(images: Any, part: str, index: int) -> np.ndarray:
 
 
 def _labels(labels: Any, part: str) -> np.ndarray:
-    """(n,) or (n, classes) int64."""
-    found = _array(labels)
-    if found is None or found.ndim not in (1, 2) or (found.size and found.dtype.kind not in "iu"):
-        kind = "of different lengths" if found is None else f"{found.dtype} of shape {found.shape}"
+    """Convert labels to int64, (n,) or (n, classes)."""
+    array = _array(labels)
+    if array is None or array.ndim not in (1, 2) or (array.size and array.dtype.kind not in "iu"):
+        kind = "of different lengths" if array is None else f"{array.dtype} of shape {array.shape}"
         raise UserError(f"{part}: labels are class numbers (n,), whole numbers from 0, or (n, classes); got {kind}")
-    return found.astype(np.int64)
+    return array.astype(np.int64)
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """A value as an array; None for what is no array of numbers or words."""
+    """Convert a value to an array; None for ragged values and other objects."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         return (value.float() if value.is_floating_point() else value).numpy()
     try:
-        found = np.asarray(value)
+        array = np.asarray(value)
     except ValueError:  # rows of different lengths
         return None
-    return None if found.dtype == object else found
+    return None if array.dtype == object else array
 
 
 def _channels_last(images: Any, part: str) -> np.ndarray:
-    """A batch as (N, H, W, 3) or (N, H, W); a batch with 3 rows and 3 columns, or 3 channels twice, is taken as its
-    library has it."""
+    """Convert a batch to (N, H, W, 3) or (N, H, W).
+
+    If a shape fits both layouts, tensors are channels-first and arrays channels-last.
+    """
     pixels = _array(images)
-    of_torch = isinstance(images, Tensor)
+    is_tensor = isinstance(images, Tensor)
     if pixels.ndim == 4 and 3 in (pixels.shape[1], pixels.shape[3]):
-        first = pixels.shape[1] == 3 and (of_torch or pixels.shape[3] != 3)
-        return pixels.transpose(0, 2, 3, 1) if first else pixels
+        channels_first = pixels.shape[1] == 3 and (is_tensor or pixels.shape[3] != 3)
+        return pixels.transpose(0, 2, 3, 1) if channels_first else pixels
     if pixels.ndim == 4 and 1 in (pixels.shape[1], pixels.shape[3]):
-        return pixels[:, 0] if pixels.shape[1] == 1 and (of_torch or pixels.shape[3] != 1) else pixels[..., 0]
+        return pixels[:, 0] if pixels.shape[1] == 1 and (is_tensor or pixels.shape[3] != 1) else pixels[..., 0]
     if pixels.ndim == 3:
         return pixels
-    raise UserError(f"{part} are {_PIXELS}; got {pixels.dtype} of shape {pixels.shape}")
+    raise UserError(f"{part} must be {_PIXELS}; got {pixels.dtype} of shape {pixels.shape}")
 
 
-def _pixels(picture: Any, what: str) -> np.ndarray:
-    """A picture as (H, W, 3) uint8.
+def _pixels(picture: Any, name: str) -> np.ndarray:
+    """Convert a picture to (H, W, 3) uint8.
 
     Raises:
-        UserError: it is none.
+        UserError: the value is not a picture.
     """
     if isinstance(picture, Image.Image):
         return np.array(to_rgb(picture))
     if not isinstance(picture, Tensor | np.ndarray):
-        raise UserError(f"{what} is a picture of Pillow, an array or a tensor, got {describe(picture)}")
-    pixels = picture if picture.ndim == 2 else _channels_last(picture[None], what)[0]
+        raise UserError(f"{name} must be a Pillow image, an array or a tensor, got {describe(picture)}")
+    pixels = picture if picture.ndim == 2 else _channels_last(picture[None], name)[0]
     pixels = _array(pixels)
     if pixels.dtype.kind == "f":
-        if not (pixels.size and pixels.min() >= -_ROUNDING and pixels.max() <= 1 + _ROUNDING):  # NaN is neither
+        if not (pixels.size and pixels.min() >= -_TOLERANCE and pixels.max() <= 1 + _TOLERANCE):  # or NaN
             low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
             raise UserError(
-                f"{what} has floats from {low:.3g} to {high:.3g}: give RGB in [0, 1], not normalised, or uint8"
+                f"{name} has floats from {low:.3g} to {high:.3g}: give RGB in [0, 1], not normalised, or uint8"
             )
         pixels = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
     if pixels.dtype != np.uint8 or not pixels.size:
-        raise UserError(f"{what} must be uint8 or floats in [0, 1], got {pixels.dtype} of shape {pixels.shape}")
+        raise UserError(f"{name} must be uint8 or floats in [0, 1], got {pixels.dtype} of shape {pixels.shape}")
     return np.ascontiguousarray(np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels)

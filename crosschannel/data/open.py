@@ -27,14 +27,14 @@ def open_images(data: str, val_share: float = 0.05) -> tuple[ImageSet, ImageSet]
     """Training and validation images of a data source.
 
     Args:
-        data: a folder (any depth; folders named ``train`` and ``val``, or as other splits are, are honoured, the raw
-            ILSVRC layout too), tar shards (a folder of them, one file or a brace pattern; http too),
-            ``builtin:sample``, ``torchvision:imagenette``.
+        data: a folder of any depth (the raw ILSVRC layout and subfolders named like splits, such as ``train`` and
+            ``val``, are recognised), tar shards (a folder of them, one file or a brace pattern; http too),
+            ``builtin:sample`` or ``torchvision:imagenette``.
         val_share: share of the images held out for validation where the source has no validation images of
             its own; which ones depends on their names alone.
 
     Raises:
-        UserError: nothing there, no image in it, or a layout that leaves open which images are for training.
+        UserError: no such data, no images in it, or an ambiguous layout.
     """
     train, val = _open(data)
     if val is not None and not len(val):
@@ -83,7 +83,7 @@ def staged(data: str) -> str:
 
 
 def _find(data: str) -> tuple[ImageSet, ImageSet | None, str]:
-    """Images, and a line on what the data hold."""
+    """Open training and validation images; also return a line that summarises them."""
     kind, _, name = data.partition(":")
     if data == "builtin:sample":
         return *sample_images(), ""
@@ -95,7 +95,7 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None, str]:
         raise UserError("--data is empty")
     remedy = unpacking(data)
     if remedy and (is_remote(data) or not user_path(data).is_dir()):
-        raise UserError(f"{data} is compressed: no image in it can be read without all before it; {remedy}")
+        raise UserError(f"{data} is compressed: its images cannot be read individually; {remedy}")
     if is_remote(data):
         return open_shards(data)
     path = user_path(data)
@@ -109,8 +109,8 @@ def _find(data: str) -> tuple[ImageSet, ImageSet | None, str]:
         return open_shards(str(path))
     train, val, summary = open_folder(path)
     if not len(train) and train.listing.left_out():
-        packed = [words for file in sorted(path.iterdir()) if file.is_file() and (words := unpacking(str(file)))]
-        raise UserError("; ".join([f"no images in {data!r}, only {train.listing.left_out()}", *packed[:1]]))
+        hints = [hint for file in sorted(path.iterdir()) if file.is_file() and (hint := unpacking(str(file)))]
+        raise UserError("; ".join([f"no images in {data!r}, only {train.listing.left_out()}", *hints[:1]]))
     return train, val, summary
 
 

@@ -19,7 +19,7 @@ _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, e
 
 
 def named_pictures(names: Sequence[str]) -> list[Named]:
-    """The pictures that a user names: files, folders of them, or builtin:sample. What is left out of a folder is said.
+    """List the pictures that a user names: files, folders of them, or builtin:sample. Report skipped files.
 
     Returns:
         (what to read, its name without the extension, below the folder that was named) of each.
@@ -53,7 +53,7 @@ def picture_bytes(source: Path | str) -> bytes:
     """The encoded bytes of a picture of :func:`named_pictures`.
 
     Raises:
-        BrokenImage: it cannot be read.
+        BrokenImage: the file cannot be read.
     """
     if isinstance(source, Path):
         try:

@@ -170,12 +170,12 @@ def _is_member(path: Path, row: Row) -> bool:
 
 
 def scan(path: Path) -> list[Row]:
-    """Index a tar by reading its headers (and its labels); what follows a damaged place is lost, with a warning.
+    """Index a tar by reading its headers and labels; a damaged tar is read up to the damage, with a warning.
 
     Raises:
-        UserError: it is no tar or compressed, a label is none, or a sample has several images.
+        UserError: the file is not an uncompressed tar, a label is invalid, or a sample has several images.
     """
-    samples: dict[str, list[Member]] = {}  # the images of each, by key
+    samples: dict[str, list[Member]] = {}  # images by key
     labels: dict[str, int] = {}
     total = path.stat().st_size
     try:
@@ -217,7 +217,7 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _key(name: str) -> str:
-    """The sample that a member belongs to: its name up to the first dot."""
+    """Key of a member's sample: the member's name up to the first dot."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
@@ -249,7 +249,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def open_shards(data: str) -> tuple[ShardImages, ShardImages | None, str]:
-    """Training and validation images of tar shards, and a line on which shards they are from.
+    """Open training and validation images of tar shards; also return a line that summarises them.
 
     Args:
         data: a shard or a brace pattern of them, paths or http addresses: all are training images; or a folder (for
@@ -266,8 +266,8 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None, str]:
         names = _decoded(listing, data).split()
         train, val, unused = _split([f"{data.rstrip('/')}/{name}" for name in names], data)
     elif Path(data).is_dir():
-        found = [path for place in _places(Path(data)) for path in sorted(place.glob("[!.]*.tar"))]
-        train, val, unused = _split([str(path) for path in found], data)
+        paths = [path for folder in _places(Path(data)) for path in sorted(folder.glob("[!.]*.tar"))]
+        train, val, unused = _split([str(path) for path in paths], data)
     else:
         train = expand(data)
         missing = [path for path in train if not is_remote(path) and not Path(path).is_file()]
@@ -285,20 +285,21 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None, str]:
 
 def holds_shards(folder: Path) -> bool:
     """Whether a folder of data is one of shards."""
-    return any(any(place.glob("[!.]*.tar")) for place in _places(folder))
+    return any(any(path.glob("[!.]*.tar")) for path in _places(folder))
 
 
 def _places(folder: Path) -> list[Path]:
     """Where the shards of a folder are: in its own folders for training and validation or, without such, in itself."""
-    return sorted(place for place in folder.iterdir() if split_of(place.name) and place.is_dir()) or [folder]
+    return sorted(path for path in folder.iterdir() if split_of(path.name) and path.is_dir()) or [folder]
 
 
 def _split(shards: list[str], data: str) -> tuple[list[str], list[str], int]:
-    """Training and validation shards by their names, and how many are for neither. Shards without a word in them are
-    all for training; those for testing are for validation if there are no others.
+    """Split shards into training and validation by their names; also return the number of unused ones.
+
+    Shards without a split's word are for training; test shards serve for validation if there are no others.
 
     Raises:
-        UserError: there are none for training, or some have a word and others have not.
+        UserError: no training shards, or shards both with and without a split's word.
     """
     found: dict[str, list[str]] = {"train": [], "val": [], "test": [], "": []}
     for shard in shards:

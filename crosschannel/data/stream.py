@@ -30,8 +30,8 @@ from crosschannel.errors import UserError
 _LOST = "DataLoader worker"  # as torch begins to say so
 _ATTEMPTS = 20
 _EVALUATION = 2  # sets the draws of an evaluation apart from those of training
-_GRACE = 3.0  # seconds in which a worker may finish its batch
-_running: dict[Any, tuple[int, int]] = {}  # iterators of loaders that have workers, and who started each: see _caller
+_GRACE = 3.0  # seconds that a worker has to finish its batch
+_running: dict[Any, tuple[int, int]] = {}  # iterators of loaders with workers, and the caller of each
 
 
 @dataclass
@@ -236,9 +236,9 @@ def load_batches(
 
 @contextlib.contextmanager
 def workers_ended() -> Iterator[None]:
-    """End the workers of all loaders that this thread starts in a block, however the block is left.
+    """On exit, end the workers of all loaders that this thread started in the block.
 
-    A loader that is left early runs as long as anything refers to it, and the traceback of an error does.
+    Otherwise an abandoned loader runs as long as anything refers to it, such as the traceback of an error.
     """
     before = set(_running)
     try:
@@ -250,13 +250,12 @@ def workers_ended() -> Iterator[None]:
 
 
 def _caller() -> tuple[int, int]:
-    """This process and thread."""
+    """IDs of this process and thread."""
     return os.getpid(), threading.get_ident()
 
 
 def _end_workers(iterator: Any) -> None:
-    """End the workers of a loader, if it has any; those that are busy for longer than ``_GRACE`` are killed, since they
-    ignore the SIGTERM that torch would send."""
+    """End the workers of a loader, if any; kill those that are still busy after ``_GRACE``, as they ignore SIGTERM."""
     if _running.pop(iterator, None) is None:
         return
     killer = threading.Timer(_GRACE, _kill, [iterator])
@@ -278,12 +277,12 @@ def _kill(iterator: Any) -> None:
 
 @atexit.register
 def _kill_all() -> None:
-    """Python waits for its children when it ends, and these ignore the signals that it sends."""
-    own = [iterator for iterator, (process, _) in _running.items() if process == os.getpid()]  # not a forking parent's
-    if own:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error for each
-    for iterator in own:
-        del _running[iterator]  # its generator is closed later, when no thread can start
+    """Kill all workers at exit: Python waits for its children, and workers ignore its signals."""
+    iterators = [iterator for iterator, (process, _) in _running.items() if process == os.getpid()]  # not a parent's
+    if iterators:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each
+    for iterator in iterators:
+        del _running[iterator]  # its generator closes later, when no thread can start
         _kill(iterator)
 
 

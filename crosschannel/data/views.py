@@ -174,7 +174,7 @@ class TenCrops:
 
 @dataclass(frozen=True)
 class Squashed:
-    """The whole image as a square of ``size`` pixels; with ``resize`` its short side is resized to that first."""
+    """The whole image squashed to ``size`` × ``size`` pixels; ``resize``: short side of an intermediate resize."""
 
     size: int
     interpolation: str = "bilinear"

@@ -17,7 +17,7 @@ class DemoConfig:
     static: Out | None = None
     """write the page into this new folder instead, for any host of files: the net runs in the visitor's browser"""
     host: Host = "127.0.0.1"
-    """address to listen on; 0.0.0.0: every interface of this machine"""
+    """address to listen on; 0.0.0.0 means every interface of this machine"""
     port: Annotated[int, within(1, 65535)] = 8000
     """to listen on"""
     title: Line = "Colour a picture"

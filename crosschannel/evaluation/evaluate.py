@@ -48,11 +48,11 @@ _MEANING = (
 
 
 def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
-    """Score methods of colouring, or go on with it; returns the run folder.
+    """Score (or resume scoring) colorization methods; returns the run folder.
 
     Args:
-        config: its keys.
-        flag: the signals that tell it to stop; default those while it is called.
+        config: keys of the command.
+        flag: stop signals; default: those received during the call.
 
     Raises:
         UserError: bad input.
@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
 
 
 def main(config: EvaluateConfig) -> Path:
-    """`crosschannel evaluate`: after it this process ignores signals, so that its exit code stays what it is."""
+    """Run `crosschannel evaluate`; afterwards this process ignores signals, to preserve its exit code."""
     return evaluate(config, InterruptFlag(last=True))
 
 

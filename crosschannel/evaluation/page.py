@@ -83,8 +83,8 @@ def _setting(config: EvaluateConfig, images: int) -> str:
     return (
         f"{images:,} images of {config.data}, {config.size} × {config.size}. AuC: the share of pixels whose ab is "
         f"within t of the truth, averaged over t = 0 … {FARTHEST}; rebalanced by {prior}. The published figures are of "
-        "10,000 ImageNet photographs; their top-1 is that of Caffe's VGG-16, which knows 68.3 % of the true pictures "
-        "(torchvision's VGG-16 knows about 71.6 %: compare shares of the truth's top-1)."
+        "10,000 ImageNet photographs; their top-1 is that of Caffe's VGG-16, whose top-1 on the true pictures is "
+        "68.3 % (about 71.6 % for torchvision's VGG-16: compare ratios to the truth's top-1)."
     )
 
 

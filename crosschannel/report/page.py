@@ -197,14 +197,14 @@ class Page:
 
 
 def markdown(text: object) -> str:
-    """Text as a line of Markdown that is no HTML, link, image or reference, and does not end a table's cell.
+    """Escape text for one line of Markdown, so that it is no HTML, link, image or reference and ends no table cell.
 
-    Brackets become entities, not escapes, which a backslash before them would undo.
+    Brackets become entities because a preceding backslash would undo an escape.
     """
     line = " ".join(plain(text).split())
     line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
     line = re.sub(r"\](?=\s*[(\[:])", "&#93;", line)
-    return re.sub(r"(\\*)\|", r"\1\1\\|", line)  # a backslash before it is doubled: it would undo ours
+    return re.sub(r"(\\*)\|", r"\1\1\\|", line)  # double preceding backslashes, which would undo ours
 
 
 def latex_escape(text: str) -> str:

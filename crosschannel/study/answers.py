@@ -22,7 +22,7 @@ DATABASE = "answers.db"
 Side = Literal["left", "right"]
 SIDES: tuple[Side, Side] = ("left", "right")
 ColourVision = Literal["normal", "deficient", "unknown"]
-_BUSY_S = 5  # how long a request waits for a locked database
+_BUSY_S = 5  # seconds that a request waits for a locked database
 _CODE = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # no characters that look alike
 
 
@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 class Unavailable(Exception):
-    """The database cannot be used at the moment, locked or on a full disk say; the same request may succeed later."""
+    """The database is temporarily unusable (locked, or on a full disk); the same request may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ class Answers:
         self._db.execute("PRAGMA journal_mode = WAL")
 
     def close(self) -> None:
-        """Move all answers into the database file itself, so that a copy of it alone is complete."""
+        """Merge the write-ahead log into the database file, so that a copy of that file alone is complete."""
         try:
             with self._locked() as db:
                 busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                 if busy:
                     raise Unavailable("another program reads it")
-                with suppress(sqlite3.OperationalError):  # a reader is here: the log is empty, and goes with it
+                with suppress(sqlite3.OperationalError):  # a reader is connected: the empty log goes when it does
                     db.execute("PRAGMA journal_mode = DELETE")
         except Unavailable as error:
             say(f"{self.path}: {error}; copy {self.path.name}-wal with it")
@@ -127,10 +127,10 @@ class Answers:
 
     @contextmanager
     def _locked(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time.
+        """Lend the connection to one thread at a time.
 
         Raises:
-            Unavailable: SQLite failed, or other threads keep the connection too long.
+            Unavailable: SQLite failed, or other threads hold the connection too long.
         """
         if not self._lock.acquire(timeout=2 * _BUSY_S):
             raise Unavailable("database is locked")
@@ -143,29 +143,29 @@ class Answers:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: on disk once the block has ended, or without effect."""
+        """Run a block in a transaction: on disk once the block has ended, or rolled back."""
         with self._locked() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                if db.in_transaction:  # SQLite has ended it already if the disk is full
+                if db.in_transaction:  # on a full disk SQLite has rolled back already
                     db.execute("ROLLBACK")
                 raise
 
     def begin(self, participant: str, colour_vision: ColourVision | None = None) -> str:
-        """Begin a session with the method that has the fewest; returns its token.
+        """Begin a session with the method that has the fewest sessions; return its token.
 
-        A session of which nothing has been shown yet (its reply was lost) is begun again.
+        A session that has shown nothing yet (its reply was lost) is reused.
 
         Args:
-            participant: their code.
-            colour_vision: as they answered; None if they were not asked.
+            participant: code of the participant.
+            colour_vision: answer of the participant; None if not asked.
 
         Raises:
             Refused: this participant has a session already.
-            Unavailable: it cannot be saved at the moment.
+            Unavailable: the session cannot be saved at the moment.
         """
         with self._writing() as db:
             known = db.execute(
@@ -320,7 +320,7 @@ class Answers:
 
 
 def read_answers(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read the sessions and trials of a study, which a server may be writing meanwhile.
+    """Read the sessions and trials of a study, even while a server writes them.
 
     Raises:
         UserError: there are none, or they cannot be read.
@@ -333,7 +333,7 @@ def read_answers(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
             db.row_factory = sqlite3.Row
-            db.execute("BEGIN")  # both tables at one moment
+            db.execute("BEGIN")  # one snapshot of both tables
             check_answers(db, path, manifest, digest(folder / MANIFEST))
             sessions = db.execute("SELECT * FROM sessions ORDER BY id").fetchall()
             trials = db.execute(

@@ -35,10 +35,10 @@ class StudyBuildConfig:
     upsample: Literal["bilinear", "edges"] = "bilinear"
     """how predictions reach every pixel: bilinear, as in the paper, or edges, as `crosschannel colorize` does"""
     gamut: Gamut = "map"
-    """colours that sRGB cannot show: map moves them towards grey and keeps their lightness, clip clips channels (as in
+    """treatment of colours outside sRGB: map moves them towards grey at the same lightness, clip clips channels (as in
     the paper)"""
     first: First = "left"
-    """picture of a pair that is shown first: left, as in the paper, or random"""
+    """first picture of a pair: left (as in the paper) or random"""
     before_ms: Pause = 900
     """pause before the first picture of a pair, in ms"""
     between_ms: Pause = 600
@@ -64,7 +64,7 @@ class StudyServeConfig(PlainConfig):
 
     study: str = path(help="a folder that `crosschannel study build` has made")
     host: Host = "127.0.0.1"
-    """address to listen on; 0.0.0.0: every interface of this machine"""
+    """address to listen on; 0.0.0.0 means every interface of this machine"""
     port: Annotated[int, within(1, 65535)] = 8000
     """to listen on"""
     title: Line = "Real or fake?"
@@ -87,10 +87,10 @@ class StudyReportConfig:
     unfinished: bool = False
     """count the answers of participants who did not come to the end too"""
     resamples: Annotated[int, within(100, 1_000_000)] = 10_000
-    """of the bootstrap over participants and, within each, over pairs"""
+    """number of bootstrap resamples (of participants, then of the pairs of each)"""
     p_values: Test = "two-sided"
-    """of every two methods: two-sided, or one-sided as in the paper (one fools more often than the other; half of the
-    ties count)"""
+    """p-values for each pair of methods: two-sided, or one-sided as in the paper (one method fools more often than the
+    other; ties count half)"""
     level: Part = 0.95
     """of the intervals"""
     overwrite: bool = False

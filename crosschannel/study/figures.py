@@ -1,4 +1,4 @@
-"""Fooling rates of a study with bootstrapped errors, and the attention and timing that they rest on."""
+"""Fooling rates of a study with bootstrapped errors; attention checks and timing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Participant:
     Attributes:
         session: id of the session.
         method: the method whose pictures they judged.
-        fooled: (n,) bool, for each pair: the true photograph was called the fake.
-        photographs: (n,), the photograph of each pair.
-        checks: (m,) bool, for each attention check: the fake was recognised.
-        colour_vision: "normal", "deficient" or "unknown"; None if they were not asked.
+        fooled: (n,) bool per pair, whether the true photograph was called the fake.
+        photographs: (n,), index of the photograph of each pair.
+        checks: (m,) bool per attention check, whether the fake was recognised.
+        colour_vision: "normal", "deficient" or "unknown"; None if not asked.
     """
 
     session: int
@@ -34,7 +34,7 @@ class Participant:
 
     @property
     def attention(self) -> float:
-        """Share of attention checks that were recognised; 1 if there were none."""
+        """Share of attention checks passed; 1 if there were none."""
         return float(self.checks.mean()) if len(self.checks) else 1.0
 
 
@@ -44,9 +44,9 @@ class Fooled:
 
     Attributes:
         rate: share of all pairs whose fake was taken for the photograph.
-        error: its bootstrapped standard error; nan for one participant, who says nothing about others.
-        low, high: ends of its interval; nan for one participant.
-        participants, pairs: how many it is over.
+        error: bootstrapped standard error; nan for a single participant.
+        low, high: ends of the interval; nan for a single participant.
+        participants, pairs: numbers of participants and pairs.
     """
 
     rate: float
@@ -92,19 +92,20 @@ def rates(
     seed: int,
     test: Test = "two-sided",
 ) -> tuple[dict[str, Fooled], dict[tuple[str, str], float]]:
-    """Estimate how often each method fools people; every pair counts the same.
+    """Estimate how often each method fools people; all pairs have the same weight.
 
     Args:
-        participants: the participants that count.
-        methods: in order.
+        participants: participants to include.
+        methods: method names in the order of the results.
         resamples: number of bootstrap resamples, see :func:`resampled_rates`.
-        level: of the intervals, such as 0.95.
-        seed: of the resamples.
-        test: of the p-values.
+        level: confidence level of the intervals, such as 0.95.
+        seed: seed of the resamples.
+        test: kind of p-values.
 
     Returns:
-        Fooling rates by method, and p-values by ordered pair of methods: two-sided, of their fooling equally often; or
-        one-sided, of the first one's not fooling more often than the second. Methods with one participant have none.
+        Fooling rates by method, and p-values by ordered pair of methods. The null hypothesis is that both fool equally
+        often (two-sided), or that the first does not fool more often than the second (one-sided). Methods with a single
+        participant have no p-values.
     """
     found, drawn = {}, {}
     for number, method in enumerate(methods):
@@ -119,22 +120,22 @@ def rates(
         found[method] = Fooled(rate, *spread, len(own), int(pairs.sum()))
         if len(own) > 1:
             drawn[method] = values
-    one_sided = {(one, other): _not_above(drawn[one], drawn[other]) for one in drawn for other in drawn if one != other}
+    one_sided = {(a, b): _one_sided_p(drawn[a], drawn[b]) for a in drawn for b in drawn if a != b}
     if test == "one-sided":
         return found, one_sided
     return found, {(a, b): min(1.0, 2 * min(p, one_sided[b, a])) for (a, b), p in one_sided.items()}
 
 
 def resampled_rates(fooled: np.ndarray, pairs: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Resample a fooling rate by the two-stage bootstrap: participants, then the pairs of each.
+    """Resample a fooling rate with the two-stage bootstrap: participants, then the pairs of each.
 
-    As in the paper's analysis. Answers of one person are not independent, hence the first stage; the second adds the
-    chance in the pairs that each was shown, so that errors are on the cautious side.
+    This is the paper's analysis. The first stage is needed because answers of one person are not independent. The
+    second adds the randomness of the pairs that each person saw, which makes errors conservative.
 
     Args:
-        fooled, pairs: (n,) counts of each participant.
-        resamples: how many.
-        seed: of the draws.
+        fooled, pairs: (n,) counts per participant.
+        resamples: number of resamples.
+        seed: seed of the draws.
 
     Returns:
         (resamples,) rates.
@@ -147,10 +148,10 @@ def resampled_rates(fooled: np.ndarray, pairs: np.ndarray, resamples: int, seed:
     return np.concatenate(parts)
 
 
-def _not_above(one: np.ndarray, other: np.ndarray) -> float:
-    """One-sided p-value of one rate's not being above another; half of the ties count."""
-    below = (one < other).sum() + (one == other).sum() / 2
-    return float((below + 1) / (len(one) + 1))
+def _one_sided_p(first: np.ndarray, second: np.ndarray) -> float:
+    """One-sided p-value for the null hypothesis that the first rate is not above the second; ties count half."""
+    below = (first < second).sum() + (first == second).sum() / 2
+    return float((below + 1) / (len(first) + 1))
 
 
 def by_photograph(participants: Sequence[Participant], method: str) -> dict[int, tuple[int, int]]:

@@ -46,11 +46,11 @@ class Manifest:
         sha256: of every picture, by its file.
         version: of crosschannel.
         photographs: all that are shown.
-        gamut: treatment of colours outside sRGB, as of `crosschannel colorize`.
-        first: which picture of a pair comes first.
-        before_ms, between_ms: pauses before the first picture and between the two.
+        gamut: treatment of colours outside sRGB, as in `crosschannel colorize`.
+        first: first picture of a pair.
+        before_ms, between_ms: pauses before the first picture and between the two, in ms.
 
-    The defaults are those of studies built before a field was written.
+    The defaults hold for studies built before these fields existed.
     """
 
     data: str

@@ -44,8 +44,8 @@ def report(config: StudyReportConfig) -> list[Path]:
     sessions, trials = read_answers(folder)
     check_pictures(folder, manifest)
     everyone = participants_of(sessions, trials, config.unfinished)
-    normal_vision = [one for one in everyone if one.colour_vision in ("normal", None)]
-    kept = [one for one in normal_vision if one.attention >= config.attention]
+    normal_vision = [person for person in everyone if person.colour_vision in ("normal", None)]
+    kept = [person for person in normal_vision if person.attention >= config.attention]
     if not kept:
         begun, ended = len(sessions), sum(session["finished"] is not None for session in sessions)
         raise UserError(
@@ -86,7 +86,7 @@ def _setting(
 ) -> str:
     finished = sum(session["finished"] is not None for session in sessions)
     judged = sum(not photograph.practice for photograph in manifest.photographs)
-    unasked = sum(one.colour_vision is None for one in kept)
+    unasked = sum(person.colour_vision is None for person in kept)
     gamut = "moved towards grey" if manifest.gamut == "map" else "clipped channel by channel"
     order = "the left one first" if manifest.first == "left" else "in random order"
     return (
@@ -97,9 +97,9 @@ def _setting(
         + (f"; {unasked} of those counted were not asked about it" if unasked else "")
         + f"). Each judged {manifest.pairs} of {judged} photographs of {manifest.data} "
         f"({manifest.size} px), {manifest.checks} of these pairs being attention checks, by one method; each picture "
-        f"was to be there for one second, {order}, after pauses of {manifest.before_ms} and {manifest.between_ms} ms. "
+        f"was to be shown for one second, {order}, after pauses of {manifest.before_ms} and {manifest.between_ms} ms. "
         f"Colours outside sRGB were {gamut}. Fooled: the true photograph was said to be the fake one. A perfect "
-        "method fools half of the time, and a method may fool more often: by colours more usual than the true ones."
+        "method fools half of the time; colours more typical than the true ones can fool more often."
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of a study's answers: created, extended and checked."""
+"""Creation, extension and checks of the tables of a study's answers."""
 
 import sqlite3
 from contextlib import closing
@@ -37,7 +37,7 @@ CREATE TABLE trials (
     PRIMARY KEY (session, number)
 ) WITHOUT ROWID
 """
-# Rows that a study can have; NULL counts as false.
+# Conditions on valid rows; NULL counts as false.
 _SESSION = """
     typeof(id) = 'integer' AND typeof(token) = 'text' AND typeof(participant) = 'text' AND typeof(code) = 'text'
     AND typeof(begun) IN ('real', 'integer') AND typeof(finished) IN ('real', 'integer', 'null')
@@ -57,7 +57,7 @@ _TRIAL = """
 
 
 def check_file(path: Path) -> None:
-    """Raise a UserError for a file with content that is no SQLite database: SQLite would overwrite a short one."""
+    """Raise a UserError if a file is neither empty nor an SQLite database: SQLite would overwrite a short one."""
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -70,7 +70,7 @@ def check_file(path: Path) -> None:
 
 
 def create_tables(db: sqlite3.Connection) -> None:
-    """Create the tables in an empty database; add the columns that one of an earlier version lacks."""
+    """Create the tables in an empty database; add columns that an earlier version lacks."""
     columns = _columns(db)
     if not columns:
         for statement in _SCHEMA.split(";"):
@@ -80,12 +80,12 @@ def create_tables(db: sqlite3.Connection) -> None:
 
 
 def check_answers(db: sqlite3.Connection, path: Path, manifest: Manifest, digest: str) -> None:
-    """Check that a database holds answers to the pictures of a manifest, and nothing that no study writes.
+    """Check that a database holds answers to the pictures of a manifest, in valid tables with valid values.
 
     Args:
-        db: connection to it.
-        path: its file, for messages.
-        manifest: the manifest.
+        db: connection to the database.
+        path: file of the database, for messages.
+        manifest: manifest of the study.
         digest: SHA-256 of the manifest's file.
 
     Raises:
@@ -110,8 +110,8 @@ def check_answers(db: sqlite3.Connection, path: Path, manifest: Manifest, digest
         f"SELECT session, number FROM trials JOIN sessions ON session = id WHERE NOT IFNULL({rule}, 0)"
     ).fetchone()
     if row is not None:
-        where = f"pair {row[1]} of session {row[0]}"
-        raise UserError(f"{path} is damaged: {where} has a value that is out of range; restore a backup")
+        trial = f"pair {row[1]} of session {row[0]}"
+        raise UserError(f"{path} is damaged: {trial} has a value that is out of range; restore a backup")
 
 
 def _check_columns(path: Path, columns: dict[str, set[str]]) -> None:

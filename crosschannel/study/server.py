@@ -28,9 +28,9 @@ except ImportError:
 
 _CODE = re.compile(r"[\w.@+-]{1,100}")  # of participants
 _LIMIT = 4096  # bytes of a request
-_RETRY_S = 5  # until a page that could not be served asks again
+_RETRY_S = 5  # until a failed page is requested again
 _STATIC = {"study.css": "text/css", "study.js": "text/javascript", "retry.js": "text/javascript"}
-_PAGES = {"", "begin", "pairs", "end"}  # which people see; the others are asked for by study.js
+_PAGES = {"", "begin", "pairs", "end"}  # seen by people; study.js requests the others
 _VISIONS: dict[ColourVision, str] = {"normal": "Yes", "deficient": "No", "unknown": "I do not know"}
 _PAIRS_A_MINUTE = 5  # with reading, and thinking
 _WAIT = 1e7  # ms that an answer may take, or a picture be there
@@ -55,8 +55,8 @@ def run(config: StudyServeConfig) -> None:
     """Serve a study until Ctrl-C.
 
     Raises:
-        UserError: no study, a damaged one, one that another process serves, a file that cannot be read, or an address
-            that cannot be listened on.
+        UserError: no study, a damaged one or one that another process serves; an unreadable file; or an address that
+            is not available.
     """
     folder, manifest = read_study(config.study)
     check_pictures(folder, manifest)
@@ -127,9 +127,9 @@ def create(
 
     def busy_page(error: Unavailable, form: Mapping[str, list[str]] = MappingProxyType({})) -> Response:
         report(error)
-        answer = page("busy.html", 503, form=form, seconds=_RETRY_S)
-        answer.headers["Retry-After"] = str(_RETRY_S)
-        return answer
+        response = page("busy.html", 503, form=form, seconds=_RETRY_S)
+        response.headers["Retry-After"] = str(_RETRY_S)
+        return response
 
     def first_page(status: int = 200, code: str = "", vision: str = "", problem: str = "") -> HTMLResponse:
         minutes = max(1, round((manifest.practice + manifest.pairs) / _PAIRS_A_MINUTE))
@@ -170,21 +170,21 @@ def create(
         if code and code == answers.participant(request.cookies.get(cookie, "")):
             return _go("pairs")
 
-        def again(status: int, problem: str) -> Response:
+        def refuse(status: int, problem: str) -> Response:
             return first_page(status, code[:100], vision, problem)
 
         if form.get("agreed") != ["yes"]:
-            return again(400, "Please agree to take part first.")
+            return refuse(400, "Please agree to take part first.")
         if not _CODE.fullmatch(code):
-            return again(400, "Please give your participant code: letters and digits, without spaces.")
+            return refuse(400, "Please give your participant code: letters and digits, without spaces.")
         if vision not in _VISIONS:
-            return again(400, "Please say whether you have normal colour vision.")
+            return refuse(400, "Please say whether you have normal colour vision.")
         if codes is not None and code not in codes:
-            return again(403, "This code is not one of this study's.")
+            return refuse(403, "This code is not one of this study's.")
         try:
             session = answers.begin(code, cast(ColourVision, vision))
         except Refused as error:
-            return again(409, str(error))
+            return refuse(409, str(error))
         answer = _go("pairs")
         # Without a path the cookie is for the folder that this page is in, wherever a proxy has put it.
         answer.set_cookie(

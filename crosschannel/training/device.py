@@ -42,10 +42,10 @@ def find_device(name: str) -> torch.device:
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """A device, or the one of a name.
+    """Return a device, or find one by name.
 
     Raises:
-        UserError: neither, or no such device here.
+        UserError: neither a device nor a name, or no such device on this machine.
     """
     if not isinstance(device, str | torch.device):
         raise UserError(f"a device is a string such as cuda:0 or a torch.device, got {describe(device)}")
@@ -75,9 +75,9 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass in "float32", "bfloat16" or "float16".
+    """Context manager for a forward pass in "float32", "bfloat16" or "float16".
 
-    Without a cache: inside of somebody else's autocast it is theirs, and it outlasts our optimiser steps.
+    The weight cache is off: inside a caller's autocast it would be the caller's and outlive our optimiser steps.
     """
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)

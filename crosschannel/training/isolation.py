@@ -1,7 +1,7 @@
-"""Global state of a call: torch, NumPy and Python as a fresh process has them, and afterwards as they were.
+"""Isolation of a call from the global state of torch, NumPy and Python, which is restored afterwards.
 
-A measurement is called from other people's code: under ``torch.no_grad()``, autocast, another default device, between
-two batches of a training. None of it may change a figure, and a figure may change none of it.
+User code may call a measurement under ``torch.no_grad()``, autocast or another default device, or between two batches
+of its training. Such state must not change a result, and the measurement must not change such state.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ _PRECISIONS = ("", "cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn", "mkldnn", 
 
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Run a block with gradients on, autocast off, the CPU and float32 as defaults, and all generators seeded; then put
-    everything back, and end the workers of the loaders that the block started.
+    """Run a block with the global state of a fresh process and seeded generators; restore the state afterwards.
 
-    The number of threads stays as it is.
+    Gradients are on, autocast is off, and new tensors are float32 on the CPU. Workers of loaders that the block started
+    are ended. The number of threads is unchanged.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -45,11 +45,11 @@ def isolated(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _default_tensors() -> Iterator[None]:
-    """float32 on the CPU."""
+    """Create new tensors as float32 on the CPU by default."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
     try:
-        # A default device costs time in every call of torch: set one only over another.
+        # A default device slows down every torch call: set one only to override another.
         with contextlib.nullcontext() if device.type == "cpu" else torch.device("cpu"):
             yield
     finally:
@@ -58,7 +58,7 @@ def _default_tensors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _algorithms() -> Iterator[None]:
-    """cuDNN's flags, determinism and the precision of float32 products as torch sets them at import."""
+    """Reset cuDNN's flags, determinism and float32 matmul precision to torch's defaults at import."""
     flags = [getattr(owner, name) for owner, name, _ in _FLAGS]
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -78,9 +78,9 @@ def _algorithms() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exact_products() -> Iterator[None]:
-    """float32 products in float32. Torch refuses to mix its older setting with the newer ``fp32_precision``."""
+    """Compute float32 matmuls in float32. torch refuses to mix its older setting with the newer ``fp32_precision``."""
     try:
-        before = torch.get_float32_matmul_precision()
+        precision = torch.get_float32_matmul_precision()
     except RuntimeError:
         with _exact_backends():
             yield
@@ -89,20 +89,20 @@ def _exact_products() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
 
 
 @contextlib.contextmanager
 def _exact_backends() -> Iterator[None]:
     owners = [_backend(path) for path in _PRECISIONS]
-    before = [owner.fp32_precision for owner in owners]
+    precisions = [owner.fp32_precision for owner in owners]
     for owner in owners:
         owner.fp32_precision = "none"
     try:
         yield
     finally:
-        for owner, precision in zip(owners, before, strict=True):
-            if owner.fp32_precision != precision:  # most inherit it from the one before
+        for owner, precision in zip(owners, precisions, strict=True):
+            if owner.fp32_precision != precision:  # most inherit it from a backend above
                 owner.fp32_precision = precision
 
 
@@ -115,7 +115,7 @@ def _backend(path: str) -> Any:
 
 @contextlib.contextmanager
 def _random_state(seed: int) -> Iterator[None]:
-    """All global generators seeded, and afterwards where they were: a user's net may draw from any of them."""
+    """Seed all global generators, then restore their states: a user's net may draw from any of them."""
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(gpus):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from crosschannel.errors import UserError, file_problem
 
 T = TypeVar("T")
-PATIENCE = 60.0  # seconds that a call from Python waits for those of the other ranks
-_STORE_TIMEOUT = timedelta(minutes=30)  # torch's own, of whatever follows
+PATIENCE = 60.0  # seconds that a call from Python waits for the other ranks to make it
+_STORE_TIMEOUT = timedelta(minutes=30)  # torch's default, for later operations
 
 
 @dataclass
@@ -140,7 +140,7 @@ class World:
 
 @contextlib.contextmanager
 def joined_world(device: torch.device, patience: float | None = None) -> Iterator[World]:
-    """Join as :func:`join_world` does; at the end leave the process group, unless it was there before."""
+    """Join with :func:`join_world`; on exit, leave the process group unless it existed before."""
     existed = dist.is_available() and dist.is_initialized()
     world = join_world(device, patience)
     try:
@@ -151,16 +151,16 @@ def joined_world(device: torch.device, patience: float | None = None) -> Iterato
 
 
 def join_world(device: torch.device, patience: float | None = None) -> World:
-    """Join the process group that exists, or the one that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as
+    """Join the existing process group, or the one that the environment describes (WORLD_SIZE, RANK, LOCAL_RANK, as
     torchrun sets them). ``CROSSCHANNEL_BACKEND`` chooses nccl or gloo; default by device.
 
     Args:
-        device: of this rank.
-        patience: seconds to wait for the other ranks; default ``PATIENCE`` in a process group that exists, torch's own
-            timeout while ranks are starting.
+        device: device of this rank.
+        patience: seconds to wait for the other ranks; default: ``PATIENCE`` in an existing process group, torch's
+            timeout in a new one.
 
     Raises:
-        UserError: the environment describes no group, or the other ranks do not come.
+        UserError: the environment describes no valid group, or other ranks do not join.
     """
     if dist.is_available() and dist.is_initialized():
         if device.type == "cuda" and device.index is None:
@@ -201,12 +201,12 @@ def _start_group(rank: int, size: int, backend: str, patience: float | None) -> 
 
 
 def _meet(store: dist.Store, rank: int, size: int, patience: float) -> None:
-    """Wait until all ranks have made this call. A collective would wait for ever, and leave the group unusable.
+    """Wait until all ranks have made this call. A collective would wait forever and leave the group unusable.
 
-    The last rank to come, or the first to give up, decides the outcome for all.
+    The last rank to arrive, or the first to time out, decides the outcome for all.
 
     Raises:
-        UserError: not all of them came.
+        UserError: some ranks did not make the call in time.
     """
     if size == 1:
         return

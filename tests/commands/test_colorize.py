@@ -221,7 +221,7 @@ def test_odd_files_are_read_as_the_loader_reads_them(finished_run, tmp_path, pho
         (tmp_path / name).write_bytes(data)
     options = [f"--model={finished_run}", f"--out={tmp_path / 'out'}", "--saturation=0"]
     assert main(["colorize", *(str(tmp_path / name) for name in files), *options]) == 2
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     read = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert read == {"extraneous", "revision", "turned", "planes", "float"}
     for name, data in files.items():
@@ -231,10 +231,10 @@ def test_odd_files_are_read_as_the_loader_reads_them(finished_run, tmp_path, pho
         else:
             with pytest.raises(BrokenImage) as problem:
                 decode(data)
-            assert f"{name}: {problem.value}" in said
+            assert f"{name}: {problem.value}" in err
 
 
-def test_a_picture_without_a_white_is_refused_from_python(finished_run):
+def test_samples_without_a_defined_white_are_refused_from_python(finished_run):
     for values in (np.full((8, 8), 300, np.float32), np.full((8, 8), 300, np.int32)):
         with pytest.raises(UserError, match=r"cannot be coloured.* 8 or 16 bits"):
             load_colorizer(str(finished_run))(Image.fromarray(values))

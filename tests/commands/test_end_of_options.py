@@ -1,4 +1,4 @@
-"""``--`` ends the flags of every command: what follows is given by place, whatever it begins with."""
+"""``--`` ends the flags of every command: later words are positional, whatever they begin with."""
 
 from dataclasses import MISSING, fields
 
@@ -22,7 +22,7 @@ def parsed(program: str, name: str, words: list[str]):
 
 
 def outcome(program: str, name: str, words: list[str]) -> object:
-    """The keys, or why they are refused."""
+    """The keys, or the error message."""
     try:
         return parsed(program, name, words)
     except UserError as error:
@@ -30,36 +30,36 @@ def outcome(program: str, name: str, words: list[str]) -> object:
 
 
 def needed(program: str, name: str) -> tuple[list[str], list[str]]:
-    """Words of the keys by place of a command, and flags of the others that it needs."""
+    """Words for the positional keys of a command, and flags for its other required keys."""
     command = PROGRAMS[program].commands[name]
-    by_place, flags = [], []
+    operands, flags = [], []
     for entry in fields(command.keys()):
         has_default = entry.default is not MISSING or entry.default_factory is not MISSING
         if entry.name in command.positional:
-            by_place.append((command.positional.index(entry.name), f"{entry.name}-word"))
+            operands.append((command.positional.index(entry.name), f"{entry.name}-word"))
         elif entry.metadata.get("needed") or not has_default:
             flags.append(f"--{entry.name}={entry.name}-value")
-    return [word for _, word in sorted(by_place)], flags
+    return [word for _, word in sorted(operands)], flags
 
 
 @pytest.mark.parametrize(("program", "name"), COMMANDS)
 def test_every_command_takes_the_end_of_options(program, name):
-    by_place, flags = needed(program, name)
-    plain = outcome(program, name, [*by_place, *flags])
-    assert outcome(program, name, [*flags, "--", *by_place]) == plain
-    assert outcome(program, name, [*by_place, *flags, "--"]) == plain
-    for first in by_place[:1]:  # flags may stand between words given by place
-        assert outcome(program, name, [first, *flags, *by_place[1:]]) == plain
-        assert outcome(program, name, [first, *flags, "--", *by_place[1:]]) == plain
-    if not by_place:
+    operands, flags = needed(program, name)
+    plain = outcome(program, name, [*operands, *flags])
+    assert outcome(program, name, [*flags, "--", *operands]) == plain
+    assert outcome(program, name, [*operands, *flags, "--"]) == plain
+    for first in operands[:1]:  # flags may stand between positional words
+        assert outcome(program, name, [first, *flags, *operands[1:]]) == plain
+        assert outcome(program, name, [first, *flags, "--", *operands[1:]]) == plain
+    if not operands:
         with pytest.raises(UserError, match="unexpected argument '--seed=1'"):
             parsed(program, name, [*flags, "--", "--seed=1"])
 
 
 @pytest.mark.parametrize("words", [["-a.jpg"], ["--b.jpg", "--"], ["--help"], ["--debug", "-h"], ["--config", "x"]])
-def test_names_after_it_are_names(words, capsys):
-    found = parsed("crosschannel", "colorize", ["--saturation", "2", "c.jpg", "--", *words])
-    assert found["images"] == ["c.jpg", *words] and found["saturation"] == 2
+def test_words_after_it_are_positional(words, capsys):
+    values = parsed("crosschannel", "colorize", ["--saturation", "2", "c.jpg", "--", *words])
+    assert values["images"] == ["c.jpg", *words] and values["saturation"] == 2
     assert main(PROGRAMS["crosschannel"], ["colorize", "--model=gone", "--", *words]) == 2
     assert f"no picture or folder {words[0]!r}" in capsys.readouterr().err
 
@@ -75,20 +75,20 @@ def test_names_after_it_are_names(words, capsys):
         ("crosschannel", "shard a b c", "unexpected argument 'c'"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(program, line, message, capsys):
+def test_an_invalid_command_line_is_refused_in_one_line(program, line, message, capsys):
     assert main(PROGRAMS[program], line.split()) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
 
 
-def test_the_launcher_s_separator_stays_and_its_other_commands_take_it():
+def test_the_launcher_keeps_its_separator_and_its_other_commands_accept_it():
     submitted = _prepared(["submit", "--profile=local", "--", "crosschannel", "colorize", "--", "-a.jpg"])
     assert submitted == ["submit", "--config=local", '--command=["crosschannel", "colorize", "--", "-a.jpg"]']
     assert _prepared(["logs", "-f", "--", "-f"]) == ["logs", "--follow", "--", "-f"]
     assert _prepared(["status", "--", "-runs"]) == ["status", "--", "-runs"]
 
 
-def test_a_sweep_s_flags_stand_before_it():
+def test_the_flags_of_a_sweep_are_put_before_it():
     words = ["transfer", "knn", "--backbone=b", "--data=d", "--out=o", "--"]
-    found = sweep(words, ["k=1,2"])
-    assert [command.config.k for command in found] == [[1], [2]]
+    commands = sweep(words, ["k=1,2"])
+    assert [command.config.k for command in commands] == [[1], [2]]

@@ -212,8 +212,8 @@ def test_python_without_docstrings_and_asserts():
         "    text = help_text(entry.command, 'transfer', name, [], PROGRAM.folder(name))\n"
         "    if '--backbone SOURCE' not in text or 'of whatever is drawn at random' not in text: sys.exit(name)\n"
     )
-    found = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    result = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

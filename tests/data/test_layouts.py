@@ -1,4 +1,4 @@
-"""Which files below a folder are data, and which of them are for training."""
+"""Detection of data files and of splits below a folder."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from crosschannel.files import NOTES, RUN_HEADER, Outputs
 
 
 def make(root, *names):
-    """Empty files; pictures by their ending."""
+    """Create empty files, which count as pictures by their endings."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ TEST = ["test", "Test", "testing", "eval", "Evaluation", "test_set"]
 
 
 @pytest.mark.parametrize(("train", "val"), [*itertools.product(TRAIN, VAL + TEST)])
-def test_any_usual_pair_of_names_is_training_and_validation(tmp_path, capsys, train, val):
+def test_usual_names_of_splits_are_recognised(tmp_path, capsys, train, val):
     data = make(tmp_path, *split(train), *split(val, count=1))
     training, validation = open_images(data)
     assert names(training) == names(open_training_images(data)) == [n.partition("/")[2] for n in split(train)]
@@ -57,21 +57,21 @@ def test_any_usual_pair_of_names_is_training_and_validation(tmp_path, capsys, tr
 
 
 @pytest.mark.parametrize(("val", "test"), [*itertools.product(VAL, TEST)])
-def test_test_images_beside_validation_images_are_left_alone_and_said(tmp_path, capsys, val, test):
+def test_test_images_beside_validation_images_are_not_used_and_reported(tmp_path, capsys, val, test):
     data = make(tmp_path, *split("train"), *split(val, count=1), *split(test, count=2))
     assert [len(images) for images in open_images(data)] == [6, 2]
     assert f"({val}/); not used: {test}/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("files", [["test/1.jpg"], ["test/unknown/1.jpg"], ["test/notes.txt"]], ids=str)
-def test_test_images_without_the_classes_are_not_scored_on(tmp_path, capsys, files):
+def test_test_images_without_the_classes_are_not_used_for_validation(tmp_path, capsys, files):
     data = make(tmp_path, *split("train"), *files)
     training, validation = open_images(data, 0.2)
     assert sorted(names(training) + names(validation)) == [n.partition("/")[2] for n in split("train")]
     assert "not used: test/" in capsys.readouterr().err
 
 
-def test_folders_beside_splits_are_not_used_and_said(tmp_path, capsys):
+def test_folders_beside_splits_are_not_used_and_reported(tmp_path, capsys):
     data = make(tmp_path, *split("Train"), *split("Val"), "masks/1.png", "unlabeled/1.jpg", "devkit/readme.txt")
     assert [len(images) for images in open_images(data)] == [6, 6]
     assert "not used: devkit/, masks/, unlabeled/" in capsys.readouterr().err
@@ -94,11 +94,11 @@ def test_folders_beside_splits_are_not_used_and_said(tmp_path, capsys):
         (split("photos/train") + split("photos/val"), r"one level down, in photos/: give --data .*/photos"),
         (
             ["a/train/1.jpg", "a/test/1.jpg", "b/train/1.jpg", "b/test/2.jpg"],
-            "one level down, in a/; what is needed is",
+            "one level down, in a/; arrange them as train/CLASS/",
         ),
     ],
 )
-def test_an_ambiguous_layout_is_one_sentence(tmp_path, files, message):
+def test_an_ambiguous_layout_is_refused_with_a_remedy(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
         open_images(make(tmp_path, *files))
 
@@ -113,13 +113,13 @@ def test_an_ambiguous_layout_is_one_sentence(tmp_path, files, message):
         ("evaluna", "devon"),
     ],
 )
-def test_classes_whose_names_hold_the_words_of_splits_are_classes(tmp_path, classes):
+def test_class_names_that_contain_words_of_splits_stay_classes(tmp_path, classes):
     data = make(tmp_path, *(f"{name}/{number}.jpg" for name in classes for number in range(3)))
     assert open_training_images(data).classes == tuple(sorted(classes))
     assert [len(images) for images in open_images(data)] == [5, 1]
 
 
-def test_words_of_splits():
+def test_split_of_and_split_word_agree_on_names_of_splits():
     for kind, known in {"train": TRAIN, "val": VAL, "test": TEST}.items():
         assert {split_of(name) for name in known} == {split_word(name) for name in known} == {kind}
     assert SPLITS.keys() == {"train", "val", "test"}
@@ -151,12 +151,12 @@ def test_hidden_folders_are_neither_data_nor_classes(tmp_path, capsys, hidden, p
         assert f"left out: 1 folder ({hidden})" in capsys.readouterr().err
 
 
-def test_a_hidden_folder_that_is_named_is_data(tmp_path):
+def test_a_hidden_folder_given_as_data_is_read(tmp_path):
     assert len(open_training_images(make(tmp_path / ".cache" / "photos", *split("train")))) == 6
     assert len(open_training_images(make(tmp_path / ".git", "1.jpg", "2.jpg"))) == 2
 
 
-def test_files_that_systems_leave_are_not_even_counted(tmp_path, capsys):
+def test_system_files_are_not_counted(tmp_path, capsys):
     data = make(tmp_path, *split("."), ".DS_Store", "cat/Thumbs.db", "cat/desktop.ini", "dog/._0.jpg", ".hidden.jpg")
     assert len(list_files(tmp_path)) == 6
     open_images(data)
@@ -169,20 +169,20 @@ def test_files_of_other_endings_are_counted_in_one_line(tmp_path, capsys):
     ]
     data = make(tmp_path, *split(".", count=4), "dog/9.JPG", *others, "dog/README")
     assert sum(map(len, open_images(data))) == 9
-    said = capsys.readouterr().err.splitlines()
-    assert said == [f"{data}: 9 images in 2 classes; left out: 27 files (20 .xyz, 5 .txt, .cr2, without an ending)"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{data}: 9 images in 2 classes; left out: 27 files (20 .xyz, 5 .txt, .cr2, without an ending)"]
 
 
-def test_a_folder_of_other_endings_alone_says_which(tmp_path):
+def test_a_folder_without_pictures_is_refused_with_its_endings(tmp_path):
     with pytest.raises(UserError, match=r"no images in .*, only 3 files \(2 \.xyz, \.raw\)"):
         open_images(make(tmp_path, "a.xyz", "b.xyz", "c.raw"))
 
 
-def test_endings_that_need_another_package_say_which(tmp_path, monkeypatch):
+def test_endings_that_need_another_package_are_listed_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr("crosschannel.data.folder.EXTENSIONS", (".jpg",))
     make(tmp_path, "a.heic", "b.avif", "c.jpg")
-    said = list_folder(tmp_path).left_out()
-    assert "to read .heic: pip install 'crosschannel[heif]'" in said and "to read .avif: pip install" in said
+    text = list_folder(tmp_path).left_out()
+    assert "to read .heic: pip install 'crosschannel[heif]'" in text and "to read .avif: pip install" in text
 
 
 @pytest.mark.parametrize("command", ["crosschannel colorize", "transfer predict", "transfer report", "any other"])
@@ -194,7 +194,7 @@ def test_pictures_that_a_command_wrote_are_not_data(tmp_path, capsys, command):
         outputs.write_text(tmp_path / place, "picture")
     assert sum(map(len, open_images(data))) == 6 and open_training_images(data).classes == ("cat", "dog")
     assert "left out: 3 pictures that crosschannel wrote" in capsys.readouterr().err
-    assert list_files(tmp_path / "made") == ["deep/x.png"]  # named alone, they are meant
+    assert list_files(tmp_path / "made") == ["deep/x.png"]  # read if their folder is given itself
     (tmp_path / "made" / "deep" / NOTES).unlink()
     assert "made/deep/x.png" in list_files(tmp_path)
 
@@ -211,7 +211,7 @@ def test_folders_that_a_command_wrote_are_not_data(tmp_path, capsys):
         assert len(list_files(tmp_path / folder)) == 1
 
 
-def test_what_a_command_wrote_beside_training_images_is_no_class(tmp_path):
+def test_outputs_of_commands_beside_training_images_are_not_classes(tmp_path):
     data = make(tmp_path, *split("train"), "run/samples/1.png")
     (tmp_path / "run" / "config.yaml").write_text(f"{RUN_HEADER} knn (crosschannel 0.1.0)\n")
     Outputs("crosschannel colorize", makes_folders=True).write_text(tmp_path / "run2.png", "picture")
@@ -221,14 +221,14 @@ def test_what_a_command_wrote_beside_training_images_is_no_class(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"methods": 1}', "\xff", "{", '["command"]'])
-def test_marks_of_others_hide_nothing(tmp_path, content):
+def test_invalid_markers_hide_nothing(tmp_path, content):
     make(tmp_path, "a/1.jpg", "b/2.jpg")
     for name in ("study.json", "config.yaml", NOTES):
         (tmp_path / "a" / name).write_text(content, encoding="latin-1")
     assert list_files(tmp_path) == ["a/1.jpg", "b/2.jpg"]
 
 
-def test_only_the_first_of_several_ranks_says_what_the_data_are(tmp_path, capsys, monkeypatch):
+def test_only_rank_0_reports_the_data(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     open_images(make(tmp_path, *split("train"), *split("val")))
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Images that a program holds: every form gives the same pixels and labels, and what is no image is refused."""
+"""In-memory images: every form gives the same pixels and labels, and invalid images are refused."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ Y = np.array([0, 1, 2, 0, 1, 2])
 
 
 class Examples(Dataset):
-    """As torchvision's CIFAR10, whose pictures may be transformed."""
+    """A dataset like torchvision's CIFAR10, with a transform."""
 
     classes = ("ant", "bee", "cat")
 
@@ -30,8 +30,8 @@ class Examples(Dataset):
         return self.transform(X[index]), int(Y[index])
 
 
-class Untold(Examples):
-    """Labels are in its items alone; those that it lists are others."""
+class WrongTargets(Examples):
+    """A dataset whose ``targets`` differ from the labels of its items."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "held",
+    "value",
     [
         (X, Y),
         [X, Y.tolist()],
@@ -59,17 +59,17 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
         Examples(),
         Examples(to_tensor),
         Examples(lambda x: x),
-        Untold(),
+        WrongTargets(),
         Subset(Examples(), range(6)),
         [(Image.fromarray(x), int(y)) for x, y in zip(X, Y, strict=True)],
         [(to_tensor(x), torch.tensor(y)) for x, y in zip(X, Y, strict=True)],
     ],
 )
-def test_every_form_gives_its_pixels_and_labels(held):
-    images = as_image_set(held)
+def test_every_form_gives_its_pixels_and_labels(value):
+    images = as_image_set(value)
     assert is_image_set(images) and len(images) == len(set(images.names)) == 6
     assert all(np.array_equal(decode(images.read(i)), X[i]) for i in range(6))
-    labels = range(6) if isinstance(held, tuple) and isinstance(held[1], range) else Y
+    labels = range(6) if isinstance(value, tuple) and isinstance(value[1], range) else Y
     assert images.labels.tolist() == list(labels) == [images.annotation(i) for i in range(6)]
     assert images.content_key() == as_image_set((X, Y)).content_key()
 
@@ -79,7 +79,7 @@ def test_grey_images_have_three_equal_channels(grey):
     assert np.array_equal(decode(as_image_set((grey, Y)).read(2)), np.stack([X[2, ..., 0]] * 3, -1))
 
 
-def test_sides_of_three_pixels_are_read_as_their_library_has_them():
+def test_a_shape_that_fits_both_layouts_is_read_as_its_library_does():
     small = X[:, :3, :3]
     for pixels in (small, torch.from_numpy(small).permute(0, 3, 1, 2)):
         assert np.array_equal(decode(as_image_set((pixels, Y)).read(1)), small[1])
@@ -92,18 +92,18 @@ def test_names_and_classes():
     assert list(first.names) == list(as_image_set((X, Y)).names) and not set(first.names) & set(other.names)
 
 
-def test_an_image_set_stays_as_it_is():
+def test_an_image_set_is_returned_unchanged():
     images: ImageSet = MemoryImages(["a"], [0], [b"x"])
     assert as_image_set(images) is images
 
 
-class Odd(Examples):
+class Unreadable(Examples):
     def __getitem__(self, index):
         raise OSError("no disk")
 
 
 @pytest.mark.parametrize(
-    ("held", "words"),
+    ("value", "message"),
     [
         (None, "got None"),
         (X, "got numpy.ndarray of shape"),
@@ -111,7 +111,7 @@ class Odd(Examples):
         ((X, None), "got tuple"),
         (Examples, r"the class Examples \(give an instance\)"),
         ((X, Y[:3]), "6 images and 3 labels"),
-        ((X[:0], Y[:0]), "there are none"),
+        ((X[:0], Y[:0]), "images: no images"),
         ((X, Y / 2), "labels are class numbers"),
         ((X, ["a"] * 6), "labels are class numbers"),
         ((X, [[0], [0, 1], [], [], [], []]), "labels are class numbers"),
@@ -122,11 +122,11 @@ class Odd(Examples):
         ((X * np.nan, Y), "not normalised"),
         ((np.zeros((6, 8, 8, 4), np.uint8), Y), r"got uint8 of shape \(6, 8, 8, 4\)"),
         ((X.reshape(6, -1), Y), "uint8 pixels or floats"),
-        (Odd(), "item 0 of Odd cannot be read: OSError: no disk"),
-        (Examples(lambda x: {"pixels": x}), "a picture of Pillow, an array or a tensor, got dict"),
+        (Unreadable(), "item 0 of Unreadable cannot be read: OSError: no disk"),
+        (Examples(lambda x: {"pixels": x}), "a Pillow image, an array or a tensor, got dict"),
         (Examples(lambda x: to_tensor(x) * 4 - 2), "not normalised"),
     ],
 )
-def test_what_is_no_image_is_refused(held, words):
-    with pytest.raises(UserError, match=words):
-        as_image_set(held, "images")
+def test_invalid_images_are_refused(value, message):
+    with pytest.raises(UserError, match=message):
+        as_image_set(value, "images")

@@ -44,7 +44,7 @@ def xmp(orientation):
 
 
 def turned(orientation):
-    """RGB as it is stored for an orientation."""
+    """RGB as stored for an orientation."""
     flat = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1]}
     upright = {5: RGB.transpose(1, 0, 2), 6: np.rot90(RGB), 7: RGB[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(RGB, -1)}
     return Image.fromarray(np.ascontiguousarray((flat | upright)[orientation]))
@@ -102,7 +102,7 @@ def outcome(read):
 
 
 def check_alike(data):
-    """Both readers' pixels, or None if both refuse."""
+    """Check that both readers agree; return their pixels, or None if both refuse."""
     ours = outcome(lambda: decode(data))
     other = outcome(lambda: np.asarray(to_rgb(read_picture(data))))
     assert (ours is None) == (other is None)
@@ -125,14 +125,14 @@ def test_readers_agree_about_every_format_and_mode(name):
 )
 def test_readers_agree_about_orientation_in_jpegs(orientation, options):
     upright = decode(encoded(turned(1), "JPEG", quality=98, **options)).astype(int)
-    for words in ({"exif": exif(orientation)}, {"xmp": xmp(orientation)}, {"exif": exif(orientation), "xmp": xmp(3)}):
-        pixels = check_alike(encoded(turned(orientation), "JPEG", quality=98, **words, **options))
-        assert pixels.shape == RGB.shape and np.abs(pixels - upright).mean() < 8, words
+    for tags in ({"exif": exif(orientation)}, {"xmp": xmp(orientation)}, {"exif": exif(orientation), "xmp": xmp(3)}):
+        pixels = check_alike(encoded(turned(orientation), "JPEG", quality=98, **tags, **options))
+        assert pixels.shape == RGB.shape and np.abs(pixels - upright).mean() < 8, tags
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_readers_agree_about_orientation_elsewhere(orientation, format):
+def test_readers_agree_about_orientation_in_other_formats(orientation, format):
     options = {"lossless": True} if format == "WEBP" else {}
     pixels = check_alike(encoded(turned(orientation), format, exif=exif(orientation), **options))
     assert np.array_equal(pixels, RGB)
@@ -188,7 +188,7 @@ TIFFS = [
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"])
-def test_a_scientific_tiff_is_the_picture_or_refused_with_a_reason(dtype):
+def test_a_scientific_tiff_is_read_correctly_or_refused_with_a_reason(dtype):
     for case in TIFFS:
         if case[0] != dtype:
             continue
@@ -211,7 +211,7 @@ def test_a_scientific_tiff_is_the_picture_or_refused_with_a_reason(dtype):
         if dtype in ("u1", "u2", "f2", "f4", "f8"):
             assert pixels is not None and np.abs(pixels.astype(int) - truth).max() <= 1, case
         else:
-            with pytest.raises(BrokenImage, match="no number stands for white; save it with 8 or 16 bits"):
+            with pytest.raises(BrokenImage, match="no defined white value; save it with 8 or 16 bits"):
                 decode(file.getvalue())
         if tile is None and compression is None:
             assert check_alike(file.getvalue()[: -file.getbuffer().nbytes // 3]) is None, case
@@ -220,7 +220,7 @@ def test_a_scientific_tiff_is_the_picture_or_refused_with_a_reason(dtype):
 @pytest.mark.parametrize(
     "values", [RGB * 257.0, GREY * 1.0, GREY / 255 - 0.1, np.where(GREY > 100, np.nan, GREY / 255)]
 )
-def test_floating_point_samples_that_are_not_within_0_and_1_are_refused(values):
+def test_floating_point_samples_outside_0_to_1_are_refused(values):
     file = io.BytesIO()
     tifffile.imwrite(file, values.astype(np.float32), photometric="rgb" if values.ndim == 3 else "minisblack")
     with pytest.raises(BrokenImage, match=r"floating-point samples are in .* instead of 0\.\.1"):
@@ -247,13 +247,13 @@ def test_pngs_with_megabytes_of_text_or_profile_are_read(kind, place):
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         data = b"icc\0\0" + zlib.compress(profile + big)
     else:
-        words = {"zTXt": b"\0" + zlib.compress(big), "iTXt": b"\1\0\0\0" + zlib.compress(big), "tEXt": big}
-        data = b"Comment\0" + words[kind]
+        payloads = {"zTXt": b"\0" + zlib.compress(big), "iTXt": b"\1\0\0\0" + zlib.compress(big), "tEXt": big}
+        data = b"Comment\0" + payloads[kind]
     at = 33 if place == "before" or kind == "iCCP" else PNG.index(b"IEND") - 4  # after IHDR, or after the pixels
     assert np.array_equal(check_alike(PNG[:at] + chunk(kind.encode(), data) + PNG[at:]), RGB)
 
 
-def test_what_a_16_bit_png_calls_transparent_is_white():
+def test_the_transparent_value_of_a_16_bit_png_becomes_white():
     grey = np.arange(960, dtype=np.uint16).reshape(24, 40) * 60
     png = encoded(Image.fromarray(grey), "PNG")
     pixels = check_alike(png[:33] + chunk(b"tRNS", struct.pack(">H", 60 * 100)) + png[33:])
@@ -271,7 +271,7 @@ def test_the_first_of_several_pictures_is_taken(format):
     assert np.array_equal(check_alike(data), np.asarray(first.convert("RGB")))
 
 
-def test_avif_is_read_or_the_remedy_is_said(monkeypatch):
+def test_avif_is_read_or_refused_with_the_remedy(monkeypatch):
     if "avif" in features.modules and features.check("avif"):
         data = encoded(Image.fromarray(RGB), "AVIF", quality=95)
         assert np.abs(check_alike(data).astype(int) - RGB).mean() < 4
@@ -280,7 +280,7 @@ def test_avif_is_read_or_the_remedy_is_said(monkeypatch):
         decode(b"\0\0\0\x20ftypavif" + bytes(64))
 
 
-def test_heic_is_read_or_the_remedy_is_said(monkeypatch):
+def test_heic_is_read_or_refused_with_the_remedy(monkeypatch):
     try:
         import pillow_heif
     except ImportError:
@@ -295,7 +295,7 @@ def test_heic_is_read_or_the_remedy_is_said(monkeypatch):
             decode(b"\0\0\0\x20ftyp" + brand + bytes(64))
 
 
-def test_a_text_that_would_fill_the_memory_is_refused():
+def test_text_that_would_fill_the_memory_is_refused():
     bomb = b"Comment\0\0" + zlib.compress(bytes(1 << 27))
     with pytest.raises(BrokenImage):
         decode(PNG[:33] + chunk(b"zTXt", bomb) + PNG[33:])
@@ -303,7 +303,7 @@ def test_a_text_that_would_fill_the_memory_is_refused():
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"no files at {CASES}")
-def test_files_of_public_reports():
+def test_files_from_public_bug_reports():
     read = {
         path.name: check_alike(path.read_bytes()) for path in CASES.iterdir() if path.suffix in (".jpg", ".tif", ".png")
     }

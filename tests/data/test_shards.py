@@ -222,7 +222,7 @@ def test_members_that_archivers_and_systems_add_are_not_data(tmp_path, added):
     assert members_read(path) == ["0000.jpg", "0001.jpg"] and images.labels.tolist() == [1, 0]
 
 
-def test_a_hidden_folder_above_a_shards_members_hides_none(tmp_path):
+def test_a_hidden_folder_above_the_members_of_a_shard_hides_none(tmp_path):
     assert (
         len(members_read(tar(tmp_path / "a.tar", [("home/me/.cache/x/0.jpg", b"1"), ("home/me/.cache/x/1.jpg", b"2")])))
         == 2
@@ -230,7 +230,7 @@ def test_a_hidden_folder_above_a_shards_members_hides_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("endings", "meant"),
+    ("endings", "expected"),
     [
         (("jpg", "seg.png"), "jpg"),
         (("depth.png", "JPG", "seg.png"), "JPG"),
@@ -242,12 +242,12 @@ def test_a_hidden_folder_above_a_shards_members_hides_none(tmp_path):
         (("left.jpg", "json"), "left.jpg"),
     ],
 )
-def test_of_several_images_of_a_sample_the_one_that_is_meant_is_read(tmp_path, endings, meant):
+def test_the_input_image_of_a_sample_with_several_is_read(tmp_path, endings, expected):
     content = [(f"dir/{key:04d}.{ending}", b"x") for key in range(5) for ending in (*endings, "cls")]
     content = [(name, str(number % 3).encode()) for number, (name, _) in enumerate(content)]
     path = tar(tmp_path / "a.tar", content)
     images = open_training_images(path)
-    assert members_read(path) == [f"dir/{key:04d}.{meant}" for key in range(5)]
+    assert members_read(path) == [f"dir/{key:04d}.{expected}" for key in range(5)]
     labels = [int(data) for name, data in content if name.endswith(".cls")]
     assert images.labels.tolist() == labels
 
@@ -255,7 +255,7 @@ def test_of_several_images_of_a_sample_the_one_that_is_meant_is_read(tmp_path, e
 @pytest.mark.parametrize(
     "endings", [("left.jpg", "right.jpg"), ("jpg", "png"), ("input.jpg", "image.jpg"), ("seg.png", "depth.png", "cls")]
 )
-def test_a_sample_of_which_no_image_is_meant_is_named(tmp_path, endings):
+def test_a_sample_with_an_ambiguous_input_image_is_named(tmp_path, endings):
     content = [("a/0001.jpg", b"x"), *((f"a/0002.{ending}", b"1") for ending in endings)]
     with pytest.raises(
         UserError, match=r"a\.tar: the sample a/0002 has several images .*call the one to read a/0002\.jpg"
@@ -263,7 +263,7 @@ def test_a_sample_of_which_no_image_is_meant_is_named(tmp_path, endings):
         open_images(tar(tmp_path / "a.tar", content))
 
 
-def test_a_sample_that_lacks_its_image_is_named_rather_than_replaced_by_its_mask(tmp_path):
+def test_a_sample_without_its_input_image_is_named_rather_than_replaced_by_its_mask(tmp_path):
     content = [("1.input.jpg", b"x"), ("1.seg.png", b"x"), ("2.seg.png", b"x")]
     with pytest.raises(UserError, match=r"the sample of 2\.seg\.png has no image"):
         open_images(tar(tmp_path / "a.tar", content))
@@ -279,9 +279,9 @@ def test_dots_in_file_names_do_not_make_samples(tmp_path):
     [("x.tar.gz", "gunzip"), ("x.TGZ", "gunzip"), ("x.tar.bz2", "bunzip2"), ("x.tar.xz", "unxz"),
      ("x.tar.zst", "unzstd"), ("x.zip", "unzip"), ("x-{000..009}.tar.gz", "gunzip")],
 )  # fmt: skip
-def test_a_compressed_archive_says_how_to_unpack_it(tmp_path, name, program):
+def test_the_error_for_a_compressed_archive_tells_how_to_unpack_it(tmp_path, name, program):
     (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(UserError, match=rf"{re.escape(name)} is compressed: no image .*; unpack it: {program} /.*"):
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is compressed: its images .*; unpack it: {program} /.*"):
         open_images(str(tmp_path / name))
     with pytest.raises(
         UserError, match=rf"https://host/x/{re.escape(name)} is compressed.*: {program} {re.escape(name)}"
@@ -292,16 +292,16 @@ def test_a_compressed_archive_says_how_to_unpack_it(tmp_path, name, program):
 
 
 @pytest.mark.parametrize(("compression", "program"), [("gz", "gunzip"), ("bz2", "bunzip2"), ("xz", "unxz")])
-def test_a_compressed_shard_that_is_called_tar_says_how_to_unpack_it(tmp_path, compression, program):
+def test_the_error_for_a_compressed_shard_named_tar_tells_how_to_unpack_it(tmp_path, compression, program):
     with tarfile.open(tmp_path / "x.tar", f"w:{compression}") as file:
         file.addfile(tarfile.TarInfo("a.jpg"))
     with pytest.raises(
-        UserError, match=rf"compressed, whatever its name; unpack it: mv .*x\.tar\.{compression} && {program}"
+        UserError, match=rf"compressed despite its name; unpack it: mv .*x\.tar\.{compression} && {program}"
     ):
         open_images(str(tmp_path))
 
 
-def test_training_and_test_shards_and_what_is_not_used(shards, tmp_path, capsys):
+def test_test_shards_are_for_validation_or_not_used(shards, tmp_path, capsys):
     whole = sorted(shards.glob("train-*.tar"))[0].read_bytes()
     for name in ("x-train-0.tar", "x-train-1.tar", "x-test-0.tar", "._x-train-0.tar"):
         (tmp_path / name).write_bytes(whole)

@@ -127,12 +127,12 @@ def test_pictures_that_come_while_others_are_looked_at(page, pictures):
     assert np.array_equal(np.asarray(found[2])[..., 3], rgba[..., 3])
 
 
-def test_pictures_that_are_chosen_while_the_page_loads_are_coloured_once_it_has(chromium, address, pictures, trained):
-    """Chosen, chosen again and dropped before the description of the net has come."""
+def test_pictures_chosen_while_the_page_loads_are_coloured_afterwards(chromium, address, pictures, trained):
+    """Pictures are chosen twice and dropped once before the description of the net arrives."""
     wide, small, *_ = pictures
-    held = []
+    routes = []
     page = chromium.new_page(accept_downloads=True)
-    page.route("**/net.json", lambda route: held.append(route))
+    page.route("**/net.json", lambda route: routes.append(route))
     page.goto(address)
     said = "document.getElementById('said').textContent"
     until(page, f"{said} === 'Loading the model …'")
@@ -144,40 +144,40 @@ def test_pictures_that_are_chosen_while_the_page_loads_are_coloured_once_it_has(
     until(page, f"{said} === 'Loading the model … 3 pictures wait for it.'")
     assert page.evaluate("document.querySelectorAll('#strip li').length") == 0
     page.wait_for_timeout(500)
-    for route in held:
+    for route in routes:
         route.continue_()
     until(page, f"{said} === '3 coloured.'", 120)
     with zipfile.ZipFile(io.BytesIO(downloaded(page, "#save-all"))) as archive:
         names = ["wide-coloured.png", "small-coloured.png", "dropped-coloured.png"]
         assert archive.namelist() == names
-        found = pixels(archive.read(names[1]))
+        coloured = pixels(archive.read(names[1]))
     colorizer = load_colorizer(str(trained))
     colorizer.size = SIZE
-    assert np.abs(found - np.asarray(colorizer(Image.open(small))).astype(int)).max() <= 2
+    assert np.abs(coloured - np.asarray(colorizer(Image.open(small))).astype(int)).max() <= 2
     page.close()
 
 
-def test_pictures_that_wait_for_a_description_that_never_comes_are_told_so(chromium, address):
-    page, held = chromium.new_page(), []
-    page.route("**/net.json", lambda route: held.append(route))
+def test_a_missing_description_is_reported_while_pictures_wait(chromium, address):
+    page, routes = chromium.new_page(), []
+    page.route("**/net.json", lambda route: routes.append(route))
     page.goto(address)
     image = {"name": "a.png", "mimeType": "image/png", "buffer": png()}
     page.set_input_files("#files", image)
     until(page, "document.getElementById('said').textContent.includes('1 picture waits')")
-    held[0].fulfill(status=404, body="gone")
+    routes[0].fulfill(status=404, body="gone")
     for _ in range(2):
         until(page, "/load it again/i.test(document.getElementById('said').textContent)")
         page.set_input_files("#files", image)  # changes nothing
     page.close()
 
 
-def test_a_picture_that_was_chosen_before_the_script_came_is_coloured(chromium, address):
-    page, held = chromium.new_page(), []
-    page.route("**/demo.js", lambda route: held.append(route))
+def test_a_picture_chosen_before_the_script_loads_is_coloured(chromium, address):
+    page, routes = chromium.new_page(), []
+    page.route("**/demo.js", lambda route: routes.append(route))
     page.goto(address, wait_until="commit")
     page.wait_for_selector("#files")
     page.set_input_files("#files", {"name": "a.png", "mimeType": "image/png", "buffer": png()})
-    held[0].continue_()
+    routes[0].continue_()
     until(page, "document.getElementById('said').textContent === 'Coloured.'", 120)
     page.close()
 

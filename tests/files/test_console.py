@@ -1,4 +1,4 @@
-"""What is printed: text from anywhere steers no terminal, whatever it is printed in."""
+"""Printed text never controls the terminal, however it is printed."""
 
 import io
 import re
@@ -16,17 +16,17 @@ ALL = [CLEAR, TITLE, C1, BELL, BIDI, LINK, "\x00\x7f", "\ud800", "\u200b\ufeff"]
 
 
 def shown(print_it) -> str:
-    """What a terminal is sent, less rich's own styles."""
+    """Output to a terminal, without rich's own styles."""
     console = stdout_console(file=io.StringIO(), force_terminal=True, width=300, color_system="standard")
     print_it(console)
     return re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())
 
 
 def in_a_cell(text, make=str):
-    made = Table(title=text)
-    made.add_column(text)
-    made.add_row(make(text))
-    return lambda console: console.print(made)
+    grid = Table(title=text)
+    grid.add_column(text)
+    grid.add_row(make(text))
+    return lambda console: console.print(grid)
 
 
 WAYS = {
@@ -49,11 +49,11 @@ def test_no_control_character_reaches_the_terminal(text, way):
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_markup_is_printed_as_it_is(way):
+def test_markup_is_printed_literally(way):
     assert MARKUP in shown(way(MARKUP))
 
 
-def test_a_bar_says_its_description_as_it_is():
+def test_a_progress_bar_prints_its_description_literally():
     def with_bar(console):
         with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
             bar.add_task(f"{MARKUP}\x1b]0;title\x07")
@@ -62,6 +62,6 @@ def test_a_bar_says_its_description_as_it_is():
     assert MARKUP in out and "\x1b]" not in out and "\x07" not in out
 
 
-def test_a_line_on_stderr_steers_nothing(capsys):
+def test_a_line_on_stderr_has_no_control_characters(capsys):
     say("a" + "".join(ALL) + "b")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""CSV files: text that a spreadsheet would run comes out as text, and reads back as it was."""
+"""CSV files: text that a spreadsheet would run is written as text and read back unchanged."""
 
 import csv
 import io
@@ -40,17 +40,17 @@ def test_no_cell_begins_as_a_formula(text):
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_other_text_and_numbers_stay_as_they_are(text):
+def test_other_text_and_numbers_are_unchanged(text):
     (cell,) = next(csv.reader(io.StringIO(written(text), newline="")))
     assert cell == cell_text(cell) == text
 
 
-def test_values_that_are_no_text_are_written_as_csv_does():
+def test_other_values_are_written_as_by_csv():
     assert written(-1, -0.5, None, True) == "-1,-0.5,,True\n"
 
 
 def test_no_other_module_writes_csv():
-    """One place decides how text is written into a cell."""
+    """A single module decides how text is written into a cell."""
     from pathlib import Path
 
     root = Path(__file__).parents[2]

@@ -72,24 +72,24 @@ def test_a_session_with_a_reload_in_the_middle(chromium, study):
 
 
 def test_pictures_come_left_first_with_the_pauses_of_the_study(chromium, study):
-    """By the browser's clock, from the page's own changes."""
+    """Timed by the browser's clock from changes of the page."""
     folder, manifest = study
     with on_a_port(folder) as (address, _):
         page = chromium.new_page()
         begin(page, address, "p1")
         page.evaluate(
-            "() => { window.seen = []; const now = () => performance.now();"
-            " document.getElementById('go').addEventListener('click', () => window.seen.push(['go', now()]));"
-            " for (const id of ['said', 'left', 'right']) new MutationObserver(() => window.seen.push("
+            "() => { window.events = []; const now = () => performance.now();"
+            " document.getElementById('go').addEventListener('click', () => window.events.push(['go', now()]));"
+            " for (const id of ['said', 'left', 'right']) new MutationObserver(() => window.events.push("
             "[id, now(), document.getElementById(id).className, document.getElementById(id).textContent]))"
             ".observe(document.getElementById(id), { attributeFilter: ['class'], childList: true }); }"
         )
         page.click("#go")
         judge(page, "left")
-        seen = page.evaluate("window.seen")
+        events = page.evaluate("window.events")
         page.close()
     times = {}
-    for name, now, *more in seen:
+    for name, now, *more in events:
         if name == "said" and more[1] == "Look …":
             times["ready"] = now
         if name in ("left", "right"):
@@ -99,7 +99,7 @@ def test_pictures_come_left_first_with_the_pauses_of_the_study(chromium, study):
     assert measured == pytest.approx([manifest.before_ms, 1000, manifest.between_ms, 1000], abs=60), measured
 
 
-def test_who_begins_while_the_database_is_locked_begins_once_it_is_not(chromium, study):
+def test_a_participant_who_meets_a_locked_database_begins_once_it_is_free(chromium, study):
     folder, _ = study
     with on_a_port(folder) as (address, _):
         page = chromium.new_page()

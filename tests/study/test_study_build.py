@@ -58,29 +58,29 @@ def test_grey_photographs_and_broken_ones_are_left_out_and_named(photo_folder, t
 
 def test_colours_outside_srgb_are_mapped_or_clipped_as_colorize_does(photo_folder, tmp_path):
     """Other photographs' colours at a lightness that cannot have them: mapping keeps lightness, clipping does not."""
-    found = {}
+    images = {}
     for gamut, more in (("map", []), ("clip", ["--gamut=clip"])):
         out = tmp_path / gamut
-        words = ["study", "build", f"--data={photo_folder}", "--methods", "grey", f"--out={out}", "--size=64"]
-        assert main([*words, "--images=3", "--pairs=3", "--practice=0", "--checks=0.34", *more]) == 0
+        args = ["study", "build", f"--data={photo_folder}", "--methods", "grey", f"--out={out}", "--size=64"]
+        assert main([*args, "--images=3", "--pairs=3", "--practice=0", "--checks=0.34", *more]) == 0
         folder, manifest = read_study(out)
         assert manifest.gamut == gamut
-        found[gamut] = {
+        images[gamut] = {
             key: [pixels(folder / PICTURES / photograph.files[key]) for photograph in manifest.photographs]
             for key in (TRUTH, CHECK)
         }
-    assert np.array_equal(found["map"][TRUTH], found["clip"][TRUTH])
-    lightness = rgb2lab(np.array(found["map"][TRUTH]) / 255)[..., 0]
-    off = {gamut: np.abs(rgb2lab(np.array(found[gamut][CHECK]) / 255)[..., 0] - lightness).max() for gamut in found}
+    assert np.array_equal(images["map"][TRUTH], images["clip"][TRUTH])
+    lightness = rgb2lab(np.array(images["map"][TRUTH]) / 255)[..., 0]
+    off = {gamut: np.abs(rgb2lab(np.array(images[gamut][CHECK]) / 255)[..., 0] - lightness).max() for gamut in images}
     assert off["map"] < 1 < off["clip"]
 
 
-def test_a_study_has_the_order_and_pauses_of_the_paper_unless_it_is_built_otherwise(built, photo_folder, tmp_path):
+def test_a_study_has_the_order_and_pauses_of_the_paper_by_default(built, photo_folder, tmp_path):
     _, manifest = read_study(built)
     assert (manifest.first, manifest.before_ms, manifest.between_ms) == ("left", 900, 600)
-    words = ["study", "build", f"--data={photo_folder}", "--methods", "grey", "--images=3", "--pairs=3", "--practice=0"]
+    args = ["study", "build", f"--data={photo_folder}", "--methods", "grey", "--images=3", "--pairs=3", "--practice=0"]
     more = ["--checks=0", "--size=64", "--first=random", "--before_ms=0", "--between_ms=250"]
-    assert main([*words, *more, f"--out={tmp_path / 's'}"]) == 0
+    assert main([*args, *more, f"--out={tmp_path / 's'}"]) == 0
     _, manifest = read_study(tmp_path / "s")
     assert (manifest.first, manifest.before_ms, manifest.between_ms) == ("random", 0, 250)
 

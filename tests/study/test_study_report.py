@@ -46,7 +46,7 @@ def test_known_rates_are_within_their_intervals():
 
 @pytest.mark.parametrize(("between", "ratio"), [(0.0, 1.41), (0.06, 1.31), (0.14, 1.15)])
 def test_standard_errors_have_the_variance_of_participants_and_of_their_pairs(between, ratio):
-    """30 people judge 20 pairs each; between: standard deviation of their own rates around 0.3.
+    """30 people judge 20 pairs each; between: standard deviation of their rates around 0.3.
 
     The expected variance of the two-stage bootstrap follows from the two variances; ratio: to the error over
     participants alone.
@@ -58,15 +58,15 @@ def test_standard_errors_have_the_variance_of_participants_and_of_their_pairs(be
     over_pairs = within / pairs * (pairs - 1) / pairs / people
     variances = []
     for number in range(400):
-        own = generator.beta(size * rate, size * (1 - rate), people) if between else np.full(people, rate)
-        fooled = generator.binomial(pairs, own)
+        person_rates = generator.beta(size * rate, size * (1 - rate), people) if between else np.full(people, rate)
+        fooled = generator.binomial(pairs, person_rates)
         variances.append(resampled_rates(fooled, np.full(people, pairs), 400, number).var())
     assert np.mean(variances) == pytest.approx(over_people + over_pairs, rel=0.03)
     assert np.sqrt(np.mean(variances) / over_people) == pytest.approx(ratio, abs=0.03)
 
 
-def test_p_values_are_those_of_all_resamples_counted():
-    """Two people a method, two pairs each: every resample of both stages, with its probability."""
+def test_p_values_match_an_enumeration_of_all_resamples():
+    """Two people per method, two pairs each: every resample of both stages, with its probability."""
     answers = {"a": [[1, 1], [1, 0]], "b": [[1, 0], [0, 0]]}
 
     def distribution(people) -> dict[int, float]:
@@ -93,7 +93,7 @@ def test_p_values_are_those_of_all_resamples_counted():
 
 
 def test_equal_methods_seldom_differ():
-    """People who do not differ: the two-stage error is √2 of the true one, so p < 0.05 in 0.6 % and p < 0.5 in 34 %."""
+    """If people do not differ, the two-stage error is √2 times the true one: p < 0.05 in 0.6 % and p < 0.5 in 34 %."""
     generator, found = np.random.default_rng(2), []
     for number in range(200):
         people = [
@@ -190,15 +190,15 @@ def test_people_without_normal_colour_vision_are_left_out_and_counted(with_visio
         (row,) = csv.DictReader(file)
     assert (row["participants"], float(row["fooled"])) == ("4", 0)  # those left out were fooled every time
     with (out / "trials.csv").open() as file:
-        said = {row["participant"]: row["colour_vision"] for row in csv.DictReader(file)}
-    assert list(said.values()) == [vision or "" for vision in visions]
+        visions_by_person = {row["participant"]: row["colour_vision"] for row in csv.DictReader(file)}
+    assert list(visions_by_person.values()) == [vision or "" for vision in visions]
 
 
-def test_p_values_are_named():
-    found, p = rates(simulated(np.random.default_rng(3), 5), list(METHODS), 100, 0.95, 0)
-    for test, words in (("two-sided", "Two-sided p"), ("one-sided", "One-sided p")):
-        *_, table = _tables(StudyReportConfig("study", out="out", p_values=test), found, p)
-        assert words in table.caption
+def test_the_caption_names_the_kind_of_p_values():
+    fooled, p = rates(simulated(np.random.default_rng(3), 5), list(METHODS), 100, 0.95, 0)
+    for test, label in (("two-sided", "Two-sided p"), ("one-sided", "One-sided p")):
+        *_, table = _tables(StudyReportConfig("study", out="out", p_values=test), fooled, p)
+        assert label in table.caption
 
 
 def test_one_participant_says_nothing_about_others():

@@ -357,24 +357,24 @@ def test_an_edited_database_is_refused_in_a_sentence(edit, study, tmp_path, caps
     with pytest.raises(UserError, match=r"answers\.db"):  # as `study serve`
         Answers(folder, manifest)
     assert main(["study", "report", str(folder), f"--out={tmp_path / 'r'}"]) == 2
-    said = capsys.readouterr().err
-    assert "answers.db" in said and said.count("\n") == 1 and "Traceback" not in said, said
+    err = capsys.readouterr().err
+    assert "answers.db" in err and err.count("\n") == 1 and "Traceback" not in err, err
     assert (folder / DATABASE).read_bytes() == before
     assert {path.name for path in folder.iterdir()} == {DATABASE, MANIFEST, PICTURES}
 
 
 @pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + bytes(100), b"a"])
-def test_what_is_no_database_is_refused_in_a_sentence(content, study, tmp_path, capsys):
+def test_a_file_that_is_not_a_database_is_refused_in_a_sentence(content, study, tmp_path, capsys):
     folder, manifest = study
     (folder / DATABASE).write_bytes(content)
     with pytest.raises(UserError, match=r"answers\.db"):  # as `study serve`
         Answers(folder, manifest)
     assert main(["study", "report", str(folder), f"--out={tmp_path / 'r'}"]) == 2
-    said = capsys.readouterr().err
-    assert "answers.db" in said and said.count("\n") == 1 and "Traceback" not in said, said
+    err = capsys.readouterr().err
+    assert "answers.db" in err and err.count("\n") == 1 and "Traceback" not in err, err
 
 
-def test_somebody_elses_database_is_left_alone(study):
+def test_a_database_of_another_program_is_left_alone(study):
     folder, manifest = study
     with closing(sqlite3.connect(folder / DATABASE)) as db:
         db.executescript("CREATE TABLE sessions (id INTEGER); CREATE TABLE notes (text)")
@@ -384,7 +384,7 @@ def test_somebody_elses_database_is_left_alone(study):
     assert (folder / DATABASE).read_bytes() == before
 
 
-def test_a_study_of_an_earlier_version_goes_on_as_it_was_built(study):
+def test_a_study_of_an_earlier_version_keeps_its_settings(study):
     folder, manifest = study
     tree = json.loads((folder / MANIFEST).read_text())
     for key in ("gamut", "first", "before_ms", "between_ms"):
@@ -407,7 +407,7 @@ def test_a_study_of_an_earlier_version_goes_on_as_it_was_built(study):
 
 @pytest.fixture
 def hurried(monkeypatch):
-    """Requests wait for a locked database for a moment only."""
+    """Requests wait only briefly for a locked database."""
     monkeypatch.setattr("crosschannel.study.answers._BUSY_S", 0.05)
 
 
@@ -421,14 +421,14 @@ def locked(folder) -> Iterator[None]:
 
 @contextmanager
 def full(answers) -> Iterator[None]:
-    """No page more fits on the disk."""
+    """Simulate a full disk: the database cannot grow."""
     (pages,) = answers._db.execute("PRAGMA page_count").fetchone()
     answers._db.execute(f"PRAGMA max_page_count = {pages}")
     yield
     answers._db.execute("PRAGMA max_page_count = 100000")
 
 
-def test_a_locked_database_is_asked_again(hurried, study, capsys):
+def test_requests_to_a_locked_database_can_be_retried(hurried, study, capsys):
     folder, manifest = study
     answers = Answers(folder, manifest)
     app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
@@ -442,8 +442,8 @@ def test_a_locked_database_is_asked_again(hurried, study, capsys):
         for answer in (one.get(f"/picture/{trial}/left"), answer_one(one)):
             assert answer.status_code == 503 and "try again" in answer.json()["problem"]
         assert one.get("/state").json()["trial"] == trial
-    said = capsys.readouterr().err
-    assert said.count("database is locked") == 1 and "Traceback" not in said
+    err = capsys.readouterr().err
+    assert err.count("database is locked") == 1 and "Traceback" not in err
     assert two.post("/begin", data=sent).status_code == 303 and answer_one(one).status_code == 200
     answers.close()
     sessions, trials = read_answers(folder)
@@ -451,7 +451,7 @@ def test_a_locked_database_is_asked_again(hurried, study, capsys):
     assert sum(trial["answer"] is not None for trial in trials) == 1
 
 
-def test_a_full_disk_loses_nothing_that_was_acknowledged(study, capsys):
+def test_a_full_disk_loses_nothing_acknowledged(study, capsys):
     folder, manifest = study
     answers = Answers(folder, manifest)
     app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
@@ -461,7 +461,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(study, capsys):
             if status != 303:
                 break
         assert status == 503
-        assert client(app).get("/").status_code == 200  # what needs no room still works
+        assert client(app).get("/").status_code == 200  # pages that store nothing still work
     begun(app, f"p{number}")
     answers.close()
     sessions, trials = read_answers(folder)
@@ -469,7 +469,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(study, capsys):
     assert len(trials) == 8 * number and "full" in capsys.readouterr().err
 
 
-def test_a_page_asks_again_after_the_database_has_gone(study):
+def test_pages_retry_after_the_database_is_closed(study):
     folder, manifest = study
     answers = Answers(folder, manifest)
     app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
@@ -481,7 +481,7 @@ def test_a_page_asks_again_after_the_database_has_gone(study):
     assert someone.get("/state").status_code == 503
 
 
-def test_a_picture_that_cannot_be_read_is_asked_for_again(app, study):
+def test_an_unreadable_picture_can_be_requested_again(app, study):
     folder, _ = study
     someone = begun(app, "p1")
     trial = someone.get("/state").json()["trial"]

@@ -1,4 +1,4 @@
-"""The web server of the study and the demo: what it listens on, reads and ends by."""
+"""The web server of the study and the demo: hosts, request bodies and shutdown."""
 
 import shutil
 import signal
@@ -41,14 +41,14 @@ OTHERS += [
 
 @pytest.mark.parametrize("host", ADDRESSES + NAMES)
 @pytest.mark.parametrize("command", [["study serve", "folder"], ["demo"]])
-def test_hosts_and_full_addresses_are_taken(command, host):
+def test_host_names_and_full_addresses_are_accepted(command, host):
     name, *words = command
     assert PROGRAM.parse(name, [*words, f"--host={host}"]).host == host
 
 
 @pytest.mark.parametrize("host", OTHERS)
 @pytest.mark.parametrize("command", [["study serve", "folder"], ["demo"]])
-def test_what_would_listen_elsewhere_than_it_says_is_refused(command, host):
+def test_other_hosts_are_refused(command, host):
     name, *words = command
     with pytest.raises(UserError, match="host must be a host name or a full IP address"):
         PROGRAM.parse(name, [*words, f"--host={host}"])
@@ -64,7 +64,7 @@ async def app(_scope, receive, send) -> None:
 
 @pytest.fixture
 def port():
-    """Of a server that takes bodies of 1000 bytes."""
+    """Port of a server that accepts bodies of 1000 bytes."""
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(Guarded(app, 1000), port=port, lifespan="off", log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -81,17 +81,17 @@ DECLARED = b"Content-Length: 1000000000000\r\n\r\n", b"a" * 1024
 
 
 @pytest.mark.parametrize(("head", "piece"), [CHUNKED, DECLARED], ids=["chunked", "declared"])
-def test_an_endless_body_is_not_read_on(head, piece, port):
+def test_an_endless_body_is_not_read_to_its_end(head, piece, port):
     sent, until = 0, time.monotonic() + 20
     with closing(socket.create_connection(("127.0.0.1", port), 20)) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + head)
         with pytest.raises(ConnectionError):
             while time.monotonic() < until:
                 sent += client.send(piece)
-    assert sent < 50_000_000  # what buffers of the system hold; a second reads 200 MB
+    assert sent < 50_000_000  # system buffers; a server that reads takes 200 MB per second
 
 
-def test_a_body_that_is_too_long_is_said_and_one_that_is_not_is_taken(port):
+def test_only_a_body_above_the_limit_is_refused(port):
     for length, status in ((1000, 200), (1001, 413)):
         with closing(socket.create_connection(("127.0.0.1", port), 20)) as client:
             client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + b"a" * length)
@@ -109,7 +109,7 @@ def begin(address: str, code: str) -> None:
     "number",
     [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGHUP, signal.SIGINT))],
 )
-def test_a_server_that_is_ended_leaves_all_answers_in_its_database(number, study, tmp_path):
+def test_a_stopped_server_leaves_all_answers_in_its_database(number, study, tmp_path):
     folder, _ = study
     port = free_port()
     with served("crosschannel.cli", "study", "serve", folder, f"--port={port}", port=port) as (address, process):
@@ -120,7 +120,7 @@ def test_a_server_that_is_ended_leaves_all_answers_in_its_database(number, study
                 [sys.executable, "-m", "crosschannel.cli", *words], capture_output=True, text=True, timeout=120
             )
             assert second.returncode == 2 and f"is in use by process {process.pid} on" in second.stderr
-        for _ in range(3):  # as by who is in a hurry
+        for _ in range(3):  # as by an impatient user
             process.send_signal(number)
         assert process.wait(60) == 0
     assert {path.name for path in folder.iterdir()} == {DATABASE, "study.json", "pictures"}
@@ -128,7 +128,7 @@ def test_a_server_that_is_ended_leaves_all_answers_in_its_database(number, study
     assert [session["participant"] for session in read_answers(copy)[0]] == ["p1"]
 
 
-def test_signals_end_a_block_once_and_mean_again_what_they_meant():
+def test_signals_end_a_block_once_and_their_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         closed = []
@@ -136,7 +136,7 @@ def test_signals_end_a_block_once_and_mean_again_what_they_meant():
             try:
                 signal.raise_signal(number)
             finally:
-                signal.raise_signal(number)  # while things are closed
+                signal.raise_signal(number)  # during cleanup
                 closed.append(True)
         assert closed
     assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]

@@ -41,7 +41,7 @@ leave_world()
 
 
 def run_ranks(script: str, folder: Path) -> list:
-    """What two processes of a script write into the file that they are given, by rank."""
+    """Run a script in two processes; return the JSON that each one writes, by rank."""
     (folder / "ranks.py").write_text(textwrap.dedent(script))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -74,14 +74,14 @@ ranks.PATIENCE = 1.0
 pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
 torch.manual_seed(0)
 net = crosschannel.wrap(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), size=16)
-heard = []
+outcomes = []
 
 def call():
     try:
         data = (pixels[:16], np.arange(16) % 2), (pixels[16:], np.arange(8) % 2)
-        heard.append(transfer.knn(net, data, "0", k=[1], workers=0).metrics)
+        outcomes.append(transfer.knn(net, data, "0", k=[1], workers=0).metrics)
     except crosschannel.UserError as error:
-        heard.append(str(error))
+        outcomes.append(str(error))
 
 rank = int(os.environ["RANK"])
 dist.init_process_group("gloo")
@@ -89,23 +89,23 @@ if rank == 0:
     call()
 dist.barrier()
 if rank == 1:
-    call()  # too late for the one before
+    call()  # too late for that of rank 0
 total = torch.ones(1)
 dist.all_reduce(total)
 ranks.PATIENCE = 60.0
 call()
-json.dump([heard, total.item(), dist.is_initialized()], open(sys.argv[1], "w"))
+json.dump([outcomes, total.item(), dist.is_initialized()], open(sys.argv[1], "w"))
 dist.destroy_process_group()
 """
 
 
-def test_a_call_of_one_rank_alone_is_said_and_the_group_goes_on(tmp_path):
-    found = run_ranks(ALONE, tmp_path)
-    for rank, (heard, total, is_initialized) in enumerate(found):
-        assert heard[0].startswith("not all of 2 ranks made this call within 1 s of each other")
-        assert f"this is rank {rank}" in heard[0] and "every rank must make it" in heard[0]
-        assert heard[1].keys() == {"0/knn1"} and total == 2 and is_initialized
-    assert found[0][0][1] == found[1][0][1]
+def test_a_call_of_only_one_rank_is_refused_and_the_group_still_works(tmp_path):
+    by_rank = run_ranks(ALONE, tmp_path)
+    for rank, (outcomes, total, is_initialized) in enumerate(by_rank):
+        assert outcomes[0].startswith("not all of 2 ranks made this call within 1 s of each other")
+        assert f"this is rank {rank}" in outcomes[0] and "every rank must make it" in outcomes[0]
+        assert outcomes[1].keys() == {"0/knn1"} and total == 2 and is_initialized
+    assert by_rank[0][0][1] == by_rank[1][0][1]
 
 
 JOINS = """
@@ -114,10 +114,10 @@ import torch, torch.distributed as dist
 from crosschannel.training.ranks import joined_world
 
 with joined_world(torch.device("cpu"), 60.0) as world:
-    heard = world.gather(world.rank)
-json.dump([heard, dist.is_initialized()], open(sys.argv[1], "w"))
+    outcomes = world.gather(world.rank)
+json.dump([outcomes, dist.is_initialized()], open(sys.argv[1], "w"))
 """
 
 
-def test_a_group_that_a_call_joins_is_left_at_its_end(tmp_path):
+def test_a_call_leaves_the_group_that_it_joined(tmp_path):
     assert run_ranks(JOINS, tmp_path) == [[[0, 1], False]] * 2

@@ -10,9 +10,9 @@ let current = null;
 let asked = 0;
 let drawn = 0; // of the renderings that were asked for, the last that is on the page
 let adding = Promise.resolve();
-let waitingFiles = 0; // that were added while the page was loading
+let waitingFiles = 0; // files added while the page was loading
 let isLoading = true;
-let loaded = null; // a promise: whether the description has come
+let loaded = null; // promise of whether the description has loaded
 let broken = null; // why the worker does nothing any more
 
 worker.onmessage = ({ data }) => {
@@ -59,7 +59,7 @@ async function sizeOf(file) {
   }
 }
 
-// One picture after the other, once the model is described; those that are added meanwhile come after them.
+// Colour pictures one at a time once the description of the model has loaded; later ones queue behind them.
 function add(files) {
   if (!files.length) return;
   waitingFiles += files.length;
@@ -256,7 +256,7 @@ function addChosen() {
   find("files").value = "";
 }
 
-// Fetch the description of the model; whether it has come.
+// Fetch the description of the model; return whether that worked.
 async function loadDescription() {
   try {
     const answer = await fetch("net.json");
@@ -279,4 +279,4 @@ async function loadDescription() {
 
 sayLoading();
 loaded = loadDescription();
-addChosen(); // what was chosen before this script ran
+addChosen(); // files chosen before this script ran

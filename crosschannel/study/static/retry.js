@@ -1,4 +1,4 @@
-// Sends the first page's form again, after the server could not save it.
+// Resend the first page's form after the server failed to save it.
 "use strict";
 
 const form = document.getElementById("again");

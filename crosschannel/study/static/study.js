@@ -32,7 +32,7 @@ async function ask(path, kind, options = {}) {
       if (answer.status < 500) return answer.ok ? await answer[kind]() : null;
       say("The server cannot save answers at the moment; trying again …", "problem");
     } catch (_error) {
-      say("The connection is lost; trying again …", "problem"); // or broke before the end
+      say("The connection is lost; trying again …", "problem"); // or broke during the response
     }
     await sleep(wait);
   }
@@ -53,8 +53,8 @@ async function after(start, ms) {
   }
 }
 
-// Show a picture for a second, a pause after a frame. What is changed in a frame's callback is painted in that frame: its
-// time is when it is seen.
+// Show a picture for a second, a pause after a frame. Changes in a frame's callback are painted in that frame, so its
+// time is the time of display.
 async function show(side, start, pause) {
   const begun = await after(start, pause);
   canvases[side].classList.add("shown");
