@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 def describe(value: object) -> str:
-    """A value of the wrong type, for a message."""
+    """Describe a value of the wrong type, for a message."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return repr(value)[:80]
     if isinstance(value, type):

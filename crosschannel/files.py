@@ -21,7 +21,7 @@ from pathlib import Path
 from crosschannel.errors import UserError, describe, file_problem
 
 NOTES, LOCK, STUDY = ".crosschannel.jsonl", ".lock", "study.json"
-MARKERS = {"config.yaml", STUDY, NOTES}  # one of them is in every folder that a command has written to
+MARKERS = {"config.yaml", STUDY, NOTES}  # every folder that a command has written to contains one of these
 PART = r"\.crosschannel-[0-9a-f]{12}\.part"  # what a file is called while it is written
 Writer = Callable[[Path], contextlib.AbstractContextManager[Path]]  # a path → a new file to write to, which becomes it
 RUN_HEADER = "# crosschannel run:"  # how the config.yaml of a run folder begins
@@ -29,10 +29,10 @@ _LARGEST = 1 << 31  # bytes of a file that is read at once
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as a user writes it, with ``~`` filled in.
+    """Convert a user's path, expanding ``~``.
 
     Raises:
-        UserError: it is no path, or of a user who has no home folder.
+        UserError: not a path, or the path of an unknown user or one without a home folder.
     """
     if not isinstance(text, str | os.PathLike):
         raise UserError(f"a file or folder is named by a string or a path, got {describe(text)}")
@@ -59,7 +59,7 @@ def read_bytes(path: Path | str, limit: int = _LARGEST) -> bytes:
 
 
 def read_text(path: Path, limit: int = 1 << 28) -> str:
-    """The content of a UTF-8 file, without a byte order mark.
+    """Read a UTF-8 file, without its byte order mark.
 
     Raises:
         UserError: it is not UTF-8, not a regular file, too large, or cannot be read.
@@ -70,7 +70,7 @@ def read_text(path: Path, limit: int = 1 << 28) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is damaged: it is not UTF-8 text") from None
-    if "\0" in text:  # UTF-16 without a byte order mark, say
+    if "\0" in text:  # such as UTF-16 without a byte order mark
         raise UserError(f"{path} is damaged: it is not UTF-8 text")
     return text
 
@@ -87,7 +87,7 @@ def is_run_folder(path: Path, command: str = "") -> bool:
 
 
 def is_output_folder(path: Path) -> bool:
-    """Whether a command wrote a folder as a whole: that of a run or a study, or one that a killed command left."""
+    """Whether a command created the whole folder: a run, a study, or the remains of a killed command."""
     return is_run_folder(path) or _is_study(path) or "" in noted_files(path)
 
 
@@ -99,7 +99,7 @@ def _is_study(path: Path) -> bool:
 
 
 def noted_files(folder: Path) -> set[str]:
-    """Names of the files that commands noted in a folder as their own; "" stands for all, where one fills it."""
+    """Names of the files in a folder that commands recorded as theirs; "" stands for the whole folder."""
     names = set()
     with contextlib.suppress(OSError):
         for line in read_bytes(folder / NOTES).splitlines():
@@ -193,7 +193,7 @@ def whole_folder(out: Path, command: str, own: str) -> Iterator[Path]:
     _check_empty(out)
     if part.exists() and not _is_left_by(part, command, own):
         raise UserError(
-            f"{part} is in the way, and is not what a killed `{command}` leaves; remove it, or give another --out"
+            f"{part} already exists and was not left by a killed `{command}`; remove it, or give another --out"
         )
     with FolderLock(part):
         for path in part.iterdir():
@@ -234,7 +234,7 @@ def _check_empty(out: Path) -> None:
 def _is_left_by(part: Path, command: str, own: str) -> bool:
     """Whether a folder has the note that a command writes into its own, and holds nothing else."""
     names = {path.name for path in part.iterdir()} if part.is_dir() else {""}
-    if names <= {LOCK}:  # killed before its note was written; nothing is lost
+    if names <= {LOCK}:  # killed before its note was written
         return True
     if not all(re.fullmatch(rf"{own}|{PART}", name) for name in names - {NOTES, LOCK}):
         return False

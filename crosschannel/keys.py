@@ -85,8 +85,8 @@ SIDE = at_least(1, 4096)  # of what nets see, in pixels
 FC_WIDTH = at_least(0, 65536)
 LINE = Spelling(r"[^\n\r]*", "one line")
 HOST = Spelling(
-    # IPv4 in full; IPv6; or a name, whose last label is not of hexadecimal digits alone unless it begins with a letter:
-    # the system takes 0, 127.1 and 0x7f000001 for addresses too
+    # A full IPv4 address, an IPv6 address, or a name. The last label of a name must not look like a number, since the
+    # system also parses 0, 127.1 and 0x7f000001 as addresses.
     r"((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(\.(?!$)|$)){4}|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[\w.-]+)?"
     r"|([A-Za-z0-9_-]{1,63}\.)*(?=[A-Za-z_]|[A-Za-z0-9_-]*[g-wyzG-WYZ_-])[A-Za-z0-9_-]{1,63}",
     "a host name or a full IP address, such as 127.0.0.1 (this machine only) or 0.0.0.0 (every interface)",
@@ -119,7 +119,7 @@ def check_config(config: Any, prefix: str = "") -> None:
             check_config(value, f"{name}.")
             continue
         if not fits(value, hint):
-            raise UserError(f"{name} must be {in_words(hint)}, got {value!r}")
+            raise UserError(f"{name} must be {describe_type(hint)}, got {value!r}")
         for leaf in _leaves(value):
             if isinstance(leaf, float) and not math.isfinite(leaf):
                 raise UserError(f"{name} must be a finite number, got {value}")
@@ -135,27 +135,27 @@ def check_config(config: Any, prefix: str = "") -> None:
 
 
 def require_config(config: Any, kind: type) -> None:
-    """Check what a command is called with from Python.
+    """Check the config of a command that is called from Python.
 
     Raises:
-        UserError: it is no such config, or a key of it cannot be.
+        UserError: another type, or an invalid value of a key.
     """
     if not isinstance(config, kind):
         raise UserError(f"this takes a config, {kind.__name__}(key=value, …), got {describe(config)}")
     check_config(config)
 
 
-def in_words(hint: Any) -> str:
-    """A type of a key, in the words of a message."""
+def describe_type(hint: Any) -> str:
+    """Describe the type of a key, for a message."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return in_words(arguments[0])
+        return describe_type(arguments[0])
     if origin in (Union, types.UnionType):
-        return " or ".join(map(in_words, arguments))
+        return " or ".join(map(describe_type, arguments))
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin in (list, tuple):
-        return f"a list, each {in_words(arguments[0])}"
+        return f"a list, each {describe_type(arguments[0])}"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", dict: "a dictionary"}
     return names.get(origin or hint, "None" if hint is type(None) else getattr(hint, "__name__", str(hint)))
 

@@ -81,17 +81,17 @@ class CrosschannelNet(nn.Module):
         geometry: str | None = None,
     ):
         super().__init__()
-        kin = family(name)
+        net_family = family(name)
         _require("in_chans", in_chans, in_chans in (1, 3), "3 (RGB in [0, 1]) or 1 (L - 50)")
         _require("drop_rate", drop_rate, _is_number(drop_rate) and 0 <= drop_rate < 1, "within 0 … 1")
         _require("norm", norm, isinstance(norm, bool), "True or False")
-        widths = FC_WIDTH.words if kin.has_fc else f"0: {name} has no fully connected layers"
-        is_width = _is_count(fc_width) and (FC_WIDTH.holds(fc_width) if kin.has_fc else fc_width == 0)
-        _require("fc_width", fc_width, fc_width is None or is_width, widths)
-        geometries = ("probe", "padded") if kin.has_geometries else ()
-        words = " or ".join(map(repr, geometries)) or f"left out: {name} has one geometry"
-        _require("geometry", geometry, geometry is None or geometry in geometries, words)
-        fc_width = kin.fc if fc_width is None else fc_width
+        width_rule = FC_WIDTH.words if net_family.has_fc else f"0: {name} has no fully connected layers"
+        is_width = _is_count(fc_width) and (FC_WIDTH.holds(fc_width) if net_family.has_fc else fc_width == 0)
+        _require("fc_width", fc_width, fc_width is None or is_width, width_rule)
+        geometries = ("probe", "padded") if net_family.has_geometries else ()
+        geometry_rule = " or ".join(map(repr, geometries)) or f"left out: {name} has one geometry"
+        _require("geometry", geometry, geometry is None or geometry in geometries, geometry_rule)
+        fc_width = net_family.fc if fc_width is None else fc_width
         self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry or "probe"))
         self.in_chans, self.lightness = in_chans, Lightness()
         self._fc_width, self._is_ambiguous = fc_width, name == "alexnet" and not fc_width and geometry is None
@@ -147,7 +147,7 @@ class CrosschannelNet(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The maps of ``feature_info`` by index (an int: the last so many)."""
         _require("output_fmt", output_fmt, output_fmt == "NCHW", "'NCHW'")
-        layers = [self._taken[i] for i in self._chosen(indices)]
+        layers = [self._taken[i] for i in self._map_indices(indices)]
         wanted = layers if intermediates_only else [*layers, self.net.layers[-1]]
         found = self.net.forward_features(self._input(x), wanted)
         maps = [found[layer] for layer in layers]
@@ -157,13 +157,13 @@ class CrosschannelNet(nn.Module):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the classifier, for ``features_only``; nothing past the last map asked for is computed anyway."""
-        chosen = self._chosen(indices)
+        selected = self._map_indices(indices)
         if prune_head:
             self.reset_classifier(0)
-        return chosen
+        return selected
 
-    def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Numbers of maps, from 0."""
+    def _map_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Convert timm's ``out_indices`` to a list of non-negative indices."""
         count = len(self._taken)
         if indices is None:
             return list(range(count))
@@ -173,7 +173,7 @@ class CrosschannelNet(nn.Module):
         is_list = isinstance(indices, Sequence) and len(indices) > 0
         fits = is_list and all(_is_count(i, -count) and i < count for i in indices)
         _require(
-            "out_indices", indices, fits, f"1 … {count} last maps, or numbers of maps within {-count} … {count - 1}"
+            "out_indices", indices, fits, f"1 … {count} last maps, or indices of maps within {-count} … {count - 1}"
         )
         return [i % count for i in indices]
 
@@ -195,17 +195,17 @@ class CrosschannelNet(nn.Module):
         return super().load_state_dict(state, strict, assign)
 
 
-def _require(name: str, value: object, holds: bool, words: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {words}, got {value!r}")
+def _require(name: str, value: object, is_valid: bool, rule: str) -> None:
+    if not is_valid:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_count(value: object, least: int = 0) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+def _is_count(value: object, minimum: int = 0) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= minimum
 
 
 _HINT = 'with pretrained=True, pretrained_cfg_overlay={"file": …} it is read off the file'
@@ -245,16 +245,16 @@ def _by_our_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
 
 
 def _check_names(name: str, options: Mapping[str, object]) -> None:
-    """Raise a TypeError for an argument that neither the nets nor timm's builder have."""
-    own = [key for key in inspect.signature(CrosschannelNet).parameters if key != "name"]
+    """Raise a TypeError for an argument that neither the nets nor timm's builder accept."""
+    arguments = [key for key in inspect.signature(CrosschannelNet).parameters if key != "name"]
     builder = inspect.signature(build_model_with_cfg).parameters.values()
-    known = {*own, "features_only", *(entry.name for entry in builder if entry.kind is not entry.VAR_KEYWORD)}
+    known = {*arguments, "features_only", *(entry.name for entry in builder if entry.kind is not entry.VAR_KEYWORD)}
     known |= {"out_indices", "feature_cls"} if options.get("features_only") else set()
-    odd = sorted(options.keys() - known)
-    if odd:
-        more = "; it goes with features_only=True" if odd[0] in ("out_indices", "feature_cls") else ""
-        names = f"{', '.join(own)}, features_only and out_indices"
-        raise TypeError(f"crosschannel_{name} has no argument {odd[0]!r}{more or f': it has {names}'}")
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        hint = "; it needs features_only=True" if unknown[0] in ("out_indices", "feature_cls") else ""
+        names = f"{', '.join(arguments)}, features_only and out_indices"
+        raise TypeError(f"crosschannel_{name} has no argument {unknown[0]!r}{hint or f': it has {names}'}")
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:

@@ -1,7 +1,7 @@
 """Caffemodels → our nets, by the names of their layers: AlexNets and the colorization nets of the release.
 
-Linear operations next to a convolution are folded into it: BatchNorm and Scale of an AlexNet, groups that our net does
-not have. The scale of a layer on the input becomes that of the net's :class:`~crosschannel.models.InputSpec`.
+Linear operations next to a convolution are folded into it: BatchNorm and Scale of an AlexNet, and groups that our net
+does not have. The scale of an input layer becomes the scale of the net's :class:`~crosschannel.models.InputSpec`.
 """
 
 from collections.abc import Sequence
@@ -178,8 +178,8 @@ def _has_fc(state: dict[str, Tensor], groups: dict[str, int]) -> bool:
 
 
 def _fold_input(path: Path, state: dict[str, Tensor], data: dict[str, list[Tensor]]) -> tuple[bool, float]:
-    """Whether layers on the input (y = w · x + b, channel by channel) make it Lab, and the scale of L in them; the
-    scales of a and b relative to it are folded into conv1."""
+    """Return whether the input layers (y = w · x + b per channel) make the input Lab, and their scale of L; fold the
+    relative scales of a and b into conv1."""
     weight, bias = "conv1.conv.weight", "conv1.conv.bias"
     colour = data.pop("conv1_ab", None)  # a separate conv1 for ab; the outputs are added
     matrices = {name: _input_matrix(path, name, blobs) for name, blobs in data.items()}
@@ -200,7 +200,7 @@ def _fold_input(path: Path, state: dict[str, Tensor], data: dict[str, list[Tenso
 
 
 def _lightness_scale(matrices: dict[str, Tensor]) -> float:
-    """Factor on L of the layers on the input; 1 if they leave L out or turn it round."""
+    """Factor on L in the input layers; 1 if they skip or invert L."""
     scales = (matrix[0, 0].item() for name, matrix in matrices.items() if 0 in _INPUTS[name])
     scale = next(scales, 1.0)
     return scale if scale > 0 else 1.0

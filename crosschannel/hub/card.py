@@ -65,7 +65,7 @@ def write_card(
     name = markdown(folder.resolve().name)
     front += [*_model_index(folder.resolve().name, probes), "---", ""]
     input = backbone.input
-    look = f"{input.interpolation}, times {input.scale:g}" if input.scale != 1 else input.interpolation
+    resizing = f"{input.interpolation}, times {input.scale:g}" if input.scale != 1 else input.interpolation
     lines = [
         f"# {name}",
         "",
@@ -82,7 +82,7 @@ def write_card(
         "## What it is",
         "",
         f"- layers: {markdown(', '.join(backbone.layers))}",
-        markdown(f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {look}"),
+        markdown(f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {resizing}"),
         *(
             f"- {markdown(key)}: {markdown(Path(str(value)).name if key == 'data' else value)}"
             for key, value in details.items()

@@ -63,10 +63,10 @@ def load_classifier(source: str, device: torch.device | str = "cpu") -> Classifi
     """
     parsed = parse_source(source)
     if parsed.kind in ("torchvision", "timm"):
-        found = torchvision_model(parsed) if parsed.kind == "torchvision" else timm_model(parsed)
-        if found.lacking:
-            raise UserError(f"{source} tells no classes: its file has no weights for {', '.join(found.lacking)}")
-        return _frozen(found.model, found.input, (), device)
+        loaded = torchvision_model(parsed) if parsed.kind == "torchvision" else timm_model(parsed)
+        if loaded.lacking:
+            raise UserError(f"{source} has no classifier: its file has no weights for {', '.join(loaded.lacking)}")
+        return _frozen(loaded.model, loaded.input, (), device)
     if has_head(source):
         whole = load_pretext(source)
         if not whole.task.tells_classes:

@@ -58,7 +58,7 @@ def import_weights(path: Path, name: str | None = None, input: str | None = None
 
 
 def _needed(format: Format) -> list[str]:
-    """Names of theirs without which a file is not of a format."""
+    """Parameter names that a file of the format must contain, as written in the file."""
     return [f"{theirs}.weight" for ours, theirs in format.names.items() if not ours.startswith(format.optional)]
 
 

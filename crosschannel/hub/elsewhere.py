@@ -29,13 +29,13 @@ from crosschannel.models.wrapped import ModuleNet, TimmNet, check_timm_name
 
 @dataclass
 class LibraryModel:
-    """A model of another library's.
+    """Model of another library.
 
     Attributes:
-        model: with its classifier.
-        input: what it sees.
-        details: of its provenance.
-        lacking: modules of its head that a file of weights lacks; they pass on what they get.
+        model: the model with its classifier.
+        input: its preprocessing.
+        details: details for its provenance.
+        lacking: modules of its head without weights in the file; they are replaced by identities.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ class LibraryModel:
 
 
 def torchvision_model(source: Source) -> LibraryModel:
-    """A model of torchvision's as its authors built it; from a file of weights, without a head or with another one.
+    """Build a torchvision model as its authors did; weights from a file may have no head or a different one.
 
     Raises:
         UserError: no such model, or its weights cannot be loaded.
@@ -61,7 +61,7 @@ def torchvision_model(source: Source) -> LibraryModel:
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
     if names_a_file(source) and (local := _local_weights(source)):
         checkpoint = read_checkpoint(local)
-        input, details["preprocessing"] = _stated_or(source, checkpoint, input, f"torchvision's {entry.name}")
+        input, details["preprocessing"] = _stated_input(source, checkpoint, input, f"torchvision's {entry.name}")
         if source.untrained:
             return LibraryModel(_torchvision_net(source.name), input, details)
         model, loaded = from_file(partial(_torchvision_net, source.name), checkpoint, source.options.get("key", ""))
@@ -82,7 +82,7 @@ def torchvision_model(source: Source) -> LibraryModel:
 
 
 def _torchvision_net(name: str, **options: object) -> nn.Module:
-    """A net of torchvision's without its weights."""
+    """Build a torchvision net without pretrained weights."""
     import torchvision
 
     builder = inspect.signature(torchvision.models.get_model_builder(name))
@@ -92,16 +92,16 @@ def _torchvision_net(name: str, **options: object) -> nn.Module:
 
 
 def load_torchvision(source: Source, _data: object) -> Loaded:
-    found = torchvision_model(source)
-    provenance = Provenance(source.text, found.details)
+    loaded = torchvision_model(source)
+    provenance = Provenance(source.text, loaded.details)
     format = f"torchvision-{source.name}"  # AlexNet and VGG-16 have the literature's layers, fc6 and fc7 among them
     if format in FORMATS:
-        return import_state(found.model.state_dict(), format, source.text).net, found.input, provenance
-    net = wrap(found.model, found.input).net
-    heads = {name.partition(".")[0] for name in found.lacking}
+        return import_state(loaded.model.state_dict(), format, source.text).net, loaded.input, provenance
+    net = wrap(loaded.model, loaded.input).net
+    heads = {name.partition(".")[0] for name in loaded.lacking}
     empty = [name for name in net.layers if name in heads and not list(net.part(name).parameters())]
     net.leave_out({name: f"layer {name!r} has no weights in {source.options['weights']}" for name in empty})
-    return net, found.input, provenance
+    return net, loaded.input, provenance
 
 
 def _torchvision_input(transform: Any) -> InputSpec:
@@ -113,7 +113,7 @@ def _torchvision_input(transform: Any) -> InputSpec:
 
 
 def timm_model(source: Source) -> LibraryModel:
-    """A model of timm's with its classifier; from a file of weights, with as many classes as that has.
+    """Build a timm model with its classifier; weights from a file determine the number of classes.
 
     Raises:
         UserError: no such model, or its weights cannot be loaded.
@@ -140,7 +140,7 @@ def timm_model(source: Source) -> LibraryModel:
 
 @contextlib.contextmanager
 def _timm_download(source: Source) -> Iterator[bool]:
-    """Yield whether timm's own weights are wanted: from its cache alone if the Hub cannot be reached."""
+    """Yield whether to load timm's own weights; if the Hub cannot be reached, timm reads only its cache."""
     pretrained = "weights" not in source.options and not source.untrained
     with downloading_from_hub(source.text) if pretrained else contextlib.nullcontext():
         yield pretrained
@@ -148,11 +148,11 @@ def _timm_download(source: Source) -> Iterator[bool]:
 
 def _refuse_key(source: Source) -> None:
     if "key" in source.options:
-        raise UserError(f"{source.text!r}: key chooses a net of a file, and weights= names none")
+        raise UserError(f"{source.text!r}: key chooses a net of a file, but weights= names no file")
 
 
 def _local_weights(source: Source) -> Path | None:
-    """The file that the option ``weights`` names; of an untrained net it may be gone."""
+    """Path in the option ``weights``; for an untrained net the file may be missing."""
     weights = source.options.get("weights", "none")
     path = None if weights.lower() == "none" else user_path(weights)
     if path and not path.is_file() and source.untrained:
@@ -162,15 +162,15 @@ def _local_weights(source: Source) -> Path | None:
     return path
 
 
-def _stated_or(source: Source, checkpoint: Checkpoint, default: InputSpec, whose: str) -> tuple[InputSpec, str]:
-    """The input that a file states, or else a default one, and where it comes from."""
+def _stated_input(source: Source, checkpoint: Checkpoint, default: InputSpec, origin: str) -> tuple[InputSpec, str]:
+    """Return the input stored in a file, or else the default, with its origin."""
     if checkpoint.config and checkpoint.config.get("architecture") in (None, source.name.partition(".")[0]):
-        return _input_of(source, checkpoint.config, default.kind, checkpoint.config_place), checkpoint.config_place
-    return resized(source, default), f"{whose}, since {checkpoint.path.name} states none"
+        return _input_of(source, checkpoint.config, default.kind, checkpoint.config_origin), checkpoint.config_origin
+    return resized(source, default), f"{origin}, since {checkpoint.path.name} states none"
 
 
-def _input_of(source: Source, config: Mapping[str, Any], kind: str, place: str) -> InputSpec:
-    """The input of a config of timm's."""
+def _input_of(source: Source, config: Mapping[str, Any], kind: str, origin: str) -> InputSpec:
+    """Convert a timm config to an input."""
     try:
         size = source.integer("size", 0) or int((config.get("input_size") or (3, 224, 224))[-1])
         resize = source.integer("resize", max(size, round(size / (config.get("crop_pct") or 0.875))))
@@ -178,17 +178,17 @@ def _input_of(source: Source, config: Mapping[str, Any], kind: str, place: str) 
         input = InputSpec(kind, size, resize, config.get("interpolation") or "bilinear", mean, std)
         return input.changed(**source.look() | {"size": size, "resize": resize})
     except (UserError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise UserError(f"{source.text!r}: {place} is not a description of an input: {error}") from None
+        raise UserError(f"{source.text!r}: {origin} is not a description of an input: {error}") from None
 
 
 def _timm_input(source: Source, model: nn.Module, checkpoint: Checkpoint | None = None) -> tuple[InputSpec, str]:
-    """The input of a model of timm's, and where it comes from."""
+    """Return the input of a timm model with its origin."""
     config = model.pretrained_cfg
     default = "" if "." in source.name else "default "
-    whose = f"timm's {default}tag {config.get('tag')}" if config.get("tag") else "timm's default"
+    origin = f"timm's {default}tag {config.get('tag')}" if config.get("tag") else "timm's default"
     kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
-    input = _input_of(source, config, kind, whose)
-    return _stated_or(source, checkpoint, input, whose) if checkpoint else (input, whose)
+    input = _input_of(source, config, kind, origin)
+    return _stated_input(source, checkpoint, input, origin) if checkpoint else (input, origin)
 
 
 def load_timm(source: Source, _data: object) -> Loaded:
@@ -201,8 +201,8 @@ def load_timm(source: Source, _data: object) -> Loaded:
     details = {"library": "timm", "weights": source.options.get("weights") or config.get("hf_hub_id") or "timm"}
     checkpoint = read_checkpoint(local) if local else _refuse_key(source)
     if checkpoint and not source.untrained:
-        if not _has_positions_of(net.model, checkpoint):
-            net.set_image_size(size)  # it was trained at that size
+        if not _has_same_positions(net.model, checkpoint):
+            net.set_image_size(size)  # the file was trained at that size
         classifiers = config.get("classifier") or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
         heads = {name.partition(".")[0] for name in classifiers}
@@ -212,8 +212,8 @@ def load_timm(source: Source, _data: object) -> Loaded:
     return net, input, Provenance(source.text, details)
 
 
-def _has_positions_of(model: nn.Module, checkpoint: Checkpoint) -> bool:
-    """Whether the position embeddings of a file are of a model's size."""
+def _has_same_positions(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Whether the position embeddings of a model and of a file have the same shape."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name.endswith("pos_embed")}
     stored = [(name, tensor.shape) for name, tensor in checkpoint.tensors.items() if name.endswith("pos_embed")]
     return all(shape == shapes[own] for name, shape in stored for own in shapes if name.endswith(own))
@@ -238,7 +238,7 @@ def load_factory(source: Source, _data: object) -> Loaded:
     input = replace(IMAGENET, kind=source.choice("input", ("rgb", "grey", "lab"), "rgb")).changed(**source.look())
     details["preprocessing"] = "the default for nets of your own"
     if checkpoint:
-        input, details["preprocessing"] = _stated_or(source, checkpoint, input, details["preprocessing"])
+        input, details["preprocessing"] = _stated_input(source, checkpoint, input, details["preprocessing"])
     return wrap(made, input).net, input, Provenance(source.text, details)
 
 

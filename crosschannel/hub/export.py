@@ -136,7 +136,7 @@ def _torchvision_format(spec: NetSpec) -> str:
 
 
 def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
-    """A state dict for ``timm.create_model``, with its ``config.json``: of the timm net, or of ours in
+    """Write a state dict for ``timm.create_model`` with its ``config.json``, for a timm net or one of
     ``crosschannel.timm``."""
     backbone = without_input_scale(backbone)
     net = backbone.net
@@ -146,12 +146,12 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
         model = f'model = timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0{size})'
         usage = [*_imports(out, "timm", "torch"), model, f"model.load_state_dict({_reading(out)})"]
         arguments = {"in_chans": net.in_channels} | ({"img_size": backbone.input.size} if size else {})
-        stated = {"classifier", "first_conv", "license", "fixed_input_size"}
-        described = {key: value for key, value in net.model.pretrained_cfg.items() if key in stated}
-        described["input_size"] = [net.in_channels, backbone.input.size, backbone.input.size]
-        if backbone.input.kind != "rgb":  # timm's transforms do not make it
-            described |= {"mean": [0.0] * net.in_channels, "std": [1.0] * net.in_channels}
-        notes = write_config(out, backbone, net.name.partition(".")[0], arguments, described, write)
+        copied_keys = {"classifier", "first_conv", "license", "fixed_input_size"}
+        overrides = {key: value for key, value in net.model.pretrained_cfg.items() if key in copied_keys}
+        overrides["input_size"] = [net.in_channels, backbone.input.size, backbone.input.size]
+        if backbone.input.kind != "rgb":  # timm's transforms only make RGB
+            overrides |= {"mean": [0.0] * net.in_channels, "std": [1.0] * net.in_channels}
+        notes = write_config(out, backbone, net.name.partition(".")[0], arguments, overrides, write)
         return Exported([*usage, *_seen(backbone), "features = model.eval()(x)"], notes)
     spec = spec_of(net)
     plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
@@ -163,11 +163,11 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
     arguments: dict[str, object] = {"geometry": spec.geometry} if said else {}
     arguments |= {} if spec.norm else {"norm": False}
     arguments |= {"fc_width": spec.fc} if spec.fc != kin.fc else {}
-    words = "".join(f", {key}={json.dumps(value) if key == 'geometry' else value}" for key, value in arguments.items())
-    place, architecture = json.dumps(out.name), f"crosschannel_{spec.name}"
-    described = {"mean": [0.0] * 3, "std": [1.0] * 3, "classifier": "fc", "first_conv": f"net.{kin.first}"}
-    notes = write_config(out, backbone, architecture, arguments, described, write)
-    made = f'timm.create_model("{architecture}", num_classes=0, checkpoint_path={place}{words})'
+    extra = "".join(f", {key}={json.dumps(value) if key == 'geometry' else value}" for key, value in arguments.items())
+    file, architecture = json.dumps(out.name), f"crosschannel_{spec.name}"
+    overrides = {"mean": [0.0] * 3, "std": [1.0] * 3, "classifier": "fc", "first_conv": f"net.{kin.first}"}
+    notes = write_config(out, backbone, architecture, arguments, overrides, write)
+    made = f'timm.create_model("{architecture}", num_classes=0, checkpoint_path={file}{extra})'
     rgb = f"rgb = torch.rand({_shape(3, backbone)})  # pictures in [0, 1]"
     usage = ["import timm", "import torch", "", "import crosschannel.timm  # registers the net", "", f"model = {made}"]
     return Exported([*usage, rgb, "maps = model.eval().forward_features(rgb)"], notes)

@@ -31,7 +31,7 @@ from crosschannel.stored import parse_json, typed
 
 LICENCE = "bsd-2-clause"  # of weights that were trained here from nothing
 _OF_A_HEAD = ("task", "objective", "classes", "temperature", "look")
-SCHEMA = 4  # 1: nets other than AlexNet said fc 4096 and had none; 2: only colorization; 3: no scale of the input
+SCHEMA = 4  # 1: nets other than AlexNet said fc 4096 and had none; 2: only colorization; 3: no input scale
 COLORIZER, PRETEXT = "colorizer.safetensors", "pretext.safetensors"  # a run's whole net, by whether its task colours
 
 
@@ -197,7 +197,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
         if name.endswith("running_var") and (tensor < 0).any():
             raise UserError(f"{what} holds a negative variance, in {name}")
     state = OrderedDict(state)
-    state._metadata = getattr(own, "_metadata", None)  # versions of modules, which some of torchvision's ask for
+    state._metadata = getattr(own, "_metadata", None)  # module versions, which some torchvision modules read
     with torch.no_grad():
         module.load_state_dict(state)
 

@@ -22,7 +22,7 @@ from crosschannel.models.backbone import Provenance
 
 
 def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, Any]]:
-    """An untrained net, its input and the details of its provenance: of a name, or the twin of a trained one."""
+    """Build an untrained net by name, or the untrained twin of a trained net, with its input and provenance details."""
     seed = source.integer("seed", 0)
     inner = fetched(parse_source(source.name))
     if KINDS[inner.kind].of_a_library and source.kind != "gaussian":
@@ -85,8 +85,8 @@ def _fresh_elsewhere(source: Source, inner: Source, seed: int) -> tuple[nn.Modul
         net, input, provenance = KINDS[inner.kind].load(made, None)
         if inner.kind == "factory":
             _begin_anew(net, other, source)
-    stated = {key: value for key, value in provenance.details.items() if key == "preprocessing"}
-    return net, input, {"seed": seed} | stated
+    preprocessing = {key: value for key, value in provenance.details.items() if key == "preprocessing"}
+    return net, input, {"seed": seed} | preprocessing
 
 
 def _begin_anew(net: nn.Module, other: Mapping[str, nn.Parameter], source: Source) -> None:

@@ -28,7 +28,8 @@ def weights_path(source: Source, name: str) -> Path:
     if path.is_dir():
         if not (path / name).is_file():
             if source.text.startswith("hf-hub:"):
-                raise UserError(f"{source.text} has no {name}: only nets of crosschannel load so; timm's are timm:NAME")
+                hint = "only crosschannel nets load from hf-hub:; load timm's as timm:NAME"
+                raise UserError(f"{source.text} has no {name}: {hint}")
             raise UserError(missing_file(path, name))
         return path / name
     if not path.exists():
@@ -89,7 +90,7 @@ def load_path(source: Source, _data: object) -> Loaded:
     if not is_ours(path):
         return _load_imported(path, source)
     if "key" in source.options:
-        raise UserError(f"{source.text!r}: {path.name} is a file of ours and holds one net; key is for checkpoints")
+        raise UserError(f"{source.text!r}: {path.name} is a crosschannel file with one net; key is for checkpoints")
     state, meta = read_ours(path, source)
     if meta.objective is not None:
         state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}

@@ -9,7 +9,7 @@ FILES = ("backbone.safetensors", "colorizer.safetensors", "pretext.safetensors",
 
 
 def fetch_repository(name: str) -> Path:
-    """The folder of a repository's weights: from the local cache if the Hub cannot be reached.
+    """Return the folder with a repository's weights, from the local cache if the Hub cannot be reached.
 
     Raises:
         UserError: no such repository, or neither reachable nor cached.

@@ -25,7 +25,7 @@ class Imported:
         spec, input: its description.
         format: what the file was taken for.
         left_out: names in the file that a backbone has no place for.
-        prefix_note: which of the file's nets it is, in words; empty for the only one without a prefix.
+        prefix_note: description of the chosen net; empty if the file holds one net without a prefix.
         task: what it was trained for, with its own decode; None for a backbone.
         look: of a net that colours.
     """
@@ -41,7 +41,7 @@ class Imported:
 
     @property
     def note(self) -> str:
-        """Which net of the file it is, and what is left out."""
+        """Description of the chosen net and of the names left out."""
         left_out = f"left out: {', '.join(self.left_out)}" if self.left_out else ""
         return "; ".join(filter(None, [self.prefix_note, left_out]))
 

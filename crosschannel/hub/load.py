@@ -40,12 +40,12 @@ def load_backbone(
         source: a run folder, a weights file (ours or somebody else's), ``random:``, ``gaussian:``, ``kmeans:``,
             ``torchvision:``, ``timm:``, ``zoo:``, ``hf-hub:`` or ``package.module:factory``; see
             :mod:`crosschannel.hub.sources`.
-        layers: of ``features`` by default: names or patterns such as ``conv*``; default all.
+        layers: default layers of ``features``: names or patterns such as ``conv*``; default all.
         frozen: eval mode and no gradients; else training mode, with gradients.
         device: of the weights.
         dtype: of the weights.
-        data: images from which a fresh net's statistics or k-means filters are taken, by name, as a set, or as
-            (images, labels), if the source does not name them; default ``builtin:sample``.
+        data: images for the statistics or k-means filters of an untrained net, by name, as a set, or as
+            (images, labels), if the source does not name any; default ``builtin:sample``.
 
     Returns:
         a Backbone.
@@ -76,17 +76,17 @@ def load_backbone(
 
 
 def _note_input_options(source: Source, input: InputSpec, provenance: Provenance) -> None:
-    """Write into a provenance which attributes of the input the source sets itself.
+    """Record in the provenance which input attributes the source overrides.
 
     Raises:
-        UserError: mean or std of an input that has none.
+        UserError: mean or std for an input that has neither.
     """
     options = sorted(source.look())
     if input.kind in ("grey", "lab") and set(options) & {"mean", "std"}:
         raise UserError(f"{source.text!r}: mean and std are for RGB, and this net takes {input.kind}")
     if options:
-        stated = provenance.details.get("preprocessing", "the net's own")
-        provenance.details["preprocessing"] = f"{stated}, with {' and '.join(options)} of the source"
+        origin = provenance.details.get("preprocessing", "the net's own")
+        provenance.details["preprocessing"] = f"{origin}, with {' and '.join(options)} of the source"
 
 
 @dataclass
@@ -128,7 +128,7 @@ def load_pretext(source: str | os.PathLike[str]) -> Whole:
     weights = net.state_dict().keys()
     task.take_decode({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
     load_state(net, state, source)
-    input = fold_input_scale(net.net, meta.input)  # the task's own input has none
+    input = fold_input_scale(net.net, meta.input)  # the task's own input has no scale
     return Whole(net, task, input, meta.look, Provenance(source, meta.provenance.details))
 
 

@@ -1,4 +1,4 @@
-"""Whether a host can be reached at all: without a network, downloads end at once instead of retrying for a minute."""
+"""Connection checks: without a network, downloads fail at once instead of retrying for a minute."""
 
 import contextlib
 import socket
@@ -9,59 +9,59 @@ from urllib.parse import urlsplit
 
 from crosschannel.errors import UserError
 
-_PATIENCE = 10.0  # seconds until a host that neither refuses nor answers counts as unreachable
+_CONNECT_TIMEOUT = 10.0  # seconds until a host that does not answer counts as unreachable
 _PORTS = {"http": 80, "https": 443}
 
 
 def no_connection(url: str, source: str, reason: object) -> UserError:
-    """The error that nothing can be downloaded, with what to do instead.
+    """Create the error for a failed connection, with a remedy.
 
     Args:
-        url: what is to be downloaded.
-        source: whose weights it is; empty for anything else.
-        reason: why not.
+        url: address of the download.
+        source: source string of the weights; empty for any other download.
+        reason: reason of the failure.
     """
-    fetch = f"run `crosschannel fetch {source}`" if source else "run this command"
-    own = ", or use --model (--backbone) with a run of your own" if source else ""
+    command = f"run `crosschannel fetch {source}`" if source else "run this command"
+    fallback = ", or use --model (--backbone) with a run of your own" if source else ""
     host = urlsplit(url).hostname
-    return UserError(f"no connection? {host} cannot be reached ({reason}): {fetch} where there is one{own}")
+    return UserError(f"no connection? {host} cannot be reached ({reason}): {command} on a machine with one{fallback}")
 
 
 def connection_problem(url: str) -> str:
-    """Why no connection to a web server, or to the proxy before it, can be made; empty if one can."""
+    """Reason why a web server, or the proxy in front of it, cannot be reached; empty if it can."""
     target = urlsplit(url)
     proxy = urllib.request.getproxies().get(target.scheme)
     if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
         target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     address = (target.hostname or "", target.port or _PORTS.get(target.scheme, 443))
-    problems = [f"no answer in {_PATIENCE:g} s"]
+    problems = [f"no answer in {_CONNECT_TIMEOUT:g} s"]
 
     def connect() -> None:
         try:
-            socket.create_connection(address, _PATIENCE).close()
+            socket.create_connection(address, _CONNECT_TIMEOUT).close()
             problems.append("")
         except OSError as error:
             problems.append(error.strerror or str(error))
 
-    attempt = threading.Thread(target=connect, daemon=True)  # looking up a name knows no timeout
+    attempt = threading.Thread(target=connect, daemon=True)  # DNS lookups have no timeout
     attempt.start()
-    attempt.join(_PATIENCE)
+    attempt.join(_CONNECT_TIMEOUT)
     return problems[-1]
 
 
 @contextlib.contextmanager
 def downloading(url: str, source: str) -> Iterator[bool]:
-    """Let a library download something, or fail at once if no connection can be made.
+    """Let a library download a file, or fail at once without a connection.
 
     Args:
-        url: where it is.
-        source: whose weights it is, for the message.
+        url: address of the file.
+        source: source string of the weights, for the message.
 
     Yields:
-        whether there is a connection.
+        Whether there is a connection.
 
     Raises:
-        UserError: the block fails and there is none; it says what to do instead.
+        UserError: the block fails and there is no connection; the message names a remedy.
     """
     problem, timeout = connection_problem(url), socket.getdefaulttimeout()
     if problem:
@@ -78,7 +78,7 @@ def downloading(url: str, source: str) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def downloading_from_hub(source: str) -> Iterator[None]:
-    """The same for huggingface_hub, which looks into its cache alone if there is no connection."""
+    """Do the same for huggingface_hub, which then reads only its cache if there is no connection."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -62,7 +62,7 @@ KINDS = {
     "timm": Kind("elsewhere:load_timm", _LOOK | {"weights", "key", "input"}, is_fetched=True, of_a_library=True),
     "factory": Kind("elsewhere:load_factory", _LOOK | {"weights", "key", "input"}, of_a_library=True, of_the_user=True),
 }
-WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".caffemodel")  # how names of weights files end
+WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".caffemodel")  # suffixes of weights files
 RANGES: dict[str, Range] = {"size": SIDE, "resize": SIDE, "seed": SEED, "fc": FC_WIDTH}  # of whole numbers
 
 
@@ -76,7 +76,7 @@ class Source:
         options: the rest, by key.
         text: as the user wrote it.
         licence: of published weights, once they are fetched.
-        untrained: build the net without its weights; its input is that of the weights all the same.
+        untrained: build the net without its weights, but with their input.
     """
 
     kind: str
@@ -117,10 +117,10 @@ class Source:
 
 
 def parse_source(text: str | os.PathLike[str]) -> Source:
-    """Read a source string, or a path.
+    """Parse a source string or a path.
 
     Raises:
-        UserError: another type, an empty name, an option without a value, or one that this kind does not have.
+        UserError: another type, an empty name, an option without a value, or an option that this kind does not have.
     """
     text = os.fspath(text) if isinstance(text, os.PathLike) else text
     if not isinstance(text, str):

@@ -1,7 +1,7 @@
-"""Other people's state dicts, read off ``.pth`` and ``.safetensors`` files: tensors by name, and nothing else.
+"""State dicts of other libraries, read from ``.pth`` and ``.safetensors`` files: only tensors, by name.
 
 A checkpoint may hold several nets (raw weights and their average, student and teacher) under any prefix;
-:func:`choose_net` finds the one whose names are those of the net that is to be loaded.
+:func:`choose_net` finds the one whose names match the net to load.
 """
 
 import argparse
@@ -23,36 +23,36 @@ from torch import Tensor
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes
 
-_WRAPPERS = ("module", "_orig_mod")  # what DataParallel, DDP and torch.compile put into names, at any depth
-_MAX_DEPTH = 5  # of dictionaries in a checkpoint
-# Of several nets in a file the one that its authors evaluate; averages of the weights come before these.
+_WRAPPERS = ("module", "_orig_mod")  # name parts that DataParallel, DDP and torch.compile insert, at any depth
+_MAX_DEPTH = 5  # of nested dictionaries in a checkpoint
+# The net that its authors evaluate, if a file holds several; averaged weights take precedence.
 _EVALUATED = ("teacher", "encoder_q", "base_encoder", "backbone")
 
 
 @dataclass
 class Checkpoint:
-    """The content of a weights file.
+    """Content of a weights file.
 
     Attributes:
         path: the file.
-        tensors: by name; dictionaries around them are parts of their names (``state_dict.module.conv1.weight``).
-        config: the preprocessing that it states as timm does (``mean``, ``std``, ``input_size``, …); empty for none.
-        config_place: where it states it, in words.
+        tensors: tensors by name; names include the keys of enclosing dictionaries (``state_dict.module.conv1.weight``).
+        config: preprocessing stored in timm's format (``mean``, ``std``, ``input_size``, …); empty if there is none.
+        config_origin: description of where the preprocessing is stored, for messages.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
-    config_place: str = ""
+    config_origin: str = ""
 
 
 @dataclass
 class NetState:
-    """The state dict of one net of a checkpoint.
+    """State dict of one net of a checkpoint.
 
     Attributes:
-        tensors: by the net's names.
-        note: which of the file's nets it is, in words; empty for the only one without a prefix.
+        tensors: tensors by their names in the net.
+        note: description of the chosen net; empty if the file holds one net without a prefix.
     """
 
     tensors: dict[str, Tensor]
@@ -60,15 +60,15 @@ class NetState:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a ``.safetensors`` file or of a ``.pth``, see :attr:`Checkpoint.tensors`."""
+    """Read the named tensors of a ``.safetensors`` or ``.pth`` file, see :attr:`Checkpoint.tensors`."""
     return read_checkpoint(path).tensors
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a ``.safetensors`` file or a ``.pth``, of which nothing but tensors and plain values is unpickled.
+    """Read a ``.safetensors`` or ``.pth`` file; only tensors and plain values are unpickled.
 
     Raises:
-        UserError: it is damaged, or holds no named tensors.
+        UserError: the file is damaged, or holds no named tensors.
     """
     content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     tensors = dict(_named_tensors(content))
@@ -91,7 +91,7 @@ def _load_pickle(path: Path) -> Any:
     if _is_bomb(path):
         raise UserError(f"{path} is not a weights file: unpacked it would be larger than it says")
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # of training scripts
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # training arguments
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise whatever they like on bytes they cannot read
@@ -113,95 +113,95 @@ def _named_tensors(content: Any, prefix: str = "", depth: int = 0) -> Iterator[t
 
 
 def _read_config(path: Path, content: Any) -> tuple[dict[str, Any], str]:
-    """The preprocessing that a checkpoint states, or the ``config.json`` beside it, as timm writes them."""
+    """Read the preprocessing from a checkpoint or the ``config.json`` beside it, in timm's format."""
     for key in ("pretrained_cfg", "default_cfg"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             return dict(content[key]), f"{key} of {path.name}"
-    beside = path.parent / "config.json"
+    config_path = path.parent / "config.json"
     try:
-        config = json.loads(read_bytes(beside, 1 << 24))
+        config = json.loads(read_bytes(config_path, 1 << 24))
     except (OSError, ValueError):
         return {}, ""
     if not isinstance(config, dict) or "architecture" not in config:
         return {}, ""  # of another library
-    stated = config.get("pretrained_cfg", config)
-    place = f"config.json beside {path.name}"
-    return ({**stated, "architecture": config["architecture"]}, place) if isinstance(stated, dict) else ({}, "")
+    entries = config.get("pretrained_cfg", config)
+    origin = f"config.json beside {path.name}"
+    return ({**entries, "architecture": config["architecture"]}, origin) if isinstance(entries, dict) else ({}, "")
 
 
-def choose_net(tensors: Mapping[str, Tensor], needed: Collection[str], what: str, key: str = "") -> NetState:
-    """Find the net of some names in a checkpoint, whatever prefix they have there.
+def choose_net(tensors: Mapping[str, Tensor], needed: Collection[str], file: str, key: str = "") -> NetState:
+    """Find a net in a checkpoint by its parameter names, under any prefix.
 
-    Of raw weights and their moving average it takes the average (a part of the prefix is called ``ema``,
-    ``state_dict_ema``, ``model_ema`` …), as timm does.
+    If there are both raw weights and their moving average, it takes the average (its prefix has a part such as ``ema``,
+    ``state_dict_ema`` or ``model_ema``), as timm does.
 
     Args:
         tensors: see :attr:`Checkpoint.tensors`.
         needed: names that the net must have.
-        what: the file, for messages.
-        key: prefix, or parts of it, of the net that is wanted.
+        file: name of the file, for messages.
+        key: prefix of the net to choose, or parts of it.
 
     Returns:
-        its state dict; where no net has all the names, that of the one which has the most.
+        State dict of the net; if no net has all names, that of the net with the most.
 
     Raises:
-        UserError: several nets fit and none is preferred, or none stands at ``key``.
+        UserError: several nets fit and none is preferred, or ``key`` fits none.
     """
-    clean = _without_wrappers(tensors, needed, what)
+    clean = _without_wrappers(tensors, needed, file)
     counts = _count_names(clean, set(needed))
     raw = {prefix: _raw_prefix(prefix, clean, needed) for prefix in counts}
-    wanted = [prefix for prefix in counts if _is_at(key, prefix, raw[prefix])]
-    if key and not wanted:
-        raise UserError(f"{what} has no such net at key={key}; it has some at {_in_words(raw.values())}")
-    most = max((counts[prefix] for prefix in wanted), default=0)
-    fitting = sorted((prefix for prefix in wanted if counts[prefix] == most), key=_preference)
-    if most == len(needed) and len(fitting) > 1 and _preference(fitting[0]) == _preference(fitting[1]):
-        places = _in_words(raw[prefix] for prefix in fitting)
-        raise UserError(f"{what} holds several such nets, at {places}: say which with key=")
+    candidates = [prefix for prefix in counts if _matches_key(key, prefix, raw[prefix])]
+    if key and not candidates:
+        raise UserError(f"{file} has no such net at key={key}; it has some at {_join_prefixes(raw.values())}")
+    max_count = max((counts[prefix] for prefix in candidates), default=0)
+    fitting = sorted((prefix for prefix in candidates if counts[prefix] == max_count), key=_preference)
+    if max_count == len(needed) and len(fitting) > 1 and _preference(fitting[0]) == _preference(fitting[1]):
+        options = _join_prefixes(raw[prefix] for prefix in fitting)
+        raise UserError(f"{file} holds several such nets, at {options}: choose one with key=")
     prefix, others = (fitting[0], fitting[1:]) if fitting else ("", [])
     inner = tuple(other for other in others if other.startswith(prefix))
-    own = [name for name in clean if name.startswith(prefix) and not name.startswith(inner)]
-    note = f"net {_in_words([raw[prefix]])}" if fitting and (raw[prefix] or others) else ""
-    if others and most == len(needed):
-        note += f" (not {_in_words(raw[other] for other in others)}, which key= would choose)"
-    return NetState({name.removeprefix(prefix): tensors[clean[name]] for name in own}, note)
+    members = [name for name in clean if name.startswith(prefix) and not name.startswith(inner)]
+    note = f"net {_join_prefixes([raw[prefix]])}" if fitting and (raw[prefix] or others) else ""
+    if others and max_count == len(needed):
+        note += f" (not {_join_prefixes(raw[other] for other in others)}, which key= would choose)"
+    return NetState({name.removeprefix(prefix): tensors[clean[name]] for name in members}, note)
 
 
-def has_net(tensors: Mapping[str, Tensor], needed: Collection[str], what: str, key: str = "") -> bool:
-    """Whether a checkpoint holds a net with all of some names; arguments as for :func:`choose_net`."""
-    clean = _without_wrappers(tensors, needed, what)
+def has_net(tensors: Mapping[str, Tensor], needed: Collection[str], file: str, key: str = "") -> bool:
+    """Whether a checkpoint holds a net with all needed names; arguments as for :func:`choose_net`."""
+    clean = _without_wrappers(tensors, needed, file)
     counts = _count_names(clean, set(needed))
     return any(
-        count == len(needed) and _is_at(key, prefix, _raw_prefix(prefix, clean, needed))
+        count == len(needed) and _matches_key(key, prefix, _raw_prefix(prefix, clean, needed))
         for prefix, count in counts.items()
     )
 
 
-def _is_at(key: str, prefix: str, raw: str) -> bool:
-    """Whether a key names a prefix, or parts of it, with what frameworks put in or without."""
+def _matches_key(key: str, prefix: str, raw: str) -> bool:
+    """Whether a key is a prefix, or parts of it, with or without the name parts that frameworks insert."""
     return not key or f".{key}." in f".{prefix}" or f".{key}." in f".{raw}"
 
 
-def _in_words(prefixes: Iterable[str]) -> str:
+def _join_prefixes(prefixes: Iterable[str]) -> str:
     return ", ".join(prefix.removesuffix(".") or "the top level" for prefix in prefixes)
 
 
-def _without_wrappers(tensors: Mapping[str, Tensor], needed: Collection[str], what: str) -> dict[str, str]:
-    """Names without the parts that frameworks put in, unless the net has such parts → names in the file."""
+def _without_wrappers(tensors: Mapping[str, Tensor], needed: Collection[str], file: str) -> dict[str, str]:
+    """Map names without the parts that frameworks insert, unless the net has such parts, to names in the file."""
     if any(part in _WRAPPERS for name in needed for part in name.split(".")):
         return {name: name for name in tensors}
     clean: dict[str, str] = {}
     for name in tensors:
         short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         if short in clean:
-            raise UserError(f"{what} holds two tensors of one name, {clean[short]} and {name}")
-        if not short.endswith("n_averaged"):  # torch.optim.swa_utils counts in its models
+            raise UserError(f"{file} holds two tensors of one name, {clean[short]} and {name}")
+        if not short.endswith("n_averaged"):  # counter that torch.optim.swa_utils adds to its models
             clean[short] = name
     return clean
 
 
 def _count_names(names: Iterable[str], needed: set[str]) -> Counter[str]:
-    """How many of the needed names stand behind each prefix."""
+    """Count the needed names under each prefix."""
     counts: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")
@@ -212,14 +212,14 @@ def _count_names(names: Iterable[str], needed: set[str]) -> Counter[str]:
 
 
 def _raw_prefix(prefix: str, clean: Mapping[str, str], needed: Collection[str]) -> str:
-    """A prefix as it stands in the file."""
+    """Return a prefix as written in the file."""
     name = next(name for name in clean if name.startswith(prefix) and name.removeprefix(prefix) in needed)
-    own = name.removeprefix(prefix)
-    return clean[name].removesuffix(own) if clean[name].endswith(own) else prefix
+    suffix = name.removeprefix(prefix)
+    return clean[name].removesuffix(suffix) if clean[name].endswith(suffix) else prefix
 
 
 def _preference(prefix: str) -> int:
-    """Rank of a net among several of a file: averaged weights, the top level, those that are evaluated, any other."""
+    """Rank the nets of a file: averaged weights, the top level, the nets that authors evaluate, then any other."""
     parts = prefix.lower().split(".")
     if any("ema" in re.split(r"[_-]", part) for part in parts):
         return 0

@@ -1,4 +1,4 @@
-"""``config.json`` as timm's ``local-dir:`` reads it, so that a folder of exported weights is a model of timm's."""
+"""``config.json`` for timm's ``local-dir:``, which makes a folder of exported weights a timm model."""
 
 import json
 from pathlib import Path
@@ -17,21 +17,21 @@ def write_config(
     backbone: Backbone,
     architecture: str,
     arguments: dict[str, Any],
-    described: dict[str, Any],
+    overrides: dict[str, Any],
     write: Writer,
 ) -> list[str]:
     """Write ``config.json`` beside exported weights.
 
     Args:
-        out: the file of weights.
-        backbone: what is in it.
+        out: path of the weights file.
+        backbone: the exported backbone.
         architecture: timm's name of the net.
-        arguments: of ``timm.create_model``, for a net of this shape.
-        described: entries of its ``pretrained_cfg`` that differ from the backbone's input.
+        arguments: arguments of ``timm.create_model`` for a net of this shape.
+        overrides: entries of ``pretrained_cfg`` that differ from the backbone's input.
         write: opens the file.
 
     Returns:
-        Notes: how to load the folder, or why timm would read another file of it.
+        Notes on how to load the folder, or why timm would read a different file.
     """
     input = backbone.input
     config = {
@@ -43,21 +43,21 @@ def write_config(
         "std": list(input.std),
         "num_classes": 0,
         "custom_load": False,
-        **described,
+        **overrides,
     }
     content = {"architecture": architecture, "num_classes": 0, "model_args": arguments, "pretrained_cfg": config}
     with write(out.parent / CONFIG) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     first = _read_by_timm(out.parent)
     if out.suffix not in _ENDINGS:
-        return [f"timm's local-dir: reads {', '.join(_ENDINGS)} files, and not {out.name}"]
+        return [f"timm's local-dir: reads {', '.join(_ENDINGS)} files, not {out.name}"]
     if first != out.name:
         return [f"timm's local-dir: reads {first} in this folder, not {out.name}; use an empty folder"]
     return ['timm.create_model("local-dir:FOLDER", pretrained=True) loads this folder, too']
 
 
 def _read_by_timm(folder: Path) -> str:
-    """The file of weights that timm reads in a folder; empty for none."""
+    """Name of the weights file that timm reads from a folder; empty if there is none."""
     preferred = [name for name in _PREFERRED if (folder / name).exists()]
     others = [path.name for ending in _ENDINGS for path in sorted(folder.glob(f"*{ending}"))]
     return next(iter([*preferred, *others]), "")

@@ -121,12 +121,12 @@ def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:
     A download that broke off goes on where it stopped.
 
     Args:
-        path: where it goes.
-        entry: what it is.
-        source: its name as a source, for messages.
+        path: target path.
+        entry: entry of the published file.
+        source: source string, for messages.
 
     Raises:
-        UserError: no connection, a server that does not send it, or a file with another checksum.
+        UserError: no connection, a server that refuses the download, or a wrong checksum.
     """
     if path.is_file() and entry.matches(path):
         return path
@@ -179,4 +179,4 @@ def _download(url: str, part: Path) -> None:
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             problem = getattr(error, "reason", error)
         if attempt == _TRIES:
-            raise UserError(f"{url} cannot be downloaded: {problem}; the same command goes on where it stopped")
+            raise UserError(f"{url} cannot be downloaded: {problem}; the same command resumes where it stopped")

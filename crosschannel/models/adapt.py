@@ -42,9 +42,9 @@ def absorbed(backbone: Backbone) -> Backbone:
 
 @torch.no_grad()
 def fold_input_scale(net: LayeredNet, input: InputSpec) -> InputSpec:
-    """Multiply a net's first convolution by its input's scale, in place; returns the input specification without it.
+    """Multiply a net's first convolution by its input's scale, in place; return the input specification without it.
 
-    For nets that are exported or only run. One that is fine-tuned keeps the scale in its input: folded, the first
+    For export and inference only. For fine-tuning, keep the scale in the input: with a folded scale the first
     convolution would learn 1 / scale² times too fast.
     """
     if input.scale == 1:
@@ -54,7 +54,7 @@ def fold_input_scale(net: LayeredNet, input: InputSpec) -> InputSpec:
 
 
 def without_input_scale(backbone: Backbone) -> Backbone:
-    """The backbone, or a copy whose first convolution holds its input's scale."""
+    """Return the backbone, or a copy with its input's scale folded into the first convolution."""
     if backbone.input.scale == 1:
         return backbone
     copied = copy.deepcopy(backbone)

@@ -18,12 +18,12 @@ from crosschannel.keys import SIDE, Spelling, above, check_config, require
 from crosschannel.models.layers import LayeredNet, dense
 from crosschannel.models.pictures import check_pictures, is_traced
 from crosschannel.models.positions import ResizePositions
-from crosschannel.models.wrapped import ModuleNet, at_rest, unwrapped
+from crosschannel.models.wrapped import ModuleNet, at_rest, unwrap
 
 InputKind = Literal["grey", "lab", "rgb", "sobel", "intensity", "luma"]
 _MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
 CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2, "intensity": 1, "luma": 3}
-_MAX_STD = 50.0  # ImageNet's is 57 to 58 for RGB in 0..255; calibration divides it by the scale of the input
+_MAX_STD = 50.0  # below ImageNet's 57 to 58 for RGB in 0..255; above 1 since calibration divides std by a factor
 LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 
 
@@ -40,11 +40,11 @@ class InputSpec:
         interpolation: of that resize.
         mean: of RGB in [0, 1], for all but "grey" and "lab".
         std: of the same.
-        scale: factor on every channel of "grey" and "lab"; rescaled nets of the literature have one other than 1. It
-            belongs to the input and is never trained.
+        scale: factor on every channel of "grey" and "lab"; not 1 for rescaled nets of the literature. It belongs to the
+            input and is never trained.
 
     Raises:
-        UserError: an impossible value, such as a mean of RGB in 0..255, or a crop larger than ``resize``.
+        UserError: an invalid value, such as a mean for RGB in 0..255, or a crop larger than ``resize``.
     """
 
     kind: InputKind = "grey"
@@ -58,23 +58,23 @@ class InputSpec:
     def __post_init__(self) -> None:
         for key in ("size", "resize"):
             if isinstance(getattr(self, key), Integral) and not isinstance(getattr(self, key), bool):
-                object.__setattr__(self, key, int(getattr(self, key)))  # NumPy's too
+                object.__setattr__(self, key, int(getattr(self, key)))  # NumPy integers too
         for key in ("mean", "std"):
-            object.__setattr__(self, key, _numbers(getattr(self, key)))
+            object.__setattr__(self, key, _as_tuple(getattr(self, key)))
         check_config(self, "input ")
 
     def check(self) -> None:
         require(len(self.mean) == len(self.std) == 3, "mean and std must have three numbers", (self.mean, self.std))
         require(self.resize >= self.size, f"input resize must be at least its size, {self.size}", self.resize)
         if self.kind not in ("grey", "lab"):
-            rule = "input mean must be within 0..1, of RGB in [0, 1] such as 0.485 (divide by 255)"
+            rule = "input mean must be within 0..1, for RGB in [0, 1], such as 0.485 (divide by 255)"
             require(all(0 <= value <= 1 for value in self.mean), rule, self.mean)
-            rule = f"input std must be at most {_MAX_STD:g}, of RGB in [0, 1] such as 0.229 (divide by 255)"
+            rule = f"input std must be at most {_MAX_STD:g}, for RGB in [0, 1], such as 0.229 (divide by 255)"
             require(all(value <= _MAX_STD for value in self.std), rule, self.std)
 
     @staticmethod
     def of_earlier_version(tree: Mapping[str, Any]) -> dict[str, Any]:
-        """The attributes as they are stored, in terms of this version: crops were never larger than ``resize``."""
+        """Convert stored attributes to this version: ``resize`` becomes at least the crop size, as applied then."""
         tree = dict(tree)
         size, resize = tree.get("size"), tree.get("resize")
         if isinstance(size, int) and isinstance(resize, int):
@@ -89,10 +89,10 @@ class InputSpec:
         """The same with other attributes; ``resize`` follows ``size`` in proportion, unless it is given.
 
         Args:
-            given: attributes; the others, and None, stay. One number for mean or std is that of all channels.
+            given: attributes to change; None keeps one. A single number for mean or std applies to all channels.
 
         Raises:
-            UserError: an unknown attribute, or an impossible value.
+            UserError: an unknown attribute, or an invalid value.
         """
         given = {key: value for key, value in given.items() if value is not None}
         known = [entry.name for entry in fields(self)]
@@ -107,12 +107,12 @@ class InputSpec:
         return replace(self, **given)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB, float in [0, 1] or uint8 → the net's input, (N, ``channels``, H, W) float.
+        """Convert (N, 3, H, W) RGB, float in [0, 1] or uint8, to the net's input, (N, ``channels``, H, W) float.
 
         Raises:
-            UserError: another batch; floats are checked for their range on the CPU, where that is quick.
+            UserError: any other batch. The range of floats is checked on the CPU only, where the check is fast.
         """
-        check_pictures(rgb, look_at_values=isinstance(rgb, Tensor) and rgb.device.type == "cpu")
+        check_pictures(rgb, check_range=isinstance(rgb, Tensor) and rgb.device.type == "cpu")
         if self.kind in ("grey", "lab"):
             x = rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
             return x if self.scale == 1 else x * self.scale
@@ -127,8 +127,8 @@ class InputSpec:
         return sobel(mean_of_rgb) if self.kind == "sobel" else mean_of_rgb
 
 
-def _numbers(values: Any) -> Any:
-    """A list, an array or a tensor of numbers as a tuple; anything else as it is."""
+def _as_tuple(values: Any) -> Any:
+    """Convert a list, an array or a tensor of numbers to a tuple; return anything else unchanged."""
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, list | tuple):
         return values
@@ -143,15 +143,15 @@ def check_input(input: object) -> None:
 
 
 def split_names(names: object) -> list[str]:
-    """Names in a string by commas, or in a list.
+    """Split a comma-separated string of names; a list of names stays a list.
 
     Raises:
-        UserError: neither.
+        UserError: any other type, or an empty list.
     """
-    found = names.split(",") if isinstance(names, str) else names
-    if not isinstance(found, list | tuple) or not found or not all(isinstance(name, str) for name in found):
-        raise UserError(f"layers are names or patterns, in a list or by commas, not {describe(names)}")
-    return [name.strip() for name in found]
+    items = names.split(",") if isinstance(names, str) else names
+    if not isinstance(items, list | tuple) or not items or not all(isinstance(name, str) for name in items):
+        raise UserError(f"layers are names or patterns, in a list or separated by commas, not {describe(names)}")
+    return [name.strip() for name in items]
 
 
 def sobel(grey: Tensor) -> Tensor:
@@ -185,10 +185,10 @@ def taking(size: int) -> Iterator[None]:
 
 
 def own_weights(backbone: "Backbone") -> "Backbone":
-    """The same backbone; if its weights were made under ``torch.inference_mode()``, a copy that autograd takes.
+    """Return the backbone, or a copy that autograd accepts if its weights were made in ``torch.inference_mode()``.
 
     Raises:
-        UserError: it cannot be copied.
+        UserError: the backbone cannot be copied.
     """
     if not any(tensor.is_inference() for tensor in (*backbone.parameters(), *backbone.buffers())):
         return backbone
@@ -202,7 +202,7 @@ class Backbone(nn.Module):
     Args:
         net: has ``layers`` (names in order) and ``forward_features(x, layers)``.
         input: what ``preprocess`` makes of RGB.
-        layers: of ``features`` by default; names or patterns, default all.
+        layers: default layers of ``features``: names or patterns; default all.
         provenance: source and details of the weights.
 
     Raises:
@@ -215,7 +215,7 @@ class Backbone(nn.Module):
         maps = backbone.features(backbone.preprocess(rgb), ["conv5"])
     """
 
-    _has_seen_floats = False  # whose range was checked on whatever device
+    _has_seen_floats = False  # whether the range of one batch of floats was checked
 
     def __init__(
         self,
@@ -226,9 +226,9 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         if not isinstance(net, nn.Module) or not hasattr(net, "layers") or not hasattr(net, "forward_features"):
-            what = f"{type(net).__name__} without them" if isinstance(net, nn.Module) else describe(net)
+            problem = f"{type(net).__name__} without them" if isinstance(net, nn.Module) else describe(net)
             raise UserError(
-                f"Backbone takes a net with layers and forward_features, not {what}; crosschannel.wrap(net) makes a "
+                f"Backbone takes a net with layers and forward_features, not {problem}; crosschannel.wrap(net) makes a "
                 "backbone of any nn.Module"
             )
         check_input(input)
@@ -240,7 +240,7 @@ class Backbone(nn.Module):
         self._shapes: dict[str, tuple[int, int]] | None = None
 
     def _known(self, layers: str | Sequence[str]) -> tuple[str, ...]:
-        """Layers by name or pattern, in the order asked for; of a pattern in the net's."""
+        """Resolve names and patterns to layers, in the order given; layers of one pattern in the net's order."""
         if (
             layers
             and isinstance(layers, list | tuple)
@@ -256,7 +256,7 @@ class Backbone(nn.Module):
         return UserError(f"no layer {name!r}; this backbone has {', '.join(self.layers)}{hint}")
 
     def find_layers(self, pattern: str) -> list[str]:
-        """The layers that a name, "all" or a pattern such as ``conv*`` fits: of those listed, else of deeper ones.
+        """List the layers that match a name, "all" or a pattern such as ``conv*``; deeper ones only if no other does.
 
         Raises:
             UserError: none.
@@ -273,15 +273,15 @@ class Backbone(nn.Module):
         return found
 
     def find_layer(self, pattern: str) -> str:
-        """The one layer that a name or a pattern fits.
+        """Return the single layer that matches a name or a pattern.
 
         Raises:
-            UserError: none, or several.
+            UserError: no match, or several.
         """
-        found = self.find_layers(pattern)
-        if len(found) > 1:
-            raise UserError(f"layer {pattern!r} fits {', '.join(found)}; name one of them")
-        return found[0]
+        matches = self.find_layers(pattern)
+        if len(matches) > 1:
+            raise UserError(f"layer {pattern!r} fits {', '.join(matches)}; name one of them")
+        return matches[0]
 
     def has_layer(self, name: str) -> bool:
         """Whether features of that name can be had; nets of other libraries may have more than ``layers`` lists."""
@@ -291,7 +291,7 @@ class Backbone(nn.Module):
         """The layers that a user names, in the net's order; deeper ones than the net lists come last.
 
         Args:
-            wanted: "all", or names and patterns such as ``conv*`` and ``blocks.*``, by commas or as a list.
+            wanted: "all", or names and patterns such as ``conv*`` and ``blocks.*``, separated by commas or in a list.
 
         Raises:
             UserError: a name that fits no layer; the message lists those there are.
@@ -304,8 +304,8 @@ class Backbone(nn.Module):
         """RGB (N, 3, H, W), float in [0, 1] or uint8 → what the net was trained on. Pad after this, where zero is grey.
 
         Raises:
-            UserError: it is no such batch. The range of floats is checked, on a GPU that of the first ones only, for
-                which it waits.
+            UserError: any other batch. The range of floats is checked; on a GPU only for the first batch, since the
+                check synchronises.
         """
         if not self._has_seen_floats and isinstance(rgb, Tensor) and rgb.is_floating_point() and not is_traced(rgb):
             check_pictures(rgb)
@@ -317,7 +317,7 @@ class Backbone(nn.Module):
 
         Args:
             x: a preprocessed batch.
-            layers: names or patterns; nothing past the last one is computed.
+            layers: names or patterns; the forward pass stops after the last one.
 
         Raises:
             UserError: a layer that the net does not have; the message lists those it has.
@@ -357,14 +357,14 @@ class Backbone(nn.Module):
         return found
 
     def take_any_size(self) -> None:
-        """Let a timm ViT take images of other sizes than its own, in place: position embeddings are resized for each.
-        Those of wrapped modules always are."""
+        """Let a timm ViT take images of any size, in place: position embeddings are resized for each batch. Those of
+        wrapped modules always are."""
         if hasattr(self.net, "take_any_size"):
             self.net.take_any_size()
 
     @property
     def patch(self) -> tuple[int, int]:
-        """Pixels of a patch of a wrapped ViT, down and across; else 1 × 1."""
+        """Pixels per patch of a wrapped ViT, down and across; 1 × 1 for any other net."""
         return getattr(self.net, "patch", (1, 1))
 
     def fully_connected(self, x: Tensor, dropout: float = 0.0, drop_inputs: bool = False) -> Tensor:
@@ -383,7 +383,7 @@ class Backbone(nn.Module):
                 block = self.net.get_submodule(name)
                 if drop_inputs:
                     x = nn.functional.dropout(x, dropout, self.training)
-                x = dense(block, x) if self.training else block(x)  # in eval mode bit-equal to features
+                x = dense(block, x) if self.training else block(x)  # bit-identical to features in eval mode
                 if not drop_inputs:
                     x = nn.functional.dropout(x, dropout, self.training)
         return x
@@ -469,7 +469,7 @@ class Backbone(nn.Module):
         return {name: stride for name, (_, stride) in self._measure().items()}
 
     def width(self, layer: str) -> int:
-        """Channels of any layer's map, deeper ones than ``layers`` lists too."""
+        """Channels of any layer's map, including layers below those listed in ``layers``."""
         return (self.channels if layer in self.layers else {}).get(layer) or self._grown([layer])[layer][0]
 
     def stride(self, layer: str) -> int:
@@ -516,7 +516,7 @@ class Backbone(nn.Module):
                 small = self._sizes(size, layers)
             try:
                 large = self._sizes(size + 128, layers)
-            except Exception:  # a net of one size, such as a ViT: its maps tile the input
+            except Exception:  # a net with a fixed input size, such as a ViT: its maps tile the input
                 strides = {name: round(size / side) for name, (_, side) in small.items()}
             else:
                 strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
@@ -547,17 +547,17 @@ def wrap(
         module: takes (N, C, H, W). One that has ``layers`` (names) and ``forward_features(x, layers)`` is taken as it
             is; of any other the named submodules are the layers, as far as a forward pass reaches them and they give
             maps (see :class:`~crosschannel.models.wrapped.ModuleNet`). A Backbone is returned unchanged. DataParallel,
-            DistributedDataParallel and torch.compile are taken off.
+            DistributedDataParallel and torch.compile wrappers are removed.
         input: what it was trained on; default RGB with ImageNet's statistics at 224 px.
-        layers: public names → submodule names, or submodule names, in order of execution; default see above.
+        layers: public names → submodule names, or only submodule names, in order of execution; default: see above.
         source: what results call it; default the name of its class.
-        resize_positions: for a ViT of one image size whose position embeddings have no usual name such as
+        resize_positions: for a ViT with a fixed image size whose position embeddings have no common name such as
             ``pos_embed``: their name or names (``"embed.table"``), or a function (module, height, width) → tensors by
-            dotted name that replace the module's own in a forward pass of images of that size.
+            dotted name, which replace the module's own in a forward pass on images of that size.
         given: attributes of the input, over what it has: ``size=128, mean=0.5, std=0.5, interpolation="bicubic"``.
 
     Raises:
-        UserError: it is no nn.Module or has no named submodules, or an input cannot be so.
+        UserError: not an nn.Module, no named submodules, or an invalid input.
 
     Example::
 
@@ -565,13 +565,13 @@ def wrap(
         transfer.knn(backbone, "torchvision:imagenette")
     """
     if not isinstance(module, nn.Module):
-        hint = "; crosschannel.load_backbone(source) loads one by its name" if isinstance(module, str) else ""
+        hint = "; crosschannel.load_backbone(source) loads one by name" if isinstance(module, str) else ""
         raise UserError(f"crosschannel.wrap takes an nn.Module, not {describe(module)}{hint}")
     if input is not None:
         check_input(input)
-    module = unwrapped(module)
+    module = unwrap(module)
     if isinstance(module, Backbone):
-        return _rewrapped(module, (input or module.input).changed(**given), layers, resize_positions)
+        return _with_input(module, (input or module.input).changed(**given), layers, resize_positions)
     input = (input or InputSpec("rgb", 224, 256)).changed(**given)
     provenance = Provenance(source or type(module).__name__)
     named = getattr(module, "layers", None)
@@ -583,12 +583,12 @@ def wrap(
     return Backbone(net, input, provenance=provenance)
 
 
-def _rewrapped(
+def _with_input(
     backbone: Backbone, input: InputSpec, layers: object, resize_positions: ResizePositions | None
 ) -> Backbone:
-    """A backbone with another input; itself if it has that one."""
+    """Return a backbone with the given input; the same one if its input is equal."""
     if layers is not None or resize_positions is not None:
-        raise UserError("layers and resize_positions are for a module; this is a Backbone already, wrap its module")
+        raise UserError("layers and resize_positions are for a module, not for a Backbone; wrap its module")
     if input == backbone.input:
         return backbone
     return Backbone(backbone.net, input, backbone.default_layers, backbone.provenance)

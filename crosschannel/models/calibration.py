@@ -48,24 +48,24 @@ def calibrate(
 
     ratio = sqrt(mean(grad²) / mean(w²)) with N(0, 1) noise as the gradient at the top; target = the geometric mean of
     all layers' ratios · std^(1/n), std the mean over channels of the output's standard deviations, which tends to 1.
-    Biases follow the scale of their layer's input. A 1×1 layer that centres and scales the raw input, and a fresh layer
-    of 1,000 outputs on top (N(0, 0.01), biases 1), count among the n layers; the fresh one is dropped at the end. On a
-    net of convolutions, ReLUs and pools the function survives up to one positive factor, provided that the inputs are
-    multiplied by the returned factor (absorb BatchNorm first).
+    Biases follow the scale of their layer's input. The n layers include a 1×1 layer that centres and scales the raw
+    input, and a new layer of 1,000 outputs on top (N(0, 0.01), biases 1), which is dropped at the end. For a net of
+    convolutions, ReLUs and pools (absorb BatchNorm first), the function stays the same up to one positive factor if the
+    inputs are multiplied by the returned factor.
 
     Args:
         net: layers follow one another; its output is (N, C, h, w) or (N, C).
         batches: inputs; the release took one of 80 crops of 227 px.
         centre: value subtracted from each channel of the raw input: (50,) for lightness, (50, 0, 0) for Lab, mean / std
             for RGB; default 0.
-        seed: seed of the noise and of the fresh layer.
+        seed: seed of the noise and of the new layer.
         iterations: maximum number of iterations.
         tolerance: stop once every |log ratio / log target - 1| is below it.
         scale: factor by which the inputs were multiplied after centring.
 
     Returns:
-        the factor by which the net's inputs must be multiplied from now on. Keep it outside of the weights: folded into
-        the first layer, it makes that layer learn 1 / factor² times as fast as the others.
+        Factor by which the net's inputs must be multiplied from now on. Keep it out of the weights: if it is folded
+        into the first layer, that layer learns 1 / factor² times as fast as the others.
 
     Raises:
         ValueError: ``centre`` does not have one value per channel.
@@ -90,7 +90,7 @@ def calibrate(
         _rescale(stack, batches[0], layers, seen, (ratios / target).sqrt())
     for parameter in frozen:
         parameter.requires_grad_(False)
-    return float(stack.input.weight.flatten()[0]) / scale  # all its channels have one factor
+    return float(stack.input.weight.flatten()[0]) / scale  # the same for all channels
 
 
 def _rescale(stack: nn.Module, batch: Tensor, layers: Sequence[WeightLayer], seen: list[float], scales: Tensor) -> None:

@@ -1,20 +1,20 @@
-"""The one check of batches of RGB pictures that users pass in."""
+"""Validation of the batches of RGB pictures that users pass in."""
 
 import torch
 from torch import Tensor
 
 from crosschannel.errors import UserError, describe
 
-_LOW, _HIGH = -0.25, 1.25  # of floats: resizing with bicubic or Lanczos weights oversteps [0, 1] a little
+_LOW, _HIGH = -0.25, 1.25  # range of floats: bicubic and Lanczos resizing overshoot [0, 1] slightly
 
 
-def check_pictures(rgb: object, look_at_values: bool = True) -> None:
-    """Raise a UserError for anything but a batch of RGB pictures, (N, 3, H, W), uint8 or float in [0, 1].
+def check_pictures(rgb: object, check_range: bool = True) -> None:
+    """Raise a UserError unless the input is a batch of RGB pictures, (N, 3, H, W), uint8 or float in [0, 1].
 
     Args:
         rgb: the batch.
-        look_at_values: whether floats are checked for their range, which waits for a GPU. They are not while a graph is
-            traced or captured.
+        check_range: whether to check the range of floats, which synchronises with a GPU. Values are never checked while
+            a graph is traced or captured.
     """
     if not isinstance(rgb, Tensor):
         raise UserError(
@@ -29,12 +29,12 @@ def check_pictures(rgb: object, look_at_values: bool = True) -> None:
         return
     if 0 in rgb.shape[2:]:
         raise UserError(f"pictures have at least one pixel, got {tuple(rgb.shape)}")
-    if look_at_values and rgb.is_floating_point() and rgb.numel():
+    if check_range and rgb.is_floating_point() and rgb.numel():
         _check_range(rgb.detach())
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether a tensor has no values to look at: a graph is being traced or captured."""
+    """Whether a tensor has no values to check because a graph is being traced or captured."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.jit.is_scripting():
         return True
     if x.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -1,7 +1,7 @@
-"""Position embeddings of one image size, resized for images of another, for the time of a forward pass.
+"""Position embeddings that are resized to the size of the images during a forward pass.
 
-Nothing of the module changes: resized tensors stand in front of its own (and pass gradients on to them), and numbers by
-which it insists on one size are those of the images at hand.
+The module itself does not change: resized tensors temporarily shadow its own (and pass gradients on to them), and
+attributes that store the image size take the current one.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from crosschannel.errors import UserError
 from crosschannel.models.tokens import Survey, TokenGrid
 
-# A name or names of position embeddings, or (module, height, width) → tensors by dotted name.
+# Name or names of position embeddings, or (module, height, width) → tensors by dotted name.
 ResizePositions = str | Sequence[str] | Callable[[nn.Module, int, int], Mapping[str, Tensor]]
 Replacement = tuple[nn.Module, str, Any]  # module, attribute, value
 
@@ -30,7 +30,7 @@ _ABSENT = object()
 
 
 class _Side(int):
-    """A number that equals both the height and the width of an image, for modules that compare each with it."""
+    """Integer that equals both the height and the width of an image, for modules that compare it with each."""
 
     def __new__(cls, height: int, width: int) -> "_Side":
         side = super().__new__(cls, height)
@@ -46,33 +46,33 @@ class _Side(int):
     __hash__ = int.__hash__
 
 
-def replacements(model: nn.Module, seen: Survey, height: int, width: int, names: Sequence[str]) -> list[Replacement]:
-    """The attributes of a module that are others for images of another size than those of its survey.
+def replacements(model: nn.Module, survey: Survey, height: int, width: int, names: Sequence[str]) -> list[Replacement]:
+    """List the attributes of a module to replace for images that differ in size from those of its survey.
 
     Args:
         model: the module.
-        seen: its survey; it has a token grid.
-        height, width: of the images, in pixels.
-        names: of position embeddings, besides those of usual names; dotted, or their last part.
+        survey: its survey; it has a token grid.
+        height, width: size of the images, in pixels.
+        names: further names of position embeddings, dotted or only their last part; common names are always included.
     """
-    grid = _grid_of(seen, height, width)
-    found: list[Replacement] = []
-    lengths: dict[int, int] = {}  # of embeddings that are looked up by number
+    grid = _grid_of(survey, height, width)
+    changes: list[Replacement] = []
+    lengths: dict[int, int] = {}  # old → new number of rows of an nn.Embedding
     for name, module, attribute, tensor in _named_tensors(model):
-        resized = resize(tensor, seen.grid, grid) if _is_position(name, names) else None
+        resized = resize(tensor, survey.grid, grid) if _is_position(name, names) else None
         if resized is not None:
-            found.append((module, attribute, resized))
+            changes.append((module, attribute, resized))
             if isinstance(module, nn.Embedding):
                 lengths[len(tensor)] = len(resized)
     for module in model.modules():
-        found += _indices(module, lengths)
-        found += _sizes(module, seen, grid, height, width)
-    return found
+        changes += _indices(module, lengths)
+        changes += _sizes(module, survey, grid, height, width)
+    return changes
 
 
 @contextlib.contextmanager
-def replaced(values: Sequence[Replacement]) -> Iterator[None]:
-    """Let attributes of modules have other values; parameters and buffers stay registered behind them."""
+def temporary_attributes(values: Sequence[Replacement]) -> Iterator[None]:
+    """Replace attributes of modules temporarily; parameters and buffers stay registered behind them."""
     before = [(module, name, vars(module).get(name, _ABSENT)) for module, name, _ in values]
     try:
         for module, name, value in values:
@@ -87,45 +87,45 @@ def replaced(values: Sequence[Replacement]) -> Iterator[None]:
 
 
 def resize(positions: Tensor, old: TokenGrid, new: TokenGrid) -> Tensor | None:
-    """Position embeddings of another grid, bicubic with antialiasing; those of class and register tokens stay.
+    """Resize position embeddings to another grid, bicubic with antialiasing; class and register tokens keep theirs.
 
     Args:
-        positions: (…, L, …), of the patches and of none, some or all other tokens, or (…, h, w, …).
-        old: the grid that they are of.
-        new: the grid that they are to be of.
+        positions: (…, L, …), with the patches and none, some or all of the other tokens, or (…, h, w, …).
+        old: their current grid.
+        new: the target grid.
 
     Returns:
-        the same layout, or None if they are not of ``old``.
+        Embeddings in the same layout, or None if the shape does not fit ``old``.
     """
     shape = tuple(positions.shape)
     for axis in range(len(shape) - 1):
         if shape[axis : axis + 2] == (old.height, old.width) and len(shape) > 2:
             maps = positions.movedim((axis, axis + 1), (0, 1))
-            return _interpolated(maps, new).movedim((0, 1), (axis, axis + 1))
-    for axis in range(len(shape)):  # channels are last, if that is possible
-        others = [side for number, side in enumerate(shape) if number != axis]
+            return _interpolate(maps, new).movedim((0, 1), (axis, axis + 1))
+    for axis in range(len(shape)):  # prefer channels last
+        other_sides = [side for index, side in enumerate(shape) if index != axis]
         extra = shape[axis] - old.height * old.width
-        if 0 <= extra <= old.extra and math.prod(others) == max(others, default=1) > 1:
+        if 0 <= extra <= old.extra and math.prod(other_sides) == max(other_sides, default=1) > 1:
             before = extra if not old.after else min(extra, old.before)
             tokens = positions.movedim(axis, 0)
             end = len(tokens) - (extra - before)
             maps = tokens[before:end].unflatten(0, (old.height, old.width))
-            patches = _interpolated(maps, new).flatten(0, 1)
+            patches = _interpolate(maps, new).flatten(0, 1)
             return torch.cat((tokens[:before], patches, tokens[end:])).movedim(0, axis)
     return None
 
 
-def candidates(model: nn.Module, seen: Survey, names: Sequence[str]) -> list[str]:
-    """Names of the tensors that could be position embeddings by their shape, and are not known as such."""
+def candidates(model: nn.Module, survey: Survey, names: Sequence[str]) -> list[str]:
+    """Names of tensors whose shape fits position embeddings but whose name does not."""
     return [
         name
         for name, _, _, tensor in _named_tensors(model)
-        if not _is_position(name, names) and resize(tensor, seen.grid, seen.grid) is not None
+        if not _is_position(name, names) and resize(tensor, survey.grid, survey.grid) is not None
     ]
 
 
 def check_names(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise a UserError for a name of position embeddings that a module does not have."""
+    """Raise a UserError if a module lacks one of the named position embeddings."""
     for wanted in names:
         if not any(_has_name(name, wanted) for name, *_ in _named_tensors(model)):
             raise UserError(
@@ -133,23 +133,23 @@ def check_names(model: nn.Module, names: Sequence[str]) -> None:
             )
 
 
-def _interpolated(maps: Tensor, new: TokenGrid) -> Tensor:
-    """(h, w, …) → (height, width, …) of a grid."""
+def _interpolate(maps: Tensor, new: TokenGrid) -> Tensor:
+    """Interpolate (h, w, …) to the size of a grid, (height, width, …)."""
     x = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
     x = x.permute(2, 0, 1)[None].float()
     x = F.interpolate(x, (new.height, new.width), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
     return x.reshape(new.height, new.width, *maps.shape[2:]).to(maps.dtype)
 
 
-def _grid_of(seen: Survey, height: int, width: int) -> TokenGrid:
-    """The grid of images of another size: whole patches, one at least."""
-    down, across = seen.patch
-    return TokenGrid(max(1, height // down), max(1, width // across), seen.grid.before, seen.grid.after)
+def _grid_of(survey: Survey, height: int, width: int) -> TokenGrid:
+    """Grid of images of another size: whole patches, at least one."""
+    down, across = survey.patch
+    return TokenGrid(max(1, height // down), max(1, width // across), survey.grid.before, survey.grid.after)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Parameters, buffers and other tensors of floats of all modules but layers of weights: dotted name, module,
-    attribute and tensor. An ``nn.Embedding`` is its weight."""
+    """Yield dotted name, module, attribute and tensor of all floating-point parameters, buffers and other tensors,
+    except those of linear, convolutional and attention layers. An ``nn.Embedding`` has the name of its module."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention):
             continue
@@ -160,9 +160,9 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tens
 
 
 def _is_position(name: str, names: Sequence[str]) -> bool:
-    last = [part.lower() for part in name.split(".")[-2:]]
-    is_usual = any(_POSITIONS.search(part) for part in last) and not any("rel" in part for part in last)
-    return is_usual or any(_has_name(name, wanted) for wanted in names)
+    parts = [part.lower() for part in name.split(".")[-2:]]
+    is_common = any(_POSITIONS.search(part) for part in parts) and not any("rel" in part for part in parts)
+    return is_common or any(_has_name(name, wanted) for wanted in names)
 
 
 def _has_name(name: str, wanted: str) -> bool:
@@ -170,31 +170,31 @@ def _has_name(name: str, wanted: str) -> bool:
 
 
 def _indices(module: nn.Module, lengths: Mapping[int, int]) -> list[Replacement]:
-    """Stored numbers 0, 1, … by which embeddings are looked up."""
-    named = {**module._buffers, **vars(module)}
-    found = []
-    for name, value in named.items():
+    """Replace stored index tensors (0, 1, …) that look up embeddings."""
+    tensors = {**module._buffers, **vars(module)}
+    changes = []
+    for name, value in tensors.items():
         if isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64) and value.numel() in lengths:
             count = lengths[value.numel()]
             if value.shape[-1] == value.numel() and value.flatten().tolist() == list(range(value.numel())):
-                numbers = torch.arange(count, dtype=value.dtype, device=value.device)
-                found.append((module, name, numbers.view(*value.shape[:-1], count)))
-    return found
+                indices = torch.arange(count, dtype=value.dtype, device=value.device)
+                changes.append((module, name, indices.view(*value.shape[:-1], count)))
+    return changes
 
 
-def _sizes(module: nn.Module, seen: Survey, grid: TokenGrid, height: int, width: int) -> list[Replacement]:
-    """Numbers named as sizes that are those of the survey: of its images, of its grid, and of its tokens."""
-    old, found = seen.grid, []
-    pairs = {(seen.height, seen.width): (height, width), (old.height, old.width): (grid.height, grid.width)}
+def _sizes(module: nn.Module, survey: Survey, grid: TokenGrid, height: int, width: int) -> list[Replacement]:
+    """Replace size attributes that equal the image size, grid size or number of tokens of the survey."""
+    old, changes = survey.grid, []
+    pairs = {(survey.height, survey.width): (height, width), (old.height, old.width): (grid.height, grid.width)}
     patches, new_patches = old.height * old.width, grid.height * grid.width
     counts = {patches + extra: new_patches + extra for extra in {0, old.extra}}
     for name, value in vars(module).items():
         if not _SIZES.search(name) or isinstance(value, bool):
             continue
         if isinstance(value, tuple | list) and tuple(value) in pairs:
-            found.append((module, name, type(value)(pairs[tuple(value)])))
+            changes.append((module, name, type(value)(pairs[tuple(value)])))
         elif isinstance(value, int) and (value, value) in pairs:
-            found.append((module, name, _Side(*pairs[value, value])))
+            changes.append((module, name, _Side(*pairs[value, value])))
         elif isinstance(value, int) and value in counts:
-            found.append((module, name, counts[value]))
-    return found
+            changes.append((module, name, counts[value]))
+    return changes

@@ -15,11 +15,11 @@ from crosschannel.models.positions import (
     ResizePositions,
     candidates,
     check_names,
-    replaced,
     replacements,
+    temporary_attributes,
 )
 from crosschannel.models.spec import NetSpec
-from crosschannel.models.tokens import Layout, Survey, survey, tensor_of
+from crosschannel.models.tokens import Layout, Survey, survey_outputs, tensor_of
 
 
 class TimmNet(nn.Module):
@@ -79,9 +79,9 @@ class TimmNet(nn.Module):
         return self.model.get_submodule(self.model.feature_info[number]["module"])
 
     def set_image_size(self, side: int | None) -> None:
-        """Take square inputs of a side: position embeddings are resized. None leaves the net as it is."""
+        """Resize position embeddings for square inputs with that side; None keeps the current size."""
         if side and hasattr(self.model, "set_input_size"):
-            with foreign(f"timm's {self.name!r} cannot be of {side} px"):
+            with foreign(f"timm's {self.name!r} cannot take images of {side} px"):
                 self.model.set_input_size(img_size=side)
 
     def take_any_size(self) -> None:
@@ -117,7 +117,7 @@ class TimmNet(nn.Module):
 
 
 def check_timm_name(name: str) -> None:
-    """Raise a UserError unless timm is there and has a model of that name and tag."""
+    """Raise a UserError unless timm is installed and has a model with that name and tag."""
     try:
         import timm
     except ImportError:
@@ -126,14 +126,14 @@ def check_timm_name(name: str) -> None:
     if not timm.is_model(model):
         close = timm.list_models(f"*{model[:6]}*")[:3]
         raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(close)}" if close else ""))
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
+    tags = [full_name.partition(".")[2] for full_name in timm.list_pretrained(f"{model}.*")]
     if tag and tag not in tags:
         raise UserError(f"timm's {model} has no tag {tag!r}; it has {', '.join(tags) or 'none'}")
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The net inside DataParallel, DistributedDataParallel (whose forward pass talks to other ranks) or torch.compile
-    (whose graph has no place for hooks)."""
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the net inside DataParallel, DistributedDataParallel (whose forward pass communicates with other ranks) or
+    torch.compile (whose graph does not support hooks)."""
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
@@ -147,7 +147,7 @@ class _LastLayerReached(Exception):
     pass
 
 
-def _in_words(error: Exception) -> str:
+def _summarise(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
@@ -162,7 +162,7 @@ def _parts(module: nn.Module, prefix: str = "") -> Iterator[str]:
 
 @contextlib.contextmanager
 def no_autocast() -> Iterator[None]:
-    """Autocast off, its cache too: weights that are cast without gradients would be reused by whoever turned it on."""
+    """Turn off autocast and its cache; an enclosing autocast would reuse weights that were cast without gradients."""
     off = {"enabled": False, "cache_enabled": False}
     with torch.autocast("cpu", **off), torch.autocast("cuda", **off):
         yield
@@ -170,7 +170,7 @@ def no_autocast() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_rest(net: nn.Module) -> Iterator[None]:
-    """Every module in eval mode and no autocast, and afterwards as it was: statistics do not move, dropout is off."""
+    """Switch every module to eval mode without autocast (fixed statistics, no dropout), then restore its mode."""
     training = [module for module in net.modules() if module.training]
     net.eval()
     try:
@@ -186,17 +186,17 @@ class ModuleNet(nn.Module):
 
     Args:
         model: takes (N, C, H, W); it is called as it is and left as soon as the last layer asked for is known.
-        layers: public names → submodule names, or these alone, in order of execution; default: every direct child by
-            its name, of lists and dicts of modules every member (``blocks.3``), and of a net that is one child that
-            child's. Deeper ones can be asked for by their dotted names (``layer3.0``).
+        layers: public names → submodule names, or only submodule names, in order of execution. Default: every direct
+            child; every member of lists and dicts of modules (``blocks.3``); for a net with a single child, the
+            children of that child. Deeper submodules are available by dotted name (``layer3.0``).
         resize_positions: see :func:`crosschannel.wrap`.
 
     Attributes:
-        left_out: listed layers without features, and why, once :meth:`settle` has looked.
+        left_out: listed layers without features → reason; filled in by :meth:`settle`.
 
-    Vectors (N, C) are a map of one position. Tokens (N, L, C) or (L, N, C) are a map of the patches; ``NAME_class`` is
-    the class token. Maps (N, h, w, C) are turned. The layout of every output is read off one forward pass, see
-    :func:`crosschannel.models.tokens.survey`. Any other output is an error when it is asked for.
+    Vectors (N, C) become a map of one position. Tokens (N, L, C) or (L, N, C) become a map of the patches;
+    ``NAME_class`` is the class token. Maps (N, h, w, C) are permuted. One forward pass shows the layout of every
+    output, see :func:`crosschannel.models.tokens.survey_outputs`. A request for any other output raises an error.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class ModuleNet(nn.Module):
         elif self.resize_positions is not None and not callable(self.resize_positions):
             raise UserError(f"resize_positions is a name, names or a function, got {type(resize_positions).__name__}")
         self._survey: Survey | None = None
-        self._misfit: str | None = None  # known once images of another size have come
+        self._size_error: str | None = None  # set when the first images of another size arrive
 
     def _parts(self) -> list[str]:
         found = list(_parts(self.model))
@@ -240,7 +240,7 @@ class ModuleNet(nn.Module):
         Args:
             x: (N, C, H, W).
         """
-        layouts = self._look_at(x)
+        layouts = self._run_survey(x)
         if self._survey.failed:
             self._survey = None
             return
@@ -248,33 +248,33 @@ class ModuleNet(nn.Module):
         reasons = {
             name: layouts.get(path, f"layer {name!r} is not reached in a forward pass") for name, path in names.items()
         }
-        self.left_out = {name: why for name, why in reasons.items() if isinstance(why, str)}
-        order = {path: place for place, path in enumerate(layouts)}
+        self.left_out = {name: reason for name, reason in reasons.items() if isinstance(reason, str)}
+        order = {path: index for index, path in enumerate(layouts)}
         reached = [name for name in self.layers if name not in self.left_out]
         self.layers = tuple(sorted(reached, key=lambda name: order[names[name]]))
         if not self.layers:
             raise UserError(f"no part of {type(self.model).__name__} gives a feature map (N, C, h, w)")
 
-    def _look_at(self, x: Tensor) -> dict[str, Layout | str]:
-        """The layouts of all outputs for images like ``x``."""
+    def _run_survey(self, x: Tensor) -> dict[str, Layout | str]:
+        """Detect the layouts of all outputs for images like ``x``."""
         with at_rest(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
-            self._survey = survey(self.model, x.detach())
+            self._survey = survey_outputs(self.model, x.detach())
         return self._survey.layouts
 
     @property
     def patch(self) -> tuple[int, int]:
-        """Pixels of a patch, down and across; 1 × 1 for nets without tokens."""
+        """Pixels per patch, down and across; 1 × 1 for nets without tokens."""
         return self._survey.patch if self._survey else (1, 1)
 
     @torch.compiler.disable  # hooks that leave the forward pass are not for compilers
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The layers asked for; the forward pass is left at the last of them.
+        """Return the requested layers; the forward pass stops after the last of them.
 
         Raises:
-            UserError: a layer gives no map, or the net does not take images of this size.
+            UserError: a layer gives no map, or the net does not accept images of this size.
         """
         if self._survey is None or any(self._path(name) not in self._survey.layouts for name in layers):
-            self._look_at(x)
+            self._run_survey(x)
         found: dict[str, Tensor] = {}
 
         def reader(name: str):
@@ -285,7 +285,7 @@ class ModuleNet(nn.Module):
 
             return read
 
-        values = self._values_for(x)
+        values = self._replacements_for(x)
         handles = [self.part(name).register_forward_hook(reader(name)) for name in layers]
         try:
             self._call(x, values)
@@ -297,42 +297,42 @@ class ModuleNet(nn.Module):
         return {name: found[name] for name in layers if name in found}
 
     def _call(self, x: Tensor, values: Sequence[Replacement]) -> Tensor:
-        """The model's own output, with other values of some attributes."""
+        """Run the model with some attributes replaced."""
         if not values:
             return self.model(x)
         try:
-            with replaced(values):
+            with temporary_attributes(values):
                 return self.model(x)
         except (UserError, _LastLayerReached, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a user's module raises
-            raise UserError(self._refusal(*x.shape[2:], _in_words(error))) from error
+            raise UserError(self._size_message(*x.shape[2:], _summarise(error))) from error
 
-    def _values_for(self, x: Tensor) -> list[Replacement]:
-        """The attributes of a ViT that are others for images of this size: its position embeddings.
+    def _replacements_for(self, x: Tensor) -> list[Replacement]:
+        """Replacements for attributes of a ViT that depend on the image size, such as position embeddings.
 
         Raises:
-            UserError: it takes images of one size only, and has no position embeddings of a known name.
+            UserError: the model accepts only one image size and has no position embeddings with a known name.
         """
-        seen, (height, width) = self._survey, x.shape[2:]
-        if seen is None or seen.grid is None or (height, width) == (seen.height, seen.width):
+        survey, (height, width) = self._survey, x.shape[2:]
+        if survey is None or survey.grid is None or (height, width) == (survey.height, survey.width):
             return []
         if callable(self.resize_positions):
             tensors = self.resize_positions(self.model, height, width) or {}
             owners = {name: name.rpartition(".") for name in tensors}
             return [(self.model.get_submodule(owners[name][0]), owners[name][2], t) for name, t in tensors.items()]
-        if not self._misfit_of(x):
+        if not self._size_error_for(x):
             return []
-        found = replacements(self.model, seen, height, width, self.resize_positions or ())
-        if not found:
-            raise UserError(self._refusal(height, width, self._misfit_of(x)))
-        return found
+        values = replacements(self.model, survey, height, width, self.resize_positions or ())
+        if not values:
+            raise UserError(self._size_message(height, width, self._size_error_for(x)))
+        return values
 
     @torch.no_grad()
-    def _misfit_of(self, x: Tensor) -> str:
-        """The model's complaint about images of another size and other proportions than its own; empty if it takes
-        them as it is."""
-        if self._misfit is None:
+    def _size_error_for(self, x: Tensor) -> str:
+        """Error message of the model for images of another size and aspect ratio; empty if it accepts them
+        unchanged."""
+        if self._size_error is None:
             step = self._survey.step
             other = x.new_zeros(1, x.shape[1], self._survey.height + step, self._survey.width + 2 * step)
             model = self.model
@@ -341,23 +341,23 @@ class ModuleNet(nn.Module):
             try:
                 with at_rest(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
                     model(other)
-                self._misfit = ""
+                self._size_error = ""
             except Exception as error:  # whatever a user's module raises
-                self._misfit = _in_words(error)
-        return self._misfit
+                self._size_error = _summarise(error)
+        return self._size_error
 
-    def _refusal(self, height: int, width: int, complaint: str) -> str:
-        name, seen = type(self.model).__name__, self._survey
-        others = candidates(self.model, seen, () if callable(self.resize_positions) else self.resize_positions or ())
-        how = f"resize_positions={others[0]!r}) resizes" if others else "resize_positions=…) takes a function for"
+    def _size_message(self, height: int, width: int, error: str) -> str:
+        name, survey = type(self.model).__name__, self._survey
+        tensors = candidates(self.model, survey, () if callable(self.resize_positions) else self.resize_positions or ())
+        remedy = f"resize_positions={tensors[0]!r}) resizes" if tensors else "resize_positions=…) takes a function for"
         return (
-            f"{name} takes images of {seen.width} × {seen.height} px, not of {width} × {height} ({complaint}); if its "
-            f"position embeddings are of one size, crosschannel.wrap(net, {how} them"
+            f"{name} takes images of {survey.width} × {survey.height} px, not of {width} × {height} ({error}); if its "
+            f"position embeddings have a fixed size, crosschannel.wrap(net, {remedy} them"
         )
 
     def leave_out(self, layers: Mapping[str, str]) -> None:
-        """List some layers no more: names → why."""
-        self.left_out |= {name: why for name, why in layers.items() if name in self.layers}
+        """Remove layers from the list; ``layers`` maps names to reasons."""
+        self.left_out |= {name: reason for name, reason in layers.items() if name in self.layers}
         self.layers = tuple(name for name in self.layers if name not in layers)
 
     def has_layer(self, name: str) -> bool:
@@ -397,27 +397,27 @@ class ModuleNet(nn.Module):
         return False
 
     def _path(self, name: str) -> str:
-        """The submodule of a layer, by its dotted name."""
+        """Dotted name of a layer's submodule."""
         path = self._paths.get(name, name)
         return path.removesuffix("_class") if self._is_token(name) else path
 
     def _as_map(self, name: str, output: object, x: Tensor) -> Tensor:
-        """The output of a submodule, as (N, C, h, w)."""
+        """Convert the output of a submodule to (N, C, h, w)."""
         layout, tensor = self._survey.layouts.get(self._path(name)), tensor_of(output)
         if isinstance(layout, str):
             raise UserError(layout)
         height, width = x.shape[2:]
-        found = None
+        feature_map = None
         if tensor is not None and layout is not None:
-            found = layout.class_token(tensor) if self._is_token(name) else layout.as_map(tensor, height, width)
-        if found is None or len(found) != len(x):
-            raise UserError(f"layer {name!r} gives no feature map (N, C, h, w) of images of {width} × {height} px")
-        return found
+            feature_map = layout.class_token(tensor) if self._is_token(name) else layout.as_map(tensor, height, width)
+        if feature_map is None or len(feature_map) != len(x):
+            raise UserError(f"layer {name!r} gives no feature map (N, C, h, w) for images of {width} × {height} px")
+        return feature_map
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._call(x, self._values_for(x))
+        return self._call(x, self._replacements_for(x))
 
     def logits(self, x: Tensor) -> Tensor | None:
-        """The model's own output, if that is a vector an image."""
-        output = self._call(x, self._values_for(x))
+        """Return the model's own output if it is one vector per image."""
+        output = self._call(x, self._replacements_for(x))
         return output if isinstance(output, Tensor) and output.ndim == 2 else None

@@ -88,7 +88,7 @@ class Colorizer(nn.Module):
             (N, C, h, w), of every ``task.stride``-th pixel; ab for most tasks.
 
         Raises:
-            UserError: another batch; a temperature that is not above 0, or one for a net without; damaged weights.
+            UserError: any other batch; a temperature that is not above 0, or for a net that has none; damaged weights.
         """
         check_pictures(rgb)
         return self._decoded(self.task.inputs(rgb), temperature)
@@ -140,17 +140,17 @@ class Colorizer(nn.Module):
         return torch.cat([ab for _, _, ab in self._strips(rgb, temperature)], 2)
 
     def forward(self, image, temperature: float | None = None):
-        """Colour an image or a batch; the same kind comes back, of a file a Pillow image.
+        """Colour an image or a batch and return the same type; for a file name, a Pillow image.
 
         Args:
-            image: a Pillow image; the name of a file; a uint8 array (H, W), (H, W, 3) or (N, H, W, 3); or a tensor
+            image: a Pillow image; a file name; a uint8 array (H, W), (H, W, 3) or (N, H, W, 3); or a tensor
                 (N, 3, H, W) or (N, H, W, 3), uint8 or float in [0, 1], which stays on its device. Only its lightness is
                 used.
             temperature: T > 0 of the annealed mean; None takes the net's own decode.
 
         Raises:
-            UserError: anything else, an empty or a damaged picture; a temperature that is not above 0, or one for a net
-                that has none.
+            UserError: any other type; an empty or damaged picture; a temperature that is not above 0, or for a net that
+                has none.
         """
         if isinstance(image, str | os.PathLike):
             return self(Image.fromarray(_pixels_of_file(image)), temperature)
@@ -161,14 +161,14 @@ class Colorizer(nn.Module):
         if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != 3 and image.shape[3] == 3:
             return self(image.permute(0, 3, 1, 2), temperature).permute(0, 2, 3, 1)
         if not isinstance(image, Tensor):
-            kinds = "a Pillow image, the name of a file, an array or a tensor"
+            kinds = "a Pillow image, a file name, an array or a tensor"
             raise UserError(f"a colorizer takes {kinds}, not {describe(image)}")
         check_pictures(image)
         rgb = image if image.dtype == torch.uint8 else image.float().clamp(0, 1)
         return self._colour(rgb, temperature).to(image.dtype)
 
     def _colour_array(self, array: np.ndarray, temperature: float | None) -> np.ndarray:
-        """(H, W), (H, W, 3) or (N, H, W, 3) uint8 → the same in colour, a grey one with a third dimension."""
+        """Colour a uint8 array (H, W, 3) or (N, H, W, 3); (H, W) becomes (H, W, 3)."""
         rgb = np.repeat(array[:, :, None], 3, 2) if array.ndim == 2 else array
         if rgb.dtype != np.uint8 or rgb.ndim not in (3, 4) or rgb.shape[-1] != 3:
             raise UserError(f"an array is (H, W), (H, W, 3) or (N, H, W, 3), uint8; got {array.shape} {array.dtype}")
@@ -242,7 +242,7 @@ def coloured_rows(net: nn.Module, task: Pretext, crops: Sequence[np.ndarray]) ->
 
 
 def _pixels_of_file(path: str | os.PathLike) -> np.ndarray:
-    """The upright picture of a file, (H, W, 3) uint8."""
+    """Read a picture from a file as (H, W, 3) uint8, turned upright."""
     try:
         return decode(read_bytes(user_path(os.fspath(path))))
     except (BrokenImage, OSError, ValueError) as error:

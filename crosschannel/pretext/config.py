@@ -81,11 +81,11 @@ class SplitBrainConfig:
     """What the two halves predict."""
 
     neighbours: Annotated[int, within(1, 313)] = field(default=1, metadata={"before": 5})
-    """ab bins that a target colour is spread over; 1 (the authors') is one-hot"""
+    """ab bins that a target colour is spread over; 1 (as published) is one-hot"""
     sigma: Annotated[float, above(0, 1000)] = 5.0
     """standard deviation of that spread, in ab units"""
     lightness_bins: Annotated[int, within(2, 1000)] = field(default=50, metadata={"before": 100})
-    """bins of equal width over L in 0..100; 50 are the authors'"""
+    """bins of equal width over L in 0..100; 50 as published"""
     normalise: Normalise = "pixels"
     """divide the summed loss by all target pixels of the batch, or by its images"""
 

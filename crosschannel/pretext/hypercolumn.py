@@ -56,7 +56,7 @@ class HypercolumnNet(nn.Module):
         self.out = nn.Conv1d(config.width, 2 * BINS, 1)
         self.activation = nn.ReLU()
         for conv in (module for module in self.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)):
-            bound = math.sqrt(3 / conv.weight[0].numel())  # Caffe's "xavier", by the number of inputs alone
+            bound = math.sqrt(3 / conv.weight[0].numel())  # Caffe's "xavier", which depends only on the fan-in
             nn.init.uniform_(conv.weight, -bound, bound)
             nn.init.zeros_(conv.bias)
         nn.init.normal_(self.hidden.weight, std=1e-4)

@@ -26,7 +26,7 @@ from crosschannel.pretext.task import (
 from crosschannel.runs.config import CropConfig
 
 _GREY = 0.4488  # mean of grey photographs in 0..1
-_FADING = 0.03  # length of the mean over bins of p · e^{iθ} from which on chroma is not faded
+_FADING = 0.03  # chroma fades below this length of the mean over bins of p · e^{iθ}
 
 
 class _Targets(NamedTuple):
@@ -39,9 +39,9 @@ class _Targets(NamedTuple):
 
 
 class Larsson(Pretext):
-    """Grey → distributions of hue and of chroma. The targets are histograms of a window around a pixel; the loss is the
-    KL divergence, that of hue weighted by 5 · chroma and that of chroma by min(3x, 1, 3(1 - x)), with the chroma and
-    the grey x of the pixel itself.
+    """Grey → distributions of hue and chroma. The targets are histograms of a window around a pixel. The loss is the KL
+    divergence; hue is weighted by 5 · chroma, and chroma by min(3x, 1, 3(1 - x)), with the chroma and the grey x of the
+    pixel itself.
 
     Hue is that of RGB (the release's of BGR, which renames the hues). Pictures keep their lightness; the release keeps
     the mean of RGB.
@@ -127,7 +127,7 @@ class Larsson(Pretext):
         return torch.cat([part.softmax(1) for part in outputs.float().split(BINS, 1)], 1)
 
     def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
-        """Larsson et al.'s decode: median chroma, circular mean of hue, chroma faded if the hue is uncertain;
+        """Decode as Larsson et al. do: median chroma, circular mean of hue, chroma faded if the hue is uncertain;
         V = L + C/2, S = C/V, then RGB shifted to the original mean."""
         hue, chroma = maps.split(BINS, 1)
         grey = rgb.mean(1)

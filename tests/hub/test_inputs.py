@@ -1,4 +1,4 @@
-"""The preprocessing of weights that somebody trained: where it comes from is said, and it can be set."""
+"""Preprocessing of pretrained weights: its origin is reported, and every attribute can be overridden."""
 
 import json
 import re
@@ -29,7 +29,7 @@ AS_STATED = InputSpec("rgb", 192, 256, "bilinear", (0.1, 0.2, 0.3), (1, 2, 3))
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Weights of a ViT, of a ResNet and of a small net of torchvision's, bare."""
+    """Plain state dicts of a ViT, a ResNet and a small torchvision net."""
     folder = tmp_path_factory.mktemp("weights")
     torch.save(timm.create_model(VIT).state_dict(), folder / "vit.pth")
     torch.save(timm.create_model("resnet10t").state_dict(), folder / "resnet.pth")
@@ -38,7 +38,7 @@ def weights(tmp_path_factory):
 
 
 def cfg(name: str) -> dict:
-    """timm's own description of a tag's input."""
+    """Return timm's own preprocessing config of a tag."""
     return timm.models.get_pretrained_cfg(name).to_dict()
 
 
@@ -56,7 +56,7 @@ def cfg(name: str) -> dict:
         ),
     ],
 )
-def test_weights_of_a_file_say_whose_preprocessing_they_get(weights, monkeypatch, source, tag, origin):
+def test_origin_of_the_preprocessing_is_reported_for_weights_of_a_file(weights, monkeypatch, source, tag, origin):
     monkeypatch.chdir(weights)
     backbone = load_backbone(source)
     config = cfg(tag)
@@ -81,7 +81,7 @@ def test_weights_of_a_file_say_whose_preprocessing_they_get(weights, monkeypatch
 @pytest.mark.parametrize(
     "source", [f"timm:{VIT},weights=vit.pth", "torchvision:shufflenet_v2_x0_5,weights=shuffle.pth"]
 )
-def test_the_source_sets_every_attribute(weights, monkeypatch, source, options, changed):
+def test_source_options_override_every_input_attribute(weights, monkeypatch, source, options, changed):
     monkeypatch.chdir(weights)
     backbone = load_backbone(source + "".join(f",{key}={value}" for key, value in options.items()))
     assert {key: getattr(backbone.input, key) for key in changed} == changed
@@ -90,7 +90,7 @@ def test_the_source_sets_every_attribute(weights, monkeypatch, source, options, 
 
 @pytest.mark.parametrize("place", ["pretrained_cfg", "default_cfg", "config.json", "config.json of old"])
 @pytest.mark.parametrize("source", ["timm:resnet10t", "timm:resnet10t.c3_in1k"])
-def test_a_file_that_states_its_preprocessing_is_obeyed(weights, tmp_path, place, source):
+def test_preprocessing_stored_with_a_file_is_used(weights, tmp_path, place, source):
     state, path = torch.load(weights / "resnet.pth"), tmp_path / "w.pth"
     torch.save({"state_dict": state} | ({place: STATED} if place.endswith("cfg") else {}), path)
     if place == "config.json":
@@ -103,7 +103,7 @@ def test_a_file_that_states_its_preprocessing_is_obeyed(weights, tmp_path, place
     assert load_backbone(f"{source},weights={path},mean=0.5").input.mean == (0.5,) * 3
 
 
-def test_an_untrained_twin_gets_the_input_that_the_trained_nets_file_states(weights, tmp_path):
+def test_untrained_twin_uses_the_input_stored_with_the_trained_weights(weights, tmp_path):
     torch.save({"model": torch.load(weights / "shuffle.pth"), "pretrained_cfg": STATED}, tmp_path / "w.pth")
     twin = load_backbone(f"random:{TORCHVISION},weights={tmp_path / 'w.pth'},size=64").input
     assert (twin.mean, twin.std, twin.interpolation) == (AS_STATED.mean, AS_STATED.std, AS_STATED.interpolation)
@@ -112,12 +112,12 @@ def test_an_untrained_twin_gets_the_input_that_the_trained_nets_file_states(weig
 
 
 @pytest.mark.parametrize("side", [64, 160, 224])
-def test_a_vit_of_a_file_takes_another_size_and_files_of_that_size(weights, tmp_path, side):
-    own = timm.create_model(VIT, img_size=side, num_classes=0).eval()
-    torch.save(own.state_dict(), tmp_path / "w.pth")
+def test_vit_weights_are_resized_unless_the_file_has_the_requested_size(weights, tmp_path, side):
+    vit = timm.create_model(VIT, img_size=side, num_classes=0).eval()
+    torch.save(vit.state_dict(), tmp_path / "w.pth")
     x = torch.rand(1, 3, side, side)
-    for path, model in ((tmp_path / "w.pth", own), (weights / "vit.pth", timm.create_model(VIT, num_classes=0).eval())):
-        if model is not own:
+    for path, model in ((tmp_path / "w.pth", vit), (weights / "vit.pth", timm.create_model(VIT, num_classes=0).eval())):
+        if model is not vit:
             model.load_state_dict({k: v for k, v in torch.load(path).items() if not k.startswith("head.")})
             model.set_input_size(img_size=side)  # timm's own resampling
         backbone = load_backbone(f"timm:{VIT},weights={path},size={side}")
@@ -131,7 +131,7 @@ def test_a_vit_of_a_file_takes_another_size_and_files_of_that_size(weights, tmp_
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"architectures": ["ViT"]}', json.dumps({"architecture": VIT, "pretrained_cfg": STATED})]
 )
-def test_a_config_of_something_else_is_not_the_files(weights, tmp_path, content):
+def test_unrelated_config_json_is_ignored(weights, tmp_path, content):
     (tmp_path / "w.pth").write_bytes((weights / "resnet.pth").read_bytes())
     (tmp_path / "config.json").write_text(content)
     backbone = load_backbone(f"timm:resnet10t,weights={tmp_path / 'w.pth'}")
@@ -141,7 +141,7 @@ def test_a_config_of_something_else_is_not_the_files(weights, tmp_path, content)
 @pytest.mark.parametrize(
     "change", [{"mean": "x"}, {"std": (0, 0, 0)}, {"input_size": 3}, {"crop_pct": "a"}, {"mean": (1,)}]
 )
-def test_a_stated_input_that_cannot_be_is_one_sentence(weights, tmp_path, change):
+def test_invalid_stored_preprocessing_is_reported_in_one_sentence(weights, tmp_path, change):
     torch.save({"model": torch.load(weights / "resnet.pth"), "pretrained_cfg": STATED | change}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"pretrained_cfg of w.pth is not a description of an input") as caught:
         load_backbone(f"timm:resnet10t,weights={tmp_path / 'w.pth'}")
@@ -149,7 +149,7 @@ def test_a_stated_input_that_cannot_be_is_one_sentence(weights, tmp_path, change
 
 
 @pytest.mark.parametrize("source", ["random:alexnet,fc=0,size=64,norm=false", "timm:resnet10t,weights=none,input=grey"])
-def test_a_grey_input_has_no_mean_to_set(source):
+def test_mean_is_refused_for_a_grey_input(source):
     with pytest.raises(UserError, match="mean and std are for RGB, and this net takes grey"):
         load_backbone(f"{source},mean=0.5")
 
@@ -161,7 +161,7 @@ def test_files_of_published_formats_take_the_same_options(tmp_path):
     assert "from the format torchvision-alexnet, with interpolation and mean and std" in describe_input(backbone)[0]
 
 
-def test_the_input_is_said_before_a_measurement_and_with_the_layers(weights, photo_folder, tmp_path, capsys):
+def test_input_is_printed_before_a_measurement_and_by_the_layers_command(weights, photo_folder, tmp_path, capsys):
     source = f"timm:resnet10t,weights={weights / 'resnet.pth'},size=64"
     keys = {"layers": "stage1", "k": (1,), "workers": 0, "quiet": False}
     transfer.knn(source, str(photo_folder), out=tmp_path / "run", **keys)

@@ -1,4 +1,4 @@
-"""Weights of a file for a net of a library: under any prefix, of several nets the right one, with any head or none."""
+"""Weights files for library nets: any prefix, several nets per file, any head or none."""
 
 import argparse
 from collections import OrderedDict
@@ -21,7 +21,7 @@ RGB = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """The same model with statistics that matter, in eval mode."""
+    """Randomise the BatchNorm statistics of a model and switch it to eval mode."""
     for name, buffer in model.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 1.5)
@@ -34,7 +34,7 @@ def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 @pytest.fixture(scope="module")
 def net():
-    """A small net of torchvision's with an fc."""
+    """Small torchvision net with an fc layer."""
     torch.manual_seed(0)
     return randomised(torchvision.models.shufflenet_v2_x0_5(weights=None))
 
@@ -46,7 +46,7 @@ def features(source: str) -> torch.Tensor:
 
 @torch.no_grad()
 def expected(model: nn.Module) -> torch.Tensor:
-    """What comes before the mean over positions and fc, by torchvision's own modules."""
+    """Features before global pooling and fc, computed with torchvision's own modules."""
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return nn.Sequential(*list(model.children())[:-1])((RGB - mean) / std)
 
@@ -74,7 +74,7 @@ FAMILIES = ["mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "s
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_of_torchvision_loads_without_its_head(tmp_path, name):
+def test_every_torchvision_family_loads_without_its_head(tmp_path, name):
     torch.manual_seed(0)
     model = randomised(torchvision.models.get_model(name, weights=None))
     head = "fc" if hasattr(model, "fc") else "classifier"
@@ -83,22 +83,22 @@ def test_every_family_of_torchvision_loads_without_its_head(tmp_path, name):
     backbone = load_backbone(f"torchvision:{name},weights={tmp_path / 'w.pth'},size=64")
     assert head in backbone.net.left_out and head not in backbone.layers
     last = next(layer for layer in reversed(backbone.layers) if list(backbone.part(layer).parameters()))
-    caught = []
-    model.get_submodule(last).register_forward_hook(lambda module, inputs, output: caught.append(output))
+    outputs = []
+    model.get_submodule(last).register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.no_grad():
         model(backbone.preprocess(RGB))
-        assert torch.allclose(backbone(RGB, [last])[last], caught[0], atol=1e-5)
+        assert torch.allclose(backbone(RGB, [last])[last], outputs[0], atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def trunk():
-    """The convolutions of torchvision's AlexNet."""
+    """Convolutions of torchvision's AlexNet."""
     return {k: v for k, v in torchvision.models.alexnet(weights=None).state_dict().items() if k.startswith("features")}
 
 
 @pytest.mark.parametrize("fc", [{}, {"classifier.1": (8, 9216), "classifier.4": (8, 8)}])
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_files_of_the_literature_keep_what_fc_layers_they_have(tmp_path, trunk, fc, ending):
+def test_published_formats_keep_the_fc_layers_of_the_file(tmp_path, trunk, fc, ending):
     weights = {f"{name}.weight": torch.ones(shape) for name, shape in fc.items()}
     state = under("module.encoder_q.", trunk | weights | {f"{name}.bias": torch.ones(8) for name in fc})
     path = tmp_path / f"w.{ending}"
@@ -106,7 +106,7 @@ def test_files_of_the_literature_keep_what_fc_layers_they_have(tmp_path, trunk, 
     assert load_backbone(str(path)).layers[-1] == ("fc7" if fc else "pool5")
 
 
-def test_an_alexnet_of_torchvisions_without_its_classifier_is_a_trunk(tmp_path, trunk):
+def test_torchvision_alexnet_without_classifier_loads_as_a_trunk(tmp_path, trunk):
     torch.save(under("backbone.", trunk), tmp_path / "w.pth")
     backbone = load_backbone(f"torchvision:alexnet,weights={tmp_path / 'w.pth'}")
     assert backbone.layers[-1] == "pool5" and torch.equal(backbone.net.conv1.conv.weight, trunk["features.0.weight"])
@@ -114,7 +114,7 @@ def test_an_alexnet_of_torchvisions_without_its_classifier_is_a_trunk(tmp_path, 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet10t", "stage5"), ("vit_tiny_patch16_224", "block12_class")])
 @pytest.mark.parametrize("classes", [0, 5])
-def test_files_of_timm_with_any_head(tmp_path, name, layer, classes):
+def test_timm_files_load_with_any_head(tmp_path, name, layer, classes):
     torch.manual_seed(1)
     model = timm.create_model(name, num_classes=classes).eval()
     extra = {"fc.0.weight" if name == "resnet10t" else "head.mlp.0.weight": torch.ones(2, 2)} if not classes else {}
@@ -128,7 +128,7 @@ def test_files_of_timm_with_any_head(tmp_path, name, layer, classes):
     if classes:
         assert load_classifier(f"timm:{name},weights={tmp_path / 'w.pth'}").outputs == classes
     else:
-        with pytest.raises(UserError, match="tells no classes: its file has no weights for"):
+        with pytest.raises(UserError, match="has no classifier: its file has no weights for"):
             load_classifier(f"timm:{name},weights={tmp_path / 'w.pth'}")
 
 
@@ -143,7 +143,7 @@ def zeros(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ("ema_model", "net"), ("teacher", "student"), ("base_encoder", "momentum_encoder"), ("ema.net", "raw.net"),
     ],
 )  # fmt: skip
-def test_of_raw_and_averaged_weights_the_average_is_taken(tmp_path, net, right, wrong, capsys):
+def test_averaged_weights_are_preferred_to_raw_ones(tmp_path, net, right, wrong, capsys):
     state = net.state_dict()
     file = {**under(f"{wrong}.", zeros(state)), **under(f"{right}.", state)}
     nested = {wrong: zeros(state), right: under("module.", state), "args": argparse.Namespace(lr=0.1), "epoch": 9}
@@ -157,7 +157,7 @@ def test_of_raw_and_averaged_weights_the_average_is_taken(tmp_path, net, right, 
     assert f"net {right}" in line and f"(not {wrong}" in line
 
 
-def test_averages_as_torch_saves_them(tmp_path, monkeypatch):
+def test_weights_of_a_torch_averaged_model_load(tmp_path, monkeypatch):
     averaged = AveragedModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     torch.save(averaged.state_dict(), tmp_path / "w.pth")
     monkeypatch.chdir(tmp_path)
@@ -171,7 +171,7 @@ def test_averages_as_torch_saves_them(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda state: {"a": state, "b": state}, "several such nets, at a, b: say which with key="),
+        (lambda state: {"a": state, "b": state}, "several such nets, at a, b: choose one with key="),
         (lambda state: {**state, **under("module.", state)}, "two tensors of one name"),
         (
             lambda state: {k: v for k, v in state.items() if k != "stage3.0.branch1.0.weight"},
@@ -187,7 +187,7 @@ def test_averages_as_torch_saves_them(tmp_path, monkeypatch):
         (lambda state: {"model": "resnet18"}, "holds no named tensors"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, net, content, message):
+def test_weights_that_do_not_fit_are_named(tmp_path, net, content, message):
     torch.save(content(dict(net.state_dict())), tmp_path / "w.pth")
     with pytest.raises(UserError, match=message) as caught:
         load_backbone(f"torchvision:shufflenet_v2_x0_5,weights={tmp_path / 'w.pth'}")
@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_named(tmp_path, net, content, message):
         ("timm:resnet18.nothing", "timm's resnet18 has no tag 'nothing'; it has a1_in1k"),
     ],
 )
-def test_a_source_that_names_no_weights_is_one_sentence(tmp_path, monkeypatch, net, source, message):
+def test_source_without_valid_weights_is_reported_in_one_sentence(tmp_path, monkeypatch, net, source, message):
     monkeypatch.chdir(tmp_path)
     torch.save({"one": net.state_dict(), "two": {"net": net.state_dict()}}, "w.pth")
     with pytest.raises(UserError, match=message) as caught:
@@ -216,7 +216,7 @@ def test_a_source_that_names_no_weights_is_one_sentence(tmp_path, monkeypatch, n
     assert "\n" not in str(caught.value)
 
 
-def test_import_says_which_net_of_the_file_it_took(tmp_path, trunk, capsys):
+def test_import_reports_which_net_of_the_file_it_chose(tmp_path, trunk, capsys):
     torch.save({"model": zeros(trunk), "model_ema": under("module.", trunk)}, tmp_path / "a.pth")
     assert main(["import", str(tmp_path / "a.pth"), f"--out={tmp_path / 'ema.safetensors'}"]) == 0
     assert "read: net model_ema.module (not model, which key= would choose)" in capsys.readouterr().out
@@ -228,12 +228,12 @@ def test_import_says_which_net_of_the_file_it_took(tmp_path, trunk, capsys):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_net_comes_out_as_it_went_in_whatever_lies_around_it(seed):
-    """Names of one to four parts, some of them equal, below a random prefix beside other tensors."""
+def test_net_is_extracted_unchanged_from_any_checkpoint(seed):
+    """Names have one to three parts, some of them equal, under a random prefix and next to other tensors."""
     generator = torch.Generator().manual_seed(seed)
 
-    def number(most: int) -> int:
-        return int(torch.randint(most, (1,), generator=generator))
+    def number(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=generator))
 
     def name(parts: int) -> str:
         return ".".join("abcde"[number(5)] + str(number(3)) for _ in range(parts))
@@ -242,6 +242,6 @@ def test_a_net_comes_out_as_it_went_in_whatever_lies_around_it(seed):
     prefix = "".join(f"{name(1)}x." for _ in range(number(4)))
     wrapped = {f"module.{prefix}{key}" if seed % 2 else prefix + key: value for key, value in names.items()}
     rest = {f"optimizer.{name(2)}.moment": torch.rand(1) for _ in range(5)}
-    found = choose_net(wrapped | rest, names, "file").tensors
-    assert {key: found[key] for key in names} == dict(names)
-    assert prefix == "" or found.keys() == names.keys()
+    state = choose_net(wrapped | rest, names, "file").tensors
+    assert {key: state[key] for key in names} == dict(names)
+    assert prefix == "" or state.keys() == names.keys()

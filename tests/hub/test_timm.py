@@ -215,10 +215,10 @@ def test_timms_own_tests_of_models(tmp_path):
         ("alexnet", {"pretrained": True, "pretrained_cfg_overlay": {"file": "gone.pth"}}, "no weights file gone.pth"),
         ("vgg16", {"colour": 1}, "crosschannel_vgg16 has no argument 'colour': it has num_classes, in_chans"),
         ("alexnet", {"img_size": 224}, "has no argument 'img_size'"),
-        ("alexnet", {"out_indices": (1,)}, "'out_indices'; it goes with features_only=True"),
+        ("alexnet", {"out_indices": (1,)}, "'out_indices'; it needs features_only=True"),
     ],
 )
-def test_an_argument_that_is_none_or_has_no_such_value_is_named(name, options, message):
+def test_invalid_arguments_are_named(name, options, message):
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         timm.create_model(f"crosschannel_{name}", **options)
 
@@ -226,7 +226,7 @@ def test_an_argument_that_is_none_or_has_no_such_value_is_named(name, options, m
 @pytest.mark.parametrize(
     ("indices", "expected"), [(2, [3, 4]), ((0, -1), [0, 4]), ([4, 1], [4, 1]), (5, [0, 1, 2, 3, 4])]
 )
-def test_maps_are_chosen_as_timm_chooses_them(indices, expected):
+def test_out_indices_select_maps_as_in_timm(indices, expected):
     assert timm.models._features.feature_take_indices(5, indices)[0] == expected  # timm's own rule
     model = timm.create_model("crosschannel_alexnet", features_only=True, out_indices=indices)
     assert model.feature_info.channels() == [[96, 256, 384, 384, 256][i] for i in expected]
@@ -234,7 +234,7 @@ def test_maps_are_chosen_as_timm_chooses_them(indices, expected):
 
 @torch.no_grad()
 @pytest.mark.parametrize("net", ["trunk", "whole", "absorbed"])
-def test_an_exported_folder_is_a_model_of_timms(net, request, tmp_path):
+def test_exported_folder_loads_as_a_timm_model(net, request, tmp_path):
     spec = NetSpec("alexnet", norm=False, geometry="padded")
     absorbed = (tmp_path / "b.safetensors", AlexNet(fc=0, norm=False), spec, 96)
     source = save(*absorbed) if net == "absorbed" else request.getfixturevalue(net)
@@ -253,7 +253,7 @@ def test_an_exported_folder_is_a_model_of_timms(net, request, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["resnet10t,size=32", "vit_tiny_patch16_224,size=64", "resnet10t,size=32,input=grey"])
-def test_an_exported_net_of_timms_is_a_folder_of_timms(name, tmp_path):
+def test_exported_timm_net_loads_from_its_folder(name, tmp_path):
     backbone = load_backbone(f"random:timm:{name}")
     out = tmp_path / "folder" / "model.safetensors"
     assert main(["export", f"random:timm:{name}", "--format=timm", f"--out={out}", "--card=false"]) == 0
@@ -266,7 +266,7 @@ def test_an_exported_net_of_timms_is_a_folder_of_timms(name, tmp_path):
         assert stated == (backbone.input.size, backbone.input.interpolation, *backbone.input.mean, *backbone.input.std)
 
 
-def test_a_folder_in_which_timm_would_read_another_file_is_said(trunk, tmp_path, capsys):
+def test_export_warns_if_timm_would_read_another_file_of_the_folder(trunk, tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes(b"another net")
     assert main(["export", trunk, "--format=timm", f"--out={tmp_path / 'net.pth'}"]) == 0
     assert "local-dir: reads model.safetensors in this folder, not net.pth" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(served, tmp_path):
     assert path.read_bytes() == served.content and served.asked == [0, served.most, 2 * served.most]
     path.unlink()
     served.most, served.asked = len(served.content) // 9, []
-    with pytest.raises(UserError, match="the same command goes on where it stopped"):
+    with pytest.raises(UserError, match="the same command resumes where it stopped"):
         zoo.fetch("mine")
     served.most = 1 << 40
     assert zoo.fetch("mine").read_bytes() == served.content
@@ -125,25 +125,25 @@ def test_every_entry_has_an_importer_and_the_checksum_of_its_name():
             assert f"-{entry.checksum}." in entry.url  # the authors publish it in the file's name
 
 
-@pytest.mark.parametrize("words", ["runs/net-0", "photos", "resnet50", "random:alexnet", "my_nets:net", "weights.pth"])
-def test_fetch_says_what_it_takes(served, tmp_path, monkeypatch, capsys, words):
+@pytest.mark.parametrize("source", ["runs/net-0", "photos", "resnet50", "random:alexnet", "my_nets:net", "weights.pth"])
+def test_fetch_lists_the_sources_that_it_accepts(served, tmp_path, monkeypatch, capsys, source):
     monkeypatch.chdir(tmp_path)
-    assert main(["fetch", words]) == 2
+    assert main(["fetch", source]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"nothing to fetch for {words!r}" in line
+    assert f"nothing to fetch for {source!r}" in line
     assert "fetch takes zoo:NAME, hf-hub:OWNER/NAME, torchvision:NAME and timm:NAME" in line
-    assert ("it is on this machine already" in line) == (words == "weights.pth")
+    assert ("it is on this machine already" in line) == (source == "weights.pth")
 
 
 @pytest.fixture
 def no_network(tmp_path, monkeypatch):
-    """A machine whose packets get no answer, with empty caches."""
+    """Simulate a machine without network access and with empty caches."""
 
     def hang(*_arguments):
         time.sleep(60)
 
     monkeypatch.setattr(socket, "create_connection", hang)
-    monkeypatch.setattr(network, "_PATIENCE", 0.2)
+    monkeypatch.setattr(network, "_CONNECT_TIMEOUT", 0.2)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -166,10 +166,10 @@ def no_network(tmp_path, monkeypatch):
         ("hf-hub:me/net", "huggingface.co"),
     ],
 )
-def test_without_a_network_weights_are_one_sentence_at_once(no_network, source, host, capsys):
-    begun = time.monotonic()
+def test_missing_network_is_reported_at_once_in_one_sentence(no_network, source, host, capsys):
+    start = time.monotonic()
     assert main(["fetch", source]) == 2
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - start < 15
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"no connection? {host} cannot be reached (no answer in 0.2 s): run `crosschannel fetch {source}`" in line
     assert line.endswith("or use --model (--backbone) with a run of your own")
@@ -183,12 +183,12 @@ def test_a_cached_repository_needs_no_network(no_network, tmp_path, monkeypatch)
     (folder / "refs" / "main").write_text(commit)
     (folder / "snapshots" / commit).mkdir(parents=True)
     (folder / "snapshots" / commit / "README.md").write_text("a net")
-    with pytest.raises(UserError, match=r"hf-hub:me/net has no backbone\.safetensors: only nets of crosschannel"):
+    with pytest.raises(UserError, match=r"hf-hub:me/net has no backbone\.safetensors: only crosschannel nets load"):
         load_backbone("hf-hub:me/net")
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:{port}", "127.0.0.1:{port}"])
-def test_behind_a_proxy_the_proxy_is_what_must_answer(monkeypatch, proxy):
+def test_connection_check_tries_the_proxy_if_there_is_one(monkeypatch, proxy):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = proxy.format(port=server.getsockname()[1])
         for name in ("http_proxy", "https_proxy"):

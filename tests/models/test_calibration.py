@@ -109,7 +109,7 @@ def test_it_is_the_releases_procedure_to_a_percent(batch):
     assert abs(deviations[-1] - 1) < 0.1 < abs(deviations[0] - 1)  # it tends to one
 
 
-def test_it_makes_all_layers_learn_at_one_rate(batch):
+def test_all_layers_learn_at_the_same_rate(batch):
     net = uncalibrated(batch)
 
     def spread(scale: float) -> float:
@@ -126,8 +126,8 @@ def test_it_makes_all_layers_learn_at_one_rate(batch):
     assert before > 10 and spread(scale) < 1.2
 
 
-def test_the_scale_of_an_input_takes_part_as_the_layer_that_it_stands_for(batch):
-    """Inputs that carry a scale of 3, and a conv1 that holds it instead, end in one function."""
+def test_input_scale_counts_like_a_scale_of_the_first_layer(batch):
+    """Moving a factor of 3 from conv1 to the inputs gives the same function after calibration."""
     plain, scaled = uncalibrated(batch), uncalibrated(batch)
     with torch.no_grad():
         scaled.conv1.conv.weight.div_(3)

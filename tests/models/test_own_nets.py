@@ -212,17 +212,17 @@ def test_a_picture_or_numbers_up_to_255_are_refused(mynets):
         "normalised yet": 2 * rgb.half() - 1,
         "got NaN": rgb.log().log(),
     }
-    for words, batch in wrong.items():
+    for message, batch in wrong.items():
         for call in (backbone, backbone.preprocess):
-            backbone(rgb)  # of the right range: the next one is checked all the same
-            with pytest.raises(UserError, match=words):
+            backbone(rgb)  # in range, but the next batch is checked as well
+            with pytest.raises(UserError, match=message):
                 call(batch)
     maps = backbone(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
     assert torch.allclose(maps["conv1"], backbone(torch.ones(1, 3, 64, 64))["conv1"])
-    assert backbone(rgb * 1.1 - 0.05)["conv1"].isfinite().all()  # as bicubic resizing oversteps
+    assert backbone(rgb * 1.1 - 0.05)["conv1"].isfinite().all()  # the overshoot of bicubic resizing
 
 
-def test_pictures_are_not_looked_at_while_a_graph_is_traced():
+def test_values_are_not_checked_while_a_graph_is_traced():
     backbone = load_backbone("random:alexnet,fc=0,size=64,resize=72", layers=["conv1"])
     rgb = torch.rand(2, 3, 64, 64)
     expected = backbone(rgb)["conv1"]
@@ -236,7 +236,7 @@ def test_pictures_are_not_looked_at_while_a_graph_is_traced():
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [
         (None, "None"),
         (3, "3"),
@@ -247,9 +247,9 @@ def test_pictures_are_not_looked_at_while_a_graph_is_traced():
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_wrong_types_are_one_sentence(value, words):
+def test_wrong_types_are_reported_in_one_sentence(value, message):
     for call in (wrap, load_backbone, load_colorizer, lambda it: Backbone(it, InputSpec())):
-        with pytest.raises(UserError, match=f"not {words}"):
+        with pytest.raises(UserError, match=f"not {message}"):
             call(value)
     for call in (lambda it: wrap(nn.Sequential(nn.Conv2d(3, 4, 3)), it), lambda it: Backbone(AlexNet(fc=0), it)):
         if value is not None:
@@ -257,7 +257,7 @@ def test_wrong_types_are_one_sentence(value, words):
                 call(value)
 
 
-def test_a_module_is_no_source_and_a_source_no_module(tmp_path):
+def test_modules_and_sources_are_not_interchangeable(tmp_path):
     with pytest.raises(UserError, match=r"not AlexNet; crosschannel\.wrap makes a backbone"):
         load_backbone(AlexNet(fc=0))
     with pytest.raises(UserError, match=r"not 'timm:resnet18'; crosschannel\.load_backbone"):
@@ -273,7 +273,7 @@ def test_a_module_is_no_source_and_a_source_no_module(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("attributes", "words"),
+    ("attributes", "message"),
     [
         ({"size": 0}, "input size must be at least 1"),
         ({"size": -3}, "input size must be at least 1"),
@@ -288,7 +288,7 @@ def test_a_module_is_no_source_and_a_source_no_module(tmp_path):
         ({"mean": (0.5, 0.5)}, "must have three numbers"),
         ({"mean": 0.5}, "input mean cannot be 0.5"),
         ({"mean": "abc"}, "input mean cannot be 'abc'"),
-        ({"mean": (123.675, 116.28, 103.53)}, "within 0..1, of RGB in .* got .123.675"),
+        ({"mean": (123.675, 116.28, 103.53)}, "within 0..1, for RGB in .* got .123.675"),
         ({"mean": (-0.5, 0.5, 0.5)}, "within 0..1"),
         ({"mean": (float("nan"), 0.5, 0.5)}, "input mean must be a finite number"),
         ({"std": (58.395, 57.12, 57.375)}, "input std must be at most 50"),
@@ -301,14 +301,14 @@ def test_a_module_is_no_source_and_a_source_no_module(tmp_path):
     ],
     ids=str,
 )
-def test_impossible_inputs_are_refused_where_they_are_made(attributes, words):
-    with pytest.raises(UserError, match=words):
+def test_invalid_inputs_are_refused_at_construction(attributes, message):
+    with pytest.raises(UserError, match=message):
         InputSpec(**{"kind": "rgb", **attributes})
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         replace(InputSpec("rgb"), **attributes)
 
 
-def test_inputs_take_the_numbers_of_arrays():
+def test_inputs_accept_arrays_and_numpy_integers():
     plain = InputSpec("rgb", 224, 256, mean=(0.5, 0.25, 0.0), std=(0.5, 0.5, 1.0))
     for kind in (np.array, torch.tensor, list):
         values = {"mean": kind([0.5, 0.25, 0.0]), "std": kind([0.5, 0.5, 1.0])}
@@ -319,14 +319,14 @@ def test_inputs_take_the_numbers_of_arrays():
 
 
 def test_inputs_of_earlier_versions_are_read():
-    """Crops were never larger than the size that images were resized to: the larger of both counted."""
+    """Earlier versions stored crops larger than ``resize``, and resized images to the larger of both."""
     stored = asdict(InputSpec("rgb", 224, 256)) | {"size": 512, "resize": 445}
     assert typed(InputSpec, stored, "a file") == InputSpec("rgb", 512, 512)
     with pytest.raises(UserError, match="a file is damaged: input mean must be within"):
         typed(InputSpec, stored | {"mean": [123.0, 116.0, 103.0]}, "a file")
 
 
-def test_patterns_name_layers_wherever_layers_are_named(mynets):
+def test_layer_patterns_work_everywhere(mynets):
     backbone = wrap(mynets.ViT(), size=64)
     rgb, blocks = torch.rand(1, 3, 64, 64), ["blocks.0", "blocks.1", "blocks.2"]
     for layers in (
@@ -344,8 +344,8 @@ def test_patterns_name_layers_wherever_layers_are_named(mynets):
     assert list(backbone(rgb, "all")) == list(backbone.layers)
     alexnet = load_backbone("random:alexnet,fc=0,size=64,resize=72", layers=["conv[35]"])
     assert list(alexnet(rgb)) == ["conv3", "conv5"]
-    for wrong, words in (("conv9*", r"no layer 'conv9\*'"), (5, "names or patterns"), ([], "names"), ([None], "names")):
-        with pytest.raises(UserError, match=words):
+    for wrong, error in (("conv9*", r"no layer 'conv9\*'"), (5, "names or patterns"), ([], "names"), ([None], "names")):
+        with pytest.raises(UserError, match=error):
             alexnet(rgb, wrong)
     assert plan_regions(alexnet, "conv4*").layer == "conv4"
     with pytest.raises(UserError, match=r"'conv\*' fits conv1, conv2, .*; name one"):

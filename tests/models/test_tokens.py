@@ -1,4 +1,4 @@
-"""Wrapped ViTs: their tokens as maps for images of any size and proportions, against the patches themselves."""
+"""Maps from the tokens of wrapped ViTs at any image size and aspect ratio, compared with the patches themselves."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Class token first, last or missing, register tokens, patches of any shape, positions in any form."""
+    """ViT with class and register tokens first, last or missing, patches of any shape and any form of positions."""
 
     def __init__(self, patch=(8, 8), tokens="c", name="pos_embed", form="sequence", linear=False, asserts=False):
         super().__init__()
@@ -67,9 +67,9 @@ class ViT(nn.Module):
         x = torch.cat((x, classes), 1) if self.tokens.startswith("r") else torch.cat((classes, x), 1)
         x = x + (0 if self.form == "map" else positions)
         if "r" in self.tokens:
-            place = 1 if self.tokens.startswith("c") else -1  # next to the class token, on the side of the patches
+            index = 1 if self.tokens.startswith("c") else -1  # next to the class token, on the side of the patches
             registers = self.extra[[i for i, kind in enumerate(self.tokens) if kind == "r"]].expand(len(x), -1, -1)
-            x = torch.cat((x[:, :place], registers, x[:, place:]), 1)
+            x = torch.cat((x[:, :index], registers, x[:, index:]), 1)
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean(1))
@@ -97,10 +97,10 @@ SHAPES = [(48, 48), (32, 80), (96, 64), (80, 32)]
     ],
     ids=str,
 )
-def test_tokens_are_maps_of_their_patches_for_images_of_any_size_and_proportions(keys):
+def test_tokens_become_maps_of_their_patches_at_any_size_and_aspect_ratio(keys):
     vit = ViT(**keys).eval()
     backbone = wrap(vit, size=SIZE)
-    with torch.no_grad():  # blocks that add nothing, positions that are all alike: tokens are their patches
+    with torch.no_grad():  # blocks add nothing and positions are constant, so tokens equal patches
         for block in vit.blocks:
             block.attention.out_proj.weight.zero_()
             block.attention.out_proj.bias.zero_()
@@ -109,32 +109,32 @@ def test_tokens_are_maps_of_their_patches_for_images_of_any_size_and_proportions
     for shape in SHAPES:
         x = torch.randn(2, 3, *shape)
         with torch.no_grad():
-            found = backbone.features(x, ["blocks.1"])["blocks.1"]
+            feature_map = backbone.features(x, ["blocks.1"])["blocks.1"]
             patches = vit.patches(x) + 1
         step = min(vit.patch)
         expected = patches.repeat_interleave(vit.patch[0] // step, 2).repeat_interleave(vit.patch[1] // step, 3)
-        assert torch.allclose(found, expected, atol=1e-4), shape
+        assert torch.allclose(feature_map, expected, atol=1e-4), shape
     assert backbone.strides["blocks.1"] == step and backbone.origin("blocks.1") == (step - 1) / 2
     plan = plan_regions(backbone, "blocks.1")
     assert plan.step % vit.patch[0] == plan.step % vit.patch[1] == 0
 
 
-@pytest.mark.parametrize(("tokens", "place"), [("c", 0), ("crr", 0), ("rrc", -1), ("", None)])
-def test_the_class_token_is_the_first_in_front_of_the_patches_else_the_last(tokens, place):
+@pytest.mark.parametrize(("tokens", "index"), [("c", 0), ("crr", 0), ("rrc", -1), ("", None)])
+def test_class_token_is_the_first_before_or_the_last_after_the_patches(tokens, index):
     vit = ViT(tokens=tokens).eval()
-    backbone, seen = wrap(vit, size=SIZE), {}
-    vit.blocks[1].register_forward_hook(lambda _m, _i, output: seen.update(tokens=output))
+    backbone, captured = wrap(vit, size=SIZE), {}
+    vit.blocks[1].register_forward_hook(lambda _m, _i, output: captured.update(tokens=output))
     x = torch.randn(2, 3, SIZE, SIZE)
-    if place is None:
+    if index is None:
         with pytest.raises(UserError, match="gives no feature map"):
             backbone.features(x, ["blocks.1_class"])
         return
     with torch.no_grad():
-        found = backbone.features(x, ["blocks.1_class"])["blocks.1_class"][:, :, 0, 0]
-    assert torch.equal(found, seen["tokens"][:, place])
+        token = backbone.features(x, ["blocks.1_class"])["blocks.1_class"][:, :, 0, 0]
+    assert torch.equal(token, captured["tokens"][:, index])
 
 
-def test_positions_are_resized_as_timm_does():
+def test_positions_are_resized_as_in_timm():
     from timm.layers import resample_abs_pos_embed
 
     positions = torch.randn(1, 1 + 36, WIDTH, requires_grad=True)
@@ -164,38 +164,38 @@ def test_a_module_that_interpolates_its_positions_is_left_alone():
     backbone = wrap(vit.eval(), size=SIZE)
     x = torch.randn(1, 3, 32, 80)
     with torch.no_grad():
-        found = backbone.features(x, ["blocks.0"])["blocks.0"]
+        feature_map = backbone.features(x, ["blocks.0"])["blocks.0"]
         tokens = vit.blocks[0](vit.patches(x).flatten(2).transpose(1, 2) + vit.resized)
-    assert torch.equal(found.flatten(2).transpose(1, 2), tokens)
+    assert torch.equal(feature_map.flatten(2).transpose(1, 2), tokens)
 
 
-def test_positions_of_an_unusual_name_are_named_or_given_by_a_function():
+def test_positions_with_an_uncommon_name_need_a_name_or_a_function():
     vit = ViT(name="table").eval()
     x = torch.randn(1, 3, 32, 80)
     with pytest.raises(UserError, match=r"ViT takes images of 48 × 48 px, not of 80 × 32 .*resize_positions='table'\)"):
         wrap(vit, size=SIZE).features(x)
-    asked = []
+    calls = []
 
     def resized(module, height, width):
-        asked.append((height, width))
+        calls.append((height, width))
         return {"table": resize(module.table, TokenGrid(6, 6, 1), TokenGrid(height // 8, width // 8, 1))}
 
     with torch.no_grad():
-        nets = [wrap(vit, size=SIZE, resize_positions=how) for how in ("table", resized)]
+        nets = [wrap(vit, size=SIZE, resize_positions=option) for option in ("table", resized)]
         by_name, by_function = (net.features(x, ["blocks.1"])["blocks.1"] for net in nets)
-    assert torch.equal(by_name, by_function) and asked == [(32, 80)] and vit.table.shape == (1, 37, WIDTH)
-    for wrong, words in (("tables", "no parameter or buffer"), (7, "a name, names or a function")):
-        with pytest.raises(UserError, match=words):
+    assert torch.equal(by_name, by_function) and calls == [(32, 80)] and vit.table.shape == (1, 37, WIDTH)
+    for wrong, message in (("tables", "no parameter or buffer"), (7, "a name, names or a function")):
+        with pytest.raises(UserError, match=message):
             wrap(vit, size=SIZE, resize_positions=wrong)
 
 
-def test_resized_positions_are_trained():
+def test_gradients_reach_the_original_positions():
     vit = ViT()
     wrap(vit, size=SIZE).features(torch.randn(1, 3, 32, 80), ["blocks.1"])["blocks.1"].square().sum().backward()
     assert vit.pos_embed.grad.abs().sum() > 0 and "pos_embed" not in vars(vit)
 
 
-def test_torchvisions_vit_which_asserts_its_size_takes_any():
+def test_torchvision_vit_takes_any_size_despite_its_assertion():
     vit = torchvision.models.VisionTransformer(SIZE, 8, 2, 2, WIDTH, 32).eval()
     backbone = wrap(vit, size=SIZE)
     assert backbone(torch.rand(2, 3, 32, 80), ["encoder"])["encoder"].shape == (2, WIDTH, 4, 10)
@@ -203,7 +203,7 @@ def test_torchvisions_vit_which_asserts_its_size_takes_any():
 
 
 class HuggingFaceViT(nn.Module):
-    """Names, tuples and checks as transformers has them."""
+    """ViT with the names, tuples and checks of transformers."""
 
     class Embeddings(nn.Module):
         def __init__(self):
@@ -247,7 +247,7 @@ def test_a_hugging_face_vit_takes_any_size():
     assert [tuple(m.shape[2:]) for m in maps.values()] == [(4, 10)] * 3 + [(1, 1)]
 
 
-def test_tokens_that_halve_and_maps_with_channels_last_follow_the_image():
+def test_halved_tokens_and_channels_last_maps_follow_the_image():
     class Hierarchical(nn.Module):
         def __init__(self):
             super().__init__()
@@ -274,8 +274,8 @@ def test_tokens_that_halve_and_maps_with_channels_last_follow_the_image():
 
 
 @pytest.mark.parametrize("channels", [16, 24])
-def test_channels_that_are_as_many_as_positions_stay_where_they_are(channels):
-    """A map of 16 × 16 positions: 16 channels first, or last, are told apart by an image of another height."""
+def test_layout_is_detected_if_channels_are_as_many_as_positions(channels):
+    """With 16 × 16 positions and 16 channels, an image of another height shows which axis holds the channels."""
 
     class Last(nn.Module):
         def __init__(self):
@@ -290,7 +290,7 @@ def test_channels_that_are_as_many_as_positions_stay_where_they_are(channels):
     assert torch.equal(maps["embed"], maps["turned"])
 
 
-def test_vectors_of_as_many_numbers_as_there_are_patches_are_no_tokens():
+def test_vectors_as_long_as_a_token_sequence_are_not_tokens():
     net = nn.Sequential(nn.Conv2d(3, 36, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(36, 37))
     maps = wrap(net, size=SIZE)(torch.rand(3, 3, SIZE, SIZE))
     assert maps["2"].shape == (3, 36, 1, 1) and maps["3"].shape == (3, 37, 1, 1)

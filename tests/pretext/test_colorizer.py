@@ -106,16 +106,16 @@ def test_a_net_that_sees_more_than_lightness_says_so():
         Colorizer(net, task).predict_ab(torch.zeros(1, 1, 32, 32))
 
 
-def test_files_pictures_arrays_and_batches_of_8_bits_are_coloured_alike(colorizer, photos, tmp_path):
+def test_files_pictures_arrays_and_uint8_batches_get_the_same_colours(colorizer, photos, tmp_path):
     pictures = np.stack([photo[:64, :96] for photo in photos[:3]])
     expected = np.stack([colorizer(picture) for picture in pictures])
     batch = torch.from_numpy(pictures)
     Image.fromarray(pictures[0]).save(tmp_path / "photo.png")
-    of_file = [colorizer(name) for name in (str(tmp_path / "photo.png"), tmp_path / "photo.png")]
-    assert all(isinstance(one, Image.Image) and np.array_equal(np.asarray(one), expected[0]) for one in of_file)
+    outputs = [colorizer(name) for name in (str(tmp_path / "photo.png"), tmp_path / "photo.png")]
+    assert all(isinstance(image, Image.Image) and np.array_equal(np.asarray(image), expected[0]) for image in outputs)
     assert np.array_equal(np.asarray(colorizer(Image.fromarray(pictures[0]))), expected[0])
-    of_batches = [colorizer(pictures), colorizer(batch), colorizer(batch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)]
-    for coloured in of_batches:
+    batches = [colorizer(pictures), colorizer(batch), colorizer(batch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)]
+    for coloured in batches:
         assert np.asarray(coloured).dtype == np.uint8 and np.array_equal(np.asarray(coloured), expected)
     last = colorizer(batch.float() / 255)  # channels last, as they came
     assert last.shape == batch.shape
@@ -126,7 +126,7 @@ def test_files_pictures_arrays_and_batches_of_8_bits_are_coloured_alike(colorize
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (None, "a Pillow image, the name of a file, an array or a tensor, not None"),
+        (None, "a Pillow image, a file name, an array or a tensor, not None"),
         ([1, 2], "not list"),
         (Image.Image, "the class Image"),
         (Image.new("RGB", (0, 5)), "at least one pixel, got 0 × 5"),
@@ -146,12 +146,12 @@ def test_files_pictures_arrays_and_batches_of_8_bits_are_coloured_alike(colorize
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_no_picture_is_one_sentence(colorizer, image, words):
+def test_invalid_images_are_reported_in_one_sentence(colorizer, image, words):
     with pytest.raises(UserError, match=words):
         colorizer(image)
 
 
-def test_a_file_that_is_no_picture_is_named(colorizer, tmp_path):
+def test_unreadable_picture_files_are_named(colorizer, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     for path in (tmp_path / "text.jpg", tmp_path):
         with pytest.raises(UserError, match=f"cannot read the picture '{path}'"):

@@ -148,7 +148,7 @@ def test_hue_chroma_and_their_histograms_are_those_of_a_loop(rgb):
             rs = [min(max(int(rows[0, k]) + d, 0), 95) for d in range(-3, 4)]
             cs = [min(max(int(columns[0, k]) + d, 0), 95) for d in range(-3, 4)]
             places = [(r, c) for r in rs for c in cs]
-            grey, chroma = (float(one[image, rows[0, k], columns[0, k]]) for one in (targets.grey, targets.amount))
+            grey, chroma = (float(maps[image, rows[0, k], columns[0, k]]) for maps in (targets.grey, targets.amount))
             total = 0.0
             for part, which in ((slice(0, 32), targets.hue), (slice(32, 64), targets.chroma)):
                 histogram = torch.zeros(32)
@@ -185,8 +185,8 @@ def test_their_decode_gives_a_sure_colour_back_and_greys_an_unsure_one():
 
 
 @pytest.mark.parametrize("certainty", [0.0, 0.2, 0.446, 0.8, 0.98])
-def test_chroma_fades_with_the_mean_over_bins_of_a_hues_phases(certainty):
-    """|Σ p · e^{iθ}| = certainty for a mixture of one hue and all; the factor is min(certainty / 32, .03) / .03."""
+def test_chroma_fades_with_the_mean_phase_of_the_hue_bins(certainty):
+    """Mixing one hue with all hues gives |Σ p · e^{iθ}| = certainty; the factor is min(certainty / 32, .03) / .03."""
     _, task = made("larsson")
     maps = torch.zeros(1, 64, 1, 1)
     maps[:, :32] = (1 - certainty) / 32
@@ -203,7 +203,7 @@ def test_chroma_fades_with_the_mean_over_bins_of_a_hues_phases(certainty):
     assert torch.allclose(ab.double(), expected, atol=1e-3)
 
 
-def test_larssons_initial_values_are_the_releases():
+def test_larsson_is_initialised_as_in_the_release():
     net, _ = create("larsson", LarssonConfig(width=256), NetSpec("vgg16", 1, fc=64))
     assert net.hidden.weight.std().item() == pytest.approx(1e-4, rel=0.02)
     for conv in (net.out, net.net.conv3_2.conv, net.net.fc6.conv):
@@ -276,7 +276,7 @@ def test_split_brains_loss_is_two_cross_entropies(rgb):
     outputs = Halves(torch.randn(2, 313, 6, 6), torch.randn(2, 50, 6, 6))
     lab = task.targets(rgb, LABELS)
     assert torch.allclose(lab, rgb_to_lab(rgb)[:, :, ::16, ::16], atol=1e-4)
-    nearest = (lab[:, None, 1:] - ab_bins()[:, :, None, None]).square().sum(2).argmin(1)  # one-hot, as the authors
+    nearest = (lab[:, None, 1:] - ab_bins()[:, :, None, None]).square().sum(2).argmin(1)  # one-hot, as published
     expected = torch.nn.functional.cross_entropy(outputs.ab, nearest, reduction="none")
     bins = (lab[:, 0] / 2).floor().clamp(max=49).long()
     expected += torch.nn.functional.cross_entropy(outputs.lightness, bins, reduction="none")
