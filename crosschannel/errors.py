@@ -19,7 +19,7 @@ def describe(value: object) -> str:
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return repr(value)[:80]
     if isinstance(value, type):
-        return f"the class {value.__name__} (call it to make one)"
+        return f"the class {value.__name__} (give an instance)"
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{name} of shape {tuple(value.shape)}"
