@@ -237,8 +237,13 @@ def _measure(
         net.to(memory_format=torch.channels_last)
     for line in describe_input(net, *_crop_of(config)):
         console.print(line, markup=False)
-    with at_rest(net):
-        evaluation = protocol.measure(Measurement(net, split, config, run, world, console))
+    try:
+        with at_rest(net):
+            evaluation = protocol.measure(Measurement(net, split, config, run, world, console))
+    except UserError:
+        if world.is_main:
+            run.forget_annotations()
+        raise
     world.from_main(lambda: _finish(run, config, net, evaluation))
 
 
@@ -252,7 +257,7 @@ def _check_split(split: Split, run: RunFolder) -> None:
 def _crop_of(config: MeasureConfig) -> tuple[int, int]:
     """Return a config's size and resize of crops; 0 stands for the backbone's."""
     crop = getattr(config, "crop", None)
-    return (crop.size, crop.resize) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
+    return (crop.size, max(crop.size, crop.resize)) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
 
 
 def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, evaluation: Evaluation) -> None:

@@ -53,13 +53,13 @@ def export(config: ExportConfig) -> Path:
             exported = colorizer_to_onnx(load_colorizer(config.backbone), out, outputs.write)
         else:
             exported = EXPORTERS[config.format](backbone, out, outputs.write)
+    notes = [f"# {note}" for note in exported.notes]
     console = stdout_console()
     console.print(f"{out}: {config.format}", markup=False)
-    for line in [*exported.notes, *([] if config.card else exported.usage)]:
+    for line in [*notes, *([] if config.card else exported.usage)]:
         console.print(line, markup=False)
     if config.card:
-        usage = [*(f"# {note}" for note in exported.notes), *exported.usage]
-        card = write_card(out.parent, backbone, usage, run, probes, outputs.write)
+        card = write_card(out.parent, backbone, [*notes, *exported.usage], run, probes, outputs.write)
         console.print(f"model card: {card}", markup=False)
     return out
 

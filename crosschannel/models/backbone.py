@@ -569,6 +569,8 @@ def wrap(
         raise UserError(f"crosschannel.wrap takes an nn.Module, not {describe(module)}{hint}")
     if input is not None:
         check_input(input)
+    if not isinstance(layers, Mapping | list | tuple | None):
+        raise UserError(f"layers map public names to submodules, or list submodules, got {describe(layers)}")
     module = unwrap(module)
     if isinstance(module, Backbone):
         return _with_input(module, (input or module.input).changed(**given), layers, resize_positions)
@@ -579,7 +581,8 @@ def wrap(
         return Backbone(module, input, provenance=provenance)
     net = ModuleNet(module, layers, resize_positions)
     if layers is None:
-        net.settle(torch.zeros(2, input.channels, input.size, input.size).to(next(module.parameters(), torch.zeros(0))))
+        first = next(module.parameters(), torch.zeros(0, device="cpu"))
+        net.settle(first.new_zeros(2, input.channels, input.size, input.size))
     return Backbone(net, input, provenance=provenance)
 
 

@@ -178,6 +178,13 @@ class RunFolder:
                 "give another --out"
             )
 
+    def forget_annotations(self) -> None:
+        """Accept any annotations on resume: of a run that bad input ended, such as a damaged mask, they get mended."""
+        record = self.path / "images.json"
+        if record.is_file():
+            stored = read_json(record)
+            self.write("images.json", json.dumps({part: stored[part] for part in ("train", "val")}))
+
     def check_files(self, files: Mapping[str, Path]) -> None:
         """Refuse files that have changed since the run was begun; to be called before `write_config`.
 

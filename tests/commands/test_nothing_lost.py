@@ -45,7 +45,7 @@ def places(tmp_path, photo_folder, finished_run):
 
 
 REFUSED = [
-    ("colorize over a picture", "colorize {own}/pics/a.jpg --model {run} --out {own}/pics", "a.png is there"),
+    ("colorize over a picture", "colorize {own}/pics/a.jpg --model {run} --out {own}/pics", "a.png exists"),
     ("colorize over its input", "colorize {own}/pics/a.png --model {run} --out {own}/pics", "overwrite"),
     (
         "colorize over its input, told to",
@@ -56,7 +56,11 @@ REFUSED = [
     ("colorize without a model", "colorize {own}/pics/a.jpg --model {own}/gone --out {own}/new/deep", "no source"),
     ("import over its input", "import {own}/b.safetensors --out {own}/b.safetensors", "b.safetensors"),
     ("import over its input, told to", "import {own}/b.safetensors --out {own}/b.safetensors --overwrite", "reads"),
-    ("import over a run's", "import {own}/b.safetensors --out {run}/backbone.safetensors", "is there"),
+    (
+        "import over a run's",
+        "import {own}/b.safetensors --out {run}/backbone.safetensors",
+        "backbone.safetensors exists",
+    ),
     ("import of a pipe", "import {own}/pipe.safetensors --out {own}/n.safetensors", "no weights file"),
     ("import onto a pipe", "import {own}/b.safetensors --out {own}/pipe.safetensors", "not a regular file"),
     ("import of nonsense", "import {own}/w.npz --out {own}/n.safetensors", "w.npz"),
@@ -68,10 +72,10 @@ REFUSED = [
         "r",
     ),
     ("export onto a device", "export {run} --format timm --out /dev/null --card false", "not a regular file"),
-    ("export beside a card", "export {own}/b.safetensors --out {own}/n.safetensors", "README.md is there"),
+    ("export beside a card", "export {own}/b.safetensors --out {own}/n.safetensors", "README.md exists"),
     ("export in no shape", "export {own}/b.safetensors --format torchvision --out {own}/x/n.pth", "torchvision has no"),
     ("export of a pipe", "export {own}/pipe.safetensors --out {own}/n.safetensors --card false", "regular file"),
-    ("prior over a photo", "prior --data {photos} --out {own}/photo.jpg", "photo.jpg is there"),
+    ("prior over a photo", "prior --data {photos} --out {own}/photo.jpg", "photo.jpg exists"),
     ("prior onto a device", "prior --data {photos} --out /dev/full", "not a regular file"),
     ("prior into a folder", "prior --data {photos} --out {own}/pics", "it is a folder"),
     ("prior of nothing", "prior --data {own}/gone --out {own}/p.npz", "gone"),

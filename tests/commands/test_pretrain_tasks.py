@@ -27,7 +27,13 @@ from transfer.cli import main as transfer_main
 
 ROOT = Path(__file__).parents[2]
 NETS = {
-    "larsson": ["--model.name=vgg16", "--model.fc=16", "--objective.locations=8", "--objective.width=16"],
+    "larsson": [
+        "--model.name=vgg16",
+        "--model.fc=16",
+        "--objective.locations=8",
+        "--objective.width=16",
+        "--optim.lr=0.02",
+    ],
     "dahl": ["--model.name=vgg16", "--model.fc=0"],
     "labels": ["--model.fc=0", "--objective.input=grey"],
 }

@@ -113,7 +113,7 @@ def write(path, text, command="crosschannel one", **options):
 def test_a_command_replaces_its_own_output_and_nobody_elses(tmp_path):
     path = tmp_path / "a.txt"
     assert write(path, "first") == "first" and write(path, "second") == "second"
-    with pytest.raises(UserError, match="not as `crosschannel two` left it"):
+    with pytest.raises(UserError, match="its content is not what `crosschannel two` wrote there"):
         write(path, "theirs", command="crosschannel two")
     path.write_text("edited by hand")
     with pytest.raises(UserError, match="--overwrite"):

@@ -483,9 +483,11 @@ def test_every_packaged_config_is_valid_and_papers_is_the_papers():
         assert (config.scales, config.longest) == ([480, 576, 688, 864, 1200], 2000)
         assert (config.test_scale, config.test_longest, config.mirror) == (600, 1000, True)
         assert (sample.foreground, sample.overlap, sample.background) == (0.25, 0.5, (0.1, 0.5))
-        assert (sample.difficult, sample.targets, sample.beta, config.dropout) == (False, "by-class", 1.0, 0.5)
-        assert (config.keep.rule, config.keep.score, config.keep.nms, config.keep.most) == ("score", 0.05, 0.3, 100)
+        assert (sample.targets, sample.beta, config.dropout) == ("by-class", 1.0, 0.5)
+        assert (config.keep.score, config.keep.nms, config.keep.most) == (0.05, 0.3, 100)
         assert (config.train_set, config.test_set, config.roi.geometry) == ("2007:trainval", "2007:test", "padded")
+    assert (paper.sample.difficult, paper.keep.rule) == (True, "adaptive")  # Fast R-CNN's code
+    assert (default.sample.difficult, default.keep.rule) == (False, "score")  # py-faster-rcnn's
     assert faster.train_set == "2007:trainval,2012:trainval" and (faster.train.batch, faster.train.steps) == (16, 24000)
     rates = [rate(step, 24000, faster.optim.lr, faster.schedule) for step in (0, 50, 100, 17999, 18000, 22000)]
     assert rates == pytest.approx([2e-5, 0.01001, 0.02, 0.02, 2e-3, 2e-4])

@@ -272,7 +272,7 @@ BAD = [
     ("compare with a seed below 0", "compare {run} {run} --seed -1", "seed must be within"),
     ("a result that was cut off", "report {tmp}/cut --out {tmp}/o", "damaged"),
     ("compare with nothing", "compare {run} {tmp}/gone", "no run folder"),
-    ("report of a folder that is no run", "report {tmp}/empty --out {tmp}/o", "no run folder"),
+    ("report of a folder that is no run", "report {tmp}/empty --out {tmp}/o", "it is not a run folder"),
     ("report of a damaged run", "report {tmp}/damaged --out {tmp}/o", "damaged"),
     ("report into a file", "report {run} --out {tmp}/text.safetensors", "is a file"),
 ]
