@@ -48,6 +48,8 @@ def calibrate(
 
     ratio = sqrt(mean(grad²) / mean(w²)) with N(0, 1) noise as the gradient at the top; target = the geometric mean of
     all layers' ratios · std^(1/n), std the mean over channels of the output's standard deviations, which tends to 1.
+    Steps towards the mean ratio shrink as 1 / t, which averages the draws of the noise: a single one, as the release's
+    full steps have it, leaves the first layers of a k-means net some 15 % off.
     Biases follow the scale of their layer's input. The n layers include a 1×1 layer that centres and scales the raw
     input, and a new layer of 1,000 outputs on top (N(0, 0.01), biases 1), which is dropped at the end. For a net of
     convolutions, ReLUs and pools (absorb BatchNorm first), the function stays the same up to one positive factor if the
@@ -82,12 +84,13 @@ def calibrate(
         parameter.requires_grad_()
     seen = [0.0] * len(layers)  # mean |input| of every layer, from the first pass on
     _rescale(stack, batches[0], layers, seen, torch.ones(len(layers)))
-    for _ in range(iterations):
+    for step in range(1, iterations + 1):
         ratios, std = _learning_rates(stack, layers, batches, generator)
         target = ratios.log().mean().exp() * std ** (1 / len(layers))
         if ((ratios.log() / target.log() - 1).abs() < tolerance).all():
             break
-        _rescale(stack, batches[0], layers, seen, (ratios / target).sqrt())
+        apart = ratios.log() - ratios.log().mean()
+        _rescale(stack, batches[0], layers, seen, (apart / (2 * step) - std.log() / (2 * len(layers))).exp())
     for parameter in frozen:
         parameter.requires_grad_(False)
     return float(stack.input.weight.flatten()[0]) / scale  # the same for all channels

@@ -39,8 +39,8 @@ def test_the_function_survives_up_to_one_positive_factor(batch, fc):
 
 
 def restated(net: AlexNet, lightness: torch.Tensor, seed: int, iterations: int = 10) -> tuple[dict, list[float]]:
-    """The release's procedure, layer by layer: data_l on L, the net, fc8_; the scale that every layer ends with, and
-    the output's deviation at every iteration."""
+    """The release's procedure, layer by layer, with steps that shrink: data_l on L, the net, fc8_; the scale that every
+    layer ends with, and the output's standard deviation at every iteration."""
     generator = torch.Generator().manual_seed(seed)
     data = nn.Conv2d(1, 1, 1)
     nn.init.ones_(data.weight), nn.init.constant_(data.bias, -50)
@@ -70,7 +70,7 @@ def restated(net: AlexNet, lightness: torch.Tensor, seed: int, iterations: int =
         return float(y.detach().transpose(0, 1).flatten(1).std(1, correction=0).mean())
 
     previous, deviations = bottoms(), []
-    for _ in range(iterations):
+    for step in range(1, iterations + 1):
         y = output()
         deviations.append(deviation(y))
         gradients = torch.autograd.grad(y, [m.weight for m in weighted], torch.randn(y.shape, generator=generator))
@@ -87,7 +87,8 @@ def restated(net: AlexNet, lightness: torch.Tensor, seed: int, iterations: int =
                     now = float(x.abs().mean())
                     module.bias *= now / previous[index]
                     previous[index] = now
-                    scale = float(np.sqrt(ratios[index] / target))
+                    mean = np.exp(np.mean(np.log(ratios)))
+                    scale = float((ratios[index] / mean) ** (1 / (2 * step)) * np.sqrt(mean / target))
                     module.weight *= scale
                     module.bias *= scale
                     index += 1
