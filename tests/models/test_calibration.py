@@ -150,3 +150,29 @@ def test_a_frozen_net_stays_frozen_and_vectors_will_do(batch):
     assert plain(batch).isfinite().all()
     with pytest.raises(ValueError, match="centre must have 1 numbers"):
         calibrate(plain, [batch], [50.0, 0.0, 0.0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["gaussian", "kmeans"])
+def test_rates_are_alike_over_draws_of_the_noise(photos, start):
+    """One draw tells the rate of a k-means net's first layer to some 17 percent, so twelve are averaged."""
+    corners = [(y, x) for y in (0, 60, 150) for x in (0, 100, 200)]
+    crops = [torch.from_numpy(photo[y : y + 96, x : x + 96].copy()) for photo in photos for y, x in corners]
+    grey = [crop.float().mean(2)[None] for crop in crops if crop.shape == (96, 96, 3)][:60]
+    images = torch.stack(grey) * 100 / 255 - 50
+    torch.manual_seed(0)
+    net = AlexNet(fc=64, norm=False, geometry="padded")
+    if start == "kmeans":
+        init.kmeans(net, [images, images], skip=())
+    else:
+        init.gaussian(net, skip=())
+    output = net.eval()(calibrate(net, [images], [50.0]) * images)
+    weights = [module.weight for module in net.modules() if isinstance(module, nn.Conv2d)]
+    squares = np.zeros(len(weights))
+    for seed in range(12):
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))
+        gradients = torch.autograd.grad(output, weights, noise, retain_graph=True)
+        pairs = zip(gradients, weights, strict=True)
+        squares += [(gradient.square().mean() / weight.square().mean()).item() for gradient, weight in pairs]
+    rates = np.sqrt(squares)
+    assert (abs(rates / np.median(rates) - 1) < 0.1).all(), rates
