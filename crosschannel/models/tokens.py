@@ -196,7 +196,7 @@ def tensor_of(output: object) -> Tensor | None:
 
 
 def _images(x: Tensor) -> Tensor:
-    noise = torch.randn(1, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
+    noise = torch.randn(1, *x.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu").to(x)
     images = noise.repeat(_IMAGES, 1, 1, 1)
     for index, (row, column) in enumerate(((0, 0), (0, -1), (-1, -1)), 1):
         images[index, :, row, column] += 10

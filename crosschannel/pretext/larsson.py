@@ -133,7 +133,7 @@ class Larsson(Pretext):
         grey = rgb.mean(1)
         angles = (torch.arange(BINS, device=maps.device) + 0.5) * (2 * math.pi / BINS)
         x, y = torch.einsum("nqhw,q->nhw", hue, angles.cos()), torch.einsum("nqhw,q->nhw", hue, angles.sin())
-        certain = ((x * x + y * y).sqrt() / BINS).clamp(max=_FADING) / _FADING
+        certain = (x * x + y * y).sqrt().clamp(max=_FADING * BINS) / (_FADING * BINS)
         amount = median(chroma) * certain
         value = grey + amount / 2
         saturation = torch.where(value > 0, amount / value.clamp(min=1e-6), 0).clamp(0, 1)
