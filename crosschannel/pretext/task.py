@@ -58,6 +58,7 @@ class Pretext(nn.Module):
         colours: whether ``maps`` and ``paint`` give colours.
         uses_fc: whether a net that pretraining leaves fc6 and fc7 out of (VGG-16) has them here.
         tells_classes: whether the outputs are logits of ``classes``.
+        input: preprocessing of any image; its sizes are not used.
         temperature: of the annealed mean where none is asked for; None where the decode has none.
         rows: what the rows of its pictures show.
         score_length: numbers of a score.
@@ -75,6 +76,7 @@ class Pretext(nn.Module):
         super().__init__()
         self.config, self.stride, self.classes = config, stride, tuple(classes)
         self.temperature: float | None = None
+        self.input = self.input_of(config, CropConfig())
 
     @staticmethod
     def input_of(config: Any, crop: CropConfig) -> InputSpec:
@@ -94,11 +96,6 @@ class Pretext(nn.Module):
     def for_use(config: Any) -> Any:
         """The keys as a trained net needs them: files that only training reads are not asked for."""
         return config
-
-    @property
-    def input(self) -> InputSpec:
-        """What its net sees of any image."""
-        return self.input_of(self.config, CropConfig())
 
     def inputs(self, rgb: Tensor) -> Tensor:
         """RGB (N, 3, H, W), uint8 or float in [0, 1] → what the net is given."""
