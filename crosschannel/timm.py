@@ -39,7 +39,7 @@ default_cfgs = generate_default_cfgs(
             "input_size": (3, size, size),
             "pool_size": (pool, pool),
             "min_input_size": (3, _LEAST, _LEAST) if family(name).fc else None,
-            "crop_pct": round(size / 256, 3),
+            "crop_pct": size / 256,
             "interpolation": "bilinear",
             "mean": (0.0, 0.0, 0.0),
             "std": (1.0, 1.0, 1.0),

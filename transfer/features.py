@@ -10,8 +10,9 @@ from torch import Tensor
 from crosschannel.data import CentreCrop
 from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone, InputSpec, LayeredNet
-from crosschannel.models.backbone import at_rest, taking
-from crosschannel.models.wrapped import TimmNet
+from crosschannel.models.backbone import taking
+from crosschannel.models.module_net import at_rest
+from crosschannel.models.timm_net import TimmNet
 from crosschannel.runs.config import CropConfig
 from crosschannel.training.device import AUTO, device_kind
 from crosschannel.training.ranks import World

@@ -19,8 +19,9 @@ from crosschannel.errors import UserError
 from crosschannel.hub.sources import input_files
 from crosschannel.keys import check_config
 from crosschannel.models import Backbone
-from crosschannel.models.backbone import at_rest, own_weights
+from crosschannel.models.backbone import own_weights
 from crosschannel.models.describe import describe_input
+from crosschannel.models.module_net import at_rest
 from crosschannel.parsing import config_folder, parse
 from crosschannel.report.page import Block
 from crosschannel.runs.config import CropConfig, with_keys

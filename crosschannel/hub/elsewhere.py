@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,8 @@ from crosschannel.hub.sources import Source, names_a_file
 from crosschannel.hub.state_dicts import Checkpoint, read_checkpoint
 from crosschannel.models import Backbone, InputSpec, wrap
 from crosschannel.models.backbone import Provenance
-from crosschannel.models.wrapped import ModuleNet, TimmNet, check_timm_name
+from crosschannel.models.module_net import ModuleNet
+from crosschannel.models.timm_net import TimmNet, check_timm_name
 
 
 @dataclass
@@ -173,7 +175,7 @@ def _input_of(source: Source, config: Mapping[str, Any], kind: str, origin: str)
     """Convert a timm config to an input."""
     try:
         size = source.integer("size", 0) or int((config.get("input_size") or (3, 224, 224))[-1])
-        resize = source.integer("resize", max(size, round(size / (config.get("crop_pct") or 0.875))))
+        resize = source.integer("resize", max(size, math.floor(size / (config.get("crop_pct") or 0.875))))  # as timm
         mean, std = tuple(config.get("mean") or InputSpec.mean), tuple(config.get("std") or InputSpec.std)
         input = InputSpec(kind, size, resize, config.get("interpolation") or "bilinear", mean, std)
         return input.changed(**source.look() | {"size": size, "resize": resize})

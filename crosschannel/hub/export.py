@@ -21,8 +21,9 @@ from crosschannel.hub.formats import FORMATS
 from crosschannel.hub.timm_config import write_config
 from crosschannel.models import FAMILIES, Backbone, NetSpec, family, spec_of
 from crosschannel.models.adapt import absorbed, trainable_copy, without_input_scale
+from crosschannel.models.module_net import ModuleNet
 from crosschannel.models.regions import plan_regions
-from crosschannel.models.wrapped import ModuleNet, TimmNet
+from crosschannel.models.timm_net import TimmNet
 from crosschannel.pretext.colorizer import Colorizer
 
 

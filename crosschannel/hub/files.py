@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.keys import above, at_least
-from crosschannel.models.backbone import InputSpec, Provenance
+from crosschannel.models.backbone import Provenance
+from crosschannel.models.input_spec import InputSpec
 from crosschannel.models.nets import FAMILIES, build_net, family
 from crosschannel.models.spec import NetSpec
 from crosschannel.pretext import task_row

@@ -184,7 +184,7 @@ def known_layers(source: Source) -> tuple[str, ...]:
 
     from crosschannel.hub.files import is_ours, read_metadata
     from crosschannel.models import FAMILIES, NetSpec, build_net
-    from crosschannel.models.backbone import CHANNELS
+    from crosschannel.models.input_spec import CHANNELS
 
     if KINDS[source.kind].is_fresh and source.name in FAMILIES:
         channels = CHANNELS.get(source.options.get("input", "grey"), 1)

@@ -1,6 +1,7 @@
 """``config.json`` for timm's ``local-dir:``, which makes a folder of exported weights a timm model."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def write_config(
     config = {
         "input_size": [3, input.size, input.size],
         "interpolation": input.interpolation,
-        "crop_pct": input.size / input.resize,
+        "crop_pct": math.nextafter(input.size / input.resize, 0),  # timm rounds size / crop_pct down
         "crop_mode": "center",
         "mean": list(input.mean),
         "std": list(input.std),

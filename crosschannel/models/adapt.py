@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 
 from crosschannel.errors import UserError
-from crosschannel.models.backbone import Backbone, InputSpec, Provenance
+from crosschannel.models.backbone import Backbone, Provenance
+from crosschannel.models.input_spec import InputSpec
 from crosschannel.models.layers import LayeredNet, absorb_batchnorm, can_absorb, widen_to_lab
 from crosschannel.models.nets import build_net, family
 from crosschannel.models.spec import NetSpec

@@ -4,142 +4,19 @@ import contextlib
 import copy
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from numbers import Integral, Real
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crosschannel.color import rgb_to_lab, rgb_to_lightness
 from crosschannel.errors import UserError, describe, foreign
-from crosschannel.keys import SIDE, Spelling, above, check_config, require
+from crosschannel.models.input_spec import InputSpec, check_input
 from crosschannel.models.layers import LayeredNet, dense
+from crosschannel.models.module_net import ModuleNet, at_rest, unwrap
 from crosschannel.models.pictures import check_pictures, is_traced
 from crosschannel.models.positions import ResizePositions
-from crosschannel.models.wrapped import ModuleNet, at_rest, unwrap
-
-InputKind = Literal["grey", "lab", "rgb", "sobel", "intensity", "luma"]
-_MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
-CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2, "intensity": 1, "luma": 3}
-_MAX_STD = 50.0  # below ImageNet's 57 to 58 for RGB in 0..255; above 1 since calibration divides std by a factor
-LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What a net was trained on.
-
-    Attributes:
-        kind: "grey" (L - 50), "lab" (L - 50, a, b), "rgb" (normalised by mean and std), "sobel" (horizontal and
-            vertical derivatives of the mean of normalised RGB, as DeepCluster has them), "intensity" (that mean, as
-            Larsson et al. have it) or "luma" (normalised RGB of a grey picture: three times its luma).
-        size: side of its square crops, in pixels.
-        resize: short side that an image is resized to before its centre is cropped.
-        interpolation: of that resize.
-        mean: of RGB in [0, 1], for all but "grey" and "lab".
-        std: of the same.
-        scale: factor on every channel of "grey" and "lab"; not 1 for rescaled nets of the literature. It belongs to the
-            input and is never trained.
-
-    Raises:
-        UserError: an invalid value, such as a mean for RGB in 0..255, or a crop larger than ``resize``.
-    """
-
-    kind: InputKind = "grey"
-    size: Annotated[int, SIDE] = 227
-    resize: Annotated[int, SIDE] = 256
-    interpolation: Annotated[str, Spelling(_MODES, "one that torch or timm has")] = "bilinear"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: Annotated[tuple[float, ...], above(0)] = (0.229, 0.224, 0.225)
-    scale: Annotated[float, above(0)] = 1.0
-
-    def __post_init__(self) -> None:
-        for key in ("size", "resize"):
-            if isinstance(getattr(self, key), Integral) and not isinstance(getattr(self, key), bool):
-                object.__setattr__(self, key, int(getattr(self, key)))  # NumPy integers too
-        for key in ("mean", "std"):
-            object.__setattr__(self, key, _as_tuple(getattr(self, key)))
-        check_config(self, "input ")
-
-    def check(self) -> None:
-        require(len(self.mean) == len(self.std) == 3, "mean and std must have three numbers", (self.mean, self.std))
-        require(self.resize >= self.size, f"input resize must be at least its size, {self.size}", self.resize)
-        if self.kind not in ("grey", "lab"):
-            rule = "input mean must be within 0..1, for RGB in [0, 1], such as 0.485 (divide by 255)"
-            require(all(0 <= value <= 1 for value in self.mean), rule, self.mean)
-            rule = f"input std must be at most {_MAX_STD:g}, for RGB in [0, 1], such as 0.229 (divide by 255)"
-            require(all(value <= _MAX_STD for value in self.std), rule, self.std)
-
-    @staticmethod
-    def of_earlier_version(tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Convert stored attributes to this version: ``resize`` becomes at least the crop size, as applied then."""
-        tree = dict(tree)
-        size, resize = tree.get("size"), tree.get("resize")
-        if isinstance(size, int) and isinstance(resize, int):
-            tree["resize"] = max(size, resize)
-        return tree
-
-    @property
-    def channels(self) -> int:
-        return CHANNELS[self.kind]
-
-    def changed(self, **given: Any) -> "InputSpec":
-        """The same with other attributes; ``resize`` follows ``size`` in proportion, unless it is given.
-
-        Args:
-            given: attributes to change; None keeps one. A single number for mean or std applies to all channels.
-
-        Raises:
-            UserError: an unknown attribute, or an invalid value.
-        """
-        given = {key: value for key, value in given.items() if value is not None}
-        known = [entry.name for entry in fields(self)]
-        for key in given.keys() - set(known):
-            raise UserError(f"an input has no {key!r}; it has {', '.join(known)}")
-        for key in given.keys() & {"mean", "std"}:
-            if isinstance(given[key], Real) and not isinstance(given[key], bool):
-                given[key] = (float(given[key]),) * 3
-        size = given.get("size")
-        if isinstance(size, Integral) and not isinstance(size, bool):
-            given.setdefault("resize", max(size, round(size * self.resize / self.size)))
-        return replace(self, **given)
-
-    def preprocess(self, rgb: Tensor) -> Tensor:
-        """Convert (N, 3, H, W) RGB, float in [0, 1] or uint8, to the net's input, (N, ``channels``, H, W) float.
-
-        Raises:
-            UserError: any other batch. The range of floats is checked on the CPU only, where the check is fast.
-        """
-        check_pictures(rgb, check_range=isinstance(rgb, Tensor) and rgb.device.type == "cpu")
-        if self.kind in ("grey", "lab"):
-            x = rgb_to_lightness(rgb) - 50 if self.kind == "grey" else centre_lightness(rgb_to_lab(rgb))
-            return x if self.scale == 1 else x * self.scale
-        rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
-        if self.kind == "luma":
-            rgb = sum(weight * channel for weight, channel in zip(LUMA, rgb.split(1, 1), strict=True))
-        mean, std = (torch.tensor(v).to(rgb)[:, None, None] for v in (self.mean, self.std))
-        normalised = (rgb - mean) / std
-        if self.kind in ("rgb", "luma"):
-            return normalised
-        mean_of_rgb = normalised.mean(1, keepdim=True)
-        return sobel(mean_of_rgb) if self.kind == "sobel" else mean_of_rgb
-
-
-def _as_tuple(values: Any) -> Any:
-    """Convert a list, an array or a tensor of numbers to a tuple; return anything else unchanged."""
-    values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, list | tuple):
-        return values
-    return tuple(value.item() if hasattr(value, "item") else value for value in values)
-
-
-def check_input(input: object) -> None:
-    """Raise a UserError for anything but an InputSpec."""
-    if not isinstance(input, InputSpec):
-        example = 'crosschannel.InputSpec("rgb", 224, 256)'
-        raise UserError(f"an input is an InputSpec, such as {example}, not {describe(input)}")
 
 
 def split_names(names: object) -> list[str]:
@@ -152,17 +29,6 @@ def split_names(names: object) -> list[str]:
     if not isinstance(items, list | tuple) or not items or not all(isinstance(name, str) for name in items):
         raise UserError(f"layers are names or patterns, in a list or separated by commas, not {describe(names)}")
     return [name.strip() for name in items]
-
-
-def sobel(grey: Tensor) -> Tensor:
-    """(N, 1, H, W) → (N, 2, H, W): left less right and upper less lower neighbours, zeros around."""
-    left_right = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]).to(grey)
-    return nn.functional.conv2d(grey, torch.stack((left_right, left_right.T))[:, None], padding=1)
-
-
-def centre_lightness(lab: Tensor) -> Tensor:
-    """L or Lab with 50 subtracted from L, so that zero is mid-grey."""
-    return torch.cat((lab[:, :1] - 50, lab[:, 1:]), 1)
 
 
 @dataclass
@@ -546,8 +412,8 @@ def wrap(
     Args:
         module: takes (N, C, H, W). One that has ``layers`` (names) and ``forward_features(x, layers)`` is taken as it
             is; of any other the named submodules are the layers, as far as a forward pass reaches them and they give
-            maps (see :class:`~crosschannel.models.wrapped.ModuleNet`). A Backbone is returned unchanged. DataParallel,
-            DistributedDataParallel and torch.compile wrappers are removed.
+            maps (see :class:`~crosschannel.models.module_net.ModuleNet`). A Backbone is returned unchanged.
+            DataParallel, DistributedDataParallel and torch.compile wrappers are removed.
         input: what it was trained on; default RGB with ImageNet's statistics at 224 px.
         layers: public names → submodule names, or only submodule names, in order of execution; default: see above.
         source: what results call it; default the name of its class.

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from crosschannel.errors import UserError, foreign
 from crosschannel.factories import make
-from crosschannel.models.backbone import CHANNELS, Backbone, InputSpec, at_rest
+from crosschannel.models.backbone import Backbone
+from crosschannel.models.input_spec import CHANNELS, InputSpec
+from crosschannel.models.module_net import ModuleNet, at_rest
 from crosschannel.models.spec import NetSpec
-from crosschannel.models.wrapped import ModuleNet
 
 
 class FactoryNet(ModuleNet):

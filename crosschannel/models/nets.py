@@ -15,8 +15,8 @@ from crosschannel.models.alexnet import VARIANTS, AlexNet
 from crosschannel.models.colornet import ColorNet
 from crosschannel.models.factory import FactoryNet
 from crosschannel.models.spec import NetSpec
+from crosschannel.models.timm_net import TimmNet
 from crosschannel.models.vgg import VGG16
-from crosschannel.models.wrapped import TimmNet
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab
 from crosschannel.models import InputSpec, NetSpec, build_net
-from crosschannel.models.backbone import LUMA
+from crosschannel.models.input_spec import LUMA
 from crosschannel.models.layers import LayeredNet
 from crosschannel.pretext.config import DahlConfig
 from crosschannel.pretext.nets import freeze_unused

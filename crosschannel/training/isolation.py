@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from crosschannel.data.stream import workers_ended
-from crosschannel.models.wrapped import no_autocast
+from crosschannel.models.module_net import no_autocast
 
 _FLAGS: tuple[tuple[Any, str, Any], ...] = (
     (torch.backends.cudnn, "enabled", True),

@@ -246,6 +246,7 @@ def test_exported_folder_loads_as_a_timm_model(net, request, tmp_path):
     assert torch.allclose(model.forward_features(RGB), backbone(RGB, [last])[last], atol=1e-5)
     config = timm.data.resolve_data_config({}, model=model)
     assert config["input_size"][-1] == backbone.input.size and tuple(config["mean"]) == (0, 0, 0)
+    assert timm.data.create_transform(**config).transforms[0].size == backbone.input.resize
     maps = timm.create_model(f"local-dir:{out.parent}", pretrained=True, features_only=True).eval()(RGB)
     assert torch.allclose(maps[2], backbone(RGB, ["conv3"])["conv3"], atol=1e-5)
     assert timm.create_model(f"local-dir:{out.parent}", pretrained=True, num_classes=7)(RGB).shape == (2, 7)
@@ -260,6 +261,8 @@ def test_exported_timm_net_loads_from_its_folder(name, tmp_path):
     model = timm.create_model(f"local-dir:{out.parent}", pretrained=True).eval()
     x = torch.rand(1, backbone.input.channels, backbone.input.size, backbone.input.size)
     assert torch.equal(model.forward_features(x), backbone.net.model.forward_features(x))
+    resize = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model)).transforms[0].size
+    assert resize == backbone.input.resize
     config = timm.data.resolve_data_config({}, model=model)
     if backbone.input.kind == "rgb":
         stated = (config["input_size"][1], config["interpolation"], *config["mean"], *config["std"])

@@ -6,7 +6,8 @@ from torch import nn
 
 from crosschannel import UserError
 from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, InputSpec
-from crosschannel.models.wrapped import ModuleNet, TimmNet
+from crosschannel.models.module_net import ModuleNet
+from crosschannel.models.timm_net import TimmNet
 
 RGB = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

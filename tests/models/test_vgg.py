@@ -2,7 +2,7 @@ import torch
 import torchvision
 
 from crosschannel.models import VGG16
-from crosschannel.models.wrapped import ModuleNet
+from crosschannel.models.module_net import ModuleNet
 
 PLACES = {
     "conv1_1": 1, "conv1_2": 3, "pool1": 4, "conv2_1": 6, "conv2_2": 8, "pool2": 9, "conv3_1": 11, "conv3_2": 13,

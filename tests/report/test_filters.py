@@ -5,7 +5,7 @@ from torch import nn
 
 from crosschannel import UserError
 from crosschannel.models import AlexNet, Backbone, InputSpec
-from crosschannel.models.wrapped import ModuleNet
+from crosschannel.models.module_net import ModuleNet
 from crosschannel.report import filter_picture
 
 

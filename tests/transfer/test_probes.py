@@ -15,7 +15,7 @@ import transfer
 from crosschannel import UserError, load_backbone
 from crosschannel.data import CentreCrop, CropConfig, MemoryImages, Stream, load_batches, open_images
 from crosschannel.models import Backbone, InputSpec
-from crosschannel.models.wrapped import ModuleNet
+from crosschannel.models.module_net import ModuleNet
 from crosschannel.runs.config import OptimConfig, ScheduleConfig, TrainConfig
 from transfer.features import FrozenFeatures
 from transfer.protocol import as_config

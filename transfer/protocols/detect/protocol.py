@@ -22,7 +22,7 @@ from crosschannel.errors import UserError, foreign
 from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
 from crosschannel.models.regions import BOX_DEVIATIONS
-from crosschannel.models.wrapped import TimmNet
+from crosschannel.models.timm_net import TimmNet
 from crosschannel.runs.config import check_ranks
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, LayeredNet
-from crosschannel.models.backbone import at_rest
+from crosschannel.models.module_net import at_rest
 from transfer.finetuning import FineTuned
 from transfer.interpolation import greatest, line_weights, resample, squashed_places
 

@@ -1,15 +1,14 @@
-"""Nets that are not ours, behind the same two attributes: ``layers`` and ``forward_features``."""
+"""Any ``nn.Module`` as a layered net, read by forward hooks."""
 
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError, describe, foreign
+from crosschannel.errors import UserError, describe
 from crosschannel.models.positions import (
     Replacement,
     ResizePositions,
@@ -18,117 +17,7 @@ from crosschannel.models.positions import (
     replacements,
     temporary_attributes,
 )
-from crosschannel.models.spec import NetSpec
 from crosschannel.models.tokens import Layout, Survey, survey_outputs, tensor_of
-
-
-class TimmNet(nn.Module):
-    """A timm model. Its layers are its stages (``stage1`` …) for CNNs.
-
-    For ViTs they are its blocks, after the net's final norm: ``block1``, … the patch tokens as maps, and where there is
-    a class token ``block1_class``, … as maps of one position.
-
-    Args:
-        name: timm's model name.
-        in_channels: of the input; timm sums pretrained stem weights for 1.
-        pretrained: load timm's weights (downloads).
-        image_size: side of square inputs, for nets with position embeddings.
-    """
-
-    computes_past_its_layers: ClassVar[bool] = True  # such as a final norm
-
-    def __init__(self, name: str, in_channels: int = 3, pretrained: bool = False, image_size: int | None = None):
-        super().__init__()
-        check_timm_name(name)
-        import timm
-
-        self.name, self.in_channels = name, in_channels
-        options: dict[str, object] = {"num_classes": 0, "in_chans": in_channels}
-        with foreign(f"timm could not create {name!r}"):
-            self.model = timm.create_model(name, pretrained=pretrained, **options)
-        if not hasattr(self.model, "forward_intermediates"):
-            raise UserError(f"timm's {name!r} does not give its intermediate features")
-        self.set_image_size(image_size)
-        count = len(self.model.feature_info)
-        patches = hasattr(self.model, "patch_embed") and hasattr(self.model, "blocks")
-        self.kind = "block" if patches else "stage"
-        self.has_class_token = patches and getattr(self.model, "cls_token", None) is not None
-        kinds = ("_class", "") if self.has_class_token else ("",)
-        self.layers = tuple(f"{self.kind}{i}{kind}" for i in range(1, count + 1) for kind in kinds)
-        self.out_channels = self.model.feature_info[-1]["num_chs"]
-
-    @property
-    def spec(self) -> NetSpec:
-        return NetSpec(f"timm:{self.name}", self.in_channels)
-
-    @property
-    def last_stride(self) -> int:
-        """Input pixels per step of the last map."""
-        return self.model.feature_info[-1]["reduction"]
-
-    @property
-    def last_origin(self) -> float:
-        """The pixel that the last map's first point is centred on."""
-        first = next(module for module in self.modules() if isinstance(module, nn.Conv2d))
-        # Patches that do not overlap (ViT, ConvNeXt, Swin), or odd kernels that pad their half.
-        return (self.last_stride - 1) / 2 if first.kernel_size[0] % 2 == 0 else 0.0
-
-    def part(self, layer: str) -> nn.Module:
-        """The module that a layer's map comes out of."""
-        number = int(layer.removesuffix("_class").removeprefix(self.kind)) - 1
-        return self.model.get_submodule(self.model.feature_info[number]["module"])
-
-    def set_image_size(self, side: int | None) -> None:
-        """Resize position embeddings for square inputs with that side; None keeps the current size."""
-        if side and hasattr(self.model, "set_input_size"):
-            with foreign(f"timm's {self.name!r} cannot take images of {side} px"):
-                self.model.set_input_size(img_size=side)
-
-    def take_any_size(self) -> None:
-        """Let a ViT take images of other sizes than its own, of whole patches: its positions are resized for each."""
-        if getattr(self.model, "dynamic_img_size", None) is False and getattr(self.model, "rope", None) is None:
-            from timm.layers import Format
-
-            embed = self.model.patch_embed
-            embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
-            self.model.dynamic_img_size = True
-
-    def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The layers asked for; nothing past the last of them is computed."""
-        numbers = [int(layer.removesuffix("_class").removeprefix(self.kind)) - 1 for layer in layers]
-        indices = sorted(set(numbers))
-        options = {"norm": True} if self.kind == "block" else {}
-        if self.has_class_token:
-            options["return_prefix_tokens"] = True
-        maps = self.model.forward_intermediates(
-            x, indices=indices, stop_early=True, intermediates_only=True, output_fmt="NCHW", **options
-        )
-        found: dict[str, Tensor] = {}
-        for i, feature in zip(indices, maps, strict=True):
-            name = f"{self.kind}{i + 1}"
-            if self.has_class_token:
-                feature, prefix = feature
-                found[f"{name}_class"] = prefix[:, 0, :, None, None]
-            found[name] = feature
-        return {name: feature for name, feature in found.items() if name in layers}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_features(x, self.layers[-1:])[self.layers[-1]]
-
-
-def check_timm_name(name: str) -> None:
-    """Raise a UserError unless timm is installed and has a model with that name and tag."""
-    try:
-        import timm
-    except ImportError:
-        raise UserError("timm nets need timm: pip install 'crosschannel[timm]'") from None
-    model, _, tag = name.partition(".")
-    if not timm.is_model(model):
-        close = timm.list_models(f"*{model[:6]}*")[:3]
-        raise UserError(f"timm has no model {name!r}" + (f"; it has {', '.join(close)}" if close else ""))
-    tags = [full_name.partition(".")[2] for full_name in timm.list_pretrained(f"{model}.*")]
-    if tag and tag not in tags:
-        raise UserError(f"timm's {model} has no tag {tag!r}; it has {', '.join(tags) or 'none'}")
 
 
 def unwrap(module: nn.Module) -> nn.Module:
