@@ -22,6 +22,7 @@ from crosschannel.errors import UserError, describe, file_problem
 
 NOTES, LOCK, STUDY = ".crosschannel.jsonl", ".lock", "study.json"
 MARKERS = {"config.yaml", STUDY, NOTES}  # every folder that a command has written to contains one of these
+CONTENT = "content"  # of a folder while it is written
 PART = r"\.crosschannel-[0-9a-f]{12}\.part"  # what a file is called while it is written
 Writer = Callable[[Path], contextlib.AbstractContextManager[Path]]  # a path → a new file to write to, which becomes it
 RUN_HEADER = "# crosschannel run:"  # how the config.yaml of a run folder begins
@@ -132,12 +133,13 @@ def written_whole(path: Path, name: Callable[[Path], str] | None = None) -> Iter
     try:
         _check_regular(path, target)
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        mode = stat.S_IMODE((target if target.is_file() else part).stat().st_mode)
-        yield part
-        part.chmod(mode)  # some writers make a file of their own
-        sync(part)
-        part.replace(target.with_name(name(part)) if name else target)
-        sync(target.parent)
+        with in_use(part):
+            mode = stat.S_IMODE((target if target.is_file() else part).stat().st_mode)
+            yield part
+            part.chmod(mode)  # some writers make a file of their own
+            sync(part)
+            part.replace(target.with_name(name(part)) if name else target)
+            sync(target.parent)
     except UserError:
         raise
     except Exception as error:
@@ -179,7 +181,8 @@ def folder_made(folder: Path) -> Iterator[None]:
 def whole_folder(out: Path, command: str, own: str) -> Iterator[Path]:
     """A folder to write into, which becomes ``out`` once the block has ended well; else nothing is left of it.
 
-    It is ``OUT.part`` meanwhile. One that a killed command has left is known by its notes, and emptied.
+    It is ``OUT.part/content`` meanwhile, beside the lock and the notes by which the leftover of a killed command is
+    known, so that a single rename publishes all that belongs to ``out`` and nothing else.
 
     Args:
         out: a new folder, or an empty one.
@@ -190,27 +193,41 @@ def whole_folder(out: Path, command: str, own: str) -> Iterator[Path]:
         UserError: ``out`` is something else, or what lies at ``OUT.part`` was not left by this command.
     """
     part = part_of(out)
-    _check_empty(out)
     if part.exists() and not _is_left_by(part, command, own):
+        _check_empty(out)
         raise UserError(
             f"{part} already exists and was not left by a killed `{command}`; remove it, or give another --out"
         )
-    with FolderLock(part):
-        for path in part.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-        try:
-            append_line(part / NOTES, {"command": command})
-            yield part
-            _check_empty(out)
-            (part / NOTES).unlink()  # whole: no leftover any more
-            part.replace(out)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-        (out / LOCK).unlink()
+    if not part.exists():
+        _check_empty(out)
+    try:
+        with FolderLock(part):
+            try:
+                _clear(part)
+                _check_empty(out)
+                append_line(part / NOTES, {"command": command})
+                content = part / CONTENT
+                content.mkdir()
+                yield content
+                _check_empty(out)
+                for path in (*content.rglob("*"), content):
+                    sync(path)
+                content.replace(out)
+                sync(out.parent)
+            finally:
+                _clear(part)
+    finally:
+        with contextlib.suppress(OSError):  # the lock removes a folder only if it made it
+            part.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    """Remove all but the lock from a folder that is held, its notes last."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == NOTES):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def part_of(out: Path) -> Path:
@@ -234,20 +251,43 @@ def _check_empty(out: Path) -> None:
 def _is_left_by(part: Path, command: str, own: str) -> bool:
     """Whether a folder has the note that a command writes into its own, and holds nothing else."""
     names = {path.name for path in part.iterdir()} if part.is_dir() else {""}
-    if names <= {LOCK}:  # killed before its note was written
+    if names <= {LOCK, NOTES}:  # killed before its note was complete, or after all else was removed
         return True
-    if not all(re.fullmatch(rf"{own}|{PART}", name) for name in names - {NOTES, LOCK}):
+    if not all(re.fullmatch(rf"{CONTENT}|{own}|{PART}", name) for name in names - {NOTES, LOCK}):
         return False
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         return {json.loads(line).get("command") for line in read_bytes(part / NOTES).splitlines()} == {command}
     return False
 
 
-def drop_parts(folder: Path) -> None:
-    """Remove what a killed process was writing in a folder that is held, and that nobody else writes to."""
+@contextlib.contextmanager
+def in_use(path: Path) -> Iterator[bool]:
+    """Mark a file or folder as being written, so that :func:`drop_parts` leaves it; the mark ends with the process.
+
+    Yields:
+        whether it was free (and the file system has locks).
+    """
+    handle = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError:
+            free = False
+        yield free
+    finally:
+        os.close(handle)
+
+
+def drop_parts(folder: Path, pattern: str = PART) -> None:
+    """Remove the half-written files (or folders) of killed processes from a folder, but none that is in use."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if re.fullmatch(PART, path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+        if re.fullmatch(pattern, path.name):
+            with contextlib.suppress(OSError), in_use(path) as free:
+                if free and path.is_dir():
+                    shutil.rmtree(path)
+                elif free:
+                    path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -316,6 +356,7 @@ class Outputs:
     def _known(self, target: Path) -> set[str]:
         """Digests of what this command has written under that name."""
         if target.parent not in self._notes:
+            drop_parts(target.parent)
             self._notes[target.parent] = self._read(target.parent / NOTES)
         return self._notes[target.parent].setdefault(target.name, set())
 

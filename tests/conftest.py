@@ -5,10 +5,15 @@ import io
 import os
 from pathlib import Path
 
+# Two workers of pytest-xdist share two cores; the nets are so small that a second thread would mostly wait.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 
 

@@ -1,9 +1,11 @@
 """Features of every image, computed once: kept in memory, or on disk under a key that changes with whatever could
 change them."""
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +21,7 @@ from crosschannel.console import progress
 from crosschannel.data import BrokenImages, ImageBatch, ImageSet, Stream, Subset, View
 from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
-from crosschannel.files import digest, sync, write_text
+from crosschannel.files import digest, drop_parts, in_use, sync, write_text
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.stored import read_json, typed
 from crosschannel.training.device import autocast
@@ -160,20 +162,17 @@ class Extraction:
             self.console.print(f"{what} features: {_gib(size)} from {folder}", markup=False)
             return _open(folder, stream.images)
         self.world.from_main(lambda: self._announce(size, what, folder))
-        part = folder.with_name(f"{folder.name}.{os.getpid()}.part") if folder else None
-        maps = self._allocate(part, rows, shapes)
         try:
-            indices = self._fill(maps, stream, what)
-        except BaseException as error:
-            if part:
-                shutil.rmtree(part, ignore_errors=True)
-            if isinstance(error, Interrupted):
-                raise Interrupted(self.flag.name or "another rank") from None
-            raise
-        if folder:
-            self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
+            if folder is None:
+                maps = {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
+                return _readable(stream.images, maps, self._fill(maps, stream, what))
+            with self._part_of(folder) as part:
+                maps = self._allocate(part, rows, shapes)
+                indices = self._fill(maps, stream, what)
+                self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
             return _open(folder, stream.images)
-        return _readable(stream.images, maps, indices)
+        except Interrupted:
+            raise Interrupted(self.flag.name or "another rank") from None
 
     def _is_whole(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> bool:
         """Whether features are there as they were written; damaged ones are dropped, to be computed anew."""
@@ -206,13 +205,26 @@ class Extraction:
                 "ask for fewer layers, or another --cache"
             )
 
-    def _allocate(self, part: Path | None, rows: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Empty maps: in memory, or for rank 0 in files of ``part``."""
-        if part is None:
-            return {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
+    @contextlib.contextmanager
+    def _part_of(self, folder: Path) -> Iterator[Path | None]:
+        """A new folder for rank 0 beside one of the cache, removed on errors; those of killed runs go first."""
         if not self.world.is_main:
+            yield None
+            return
+        drop_parts(folder.parent, rf"{folder.name}\.[0-9a-f]+\.part")
+        part = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.part")
+        part.mkdir()
+        try:
+            with in_use(part):
+                yield part
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def _allocate(self, part: Path | None, rows: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Empty maps, on rank 0 in files of ``part``."""
+        if part is None:
             return {layer: torch.empty(0, *shape) for layer, shape in shapes.items()}
-        part.mkdir(parents=True)
         return {
             layer: torch.from_numpy(np.lib.format.open_memmap(part / f"{i}.npy", "w+", np.float32, (rows, *shape)))
             for i, (layer, shape) in enumerate(shapes.items())

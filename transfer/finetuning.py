@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel import load_backbone
@@ -272,7 +272,7 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
         told["net"] = json.dumps(backbone.net.spec.to_dict())
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with written_whole(run / WEIGHTS) as part:
-        save_file(tensors, part, told)
+        part.write_bytes(save(tensors, told))
     return run / WEIGHTS
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
@@ -72,7 +72,8 @@ def save_heads(run: Path, heads: LayerHeads, classes: Sequence[str]) -> Path:
     """Write ``heads.safetensors``: what a run learned on frozen layers."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
     with written_whole(run / HEADS) as part:
-        save_file(tensors, part, {"layers": json.dumps(heads.layers), "classes": json.dumps(list(classes))})
+        metadata = {"layers": json.dumps(heads.layers), "classes": json.dumps(list(classes))}
+        part.write_bytes(save(tensors, metadata))
     return run / HEADS
 
 

@@ -39,6 +39,7 @@ def photographs() -> MemoryImages:
     return MemoryImages(names, range(len(blobs)), blobs, tuple(PHOTOGRAPHS))
 
 
+@lru_cache(maxsize=1)
 def sample_images() -> tuple[MemoryImages, MemoryImages]:
     """Training (480) and validation (120) crops of 128 px, as PNG."""
     split: dict[str, tuple[list[str], list[int], list[bytes]]] = {"train": ([], [], []), "val": ([], [], [])}

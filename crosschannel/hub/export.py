@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel.color import lab_to_rgb
@@ -178,7 +178,7 @@ def _save_state(state: dict[str, Tensor], out: Path, write: Writer) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with write(out) as part:
         if out.suffix == ".safetensors":
-            save_file(state, part)
+            part.write_bytes(save(state))
         else:
             with part.open("wb") as file:
                 torch.save(state, file)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
@@ -94,7 +94,7 @@ def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Write
     described = {k: value for k, value in asdict(meta).items() if meta.objective is not None or k not in _OF_A_HEAD}
     texts = {key: value if key == "format" else json.dumps(value) for key, value in described.items()}
     with write(path) as part:
-        save_file(tensors, part, texts)
+        part.write_bytes(save(tensors, texts))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:

@@ -71,7 +71,8 @@ class RunFolder:
         if self._lock:
             try:
                 self._look()
-                drop_parts(self.checkpoints)
+                for folder in (path, *path.iterdir()):
+                    drop_parts(folder)
             except BaseException:
                 self._lock.release()
                 raise

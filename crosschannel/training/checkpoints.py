@@ -36,9 +36,17 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     for other in list_checkpoints(folder):  # the same step saved anew, or a damaged later one that was passed over
         if _step(other) >= step and other.name != name:
             other.unlink()
-    for old in list_checkpoints(folder)[keep:]:
-        old.unlink()
+    drop_old(folder / name, keep)
     return folder / name
+
+
+def drop_old(newest: Path, keep: int) -> None:
+    """Drop the checkpoints before one, except so many that ``keep`` are left with it."""
+    for old in list_checkpoints(newest.parent):
+        if _step(old) < _step(newest):
+            keep -= 1
+            if keep < 1:
+                old.unlink()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -226,7 +226,7 @@ def test_leftovers_are_known_by_what_the_command_noted(photo_folder, tmp_path, m
         main(["shard", str(photo_folder), str(out)])
         os._exit(1)
     assert os.waitpid(child, 0)[1] >> 8 == 9
-    assert (tmp_path / "out.part" / "train-000000.tar").read_bytes() == b"half"
+    assert (tmp_path / "out.part" / "content" / "train-000000.tar").read_bytes() == b"half"
     assert main(["shard", str(photo_folder), str(out)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -1,7 +1,4 @@
-import os
-
 import pytest
-import torch
 
 from transfer.cli import main
 
@@ -11,19 +8,6 @@ SMALL = [
     "--train.epochs=1", "--runtime.workers=0", "--runtime.checkpoint_every=4", "--runtime.log_every=4",
     "--runtime.tensorboard=false", "--device=cpu",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """These nets are so small that a second thread mostly waits; and runs are compared bit for bit."""
-    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    yield
-    torch.set_num_threads(threads)
-    os.environ.pop("OMP_NUM_THREADS")
-    if variable is not None:
-        os.environ["OMP_NUM_THREADS"] = variable
 
 
 @pytest.fixture
