@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 RUN := runs/quickstart-0
 
-.PHONY: quickstart test test-system docs lint clean
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope
+
+.PHONY: quickstart test test-all test-system docs lint clean
 
 ifneq ($(UV),)
 install = $(UV) venv --quiet --allow-existing $(VENV) && $(UV) pip install --quiet --python $(BIN)/python -e '.[$(1)]'
@@ -41,8 +43,13 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Flags of one's own: make test FLAGS="-k probe -x".
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) $(FLAGS)
+
+# The long checks too.
+test-all: lint
+	$(PYTEST) -m 'not system' $(FLAGS)
 
 # What needs more than a virtual environment: the built wheel in a fresh environment of its own, and a real SLURM and a
 # real browser, which need root (Debian's packages are installed where they are missing).
@@ -50,7 +57,7 @@ test-system: $(VENV)/.installed-test
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v chromium; } >/dev/null; then \
 		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge chromium) \
 		>/dev/null; fi
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m system $(FLAGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --quiet

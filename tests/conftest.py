@@ -1,8 +1,13 @@
 """Fixtures that many tests share. Real photographs come from the embedded sample; the larger real data sets are
 found through CROSSCHANNEL_TEST_DATA (default ../shared/data), and tests that need them skip by name without."""
 
+import contextlib
 import io
 import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 # Two workers of pytest-xdist share two cores; the nets are so small that a second thread would mostly wait.
@@ -15,6 +20,39 @@ from PIL import Image
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
+
+
+_MARK = "CROSSCHANNEL_TEST_MODULE"
+_POOLS = (b"resource_tracker", b"forkserver", b"loky")  # of libraries, which keep them for the next call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_is_left(request) -> Iterator[None]:
+    """Processes that the tests of a module leave running are killed, and are an error."""
+    mark = f"{_MARK}={request.module.__name__}-{os.getpid()}"
+    name, value = mark.split("=")
+    os.environ[name] = value
+    yield
+    del os.environ[name]
+    deadline = time.monotonic() + 5
+    while (left := _marked(mark)) and time.monotonic() < deadline:  # some are about to end
+        time.sleep(0.1)
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    assert not left, f"left running: {left}"
+
+
+def _marked(mark: str) -> dict[int, str]:
+    """Other running processes with a variable in their environment, by number, with their command lines."""
+    marked = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes() and int(process.name) != os.getpid():
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                if command and not any(pool in command for pool in _POOLS):  # a zombie has none
+                    marked[int(process.name)] = command.decode(errors="replace")
+    return marked
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +86,30 @@ def photo_folder(tmp_path_factory, photos) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(photo[top : top + 80, left : left + 96]).save(path, quality=92)
     return root
+
+
+@contextlib.contextmanager
+def _narrow() -> Iterator[None]:
+    from crosschannel.models import alexnet
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("crosschannel", "caffenet"):
+            patch.setitem(alexnet.VARIANTS, name, replace(alexnet.VARIANTS[name], widths=(24, 64, 96, 96, 64)))
+        yield
+
+
+@pytest.fixture
+def narrow_alexnet() -> Iterator[None]:
+    """AlexNet at a quarter of its widths, in this process and its forks."""
+    with _narrow():
+        yield
+
+
+@pytest.fixture(scope="module")
+def narrow_alexnets() -> Iterator[None]:
+    """The same for all tests and fixtures of a module."""
+    with _narrow():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@ import pytest
 from crosschannel.cli import main
 
 SMALL = [
-    "--model.fc=0", "--crop.size=48", "--crop.resize=56", "--train.batch=8", "--train.steps=12", "--train.ema=0.9",
-    "--optim.lr=1e-3", "--runtime.workers=0", "--runtime.checkpoint_every=3", "--runtime.eval_every=5",
-    "--runtime.log_every=4", "--runtime.tensorboard=false", "--device=cpu",
+    "--model.name=timm:test_resnet", "--crop.size=48", "--crop.resize=56", "--train.batch=8", "--train.steps=12",
+    "--train.ema=0.9", "--optim.lr=1e-3", "--runtime.workers=0", "--runtime.checkpoint_every=3",
+    "--runtime.eval_every=5", "--runtime.log_every=4", "--runtime.tensorboard=false", "--device=cpu",
 ]  # fmt: skip
 
 
@@ -20,4 +20,13 @@ def finished_run(tmp_path_factory, photo_folder):
     """A finished run of `small`, never interrupted."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert main(["pretrain", f"--data={photo_folder}", *SMALL, f"--out={out}"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def alexnet_run(tmp_path_factory, photo_folder):
+    """A finished run of an AlexNet trunk, for tests that look at its layers."""
+    out = tmp_path_factory.mktemp("runs") / "alexnet"
+    flags = ["--model.name=alexnet", "--model.fc=0", "--train.steps=2", f"--out={out}"]
+    assert main(["pretrain", f"--data={photo_folder}", *SMALL, *flags]) == 0
     return out

@@ -154,7 +154,7 @@ def test_a_folder_with_broken_files_trains_and_names_what_it_skipped(small, phot
 def test_too_many_broken_files_stop_with_one_sentence(small, photo_folder, tmp_path, capsys):
     corrupt(tmp_path / "data", photo_folder, 3)
     options = [f"--data={tmp_path / 'data'}", "--train.steps=400", "--train.batch=40", f"--out={tmp_path / 'run'}"]
-    assert main(["pretrain", *small[2:], *options, "--crop.size=16", "--crop.resize=16"]) == 2
+    assert main(["pretrain", *small[2:], *options, "--crop.size=32", "--crop.resize=32"]) == 2
     assert "more than the allowed 0.01" in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -270,11 +270,11 @@ def test_a_class_that_is_no_line_is_refused_before_anything_is_packed(photo_fold
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
-def test_weights_of_other_kinds_of_number_are_said(finished_run, tmp_path, dtype):
+def test_weights_of_other_kinds_of_number_are_said(alexnet_run, tmp_path, dtype):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    with safe_open(finished_run / "backbone.safetensors", "pt") as file:
+    with safe_open(alexnet_run / "backbone.safetensors", "pt") as file:
         meta, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     for name in ("conv1.conv.weight", "conv1.norm.running_var"):
         save_file({**state, name: state[name].to(dtype)}, tmp_path / "b.safetensors", meta)

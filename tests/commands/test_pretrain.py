@@ -36,11 +36,11 @@ def test_what_it_learned_says_whose_it_is(finished_run):
     assert load_backbone(str(finished_run)).provenance.details["licence"] == "bsd-2-clause"
 
 
-def test_what_it_learned_loads(finished_run):
-    backbone = load_backbone(f"{finished_run},geometry=padded", layers=["conv5"])
+def test_what_it_learned_loads(alexnet_run):
+    backbone = load_backbone(f"{alexnet_run},geometry=padded", layers=["conv5"])
     assert backbone(torch.rand(1, 3, 64, 64))["conv5"].shape == (1, 256, 5, 5)
-    assert backbone.provenance.details["steps"] == 12 and backbone.input.size == 48
-    colorizer = load_colorizer(str(finished_run))
+    assert backbone.provenance.details["steps"] == 2 and backbone.input.size == 48
+    colorizer = load_colorizer(str(alexnet_run))
     assert colorizer(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30, 3)
 
 
@@ -106,13 +106,13 @@ def test_auto_is_written_down_at_first_start(finished_run):
         ["--model.name=colornet", "--objective.normalise=images", "--crop.size=32", "--crop.resize=40"],
         ["--model.name=vgg16", "--model.affine=true", "--crop.size=32", "--crop.resize=40"],
         ["--model.name=timm:resnet18"],
-        ["--model.init=kmeans", "--optim.name=adam", "--schedule.kind=cosine"],
-        ["--model.init=unit-variance", "--optim.name=sgd", "--optim.clip=1", "--train.accumulate=2"],
+        ["--model.name=alexnet", "--model.fc=0", "--model.init=kmeans", "--optim.name=adam", "--schedule.kind=cosine"],
+        ["--model.name=alexnet", "--model.fc=0", "--model.init=unit-variance", "--optim.name=sgd", "--optim.clip=1", "--train.accumulate=2"],
         ["--data=builtin:sample"],
     ],
     ids=["l2", "plain classes", "colornet", "vgg16", "timm", "k-means", "unit variance and sgd", "sample"],
 )
-def test_every_kind_of_net_objective_and_start_trains(small, tmp_path, options):
+def test_every_kind_of_net_objective_and_start_trains(small, tmp_path, narrow_alexnet, options):
     out = tmp_path / "run"
     assert main([*small, "--train.steps=3", *options, f"--out={out}"]) == 0
     figures = json.loads((out / "result.json").read_text())["metrics"]
@@ -121,11 +121,12 @@ def test_every_kind_of_net_objective_and_start_trains(small, tmp_path, options):
     assert load_colorizer(str(out))(Image.new("RGB", (33, 21), "grey")).size == (33, 21)
 
 
-def test_l2_fine_tuning_starts_from_the_full_net(small, finished_run, tmp_path):
+def test_l2_fine_tuning_starts_from_the_full_net(small, alexnet_run, tmp_path):
     out = tmp_path / "l2-ft"
-    options = ["--objective.kind=l2", "--optim.lr=1e-12", "--train.steps=1", "--train.ema=0"]
-    assert main([*small, *options, f"--init-from={finished_run}", f"--out={out}"]) == 0
-    ours, theirs = (load_backbone(str(run)).net.conv3.conv.weight for run in (out, finished_run))
+    options = ["--model.name=alexnet", "--model.fc=0", "--optim.lr=1e-12", "--train.steps=1", "--train.ema=0"]
+    options += ["--objective.kind=l2", f"--init-from={alexnet_run}"]
+    assert main([*small, *options, f"--out={out}"]) == 0
+    ours, theirs = (load_backbone(str(run)).net.conv3.conv.weight for run in (out, alexnet_run))
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 

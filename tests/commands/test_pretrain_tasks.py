@@ -130,12 +130,16 @@ def test_a_split_brain_net_is_probed_as_any_other_and_so_is_its_untrained_twin(r
     assert maps.shape[1] == 256 and backbone.input.kind == "lab"
 
 
-def test_labels_start_from_a_colorization_run_and_larsson_from_rgb_weights(finished_run, photo_folder, tmp_path):
+def test_labels_start_from_a_colorization_run(alexnet_run, photo_folder, tmp_path):
     out = tmp_path / "labels"
-    flags = ["--train.steps=1", "--optim.lr=1e-12", f"--init-from={finished_run}"]
+    flags = ["--train.steps=1", "--optim.lr=1e-12", f"--init-from={alexnet_run}"]
     assert main(command("labels", photo_folder, out, *flags)) == 0
-    ours, theirs = (load_file(path / "backbone.safetensors") for path in (out, finished_run))
+    ours, theirs = (load_file(path / "backbone.safetensors") for path in (out, alexnet_run))
     assert torch.allclose(ours["conv3.conv.weight"], theirs["conv3.conv.weight"], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_larsson_starts_from_rgb_weights(photo_folder, tmp_path):
     torch.manual_seed(0)
     model = torchvision.models.vgg16(weights=None)
     torch.save(model.state_dict(), tmp_path / "vgg16.pth")
@@ -191,15 +195,15 @@ def test_labels_need_folders_of_classes(tmp_path, photos, capsys):
     assert "needs images of two classes or more, by folder" in capsys.readouterr().err
 
 
-def test_colorizers_of_schema_2_load_as_before(finished_run, tmp_path, photos):
+def test_colorizers_of_schema_2_load_as_before(alexnet_run, tmp_path, photos):
     """Files that were written when colorization was the only task have no task, classes or look."""
-    path = finished_run / "colorizer.safetensors"
+    path = alexnet_run / "colorizer.safetensors"
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     old = {key: text for key, text in metadata.items() if key not in ("task", "classes", "look")}
     old["schema"] = json.dumps(2)
     save_file(load_file(path), tmp_path / "old.safetensors", old)
-    ours, theirs = load_colorizer(str(finished_run)), load_colorizer(str(tmp_path / "old.safetensors"))
+    ours, theirs = load_colorizer(str(alexnet_run)), load_colorizer(str(tmp_path / "old.safetensors"))
     assert np.array_equal(ours(photos[0]), theirs(photos[0]))
     backbone = load_backbone(str(tmp_path / "old.safetensors"))
     assert torch.equal(backbone.net.conv1.conv.weight, ours.net.net.conv1.conv.weight)
@@ -221,7 +225,14 @@ def test_a_colorizer_becomes_onnx(finished_run, tmp_path, photos, capsys):
     assert "part colorizer is for format onnx" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", [name for name in OTHERS if TASKS[name].load().colours])
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "vgg16" in str(NETS.get(name)) else [])
+        for name in OTHERS
+        if TASKS[name].load().colours
+    ],
+)
 def test_colorizers_of_other_tasks_become_onnx_too(runs, tmp_path, task):
     import onnxruntime
 

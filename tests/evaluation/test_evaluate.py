@@ -3,13 +3,12 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked, check_on_ranks
 from PIL import Image
 
 from crosschannel.cli import main
@@ -115,19 +114,18 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(photo_folder, tmp
     flags = ["--methods", "grey", "random"]
     monkeypatch.setattr(evaluate, "_PART", 3)
     assert main([*command(photo_folder, whole), *flags]) == 0
-    code = (
-        "import sys, time; from crosschannel.evaluation import evaluate; evaluate._PART = 3\n"
-        "write = evaluate._write_part\n"
-        "def slow(*given): write(*given); time.sleep(1)\n"
-        "evaluate._write_part = slow\n"
-        "from crosschannel.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, *command(photo_folder, killed), *flags])
-    while not list(killed.glob("parts/*.json")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    write = evaluate._write_part
+
+    def slow(*arguments):
+        write(*arguments)
+        time.sleep(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_write_part", slow)
+        with Forked(lambda: main([*command(photo_folder, killed), *flags])) as process:
+            while not list(killed.glob("parts/*.json")):
+                assert process.poll() is None
+                time.sleep(0.05)
     first = next(iter(sorted(killed.glob("parts/*.npz"))))
     before = first.stat().st_mtime_ns
     assert not (killed / "result.json").exists()
@@ -155,24 +153,9 @@ def test_a_signal_is_heard_between_batches(photo_folder, tmp_path, monkeypatch, 
 
 
 def test_two_ranks_find_what_one_finds(photo_folder, tmp_path):
-    import socket
-
     flags = ["--methods", "grey", "random"]
     assert main([*command(photo_folder, tmp_path / "one"), *flags]) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    import os
-
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "crosschannel.cli", *command(photo_folder, tmp_path / "two"), *flags],
-            env={**os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    assert [rank.wait(200) for rank in ranks] == [0, 0]
+    check_on_ranks(lambda: main([*command(photo_folder, tmp_path / "two"), *flags]))
     one, two = load_result(tmp_path / "one"), load_result(tmp_path / "two")
     assert one.rows["names"].tolist() == two.rows["names"].tolist()
     assert one.metrics == pytest.approx(two.metrics)

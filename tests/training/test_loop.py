@@ -1,16 +1,12 @@
 """The loop on a small net without BatchNorm: what must be equal is equal, whatever the split of the work."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from forked import check_on_ranks
 
 from crosschannel import UserError
 from crosschannel.data import CropConfig, MemoryImages, Stream, TrainingCrops, open_images
@@ -26,13 +22,15 @@ from crosschannel.training.device import find_device, resolve_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World, join_world, leave_world
 
+pytestmark = pytest.mark.usefixtures("narrow_alexnets")
+
 CROP = CropConfig(size=64, resize=72)
 
 
 def train(data, out, world=None, images=None, grey_threshold=0.0, optim=None, runtime=None, **train_options) -> Loop:
     world = world or World(0, 1, torch.device("cpu"))
     torch.manual_seed(0)
-    net = PretextNet(AlexNet(norm=False, fc=0), LinearHead(256, 313), stride=8, head_stride=16)
+    net = PretextNet(AlexNet(norm=False, fc=0), LinearHead(64, 313), stride=8, head_stride=16)
     folder, val = open_images(str(data))
     stream = Stream(images or folder, TrainingCrops(CROP), 3)
     pretext = Colorization(ColorizationConfig(grey_threshold=grey_threshold), net.stride)
@@ -72,34 +70,16 @@ def test_ranks_train_as_one_process_does(photo_folder, tmp_path, size):
     with pytest.MonkeyPatch.context() as patch:
         note_indices(patch.setattr, seen["one"])
         one = train(photo_folder, tmp_path / "one", grey_threshold=40.0, steps=20)
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import json, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import torch
-        from test_loop import join_world, leave_world, note_indices, train
+
+    def rank() -> int:
         world, seen = join_world(torch.device("cpu")), []
         note_indices(setattr, seen)
-        train({str(photo_folder)!r}, {str(tmp_path)!r} + f"/{{world.rank}}", world, grey_threshold=40.0, steps=20)
-        open({str(tmp_path)!r} + f"/{{world.rank}}.json", "w").write(json.dumps(seen))
+        train(photo_folder, tmp_path / str(world.rank), world, grey_threshold=40.0, steps=20)
+        (tmp_path / f"{world.rank}.json").write_text(json.dumps(seen))
         leave_world()
-        """)
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env={
-                **os.environ, "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(size)
-    ]  # fmt: skip
-    assert [rank.wait(300) for rank in ranks] == [0] * size
+        return 0
+
+    check_on_ranks(rank, size)
     shares = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]
     for whole, *parts in zip(seen["one"], *shares, strict=True):
         assert sorted(index for part in parts for index in part) == sorted(whole)

@@ -1,9 +1,7 @@
 """`transfer classify`, `svm` and `few-shot` as a user runs them: run folders, resume, ranks, bad input, reports."""
 
 import io
-import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -301,13 +299,7 @@ def test_an_svm_run_goes_on_with_the_layers_that_are_missing(svm_command, tmp_pa
 
 
 def test_two_ranks_train_the_svms_that_one_process_trains(svm_command, tmp_path):
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    assert main([*svm_command, "--jobs=1", f"--out={tmp_path / 'one'}"]) == 0
-    subprocess.run(
-        [*ranks, "transfer.cli", *svm_command, "--jobs=1", f"--out={tmp_path / 'two'}"], check=True, env=environment
-    )
-    one, two = (load_result(tmp_path / name) for name in ("one", "two"))
+    one, two = map(load_result, by_one_and_by_two([*svm_command, "--jobs=1"], tmp_path))
     assert one.metrics == pytest.approx(two.metrics, abs=1e-6)
 
 

@@ -1,6 +1,5 @@
 """`transfer dense`: points, their labels and neighbours against brute force, and the command as a user runs it."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from devkits import make_devkit, save_mask
+from forked import check_on_ranks, run_on_ranks
 from PIL import Image
 from torch.nn import functional as F
 from trained_runs import killed_and_finished
@@ -202,9 +202,7 @@ def test_kill_9_and_the_same_command_end_where_the_uninterrupted_run_ends(comman
 
 
 def test_two_ranks_find_what_one_process_finds(command, finished, tmp_path):
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*ranks, "transfer.cli", *command, f"--out={tmp_path / 'two'}"], check=True, env=environment)
+    check_on_ranks(lambda: main([*command, f"--out={tmp_path / 'two'}"]))
     one, two = load_result(finished), load_result(tmp_path / "two")
     assert list(one.rows["names"]) == list(two.rows["names"])
     each, other = (summed(run.rows["conv5/knn"], np.eye(20), 21) for run in (one, two))
@@ -300,10 +298,10 @@ def test_masks_of_255_alone_are_said_before_anything_is_learned(voc, command, tm
 def test_two_ranks_hear_of_a_mask_that_one_of_them_cannot_read(voc, command, tmp_path):
     shutil.copytree(voc, tmp_path / "VOCdevkit")
     save_mask(tmp_path / "VOCdevkit" / "VOC2007" / "SegmentationClass" / "000041.png", np.zeros((3, 4), np.uint8))
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     words = [*command, f"--data={tmp_path / 'VOCdevkit'}", f"--out={tmp_path / 'run'}"]
-    done = subprocess.run([*ranks, "transfer.cli", *words], capture_output=True, text=True, timeout=200)
-    assert "000041.png is 4 × 3, and its image" in done.stderr and "exitcode  : 2" in done.stderr
+    outcomes = run_on_ranks(lambda: main(words))
+    assert [status for status, _ in outcomes] == [2, 2]
+    assert "000041.png is 4 × 3, and its image" in outcomes[0][1]
 
 
 def test_deeper_layers_than_a_net_lists_can_be_named(voc, tmp_path):

@@ -1,10 +1,8 @@
 """`transfer detect` and `transfer proposals`: regions, rules, and the command line."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from devkits import make_devkit
+from forked import Forked, run_on_ranks
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.io import savemat
-from trained_runs import assert_function_is_command, by_one_and_by_two, figures, killed_and_finished, launched
+from trained_runs import assert_function_is_command, by_one_and_by_two, figures, killed_and_finished
 
 import transfer
 from crosschannel import UserError, load_backbone
@@ -38,6 +37,8 @@ from transfer.protocols.detect.net import FastRCNN, deltas, moved
 from transfer.protocols.detect.protocol import target_statistics
 from transfer.protocols.detect.task import best_of_all, best_of_classes
 from transfer.protocols.detect.views import AllRegions, SampledRegions, sample_regions
+
+pytestmark = pytest.mark.usefixtures("narrow_alexnets")
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
 STEPS = [
@@ -315,12 +316,10 @@ def test_proposals_go_on_where_they_were_stopped(voc, tmp_path, proposals, monke
 
     out = tmp_path / "proposals"
     words = ["proposals", f"--data={voc}", f"--out={out}", "--workers=0", "--sets=2007:trainval"]
-    process = subprocess.Popen([*MODULE, *words])
     parts = out / ".2007-trainval-selective-search.npz.parts"
-    while not list(parts.glob("*.npz")) and process.poll() is None:
-        pass
-    process.kill()
-    process.wait()
+    with Forked(lambda: main(words)) as process:
+        while not list(parts.glob("*.npz")) and process.poll() is None:
+            pass
     kept = [load_boxes(path) for path in parts.glob("*.npz") if path.stat().st_size]
     assert kept and not (out / "2007-trainval-selective-search.npz").exists()
     monkeypatch.setattr("transfer.proposals.selective_search.selective_search", watched)
@@ -384,24 +383,17 @@ def test_two_ranks_find_what_one_process_finds(command, tmp_path):
     assert scores[0][-20:] == pytest.approx(scores[1][-20:], rel=1e-2)
 
 
-def test_a_broken_test_image_is_named_and_left_out(voc, command, finished, tmp_path, capsys):
+def test_a_broken_test_image_is_named_and_left_out(voc, command, finished, tmp_path, monkeypatch):
     shutil.copytree(voc, tmp_path / "VOCdevkit")
     (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000059.jpg").write_bytes(b"no image")
     words = [word for word in command if not word.startswith("--proposals")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CROSSCHANNEL_CACHE": str(tmp_path / "cache")}
+    monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
     flags = [f"--data={tmp_path / 'VOCdevkit'}", f"--out={tmp_path / 'run'}"]
-    # Two ranks, one of which has nothing to look at in the last round of 19.
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    done = subprocess.run(
-        [*ranks, "transfer.cli", *words, *flags], env=environment, capture_output=True, text=True, check=True
-    )
-    assert "broken held-out image VOC2007/000059" in done.stderr
+    # Two ranks, one of which has no image in the last round of 19.
+    (status, output), (other_status, _) = run_on_ranks(lambda: main([*words, *flags]))
+    assert (status, other_status) == (0, 0) and "broken held-out image VOC2007/000059" in output
     result = load_result(tmp_path / "run")
     assert result.n == 19 and set(result.rows["names"]) == set(load_result(finished).rows["names"]) - {"VOC2007/000059"}
-
-
-def test_the_launcher_runs_it_unchanged(command, finished, tmp_path):
-    assert figures(launched(command, tmp_path / "run"))[1] == figures(finished)[1]
 
 
 def test_the_function_is_the_command_and_leaves_the_backbone_as_it_was(command, finished, voc):

@@ -95,7 +95,7 @@ def engines(source: str, **keys):
 SOURCES = [
     "gaussian:alexnet,fc=32,size=96,resize=110,input=grey,seed=1",
     "gaussian:alexnet,fc=32,size=96,resize=110,input=lab,seed=1",
-    "random:timm:resnet18,seed=1",
+    "random:timm:test_resnet,size=96,resize=110,seed=1",
     "random:timm:vit_tiny_patch16_224,size=96,resize=110,seed=1",
 ]
 
@@ -357,6 +357,7 @@ def test_the_engine_is_a_key(command, tmp_path):
     assert len(scores[0]) and abs(len(scores[0]) - len(scores[1])) <= 0.02 * len(scores[0]) + 1
 
 
+@pytest.mark.slow
 def test_faster_rcnn_c4_is_one_flag(tmp_path, real_data):
     """Two steps and an evaluation on real pictures."""
     devkit = real_data / "voc-mini" / "VOCdevkit"

@@ -203,7 +203,7 @@ def test_a_trunk_gets_fresh_fully_connected_layers_in_the_geometry_of_transfer(s
             prepare(trunk, recipe(train_from="fc8", **more))
 
 
-def test_kmeans_fills_the_new_layers_below_the_classifier(split):
+def test_kmeans_fills_the_new_layers_below_the_classifier(split, narrow_alexnet):
     trunk = load_backbone("random:alexnet,fc=0,geometry=padded,size=64,resize=72")
     config = recipe(fc=16, new_layers="kmeans")
     backbone, new = prepare(trunk, config)
@@ -268,9 +268,9 @@ def test_inputs_that_contradict_each_other_are_refused(alexnet, resnet):
     assert prepare(lab, recipe(input="lab", fc=8))[0].input.kind == "lab"
 
 
-def test_calibration_is_for_nets_without_norms_whose_layers_follow_one_another(alexnet, resnet, split):
+def test_calibration_is_for_nets_without_norms_whose_layers_follow_one_another(resnet, split, narrow_alexnet):
     stream = Stream(split.train, RandomScaleCrops(227), 0)
-    backbone, _ = prepare(alexnet, recipe())
+    backbone, _ = prepare(load_backbone("random:alexnet,fc=8,data=builtin:sample"), recipe())
     net = Classifier(backbone, 20, 0.5)
     before = backbone.net.conv3.conv.weight.clone()
     initialise(net, [], recipe(calibrate="auto"), stream)
@@ -354,7 +354,7 @@ def test_windows_are_sampled_bilinearly_without_antialiasing():
         assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 1.01
 
 
-def test_kmeans_of_new_layers_leaves_the_statistics_of_others(split):
+def test_kmeans_of_new_layers_leaves_the_statistics_of_others(split, narrow_alexnet):
     trunk = load_backbone("random:alexnet,fc=0,size=64,resize=72")
     config = recipe(fc=16, new_layers="kmeans", absorb=False)
     backbone, new = prepare(trunk, config)

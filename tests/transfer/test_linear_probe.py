@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import yaml
-from trained_runs import figures, killed_and_finished
+from forked import check_on_ranks, run_on_torchrun
+from trained_runs import by_one_and_by_two, figures, killed_and_finished
 
 from crosschannel.keys import check_config
 from crosschannel.parsing import config_folder
@@ -95,15 +95,19 @@ def test_a_run_killed_after_its_last_evaluation_still_ends_in_a_result(small, fi
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "off"])
-def test_two_ranks_find_what_one_process_finds(small, tmp_path, cache):
+def test_two_ranks_find_what_one_process_finds(small, tmp_path, monkeypatch, cache):
     """Without BatchNorm, whose statistics are per rank."""
-    environment = {**os.environ, "CROSSCHANNEL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
     command = [*small, f"--cache={cache}", "--norm=none", "--optim.name=sgd", "--optim.lr=1e-4"]
     command += ["--train.precision=float32"]
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    subprocess.run([*MODULE, *command, f"--out={tmp_path / 'one'}"], check=True, env=environment)
-    environment["CROSSCHANNEL_CACHE"] = str(tmp_path / "other")
-    subprocess.run([*ranks, "transfer.cli", *command, f"--out={tmp_path / 'two'}"], check=True, env=environment)
+    assert main([*command, f"--out={tmp_path / 'one'}"]) == 0
+    monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "other"))
+    two = [*command, f"--out={tmp_path / 'two'}"]
+    if cache == "memory":  # once by torchrun itself
+        done = run_on_torchrun("transfer.cli", two)
+        assert done.returncode == 0, done.stderr
+    else:
+        check_on_ranks(lambda: main(two))
     one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
     assert one[0] == two[0] and one[1] == two[1]
     losses = [[row["train/loss"] for row in log if "train/loss" in row] for log in (one[2], two[2])]
@@ -113,11 +117,8 @@ def test_two_ranks_find_what_one_process_finds(small, tmp_path, cache):
 def test_two_ranks_find_the_neighbours_that_one_process_finds(photo_folder, tmp_path):
     command = ["knn", "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1", f"--data={photo_folder}"]
     command += ["--layer=conv1,conv5", "--precision=float32", "--workers=0", "--k=[1,7]", "--batch=6"]
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    assert main([*command, f"--out={tmp_path / 'one'}"]) == 0
-    subprocess.run([*ranks, "transfer.cli", *command, f"--out={tmp_path / 'two'}"], check=True, env=environment)
-    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+    one, two = by_one_and_by_two(command, tmp_path)
+    assert figures(one) == figures(two)
 
 
 @pytest.mark.parametrize(

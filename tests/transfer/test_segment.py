@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from trained_runs import assert_function_is_command, by_one_and_by_two, figures, killed_and_finished, launched
+from trained_runs import assert_function_is_command, by_one_and_by_two, figures, killed_and_finished
 
 import transfer
 from crosschannel import UserError, load_backbone
@@ -32,6 +32,8 @@ from transfer.pascal.segmentation import confusion_of, summed
 from transfer.protocol import Split
 from transfer.protocols.segment.net import Segmenter, choose_skips
 from transfer.protocols.segment.views import MaskedCrops, WholeImages
+
+pytestmark = pytest.mark.usefixtures("narrow_alexnets")
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
 NET = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
@@ -334,10 +336,6 @@ def test_two_ranks_find_what_one_process_finds(command, tmp_path):
     losses = [[row["train/loss"] for row in part if "train/loss" in row] for part in (log, other_log)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert metrics["pixel_accuracy"] == pytest.approx(others["pixel_accuracy"], abs=0.01)
-
-
-def test_the_launcher_runs_it_unchanged(command, finished, tmp_path):
-    assert figures(launched(command, tmp_path / "run"))[1] == figures(finished)[1]
 
 
 def test_the_function_is_the_command_and_leaves_the_backbone_as_it_was(command, finished, voc):

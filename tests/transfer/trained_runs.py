@@ -2,7 +2,6 @@
 the launcher, and from Python."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from forked import Forked, check_on_ranks
 
 import transfer
 from crosschannel import load_backbone
@@ -17,9 +17,6 @@ from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import load_result
 from slurm.cli import main as slurm
 from transfer.cli import PROGRAM, main
-
-MODULE = [sys.executable, "-m", "transfer.cli"]
-RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "transfer.cli"]
 
 
 def figures(run: Path):
@@ -32,12 +29,8 @@ def figures(run: Path):
 def killed_and_finished(command: list[str], out: Path, *marks: str) -> Path:
     """Run a command, kill it as soon as it says each of the marks, then let it end."""
     for mark in marks:
-        process = subprocess.Popen([*MODULE, *command, f"--out={out}"], stderr=subprocess.PIPE, text=True)
-        for line in process.stderr:
-            if mark in line:
-                break
-        process.kill()
-        process.wait()
+        with Forked(lambda: main([*command, f"--out={out}"])) as process:
+            process.wait_for(mark)
     assert not (out / "result.json").exists()
     assert main([*command, f"--out={out}"]) == 0
     return out
@@ -45,10 +38,10 @@ def killed_and_finished(command: list[str], out: Path, *marks: str) -> Path:
 
 def by_one_and_by_two(command: list[str], folder: Path) -> tuple[Path, Path]:
     """The runs of one process and of two ranks."""
-    runs, environment = (folder / "one", folder / "two"), {**os.environ, "OMP_NUM_THREADS": "1"}
-    for start, run in zip((MODULE, RANKS), runs, strict=True):
-        subprocess.run([*start, *command, f"--out={run}"], check=True, env=environment)
-    return runs
+    one, two = folder / "one", folder / "two"
+    assert main([*command, f"--out={one}"]) == 0
+    check_on_ranks(lambda: main([*command, f"--out={two}"]))
+    return one, two
 
 
 def launched(command: list[str], out: Path) -> Path:
