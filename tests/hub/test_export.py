@@ -125,7 +125,7 @@ def test_licences_go_on(alexnet, tmp_path):
     assert yaml.safe_load((tmp_path / "b" / "README.md").read_text().split("---")[1])["license"] == "unknown"
 
 
-@pytest.mark.parametrize("source", ["alexnet", "vgg", "random:timm:resnet18,size=64", "lab"])
+@pytest.mark.parametrize("source", ["alexnet", "vgg", "random:timm:test_resnet,size=64", "lab"])
 def test_onnx_gives_the_same_maps_at_any_batch_and_size(source, alexnet, vgg, tmp_path):
     import onnxruntime
 
@@ -166,7 +166,7 @@ CARDS = {
     "torchvision": ("vgg", "vgg.pth"),
     "torchvision of RGB": ("torchvision:alexnet,weights=none", "alexnet.safetensors"),
     "timm": ("alexnet", "net.pth"),
-    "timm's own": ("random:timm:resnet18,size=64", "resnet.pth"),
+    "timm's own": ("random:timm:test_resnet,size=64", "resnet.pth"),
     "onnx": ("alexnet", "net.onnx"),
     "onnx of a colorizer": ("run", "colorizer.onnx"),
     "detectron2": ("random:alexnet,fc=0,size=64", "net.pkl"),

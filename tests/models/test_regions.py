@@ -66,7 +66,7 @@ def test_a_maps_points_are_where_the_plan_says(geometry):
 
 def test_aligned_regions_are_bilinear_samples_of_where_points_are_centred():
     """On a map that holds its own points' places RoIAlign gives places: those of the box's cells."""
-    for source in ("random:timm:vit_tiny_patch16_224", "random:timm:resnet18"):
+    for source in ("random:timm:vit_tiny_patch16_224", "random:timm:test_resnet"):
         plan = plan_regions(load_backbone(source), pooling="align", resolution=4)
         places = plan.origin + plan.stride * torch.arange(20, dtype=torch.float32)
         maps = places[None, None, None].expand(1, 1, 20, 20)
@@ -80,7 +80,7 @@ def test_aligned_regions_are_bilinear_samples_of_where_points_are_centred():
     [
         ("random:alexnet,fc=8", "conv5", "fc", 6, ("fc6", "fc7")),
         ("gaussian:vgg16,fc=8", "conv5_3", "fc", 7, ("fc6", "fc7")),
-        ("random:timm:resnet18", "stage4", "c4", 14, ("stage5",)),
+        ("random:timm:test_resnet", "stage4", "c4", 14, ("stage5",)),
         ("torchvision:resnet18,weights=none", "layer3", "c4", 14, ("layer4",)),
         ("random:timm:vit_tiny_patch16_224", "block12", "mlp", 7, ()),
         ("random:timm:convnext_atto", "stage3", "mlp", 7, ()),
@@ -99,7 +99,7 @@ def test_every_kind_of_net_has_its_plan(source, layer, head, resolution, parts):
         ("random:alexnet,fc=8", {"layer": "conv4"}, "the head fc stands on conv5"),
         ("random:alexnet,fc=8", {"resolution": 7}, "fc6 of this backbone covers 6 × 6"),
         ("random:alexnet,fc=8", {"head": "c4"}, "only ResNets have it"),
-        ("random:timm:resnet18", {"head": "fc"}, "has no fc6"),
+        ("random:timm:test_resnet", {"head": "fc"}, "has no fc6"),
     ],
 )
 def test_what_a_net_does_not_have_is_one_sentence(source, keys, words):

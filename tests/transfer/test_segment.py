@@ -207,7 +207,7 @@ def test_fcn_8s_on_vgg_16_adds_the_scores_of_finer_layers_where_they_belong():
 @pytest.mark.parametrize(
     ("source", "stride", "layers"),
     [
-        ("random:timm:resnet18", 8, ("stage5", "stage4", "stage3")),
+        ("random:timm:test_resnet", 8, ("stage5", "stage4", "stage3")),
         ("random:timm:vit_tiny_patch16_224", 0, ("block12",)),
         ("random:torchvision:resnet18", 16, ("layer4", "layer3")),
         ("random:timm:convnext_atto", 4, ("stage4", "stage3", "stage2", "stage1")),
@@ -460,7 +460,7 @@ def test_masks_of_255_alone_are_neither_learned_nor_scored(voc, command, finishe
     assert "all of their masks are 255" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source", ["random:timm:resnet18,size=64,resize=72", "random:timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize("source", ["random:timm:test_resnet,size=64,resize=72", "random:timm:vit_tiny_patch16_224"])
 def test_other_libraries_nets_are_segmented_on(voc, command, source, tmp_path):
     flags = [f"--backbone={source}", "--stride=0", "--crop=64", "--train.steps=2", "--train.batch=4"]
     assert main([*command, *flags, f"--out={tmp_path / 'run'}"]) == 0
