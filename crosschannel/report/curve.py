@@ -20,7 +20,9 @@ def validation_curve(run: Path, out: Path, figure_name: str, reference: tuple[fl
     rows = read_metrics(run)
     figure = Figure(figsize=(9, 3.6))
     # Fixed margins: matplotlib takes twice the time to find them.
-    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.14, "top": 0.9})
+    left, right = figure.subplots(
+        1, 2, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.14, "top": 0.9, "wspace": 0.25}
+    )
     for name, colour in (("train/loss", "#9aa5b1"), ("val/loss", "#c0392b")):
         _line(left, rows, name, colour)
     left.set(xlabel="step", ylabel="loss", title="loss")

@@ -14,6 +14,8 @@ from crosschannel.parsing import config_folder
 from crosschannel.runs.folder import read_metrics
 from crosschannel.training import checkpoints
 
+ALEXNET = ["--model.name=alexnet", "--model.fc=0"]
+
 
 def test_a_run_folder_holds_what_the_docs_say(finished_run):
     names = {p.name for p in finished_run.iterdir()} - {".lock"}
@@ -106,8 +108,15 @@ def test_auto_is_written_down_at_first_start(finished_run):
         ["--model.name=colornet", "--objective.normalise=images", "--crop.size=32", "--crop.resize=40"],
         ["--model.name=vgg16", "--model.affine=true", "--crop.size=32", "--crop.resize=40"],
         ["--model.name=timm:resnet18"],
-        ["--model.name=alexnet", "--model.fc=0", "--model.init=kmeans", "--optim.name=adam", "--schedule.kind=cosine"],
-        ["--model.name=alexnet", "--model.fc=0", "--model.init=unit-variance", "--optim.name=sgd", "--optim.clip=1", "--train.accumulate=2"],
+        [*ALEXNET, "--model.init=kmeans", "--optim.name=adam", "--schedule.kind=cosine"],
+        [
+            "--model.name=alexnet",
+            "--model.fc=0",
+            "--model.init=unit-variance",
+            "--optim.name=sgd",
+            "--optim.clip=1",
+            "--train.accumulate=2",
+        ],
         ["--data=builtin:sample"],
     ],
     ids=["l2", "plain classes", "colornet", "vgg16", "timm", "k-means", "unit variance and sgd", "sample"],
@@ -123,7 +132,7 @@ def test_every_kind_of_net_objective_and_start_trains(small, tmp_path, narrow_al
 
 def test_l2_fine_tuning_starts_from_the_full_net(small, alexnet_run, tmp_path):
     out = tmp_path / "l2-ft"
-    options = ["--model.name=alexnet", "--model.fc=0", "--optim.lr=1e-12", "--train.steps=1", "--train.ema=0"]
+    options = [*ALEXNET, "--optim.lr=1e-12", "--train.steps=1", "--train.ema=0"]
     options += ["--objective.kind=l2", f"--init-from={alexnet_run}"]
     assert main([*small, *options, f"--out={out}"]) == 0
     ours, theirs = (load_backbone(str(run)).net.conv3.conv.weight for run in (out, alexnet_run))

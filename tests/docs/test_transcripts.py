@@ -81,7 +81,14 @@ def fits(expected: str, line: str) -> bool:
     return re.fullmatch(".*".join(parts), plain(line)) is not None
 
 
-@pytest.mark.parametrize(("page", "number", "text"), SESSIONS, ids=[f"{page}-{number}" for page, number, _ in SESSIONS])
+def marks(page: str) -> list:
+    return [pytest.mark.system] if page == "slurm" else []  # it runs jobs
+
+
+@pytest.mark.parametrize(
+    ("page", "number", "text"),
+    [pytest.param(*session, id=f"{session[0]}-{session[1]}", marks=marks(session[0])) for session in SESSIONS],
+)
 def test_a_session_goes_as_it_is_shown(page, number, text, place, capsys):
     for step in re.split(r"^\$ ", text, flags=re.M)[1:]:
         typed, *shown = step.rstrip("\n").splitlines()

@@ -2,15 +2,16 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
+
+from forked import check_on_ranks
 
 SCRIPT = """
 import errno, json, sys
 import torch
+from forked import check_on_ranks
+from forked import check_on_ranks
 from crosschannel.errors import UserError
 from crosschannel.training.ranks import join_world, leave_world
 
@@ -42,18 +43,13 @@ leave_world()
 
 def run_ranks(script: str, folder: Path) -> list:
     """Run a script in two processes; return the JSON that each one writes, by rank."""
-    (folder / "ranks.py").write_text(textwrap.dedent(script))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, folder / "ranks.py", folder / f"{rank}.json"],
-            env={**os.environ, **address, "WORLD_SIZE": "2", "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in (0, 1)
-    ]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+
+    def rank() -> int:
+        sys.argv[1:] = [str(folder / f"{os.environ['RANK']}.json")]
+        exec(compile(script, "ranks", "exec"), {})
+        return 0
+
+    check_on_ranks(rank)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
