@@ -1,4 +1,5 @@
-# The two commands of the README: `make quickstart` and `make test`; `make docs` builds the site of the documentation.
+# The two commands of the README: `make quickstart` and `make test`; `make test-system` and `make test-all` test more;
+# `make docs` builds the site of the documentation.
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -51,8 +52,8 @@ test: lint
 test-all: lint
 	$(PYTEST) -m 'not system' $(FLAGS)
 
-# What needs more than a virtual environment: the built wheel in a fresh environment of its own, and a real SLURM and a
-# real browser, which need root (Debian's packages are installed where they are missing).
+# Whole systems: the built wheel in a fresh environment of its own, jobs of the local launcher, and a real SLURM and a
+# real browser, which need root (Debian's packages are installed if they are missing).
 test-system: $(VENV)/.installed-test
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v chromium; } >/dev/null; then \
 		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge chromium) \
