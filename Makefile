@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 RUN := runs/quickstart-0
 
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: quickstart test test-all test-system docs lint clean
 

@@ -1,6 +1,7 @@
 """Killed before each change to a file, or refused a change: the same command again ends as if nothing had happened.
 
-Tried on a pretraining, a probe of cached features, `shard`, `export` and the answers of a study.
+Tried on a pretraining, a probe of cached features, `shard`, `export` and the answers of a study. Those of the first two
+take 15 to 25 seconds, and always run: they stand in for random kills of every command.
 """
 
 import itertools
@@ -166,13 +167,13 @@ def test_a_cached_probe_killed_at_any_moment_ends_the_same(probe):
     assert probe.tried > 30
 
 
-@EVERY
-def test_a_cached_probe_refused_any_write_ends_the_same(probe, every):
-    for folder, output in probe.failed(every):
+@pytest.mark.slow
+def test_a_cached_probe_refused_any_write_ends_the_same(probe):
+    for folder, output in probe.failed(every=True):
         assert probe.run(folder) == 0
         assert_same_probe(probe, folder, log="metrics.jsonl has gaps" not in output)
         probe.assert_clean(folder)
-    assert probe.tried > 20
+    assert probe.tried > 60
 
 
 @pytest.fixture(params=["shard", "export"])

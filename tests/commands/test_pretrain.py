@@ -165,6 +165,7 @@ def test_grey_photographs_alone_are_refused_in_a_sentence(small, tmp_path, photo
 
 def test_it_learns(photo_folder, tmp_path):
     """On the embedded sample a few dozen steps beat the best constant colour on held-out parts of the photographs."""
+    # Over ten seconds, and always run: no other test of pretraining asks whether anything is learned.
     out = tmp_path / "run"
     assert main(["pretrain", "--config=quickstart", "--train.steps=60", f"--out={out}", "--runtime.eval_every=20"]) == 0
     shares = [row["val/kl_share"] for row in read_metrics(out) if "val/kl_share" in row]

@@ -47,6 +47,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (tmp_path / "site" / "first-steps.ipynb").is_file()
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """Cell after cell, as a person would; with fewer steps."""
     monkeypatch.chdir(tmp_path)

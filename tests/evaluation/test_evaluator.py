@@ -172,6 +172,7 @@ def test_a_plot_over_photographs(tmp_path):
 
 def test_grey_and_random_colours_land_on_the_paper(real_data, tmp_path):
     """ImageNet photographs, one a class, at half of the paper's size (which moves grey by less than 0.1 points)."""
+    # Over ten seconds, and always run: no other test compares a figure of Table 1 with the paper.
     from crosschannel.cli import main
     from crosschannel.runs.result import load_result
 

@@ -104,7 +104,9 @@ def test_colourfulness_is_hasler_and_suesstrunks(photos):
     assert colourfulness(rgb.mean(1, keepdim=True).expand(-1, 3, -1, -1))[0] < 1e-4
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("alexnet", "alex"), ("vgg16", "vgg")])
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("alexnet", "alex"), pytest.param("vgg16", "vgg", marks=pytest.mark.slow)]
+)
 def test_lpips_is_torchmetrics(tmp_path, name, theirs):
     """With the same random weights of the net and the published weights of its channels."""
     import torchvision

@@ -155,6 +155,7 @@ def test_unit_variance_runs_on_alexnet_and_colornet(batches):
             assert net.eval()(batches[0]).isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_decoder_of_colornet_starts_at_unit_variance_too(batches):
     pretext = build_pretext(NetSpec("colornet"), 313)
     before = pretext.head.out.weight.clone()

@@ -15,6 +15,8 @@ from slurm.cli import main
 from slurm.job_folder import JobFolder
 from slurm.watch import is_active, state_of
 
+pytestmark = pytest.mark.system
+
 
 def until(condition, seconds=90):
     deadline = time.monotonic() + seconds
@@ -83,7 +85,6 @@ def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm
     assert_same_end(run, finished)
 
 
-@pytest.mark.system
 def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path):
     run, command = tmp_path / "runs/a", [*small, "--train.steps=250", "--out=runs/a"]
     slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *command)
@@ -99,7 +100,6 @@ def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path
     assert len(list((run / "slurm" / "code").iterdir())) == 1  # the copy that it began with
 
 
-@pytest.mark.system
 def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, small, tmp_path):
     """With lines of the user's before Python, and the data copied first."""
     run, hours = tmp_path / "runs/a", 25 / 3600
@@ -115,7 +115,6 @@ def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, small, tmp_path
     assert len(list((tmp_path / "scratch").glob("crosschannel-*/train/*/*"))) == 40
 
 
-@pytest.mark.system
 def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
     (tmp_path / "mine.py").write_text("def net():\n    raise ZeroDivisionError('of mine')\n")
     slurm("submit", "--profile=local", "--", "transfer", "knn", "--backbone=mine:net", "--data=builtin:sample",
@@ -127,7 +126,6 @@ def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
     assert "ZeroDivisionError: of mine" in slurm("status").replace("\n", "")
 
 
-@pytest.mark.system
 def test_a_sweep_takes_turns(slurm, small, tmp_path):
     said = slurm("submit", "--profile=local", "--sweep=seed=0,1,2", "--parallel=1", "--", *small, "--train.steps=6",
                  "--out=rates")  # fmt: skip
@@ -143,7 +141,6 @@ def test_a_sweep_takes_turns(slurm, small, tmp_path):
     assert all(ended <= begun for (_, ended), (begun, _) in itertools.pairwise(times))  # never two at once
 
 
-@pytest.mark.system
 def test_one_that_waits_for_its_turn_can_be_cancelled(slurm, small, tmp_path):
     slurm("submit", "--profile=local", "--sweep=seed=0,1", "--", *small, "--train.steps=100000", "--out=rates")
     first, second = (tmp_path / "rates" / f"seed={seed}" for seed in (0, 1))

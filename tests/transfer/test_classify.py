@@ -97,6 +97,7 @@ def test_two_ranks_find_what_one_process_finds(command, finished, tmp_path):
     assert metrics["map"] == pytest.approx(others["map"], abs=0.02)
 
 
+@pytest.mark.system
 def test_the_launcher_runs_it_unchanged(command, finished, tmp_path):
     assert figures(launched(command, tmp_path / "run"))[1] == figures(finished)[1]
 

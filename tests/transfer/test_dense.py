@@ -212,6 +212,7 @@ def test_two_ranks_find_what_one_process_finds(command, finished, tmp_path):
 
 
 def test_the_launcher_and_the_cache_on_disk_change_nothing(command, finished, tmp_path, monkeypatch, capsys):
+    # Over ten seconds, and always run: the only job of the default run.
     from slurm.cli import main as slurm
 
     monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))

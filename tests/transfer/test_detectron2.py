@@ -317,6 +317,7 @@ def test_a_plain_detectron2_config_trains_faster_rcnn_on_any_source(batches):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_what_a_plain_config_loads(tmp_path, batches):
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
