@@ -13,9 +13,10 @@ import shutil
 import signal
 import sqlite3
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from forked import Forked
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FAILURES = {"open": errno.ENOSPC, "write": errno.ENOSPC, "mkdir": errno.ENOSPC, "sync": errno.EIO, "rename": errno.EIO}
@@ -87,27 +88,17 @@ class Moments:
                 self.active = True
 
 
-def run_in_child(work: Callable[[], int], log: Path) -> int:
-    """Run a function in a forked child, its output in a file; return its exit status (minus a signal's number)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        status = 99
-        try:
-            signal.alarm(_SECONDS)
-            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            status = work()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def run_hooked(work: Callable[[], int], root: Path, act: Callable[[int, str, Path], None]) -> tuple[int, str]:
+    """Run a function in a folder, in a forked child with hooks; return its exit status and output."""
+
+    def hooked() -> int:
+        signal.alarm(_SECONDS)
+        os.chdir(root)
+        Moments(root, act).install()
+        return work()
+
+    with Forked(hooked) as child:
+        return child.wait_and_read()
 
 
 def states(work: Callable[[], int], root: Path, copies: Path) -> list[str]:
@@ -122,35 +113,30 @@ def states(work: Callable[[], int], root: Path, copies: Path) -> list[str]:
         with (copies / "log").open("a") as log:
             log.write(f"{kind} {path.relative_to(os.path.realpath(root))}\n")
 
-    def child() -> int:
-        os.chdir(root)
-        Moments(root, copy).install()
-        return work()
-
     copies.mkdir()
-    status = run_in_child(child, copies / "output")
-    assert status == 0, (copies / "output").read_text()
+    status, output = run_hooked(work, root, copy)
+    assert status == 0, output
     return (copies / "log").read_text().splitlines()
 
 
 def failures(
-    work: Callable[[], int], folder: Callable[[int], Path], log: Path, every: bool
-) -> Iterator[tuple[Path, str, int]]:
+    work: Callable[[], int], folder: Callable[[int], Path], note: Path, every: bool
+) -> Iterator[tuple[Path, str, int, str]]:
     """Run a function again and again, each time with another change of a file refused, in a folder of its own.
 
     Args:
         work: works below the working directory, which is that folder.
         folder: makes the n-th folder.
-        log: where the child's output goes.
+        note: a file for the list of changes, outside these folders.
         every: all changes; otherwise the first one of each kind to each file, whatever numbers are in its name.
 
     Yields:
-        the folder, the change, and the exit status.
+        the folder, the change, the exit status and the output.
     """
     changes: list[str] = []
 
-    def attempt(number: int, target: int | None) -> tuple[Path, int]:
-        root, note, count = folder(number), log.with_suffix(".changes"), itertools.count()
+    def attempt(number: int, target: int | None) -> tuple[Path, int, str]:
+        root, count = folder(number), itertools.count()
 
         def fail(_number: int, kind: str, path: Path) -> None:
             if kind not in FAILURES:
@@ -161,20 +147,15 @@ def failures(
             elif next(count) == target:
                 raise OSError(FAILURES[kind], os.strerror(FAILURES[kind]), str(path))
 
-        def child() -> int:
-            os.chdir(root)
-            Moments(root, fail).install()
-            return work()
-
-        status = run_in_child(child, log)
+        status, output = run_hooked(work, root, fail)
         if target is None:
             changes.extend(note.read_text().splitlines())
-        return root, status
+        return root, status, output
 
-    _, status = attempt(0, None)
-    assert status == 0, log.read_text()
+    _, status, output = attempt(0, None)
+    assert status == 0, output
     kinds = [re.sub(r"[0-9a-f]{12,}|\d+", "N", change) for change in changes]
     for target, change in enumerate(changes):
         if every or kinds.index(kinds[target]) == target:
-            root, status = attempt(target + 1, target)
-            yield root, change, status
+            root, status, output = attempt(target + 1, target)
+            yield root, change, status, output

@@ -76,6 +76,11 @@ class Forked:
             time.sleep(0.002)
         return self.returncode
 
+    def wait_and_read(self) -> tuple[int, str]:
+        """Return the exit status and the rest of the output."""
+        output = self.stderr.read()
+        return self.wait(), output
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
@@ -117,8 +122,7 @@ def run_on_ranks(work: Callable[[], int], ranks: int = 2) -> list[tuple[int, str
     """Run a function on several ranks; return the exit status and the output of each."""
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(Forked(work, environment)) for environment in rank_environments(ranks)]
-        outputs = [child.stderr.read() for child in children]
-        return [(child.wait(), output) for child, output in zip(children, outputs, strict=True)]
+        return [child.wait_and_read() for child in children]
 
 
 def check_on_ranks(work: Callable[[], int], ranks: int = 2) -> None:

@@ -89,7 +89,7 @@ class Command:
     def killed(self) -> Iterator[Path]:
         """Folders as kill -9 leaves them, each different one once."""
         work, seen = self.new("killed"), set()
-        changes = states(lambda: self.run(work), work, self.folder / "copies")
+        changes = states(lambda: self.main(self.words), work, self.folder / "copies")
         assert_durable(changes)
         for number in range(len(changes)):
             folder = self.folder / "copies" / str(number)
@@ -101,11 +101,10 @@ class Command:
 
     def failed(self, every: bool) -> Iterator[tuple[Path, str]]:
         """Folders after a run in which one change was refused, with what the run printed."""
-        log = self.folder / "output"
-        for folder, change, status in failures(
-            lambda: self.main(self.words), lambda n: self.new(f"failed-{n}"), log, every
-        ):
-            output = log.read_text()
+        attempts = failures(
+            lambda: self.main(self.words), lambda n: self.new(f"failed-{n}"), self.folder / "changes", every
+        )
+        for folder, change, status, output in attempts:
             assert status in (0, 2), f"{change}: {status}\n{output}"
             assert "Traceback" not in output, change
             if status == 2:
