@@ -64,9 +64,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import crosschannel, transfer
-from crosschannel.training import ranks
+from transfer import protocol
 
-ranks.PATIENCE = 1.0
+protocol.PATIENCE = 1.0
 pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
 torch.manual_seed(0)
 net = crosschannel.wrap(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), size=16)
@@ -88,7 +88,7 @@ if rank == 1:
     call()  # too late for that of rank 0
 total = torch.ones(1)
 dist.all_reduce(total)
-ranks.PATIENCE = 60.0
+protocol.PATIENCE = 60.0
 call()
 json.dump([outcomes, total.item(), dist.is_initialized()], open(sys.argv[1], "w"))
 dist.destroy_process_group()
