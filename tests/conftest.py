@@ -19,6 +19,10 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+# A shell's background job ignores Ctrl-C, and nohup a hang-up; so would its children.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 ROOT = Path(__file__).parent.parent
 
 
