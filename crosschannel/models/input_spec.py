@@ -22,7 +22,7 @@ LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a net was trained on.
+    """The input that a net was trained on.
 
     Attributes:
         kind: "grey" (L - 50), "lab" (L - 50, a, b), "rgb" (normalised by mean and std), "sobel" (horizontal and

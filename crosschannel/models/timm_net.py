@@ -12,7 +12,7 @@ from crosschannel.models.spec import NetSpec
 class TimmNet(nn.Module):
     """A timm model. Its layers are its stages (``stage1`` …) for CNNs.
 
-    For ViTs they are its blocks, after the net's final norm: ``block1``, … the patch tokens as maps, and where there is
+    For ViTs they are its blocks, after the net's final norm: ``block1``, … the patch tokens as maps, and if there is
     a class token ``block1_class``, … as maps of one position.
 
     Args:
@@ -90,14 +90,14 @@ class TimmNet(nn.Module):
         maps = self.model.forward_intermediates(
             x, indices=indices, stop_early=True, intermediates_only=True, output_fmt="NCHW", **options
         )
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for i, feature in zip(indices, maps, strict=True):
             name = f"{self.kind}{i + 1}"
             if self.has_class_token:
                 feature, prefix = feature
-                found[f"{name}_class"] = prefix[:, 0, :, None, None]
-            found[name] = feature
-        return {name: feature for name, feature in found.items() if name in layers}
+                features[f"{name}_class"] = prefix[:, 0, :, None, None]
+            features[name] = feature
+        return {name: feature for name, feature in features.items() if name in layers}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_features(x, self.layers[-1:])[self.layers[-1]]

@@ -136,7 +136,7 @@ def test_every_mode_of_picture(finished_run, tmp_path, mode, photos):
 
 
 def test_a_large_picture_needs_little_memory(finished_run, tmp_path, photos):
-    """3000 × 2000 within 256 MiB above what the program holds anyway; a dozen float copies would need 900."""
+    """3000 × 2000 within 256 MiB above the program's own memory; a dozen float copies would need 900."""
     big = np.tile(photos[0], (4, 6, 1))[:2000, :3000]
     Image.fromarray(big).save(tmp_path / "big.jpg", quality=80)
     Image.fromarray(big[:64, :64]).save(tmp_path / "small.jpg")

@@ -46,7 +46,7 @@ def contents(folder: Path) -> frozenset:
 
 
 def assert_durable(changes: list[str]) -> None:
-    """What is renamed was synced before and its folder after, so that a power cut leaves the old file or the new one.
+    """Renamed files were synced before, and their folder after: a power cut leaves the old file or the new one.
 
     Appended logs and locks are exempt.
     """
@@ -100,7 +100,7 @@ class Command:
         print(f"{self.tried} different states of {len(changes)} crash points")
 
     def failed(self, every: bool) -> Iterator[tuple[Path, str]]:
-        """Folders after a run in which one change was refused, with what the run printed."""
+        """Folders after a run in which one change was refused, with the run's output."""
         attempts = failures(
             lambda: self.main(self.words), lambda n: self.new(f"failed-{n}"), self.folder / "changes", every
         )

@@ -193,7 +193,7 @@ def hashed(folder: Path, step: int, state: object) -> Path:
 
 def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, finished_run, capsys):
     """Passed over for the one before, as those with a wrong checksum."""
-    # Over ten seconds, and always run: 27 damages of what a run cannot do without.
+    # Over ten seconds, and always run: 27 ways to damage the state that a run resumes from.
     from same_end import assert_same_end
 
     folder = run / "checkpoints"

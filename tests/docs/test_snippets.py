@@ -210,7 +210,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kinds", "every"])
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
 def test_command_lines_run(page, every, place, finished, tmp_path, monkeypatch, capsys):
-    """Line after line in one folder, so that a line finds what the ones before it have left.
+    """Line after line in one folder, so that a line finds the outputs of those before it.
 
     Every line is parsed; of the runs that differ in paths and rates alone the first one stands for the others.
     """

@@ -65,9 +65,8 @@ def test_origin_of_the_preprocessing_is_reported_for_weights_of_a_file(weights, 
     assert backbone.input.interpolation == config["interpolation"]
     (line, *_) = describe_input(backbone)
     size = config["input_size"][1]
-    assert (
-        line.startswith(f"input: rgb, size {size}, resize {math.floor(size / config['crop_pct'])}, ") and origin in line
-    )
+    resize = math.floor(size / config["crop_pct"])
+    assert line.startswith(f"input: rgb, size {size}, resize {resize}, ") and origin in line
     for key in ("size", "resize", "interpolation", "mean", "std"):
         assert f"{key}=" in line and f"{key} " in line
 

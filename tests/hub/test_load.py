@@ -394,7 +394,7 @@ def test_random_of_another_librarys_net_is_that_net_with_that_input(photo_folder
     data = f"data={photo_folder}"
     for option, kind in (("size=64", "rgb"), ("input=grey", "grey")):
         backbone = load_backbone(f"random:timm:test_resnet,{option},{data}")
-        assert backbone.layers == load_backbone("timm:resnet18,weights=none").layers
+        assert backbone.layers == load_backbone("timm:test_resnet,weights=none").layers
         assert backbone.input.kind == kind and backbone.net.model.bn1.running_var.sub(1).abs().max() > 0.01
     a, b, c = (load_backbone(f"random:torchvision:alexnet,seed={seed}") for seed in (1, 1, 2))
     weights = [x.net.conv1.conv.weight for x in (a, b, c)]
