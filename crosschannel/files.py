@@ -193,13 +193,12 @@ def whole_folder(out: Path, command: str, own: str) -> Iterator[Path]:
         UserError: ``out`` is something else, or what lies at ``OUT.part`` was not left by this command.
     """
     part = part_of(out)
-    if part.exists() and not _is_left_by(part, command, own):
+    if not (part.exists() and _is_left_by(part, command, own)):
         _check_empty(out)
-        raise UserError(
-            f"{part} already exists and was not left by a killed `{command}`; remove it, or give another --out"
-        )
-    if not part.exists():
-        _check_empty(out)
+        if part.exists():
+            raise UserError(
+                f"{part} already exists and was not left by a killed `{command}`; remove it, or give another --out"
+            )
     try:
         with FolderLock(part):
             try:
@@ -354,7 +353,10 @@ class Outputs:
         return bool(known) and digest(target) in known
 
     def _known(self, target: Path) -> set[str]:
-        """Digests of what this command has written under that name."""
+        """Digests of what this command has written under that name.
+
+        At the first name of a folder, its half-written files of killed commands are removed.
+        """
         if target.parent not in self._notes:
             drop_parts(target.parent)
             self._notes[target.parent] = self._read(target.parent / NOTES)

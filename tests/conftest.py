@@ -2,6 +2,7 @@
 found through CROSSCHANNEL_TEST_DATA (default ../shared/data), and tests that need them skip by name without."""
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -92,25 +93,66 @@ def photo_folder(tmp_path_factory, photos) -> Path:
     return root
 
 
-@contextlib.contextmanager
-def _narrow() -> Iterator[None]:
-    from crosschannel.models import alexnet
+@pytest.fixture(scope="session", autouse=True)
+def few_crops() -> Iterator[None]:
+    """Untrained nets take their statistics from 2 batches of crops instead of 10; not so in a test's ``all_crops``."""
+    from crosschannel.hub import fresh
+
+    whole = fresh.real_batches
+
+    @functools.wraps(whole)
+    def few(data, input, count=10, batch=16, seed=0):
+        return whole(data, input, min(count, 2), batch, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("crosschannel", "caffenet"):
-            patch.setitem(alexnet.VARIANTS, name, replace(alexnet.VARIANTS[name], widths=(24, 64, 96, 96, 64)))
+        patch.setattr(fresh, "real_batches", few)
         yield
 
 
 @pytest.fixture
-def narrow_alexnet() -> Iterator[None]:
-    """AlexNet at a quarter of its widths, in this process and its forks."""
+def all_crops(monkeypatch) -> None:
+    from crosschannel.hub import fresh
+
+    monkeypatch.setattr(fresh, "real_batches", fresh.real_batches.__wrapped__)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn_curves() -> Iterator[None]:
+    """The curve of a pretraining, a third of a small one's time, is drawn in its own test alone."""
+    from crosschannel.commands import pretrain
+    from crosschannel.files import written_whole
+
+    def undrawn(run, out, *_):
+        with written_whole(out) as part:
+            part.write_bytes(b"not drawn")
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "validation_curve", undrawn)
+        yield
+
+
+@contextlib.contextmanager
+def _narrow() -> Iterator[None]:
+    from crosschannel.models import alexnet, colornet, vgg
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("crosschannel", "caffenet", "split-brain"):
+            patch.setitem(alexnet.VARIANTS, name, replace(alexnet.VARIANTS[name], widths=(24, 64, 96, 96, 64)))
+        patch.setattr(vgg, "_BLOCKS", tuple((width // 4, count) for width, count in vgg._BLOCKS))
+        patch.setattr(colornet, "_BLOCKS", {name: (row[0] // 4, *row[1:]) for name, row in colornet._BLOCKS.items()})
+        yield
+
+
+@pytest.fixture
+def narrow_net() -> Iterator[None]:
+    """AlexNet, VGG-16 and ColorNet at a quarter of their widths, in this process and its forks."""
     with _narrow():
         yield
 
 
 @pytest.fixture(scope="module")
-def narrow_alexnets() -> Iterator[None]:
+def narrow_nets() -> Iterator[None]:
     """The same for all tests and fixtures of a module."""
     with _narrow():
         yield

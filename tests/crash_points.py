@@ -18,6 +18,8 @@ from pathlib import Path
 
 from forked import Forked
 
+from crosschannel.files import PART
+
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FAILURES = {"open": errno.ENOSPC, "write": errno.ENOSPC, "mkdir": errno.ENOSPC, "sync": errno.EIO, "rename": errno.EIO}
 _SECONDS = 120  # a child that hangs ends then
@@ -128,7 +130,7 @@ def failures(
         work: works below the working directory, which is that folder.
         folder: makes the n-th folder.
         note: a file for the list of changes, outside these folders.
-        every: all changes; otherwise the first one of each kind to each file, whatever numbers are in its name.
+        every: all changes; otherwise one to each file, of one kind after another.
 
     Yields:
         the folder, the change, the exit status and the output.
@@ -154,8 +156,19 @@ def failures(
 
     _, status, output = attempt(0, None)
     assert status == 0, output
-    kinds = [re.sub(r"[0-9a-f]{12,}|\d+", "N", change) for change in changes]
-    for target, change in enumerate(changes):
-        if every or kinds.index(kinds[target]) == target:
-            root, status, output = attempt(target + 1, target)
-            yield root, change, status, output
+    for target in range(len(changes)) if every else _one_of_each_file(changes):
+        root, status, output = attempt(target + 1, target)
+        yield root, changes[target], status, output
+
+
+def _one_of_each_file(changes: list[str]) -> list[int]:
+    """Numbers of changes, one to each file, whatever numbers are in its name; the kinds take turns."""
+    files: dict[str, dict[str, int]] = {}  # the first change of each kind
+    becomes = ""
+    for number, change in reversed(list(enumerate(changes))):
+        kind, path = change.split(" ", 1)
+        becomes = path if kind == "rename" else becomes
+        path = becomes if re.search(PART, path) else path
+        files.setdefault(re.sub(r"[0-9a-f]{12,}|\d+", "N", path), {})[kind] = number
+    chosen = (list(kinds.values())[turn % len(kinds)] for turn, kinds in enumerate(files.values()))
+    return sorted(chosen)

@@ -17,16 +17,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 class Forked:
     """A function in a forked child, whose result is the exit status; the parts of ``subprocess.Popen`` that tests use.
 
+    The child leads a process group of its own, as a shell's jobs do.
+
     Args:
         work: the function, such as ``lambda: main(arguments)``.
         environment: variables added to the child's.
-        group: make the child the leader of a process group of its own, as a shell does.
 
     Attributes:
         stderr: lines of the child's stdout and stderr.
     """
 
-    def __init__(self, work: Callable[[], int], environment: Mapping[str, str] | None = None, group: bool = True):
+    def __init__(self, work: Callable[[], int], environment: Mapping[str, str] | None = None):
         read, write = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -34,16 +35,15 @@ class Forked:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(read)
-            self._run(work, write, environment or {}, group)
+            self._run(work, write, environment or {})
         os.close(write)
         self.stderr = os.fdopen(read, errors="replace")
 
     @staticmethod
-    def _run(work: Callable[[], int], output: int, environment: Mapping[str, str], group: bool) -> None:
+    def _run(work: Callable[[], int], output: int, environment: Mapping[str, str]) -> None:
         status = 99
         try:
-            if group:
-                os.setsid()
+            os.setsid()
             os.environ.update(environment)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

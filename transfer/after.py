@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from crosschannel.commands.after import typed
+from crosschannel.runs.result import UNTRAINED, read_result
+from transfer.protocols import PROTOCOLS
 
 
 def measure(config: Any) -> list[str]:
     report = typed("transfer", "report", config.out, "--out", f"{config.out}-report")
-    if config.backbone.startswith(("random:", "gaussian:", "kmeans:")):
+    if config.backbone.startswith(UNTRAINED):
         first = config.out.removesuffix("-random")
         pair = (first, config.out)
         if first == config.out or not (Path(first) / "result.json").is_file():
@@ -27,10 +29,16 @@ def compare(config: Any) -> list[str]:
 
 def report(config: Any) -> list[str]:
     pair = len(config.runs) == 2 and all(Path(run, "predictions.npz").is_file() for run in config.runs)
-    card = typed(
-        "crosschannel", "export", "BACKBONE", "--out", "weights/backbone.safetensors", "--probes", *config.runs
-    )
-    return [*[typed("transfer", "compare", *config.runs)] * pair, card]
+    by_backbone: dict[str, list[str]] = {}
+    for run in config.runs:
+        result = read_result(Path(run))
+        if result.protocol in PROTOCOLS and not result.backbone.startswith(UNTRAINED):
+            by_backbone.setdefault(result.backbone, []).append(run)
+    cards = [
+        typed("crosschannel", "export", backbone, "--out", "weights/backbone.safetensors", "--probes", *runs)
+        for backbone, runs in by_backbone.items()
+    ]
+    return [*[typed("transfer", "compare", *config.runs)] * pair, *cards[:1]]
 
 
 def proposals(config: Any) -> list[str]:

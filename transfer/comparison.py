@@ -150,5 +150,6 @@ def main(config: CompareConfig) -> list[Difference]:
     names = [first.backbone, second.backbone]
     if names[0] == names[1]:
         names = [f"{name} ({run})" for name, run in zip(names, config.runs, strict=True)]
-    print_captioned(f"A {names[0]}\nB {names[1]}\n{first.n} images, shares in %", table(rows, head))
+    unit = "" if first.protocol == "evaluate" else ", in %"
+    print_captioned(f"A {names[0]}\nB {names[1]}\n{first.n} images{unit}", table(rows, head))
     return differences

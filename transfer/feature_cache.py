@@ -166,9 +166,8 @@ class Extraction:
             if folder is None:
                 maps = {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
                 return _readable(stream.images, maps, self._fill(maps, stream, what))
-            with self._part_of(folder) as part:
-                maps = self._allocate(part, rows, shapes)
-                indices = self._fill(maps, stream, what)
+            with self._part_of(folder, rows, shapes) as part:
+                indices = self._fill(self._maps(part, shapes), stream, what)
                 self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
             return _open(folder, stream.images)
         except Interrupted:
@@ -206,28 +205,25 @@ class Extraction:
             )
 
     @contextlib.contextmanager
-    def _part_of(self, folder: Path) -> Iterator[Path | None]:
-        """A new folder for rank 0 beside one of the cache, removed on errors; those of killed runs go first."""
-        if not self.world.is_main:
-            yield None
-            return
-        drop_parts(folder.parent, rf"{folder.name}\.[0-9a-f]+\.part")
-        part = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.part")
-        part.mkdir()
+    def _part_of(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[Path]:
+        """A new folder beside one of the cache, with files for maps; rank 0 marks it as in use, and removes it on
+        errors."""
+        part = self.world.from_main(lambda: _allocate(folder, rows, list(shapes.values())))
         try:
-            with in_use(part):
+            with in_use(part) if self.world.is_main else contextlib.nullcontext():
                 yield part
         except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
+            if self.world.is_main:
+                shutil.rmtree(part, ignore_errors=True)
             raise
 
-    def _allocate(self, part: Path | None, rows: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Empty maps, on rank 0 in files of ``part``."""
-        if part is None:
+    def _maps(self, part: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Maps to be filled: rank 0's are in the files of ``part``, those of other ranks empty."""
+        if not self.world.is_main:
             return {layer: torch.empty(0, *shape) for layer, shape in shapes.items()}
         return {
-            layer: torch.from_numpy(np.lib.format.open_memmap(part / f"{i}.npy", "w+", np.float32, (rows, *shape)))
-            for i, (layer, shape) in enumerate(shapes.items())
+            layer: torch.from_numpy(np.lib.format.open_memmap(part / f"{i}.npy", "r+"))
+            for i, layer in enumerate(shapes)
         }
 
     def _fill(self, maps: dict[str, Tensor], stream: Stream, what: str) -> Tensor:
@@ -275,6 +271,20 @@ class Extraction:
         ]  # fmt: skip
         digest.update(json.dumps(rest).encode())
         return digest.hexdigest()[:32]
+
+
+def _allocate(folder: Path, rows: int, shapes: Sequence[tuple[int, ...]]) -> Path:
+    """Make a folder beside one of the cache, with a file for each map; those of killed runs are removed."""
+    drop_parts(folder.parent, rf"{folder.name}\.[0-9a-f]+\.part")
+    part = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.part")
+    part.mkdir()
+    try:
+        for i, shape in enumerate(shapes):
+            np.lib.format.open_memmap(part / f"{i}.npy", "w+", np.float32, (rows, *shape))
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return part
 
 
 def _publish(part: Path, folder: Path, indices: Tensor, layers: list[str]) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel import load_backbone
@@ -20,7 +19,7 @@ from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
 from crosschannel.files import written_whole
-from crosschannel.hub.files import load_state
+from crosschannel.hub.files import load_state, write_tensors
 from crosschannel.hub.sources import known_layers, parse_source
 from crosschannel.models import Backbone, InputSpec, LayeredNet, NetSpec
 from crosschannel.models import initialisation as init
@@ -270,9 +269,8 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
     told |= {"backbone": backbone.provenance.source, "classes": json.dumps(list(classes)), "size": str(size)}
     if isinstance(getattr(backbone.net, "spec", None), NetSpec):
         told["net"] = json.dumps(backbone.net.spec.to_dict())
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with written_whole(run / WEIGHTS) as part:
-        part.write_bytes(save(tensors, told))
+        write_tensors(part, net.state_dict(), told)
     return run / WEIGHTS
 
 

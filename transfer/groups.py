@@ -10,7 +10,10 @@ from pathlib import Path
 
 from crosschannel.runs.config import flatten
 from crosschannel.runs.result import Result
+from transfer.protocols import PROTOCOLS
 
+# Keys that follow from the net: runs of one backbone are told apart by them, runs of several are not.
+_OF_THE_NET = {"layer", "size", "input", "skips"}
 # Keys that do not tell runs apart, of results that do not say which do.
 _OLD_FREE = {"seed", "out", "device", "data", "backbone", "init_from", "batch", "workers", "broken_limit"}
 
@@ -50,24 +53,34 @@ class Group:
 
 
 def group(runs: list[tuple[Path, Result]]) -> list[Group]:
-    """Runs by everything but their seeds, labelled so that no two groups of a protocol look alike."""
+    """Runs by everything but their seeds, labelled by the keys in which those of one backbone differ, and those of one
+    protocol on the same images."""
     found: dict[str, list[tuple[Path, Result]]] = defaultdict(list)
     for path, result in runs:
         key = [result.protocol, _without_seed(result.backbone), result.data, result.n, science_of(result)]
         found[json.dumps(key, sort_keys=True)].append((path, result))
-    alike: dict[tuple, list[list[tuple[Path, Result]]]] = defaultdict(list)
+    by_backbone: dict[tuple, list[Result]] = defaultdict(list)
+    by_protocol: dict[tuple, list[Result]] = defaultdict(list)
+    for (_, first), *_others in found.values():
+        by_protocol[first.protocol, first.data].append(first)
+        by_backbone[first.protocol, first.data, _without_seed(first.backbone)].append(first)
+    groups = []
     for members in found.values():
         first = members[0][1]
-        alike[first.protocol, _without_seed(first.backbone), first.data].append(members)
-    groups = []
-    for (_, backbone, _), variants in alike.items():
-        configs = [science_of(members[0][1]) for members in variants]
-        keys = dict.fromkeys(key for config in configs for key in config)
-        differing = [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
-        for members, science in zip(variants, configs, strict=True):
-            words = ", ".join(f"{key}={science[key]}" for key in differing if key in science)
-            groups.append(Group(f"{backbone} ({words})" if words else backbone, backbone, members))
+        science, backbone = science_of(first), _without_seed(first.backbone)
+        differing = _differing(by_backbone[first.protocol, first.data, backbone])
+        if first.protocol in PROTOCOLS:
+            differing |= _differing(by_protocol[first.protocol, first.data]) - _OF_THE_NET
+        words = ", ".join(f"{key}={value}" for key, value in science.items() if key in differing)
+        groups.append(Group(f"{backbone} ({words})" if words else backbone, backbone, members))
     return groups
+
+
+def _differing(results: Sequence[Result]) -> set[str]:
+    """Keys that do not have one value in the recipes of all runs."""
+    recipes = [science_of(result) for result in results]
+    keys = {key for recipe in recipes for key in recipe}
+    return {key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)}
 
 
 def _without_seed(source: str) -> str:
@@ -96,7 +109,7 @@ def called(data: str) -> str:
 
 def setting(result: Result, classes: int) -> str:
     """What figures are over, in words."""
-    return f"{called(result.data)}, {result.n:,} images" + (f" of {classes} classes" if classes else "")
+    return f"{called(result.data)}, {result.n:,} images" + (f" of {classes:,} classes" if classes else "")
 
 
 def over_seeds(groups: Sequence[Group]) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
 from crosschannel.files import written_whole
+from crosschannel.hub.files import write_tensors
 from transfer.prediction import Finished
 
 HEADS = "heads.safetensors"
@@ -70,10 +70,9 @@ class Head:
 
 def save_heads(run: Path, heads: LayerHeads, classes: Sequence[str]) -> Path:
     """Write ``heads.safetensors``: what a run learned on frozen layers."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
     with written_whole(run / HEADS) as part:
         metadata = {"layers": json.dumps(heads.layers), "classes": json.dumps(list(classes))}
-        part.write_bytes(save(tensors, metadata))
+        write_tensors(part, heads.state_dict(), metadata)
     return run / HEADS
 
 

@@ -13,27 +13,51 @@ from crosschannel.runs.result import Result
 from transfer.groups import Group, by_size, called, over_seeds, setting
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
-_WORDS = {"top1": "top-1", "top5": "top-5", "mean_iu": "linear", "knn_mean_iu": "nearest neighbours"}
+_WORDS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "mean_iu": "mean IU of a linear classifier",
+    "knn_mean_iu": "mean IU of nearest neighbours",
+    "svm_map": "mean average precision of SVMs",
+}
+_NUMBERED = {  # kinds with a number after a slash
+    "shots": "accuracy from {} images a class",
+    "share": "accuracy from a share {} of the labels",
+    "low_shot": "mean average precision from {} positives a class",
+}
 _PATTERNS = {  # of kinds with numbers in them
-    r"knn\d+(/t.*)?": "knnK: images whose class their K nearest training images vote for",
-    r"shots/.*": "shots/K: top-1 of a classifier that learns from K images a class, mean over draws",
-    r"share/.*": "share/S: top-1 of a classifier that learns from that share of the labels, mean over draws",
-    r"svm_map": "svm_map: mean average precision of linear SVMs on all labels",
-    r"low_shot/.*": "low_shot/K: the same from K positives a class, mean over draws",
+    r"knn\d+(/t.*)?": "Nearest neighbours: images whose class their nearest training images vote for",
+    r"(shots|share)/.*": "Few labels: top-1 accuracy of a classifier that learns from them alone, mean over draws",
+    r"low_shot/.*": "Few positives: SVMs that learn from them and the negatives, mean over draws",
 }
 _MEANINGS = {
     "top1": "images whose class is the one said first",
     "top5": "images whose class is among the five said first",
     "mean_iu": "intersection over union of predicted and true pixels, mean over classes, by a linear classifier",
     "knn_mean_iu": "the same by the nearest points of the training images",
+    "svm_map": "linear SVMs on all labels, mean over classes",
 }
+
+
+def _words(kind: str) -> str:
+    """A kind of figure as a plot's axis and a table's caption have it."""
+    if kind in _WORDS:
+        return _WORDS[kind]
+    name, _, number = kind.partition("/")
+    if name in _NUMBERED:
+        return _NUMBERED[name].format(number)
+    neighbours = re.fullmatch(r"knn(\d+)(?:/t(.*))?", kind)
+    if neighbours is None:
+        return kind
+    k, temperature = neighbours.groups()
+    return f"accuracy of {k} nearest neighbours" + (f" at temperature {temperature}" if temperature else "")
 
 
 def _meaning(kind: str) -> str:
     """A kind of figure in a sentence; empty for one that is not known."""
     if kind in _MEANINGS:
-        return f" {_WORDS[kind]}: {_MEANINGS[kind]}."
-    return next((f" {words}." for pattern, words in _PATTERNS.items() if re.fullmatch(pattern, kind)), "")
+        return f"{_WORDS[kind][0].upper()}{_WORDS[kind][1:]}: {_MEANINGS[kind]}."
+    return next((f"{words}." for pattern, words in _PATTERNS.items() if re.fullmatch(pattern, kind)), "")
 
 
 def by_layer(metrics: Iterable[str]) -> list[str]:
@@ -108,19 +132,17 @@ def _section(
     classes //= max(1, len(by_layer(first.metrics)))
     where = setting(first, classes)
     error = f"One figure's standard error is at most {50 / first.n**0.5:.1f} points; " if "accuracy" in what else ""
-    meant = "".join(dict.fromkeys(_meaning(kind) for kind in found))
-    yield Text(
-        f"{what} in percent on {where}. {error}`transfer compare` pairs runs image by image. {meant and meant + '.'}"
-    )
+    meant = " ".join(filter(None, dict.fromkeys(_meaning(kind) for kind in found)))
+    yield Text(f"{what} in percent on {where}. {error}`transfer compare` pairs runs image by image. {meant}".rstrip())
     alike: dict[tuple[str, ...], list[Group]] = {}
     for entry in groups:
         own = tuple(curves[entry.label])
         home = next((layers for layers in alike if set(own) <= set(layers) or set(layers) <= set(own)), own)
         alike.setdefault(home, []).append(entry)
-    axis = f"{_WORDS.get(main, main)} {what.split()[-1]}, %\n({where})"
+    axis = f"{_words(main)}, %\n({where})"
     if len(alike) > 1:
         plot = plots.with_name(f"{plots.name}-depth.png")
-        caption = f"{_WORDS.get(main, main)} by relative depth: nets whose layers are called differently."
+        caption = f"{_words(main)} by relative depth: nets whose layers are called differently."
         yield Figure(plot, caption, lambda write: accuracy_by_depth(plot, curves, axis, write))
     for number, members in enumerate(alike.values()):
         named = plots.with_name(f"{plots.name}{f'-layers-{number}' if len(alike) > 1 else ''}.png")
@@ -150,9 +172,7 @@ def _alike(
     is_imagenet = many_classes and first.n >= 49_000
     published = _curves(theirs.figures) if set(LAYERS) <= set(layers) else {}
     shown = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
-    caption = f"{_WORDS.get(main, main)} by layer." + (
-        f" Dotted: published figures ({theirs.attribution})." if published else ""
-    )
+    caption = f"{_words(main)} by layer." + (f" Dotted: published figures ({theirs.attribution})." if published else "")
     if published and not is_imagenet:
         caption += " The two panels are of different data: their heights cannot be compared."
     apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
@@ -165,8 +185,11 @@ def _alike(
                 [name, *(f"{curve[layer][0]:.1f}" if layer in curve else "–" for layer in layers)]
                 for name, curve in published.items()
             ]
-        caption = f"{_WORDS.get(kind, kind)}, %, by layer ({where}{over_seeds(groups)})"
+        caption = f"{_words(kind)}, %, by layer ({where}{over_seeds(groups)})"
         caption += f"; published: {theirs.attribution}" if other else ""
+        choices = {entry.first.config.get("choose") for entry in groups} if kind.startswith("low_shot") else set()
+        if "test" in choices:
+            caption += "; C is chosen on the test images" + (" where choose=test" if len(choices) > 1 else "")
         yield Table(caption, ["backbone", *layers], other + rows, len(other))
 
 

@@ -15,18 +15,22 @@ from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
 from crosschannel.keys import require_config
 from crosschannel.parsing import named
+from crosschannel.pretext import TASKS
 from crosschannel.report import Block, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import copied
 from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
 from transfer.config import ReportConfig
-from transfer.groups import Group, by_size, called, group, over_seeds, science_of, setting
+from transfer.groups import Group, called, group, over_seeds, science_of, setting
 from transfer.protocols import PROTOCOLS, SCORED
 
 _MEANINGS = {  # of what pretraining is judged by
-    "kl_share": "1 is knowing nothing of the pictures, 0 everything",
-    "loss_share": "1 is knowing nothing of the pictures, 0 everything",
+    "loss": "what the task is trained to lower",
+    "loss_constant": "the loss of the one prediction that fits these images best",
+    "loss_share": "loss as a share of that: 1 is knowing nothing of the pictures, 0 everything",
+    "target_entropy": "the part of the loss that no net can avoid",
+    "kl_share": "kl as a share of kl_constant: 1 is knowing nothing of the pictures, 0 everything",
     "kl": "how far predicted colours are from the true ones, in nats a pixel; 0 for a perfect net",
     "kl_constant": "the same for the one prediction that fits these images best",
     "top1": "share of the images in their class",
@@ -115,11 +119,11 @@ def _less_random(groups: Sequence[Group]) -> Iterator[Block]:
                 mine = next((result for _, result in entry.runs if result.seed in seeds), entry.first)
                 found = _differences(mine, seeds.get(mine.seed, twin.first))
                 if found:
-                    points = [[100 * value for value in (d.first - d.second, d.low, d.high)] for d in found]
+                    points = [[round(100 * v, 1) + 0.0 for v in (d.first - d.second, d.low, d.high)] for d in found]
                     cells = [f"{more:+.1f} ({low:+.1f} to {high:+.1f})" for more, low, high in points]
-                    rows[tuple(d.metric for d in found)].append([entry.label, *cells])
-    for metrics, lines in rows.items():
-        caption = "Less its random twin, in points, with paired 95 % intervals over images (one seed)"
+                    rows[entry.first.protocol, *(d.metric for d in found)].append([entry.label, *cells])
+    for (protocol, *metrics), lines in rows.items():
+        caption = f"{protocol}: less its random twin, in points, with paired 95 % intervals over images (one seed)"
         yield Table(caption, ["backbone", *metrics], lines)
 
 
@@ -135,20 +139,26 @@ def _differences(first: Result, second: Result) -> list[Difference]:
 
 def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
     """Every metric of runs that have no section of their own, and the last held-out pictures of each."""
-    for members in by_size(groups):
+    parts: dict[tuple[int, str], list[Group]] = defaultdict(list)
+    for entry in groups:
+        parts[entry.first.n, str(entry.first.config.get("task", ""))].append(entry)
+    for (_, task), members in parts.items():
         first = members[0].first
         title = first.protocol.capitalize().replace("Pretrain", "Pretraining")
-        metrics = [m for m in first.metrics if m.count("/") < 2]
+        title += f" by the task {task}" if task else ""
+        metrics = list(dict.fromkeys(m for entry in members for m in entry.first.metrics if m.count("/") < 2))
         yield Heading(f"{title} on {called(first.data)}")
         rows = [[entry.label, *(entry.cell(metric, 1, 4) for metric in metrics)] for entry in members]
         meant = [f"{metric}: {_MEANINGS[metric]}" for metric in metrics if metric in _MEANINGS]
         yield Table(f"{title}: {setting(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
         yield from [Text("; ".join(meant))] * bool(meant)
+        start = plots.with_name("-".join([plots.name, "pictures", *[task] * bool(task), str(first.n)]))
         for number, entry in enumerate(members):
             pictures = last_pictures(entry.runs[0][0])
             if pictures:
-                path = plots.with_name(f"{plots.name}-pictures-{first.n}-{number}.png")
-                yield copied(pictures, path, f"{entry.label}: held-out images as seen, as predicted, as they are.")
+                rows = f": {', '.join(TASKS[task].load().rows)}" if task in TASKS else ""
+                path = start.with_name(f"{start.name}-{number}.png")
+                yield copied(pictures, path, f"{entry.label}: held-out images{rows}.")
 
 
 def _origins(groups: list[Group]) -> Iterator[Block]:
@@ -165,5 +175,5 @@ def _origins(groups: list[Group]) -> Iterator[Block]:
                 lines.append(f"weights: {read_text(path / 'backbone.json').strip()}")
             lines.append(yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True).strip())
             yield Listing(
-                f"{result.protocol}: {result.backbone} on {called(result.data)}, seed {result.seed}", "\n".join(lines)
+                f"{result.protocol}: {entry.label} on {called(result.data)}, seed {result.seed}", "\n".join(lines)
             )

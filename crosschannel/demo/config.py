@@ -9,8 +9,7 @@ from crosschannel.runs.config import seed, source
 
 @dataclass
 class DemoConfig:
-    """A page on which people colour their own pictures: from a server that sees small grey copies, or a folder whose
-    net runs in their browser."""
+    """Serve or write a page on which people colour their own pictures."""
 
     model: str = source("zoo:eccv16", loads="colorizer")
     """a run folder, its colorizer.safetensors, zoo:eccv16 (the paper's net, downloaded once) or hf-hub:owner/name"""

@@ -24,7 +24,7 @@ ORT = Entry(
     "MIT",
     "npm",
 )
-_WHERE = "Your pictures stay on this machine: the net, which the first one waits for, runs in your browser."
+_WHERE = "Your pictures stay on this machine: the net runs in your browser. The first picture waits for its download."
 _PARTS = {  # by their names here: not every host of files says of .mjs that it is JavaScript
     "ort.js": "ort.wasm.min.mjs",
     "ort-wasm.js": "ort-wasm-simd-threaded.mjs",

@@ -109,7 +109,7 @@ def measured(caption: str, rows: Mapping[str, Sequence[str]]) -> Table:
 def _tables(config: EvaluateConfig, rows: Rows, figures: Mapping[str, float], names: Sequence[str]) -> list[Block]:
     found = intervals(lambda weights: metrics(rows, weights), len(rows["names"]), config.resamples, _LEVEL, config.seed)
     theirs = [
-        [name, *("–" if value is None else f"{value:g}" for value in (*values, published.FOOLED.get(name)))]
+        [name, *map(published.cell, published.HEAD, (*values, published.FOOLED.get(name)))]
         for name, values in published.TABLE_1.items()
     ]
     return [

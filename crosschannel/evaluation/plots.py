@@ -31,7 +31,7 @@ def error_curves(out: Path, curves: Mapping[str, np.ndarray], weights: np.ndarra
         of_bins = np.where(total > 0, 1 / np.maximum(total, 1), 0) if weights is None else weights
         for axes, w in zip(panels, (np.ones(len(total)), of_bins), strict=True):
             axes.plot(100 * (w @ within) / (w @ total), color=COLOURS[number % len(COLOURS)], label=plain(name))
-    rebalanced = "every bin does" if weights is None else "by how rare its colour is"
+    rebalanced = "every bin of ab counts the same" if weights is None else "a pixel counts by how rare its colour is"
     for axes, title in zip(panels, ("raw: every pixel counts the same", f"rebalanced: {rebalanced}"), strict=True):
         axes.set(xlabel="distance in ab", ylabel="pixels within it, %", title=title, xlim=(0, FARTHEST), ylim=(0, 102))
         axes.spines[["top", "right"]].set_visible(False)
@@ -59,6 +59,8 @@ def over_photographs(out: Path, rows: Rows, names: Sequence[str], seed: int, wri
         curve = [100 * one[f"{name}/auc_rebalanced"][0] for one in found]
         axes.plot(counts, curve, marker=".", color=COLOURS[number % len(COLOURS)], label=plain(name))
     axes.set(xscale="log", xlabel="photographs", ylabel="rebalanced AuC, %")
+    axes.set_xticks(counts[:: max(1, len(counts) // 5)], counts[:: max(1, len(counts) // 5)])
+    axes.set_xticks([], minor=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e7eb")
     axes.legend(frameon=False)

@@ -33,3 +33,10 @@ TABLE_1: dict[str, tuple[float | None, ...]] = {
     "full": (89.5, 67.3, 56.0, 129.0, 142.0, 22.1),
     "VGG-16 fine-tuned on grey": (None, None, 63.5, None, None, None),
 }
+
+
+def cell(head: str, value: float | None) -> str:
+    """A figure as the paper prints it: megabytes whole, all others with one decimal."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if head.endswith("MB") else f"{value:.1f}"

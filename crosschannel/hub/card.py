@@ -15,7 +15,7 @@ from crosschannel.files import Writer, written_whole
 from crosschannel.models import Backbone
 from crosschannel.report.page import markdown
 from crosschannel.runs.folder import last_pictures
-from crosschannel.runs.result import Result, read_result
+from crosschannel.runs.result import UNTRAINED, Result, read_result
 
 CARD, PICTURE = "README.md", "sample.png"
 _CITATION = (
@@ -29,12 +29,16 @@ _CITATION = (
 
 
 def check_probes(probes: Sequence[Path]) -> None:
-    """Raise a UserError for a probe run that is not finished."""
+    """Raise a UserError for a run that is not finished, or is no measurement of a trained backbone."""
     for path in probes:
         try:
-            read_result(path)
+            result = read_result(path)
         except UserError as error:
             raise UserError(f"{path} is not a finished probe run: {error}") from None
+        if result.protocol in ("pretrain", "evaluate"):
+            raise UserError(f"{path} is not a finished probe run: it is one of `crosschannel {result.protocol}`")
+        if result.backbone.startswith(UNTRAINED):
+            raise UserError(f"{path} is of the untrained net {result.backbone}; a card has figures of its own net")
 
 
 def write_card(
@@ -180,7 +184,8 @@ def _probe_table(probes: Sequence[Path]) -> list[str]:
         result = read_result(path)
         what = "top-1 in %" if _top1(result) else "in %"
         found = {markdown(name): value for name, value in (_top1(result) or _whole(result)).items()}
-        lines += [f"{markdown(result.protocol)} on {markdown(Path(result.data).name)}, {result.n} images, {what}:"]
+        data = markdown(Path(result.data).name)
+        lines += [f"{markdown(result.protocol)} of {markdown(result.backbone)} on {data}, {result.n} images, {what}:"]
         lines += [""]
         lines += ["| " + " | ".join(found) + " |", "|" + "---|" * len(found)]
         lines += ["| " + " | ".join(f"{100 * value:.1f}" for value in found.values()) + " |", ""]

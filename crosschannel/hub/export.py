@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel.color import lab_to_rgb
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
 from crosschannel.files import Writer, written_whole
-from crosschannel.hub.files import save_backbone
+from crosschannel.hub.files import save_backbone, write_tensors
 from crosschannel.hub.formats import FORMATS
 from crosschannel.hub.timm_config import write_config
 from crosschannel.models import FAMILIES, Backbone, NetSpec, family, spec_of
@@ -175,13 +174,12 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
 
 
 def _save_state(state: dict[str, Tensor], out: Path, write: Writer) -> None:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with write(out) as part:
         if out.suffix == ".safetensors":
-            part.write_bytes(save(state))
+            write_tensors(part, state)
         else:
             with part.open("wb") as file:
-                torch.save(state, file)
+                torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
 
 
 class _Maps(nn.Module):

@@ -90,11 +90,16 @@ def save_pretext(
 
 
 def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Writer) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     described = {k: value for k, value in asdict(meta).items() if meta.objective is not None or k not in _OF_A_HEAD}
     texts = {key: value if key == "format" else json.dumps(value) for key, value in described.items()}
     with write(path) as part:
-        part.write_bytes(save(tensors, texts))
+        write_tensors(part, state, texts)
+
+
+def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file in place; safetensors' own ``save_file`` makes a temporary file, which a kill leaves."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    file.write_bytes(save(tensors, metadata))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:

@@ -78,26 +78,26 @@ class InputSpec:
     def channels(self) -> int:
         return CHANNELS[self.kind]
 
-    def changed(self, **given: Any) -> "InputSpec":
-        """The same with other attributes; ``resize`` follows ``size`` in proportion, unless it is given.
+    def changed(self, **overrides: Any) -> "InputSpec":
+        """The same with other attributes; ``resize`` follows ``size`` in proportion, unless it is among them.
 
         Args:
-            given: attributes to change; None keeps one. A single number for mean or std applies to all channels.
+            overrides: attributes to change; None keeps one. A single number for mean or std applies to all channels.
 
         Raises:
             UserError: an unknown attribute, or an invalid value.
         """
-        given = {key: value for key, value in given.items() if value is not None}
+        overrides = {key: value for key, value in overrides.items() if value is not None}
         known = [entry.name for entry in fields(self)]
-        for key in given.keys() - set(known):
+        for key in overrides.keys() - set(known):
             raise UserError(f"an input has no {key!r}; it has {', '.join(known)}")
-        for key in given.keys() & {"mean", "std"}:
-            if isinstance(given[key], Real) and not isinstance(given[key], bool):
-                given[key] = (float(given[key]),) * 3
-        size = given.get("size")
+        for key in overrides.keys() & {"mean", "std"}:
+            if isinstance(overrides[key], Real) and not isinstance(overrides[key], bool):
+                overrides[key] = (float(overrides[key]),) * 3
+        size = overrides.get("size")
         if isinstance(size, Integral) and not isinstance(size, bool):
-            given.setdefault("resize", max(size, round(size * self.resize / self.size)))
-        return replace(self, **given)
+            overrides.setdefault("resize", max(size, round(size * self.resize / self.size)))
+        return replace(self, **overrides)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
         """Convert (N, 3, H, W) RGB, float in [0, 1] or uint8, to the net's input, (N, ``channels``, H, W) float.

@@ -19,6 +19,9 @@ from crosschannel.models.positions import (
 )
 from crosschannel.models.tokens import Layout, Survey, survey_outputs, tensor_of
 
+# As torch's optimisers do it: the compiler, whose import takes a second, is loaded at the first call.
+_uncompiled = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+
 
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the net inside DataParallel, DistributedDataParallel (whose forward pass communicates with other ranks) or
@@ -155,7 +158,7 @@ class ModuleNet(nn.Module):
         """Pixels per patch, down and across; 1 × 1 for nets without tokens."""
         return self._survey.patch if self._survey else (1, 1)
 
-    @torch.compiler.disable  # hooks that leave the forward pass are not for compilers
+    @_uncompiled  # hooks that leave the forward pass are not for compilers
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Return the requested layers; the forward pass stops after the last of them.
 

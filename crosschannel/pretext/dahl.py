@@ -25,7 +25,7 @@ from crosschannel.pretext.task import (
 )
 from crosschannel.runs.config import CropConfig
 
-_LAYERS = {"conv4_3": 512, "conv3_3": 256, "conv2_2": 128, "conv1_2": 64}
+_LAYERS = ("conv4_3", "conv3_3", "conv2_2", "conv1_2")
 _TIMES = 8  # what sides are padded to a multiple of
 
 
@@ -41,19 +41,20 @@ class ResidualDecoder(nn.Module):
     def __init__(self, net: LayeredNet):
         super().__init__()
         self.net = net
-        self.norms = nn.ModuleDict({layer: nn.BatchNorm2d(width) for layer, width in _LAYERS.items()})
+        width4, width3, width2, width1 = widths = [net.shapes[layer][0] for layer in _LAYERS]
+        self.norms = nn.ModuleDict({layer: nn.BatchNorm2d(width) for layer, width in zip(_LAYERS, widths, strict=True)})
         self.norm = nn.BatchNorm2d(3)
-        self.from4 = nn.Conv2d(512, 256, 1)
-        self.from3 = nn.Conv2d(256, 128, 3, padding=1)
-        self.from2 = nn.Conv2d(128, 64, 3, padding=1)
-        self.from1 = nn.Conv2d(64, 3, 3, padding=1)
+        self.from4 = nn.Conv2d(width4, width3, 1)
+        self.from3 = nn.Conv2d(width3, width2, 3, padding=1)
+        self.from2 = nn.Conv2d(width2, width1, 3, padding=1)
+        self.from1 = nn.Conv2d(width1, 3, 3, padding=1)
         self.mix = nn.Conv2d(3, 3, 3, padding=1)
         self.out = nn.Conv2d(3, 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         x = nn.functional.pad(x, (0, -width % _TIMES, 0, -height % _TIMES), "replicate")
-        maps = self.net.forward_features(x, tuple(_LAYERS))
+        maps = self.net.forward_features(x, _LAYERS)
         y = self.from4(self.norms["conv4_3"](maps["conv4_3"])).relu()
         for layer, conv in (("conv3_3", self.from3), ("conv2_2", self.from2), ("conv1_2", self.from1)):
             y = nn.functional.interpolate(y, scale_factor=2, mode="bilinear") + self.norms[layer](maps[layer])

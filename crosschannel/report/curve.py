@@ -31,6 +31,7 @@ def validation_curve(run: Path, out: Path, figure_name: str, reference: tuple[fl
         right.axhline(reference[0], color="#9aa5b1", linestyle=":", label=reference[1])
     right.set(xlabel="step", ylabel=figure_name, title="held-out images")
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     with written_whole(out) as part:

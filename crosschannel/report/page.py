@@ -17,8 +17,9 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
-th, td { padding: .25rem .7rem; text-align: right; } th:first-child, td:first-child { text-align: left; }
+p.caption { font-weight: 600; margin: 1.5rem 0 .4rem; } p.caption + .scroll table { margin-top: 0; }
+th, td { padding: .25rem .7rem; text-align: right; }
+td + td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #1f2933; } tbody tr:last-child td { border-bottom: 1px solid #9aa5b1; }
 tr.published td { color: #616e7c; font-style: italic; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; } figcaption { color: #616e7c; }
@@ -57,10 +58,8 @@ class Table:
             + "</tr>\n"
             for i, row in enumerate(self.rows)
         )
-        caption = f"<caption>{escape(self.caption)}</caption>"
-        return (
-            f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-        )
+        caption, rows = escape(self.caption), f"<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody>"
+        return f'<p class="caption">{caption}</p><div class="scroll"><table aria-label="{caption}">{rows}</table></div>'
 
     def latex(self) -> str:
         """A booktabs table."""

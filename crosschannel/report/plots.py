@@ -9,7 +9,9 @@ from crosschannel.files import Writer, written_whole
 Curve = Mapping[str, tuple[float, float]]  # layer → (mean, standard deviation over seeds), in percent
 
 COLOURS = ("#c0392b", "#2980b9", "#27ae60", "#8e44ad", "#d35400", "#16a085", "#2c3e50", "#b7950b")
-_MUTED = ("#1f2933", "#9aa5b1", "#b8860b", "#6b8e23", "#8b5a8b", "#4682b4", "#cd5c5c")
+_MUTED = (
+    "#1f2933", "#9aa5b1", "#b8860b", "#6b8e23", "#8b5a8b", "#4682b4", "#cd5c5c", "#20b2aa", "#d2691e", "#c71585",
+)  # fmt: skip
 
 
 def accuracy_by_layer(

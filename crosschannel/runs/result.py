@@ -19,6 +19,7 @@ from crosschannel.runs.folder import RunFolder
 from crosschannel.stored import read_arrays, read_json, typed
 
 ROWS = "predictions.npz"
+UNTRAINED = ("random:", "gaussian:", "kmeans:")  # how sources of baselines begin
 _TEXTS = ("names", "classes")  # columns of strings
 _COUNTS = "#counts"  # after the name of a ragged column: how many values each image has
 

@@ -121,10 +121,11 @@ def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: Mapping[t
     theirs = [[name, f"{rate:.1f}"] for name, rate in FOOLED.items()]
     blocks: list[Block] = [
         Table("People fooled; ± is the standard error, bootstrapped over participants and their pairs", head, rows),
-        Table("Published (Zhang et al. 2016, Table 1)", ["method", "fooled, %"], theirs, published=len(theirs)),
     ]
     if any(one.participants < _FEW for one in found.values()):
         blocks.append(Text(f"Of fewer than {_FEW} participants, errors and intervals come out too small."))
+    published = "Published (Zhang et al. 2016, Table 1)"
+    blocks.append(Table(published, ["method", "fooled, %"], theirs, published=len(theirs)))
     if p:
         names = [name for name in found if any(name in pair for pair in p)]
         cells = [[one, *("" if one == other else _p_value(p[one, other]) for other in names)] for one in names]
@@ -185,10 +186,15 @@ def _pictures(folder: Path, manifest: Manifest, kept: Sequence[Participant], met
     path = out / f"fooled-{method}.png"
 
     def draw(write: Writer) -> None:
-        labelled_rows(path, rows, ["fooled most", method, "fooled least", method], labels, write)
+        labelled_rows(path, rows, ["true", method, "true", method], labels, write)
 
     yield Heading(f"What fooled: {method}")
-    yield Figure(path, f"The {count} pictures that fooled most often, and the {count} that fooled least often.", draw)
+    yield Figure(
+        path,
+        f"On the left the {count} pictures that fooled the largest share of those who saw them, on the right the "
+        f"{count} that fooled the smallest; beside each the true photograph.",
+        draw,
+    )
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -87,10 +87,11 @@ class Loop:
         """
         notes: list[str] = []
         newest = self.world.from_main(lambda: checkpoints.newest(self.run.checkpoints, notes.append, accept=self._load))
-        if newest is not None and not self.world.is_main:
-            self._load(checkpoints.load(newest))
-        elif newest is not None:
-            checkpoints.drop_old(newest, self.config.runtime.keep)  # a run that was killed may not have come to that
+        if newest is not None:
+            if not self.world.is_main:
+                self._load(checkpoints.load(newest))
+            keep = self.config.runtime.keep
+            self.world.from_main(lambda: checkpoints.drop_old(newest, keep))  # a killed run may not have done that
         if self.world.from_main(lambda: self.run.resuming):
             self.world.from_main(lambda: self.run.forget_metrics_after(self.steps_done, self.is_evaluated))
         with self.log.started(self.steps_done):

@@ -32,7 +32,7 @@ def assert_same_end(run: Path, reference: Path, log: bool = True) -> None:
         assert equal(load_file(run / name), load_file(reference / name)), name
     results = [vars(read_result(path)) for path in (run, reference)]
     assert all(results[0][key] == results[1][key] for key in ("n", "metrics", "protocol", "seed"))
-    states = [checkpoints.load(checkpoints.newest(path / "checkpoints")) for path in (run, reference)]
+    states = [checkpoints.load(checkpoints.list_checkpoints(path / "checkpoints")[0]) for path in (run, reference)]
     assert equal(*states)
     if log:
         logs = [[without_speed(row) for row in read_metrics(path)] for path in (run, reference)]

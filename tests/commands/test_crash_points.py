@@ -7,6 +7,7 @@ take 15 to 25 seconds, and always run: they stand in for random kills of every c
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from crosschannel.study.answers import Answers, Timing, read_answers
 from crosschannel.study.manifest import read_study
 from transfer.cli import main as transfer
 
-NET = ["--model.name=timm:test_resnet", "--crop.size=32", "--crop.resize=36"]
+NET = ["--model.name=alexnet", "--model.fc=0", "--crop.size=32", "--crop.resize=36"]
 LOOP = ["--train.batch=4", "--train.steps=4", "--runtime.workers=0", "--runtime.checkpoint_every=2",
         "--runtime.log_every=1", "--runtime.tensorboard=false", "--device=cpu"]  # fmt: skip
 PRETRAIN = [*NET, *LOOP, "--train.ema=0.9", "--runtime.eval_every=2", "--runtime.keep=1", "--val_images=4", "--out=run"]
@@ -119,7 +120,7 @@ class Command:
 
 
 @pytest.fixture
-def pretraining(photo_folder, tmp_path, monkeypatch):
+def pretraining(narrow_net, photo_folder, tmp_path, monkeypatch):
     return Command(crosschannel, ["pretrain", f"--data={photo_folder}", *PRETRAIN], tmp_path, monkeypatch)
 
 
@@ -139,13 +140,18 @@ def test_a_pretraining_refused_any_write_ends_the_same(pretraining, every):
         assert_same_end(folder / "run", pretraining.reference / "run", log=has_all_rows)
         if has_all_rows and "no picture of step" not in output:
             pretraining.assert_clean(folder)
-    assert pretraining.tried > 20
+    assert pretraining.tried > 10
 
 
 @pytest.fixture
 def probe(photo_folder, tmp_path, monkeypatch):
+    """On eight images, and two for validation."""
+    data = tmp_path / "data"
+    for part in ("train", "val"):
+        for name in ("class0", "class1"):
+            shutil.copytree(photo_folder / part / name, data / part / name)
     monkeypatch.setenv("CROSSCHANNEL_CACHE", "cache")
-    return Command(transfer, ["linear-probe", f"--data={photo_folder}", *PROBE], tmp_path, monkeypatch)
+    return Command(transfer, ["linear-probe", f"--data={data}", *PROBE], tmp_path, monkeypatch)
 
 
 def assert_same_probe(command: Command, folder: Path, log: bool = True) -> None:
@@ -207,7 +213,7 @@ def test_output_of_a_command_refused_any_write_is_complete(writer, every, capsys
     for folder, _ in writer.failed(every):
         assert_written(writer, folder, capsys)
         writer.assert_clean(folder)
-    assert writer.tried > 8
+    assert writer.tried >= 4
 
 
 ACKNOWLEDGED = "acknowledged"

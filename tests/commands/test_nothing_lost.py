@@ -25,7 +25,7 @@ from crosschannel.training import loop
 
 
 @pytest.fixture
-def places(tmp_path, photo_folder, finished_run):
+def places(tmp_path, photo_folder, finished_run, narrow_net):
     """A folder of a user's own things, some of them called as ours would be."""
     own = tmp_path / "own"
     (own / "pics").mkdir(parents=True)
@@ -113,7 +113,8 @@ AGAIN = [
 def test_the_same_command_again_replaces_what_it_wrote_unless_that_was_edited(places, command, output, capsys):
     import torchvision
 
-    torch.save(torchvision.models.alexnet().state_dict(), places["own"] / "alexnet.pth")
+    trunk = torchvision.models.alexnet().features
+    torch.save({f"features.{name}": value for name, value in trunk.state_dict().items()}, places["own"] / "alexnet.pth")
     words, path = command.format(**places).split(), places["own"] / output
     assert main(words) == 0
     size = path.stat().st_size  # safetensors orders its metadata at random
@@ -265,7 +266,7 @@ def run_with(streams: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", line, "bash", *words], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "2>&1 | true", "0<&- 1>&- 2>&-"])
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&1 | true", "0<&- 1>&- 2>&-"])
 def test_a_log_that_cannot_be_written_ends_no_run(small, finished_run, tmp_path, streams):
     out = tmp_path / "run"
     run_with(streams, *small, f"--out={out}")

@@ -28,6 +28,7 @@ from crosschannel.runs.folder import RunFolder, read_metrics
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish, load_result, save_rows
 from crosschannel.training import checkpoints
+from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World
 from slurm.job_folder import End, Job, JobFolder
 from slurm.watch import status
@@ -191,10 +192,12 @@ def hashed(folder: Path, step: int, state: object) -> Path:
     return path
 
 
-def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, finished_run, capsys):
-    """Passed over for the one before, as those with a wrong checksum."""
-    # Over ten seconds, and always run: 27 ways to damage the state that a run resumes from.
+def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, finished_run, monkeypatch, capsys):
+    """Passed over for the one before, as those with a wrong checksum; the last run goes on to the end."""
     from same_end import assert_same_end
+
+    def stop(_loop):
+        raise UserError("resumed")
 
     folder = run / "checkpoints"
     newest = checkpoints.list_checkpoints(folder)[0]
@@ -213,6 +216,7 @@ def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, fin
         changed(optimizer={**state["optimizer"], "state": {0: {"exp_avg": torch.zeros(7), "step": torch.tensor(1.0)}}}),
     ]  # fmt: skip
     keys = ("net", "average", "optimizer", "broken", "step")
+    monkeypatch.setattr(Loop, "_train", stop)
     for content in [*wrong, *(changed(**{draw.choice(keys): draw.choice(VALUES)}) for _ in range(6))]:
         shutil.rmtree(run)
         shutil.copytree(run.with_name("kept"), run)
@@ -220,8 +224,11 @@ def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, fin
         checkpoints.list_checkpoints(folder)[0].unlink()
         hashed(folder, 11, content)
         (folder / f"step-000000010-{'0' * 16}.pt").mkdir()
-        assert main([*small, f"--out={run}"]) == 0, content
-        assert "step-000000011-" in capsys.readouterr().err.replace("\n", ""), content
+        assert main([*small, f"--out={run}"]) == 2, content
+        said = capsys.readouterr().err.replace("\n", "")
+        assert "step-000000011-" in said and "at step 9 of 12" in said and said.endswith("resumed"), content
+    monkeypatch.undo()
+    assert main([*small, f"--out={run}"]) == 0
     for path in folder.glob("step-00000001[01]*"):
         path.rmdir() if path.is_dir() else path.unlink()
     assert_same_end(run, finished_run)

@@ -18,6 +18,7 @@ import transfer
 from crosschannel.cli import PROGRAM as CROSSCHANNEL
 from crosschannel.cli import main as crosschannel_main
 from crosschannel.data.sample import sample_images
+from crosschannel.models import alexnet
 from crosschannel.study.answers import Answers, Timing
 from crosschannel.study.manifest import read_study
 from slurm.cli import PROGRAM as SLURM
@@ -33,6 +34,7 @@ from caffe_writer import layer as caffe_layer  # noqa: E402
 from detectron2_sources import add_detectron2  # noqa: E402
 from devkits import make_devkit, make_sbd  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("narrow_nets")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -42,6 +44,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def save_published_nets(root: Path) -> None:
     """Files as their authors' would be, of random weights: DeepCluster's AlexNet, CaffeNet, a Lab caffemodel."""
+    widths = alexnet.VARIANTS["caffenet"].widths
     net = {"features.0": (96, 3, 11), "features.4": (256, 96, 5), "features.8": (384, 256, 3)}
     net |= {"features.11": (384, 384, 3), "features.14": (256, 384, 3)}
     state = {}
@@ -51,8 +54,8 @@ def save_published_nets(root: Path) -> None:
         state |= {f"{name}.{k}": v for k, v in conv.state_dict().items()}
         state |= {f"features.{number}.{k}": v for k, v in norm.state_dict().items()}
     torch.save({"state_dict": state}, root / "checkpoint.pth.tar")
-    layers = [("conv1", (96, 3, 11, 11)), ("conv2", (256, 48, 5, 5)), ("conv3", (384, 256, 3, 3))]
-    layers += [("conv4", (384, 192, 3, 3)), ("conv5", (256, 192, 3, 3))]
+    inputs = [3, *(width // groups for width, groups in zip(widths, (2, 1, 2, 2), strict=False))]
+    layers = [(f"conv{i + 1}", (widths[i], inputs[i], side, side)) for i, side in enumerate((11, 5, 3, 3, 3))]
     data = b"".join(
         caffe_layer(name, "Convolution", [np.random.default_rng(0).normal(0, 0.01, shape), np.zeros(shape[0])])
         for name, shape in layers
@@ -62,7 +65,7 @@ def save_published_nets(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, photo_folder, photos):
+def place(narrow_nets, tmp_path_factory, photo_folder, photos):
     """A working folder with the runs and data that the pages speak of."""
     root = tmp_path_factory.mktemp("place")
     quick = ["--train.steps=4", "--train.batch=8", "--runtime.workers=0", "--runtime.tensorboard=false"]

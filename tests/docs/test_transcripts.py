@@ -31,8 +31,8 @@ def test_the_four_ways_in_are_shown():
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, photos, photo_folder):
-    """A folder with what the pages take for granted."""
+def place(request, tmp_path, monkeypatch, photos, photo_folder):
+    """A folder with what the pages take for granted; large weights only where a session names them."""
     from torchvision.models import alexnet
 
     monkeypatch.chdir(tmp_path)
@@ -52,8 +52,11 @@ def place(tmp_path, monkeypatch, photos, photo_folder):
         import mynets
 
         torch.save({"model": mynets.net().state_dict(), "epoch": 7}, "checkpoint.pth")
-    torch.save(alexnet(weights=None).state_dict(), "alexnet.pth")
-    published(tmp_path / "cache" / "weights", monkeypatch)
+    session = request.node.callspec.params["text"]
+    if "alexnet.pth" in session:
+        torch.save(alexnet(weights=None).state_dict(), "alexnet.pth")
+    if any(words in session for words in ("eccv16", "zoo", "colorize", "evaluate")):  # the default of --model
+        published(tmp_path / "cache" / "weights", monkeypatch)
     yield tmp_path
     sys.modules.pop("mynets", None)
 

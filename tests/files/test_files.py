@@ -1,15 +1,16 @@
 """Written whole or not at all, replaced only where that is ours, held by one process at a time."""
 
+import contextlib
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import save_file
 from tree import snapshot
 
@@ -215,7 +216,7 @@ def test_the_same_output_is_noted_once(tmp_path):
     assert len((tmp_path / NOTES).read_text().splitlines()) == 1
 
 
-def take_turns(folder: Path, number: int, seconds: float) -> None:
+def take_turns(folder: Path, seconds: float) -> int:
     """Hold a folder again and again; two holders at once would see each other's file."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -228,16 +229,14 @@ def take_turns(folder: Path, number: int, seconds: float) -> None:
             continue
         except FileExistsError:
             (folder / "both").touch()
+    return 0
 
 
 def test_processes_that_take_turns_never_hold_it_together(tmp_path):
     """Though each removes the lock's file when it lets go."""
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=take_turns, args=(tmp_path, number, 2.0)) for number in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(Forked(lambda: take_turns(tmp_path, 1.5))) for _ in range(4)]
+        assert [process.wait_and_read() for process in processes] == [(0, "")] * 4
     assert not (tmp_path / "both").exists()
 
 

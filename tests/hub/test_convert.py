@@ -25,9 +25,20 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-4
 
 
+def torchvisions(name: str) -> nn.Module:
+    """An AlexNet or VGG-16 of torchvision's, with fully connected layers of 64 instead of 4,096 channels."""
+    with torch.device("meta"):
+        net = getattr(torchvision.models, name)(weights=None)
+    first, *_, last = numbers = [i for i, module in enumerate(net.classifier) if isinstance(module, nn.Linear)]
+    for i in numbers:
+        inputs = net.classifier[i].in_features if i == first else 64
+        net.classifier[i] = nn.Linear(inputs, 10 if i == last else 64)
+    return randomise(net.to_empty(device="cpu"))
+
+
 @pytest.mark.parametrize("wrapping", ["plain", "module", "safetensors"])
 def test_torchvisions_alexnet(tmp_path, wrapping):
-    net = randomise(torchvision.models.alexnet(weights=None))
+    net = torchvisions("alexnet")
     state = net.state_dict()
     path = tmp_path / ("a.safetensors" if wrapping == "safetensors" else "a.pth")
     if wrapping == "safetensors":
@@ -45,7 +56,7 @@ def test_torchvisions_alexnet(tmp_path, wrapping):
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg16_bn"])
 def test_torchvisions_vgg16(tmp_path, name):
-    net = randomise(getattr(torchvision.models, name)(weights=None))
+    net = torchvisions(name)
     torch.save(net.state_dict(), tmp_path / "v.pth")
     backbone = load_backbone(str(tmp_path / "v.pth"))
     with torch.no_grad():
@@ -79,11 +90,11 @@ def test_deepclusters_alexnet_with_its_stem(tmp_path, sobel):
 
 
 def test_deepclusters_vgg16_with_its_stem(tmp_path):
-    net = randomise(torchvision.models.vgg16_bn(weights=None))
+    net = torchvisions("vgg16_bn")
     net.features[0] = randomise(nn.Conv2d(2, 64, 3, padding=1))
     state = {f"features.module.{k}": v for k, v in net.features.state_dict().items()}
     state |= {f"classifier.{k}": v for k, v in net.classifier.state_dict().items() if not k.startswith("6")}
-    state |= {"top_layer.weight": torch.zeros(10, 4096), "top_layer.bias": torch.zeros(10)}
+    state |= {"top_layer.weight": torch.zeros(10, 64), "top_layer.bias": torch.zeros(10)}
     state |= {"sobel.0.weight": torch.zeros(1, 3, 1, 1), "sobel.1.weight": torch.zeros(2, 1, 3, 3)}
     torch.save({"epoch": 1, "arch": "vgg16", "state_dict": state}, tmp_path / "checkpoint.pth.tar")
     backbone = load_backbone(str(tmp_path / "checkpoint.pth.tar"))

@@ -1,7 +1,9 @@
 """Exported nets give our numbers in other libraries' hands."""
 
+import json
 import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -94,14 +96,6 @@ def test_what_no_library_can_take_is_refused_and_leaves_nothing(alexnet, tmp_pat
         assert not list(tmp_path.rglob("net.out*"))
 
 
-def test_onnx_gives_the_maps_asked_for(alexnet, tmp_path):
-    import onnxruntime
-
-    out = tmp_path / "net.onnx"
-    assert main(["export", alexnet, "--format=onnx", "--layer=conv2,conv4", f"--out={out}", "--card=false"]) == 0
-    assert [output.name for output in onnxruntime.InferenceSession(str(out)).get_outputs()] == ["conv2", "conv4"]
-
-
 def test_a_vit_comes_back(tmp_path):
     out = tmp_path / "vit.safetensors"
     assert main(["export", "random:timm:vit_tiny_patch16_224", f"--out={out}", "--card=false"]) == 0
@@ -125,16 +119,24 @@ def test_licences_go_on(alexnet, tmp_path):
     assert yaml.safe_load((tmp_path / "b" / "README.md").read_text().split("---")[1])["license"] == "unknown"
 
 
-@pytest.mark.parametrize("source", ["alexnet", "vgg", "random:timm:test_resnet,size=64", "lab"])
-def test_onnx_gives_the_same_maps_at_any_batch_and_size(source, alexnet, vgg, tmp_path):
+@pytest.mark.parametrize(
+    ("source", "layers"),
+    [
+        ("random:alexnet,fc=0,size=96,input=lab", ("conv2", "conv4")),
+        pytest.param("random:vgg16,size=96", ("conv1_2", "pool1", "conv5_3"), marks=pytest.mark.slow),
+        ("random:timm:test_resnet,size=64", ()),
+    ],
+)
+def test_onnx_gives_the_same_maps_at_any_batch_and_size(source, layers, narrow_net, tmp_path):
     import onnxruntime
 
-    source = {"alexnet": alexnet, "vgg": vgg, "lab": f"{alexnet},input=lab"}.get(source, source)
     out = tmp_path / "net.onnx"
-    assert main(["export", source, "--format=onnx", f"--out={out}", "--card=false"]) == 0
+    flags = [f"--layer={','.join(layers)}"] if layers else []
+    assert main(["export", source, "--format=onnx", *flags, f"--out={out}", "--card=false"]) == 0
     backbone = load_backbone(source)
     session = onnxruntime.InferenceSession(str(out))
-    names = [output.name for output in session.get_outputs()]
+    names = tuple(output.name for output in session.get_outputs())
+    assert names == (layers or backbone.layers)
     for shape in ((1, 3, 96, 96), (3, 3, 128, 160)):
         rgb = torch.rand(shape)
         with torch.no_grad():
@@ -173,7 +175,7 @@ CARDS = {
 }
 
 
-@pytest.mark.parametrize("case", CARDS)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * ("colorizer" in c)) for c in CARDS])
 def test_the_python_of_a_card_runs_as_it_is_printed(case, request, tmp_path, monkeypatch, finished_run_for_card):
     source, name = CARDS[case]
     source = str(finished_run_for_card[0]) if source == "run" else source
@@ -189,6 +191,18 @@ def test_the_python_of_a_card_runs_as_it_is_printed(case, request, tmp_path, mon
     found: dict = {}
     exec(compile(code, "README.md", "exec"), found)
     assert any(word in found for word in ("maps", "features", "ab", "detector"))
+
+
+def test_a_card_has_figures_of_its_own_trained_net_alone(finished_run_for_card, tmp_path, capsys):
+    run, probe = finished_run_for_card
+    stored = json.loads((probe / "result.json").read_text())
+    twin = tmp_path / "twin"
+    shutil.copytree(probe, twin)
+    (twin / "result.json").write_text(json.dumps(stored | {"backbone": f"random:{stored['backbone']}"}))
+    for wrong, words in ((run, "it is one of `crosschannel pretrain`"), (twin, "is of the untrained net random:")):
+        flags = [f"--out={tmp_path / 'net' / 'backbone.safetensors'}", f"--probes={wrong}"]
+        assert main(["export", str(run), *flags]) == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "net").exists()
 
 
 def test_a_card_says_what_a_stranger_asks(finished_run_for_card, tmp_path):

@@ -197,7 +197,7 @@ def test_a_module_without_maps_says_so():
 )
 def test_the_origin_of_a_map_is_the_middle_of_what_its_first_point_sees(net, layer):
     """Of nets whose weights are all positive a point sees a column of pixels where a spike in it shows."""
-    side = 224
+    side = 112 if isinstance(net, VGG16) else 224
     backbone = Backbone(net, InputSpec("grey", side)).eval()
     if "vit" in getattr(net, "name", ""):
         assert backbone.origin(layer) == 7.5 and backbone.strides[layer] == 16  # patches: every one sees all

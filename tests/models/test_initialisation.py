@@ -148,7 +148,7 @@ def test_a_layer_with_more_outputs_than_samples_starts_from_noise(batches):
     assert torch.allclose(values.std(0, correction=0), torch.ones(300), atol=1e-3)
 
 
-def test_unit_variance_runs_on_alexnet_and_colornet(batches):
+def test_unit_variance_runs_on_alexnet_and_colornet(batches, narrow_net):
     for net in (AlexNet(fc=0), AlexNet(fc=0, norm=False), ColorNet()):
         init.unit_variance(net, batches[:2])
         with torch.no_grad():

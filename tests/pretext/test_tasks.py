@@ -378,7 +378,7 @@ def test_the_best_constant_has_a_share_of_one_and_the_truth_of_zero(name, rgb):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_thirty_steps_on_one_batch_lower_the_loss(name, rgb):
+def test_thirty_steps_on_one_batch_lower_the_loss(name, rgb, narrow_net):
     net, task = made(name)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 1e-3)
     small, losses = rgb[:, :, :64, :64], []

@@ -19,7 +19,7 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def test_a_killed_run_goes_on_to_where_it_would_have_ended(photo_folder, tmp_path, capsys):
+def test_a_killed_run_goes_on_to_where_it_would_have_ended(all_crops, photo_folder, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(OLD / "stopped", run)
     assert main([*FLAGS, f"--data={photo_folder}", f"--out={run}"]) == 0

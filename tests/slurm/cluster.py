@@ -1,11 +1,16 @@
 """A real SLURM on this machine: a controller and two nodes of eight cores and eight (pretend) GPUs each."""
 
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
+
+from crosschannel.runs.folder import read_metrics
+from slurm.job_folder import JobFolder
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")  # Debian: slurmctld slurmd slurm-client munge
 
@@ -60,7 +65,9 @@ class Cluster:
         self.environment = {**os.environ, "PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
         for name in ("state", "spool-n1", "spool-n2"):
             (folder / name).mkdir(parents=True)
-        _authentication()
+        with (Path(tempfile.gettempdir()) / "crosschannel-test-cluster.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # against another worker of the tests
+            _authentication()
         host = socket.gethostname().partition(".")[0]
         if host not in Path("/etc/hosts").read_text().split():
             with Path("/etc/hosts").open("a") as hosts:
@@ -133,3 +140,37 @@ def _free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def events(run) -> list[str]:
+    return [event["event"] for event in JobFolder(run).events()]
+
+
+def last_step(run) -> int:
+    return max((row["step"] for row in read_metrics(run)), default=0)
+
+
+def wait(cluster, run, event, count=1, seconds=400):
+    """Until something has happened so often. A job that SLURM holds back after a requeue is let go after some seconds:
+    at once its nodes could still take it for the one that they have just ended."""
+    held: dict[str, float] = {}
+
+    def there():
+        for job in JobFolder(run).jobs():
+            if cluster.job(job.id).get("Reason") != "BeginTime":
+                held.pop(job.id, None)
+            elif time.monotonic() - held.setdefault(job.id, time.monotonic()) > 5:
+                cluster.release(job.id)
+        if event != "failed":
+            assert "failed" not in events(run), JobFolder(run).events()[-1]["cause"]
+        return events(run).count(event) >= count
+
+    try:
+        cluster.until(there, seconds)
+    except AssertionError:
+        logs = [f"{path}: {path.read_text()[-2000:]}" for path in (Path(run) / "slurm").glob("*_log.*")]
+        raise AssertionError("\n".join([f"no {event!r} in {events(run)}", *logs])) from None
+
+
+def wait_for_step(cluster, run, step):
+    cluster.until(lambda: last_step(run) >= step, 200)

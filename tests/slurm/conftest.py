@@ -1,12 +1,16 @@
+import re
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing
-from launch import SMALL, launch
+from cluster import Cluster, missing, wait
+from launch import SMALL, launch, pace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "commands"))  # same_end.py
+
+
+STEPS = 300
 
 
 @pytest.fixture
@@ -28,3 +32,39 @@ def cluster(tmp_path_factory):
 def slurm(tmp_path):
     """`crosschannel-slurm …` in a folder of the test's own."""
     return partial(launch, tmp_path)
+
+
+@pytest.fixture
+def sl(cluster, tmp_path):
+    """`crosschannel-slurm …` on the cluster."""
+    return partial(launch, tmp_path, environment=cluster.environment)
+
+
+def submitted(folder: Path, cluster: Cluster, data: Path, steps: int, *flags: str) -> str:
+    """Submit a pretraining of the paced net to ``runs/a`` in a folder; returns its job."""
+    command = ["crosschannel", "pretrain", f"--data={data}", *SMALL, "--model.name=paced:net", "--out=runs/a"]
+    said = launch(
+        folder, "submit", "--nodes=2", *flags, "--", *command, f"--train.steps={steps}", environment=cluster.environment
+    )
+    return re.search(r"job (\S+): ", said)[1]
+
+
+@pytest.fixture
+def two(cluster, photo_folder, tmp_path):
+    """Submit a two-node pretraining whose steps last so many seconds; returns its job."""
+
+    def submit(pause, *flags, steps=STEPS):
+        pace(tmp_path, pause)
+        return submitted(tmp_path, cluster, photo_folder, steps, *flags)
+
+    return submit
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(cluster, tmp_path_factory, photo_folder):
+    """The two-node run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    pace(folder, 0)
+    submitted(folder, cluster, photo_folder, STEPS)
+    wait(cluster, folder / "runs/a", "finished")
+    return folder / "runs/a"

@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from launch import SMALL, launch
+from launch import SMALL, launch, pace
 from same_end import assert_same_end
 
+from crosschannel.runs.result import load_result
 from slurm.cli import main
 from slurm.job_folder import JobFolder
 from slurm.watch import is_active, state_of
+from transfer.cli import main as transfer
 
 pytestmark = pytest.mark.system
 
@@ -51,7 +53,8 @@ def children_of(job: str) -> list[int]:
 def finished(tmp_path_factory, photo_folder):
     """The same run on two ranks, never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    command = ["crosschannel", "pretrain", f"--data={photo_folder}", *SMALL, "--train.steps=60", "--out=runs/a"]
+    command = ["crosschannel", "pretrain", f"--data={photo_folder}", *SMALL, pace(folder, 0)]
+    command += ["--train.steps=60", "--out=runs/a"]
     launch(folder, "submit", "--profile=local", "--tasks-per-node=2", "--", *command)
     assert wait_for_the_end(folder / "runs/a") == "FINISHED"
     return folder / "runs/a"
@@ -73,11 +76,12 @@ def _typed(run):
 
 
 def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm, small, tmp_path, finished):
-    run = tmp_path / "runs/a"
-    slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *small, "--train.steps=60", "--out=runs/a")
+    run, command = tmp_path / "runs/a", [*small, pace(tmp_path, 0.1), "--train.steps=60", "--out=runs/a"]
+    slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *command)
     job = JobFolder(run).jobs()[-1].id
     until(lambda: logged(run) >= 3)
     os.kill(children_of(job)[1], signal.SIGKILL)
+    pace(tmp_path, 0)
     assert wait_for_the_end(run) == "FINISHED"
     events = [(event["event"], event["attempt"]) for event in JobFolder(run).events()]
     assert events == [("started", 0), ("killed", 0), ("started", 1), ("finished", 1)]
@@ -86,13 +90,14 @@ def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm
 
 
 def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path):
-    run, command = tmp_path / "runs/a", [*small, "--train.steps=250", "--out=runs/a"]
+    run, command = tmp_path / "runs/a", [*small, pace(tmp_path, 0.2), "--train.steps=250", "--out=runs/a"]
     slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *command)
     until(lambda: logged(run) >= 3)
     assert "has job" in slurm("submit", "--profile=local", "--", *command, code=2)
     assert "saves and ends" in slurm("cancel", "runs/a")
     assert wait_for_the_end(run) == "CANCELLED"
     assert list((run / "checkpoints").glob("*.pt"))
+    pace(tmp_path, 0)
     slurm("resume", "runs/a", "--tasks-per-node=1")
     assert "resuming" in slurm("logs", "runs/a", "-f")
     assert wait_for_the_end(run) == "FINISHED"
@@ -124,6 +129,16 @@ def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
     assert [event["event"] for event in events] == ["started", "failed"]
     assert events[-1]["cause"].endswith("exit code 2: transfer: mine:net() failed: ZeroDivisionError: of mine")
     assert "ZeroDivisionError: of mine" in slurm("status").replace("\n", "")
+
+
+def test_a_probe_behind_the_launcher_finds_what_it_finds_without(slurm, photo_folder, tmp_path):
+    command = ["linear-probe", "--config=quickstart", f"--data={photo_folder}", "--layer=conv3", "--train.steps=4",
+               "--backbone=random:alexnet,fc=0,norm=false,size=64,resize=72", "--train.batch=20", "--cache=disk",
+               "--runtime.workers=0", "--runtime.tensorboard=false", "--device=cpu"]  # fmt: skip
+    slurm("submit", "--profile=local", "--", "transfer", *command, "--out=runs/probe")
+    assert wait_for_the_end(tmp_path / "runs/probe") == "FINISHED"
+    assert transfer([*command, "--cache=off", f"--out={tmp_path / 'alone'}"]) == 0
+    assert load_result(tmp_path / "runs/probe").metrics == load_result(tmp_path / "alone").metrics
 
 
 def test_a_sweep_takes_turns(slurm, small, tmp_path):

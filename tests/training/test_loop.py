@@ -22,7 +22,7 @@ from crosschannel.training.device import find_device, resolve_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World, join_world, leave_world
 
-pytestmark = pytest.mark.usefixtures("narrow_alexnets")
+pytestmark = pytest.mark.usefixtures("narrow_nets")
 
 CROP = CropConfig(size=64, resize=72)
 

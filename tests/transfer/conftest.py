@@ -16,9 +16,9 @@ def small(photo_folder) -> list[str]:
     return ["linear-probe", *SMALL, f"--data={photo_folder}"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished_probe(tmp_path_factory, photo_folder):
-    """A finished run of `small`, never interrupted."""
+    """A finished run of `small`, never interrupted; its net is as wide as its module's."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert main(["linear-probe", *SMALL, f"--data={photo_folder}", f"--out={out}"]) == 0
     return out

@@ -38,7 +38,7 @@ from transfer.protocols.detect.protocol import target_statistics
 from transfer.protocols.detect.task import best_of_all, best_of_classes
 from transfer.protocols.detect.views import AllRegions, SampledRegions, sample_regions
 
-pytestmark = pytest.mark.usefixtures("narrow_alexnets")
+pytestmark = pytest.mark.usefixtures("narrow_nets")
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
 STEPS = [
@@ -411,7 +411,7 @@ def test_runs_are_compared_and_reported(finished, command, tmp_path, capsys):
     assert main(["report", str(finished), f"--out={page}"]) == 0
     value = 100 * load_result(finished).metrics["map"]
     assert f"| – | – | – | {value:.1f} | – |" in (page / "report.md").read_text()
-    for name in ("pascal-0-20-ap.png", "pascal-0-20-detected-0.png"):
+    for name in ("pascal-0-20-detect-ap.png", "pascal-0-20-detected-0.png"):
         assert Image.open(page / name).size[0] > 500
 
 

@@ -20,8 +20,6 @@ from transfer.cli import PROGRAM, main
 from transfer.feature_cache import _free_in_group
 from transfer.protocols.linear_probe.task import LinearProbe
 
-MODULE = [sys.executable, "-m", "transfer.cli"]
-
 
 def test_a_run_folder_holds_what_the_docs_say(finished_probe, small, capsys):
     names = {p.name for p in finished_probe.iterdir()} - {".lock"}
@@ -99,7 +97,7 @@ def test_two_ranks_find_what_one_process_finds(small, tmp_path, monkeypatch, cac
     """Without BatchNorm, whose statistics are per rank."""
     monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
     command = [*small, f"--cache={cache}", "--norm=none", "--optim.name=sgd", "--optim.lr=1e-4"]
-    command += ["--train.precision=float32"]
+    command += ["--train.precision=float32", "--backbone=random:alexnet,fc=0,norm=false,size=64,resize=72"]
     assert main([*command, f"--out={tmp_path / 'one'}"]) == 0
     monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "other"))
     two = [*command, f"--out={tmp_path / 'two'}"]

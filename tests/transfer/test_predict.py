@@ -24,6 +24,7 @@ from transfer.pascal.segmentation import PALETTE, confusion_of, summed
 from transfer.predict import Scores, load_predictor
 from transfer.prediction import Prediction
 
+pytestmark = pytest.mark.usefixtures("narrow_nets")
 SMALL = ["--train.precision=float32", "--runtime.workers=0", "--runtime.tensorboard=false", "--train.steps=4"]
 NET = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
 CPU = torch.device("cpu")

@@ -22,6 +22,7 @@ from transfer.protocol import as_config
 from transfer.protocols.linear_probe.protocol import PROTOCOL
 from transfer.protocols.linear_probe.task import LayerProbe
 
+pytestmark = pytest.mark.usefixtures("narrow_nets")
 CPU = torch.device("cpu")
 
 

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from crosschannel.files import written_whole
 from crosschannel.runs.result import load_result, save_rows
 from transfer.cli import main
 from transfer.groups import group
+from transfer.pascal.plots import confusion_matrix
 from transfer.pascal.published import TABLE_2
+from transfer.pascal.segmentation import sparse
 from transfer.protocols.linear_probe.published import IMAGENET_PROBES
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -51,6 +55,60 @@ def test_seeds_are_averaged_and_other_settings_are_told_apart(tmp_path):
     assert "51.0 ± 1.0" in text and "| 10.0 | 10.0 |" in text
 
 
+def test_backbones_are_told_apart_by_their_recipes_too(tmp_path):
+    """But not by what follows from the net."""
+    runs = [make_run(tmp_path / "a", lr=0.1, layer="conv5"), make_run(tmp_path / "b", backbone="b", lr=1, layer="x")]
+    labels = [entry.label for entry in group([(path, load_result(path)) for path in runs])]
+    assert labels == ["runs/a-0 (lr=0.1)", "b (lr=1)"]
+
+
+def test_detection_and_classification_have_figures_by_class_of_their_own(tmp_path):
+    runs = [make_run(tmp_path / protocol, protocol, n=128) for protocol in ("classify", "detect")]
+    for run, value in zip(runs, (0.25, 0.75), strict=True):
+        stored = json.loads((Path(run) / "result.json").read_text())
+        stored["metrics"] |= {"ap/dog": value}
+        (Path(run) / "result.json").write_text(json.dumps(stored))
+    text = report(tmp_path, *runs)["report.md"]
+    for words, value in (("classification", "25.0"), ("detection", "75.0")):
+        part = text.partition(f"**Average precision of {words} by class")[2].partition("\n\n**")[0]
+        assert f"| dog | {value} |" in part and part.count("dog") == 1
+    assert text.count("segmentation") == 2 and "VOC07" not in text  # a column, and the sentence above it
+
+
+def test_pretraining_tasks_have_tables_of_their_own(tmp_path):
+    runs = [make_run(tmp_path / task, "pretrain", task=task) for task in ("colorization", "labels")]
+    stored = json.loads((tmp_path / "labels" / "result.json").read_text())
+    (tmp_path / "labels" / "result.json").write_text(json.dumps(stored | {"metrics": {"top1": 0.25}}))
+    text = report(tmp_path, *runs)["report.md"]
+    assert "Pretraining by the task labels on imagenette" in text and "| 0.2500 |" in text and "– |" not in text
+
+
+def test_a_choice_on_the_test_images_is_said(tmp_path):
+    run = make_run(tmp_path / "a", "svm", choose="test")
+    stored = json.loads((tmp_path / "a" / "result.json").read_text())
+    stored["metrics"] = {"conv5/svm_map": 0.5, "conv5/low_shot/4": 0.25}
+    (tmp_path / "a" / "result.json").write_text(json.dumps(stored))
+    text = report(tmp_path, run)["report.md"]
+    words = "mean average precision from 4 positives a class, %, by layer (imagenette, 1,000 images)"
+    assert f"**{words}; C is chosen on the test images**" in text and text.count("chosen on the test images") == 1
+
+
+def test_next_comes_a_card_of_one_trained_backbone(tmp_path, capsys):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", backbone="random:runs/a-0")]
+    runs += [make_run(tmp_path / "c", "pretrain")]
+    report(tmp_path, *runs)
+    said = capsys.readouterr().err.replace("\n", "")
+    assert f"crosschannel export runs/a-0 --out weights/backbone.safetensors --probes {runs[0]}" in said
+    assert runs[1] not in said.partition("export")[2] and runs[2] not in said.partition("export")[2]
+
+
+def test_a_confusion_matrix_of_many_classes_shows_the_largest(tmp_path):
+    classes = [f"class {i}" for i in range(150)]
+    pixels = sparse(np.diag(np.arange(150))[None])
+    confusion_matrix(tmp_path / "c.png", {"classes": np.array(classes), "confusion": pixels}, written_whole)
+    assert max(Image.open(tmp_path / "c.png").size) < 2500
+
+
 def test_random_twins_of_several_seeds_are_one_row(tmp_path):
     runs = [make_run(tmp_path / f"r{s}", backbone=f"random:runs/a-0,seed={s}", seed=s) for s in (1, 2)]
     assert report(tmp_path, *runs)["report.md"].count("| random:runs/a-0 |") == 1
@@ -85,7 +143,9 @@ def test_pascal_runs_fill_their_column_of_table_2(tmp_path):
         for start, value in (("fc8", 0.524), ("fc6", 0.615), ("all", 0.659))
     ]
     text = report(tmp_path, *runs)["report.md"]
-    assert "| runs/a-0 | 52.4 | 61.5 | 65.9 | – | – |" in text and "*~35.0*" in text
+    assert (
+        "| runs/a-0 | 52.4 | 61.5 | 65.9 | – | – |" in text and "*~35*" in text and "Zhang et al. 2016, Table 2" in text
+    )
     assert all(f"*{name} (published)*" in text for name in TABLE_2)
 
 
@@ -149,7 +209,7 @@ def test_what_a_net_has_over_its_random_twin_has_an_interval(tmp_path):
         (tmp_path / run / "result.json").write_text(json.dumps(stored))
         rows = {"names": np.array([f"{i}.jpg" for i in range(100)]), "labels": np.zeros(100, np.int64)}
         save_rows(Path(run), rows | {"conv1/top1": np.arange(100) < right})
-    found = report(tmp_path, *runs)["report.md"].partition("Less its random twin")[2]
+    found = report(tmp_path, *runs)["report.md"].partition("linear-probe: less its random twin")[2]
     ((more, low, high),) = re.findall(r"\| runs/a-0 \| \+([\d.]+) \(\+([\d.]+) to \+([\d.]+)\) \|", found)
     draws = np.random.default_rng(0).binomial(100, 0.2, 100_000)  # of the twenty images that they differ on
     assert float(more) == 20
@@ -162,7 +222,7 @@ def test_any_protocol_has_its_place_and_says_how_it_was_obtained(tmp_path):
     for protocol, run in zip(("linear-probe", "knn", "pretrain"), runs, strict=True):
         program = "crosschannel" if protocol == "pretrain" else "transfer"
         assert f"{program} {protocol} --config {run}/config.yaml --out NEW" in pages["report.md"]
-    assert "kl_share" in pages["report.md"] and "knn20" in pages["tables.tex"]
+    assert "kl_share" in pages["report.md"] and "of 20 nearest neighbours" in pages["tables.tex"]
 
 
 def test_the_html_is_well_formed_and_carries_its_plots(tmp_path):

@@ -33,7 +33,7 @@ from transfer.protocol import Split
 from transfer.protocols.segment.net import Segmenter, choose_skips
 from transfer.protocols.segment.views import MaskedCrops, WholeImages
 
-pytestmark = pytest.mark.usefixtures("narrow_alexnets")
+pytestmark = pytest.mark.usefixtures("narrow_nets")
 
 MODULE = [sys.executable, "-m", "transfer.cli"]
 NET = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
@@ -353,7 +353,7 @@ def test_runs_are_compared_and_reported(finished, command, tmp_path, capsys):
     assert main(["report", str(finished), f"--out={page}"]) == 0
     value = 100 * load_result(finished).metrics["mean_iu"]
     assert f"| – | – | – | – | {value:.1f} |" in (page / "report.md").read_text()
-    for name in ("pascal-0-20-iu.png", "pascal-0-20-confusion-0.png", "pascal-0-20-segmented-0.png"):
+    for name in ("pascal-0-20-segment-iu.png", "pascal-0-20-confusion-0.png", "pascal-0-20-segmented-0.png"):
         assert Image.open(page / name).size[0] > 500
 
 

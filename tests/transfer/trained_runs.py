@@ -1,9 +1,7 @@
-"""What the tests of every protocol that trains ask of a run: the same end after `kill -9`, with two ranks, behind
-the launcher, and from Python."""
+"""What the tests of every protocol that trains ask of a run: the same end after `kill -9`, with two ranks, and
+from Python."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import transfer
 from crosschannel import load_backbone
 from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import load_result
-from slurm.cli import main as slurm
 from transfer.cli import PROGRAM, main
 
 
@@ -42,14 +39,6 @@ def by_one_and_by_two(command: list[str], folder: Path) -> tuple[Path, Path]:
     assert main([*command, f"--out={one}"]) == 0
     check_on_ranks(lambda: main([*command, f"--out={two}"]))
     return one, two
-
-
-def launched(command: list[str], out: Path) -> Path:
-    """The run of a command behind the launcher, without SLURM."""
-    assert slurm(["submit", "--profile=local", "--", "transfer", *command, f"--out={out}"]) == 0
-    logs = [sys.executable, "-m", "slurm.cli", "logs", str(out), "--follow"]
-    subprocess.run(logs, timeout=120, check=True, capture_output=True)
-    return out
 
 
 def assert_function_is_command(name: str, command: list[str], finished: Path, data: Path) -> None:

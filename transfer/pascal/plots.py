@@ -12,6 +12,8 @@ from crosschannel.runs.result import Result, Rows
 from transfer.groups import Group
 from transfer.pascal.segmentation import summed
 
+_SHOWN = 40  # classes of a confusion matrix, which has a row and a column for each
+
 
 def classes_of(result: Result, prefix: str) -> list[str]:
     """The classes that have figures of a prefix such as ``ap/``."""
@@ -51,17 +53,22 @@ def confusion_matrix(out: Path, rows: Rows, write: Writer) -> None:
 
     names, column = list(rows["classes"]), rows["confusion"]
     pixels = summed(column, np.ones((1, len(column))), len(names))[0]
-    shares = 100 * pixels / np.maximum(pixels.sum(1, keepdims=True), 1)
+    largest = np.sort(np.argsort(-pixels.sum(1), kind="stable")[:_SHOWN])
+    shares = (100 * pixels / np.maximum(pixels.sum(1, keepdims=True), 1))[np.ix_(largest, largest)]
+    title = f"the {_SHOWN} of {len(names)} classes with the most pixels" if len(names) > _SHOWN else ""
+    names = [names[number] for number in largest]
     side = 0.36 * len(names) + 2
     canvas = Canvas(figsize=(side, side), layout="constrained")
     axes = canvas.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
+    axes.set_title(title)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     for i, j in zip(*np.nonzero(shares >= 1), strict=True):
         colour = "white" if shares[i, j] > 55 else "black"
-        axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        number = axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        number.set_in_layout(False)  # it is inside the axes: to measure it takes time
     with write(out) as part:
         canvas.savefig(part, dpi=120, format="png")

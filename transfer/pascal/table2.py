@@ -13,7 +13,7 @@ from crosschannel.report.page import copied
 from crosschannel.runs.result import Result
 from transfer.groups import Group, called, over_seeds, setting
 from transfer.pascal.plots import bars_by_class, classes_of, confusion_matrix
-from transfer.pascal.published import COLUMNS, TABLE_2, UNCERTAIN
+from transfer.pascal.published import ATTRIBUTION, COLUMNS, TABLE_2, UNCERTAIN
 
 # protocol: (images that the published figures are over, the sets that they learned from and are over, its figure)
 _OF = {
@@ -21,11 +21,15 @@ _OF = {
     "detect": (4952, ("2007:trainval", "2007:test"), "map"),
     "segment": (736, ("sbd:train", "2011:seg11valid"), "mean_iu"),
 }
-# What the figures of single classes begin with, in words.
-_BY_CLASS = {"ap/": "Average precision", "iu/": "Intersection over union"}
+# Figures of single classes: protocol, what their names begin with, in words.
+_BY_CLASS = (
+    ("classify", "ap/", "Average precision of classification"),
+    ("detect", "ap/", "Average precision of detection"),
+    ("segment", "iu/", "Intersection over union"),
+)
 # Pictures of a run, in words.
 _PICTURES = {
-    "top": "the likeliest images of each class, framed green where it is there",
+    "top": "the likeliest images of each class; a frame is green if it is there, red if not, grey if it is difficult",
     "detected": "test images with their objects and, beside them, what is found (from a score of .3 on)",
     "segmented": "test images, their masks and what is predicted, in PASCAL's colours (white is left out)",
 }
@@ -59,11 +63,11 @@ def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         )
         yield _table(members, whole=not size)
         start = plots.with_name(f"{plots.name}-{size or 'all'}")
-        for prefix, words in _BY_CLASS.items():
-            found = [entry for entry in members if classes_of(entry.first, prefix)]
+        for protocol, prefix, words in _BY_CLASS:
+            found = [e for e in members if e.first.protocol == protocol and classes_of(e.first, prefix)]
             if found:
                 counts = sorted({len(classes_of(entry.first, prefix)) for entry in found})
-                plot = start.with_name(f"{start.name}-{prefix[:-1]}.png")
+                plot = start.with_name(f"{start.name}-{protocol}-{prefix[:-1]}.png")
                 caption = f"{words} by class, in percent; means are over {' or '.join(map(str, counts))} classes."
                 axis = f"{words.lower()}, % ({setting(found[0].first, 0)})"
                 yield Figure(plot, caption, partial(bars_by_class, plot, found, prefix, axis))
@@ -99,7 +103,7 @@ def _table(groups: Sequence[Group], whole: bool) -> Table:
     first, theirs = groups[0].first, []
     caption = f"{setting(first, 0)}: not comparable with figures on all of PASCAL VOC{over_seeds(groups)}"
     if whole:
-        caption = f"as in the paper's Table 2 ({called(first.data)}{over_seeds(groups)}); ~ is uncertain"
+        caption = f"{called(first.data)}{over_seeds(groups)}; published: {ATTRIBUTION}"
         theirs = [
             [f"{name} (published)", *(_published(name, *cell) for cell in zip(COLUMNS, values, strict=True))]
             for name, values in TABLE_2.items()
@@ -115,7 +119,7 @@ def _words(entry: Group) -> str:
 def _published(name: str, column: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"~{value}" if (name, column) in UNCERTAIN else f"{value}"
+    return f"~{value:.0f}" if (name, column) in UNCERTAIN else f"{value}"
 
 
 def ap_table(result: Result) -> Printed:

@@ -64,6 +64,7 @@ async function show(side, start, pause) {
 }
 
 async function present() {
+  place();
   find("go").hidden = true;
   say("Loading …");
   const pictures = await Promise.all(SIDES.map(bitmap));
@@ -98,32 +99,32 @@ async function choose(side) {
   const now = await ask("answer", "json", { method: "POST", headers, body: JSON.stringify(body) });
   if (now === null) return load();
   if (now.right === undefined) {
-    place(now);
+    advance(now);
     if (pair) present();
     return;
   }
   const other = side === "left" ? "right" : "left";
   if (now.right) say(`Right: the ${side} one was fake.`, "right");
   else say(`No: the ${other} one was fake.`, "wrong");
-  place(now);
+  advance(now);
   if (pair) offer(now.number === now.practice ? "The practice is over. Show the first pair" : "Show the next pair");
 }
 
-// Where the session stands.
-function place(state) {
-  if (!state.trial) {
-    pair = null;
-    location.assign("end");
-    return;
-  }
-  pair = state;
-  const practising = state.number < state.practice;
+// Take the next pair, or go to the end.
+function advance(state) {
+  pair = state.trial ? state : null;
+  if (!pair) location.assign("end");
+}
+
+// Say which pair this is.
+function place() {
+  const practising = pair.number < pair.practice;
   const [number, total] = practising
-    ? [state.number + 1, state.practice]
-    : [state.number - state.practice + 1, state.total - state.practice];
+    ? [pair.number + 1, pair.practice]
+    : [pair.number - pair.practice + 1, pair.total - pair.practice];
   find("where").textContent = `${practising ? "Practice, pair" : "Pair"} ${number} of ${total}`;
-  find("progress").max = state.total;
-  find("progress").value = state.number;
+  find("progress").max = pair.total;
+  find("progress").value = pair.number;
 }
 
 function offer(words) {
@@ -138,8 +139,9 @@ async function load() {
     location.assign("./");
     return;
   }
-  place(state);
+  advance(state);
   if (!pair) return;
+  place();
   say("");
   offer(pair.number ? "Go on" : "Show the first pair");
 }
