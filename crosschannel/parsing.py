@@ -240,16 +240,16 @@ def _prepare(
 ) -> tuple[list[str], str, dict[str, Any]]:
     """Normalise the arguments of a command for its parser.
 
-    Flags get the names of their keys, with '_' for '-', `--config` its path, and switches a value. Values of a repeated
-    list flag become one list, and so do values that follow one another, unless a positional argument is a list.
-    Positional arguments come last, after ``--``.
+    `--config` comes first with its path, wherever it was typed, since flags override it. Flags get the names of their
+    keys, with '_' for '-', and switches a value. Values of a repeated list flag become one list, and so do values that
+    follow one another, unless a positional argument is a list. Positional arguments come last, after ``--``.
 
     Returns:
         the arguments, the config's path, and the config's content.
     """
     types = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     groups = {key.rpartition(".")[0] for key in types} - {""}
-    prepared, path, tree, lists = [], "", {}, {}
+    first, prepared, path, tree, lists = [], [], "", {}, {}
     has_many = any(entry.type == list[str] for entry in fields(config_class) if entry.name in command.positional)
     options, positional = options_of(argv), []
     rest = deque(options)
@@ -261,7 +261,7 @@ def _prepare(
             path = str(find_config(value, configs, command.told_by))
             tree = _check_file(path, config_class, command.told_by)
             now = renamed(tree)
-            prepared += ["--config", path if now == tree else json.dumps(now)]
+            first += ["--config", path if now == tree else json.dumps(now)]
         elif flag.startswith("--"):
             key = flag[2:].replace("-", "_")
             key = RENAMED.get(key, command.aliases.get(key, key))
@@ -294,7 +294,7 @@ def _prepare(
     positional += argv[len(options) + 1 :]
     if len(positional) > len(command.positional) and not has_many:
         raise UserError(f"unexpected argument {positional[len(command.positional)]!r}; --help lists the arguments")
-    return [*prepared, "--", *positional] if positional else prepared, path, tree
+    return [*first, *prepared, *(["--", *positional] if positional else [])], path, tree
 
 
 def _takes(types: dict[str, Any], key: str, following: str) -> bool:

@@ -1,9 +1,11 @@
 """What one would type next, after a command of `transfer`. No torch here."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from crosschannel.commands.after import typed
+from crosschannel.errors import UserError
 from crosschannel.runs.result import UNTRAINED, read_result
 from transfer.protocols import PROTOCOLS
 
@@ -31,9 +33,10 @@ def report(config: Any) -> list[str]:
     pair = len(config.runs) == 2 and all(Path(run, "predictions.npz").is_file() for run in config.runs)
     by_backbone: dict[str, list[str]] = {}
     for run in config.runs:
-        result = read_result(Path(run))
-        if result.protocol in PROTOCOLS and not result.backbone.startswith(UNTRAINED):
-            by_backbone.setdefault(result.backbone, []).append(run)
+        with contextlib.suppress(UserError):  # named in the report's messages
+            result = read_result(Path(run))
+            if result.protocol in PROTOCOLS and not result.backbone.startswith(UNTRAINED):
+                by_backbone.setdefault(result.backbone, []).append(run)
     cards = [
         typed("crosschannel", "export", backbone, "--out", "weights/backbone.safetensors", "--probes", *runs)
         for backbone, runs in by_backbone.items()

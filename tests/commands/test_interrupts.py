@@ -13,6 +13,7 @@ from forked import Forked
 from same_end import assert_same_end
 
 from crosschannel.cli import main
+from crosschannel.commands import pretrain
 from crosschannel.errors import WORKER_LOST
 from crosschannel.pretext.classification import Classification
 from crosschannel.pretext.pretraining import Pretraining
@@ -92,18 +93,18 @@ def test_a_signal_before_or_after_the_loop_is_heard_too(
     name = dict(
         zip(("images are opened", "the net is made", "weights are written", "the result is"), names, strict=True)
     )
-    owner = "crosschannel.report" if place == "the result is" else "crosschannel.commands.pretrain"
-    original = getattr(__import__(owner, fromlist=["x"]), name[place])
+    original, sent = getattr(pretrain, name[place]), []
 
     def told(*arguments, **options):
+        sent.append(number)
         os.kill(os.getpid(), number)
         return original(*arguments, **options)
 
     arguments = [*small, f"--out={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
-        patch.setattr(f"{owner}.{name[place]}", told)
+        patch.setattr(pretrain, name[place], told)
         early = place in ("images are opened", "the net is made")
-        assert main(arguments) == (75 if early else 0)
+        assert main(arguments) == (75 if early else 0) and sent
     assert (f"stopped by {number.name}" in capsys.readouterr().err) == early
     assert main(arguments) == 0
     assert_same_end(tmp_path / "run", finished_run)

@@ -129,7 +129,7 @@ YAMLS = {
     "null for a name": (b"model: {name: null}\n", "model.name must be a string, got None"),
     "a key in two ways": (b"train.steps: 2\ntrain: {steps: 3}\n", "has no key 'train.steps'"),
     "a config in a config": (b"config: x\n", "has no key 'config'"),
-    "a NUL": (b'data: "a\\0b"\n', "data holds a NUL"),
+    "a NUL": (b'init_from: "a\\0b"\n', "init_from holds a NUL"),
     "out of range": (b"train: {ema: 1.0}\n", "train.ema"),
 }
 
@@ -192,6 +192,15 @@ def test_help_shows_the_ranges_and_switches_need_no_value(capsys):
         assert config.overwrite is value
     config = crosschannel.cli.PROGRAM.parse("colorize", ["--overwrite", "a.png", "--out=y", "--model=m"])
     assert config.overwrite is True and config.images == ["a.png"]
+
+
+def test_flags_override_a_config_wherever_it_stands():
+    flags = ["--data=photos", "--train.batch", "8", "--backbone=b"]
+    for words in ([*flags, "--config=quickstart"], ["--config", "quickstart", *flags]):
+        config = transfer.cli.PROGRAM.parse("linear-probe", words)
+        assert (config.data, config.train.batch, config.pooling) == ("photos", 8, "average")
+    config = crosschannel.cli.PROGRAM.parse("pretrain", ["--optim.lr=0.5", "--config=quickstart"])
+    assert config.optim.lr == 0.5 and config.data == "builtin:sample"
 
 
 def test_python_without_docstrings_and_asserts():

@@ -40,7 +40,6 @@ from transfer.protocols.detect.views import AllRegions, SampledRegions, sample_r
 
 pytestmark = pytest.mark.usefixtures("narrow_nets")
 
-MODULE = [sys.executable, "-m", "transfer.cli"]
 STEPS = [
     "--train.batch=4", "--train.steps=6", "--train.precision=float32", "--runtime.workers=0", "--runtime.log_every=2",
     "--runtime.checkpoint_every=2", "--runtime.eval_every=4", "--runtime.tensorboard=false", "--fc=8",

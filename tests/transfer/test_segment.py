@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +34,6 @@ from transfer.protocols.segment.views import MaskedCrops, WholeImages
 
 pytestmark = pytest.mark.usefixtures("narrow_nets")
 
-MODULE = [sys.executable, "-m", "transfer.cli"]
 NET = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
 STEPS = [
     "--train.batch=8", "--train.steps=6", "--train.precision=float32", "--runtime.workers=0", "--runtime.log_every=2",
@@ -370,7 +368,7 @@ def test_the_whole_of_seg11valid_stands_beside_the_published_figures(finished, t
     save_rows(whole, rows | {"names": np.array([str(i) for i in range(736)])})
     assert main(["report", str(whole), f"--out={tmp_path / 'page'}"]) == 0
     text = (tmp_path / "page" / "report.md").read_text()
-    assert "ImageNet labels (published)" in text and "~35.0" in text and "35.6" in text
+    assert "ImageNet labels (published)" in text and "~35*" in text and "35.6" in text
 
 
 def test_every_packaged_config_is_valid_and_papers_is_the_papers():
@@ -419,15 +417,14 @@ def test_bad_input_is_one_sentence(voc, command, tmp_path, capsys, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"),
+    ("number", "labels", "words"),
     [
-        (lambda mask: np.zeros((5, 5), np.uint8), r"is 5 × 5, and its image"),
-        (lambda mask: np.full_like(mask, 77), "has the label 77: there are 0 to 20, and 255"),
+        ("000045", lambda mask: np.zeros((5, 5), np.uint8), r"is 5 × 5, and its image"),
+        ("000002", lambda mask: np.full_like(mask, 77), "has the label 77: there are 0 to 20, and 255"),
     ],
 )
-@pytest.mark.parametrize("number", ["000045", "000002"])
 def test_a_bad_mask_ends_the_run_with_its_name_and_nothing_is_lost(
-    voc, command, tmp_path, capsys, labels, words, number
+    voc, command, tmp_path, capsys, number, labels, words
 ):
     """One that is scored, and one that is learned, which a worker reads."""
     shutil.copytree(voc, tmp_path / "VOCdevkit")
