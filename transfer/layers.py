@@ -50,7 +50,8 @@ def _words(kind: str) -> str:
     if neighbours is None:
         return kind
     k, temperature = neighbours.groups()
-    return f"accuracy of {k} nearest neighbours" + (f" at temperature {temperature}" if temperature else "")
+    words = "accuracy of the nearest neighbour" if k == "1" else f"accuracy of {k} nearest neighbours"
+    return f"{words} at temperature {temperature}" if temperature else words
 
 
 def _meaning(kind: str) -> str:

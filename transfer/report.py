@@ -18,6 +18,7 @@ from crosschannel.parsing import named
 from crosschannel.pretext import TASKS
 from crosschannel.report import Block, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import copied
+from crosschannel.runs.config import flatten
 from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
@@ -139,20 +140,22 @@ def _differences(first: Result, second: Result) -> list[Difference]:
 
 def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
     """Every metric of runs that have no section of their own, and the last held-out pictures of each."""
-    parts: dict[tuple[int, str], list[Group]] = defaultdict(list)
+    parts: dict[tuple, list[Group]] = defaultdict(list)
     for entry in groups:
-        parts[entry.first.n, str(entry.first.config.get("task", ""))].append(entry)
-    for (_, task), members in parts.items():
+        config = flatten(entry.first.config)
+        parts[entry.first.n, config.get("task", ""), config.get("objective.kind", "")].append(entry)
+    for (_, task, kind), members in parts.items():
         first = members[0].first
         title = first.protocol.capitalize().replace("Pretrain", "Pretraining")
         title += f" by the task {task}" if task else ""
+        title += f" ({kind})" if kind else ""
         metrics = list(dict.fromkeys(m for entry in members for m in entry.first.metrics if m.count("/") < 2))
         yield Heading(f"{title} on {called(first.data)}")
         rows = [[entry.label, *(entry.cell(metric, 1, 4) for metric in metrics)] for entry in members]
         meant = [f"{metric}: {_MEANINGS[metric]}" for metric in metrics if metric in _MEANINGS]
         yield Table(f"{title}: {setting(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
         yield from [Text("; ".join(meant))] * bool(meant)
-        start = plots.with_name("-".join([plots.name, "pictures", *[task] * bool(task), str(first.n)]))
+        start = plots.with_name("-".join([plots.name, "pictures", *filter(None, (task, kind)), str(first.n)]))
         for number, entry in enumerate(members):
             pictures = last_pictures(entry.runs[0][0])
             if pictures:
