@@ -104,7 +104,7 @@ def test_cancel_then_resume_on_one_node(cluster, sl, two, tmp_path):
 def test_two_nodes_of_two_ranks_learn_what_one_process_learns(cluster, sl, photo_folder, tmp_path):
     """A net without BatchNorm, grey crops masked: the losses of 20 steps agree to 1e-4."""
     command = [
-        "crosschannel", "pretrain", f"--data={photo_folder}", "--model.name=timm:convnext_atto", "--train.batch=16",
+        "crosschannel", "pretrain", f"--data={photo_folder}", "--model.name=timm:test_convnext", "--train.batch=16",
         "--crop.size=64", "--crop.resize=72", "--objective.grey_threshold=40", "--train.precision=float32",
         "--optim.name=sgd", "--optim.lr=0.01", "--train.steps=20", "--runtime.log_every=1", "--runtime.workers=0",
         "--runtime.tensorboard=false", "--device=cpu",
@@ -119,9 +119,9 @@ def test_two_nodes_of_two_ranks_learn_what_one_process_learns(cluster, sl, photo
 
 def test_probes_share_their_work_among_nodes(cluster, sl, photo_folder, tmp_path):
     command = [
-        "transfer", "linear-probe", "--backbone=random:alexnet,fc=0,size=64", f"--data={photo_folder}", "--layer=conv3",
-        "--train.steps=10", "--train.batch=8", "--device=cpu", "--runtime.workers=0", "--train.precision=float32",
-        "--norm=none", "--optim.name=sgd", "--optim.lr=1e-4", "--runtime.log_every=1",
+        "transfer", "linear-probe", "--backbone=random:alexnet,fc=0,norm=false,size=64", f"--data={photo_folder}",
+        "--layer=conv3", "--train.steps=10", "--train.batch=8", "--device=cpu", "--runtime.workers=0", "--norm=none",
+        "--train.precision=float32", "--optim.name=sgd", "--optim.lr=1e-4", "--runtime.log_every=1",
     ]  # fmt: skip
     for name, nodes in (("two", 2), ("one", 1)):
         sl("submit", f"--nodes={nodes}", "--", *command, f"--out=runs/{name}")
