@@ -72,7 +72,7 @@ def test_imports_point_one_way(path):
 
 
 def test_protocols_know_backbones_only_through_load_backbone_and_wrap():
-    """And sources, what they are read from, and the files of weights."""
+    """And through sources, their inputs, and the files of weights."""
     allowed = {"crosschannel.hub.sources", "crosschannel.hub.files"}
     allowed |= {f"crosschannel.hub.files.{name}" for name in ("load_state", "write_tensors")}
     names = ("KINDS", "input_files", "known_layers", "parse_source")

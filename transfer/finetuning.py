@@ -265,12 +265,12 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
         size: side of the crops that it was given.
     """
     backbone = net.backbone
-    told = {"format": _FORMAT, "schema": "1", "input": json.dumps(asdict(backbone.input))}
-    told |= {"backbone": backbone.provenance.source, "classes": json.dumps(list(classes)), "size": str(size)}
+    metadata = {"format": _FORMAT, "schema": "1", "input": json.dumps(asdict(backbone.input))}
+    metadata |= {"backbone": backbone.provenance.source, "classes": json.dumps(list(classes)), "size": str(size)}
     if isinstance(getattr(backbone.net, "spec", None), NetSpec):
-        told["net"] = json.dumps(backbone.net.spec.to_dict())
+        metadata["net"] = json.dumps(backbone.net.spec.to_dict())
     with written_whole(run / WEIGHTS) as part:
-        write_tensors(part, net.state_dict(), told)
+        write_tensors(part, net.state_dict(), metadata)
     return run / WEIGHTS
 
 

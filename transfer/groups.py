@@ -12,7 +12,7 @@ from crosschannel.runs.config import flatten
 from crosschannel.runs.result import Result
 from transfer.protocols import PROTOCOLS
 
-# Keys that follow from the net: runs of one backbone are told apart by them, runs of several are not.
+# Keys that follow from the net: they distinguish runs of one backbone, but not those of several.
 _OF_THE_NET = {"layer", "size", "input", "skips"}
 # Keys that do not tell runs apart, of results that do not say which do.
 _OLD_FREE = {"seed", "out", "device", "data", "backbone", "init_from", "batch", "workers", "broken_limit"}

@@ -77,16 +77,15 @@ def layers_table(result: Result, words: Callable[[str], str]) -> Printed:
 
 
 @dataclass(frozen=True)
-class Published:
-    """Published figures of AlexNet's conv1 … conv5.
+class Section:
+    """A protocol's part of a report, as :func:`layers_section` takes it."""
 
-    Attributes:
-        figures: ImageNet top-1 (%) by author.
-        attribution: source of the figures.
-    """
-
-    figures: Mapping[str, tuple[float, ...]]
+    title: str
+    kinds: str
+    published: Mapping[str, tuple[float, ...]]
+    what: str
     attribution: str
+    note: Callable[[str, Sequence[Group]], str]
 
 
 def layers_section(
@@ -95,6 +94,7 @@ def layers_section(
     published: dict[str, tuple[float, ...]] | None = None,
     what: str = "Validation accuracy",
     attribution: str = "",
+    note: Callable[[str, Sequence[Group]], str] = lambda kind, groups: "",
 ) -> Callable[[Sequence[Group], Path], Iterator[Block]]:
     """A protocol's section of figures by layer: for nets of the same layers a plot of the first kind and a table of
     each; where there are others, a plot of all by relative depth before.
@@ -105,25 +105,24 @@ def layers_section(
         published: ImageNet's top-1 (%) of the layers conv1 … conv5, by author.
         what: kind of figure.
         attribution: source of the published figures.
+        note: a kind of figure and the runs of a table → the end of its caption.
     """
-    theirs = Published(published or {}, attribution)
+    protocol = Section(title, kinds, published or {}, what, attribution, note)
 
     def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         for number, members in enumerate(by_size(groups)):
             start = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}")
-            yield from _section(title, kinds, theirs, what, members, start)
+            yield from _section(protocol, members, start)
 
     return section
 
 
-def _section(
-    title: str, kinds: str, theirs: Published, what: str, groups: Sequence[Group], plots: Path
-) -> Iterator[Block]:
+def _section(protocol: Section, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
     """Runs on as many images."""
-    first = groups[0].first
+    first, what = groups[0].first, protocol.what
     metrics = dict.fromkeys(metric for entry in groups for metric in entry.first.metrics)
-    found = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(kinds, k)]
-    yield Heading(f"{title} on {called(first.data)}")
+    found = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(protocol.kinds, k)]
+    yield Heading(f"{protocol.title} on {called(first.data)}")
     if not found:
         yield Text("These runs have no figures by layer.")
         return
@@ -148,7 +147,7 @@ def _section(
     for number, members in enumerate(alike.values()):
         named = plots.with_name(f"{plots.name}{f'-layers-{number}' if len(alike) > 1 else ''}.png")
         own = {entry.label: curves[entry.label] for entry in members}
-        yield from _alike(found, theirs, members, own, where, axis, classes == 1000, named)
+        yield from _alike(protocol, found, members, own, where, axis, classes == 1000, named)
 
 
 def _curve(entry: Group, kind: str) -> dict[str, tuple[float, float]]:
@@ -158,8 +157,8 @@ def _curve(entry: Group, kind: str) -> dict[str, tuple[float, float]]:
 
 
 def _alike(
+    protocol: Section,
     found: Sequence[str],
-    theirs: Published,
     groups: Sequence[Group],
     curves: dict[str, dict[str, tuple[float, float]]],
     where: str,
@@ -171,9 +170,11 @@ def _alike(
     first, main = groups[0].first, found[0]
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
     is_imagenet = many_classes and first.n >= 49_000
-    published = _curves(theirs.figures) if set(LAYERS) <= set(layers) else {}
+    published = _curves(protocol.published) if set(LAYERS) <= set(layers) else {}
     shown = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
-    caption = f"{_words(main)} by layer." + (f" Dotted: published figures ({theirs.attribution})." if published else "")
+    caption = f"{_words(main)} by layer." + (
+        f" Dotted: published figures ({protocol.attribution})." if published else ""
+    )
     if published and not is_imagenet:
         caption += " The two panels are of different data: their heights cannot be compared."
     apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
@@ -187,14 +188,11 @@ def _alike(
                 for name, curve in published.items()
             ]
         caption = f"{_words(kind)}, %, by layer ({where}{over_seeds(groups)})"
-        caption += f"; published: {theirs.attribution}" if other else ""
-        choices = {entry.first.config.get("choose") for entry in groups} if kind.startswith("low_shot") else set()
-        if "test" in choices:
-            caption += "; C is chosen on the test images" + (" where choose=test" if len(choices) > 1 else "")
-        yield Table(caption, ["backbone", *layers], other + rows, len(other))
+        caption += f"; published: {protocol.attribution}" if other else ""
+        yield Table(caption + protocol.note(kind, groups), ["backbone", *layers], other + rows, len(other))
 
 
-def _curves(published: dict[str, tuple[float, ...]]) -> dict[str, dict[str, tuple[float, float]]]:
+def _curves(published: Mapping[str, tuple[float, ...]]) -> dict[str, dict[str, tuple[float, float]]]:
     return {
         f"{name} (published)": {layer: (value, 0.0) for layer, value in zip(LAYERS, values, strict=True)}
         for name, values in published.items()

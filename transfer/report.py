@@ -142,7 +142,7 @@ def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
     """Every metric of runs that have no section of their own, and the last held-out pictures of each."""
     parts: dict[tuple, list[Group]] = defaultdict(list)
     for entry in groups:
-        config = flatten(entry.first.config)
+        config = flatten(entry.first.config)  # objectives of one task have losses of their own
         parts[entry.first.n, config.get("task", ""), config.get("objective.kind", "")].append(entry)
     for (_, task, kind), members in parts.items():
         first = members[0].first
@@ -156,12 +156,12 @@ def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         yield Table(f"{title}: {setting(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
         yield from [Text("; ".join(meant))] * bool(meant)
         start = plots.with_name("-".join([plots.name, "pictures", *filter(None, (task, kind)), str(first.n)]))
+        seen = f": {', '.join(TASKS[task].load().rows)}" if task in TASKS else ""
         for number, entry in enumerate(members):
             pictures = last_pictures(entry.runs[0][0])
             if pictures:
-                rows = f": {', '.join(TASKS[task].load().rows)}" if task in TASKS else ""
                 path = start.with_name(f"{start.name}-{number}.png")
-                yield copied(pictures, path, f"{entry.label}: held-out images{rows}.")
+                yield copied(pictures, path, f"{entry.label}: held-out images{seen}.")
 
 
 def _origins(groups: list[Group]) -> Iterator[Block]:

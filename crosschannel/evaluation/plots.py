@@ -59,7 +59,8 @@ def over_photographs(out: Path, rows: Rows, names: Sequence[str], seed: int, wri
         curve = [100 * one[f"{name}/auc_rebalanced"][0] for one in found]
         axes.plot(counts, curve, marker=".", color=COLOURS[number % len(COLOURS)], label=plain(name))
     axes.set(xscale="log", xlabel="photographs", ylabel="rebalanced AuC, %")
-    axes.set_xticks(counts[:: max(1, len(counts) // 5)], counts[:: max(1, len(counts) // 5)])
+    ticks = counts[:: max(1, len(counts) // 5)]
+    axes.set_xticks(ticks, ticks)
     axes.set_xticks([], minor=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e7eb")

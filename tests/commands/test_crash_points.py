@@ -1,7 +1,7 @@
 """Killed before each change to a file, or refused a change: the same command again ends as if nothing had happened.
 
 Tried on a pretraining, a probe of cached features, `shard`, `export` and the answers of a study. Those of the first two
-take 15 to 25 seconds, and always run: they stand in for random kills of every command.
+take some ten seconds, and always run: they stand in for random kills of every command.
 """
 
 import itertools

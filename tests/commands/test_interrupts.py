@@ -96,14 +96,14 @@ def test_a_signal_before_or_after_the_loop_is_heard_too(
     )
     original, sent = getattr(pretrain, name[place]), []
 
-    def told(*arguments, **options):
+    def signalled(*arguments, **options):
         sent.append(number)
         os.kill(os.getpid(), number)
         return original(*arguments, **options)
 
     arguments = [*small, f"--out={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, name[place], told)
+        patch.setattr(pretrain, name[place], signalled)
         early = place in ("images are opened", "the net is made")
         assert main(arguments) == (75 if early else 0) and sent
     assert (f"stopped by {number.name}" in capsys.readouterr().err) == early

@@ -217,7 +217,7 @@ def test_command_lines_run(page, every, place, finished, tmp_path, monkeypatch, 
 
     Every line is parsed; of the runs that differ in paths and rates alone the first one stands for the others.
     """
-    # README's take over ten seconds, and always run: they are what a new user types first.
+    # README's take over ten seconds, and always run: a new user types them first.
     runs, folder = finished
     shutil.copytree(place, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")

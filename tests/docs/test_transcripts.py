@@ -32,7 +32,7 @@ def test_the_four_ways_in_are_shown():
 
 @pytest.fixture
 def place(request, tmp_path, monkeypatch, photos, photo_folder):
-    """A folder with what the pages take for granted; large weights only where a session names them."""
+    """A folder with the files that the pages assume; large weights only if a session names them."""
     from torchvision.models import alexnet
 
     monkeypatch.chdir(tmp_path)

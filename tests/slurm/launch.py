@@ -42,7 +42,7 @@ def pace(folder: Path, seconds: float) -> str:
 
 
 def launch(cwd: Path, *words, code: int = 0, environment: dict[str, str] | None = None) -> str:
-    """Run it in a folder, with one thread a rank, on a wide terminal; returns what it said."""
+    """Run it in a folder, with one thread a rank, on a wide terminal; returns its output."""
     more = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
     environment = {**(environment or os.environ), **more}
     done = subprocess.run(

@@ -65,7 +65,7 @@ def test_a_rank_that_is_killed_ends_all_of_them_and_the_job_starts_again(cluster
 
 def ranks_of(job: str) -> list[int]:
     """Processes of the command itself that belong to a job."""
-    found = []
+    ranks = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command, environment = entry.joinpath("cmdline").read_bytes(), entry.joinpath("environ").read_bytes()
@@ -73,5 +73,5 @@ def ranks_of(job: str) -> list[int]:
         except OSError:
             continue
         if b"crosschannel.cli" in command and b"submitit" in parent and f"SLURM_JOB_ID={job}".encode() in environment:
-            found.append(int(entry.name))
-    return found
+            ranks.append(int(entry.name))
+    return ranks

@@ -1,5 +1,4 @@
-"""What the tests of every protocol that trains ask of a run: the same end after `kill -9`, with two ranks, and
-from Python."""
+"""Checks that every protocol that trains must pass: the same end after `kill -9`, with two ranks, and from Python."""
 
 import json
 from dataclasses import replace

@@ -26,6 +26,7 @@ from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
 from transfer.features import interpolation_of, precision_of
 from transfer.floors import random_order
+from transfer.groups import Group
 from transfer.inputs import as_layers
 from transfer.layers import layers_section, layers_table
 from transfer.linear_models import Processes, onto_span
@@ -252,6 +253,13 @@ def _show(result: Result) -> Table:
     return layers_table(result, title)
 
 
+def _chosen_on_test(kind: str, groups: Sequence[Group]) -> str:
+    choices = {entry.first.config.get("choose") for entry in groups} if kind.startswith("low_shot") else set()
+    if "test" not in choices:
+        return ""
+    return "; C is chosen on the test images" + (" if choose=test" if len(choices) > 1 else "")
+
+
 PROTOCOL = Protocol(
     "svm",
     SVMConfig,
@@ -259,6 +267,6 @@ PROTOCOL = Protocol(
     _measure,
     metrics,
     _show,
-    layers_section("Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision"),
+    layers_section("Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision", note=_chosen_on_test),
     floor=random_order,
 )
