@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import pytest
 import torch
+from forked import sessions as forked_sessions
 from PIL import Image
 
 torch.set_num_threads(1)
@@ -35,12 +36,13 @@ _POOLS = (b"resource_tracker", b"forkserver", b"loky")  # of libraries, which ke
 def no_process_is_left(request) -> Iterator[None]:
     """Processes that the tests of a module leave running are killed, and are an error."""
     mark = f"{_MARK}={request.module.__name__}-{os.getpid()}"
+    before = _left(mark)
     name, value = mark.split("=")
     os.environ[name] = value
     yield
     del os.environ[name]
     deadline = time.monotonic() + 5
-    while (left := _marked(mark)) and time.monotonic() < deadline:  # some are about to end
+    while (left := _left(mark, before)) and time.monotonic() < deadline:  # some are about to end
         time.sleep(0.1)
     for process in left:
         with contextlib.suppress(ProcessLookupError):
@@ -48,16 +50,20 @@ def no_process_is_left(request) -> Iterator[None]:
     assert not left, f"left running: {left}"
 
 
-def _marked(mark: str) -> dict[int, str]:
-    """Other running processes with a variable in their environment, by number, with their command lines."""
-    marked = {}
-    for process in Path("/proc").glob("[0-9]*"):
+def _left(mark: str, before: Collection[int] = ()) -> dict[int, str]:
+    """Other running processes, by number, with their command lines: those with a variable in their environment, and
+    forks, whose environment is that of the tests' start: children of this process and sessions of forked commands."""
+    left = {}
+    for process in {int(path.name) for path in Path("/proc").glob("[0-9]*")} - {os.getpid(), *before}:
+        folder = Path("/proc", str(process))
         with contextlib.suppress(OSError):
-            if mark.encode() in (process / "environ").read_bytes() and int(process.name) != os.getpid():
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+            _, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            forked = int(parent) == os.getpid() or int(session) in forked_sessions
+            if forked or mark.encode() in (folder / "environ").read_bytes():
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                 if command and not any(pool in command for pool in _POOLS):  # a zombie has none
-                    marked[int(process.name)] = command.decode(errors="replace")
-    return marked
+                    left[process] = command.decode(errors="replace")
+    return left
 
 
 @pytest.fixture(scope="session")

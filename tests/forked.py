@@ -13,11 +13,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+sessions: list[int] = []  # of all forked children
+
 
 class Forked:
     """A function in a forked child, whose result is the exit status; the parts of ``subprocess.Popen`` that tests use.
 
-    The child leads a process group of its own, as a shell's jobs do.
+    The child leads a session of its own.
 
     Args:
         work: the function, such as ``lambda: main(arguments)``.
@@ -36,6 +38,7 @@ class Forked:
         if self.pid == 0:
             os.close(read)
             self._run(work, write, environment or {})
+        sessions.append(self.pid)
         os.close(write)
         self.stderr = os.fdopen(read, errors="replace")
 

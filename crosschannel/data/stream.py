@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import multiprocessing
 import os
 import re
 import signal
@@ -302,3 +303,5 @@ def _start_worker(worker: int) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != multiprocessing.parent_process().pid:  # it died before that, and torch would not notice either
+        os._exit(1)

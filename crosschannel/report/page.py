@@ -24,7 +24,7 @@ thead th { border-bottom: 2px solid #1f2933; } tbody tr:last-child td { border-b
 tr.published td { color: #616e7c; font-style: italic; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; } figcaption { color: #616e7c; }
 pre { background: #f5f7fa; padding: .8rem; overflow-x: auto; font-size: .85rem; } code { font-size: .9em; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; width: max-content; max-width: calc(50vw + 50% - 1rem); }
 """
 
 

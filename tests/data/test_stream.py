@@ -1,7 +1,11 @@
 import errno
+import multiprocessing
+import os
+import time
 
 import pytest
 import torch
+from forked import Forked
 
 from crosschannel import UserError
 from crosschannel.data import (
@@ -14,6 +18,7 @@ from crosschannel.data import (
     load_batches,
     open_images,
 )
+from crosschannel.data.stream import _start_worker
 
 CROP = CropConfig(size=24, resize=32)
 
@@ -104,3 +109,24 @@ def test_too_many_broken_images_stop_the_run():
     with pytest.raises(UserError, match=r"11 of 1096 .*c\.jpg"):
         tally.count(0, ["c.jpg"])
     assert (tally.seen, tally.broken) == (1095, 10)  # what was not learned from is not counted
+
+
+def test_a_worker_whose_parent_died_before_it_started_ends():
+    """It would wait for ever: torch's workers compare their parent with the one that they have when they start."""
+
+    def worker():
+        parent = os.getppid()
+        print("begun")
+        while os.getppid() == parent:
+            time.sleep(0.01)
+        _start_worker(0)
+        print("waits for work")
+
+    def parent():
+        multiprocessing.get_context("fork").Process(target=worker).start()
+        time.sleep(60)
+
+    with Forked(parent) as child:
+        child.wait_for("begun")
+        child.kill()
+        assert "waits for work" not in child.stderr.read()
