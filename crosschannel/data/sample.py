@@ -6,7 +6,8 @@ the right 30 %, so that no pixel is in both.
 
 import io
 from functools import lru_cache
-from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,16 +17,16 @@ from crosschannel.data.images import MemoryImages
 from crosschannel.data.order import uniforms
 
 PHOTOGRAPHS = {
-    "astronaut": ("skimage.data", "astronaut.png"),
-    "chelsea": ("skimage.data", "chelsea.png"),
-    "coffee": ("skimage.data", "coffee.png"),
-    "rocket": ("skimage.data", "rocket.jpg"),
-    "motorcycle": ("skimage.data", "motorcycle_left.png"),
-    "hubble": ("skimage.data", "hubble_deep_field.jpg"),
-    "ihc": ("skimage.data", "ihc.png"),
-    "retina": ("skimage.data", "retina.jpg"),
-    "china": ("sklearn.datasets.images", "china.jpg"),
-    "flower": ("sklearn.datasets.images", "flower.jpg"),
+    "astronaut": ("skimage", "data/astronaut.png"),
+    "chelsea": ("skimage", "data/chelsea.png"),
+    "coffee": ("skimage", "data/coffee.png"),
+    "rocket": ("skimage", "data/rocket.jpg"),
+    "motorcycle": ("skimage", "data/motorcycle_left.png"),
+    "hubble": ("skimage", "data/hubble_deep_field.jpg"),
+    "ihc": ("skimage", "data/ihc.png"),
+    "retina": ("skimage", "data/retina.jpg"),
+    "china": ("sklearn", "datasets/images/china.jpg"),
+    "flower": ("sklearn", "datasets/images/flower.jpg"),
 }
 _SHORT_SIDE, _CROP, _TRAIN_SHARE = 448, 128, 0.7
 _TRAIN_CROPS, _VAL_CROPS = 48, 12
@@ -34,7 +35,8 @@ _TRAIN_CROPS, _VAL_CROPS = 48, 12
 @lru_cache(maxsize=1)
 def photographs() -> MemoryImages:
     """The ten photographs as they are, for colouring."""
-    blobs = [(files(package) / name).read_bytes() for package, name in PHOTOGRAPHS.values()]
+    folders = {name: find_spec(name).submodule_search_locations[0] for name in ("skimage", "sklearn")}  # not imported
+    blobs = [Path(folders[package], name).read_bytes() for package, name in PHOTOGRAPHS.values()]
     names = [f"{key}{name[name.rindex('.') :]}" for key, (_, name) in PHOTOGRAPHS.items()]
     return MemoryImages(names, range(len(blobs)), blobs, tuple(PHOTOGRAPHS))
 
