@@ -52,13 +52,13 @@ test: lint
 test-all: lint
 	$(PYTEST) -m 'not system' $(FLAGS)
 
-# Whole systems: the built wheel in a fresh environment of its own, jobs of the local launcher, and a real SLURM and a
-# real browser, which need root (Debian's packages are installed if they are missing). Jobs mostly wait for each other.
+# Whole systems: the built wheel with its dependencies alone, jobs of the local launcher, and a real SLURM and a real
+# browser, which need root (Debian's packages are installed if they are missing). Jobs mostly wait for each other.
 test-system: $(VENV)/.installed-test
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v chromium; } >/dev/null; then \
 		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge chromium) \
 		>/dev/null; fi
-	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m system $(FLAGS)
+	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m system tests/slurm tests $(FLAGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --quiet

@@ -14,8 +14,9 @@ STEPS = 300
 
 
 @pytest.fixture
-def small(photo_folder) -> list[str]:
-    """A pretraining of small steps; add --train.steps and --out."""
+def small(photo_folder, tmp_path) -> list[str]:
+    """A pretraining of small steps, to be started in tmp_path; add --train.steps and --out."""
+    pace(tmp_path, 0)
     return ["crosschannel", "pretrain", f"--data={photo_folder}", *SMALL]
 
 
@@ -42,7 +43,7 @@ def sl(cluster, tmp_path):
 
 def submitted(folder: Path, cluster: Cluster, data: Path, steps: int, *flags: str) -> str:
     """Submit a pretraining of the paced net to ``runs/a`` in a folder; returns its job."""
-    command = ["crosschannel", "pretrain", f"--data={data}", *SMALL, "--model.name=paced:net", "--out=runs/a"]
+    command = ["crosschannel", "pretrain", f"--data={data}", *SMALL, "--out=runs/a"]
     said = launch(
         folder, "submit", "--nodes=2", *flags, "--", *command, f"--train.steps={steps}", environment=cluster.environment
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 SMALL = [
-    "--model.name=timm:test_resnet", "--crop.size=48", "--crop.resize=56", "--train.batch=8", "--optim.lr=1e-3",
+    "--model.name=paced:net", "--crop.size=48", "--crop.resize=56", "--train.batch=8", "--optim.lr=1e-3",
     "--runtime.workers=1", "--runtime.checkpoint_every=1000", "--runtime.eval_every=1000", "--runtime.log_every=2",
     "--runtime.tensorboard=false", "--device=cpu", "--train.precision=float32",
 ]  # fmt: skip
@@ -33,12 +33,11 @@ def net(in_channels=3):
 """
 
 
-def pace(folder: Path, seconds: float) -> str:
-    """The flag of a net whose steps in this folder last so long at least: a run is as long as a test needs it."""
+def pace(folder: Path, seconds: float) -> None:
+    """Let steps of paced:net in a folder last so long at least: a run is as long as a test needs it."""
     (folder / "paced.py").write_text(PACED)
     (folder / "pause.new").write_text(str(seconds))
     (folder / "pause.new").replace(folder / "pause")
-    return "--model.name=paced:net"
 
 
 def launch(cwd: Path, *words, code: int = 0, environment: dict[str, str] | None = None) -> str:

@@ -49,7 +49,7 @@ def test_a_bug_ends_the_job_and_is_not_started_again(cluster, sl, tmp_path):
 
 
 def test_a_second_job_on_a_run_folder_is_refused_twice(cluster, sl, small, two, tmp_path):
-    run, again = tmp_path / "runs/a", ["--", *small, "--model.name=paced:net", "--train.steps=300", "--out=runs/a"]
+    run, again = tmp_path / "runs/a", ["--", *small, "--train.steps=300", "--out=runs/a"]
     job = two(0.5)
     wait_for_step(cluster, run, 2)
     said = sl("submit", *again, code=2)
@@ -103,8 +103,12 @@ def test_cancel_then_resume_on_one_node(cluster, sl, two, tmp_path):
 
 def test_two_nodes_of_two_ranks_learn_what_one_process_learns(cluster, sl, photo_folder, tmp_path):
     """A net without BatchNorm, grey crops masked: the losses of 20 steps agree to 1e-4."""
+    (tmp_path / "plain.py").write_text(
+        "from torch import nn\n\ndef net(in_channels=3):\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 16, 3, 4, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1))\n"
+    )
     command = [
-        "crosschannel", "pretrain", f"--data={photo_folder}", "--model.name=timm:test_convnext", "--train.batch=16",
+        "crosschannel", "pretrain", f"--data={photo_folder}", "--model.name=plain:net", "--train.batch=16",
         "--crop.size=64", "--crop.resize=72", "--objective.grey_threshold=40", "--train.precision=float32",
         "--optim.name=sgd", "--optim.lr=0.01", "--train.steps=20", "--runtime.log_every=1", "--runtime.workers=0",
         "--runtime.tensorboard=false", "--device=cpu",

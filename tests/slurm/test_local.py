@@ -53,8 +53,8 @@ def children_of(job: str) -> list[int]:
 def finished(tmp_path_factory, photo_folder):
     """The same run on two ranks, never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    command = ["crosschannel", "pretrain", f"--data={photo_folder}", *SMALL, pace(folder, 0)]
-    command += ["--train.steps=60", "--out=runs/a"]
+    command = ["crosschannel", "pretrain", f"--data={photo_folder}", *SMALL, "--train.steps=60", "--out=runs/a"]
+    pace(folder, 0)
     launch(folder, "submit", "--profile=local", "--tasks-per-node=2", "--", *command)
     assert wait_for_the_end(folder / "runs/a") == "FINISHED"
     return folder / "runs/a"
@@ -76,7 +76,8 @@ def _typed(run):
 
 
 def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm, small, tmp_path, finished):
-    run, command = tmp_path / "runs/a", [*small, pace(tmp_path, 0.1), "--train.steps=60", "--out=runs/a"]
+    run, command = tmp_path / "runs/a", [*small, "--train.steps=60", "--out=runs/a"]
+    pace(tmp_path, 0.1)
     slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *command)
     job = JobFolder(run).jobs()[-1].id
     until(lambda: logged(run) >= 3)
@@ -90,7 +91,8 @@ def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm
 
 
 def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path):
-    run, command = tmp_path / "runs/a", [*small, pace(tmp_path, 0.2), "--train.steps=250", "--out=runs/a"]
+    run, command = tmp_path / "runs/a", [*small, "--train.steps=250", "--out=runs/a"]
+    pace(tmp_path, 0.2)
     slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *command)
     until(lambda: logged(run) >= 3)
     assert "has job" in slurm("submit", "--profile=local", "--", *command, code=2)
@@ -107,12 +109,14 @@ def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path
 
 def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, small, tmp_path):
     """With lines of the user's before Python, and the data copied first."""
-    run, hours = tmp_path / "runs/a", 25 / 3600
+    run, hours = tmp_path / "runs/a", 35 / 3600
+    pace(tmp_path, 0.1)
     slurm("submit", "--profile=local", f"--hours={hours}", "--signal-before-s=10", f"--scratch={tmp_path}/scratch",
           "--setup=[export WORD=said, 'echo $WORD >&2']", "--", *small, "--train.steps=100000",
           "--out=runs/a")  # fmt: skip
     until(lambda: len(JobFolder(run).events()) >= 3)
     assert [event["event"] for event in JobFolder(run).events()[:3]] == ["started", "interrupted", "started"]
+    until((run / "config.yaml").is_file)
     slurm("cancel", "runs/a")
     assert wait_for_the_end(run) == "CANCELLED"
     assert "said" in slurm("logs", "runs/a").splitlines()
@@ -157,6 +161,7 @@ def test_a_sweep_takes_turns(slurm, small, tmp_path):
 
 
 def test_one_that_waits_for_its_turn_can_be_cancelled(slurm, small, tmp_path):
+    pace(tmp_path, 0.1)
     slurm("submit", "--profile=local", "--sweep=seed=0,1", "--", *small, "--train.steps=100000", "--out=rates")
     first, second = (tmp_path / "rates" / f"seed={seed}" for seed in (0, 1))
     until(lambda: logged(first) or logged(second))
