@@ -3,13 +3,16 @@ found through CROSSCHANNEL_TEST_DATA (default ../shared/data), and tests that ne
 
 import contextlib
 import functools
+import gc
 import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 # Two workers of pytest-xdist share two cores; the nets are so small that a second thread would mostly wait.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,6 +29,11 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _handler)
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is imported by then from garbage collection, which would copy it into each forked command."""
+    gc.freeze()
 
 
 _MARK = "CROSSCHANNEL_TEST_MODULE"
@@ -138,30 +146,52 @@ def undrawn_curves() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _narrow() -> Iterator[None]:
-    from crosschannel.models import alexnet, colornet, vgg
+@pytest.fixture(scope="session", autouse=True)
+def small_classifiers() -> Iterator[None]:
+    """torchvision's AlexNet and VGG have 64 units a fully connected layer instead of 4096: a tenth of the weights."""
+    from torch import nn
+    from torchvision import models
+
+    class Linear(nn.Linear):
+        def __init__(self, inputs: int, outputs: int):
+            super().__init__(*(64 if size == 4096 else size for size in (inputs, outputs)))
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("crosschannel", "caffenet", "split-brain"):
-            patch.setitem(alexnet.VARIANTS, name, replace(alexnet.VARIANTS[name], widths=(24, 64, 96, 96, 64)))
-        patch.setattr(vgg, "_BLOCKS", tuple((width // 4, count) for width, count in vgg._BLOCKS))
-        patch.setattr(colornet, "_BLOCKS", {name: (row[0] // 4, *row[1:]) for name, row in colornet._BLOCKS.items()})
+        for net in (models.AlexNet, models.VGG):
+            patch.setattr(sys.modules[net.__module__], "nn", SimpleNamespace(**{**vars(nn), "Linear": Linear}))
         yield
+
+
+def _narrow(patch: pytest.MonkeyPatch) -> None:
+    from crosschannel.models import alexnet, colornet, vgg
+
+    for name in ("crosschannel", "caffenet", "split-brain"):
+        patch.setitem(alexnet.VARIANTS, name, replace(alexnet.VARIANTS[name], widths=(24, 64, 96, 96, 64)))
+    patch.setattr(vgg, "_BLOCKS", tuple((width // 4, count) for width, count in vgg._BLOCKS))
+    patch.setattr(colornet, "_BLOCKS", {name: (row[0] // 4, *row[1:]) for name, row in colornet._BLOCKS.items()})
 
 
 @pytest.fixture
 def narrow_net() -> Iterator[None]:
     """AlexNet, VGG-16 and ColorNet at a quarter of their widths, in this process and its forks."""
-    with _narrow():
+    with pytest.MonkeyPatch.context() as patch:
+        _narrow(patch)
         yield
 
 
 @pytest.fixture(scope="module")
-def narrow_nets() -> Iterator[None]:
-    """The same for all tests and fixtures of a module."""
-    with _narrow():
-        yield
+def narrow_nets() -> Iterator[pytest.MonkeyPatch]:
+    """The same for all tests and fixtures of a module, but those with ``full_nets``."""
+    with pytest.MonkeyPatch.context() as patch:
+        _narrow(patch)
+        yield patch
+
+
+@pytest.fixture
+def full_nets(narrow_nets) -> Iterator[None]:
+    narrow_nets.undo()
+    yield
+    _narrow(narrow_nets)
 
 
 @pytest.fixture(scope="session")

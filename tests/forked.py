@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 sessions: list[int] = []  # of all forked children
 
@@ -132,9 +132,3 @@ def check_on_ranks(work: Callable[[], int], ranks: int = 2) -> None:
     """Run a function on several ranks, all of which must return 0."""
     outcomes = run_on_ranks(work, ranks)
     assert [status for status, _ in outcomes] == [0] * ranks, "\n".join(output for _, output in outcomes)
-
-
-def run_on_torchrun(module: str, arguments: Sequence[str], ranks: int = 2) -> subprocess.CompletedProcess:
-    """Run a command line by torchrun itself."""
-    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", module]
-    return subprocess.run([sys.executable, *words, *arguments], capture_output=True, text=True, timeout=300)

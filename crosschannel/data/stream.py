@@ -303,5 +303,5 @@ def _start_worker(worker: int) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != multiprocessing.parent_process().pid:  # it died before that, and torch would not notice either
+    if os.getppid() != multiprocessing.parent_process().pid:  # already dead; torch would not notice
         os._exit(1)

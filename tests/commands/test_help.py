@@ -131,7 +131,7 @@ def test_what_comes_next_can_be_typed(finished_run, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     sizes = ["--size=32", "--workers=0"]
     done = [
-        (main, ["colorize", "builtin:sample", f"--model={finished_run}", "--out=coloured"]),
+        (main, ["colorize", f"{photo_folder}/val/class0", f"--model={finished_run}", "--out=coloured"]),
         (main, ["export", str(finished_run), "--out=e/backbone.safetensors"]),
         (
             main,

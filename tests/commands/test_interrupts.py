@@ -67,8 +67,16 @@ def send_in(monkeypatch, place: str, number: int) -> None:
     monkeypatch.setattr(owner, name, wrapper)
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
-@pytest.mark.parametrize("place", ["training", "validation", "checkpoint"])
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("training", signal.SIGTERM),
+        ("training", signal.SIGUSR2),
+        ("training", signal.SIGINT),
+        ("validation", signal.SIGINT),
+        ("checkpoint", signal.SIGTERM),
+    ],
+)
 def test_a_signal_saves_at_the_next_step_boundary_and_exits_75(
     small, finished_run, tmp_path, monkeypatch, capsys, place, number
 ):
@@ -84,17 +92,20 @@ def test_a_signal_saves_at_the_next_step_boundary_and_exits_75(
     assert_same_end(tmp_path / "run", finished_run)
 
 
-@pytest.mark.parametrize("number", SIGNALS[:2], ids=lambda n: n.name)
-@pytest.mark.parametrize("place", ["images are opened", "the net is made", "weights are written", "the result is"])
+@pytest.mark.parametrize(
+    ("name", "number", "early"),
+    [
+        ("open_images", signal.SIGTERM, True),
+        ("create", signal.SIGUSR2, True),
+        ("save_backbone", signal.SIGTERM, False),
+        ("validation_curve", signal.SIGUSR2, False),
+    ],
+)
 def test_a_signal_before_or_after_the_loop_is_heard_too(
-    small, finished_run, tmp_path, monkeypatch, capsys, place, number
+    small, finished_run, tmp_path, monkeypatch, capsys, name, number, early
 ):
-    """From the moment that the folder is held until it is let go: saved and told so, or finished."""
-    names = ("open_images", "create", "save_backbone", "validation_curve")
-    name = dict(
-        zip(("images are opened", "the net is made", "weights are written", "the result is"), names, strict=True)
-    )
-    original, sent = getattr(pretrain, name[place]), []
+    """From the moment that the folder is held until it is let go: the run is stopped or finished."""
+    original, sent = getattr(pretrain, name), []
 
     def signalled(*arguments, **options):
         sent.append(number)
@@ -103,8 +114,7 @@ def test_a_signal_before_or_after_the_loop_is_heard_too(
 
     arguments = [*small, f"--out={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, name[place], signalled)
-        early = place in ("images are opened", "the net is made")
+        patch.setattr(pretrain, name, signalled)
         assert main(arguments) == (75 if early else 0) and sent
     assert (f"stopped by {number.name}" in capsys.readouterr().err) == early
     assert main(arguments) == 0

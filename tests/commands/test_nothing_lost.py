@@ -1,23 +1,27 @@
 """What a command did not write stays, whatever fails; what fails leaves nothing behind."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tree import snapshot
 
 from crosschannel.cli import main
 from crosschannel.commands import shard as shard_command
-from crosschannel.files import LOCK, NOTES
+from crosschannel.files import LOCK, NOTES, FolderLock
 from crosschannel.hub import save_backbone
 from crosschannel.models import AlexNet, InputSpec, NetSpec
 from crosschannel.models.backbone import Provenance
@@ -205,14 +209,15 @@ def test_two_that_shard_at_once(photo_folder, tmp_path, monkeypatch, capsys):
     write, others = shard_command.write_shards, []
 
     def with_another(*arguments):
-        if not others:
-            command = [sys.executable, "-m", "crosschannel.cli", "shard", str(photo_folder), str(out)]
-            others.append(subprocess.run(command, capture_output=True, text=True))
+        monkeypatch.undo()
+        with Forked(lambda: main(["shard", str(photo_folder), str(out)])) as other:
+            others.append(other.wait_and_read())
         return write(*arguments)
 
     monkeypatch.setattr(shard_command, "write_shards", with_another)
     assert main(["shard", str(photo_folder), str(out)]) == 0
-    assert others[0].returncode == 2 and "in use by process" in others[0].stderr
+    ((status, said),) = others
+    assert status == 2 and "in use by process" in said
     assert (out / "train-000000.tar").is_file() and LOCK not in {path.name for path in out.iterdir()}
 
 
@@ -233,21 +238,20 @@ def test_leftovers_are_known_by_what_the_command_noted(photo_folder, tmp_path, m
 
 
 @pytest.mark.parametrize("command", ["colorize", "pretrain"])
-def test_a_folder_that_is_written_to_is_held(places, small, tmp_path, command):
+def test_a_folder_that_is_written_to_is_held(places, small, tmp_path, capsys, command):
     """A second process is told who holds it."""
     out = tmp_path / "out"
-    script = (
-        f"from crosschannel.files import FolderLock; import sys, pathlib\nwith FolderLock(pathlib.Path({str(out)!r})):"
-    )
-    script += "\n print('held', flush=True); sys.stdin.read()"
+
+    def hold() -> int:
+        with FolderLock(out):
+            print("held")
+            signal.pause()
+
     words = {"colorize": ["colorize", f"{places['own']}/pics/a.jpg", f"--model={places['run']}"], "pretrain": small}
-    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        ours = subprocess.run(
-            [sys.executable, "-m", "crosschannel.cli", *words[command], f"--out={out}"], capture_output=True, text=True
-        )
-        assert ours.returncode == 2 and f"in use by process {holder.pid}" in ours.stderr
-        holder.stdin.close()
+    with Forked(hold) as holder:
+        holder.wait_for("held")
+        assert main([*words[command], f"--out={out}"]) == 2
+        assert f"in use by process {holder.pid}" in capsys.readouterr().err
 
 
 def test_runs_below_the_data_are_not_data(photo_folder, small, tmp_path, monkeypatch):
@@ -266,19 +270,37 @@ def run_with(streams: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", line, "bash", *words], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&1 | true", "0<&- 1>&- 2>&-"])
-def test_a_log_that_cannot_be_written_ends_no_run(small, finished_run, tmp_path, streams):
+def onto_a_full_disk(*words: str) -> None:
+    with Forked(lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 2) and main(words)) as process:
+        process.wait()
+
+
+def into_a_closed_pipe(*words: str) -> None:
+    process = Forked(lambda: main(words))
+    process.stderr.close()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "run", [onto_a_full_disk, into_a_closed_pipe, partial(run_with, "0<&- 1>&- 2>&-")], ids=["full", "pipe", "closed"]
+)
+def test_a_log_that_cannot_be_written_ends_no_run(small, finished_run, tmp_path, run):
     out = tmp_path / "run"
-    run_with(streams, *small, f"--out={out}")
+    run(*small, f"--out={out}")
     ours, theirs = (load_file(path / "backbone.safetensors") for path in (out, finished_run))
     assert (out / "result.json").is_file() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
     for path in out.rglob("*"):  # nothing that was meant for a terminal went into a file
         assert path.is_dir() or b"images/s" not in path.read_bytes() or path.name == "metrics.jsonl"
 
 
-@pytest.mark.parametrize("streams", [">&-", ">/dev/full", "| head -c 1"])
-@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"], ["zoo"]])
-def test_output_that_nobody_takes(streams, words):
+STREAMS = (">&-", ">/dev/full", "| head -c 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "streams"),
+    [*itertools.product((["--help"], ["pretrain", "--help"]), STREAMS), (["zoo"], STREAMS[1])],
+)
+def test_output_that_nobody_takes(words, streams):
     found = run_with(streams, *words)
     complaint = found.stderr.partition("next:")[0]
     assert found.returncode in (0, 1, 2) and "Traceback" not in found.stderr and complaint.count("\n") <= 1

@@ -150,7 +150,7 @@ def test_larsson_starts_from_rgb_weights(photo_folder, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = torchvision.models.vgg16(weights=None)
     torch.save(model.state_dict(), tmp_path / "vgg16.pth")
-    flags = ["--train.steps=1", "--optim.lr=1e-12", f"--init-from={tmp_path / 'vgg16.pth'}", "--model.fc=4096"]
+    flags = ["--train.steps=1", "--optim.lr=1e-12", f"--init-from={tmp_path / 'vgg16.pth'}", "--model.fc=64"]
     larsson = tmp_path / "larsson"
     assert main([word for word in command("larsson", photo_folder, larsson, *flags) if word != "--model.fc=16"]) == 0
     state = load_file(larsson / "backbone.safetensors")

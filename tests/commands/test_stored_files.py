@@ -174,7 +174,7 @@ def test_a_run_that_is_told_to_resume_from_damaged_files(run, small, capsys):
         "metrics.jsonl",
         *(f"checkpoints/{p.name}" for p in checkpoints.list_checkpoints(run / "checkpoints")),
     ]
-    for name in names * 3:
+    for name in names * 2:
         shutil.rmtree(run)
         shutil.copytree(kept, run)
         (run / name).write_bytes(damaged((run / name).read_bytes(), draw))
@@ -217,7 +217,7 @@ def test_checkpoints_with_a_right_checksum_and_the_wrong_content(run, small, fin
     ]  # fmt: skip
     keys = ("net", "average", "optimizer", "broken", "step")
     monkeypatch.setattr(Loop, "_train", stop)
-    for content in [*wrong, *(changed(**{draw.choice(keys): draw.choice(VALUES)}) for _ in range(6))]:
+    for content in [*wrong, *(changed(**{draw.choice(keys): draw.choice(VALUES)}) for _ in range(4))]:
         shutil.rmtree(run)
         shutil.copytree(run.with_name("kept"), run)
         (run / "result.json").unlink()
@@ -245,7 +245,7 @@ def test_results_and_their_rows(probe, tmp_path, capsys):
     assert fuzz(probe / "predictions.npz", read, 300) > 100
     for name, retype in {"result.json": json_types, "predictions.npz": None, "backbone.json": json_types}.items():
         whole, draw = (probe / name).read_bytes(), random.Random(1)
-        for number in range(6):
+        for number in range(4):
             (probe / name).write_bytes(retype(whole, draw) if retype and number % 2 else damaged(whole, draw))
             assert transfer(["report", str(probe), str(twin), f"--out={tmp_path / 'page'}"]) in (0, 2)
             assert "Traceback" not in capsys.readouterr().err
@@ -362,7 +362,7 @@ def test_stored_features(tmp_path, photo_folder, monkeypatch):
     expected = {layer: maps.clone() for layer, maps in extract(stream, "val").maps.items()}
     (folder,) = (tmp_path / "cache" / "features").iterdir()
     draw = random.Random(0)
-    for name in [path.name for path in folder.iterdir()] * 6:
+    for name in [path.name for path in folder.iterdir()] * 4:
         whole = (folder / name).read_bytes()
         change = json_types(whole, draw) if name.endswith(".json") and draw.random() < 0.5 else damaged(whole, draw)
         (folder / name).write_bytes(change)
@@ -385,7 +385,7 @@ def test_files_of_jobs(tmp_path, capsys):
             status(StatusConfig([str(tmp_path)]))
 
     for name in ("jobs.jsonl", "events.jsonl", "ends/7-0-0.json"):
-        fuzz(folder.path / name, read, 60, row_types)
+        fuzz(folder.path / name, read, 30, row_types)
 
 
 def test_notes_of_outputs(tmp_path):

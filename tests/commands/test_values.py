@@ -203,6 +203,7 @@ def test_flags_override_a_config_wherever_it_stands():
     assert config.optim.lr == 0.5 and config.data == "builtin:sample"
 
 
+@pytest.mark.slow  # Python compiles torch anew; help without docstrings is always tested
 def test_python_without_docstrings_and_asserts():
     """`PYTHONOPTIMIZE=2`."""
     code = (

@@ -74,13 +74,13 @@ def port(address):
 def test_a_server_that_dies_and_comes_back_is_waited_for(shards, port, workers):
     server = start_server(shards, port)
     images = open_images(f"http://127.0.0.1:{port}")[0]
-    batches = load_batches(Stream(images, TrainingCrops(CROP), 4), 0, 400, 10, workers=workers)
+    batches = load_batches(Stream(images, TrainingCrops(CROP), 4), 0, 120, 10, workers=workers)
     got = [next(batches).images for _ in range(2)]
     server.kill()
     server.wait()
     revived = []
-    threading.Timer(1.5, lambda: revived.append(start_server(shards, port))).start()
+    threading.Timer(0.5, lambda: revived.append(start_server(shards, port))).start()
     got += [batch.images for batch in batches]
     revived[0].kill()
     local = Stream(open_images(str(shards))[0], TrainingCrops(CROP), 4)
-    assert torch.equal(torch.cat(got), torch.cat([b.images for b in load_batches(local, 0, 400, 10)]))
+    assert torch.equal(torch.cat(got), torch.cat([b.images for b in load_batches(local, 0, 120, 10)]))

@@ -124,7 +124,7 @@ def test_licences_go_on(alexnet, tmp_path):
     [
         ("random:alexnet,fc=0,size=96,input=lab", ("conv2", "conv4")),
         pytest.param("random:vgg16,size=96", ("conv1_2", "pool1", "conv5_3"), marks=pytest.mark.slow),
-        ("random:timm:test_resnet,size=64", ()),
+        pytest.param("random:timm:test_resnet,size=64", (), marks=pytest.mark.slow),
     ],
 )
 def test_onnx_gives_the_same_maps_at_any_batch_and_size(source, layers, narrow_net, tmp_path):

@@ -3,13 +3,13 @@
 import http.server
 import json
 import shutil
-import subprocess
 import sys
 import threading
 
 import pytest
+from forked import Forked
 
-from crosschannel import UserError, load_backbone
+from crosschannel import UserError, load_backbone, load_colorizer
 from crosschannel.cli import main
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -85,19 +85,22 @@ def test_a_repository_loads_and_then_loads_offline(pushed, tmp_path):
     Hub.folder = pushed
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = (
-        "import sys; from crosschannel import load_backbone, load_colorizer\n"
-        "print(load_backbone('hf-hub:me/net').layers[-1], type(load_colorizer('hf-hub:me/net')).__name__)"
-    )
     environment = {
-        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
+        "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1",
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
     }  # fmt: skip
 
+    def work() -> int:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+            del sys.modules[name]  # it reads its environment when it is imported
+        print(load_backbone("hf-hub:me/net").layers[-1], type(load_colorizer("hf-hub:me/net")).__name__)
+        return 0
+
     def load(**more) -> str:
-        done = subprocess.run([sys.executable, "-c", code], env={**environment, **more}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        with Forked(work, {**environment, **more}) as process:
+            status, output = process.wait_and_read()
+        assert status == 0, output
+        return output.splitlines()[-1]
 
     assert load() == "pool5 Colorizer"
     server.shutdown()

@@ -143,7 +143,8 @@ def test_random_of_a_trained_net_is_its_fresh_twin(saved, photo_folder):
 def test_random_of_somebody_elses_file_is_its_fresh_twin(tmp_path, photo_folder):
     import torchvision
 
-    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "a.pth")
+    trunk = torchvision.models.alexnet(weights=None).features
+    torch.save({f"features.{name}": value for name, value in trunk.state_dict().items()}, tmp_path / "a.pth")
     twin = load_backbone(f"random:{tmp_path / 'a.pth'},data={photo_folder}")
     trained = load_backbone(str(tmp_path / "a.pth"))
     assert twin.layers == trained.layers and twin.input == trained.input and twin.net.variant == trained.net.variant
@@ -166,14 +167,14 @@ def fewer_crops(monkeypatch):
     return asked
 
 
-def test_kmeans_source(photo_folder, fewer_crops):
+def test_kmeans_source(photo_folder, fewer_crops, narrow_net):
     backbone = load_backbone(f"kmeans:alexnet,input=lab,fc=0,size=112,data={photo_folder}")
     assert fewer_crops == [(10, 80)]
     assert backbone.input.kind == "lab" and backbone.net.conv1.conv.weight.shape[1] == 3
     assert backbone.provenance.details["initialisation"] == "k-means"
 
 
-def test_kmeans_fills_the_fully_connected_layers_with_noise_where_images_are_few(monkeypatch, fewer_crops):
+def test_kmeans_fills_the_fully_connected_layers_with_noise_where_images_are_few(monkeypatch, fewer_crops, narrow_net):
     """256 outputs and 32 crops: normal weights, rows of one scale each."""
     monkeypatch.setattr(initialisation, "_centres", lambda patches, k, seed: patches[:k])
     backbone = load_backbone("kmeans:alexnet,fc=256,size=227,seed=1")
@@ -252,10 +253,10 @@ def test_torchvisions_nets_get_the_input_that_they_were_trained_on(source, input
 def test_the_input_is_that_of_the_weights_that_are_named(monkeypatch):
     import torchvision
 
-    real = torchvision.models.get_model
-    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: real(name, weights=None))  # no download
-    assert load_backbone("torchvision:resnet50").input.resize == 232
-    assert load_backbone("torchvision:resnet50,weights=IMAGENET1K_V1").input.resize == 256
+    net = torchvision.models.mobilenet_v2(weights=None)
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: net)  # no download
+    assert load_backbone("torchvision:mobilenet_v2").input.resize == 232
+    assert load_backbone("torchvision:mobilenet_v2,weights=IMAGENET1K_V1").input.resize == 256
     assert load_backbone("torchvision:vit_b_16,weights=IMAGENET1K_SWAG_E2E_V1").input.size == 384
 
 
@@ -396,11 +397,11 @@ def test_random_of_another_librarys_net_is_that_net_with_that_input(photo_folder
         backbone = load_backbone(f"random:timm:test_resnet,{option},{data}")
         assert backbone.layers == load_backbone("timm:test_resnet,weights=none").layers
         assert backbone.input.kind == kind and backbone.net.model.bn1.running_var.sub(1).abs().max() > 0.01
-    a, b, c = (load_backbone(f"random:torchvision:alexnet,seed={seed}") for seed in (1, 1, 2))
-    weights = [x.net.conv1.conv.weight for x in (a, b, c)]
+    a, b, c = (load_backbone(f"random:torchvision:squeezenet1_1,seed={seed}") for seed in (1, 1, 2))
+    weights = [next(x.parameters()) for x in (a, b, c)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     with pytest.raises(UserError, match="no option 'fc' for a net of torchvision"):
-        load_backbone("random:torchvision:alexnet,fc=3")
+        load_backbone("random:torchvision:squeezenet1_1,fc=3")
 
 
 def test_random_of_a_factory_forgets_its_weights(my_nets):

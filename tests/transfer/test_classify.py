@@ -329,7 +329,8 @@ def test_predictions_are_those_of_scikit_learns_logistic_regression():
 
 
 def test_few_shot_leaves_a_run_that_says_what_it_found(photo_folder, tmp_path, capsys):
-    command = ["few-shot", NET, f"--data={photo_folder}", "--layer=conv5", "--workers=0", "--pooling=global"]
+    command = ["few-shot", NET, f"--data={photo_folder}", "--layer=conv5", "--pooling=global"]
+    command += ["--workers=0", "--jobs=1"]
     assert main([*command, "--shots=1,3", "--draws=3", f"--out={tmp_path / 'run'}"]) == 0
     assert "shots 3" in capsys.readouterr().out
     result = load_result(tmp_path / "run")

@@ -437,7 +437,7 @@ def test_predicted_boxes_are_those_that_were_scored(finished, voc, tmp_path):
     ("source", "flags"),
     [
         ("random:timm:test_resnet", ["--roi.resolution=4", "--roi.norm=true"]),
-        ("torchvision:resnet18,weights=none", ["--roi.resolution=4", "--frozen_norm=true", "--train_from=layer2"]),
+        ("torchvision:resnet18,weights=none", ["--roi.resolution=2", "--frozen_norm=true", "--train_from=layer2"]),
         ("random:timm:vit_tiny_patch16_224,size=96,resize=110", ["--roi.pooling=align", "--roi.width=16"]),
         ("random:alexnet,fc=0,size=64,resize=72", ["--input=lab", "--roi.geometry=probe"]),
     ],

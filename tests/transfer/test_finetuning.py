@@ -33,6 +33,8 @@ from transfer.protocols.classify.task import RandomScaleCrops
 sys.path.insert(0, str(Path(__file__).parent))
 from devkits import make_devkit
 
+pytestmark = pytest.mark.usefixtures("narrow_nets")
+
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory, photos):
@@ -58,13 +60,13 @@ def recipe(**keys) -> ClassifyConfig:
 
 
 @pytest.fixture(scope="module")
-def alexnet():
+def alexnet(narrow_nets):
     return load_backbone("random:alexnet,fc=24,data=builtin:sample,seed=1")
 
 
 @pytest.fixture(scope="module")
 def resnet():
-    return load_backbone("random:timm:resnet18,size=64,resize=72")
+    return load_backbone("random:timm:test_resnet,size=64,resize=72")
 
 
 ALEXNET = {
@@ -115,8 +117,9 @@ def test_only_the_intended_parameters_of_a_resnet_move_statistics_too(resnet, sp
 def test_frozen_norm_keeps_statistics_scale_and_shift(resnet, split, tmp_path):
     transfer.classify(resnet, split, "all", recipe(size=64, frozen_norm=True), out=tmp_path / "run")
     kept = load_file(tmp_path / "run" / "net.safetensors")
+    norms = {name for name, module in resnet.named_modules() if isinstance(module, nn.BatchNorm2d)}
     for name, value in resnet.state_dict().items():
-        assert torch.equal(kept[f"backbone.{name}"], value) == (".bn" in name or "downsample.1" in name), name
+        assert torch.equal(kept[f"backbone.{name}"], value) == (name.rpartition(".")[0] in norms), name
 
 
 def plain_training(backbone: Backbone, stream, labels, trained: set[str], score: nn.Linear, seed: int, steps: int):
@@ -188,7 +191,7 @@ def test_a_trunk_gets_fresh_fully_connected_layers_in_the_geometry_of_transfer(s
     trunk = load_backbone("random:alexnet,fc=0,geometry=padded,size=64,resize=72")
     backbone, new = prepare(trunk, recipe(fc=16))
     assert new == ["fc6", "fc7"] and backbone.net.spec.geometry == "probe" and backbone.input.size == 227
-    assert backbone.net.fc6.conv.weight.shape == (16, 256, 6, 6) and not backbone.net.has_norm
+    assert backbone.net.fc6.conv.weight.shape == (16, 64, 6, 6) and not backbone.net.has_norm
     for layer in ("conv1", "conv5"):
         absorbed = absorb_batchnorm(copy.deepcopy(trunk.net)).get_submodule(layer).conv.weight
         assert torch.equal(backbone.net.get_submodule(layer).conv.weight, absorbed)
@@ -209,7 +212,7 @@ def few(monkeypatch):
     monkeypatch.setattr(finetuning, "_CROPS", 16)
 
 
-def test_kmeans_fills_the_new_layers_below_the_classifier(split, narrow_net, few):
+def test_kmeans_fills_the_new_layers_below_the_classifier(split, few):
     trunk = load_backbone("random:alexnet,fc=0,geometry=padded,size=64,resize=72")
     config = recipe(fc=16, new_layers="kmeans")
     backbone, new = prepare(trunk, config)
@@ -274,7 +277,7 @@ def test_inputs_that_contradict_each_other_are_refused(alexnet, resnet):
     assert prepare(lab, recipe(input="lab", fc=8))[0].input.kind == "lab"
 
 
-def test_calibration_is_for_nets_without_norms_whose_layers_follow_one_another(resnet, split, narrow_net, few):
+def test_calibration_is_for_nets_without_norms_whose_layers_follow_one_another(resnet, split, few):
     stream = Stream(split.train, RandomScaleCrops(227), 0)
     backbone, _ = prepare(load_backbone("random:alexnet,fc=8,data=builtin:sample"), recipe())
     net = Classifier(backbone, 20, 0.5)
@@ -360,7 +363,7 @@ def test_windows_are_sampled_bilinearly_without_antialiasing():
         assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 1.01
 
 
-def test_kmeans_of_new_layers_leaves_the_statistics_of_others(split, narrow_net, few):
+def test_kmeans_of_new_layers_leaves_the_statistics_of_others(split, few):
     trunk = load_backbone("random:alexnet,fc=0,size=64,resize=72")
     config = recipe(fc=16, new_layers="kmeans", absorb=False)
     backbone, new = prepare(trunk, config)
@@ -420,7 +423,7 @@ def rate_ratios(net: FineTuned, images: torch.Tensor, draws: int = 1) -> dict[st
         "gaussian:alexnet,input=rgb,fc=512",
     ],
 )
-def test_calibrated_layers_including_conv1_learn_at_one_rate(source, split):
+def test_calibrated_layers_including_conv1_learn_at_one_rate(source, split, full_nets, all_crops):
     config = recipe(calibrate=True)
     net = Classifier(prepare(load_backbone(source), config)[0], 20, 0.5)
     stream = Stream(split.train, RandomScaleCrops(227), 0)

@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import yaml
-from forked import check_on_ranks, run_on_torchrun
+from forked import check_on_ranks
 from trained_runs import by_one_and_by_two, figures, killed_and_finished
 
 from crosschannel.keys import check_config
@@ -92,20 +93,33 @@ def test_a_run_killed_after_its_last_evaluation_still_ends_in_a_result(small, fi
     assert figures(out) == figures(finished_probe)
 
 
-@pytest.mark.parametrize("cache", ["memory", "disk", "off"])
-def test_two_ranks_find_what_one_process_finds(small, tmp_path, monkeypatch, cache):
+def run_on_torchrun(arguments: list[str]) -> None:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "transfer.cli"]
+    done = subprocess.run([sys.executable, *words, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def run_on_forks(arguments: list[str]) -> None:
+    check_on_ranks(lambda: main(arguments))
+
+
+@pytest.mark.parametrize(
+    ("cache", "run"),
+    [
+        ("memory", run_on_forks),
+        ("disk", run_on_forks),
+        ("off", run_on_forks),
+        pytest.param("memory", run_on_torchrun, marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_find_what_one_process_finds(small, tmp_path, monkeypatch, cache, run):
     """Without BatchNorm, whose statistics are per rank."""
     monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "cache"))
     command = [*small, f"--cache={cache}", "--norm=none", "--optim.name=sgd", "--optim.lr=1e-4"]
     command += ["--train.precision=float32", "--backbone=random:alexnet,fc=0,norm=false,size=64,resize=72"]
     assert main([*command, f"--out={tmp_path / 'one'}"]) == 0
     monkeypatch.setenv("CROSSCHANNEL_CACHE", str(tmp_path / "other"))
-    two = [*command, f"--out={tmp_path / 'two'}"]
-    if cache == "memory":  # once by torchrun itself
-        done = run_on_torchrun("transfer.cli", two)
-        assert done.returncode == 0, done.stderr
-    else:
-        check_on_ranks(lambda: main(two))
+    run([*command, f"--out={tmp_path / 'two'}"])
     one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
     assert one[0] == two[0] and one[1] == two[1]
     losses = [[row["train/loss"] for row in log if "train/loss" in row] for log in (one[2], two[2])]

@@ -497,7 +497,7 @@ def test_a_net_of_one_size_is_refused_in_one_sentence(voc, command, tmp_path, ca
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stride", "least"), [(8, 0.8), (32, 0.85)])
-def test_sixteen_images_are_learned_by_heart(real_data, stride, least):
+def test_sixteen_images_are_learned_by_heart(real_data, full_nets, stride, least):
     """At stride 8 what any working decoder reaches; at 32 a share of what the true masks give once they are averaged to
     steps of 32 pixels and brought back (three minutes each on two cores)."""
     flags = [f"--stride={stride}", "--crop=0", "--mirror=false", "--dropout=0", "--optim.lr=1e-3", "--train.steps=300"]

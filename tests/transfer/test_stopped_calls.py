@@ -16,7 +16,7 @@ from torch import nn
 
 import transfer
 from crosschannel import UserError, wrap
-from crosschannel.data import CentreCrop, MemoryImages, Stream, load_batches
+from crosschannel.data import CentreCrop, MemoryImages, Stream, load_batches, stream
 from crosschannel.data.sample import photographs
 from crosschannel.runs.interrupts import Interrupted
 
@@ -177,7 +177,7 @@ def test_no_worker_outlives_a_call_whose_error_is_held(error, seen):
     assert multiprocessing.active_children() == []
 
 
-def test_a_busy_worker_is_not_waited_for():
+def test_a_busy_worker_is_not_waited_for(monkeypatch):
     class Stuck(MemoryImages):
         def read(self, index):
             time.sleep(600 if index > 3 else 0)
@@ -185,6 +185,7 @@ def test_a_busy_worker_is_not_waited_for():
 
     photo = photographs().read(0)
     images = Stuck([str(i) for i in range(16)], [0] * 16, [photo] * 16)
+    monkeypatch.setattr(stream, "_GRACE", 0.2)
     batches = load_batches(Stream(images, CentreCrop(24, 32)), 0, 16, 2, workers=2)
     assert isinstance(next(batches).images, torch.Tensor)
     started = time.monotonic()
