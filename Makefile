@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 RUN := runs/quickstart-0
 
+# Files with tests of whole systems, the longest ones first.
+SYSTEM = $(shell grep -rl 'mark\.system' tests --include='*.py' | sort -r)
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: quickstart test test-all test-system docs lint clean
@@ -58,7 +60,7 @@ test-system: $(VENV)/.installed-test
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v chromium; } >/dev/null; then \
 		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge chromium) \
 		>/dev/null; fi
-	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m system tests/slurm tests $(FLAGS)
+	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m system $(SYSTEM) $(FLAGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --quiet

@@ -3,7 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from slurm.job_folder import JobFolder
+from slurm.watch import is_active, state_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +55,21 @@ def launch(cwd: Path, *words, code: int = 0, environment: dict[str, str] | None 
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
+
+
+def until(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come to pass within {seconds} s"
+        time.sleep(0.2)
+
+
+def wait_for_the_end(run: Path) -> str:
+    folder = JobFolder(run)
+    until(lambda: not is_active(folder.jobs()[-1], None))
+    return state_of(folder.jobs()[-1], folder, None)
+
+
+def logged(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0

@@ -1,41 +1,20 @@
 """`--profile local`: the same launcher without SLURM, through submitit's local executor."""
 
-import itertools
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from launch import SMALL, launch, pace
+from launch import SMALL, launch, logged, pace, until, wait_for_the_end
 from same_end import assert_same_end
 
 from crosschannel.runs.result import load_result
 from slurm.cli import main
 from slurm.job_folder import JobFolder
-from slurm.watch import is_active, state_of
 from transfer.cli import main as transfer
 
 pytestmark = pytest.mark.system
-
-
-def until(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come to pass within {seconds} s"
-        time.sleep(0.2)
-
-
-def wait_for_the_end(run: Path) -> str:
-    folder = JobFolder(run)
-    until(lambda: not is_active(folder.jobs()[-1], None))
-    return state_of(folder.jobs()[-1], folder, None)
-
-
-def logged(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
-    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
 
 
 def children_of(job: str) -> list[int]:
@@ -90,40 +69,6 @@ def test_a_killed_rank_ends_all_and_the_run_starts_again_and_ends_the_same(slurm
     assert_same_end(run, finished)
 
 
-def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path):
-    run, command = tmp_path / "runs/a", [*small, "--train.steps=250", "--out=runs/a"]
-    pace(tmp_path, 0.2)
-    slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *command)
-    until(lambda: logged(run) >= 3)
-    assert "has job" in slurm("submit", "--profile=local", "--", *command, code=2)
-    assert "saves and ends" in slurm("cancel", "runs/a")
-    assert wait_for_the_end(run) == "CANCELLED"
-    assert list((run / "checkpoints").glob("*.pt"))
-    pace(tmp_path, 0)
-    slurm("resume", "runs/a", "--tasks-per-node=1")
-    assert "resuming" in slurm("logs", "runs/a", "-f")
-    assert wait_for_the_end(run) == "FINISHED"
-    assert [job.ranks for job in JobFolder(run).jobs()] == [2, 1]
-    assert len(list((run / "slurm" / "code").iterdir())) == 1  # the copy that it began with
-
-
-def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, small, tmp_path):
-    """With lines of the user's before Python, and the data copied first."""
-    run, hours = tmp_path / "runs/a", 35 / 3600
-    pace(tmp_path, 0.1)
-    slurm("submit", "--profile=local", f"--hours={hours}", "--signal-before-s=10", f"--scratch={tmp_path}/scratch",
-          "--setup=[export WORD=said, 'echo $WORD >&2']", "--", *small, "--train.steps=100000",
-          "--out=runs/a")  # fmt: skip
-    until(lambda: len(JobFolder(run).events()) >= 3)
-    assert [event["event"] for event in JobFolder(run).events()[:3]] == ["started", "interrupted", "started"]
-    until((run / "config.yaml").is_file)
-    slurm("cancel", "runs/a")
-    assert wait_for_the_end(run) == "CANCELLED"
-    assert "said" in slurm("logs", "runs/a").splitlines()
-    assert "data: " + small[2].removeprefix("--data=") in (run / "config.yaml").read_text()  # as it was named
-    assert len(list((tmp_path / "scratch").glob("crosschannel-*/train/*/*"))) == 40
-
-
 def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
     (tmp_path / "mine.py").write_text("def net():\n    raise ZeroDivisionError('of mine')\n")
     slurm("submit", "--profile=local", "--", "transfer", "knn", "--backbone=mine:net", "--data=builtin:sample",
@@ -143,35 +88,6 @@ def test_a_probe_behind_the_launcher_finds_what_it_finds_without(slurm, photo_fo
     assert wait_for_the_end(tmp_path / "runs/probe") == "FINISHED"
     assert transfer([*command, "--cache=off", f"--out={tmp_path / 'alone'}"]) == 0
     assert load_result(tmp_path / "runs/probe").metrics == load_result(tmp_path / "alone").metrics
-
-
-def test_a_sweep_takes_turns(slurm, small, tmp_path):
-    said = slurm("submit", "--profile=local", "--sweep=seed=0,1,2", "--parallel=1", "--", *small, "--train.steps=6",
-                 "--out=rates")  # fmt: skip
-    runs = [tmp_path / "rates" / f"seed={seed}" for seed in range(3)]
-    lines = said.splitlines()
-    assert [line.partition(": ")[2] for line in lines if line.startswith("job ")] == [
-        f"rates/seed={i}" for i in range(3)
-    ]
-    assert "status: crosschannel-slurm status rates" in lines and "cancel: crosschannel-slurm cancel rates" in lines
-    assert "logs:   crosschannel-slurm logs rates/seed=0 -f" in lines
-    assert [wait_for_the_end(run) for run in runs] == ["FINISHED"] * 3
-    times = sorted(tuple(event["time"] for event in JobFolder(run).events()) for run in runs)
-    assert all(ended <= begun for (_, ended), (begun, _) in itertools.pairwise(times))  # never two at once
-
-
-def test_one_that_waits_for_its_turn_can_be_cancelled(slurm, small, tmp_path):
-    pace(tmp_path, 0.1)
-    slurm("submit", "--profile=local", "--sweep=seed=0,1", "--", *small, "--train.steps=100000", "--out=rates")
-    first, second = (tmp_path / "rates" / f"seed={seed}" for seed in (0, 1))
-    until(lambda: logged(first) or logged(second))
-    waiting, running = (second, first) if logged(first) else (first, second)
-    until(lambda: re.search(rf"{waiting.name} +\d+ +pending", slurm("status", "rates")))
-    assert logged(waiting) == 0
-    slurm("cancel", f"rates/{waiting.name}")
-    assert wait_for_the_end(waiting) == "CANCELLED" and logged(waiting) == 0
-    slurm("cancel", f"rates/{running.name}")
-    assert wait_for_the_end(running) == "CANCELLED"
 
 
 def test_status_fits_eighty_columns(slurm, finished, monkeypatch, capsys):
