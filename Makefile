@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 RUN := runs/quickstart-0
 
-# Files with tests of whole systems, the longest ones first.
-SYSTEM = $(shell grep -rl 'mark\.system' tests --include='*.py' | sort -r)
+# Where the tests of whole systems are; SLURM's take longest, and begin first.
+SYSTEM = tests/slurm $(filter-out tests/slurm/%,$(shell grep -rl 'mark\.system' tests --include='*.py' | sort))
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: quickstart test test-all test-system docs lint clean
