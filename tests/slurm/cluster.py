@@ -37,6 +37,7 @@ GresTypes=gpu
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
+FirstJobId={job}
 KillWait=5
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{second}] CPUs=8 RealMemory=8000 Gres=gpu:8
 PreemptType=preempt/partition_prio
@@ -73,7 +74,8 @@ class Cluster:
             with Path("/etc/hosts").open("a") as hosts:
                 hosts.write(f"127.0.0.1 {host}\n")
         port, first, second = _free_ports(3)
-        conf = CONF.format(host=host, dir=folder, port=port, first=first, second=second)
+        job = 1 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # ranks meet at a port of their job's
+        conf = CONF.format(host=host, dir=folder, port=port, first=first, second=second, job=job)
         if second != first + 1:  # a range would be wrong
             conf = conf.replace(f"[{first}-{second}]", f"{first},{second}")
         (folder / "slurm.conf").write_text(conf)

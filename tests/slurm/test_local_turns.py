@@ -35,7 +35,7 @@ def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, small, tmp_path
     slurm("submit", "--profile=local", f"--hours={hours}", "--signal-before-s=10", f"--scratch={tmp_path}/scratch",
           "--setup=[export WORD=said, 'echo $WORD >&2']", "--", *small, "--train.steps=100000",
           "--out=runs/a")  # fmt: skip
-    until(lambda: len(JobFolder(run).events()) >= 3)
+    until(lambda: len(JobFolder(run).events()) >= 3, seconds=180)
     assert [event["event"] for event in JobFolder(run).events()[:3]] == ["started", "interrupted", "started"]
     until((run / "config.yaml").is_file)
     slurm("cancel", "runs/a")
