@@ -60,7 +60,7 @@ test-system: $(VENV)/.installed-test
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v chromium; } >/dev/null; then \
 		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge chromium) \
 		>/dev/null; fi
-	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m system $(SYSTEM) $(FLAGS)
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m system $(SYSTEM) $(FLAGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --quiet

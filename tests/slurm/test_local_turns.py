@@ -30,9 +30,9 @@ def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path
 
 def test_a_time_limit_is_an_interrupt_and_the_run_goes_on(slurm, small, tmp_path):
     """With lines of the user's before Python, and the data copied first."""
-    run, hours = tmp_path / "runs/a", 35 / 3600
+    run, hours = tmp_path / "runs/a", 50 / 3600
     pace(tmp_path, 0.1)
-    slurm("submit", "--profile=local", f"--hours={hours}", "--signal-before-s=10", f"--scratch={tmp_path}/scratch",
+    slurm("submit", "--profile=local", f"--hours={hours}", "--signal-before-s=25", f"--scratch={tmp_path}/scratch",
           "--setup=[export WORD=said, 'echo $WORD >&2']", "--", *small, "--train.steps=100000",
           "--out=runs/a")  # fmt: skip
     until(lambda: len(JobFolder(run).events()) >= 3, seconds=180)
