@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table as Printed
@@ -77,27 +77,9 @@ def layers_table(result: Result, words: Callable[[str], str]) -> Printed:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A protocol's part of a report, as :func:`layers_section` takes it."""
-
-    title: str
-    kinds: str
-    published: Mapping[str, tuple[float, ...]]
-    what: str
-    attribution: str
-    note: Callable[[str, Sequence[Group]], str]
-
-
-def layers_section(
-    title: str,
-    kinds: str,
-    published: dict[str, tuple[float, ...]] | None = None,
-    what: str = "Validation accuracy",
-    attribution: str = "",
-    note: Callable[[str, Sequence[Group]], str] = lambda kind, groups: "",
-) -> Callable[[Sequence[Group], Path], Iterator[Block]]:
+class LayersSection:
     """A protocol's section of figures by layer: for nets of the same layers a plot of the first kind and a table of
-    each; where there are others, a plot of all by relative depth before.
+    each; if there are others, a plot of all by relative depth first.
 
     Args:
         title: of the section.
@@ -107,17 +89,21 @@ def layers_section(
         attribution: source of the published figures.
         note: a kind of figure and the runs of a table → the end of its caption.
     """
-    protocol = Section(title, kinds, published or {}, what, attribution, note)
 
-    def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+    title: str
+    kinds: str
+    published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    what: str = "Validation accuracy"
+    attribution: str = ""
+    note: Callable[[str, Sequence[Group]], str] = lambda kind, groups: ""
+
+    def __call__(self, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         for number, members in enumerate(by_size(groups)):
             start = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}")
-            yield from _section(protocol, members, start)
-
-    return section
+            yield from _section(self, members, start)
 
 
-def _section(protocol: Section, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+def _section(protocol: LayersSection, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
     """Runs on as many images."""
     first, what = groups[0].first, protocol.what
     metrics = dict.fromkeys(metric for entry in groups for metric in entry.first.metrics)
@@ -157,7 +143,7 @@ def _curve(entry: Group, kind: str) -> dict[str, tuple[float, float]]:
 
 
 def _alike(
-    protocol: Section,
+    protocol: LayersSection,
     found: Sequence[str],
     groups: Sequence[Group],
     curves: dict[str, dict[str, tuple[float, float]]],

@@ -33,7 +33,7 @@ from transfer.features import FrozenFeatures, interpolation_of, of_size
 from transfer.floors import one_class_everywhere
 from transfer.heads import load_head, save_heads
 from transfer.inputs import as_layers
-from transfer.layers import by_layer, layers_section
+from transfer.layers import LayersSection, by_layer
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
 from transfer.prediction import Finished, Predictor, views_of
@@ -230,7 +230,7 @@ PROTOCOL = Protocol(
     _measure,
     metrics,
     _show,
-    layers_section("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
+    LayersSection("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
     predict=_predictor,
     floor=one_class_everywhere,
     annotations="whose annotations are masks, (H, W) integers",

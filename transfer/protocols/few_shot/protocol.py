@@ -25,7 +25,7 @@ from transfer.features import centre_crop, precision_of
 from transfer.floors import commonest_class
 from transfer.inputs import as_layers
 from transfer.labelled import open_labelled
-from transfer.layers import layers_section, layers_table
+from transfer.layers import LayersSection, layers_table
 from transfer.linear_models import Processes
 from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, measure, weighted_mean
 from transfer.protocols.few_shot.config import FewShotConfig
@@ -151,6 +151,6 @@ PROTOCOL = Protocol(
     _measure,
     metrics,
     _show,
-    layers_section("Few labels", r"(shots|share)/[\d.e-]+"),
+    LayersSection("Few labels", r"(shots|share)/[\d.e-]+"),
     floor=commonest_class,
 )

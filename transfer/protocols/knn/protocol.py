@@ -24,7 +24,7 @@ from transfer.features import centre_crop, precision_of
 from transfer.floors import commonest_class
 from transfer.inputs import as_layers
 from transfer.labelled import open_labelled
-from transfer.layers import layers_section, layers_table
+from transfer.layers import LayersSection, layers_table
 from transfer.neighbours import neighbours
 from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, measure, weighted_mean
 from transfer.protocols.knn.config import KNNConfig
@@ -127,6 +127,6 @@ PROTOCOL = Protocol(
     _measure,
     metrics,
     _show,
-    layers_section("Nearest neighbours", r"knn\d+(/t.*)?"),
+    LayersSection("Nearest neighbours", r"knn\d+(/t.*)?"),
     floor=commonest_class,
 )

@@ -29,7 +29,7 @@ from transfer.floors import commonest_class
 from transfer.heads import load_head, save_heads
 from transfer.inputs import as_layers
 from transfer.labelled import open_labelled
-from transfer.layers import layers_section
+from transfer.layers import LayersSection
 from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
 from transfer.protocol import Data, Measurement, Protocol, figures_of, measure
 from transfer.protocols.linear_probe.config import LinearProbeConfig
@@ -166,7 +166,7 @@ PROTOCOL = Protocol(
     _measure,
     metrics,
     _show,
-    layers_section("Linear probes", r"top\d", IMAGENET_PROBES, attribution=ATTRIBUTION),
+    LayersSection("Linear probes", r"top\d", IMAGENET_PROBES, attribution=ATTRIBUTION),
     predict=_predictor,
     floor=commonest_class,
 )

@@ -28,7 +28,7 @@ from transfer.features import interpolation_of, precision_of
 from transfer.floors import random_order
 from transfer.groups import Group
 from transfer.inputs import as_layers
-from transfer.layers import layers_section, layers_table
+from transfer.layers import LayersSection, layers_table
 from transfer.linear_models import Processes, onto_span
 from transfer.pascal.devkit import IGNORED, POSITIVE, open_devkit
 from transfer.pascal.metrics import average_precision
@@ -267,6 +267,6 @@ PROTOCOL = Protocol(
     _measure,
     metrics,
     _show,
-    layers_section("Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision", note=_chosen_on_test),
+    LayersSection("Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision", note=_chosen_on_test),
     floor=random_order,
 )
