@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what is imported by then from garbage collection, which would copy it into each forked command."""
+    """Exempt imported modules from garbage collection, which would copy them into each forked command."""
     gc.freeze()
 
 

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from launch import until
+
 from crosschannel.runs.folder import read_metrics
 from slurm.job_folder import JobFolder
 
@@ -84,7 +86,7 @@ class Cluster:
         self._run("slurmctld")
         for node in ("n1", "n2"):
             self._run("slurmd", "-N", node)
-        self.until(lambda: self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, 60)
+        until(lambda: self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, 60)
 
     def _run(self, *command: str) -> None:
         subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=60)
@@ -106,14 +108,6 @@ class Cluster:
     def release(self, number: str) -> None:
         """Start a requeued job now: SLURM would let it wait for two minutes."""
         self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
-
-    @staticmethod
-    def until(condition, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                raise AssertionError(f"it did not come to pass within {seconds:.0f} s")
-            time.sleep(0.3)
 
     def stop(self) -> None:
         self.ask("scancel", "--user", "root")
@@ -168,11 +162,11 @@ def wait(cluster, run, event, count=1, seconds=400):
         return events(run).count(event) >= count
 
     try:
-        cluster.until(there, seconds)
+        until(there, seconds)
     except AssertionError:
         logs = [f"{path}: {path.read_text()[-2000:]}" for path in (Path(run) / "slurm").glob("*_log.*")]
         raise AssertionError("\n".join([f"no {event!r} in {events(run)}", *logs])) from None
 
 
 def wait_for_step(cluster, run, step):
-    cluster.until(lambda: last_step(run) >= step, 200)
+    until(lambda: last_step(run) >= step, 200)

@@ -8,7 +8,7 @@ import re
 
 import pytest
 from cluster import events, wait, wait_for_step
-from launch import launch, pace
+from launch import launch, pace, until
 
 from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import load_result
@@ -43,7 +43,7 @@ def test_a_bug_ends_the_job_and_is_not_started_again(cluster, sl, tmp_path):
         .endswith("exit code 2: transfer: mine:net() failed: ZeroDivisionError: of mine")
     )
     job = JobFolder(run).jobs()[-1].id
-    cluster.until(lambda: job not in cluster.ask("squeue", "-h", "-o", "%i").split(), 60)
+    until(lambda: job not in cluster.ask("squeue", "-h", "-o", "%i").split(), 60)
     said = sl("status")
     assert "failed" in said and "ZeroDivisionError" in said
 
@@ -92,7 +92,7 @@ def test_cancel_then_resume_on_one_node(cluster, sl, two, tmp_path):
     said = sl("status")
     assert re.search(rf"runs/a +{job} +running +2 +\d+/200 +\d", said)
     assert "saves and ends" in sl("cancel", "runs/a")
-    cluster.until(lambda: job not in cluster.ask("squeue", "-h", "-o", "%i").split(), 60)
+    until(lambda: job not in cluster.ask("squeue", "-h", "-o", "%i").split(), 60)
     assert "cancelled" in sl("status") and list((run / "checkpoints").glob("step-*.pt"))
     pace(tmp_path, 0)
     sl("resume", "runs/a", "--nodes=1")
