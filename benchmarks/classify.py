@@ -25,7 +25,8 @@ import transfer
 from crosschannel import load_backbone
 from crosschannel.data import Stream, load_batches
 from crosschannel.runs.config import OptimConfig, RuntimeConfig, TrainConfig
-from crosschannel.training.device import find_device, keep_freed_memory
+from crosschannel.training.device import find_device
+from crosschannel.training.memory import keep_freed_memory
 from transfer.linear_models import Processes, onto_span
 from transfer.pascal.config import PascalConfig
 from transfer.pascal.devkit import VOCImages, open_devkit

@@ -25,7 +25,8 @@ from crosschannel.data import Stream, Subset, load_batches
 from crosschannel.data.decode import EncodedImage
 from crosschannel.models.adapt import trainable_copy
 from crosschannel.runs.resampling import intervals
-from crosschannel.training.device import autocast, find_device, keep_freed_memory
+from crosschannel.training.device import autocast, find_device
+from crosschannel.training.memory import keep_freed_memory
 from transfer.boxes import clipped, from_voc
 from transfer.cli import PROGRAM
 from transfer.pascal.detections import detection_figures, detection_rows

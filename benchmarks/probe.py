@@ -22,7 +22,8 @@ from crosschannel.data import ImageSet, open_images
 from crosschannel.data.images import Subset
 from crosschannel.data.order import epoch_order
 from crosschannel.runs.config import RuntimeConfig, TrainConfig
-from crosschannel.training.device import find_device, keep_freed_memory
+from crosschannel.training.device import find_device
+from crosschannel.training.memory import keep_freed_memory
 from transfer.protocol import as_config
 from transfer.protocols.linear_probe.protocol import PROTOCOL
 from transfer.protocols.linear_probe.task import LinearProbe

@@ -27,7 +27,8 @@ from crosschannel import load_backbone
 from crosschannel.data import Stream, Subset, load_batches
 from crosschannel.data.views import Squashed
 from crosschannel.runs.config import OptimConfig, RuntimeConfig, TrainConfig
-from crosschannel.training.device import find_device, keep_freed_memory
+from crosschannel.training.device import find_device
+from crosschannel.training.memory import keep_freed_memory
 from crosschannel.training.ranks import join_world
 from transfer.cli import PROGRAM
 from transfer.neighbours import neighbours

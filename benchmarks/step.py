@@ -19,8 +19,9 @@ from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.pretext.pretraining import Pretraining
 from crosschannel.runs.config import RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
 from crosschannel.runs.folder import RunFolder
-from crosschannel.training.device import AUTO, device_kind, find_device, keep_freed_memory
+from crosschannel.training.device import AUTO, device_kind, find_device
 from crosschannel.training.loop import Loop
+from crosschannel.training.memory import keep_freed_memory
 from crosschannel.training.ranks import World
 
 # net: (description, crop, batch on a CPU, batch on a GPU)

@@ -17,9 +17,10 @@ from typing import Any
 
 import crosschannel
 from crosschannel.console import open_streams, say
-from crosschannel.errors import WORKER_LOST, UserError, file_problem
+from crosschannel.errors import WORKER_LOST, UserError, file_problem, is_worker_loss
 from crosschannel.parsing import Command, config_folder, named, options_of, parse, typed_flags
 from crosschannel.runs.interrupts import EXIT_CODE, Interrupted, handlers_kept
+from crosschannel.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,6 @@ def run(program: Program, argv: list[str]) -> int:
     if hasattr(config, "protocol") and os.environ.get("RANK", "0") == "0":  # of a measurement: what recipe it is of
         say(f"{program.name} {name}: {_which_config(rest)}")
     function: Callable[[Any], Any] = named(command.function)
-
-    from crosschannel.data.stream import is_worker_loss
-    from crosschannel.training.device import keep_freed_memory
 
     keep_freed_memory()
     hook = sys.unraisablehook  # torch hears of a lost worker anywhere, in a finaliser too; it will ask again

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 WORKER_LOST = 71  # exit code where the system killed a loader worker (sysexits.h: EX_OSERR): not the command's fault
+WORKER_LOSS = "DataLoader worker"  # first words of torch's message about it
 
 
 class UserError(Exception):
@@ -40,6 +41,14 @@ def file_problem(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     native = re.search(r"(?:^|: )([^:]*) \(os error \d+\)", str(error))  # Rust's
     return f"cannot write: {native[1]}" if native else ""
+
+
+def is_worker_loss(error: BaseException) -> bool:
+    """Whether an error says that the system killed a loader worker, wherever in the program torch heard of it."""
+    return (
+        isinstance(error, RuntimeError)
+        and re.search(rf"{WORKER_LOSS}.*(killed by signal|exited unexpectedly)", str(error), re.DOTALL) is not None
+    )
 
 
 @contextlib.contextmanager

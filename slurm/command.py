@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import crosschannel.cli
+import crosschannel.hub
 import transfer.cli
 from crosschannel.command_line import Program
 from crosschannel.data.open import open_images
@@ -18,7 +19,6 @@ from crosschannel.data.shards import expand
 from crosschannel.errors import UserError, foreign
 from crosschannel.factories import is_factory, working_folder_importable
 from crosschannel.files import user_path, write_text
-from crosschannel.hub import load_backbone, load_classifier, load_colorizer
 from crosschannel.hub.sources import (
     KINDS,
     inner_source,
@@ -44,7 +44,6 @@ PROGRAMS: dict[str, tuple[str, Program]] = {
     "crosschannel": ("crosschannel.cli", crosschannel.cli.PROGRAM),
     "transfer": ("transfer.cli", transfer.cli.PROGRAM),
 }
-_LOADERS = {"backbone": load_backbone, "colorizer": load_colorizer, "classifier": load_classifier}
 
 
 @dataclass
@@ -205,7 +204,7 @@ def prefetch(command: WrappedCommand) -> None:
     """
     for _, key, named in sources(command.config):
         if is_fetched(parse_source(named)):
-            _LOADERS[key.metadata["loads"]](named)
+            getattr(crosschannel.hub, f"load_{key.metadata['loads']}")(named)
     for data in of_role(command.config, "data").values():
         if data.startswith("torchvision:"):
             open_images(data)

@@ -130,7 +130,7 @@ class Task:
 
     def _stage(self, job: JobEnvironment, folder: JobFolder, attempt: int) -> str:
         """Copy the data to this node, and wait for the other nodes: ranks that are there early would give up."""
-        from slurm.staging import stage  # it imports torch
+        from slurm.staging import stage  # it imports numpy and Pillow
 
         staged = stage(self.data, self.scratch, f"{job.job_id}-{attempt}")
         marks = folder.path / "staged"

@@ -99,12 +99,39 @@ HELP = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", HELP)
-def test_help_imports_no_torch(command):
+def outcome(command: str) -> tuple[str, str, bool]:
+    """Output of a command line in a process of its own, its errors, and whether it imported torch."""
     module, *words = command.split()
     code = (
-        f"import sys; sys.argv = {['x', *words, '--help']}\nfrom {module} import main\n"
+        f"import sys; sys.argv = {['x', *words]}\nfrom {module} import main\n"
         "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules, file=sys.stderr)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stderr.strip() == "False" and found.stdout.startswith("usage: ")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *said, has_torch = done.stderr.splitlines()
+    return done.stdout, "\n".join(said), has_torch == "True"
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_imports_no_torch(command):
+    said, problems, has_torch = outcome(f"{command} --help")
+    assert said.startswith("usage: ") and not problems and not has_torch
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("crosschannel.cli pretrain --data=x --model.name=resnet", "no net 'resnet'"),
+        ("slurm.cli status .", "no jobs below ."),
+        (
+            "slurm.cli submit --profile=local --dry-run -- crosschannel pretrain --config=quickstart --out=x",
+            "1 process",
+        ),
+        (
+            "slurm.cli submit --dry-run -- transfer knn --backbone=nowhere.pth --data=builtin:sample --out=x",
+            "no weights",
+        ),
+    ],
+)
+def test_these_answer_without_torch(command, words):
+    said, problems, has_torch = outcome(command)
+    assert words in said + problems and not has_torch

@@ -5,6 +5,7 @@ Every protocol is a function first and a command second; the names below are imp
 
 from typing import TYPE_CHECKING
 
+from crosschannel.lazy import lazy_names
 from transfer.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -28,46 +29,11 @@ if TYPE_CHECKING:
     from transfer.protocols.svm.config import SVMConfig
     from transfer.protocols.svm.protocol import svm
 
-_LAZY = {
-    "Result": "crosschannel.runs.result",
-    "compare": "transfer.comparison",
-    "load_predictor": "transfer.predict",
-    "load_result": "crosschannel.runs.result",
+_MODULES = {
+    "crosschannel.runs.result": "Result load_result",
+    "transfer.comparison": "compare",
+    "transfer.predict": "load_predictor",
 }
 for _entry in PROTOCOLS.values():
-    _LAZY |= {_entry.package: f"{_entry.module}.protocol", _entry.config: f"{_entry.module}.config"}
-
-__all__ = [
-    "ClassifyConfig",
-    "DenseConfig",
-    "DetectConfig",
-    "FewShotConfig",
-    "KNNConfig",
-    "LinearProbeConfig",
-    "Result",
-    "SVMConfig",
-    "SegmentConfig",
-    "classify",
-    "compare",
-    "dense",
-    "detect",
-    "few_shot",
-    "knn",
-    "linear_probe",
-    "load_predictor",
-    "load_result",
-    "segment",
-    "svm",
-]
-
-
-def __getattr__(name: str):
-    from crosschannel.parsing import named
-
-    if name in _LAZY:
-        return named(f"{_LAZY[name]}:{name}")
-    raise AttributeError(f"module 'transfer' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    _MODULES |= {f"{_entry.module}.protocol": _entry.package, f"{_entry.module}.config": _entry.config}
+__getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

@@ -10,7 +10,6 @@ import ctypes
 import errno
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -26,9 +25,8 @@ from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.images import ImageSet
 from crosschannel.data.order import epoch_order, mix
 from crosschannel.data.views import Batch, Broken, Draw, View
-from crosschannel.errors import UserError
+from crosschannel.errors import WORKER_LOSS, UserError, is_worker_loss
 
-_LOST = "DataLoader worker"  # as torch begins to say so
 _ATTEMPTS = 20
 _EVALUATION = 2  # sets the draws of an evaluation apart from those of training
 _GRACE = 3.0  # seconds that a worker has to finish its batch
@@ -230,7 +228,7 @@ def load_batches(
                 raise loaded
             yield loaded
     except (ConnectionError, EOFError) as error:  # a worker was gone while it handed something over
-        raise RuntimeError(f"{_LOST} exited unexpectedly: {error}") from error
+        raise RuntimeError(f"{WORKER_LOSS} exited unexpectedly: {error}") from error
     finally:
         _end_workers(iterator)
 
@@ -285,14 +283,6 @@ def _kill_all() -> None:
     for iterator in iterators:
         del _running[iterator]  # its generator closes later, when no thread can start
         _kill(iterator)
-
-
-def is_worker_loss(error: BaseException) -> bool:
-    """Whether an error says that the system killed a loader worker, wherever in the program torch heard of it."""
-    return (
-        isinstance(error, RuntimeError)
-        and re.search(rf"{_LOST}.*(killed by signal|exited unexpectedly)", str(error), re.DOTALL) is not None
-    )
 
 
 def _start_worker(worker: int) -> None:

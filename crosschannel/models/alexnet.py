@@ -125,6 +125,12 @@ class AlexNet(LayeredNet):
             if conv.bias is not None:
                 nn.init.ones_(conv.bias)
 
+    @classmethod
+    def from_spec(cls, spec: NetSpec, _image_size: int | None = None) -> "AlexNet":
+        if spec.variant not in VARIANTS:
+            raise UserError(f"no AlexNet variant {spec.variant!r}: there are {', '.join(VARIANTS)}")
+        return cls(spec.in_channels, spec.geometry, spec.norm, spec.fc, spec.variant, spec.fc7)
+
     @property
     def spec(self) -> NetSpec:
         described = NetSpec("alexnet", self.in_channels, self.has_norm, self.fc, self.geometry)

@@ -48,6 +48,10 @@ class ColorNet(LayeredNet):
     def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False):
         super().__init__(colornet_rows(), in_channels, norm, order="conv-relu-norm", affine=affine)
 
+    @classmethod
+    def from_spec(cls, spec: NetSpec, _image_size: int | None = None) -> "ColorNet":
+        return cls(spec.in_channels, spec.norm, spec.affine)
+
     @property
     def spec(self) -> NetSpec:
         return NetSpec("colornet", self.in_channels, self.has_norm, affine=self.is_affine)

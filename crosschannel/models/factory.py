@@ -58,6 +58,10 @@ class FactoryNet(ModuleNet):
             self.out_channels, self.last_stride = backbone.channels[last], backbone.stride(last)
             self.last_origin = backbone.origin(last)
 
+    @classmethod
+    def from_spec(cls, spec: NetSpec, image_size: int | None = None) -> "FactoryNet":
+        return cls(spec.name, spec.in_channels, image_size)
+
     @property
     def spec(self) -> NetSpec:
         return NetSpec(self.name, self.in_channels)

@@ -44,6 +44,10 @@ class TimmNet(nn.Module):
         self.layers = tuple(f"{self.kind}{i}{kind}" for i in range(1, count + 1) for kind in kinds)
         self.out_channels = self.model.feature_info[-1]["num_chs"]
 
+    @classmethod
+    def from_spec(cls, spec: NetSpec, image_size: int | None = None) -> "TimmNet":
+        return cls(spec.name.removeprefix("timm:"), spec.in_channels, image_size=image_size)
+
     @property
     def spec(self) -> NetSpec:
         return NetSpec(f"timm:{self.name}", self.in_channels)

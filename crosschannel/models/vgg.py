@@ -44,6 +44,10 @@ class VGG16(LayeredNet):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
 
+    @classmethod
+    def from_spec(cls, spec: NetSpec, _image_size: int | None = None) -> "VGG16":
+        return cls(spec.in_channels, spec.norm, spec.affine, spec.fc)
+
     @property
     def spec(self) -> NetSpec:
         return NetSpec("vgg16", self.in_channels, self.has_norm, self.fc, affine=self.is_affine)

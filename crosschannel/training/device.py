@@ -1,7 +1,5 @@
 """Which device, and what `auto` means on it: a fixed table, looked up, never timed."""
 
-import contextlib
-import ctypes
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -59,19 +57,6 @@ def device_kind(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
     return "cpu-with-bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "cpu"
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees (glibc; elsewhere nothing happens).
-
-    A training step on a CPU asks for the same large arrays again and again; to hand each back to the system and have
-    it filled with zeros anew takes longer than much of the arithmetic.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4
-    with contextlib.suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, -1)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

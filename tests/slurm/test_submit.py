@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from crosschannel import hub
 from crosschannel.errors import UserError
 from crosschannel.runs.folder import RunFolder
 from slurm.cli import PROFILES, main
-from slurm.command import _LOADERS, prefetch, read_command, sweep
+from slurm.command import prefetch, read_command, sweep
 from slurm.job_folder import JobFolder
 from slurm.snapshot import snapshot
 from slurm.staging import stage
@@ -198,7 +199,7 @@ def test_every_form_of_source_is_submitted_as_it_is_typed(slurm, photo_folder, t
 
 def test_weights_are_fetched_where_a_job_will_want_them_and_nowhere_else(monkeypatch):
     fetched = []
-    monkeypatch.setitem(_LOADERS, "backbone", fetched.append)
+    monkeypatch.setattr(hub, "load_backbone", fetched.append, raising=False)
     sources = {
         "zoo:eccv16": True, "hf-hub:me/net": True, "timm:resnet18": True, "torchvision:resnet18": True,
         "torchvision:resnet18,weights=IMAGENET1K_V1": True, "random:zoo:eccv16": True, "random:timm:resnet18": False,
@@ -214,7 +215,8 @@ def test_weights_are_fetched_where_a_job_will_want_them_and_nowhere_else(monkeyp
 def test_every_method_of_an_evaluation_is_fetched_and_its_classifier(monkeypatch):
     fetched = []
     for loads in ("colorizer", "classifier"):
-        monkeypatch.setitem(_LOADERS, loads, lambda source, loads=loads: fetched.append((loads, source)))
+        load = lambda source, loads=loads: fetched.append((loads, source))  # noqa: E731
+        monkeypatch.setattr(hub, f"load_{loads}", load, raising=False)
     methods = ["--methods", "full=zoo:eccv16,temperature=1", "grey", "runs/a"]
     words = ["crosschannel", "evaluate", "--data=x", "--classifier=timm:resnet18", *methods]
     prefetch(read_command(words))
