@@ -8,27 +8,13 @@ import re
 
 import pytest
 from cluster import events, wait, wait_for_step
-from launch import launch, pace, until
+from launch import pace, until
 
 from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import load_result
 from slurm.job_folder import JobFolder
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
-
-
-def test_two_nodes_train_together(cluster, uninterrupted):
-    folder = uninterrupted.parent.parent
-    job = JobFolder(uninterrupted).jobs()[-1]
-    assert (job.nodes, job.ranks) == (2, 2) and events(uninterrupted) == ["started", "finished"]
-    hosts = {rank: end.code for rank, end in JobFolder(uninterrupted).ends(job.id, 0).items()}
-    assert hosts == {0: 0, 1: 0}
-    said = launch(folder, "status", environment=cluster.environment)
-    assert re.search(rf"runs/a +{job.id} +finished +2 +300/300", said)
-    assert re.search(r"^\[0\] step \d+/", launch(folder, "logs", "runs/a", environment=cluster.environment), re.M)
-    (code,) = (uninterrupted / "slurm" / "code").iterdir()
-    assert (code / "crosschannel" / "cli.py").is_file() and json.loads((code / "code.json").read_text())["version"]
-    assert cluster.job(job.id).get("JobState", "COMPLETED") == "COMPLETED"
 
 
 def test_a_bug_ends_the_job_and_is_not_started_again(cluster, sl, tmp_path):
@@ -71,23 +57,21 @@ def test_a_bad_flag_queues_nothing(cluster, sl, small, tmp_path):
 
 
 def test_a_sweep_is_an_array_with_a_folder_a_run(cluster, sl, small, tmp_path):
-    said = sl(
-        "submit", "--sweep=optim.lr=1e-3,3e-4", "--sweep=seed=0,1", "--", *small, "--train.steps=4", "--out=runs/s"
-    )
-    assert len(re.findall(r"job \d+_[0-3]: runs/s/optim.lr=", said)) == 4
+    said = sl("submit", "--sweep=optim.lr=1e-3,3e-4", "--sweep=seed=0", "--", *small, "--train.steps=4", "--out=runs/s")
+    assert len(re.findall(r"job \d+_[01]: runs/s/optim.lr=", said)) == 2
     runs = sorted((tmp_path / "runs/s").glob("optim*"))
     for run in runs:
         wait(cluster, run, "finished")
     rates = {json.loads((run / "result.json").read_text())["config"]["optim"]["lr"] for run in runs}
-    assert len(runs) == 4 and rates == {1e-3, 3e-4}
-    assert len(re.findall(r"finished", sl("status", "runs/s"))) == 4
+    assert len(runs) == 2 and rates == {1e-3, 3e-4}
+    assert len(re.findall(r"finished", sl("status", "runs/s"))) == 2
     assert "resuming" not in sl("logs", runs[0])
     assert sl("submit", "--sweep=seed=0", "--sweep=optim.lr=1e-3", "--", *small, "--train.steps=4", "--out=runs/t")
 
 
 def test_cancel_then_resume_on_one_node(cluster, sl, two, tmp_path):
     run = tmp_path / "runs/a"
-    job = two(0.2, "--tasks-per-node=2", steps=200)
+    job = two(0.2, steps=200)
     wait_for_step(cluster, run, 6)
     said = sl("status")
     assert re.search(rf"runs/a +{job} +running +2 +\d+/200 +\d", said)
@@ -98,7 +82,7 @@ def test_cancel_then_resume_on_one_node(cluster, sl, two, tmp_path):
     sl("resume", "runs/a", "--nodes=1")
     wait(cluster, run, "finished")
     assert "resuming" in sl("logs", "runs/a")
-    assert [(job.nodes, job.ranks) for job in JobFolder(run).jobs()] == [(2, 4), (1, 2)]
+    assert [(job.nodes, job.ranks) for job in JobFolder(run).jobs()] == [(2, 2), (1, 1)]
 
 
 def test_two_nodes_of_two_ranks_learn_what_one_process_learns(cluster, sl, photo_folder, tmp_path):

@@ -1,8 +1,9 @@
-"""A real SLURM: time-outs, preemption, requeues and kills; each run ends where the uninterrupted one ends.
+"""A real SLURM: two nodes, time-outs, preemption, requeues and kills; each run ends where the uninterrupted one ends.
 
 Needs root and Debian's slurmctld, slurmd, slurm-client and munge.
 """
 
+import json
 import os
 import re
 import signal
@@ -11,12 +12,26 @@ from pathlib import Path
 
 import pytest
 from cluster import events, last_step, wait, wait_for_step
-from launch import pace
+from launch import launch, pace
 from same_end import assert_same_end
 
 from slurm.job_folder import JobFolder
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+
+def test_two_nodes_train_together(cluster, uninterrupted):
+    folder = uninterrupted.parent.parent
+    job = JobFolder(uninterrupted).jobs()[-1]
+    assert (job.nodes, job.ranks) == (2, 2) and events(uninterrupted) == ["started", "finished"]
+    hosts = {rank: end.code for rank, end in JobFolder(uninterrupted).ends(job.id, 0).items()}
+    assert hosts == {0: 0, 1: 0}
+    said = launch(folder, "status", environment=cluster.environment)
+    assert re.search(rf"runs/a +{job.id} +finished +2 +300/300", said)
+    assert re.search(r"^\[0\] step \d+/", launch(folder, "logs", "runs/a", environment=cluster.environment), re.M)
+    (code,) = (uninterrupted / "slurm" / "code").iterdir()
+    assert (code / "crosschannel" / "cli.py").is_file() and json.loads((code / "code.json").read_text())["version"]
+    assert cluster.job(job.id).get("JobState", "COMPLETED") == "COMPLETED"
 
 
 def test_time_out_preemption_and_requeue_in_one_run_end_where_the_uninterrupted_run_ends(
