@@ -74,7 +74,7 @@ def some_proposals(images: VOCImages, count: int) -> WithProposals:
     """Boxes near the objects, and anywhere, as many as selective search may give."""
     generator, found = np.random.default_rng(0), {}
     for index, name in enumerate(images.names):
-        truth = from_voc(images.annotation(index).boxes)
+        truth = from_voc(images.fields(index)["objects"].boxes)
         near = np.repeat(truth, 40, 0)
         near = near + generator.normal(0, 0.15, near.shape) * np.tile(near[:, 2:] - near[:, :2], 2)
         low = generator.uniform(0, 300, (2 * count, 2))
@@ -188,7 +188,7 @@ def figures(count: int, resamples: int) -> None:
 
 def selective_search(images: VOCImages, count: int) -> None:
     few = Subset(images, np.linspace(0, len(images) - 1, count).astype(int))
-    truths = [from_voc(few.annotation(index).boxes) for index in range(count)]
+    truths = [from_voc(few.fields(index)["objects"].boxes) for index in range(count)]
     rows = []
     for mode in ("fast", "quality"):
         speeds = []

@@ -22,7 +22,7 @@ def annotation_digest(images: ImageSet) -> str:
     """
     digest = sha256(np.ascontiguousarray(images.labels).tobytes())
     for index in range(len(images)):
-        for part in _parts(images.annotation(index)):
+        for part in _parts(list(images.fields(index).values()) or images.label(index)):
             digest.update(part)
     return digest.hexdigest()[:16]
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from crosschannel.data.memory import as_image_set, holds_images, is_image_set
+from crosschannel.data.images import ImageSet
+from crosschannel.data.memory import as_image_set, holds_images
 from crosschannel.data.open import hold_out
 from crosschannel.errors import UserError, describe
 from crosschannel.runs.result import Result, load_result
 
 if TYPE_CHECKING:
-    from crosschannel.data import ImageSet
     from transfer.config import MeasureConfig
     from transfer.protocol import Protocol
 
@@ -80,7 +80,7 @@ def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | 
     if isinstance(data, str | os.PathLike):
         return as_text(data, "")
     is_pair = isinstance(data, list | tuple) and len(data) == 2
-    if is_pair and all(map(is_image_set, data)):
+    if is_pair and all(isinstance(part, ImageSet) for part in data):
         return tuple(data)
     if not protocol.annotations:
         if is_pair and all(map(holds_images, data)):
@@ -90,7 +90,7 @@ def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | 
     raise UserError(f"{_accepted_data(protocol, config)}, got {_describe_data(data)}")
 
 
-def _pair(train: Any, test: Any) -> tuple["ImageSet", "ImageSet"]:
+def _pair(train: Any, test: Any) -> tuple[ImageSet, ImageSet]:
     parts = ("images", "images") if train is test else ("training images", "test images")
     return as_image_set(train, parts[0]), as_image_set(test, parts[1])
 

@@ -12,17 +12,19 @@ from crosschannel.lazy import lazy_names
 if TYPE_CHECKING:
     from crosschannel.data.images import ImageSet, MemoryImages, Subset
     from crosschannel.data.open import open_images, open_training_images
+    from crosschannel.data.record import Record
     from crosschannel.data.stream import BrokenImages, Stream, load_batches
-    from crosschannel.data.views import Batch, CentreCrop, ImageBatch, TenCrops, TrainingCrops, View
+    from crosschannel.data.views import Batch, CentreCrop, Draw, ImageBatch, TenCrops, TrainingCrops, View
     from crosschannel.runs.config import CropConfig
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "crosschannel.data.images": "ImageSet MemoryImages Subset",
+        "crosschannel.data.record": "Record",
         "crosschannel.data.open": "open_images open_training_images",
         "crosschannel.data.stream": "BrokenImages Stream load_batches",
-        "crosschannel.data.views": "Batch CentreCrop ImageBatch TenCrops TrainingCrops View",
+        "crosschannel.data.views": "Batch CentreCrop Draw ImageBatch TenCrops TrainingCrops View",
         "crosschannel.runs.config": "CropConfig",
     },
 )

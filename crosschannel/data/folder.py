@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from crosschannel.data.decode import READS_AVIF, READS_HEIC
-from crosschannel.data.images import Names
+from crosschannel.data.images import ImageSet, Names
 from crosschannel.errors import UserError
 from crosschannel.files import MARKERS, is_output_folder, noted_files, read_bytes
 
@@ -151,7 +151,7 @@ def subfolders(root: Path) -> list[str]:
     return sorted(entry.name for entry in _entries(root)[1] if _is_folder(entry) and not is_hidden(entry.name))
 
 
-class FolderImages:
+class FolderImages(ImageSet):
     """An ImageSet of the files below a folder. The first level of subfolders names the classes.
 
     Args:
@@ -162,8 +162,6 @@ class FolderImages:
     Attributes:
         listing: the files, and counts of those left out.
     """
-
-    remote = False
 
     def __init__(self, root: Path, labels: dict[str, str] | None = None, classes: tuple[str, ...] | None = None):
         self._root = root
@@ -181,13 +179,10 @@ class FolderImages:
         self.names = Names(files)
         self.labels = np.array([number[c] if c else -1 for c in named], np.int64)
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def read(self, index: int) -> bytes:
         return read_bytes(self._root / self.names[index])
 
-    def annotation(self, index: int) -> int:
+    def label(self, index: int) -> int:
         return int(self.labels[index])
 
     def content_key(self) -> str:

@@ -1,10 +1,12 @@
 """ImageSet: encoded images by index, wherever they are stored."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b, sha256
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+
+from crosschannel.data.record import Record
 
 
 class Names(Sequence[str]):
@@ -37,83 +39,104 @@ class Names(Sequence[str]):
         return sha256(self._ends.tobytes() + self._blob).hexdigest()[:16]
 
 
-class ImageSet(Protocol):
-    """Encoded images with labels: any object with these attributes and methods. Reading is thread- and fork-safe.
+class ImageSet:
+    """Encoded images with labels, by index: the base class of all sets. Reading is thread- and fork-safe.
+
+    A set has the attributes below, :meth:`read` and :meth:`content_key`; the other methods have defaults.
 
     Attributes:
         names: what each image is called in logs and results, unique.
         labels: (len,) int64, -1 where unknown; of images with several classes a row each, as their protocol has it.
         classes: class names by label; empty where there are none.
-        remote: reading waits for a network; such a set has ``read_many(indices)`` besides.
+        remote: reading waits for a network; such a set has :meth:`read_many`.
     """
 
-    remote: bool
     names: Names
     labels: np.ndarray
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    remote: bool = False
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.names)
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image."""
-        ...
+        raise NotImplementedError
 
-    def annotation(self, index: int) -> Any:
-        """What is known of one image: its label, or what the set's views need (masks, boxes)."""
-        ...
+    def read_many(self, indices: Sequence[int]) -> list[bytes]:
+        """The encoded bytes of several images."""
+        return [self.read(index) for index in indices]
+
+    def parts(self, index: int) -> Mapping[str, bytes]:
+        """All encoded files of an item."""
+        return {"image": self.read(index)}
+
+    def label(self, index: int) -> int | np.ndarray:
+        """The label of one image, or its row of the labels."""
+        return self.labels[index]
+
+    def fields(self, index: int) -> Mapping[str, Any]:
+        """What is known of an item besides its label, such as ``objects``, ``proposals`` or a ``mask``."""
+        return {}
+
+    def record(self, index: int) -> Record:
+        """One item, as views take it."""
+        return Record(self.parts(index), self.label(index), self.fields(index))
+
+    def records(self, indices: Sequence[int]) -> list[Record]:
+        """Several items; a remote set reads their images at once."""
+        if not self.remote:
+            return [self.record(index) for index in indices]
+        images = self.read_many(indices)
+        return [Record({"image": data}, self.label(i), self.fields(i)) for i, data in zip(indices, images, strict=True)]
 
     def content_key(self) -> str:
         """A digest that changes with the images, as far as can be told without reading them: names, places, sizes
         and times of change."""
-        ...
+        raise NotImplementedError
 
 
-class MemoryImages:
+class MemoryImages(ImageSet):
     """An ImageSet of encoded images held in memory."""
-
-    remote = False
 
     def __init__(self, names: Sequence[str], labels: Sequence[int], blobs: Sequence[bytes], classes=()):
         self.names, self.labels, self.classes = Names(names), np.asarray(labels, np.int64), tuple(classes)
         self._blobs = list(blobs)
 
-    def __len__(self) -> int:
-        return len(self._blobs)
-
     def read(self, index: int) -> bytes:
         return self._blobs[index]
-
-    def annotation(self, index: int) -> Any:
-        return self.labels[index]
 
     def content_key(self) -> str:
         return sha256(b"".join(sha256(blob).digest() for blob in self._blobs)).hexdigest()
 
 
-class Annotated:
-    """Another set, whose annotations are what :meth:`annotation` of a subclass says."""
+class Annotated(ImageSet):
+    """Another set, with more fields: those that a subclass adds."""
 
     def __init__(self, images: ImageSet):
         self.names, self.labels, self.classes, self.remote = images.names, images.labels, images.classes, images.remote
         self._images = images
 
-    def __len__(self) -> int:
-        return len(self._images)
-
     def read(self, index: int) -> bytes:
         return self._images.read(index)
 
-    def read_many(self, indices: list[int]) -> list[bytes]:
+    def read_many(self, indices: Sequence[int]) -> list[bytes]:
         return self._images.read_many(indices)
 
-    def annotation(self, index: int) -> Any:
-        return self._images.annotation(index)
+    def parts(self, index: int) -> Mapping[str, bytes]:
+        return self._images.parts(index)
+
+    def label(self, index: int) -> int | np.ndarray:
+        return self._images.label(index)
+
+    def fields(self, index: int) -> Mapping[str, Any]:
+        return self._images.fields(index)
 
     def content_key(self) -> str:
         return self._images.content_key()
 
 
-class Subset:
+class Subset(ImageSet):
     """Some images of another set, by index."""
 
     def __init__(self, images: ImageSet, indices: np.ndarray):
@@ -121,17 +144,20 @@ class Subset:
         self.labels, self.classes = images.labels[indices], images.classes
         self._images, self._indices, self.remote = images, indices, images.remote
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
     def read(self, index: int) -> bytes:
         return self._images.read(int(self._indices[index]))
 
-    def annotation(self, index: int) -> Any:
-        return self._images.annotation(int(self._indices[index]))
-
-    def read_many(self, indices: list[int]) -> list[bytes]:
+    def read_many(self, indices: Sequence[int]) -> list[bytes]:
         return self._images.read_many([int(self._indices[index]) for index in indices])
+
+    def parts(self, index: int) -> Mapping[str, bytes]:
+        return self._images.parts(int(self._indices[index]))
+
+    def label(self, index: int) -> int | np.ndarray:
+        return self._images.label(int(self._indices[index]))
+
+    def fields(self, index: int) -> Mapping[str, Any]:
+        return self._images.fields(int(self._indices[index]))
 
     def content_key(self) -> str:
         return sha256(self._images.content_key().encode() + self._indices.astype(np.int64).tobytes()).hexdigest()

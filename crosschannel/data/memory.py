@@ -19,7 +19,7 @@ _PIXELS = "uint8 pixels or floats in [0, 1], (N, H, W, 3) or (N, 3, H, W)"
 _TOLERANCE = 1e-3  # for resized floats outside [0, 1]
 
 
-class PixelImages:
+class PixelImages(ImageSet):
     """An ImageSet of pictures in memory or computed by index; each is losslessly encoded when it is read.
 
     Args:
@@ -29,38 +29,24 @@ class PixelImages:
         classes: class names.
     """
 
-    remote = False
-
     def __init__(self, picture: Callable[[int], np.ndarray], names: Sequence[str], labels: np.ndarray, classes=()):
         if labels.ndim == 2 and not classes:
             classes = map(str, range(labels.shape[1]))
         self.names, self.labels, self.classes = Names(names), labels, tuple(classes)
         self._picture = picture
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, index: int) -> bytes:
         buffer = io.BytesIO()
         Image.fromarray(self._picture(index)).save(buffer, "BMP")
         return buffer.getvalue()
 
-    def annotation(self, index: int) -> Any:
-        return self.labels[index]
-
     def content_key(self) -> str:
         return sha256(b"".join(sha256(self.read(index)).digest() for index in range(len(self)))).hexdigest()
 
 
-def is_image_set(value: object) -> bool:
-    """Whether a value has all attributes and methods of an :class:`~crosschannel.data.ImageSet`."""
-    names = ("names", "labels", "classes", "remote", "read", "annotation", "content_key", "__len__")
-    return not isinstance(value, type) and all(hasattr(value, name) for name in names)
-
-
 def holds_images(value: object) -> bool:
     """Whether a value looks like images for :func:`as_image_set`, which may still refuse its contents."""
-    return is_image_set(value) or _is_dataset(value) or _is_labelled(value)
+    return isinstance(value, ImageSet) or _is_dataset(value) or _is_labelled(value)
 
 
 def as_image_set(value: Any, part: str = "images") -> ImageSet:
@@ -75,7 +61,7 @@ def as_image_set(value: Any, part: str = "images") -> ImageSet:
     Raises:
         UserError: any other value.
     """
-    if is_image_set(value):
+    if isinstance(value, ImageSet):
         return value
     if holds_images(value):
         images = _from_dataset(value, part) if _is_dataset(value) else _from_pair(*value, part)

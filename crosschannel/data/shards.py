@@ -5,7 +5,7 @@ import re
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crosschannel.data.folder import EXTENSIONS, counted
-from crosschannel.data.images import Names
+from crosschannel.data.images import ImageSet, Names
 from crosschannel.data.layout import split_of, split_word
 from crosschannel.data.members import Member, check_uncompressed, images_of_samples, is_data
 from crosschannel.data.remote import Range, is_remote, read_file, read_ranges
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     name: str
 
 
-class ShardImages:
+class ShardImages(ImageSet):
     """An ImageSet of the image members of tar files; ``key.cls`` beside ``key.jpg`` is its label.
 
     A shard's index is read from ``SHARD.idx`` where that fits the shard, else made by scanning the tar once.
@@ -61,9 +61,6 @@ class ShardImages:
         self.classes = classes or tuple(str(i) for i in range(int(self.labels.max(initial=-1)) + 1))
         self._files: dict[tuple[int, int], int] = {}
 
-    def __len__(self) -> int:
-        return len(self._offset)
-
     def read(self, index: int) -> bytes:
         shard = int(np.searchsorted(self._ends, index, "right"))
         offset, size = int(self._offset[index]), int(self._size[index])
@@ -76,7 +73,7 @@ class ShardImages:
             self._files[key] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(self._files[key], size, offset)
 
-    def annotation(self, index: int) -> int:
+    def label(self, index: int) -> int:
         return int(self.labels[index])
 
     def content_key(self) -> str:
@@ -85,7 +82,7 @@ class ShardImages:
             digest.update(shard.encode() if is_remote(shard) else str(Path(shard).stat().st_mtime_ns).encode())
         return digest.hexdigest()
 
-    def read_many(self, indices: list[int]) -> list[bytes]:
+    def read_many(self, indices: Sequence[int]) -> list[bytes]:
         """The bytes of several images of remote shards."""
         shards = np.searchsorted(self._ends, indices, "right")
         places = zip(shards, indices, strict=True)

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data.decode import BrokenImage
 from crosschannel.data.images import ImageSet
 from crosschannel.data.order import epoch_order, mix
+from crosschannel.data.record import Record
 from crosschannel.data.views import Batch, Broken, Draw, View
 from crosschannel.errors import WORKER_LOSS, UserError, is_worker_loss
 
@@ -35,10 +36,11 @@ _running: dict[Any, tuple[int, int]] = {}  # iterators of loaders with workers, 
 
 @dataclass
 class _Sample:
-    """What one number gave: the view's sample if any image was readable, its index, and the broken ones met."""
+    """A sample of the view, or None if no image was readable; its index and draw, and the broken images before it."""
 
     content: Any
     index: int
+    draw: Draw
     is_whole: bool
     broken: Broken
 
@@ -74,11 +76,11 @@ class Stream(Dataset):
         """Several samples; where the images are gone, why (a worker's exception would arrive as a traceback)."""
         try:
             if not self.reads:
-                return [_Sample(None, self.place(number, 0), True, []) for number in numbers]
+                return [_Sample(None, self.place(number, 0), self.draw(number, 0), True, []) for number in numbers]
             if not self.images.remote:
                 return [self[number] for number in numbers]
-            first = self.images.read_many([self.place(number, 0) for number in numbers])
-            return [self._sample(number, data) for number, data in zip(numbers, first, strict=True)]
+            first = self.images.records([self.place(number, 0) for number in numbers])
+            return [self._sample(number, record) for number, record in zip(numbers, first, strict=True)]
         except UserError as error:
             return error
 
@@ -87,29 +89,31 @@ class Stream(Dataset):
         if isinstance(samples, UserError):
             return samples
         whole = [sample for sample in samples if sample.is_whole]
-        indices = torch.tensor([sample.index for sample in whole], dtype=torch.int64)
+        indices = np.array([sample.index for sample in whole], np.int64)
+        draws = np.array([mix(*sample.draw.keys) for sample in whole], np.uint64).view(np.int64)
         broken = [entry for sample in samples for entry in sample.broken]
-        return self.view.collate([sample.content for sample in whole], indices, broken)
+        labels = torch.from_numpy(np.asarray(self.images.labels)[indices])
+        info = Batch(torch.from_numpy(indices), labels, torch.from_numpy(draws), broken)
+        return self.view.collate([sample.content for sample in whole], info)
 
-    def _sample(self, number: int, first: bytes | str) -> _Sample:
+    def _sample(self, number: int, first: Record | str) -> _Sample:
         broken: Broken = []
         for attempt in range(1 if self.seed is None else _ATTEMPTS):
-            index = self.place(number, attempt)
-            data = self._read(index) if attempt else first
-            if isinstance(data, str):
-                broken.append((index, data))
+            index, draw = self.place(number, attempt), self.draw(number, attempt)
+            record = self._read(index) if attempt else first
+            if isinstance(record, str):
+                broken.append((index, record))
                 continue
             try:
-                annotation, draw = self.images.annotation(index), self.draw(number, attempt)
-                return _Sample(self.view(EncodedImage(data), annotation, draw), index, True, broken)
+                return _Sample(self.view(record, draw), index, draw, True, broken)
             except BrokenImage as error:
                 broken.append((index, str(error)))
-        return _Sample(None, index, False, broken)
+        return _Sample(None, index, draw, False, broken)
 
-    def _read(self, index: int) -> bytes | str:
-        """An image's bytes, or why that one image cannot be read."""
+    def _read(self, index: int) -> Record | str:
+        """A record, or the reason why this one image cannot be read."""
         try:
-            return self.images.read(index)
+            return self.images.record(index)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # this machine's fault, not the image's
                 raise UserError(f"cannot read images: {error}") from None

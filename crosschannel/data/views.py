@@ -1,21 +1,20 @@
-"""Views: what is made of an image. A view turns an encoded image, what is known of it and its draws into a sample, says
-how many samples an image gives, and puts samples together into a batch.
+"""Views: what a task sees of a record. A view turns a record and its draw into a sample, says how many samples a record
+gives, and puts samples together into a batch.
 
-What a run sees is a :class:`~crosschannel.data.stream.Stream` of one view; a protocol that needs another one states it
-in a class like these.
+A run reads a :class:`~crosschannel.data.stream.Stream` of one view, which its task or protocol chooses.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from crosschannel.data.crops import centre_box, cut, random_box, squash, ten_crop_box
-from crosschannel.data.decode import EncodedImage
-from crosschannel.data.order import uniforms
+from crosschannel.data.order import mix, uniforms
+from crosschannel.data.record import Record
 from crosschannel.runs.config import CropConfig
 
 Broken = list[tuple[int, str]]  # (index, reason) of images that could not be read
@@ -23,10 +22,10 @@ Broken = list[tuple[int, str]]  # (index, reason) of images that could not be re
 
 @dataclass(frozen=True)
 class Draw:
-    """What a sample depends on besides its image: chance, as a pure function of the keys.
+    """The random numbers of one sample: pure functions of (seed, epoch, position, attempt).
 
     Attributes:
-        view: which of the image's samples this is.
+        view: number of the sample among those of its record.
         keys: of the numbers.
     """
 
@@ -34,28 +33,63 @@ class Draw:
     keys: tuple[int, ...]
 
     def uniforms(self, count: int) -> list[float]:
-        """The first ``count`` of this sample's numbers in [0, 1)."""
+        """The first ``count`` numbers in [0, 1)."""
         return uniforms(count, *self.keys)
 
+    def generator(self) -> np.random.Generator:
+        """A generator for draws of any distribution and length."""
+        return np.random.default_rng(mix(*self.keys))
 
-class Batch(Protocol):
-    """What the loop knows of a batch.
+
+@dataclass
+class Batch:
+    """Samples of a step, or of an evaluation. Views add their tensors in a subclass.
 
     Attributes:
         indices: (N,) int64 into the image set.
-        broken: the images that had to be replaced (training) or left out (evaluation).
+        labels: (N,) int64, -1 where unknown; (N, classes) for images of several classes.
+        draws: (N,) int64, a hash of each sample's keys, for :meth:`uniforms`.
+        broken: images that were replaced (training) or left out (evaluation).
     """
 
     indices: Tensor
+    labels: Tensor
+    draws: Tensor
     broken: Broken
 
     def __len__(self) -> int:
-        """Samples in it."""
-        ...
+        return len(self.indices)
 
-    def pin_memory(self) -> "Batch":
-        """With its tensors page-locked, for copies to a GPU."""
-        ...
+    def uniforms(self, count: int) -> Tensor:
+        """Random numbers of the samples: (N, count) float64 in [0, 1), on the CPU.
+
+        A sample has the same ones in any batch, on any rank and beside any broken image; they are independent of those
+        of its view.
+        """
+        rows = [uniforms(count, draw, 1) for draw in self.draws.tolist()]
+        return torch.tensor(rows, dtype=torch.float64).view(len(self), count)
+
+    def pin_memory(self) -> Self:
+        """With page-locked tensors, for copies to a GPU."""
+        return map_tensors(self, Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Self:
+        """With its tensors on a device."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+T = TypeVar("T")
+
+
+def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """Apply a function to all tensors in a dataclass, and in the lists and dataclasses in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list):
+        return [map_tensors(item, change) for item in value]
+    if is_dataclass(value):
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
+    return value
 
 
 S = TypeVar("S")
@@ -63,65 +97,47 @@ S = TypeVar("S")
 
 class View(Protocol[S]):
     """A kind of sample. It travels to the loader's workers, so it holds settings and no pixels. One with
-    ``reads = False`` is given numbers of images and never called.
+    ``reads = False`` is never called: its batches have no pixels.
 
     Attributes:
-        views: samples that an image gives.
+        views: samples that a record gives in evaluations.
     """
 
     views: int
 
-    def __call__(self, image: EncodedImage, annotation: Any, draw: Draw) -> S:
-        """One sample.
+    def __call__(self, record: Record, draw: Draw) -> S:
+        """One sample, a pure function of its record and its draw.
 
         Raises:
             BrokenImage: the image cannot be read.
         """
         ...
 
-    def collate(self, samples: Sequence[S], indices: Tensor, broken: Broken) -> Batch:
-        """A batch of samples, of which there may be none."""
+    def collate(self, samples: Sequence[S], info: Batch) -> Batch:
+        """A batch of samples, of which there may be none; ``info`` has what is common to all batches."""
         ...
 
 
 @dataclass
-class ImageBatch:
+class ImageBatch(Batch):
     """Crops.
 
     Attributes:
         images: (N, 3, S, S) uint8 RGB, channels_last in memory.
-        indices, broken: see :class:`Batch`.
     """
 
     images: Tensor
-    indices: Tensor
-    broken: Broken
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def pin_memory(self) -> "ImageBatch":
-        return ImageBatch(self.images.pin_memory(), self.indices, self.broken)
 
 
-@dataclass
-class IndexBatch:
-    """Which images, and nothing of them."""
-
-    indices: Tensor
-    broken: Broken
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def pin_memory(self) -> "IndexBatch":
-        return self
+def stack_crops(crops: Sequence[np.ndarray]) -> Tensor:
+    """Stack crops (S, S, 3) uint8 of one size: (N, 3, S, S), channels_last in memory."""
+    stacked = np.stack(crops) if crops else np.empty((0, 1, 1, 3), np.uint8)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def collate_crops(samples: Sequence[np.ndarray], indices: Tensor, broken: Broken) -> ImageBatch:
-    """Crops (S, S, 3) of one size as a batch."""
-    stacked = np.stack(samples) if samples else np.empty((0, 1, 1, 3), np.uint8)
-    return ImageBatch(torch.from_numpy(stacked).permute(0, 3, 1, 2), indices, broken)
+def collate_crops(samples: Sequence[np.ndarray], info: Batch) -> ImageBatch:
+    """Batch crops (S, S, 3) of one size."""
+    return ImageBatch(**vars(info), images=stack_crops(samples))
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,8 @@ class TrainingCrops:
     interpolation: str = "bilinear"
     views: int = 1
 
-    def __call__(self, image: EncodedImage, _annotation: Any, draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, draw: Draw) -> np.ndarray:
+        image = record.image()
         u = draw.uniforms(5)
         box = random_box(image.width, image.height, self.crop, u)
         return cut(image, box, self.crop.size, self.crop.mirror and u[4] < 0.5, self.interpolation)
@@ -149,7 +166,8 @@ class CentreCrop:
     interpolation: str = "bilinear"
     views: ClassVar[int] = 1
 
-    def __call__(self, image: EncodedImage, _annotation: Any, _draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, _draw: Draw) -> np.ndarray:
+        image = record.image()
         box = centre_box(image.width, image.height, self.size, self.resize)
         return cut(image, box, self.size, interpolation=self.interpolation)
 
@@ -165,7 +183,8 @@ class TenCrops:
     interpolation: str = "bilinear"
     views: ClassVar[int] = 10
 
-    def __call__(self, image: EncodedImage, _annotation: Any, draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, draw: Draw) -> np.ndarray:
+        image = record.image()
         box, mirror = ten_crop_box(image.width, image.height, self.size, self.resize, draw.view)
         return cut(image, box, self.size, mirror, self.interpolation)
 
@@ -181,19 +200,19 @@ class Squashed:
     resize: int = 0
     views: ClassVar[int] = 1
 
-    def __call__(self, image: EncodedImage, _annotation: Any, _draw: Draw) -> np.ndarray:
-        return squash(image, self.size, self.resize, self.interpolation)
+    def __call__(self, record: Record, _draw: Draw) -> np.ndarray:
+        return squash(record.image(), self.size, self.resize, self.interpolation)
 
     collate = staticmethod(collate_crops)
 
 
 @dataclass(frozen=True)
 class IndexOnly:
-    """The order of a stream without its pixels, for who holds what it needs of every image already."""
+    """Yield indices only, for tasks with cached features."""
 
     views: ClassVar[int] = 1
     reads: ClassVar[bool] = False
 
     @staticmethod
-    def collate(_samples: Sequence[None], indices: Tensor, broken: Broken) -> IndexBatch:
-        return IndexBatch(indices, broken)
+    def collate(_samples: Sequence[None], info: Batch) -> Batch:
+        return info

@@ -97,9 +97,9 @@ def _measure(
         raise UserError(
             f"{len(images)} images by {len(methods)} methods give more rows than a result holds: give --limit {most}"
         )
-    seen: ImageSet = images
+    stream = Stream(images, Pairs(config.size))
     if any(method.source == "random" for method in methods):
-        seen = WithDonors(images, donors, config.seed)
+        stream = Stream(WithDonors(images, donors, config.seed), Pairs(config.size, donors))
     painters = load_painters(methods, config.upsample, world.device)
     fooled = people_fooled(config.realism) if config.realism else {}
     names = [method.name for method in methods]
@@ -121,23 +121,21 @@ def _measure(
     starts = range(0, len(images), _PART)
     for start in progress(starts, "colouring", len(starts)) if world.is_main else starts:
         if not world.from_main(partial(_is_there, parts, start)):
-            _score_part(evaluator, seen, start, parts, run, world)
-    world.from_main(lambda: _finish(config, evaluator, seen, fooled, run, console))
+            _score_part(evaluator, stream, start, parts, run, world)
+    world.from_main(lambda: _finish(config, evaluator, stream, fooled, run, console))
 
 
 def _is_there(parts: Path, start: int) -> bool:
     return (parts / f"{start:09d}.json").is_file()
 
 
-def _score_part(evaluator: Evaluator, images: ImageSet, start: int, parts: Path, run: RunFolder, world: World) -> None:
+def _score_part(evaluator: Evaluator, stream: Stream, start: int, parts: Path, run: RunFolder, world: World) -> None:
     """Score some images and write their rows."""
-    config = evaluator.config
+    config, images = evaluator.config, stream.images
     chosen = np.arange(start, min(len(images), start + _PART))
-    labels = torch.from_numpy(images.labels[chosen])
-    stream = Stream(Subset(images, chosen), Pairs(config.size))
     held_out = HeldOut(
-        stream,
-        lambda batch: evaluator.score(batch, labels[batch.indices]),
+        Stream(Subset(images, chosen), stream.view),
+        evaluator.score,
         world,
         config.batch,
         config.workers,
@@ -201,7 +199,7 @@ def _read_parts(parts: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
 def _finish(
     config: EvaluateConfig,
     evaluator: Evaluator,
-    images: ImageSet,
+    stream: Stream,
     fooled: dict[str, float],
     run: RunFolder,
     console: Console,
@@ -219,7 +217,7 @@ def _finish(
     if problem:
         shutil.rmtree(run.path / "parts")  # nobody wants to go on with them
         raise UserError(problem)
-    rows = {"names": np.array([images.names[int(index)] for index in indices]), **rows}
+    rows = {"names": np.array([stream.images.names[int(index)] for index in indices]), **rows}
     figures = {name: float(values[0]) for name, values in metrics(rows, np.ones((1, len(indices)))).items()}
     names = [painter.method.name for painter in evaluator.painters]
     for painter in evaluator.painters:
@@ -227,7 +225,7 @@ def _finish(
             found = cost(painter.colorizer, config.size, evaluator.device)
             figures |= {f"{painter.method.name}/{name}": value for name, value in found.items()}
     figures |= {f"{name}/fooled": rate for name, rate in fooled.items() if name in names}
-    page = write_page(run.path, config, rows, curves, figures, evaluator, Stream(images, Pairs(config.size)), indices)
+    page = write_page(run.path, config, rows, curves, figures, evaluator, stream, indices)
     told = {"prior": config.prior, "random from": config.random_from, "classifier": config.classifier}
     what = ", ".join([*config.methods, *(f"{key} {value}" for key, value in told.items() if value not in (None, OWN))])
     finish(run, config, what, config.data, len(indices), figures, rows)

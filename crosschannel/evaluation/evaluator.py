@@ -62,7 +62,7 @@ class Evaluator:
         return to_8_bit(lab_to_rgb(fit_gamut(lab) if self.config.gamut == "map" else lab))
 
     @torch.inference_mode()
-    def score(self, batch: PairBatch, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def score(self, batch: PairBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Columns of rows, a row an image; and by method how often each true bin had each error, (313, 152)."""
         if not len(batch):
             return {}, {}
@@ -88,5 +88,5 @@ class Evaluator:
             if self.lpips is not None:
                 rows[f"{name}/lpips"] = self.lpips(rgb, pictures.rgb)
             if self.interpretability is not None:
-                rows[f"{name}/top1"] = self.interpretability.right(rgb, labels.to(self.device))
+                rows[f"{name}/top1"] = self.interpretability.right(rgb, batch.labels.to(self.device))
         return rows, curves

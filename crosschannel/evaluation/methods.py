@@ -1,6 +1,7 @@
 """What is compared: nets that colour, and the three baselines."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor
 
 from crosschannel.color import rgb_to_lab
-from crosschannel.data import ImageBatch, ImageSet
+from crosschannel.data import Batch, Draw, ImageBatch, ImageSet, Record
 from crosschannel.data.crops import centre_box, cut
-from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data.decode import BrokenImage
 from crosschannel.data.images import Annotated
 from crosschannel.data.order import mix
-from crosschannel.data.views import Broken, Draw
+from crosschannel.data.views import stack_crops
 from crosschannel.errors import UserError
 from crosschannel.evaluation.config import Method
 from crosschannel.hub import load_colorizer
@@ -90,7 +91,8 @@ def load_painters(methods: Sequence[Method], upsample: Upsample, device: torch.d
 
 
 class WithDonors(Annotated):
-    """An ImageSet whose annotations are other encoded images, from which colours are copied.
+    """Another image set with the field ``donors``: indices of images from which colours are copied, in the order in
+    which they are tried.
 
     Args:
         images: what is evaluated.
@@ -100,64 +102,56 @@ class WithDonors(Annotated):
 
     def __init__(self, images: ImageSet, donors: ImageSet, seed: int):
         super().__init__(images)
-        self._donors, self._seed = donors, seed
+        self.donors, self._seed = donors, seed
         if donors is images and len(images) < 2:
             raise UserError("random colours are those of another image, and here is one only")
 
-    def annotation(self, index: int) -> Iterator[bytes]:
-        """The bytes of one donor after the other."""
-        for attempt in range(_TRIES):
-            if self._donors is self._images:  # one of the others
-                donor = (index + 1 + mix(self._seed, index, attempt) % (len(self) - 1)) % len(self)
-            else:
-                donor = mix(self._seed, index, attempt) % len(self._donors)
-            if self._donors.names[donor] == self.names[index]:
-                continue
-            try:
-                yield self._donors.read(donor)
-            except OSError:
-                continue
+    def fields(self, index: int) -> Mapping[str, Any]:
+        draws = [mix(self._seed, index, attempt) for attempt in range(_TRIES)]
+        if self.donors is self._images:  # one of the others
+            donors = [(index + 1 + draw % (len(self) - 1)) % len(self) for draw in draws]
+        else:
+            donors = [draw % len(self.donors) for draw in draws]
+        donors = [donor for donor in donors if self.donors.names[donor] != self.names[index]]
+        return {**super().fields(index), "donors": donors}
 
 
 @dataclass
 class PairBatch(ImageBatch):
     """Crops with those of their donors, (N, 3, S, S) uint8, or None."""
 
-    donors: Tensor | None = None
-
-    def pin_memory(self) -> "PairBatch":
-        donors = None if self.donors is None else self.donors.pin_memory()
-        return PairBatch(self.images.pin_memory(), self.indices, self.broken, donors)
+    donors: Tensor | None
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A view: the centre square, and that of a donor where images have any."""
+    """A view: the centre square, and that of the first donor that can be read.
+
+    Attributes:
+        size: side of the squares.
+        donors: the images that the field ``donors`` refers to; None: no donors.
+    """
 
     size: int
+    donors: ImageSet | None = None
     views: ClassVar[int] = 1
 
-    def __call__(self, image: EncodedImage, annotation: Any, _draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
-        crop = self._crop(image)
-        if not isinstance(annotation, Iterator):
+    def __call__(self, record: Record, _draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
+        crop = self._crop(record)
+        if self.donors is None:
             return crop, None
-        for data in annotation:
-            try:
-                return crop, self._crop(EncodedImage(data))
-            except BrokenImage:
-                continue
+        for donor in record.fields["donors"]:
+            with contextlib.suppress(BrokenImage, OSError):
+                return crop, self._crop(self.donors.record(donor))
         raise BrokenImage("no image that could be read to copy colours from")
 
-    def _crop(self, image: EncodedImage) -> np.ndarray:
+    def _crop(self, record: Record) -> np.ndarray:
+        image = record.image()
         box = centre_box(image.width, image.height, self.size, self.size)
         return cut(image, box, self.size)
 
     @staticmethod
-    def collate(samples: Sequence[tuple[np.ndarray, np.ndarray | None]], indices: Tensor, broken: Broken) -> PairBatch:
-        def stacked(crops: list[np.ndarray]) -> Tensor:
-            return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-
-        if not samples:
-            return PairBatch(torch.empty(0, 3, 1, 1, dtype=torch.uint8), indices, broken, None)
+    def collate(samples: Sequence[tuple[np.ndarray, np.ndarray | None]], info: Batch) -> PairBatch:
         donors = [donor for _, donor in samples if donor is not None]
-        return PairBatch(stacked([crop for crop, _ in samples]), indices, broken, stacked(donors) if donors else None)
+        crops = stack_crops([crop for crop, _ in samples])
+        return PairBatch(**vars(info), images=crops, donors=stack_crops(donors) if donors else None)

@@ -90,7 +90,7 @@ def _photographs(
     config: StudyBuildConfig, images: ImageSet, evaluator: Evaluator, left_out: dict[str, str]
 ) -> Iterator[tuple[str, Pictures]]:
     """Photographs in colour, in random order, each a batch of one; others are noted."""
-    stream = Stream(WithDonors(images, images, config.seed), Pairs(config.size))
+    stream = Stream(WithDonors(images, images, config.seed), Pairs(config.size, images))
     for index in map(int, epoch_order(len(images), config.seed, 0)):
         batch = stream.collate([stream[index]])
         if isinstance(batch, UserError):

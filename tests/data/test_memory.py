@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Subset
 from crosschannel import ImageSet, UserError
 from crosschannel.data import MemoryImages
 from crosschannel.data.decode import decode
-from crosschannel.data.memory import as_image_set, is_image_set
+from crosschannel.data.memory import as_image_set
 
 X = np.random.default_rng(0).integers(0, 256, (6, 10, 12, 3), np.uint8)
 Y = np.array([0, 1, 2, 0, 1, 2])
@@ -67,10 +67,10 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
 )
 def test_every_form_gives_its_pixels_and_labels(value):
     images = as_image_set(value)
-    assert is_image_set(images) and len(images) == len(set(images.names)) == 6
+    assert isinstance(images, ImageSet) and len(images) == len(set(images.names)) == 6
     assert all(np.array_equal(decode(images.read(i)), X[i]) for i in range(6))
     labels = range(6) if isinstance(value, tuple) and isinstance(value[1], range) else Y
-    assert images.labels.tolist() == list(labels) == [images.annotation(i) for i in range(6)]
+    assert images.labels.tolist() == list(labels) == [images.label(i) for i in range(6)]
     assert images.content_key() == as_image_set((X, Y)).content_key()
 
 

@@ -143,9 +143,9 @@ def test_a_signal_is_heard_between_batches(photo_folder, tmp_path, monkeypatch, 
 
     original = Evaluator.score
 
-    def told(self, batch, labels):
+    def told(self, batch):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, labels)
+        return original(self, batch)
 
     monkeypatch.setattr(Evaluator, "score", told)
     assert main([*command(photo_folder, tmp_path / "run"), "--methods", "grey"]) == 75

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from batches import info
 from PIL import Image
 from torch import nn
 
@@ -31,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def batch(photos):
     images = torch.from_numpy(np.stack([photo[:32, :32] for photo in photos[:3]])).permute(0, 3, 1, 2)
-    return PairBatch(images, torch.arange(3), [])
+    return PairBatch(**vars(info(3)), images=images, donors=None)
 
 
 class Wrong(Painter):
@@ -51,7 +52,7 @@ def test_figures_are_those_of_brute_force(batch, tmp_path, prior):
         packaged.save(tmp_path / "prior.npz")
         config.prior = str(tmp_path / "prior.npz")
     evaluator = Evaluator(config, [Wrong(Method("wrong", "x"), None)], None, None, CPU)
-    rows, curves = evaluator.score(batch, torch.zeros(3, dtype=torch.int64))
+    rows, curves = evaluator.score(batch)
     rows = {"names": np.array(["a", "b", "c"]), **{name: column.numpy() for name, column in rows.items()}}
     found = metrics(rows, np.ones((1, 3)))
     truth = rgb_to_lab(batch.images)[:, 1:]
@@ -104,10 +105,10 @@ def test_a_constant_colour_is_copied_from_the_only_donor(photos, tmp_path):
 
     images = MemoryImages(["a", "b"], [0, 0], [encoded(photo[:40, :40]) for photo in photos[:2]])
     red = MemoryImages(["red"], [0], [encoded(np.full((50, 50, 3), (200, 30, 40), np.uint8))])
-    stream = Stream(WithDonors(images, red, 0), Pairs(32))
+    stream = Stream(WithDonors(images, red, 0), Pairs(32, red))
     batch = stream.collate([stream[0], stream[1]])
     evaluator = Evaluator(EvaluateConfig(data=""), [Painter(Method("random", "random"), None)], None, None, CPU)
-    rows, _ = evaluator.score(batch, torch.zeros(2, dtype=torch.int64))
+    rows, _ = evaluator.score(batch)
     truth = rgb_to_lab(batch.images)[:, 1:]
     ab = rgb_to_lab(torch.tensor([200, 30, 40], dtype=torch.uint8)[None, :, None, None])[:, 1:]
     distances = (ab - truth).norm(dim=1)
@@ -119,7 +120,7 @@ def test_donors_follow_the_seed_and_are_never_the_picture_itself(photos):
     images = MemoryImages([str(i) for i in range(20)], [0] * 20, [bytes([i]) for i in range(20)])
 
     def donors(seed):
-        return [next(WithDonors(images, images, seed).annotation(i))[0] for i in range(20)]
+        return [WithDonors(images, images, seed).fields(i)["donors"][0] for i in range(20)]
 
     assert donors(0) == donors(0) != donors(1)
     assert all(donor != i for seed in range(5) for i, donor in enumerate(donors(seed)))

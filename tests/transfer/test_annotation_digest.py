@@ -41,8 +41,8 @@ class One(MemoryImages):
         super().__init__(["one"], [0], [b""])
         self.value = annotation
 
-    def annotation(self, index: int) -> object:
-        return self.value
+    def fields(self, index: int) -> dict[str, object]:
+        return {"value": self.value}
 
 
 @pytest.mark.parametrize("case", CHANGES)

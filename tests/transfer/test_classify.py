@@ -16,7 +16,7 @@ from trained_runs import by_one_and_by_two, figures, killed_and_finished
 
 import transfer
 from crosschannel import UserError
-from crosschannel.data.decode import EncodedImage
+from crosschannel.data import Record
 from crosschannel.data.views import Squashed
 from crosschannel.models import InputSpec
 from crosschannel.parsing import config_folder
@@ -240,11 +240,11 @@ def test_one_cost_is_chosen_by_mean_test_ap_over_all_draws():
 def test_the_short_side_is_resized_before_images_are_squashed(photos):
     encoded = io.BytesIO()
     Image.fromarray(photos[0][:300, :420]).save(encoded, "PNG")
-    image = EncodedImage(encoded.getvalue())
+    record = Record({"image": encoded.getvalue()})
     rgb = torch.from_numpy(photos[0][:300, :420].copy()).permute(2, 0, 1)[None].float()
     short = torch.nn.functional.interpolate(rgb, (256, 358), mode="bilinear", antialias=True)
     expected = torch.nn.functional.interpolate(short, (224, 224), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    twice, once = (Squashed(224, resize=resize)(image, None, None) for resize in (256, 0))
+    twice, once = (Squashed(224, resize=resize)(record, None) for resize in (256, 0))
     assert np.abs(twice - expected.numpy()).max() <= 2  # both steps round to 8 bits
     energy = [np.square(np.diff(one.astype(float), axis=1)).mean() for one in (once, twice)]
     assert energy[0] > 1.05 * energy[1]

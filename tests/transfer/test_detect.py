@@ -149,8 +149,8 @@ def memory(pixels, objects, boxes=((10, 20, 50, 40), (0, 0, 30, 30))):
     Image.fromarray(pixels).save(file, "PNG")
 
     class Annotated(MemoryImages):
-        def annotation(self, index):
-            return objects
+        def fields(self, index):
+            return {"objects": objects}
 
     images = Annotated(["one"], [0], [file.getvalue()])
     return WithProposals(images, {"one": np.array(boxes, np.float32).reshape(-1, 4)}, "a test")
@@ -164,7 +164,7 @@ def test_target_statistics_are_those_of_regions_that_show_something(voc, proposa
     mean, deviation = target_statistics(images, 20, config)
     moves: dict[int, list] = {}
     for index in range(len(images)):
-        objects, found = images.annotation(index)
+        objects, found = images.fields(index).values()
         truth, classes = from_voc(objects.boxes)[~objects.difficult], objects.classes[~objects.difficult]
         for box in [*truth, *found.astype(float)]:
             shared = [float(overlaps(box[None], one[None])[0, 0]) for one in truth]
@@ -302,7 +302,7 @@ def test_mat_files_are_read_as_they_were_published(voc, proposals, tmp_path):
     savemat(tmp_path / "train.mat", {"boxes": cells, "images": images})
     found = load_boxes(tmp_path / "train.mat")
     again = WithProposals(VOCImages(voc, [("2007", "trainval")]), found, "a file")
-    assert all(np.array_equal(again.annotation(i)[1], boxes[name]) for i, name in enumerate(names))
+    assert all(np.array_equal(again.fields(i)["proposals"], boxes[name]) for i, name in enumerate(names))
 
 
 def test_proposals_go_on_where_they_were_stopped(voc, tmp_path, proposals, monkeypatch):

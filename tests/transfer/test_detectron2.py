@@ -12,6 +12,7 @@ import transfer
 from crosschannel import load_backbone
 from crosschannel.cli import main as crosschannel
 from crosschannel.data import Stream, load_batches
+from crosschannel.data.views import map_tensors
 from crosschannel.models.adapt import trainable_copy
 from crosschannel.models.regions import pool_regions
 from crosschannel.runs.result import load_result
@@ -41,7 +42,7 @@ def some_boxes(images, generator) -> dict[str, np.ndarray]:
     """Boxes around the objects, and anywhere."""
     found = {}
     for index, name in enumerate(images.names):
-        near = np.repeat(images.annotation(index).boxes, 6, 0)
+        near = np.repeat(images.fields(index)["objects"].boxes, 6, 0)
         near = near + generator.integers(-12, 12, near.shape)
         anywhere = generator.integers(0, 60, (20, 4))
         boxes = np.concatenate([near, anywhere]).clip(0, 60)
@@ -157,7 +158,7 @@ def test_a_batch_without_regions_has_a_gradient_of_zero(frozen, batches):
             net.backbone.part(frozen).requires_grad_(True)
             net.score.requires_grad_(True)
         batch = batches[0][0]
-        empty = [one.map(lambda tensor: tensor[:0]) for one in batch.regions]
+        empty = map_tensors(batch.regions, lambda tensor: tensor[:0])
         loss, count = net.train()(replace(batch, regions=empty))
         loss.backward()
         assert loss == count == 0

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 import transfer
 from crosschannel import UserError, load_backbone, wrap
-from crosschannel.data import Stream, load_batches
-from crosschannel.data.decode import EncodedImage
+from crosschannel.data import Record, Stream, load_batches
 from crosschannel.data.order import mix
 from crosschannel.data.views import Draw
 from crosschannel.models import AlexNet, Backbone, InputSpec
@@ -352,7 +351,7 @@ def test_windows_are_sampled_bilinearly_without_antialiasing():
     Image.fromarray(pixels).save(buffer, "PNG")
     for number in range(20):
         draw = Draw(0, (number,))
-        ours = RandomScaleCrops(size, mirror=False)(EncodedImage(buffer.getvalue()), None, draw).astype(float)
+        ours = RandomScaleCrops(size, mirror=False)(Record({"image": buffer.getvalue()}), draw).astype(float)
         u = draw.uniforms(4)
         side = round(size * (0.5 + 1.5 * u[0]))
         top, left = int(u[2] * (61 - side)), int(u[1] * (91 - side))

@@ -94,7 +94,7 @@ def test_proposals_in_the_picture_are_unchanged(images, tmp_path, name, boxes):
     expected = np.array(boxes, np.float32).reshape(-1, 4)
     path = WRITERS[name](tmp_path / name, dict.fromkeys(images.names, expected.astype(float)))
     found = WithProposals(images, load_boxes(path), str(path))
-    assert all(np.array_equal(found.annotation(index)[1], expected) for index in range(3))
+    assert all(np.array_equal(found.fields(index)["proposals"], expected) for index in range(3))
 
 
 CELLS = {

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import transfer
-from crosschannel.data import MemoryImages, Stream, load_batches
-from crosschannel.data.decode import EncodedImage
+from crosschannel.data import MemoryImages, Record, Stream, load_batches
 from crosschannel.data.views import Draw
 from crosschannel.runs.config import of_role, science
 from transfer.cli import PROGRAM
@@ -54,7 +53,7 @@ def test_random_scale_windows_have_the_scales_and_places_asked_for(photos):
     Image.fromarray(ramp).save(buffer, "PNG")
     view, scales, mirrored, lefts = RandomScaleCrops(100), [], 0, []
     for number in range(400):
-        crop = view(EncodedImage(buffer.getvalue()), None, Draw(0, (number,))).astype(float)
+        crop = view(Record({"image": buffer.getvalue()}), Draw(0, (number,))).astype(float)
         assert crop.shape == (100, 100, 3)
         across = (crop[50, -1, 0] - crop[50, 0, 0]) / 255 * 399
         down = (crop[-1, 50, 1] - crop[0, 50, 1]) / 255 * 299
@@ -65,7 +64,7 @@ def test_random_scale_windows_have_the_scales_and_places_asked_for(photos):
     assert min(scales) == pytest.approx(0.5, abs=0.05) and max(scales) == pytest.approx(2.0, abs=0.05)
     assert np.mean(scales) == pytest.approx(1.25, abs=0.08) and 160 < mirrored < 240
     assert min(lefts) < 15 and max(lefts) > 250
-    small = RandomScaleCrops(500)(EncodedImage(buffer.getvalue()), None, Draw(0, (1,)))  # s₂ = 0.6
+    small = RandomScaleCrops(500)(Record({"image": buffer.getvalue()}), Draw(0, (1,)))  # s₂ = 0.6
     assert small.shape == (500, 500, 3)
 
 

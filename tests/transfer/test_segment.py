@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from batches import info
 from devkits import make_devkit, save_mask
 from PIL import Image
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from trained_runs import assert_function_is_command, by_one_and_by_two, figures,
 
 import transfer
 from crosschannel import UserError, load_backbone
-from crosschannel.data import Stream, Subset, load_batches
+from crosschannel.data import Record, Stream, Subset, load_batches
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import mix
 from crosschannel.data.views import Draw
@@ -254,18 +255,18 @@ def test_a_batch_keeps_images_of_one_size_together():
         (np.full((h, w, 3), i, np.uint8), np.full((h, w), i, np.uint8), (h, w))
         for i, (h, w) in enumerate([(2, 3), (4, 3), (2, 3)])
     ]
-    batch = WholeImages.collate(samples, torch.tensor([7, 8, 9]), [])
+    batch = WholeImages.collate(samples, info(3))
     assert len(batch) == 3 and [group.places.tolist() for group in batch.groups] == [[0, 2], [1]]
     assert batch.groups[0].images.shape == (2, 3, 2, 3) and batch.groups[0].images[:, 0, 0, 0].tolist() == [0, 2]
     assert batch.groups[1].masks.tolist() == [[[1] * 3] * 4] and batch.groups[1].inside.tolist() == [[4, 3]]
 
 
-def image_of(pixels: np.ndarray) -> EncodedImage:
+def record_of(pixels: np.ndarray, mask: np.ndarray) -> Record:
     import io
 
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return EncodedImage(file.getvalue())
+    return Record({"image": file.getvalue()}, fields={"mask": mask})
 
 
 def test_crops_take_an_image_and_its_mask_alike():
@@ -277,7 +278,7 @@ def test_crops_take_an_image_and_its_mask_alike():
     seen = set()
     for number in range(40):
         view = MaskedCrops(4, 96, (0.5, 2.0))
-        crop, mask, (height, width) = view(image_of(pixels), labels, Draw(0, (0, number)))
+        crop, mask, (height, width) = view(record_of(pixels, labels), Draw(0, (0, number)))
         assert crop.shape == (96, 96, 3) and mask.shape == (96, 96)
         assert (mask[height:] == 255).all() and (mask[:, width:] == 255).all() and not crop[height:].any()
         inside = mask[:height, :width]
@@ -291,7 +292,7 @@ def test_crops_take_an_image_and_its_mask_alike():
 def test_a_mirrored_image_has_a_mirrored_mask():
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
     labels = (pixels[..., 0] > 128).astype(np.uint8)
-    found = [WholeImages(2, mirror=True)(image_of(pixels), labels, Draw(0, (0, i))) for i in range(20)]
+    found = [WholeImages(2, mirror=True)(record_of(pixels, labels), Draw(0, (0, i))) for i in range(20)]
     mirrored = [not np.array_equal(one[0], pixels) for one in found]
     assert 4 < sum(mirrored) < 16
     for crop, mask, _ in found:
@@ -516,7 +517,7 @@ def best_at(images: Subset, step: int) -> float:
     """Mean IU of the true masks, averaged to a grid and brought back."""
     total = np.zeros((21, 21), np.int64)
     for index in range(len(images)):
-        mask = torch.from_numpy(labels_of(images.annotation(index), EncodedImage(images.read(index)), 21)).long()
+        mask = torch.from_numpy(labels_of(images.fields(index)["mask"], EncodedImage(images.read(index)), 21)).long()
         one_hot = F.one_hot(torch.where(mask == 255, 21, mask), 22)[..., :21].permute(2, 0, 1)[None].float()
         small = F.interpolate(one_hot, [-(-side // step) for side in mask.shape], mode="area")
         total += confusion_of(F.interpolate(small, mask.shape, mode="bilinear")[0].argmax(0), mask, 21).numpy()

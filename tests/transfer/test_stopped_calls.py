@@ -42,9 +42,9 @@ from transfer.pascal.devkit import open_devkit
 from transfer.pascal.masks import open_masks
 
 class Slow(Annotated):
-    def read(self, index):
+    def parts(self, index):
         time.sleep(0.3 if multiprocessing.parent_process() else 0)
-        return super().read(index)
+        return super().parts(index)
 
 net = wrap(nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2)), size=32)
 config = {config}()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from crosschannel.data.folder import EXTENSIONS
-from crosschannel.data.images import Names
+from crosschannel.data.images import ImageSet, Names
 from crosschannel.data.open import staged
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, read_text, user_path
@@ -22,8 +22,8 @@ from transfer.protocol import Data, Split
 _OF_2011 = Path("TrainVal") / "VOCdevkit"
 
 
-class VOCImages:
-    """Image sets of a devkit, as an :class:`~crosschannel.data.ImageSet`.
+class VOCImages(ImageSet):
+    """Image sets of a devkit, with the field ``objects``.
 
     Args:
         devkit: folder of VOC2007 and the like, or one that holds it.
@@ -38,7 +38,6 @@ class VOCImages:
         UserError: a year, a set, an image or an annotation is missing or damaged; the message names it.
     """
 
-    remote = False
     classes = CLASSES
 
     def __init__(self, devkit: Path, sets: Iterable[tuple[str, str]]):
@@ -58,17 +57,14 @@ class VOCImages:
         ]
         self.labels = np.stack([objects.labels() for objects in self.objects])
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def image_path(self, index: int) -> Path:
         return self._paths[index]
 
     def read(self, index: int) -> bytes:
         return read_bytes(self.image_path(index))
 
-    def annotation(self, index: int) -> Objects:
-        return self.objects[index]
+    def fields(self, index: int) -> dict[str, Objects]:
+        return {"objects": self.objects[index]}
 
     def content_key(self) -> str:
         return key_of_files(self.names, self._paths)

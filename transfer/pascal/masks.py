@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crosschannel.data.decode import EncodedImage
-from crosschannel.data.images import Names
+from crosschannel.data.images import ImageSet, Names
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, user_path
 from transfer.pascal.config import MasksConfig, named_sets
@@ -33,11 +33,11 @@ CLASSES = ("background", *OBJECTS)
 _SBD = Path("benchmark_RELEASE") / "dataset"
 
 
-def labels_of(annotation: Any, image: EncodedImage, classes: int) -> np.ndarray:
+def labels_of(mask: Any, image: EncodedImage, classes: int) -> np.ndarray:
     """The labels of an image's pixels, (H, W) uint8.
 
     Args:
-        annotation: a mask: a :class:`MaskFile`, or (H, W) integers.
+        mask: a :class:`MaskFile`, or (H, W) integers.
         image: that it is of.
         classes: number of classes; 255 is none of them.
 
@@ -46,8 +46,8 @@ def labels_of(annotation: Any, image: EncodedImage, classes: int) -> np.ndarray:
     """
     if classes > IGNORED:
         raise UserError(f"{classes} classes are too many: labels are 0 to {IGNORED - 1}, and {IGNORED} is left out")
-    is_file = isinstance(annotation, MaskFile)
-    labels, what = (annotation.read(), annotation.path) if is_file else (_as_array(annotation), "of an image")
+    is_file = isinstance(mask, MaskFile)
+    labels, what = (mask.read(), mask.path) if is_file else (_as_array(mask), "of an image")
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise UserError(f"the mask {what} must be (H, W) integers, got {labels.dtype} of shape {labels.shape}")
     if labels.shape != (image.height, image.width):
@@ -59,18 +59,18 @@ def labels_of(annotation: Any, image: EncodedImage, classes: int) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def _as_array(annotation: Any) -> np.ndarray:
+def _as_array(mask: Any) -> np.ndarray:
     try:
-        if np.ma.is_masked(annotation):
+        if np.ma.is_masked(mask):
             raise ValueError("masked values")
-        return np.asarray(annotation)
+        return np.asarray(mask)
     except Exception as error:  # such as nested lists of different lengths, or a tensor on a GPU
-        kind = type(annotation).__name__
+        kind = type(mask).__name__
         raise UserError(f"the mask of an image must be (H, W) integers, got {kind}: {error}") from None
 
 
-class MaskedImages:
-    """Images with masks, as an :class:`~crosschannel.data.ImageSet`.
+class MaskedImages(ImageSet):
+    """Images with the field ``mask``.
 
     Args:
         places: (name, image, mask) of each; names are such as VOC2012/2007_000032.
@@ -79,8 +79,6 @@ class MaskedImages:
     Raises:
         UserError: an image is named twice, or an image or a mask is missing; the message names it.
     """
-
-    remote = False
 
     def __init__(self, places: Iterable[tuple[str, Path, Path]], classes: Sequence[str] = CLASSES):
         names, self.images, masks = zip(*places, strict=True)
@@ -91,14 +89,11 @@ class MaskedImages:
         check_files(self.images, "images")
         check_files(masks, "masks")
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def read(self, index: int) -> bytes:
         return read_bytes(self.images[index])
 
-    def annotation(self, index: int) -> MaskFile:
-        return self.masks[index]
+    def fields(self, index: int) -> dict[str, MaskFile]:
+        return {"mask": self.masks[index]}
 
     def content_key(self) -> str:
         return key_of_files(self.names, self.images)
@@ -108,7 +103,7 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
     """The image sets that a config names, with masks.
 
     Args:
-        data: the VOCdevkit folder, one that holds it, or image sets that are there, whose annotations are masks, (H, W)
+        data: the VOCdevkit folder, one that holds it, or image sets that are there, whose field ``mask`` is (H, W)
             integers, of their ``classes`` (default PASCAL's 21); 255 is left out.
         config: names the sets, SBD's folder, and whether what is missing may be fetched.
 

@@ -48,7 +48,7 @@ def main(config: ProposalsConfig) -> list[Path]:
             except Interrupted:
                 raise Interrupted(flag.name) from None
             places = [index for index, one in enumerate(images.names) if one in boxes]
-            truths = [from_voc(images.annotation(index).boxes) for index in places]
+            truths = [from_voc(images.fields(index)["objects"].boxes) for index in places]
             found = recall(truths, [boxes[images.names[index]] for index in places])
             count = sum(map(len, boxes.values())) / max(1, len(boxes))
             console.print(

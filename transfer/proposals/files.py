@@ -175,7 +175,7 @@ def _read_mat(path: Path) -> dict[str, np.ndarray]:
 
 
 class WithProposals(Annotated):
-    """An image set whose annotation is (what it was before, boxes (P, 4) float32).
+    """Another image set with the field ``proposals``, boxes (P, 4) float32.
 
     Args:
         images: the set.
@@ -200,8 +200,8 @@ class WithProposals(Annotated):
         for index, array in enumerate(self.boxes):
             check_boxes(array, images, index, source)
 
-    def annotation(self, index: int) -> tuple[Any, np.ndarray]:
-        return super().annotation(index), self.boxes[index]
+    def fields(self, index: int) -> Mapping[str, Any]:
+        return {**super().fields(index), "proposals": self.boxes[index]}
 
 
 def recall(truths: Sequence[np.ndarray], boxes: Sequence[np.ndarray], iou: float = 0.5) -> float:

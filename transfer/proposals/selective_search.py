@@ -3,13 +3,11 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
 
-from crosschannel.data.decode import EncodedImage
-from crosschannel.data.views import Broken, Draw
+from crosschannel.data import Batch, Draw, Record
 from crosschannel.errors import UserError
 
 Mode = Literal["fast", "quality"]
@@ -70,18 +68,10 @@ def _seed_c() -> None:
 
 
 @dataclass
-class BoxesBatch:
+class BoxesBatch(Batch):
     """Boxes of images, (P, 4) int32 each."""
 
     boxes: list[np.ndarray]
-    indices: Tensor
-    broken: Broken
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def pin_memory(self) -> "BoxesBatch":
-        return self
 
 
 @dataclass(frozen=True)
@@ -92,9 +82,9 @@ class Searched:
     most: int = MOST
     views: ClassVar[int] = 1
 
-    def __call__(self, image: EncodedImage, _annotation: Any, _draw: Draw) -> np.ndarray:
-        return selective_search(image.pixels(), self.mode, self.most)
+    def __call__(self, record: Record, _draw: Draw) -> np.ndarray:
+        return selective_search(record.image().pixels(), self.mode, self.most)
 
     @staticmethod
-    def collate(samples: Sequence[np.ndarray], indices: Tensor, broken: Broken) -> BoxesBatch:
-        return BoxesBatch(list(samples), indices, broken)
+    def collate(samples: Sequence[np.ndarray], info: Batch) -> BoxesBatch:
+        return BoxesBatch(**vars(info), boxes=list(samples))

@@ -234,8 +234,8 @@ class Pictures(MemoryImages):
         super().__init__(names, [0] * len(names), [file.getvalue()] * len(names), CLASSES)
         self.labels, self.values = np.tile(np.eye(20, dtype=np.int8)[3], (len(names), 1)), annotations
 
-    def annotation(self, index: int) -> object:
-        return self.values[index]
+    def fields(self, index: int) -> dict[str, object]:
+        return {"objects": self.values[index]}
 
 
 def objects(*boxes: object, dtype: type = float) -> Objects:
@@ -252,7 +252,7 @@ MEMORY = {
     "three edges": (objects([1, 1, 9]), r"must be \(1, 4\) numbers, got \(1, 3\)"),
     "a class too few": (Objects(np.ones((2, 4)), np.array([3]), np.array([False])), r"must be \(1, 4\) numbers"),
     "flags that are numbers": (Objects(SOUND.boxes, SOUND.classes, np.array([0])), "difficult must be True or False"),
-    "a label": (3, "its annotation must be transfer.pascal.devkit.Objects, got int"),
+    "a label": (3, "its field objects must be transfer.pascal.devkit.Objects, got int"),
 }
 
 

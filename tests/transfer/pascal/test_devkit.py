@@ -127,7 +127,7 @@ def test_a_jpg_is_preferred_to_other_images_of_the_same_name(small):
 
 def test_boxes_are_those_of_the_files(small):
     images = VOCImages(small, [("2007", "test")])
-    objects = images.annotation(0)
+    objects = images.fields(0)["objects"]
     assert objects.boxes[0].tolist() == [4, 5, 40, 50] and objects.difficult.sum() == 1
 
 

@@ -45,7 +45,7 @@ def test_masks_are_those_of_the_files(voc):
     split = open_masks(str(voc), config(train_set="2007:trainval", test_set="2007:test"))
     assert (len(split.train), len(split.test)) == (40, 20) and split.classes == CLASSES and len(CLASSES) == 21
     image = EncodedImage(split.test.read(3))
-    labels = labels_of(split.test.annotation(3), image, 21)
+    labels = labels_of(split.test.fields(3)["mask"], image, 21)
     expected = np.array(Image.open(voc / "VOC2007" / "SegmentationClass" / "000043.png"))
     assert labels.shape == (image.height, image.width) and (labels == expected).all() and (labels[0] == 255).all()
 
@@ -56,7 +56,7 @@ def test_seg11valid_is_what_the_rule_says(years):
     assert split.train.names[0] == "SBD/000000"
     assert [Path(name).name for name in split.test.names] == [f"{i:06d}" for i in range(12, 20)]
     assert split.test.names[0] == "VOC2011/000012"  # 2012's files
-    labels = labels_of(split.train.annotation(0), EncodedImage(split.train.read(0)), 21)
+    labels = labels_of(split.train.fields(0)["mask"], EncodedImage(split.train.read(0)), 21)
     assert labels.shape == (70, 90) and labels.max() <= 5 and labels.dtype == np.uint8
     elsewhere = years.parent / "elsewhere"
     shutil.move(years.parent / "benchmark_RELEASE", elsewhere)
@@ -133,7 +133,7 @@ def test_masks_of_ones_own_classes(tmp_path, photos):
     split = open_masks((images, images), config())
     assert split.classes == ("ground", "sky")
     with pytest.raises(UserError, match="300 classes are too many"):
-        labels_of(images.annotation(0), EncodedImage(images.read(0)), 300)
+        labels_of(images.fields(0)["mask"], EncodedImage(images.read(0)), 300)
 
 
 def test_what_is_missing_is_named_at_once(voc, years):
@@ -184,7 +184,7 @@ def test_masks_that_do_not_fit_are_one_sentence_that_names_the_file(tmp_path):
 def test_a_subset_keeps_its_masks(voc):
     images = open_masks(str(voc), config(train_set="2007:trainval", test_set="2007:test")).train
     part = Subset(images, np.array([7, 2]))
-    assert part.annotation(0) == images.annotation(7) and part.names[1] == images.names[2]
+    assert part.fields(0) == images.fields(7) and part.names[1] == images.names[2]
 
 
 def test_the_palette_is_pascals():

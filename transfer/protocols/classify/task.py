@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crosschannel.data import ImageBatch, ImageSet, Stream, View
+from crosschannel.data import ImageBatch, ImageSet, Record, Stream, View
 from crosschannel.data.crops import mirrored
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.views import Draw, collate_crops
@@ -41,7 +41,8 @@ class RandomScaleCrops:
     mirror: bool = True
     views: int = 1
 
-    def __call__(self, image: EncodedImage, _annotation: object, draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, draw: Draw) -> np.ndarray:
+        image = record.image()
         most = min(2.0, image.height / self.size, image.width / self.size)
         u = draw.uniforms(4)
         side = max(1, round(self.size * (min(0.5, most) + (most - min(0.5, most)) * u[0])))
@@ -86,7 +87,6 @@ class Classification:
         self.train, self.test, self.classes = train, test, tuple(classes)
         self.view, self.train_view = view, train_view
         self.world, self.batch, self.workers = world, batch, workers
-        self.labels = torch.from_numpy(np.asarray(train.labels)).to(world.device)
 
     def initialise(self, stream: Stream) -> bool:
         self._initialise(stream)
@@ -94,7 +94,7 @@ class Classification:
 
     def step(self, net: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         logits = net(self._input(batch))
-        labels = self.labels[batch.indices.to(self.world.device)]
+        labels = batch.labels.to(self.world.device, non_blocking=True)
         counts, target = labels != IGNORED, (labels == POSITIVE).float()
         loss = F.binary_cross_entropy_with_logits(logits.float(), target, counts.float(), reduction="sum")
         return loss, loss.new_full((), len(batch))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crosschannel.data import ImageSet
-from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data.decode import BrokenImage
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from transfer.interpolation import greatest, line_weights, nearest, pooled_centres, squashed_places
@@ -74,7 +74,8 @@ def mask_at(images: ImageSet, index: int, classes: int) -> np.ndarray:
         UserError: there is none, it does not fit, or the image has gone since its features were computed.
     """
     try:
-        return labels_of(images.annotation(index), EncodedImage(images.read(index)), classes)
+        record = images.record(index)
+        return labels_of(record.fields.get("mask"), record.image(), classes)
     except (BrokenImage, OSError) as error:
         raise UserError(f"the image {images.names[index]} could be read before, and now it cannot: {error}") from None
 

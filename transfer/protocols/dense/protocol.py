@@ -61,7 +61,7 @@ def dense(
 
     Args:
         backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: the VOCdevkit folder, or (training, test) image sets whose annotations are masks, (H, W) integers: 255 is
+        data: the VOCdevkit folder, or (training, test) image sets whose field ``mask`` is (H, W) integers: 255 is
             neither learned nor scored.
         layers: "all" that have more than one position, names, or patterns such as ``conv*``.
         config: the recipe, or the name of a packaged one: "voc", "voc-mini"; None is the command without ``--config``.
@@ -233,5 +233,5 @@ PROTOCOL = Protocol(
     LayersSection("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
     predict=_predictor,
     floor=one_class_everywhere,
-    annotations="whose annotations are masks, (H, W) integers",
+    annotations="whose field mask is (H, W) integers",
 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crosschannel.data.views import map_tensors
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from crosschannel.models.regions import (
@@ -149,7 +150,7 @@ class Detector(FineTuned):
 
     def _on_device(self, batch: DetectionBatch) -> tuple[Inputs, list[Regions]]:
         device = self.score.box_predictor.cls_score.weight.device
-        regions = [one.map(lambda tensor: tensor.to(device, non_blocking=True)) for one in batch.regions]
+        regions = map_tensors(batch.regions, lambda tensor: tensor.to(device, non_blocking=True))
         return self.inputs(batch.images, device), regions
 
     def losses(self, inputs: Inputs, regions: Sequence[Regions]) -> tuple[Tensor, Tensor]:

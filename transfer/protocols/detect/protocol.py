@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from crosschannel.data import ImageSet, Stream
+from crosschannel.data import ImageSet, Record, Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import UserError, foreign
 from crosschannel.help import shows_keys
@@ -43,10 +43,9 @@ from transfer.protocols.detect.config import DetectConfig
 from transfer.protocols.detect.net import Detector, FastRCNN, deltas
 from transfer.protocols.detect.task import (
     Detection,
+    batch_of,
     best_of_image,
     in_own_pixels,
-    objects_of,
-    sample_of,
 )
 from transfer.protocols.detect.views import AllRegions, SampledRegions, candidates, learned
 
@@ -68,7 +67,7 @@ def detect(
 
     Args:
         backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: the VOCdevkit folder, or (training, test) image sets whose annotations are
+        data: the VOCdevkit folder, or (training, test) image sets whose field ``objects`` is
             :class:`~transfer.pascal.devkit.Objects`, and whose labels are the devkit's.
         config: the recipe, or the name of a packaged one: "paper", "faster-rcnn-c4", "voc-mini"; None is the command
             without ``--config``. Its backbone and data are not looked at.
@@ -102,12 +101,12 @@ def _open(data: Data, config: DetectConfig) -> Split:
 
 
 def _check_objects(images: ImageSet) -> None:
-    """Raise a UserError if an annotation is not Objects, or an object does not lie in its picture."""
+    """Raise a UserError if the objects of an image are not Objects, or an object does not lie in its picture."""
     for index, name in enumerate(images.names):
-        objects = objects_of(images, index)
+        objects = images.fields(index).get("objects")
         if not isinstance(objects, Objects):
             raise UserError(
-                f"{name}: its annotation must be transfer.pascal.devkit.Objects, got {type(objects).__name__}"
+                f"{name}: its field objects must be transfer.pascal.devkit.Objects, got {type(objects).__name__}"
             )
         objects.check(picture_size(images, index), name)
 
@@ -162,10 +161,7 @@ def _measure(given: Measurement) -> Evaluation:
         f"training from {config.train_from}, {trained:,} weights; {plan.resolution} × {plan.resolution} regions of "
         f"{plan.layer}, head {plan.head}, engine {config.engine}"
     )
-    found = config.method == "rpn"
-    view = SampledRegions(
-        len(classes), config.sample, tuple(config.scales), config.longest, config.mirror, has_proposals=not found
-    )
+    view = SampledRegions(len(classes), config.sample, tuple(config.scales), config.longest, config.mirror)
 
     def start(_stream: Stream) -> None:
         torch.manual_seed(config.seed)  # engines have drawn differently by now
@@ -178,7 +174,7 @@ def _measure(given: Measurement) -> Evaluation:
         train if config.score_train else None,
         test,
         classes,
-        AllRegions(config.test_scale, config.test_longest, has_proposals=not found),
+        AllRegions(config.test_scale, config.test_longest),
         config.keep,
         world,
         config.runtime.workers,
@@ -238,10 +234,10 @@ def target_statistics(images: ImageSet, classes: int, config: DetectConfig) -> t
     themselves among them), mirrored ones too. A class of which none is shown has R-CNNs' fixed ones."""
     sums, squares, counts = np.zeros((classes, 4)), np.zeros((classes, 4)), np.zeros(classes)
     for index in range(len(images)):
-        objects, proposals = images.annotation(index)
+        fields = images.fields(index)
         # What lies outside of an image is cut off when it is learned; its size is not looked up for a mean.
-        truth, labels = learned(objects, np.inf, np.inf, config.sample.difficult)
-        boxes = candidates(proposals, truth, np.inf, np.inf)
+        truth, labels = learned(fields["objects"], np.inf, np.inf, config.sample.difficult)
+        boxes = candidates(fields["proposals"], truth, np.inf, np.inf)
         if not len(truth):
             continue
         shared = overlaps(boxes, truth)
@@ -266,11 +262,11 @@ def _predictor(run: Finished) -> Predictor:
     check_engine(config)
     find = _finder(config)
     net, classes, _ = load_net(run, partial(_build, config))
-    view = AllRegions(config.test_scale, config.test_longest, has_proposals=find is not None)
+    view = AllRegions(config.test_scale, config.test_longest)
 
     def detections(image: EncodedImage) -> np.ndarray:
-        proposals = find(image.pixels())[: config.most_proposals] if find else None
-        (found,) = in_own_pixels(net, sample_of(image, view, (None, proposals)))
+        fields = {"proposals": find(image.pixels())[: config.most_proposals]} if find else {}
+        (found,) = in_own_pixels(net, batch_of(Record({"image": image.data}, fields=fields), view))
         return best_of_image(*found, config.keep).cpu().numpy()
 
     return box_predictor(detections, classes)
@@ -295,5 +291,5 @@ PROTOCOL = Protocol(
     pascal_section,
     chapter="pascal",
     predict=_predictor,
-    annotations="whose annotations are transfer.pascal.devkit.Objects",
+    annotations="whose field objects is a transfer.pascal.devkit.Objects",
 )

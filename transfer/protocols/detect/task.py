@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import ops
 
-from crosschannel.data import ImageSet, Stream
-from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data import Batch, Draw, ImageSet, Record, Stream
+from crosschannel.data.decode import BrokenImage
 from crosschannel.runs.result import Ragged, Rows
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
@@ -106,9 +106,8 @@ class Detection:
         pairs = []
         for index in np.linspace(0, len(self.test) - 1, min(_SHOWN, len(self.test))).astype(int):
             try:
-                image = EncodedImage(self.test.read(int(index)))
-                batch = sample_of(image, self.view, self.test.annotation(int(index)))
-                pixels = image.pixels()
+                record = self.test.record(int(index))
+                batch, pixels = batch_of(record, self.view), record.image().pixels()
             except (BrokenImage, OSError):
                 continue
             (found,) = in_own_pixels(net, batch)
@@ -124,14 +123,14 @@ class Detection:
 
 
 def objects_of(images: ImageSet, index: int) -> Objects:
-    """The objects of an image, whether it carries proposals or not."""
-    annotation = images.annotation(index)
-    return annotation[0] if isinstance(annotation, tuple) else annotation
+    """The objects of an image."""
+    return images.fields(index)["objects"]
 
 
-def sample_of(image: EncodedImage, view: AllRegions, annotation: object) -> DetectionBatch:
+def batch_of(record: Record, view: AllRegions) -> DetectionBatch:
     """One image as a batch."""
-    return view.collate([view(image, annotation, None)], torch.tensor([0]), [])
+    none = torch.zeros(1, dtype=torch.int64)
+    return view.collate([view(record, Draw(0, ()))], Batch(none, none, none, []))
 
 
 def in_own_pixels(net: Detector, batch: DetectionBatch) -> Iterator[tuple[Tensor, Tensor]]:

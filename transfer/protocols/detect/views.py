@@ -1,8 +1,8 @@
 """What is made of an image, its objects and its proposals: resized, and in training a sample of labelled regions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crosschannel.data import crops
-from crosschannel.data.decode import EncodedImage
-from crosschannel.data.views import Broken, Draw
+from crosschannel.data.record import Record
+from crosschannel.data.views import Batch, Draw
 from transfer.boxes import clipped, from_voc, has_area, mirrored, overlaps
 from transfer.pascal.devkit import Objects
 from transfer.protocols.detect.config import SampleConfig
@@ -35,44 +35,30 @@ class Regions:
     objects: Tensor
     classes: Tensor
 
-    def map(self, change: Any) -> "Regions":
-        """With every tensor changed."""
-        return Regions(*(change(tensor) for tensor in vars(self).values()))
-
 
 @dataclass
-class DetectionBatch:
+class DetectionBatch(Batch):
     """Images of any sizes.
 
     Attributes:
         images: (3, H, W) uint8 RGB each.
         regions: of each.
         sizes: (N, 2) height and width that each was of before it was resized.
-        indices, broken: see :class:`~crosschannel.data.views.Batch`.
     """
 
     images: list[Tensor]
     regions: list[Regions]
     sizes: Tensor
-    indices: Tensor
-    broken: Broken
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def pin_memory(self) -> "DetectionBatch":
-        images = [image.pin_memory() for image in self.images]
-        return replace(self, images=images, regions=[one.map(Tensor.pin_memory) for one in self.regions])
 
 
 Sample = tuple[Tensor, Regions, tuple[int, int]]
 
 
-def collate_regions(samples: Sequence[Sample], indices: Tensor, broken: Broken) -> DetectionBatch:
+def collate_regions(samples: Sequence[Sample], info: Batch) -> DetectionBatch:
     """Samples as a batch."""
     images, regions = [sample[0] for sample in samples], [sample[1] for sample in samples]
     sizes = torch.tensor([sample[2] for sample in samples], dtype=torch.int64).view(-1, 2)
-    return DetectionBatch(images, regions, sizes, indices, broken)
+    return DetectionBatch(**vars(info), images=images, regions=regions, sizes=sizes)
 
 
 def factor_of(height: int, width: int, short: int, longest: int) -> float:
@@ -89,14 +75,14 @@ def resized(pixels: np.ndarray, factor: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SampledRegions:
-    """A training image at a random scale, mirrored half of the time, with a sample of its regions.
+    """A training image at a random scale, mirrored half of the time, with a sample of its regions if the record has
+    ``proposals``; else the net proposes them.
 
     Attributes:
         classes: there are; background's label.
         sample: which regions.
         scales, longest: of the short side, and the greatest long side.
         mirror: whether to mirror at all.
-        has_proposals: whether the annotation holds them; else the regions are found by the net.
     """
 
     classes: int
@@ -104,16 +90,15 @@ class SampledRegions:
     scales: tuple[int, ...]
     longest: int
     mirror: bool = True
-    has_proposals: bool = True
     views: ClassVar[int] = 1
 
-    def __call__(self, image: EncodedImage, annotation: Any, draw: Draw) -> Sample:
-        objects, proposals = annotation if self.has_proposals else (annotation, np.empty((0, 4), np.float32))
+    def __call__(self, record: Record, draw: Draw) -> Sample:
+        image, objects, proposals = record.image(), record.fields["objects"], record.fields.get("proposals")
         u = draw.uniforms(3)
         pixels, height, width = image.pixels(), image.height, image.width
         truth, classes = learned(objects, height, width, self.sample.difficult)
         boxes, labels, targets = np.empty((0, 4)), np.empty(0, np.int64), np.empty((0, 4))
-        if self.has_proposals:
+        if proposals is not None:
             boxes = candidates(proposals, truth, height, width)
             generator = np.random.default_rng(int(u[2] * 2**53))
             boxes, labels, targets = sample_regions(boxes, truth, classes, self.classes, self.sample, generator)
@@ -132,15 +117,14 @@ class SampledRegions:
 
 @dataclass(frozen=True)
 class AllRegions:
-    """A whole image at one scale, with all of its proposals."""
+    """A whole image at one scale, with all of its proposals, if it has any."""
 
     scale: int
     longest: int
-    has_proposals: bool = True
     views: ClassVar[int] = 1
 
-    def __call__(self, image: EncodedImage, annotation: Any, _draw: Draw) -> Sample:
-        proposals = annotation[1] if self.has_proposals else np.empty((0, 4), np.float32)
+    def __call__(self, record: Record, _draw: Draw) -> Sample:
+        image, proposals = record.image(), record.fields.get("proposals", np.empty((0, 4), np.float32))
         height, width = image.height, image.width
         pixels = resized(image.pixels(), factor_of(height, width, self.scale, self.longest))
         boxes = clipped(proposals.astype(np.float64), height, width)

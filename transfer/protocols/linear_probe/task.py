@@ -98,7 +98,6 @@ class LinearProbe:
         self.train, self.held_out, self.test = train, held_out, test
         self.classes, self.view = tuple(classes), view
         self.world, self.batch, self.workers = world, batch, workers
-        self.labels = torch.from_numpy(images_of(train).labels).to(world.device)
 
     def initialise(self, stream: Stream) -> bool:
         return False
@@ -108,7 +107,7 @@ class LinearProbe:
             features = self.train.rows(batch.indices, self.world.device)
         else:
             features = self.features(batch.images)
-        labels = self.labels[batch.indices.to(self.world.device)]
+        labels = batch.labels.to(self.world.device, non_blocking=True)
         logits = [one for layer in net(features).values() for one in layer]
         loss = torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits]).sum()
         return loss, loss.new_full((), len(labels))

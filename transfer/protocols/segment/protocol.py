@@ -49,7 +49,7 @@ def segment(
 
     Args:
         backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: the VOCdevkit folder, or (training, test) image sets whose annotations are masks, (H, W) integers: 255 is
+        data: the VOCdevkit folder, or (training, test) image sets whose field ``mask`` is (H, W) integers: 255 is
             neither learned nor scored.
         config: the recipe, or the name of a packaged one: "paper", "modern", "voc-mini"; None is the command without
             ``--config``. Its backbone and data are not looked at.
@@ -144,5 +144,5 @@ PROTOCOL = Protocol(
     chapter="pascal",
     predict=_predictor,
     floor=one_class_everywhere,
-    annotations="whose annotations are masks, (H, W) integers",
+    annotations="whose field mask is (H, W) integers",
 )

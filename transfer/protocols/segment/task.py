@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosschannel.data import ImageSet, Stream
-from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data.decode import BrokenImage
+from crosschannel.data.views import Draw
 from crosschannel.errors import UserError
 from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
-from transfer.pascal.masks import IGNORED, labels_of
+from transfer.pascal.masks import IGNORED
 from transfer.pascal.segmentation import PALETTE, confusion_of, iou_figures, side_by_side, sparse
 from transfer.protocol import Figures, figures_of
 from transfer.protocols.segment.net import Segmenter
-from transfer.protocols.segment.views import MaskBatch, SizeGroup, WholeImages
+from transfer.protocols.segment.views import MaskBatch, SizeGroup, WholeImages, group_sizes
 
 _AT_ONCE = 4  # whole images in an evaluation: those of one size are one pass
 _SHOWN = 8
@@ -106,12 +107,11 @@ class Segmentation:
         trios, view = [], WholeImages(len(self.classes))
         for index in np.linspace(0, len(self.test) - 1, min(_SHOWN, len(self.test))).astype(int):
             try:
-                image = EncodedImage(self.test.read(int(index)))
-                pixels, labels = image.pixels(), labels_of(self.test.annotation(int(index)), image, view.classes)
+                pixels, labels, size = view(self.test.record(int(index)), Draw(0, ()))
             except (BrokenImage, OSError):
                 continue
-            batch = view.collate([(pixels, labels, labels.shape)], torch.tensor([index]), [])
-            predicted = net.labels(self.input_of(batch.groups[0]))[0].cpu().numpy()
+            (group,) = group_sizes([(pixels, labels, size)])
+            predicted = net.labels(self.input_of(group))[0].cpu().numpy()
             trios.append([pixels, PALETTE[labels], PALETTE[predicted]])
         rows = [[picture for trio in trios[i : i + 2] for picture in trio] for i in range(0, len(trios), 2)]
         return {"segmented": side_by_side(rows)} if rows else {}

@@ -1,8 +1,8 @@
 """What is made of an image and its mask: whole, or a crop of both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crosschannel.data.crops import mirrored
-from crosschannel.data.decode import EncodedImage
-from crosschannel.data.views import Broken, Draw
+from crosschannel.data.record import Record
+from crosschannel.data.views import Batch, Draw
 from transfer.interpolation import nearest
 from transfer.pascal.masks import IGNORED, labels_of
 
@@ -38,30 +38,18 @@ class SizeGroup:
 
 
 @dataclass
-class MaskBatch:
+class MaskBatch(Batch):
     """Images of any sizes.
 
     Attributes:
         groups: those of one size together.
-        indices, broken: see :class:`~crosschannel.data.Batch`.
     """
 
     groups: list[SizeGroup]
-    indices: Tensor
-    broken: Broken
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def pin_memory(self) -> "MaskBatch":
-        groups = [
-            replace(group, images=group.images.pin_memory(), masks=group.masks.pin_memory()) for group in self.groups
-        ]
-        return MaskBatch(groups, self.indices, self.broken)
 
 
-def collate_masks(samples: Sequence[Sample], indices: Tensor, broken: Broken) -> MaskBatch:
-    """Samples as a batch."""
+def group_sizes(samples: Sequence[Sample]) -> list[SizeGroup]:
+    """Stack samples of one size."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for place, (_, labels, _) in enumerate(samples):
         by_size.setdefault(labels.shape, []).append(place)
@@ -70,7 +58,12 @@ def collate_masks(samples: Sequence[Sample], indices: Tensor, broken: Broken) ->
         images, masks = (torch.from_numpy(np.stack([samples[place][i] for place in places])) for i in (0, 1))
         inside = torch.tensor([samples[place][2] for place in places])
         groups.append(SizeGroup(images.permute(0, 3, 1, 2), masks, inside, torch.tensor(places)))
-    return MaskBatch(groups, indices, broken)
+    return groups
+
+
+def collate_masks(samples: Sequence[Sample], info: Batch) -> MaskBatch:
+    """Samples as a batch."""
+    return MaskBatch(**vars(info), groups=group_sizes(samples))
 
 
 @dataclass(frozen=True)
@@ -86,8 +79,9 @@ class WholeImages:
     mirror: bool = False
     views: ClassVar[int] = 1
 
-    def __call__(self, image: EncodedImage, annotation: Any, draw: Draw) -> Sample:
-        labels, pixels = labels_of(annotation, image, self.classes), image.pixels()
+    def __call__(self, record: Record, draw: Draw) -> Sample:
+        image = record.image()
+        labels, pixels = labels_of(record.fields.get("mask"), image, self.classes), image.pixels()
         if self.mirror and draw.uniforms(1)[0] < 0.5:
             pixels, labels = mirrored(pixels), np.ascontiguousarray(labels[:, ::-1])
         return pixels, labels, labels.shape
@@ -113,8 +107,9 @@ class MaskedCrops:
     mirror: bool = True
     views: ClassVar[int] = 1
 
-    def __call__(self, image: EncodedImage, annotation: Any, draw: Draw) -> Sample:
-        labels, pixels = labels_of(annotation, image, self.classes), image.pixels()
+    def __call__(self, record: Record, draw: Draw) -> Sample:
+        image = record.image()
+        labels, pixels = labels_of(record.fields.get("mask"), image, self.classes), image.pixels()
         u = draw.uniforms(4)
         factor = self.scale[0] * (self.scale[1] / self.scale[0]) ** u[0]
         window = [min(length, max(1, round(self.size / factor))) for length in labels.shape]
