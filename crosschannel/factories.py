@@ -1,4 +1,4 @@
-"""Nets of the user's own: ``package.module:factory``, a function without arguments that returns one."""
+"""Objects of the user's own by name: ``package.module:factory``, a function that returns a net, or a class."""
 
 import contextlib
 import importlib
@@ -26,6 +26,19 @@ def working_folder_importable() -> Iterator[None]:
         sys.path.pop(0)
 
 
+def import_object(name: str) -> Any:
+    """Import ``package.module:name``, of the user's.
+
+    Raises:
+        UserError: it cannot be imported, or the module is Python's own.
+    """
+    module, _, attribute = name.partition(":")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(f"{name!r}: {module} is a module of Python's own; name one of yours")
+    with foreign(f"cannot import {name!r}"), working_folder_importable():
+        return getattr(importlib.import_module(module), attribute)
+
+
 def make(name: str, in_channels: int | None = None) -> Any:
     """What a factory returns.
 
@@ -36,12 +49,7 @@ def make(name: str, in_channels: int | None = None) -> Any:
     Raises:
         UserError: it cannot be imported, or fails.
     """
-    module_name, _, attribute = name.partition(":")
-    if module_name.partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{name!r}: {module_name} is a module of Python's own; name one of yours")
-    with foreign(f"cannot import {name!r}"), working_folder_importable():
-        factory = getattr(importlib.import_module(module_name), attribute)
-    options = {}
+    factory, options = import_object(name), {}
     if in_channels is not None:
         with contextlib.suppress(TypeError, ValueError):  # of what tells nobody what it takes
             takes = inspect.signature(factory).parameters

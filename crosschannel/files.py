@@ -29,6 +29,11 @@ RUN_HEADER = "# crosschannel run:"  # how the config.yaml of a run folder begins
 _LARGEST = 1 << 31  # bytes of a file that is read at once
 
 
+def cache_folder() -> Path:
+    """Where downloads land: ``$CROSSCHANNEL_CACHE``, or ``~/.cache/crosschannel``."""
+    return Path(os.environ.get("CROSSCHANNEL_CACHE") or Path.home() / ".cache" / "crosschannel")
+
+
 def user_path(text: str | Path) -> Path:
     """Convert a user's path, expanding ``~``.
 

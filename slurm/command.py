@@ -13,16 +13,17 @@ import crosschannel.cli
 import crosschannel.hub
 import transfer.cli
 from crosschannel.command_line import Program
+from crosschannel.data.datasets import kind_of
 from crosschannel.data.open import open_images
 from crosschannel.data.remote import is_remote
-from crosschannel.data.shards import expand
 from crosschannel.errors import UserError, foreign
-from crosschannel.factories import is_factory, working_folder_importable
+from crosschannel.factories import working_folder_importable
 from crosschannel.files import user_path, write_text
 from crosschannel.hub.sources import (
     KINDS,
     inner_source,
     is_fetched,
+    own_names,
     parse_source,
     source_files,
     source_paths,
@@ -82,7 +83,7 @@ class WrappedCommand:
         named = of_role(self.config, "data").values() if self.has_run_folder else ()
         if is_to_be_fetched(self.config):  # it may not be there yet
             named = ()
-        return next((data for data in named if _is_local(data)), "")
+        return next((data for data in named if _data_paths(data)), "")
 
     def frozen(self, folder: Path) -> list[str]:
         """Module and arguments for the job. Where one file can say all, it is written, so that later edits of a config
@@ -184,9 +185,9 @@ def check_paths(command: WrappedCommand) -> None:
         with foreign(f"cannot find {module} for {source.text!r}"), working_folder_importable():
             if KINDS[inner.kind].of_the_user and importlib.util.find_spec(module) is None:
                 raise UserError(f"no package {module} for {source.text!r} {later}")
-    own = getattr(getattr(config, "model", None), "name", "")
-    if is_factory(own) and not source_files(own):
-        raise UserError(f"no package {own.partition(':')[0]} for {own!r} {later}")
+    for own in own_names(config).values():
+        if not source_files(own):
+            raise UserError(f"no package {own.partition(':')[0]} for {own!r} {later}")
     for kind, path in paths:
         if not user_path(path).exists():
             raise UserError(f"no {kind} at {path} {later}")
@@ -206,19 +207,12 @@ def prefetch(command: WrappedCommand) -> None:
         if is_fetched(parse_source(named)):
             getattr(crosschannel.hub, f"load_{key.metadata['loads']}")(named)
     for data in of_role(command.config, "data").values():
-        if data.startswith("torchvision:"):
+        if kind_of(data).is_fetched:
             open_images(data)
     if is_to_be_fetched(command.config):
         PROTOCOLS[command.name].load().open_data(command.config.data, command.config)
 
 
-def _is_local(data: str) -> bool:
-    """Whether images are named by a path."""
-    return bool(data) and not data.startswith(("builtin:", "torchvision:")) and not is_remote(data)
-
-
 def _data_paths(data: str) -> list[str]:
-    """The folder, or the shards, that data are named by, where they are paths."""
-    if not _is_local(data):
-        return []
-    return [data] if user_path(data).is_dir() else expand(data)
+    """The local files and folders that data are read from."""
+    return kind_of(data).paths(data) if data else []

@@ -19,9 +19,8 @@ from torch import Tensor
 import crosschannel
 from crosschannel.console import progress
 from crosschannel.data import BrokenImages, ImageBatch, ImageSet, Stream, Subset, View
-from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
-from crosschannel.files import digest, drop_parts, in_use, sync, write_text
+from crosschannel.files import cache_folder, digest, drop_parts, in_use, sync, write_text
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.stored import read_json, typed
 from crosschannel.training.device import autocast

@@ -4,8 +4,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from crosschannel.files import user_path
-
 
 def typed(*words: object) -> str:
     """A command as one would type it."""
@@ -23,7 +21,9 @@ def pretrain(config: Any) -> list[str]:
 
 
 def _has_classes(data: str) -> bool:
-    return data.startswith(("builtin:", "torchvision:")) or any(user_path(data).glob("train/*/"))
+    from crosschannel.data.datasets import kind_of
+
+    return kind_of(data).has_classes(data)
 
 
 def colorize(config: Any) -> list[str]:

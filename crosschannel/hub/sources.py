@@ -15,11 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from crosschannel.data.datasets import kind_of
 from crosschannel.errors import UserError, describe, foreign
 from crosschannel.factories import is_factory, working_folder_importable
 from crosschannel.files import user_path
 from crosschannel.keys import FC_WIDTH, SEED, SIDE, Range
-from crosschannel.runs.config import named_paths, sources
+from crosschannel.runs.config import named_paths, of_role, sources
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,13 @@ def source_files(text: str) -> dict[str, Path]:
     return {key: path for key, path in found.items() if path.is_file()}
 
 
+def own_names(config: Any) -> dict[str, str]:
+    """The names of the user's own net, task and data, by key, as far as a config has them."""
+    names = {"model.name": getattr(getattr(config, "model", None), "name", ""), "task": getattr(config, "task", "")}
+    names |= {key: data for key, data in of_role(config, "data").items() if data and kind_of(data).is_own}
+    return {key: name for key, name in names.items() if is_factory(name)}
+
+
 def input_files(config: Any) -> dict[str, Path]:
     """The files that a command reads by path besides its images, by key, as far as they are there."""
     found = {f"{key} {name}": path for key, _, source in sources(config) for name, path in source_files(source).items()}
@@ -231,7 +239,6 @@ def input_files(config: Any) -> dict[str, Path]:
         for key, names in named_paths(config).items()
         for number, name in enumerate(names)
     }
-    own = getattr(getattr(config, "model", None), "name", "")
-    if is_factory(own):
-        found |= {f"model.name {key}": path for key, path in source_files(own).items()}
+    for key, own in own_names(config).items():
+        found |= {f"{key} {what}": path for what, path in source_files(own).items()}
     return found | {key: path for key, path in named.items() if path.is_file()}

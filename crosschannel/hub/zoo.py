@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosschannel.console import progress_in_bytes, stderr_console
-from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
-from crosschannel.files import digest
+from crosschannel.files import cache_folder, digest
 from crosschannel.hub.network import connection_problem, no_connection
 
 _TIMEOUT, _CHUNK, _TRIES = 30, 1 << 20, 3

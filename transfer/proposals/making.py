@@ -11,9 +11,8 @@ from rich.console import Console
 from crosschannel.console import progress
 from crosschannel.data import ImageSet, Stream
 from crosschannel.data.images import Subset
-from crosschannel.data.open import cache_folder
 from crosschannel.errors import UserError
-from crosschannel.files import Writer, written_whole
+from crosschannel.files import Writer, cache_folder, written_whole
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
 from transfer.proposals.files import Boxes, load_boxes, load_digests, picture_digests, save_boxes

@@ -1,0 +1,151 @@
+"""The kinds of data that ``--data`` can name: a row each. No torch here: the launcher and hints ask it too."""
+
+import fcntl
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from crosschannel.data.images import ImageSet
+from crosschannel.data.layout import open_folder
+from crosschannel.data.members import unpacking
+from crosschannel.data.remote import is_remote
+from crosschannel.data.sample import sample_images
+from crosschannel.data.shards import expand, holds_shards, open_shards
+from crosschannel.errors import UserError, foreign
+from crosschannel.factories import import_object, is_factory
+from crosschannel.files import cache_folder, user_path
+
+ENTRY_POINTS = "crosschannel.datasets"  # group of the entry points of other packages' kinds of data
+Opened = tuple[ImageSet, ImageSet | None, str]  # training and validation images, if any, and a line that sums them up
+
+
+@dataclass(frozen=True)
+class DataKind:
+    """A kind of data.
+
+    Attributes:
+        matches: whether a value of ``--data`` is of this kind; the first row that matches is the one.
+        open: opens the images.
+        paths: the local files and folders that they are read from.
+        is_fetched: opening downloads them, once for all runs.
+        has_classes: whether the images are known to have classes.
+        is_own: the name of a function of the user's.
+    """
+
+    matches: Callable[[str], bool]
+    open: Callable[[str], Opened]
+    paths: Callable[[str], list[str]] = lambda data: []
+    is_fetched: bool = False
+    has_classes: Callable[[str], bool] = lambda data: False
+    is_own: bool = False
+
+
+def kind_of(data: str) -> DataKind:
+    """The row of a value of ``--data``."""
+    return next(kind for kind in DATASETS.values() if kind.matches(data))
+
+
+def _open_builtin(data: str) -> Opened:
+    if data != "builtin:sample":
+        raise UserError(f"no built-in data {data.removeprefix('builtin:')!r}: there is 'builtin:sample'")
+    return *sample_images(), ""
+
+
+def _open_torchvision(data: str) -> Opened:
+    return *open_folder(_download(data.removeprefix("torchvision:")))[:2], ""
+
+
+def _open_own(data: str) -> Opened:
+    """What a function of the user's returns: training images, or a pair of training and validation images."""
+    from crosschannel.data.memory import as_image_set, holds_images  # it imports torch
+
+    prefix, _, rest = data.partition(":")
+    installed = _installed()
+    function = import_object(installed.get(prefix, data))
+    with foreign(f"{data} failed"):
+        value: Any = function(rest) if prefix in installed else function()
+    is_pair = isinstance(value, tuple) and len(value) == 2 and all(map(holds_images, value))
+    train, val = value if is_pair else (value, None)
+    return as_image_set(train, "train"), None if val is None else as_image_set(val, "val"), ""
+
+
+def _installed() -> dict[str, str]:
+    """Functions of installed packages by the prefix that they open, as in hf:owner/name."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _is_own(data: str) -> bool:
+    prefix, colon, _ = data.partition(":")
+    return bool(colon) and not user_path(data).exists() and (is_factory(data) or prefix in _installed())
+
+
+def _open_files(data: str) -> Opened:
+    """A folder of images, or local shards."""
+    if not data:
+        raise UserError("--data is empty")
+    path, remedy = user_path(data), unpacking(data)
+    if remedy and not path.is_dir():
+        raise UserError(f"{data} is compressed: its images cannot be read individually; {remedy}")
+    if not path.is_dir() and ("{" in data or data.endswith(".tar")):
+        return open_shards(str(path))
+    if path.is_file():
+        raise UserError(f"{data} is a file: --data takes a folder of images, or tar shards")
+    if not path.is_dir():
+        raise UserError(f"no data at {data!r}: no such folder")
+    if holds_shards(path):
+        return open_shards(str(path))
+    train, val, summary = open_folder(path)
+    if not len(train) and train.listing.left_out():
+        hints = [hint for file in sorted(path.iterdir()) if file.is_file() and (hint := unpacking(str(file)))]
+        raise UserError("; ".join([f"no images in {data!r}, only {train.listing.left_out()}", *hints[:1]]))
+    return train, val, summary
+
+
+def _open_remote(data: str) -> Opened:
+    if remedy := unpacking(data):
+        raise UserError(f"{data} is compressed: its images cannot be read individually; {remedy}")
+    return open_shards(data)
+
+
+def _download(name: str) -> Path:
+    """Imagenette (320 px) through torchvision, into the cache."""
+    if name != "imagenette":
+        raise UserError(f"no data 'torchvision:{name}': there is 'torchvision:imagenette'")
+    from torchvision.datasets import Imagenette
+
+    root = cache_folder() / "imagenette2-320"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_suffix(".lock").open("w") as lock:  # one of all ranks downloads, the others wait
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if root.is_dir():
+            return root
+        part = root.with_suffix(".part")  # renamed once it is whole
+        part.mkdir(exist_ok=True)
+        try:
+            shutil.rmtree(part / root.name, ignore_errors=True)
+            Imagenette(str(part), split="train", size="320px", download=True)
+            (part / root.name).rename(root)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(part)
+            raise UserError(f"torchvision could not download Imagenette into {part}: {error}") from None
+        shutil.rmtree(part)
+    return root
+
+
+DATASETS: dict[str, DataKind] = {
+    "builtin": DataKind(lambda data: data.startswith("builtin:"), _open_builtin, has_classes=lambda data: True),
+    "torchvision": DataKind(
+        lambda data: data.startswith("torchvision:"), _open_torchvision, is_fetched=True, has_classes=lambda data: True
+    ),
+    "remote": DataKind(is_remote, _open_remote),
+    "own": DataKind(_is_own, _open_own, is_own=True),
+    "files": DataKind(
+        lambda data: True,
+        _open_files,
+        paths=lambda data: [data] if user_path(data).is_dir() else expand(data),
+        has_classes=lambda data: any(user_path(data).glob("train/*/")),
+    ),
+}
