@@ -57,7 +57,7 @@ def measure(name: str, variant: str, device: torch.device, seconds: float) -> di
     world = World(0, 1, device)
     torch.manual_seed(0)
     net, pretext = create("colorization", ColorizationConfig(), spec, crop_size)
-    task = Pretraining(net, pretext, train_images, val, crop, world, "default")
+    task = Pretraining(net, pretext, val, crop, world, "default")
     options = TrainConfig(batch_size, precision=precision, channels_last=channels_last, compile=compiled, steps=1)
     config = TrainedConfig(
         schedule=ScheduleConfig("constant"), train=options, runtime=RuntimeConfig(0, tensorboard=False)

@@ -37,6 +37,8 @@ class ModelConfig:
     """BatchNorm; false for weights that have none"""
     affine: bool = False
     """ColorNet's and VGG-16's BatchNorm has a scale and a shift, as the released ColorNet's has"""
+    variant: Text = "crosschannel"
+    """which AlexNet: crosschannel, caffenet (LRN, for norm: false), rotnet (64-192-384-256-256, no groups), …"""
     init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
     """initial weights; kmeans and unit-variance look at training images"""
 
@@ -46,6 +48,8 @@ class ModelConfig:
         able = [name for name, row in FAMILIES.items() if row.has_affine]
         fits = family(self.name).has_affine or not self.affine
         require(fits, f"model.affine is for {' and '.join(able)}", self.name)
+        has_variants = family(self.name).has_geometries or self.variant == ModelConfig.variant
+        require(has_variants, "model.variant is for alexnet", self.variant)
 
 
 @dataclass
@@ -81,6 +85,8 @@ class PretrainConfig(TrainedConfig):
         size, resize = self.crop.size, self.crop.resize
         require(8 <= size <= resize, f"crop.size must be within 8..crop.resize ({resize})", size)
         task_row(self.task)
+        if hasattr(self.objective, "check_crop"):
+            self.objective.check_crop(self.crop)
 
 
 @cache

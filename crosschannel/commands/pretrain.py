@@ -12,7 +12,7 @@ from torch import Tensor
 import crosschannel
 from crosschannel.commands.config import PretrainConfig
 from crosschannel.console import stderr_console
-from crosschannel.data import ImageSet, Stream, Subset, TrainingCrops, open_images
+from crosschannel.data import ImageSet, Stream, Subset, open_images
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import foreign
 from crosschannel.hub import has_head, load_backbone, load_pretext, parse_source, save_backbone, save_pretext
@@ -81,15 +81,16 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
     input, kin = kind.input_of(config.objective, config.crop), family(model.name)
     takes_fc = kin.has_fc and kind.uses_fc if not kin.fc else True  # pretraining leaves VGG-16's out
     fc = model.fc if takes_fc else 0
-    spec = NetSpec(model.name, in_channels=input.channels, norm=model.norm, fc=fc, affine=model.affine)
+    spec = NetSpec(
+        model.name, in_channels=input.channels, norm=model.norm, fc=fc, affine=model.affine, variant=model.variant
+    )
     net, pretext = create(config.task, config.objective, spec, size, train.classes)
     with torch.no_grad(), foreign(f"this net cannot take crops of {size} px"):
-        net.eval()(torch.zeros(1, input.channels, size, size))
+        net.eval()(pretext.example_input(size))
     net.train()
     task = Pretraining(
         net,
         pretext,
-        train,
         val,
         config.crop,
         world,
@@ -99,7 +100,7 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
         config.train.batch // world.size or 1,
         config.runtime.workers,
     )
-    return Loop(task, Stream(train, TrainingCrops(config.crop), config.seed), config, run, world)
+    return Loop(task, Stream(train, pretext.view(config.crop, train=True), config.seed), config, run, world)
 
 
 def _start_state(source: str | None, input: InputSpec) -> dict[str, Tensor] | None:

@@ -111,7 +111,7 @@ class MemoryImages(ImageSet):
 
 
 class Annotated(ImageSet):
-    """Another set, with more fields: those that a subclass adds."""
+    """Another set, with more fields: those that a subclass adds. What it does to files goes into ``parts``."""
 
     def __init__(self, images: ImageSet):
         self.names, self.labels, self.classes, self.remote = images.names, images.labels, images.classes, images.remote

@@ -74,8 +74,9 @@ class Batch:
         return map_tensors(self, Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Self:
-        """With its tensors on a device."""
-        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        """With its tensors on a device, but for indices and draws: reading these from a GPU would wait for it."""
+        moved = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, indices=self.indices, draws=self.draws)
 
 
 T = TypeVar("T")

@@ -1,14 +1,17 @@
-"""The pretext tasks: a row each. A task is a file beside this one (what it sees, what it predicts, how that is scored)
-and a dataclass of keys in :mod:`crosschannel.pretext.config`. The command line, the loop, saved nets and colorizers go
-by this table. No torch here: help is quick.
+"""The pretext tasks: a row each. A task is a file beside this one and a dataclass of keys in
+:mod:`crosschannel.pretext.config`; or a class of the user's, by entry point or as ``package.module:Task``. The command
+line, the loop, saved nets and colorizers go by :func:`task_row`. No torch here: help is quick.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import import_module
+from importlib.metadata import entry_points
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from crosschannel.errors import UserError
+from crosschannel.factories import import_object, is_factory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,14 +19,16 @@ if TYPE_CHECKING:
     from crosschannel.models import NetSpec
     from crosschannel.pretext.task import Pretext
 
+ENTRY_POINTS = "crosschannel.tasks"  # group of the entry points of other packages' tasks
+
 
 @dataclass(frozen=True)
 class Entry:
     """Where a task is.
 
     Attributes:
-        place: module:class below this package.
-        config: name of the dataclass of its keys.
+        place: module:class.
+        config: module:class of its keys.
         help: one line.
     """
 
@@ -34,34 +39,60 @@ class Entry:
     @property
     def keys(self) -> type:
         """The dataclass of its keys."""
-        return getattr(import_module("crosschannel.pretext.config"), self.config)
+        return _resolve(self.config)
 
     def load(self) -> "type[Pretext]":
         """The :class:`~crosschannel.pretext.task.Pretext`."""
-        module, _, name = self.place.partition(":")
-        return getattr(import_module(f"crosschannel.pretext.{module}"), name)
+        return _resolve(self.place)
+
+
+def _resolve(place: str) -> type:
+    module, _, name = place.partition(":")
+    return attrgetter(name)(import_module(module))
+
+
+def _row(place: str, config: str, help: str) -> Entry:
+    return Entry(f"crosschannel.pretext.{place}", f"crosschannel.pretext.config:{config}", help)
 
 
 TASKS: dict[str, Entry] = {
-    "colorization": Entry("colorization:Colorization", "ColorizationConfig", "ab from lightness (Zhang et al. 2016)"),
-    "larsson": Entry("larsson:Larsson", "LarssonConfig", "hue and chroma from grey (Larsson et al. 2016)"),
-    "dahl": Entry("dahl:Dahl", "DahlConfig", "UV from grey, a reconstruction of Dahl 2016"),
-    "autoencoder": Entry("autoencoder:Autoencoder", "AutoencoderConfig", "the picture itself, through a bottleneck"),
-    "split-brain": Entry("split_brain:SplitBrain", "SplitBrainConfig", "ab from L and L from ab (Zhang et al. 2017)"),
-    "labels": Entry("labels:Labels", "LabelsConfig", "the classes of the images' folders: supervised"),
+    "colorization": _row("colorization:Colorization", "ColorizationConfig", "ab from lightness (Zhang et al. 2016)"),
+    "larsson": _row("larsson:Larsson", "LarssonConfig", "hue and chroma from grey (Larsson et al. 2016)"),
+    "dahl": _row("dahl:Dahl", "DahlConfig", "UV from grey, a reconstruction of Dahl 2016"),
+    "autoencoder": _row("autoencoder:Autoencoder", "AutoencoderConfig", "the picture itself, through a bottleneck"),
+    "split-brain": _row("split_brain:SplitBrain", "SplitBrainConfig", "ab from L and L from ab (Zhang et al. 2017)"),
+    "rotation": _row("rotation:Rotation", "RotationConfig", "quarter turns of the image (Gidaris et al. 2018)"),
+    "jigsaw": _row("jigsaw:Jigsaw", "JigsawConfig", "the order of the image's tiles (Noroozi and Favaro 2016)"),
+    "labels": _row("labels:Labels", "LabelsConfig", "the classes of the images' folders: supervised"),
 }
 
 
 def task_row(name: str) -> Entry:
-    """The row of a task.
+    """The row of a task: ours, an installed package's, or ``package.module:Task``.
 
     Raises:
-        UserError: there is no such task.
+        UserError: there is no such task, or it cannot be imported.
     """
-    if name not in TASKS:
-        known = "; ".join(f"{task} ({row.help})" for task, row in TASKS.items())
-        raise UserError(f"no pretext task {name!r}: there are {known}")
-    return TASKS[name]
+    if name in TASKS:
+        return TASKS[name]
+    if is_factory(name):
+        return _own_row(name)
+    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    if name in installed:
+        return _own_row(installed[name])
+    known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(installed))
+    raise UserError(f"no pretext task {name!r}: there are {known}; or package.module:Task")
+
+
+def _own_row(place: str) -> Entry:
+    """The row of a class of the user's."""
+    from crosschannel.pretext.task import Pretext
+
+    kind = import_object(place)
+    if not (isinstance(kind, type) and issubclass(kind, Pretext) and is_dataclass(getattr(kind, "keys", None))):
+        raise UserError(f"{place!r} must be a subclass of crosschannel.pretext.task.Pretext with a dataclass ``keys``")
+    keys = kind.keys
+    return Entry(place, f"{keys.__module__}:{keys.__qualname__}", (kind.__doc__ or place).strip().splitlines()[0])
 
 
 def create(
@@ -76,6 +107,8 @@ def create(
         size: side of square inputs, for nets that must know it.
         classes: of the images, by label.
     """
-    task = task_row(name).load()
-    net = task.build(config, spec, size, classes)
-    return net, task(config, net.stride, classes)
+    kind = task_row(name).load()
+    net = kind.build(config, spec, size, classes)
+    task = kind(config, net.stride, classes)
+    task.name = name
+    return net, task

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crosschannel.data import ImageBatch
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.config import AutoencoderConfig
 from crosschannel.pretext.task import (
     OF_A_CONSTANT,
     Headline,
-    Pretext,
+    PairTask,
+    as_arrays,
     check_contrast,
     error_of_constant,
     moments,
@@ -53,10 +55,10 @@ class EncoderDecoder(nn.Module):
         return self.out(y)[:, :, : x.shape[2], : x.shape[3]]
 
 
-class Autoencoder(Pretext):
+class Autoencoder(PairTask):
     """Normalised RGB → the same, squared error."""
 
-    name: ClassVar[str] = "autoencoder"
+    name = "autoencoder"
     rows: ClassVar[tuple[str, ...]] = ("predicted", "truth")
     headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
     score_length = 6
@@ -93,9 +95,7 @@ class Autoencoder(Pretext):
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}
 
     @torch.inference_mode()
-    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray:
-        device = next(net.parameters()).device
-        rgb = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(device)
-        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.input.mean, self.input.std))
-        said = (net(self.inputs(rgb)).float() * std + mean).clamp(0, 1) * 255
-        return row_of_pictures(list(said.round().byte().permute(0, 2, 3, 1).cpu().numpy()), crops)
+    def pictures(self, net: nn.Module, batch: ImageBatch) -> np.ndarray:
+        mean, std = (torch.tensor(v).to(batch.images.device)[:, None, None] for v in (self.input.mean, self.input.std))
+        predicted = (net(self.inputs(batch.images)).float() * std + mean).clamp(0, 1) * 255
+        return row_of_pictures(as_arrays(predicted.round().byte()), as_arrays(batch.images))

@@ -19,7 +19,7 @@ from crosschannel.pretext.classification import Classification
 from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.pretext.nets import PretextNet, build_pretext
 from crosschannel.pretext.regression import Regression
-from crosschannel.pretext.task import Headline, Pretext
+from crosschannel.pretext.task import Headline, PairTask
 
 
 def _classification(config: ColorizationConfig) -> Classification:
@@ -31,7 +31,7 @@ _OBJECTIVES = {"class": _classification, "l2": lambda config: Regression(config.
 _OUTPUTS = {"class": Classification.outputs, "l2": Regression.outputs}
 
 
-class Colorization(Pretext):
+class Colorization(PairTask):
     """L - 50 → logits of 313 ab bins, or ab, at every ``stride``-th pixel.
 
     Attributes:
@@ -40,7 +40,7 @@ class Colorization(Pretext):
             softmax is what it gives without a temperature.
     """
 
-    name: ClassVar[str] = "colorization"
+    name = "colorization"
     colours: ClassVar[bool] = True
 
     def __init__(self, config: ColorizationConfig, stride: int, classes: Sequence[str] = ()):

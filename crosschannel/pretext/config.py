@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from crosschannel.errors import UserError
 from crosschannel.keys import Count, Share, Text, above, at_least, below, within
-from crosschannel.runs.config import path
+from crosschannel.runs.config import CropConfig, path
 
 PRIORS = ("imagenet-256", "imagenet-256-k10")  # that ship with the package
 Normalise = Literal["pixels", "images"]
@@ -100,3 +100,36 @@ class LabelsConfig:
     """after fc6 and fc7, or before the classifier of a net without them"""
     smoothing: Annotated[float, below(1)] = 0.0
     """label smoothing"""
+
+
+@dataclass
+class RotationConfig:
+    """How rotations are classified."""
+
+    dropout: Annotated[float, below(1)] = 0.0
+    """dropout rate after fc6 and fc7, or before the classifier of a net without them"""
+
+
+@dataclass
+class JigsawConfig:
+    """The puzzles, and the layers that solve them."""
+
+    tile: Annotated[int, within(8, 1024)] = 64
+    """side of a tile, in pixels; it lies anywhere in its cell, a third of the crop's side"""
+    permutations: Annotated[int, within(2, 10000)] = 1000
+    """orders of the tiles to tell apart, chosen for great Hamming distance"""
+    width: Count = 1024
+    """units of fc6, which sees one tile"""
+    hidden: Annotated[int, at_least(0)] = 4096
+    """units of fc7, which sees all tiles; 0 leaves it out"""
+    dropout: Annotated[float, below(1)] = 0.5
+    """dropout rate after fc6 and fc7"""
+    tile_norm: Literal["mean", "mean-std", "none"] = "mean-std"
+    """mean: subtract each tile's mean by channel, pixels in 0..255 (the release); mean-std: also divide by its standard
+    deviation"""
+    grey: Share = 0.0
+    """share of images that are converted to grey"""
+
+    def check_crop(self, crop: CropConfig) -> None:
+        if self.tile > crop.size // 3:
+            raise UserError(f"objective.tile must be at most a third of crop.size ({crop.size}), got {self.tile}")

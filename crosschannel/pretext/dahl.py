@@ -16,7 +16,7 @@ from crosschannel.pretext.nets import freeze_unused
 from crosschannel.pretext.task import (
     OF_A_CONSTANT,
     Headline,
-    Pretext,
+    PairTask,
     check_contrast,
     error_of_constant,
     moments,
@@ -63,10 +63,10 @@ class ResidualDecoder(nn.Module):
         return self.out(y)[:, :, :height, :width]
 
 
-class Dahl(Pretext):
+class Dahl(PairTask):
     """Luma, three times over → UV, compared as it is and after two blurs. A reconstruction."""
 
-    name: ClassVar[str] = "dahl"
+    name = "dahl"
     colours: ClassVar[bool] = True
     headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
     score_length = 6
@@ -86,7 +86,7 @@ class Dahl(Pretext):
     def build(config: DahlConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> ResidualDecoder:
         need_family(spec, "vgg16", Dahl.name)
         net = ResidualDecoder(build_net(spec))
-        freeze_unused(net, spec.in_channels, 32)  # conv5 says nothing of colour here
+        freeze_unused(net, torch.zeros(1, spec.in_channels, 32, 32))  # conv5 says nothing of colour here
         return net
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net, family
 from crosschannel.pretext.config import LabelsConfig
 from crosschannel.pretext.nets import freeze_unused
-from crosschannel.pretext.task import Headline, Pretext
+from crosschannel.pretext.task import Headline, PairTask
 from crosschannel.runs.config import CropConfig
 
 
@@ -47,10 +47,20 @@ class Classifier(nn.Module):
         return self.out(nn.functional.dropout(self.net(x).mean((2, 3)), self.dropout, self.training))
 
 
-class Labels(Pretext):
+def build_classifier(spec: NetSpec, size: int | None, classes: int, dropout: float) -> Classifier:
+    """An untrained classifier on a backbone; an AlexNet with fc6 has the geometry of the transfer protocols."""
+    if spec.fc and family(spec.name).has_geometries:
+        spec = replace(spec, geometry="probe")
+    net = Classifier(build_net(spec, size), classes, dropout)
+    if getattr(net.net, "computes_past_its_layers", False):
+        freeze_unused(net, torch.zeros(1, spec.in_channels, size or 224, size or 224))
+    return net
+
+
+class Labels(PairTask):
     """An image → its class: softmax and cross-entropy. Images without a class give no gradient."""
 
-    name: ClassVar[str] = "labels"
+    name = "labels"
     uses_fc: ClassVar[bool] = True
     tells_classes: ClassVar[bool] = True
     headline = Headline("top1", "of the images in their class")
@@ -64,12 +74,7 @@ class Labels(Pretext):
     def build(config: LabelsConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> Classifier:
         if len(classes) < 2:
             raise UserError(f"the task labels needs images of two classes or more, by folder; here are {len(classes)}")
-        if spec.fc and family(spec.name).has_geometries:
-            spec = replace(spec, geometry="probe")  # the net of the transfer protocols
-        net = Classifier(build_net(spec, size), len(classes), config.dropout)
-        if getattr(net.net, "computes_past_its_layers", False):
-            freeze_unused(net, spec.in_channels, size or 224)
-        return net
+        return build_classifier(spec, size, len(classes), config.dropout)
 
     def count(self, loss: Tensor, targets: Tensor) -> Tensor:
         """The images that have a class."""

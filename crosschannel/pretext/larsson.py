@@ -17,7 +17,7 @@ from crosschannel.pretext.hypercolumn import BINS, HypercolumnNet, Located
 from crosschannel.pretext.task import (
     OF_A_CONSTANT,
     Headline,
-    Pretext,
+    PairTask,
     check_contrast,
     cross_entropy_of_constant,
     need_family,
@@ -38,7 +38,7 @@ class _Targets(NamedTuple):
     grey: Tensor
 
 
-class Larsson(Pretext):
+class Larsson(PairTask):
     """Grey → distributions of hue and chroma. The targets are histograms of a window around a pixel. The loss is the KL
     divergence; hue is weighted by 5 · chroma, and chroma by min(3x, 1, 3(1 - x)), with the chroma and the grey x of the
     pixel itself.
@@ -47,7 +47,7 @@ class Larsson(Pretext):
     the mean of RGB.
     """
 
-    name: ClassVar[str] = "larsson"
+    name = "larsson"
     colours: ClassVar[bool] = True
     uses_fc: ClassVar[bool] = True
     headline = Headline("kl_share", OF_A_CONSTANT, 1.0, "best constant histograms")

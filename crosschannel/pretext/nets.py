@@ -103,13 +103,13 @@ def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) ->
         return PretextNet(net, Decoder(net.out_channels, outputs), stride=4, head_stride=4)
     pretext = PretextNet(net, LinearHead(net.out_channels, outputs), 8, net.last_stride, net.last_origin)
     if getattr(net, "computes_past_its_layers", False):
-        freeze_unused(pretext, spec.in_channels, image_size or 224)
+        freeze_unused(pretext, torch.zeros(1, spec.in_channels, image_size or 224, image_size or 224))
     return pretext
 
 
-def freeze_unused(pretext: nn.Module, channels: int, image_size: int) -> None:
-    """Parameters past the last feature (a final norm) get no gradient, which DDP would not accept."""
-    pretext.eval()(torch.zeros(1, channels, image_size, image_size)).sum().backward()
+def freeze_unused(pretext: nn.Module, inputs: Tensor) -> None:
+    """Freeze parameters past the last feature (a final norm), which get no gradient: DDP would not accept them."""
+    pretext.eval()(inputs).sum().backward()
     for parameter in pretext.train().parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None

@@ -1,17 +1,16 @@
 """A pretext task for the loop: initial weights, steps, and the pass over held-out images."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crosschannel.data import CentreCrop, CropConfig, ImageBatch, ImageSet, Stream, load_batches
+from crosschannel.data import Batch, CropConfig, ImageSet, Stream, load_batches
 from crosschannel.models import initialisation as init
 from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.start import start_from
-from crosschannel.pretext.task import Pretext
+from crosschannel.pretext.task import Pretext, as_arrays
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
@@ -25,8 +24,7 @@ class Pretraining:
     Args:
         net: of the task.
         pretext: the task.
-        train: training images, whose labels a task may need.
-        val: held-out images, whose centre crops are scored.
+        val: held-out images, which are scored.
         crop: how they are cropped.
         world: shares out the held-out images.
         initial: "default", "gaussian", "kmeans" or "unit-variance".
@@ -40,7 +38,6 @@ class Pretraining:
         self,
         net: nn.Module,
         pretext: Pretext,
-        train: ImageSet,
         val: ImageSet,
         crop: CropConfig,
         world: World,
@@ -52,8 +49,8 @@ class Pretraining:
     ):
         self.net, self.pretext = net, pretext.to(world.device)
         self.rate_factors: dict[str, float] = {}
-        self.train, self.world = train, world
-        self.held_out = Stream(val, CentreCrop(crop.size, crop.resize))
+        self.world = world
+        self.held_out = Stream(val, pretext.view(crop, train=False))
         self.initial, self.start_state = initial, start_state
         self.seed, self.batch, self.workers = seed, batch, workers
 
@@ -65,7 +62,7 @@ class Pretraining:
         if self.initial == "gaussian":
             init.gaussian(self.net)
         if self.initial in ("kmeans", "unit-variance"):
-            batches = [self.pretext.inputs(b.images.to(self.world.device)) for b in load_batches(stream, 0, 800, 80)]
+            batches = [self.pretext.net_inputs(b.to(self.world.device)) for b in load_batches(stream, 0, 800, 80)]
             if self.initial == "kmeans":
                 init.kmeans(self.net, batches, self.seed)  # the convolutions; fc6 and fc7 keep their own start
                 head = getattr(self.net, "head", None)
@@ -76,24 +73,20 @@ class Pretraining:
                 init.unit_variance(self.net, batches)
         return self.initial in ("kmeans", "unit-variance")
 
-    def step(self, net: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
-        outputs, targets = self._predicted(net, batch, self.train)
-        loss = self.pretext.loss(outputs, targets)
-        return loss.sum(), self.pretext.count(loss, targets)
+    @property
+    def phases(self) -> tuple[tuple[str, ...], ...]:
+        return self.pretext.phases
 
-    def _predicted(self, net: nn.Module, batch: ImageBatch, images: ImageSet) -> tuple[Any, Any]:
-        """Outputs and targets of a batch."""
-        rgb = batch.images.to(self.world.device, non_blocking=True)
-        labels = torch.from_numpy(images.labels[batch.indices.numpy()]).to(self.world.device, non_blocking=True)
-        return net(self.pretext.inputs(rgb)), self.pretext.targets(rgb, labels)
+    def step(self, net: nn.Module, batch: Batch, phase: int = 0) -> tuple[Tensor, Tensor]:
+        return self.pretext.losses(net, batch.to(self.world.device), phase)
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         pretext, length = self.pretext, self.pretext.score_length
 
-        def score(batch: ImageBatch) -> Tensor:
+        def score(batch: Batch) -> Tensor:
             if not len(batch):
                 return torch.zeros(length, dtype=torch.float64, device=self.world.device)
-            return pretext.score(*self._predicted(net, batch, self.held_out.images))
+            return pretext.scores(net, batch.to(self.world.device))
 
         held_out = HeldOut(self.held_out, score, self.world, self.batch, self.workers, should_stop)
         sums = torch.zeros(length, dtype=torch.float64, device=self.world.device)
@@ -112,9 +105,11 @@ class Pretraining:
     def pictures(self, net: nn.Module) -> dict[str, np.ndarray]:
         """Rows of what the task makes of up to eight held-out images, where any can be read."""
         chosen = np.unique(np.linspace(0, len(self.held_out.images) - 1, _PICTURES).astype(int))
-        crops = [sample.content for sample in (self.held_out[int(i)] for i in chosen) if sample.is_whole]
-        if not crops:
+        batch = self.held_out.collate([self.held_out[int(i)] for i in chosen])
+        if not len(batch):
             return {}
-        pretext = self.pretext
-        found = coloured_rows(net, pretext, crops) if pretext.colours else pretext.pictures(net, crops)
-        return {} if found is None else {"step": found}
+        if self.pretext.colours:
+            pictures = coloured_rows(net, self.pretext, as_arrays(batch.images))
+        else:
+            pictures = self.pretext.pictures(net, batch.to(self.world.device))
+        return {} if pictures is None else {"step": pictures}

@@ -16,7 +16,7 @@ from crosschannel.pretext.config import SplitBrainConfig
 from crosschannel.pretext.task import (
     OF_A_CONSTANT,
     Headline,
-    Pretext,
+    PairTask,
     check_contrast,
     cross_entropy_of_constant,
     need_family,
@@ -55,10 +55,10 @@ class SplitBrainNet(nn.Module):
         return Halves(self.ab(of_lightness)[:, :, :height, :width], self.lightness(of_ab)[:, :, :height, :width])
 
 
-class SplitBrain(Pretext):
+class SplitBrain(PairTask):
     """L → 313 ab bins, and ab → bins of L; the cross-entropies are added."""
 
-    name: ClassVar[str] = "split-brain"
+    name = "split-brain"
     colours: ClassVar[bool] = True
     headline = Headline("kl_share", OF_A_CONSTANT, 1.0, "best constant distributions")
 

@@ -1,7 +1,7 @@
-"""What a pretext task says of itself; the loop, the colorizer, the curve and saved nets ask it.
+"""A pretext task: it chooses its view of the data, and owns the forward pass, the loss and the score.
 
-One image's way: RGB → ``inputs`` → net → ``loss`` against ``targets``; and to be looked at, net → ``maps`` → upsampled
-→ ``paint``.
+Most tasks are a :class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. Those that colour have a
+decode besides: net → ``maps`` → upsampled → ``paint``.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crosschannel.data import Batch, CentreCrop, ImageBatch, TrainingCrops, View
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.runs.config import CropConfig
@@ -45,7 +46,7 @@ class Headline:
 
 
 class Pretext(nn.Module):
-    """A task: what is seen, what is predicted, how that is scored.
+    """A pretext task: what its net sees, what it predicts, its loss and its score.
 
     Args:
         config: its keys.
@@ -53,7 +54,8 @@ class Pretext(nn.Module):
         classes: of the images, by label.
 
     Attributes:
-        name: its row in :data:`crosschannel.pretext.TASKS`.
+        name: as :func:`crosschannel.pretext.task_row` knows it.
+        keys: of a task outside of the package: the dataclass of its keys.
         headline: what it is judged by.
         colours: whether ``maps`` and ``paint`` give colours.
         uses_fc: whether a net that pretraining leaves fc6 and fc7 out of (VGG-16) has them here.
@@ -61,15 +63,18 @@ class Pretext(nn.Module):
         input: preprocessing of any image; its sizes are not used.
         temperature: of the annealed mean where none is asked for; None where the decode has none.
         rows: what the rows of its pictures show.
+        phases: names of the modules that learn in each phase of a step, by an optimiser of its own, such as a generator
+            and a discriminator; empty: the whole net learns at once.
         score_length: numbers of a score.
     """
 
-    name: ClassVar[str]
+    name: str
     headline: Headline
     colours: ClassVar[bool] = False
     uses_fc: ClassVar[bool] = False
     tells_classes: ClassVar[bool] = False
     rows: ClassVar[tuple[str, ...]] = ("lightness", "predicted colours", "truth")
+    phases: ClassVar[tuple[tuple[str, ...], ...]] = ()
     score_length: int
 
     def __init__(self, config: Any, stride: int, classes: Sequence[str] = ()):
@@ -80,7 +85,7 @@ class Pretext(nn.Module):
 
     @staticmethod
     def input_of(config: Any, crop: CropConfig) -> InputSpec:
-        """What its net sees of crops."""
+        """The input of its backbone, which transfer uses too."""
         return InputSpec("grey", crop.size, crop.resize)
 
     @staticmethod
@@ -97,29 +102,41 @@ class Pretext(nn.Module):
         """The keys as a trained net needs them: files that only training reads are not asked for."""
         return config
 
-    def inputs(self, rgb: Tensor) -> Tensor:
-        """RGB (N, 3, H, W), uint8 or float in [0, 1] → what the net is given."""
-        return self.input.preprocess(rgb)
+    def view(self, crop: CropConfig, train: bool) -> View:
+        """The samples of training or of held-out images; default training crops and the centre crop."""
+        return TrainingCrops(crop) if train else CentreCrop(crop.size, crop.resize)
 
-    def targets(self, rgb: Tensor, labels: Tensor) -> Any:
-        """RGB (N, 3, H, W) uint8 and the images' labels (N,) → what the outputs are compared with."""
+    def example_input(self, size: int) -> Tensor:
+        """An input of the net, of zeros, for crops of ``size`` pixels."""
+        return torch.zeros(1, self.input.channels, size, size)
+
+    def net_inputs(self, batch: Batch) -> Tensor:
+        """The net's input of a batch, for initial values from data."""
         raise NotImplementedError
 
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Of every place that is predicted, (N, …)."""
+    def losses(self, net: nn.Module, batch: Batch, phase: int = 0) -> tuple[Tensor, Tensor]:
+        """The summed loss of a batch and the count that it is divided by, both scalars.
+
+        Args:
+            net: inputs → outputs; DDP may wrap it, unless the task has phases.
+            batch: of the view, on the task's device. Random numbers come from :meth:`Batch.uniforms`, so that they
+                depend on the sample alone; dropout may use torch's own.
+            phase: number of the phase whose modules learn from this loss.
+        """
         raise NotImplementedError
 
-    def count(self, loss: Tensor, targets: Any) -> Tensor:
-        """What the summed loss of a batch is divided by: a scalar."""
-        return loss.new_full((), loss.numel() if self.config.normalise == "pixels" else len(loss))
-
-    def score(self, outputs: Any, targets: Any) -> Tensor:
+    def scores(self, net: nn.Module, batch: Batch) -> Tensor:
         """Sums for :meth:`metrics`, float64 (``score_length``,)."""
         raise NotImplementedError
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Figures of summed scores, ``loss`` among them."""
         raise NotImplementedError
+
+    def pictures(self, net: nn.Module, batch: Batch) -> np.ndarray | None:
+        """Rows of pictures, (H, W, 3) uint8, that show a held-out batch and what is predicted of it; None: there is
+        nothing to see."""
+        return None
 
     def details(self) -> dict[str, Any]:
         """What a net's provenance says of it."""
@@ -164,11 +181,43 @@ class Pretext(nn.Module):
         """
         return maps
 
-    @torch.inference_mode()
-    def pictures(self, net: nn.Module, crops: Sequence[np.ndarray]) -> np.ndarray | None:
-        """Held-out crops (S, S, 3) uint8 as rows of what a task that does not colour has said and what is true; None:
-        there is nothing to see."""
-        return None
+
+class PairTask(Pretext):
+    """A task whose net maps ``inputs`` of a crop to outputs, which are compared with ``targets`` of the same crop."""
+
+    def inputs(self, rgb: Tensor) -> Tensor:
+        """RGB (N, 3, H, W), uint8 or float in [0, 1] → the net's input."""
+        return self.input.preprocess(rgb)
+
+    def targets(self, rgb: Tensor, labels: Tensor) -> Any:
+        """RGB (N, 3, H, W) uint8 and the images' labels (N,) → what the outputs are compared with."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss of every prediction, (N, …)."""
+        raise NotImplementedError
+
+    def count(self, loss: Tensor, targets: Any) -> Tensor:
+        """What the summed loss of a batch is divided by: a scalar."""
+        return loss.new_full((), loss.numel() if self.config.normalise == "pixels" else len(loss))
+
+    def score(self, outputs: Any, targets: Any) -> Tensor:
+        """Sums for :meth:`metrics`, float64 (``score_length``,)."""
+        raise NotImplementedError
+
+    def net_inputs(self, batch: ImageBatch) -> Tensor:
+        return self.inputs(batch.images)
+
+    def losses(self, net: nn.Module, batch: ImageBatch, phase: int = 0) -> tuple[Tensor, Tensor]:
+        outputs, targets = self._pair(net, batch)
+        loss = self.loss(outputs, targets)
+        return loss.sum(), self.count(loss, targets)
+
+    def scores(self, net: nn.Module, batch: ImageBatch) -> Tensor:
+        return self.score(*self._pair(net, batch))
+
+    def _pair(self, net: nn.Module, batch: ImageBatch) -> tuple[Any, Any]:
+        return net(self.inputs(batch.images)), self.targets(batch.images, batch.labels)
 
 
 def no_temperature(temperature: float | None, what: str) -> None:
@@ -205,6 +254,11 @@ def need_family(spec: NetSpec, name: str, task: str) -> None:
     """Raise a UserError for a backbone other than the one that a task is defined on."""
     if spec.name != name:
         raise UserError(f"the task {task} stands on {name}, and model.name is {spec.name}")
+
+
+def as_arrays(images: Tensor) -> list[np.ndarray]:
+    """(N, 3, H, W) uint8 → N arrays (H, W, 3) on the CPU."""
+    return list(np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy()))
 
 
 def row_of_pictures(*pictures: Sequence[np.ndarray]) -> np.ndarray:

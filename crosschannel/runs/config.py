@@ -129,6 +129,8 @@ class OptimConfig:
     """of adam and adamw"""
     momentum: Annotated[float, below(1)] = 0.9
     """of sgd"""
+    nesterov: bool = False
+    """Nesterov's momentum, for sgd"""
     weight_decay: Annotated[float, at_least(0)] = 0.01
     """of the weights of convolutions and linear layers"""
     bias_lr: Annotated[float, at_least(0)] = 1.0

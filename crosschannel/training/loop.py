@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,9 @@ class Loop:
         self.net = task.net.to(device)
         if train.channels_last:
             self.net.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.net, config.optim, task.rate_factors)
+        self.phases = getattr(task, "phases", ())
+        self.learners = [nn.ModuleList(map(self.net.get_submodule, names)) for names in self.phases] or [self.net]
+        self.optimizers = [build_optimizer(module, config.optim, task.rate_factors) for module in self.learners]
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         self.average = WeightAverage(self.net, train.ema) if train.ema else None
         self.log = TrainingLog(run.path, self.steps, config.runtime.tensorboard, not world.is_main, quiet)
@@ -130,10 +133,15 @@ class Loop:
                 self._save()
                 raise Interrupted(self._by_whom)
             self._take(parts, news)
-            sums = self.gradients(model, parts)
+            for phase in range(len(self.optimizers) - 1):
+                sums = self.gradients(model, parts, phase)
+                self.update(self.world.sum(sums), phase)
+            sums = self.gradients(model, parts, len(self.optimizers) - 1)
             ahead = next(batches, None)
             told, news = self.world.sum_and_any(sums, self.run.flag.is_set, self.supply.has_news(ahead))
-            self.losses.append(self.update(sums))
+            self.losses.append(self.update(sums, len(self.optimizers) - 1))
+            if self.average is not None:
+                self.average.update(self.net, self.steps_done)
             self.steps_done += 1
             images += self.config.train.batch
             last = self.steps_done == self.steps
@@ -151,10 +159,17 @@ class Loop:
                 self._save()
             parts = ahead
 
+    @property
+    def has_ddp(self) -> bool:
+        return self.world.size > 1 and not self.phases
+
     def wrap(self) -> nn.Module:
-        """The net as steps call it: its gradients averaged over ranks, compiled."""
+        """The net as steps call it: its gradients averaged over ranks, compiled.
+
+        A task with phases calls parts of its net, which DDP does not know; :meth:`gradients` averages theirs.
+        """
         model: nn.Module = self.net
-        if self.world.size > 1:
+        if self.has_ddp:
             model = nn.parallel.DistributedDataParallel(model)
         return torch.compile(model) if self.config.train.compile else model
 
@@ -190,42 +205,58 @@ class Loop:
             self._save()
             raise
 
-    def gradients(self, model: nn.Module, parts: list[Batch]) -> Tensor:
+    def gradients(self, model: nn.Module, parts: list[Batch], phase: int = 0) -> Tensor:
         """Gradients of this rank's parts; returns their summed loss and the count that it is to be divided by, (2,)."""
         config = self.config
-        torch.manual_seed(mix(config.seed, self.steps_done, self.world.rank) >> 1)  # dropout and the like
-        set_rate(self.optimizer, rate(self.steps_done, self.steps, config.optim.lr, config.schedule))
+        keys = (config.seed, self.steps_done, self.world.rank, *([phase] if phase else []))
+        torch.manual_seed(mix(*keys) >> 1)  # dropout and the like
+        set_rate(self.optimizers[phase], rate(self.steps_done, self.steps, config.optim.lr, config.schedule))
         model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        step = partial(self.task.step, phase=phase) if self.phases else self.task.step
         sums = torch.zeros(2, device=self.world.device, dtype=torch.float64)
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            waits = model.no_sync() if self.world.size > 1 and not last else contextlib.nullcontext()
+            waits = model.no_sync() if self.has_ddp and not last else contextlib.nullcontext()
             with waits:
                 with self.autocast():
-                    loss, count = self.task.step(model, part)
+                    loss, count = step(model, part)
                 # Any constant would do here; images keep float16's gradients in range.
                 self.scaler.scale(loss / config.train.batch).backward()
             sums += torch.stack((loss.detach().double(), count.double()))
+        if self.phases and self.world.size > 1:
+            self._average(self._trained(phase))
         return sums
 
-    def update(self, sums: Tensor) -> Tensor:
+    def _trained(self, phase: int) -> list[nn.Parameter]:
+        """The parameters of a phase that have a gradient."""
+        return [parameter for parameter in self.learners[phase].parameters() if parameter.grad is not None]
+
+    def _average(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients over ranks, and take rank 0's statistics of BatchNorm, as DDP does."""
+        whole = self.world.sum(torch.cat([parameter.grad.flatten() for parameter in parameters])) / self.world.size
+        for parameter, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad.copy_(part.view_as(parameter))
+        self.world.copy_from_main(self.net)
+
+    def update(self, sums: Tensor, phase: int = 0) -> Tensor:
         """Move the weights: summed losses, divided once by the count over all ranks and parts; returns the loss.
 
         Args:
             sums: those of :meth:`gradients`, over all ranks.
+            phase: whose optimiser steps.
         """
+        optimizer, parameters = self.optimizers[phase], self._trained(phase)
         # DDP has averaged over ranks; the loss was divided by the batch.
         factor = self.world.size * self.config.train.batch / sums[1].clamp(min=1e-30)
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(optimizer)
         if self.world.device.type != "cpu" or factor != 1:  # to ask a GPU would be to wait for it
-            torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], factor.float())
+            torch._foreach_mul_([parameter.grad for parameter in parameters], factor.float())
         if self.config.optim.clip:
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.config.optim.clip)
-        self.scaler.step(self.optimizer)
+            nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
+        self.scaler.step(optimizer)
         self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.net, self.steps_done)
         return sums[0] / sums[1].clamp(min=1e-30)
 
     def autocast(self) -> torch.autocast:
@@ -240,7 +271,7 @@ class Loop:
                 )
 
     def _log_step(self, loss: float, speed: float) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = self.optimizers[0].param_groups[0]["lr"]
         epoch = self.steps_done * self.config.train.batch / len(self.stream.images)
         values = {"train/loss": loss, "train/lr": lr, "train/images_per_s": speed, "train/epoch": epoch}
         shown = f"loss {loss:.4f}  {speed:.0f} images/s"
@@ -306,7 +337,8 @@ class Loop:
         return {
             "net": self.net.state_dict(),
             "average": None if self.average is None else self.average.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizers[0].state_dict(),
+            **({"phases": [optimizer.state_dict() for optimizer in self.optimizers[1:]]} if self.phases else {}),
             "scaler": self.scaler.state_dict(),
             "evaluated": self.is_evaluated,
             "losses": [loss.cpu() for loss in self.losses],
@@ -334,11 +366,13 @@ class Loop:
         self.net.load_state_dict(state["net"])
         if self.average is not None:
             self.average.net.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, moments in self.optimizer.state.items():
-            for name, moment in moments.items():
-                if isinstance(moment, Tensor) and moment.shape not in (parameter.shape, torch.Size()):
-                    raise ValueError(f"{name} of the optimiser is of shape {tuple(moment.shape)}")
+        stored = [state["optimizer"], *state.get("phases", [])]
+        for optimizer, moments_of in zip(self.optimizers, stored, strict=True):
+            optimizer.load_state_dict(moments_of)
+            for parameter, moments in optimizer.state.items():
+                for name, moment in moments.items():
+                    if isinstance(moment, Tensor) and moment.shape not in (parameter.shape, torch.Size()):
+                        raise ValueError(f"{name} of the optimiser is of shape {tuple(moment.shape)}")
         self.scaler.load_state_dict(dict(state["scaler"]))
         self.losses = [loss.reshape(()).to(self.world.device) for loss in state["losses"]]
         self.supply.tally.seen, self.supply.tally.broken = map(int, state["broken"])

@@ -32,7 +32,7 @@ def build_optimizer(
         for (is_weight, factor), parameters in found.items()
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, config.lr, config.momentum)
+        return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(groups, config.lr, config.betas)
 

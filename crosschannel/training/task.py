@@ -1,4 +1,4 @@
-"""What the loop trains: a task gives ``step`` and ``evaluate``; what an evaluation found is an :class:`Evaluation`."""
+"""What the loop trains: a task has ``step`` and ``evaluate``, which returns an :class:`Evaluation`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +45,11 @@ class Task(Protocol):
         ...
 
     def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss of a batch and the count that it is to be divided by (both scalars)."""
+        """The summed loss of a batch and the count that it is to be divided by (both scalars).
+
+        A task with ``phases``, names of modules of its net that learn in turns within a step, also takes the number of
+        the phase, ``phase=0``, …; each phase has an optimiser of its own.
+        """
         ...
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:

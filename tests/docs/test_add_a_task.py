@@ -1,49 +1,137 @@
-"""The worked example of docs/add-a-task.md is a pretext task like any other."""
+"""The worked examples of docs/add-a-task.md are pretext tasks like any other."""
 
 import re
+import shutil
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from forked import run_on_ranks
+from safetensors.torch import load_file
 
 from crosschannel import load_backbone, pretext
 from crosschannel.cli import main
 from crosschannel.hub import load_pretext
-from crosschannel.pretext import Entry, config
+from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import read_result
+from slurm.cli import main as slurm
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-task.md"
+TASKS = {"Inpainting": "error", "Position": "top1"}
 
 
-@pytest.fixture
-def rotation(tmp_path, monkeypatch):
-    """The example in the table; all is as before afterwards."""
-    files = dict(re.findall(r"```python file=(\S+)\n(.*?)```", PAGE.read_text(), re.S))
-    (tmp_path / "rotation.py").write_text(files["rotation.py"])
-    names = dict(vars(config))
-    exec(files["config"], names)
-    monkeypatch.setattr(config, "RotationConfig", names["RotationConfig"], raising=False)
-    monkeypatch.setattr(pretext, "__path__", [*pretext.__path__, str(tmp_path)])
-    (entry,) = eval("{" + files["row"] + "}", {"Entry": Entry}).items()
-    monkeypatch.setitem(pretext.TASKS, *entry)
+@pytest.fixture(autouse=True)
+def mytasks(tmp_path, monkeypatch):
+    """The page's module in the working folder."""
+    blocks = re.findall(r"```python\n(# mytasks\.py.*?)```", PAGE.read_text(), re.S)
+    (tmp_path / "mytasks.py").write_text("\n\n".join(blocks))
+    monkeypatch.chdir(tmp_path)
     yield
-    sys.modules.pop("crosschannel.pretext.rotation", None)
+    sys.modules.pop("mytasks", None)
 
 
-def test_the_example_trains_resumes_and_is_a_backbone(rotation, photo_folder, tmp_path, capsys):
-    out = tmp_path / "run"
-    flags = [
-        "--task=rotation", f"--data={photo_folder}", f"--out={out}", "--model.fc=0", "--crop.size=48",
-        "--crop.resize=56",
-        "--train.batch=8", "--train.steps=6", "--runtime.workers=0", "--runtime.tensorboard=false", "--device=cpu",
-        "--objective.dropout=0.1",
+def command(task, photo_folder, out, *flags):
+    return [
+        "pretrain", f"--task={task}", f"--data={photo_folder}", f"--out={out}", "--model.fc=0", "--crop.size=96",
+        "--crop.resize=96", "--train.batch=8", "--train.steps=6", "--runtime.workers=0", "--runtime.log_every=1",
+        "--runtime.checkpoint_every=2", "--runtime.tensorboard=false", "--device=cpu", *flags,
     ]  # fmt: skip
-    assert main(["pretrain", *flags]) == 0
-    assert "of the turns told right" in capsys.readouterr().err
-    assert main(["pretrain", *flags]) == 0 and "is finished" in capsys.readouterr().err
-    result = read_result(out)
-    assert result.metrics.keys() == {"loss", "top1"} and result.config["objective"]["dropout"] == 0.1
-    assert load_backbone(str(out)).provenance.details["pretext"] == "rotation"
-    assert load_pretext(str(out)).task.name == "rotation"
-    assert main(["pretrain", "--task=rotation", "--help"]) == 0
-    assert "--objective.dropout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_example_trains_and_is_a_backbone(narrow_nets, photo_folder, task, capsys):
+    assert main(command(f"mytasks:{task}", photo_folder, "run")) == 0
+    result = read_result(Path("run"))
+    assert result.metrics.keys() == {"loss", TASKS[task]} and result.config["task"] == f"mytasks:{task}"
+    assert main(command(f"mytasks:{task}", photo_folder, "run")) == 0 and "is finished" in capsys.readouterr().err
+    assert load_backbone("run").provenance.details["pretext"] == f"mytasks:{task}"
+    whole = load_pretext("run")
+    assert whole.task.name == f"mytasks:{task}"
+    assert main(["pretrain", f"--task=mytasks:{task}", "--help"]) == 0
+    assert f"--objective.{'side' if task == 'Inpainting' else 'width'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_example_resumes_to_the_same_bits(narrow_nets, photo_folder, task):
+    assert main(command(f"mytasks:{task}", photo_folder, "whole")) == 0
+    assert main(command(f"mytasks:{task}", photo_folder, "part", "--runtime.keep=10")) == 0
+    for path in Path("part").iterdir():  # as if it had been killed after step 4
+        if path.name not in ("config.yaml", "images.json", "inputs.json", "checkpoints", "metrics.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (newest,) = Path("part/checkpoints").glob("step-*6-*.pt")
+    newest.unlink()
+    assert main(command(f"mytasks:{task}", photo_folder, "part", "--runtime.keep=10")) == 0
+    first, second = (load_file(f"{run}/pretext.safetensors") for run in ("whole", "part"))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    losses = [
+        [row["train/loss"] for row in read_metrics(Path(run)) if "train/loss" in row] for run in ("whole", "part")
+    ]
+    assert len(losses[0]) == 6 and losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_example_runs_on_two_ranks(narrow_nets, photo_folder, task):
+    words = command(f"mytasks:{task}", photo_folder, "run", "--model.norm=false", "--train.precision=float32")
+    outcomes = run_on_ranks(lambda: main(words))
+    assert [status for status, _ in outcomes] == [0, 0], outcomes
+    assert main([word.replace("=run", "=alone") for word in words]) == 0
+    two, one = (read_result(Path(run)).metrics for run in ("run", "alone"))
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+def test_a_package_names_its_task_by_an_entry_point(narrow_nets, photo_folder, monkeypatch, capsys):
+    point = EntryPoint("position", "mytasks:Position", pretext.ENTRY_POINTS)
+    monkeypatch.setattr(pretext, "entry_points", lambda group: [point] if group == pretext.ENTRY_POINTS else [])
+    assert main(command("position", photo_folder, "run", "--train.steps=1")) == 0
+    assert load_pretext("run").task.name == "position"
+    assert main(["pretrain", "--task=puzzle", "--data=x"]) == 2
+    assert "position" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("nowhere:Task", "cannot import 'nowhere:Task': ModuleNotFoundError"),
+        ("mytasks:Nothing", "cannot import 'mytasks:Nothing': AttributeError"),
+        ("mytasks:PairNet", "'mytasks:PairNet' must be a subclass of crosschannel.pretext.task.Pretext"),
+        ("json:loads", "json is a module of Python's own"),
+    ],
+)
+def test_what_is_no_task_is_refused(task, words, capsys):
+    assert main(["pretrain", f"--task={task}", "--data=builtin:sample", "--out=run"]) == 2
+    assert words in capsys.readouterr().err and not Path("run").exists()
+
+
+def test_the_launcher_checks_a_task_before_anything_is_queued(photo_folder, capsys):
+    words = [
+        "submit",
+        "--dry-run",
+        "--profile=local",
+        "--",
+        "crosschannel",
+        *command("mytasks:Position", photo_folder, "run"),
+    ]
+    assert slurm(words) == 0
+    assert slurm([*words[:-1], "--objective.width=x"]) == 2
+    words = ["submit", "--dry-run", "--", "crosschannel", "pretrain", "--task=nowhere:Task", "--data=builtin:sample"]
+    assert slurm([*words, "--out=run"]) == 2 and "cannot import 'nowhere:Task'" in capsys.readouterr().err
+
+
+def test_hidden_squares_and_neighbours_are_drawn_evenly(photo_folder):
+    from crosschannel.data import CropConfig, Stream, load_batches, open_images
+
+    images, crop = open_images(str(photo_folder))[0], CropConfig(96, 96)
+    for name in TASKS:
+        row = pretext.task_row(f"mytasks:{name}")
+        task = row.load()(row.keys(), 16)
+        batches = list(load_batches(Stream(images, task.view(crop, train=True), 0), 0, 400, 40))
+        if name == "Position":
+            counts = np.bincount(torch.cat([batch.places for batch in batches]), minlength=8)
+            assert counts.min() > 20
+        else:
+            hidden = torch.cat([task.hidden(batch) for batch in batches]).float()
+            assert (hidden.sum((1, 2, 3)) == 48**2).all()
+            assert all((hidden.amax(side).sum((0, 1)) > 0).all() for side in (2, 3))  # all rows and columns

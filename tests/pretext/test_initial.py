@@ -36,7 +36,7 @@ def task(tmp_path, initial: str) -> pretraining.Pretraining:
     torch.manual_seed(0)
     net, pretext = create("colorization", ColorizationConfig(), NetSpec("alexnet", fc=24))
     world, nothing = World(0, 1, torch.device("cpu")), MemoryImages([], [], [])
-    return pretraining.Pretraining(net, pretext, nothing, nothing, CropConfig(64, 64), world, initial)
+    return pretraining.Pretraining(net, pretext, nothing, CropConfig(64, 64), world, initial)
 
 
 def test_kmeans_starts_the_convolutions_alone_and_the_classifier_from_zeros(asked, tmp_path):

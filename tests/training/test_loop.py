@@ -35,7 +35,7 @@ def train(data, out, world=None, images=None, grey_threshold=0.0, optim=None, ru
     stream = Stream(images or folder, TrainingCrops(CROP), 3)
     pretext = Colorization(ColorizationConfig(grey_threshold=grey_threshold), net.stride)
     run = RunFolder(Path(out), "pretrain")
-    task = Pretraining(net, pretext, stream.images, val, CROP, world, "default")
+    task = Pretraining(net, pretext, val, CROP, world, "default")
     options = {"batch": 16, "steps": 4, "precision": "float32", "channels_last": False, "compile": False}
     config = TrainedConfig(
         optim=optim or OptimConfig("sgd", lr=0.01, momentum=0.5),

@@ -1,0 +1,227 @@
+"""Jigsaw: the order of a picture's tiles (Noroozi, Favaro, "Unsupervised Learning of Visual Representations by Solving
+Jigsaw Puzzles", ECCV 2016).
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout
+
+from crosschannel.data import Batch, CentreCrop, CropConfig, Draw, Record, TrainingCrops
+from crosschannel.data.order import mix
+from crosschannel.data.views import stack_crops
+from crosschannel.errors import foreign
+from crosschannel.models import InputSpec, NetSpec, build_net, family
+from crosschannel.models.input_spec import LUMA
+from crosschannel.pretext.config import JigsawConfig
+from crosschannel.pretext.nets import freeze_unused
+from crosschannel.pretext.task import Headline, Pretext, as_arrays, row_of_pictures
+
+GRID = 3
+TILES = GRID * GRID
+_CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)
+_GAP = 2  # pixels between the tiles of a picture
+_FLAT = 9  # positions of a map up to which its features are concatenated instead of averaged
+
+
+@dataclass
+class TileBatch(Batch):
+    """Tiles of crops, in their own order.
+
+    Attributes:
+        tiles: (N, 9, 3, t, t) uint8 RGB, row by row.
+    """
+
+    tiles: Tensor
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A crop in three rows of three cells, and a tile anywhere in each cell, so that tiles do not meet.
+
+    Attributes:
+        crop: how the picture is cropped.
+        side: of a tile, in pixels.
+        train: a training crop; else the centre crop.
+    """
+
+    crop: CropConfig
+    side: int
+    train: bool
+    views: ClassVar[int] = 1
+
+    def __call__(self, record: Record, draw: Draw) -> np.ndarray:
+        view = TrainingCrops(self.crop) if self.train else CentreCrop(self.crop.size, self.crop.resize)
+        pixels, cell = view(record, draw), self.crop.size // GRID
+        places = draw.generator().integers(0, cell - self.side + 1, (TILES, 2))
+        corners = places + cell * np.array([divmod(tile, GRID) for tile in range(TILES)])
+        return np.stack([pixels[y : y + self.side, x : x + self.side] for y, x in corners])
+
+    @staticmethod
+    def collate(samples: Sequence[np.ndarray], info: Batch) -> TileBatch:
+        tiles = stack_crops([tile for sample in samples for tile in sample])
+        return TileBatch(**vars(info), tiles=tiles.unflatten(0, (len(samples), TILES)))
+
+
+@lru_cache(maxsize=4)
+def distant_permutations(count: int) -> np.ndarray:
+    """Permutations of the nine tiles that are far apart: (count, 9) int64.
+
+    Greedy, as in the paper: each is one of those with the greatest sum of Hamming distances to all before it.
+    """
+    everything = np.array(list(itertools.permutations(range(TILES))), np.int8).T.copy()
+    distances = np.zeros(everything.shape[1], np.int32)
+    chosen = [mix(0) % len(distances)]
+    while len(chosen) < count:
+        for row in everything:
+            distances += row != row[chosen[-1]]
+        distances[chosen[-1]] = -len(distances) * TILES  # never again
+        chosen.append(int(distances.argmax()))
+    return everything[:, chosen].T.astype(np.int64)
+
+
+class JigsawNet(nn.Module):
+    """A backbone that all nine tiles share, fc6 of each tile, fc7 of all, and a classifier of permutations.
+
+    Args:
+        net: the backbone.
+        channels: of a tile.
+        config: keys of the task.
+
+    Shape:
+        tiles (N, 9, C, t, t) and numbers of permutations (N,) → logits (N, permutations). Without numbers the tiles
+        keep their order.
+    """
+
+    stride = 1
+
+    def __init__(self, net: nn.Module, channels: int, config: JigsawConfig):
+        super().__init__()
+        self.net, self.dropout = net, config.dropout
+        self.register_buffer("permutations", torch.from_numpy(distant_permutations(config.permutations)))
+        net.eval()
+        with torch.no_grad(), foreign(f"this net cannot take tiles of {config.tile} px"):
+            features = self._flat(net(torch.zeros(1, channels, config.tile, config.tile))).shape[1]
+        net.train()
+        self.fc6 = nn.Linear(features, config.width)
+        self.fc7 = nn.Linear(TILES * config.width, config.hidden) if config.hidden else nn.Identity()
+        self.out = nn.Linear(config.hidden or TILES * config.width, config.permutations)
+        for layer in (self.fc6, self.fc7) if config.hidden else (self.fc6,):
+            nn.init.normal_(layer.weight, std=0.005)
+            nn.init.ones_(layer.bias)
+        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.zeros_(self.out.bias)
+
+    @staticmethod
+    def _flat(maps: Tensor) -> Tensor:
+        return maps.flatten(1) if maps.shape[2] * maps.shape[3] <= _FLAT else maps.mean((2, 3))
+
+    def forward(self, tiles: Tensor, orders: Tensor | None = None) -> Tensor:
+        if orders is not None:
+            tiles = shuffled(tiles, self.permutations[orders])
+        x = self.fc6(self._flat(self.net(tiles.flatten(0, 1)))).relu()
+        x = dropout(x, self.dropout, self.training).unflatten(0, (-1, TILES)).flatten(1)
+        if isinstance(self.fc7, nn.Linear):
+            x = dropout(self.fc7(x).relu(), self.dropout, self.training)
+        return self.out(x)
+
+
+def shuffled(tiles: Tensor, permutations: Tensor) -> Tensor:
+    """Tiles (N, 9, …) in the orders (N, 9): place i shows tile ``permutations[i]``."""
+    return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], permutations]
+
+
+class Jigsaw(Pretext):
+    """Nine tiles in one of many orders → which one."""
+
+    name = "jigsaw"
+    rows: ClassVar[tuple[str, ...]] = ("shuffled tiles", "put back by the prediction", "truth")
+    score_length = 4
+
+    @property
+    def headline(self) -> Headline:
+        chance = 1 / self.config.permutations
+        return Headline("top1", f"of the permutations are right (chance: {chance:.2g})", chance, "chance")
+
+    @staticmethod
+    def input_of(config: JigsawConfig, crop: CropConfig) -> InputSpec:
+        if config.tile_norm == "mean":
+            return InputSpec("rgb", crop.size, crop.resize, mean=_CAFFE_MEAN, std=(1 / 255,) * 3)
+        return InputSpec("rgb", crop.size, crop.resize)
+
+    @staticmethod
+    def build(config: JigsawConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> JigsawNet:
+        padded = family(spec.name).has_geometries
+        net = build_net(replace(spec, geometry="probe", fc=0) if padded else spec, config.tile)
+        if padded:  # tiles are small; in transfer the stride is AlexNet's 4 again
+            net.get_submodule("conv1").conv.stride = (2, 2)
+        jigsaw = JigsawNet(net, spec.in_channels, config)
+        if getattr(net, "computes_past_its_layers", False):
+            freeze_unused(jigsaw, torch.zeros(1, TILES, spec.in_channels, config.tile, config.tile))
+        return jigsaw
+
+    def view(self, crop: CropConfig, train: bool) -> Tiles:
+        return Tiles(crop, self.config.tile, train)
+
+    def example_input(self, size: int) -> Tensor:
+        return torch.zeros(1, TILES, self.input.channels, self.config.tile, self.config.tile)
+
+    def net_inputs(self, batch: TileBatch) -> Tensor:
+        """Normalised tiles, (N, 9, 3, t, t)."""
+        x = self.input.preprocess(batch.tiles.flatten(0, 1))
+        if self.config.tile_norm != "none":
+            x = x - x.mean((2, 3), keepdim=True)
+        if self.config.tile_norm == "mean-std":
+            x = x / x.std((1, 2, 3), keepdim=True).clamp(min=1e-2)
+        return x.unflatten(0, batch.tiles.shape[:2])
+
+    def _puzzle(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
+        """Normalised tiles and the numbers of their permutations, (N,)."""
+        draws = batch.uniforms(2).to(batch.tiles.device)
+        if self.config.grey:
+            weights = torch.tensor(LUMA, device=batch.tiles.device)[:, None, None]
+            luma = (batch.tiles * weights).sum(2, keepdim=True).round().byte().expand_as(batch.tiles)
+            is_grey = (draws[:, 1] < self.config.grey)[:, None, None, None, None]
+            batch = replace(batch, tiles=torch.where(is_grey, luma, batch.tiles))
+        return self.net_inputs(batch), (draws[:, 0] * self.config.permutations).long()
+
+    def losses(self, net: nn.Module, batch: TileBatch, phase: int = 0) -> tuple[Tensor, Tensor]:
+        tiles, orders = self._puzzle(batch)
+        loss = cross_entropy(net(tiles, orders).float(), orders, reduction="sum")
+        return loss, loss.new_full((), len(orders))
+
+    @torch.no_grad()
+    def scores(self, net: nn.Module, batch: TileBatch) -> Tensor:
+        """Images, cross-entropy, right permutations, share of right tiles."""
+        tiles, orders = self._puzzle(batch)
+        logits = net(tiles, orders).double()
+        predicted = logits.argmax(1)
+        tiles_right = (net.permutations[predicted] == net.permutations[orders]).double().mean(1).sum()
+        loss = cross_entropy(logits, orders, reduction="sum")
+        return torch.stack((loss.new_tensor(len(orders)), loss, (predicted == orders).sum().double(), tiles_right))
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """``loss``; ``top1``, the share of permutations that are right; ``tiles``, of tiles in their place."""
+        count, loss, right, tiles = sums.tolist()
+        return {"loss": loss / count, "top1": right / count, "tiles": tiles / count}
+
+    @torch.inference_mode()
+    def pictures(self, net: nn.Module, batch: TileBatch) -> np.ndarray:
+        tiles, orders = self._puzzle(batch)
+        predicted = net(tiles, orders).argmax(1)
+        seen = shuffled(batch.tiles, net.permutations[orders])
+        back = shuffled(seen, net.permutations[predicted].argsort(1))
+        return row_of_pictures(*(as_arrays(mosaic(one)) for one in (seen, back, batch.tiles)))
+
+
+def mosaic(tiles: Tensor) -> Tensor:
+    """Lay tiles out with white gaps and a frame: (N, 9, 3, t, t) uint8 → (N, 3, H, W)."""
+    framed = nn.functional.pad(tiles, (_GAP,) * 4, value=255).unflatten(1, (GRID, GRID))
+    pictures = framed.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # from (N, row, column, 3, y, x)
+    return nn.functional.pad(pictures, (2 * _GAP,) * 4, value=255)
