@@ -9,11 +9,11 @@ import sys
 import torch
 from timing import apart, machine, peak_memory, table
 
+from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.evaluation.cost import cost
 from crosschannel.evaluation.published import TABLE_1
 from crosschannel.models import NetSpec
 from crosschannel.pretext import create
-from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.pretext.config import ColorizationConfig, LarssonConfig
 
 NETS = {

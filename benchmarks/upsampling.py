@@ -14,10 +14,10 @@ from timing import machine, race, real_data, table
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab
+from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.data.folder import list_files
 from crosschannel.models import NetSpec
 from crosschannel.pretext import create
-from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.pretext.config import ColorizationConfig
 
 STRIDE, SHORT = 4, 256

@@ -18,6 +18,7 @@ ORDER = (
     "training",
     "report",
     "pretext",
+    "colorize",
     "hub",
     "evaluation",
     "web",

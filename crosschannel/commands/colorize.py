@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageCms
 
+from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.commands.config import ColorizeConfig
 from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, broken, open_picture, read_picture, to_rgb
@@ -15,7 +16,6 @@ from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
 from crosschannel.hub import load_colorizer, source_files
 from crosschannel.keys import require_config
-from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.training.device import find_device
 
 # EXIF tags that speak of the picture, whatever its file; so do two groups of more, of the camera and of the place.

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 import crosschannel
+from crosschannel.colorize.colorizer import held_out_pictures
 from crosschannel.commands.config import PretrainConfig
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, Stream, Subset, open_images
@@ -99,6 +100,7 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
         config.seed,
         config.train.batch // world.size or 1,
         config.runtime.workers,
+        held_out_pictures,
     )
     return Loop(task, Stream(train, pretext.view(config.crop, train=True), config.seed), config, run, world)
 

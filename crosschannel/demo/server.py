@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from crosschannel.color import ABQuantizer
+from crosschannel.colorize.colorizer import LONGEST, Colorizer
 from crosschannel.demo.config import DemoConfig
 from crosschannel.errors import UserError, foreign
 from crosschannel.hub import load_colorizer
 from crosschannel.hub.export import Decoded
-from crosschannel.pretext.colorizer import LONGEST, Colorizer
 from crosschannel.training.device import find_device
 
 PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")

@@ -6,6 +6,7 @@ import tarfile
 from importlib.resources import files
 from pathlib import Path
 
+from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.console import stderr_console
 from crosschannel.demo.config import DemoConfig
 from crosschannel.demo.server import PAGE, described, page_file, policy_of_page
@@ -13,7 +14,6 @@ from crosschannel.errors import UserError
 from crosschannel.files import cache_folder, whole_folder
 from crosschannel.hub.export import colorizer_to_onnx, looks_at_any_size
 from crosschannel.hub.zoo import Entry, fetch_into
-from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.web import POLICY
 
 ORT = Entry(

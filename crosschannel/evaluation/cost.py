@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crosschannel.pretext.colorizer import Colorizer
+from crosschannel.colorize.colorizer import Colorizer
 
 _MB = 1e6
 _RUNS = 5

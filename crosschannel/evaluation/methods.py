@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from crosschannel.color import rgb_to_lab
+from crosschannel.colorize.colorizer import Colorizer
+from crosschannel.colorize.upsampling import Upsample
 from crosschannel.data import Batch, Draw, ImageBatch, ImageSet, Record
 from crosschannel.data.crops import centre_box, cut
 from crosschannel.data.decode import BrokenImage
@@ -19,8 +21,6 @@ from crosschannel.data.views import stack_crops
 from crosschannel.errors import UserError
 from crosschannel.evaluation.config import Method
 from crosschannel.hub import load_colorizer
-from crosschannel.pretext.colorizer import Colorizer
-from crosschannel.pretext.upsampling import Upsample
 
 _TRIES = 20  # donors that are looked at until one can be read
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from crosschannel.colorize.colorizer import Look
 from crosschannel.errors import UserError
 from crosschannel.hub.caffe import read_caffemodel
 from crosschannel.hub.caffe_nets import from_caffe
@@ -15,7 +16,6 @@ from crosschannel.hub.imported import KINDS, Imported, load_named
 from crosschannel.hub.state_dicts import choose_net, has_net, read_state
 from crosschannel.models import build_net
 from crosschannel.pretext import create
-from crosschannel.pretext.colorizer import Look
 from crosschannel.pretext.config import ColorizationConfig
 
 _AB_SCALE = 110.0  # of the release's Python nets: (L - 50) / 100 in, ab / 110 out

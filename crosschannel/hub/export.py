@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.color import lab_to_rgb
+from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
 from crosschannel.files import Writer, written_whole
@@ -23,7 +24,6 @@ from crosschannel.models.adapt import absorbed, trainable_copy, without_input_sc
 from crosschannel.models.module_net import ModuleNet
 from crosschannel.models.regions import plan_regions
 from crosschannel.models.timm_net import TimmNet
-from crosschannel.pretext.colorizer import Colorizer
 
 
 @dataclass

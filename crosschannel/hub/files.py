@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from crosschannel.colorize.colorizer import Look
 from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.keys import above, at_least
@@ -26,7 +27,6 @@ from crosschannel.models.input_spec import InputSpec
 from crosschannel.models.nets import FAMILIES, build_net, family
 from crosschannel.models.spec import NetSpec
 from crosschannel.pretext import task_row
-from crosschannel.pretext.colorizer import Look
 from crosschannel.pretext.task import Pretext
 from crosschannel.stored import parse_json, typed
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from crosschannel.colorize.colorizer import Look
 from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import load_state, save_backbone, save_pretext
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.models.backbone import Provenance
-from crosschannel.pretext.colorizer import Look
 from crosschannel.pretext.task import Pretext
 
 KINDS = {1: "grey", 2: "sobel", 3: "rgb"}  # of inputs, by the first convolution's channels

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from crosschannel.colorize.colorizer import Colorizer, Look
 from crosschannel.data import ImageSet
 from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError, describe, foreign
@@ -21,7 +22,6 @@ from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.adapt import fold_input_scale
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext import create, task_row
-from crosschannel.pretext.colorizer import Colorizer, Look
 from crosschannel.pretext.task import Pretext
 from crosschannel.training.device import as_device
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crosschannel.models.layers import LayeredNet
 from crosschannel.pretext.config import LarssonConfig
-from crosschannel.pretext.upsampling import bilinear, corners
+from crosschannel.pretext.grids import bilinear, corners
 
 BINS = 32  # of hue and of chroma
 _STRIDE = 4  # of whole pictures

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from crosschannel.data import Batch, CropConfig, ImageSet, Stream, load_batches
 from crosschannel.models import initialisation as init
-from crosschannel.pretext.colorizer import coloured_rows
 from crosschannel.pretext.start import start_from
-from crosschannel.pretext.task import Pretext, as_arrays
+from crosschannel.pretext.task import Pretext
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
@@ -32,6 +31,7 @@ class Pretraining:
         seed: of the initial weights.
         batch: held-out images a rank scores at once.
         workers: that decode held-out images.
+        draw: (net, task, held-out batch) → rows of pictures, (H, W, 3) uint8, or None; default the task's own.
     """
 
     def __init__(
@@ -46,13 +46,14 @@ class Pretraining:
         seed: int = 0,
         batch: int = 64,
         workers: int = 0,
+        draw: Callable[[nn.Module, Pretext, Batch], np.ndarray | None] | None = None,
     ):
         self.net, self.pretext = net, pretext.to(world.device)
         self.rate_factors: dict[str, float] = {}
         self.world = world
         self.held_out = Stream(val, pretext.view(crop, train=False))
         self.initial, self.start_state = initial, start_state
-        self.seed, self.batch, self.workers = seed, batch, workers
+        self.seed, self.batch, self.workers, self.draw = seed, batch, workers, draw
 
     def initialise(self, stream: Stream) -> bool:
         """Initial weights; k-means takes a while and is saved."""
@@ -108,8 +109,6 @@ class Pretraining:
         batch = self.held_out.collate([self.held_out[int(i)] for i in chosen])
         if not len(batch):
             return {}
-        if self.pretext.colours:
-            pictures = coloured_rows(net, self.pretext, as_arrays(batch.images))
-        else:
-            pictures = self.pretext.pictures(net, batch.to(self.world.device))
+        batch = batch.to(self.world.device)
+        pictures = self.draw(net, self.pretext, batch) if self.draw else self.pretext.pictures(net, batch)
         return {} if pictures is None else {"step": pictures}

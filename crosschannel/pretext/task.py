@@ -256,9 +256,9 @@ def need_family(spec: NetSpec, name: str, task: str) -> None:
         raise UserError(f"the task {task} stands on {name}, and model.name is {spec.name}")
 
 
-def as_arrays(images: Tensor) -> list[np.ndarray]:
-    """(N, 3, H, W) uint8 → N arrays (H, W, 3) on the CPU."""
-    return list(np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy()))
+def as_arrays(images: Tensor) -> np.ndarray:
+    """(N, 3, H, W) → (N, H, W, 3), on the CPU."""
+    return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def row_of_pictures(*pictures: Sequence[np.ndarray]) -> np.ndarray:

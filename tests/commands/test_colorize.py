@@ -12,8 +12,8 @@ from PIL import Image, ImageCms
 from crosschannel import UserError, load_colorizer
 from crosschannel.cli import main
 from crosschannel.color import lab_to_rgb, rgb_to_lab
+from crosschannel.colorize.upsampling import upsampled
 from crosschannel.data.decode import BrokenImage, decode
-from crosschannel.pretext.upsampling import upsampled
 
 
 def lightness(pixels):

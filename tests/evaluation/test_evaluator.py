@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from crosschannel.color import ABQuantizer, load_prior, rebalancing_weights, rgb_to_lab
+from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.data import MemoryImages, Stream
 from crosschannel.evaluation.config import EvaluateConfig, Method
 from crosschannel.evaluation.cost import features
@@ -23,7 +24,6 @@ from crosschannel.files import written_whole
 from crosschannel.hub import classifiers
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.pretext import create
-from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.pretext.config import ColorizationConfig
 
 CPU = torch.device("cpu")

@@ -11,13 +11,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lightness
+from crosschannel.colorize.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
+from crosschannel.data import Batch
 from crosschannel.data.decode import BrokenImage, broken, decode, to_rgb
 from crosschannel.errors import UserError, describe, foreign
 from crosschannel.files import read_bytes, user_path
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.pictures import check_pictures
-from crosschannel.pretext.task import Pretext, row_of_pictures
-from crosschannel.pretext.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
+from crosschannel.pretext.task import Pretext, as_arrays, row_of_pictures
 
 _STRIP_NUMBERS = 1 << 21  # of upsampled maps held at a time
 LONGEST = 4  # the net sees at most this many times its short side
@@ -174,7 +175,7 @@ class Colorizer(nn.Module):
             raise UserError(f"an array is (H, W), (H, W, 3) or (N, H, W, 3), uint8; got {array.shape} {array.dtype}")
         batch = _as_batch(rgb if rgb.ndim == 4 else [rgb])
         check_pictures(batch)
-        coloured = _as_arrays(self._colour(batch.to(next(self.parameters()).device), temperature))
+        coloured = as_arrays(self._colour(batch.to(next(self.parameters()).device), temperature))
         return coloured if rgb.ndim == 4 else coloured[0]
 
     @torch.inference_mode()
@@ -219,7 +220,7 @@ class Colorizer(nn.Module):
             return rgb
         mode = self.look.interpolation
         if rgb.dtype == torch.uint8:
-            pictures = (Image.fromarray(array) for array in _as_arrays(rgb))
+            pictures = (Image.fromarray(array) for array in as_arrays(rgb))
             resized = [picture.resize((width, height), Image.Resampling[mode.upper()]) for picture in pictures]
             return _as_batch([np.asarray(picture) for picture in resized]).to(rgb.device)
         return nn.functional.interpolate(rgb, (height, width), mode=mode, antialias=True).clamp(0, 1)
@@ -234,8 +235,11 @@ class Colorizer(nn.Module):
         return w, h
 
 
-def coloured_rows(net: nn.Module, task: Pretext, crops: Sequence[np.ndarray]) -> np.ndarray:
-    """Grey, coloured and true crops (S, S, 3) uint8, a row each."""
+def held_out_pictures(net: nn.Module, task: Pretext, batch: Batch) -> np.ndarray | None:
+    """Rows of pictures of a held-out batch: grey, coloured and true crops if the task colours, else the task's own."""
+    if not task.colours:
+        return task.pictures(net, batch)
+    crops = as_arrays(batch.images)
     colorizer = Colorizer(net, task, len(crops[0]))
     grey = [np.asarray(Image.fromarray(crop).convert("L").convert("RGB")) for crop in crops]
     return row_of_pictures(grey, [colorizer(crop) for crop in crops], crops)
@@ -261,10 +265,6 @@ def _pixels_of_picture(picture: Image.Image) -> np.ndarray:
 
 def _as_batch(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-
-
-def _as_arrays(rgb: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(rgb.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _rows_at_a_time(maps: Tensor, rgb: Tensor) -> Iterator[slice]:

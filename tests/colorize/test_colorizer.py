@@ -9,11 +9,11 @@ from skimage.color import rgb2lab
 
 from crosschannel import UserError, load_colorizer
 from crosschannel.color import lab_to_rgb, rgb_to_lab
+from crosschannel.colorize.colorizer import Colorizer
+from crosschannel.colorize.upsampling import at_points, upsampled
 from crosschannel.models import NetSpec
 from crosschannel.pretext import create
-from crosschannel.pretext.colorizer import Colorizer
 from crosschannel.pretext.config import ColorizationConfig, SplitBrainConfig
-from crosschannel.pretext.upsampling import at_points, upsampled
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""From the predictions of a task to pictures in colour."""
