@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 WORKER_LOST = 71  # exit code where the system killed a loader worker (sysexits.h: EX_OSERR): not the command's fault
-WORKER_LOSS = "DataLoader worker"  # first words of torch's message about it
+WORKER_ERROR_PREFIX = "DataLoader worker"  # first words of torch's message about it
 
 
 class UserError(Exception):
@@ -44,11 +44,9 @@ def file_problem(error: BaseException) -> str:
 
 
 def is_worker_loss(error: BaseException) -> bool:
-    """Whether an error says that the system killed a loader worker, wherever in the program torch heard of it."""
-    return (
-        isinstance(error, RuntimeError)
-        and re.search(rf"{WORKER_LOSS}.*(killed by signal|exited unexpectedly)", str(error), re.DOTALL) is not None
-    )
+    """Whether an error says that the system killed a DataLoader worker, wherever torch reports it."""
+    pattern = rf"{WORKER_ERROR_PREFIX}.*(killed by signal|exited unexpectedly)"
+    return isinstance(error, RuntimeError) and re.search(pattern, str(error), re.DOTALL) is not None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Objects of the user's own by name: ``package.module:factory``, a function that returns a net, or a class."""
+"""Import user-defined objects by name, ``package.module:name``: functions that return nets or data, and tasks."""
 
 import contextlib
 import importlib
@@ -27,14 +27,14 @@ def working_folder_importable() -> Iterator[None]:
 
 
 def import_object(name: str) -> Any:
-    """Import ``package.module:name``, of the user's.
+    """Import a user's ``package.module:name``.
 
     Raises:
         UserError: it cannot be imported, or the module is Python's own.
     """
     module, _, attribute = name.partition(":")
     if module.partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{name!r}: {module} is a module of Python's own; name one of yours")
+        raise UserError(f"{name!r}: {module} is in the standard library; name a module of yours")
     with foreign(f"cannot import {name!r}"), working_folder_importable():
         return getattr(importlib.import_module(module), attribute)
 

@@ -12,15 +12,15 @@ def lazy_names(
 
     Args:
         package: its ``__name__``.
-        modules: the public names that each module defines, separated by spaces, by full name of the module; a module
-            of the package that has a public name itself is named as its own.
+        modules: public names, separated by spaces, by full name of the module that defines them. A submodule that is
+            public itself has its own name as its value.
     """
-    places = {name: module for module, names in modules.items() for name in names.split()}
+    module_of = {name: module for module, names in modules.items() for name in names.split()}
 
     def get(name: str) -> Any:
-        if name not in places:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = import_module(places[name])
-        return module if places[name] == f"{package}.{name}" else getattr(module, name)
+        module = import_module(module_of[name])
+        return module if module_of[name] == f"{package}.{name}" else getattr(module, name)
 
-    return get, lambda: sorted(places), sorted(places)
+    return get, lambda: sorted(module_of), sorted(module_of)

@@ -23,10 +23,10 @@ from crosschannel.hub.sources import (
     KINDS,
     inner_source,
     is_fetched,
-    own_names,
     parse_source,
     source_files,
     source_paths,
+    user_imports,
 )
 from crosschannel.parsing import options_of
 from crosschannel.runs.config import (
@@ -185,7 +185,7 @@ def check_paths(command: WrappedCommand) -> None:
         with foreign(f"cannot find {module} for {source.text!r}"), working_folder_importable():
             if KINDS[inner.kind].of_the_user and importlib.util.find_spec(module) is None:
                 raise UserError(f"no package {module} for {source.text!r} {later}")
-    for own in own_names(config).values():
+    for own in user_imports(config).values():
         if not source_files(own):
             raise UserError(f"no package {own.partition(':')[0]} for {own!r} {later}")
     for kind, path in paths:
@@ -207,7 +207,7 @@ def prefetch(command: WrappedCommand) -> None:
         if is_fetched(parse_source(named)):
             getattr(crosschannel.hub, f"load_{key.metadata['loads']}")(named)
     for data in of_role(command.config, "data").values():
-        if kind_of(data).is_fetched:
+        if kind_of(data).needs_download:
             open_images(data)
     if is_to_be_fetched(command.config):
         PROTOCOLS[command.name].load().open_data(command.config.data, command.config)

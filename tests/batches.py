@@ -5,7 +5,7 @@ import torch
 from crosschannel.data import Batch
 
 
-def info(count: int, labels: torch.Tensor | None = None) -> Batch:
-    """What is common to all batches, for so many samples."""
+def base_batch(count: int, labels: torch.Tensor | None = None) -> Batch:
+    """The fields that all batches have."""
     numbers = torch.arange(count)
     return Batch(numbers, torch.zeros(count, dtype=torch.int64) if labels is None else labels, numbers, [])

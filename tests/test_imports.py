@@ -133,6 +133,6 @@ def test_help_imports_no_torch(command):
         ),
     ],
 )
-def test_these_answer_without_torch(command, words):
+def test_a_command_answers_without_importing_torch(command, words):
     said, problems, has_torch = outcome(command)
     assert words in said + problems and not has_torch

@@ -38,7 +38,7 @@ class ModelConfig:
     affine: bool = False
     """ColorNet's and VGG-16's BatchNorm has a scale and a shift, as the released ColorNet's has"""
     variant: Text = "crosschannel"
-    """which AlexNet: crosschannel, caffenet (LRN, for norm: false), rotnet (64-192-384-256-256, no groups), …"""
+    """variant of AlexNet: crosschannel, caffenet (LRN, for norm: false), rotnet (64-192-384-256-256, no groups), …"""
     init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
     """initial weights; kmeans and unit-variance look at training images"""
 
@@ -49,7 +49,7 @@ class ModelConfig:
         fits = family(self.name).has_affine or not self.affine
         require(fits, f"model.affine is for {' and '.join(able)}", self.name)
         has_variants = family(self.name).has_geometries or self.variant == ModelConfig.variant
-        require(has_variants, "model.variant is for alexnet", self.variant)
+        require(has_variants, "model.variant applies to alexnet only", self.variant)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The kinds of data that ``--data`` can name: a row each. No torch here: the launcher and hints ask it too."""
+"""Kinds of ``--data``, one row each. Does not import torch: the launcher and the hints use it too."""
 
 import fcntl
 import shutil
@@ -19,7 +19,7 @@ from crosschannel.factories import import_object, is_factory
 from crosschannel.files import cache_folder, user_path
 
 ENTRY_POINTS = "crosschannel.datasets"  # group of the entry points of other packages' kinds of data
-Opened = tuple[ImageSet, ImageSet | None, str]  # training and validation images, if any, and a line that sums them up
+TrainVal = tuple[ImageSet, ImageSet | None, str]  # training and validation images, if any, and a line that sums them up
 
 
 @dataclass(frozen=True)
@@ -27,39 +27,39 @@ class DataKind:
     """A kind of data.
 
     Attributes:
-        matches: whether a value of ``--data`` is of this kind; the first row that matches is the one.
+        matches: whether a value of ``--data`` is of this kind; the first match wins.
         open: opens the images.
         paths: the local files and folders that they are read from.
-        is_fetched: opening downloads them, once for all runs.
-        has_classes: whether the images are known to have classes.
-        is_own: the name of a function of the user's.
+        needs_download: whether opening downloads them into the cache.
+        has_classes: whether they are known to have classes.
+        is_user_defined: whether it names a user's function.
     """
 
     matches: Callable[[str], bool]
-    open: Callable[[str], Opened]
+    open: Callable[[str], TrainVal]
     paths: Callable[[str], list[str]] = lambda data: []
-    is_fetched: bool = False
+    needs_download: bool = False
     has_classes: Callable[[str], bool] = lambda data: False
-    is_own: bool = False
+    is_user_defined: bool = False
 
 
 def kind_of(data: str) -> DataKind:
-    """The row of a value of ``--data``."""
+    """The first kind that matches a value of ``--data``."""
     return next(kind for kind in DATASETS.values() if kind.matches(data))
 
 
-def _open_builtin(data: str) -> Opened:
+def _open_builtin(data: str) -> TrainVal:
     if data != "builtin:sample":
         raise UserError(f"no built-in data {data.removeprefix('builtin:')!r}: there is 'builtin:sample'")
     return *sample_images(), ""
 
 
-def _open_torchvision(data: str) -> Opened:
+def _open_torchvision(data: str) -> TrainVal:
     return *open_folder(_download(data.removeprefix("torchvision:")))[:2], ""
 
 
-def _open_own(data: str) -> Opened:
-    """What a function of the user's returns: training images, or a pair of training and validation images."""
+def _open_function(data: str) -> TrainVal:
+    """The return value of a user's function: training images, or a pair of training and validation images."""
     from crosschannel.data.memory import as_image_set, holds_images  # it imports torch
 
     prefix, _, rest = data.partition(":")
@@ -77,12 +77,12 @@ def _installed() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
-def _is_own(data: str) -> bool:
+def _names_a_function(data: str) -> bool:
     prefix, colon, _ = data.partition(":")
     return bool(colon) and not user_path(data).exists() and (is_factory(data) or prefix in _installed())
 
 
-def _open_files(data: str) -> Opened:
+def _open_files(data: str) -> TrainVal:
     """A folder of images, or local shards."""
     if not data:
         raise UserError("--data is empty")
@@ -104,7 +104,7 @@ def _open_files(data: str) -> Opened:
     return train, val, summary
 
 
-def _open_remote(data: str) -> Opened:
+def _open_remote(data: str) -> TrainVal:
     if remedy := unpacking(data):
         raise UserError(f"{data} is compressed: its images cannot be read individually; {remedy}")
     return open_shards(data)
@@ -122,7 +122,7 @@ def _download(name: str) -> Path:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if root.is_dir():
             return root
-        part = root.with_suffix(".part")  # renamed once it is whole
+        part = root.with_suffix(".part")  # renamed when complete
         part.mkdir(exist_ok=True)
         try:
             shutil.rmtree(part / root.name, ignore_errors=True)
@@ -138,10 +138,13 @@ def _download(name: str) -> Path:
 DATASETS: dict[str, DataKind] = {
     "builtin": DataKind(lambda data: data.startswith("builtin:"), _open_builtin, has_classes=lambda data: True),
     "torchvision": DataKind(
-        lambda data: data.startswith("torchvision:"), _open_torchvision, is_fetched=True, has_classes=lambda data: True
+        lambda data: data.startswith("torchvision:"),
+        _open_torchvision,
+        needs_download=True,
+        has_classes=lambda data: True,
     ),
     "remote": DataKind(is_remote, _open_remote),
-    "own": DataKind(_is_own, _open_own, is_own=True),
+    "function": DataKind(_names_a_function, _open_function, is_user_defined=True),
     "files": DataKind(
         lambda data: True,
         _open_files,

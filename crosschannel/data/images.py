@@ -48,7 +48,7 @@ class ImageSet:
         names: what each image is called in logs and results, unique.
         labels: (len,) int64, -1 where unknown; of images with several classes a row each, as their protocol has it.
         classes: class names by label; empty where there are none.
-        remote: reading waits for a network; such a set has :meth:`read_many`.
+        remote: reading waits for a network; such a set overrides :meth:`read_many`.
     """
 
     names: Names
@@ -67,7 +67,7 @@ class ImageSet:
         """The encoded bytes of several images."""
         return [self.read(index) for index in indices]
 
-    def parts(self, index: int) -> Mapping[str, bytes]:
+    def files(self, index: int) -> Mapping[str, bytes]:
         """All encoded files of an item."""
         return {"image": self.read(index)}
 
@@ -76,12 +76,12 @@ class ImageSet:
         return self.labels[index]
 
     def fields(self, index: int) -> Mapping[str, Any]:
-        """What is known of an item besides its label, such as ``objects``, ``proposals`` or a ``mask``."""
+        """Annotations other than the label, such as ``objects``, ``proposals`` or a ``mask``."""
         return {}
 
     def record(self, index: int) -> Record:
         """One item, as views take it."""
-        return Record(self.parts(index), self.label(index), self.fields(index))
+        return Record(self.files(index), self.label(index), self.fields(index))
 
     def records(self, indices: Sequence[int]) -> list[Record]:
         """Several items; a remote set reads their images at once."""
@@ -110,8 +110,8 @@ class MemoryImages(ImageSet):
         return sha256(b"".join(sha256(blob).digest() for blob in self._blobs)).hexdigest()
 
 
-class Annotated(ImageSet):
-    """Another set, with more fields: those that a subclass adds. What it does to files goes into ``parts``."""
+class AnnotatedImages(ImageSet):
+    """Wrap another set and add fields in a subclass. To change its files, override ``files``."""
 
     def __init__(self, images: ImageSet):
         self.names, self.labels, self.classes, self.remote = images.names, images.labels, images.classes, images.remote
@@ -123,8 +123,8 @@ class Annotated(ImageSet):
     def read_many(self, indices: Sequence[int]) -> list[bytes]:
         return self._images.read_many(indices)
 
-    def parts(self, index: int) -> Mapping[str, bytes]:
-        return self._images.parts(index)
+    def files(self, index: int) -> Mapping[str, bytes]:
+        return self._images.files(index)
 
     def label(self, index: int) -> int | np.ndarray:
         return self._images.label(index)
@@ -150,8 +150,8 @@ class Subset(ImageSet):
     def read_many(self, indices: Sequence[int]) -> list[bytes]:
         return self._images.read_many([int(self._indices[index]) for index in indices])
 
-    def parts(self, index: int) -> Mapping[str, bytes]:
-        return self._images.parts(int(self._indices[index]))
+    def files(self, index: int) -> Mapping[str, bytes]:
+        return self._images.files(int(self._indices[index]))
 
     def label(self, index: int) -> int | np.ndarray:
         return self._images.label(int(self._indices[index]))

@@ -15,19 +15,19 @@ class Record:
     """One item of a data set.
 
     Attributes:
-        parts: encoded files by name: ``image``, and others that a data set has, such as a second frame.
+        files: encoded files by name: ``image``, and others that a data set has, such as a second frame.
         label: class index, -1 if unknown; for images of several classes their row of the set's labels.
-        fields: what else is known, such as boxes or a mask.
+        fields: annotations, such as boxes or a mask.
     """
 
-    parts: Mapping[str, bytes]
+    files: Mapping[str, bytes]
     label: int | np.ndarray = -1
     fields: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
-    def image(self, part: str = "image") -> EncodedImage:
-        """A picture among the parts.
+    def image(self, name: str = "image") -> EncodedImage:
+        """The picture in one of the files.
 
         Raises:
             BrokenImage: it cannot be read.
         """
-        return EncodedImage(self.parts[part])
+        return EncodedImage(self.files[name])

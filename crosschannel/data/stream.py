@@ -26,7 +26,7 @@ from crosschannel.data.images import ImageSet
 from crosschannel.data.order import epoch_order, mix
 from crosschannel.data.record import Record
 from crosschannel.data.views import Batch, Broken, Draw, View
-from crosschannel.errors import WORKER_LOSS, UserError, is_worker_loss
+from crosschannel.errors import WORKER_ERROR_PREFIX, UserError, is_worker_loss
 
 _ATTEMPTS = 20
 _EVALUATION = 2  # sets the draws of an evaluation apart from those of training
@@ -90,11 +90,11 @@ class Stream(Dataset):
             return samples
         whole = [sample for sample in samples if sample.is_whole]
         indices = np.array([sample.index for sample in whole], np.int64)
-        draws = np.array([mix(*sample.draw.keys) for sample in whole], np.uint64).view(np.int64)
+        seeds = np.array([mix(*sample.draw.keys) for sample in whole], np.uint64).view(np.int64)
         broken = [entry for sample in samples for entry in sample.broken]
         labels = torch.from_numpy(np.asarray(self.images.labels)[indices])
-        info = Batch(torch.from_numpy(indices), labels, torch.from_numpy(draws), broken)
-        return self.view.collate([sample.content for sample in whole], info)
+        base = Batch(torch.from_numpy(indices), labels, torch.from_numpy(seeds), broken)
+        return self.view.collate([sample.content for sample in whole], base)
 
     def _sample(self, number: int, first: Record | str) -> _Sample:
         broken: Broken = []
@@ -232,7 +232,7 @@ def load_batches(
                 raise loaded
             yield loaded
     except (ConnectionError, EOFError) as error:  # a worker was gone while it handed something over
-        raise RuntimeError(f"{WORKER_LOSS} exited unexpectedly: {error}") from error
+        raise RuntimeError(f"{WORKER_ERROR_PREFIX} exited unexpectedly: {error}") from error
     finally:
         _end_workers(iterator)
 

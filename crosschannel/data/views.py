@@ -1,7 +1,7 @@
-"""Views: what a task sees of a record. A view turns a record and its draw into a sample, says how many samples a record
-gives, and puts samples together into a batch.
+"""Views: a view turns a record and its draw into a sample, and collates samples into a batch.
 
-A run reads a :class:`~crosschannel.data.stream.Stream` of one view, which its task or protocol chooses.
+A run reads a :class:`~crosschannel.data.stream.Stream` of one view, which its task or protocol chooses. In evaluations
+a view may take several samples of each record.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class Draw:
     """The random numbers of one sample: pure functions of (seed, epoch, position, attempt).
 
     Attributes:
-        view: number of the sample among those of its record.
+        view: index of the sample among those of its record.
         keys: of the numbers.
     """
 
@@ -48,13 +48,13 @@ class Batch:
     Attributes:
         indices: (N,) int64 into the image set.
         labels: (N,) int64, -1 where unknown; (N, classes) for images of several classes.
-        draws: (N,) int64, a hash of each sample's keys, for :meth:`uniforms`.
+        seeds: (N,) int64, per-sample seeds of :meth:`uniforms`.
         broken: images that were replaced (training) or left out (evaluation).
     """
 
     indices: Tensor
     labels: Tensor
-    draws: Tensor
+    seeds: Tensor
     broken: Broken
 
     def __len__(self) -> int:
@@ -66,17 +66,17 @@ class Batch:
         A sample has the same ones in any batch, on any rank and beside any broken image; they are independent of those
         of its view.
         """
-        rows = [uniforms(count, draw, 1) for draw in self.draws.tolist()]
+        rows = [uniforms(count, seed, 1) for seed in self.seeds.tolist()]
         return torch.tensor(rows, dtype=torch.float64).view(len(self), count)
 
     def pin_memory(self) -> Self:
-        """With page-locked tensors, for copies to a GPU."""
+        """Copy to page-locked memory."""
         return map_tensors(self, Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Self:
-        """With its tensors on a device, but for indices and draws: reading these from a GPU would wait for it."""
+        """Move the tensors to a device, except indices and seeds: reading these back would synchronise a GPU."""
         moved = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, indices=self.indices, draws=self.draws)
+        return replace(moved, indices=self.indices, seeds=self.seeds)
 
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class View(Protocol[S]):
     ``reads = False`` is never called: its batches have no pixels.
 
     Attributes:
-        views: samples that a record gives in evaluations.
+        views: samples per record in evaluations.
     """
 
     views: int
@@ -114,8 +114,8 @@ class View(Protocol[S]):
         """
         ...
 
-    def collate(self, samples: Sequence[S], info: Batch) -> Batch:
-        """A batch of samples, of which there may be none; ``info`` has what is common to all batches."""
+    def collate(self, samples: Sequence[S], base: Batch) -> Batch:
+        """A batch of samples, of which there may be none; ``base`` has the fields that all batches have."""
         ...
 
 
@@ -136,9 +136,9 @@ def stack_crops(crops: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def collate_crops(samples: Sequence[np.ndarray], info: Batch) -> ImageBatch:
+def collate_crops(samples: Sequence[np.ndarray], base: Batch) -> ImageBatch:
     """Batch crops (S, S, 3) of one size."""
-    return ImageBatch(**vars(info), images=stack_crops(samples))
+    return ImageBatch(**vars(base), images=stack_crops(samples))
 
 
 @dataclass(frozen=True)
@@ -215,5 +215,5 @@ class IndexOnly:
     reads: ClassVar[bool] = False
 
     @staticmethod
-    def collate(_samples: Sequence[None], info: Batch) -> Batch:
-        return info
+    def collate(_samples: Sequence[None], base: Batch) -> Batch:
+        return base

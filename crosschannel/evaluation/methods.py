@@ -15,7 +15,7 @@ from crosschannel.colorize.upsampling import Upsample
 from crosschannel.data import Batch, Draw, ImageBatch, ImageSet, Record
 from crosschannel.data.crops import centre_box, cut
 from crosschannel.data.decode import BrokenImage
-from crosschannel.data.images import Annotated
+from crosschannel.data.images import AnnotatedImages
 from crosschannel.data.order import mix
 from crosschannel.data.views import stack_crops
 from crosschannel.errors import UserError
@@ -90,7 +90,7 @@ def load_painters(methods: Sequence[Method], upsample: Upsample, device: torch.d
     return found
 
 
-class WithDonors(Annotated):
+class WithDonors(AnnotatedImages):
     """Another image set with the field ``donors``: indices of images from which colours are copied, in the order in
     which they are tried.
 
@@ -151,7 +151,7 @@ class Pairs:
         return cut(image, box, self.size)
 
     @staticmethod
-    def collate(samples: Sequence[tuple[np.ndarray, np.ndarray | None]], info: Batch) -> PairBatch:
+    def collate(samples: Sequence[tuple[np.ndarray, np.ndarray | None]], base: Batch) -> PairBatch:
         donors = [donor for _, donor in samples if donor is not None]
         crops = stack_crops([crop for crop, _ in samples])
-        return PairBatch(**vars(info), images=crops, donors=stack_crops(donors) if donors else None)
+        return PairBatch(**vars(base), images=crops, donors=stack_crops(donors) if donors else None)

@@ -224,10 +224,10 @@ def source_files(text: str) -> dict[str, Path]:
     return {key: path for key, path in found.items() if path.is_file()}
 
 
-def own_names(config: Any) -> dict[str, str]:
-    """The names of the user's own net, task and data, by key, as far as a config has them."""
+def user_imports(config: Any) -> dict[str, str]:
+    """User-defined nets, tasks and data by key, as ``package.module:name``."""
     names = {"model.name": getattr(getattr(config, "model", None), "name", ""), "task": getattr(config, "task", "")}
-    names |= {key: data for key, data in of_role(config, "data").items() if data and kind_of(data).is_own}
+    names |= {key: data for key, data in of_role(config, "data").items() if data and kind_of(data).is_user_defined}
     return {key: name for key, name in names.items() if is_factory(name)}
 
 
@@ -239,6 +239,6 @@ def input_files(config: Any) -> dict[str, Path]:
         for key, names in named_paths(config).items()
         for number, name in enumerate(names)
     }
-    for key, own in own_names(config).items():
+    for key, own in user_imports(config).items():
         found |= {f"{key} {what}": path for what, path in source_files(own).items()}
     return found | {key: path for key, path in named.items() if path.is_file()}

@@ -1,5 +1,5 @@
-"""The nets: a row a family, with what anybody needs to know of it before there is one. No torch here: commands check
-names without it.
+"""Backbone families: one row each, with the facts needed before a net is built. Does not import torch, so that commands
+check names quickly.
 
 A net that is there states its own facts: ``spec`` (its description, which stays true when BatchNorm is absorbed or the
 input is widened), ``layers``, ``shapes``, and ``last_stride`` and ``last_origin`` (the grid of its last map).
@@ -22,7 +22,7 @@ class Family:
     """What nets of a name have in common.
 
     Attributes:
-        place: module:class below this package.
+        import_path: module:class below this package.
         size: side of the crops that transfer protocols give it, in pixels.
         first: name of its first convolution; empty where it depends on the net.
         fc: width of fc6 and fc7 where none is asked for.
@@ -32,7 +32,7 @@ class Family:
         has_decoder: whether its pretext head is ColorNet's decoder, rather than a 1×1 convolution on the last map.
     """
 
-    place: str
+    import_path: str
     size: int = 224
     first: str = ""
     fc: int = 0
@@ -76,7 +76,7 @@ def build_net(spec: NetSpec, image_size: int | None = None) -> "nn.Module":
     Raises:
         UserError: no net of that name.
     """
-    module, _, name = family(spec.name).place.partition(":")
+    module, _, name = family(spec.name).import_path.partition(":")
     return getattr(import_module(f"crosschannel.models.{module}"), name).from_spec(spec, image_size)
 
 

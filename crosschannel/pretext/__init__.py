@@ -1,6 +1,7 @@
-"""The pretext tasks: a row each. A task is a file beside this one and a dataclass of keys in
-:mod:`crosschannel.pretext.config`; or a class of the user's, by entry point or as ``package.module:Task``. The command
-line, the loop, saved nets and colorizers go by :func:`task_row`. No torch here: help is quick.
+"""Registry of pretext tasks, built in or user-defined; :func:`task_row` looks them up.
+
+A built-in task is a module of this package and a dataclass of keys in :mod:`crosschannel.pretext.config`. Does not
+import torch, to keep ``--help`` fast.
 """
 
 from collections.abc import Sequence
@@ -24,15 +25,15 @@ ENTRY_POINTS = "crosschannel.tasks"  # group of the entry points of other packag
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a task is.
+    """A task.
 
     Attributes:
-        place: module:class.
+        import_path: module:class.
         config: module:class of its keys.
         help: one line.
     """
 
-    place: str
+    import_path: str
     config: str
     help: str
 
@@ -43,16 +44,16 @@ class Entry:
 
     def load(self) -> "type[Pretext]":
         """The :class:`~crosschannel.pretext.task.Pretext`."""
-        return _resolve(self.place)
+        return _resolve(self.import_path)
 
 
-def _resolve(place: str) -> type:
-    module, _, name = place.partition(":")
+def _resolve(import_path: str) -> type:
+    module, _, name = import_path.partition(":")
     return attrgetter(name)(import_module(module))
 
 
-def _row(place: str, config: str, help: str) -> Entry:
-    return Entry(f"crosschannel.pretext.{place}", f"crosschannel.pretext.config:{config}", help)
+def _row(import_path: str, config: str, help: str) -> Entry:
+    return Entry(f"crosschannel.pretext.{import_path}", f"crosschannel.pretext.config:{config}", help)
 
 
 TASKS: dict[str, Entry] = {
@@ -76,23 +77,24 @@ def task_row(name: str) -> Entry:
     if name in TASKS:
         return TASKS[name]
     if is_factory(name):
-        return _own_row(name)
+        return _user_row(name)
     installed = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
     if name in installed:
-        return _own_row(installed[name])
+        return _user_row(installed[name])
     known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(installed))
     raise UserError(f"no pretext task {name!r}: there are {known}; or package.module:Task")
 
 
-def _own_row(place: str) -> Entry:
-    """The row of a class of the user's."""
+def _user_row(import_path: str) -> Entry:
+    """The row of a user-defined task."""
     from crosschannel.pretext.task import Pretext
 
-    kind = import_object(place)
-    if not (isinstance(kind, type) and issubclass(kind, Pretext) and is_dataclass(getattr(kind, "keys", None))):
-        raise UserError(f"{place!r} must be a subclass of crosschannel.pretext.task.Pretext with a dataclass ``keys``")
-    keys = kind.keys
-    return Entry(place, f"{keys.__module__}:{keys.__qualname__}", (kind.__doc__ or place).strip().splitlines()[0])
+    task_class = import_object(import_path)
+    is_task = isinstance(task_class, type) and issubclass(task_class, Pretext)
+    if not is_task or not is_dataclass(getattr(task_class, "keys", None)):
+        raise UserError(f"{import_path!r} must be a crosschannel.pretext.task.Pretext whose keys is a dataclass")
+    keys, doc = task_class.keys, task_class.__doc__ or import_path
+    return Entry(import_path, f"{keys.__module__}:{keys.__qualname__}", doc.strip().splitlines()[0])
 
 
 def create(
@@ -107,8 +109,8 @@ def create(
         size: side of square inputs, for nets that must know it.
         classes: of the images, by label.
     """
-    kind = task_row(name).load()
-    net = kind.build(config, spec, size, classes)
-    task = kind(config, net.stride, classes)
+    task_class = task_row(name).load()
+    net = task_class.build(config, spec, size, classes)
+    task = task_class(config, net.stride, classes)
     task.name = name
     return net, task

@@ -104,7 +104,7 @@ class LabelsConfig:
 
 @dataclass
 class RotationConfig:
-    """How rotations are classified."""
+    """Rotation classifier."""
 
     dropout: Annotated[float, below(1)] = 0.0
     """dropout rate after fc6 and fc7, or before the classifier of a net without them"""
@@ -112,12 +112,12 @@ class RotationConfig:
 
 @dataclass
 class JigsawConfig:
-    """The puzzles, and the layers that solve them."""
+    """Jigsaw puzzles and the head of the net."""
 
     tile: Annotated[int, within(8, 1024)] = 64
-    """side of a tile, in pixels; it lies anywhere in its cell, a third of the crop's side"""
+    """side of a tile, in pixels; it is placed at random in its cell, a third of the crop's side"""
     permutations: Annotated[int, within(2, 10000)] = 1000
-    """orders of the tiles to tell apart, chosen for great Hamming distance"""
+    """number of permutations (classes), chosen for large Hamming distances"""
     width: Count = 1024
     """units of fc6, which sees one tile"""
     hidden: Annotated[int, at_least(0)] = 4096

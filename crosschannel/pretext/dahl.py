@@ -86,7 +86,7 @@ class Dahl(PairTask):
     def build(config: DahlConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> ResidualDecoder:
         need_family(spec, "vgg16", Dahl.name)
         net = ResidualDecoder(build_net(spec))
-        freeze_unused(net, torch.zeros(1, spec.in_channels, 32, 32))  # conv5 says nothing of colour here
+        freeze_unused(net, torch.zeros(1, spec.in_channels, 32, 32))  # conv5 does not feed the decoder
         return net
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:

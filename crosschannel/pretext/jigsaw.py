@@ -1,5 +1,5 @@
-"""Jigsaw: the order of a picture's tiles (Noroozi, Favaro, "Unsupervised Learning of Visual Representations by Solving
-Jigsaw Puzzles", ECCV 2016).
+"""Jigsaw: predict the order of an image's tiles (Noroozi, Favaro, "Unsupervised Learning of Visual Representations by
+Solving Jigsaw Puzzles", ECCV 2016).
 """
 
 import itertools
@@ -27,7 +27,7 @@ GRID = 3
 TILES = GRID * GRID
 _CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)
 _GAP = 2  # pixels between the tiles of a picture
-_FLAT = 9  # positions of a map up to which its features are concatenated instead of averaged
+_MAX_FLATTENED = 9  # maps of at most this many positions are flattened, larger ones average-pooled
 
 
 @dataclass
@@ -43,7 +43,7 @@ class TileBatch(Batch):
 
 @dataclass(frozen=True)
 class Tiles:
-    """A crop in three rows of three cells, and a tile anywhere in each cell, so that tiles do not meet.
+    """Nine tiles: a crop is cut into 3×3 cells, and a tile placed at random in each, which leaves gaps between tiles.
 
     Attributes:
         crop: how the picture is cropped.
@@ -59,31 +59,31 @@ class Tiles:
     def __call__(self, record: Record, draw: Draw) -> np.ndarray:
         view = TrainingCrops(self.crop) if self.train else CentreCrop(self.crop.size, self.crop.resize)
         pixels, cell = view(record, draw), self.crop.size // GRID
-        places = draw.generator().integers(0, cell - self.side + 1, (TILES, 2))
-        corners = places + cell * np.array([divmod(tile, GRID) for tile in range(TILES)])
+        offsets = draw.generator().integers(0, cell - self.side + 1, (TILES, 2))
+        corners = offsets + cell * np.array([divmod(tile, GRID) for tile in range(TILES)])
         return np.stack([pixels[y : y + self.side, x : x + self.side] for y, x in corners])
 
     @staticmethod
-    def collate(samples: Sequence[np.ndarray], info: Batch) -> TileBatch:
+    def collate(samples: Sequence[np.ndarray], base: Batch) -> TileBatch:
         tiles = stack_crops([tile for sample in samples for tile in sample])
-        return TileBatch(**vars(info), tiles=tiles.unflatten(0, (len(samples), TILES)))
+        return TileBatch(**vars(base), tiles=tiles.unflatten(0, (len(samples), TILES)))
 
 
 @lru_cache(maxsize=4)
 def distant_permutations(count: int) -> np.ndarray:
-    """Permutations of the nine tiles that are far apart: (count, 9) int64.
+    """Permutations of nine tiles with large Hamming distances between them: (count, 9) int64.
 
-    Greedy, as in the paper: each is one of those with the greatest sum of Hamming distances to all before it.
+    Greedy, as in the paper: each is one of those with the largest sum of Hamming distances to all before it.
     """
-    everything = np.array(list(itertools.permutations(range(TILES))), np.int8).T.copy()
-    distances = np.zeros(everything.shape[1], np.int32)
+    candidates = np.array(list(itertools.permutations(range(TILES))), np.int8).T.copy()
+    distances = np.zeros(candidates.shape[1], np.int32)
     chosen = [mix(0) % len(distances)]
     while len(chosen) < count:
-        for row in everything:
+        for row in candidates:
             distances += row != row[chosen[-1]]
-        distances[chosen[-1]] = -len(distances) * TILES  # never again
+        distances[chosen[-1]] = -len(distances) * TILES  # exclude it from later maxima
         chosen.append(int(distances.argmax()))
-    return everything[:, chosen].T.astype(np.int64)
+    return candidates[:, chosen].T.astype(np.int64)
 
 
 class JigsawNet(nn.Module):
@@ -95,7 +95,7 @@ class JigsawNet(nn.Module):
         config: keys of the task.
 
     Shape:
-        tiles (N, 9, C, t, t) and numbers of permutations (N,) → logits (N, permutations). Without numbers the tiles
+        tiles (N, 9, C, t, t) and indices of permutations (N,) → logits (N, permutations). Without indices the tiles
         keep their order.
     """
 
@@ -107,7 +107,7 @@ class JigsawNet(nn.Module):
         self.register_buffer("permutations", torch.from_numpy(distant_permutations(config.permutations)))
         net.eval()
         with torch.no_grad(), foreign(f"this net cannot take tiles of {config.tile} px"):
-            features = self._flat(net(torch.zeros(1, channels, config.tile, config.tile))).shape[1]
+            features = self._flatten_or_pool(net(torch.zeros(1, channels, config.tile, config.tile))).shape[1]
         net.train()
         self.fc6 = nn.Linear(features, config.width)
         self.fc7 = nn.Linear(TILES * config.width, config.hidden) if config.hidden else nn.Identity()
@@ -119,13 +119,13 @@ class JigsawNet(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     @staticmethod
-    def _flat(maps: Tensor) -> Tensor:
-        return maps.flatten(1) if maps.shape[2] * maps.shape[3] <= _FLAT else maps.mean((2, 3))
+    def _flatten_or_pool(maps: Tensor) -> Tensor:
+        return maps.flatten(1) if maps.shape[2] * maps.shape[3] <= _MAX_FLATTENED else maps.mean((2, 3))
 
-    def forward(self, tiles: Tensor, orders: Tensor | None = None) -> Tensor:
-        if orders is not None:
-            tiles = shuffled(tiles, self.permutations[orders])
-        x = self.fc6(self._flat(self.net(tiles.flatten(0, 1)))).relu()
+    def forward(self, tiles: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is not None:
+            tiles = shuffled(tiles, self.permutations[labels])
+        x = self.fc6(self._flatten_or_pool(self.net(tiles.flatten(0, 1)))).relu()
         x = dropout(x, self.dropout, self.training).unflatten(0, (-1, TILES)).flatten(1)
         if isinstance(self.fc7, nn.Linear):
             x = dropout(self.fc7(x).relu(), self.dropout, self.training)
@@ -133,21 +133,21 @@ class JigsawNet(nn.Module):
 
 
 def shuffled(tiles: Tensor, permutations: Tensor) -> Tensor:
-    """Tiles (N, 9, …) in the orders (N, 9): place i shows tile ``permutations[i]``."""
+    """Tiles (N, 9, …) in the labels (N, 9): place i shows tile ``permutations[i]``."""
     return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], permutations]
 
 
 class Jigsaw(Pretext):
-    """Nine tiles in one of many orders → which one."""
+    """Nine tiles in one of many labels → which one."""
 
     name = "jigsaw"
-    rows: ClassVar[tuple[str, ...]] = ("shuffled tiles", "put back by the prediction", "truth")
+    rows: ClassVar[tuple[str, ...]] = ("shuffled tiles", "reordered as predicted", "truth")
     score_length = 4
 
     @property
     def headline(self) -> Headline:
         chance = 1 / self.config.permutations
-        return Headline("top1", f"of the permutations are right (chance: {chance:.2g})", chance, "chance")
+        return Headline("top1", f"top-1 accuracy (chance: {chance:.2g})", chance, "chance")
 
     @staticmethod
     def input_of(config: JigsawConfig, crop: CropConfig) -> InputSpec:
@@ -159,7 +159,7 @@ class Jigsaw(Pretext):
     def build(config: JigsawConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> JigsawNet:
         padded = family(spec.name).has_geometries
         net = build_net(replace(spec, geometry="probe", fc=0) if padded else spec, config.tile)
-        if padded:  # tiles are small; in transfer the stride is AlexNet's 4 again
+        if padded:  # for small tiles; transfer restores stride 4
             net.get_submodule("conv1").conv.stride = (2, 2)
         jigsaw = JigsawNet(net, spec.in_channels, config)
         if getattr(net, "computes_past_its_layers", False):
@@ -181,8 +181,8 @@ class Jigsaw(Pretext):
             x = x / x.std((1, 2, 3), keepdim=True).clamp(min=1e-2)
         return x.unflatten(0, batch.tiles.shape[:2])
 
-    def _puzzle(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
-        """Normalised tiles and the numbers of their permutations, (N,)."""
+    def _tiles_and_labels(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
+        """Normalised tiles and the indices of their permutations, (N,)."""
         draws = batch.uniforms(2).to(batch.tiles.device)
         if self.config.grey:
             weights = torch.tensor(LUMA, device=batch.tiles.device)[:, None, None]
@@ -192,30 +192,30 @@ class Jigsaw(Pretext):
         return self.net_inputs(batch), (draws[:, 0] * self.config.permutations).long()
 
     def losses(self, net: nn.Module, batch: TileBatch, phase: int = 0) -> tuple[Tensor, Tensor]:
-        tiles, orders = self._puzzle(batch)
-        loss = cross_entropy(net(tiles, orders).float(), orders, reduction="sum")
-        return loss, loss.new_full((), len(orders))
+        tiles, labels = self._tiles_and_labels(batch)
+        loss = cross_entropy(net(tiles, labels).float(), labels, reduction="sum")
+        return loss, loss.new_full((), len(labels))
 
     @torch.no_grad()
     def scores(self, net: nn.Module, batch: TileBatch) -> Tensor:
-        """Images, cross-entropy, right permutations, share of right tiles."""
-        tiles, orders = self._puzzle(batch)
-        logits = net(tiles, orders).double()
+        """Number of images, cross-entropy, number of correct permutations, sum of the shares of correct tiles."""
+        tiles, labels = self._tiles_and_labels(batch)
+        logits = net(tiles, labels).double()
         predicted = logits.argmax(1)
-        tiles_right = (net.permutations[predicted] == net.permutations[orders]).double().mean(1).sum()
-        loss = cross_entropy(logits, orders, reduction="sum")
-        return torch.stack((loss.new_tensor(len(orders)), loss, (predicted == orders).sum().double(), tiles_right))
+        tiles_right = (net.permutations[predicted] == net.permutations[labels]).double().mean(1).sum()
+        loss = cross_entropy(logits, labels, reduction="sum")
+        return torch.stack((loss.new_tensor(len(labels)), loss, (predicted == labels).sum().double(), tiles_right))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``loss``; ``top1``, the share of permutations that are right; ``tiles``, of tiles in their place."""
+        """``loss``; ``top1``, the share of correct permutations; ``tiles``, the share of correctly placed tiles."""
         count, loss, right, tiles = sums.tolist()
         return {"loss": loss / count, "top1": right / count, "tiles": tiles / count}
 
     @torch.inference_mode()
     def pictures(self, net: nn.Module, batch: TileBatch) -> np.ndarray:
-        tiles, orders = self._puzzle(batch)
-        predicted = net(tiles, orders).argmax(1)
-        seen = shuffled(batch.tiles, net.permutations[orders])
+        tiles, labels = self._tiles_and_labels(batch)
+        predicted = net(tiles, labels).argmax(1)
+        seen = shuffled(batch.tiles, net.permutations[labels])
         back = shuffled(seen, net.permutations[predicted].argsort(1))
         return row_of_pictures(*(as_arrays(mosaic(one)) for one in (seen, back, batch.tiles)))
 

@@ -1,5 +1,5 @@
-"""Rotation: by how many quarter turns a picture is turned (Gidaris, Singh, Komodakis, "Unsupervised Representation
-Learning by Predicting Image Rotations", ICLR 2018).
+"""Rotation: predict by which multiple of 90° an image is rotated (Gidaris, Singh, Komodakis, "Unsupervised
+Representation Learning by Predicting Image Rotations", ICLR 2018).
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from crosschannel.pretext.labels import Classifier, build_classifier
 from crosschannel.pretext.task import Headline, Pretext, as_arrays, row_of_pictures
 from crosschannel.runs.config import CropConfig
 
-_TURNS = 4
+_ROTATIONS = 4
 
 
 class Rotation(Pretext):
-    """RGB, turned by 0, 90, 180 and 270° → which of the four; all four of each image are in a batch."""
+    """RGB, rotated by 0°, 90°, 180° and 270° → which of the four; a batch has all four of each image."""
 
     name = "rotation"
     uses_fc: ClassVar[bool] = True
-    rows: ClassVar[tuple[str, ...]] = ("input", "turned back by the prediction")
-    headline = Headline("top1", "of the rotations are right (chance: 0.25)", 1 / _TURNS, "chance")
+    rows: ClassVar[tuple[str, ...]] = ("input", "rotated back as predicted")
+    headline = Headline("top1", "top-1 accuracy (chance: 0.25)", 1 / _ROTATIONS, "chance")
     score_length = 3
 
     @staticmethod
@@ -35,20 +35,20 @@ class Rotation(Pretext):
 
     @staticmethod
     def build(config: RotationConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> Classifier:
-        return build_classifier(spec, size, _TURNS, config.dropout)
+        return build_classifier(spec, size, _ROTATIONS, config.dropout)
 
     def net_inputs(self, batch: ImageBatch) -> Tensor:
-        return all_turns(self.input.preprocess(batch.images))
+        return rotate_all(self.input.preprocess(batch.images))
 
     def losses(self, net: nn.Module, batch: ImageBatch, phase: int = 0) -> tuple[Tensor, Tensor]:
         logits = net(self.net_inputs(batch)).float()
-        return cross_entropy(logits, turns_of(logits), reduction="sum"), logits.new_full((), len(logits))
+        return cross_entropy(logits, rotation_labels(logits), reduction="sum"), logits.new_full((), len(logits))
 
     @torch.no_grad()
     def scores(self, net: nn.Module, batch: ImageBatch) -> Tensor:
-        """Rotated images, cross-entropy, how many are right."""
+        """Number of rotated images, cross-entropy, number correct."""
         logits = net(self.net_inputs(batch)).double()
-        turns = turns_of(logits)
+        turns = rotation_labels(logits)
         loss = cross_entropy(logits, turns, reduction="sum")
         return torch.stack((loss.new_tensor(len(turns)), loss, (logits.argmax(1) == turns).sum().double()))
 
@@ -59,19 +59,19 @@ class Rotation(Pretext):
 
     @torch.inference_mode()
     def pictures(self, net: nn.Module, batch: ImageBatch) -> np.ndarray:
-        """Each image at one of the four rotations, and turned back by what is predicted of it."""
-        turns = [number % _TURNS for number in range(len(batch))]
+        """Each image at one of the four rotations, and rotated back by the predicted angle."""
+        turns = [number % _ROTATIONS for number in range(len(batch))]
         seen = torch.stack([image.rot90(turn, (1, 2)) for image, turn in zip(batch.images, turns, strict=True)])
         predicted = net(self.input.preprocess(seen)).argmax(1).tolist()
         back = torch.stack([image.rot90(-turn, (1, 2)) for image, turn in zip(seen, predicted, strict=True)])
         return row_of_pictures(as_arrays(seen), as_arrays(back))
 
 
-def all_turns(x: Tensor) -> Tensor:
-    """(N, C, S, S) → (4N, C, S, S): all images as they are, then all by 90° counter-clockwise, and so on."""
-    return torch.cat([x.rot90(turn, (2, 3)) for turn in range(_TURNS)])
+def rotate_all(x: Tensor) -> Tensor:
+    """(N, C, S, S) → (4N, C, S, S): the batch at 0°, 90°, 180° and 270° counter-clockwise, concatenated."""
+    return torch.cat([x.rot90(turn, (2, 3)) for turn in range(_ROTATIONS)])
 
 
-def turns_of(logits: Tensor) -> Tensor:
-    """The quarter turns of a batch of :func:`all_turns`, (4N,)."""
-    return torch.arange(_TURNS, device=logits.device).repeat_interleave(len(logits) // _TURNS)
+def rotation_labels(logits: Tensor) -> Tensor:
+    """Labels for the logits of :func:`rotate_all`, (4N,)."""
+    return torch.arange(_ROTATIONS, device=logits.device).repeat_interleave(len(logits) // _ROTATIONS)

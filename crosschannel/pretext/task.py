@@ -1,7 +1,7 @@
 """A pretext task: it chooses its view of the data, and owns the forward pass, the loss and the score.
 
-Most tasks are a :class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. Those that colour have a
-decode besides: net → ``maps`` → upsampled → ``paint``.
+Most tasks are a :class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. Colorization
+tasks also decode: net → ``maps`` → upsampled → ``paint``.
 """
 
 from collections.abc import Sequence
@@ -54,8 +54,8 @@ class Pretext(nn.Module):
         classes: of the images, by label.
 
     Attributes:
-        name: as :func:`crosschannel.pretext.task_row` knows it.
-        keys: of a task outside of the package: the dataclass of its keys.
+        name: accepted by :func:`crosschannel.pretext.task_row`.
+        keys: the dataclass of its keys, for a user-defined task.
         headline: what it is judged by.
         colours: whether ``maps`` and ``paint`` give colours.
         uses_fc: whether a net that pretraining leaves fc6 and fc7 out of (VGG-16) has them here.
@@ -63,8 +63,8 @@ class Pretext(nn.Module):
         input: preprocessing of any image; its sizes are not used.
         temperature: of the annealed mean where none is asked for; None where the decode has none.
         rows: what the rows of its pictures show.
-        phases: names of the modules that learn in each phase of a step, by an optimiser of its own, such as a generator
-            and a discriminator; empty: the whole net learns at once.
+        phases: names of the modules that each phase of a step updates, with an optimiser of its own, such as a
+            generator and a discriminator; empty: one phase updates the whole net.
         score_length: numbers of a score.
     """
 
@@ -107,11 +107,11 @@ class Pretext(nn.Module):
         return TrainingCrops(crop) if train else CentreCrop(crop.size, crop.resize)
 
     def example_input(self, size: int) -> Tensor:
-        """An input of the net, of zeros, for crops of ``size`` pixels."""
+        """A tensor of zeros, shaped like the net's input for crops of ``size`` pixels."""
         return torch.zeros(1, self.input.channels, size, size)
 
     def net_inputs(self, batch: Batch) -> Tensor:
-        """The net's input of a batch, for initial values from data."""
+        """The net's input for a batch; data-dependent initialisation uses it."""
         raise NotImplementedError
 
     def losses(self, net: nn.Module, batch: Batch, phase: int = 0) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ class Pretext(nn.Module):
             net: inputs → outputs; DDP may wrap it, unless the task has phases.
             batch: of the view, on the task's device. Random numbers come from :meth:`Batch.uniforms`, so that they
                 depend on the sample alone; dropout may use torch's own.
-            phase: number of the phase whose modules learn from this loss.
+            phase: index of the phase.
         """
         raise NotImplementedError
 

@@ -63,8 +63,8 @@ class Loop:
         if train.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.phases = getattr(task, "phases", ())
-        self.learners = [nn.ModuleList(map(self.net.get_submodule, names)) for names in self.phases] or [self.net]
-        self.optimizers = [build_optimizer(module, config.optim, task.rate_factors) for module in self.learners]
+        self.phase_modules = [nn.ModuleList(map(self.net.get_submodule, names)) for names in self.phases] or [self.net]
+        self.optimizers = [build_optimizer(module, config.optim, task.rate_factors) for module in self.phase_modules]
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         self.average = WeightAverage(self.net, train.ema) if train.ema else None
         self.log = TrainingLog(run.path, self.steps, config.runtime.tensorboard, not world.is_main, quiet)
@@ -160,7 +160,7 @@ class Loop:
             parts = ahead
 
     @property
-    def has_ddp(self) -> bool:
+    def uses_ddp(self) -> bool:
         return self.world.size > 1 and not self.phases
 
     def wrap(self) -> nn.Module:
@@ -169,7 +169,7 @@ class Loop:
         A task with phases calls parts of its net, which DDP does not know; :meth:`gradients` averages theirs.
         """
         model: nn.Module = self.net
-        if self.has_ddp:
+        if self.uses_ddp:
             model = nn.parallel.DistributedDataParallel(model)
         return torch.compile(model) if self.config.train.compile else model
 
@@ -218,25 +218,25 @@ class Loop:
         sums = torch.zeros(2, device=self.world.device, dtype=torch.float64)
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            waits = model.no_sync() if self.has_ddp and not last else contextlib.nullcontext()
-            with waits:
+            sync_context = model.no_sync() if self.uses_ddp and not last else contextlib.nullcontext()
+            with sync_context:
                 with self.autocast():
                     loss, count = step(model, part)
                 # Any constant would do here; images keep float16's gradients in range.
                 self.scaler.scale(loss / config.train.batch).backward()
             sums += torch.stack((loss.detach().double(), count.double()))
         if self.phases and self.world.size > 1:
-            self._average(self._trained(phase))
+            self._all_reduce_gradients(self._parameters_with_grad(phase))
         return sums
 
-    def _trained(self, phase: int) -> list[nn.Parameter]:
+    def _parameters_with_grad(self, phase: int) -> list[nn.Parameter]:
         """The parameters of a phase that have a gradient."""
-        return [parameter for parameter in self.learners[phase].parameters() if parameter.grad is not None]
+        return [parameter for parameter in self.phase_modules[phase].parameters() if parameter.grad is not None]
 
-    def _average(self, parameters: list[nn.Parameter]) -> None:
-        """Average gradients over ranks, and take rank 0's statistics of BatchNorm, as DDP does."""
-        whole = self.world.sum(torch.cat([parameter.grad.flatten() for parameter in parameters])) / self.world.size
-        for parameter, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+    def _all_reduce_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients over ranks and broadcast rank 0's BatchNorm buffers, as DDP does."""
+        averaged = self.world.sum(torch.cat([parameter.grad.flatten() for parameter in parameters])) / self.world.size
+        for parameter, part in zip(parameters, averaged.split([p.numel() for p in parameters]), strict=True):
             parameter.grad.copy_(part.view_as(parameter))
         self.world.copy_from_main(self.net)
 
@@ -247,7 +247,7 @@ class Loop:
             sums: those of :meth:`gradients`, over all ranks.
             phase: whose optimiser steps.
         """
-        optimizer, parameters = self.optimizers[phase], self._trained(phase)
+        optimizer, parameters = self.optimizers[phase], self._parameters_with_grad(phase)
         # DDP has averaged over ranks; the loss was divided by the batch.
         factor = self.world.size * self.config.train.batch / sums[1].clamp(min=1e-30)
         self.scaler.unscale_(optimizer)
@@ -367,8 +367,8 @@ class Loop:
         if self.average is not None:
             self.average.net.load_state_dict(state["average"])
         stored = [state["optimizer"], *state.get("phases", [])]
-        for optimizer, moments_of in zip(self.optimizers, stored, strict=True):
-            optimizer.load_state_dict(moments_of)
+        for optimizer, optimizer_state in zip(self.optimizers, stored, strict=True):
+            optimizer.load_state_dict(optimizer_state)
             for parameter, moments in optimizer.state.items():
                 for name, moment in moments.items():
                     if isinstance(moment, Tensor) and moment.shape not in (parameter.shape, torch.Size()):

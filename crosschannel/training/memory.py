@@ -1,14 +1,14 @@
-"""The allocator of the C library. No torch here: it is set before torch allocates."""
+"""Settings of malloc. Does not import torch: they are set before torch allocates."""
 
 import contextlib
 import ctypes
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees (glibc; elsewhere nothing happens).
+    """Keep freed memory in the process (glibc only; a no-op elsewhere).
 
-    A training step on a CPU asks for the same large arrays again and again; to hand each back to the system and have
-    it filled with zeros anew takes longer than much of the arithmetic.
+    Training on a CPU allocates the same large arrays in every step. Returning them to the system means page faults and
+    zero-filling, which can cost more than the arithmetic.
     """
     m_trim_threshold, m_mmap_max = -1, -4
     with contextlib.suppress(AttributeError, OSError):

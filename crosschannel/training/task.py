@@ -47,8 +47,8 @@ class Task(Protocol):
     def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss of a batch and the count that it is to be divided by (both scalars).
 
-        A task with ``phases``, names of modules of its net that learn in turns within a step, also takes the number of
-        the phase, ``phase=0``, …; each phase has an optimiser of its own.
+        A task with ``phases`` (names of the modules that each phase of a step updates, with an optimiser of its own)
+        also takes the index of the phase, ``phase=0``, ….
         """
         ...
 

@@ -54,14 +54,15 @@ def mydata(tmp_path, monkeypatch):
         ("builtin:sample", "builtin", []),
         ("torchvision:imagenette", "torchvision", []),
         ("https://host/shards", "remote", []),
-        ("package.module:function", "own", []),
+        ("package.module:function", "function", []),
         ("photos", "files", ["photos"]),
         ("train-{0..2}.tar", "files", ["train-0.tar", "train-1.tar", "train-2.tar"]),
     ],
 )
-def test_a_row_says_what_is_read_before_anything_is(data, kind, paths):
-    assert kind_of(data) is DATASETS[kind] and kind_of(data).paths(data) == paths
-    assert kind_of(data).is_fetched == (kind == "torchvision") and kind_of(data).is_own == (kind == "own")
+def test_kind_and_paths_are_known_without_opening_the_data(data, kind, paths):
+    row = kind_of(data)
+    assert row is DATASETS[kind] and row.paths(data) == paths
+    assert row.needs_download == (kind == "torchvision") and row.is_user_defined == (kind == "function")
 
 
 def test_a_folder_has_classes_if_its_training_images_have(photo_folder, tmp_path):
@@ -69,7 +70,7 @@ def test_a_folder_has_classes_if_its_training_images_have(photo_folder, tmp_path
     assert not kind_of(str(tmp_path)).has_classes(str(tmp_path))
 
 
-def test_data_of_ones_own_are_trained_on_and_measured(mydata, narrow_nets):
+def test_a_users_function_works_in_pretrain_and_transfer(mydata, narrow_nets):
     small = ["--model.fc=0", "--crop.size=32", "--crop.resize=36", "--train.batch=4", "--train.steps=1",
              "--runtime.workers=0", "--runtime.tensorboard=false", "--device=cpu"]  # fmt: skip
     assert crosschannel(["pretrain", "--data=mydata:both", "--out=run", *small]) == 0
@@ -107,12 +108,12 @@ def test_a_package_opens_data_by_a_prefix(mydata, monkeypatch):
         ("mydata:nothing", "train must be an ImageSet"),
     ],
 )
-def test_data_that_cannot_be_had_are_refused(mydata, data, words):
+def test_a_failing_function_raises_a_user_error(mydata, data, words):
     with pytest.raises(UserError, match=words):
         open_images(data)
 
 
-def test_the_launcher_checks_and_copies_by_the_rows(mydata, photo_folder, capsys):
+def test_submit_refuses_missing_packages_and_folders(mydata, photo_folder, capsys):
     words = ["submit", "--dry-run", "--profile=local", "--", "transfer", "knn", "--backbone=random:alexnet", "--out=x"]
     assert slurm([*words, "--data=mydata:both"]) == 0
     assert slurm([*words, "--data=nowhere:photos"]) == 2 and "no package nowhere" in capsys.readouterr().err

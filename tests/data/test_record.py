@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from crosschannel.data import Batch, CentreCrop, ImageSet, Record, Stream, TrainingCrops, load_batches
-from crosschannel.data.images import Annotated, MemoryImages, Names
+from crosschannel.data.images import AnnotatedImages, MemoryImages, Names
 from crosschannel.data.open import hold_out
 from crosschannel.data.views import map_tensors, stack_crops
 from crosschannel.runs.config import CropConfig
@@ -22,12 +22,12 @@ def png(value: int) -> bytes:
 
 
 class FramePairs(ImageSet):
-    """Two frames a record: a clip's first one is as red as its number, its second one by 100 more."""
+    """Two frames a record: the first has red = index, the second red = index + 100."""
 
     def __init__(self, count: int):
         self.names, self.labels = Names(f"clip{i}" for i in range(count)), np.arange(count)
 
-    def parts(self, index):
+    def files(self, index):
         return {"image": png(index), "later": png(index + 100)}
 
     def fields(self, index):
@@ -50,20 +50,20 @@ class BothFrames:
 
     def __call__(self, record, draw):
         crop = CentreCrop(self.size, self.size)
-        later = Record({"image": record.parts["later"]})
+        later = Record({"image": record.files["later"]})
         return np.stack([crop(record, draw), crop(later, draw)]), record.fields["gap"]
 
     @staticmethod
-    def collate(samples, info):
+    def collate(samples, base):
         frames = stack_crops([frame for pair, _ in samples for frame in pair]).unflatten(0, (len(samples), 2))
-        return FrameBatch(**vars(info), frames=frames, gaps=torch.tensor([gap for _, gap in samples]))
+        return FrameBatch(**vars(base), frames=frames, gaps=torch.tensor([gap for _, gap in samples]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_record_may_have_several_files_and_fields(workers):
     train, held_out = hold_out(FramePairs(30), 0.3)
     assert len(train) == 21
-    for images in (train, Annotated(held_out)):
+    for images in (train, AnnotatedImages(held_out)):
         for batch in load_batches(Stream(images, BothFrames(8)), 0, len(images), 4, workers=workers):
             clips = torch.tensor([int(images.names[i].removeprefix("clip")) for i in batch.indices.tolist()])
             assert torch.equal(batch.labels, clips) and torch.equal(batch.gaps, clips % 3)
@@ -80,12 +80,12 @@ def images_of(count, broken=()):
 
 def by_sample(stream, batch, share=slice(None), total=24, workers=0):
     """Random numbers and labels of each sample, in order."""
-    found = {}
+    by_index = {}
     for loaded in load_batches(stream, 0, total, batch, share, workers):
         rows = zip(loaded.indices.tolist(), loaded.labels.tolist(), loaded.uniforms(3).tolist(), strict=True)
         for index, label, numbers in rows:
-            found.setdefault(index, []).append((label, numbers))
-    return found
+            by_index.setdefault(index, []).append((label, numbers))
+    return by_index
 
 
 @pytest.mark.parametrize("seed", [None, 5])
@@ -112,12 +112,12 @@ def test_a_broken_image_changes_the_numbers_of_no_other_sample():
     assert {len(v) for v in found.values()} == {1, 2}  # in training another image takes its place
 
 
-def test_epochs_draw_anew():
+def test_random_numbers_differ_between_epochs():
     drawn = by_sample(Stream(images_of(12), TrainingCrops(CropConfig(8, 10)), 5), 6, total=24)
     assert all(first != second for [(_, first), (_, second)] in drawn.values())
 
 
-def test_uniform_numbers_are_uniform():
+def test_uniforms_are_in_range_and_uncorrelated():
     batch = next(load_batches(Stream(images_of(40), TrainingCrops(CropConfig(8, 10)), 1), 0, 4000, 4000))
     numbers = batch.uniforms(2)
     assert numbers.shape == (4000, 2) and numbers.min() >= 0 and numbers.max() < 1
@@ -125,7 +125,7 @@ def test_uniform_numbers_are_uniform():
     assert abs(np.corrcoef(numbers.T.numpy())[0, 1]) < 0.05
 
 
-def test_tensors_in_a_batch_are_mapped_and_the_rest_stays():
+def test_map_tensors_leaves_other_fields_and_the_input_unchanged():
     batch = FrameBatch(
         torch.arange(2), torch.arange(2), torch.arange(2), [(3, "broken")], torch.ones(2, 2), torch.ones(2)
     )

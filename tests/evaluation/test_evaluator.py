@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from batches import info
+from batches import base_batch
 from PIL import Image
 from torch import nn
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def batch(photos):
     images = torch.from_numpy(np.stack([photo[:32, :32] for photo in photos[:3]])).permute(0, 3, 1, 2)
-    return PairBatch(**vars(info(3)), images=images, donors=None)
+    return PairBatch(**vars(base_batch(3)), images=images, donors=None)
 
 
 class Wrong(Painter):

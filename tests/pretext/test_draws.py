@@ -69,8 +69,8 @@ def test_figures_do_not_depend_on_ranks(narrow_net, blobs, tmp_path, ranks):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_broken_image_changes_the_figures_of_no_other(narrow_net, blobs, name):
-    """The sums of all images, less those of image 7 alone."""
+def test_a_broken_image_does_not_change_the_scores_of_others(narrow_net, blobs, name):
+    """The total minus the score of image 7 equals the total without it."""
     world = World(0, 1, CPU)
     torch.manual_seed(0)
     net, task = create(name, TASKS[name], NetSpec("alexnet", 3, fc=0), 84)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from batches import info
+from batches import base_batch
 
 from crosschannel import load_backbone
 from crosschannel.data import CropConfig, ImageBatch, MemoryImages
@@ -25,7 +25,7 @@ def asked(monkeypatch, photos):
         found.append((first, count, batch))
         for photo in photos[:2]:
             crops = [torch.from_numpy(photo[y : y + 64, :64].copy()).permute(2, 0, 1) for y in range(0, 128, 16)]
-            yield ImageBatch(**vars(info(8)), images=torch.stack(crops))
+            yield ImageBatch(**vars(base_batch(8)), images=torch.stack(crops))
 
     monkeypatch.setattr(pretraining, "load_batches", loader)
     monkeypatch.setattr(init, "_centres", lambda patches, k, seed: patches[:k])

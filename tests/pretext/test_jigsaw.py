@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from batches import info
+from batches import base_batch
 from PIL import Image
 from scipy.spatial.distance import cdist
 
@@ -37,7 +37,7 @@ def tiles_of(pixels, view, number=0):
 def batch(photos):
     view = Tiles(CropConfig(84, 90), 28, train=False)
     samples = [tiles_of(photo[:100, :120], view, number) for number, photo in enumerate(photos[:4])]
-    return view.collate(samples, info(4))
+    return view.collate(samples, base_batch(4))
 
 
 def test_each_permutation_is_as_far_as_possible_from_those_before_it():
@@ -50,7 +50,7 @@ def test_each_permutation_is_as_far_as_possible_from_those_before_it():
     assert np.array_equal(distant_permutations(12), chosen[:12])  # more permutations keep the first ones
 
 
-def test_tiles_lie_anywhere_in_their_cells_and_never_meet():
+def test_tiles_lie_anywhere_in_their_cells():
     """Pixels hold their own place."""
     y, x = np.mgrid[:150, :150]
     pixels = np.stack((y, x, np.zeros_like(y)), -1).astype(np.uint8)
@@ -90,16 +90,16 @@ def test_each_tile_is_normalised_by_itself(batch, norm, mean, std):
         assert torch.allclose(x, raw - raw.mean((3, 4), keepdim=True), atol=1e-2)
 
 
-def test_a_share_of_images_is_grey(batch):
+def test_a_share_of_images_is_converted_to_grey(batch):
     _, task = create("jigsaw", replace(CONFIG, grey=0.5, tile_norm="none"), NetSpec("alexnet", 3, fc=0), 84)
-    many = TileBatch(**vars(info(200)), tiles=batch.tiles[:1].expand(200, -1, -1, -1, -1))
-    tiles, orders = task._puzzle(many)
+    many = TileBatch(**vars(base_batch(200)), tiles=batch.tiles[:1].expand(200, -1, -1, -1, -1))
+    tiles, orders = task._tiles_and_labels(many)
     deviations = tiles * torch.tensor(task.input.std)[:, None, None] + torch.tensor(task.input.mean)[:, None, None]
     is_grey = ((deviations[:, :, 0] - deviations[:, :, 1]).abs().amax((1, 2, 3)) < 1e-3).float().mean()
     assert 0.4 < is_grey < 0.6 and set(orders.tolist()) == set(range(10))
 
 
-def test_pictures_put_tiles_back(jigsaw, batch):
+def test_the_inverse_permutation_restores_the_tiles(jigsaw, batch):
     net, task = jigsaw
     picture = task.pictures(net.eval(), batch)
     truth = mosaic(batch.tiles)

@@ -92,7 +92,7 @@ def command(photo_folder, out, *flags):
     ]  # fmt: skip
 
 
-def test_phases_move_as_in_a_plain_loop(photo_folder, tmp_path):
+def test_phase_updates_match_a_hand_written_loop(photo_folder, tmp_path):
     assert main(command(photo_folder, tmp_path / "run")) == 0
     images, crop = open_images(str(photo_folder))[0], CropConfig(SIDE, SIDE)
     torch.manual_seed(0)
@@ -118,7 +118,7 @@ def test_phases_move_as_in_a_plain_loop(photo_folder, tmp_path):
     assert logged == pytest.approx(losses, rel=1e-5)  # of the last phase
 
 
-def test_a_stopped_run_ends_where_another_ends(photo_folder, tmp_path):
+def test_a_resumed_run_gives_the_same_weights_as_an_uninterrupted_one(photo_folder, tmp_path):
     adam = ["--optim.name=adam", "--optim.lr=1e-3", "--train.ema=0.9"]
     for run in ("whole", "part"):
         assert main(command(photo_folder, tmp_path / run, *adam)) == 0
@@ -133,7 +133,7 @@ def test_a_stopped_run_ends_where_another_ends(photo_folder, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_ranks_learn_what_one_learns(photo_folder, tmp_path):
+def test_two_ranks_give_the_same_weights_as_one(photo_folder, tmp_path):
     assert main(command(photo_folder, tmp_path / "one")) == 0
     outcomes = run_on_ranks(lambda: main(command(photo_folder, tmp_path / "two")))
     assert [status for status, _ in outcomes] == [0, 0], outcomes

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from batches import info
+from batches import base_batch
 
 from crosschannel.data import ImageBatch
 from crosschannel.models import NetSpec
 from crosschannel.pretext import create
 from crosschannel.pretext.config import RotationConfig
-from crosschannel.pretext.rotation import all_turns, turns_of
+from crosschannel.pretext.rotation import rotate_all, rotation_labels
 
 
 @pytest.fixture
 def batch(photos):
     images = torch.from_numpy(np.stack([photo[:64, 40:104] for photo in photos[:3]])).permute(0, 3, 1, 2)
-    return ImageBatch(**vars(info(3)), images=images)
+    return ImageBatch(**vars(base_batch(3)), images=images)
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ def rotation(narrow_net):
 
 
 def test_all_four_rotations_are_numpys(batch):
-    turned = all_turns(batch.images)
+    turned = rotate_all(batch.images)
     expected = [np.rot90(image, turn, (1, 2)) for turn in range(4) for image in batch.images.numpy()]
     assert np.array_equal(turned.numpy(), np.stack(expected))
-    assert turns_of(torch.zeros(12, 4)).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert rotation_labels(torch.zeros(12, 4)).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
 
 
 def test_loss_and_score_are_those_of_a_loop_over_images_and_rotations(rotation, batch):
@@ -48,7 +48,7 @@ def test_loss_and_score_are_those_of_a_loop_over_images_and_rotations(rotation, 
     assert figures == {"loss": pytest.approx(loss / 12, rel=1e-5), "top1": right / 12}
 
 
-def test_pictures_are_turned_back_by_the_prediction(rotation, batch):
+def test_pictures_are_rotated_back_by_the_predicted_angle(rotation, batch):
     net, task = rotation
     with torch.no_grad():
         for parameter in net.parameters():

@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 import torch
-from batches import info
+from batches import base_batch
 from skimage.color import rgb2hsv
 
 from crosschannel import UserError
@@ -336,7 +336,7 @@ def test_a_colorization_step_is_what_it_was(rgb):
     images = MemoryImages(["a", "b"], [0, 1], [b"", b""])
     world = World(0, 1, torch.device("cpu"))
     loop_task = Pretraining(net, task, images, CropConfig(96, 96), world, "default")
-    loss, count = loop_task.step(net, ImageBatch(**vars(info(2)), images=rgb))
+    loss, count = loop_task.step(net, ImageBatch(**vars(base_batch(2)), images=rgb))
     gradients = torch.autograd.grad(loss / count, list(net.parameters()))
     objective = Classification(load_prior().smoothed, 0.5)
     per_pixel = objective(net(rgb_to_lightness(rgb) - 50), rgb_to_lab(rgb[:, :, ::8, ::8])[:, 1:])

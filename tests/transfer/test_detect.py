@@ -148,11 +148,11 @@ def memory(pixels, objects, boxes=((10, 20, 50, 40), (0, 0, 30, 30))):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
 
-    class Annotated(MemoryImages):
+    class AnnotatedImages(MemoryImages):
         def fields(self, index):
             return {"objects": objects}
 
-    images = Annotated(["one"], [0], [file.getvalue()])
+    images = AnnotatedImages(["one"], [0], [file.getvalue()])
     return WithProposals(images, {"one": np.array(boxes, np.float32).reshape(-1, 4)}, "a test")
 
 

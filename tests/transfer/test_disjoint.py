@@ -11,7 +11,7 @@ from PIL import Image
 import transfer
 from crosschannel import UserError
 from crosschannel.data.folder import FolderImages
-from crosschannel.data.images import Annotated, MemoryImages, Subset
+from crosschannel.data.images import AnnotatedImages, MemoryImages, Subset
 from transfer.cli import main
 from transfer.disjoint import check_disjoint, shared_images, voc_name
 from transfer.protocol import Split
@@ -85,7 +85,7 @@ def memory(names: list[str], seeds: list[int]) -> MemoryImages:
     return MemoryImages(names, [0] * len(names), blobs)
 
 
-class Wrapped(Annotated):
+class Wrapped(AnnotatedImages):
     pass
 
 

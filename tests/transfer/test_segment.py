@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from batches import info
+from batches import base_batch
 from devkits import make_devkit, save_mask
 from PIL import Image
 from safetensors.torch import load_file
@@ -255,7 +255,7 @@ def test_a_batch_keeps_images_of_one_size_together():
         (np.full((h, w, 3), i, np.uint8), np.full((h, w), i, np.uint8), (h, w))
         for i, (h, w) in enumerate([(2, 3), (4, 3), (2, 3)])
     ]
-    batch = WholeImages.collate(samples, info(3))
+    batch = WholeImages.collate(samples, base_batch(3))
     assert len(batch) == 3 and [group.places.tolist() for group in batch.groups] == [[0, 2], [1]]
     assert batch.groups[0].images.shape == (2, 3, 2, 3) and batch.groups[0].images[:, 0, 0, 0].tolist() == [0, 2]
     assert batch.groups[1].masks.tolist() == [[[1] * 3] * 4] and batch.groups[1].inside.tolist() == [[4, 3]]

@@ -36,15 +36,15 @@ import multiprocessing, time
 import transfer
 from torch import nn
 from crosschannel import wrap
-from crosschannel.data.images import Annotated
+from crosschannel.data.images import AnnotatedImages
 from transfer.labelled import open_labelled
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.masks import open_masks
 
-class Slow(Annotated):
-    def parts(self, index):
+class Slow(AnnotatedImages):
+    def files(self, index):
         time.sleep(0.3 if multiprocessing.parent_process() else 0)
-        return super().parts(index)
+        return super().files(index)
 
 net = wrap(nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2)), size=32)
 config = {config}()

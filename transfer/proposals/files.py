@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from crosschannel.data import ImageSet
-from crosschannel.data.images import Annotated
+from crosschannel.data.images import AnnotatedImages
 from crosschannel.errors import UserError, foreign
 from crosschannel.files import Writer, user_path, written_whole
 from crosschannel.stored import read_arrays
@@ -174,7 +174,7 @@ def _read_mat(path: Path) -> dict[str, np.ndarray]:
     return _by_name(stems, boxes, path)
 
 
-class WithProposals(Annotated):
+class WithProposals(AnnotatedImages):
     """Another image set with the field ``proposals``, boxes (P, 4) float32.
 
     Args:

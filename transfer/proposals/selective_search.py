@@ -86,5 +86,5 @@ class Searched:
         return selective_search(record.image().pixels(), self.mode, self.most)
 
     @staticmethod
-    def collate(samples: Sequence[np.ndarray], info: Batch) -> BoxesBatch:
-        return BoxesBatch(**vars(info), boxes=list(samples))
+    def collate(samples: Sequence[np.ndarray], base: Batch) -> BoxesBatch:
+        return BoxesBatch(**vars(base), boxes=list(samples))

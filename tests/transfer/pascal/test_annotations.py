@@ -252,7 +252,7 @@ MEMORY = {
     "three edges": (objects([1, 1, 9]), r"must be \(1, 4\) numbers, got \(1, 3\)"),
     "a class too few": (Objects(np.ones((2, 4)), np.array([3]), np.array([False])), r"must be \(1, 4\) numbers"),
     "flags that are numbers": (Objects(SOUND.boxes, SOUND.classes, np.array([0])), "difficult must be True or False"),
-    "a label": (3, "its field objects must be transfer.pascal.devkit.Objects, got int"),
+    "a label": (3, "must be transfer.pascal.devkit.Objects, got int"),
 }
 
 

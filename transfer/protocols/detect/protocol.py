@@ -106,7 +106,7 @@ def _check_objects(images: ImageSet) -> None:
         objects = images.fields(index).get("objects")
         if not isinstance(objects, Objects):
             raise UserError(
-                f"{name}: its field objects must be transfer.pascal.devkit.Objects, got {type(objects).__name__}"
+                f"{name}: fields()['objects'] must be transfer.pascal.devkit.Objects, got {type(objects).__name__}"
             )
         objects.check(picture_size(images, index), name)
 

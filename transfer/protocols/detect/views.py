@@ -54,11 +54,11 @@ class DetectionBatch(Batch):
 Sample = tuple[Tensor, Regions, tuple[int, int]]
 
 
-def collate_regions(samples: Sequence[Sample], info: Batch) -> DetectionBatch:
+def collate_regions(samples: Sequence[Sample], base: Batch) -> DetectionBatch:
     """Samples as a batch."""
     images, regions = [sample[0] for sample in samples], [sample[1] for sample in samples]
     sizes = torch.tensor([sample[2] for sample in samples], dtype=torch.int64).view(-1, 2)
-    return DetectionBatch(**vars(info), images=images, regions=regions, sizes=sizes)
+    return DetectionBatch(**vars(base), images=images, regions=regions, sizes=sizes)
 
 
 def factor_of(height: int, width: int, short: int, longest: int) -> float:

@@ -61,9 +61,9 @@ def group_sizes(samples: Sequence[Sample]) -> list[SizeGroup]:
     return groups
 
 
-def collate_masks(samples: Sequence[Sample], info: Batch) -> MaskBatch:
+def collate_masks(samples: Sequence[Sample], base: Batch) -> MaskBatch:
     """Samples as a batch."""
-    return MaskBatch(**vars(info), groups=group_sizes(samples))
+    return MaskBatch(**vars(base), groups=group_sizes(samples))
 
 
 @dataclass(frozen=True)
