@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from crosschannel.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from crosschannel import color
-    from crosschannel.data import ImageSet
-    from crosschannel.errors import UserError
-    from crosschannel.hub import load_backbone, load_colorizer
-    from crosschannel.models import InputSpec, wrap
+    from crosschannel import color as color
+    from crosschannel.data import ImageSet as ImageSet
+    from crosschannel.errors import UserError as UserError
+    from crosschannel.hub import load_backbone as load_backbone
+    from crosschannel.hub import load_colorizer as load_colorizer
+    from crosschannel.models import InputSpec as InputSpec
+    from crosschannel.models import wrap as wrap
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_names(
@@ -26,3 +28,4 @@ __getattr__, __dir__, __all__ = lazy_names(
         "crosschannel.models": "InputSpec wrap",
     },
 )
+__all__ += ["__version__"]

@@ -23,4 +23,5 @@ def lazy_names(
         module = import_module(module_of[name])
         return module if module_of[name] == f"{package}.{name}" else getattr(module, name)
 
-    return get, lambda: sorted(module_of), sorted(module_of)
+    names = sorted(module_of)
+    return get, lambda: names, names

@@ -81,7 +81,7 @@ def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | 
         return as_text(data, "")
     is_pair = isinstance(data, list | tuple) and len(data) == 2
     if is_pair and all(isinstance(part, ImageSet) for part in data):
-        return tuple(data)
+        return as_image_set(data[0], "training images"), as_image_set(data[1], "test images")
     if not protocol.annotations:
         if is_pair and all(map(holds_images, data)):
             return _pair(*data)

@@ -1,7 +1,7 @@
 """Colorizer: a picture of any size in, the same picture with predicted colours out, its lightness kept."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lightness
 from crosschannel.colorize.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
 from crosschannel.data import Batch
 from crosschannel.data.decode import BrokenImage, broken, decode, to_rgb
+from crosschannel.data.views import stack_crops
 from crosschannel.errors import UserError, describe, foreign
 from crosschannel.files import read_bytes, user_path
 from crosschannel.models.backbone import Provenance
@@ -173,7 +174,7 @@ class Colorizer(nn.Module):
         rgb = np.repeat(array[:, :, None], 3, 2) if array.ndim == 2 else array
         if rgb.dtype != np.uint8 or rgb.ndim not in (3, 4) or rgb.shape[-1] != 3:
             raise UserError(f"an array is (H, W), (H, W, 3) or (N, H, W, 3), uint8; got {array.shape} {array.dtype}")
-        batch = _as_batch(rgb if rgb.ndim == 4 else [rgb])
+        batch = stack_crops(rgb if rgb.ndim == 4 else [rgb])
         check_pictures(batch)
         coloured = as_arrays(self._colour(batch.to(next(self.parameters()).device), temperature))
         return coloured if rgb.ndim == 4 else coloured[0]
@@ -222,7 +223,7 @@ class Colorizer(nn.Module):
         if rgb.dtype == torch.uint8:
             pictures = (Image.fromarray(array) for array in as_arrays(rgb))
             resized = [picture.resize((width, height), Image.Resampling[mode.upper()]) for picture in pictures]
-            return _as_batch([np.asarray(picture) for picture in resized]).to(rgb.device)
+            return stack_crops([np.asarray(picture) for picture in resized]).to(rgb.device)
         return nn.functional.interpolate(rgb, (height, width), mode=mode, antialias=True).clamp(0, 1)
 
     def _working_size(self, width: int, height: int) -> tuple[int, int]:
@@ -261,10 +262,6 @@ def _pixels_of_picture(picture: Image.Image) -> np.ndarray:
         return np.asarray(to_rgb(picture))
     except Exception as error:  # decoders raise whatever they like on bytes they cannot read
         raise UserError(f"the picture cannot be read: {broken(error)}") from None
-
-
-def _as_batch(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def _rows_at_a_time(maps: Tensor, rgb: Tensor) -> Iterator[slice]:

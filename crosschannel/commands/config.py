@@ -50,6 +50,7 @@ class ModelConfig:
         require(fits, f"model.affine is for {' and '.join(able)}", self.name)
         has_variants = family(self.name).has_geometries or self.variant == ModelConfig.variant
         require(has_variants, "model.variant applies to alexnet only", self.variant)
+        require(self.variant != "split-brain", "this model.variant belongs to --task split-brain", self.variant)
 
 
 @dataclass
@@ -57,7 +58,7 @@ class PretrainConfig(TrainedConfig):
     """Learn a representation by predicting a part of an image from another."""
 
     data: Text = data()
-    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
+    """a folder of images, tar shards, builtin:sample, torchvision:imagenette or package.module:function"""
     task: Text = "colorization"
     """what is learned (`--task list` names all); each has an objective of its own, see --task NAME --help"""
     out: Out | None = runtime(None)

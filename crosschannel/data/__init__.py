@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING
 from crosschannel.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from crosschannel.data.images import ImageSet, MemoryImages, Subset
-    from crosschannel.data.open import open_images, open_training_images
-    from crosschannel.data.record import Record
-    from crosschannel.data.stream import BrokenImages, Stream, load_batches
-    from crosschannel.data.views import Batch, CentreCrop, Draw, ImageBatch, TenCrops, TrainingCrops, View
-    from crosschannel.runs.config import CropConfig
+    from crosschannel.data.images import ImageSet as ImageSet
+    from crosschannel.data.images import MemoryImages as MemoryImages
+    from crosschannel.data.images import Subset as Subset
+    from crosschannel.data.open import open_images as open_images
+    from crosschannel.data.open import open_training_images as open_training_images
+    from crosschannel.data.record import Record as Record
+    from crosschannel.data.stream import BrokenImages as BrokenImages
+    from crosschannel.data.stream import Stream as Stream
+    from crosschannel.data.stream import load_batches as load_batches
+    from crosschannel.data.views import Batch as Batch
+    from crosschannel.data.views import CentreCrop as CentreCrop
+    from crosschannel.data.views import Draw as Draw
+    from crosschannel.data.views import ImageBatch as ImageBatch
+    from crosschannel.data.views import TenCrops as TenCrops
+    from crosschannel.data.views import TrainingCrops as TrainingCrops
+    from crosschannel.data.views import View as View
+    from crosschannel.runs.config import CropConfig as CropConfig
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,

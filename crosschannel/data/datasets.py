@@ -32,7 +32,6 @@ class DataKind:
         paths: the local files and folders that they are read from.
         needs_download: whether opening downloads them into the cache.
         has_classes: whether they are known to have classes.
-        is_user_defined: whether it names a user's function.
     """
 
     matches: Callable[[str], bool]
@@ -40,7 +39,6 @@ class DataKind:
     paths: Callable[[str], list[str]] = lambda data: []
     needs_download: bool = False
     has_classes: Callable[[str], bool] = lambda data: False
-    is_user_defined: bool = False
 
 
 def kind_of(data: str) -> DataKind:
@@ -63,10 +61,9 @@ def _open_function(data: str) -> TrainVal:
     from crosschannel.data.memory import as_image_set, holds_images  # it imports torch
 
     prefix, _, rest = data.partition(":")
-    installed = _installed()
-    function = import_object(installed.get(prefix, data))
+    function = import_object(import_path_of(data))
     with foreign(f"{data} failed"):
-        value: Any = function(rest) if prefix in installed else function()
+        value: Any = function(rest) if prefix in _installed() else function()
     is_pair = isinstance(value, tuple) and len(value) == 2 and all(map(holds_images, value))
     train, val = value if is_pair else (value, None)
     return as_image_set(train, "train"), None if val is None else as_image_set(val, "val"), ""
@@ -77,9 +74,14 @@ def _installed() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
-def _names_a_function(data: str) -> bool:
+def import_path_of(data: str) -> str:
+    """The function that a value of ``--data`` names, as module:name; empty if it names none."""
     prefix, colon, _ = data.partition(":")
-    return bool(colon) and not user_path(data).exists() and (is_factory(data) or prefix in _installed())
+    if not colon or any(DATASETS[name].matches(data) for name in ("builtin", "torchvision", "remote")):
+        return ""
+    if user_path(data).exists():
+        return ""
+    return _installed().get(prefix) or (data if is_factory(data) else "")
 
 
 def _open_files(data: str) -> TrainVal:
@@ -144,7 +146,7 @@ DATASETS: dict[str, DataKind] = {
         has_classes=lambda data: True,
     ),
     "remote": DataKind(is_remote, _open_remote),
-    "function": DataKind(_names_a_function, _open_function, is_user_defined=True),
+    "function": DataKind(lambda data: bool(import_path_of(data)), _open_function),
     "files": DataKind(
         lambda data: True,
         _open_files,

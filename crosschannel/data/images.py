@@ -48,7 +48,7 @@ class ImageSet:
         names: what each image is called in logs and results, unique.
         labels: (len,) int64, -1 where unknown; of images with several classes a row each, as their protocol has it.
         classes: class names by label; empty where there are none.
-        remote: reading waits for a network; such a set overrides :meth:`read_many`.
+        remote: reading waits for a network; such a set overrides :meth:`files_of`.
     """
 
     names: Names
@@ -62,10 +62,6 @@ class ImageSet:
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image."""
         raise NotImplementedError
-
-    def read_many(self, indices: Sequence[int]) -> list[bytes]:
-        """The encoded bytes of several images."""
-        return [self.read(index) for index in indices]
 
     def files(self, index: int) -> Mapping[str, bytes]:
         """All encoded files of an item."""
@@ -83,12 +79,14 @@ class ImageSet:
         """One item, as views take it."""
         return Record(self.files(index), self.label(index), self.fields(index))
 
+    def files_of(self, indices: Sequence[int]) -> list[Mapping[str, bytes]]:
+        """All encoded files of several items; a remote set overrides this to read them at once."""
+        return [self.files(index) for index in indices]
+
     def records(self, indices: Sequence[int]) -> list[Record]:
-        """Several items; a remote set reads their images at once."""
-        if not self.remote:
-            return [self.record(index) for index in indices]
-        images = self.read_many(indices)
-        return [Record({"image": data}, self.label(i), self.fields(i)) for i, data in zip(indices, images, strict=True)]
+        """Several items."""
+        files = self.files_of(indices)
+        return [Record(own, self.label(i), self.fields(i)) for i, own in zip(indices, files, strict=True)]
 
     def content_key(self) -> str:
         """A digest that changes with the images, as far as can be told without reading them: names, places, sizes
@@ -120,11 +118,11 @@ class AnnotatedImages(ImageSet):
     def read(self, index: int) -> bytes:
         return self._images.read(index)
 
-    def read_many(self, indices: Sequence[int]) -> list[bytes]:
-        return self._images.read_many(indices)
-
     def files(self, index: int) -> Mapping[str, bytes]:
         return self._images.files(index)
+
+    def files_of(self, indices: Sequence[int]) -> list[Mapping[str, bytes]]:
+        return self._images.files_of(indices) if self.remote else super().files_of(indices)
 
     def label(self, index: int) -> int | np.ndarray:
         return self._images.label(index)
@@ -147,11 +145,11 @@ class Subset(ImageSet):
     def read(self, index: int) -> bytes:
         return self._images.read(int(self._indices[index]))
 
-    def read_many(self, indices: Sequence[int]) -> list[bytes]:
-        return self._images.read_many([int(self._indices[index]) for index in indices])
-
     def files(self, index: int) -> Mapping[str, bytes]:
         return self._images.files(int(self._indices[index]))
+
+    def files_of(self, indices: Sequence[int]) -> list[Mapping[str, bytes]]:
+        return self._images.files_of([int(self._indices[index]) for index in indices])
 
     def label(self, index: int) -> int | np.ndarray:
         return self._images.label(int(self._indices[index]))

@@ -44,6 +44,27 @@ class PixelImages(ImageSet):
         return sha256(b"".join(sha256(self.read(index)).digest() for index in range(len(self)))).hexdigest()
 
 
+def _checked(images: ImageSet, part: str) -> ImageSet:
+    """An ImageSet of the user's; lists of names and labels are converted.
+
+    Raises:
+        UserError: it lacks names or labels, these differ in length, or it is empty.
+    """
+    names, labels = getattr(images, "names", None), getattr(images, "labels", None)
+    if names is None or labels is None:
+        lacking = "names" if names is None else "labels"
+        raise UserError(f"{part}: {type(images).__name__} has no {lacking}, which an ImageSet must have")
+    if not isinstance(names, Names):
+        images.names = Names(map(str, names))
+    if not isinstance(labels, np.ndarray):
+        images.labels = np.asarray(labels, np.int64)
+    if not len(images) or len(images.labels) != len(images.names):
+        raise UserError(
+            f"{part}: {type(images).__name__} has {len(images.names)} names and {len(images.labels)} labels"
+        )
+    return images
+
+
 def holds_images(value: object) -> bool:
     """Whether a value looks like images for :func:`as_image_set`, which may still refuse its contents."""
     return isinstance(value, ImageSet) or _is_dataset(value) or _is_labelled(value)
@@ -62,7 +83,7 @@ def as_image_set(value: Any, part: str = "images") -> ImageSet:
         UserError: any other value.
     """
     if isinstance(value, ImageSet):
-        return value
+        return _checked(value, part)
     if holds_images(value):
         images = _from_dataset(value, part) if _is_dataset(value) else _from_pair(*value, part)
         if not len(images):

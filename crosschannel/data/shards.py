@@ -5,7 +5,7 @@ import re
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -81,6 +81,9 @@ class ShardImages(ImageSet):
         for shard in self._shards:
             digest.update(shard.encode() if is_remote(shard) else str(Path(shard).stat().st_mtime_ns).encode())
         return digest.hexdigest()
+
+    def files_of(self, indices: Sequence[int]) -> list[Mapping[str, bytes]]:
+        return [{"image": data} for data in self.read_many(indices)] if self.remote else super().files_of(indices)
 
     def read_many(self, indices: Sequence[int]) -> list[bytes]:
         """The bytes of several images of remote shards."""

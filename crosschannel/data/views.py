@@ -83,11 +83,14 @@ T = TypeVar("T")
 
 
 def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
-    """Apply a function to all tensors in a dataclass, and in the lists and dataclasses in it."""
+    """Apply a function to all tensors in a dataclass, and in the lists, tuples, dicts and dataclasses in it."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, list):
-        return [map_tensors(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [map_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if is_dataclass(value):
         return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
     return value
@@ -97,7 +100,7 @@ S = TypeVar("S")
 
 
 class View(Protocol[S]):
-    """A kind of sample. It travels to the loader's workers, so it holds settings and no pixels. One with
+    """A kind of sample. It travels to the loader's workers, so it holds settings and no decoded pixels. One with
     ``reads = False`` is never called: its batches have no pixels.
 
     Attributes:
@@ -132,7 +135,7 @@ class ImageBatch(Batch):
 
 def stack_crops(crops: Sequence[np.ndarray]) -> Tensor:
     """Stack crops (S, S, 3) uint8 of one size: (N, 3, S, S), channels_last in memory."""
-    stacked = np.stack(crops) if crops else np.empty((0, 1, 1, 3), np.uint8)
+    stacked = np.stack(crops) if len(crops) else np.empty((0, 1, 1, 3), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 

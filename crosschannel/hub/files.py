@@ -26,7 +26,7 @@ from crosschannel.models.backbone import Provenance
 from crosschannel.models.input_spec import InputSpec
 from crosschannel.models.nets import FAMILIES, build_net, family
 from crosschannel.models.spec import NetSpec
-from crosschannel.pretext import task_row
+from crosschannel.pretext import TASKS
 from crosschannel.pretext.task import Pretext
 from crosschannel.stored import parse_json, typed
 
@@ -111,7 +111,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:
     meta = read_metadata(path)
     with _whole(path) as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    _check_shapes(meta.net, state, "net." if meta.objective else "", path)
+    _check_shapes(meta.net, state, "net." if meta.objective is not None else "", path)
     return state, meta
 
 
@@ -146,9 +146,11 @@ def read_metadata(path: Path) -> Metadata:
     if "details" not in tree["provenance"]:
         raise UserError(f"{what} is damaged: its provenance has no details")
     if (meta.format == "crosschannel.backbone") != (meta.objective is None):
-        raise UserError(f"{what} is damaged: a {meta.format} {'has no' if meta.objective else 'needs an'} objective")
-    if meta.objective is not None:
-        meta = replace(meta, objective=typed(task_row(meta.task).keys, meta.objective, f"{what}: objective"))
+        raise UserError(
+            f"{what} is damaged: a {meta.format} {'has no' if meta.objective is not None else 'needs an'} objective"
+        )
+    if meta.objective is not None and meta.task in TASKS:  # code of others is imported by load_pretext alone
+        meta = replace(meta, objective=typed(TASKS[meta.task].keys, meta.objective, f"{what}: objective"))
     if meta.schema == 1 and not family(meta.net.name).fc:
         meta = replace(meta, net=replace(meta.net, fc=0))
     return meta

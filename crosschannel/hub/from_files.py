@@ -15,8 +15,8 @@ from crosschannel.hub.files import Metadata, is_ours, load_state, read_weights
 from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import WEIGHTS, Source
 from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family, widen_to_lab
-from crosschannel.models.alexnet import OURS
 from crosschannel.models.backbone import Provenance
+from crosschannel.runs.config import flatten
 from crosschannel.runs.result import missing_file
 from crosschannel.stored import read_yaml
 
@@ -75,14 +75,29 @@ def read_ours(path: Path, source: Source) -> tuple[dict[str, Tensor], Metadata]:
         UserError: another file of such a net; see :func:`~crosschannel.hub.files.read_weights`.
     """
     state, meta = read_weights(path)
-    if is_factory(meta.net.name):
-        config = path.parent / "config.yaml"
-        model = read_yaml(config).get("model") if config.is_file() else None
-        named = model.get("name") if isinstance(model, dict) else None
-        if source.text.startswith(("hf-hub:", "zoo:")) or named != meta.net.name:
-            whose = "code of somebody's that is called only for the run folder of a pretraining here"
-            raise UserError(f"{source.text} is a net of {meta.net.name}, {whose}")
+    check_code(path, source, meta.net.name, "model.name")
     return state, meta
+
+
+def check_code(path: Path, source: Source, name: str, key: str) -> None:
+    """Refuse to import user code that a weights file names, unless it is in a run folder whose config names it too.
+
+    Args:
+        path: the weights.
+        source: their source.
+        name: of a net or a task; built-in ones pass.
+        key: the key of the config.
+
+    Raises:
+        UserError: the file was fetched, or no config beside it has that name.
+    """
+    if not is_factory(name):
+        return
+    config = path.parent / "config.yaml"
+    named = flatten(read_yaml(config)).get(key) if config.is_file() else None
+    if source.text.startswith(("hf-hub:", "zoo:")) or named != name:
+        whose = "code of somebody's that is called only for the run folder of a pretraining here"
+        raise UserError(f"{source.text} is a net of {name}, {whose}")
 
 
 def load_path(source: Source, _data: object) -> Loaded:
@@ -125,7 +140,7 @@ def for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSp
     """
     geometry = source.choice("geometry", ("probe", "padded"), "probe" if spec.fc else spec.geometry)
     kin = family(spec.name)
-    if kin.has_geometries and spec.variant in OURS and spec.fc and geometry == "probe":
+    if kin.has_geometries and spec.fc and spec.geometry == "padded" and geometry == "probe":
         input = replace(input, size=kin.size, resize=256)
     return replace(spec, geometry=geometry), resized(source, input)
 

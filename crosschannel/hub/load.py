@@ -16,13 +16,14 @@ from crosschannel.errors import UserError, describe, foreign
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.files import COLORIZER, PRETEXT, is_ours, load_state, read_weights
-from crosschannel.hub.from_files import fetched, read_ours, weights_path
+from crosschannel.hub.from_files import check_code, fetched, read_ours, weights_path
 from crosschannel.hub.sources import KINDS, Source, inner_source, parse_source
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.adapt import fold_input_scale
 from crosschannel.models.backbone import Provenance
-from crosschannel.pretext import create, task_row
+from crosschannel.pretext import TASKS, create, task_row
 from crosschannel.pretext.task import Pretext
+from crosschannel.stored import typed
 from crosschannel.training.device import as_device
 
 
@@ -123,7 +124,11 @@ def load_pretext(source: str | os.PathLike[str]) -> Whole:
     state, meta = read_ours(path, parsed)
     if meta.objective is None:
         raise UserError(f"{source} holds a backbone without its head; give its run folder")
-    config = task_row(meta.task).load().for_use(meta.objective)
+    check_code(path, parsed, meta.task, "task")
+    row, objective = task_row(meta.task), meta.objective
+    if meta.task not in TASKS:
+        objective = typed(row.keys, objective, f"the metadata of {path}: objective")
+    config = row.load().for_use(objective)
     net, task = create(meta.task, config, meta.net, meta.input.size, meta.classes)
     weights = net.state_dict().keys()
     task.take_decode({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from crosschannel.data.datasets import kind_of
+from crosschannel.data.datasets import import_path_of
 from crosschannel.errors import UserError, describe, foreign
 from crosschannel.factories import is_factory, working_folder_importable
 from crosschannel.files import user_path
@@ -227,8 +227,8 @@ def source_files(text: str) -> dict[str, Path]:
 def user_imports(config: Any) -> dict[str, str]:
     """User-defined nets, tasks and data by key, as ``package.module:name``."""
     names = {"model.name": getattr(getattr(config, "model", None), "name", ""), "task": getattr(config, "task", "")}
-    names |= {key: data for key, data in of_role(config, "data").items() if data and kind_of(data).is_user_defined}
-    return {key: name for key, name in names.items() if is_factory(name)}
+    named = {key: name for key, name in names.items() if is_factory(name)}
+    return named | {key: path for key, data in of_role(config, "data").items() if (path := import_path_of(data))}
 
 
 def input_files(config: Any) -> dict[str, Path]:

@@ -43,7 +43,6 @@ class Variant:
     halves: bool = False
 
 
-OURS = ("crosschannel", "split-brain")  # variants that are pretrained here
 _NARROW = (64, 192, 384, 256, 256)
 VARIANTS = {
     "crosschannel": Variant(),  # Zhang et al. 2016, and the released context, inpainting and k-means nets without LRN

@@ -91,10 +91,15 @@ def _user_row(import_path: str) -> Entry:
 
     task_class = import_object(import_path)
     is_task = isinstance(task_class, type) and issubclass(task_class, Pretext)
-    if not is_task or not is_dataclass(getattr(task_class, "keys", None)):
+    keys = getattr(task_class, "keys", None)
+    if not is_task or not isinstance(keys, type) or not is_dataclass(keys):
         raise UserError(f"{import_path!r} must be a crosschannel.pretext.task.Pretext whose keys is a dataclass")
-    keys, doc = task_class.keys, task_class.__doc__ or import_path
-    return Entry(import_path, f"{keys.__module__}:{keys.__qualname__}", doc.strip().splitlines()[0])
+    lacking = [name for name in ("headline", "score_length") if not hasattr(task_class, name)]
+    lacking += [name for name in ("build", "metrics") if getattr(task_class, name) is getattr(Pretext, name)]
+    if lacking:
+        raise UserError(f"the task {import_path!r} lacks {', '.join(lacking)}")
+    doc = (task_class.__doc__ or "").strip() or import_path
+    return Entry(import_path, f"{keys.__module__}:{keys.__qualname__}", doc.splitlines()[0])
 
 
 def create(

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, dropout
 from crosschannel.data import Batch, CentreCrop, CropConfig, Draw, Record, TrainingCrops
 from crosschannel.data.order import mix
 from crosschannel.data.views import stack_crops
-from crosschannel.errors import foreign
+from crosschannel.errors import UserError, foreign
 from crosschannel.models import InputSpec, NetSpec, build_net, family
 from crosschannel.models.input_spec import LUMA
 from crosschannel.pretext.config import JigsawConfig
@@ -157,9 +157,11 @@ class Jigsaw(Pretext):
 
     @staticmethod
     def build(config: JigsawConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> JigsawNet:
-        padded = family(spec.name).has_geometries
-        net = build_net(replace(spec, geometry="probe", fc=0) if padded else spec, config.tile)
-        if padded:  # for small tiles; transfer restores stride 4
+        if spec.fc:
+            raise UserError(f"the task jigsaw has an fc6 of its own: model.fc must be 0, got {spec.fc}")
+        is_alexnet = family(spec.name).has_geometries
+        net = build_net(replace(spec, geometry="probe") if is_alexnet else spec, config.tile)
+        if is_alexnet:  # for small tiles; transfer restores stride 4
             net.get_submodule("conv1").conv.stride = (2, 2)
         jigsaw = JigsawNet(net, spec.in_channels, config)
         if getattr(net, "computes_past_its_layers", False):
@@ -183,10 +185,10 @@ class Jigsaw(Pretext):
 
     def _tiles_and_labels(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
         """Normalised tiles and the indices of their permutations, (N,)."""
-        draws = batch.uniforms(2).to(batch.tiles.device)
+        draws = batch.uniforms(2).to(batch.tiles.device, non_blocking=True)
         if self.config.grey:
-            weights = torch.tensor(LUMA, device=batch.tiles.device)[:, None, None]
-            luma = (batch.tiles * weights).sum(2, keepdim=True).round().byte().expand_as(batch.tiles)
+            luma = sum(weight * channel for weight, channel in zip(LUMA, batch.tiles.split(1, 2), strict=True))
+            luma = luma.round().byte().expand_as(batch.tiles)
             is_grey = (draws[:, 1] < self.config.grey)[:, None, None, None, None]
             batch = replace(batch, tiles=torch.where(is_grey, luma, batch.tiles))
         return self.net_inputs(batch), (draws[:, 0] * self.config.permutations).long()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.data import Batch, CropConfig, ImageSet, Stream, load_batches
+from crosschannel.errors import UserError
 from crosschannel.models import initialisation as init
 from crosschannel.pretext.start import start_from
 from crosschannel.pretext.task import Pretext
@@ -95,6 +96,9 @@ class Pretraining:
             sums += scored
         figures = pretext.metrics(self.world.sum(sums))
         headline = pretext.headline
+        for name in ("loss", headline.figure):
+            if name not in figures:
+                raise UserError(f"the metrics of the task {pretext.name} lack {name!r}")
         return Evaluation(
             figures,
             len(self.held_out.images) - len(held_out.broken),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crosschannel.color import ABQuantizer, rgb_to_lab
 from crosschannel.color.quantizer import Q
+from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.classification import sparse_cross_entropy
 from crosschannel.pretext.config import SplitBrainConfig
@@ -75,6 +76,10 @@ class SplitBrain(PairTask):
     @staticmethod
     def build(config: SplitBrainConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> SplitBrainNet:
         need_family(spec, "alexnet", SplitBrain.name)
+        if spec.variant not in ("crosschannel", "split-brain"):
+            raise UserError(
+                f"the task split-brain has a variant of AlexNet of its own, got model.variant {spec.variant}"
+            )
         return SplitBrainNet(build_net(replace(spec, variant="split-brain")), config.lightness_bins)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:

@@ -140,6 +140,10 @@ class OptimConfig:
     clip: Annotated[float, at_least(0)] = 0.0
     """greatest norm of the whole gradient; 0 does not clip"""
 
+    def check(self) -> None:
+        has_momentum = self.name == "sgd" and self.momentum > 0
+        require(has_momentum or not self.nesterov, "optim.nesterov needs optim.name sgd and a momentum", self.name)
+
 
 @dataclass
 class ScheduleConfig:

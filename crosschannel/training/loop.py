@@ -1,6 +1,7 @@
 """The training loop. It reads from top to bottom: set up, resume, then step, log, evaluate, save, stop."""
 
 import contextlib
+import itertools
 import math
 import os
 import time
@@ -63,7 +64,7 @@ class Loop:
         if train.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.phases = getattr(task, "phases", ())
-        self.phase_modules = [nn.ModuleList(map(self.net.get_submodule, names)) for names in self.phases] or [self.net]
+        self.phase_modules = self._modules_of_phases() if self.phases else [self.net]
         self.optimizers = [build_optimizer(module, config.optim, task.rate_factors) for module in self.phase_modules]
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         self.average = WeightAverage(self.net, train.ema) if train.ema else None
@@ -133,13 +134,13 @@ class Loop:
                 self._save()
                 raise Interrupted(self._by_whom)
             self._take(parts, news)
-            for phase in range(len(self.optimizers) - 1):
-                sums = self.gradients(model, parts, phase)
-                self.update(self.world.sum(sums), phase)
-            sums = self.gradients(model, parts, len(self.optimizers) - 1)
+            loss, last_phase = 0.0, len(self.optimizers) - 1
+            for phase in range(last_phase):
+                loss = loss + self.update(self.world.sum(self.gradients(model, parts, phase)), phase)
+            sums = self.gradients(model, parts, last_phase)
             ahead = next(batches, None)
             told, news = self.world.sum_and_any(sums, self.run.flag.is_set, self.supply.has_news(ahead))
-            self.losses.append(self.update(sums, len(self.optimizers) - 1))
+            self.losses.append(loss + self.update(sums, last_phase))
             if self.average is not None:
                 self.average.update(self.net, self.steps_done)
             self.steps_done += 1
@@ -158,6 +159,23 @@ class Loop:
             if (last or self.steps_done % runtime.checkpoint_every == 0) and not told:
                 self._save()
             parts = ahead
+
+    def _modules_of_phases(self) -> list[nn.ModuleList]:
+        """The modules that each phase updates.
+
+        Raises:
+            UserError: the net has no such module, or a parameter that no phase updates.
+        """
+        known = dict(self.net.named_modules())
+        for name in itertools.chain(*self.phases):
+            if name not in known:
+                raise UserError(f"the net has no module {name!r}, which the task's phases name")
+        modules = [nn.ModuleList(known[name] for name in names) for names in self.phases]
+        updated = {id(parameter) for module in modules for parameter in module.parameters()}
+        for name, parameter in self.net.named_parameters():
+            if parameter.requires_grad and id(parameter) not in updated:
+                raise UserError(f"no phase of the task updates {name}")
+        return modules
 
     @property
     def uses_ddp(self) -> bool:
@@ -212,8 +230,7 @@ class Loop:
         torch.manual_seed(mix(*keys) >> 1)  # dropout and the like
         set_rate(self.optimizers[phase], rate(self.steps_done, self.steps, config.optim.lr, config.schedule))
         model.train()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.net.zero_grad(set_to_none=True)
         step = partial(self.task.step, phase=phase) if self.phases else self.task.step
         sums = torch.zeros(2, device=self.world.device, dtype=torch.float64)
         for number, part in enumerate(parts):
@@ -238,7 +255,7 @@ class Loop:
         averaged = self.world.sum(torch.cat([parameter.grad.flatten() for parameter in parameters])) / self.world.size
         for parameter, part in zip(parameters, averaged.split([p.numel() for p in parameters]), strict=True):
             parameter.grad.copy_(part.view_as(parameter))
-        self.world.copy_from_main(self.net)
+        self.world.broadcast(self.net.buffers())
 
     def update(self, sums: Tensor, phase: int = 0) -> Tensor:
         """Move the weights: summed losses, divided once by the count over all ranks and parts; returns the loss.

@@ -64,8 +64,12 @@ class World:
 
     def copy_from_main(self, module: nn.Module) -> None:
         """Rank 0's parameters and buffers for all."""
+        self.broadcast(module.state_dict().values())
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Rank 0's values for all, in place."""
         if self.size > 1:
-            for tensor in module.state_dict().values():
+            for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def from_main(self, make: Callable[[], Any]) -> Any:

@@ -10,13 +10,14 @@ import torch
 from crosschannel import UserError
 from crosschannel.cli import main as crosschannel
 from crosschannel.data import datasets, open_images
-from crosschannel.data.datasets import DATASETS, kind_of
+from crosschannel.data.datasets import DATASETS, import_path_of, kind_of
 from crosschannel.runs.result import read_result
 from slurm.cli import main as slurm
 from transfer.cli import main as transfer
 
 OWN = """
 import numpy as np
+from crosschannel import ImageSet
 
 def images(count, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 40, 40, 3), np.uint8)
@@ -37,6 +38,32 @@ def broken():
 
 def nothing():
     return "photos"
+
+class Mine(ImageSet):
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+    def read(self, index):
+        import io
+        from PIL import Image
+        file = io.BytesIO()
+        Image.new("RGB", (40, 40), (index, 0, 0)).save(file, "PNG")
+        return file.getvalue()
+
+    def content_key(self):
+        return "mine"
+
+def mine():
+    return Mine(names=[str(i) for i in range(6)], labels=[0, 1] * 3)
+
+def unlabelled():
+    return Mine(names=["a"])
+
+def unequal():
+    return Mine(names=["a", "b"], labels=[0])
+
+def empty():
+    return Mine(names=[], labels=[])
 """
 
 
@@ -62,7 +89,7 @@ def mydata(tmp_path, monkeypatch):
 def test_kind_and_paths_are_known_without_opening_the_data(data, kind, paths):
     row = kind_of(data)
     assert row is DATASETS[kind] and row.paths(data) == paths
-    assert row.needs_download == (kind == "torchvision") and row.is_user_defined == (kind == "function")
+    assert row.needs_download == (kind == "torchvision") and bool(import_path_of(data)) == (kind == "function")
 
 
 def test_a_folder_has_classes_if_its_training_images_have(photo_folder, tmp_path):
@@ -79,6 +106,8 @@ def test_a_users_function_works_in_pretrain_and_transfer(mydata, narrow_nets):
     assert read_result(Path("knn")).n == 8 and read_result(Path("knn")).data == "mydata:both"
     train, val = open_images("mydata:training", 0.2)
     assert (len(train), len(val)) == (24, 6)
+    train, val = open_images("mydata:mine", 0.5)
+    assert sorted([*train.names, *val.names]) == list("012345") and train.labels.dtype == "int64"
 
 
 def test_a_changed_module_is_not_resumed(mydata, narrow_nets, capsys):
@@ -96,6 +125,9 @@ def test_a_package_opens_data_by_a_prefix(mydata, monkeypatch):
     point = EntryPoint("film", "mydata:film", datasets.ENTRY_POINTS)
     monkeypatch.setattr(datasets, "entry_points", lambda group: [point] if group == datasets.ENTRY_POINTS else [])
     train, val = open_images("film:20", 0.25)
+    words = ["submit", "--dry-run", "--profile=local", "--", "transfer", "knn", "--backbone=random:alexnet", "--out=x"]
+    assert slurm([*words, "--data=film:nights"]) == 0  # nothing is opened
+    assert import_path_of("film:nights") == "mydata:film"
     assert (len(train), len(val)) == (15, 5) and torch.from_numpy(train.labels).unique().tolist() == [0, 1]
 
 
@@ -106,6 +138,9 @@ def test_a_package_opens_data_by_a_prefix(mydata, monkeypatch):
         ("mydata:absent", "cannot import 'mydata:absent': AttributeError"),
         ("nowhere:photos", "cannot import 'nowhere:photos': ModuleNotFoundError"),
         ("mydata:nothing", "train must be an ImageSet"),
+        ("mydata:unlabelled", "train: Mine has no labels"),
+        ("mydata:unequal", "train: Mine has 2 names and 1 labels"),
+        ("mydata:empty", "train: Mine has 0 names and 0 labels"),
     ],
 )
 def test_a_failing_function_raises_a_user_error(mydata, data, words):

@@ -12,7 +12,7 @@ import torch
 from forked import run_on_ranks
 from safetensors.torch import load_file
 
-from crosschannel import load_backbone, pretext
+from crosschannel import UserError, load_backbone, pretext
 from crosschannel.cli import main
 from crosschannel.hub import load_pretext
 from crosschannel.runs.folder import read_metrics
@@ -30,7 +30,8 @@ def mytasks(tmp_path, monkeypatch):
     (tmp_path / "mytasks.py").write_text("\n\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     yield
-    sys.modules.pop("mytasks", None)
+    for name in ("mytasks", "halves"):
+        sys.modules.pop(name, None)
 
 
 def command(task, photo_folder, out, *flags):
@@ -98,9 +99,16 @@ def test_a_package_names_its_task_by_an_entry_point(narrow_nets, photo_folder, m
         ("mytasks:Nothing", "cannot import 'mytasks:Nothing': AttributeError"),
         ("mytasks:PairNet", "'mytasks:PairNet' must be a crosschannel.pretext.task.Pretext"),
         ("json:loads", "json is in the standard library"),
+        ("halves:NoHeadline", "the task 'halves:NoHeadline' lacks headline, score_length, build, metrics"),
+        ("halves:KeysOfAnInstance", "must be a crosschannel.pretext.task.Pretext whose keys is a dataclass"),
     ],
 )
-def test_invalid_task_names_are_refused(task, words, capsys):
+def test_invalid_tasks_are_refused(task, words, capsys):
+    Path("halves.py").write_text(
+        "from dataclasses import dataclass\nfrom crosschannel.pretext.task import Pretext\n\n@dataclass\nclass Keys:\n"
+        "    pass\n\nclass NoHeadline(Pretext):\n    keys = Keys\n\n"
+        "class KeysOfAnInstance(Pretext):\n    keys = Keys()\n"
+    )
     assert main(["pretrain", f"--task={task}", "--data=builtin:sample", "--out=run"]) == 2
     assert words in capsys.readouterr().err and not Path("run").exists()
 
@@ -135,3 +143,16 @@ def test_hidden_squares_and_neighbours_are_drawn_evenly(photo_folder):
             hidden = torch.cat([task.hidden(batch) for batch in batches]).float()
             assert (hidden.sum((1, 2, 3)) == 48**2).all()
             assert all((hidden.amax(side).sum((0, 1)) > 0).all() for side in (2, 3))  # all rows and columns
+
+
+def test_a_fetched_or_moved_file_imports_no_code(narrow_nets, photo_folder, tmp_path):
+    """A weights file names its task; that is no reason to import it."""
+    assert main(command("mytasks:Position", photo_folder, "run", "--train.steps=1")) == 0
+    shutil.copy("run/pretext.safetensors", "moved.safetensors")
+    Path("mytasks.py").write_text("raise SystemExit('imported')")
+    sys.modules.pop("mytasks")
+    assert load_backbone("moved.safetensors").layers[0] == "conv1"
+    with pytest.raises(UserError, match="a net of mytasks:Position, code of somebody's"):
+        load_pretext("moved.safetensors")
+    with pytest.raises(UserError, match="cannot import 'mytasks:Position': SystemExit: imported"):
+        load_pretext("run")

@@ -99,8 +99,9 @@ def test_phase_updates_match_a_hand_written_loop(photo_folder, tmp_path):
     net, task = pretext.create("adversary", Keys(), NetSpec("alexnet", 3, norm=False, fc=0), SIDE)
     modules = [net.generator, nn.ModuleList([net.net, net.head])]
     optimizers = [torch.optim.SGD(module.parameters(), 0.05, momentum=0.9) for module in modules]
-    losses = []
+    losses = []  # sums over the phases
     for batch in load_batches(Stream(images, TrainingCrops(crop), 0), 0, 32, 8):
+        losses.append(0.0)
         for phase, optimizer in enumerate(optimizers):
             before = copy.deepcopy(net.state_dict())
             loss, count = task.losses(net, batch, phase)
@@ -111,11 +112,11 @@ def test_phase_updates_match_a_hand_written_loop(photo_folder, tmp_path):
                 name.partition(".")[0] for name, value in net.state_dict().items() if not value.equal(before[name])
             }
             assert moved <= set(task.phases[phase])
-        losses.append((loss / count).item())
+            losses[-1] += (loss / count).item()
     trained = load_file(tmp_path / "run" / "pretext.safetensors")
     assert all(torch.allclose(trained[name], value, atol=1e-6) for name, value in net.state_dict().items())
     logged = [row["train/loss"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
-    assert logged == pytest.approx(losses, rel=1e-5)  # of the last phase
+    assert logged == pytest.approx(losses, rel=1e-5)
 
 
 def test_a_resumed_run_gives_the_same_weights_as_an_uninterrupted_one(photo_folder, tmp_path):
@@ -139,3 +140,16 @@ def test_two_ranks_give_the_same_weights_as_one(photo_folder, tmp_path):
     assert [status for status, _ in outcomes] == [0, 0], outcomes
     one, two = (load_file(tmp_path / run / "pretext.safetensors") for run in ("one", "two"))
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [
+        ((("generator",), ("net", "hed")), "the net has no module 'hed'"),
+        ((("generator",), ("net",)), "no phase of the task updates head.weight"),
+    ],
+)
+def test_phases_that_do_not_fit_the_net_are_refused(photo_folder, tmp_path, monkeypatch, capsys, phases, words):
+    monkeypatch.setattr(Adversary, "phases", phases)
+    assert main(command(photo_folder, tmp_path / "run")) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "run" / "config.yaml").exists()
