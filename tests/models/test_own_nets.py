@@ -402,7 +402,7 @@ def load_pretext_state(folder, words):
 def test_pretraining_says_what_a_factory_lacks(mynets, photo_folder, capsys):
     (words := ["pretrain", f"--data={photo_folder}", *QUICK, "--out=o"])
     for name, said in (("mynets:gone", "cannot import"), ("mynets:ViT", "cannot take crops of 48 px"),
-                       ("os:getcwd", "is in the standard library"), ("nonsense", "package.module:factory")):  # fmt: skip
+                       ("os:getcwd", "in the standard library"), ("nonsense", "package.module:factory")):  # fmt: skip
         assert main([*words, f"--model.name={name}"]) == 2
         assert said in capsys.readouterr().err
 
