@@ -19,7 +19,7 @@ from crosschannel.cli import PROGRAM as CROSSCHANNEL
 from crosschannel.cli import main as crosschannel_main
 from crosschannel.data.sample import sample_images
 from crosschannel.models import alexnet
-from crosschannel.study.answers import Answers, Timing
+from crosschannel.study.answers import Answers, Timing, read_answers
 from crosschannel.study.manifest import read_study
 from slurm.cli import PROGRAM as SLURM
 from slurm.cli import main as slurm
@@ -187,13 +187,16 @@ ABSENT = ("zoo:", "torchvision:vgg16")
 
 
 def answer_all(folder: Path) -> None:
-    """What people would say on the pages of a study."""
+    """Three people who recognise every attention check, so that they count, and say "left" otherwise."""
     folder, manifest = read_study(folder)
     answers = Answers(folder, manifest)
     for participant in ("a", "b", "c"):
         session = answers.begin(participant)
+        trials = {trial["token"]: trial for trial in read_answers(folder)[1]}
         while (state := answers.state(session)).trial:
-            answers.answer(session, state.trial, "left", Timing(1000, 1000, 500, False))
+            trial = trials[state.trial]
+            side = trial["fake"] if trial["kind"] == "check" else "left"
+            answers.answer(session, state.trial, side, Timing(1000, 1000, 500, False))
     answers.close()
 
 

@@ -129,3 +129,13 @@ def test_tiles_that_do_not_fit_are_refused(capsys):
     assert "objective.tile must be at most a third of crop.size (90), got 31" in capsys.readouterr().err
     with pytest.raises(UserError, match="this net cannot take tiles of 9 px"):
         create("jigsaw", replace(CONFIG, tile=9), NetSpec("alexnet", 3, fc=0), 84)
+
+
+@pytest.mark.parametrize("task", ["jigsaw", "rotation"])
+def test_a_timm_net_trains_and_its_run_is_a_backbone(photo_folder, tmp_path, task):
+    own = ["--objective.tile=32", "--objective.permutations=4", "--objective.width=4", "--objective.hidden=8"]
+    assert main(["pretrain", f"--task={task}", f"--data={photo_folder}", f"--out={tmp_path / 'run'}",
+                 "--model.name=timm:test_resnet", "--model.fc=0", "--crop.size=96", "--crop.resize=96",
+                 "--train.batch=4", "--train.steps=2", "--runtime.workers=0", "--runtime.tensorboard=false",
+                 "--device=cpu", *(own if task == "jigsaw" else [])]) == 0  # fmt: skip
+    assert load_backbone(str(tmp_path / "run")).layers[-1].startswith("stage")
