@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import crosschannel
 from crosschannel.console import open_streams, say
 from crosschannel.errors import WORKER_LOST, UserError, file_problem, is_worker_loss
-from crosschannel.parsing import Command, config_folder, named, options_of, parse, typed_flags
+from crosschannel.parsing import Command, config_folder, options_of, parse, typed_flags
 from crosschannel.runs.interrupts import EXIT_CODE, Interrupted, handlers_kept
 from crosschannel.training.memory import keep_freed_memory
 
@@ -163,7 +164,7 @@ def run(program: Program, argv: list[str]) -> int:
     config = program.parse(name, rest)
     if hasattr(config, "protocol") and os.environ.get("RANK", "0") == "0":  # of a measurement: what recipe it is of
         say(f"{program.name} {name}: {_which_config(rest)}")
-    function: Callable[[Any], Any] = named(command.function)
+    function: Callable[[Any], Any] = resolve_name(command.function)
 
     keep_freed_memory()
     hook = sys.unraisablehook  # torch hears of a lost worker anywhere, in a finaliser too; it will ask again
@@ -185,7 +186,7 @@ def run(program: Program, argv: list[str]) -> int:
         return WORKER_LOST
     finally:
         sys.unraisablehook, threading.excepthook = hook, thread_hook
-    following = named(command.after)(config) if command.after and os.environ.get("RANK", "0") == "0" else []
+    following = resolve_name(command.after)(config) if command.after and os.environ.get("RANK", "0") == "0" else []
     if following:
         say("\n  ".join(["next:", *following]))
     return 0

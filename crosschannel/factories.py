@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import Any
 
 from crosschannel.errors import UserError, foreign
@@ -37,6 +38,11 @@ def import_object(name: str) -> Any:
         raise UserError(f"{name!r}: {module} is in the standard library; name a module of yours")
     with foreign(f"cannot import {name!r}"), working_folder_importable():
         return getattr(importlib.import_module(module), attribute)
+
+
+def installed_names(group: str) -> dict[str, str]:
+    """The entry points of a group that installed packages define: their ``module:name``, by their names."""
+    return {point.name: point.value for point in entry_points(group=group)}
 
 
 def make(name: str, in_channels: int | None = None) -> Any:

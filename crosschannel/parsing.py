@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from importlib import import_module
 from itertools import pairwise, takewhile
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args, get_origin
 
 from crosschannel.errors import UserError
@@ -56,7 +56,7 @@ class Command:
 
     def keys(self, argv: Sequence[str] = (), configs: Path = Path()) -> type:
         """The dataclass of its keys, as far as flags (and the config that they name) choose among several."""
-        found = named(self.config)
+        found = resolve_name(self.config)
         return found(_given(self.by, argv, configs)) if self.by else found
 
 
@@ -86,12 +86,6 @@ def typed_flags(argv: Sequence[str]) -> dict[str, str]:
         flag, equals, value = word.partition("=")
         values[flag] = value if equals else following
     return values
-
-
-def named(place: str) -> Any:
-    """What stands at module:name."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
 
 
 def config_folder() -> Path:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from crosschannel.errors import UserError
 from crosschannel.evaluation.metrics import FIGURES
 from crosschannel.files import user_path
 from crosschannel.keys import check_config, require_config
-from crosschannel.parsing import named
 from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Result, Rows, finished_runs
 from transfer.config import CompareConfig
@@ -94,7 +94,7 @@ def compare(
 def _metrics_of(result: Result) -> Callable[[Rows, np.ndarray], Figures]:
     if result.protocol in PROTOCOLS:
         return PROTOCOLS[result.protocol].load().metrics
-    return named(SCORED[result.protocol].metrics)
+    return resolve_name(SCORED[result.protocol].metrics)
 
 
 def of_method(result: Result, method: str) -> Result:

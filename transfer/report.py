@@ -7,6 +7,7 @@ marked as such, and never share an axis with figures of other data. What a proto
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
 import yaml
 
@@ -14,7 +15,6 @@ from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
 from crosschannel.keys import require_config
-from crosschannel.parsing import named
 from crosschannel.pretext import TASKS
 from crosschannel.report import Block, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import copied
@@ -69,7 +69,7 @@ def main(config: ReportConfig) -> list[Path]:
 def _chapter(protocol: str) -> tuple[str, Section]:
     """Which runs stand together, and how they are shown."""
     if protocol in SCORED:
-        return protocol, named(SCORED[protocol].section)
+        return protocol, resolve_name(SCORED[protocol].section)
     if protocol not in PROTOCOLS:  # of pretraining, or of a newer version
         return protocol, _plain_section
     loaded = PROTOCOLS[protocol].load()

@@ -4,7 +4,6 @@ import fcntl
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from crosschannel.data.remote import is_remote
 from crosschannel.data.sample import sample_images
 from crosschannel.data.shards import expand, holds_shards, open_shards
 from crosschannel.errors import UserError, foreign
-from crosschannel.factories import import_object, is_factory
+from crosschannel.factories import import_object, installed_names, is_factory
 from crosschannel.files import cache_folder, user_path
 
-ENTRY_POINTS = "crosschannel.datasets"  # group of the entry points of other packages' kinds of data
+ENTRY_POINTS = "crosschannel.datasets"  # group of other packages' functions, by the prefix that each opens
 TrainVal = tuple[ImageSet, ImageSet | None, str]  # training and validation images, if any, and a line that sums them up
 
 
@@ -63,15 +62,10 @@ def _open_function(data: str) -> TrainVal:
     prefix, _, rest = data.partition(":")
     function = import_object(import_path_of(data))
     with foreign(f"{data} failed"):
-        value: Any = function(rest) if prefix in _installed() else function()
+        value: Any = function(rest) if prefix in installed_names(ENTRY_POINTS) else function()
     is_pair = isinstance(value, tuple) and len(value) == 2 and all(map(holds_images, value))
     train, val = value if is_pair else (value, None)
     return as_image_set(train, "train"), None if val is None else as_image_set(val, "val"), ""
-
-
-def _installed() -> dict[str, str]:
-    """Functions of installed packages by the prefix that they open, as in hf:owner/name."""
-    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
 def import_path_of(data: str) -> str:
@@ -81,7 +75,7 @@ def import_path_of(data: str) -> str:
         return ""
     if user_path(data).exists():
         return ""
-    return _installed().get(prefix) or (data if is_factory(data) else "")
+    return installed_names(ENTRY_POINTS).get(prefix) or (data if is_factory(data) else "")
 
 
 def _open_files(data: str) -> TrainVal:

@@ -11,8 +11,8 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from crosschannel.data.datasets import import_path_of
@@ -45,8 +45,7 @@ class Kind:
 
     @property
     def load(self) -> Callable[["Source", Any], Any]:
-        module, _, function = self.loader.partition(":")
-        return getattr(import_module(f"crosschannel.hub.{module}"), function)
+        return resolve_name(f"crosschannel.hub.{self.loader}")
 
 
 _LOOK = frozenset({"size", "resize", "mean", "std", "interpolation"})  # attributes of a net's input

@@ -6,7 +6,7 @@ input is widened), ``layers``, ``shapes``, and ``last_stride`` and ``last_origin
 """
 
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from crosschannel.errors import UserError
@@ -76,8 +76,7 @@ def build_net(spec: NetSpec, image_size: int | None = None) -> "nn.Module":
     Raises:
         UserError: no net of that name.
     """
-    module, _, name = family(spec.name).import_path.partition(":")
-    return getattr(import_module(f"crosschannel.models.{module}"), name).from_spec(spec, image_size)
+    return resolve_name(f"crosschannel.models.{family(spec.name).import_path}").from_spec(spec, image_size)
 
 
 def spec_of(net: "nn.Module") -> NetSpec:

@@ -6,13 +6,11 @@ import torch, to keep ``--help`` fast.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
-from operator import attrgetter
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from crosschannel.errors import UserError
-from crosschannel.factories import import_object, is_factory
+from crosschannel.factories import import_object, installed_names, is_factory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,16 +38,11 @@ class Entry:
     @property
     def keys(self) -> type:
         """The dataclass of its keys."""
-        return _resolve(self.config)
+        return resolve_name(self.config)
 
     def load(self) -> "type[Pretext]":
         """The :class:`~crosschannel.pretext.task.Pretext`."""
-        return _resolve(self.import_path)
-
-
-def _resolve(import_path: str) -> type:
-    module, _, name = import_path.partition(":")
-    return attrgetter(name)(import_module(module))
+        return resolve_name(self.import_path)
 
 
 def _row(import_path: str, config: str, help: str) -> Entry:
@@ -78,7 +71,7 @@ def task_row(name: str) -> Entry:
         return TASKS[name]
     if is_factory(name):
         return _user_row(name)
-    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    installed = installed_names(ENTRY_POINTS)
     if name in installed:
         return _user_row(installed[name])
     known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(installed))

@@ -5,13 +5,13 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from pkgutil import resolve_name
 
 import pytest
 
 from crosschannel.cli import PROGRAM as CROSSCHANNEL
 from crosschannel.cli import main
 from crosschannel.help import documented
-from crosschannel.parsing import named
 from slurm.cli import PROGRAM as SLURM
 from transfer.cli import PROGRAM as TRANSFER
 
@@ -20,7 +20,7 @@ COMMANDS = [(program, name) for program in (CROSSCHANNEL, TRANSFER, SLURM) for n
 
 def helped(program, name, capsys, *more) -> str:
     package = "slurm" if program is SLURM else program.name
-    assert named(f"{package}.cli:main")([name, *more, "--help"]) == 0
+    assert resolve_name(f"{package}.cli:main")([name, *more, "--help"]) == 0
     return capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crosschannel import UserError
+from crosschannel import UserError, factories
 from crosschannel.cli import main as crosschannel
 from crosschannel.data import datasets, open_images
 from crosschannel.data.datasets import DATASETS, import_path_of, kind_of
@@ -123,7 +123,7 @@ def test_a_changed_module_is_not_resumed(mydata, narrow_nets, capsys):
 
 def test_a_package_opens_data_by_a_prefix(mydata, monkeypatch):
     point = EntryPoint("film", "mydata:film", datasets.ENTRY_POINTS)
-    monkeypatch.setattr(datasets, "entry_points", lambda group: [point] if group == datasets.ENTRY_POINTS else [])
+    monkeypatch.setattr(factories, "entry_points", lambda group: [point] if group == datasets.ENTRY_POINTS else [])
     train, val = open_images("film:20", 0.25)
     words = ["submit", "--dry-run", "--profile=local", "--", "transfer", "knn", "--backbone=random:alexnet", "--out=x"]
     assert slurm([*words, "--data=film:nights"]) == 0  # nothing is opened

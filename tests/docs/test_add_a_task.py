@@ -12,7 +12,7 @@ import torch
 from forked import run_on_ranks
 from safetensors.torch import load_file
 
-from crosschannel import UserError, load_backbone, pretext
+from crosschannel import UserError, factories, load_backbone, pretext
 from crosschannel.cli import main
 from crosschannel.hub import load_pretext
 from crosschannel.runs.folder import read_metrics
@@ -85,7 +85,7 @@ def test_an_example_runs_on_two_ranks(narrow_nets, photo_folder, task):
 
 def test_a_package_names_its_task_by_an_entry_point(narrow_nets, photo_folder, monkeypatch, capsys):
     point = EntryPoint("position", "mytasks:Position", pretext.ENTRY_POINTS)
-    monkeypatch.setattr(pretext, "entry_points", lambda group: [point] if group == pretext.ENTRY_POINTS else [])
+    monkeypatch.setattr(factories, "entry_points", lambda group: [point] if group == pretext.ENTRY_POINTS else [])
     assert main(command("position", photo_folder, "run", "--train.steps=1")) == 0
     assert load_pretext("run").task.name == "position"
     assert main(["pretrain", "--task=puzzle", "--data=x"]) == 2

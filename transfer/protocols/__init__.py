@@ -4,8 +4,9 @@ go by this table. No torch here: help is quick.
 """
 
 from dataclasses import dataclass
+from pkgutil import resolve_name
 
-from crosschannel.parsing import Command, named
+from crosschannel.parsing import Command
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Entry:
 
     def load(self):
         """The :class:`~transfer.protocol.Protocol`."""
-        return named(f"{self.module}.protocol:PROTOCOL")
+        return resolve_name(f"{self.module}.protocol:PROTOCOL")
 
 
 @dataclass(frozen=True)
