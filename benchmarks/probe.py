@@ -25,7 +25,6 @@ from crosschannel.runs.config import RuntimeConfig, TrainConfig
 from crosschannel.training.device import find_device
 from crosschannel.training.memory import keep_freed_memory
 from transfer.protocol import as_config
-from transfer.protocols.linear_probe.protocol import PROTOCOL
 from transfer.protocols.linear_probe.task import LinearProbe
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -106,7 +105,7 @@ def ours(
         return found
 
     config = replace(
-        as_config(PROTOCOL, "imagenette"),
+        as_config(transfer.linear_probe, "imagenette"),
         cache=cache,
         train=TrainConfig(BATCH, steps=epochs * per_epoch, precision=precision, compile=False),
         runtime=RuntimeConfig(workers, eval_every=10**9, checkpoint_every=10**9, log_every=10**9, tensorboard=False),

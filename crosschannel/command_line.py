@@ -19,6 +19,7 @@ from typing import Any
 import crosschannel
 from crosschannel.console import open_streams, say
 from crosschannel.errors import WORKER_LOST, UserError, file_problem, is_worker_loss
+from crosschannel.factories import installed_names
 from crosschannel.parsing import Command, config_folder, options_of, parse, typed_flags
 from crosschannel.runs.interrupts import EXIT_CODE, Interrupted, handlers_kept
 from crosschannel.training.memory import keep_freed_memory
@@ -33,24 +34,47 @@ class Program:
         summary: one line.
         commands: by name.
         configs: folder of its packaged configs below ``configs``; each command has one of its own in it.
+        user_command: name → a user-defined command; None if there is none of that name.
+        entry_points: group of the entry points of installed user-defined commands.
     """
 
     name: str
     summary: str
     commands: dict[str, Command]
     configs: str = ""
+    user_command: Callable[[str], Command | None] = lambda name: None
+    entry_points: str = ""
+
+    @property
+    def installed(self) -> list[str]:
+        """Names of user-defined commands that installed packages add."""
+        return sorted(installed_names(self.entry_points)) if self.entry_points else []
+
+    def command(self, name: str) -> Command:
+        """A command by name.
+
+        Raises:
+            UserError: there is none.
+        """
+        command = self.commands.get(name) or self.user_command(name)
+        if command is None:
+            there = [known for known in self.commands if known.startswith(f"{name} ")] or self.commands
+            raise UserError(f"no command {name!r}; there are {', '.join([*there, *self.installed])}")
+        return command
 
     def folder(self, name: str) -> Path:
-        """Where the packaged configs of a command are."""
-        return self.commands[name].configs or config_folder() / self.configs / name
+        """The folder of a command's packaged configs."""
+        return self.command(name).configs or config_folder() / self.configs / name
 
     def parse(self, name: str, argv: list[str]) -> Any:
         """Flags of a command → its config; see :func:`crosschannel.parsing.parse`."""
-        return parse(self.commands[name], self.name, name, argv, self.folder(name))
+        return parse(self.command(name), self.name, name, argv, self.folder(name))
 
 
 def usage(program: Program) -> str:
     lines = "\n".join(f"  {name:<14}{command.help}" for name, command in program.commands.items())
+    if program.installed:
+        lines += f"\n\nof installed packages: {', '.join(program.installed)}"
     return (
         f"usage: {program.name} COMMAND [--config NAME|FILE] [--key value …]\n\n"
         f"{program.summary}\n\ncommands:\n{lines}\n\n"
@@ -152,10 +176,7 @@ def run(program: Program, argv: list[str]) -> int:
     name, *rest = argv
     if rest and f"{name} {rest[0]}" in program.commands:  # a command of two words
         name, rest = f"{name} {rest[0]}", rest[1:]
-    if name not in program.commands:
-        there = [known for known in program.commands if known.startswith(f"{name} ")] or program.commands
-        raise UserError(f"no command {name!r}; there are {', '.join(there)}")
-    command = program.commands[name]
+    command = program.command(name)
     if {"-h", "--help"} & set(options_of(rest)):
         from crosschannel.help import help_text
 

@@ -1,15 +1,61 @@
-"""Import user-defined objects by name, ``package.module:name``: functions that return nets or data, and tasks."""
+"""Registries of tasks and protocols, and user-defined objects imported by name, ``package.module:name``."""
 
 import contextlib
 import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Any
 
 from crosschannel.errors import UserError, foreign
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a registry: a pretext task, or a protocol.
+
+    Attributes:
+        import_path: module:name.
+        config: module:class of its keys.
+        help: one line.
+    """
+
+    import_path: str
+    config: str
+    help: str
+
+    @property
+    def keys(self) -> type:
+        """The dataclass of its keys."""
+        return resolve_name(self.config)
+
+    def load(self) -> Any:
+        """Import the task or the protocol."""
+        return resolve_name(self.import_path)
+
+
+def find_entry(
+    name: str, registry: Mapping[str, Entry], group: str, user_entry: Callable[[str], Entry]
+) -> Entry | None:
+    """The row of a name: a registry's, that of an installed package's entry point, or of ``package.module:name``.
+
+    Args:
+        name: as typed.
+        registry: built-in rows by name.
+        group: of entry points.
+        user_entry: import path of a user-defined object → its row.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    if name in registry:
+        return registry[name]
+    import_path = name if is_factory(name) else installed_names(group).get(name)
+    return user_entry(import_path) if import_path else None
 
 
 def is_factory(name: str) -> bool:
@@ -19,12 +65,13 @@ def is_factory(name: str) -> bool:
 
 @contextlib.contextmanager
 def working_folder_importable() -> Iterator[None]:
-    """What stands in the working folder can be named, as with ``python -m``."""
-    sys.path.insert(0, "")
+    """Import from the working folder too: first, as with ``python -m``; or last under ``PYTHONSAFEPATH``, which a job
+    sets so that its own copy of the code comes first."""
+    sys.path.insert(len(sys.path) if sys.flags.safe_path else 0, "")
     try:
         yield
     finally:
-        sys.path.pop(0)
+        sys.path.remove("")
 
 
 def import_object(name: str) -> Any:

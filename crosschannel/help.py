@@ -5,14 +5,13 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from crosschannel.console import stdout_console
 from crosschannel.keys import Device, Range, Seed, declared, plain_type
@@ -20,7 +19,6 @@ from crosschannel.parsing import Command, config_folder, find_config, typed_flag
 from crosschannel.runs.config import flatten, renamed
 from crosschannel.stored import read_yaml
 
-F = TypeVar("F", bound=Callable[..., Any])
 _UNUSED = "taken as by every command"  # what a key that a command has for uniformity's sake says of itself
 _COLUMN = 28  # where explanations begin
 
@@ -40,10 +38,10 @@ def help_text(command: Command, program: str, name: str, argv: Sequence[str], fo
     config = command.keys([word for word in argv if word not in ("-h", "--help")], folder)
     flag = command.told_by
     places = "".join(f" {key.upper()}{' …' if _is_list(config, key) else ''}" for key in command.positional)
-    told = f" [--{flag} NAME|FILE]" if folder.is_dir() else ""
+    told = f" [--{flag} NAME|FILE]" if folder.is_dir() or hasattr(config, "default_out") else ""
     usage = f"usage: {program} {name}{command.head}{places}{told} [--KEY VALUE …]{command.tail}"
     title = command.help if command.head else _title(config) or command.help
-    values = _values(config) | (_recipe(argv, command, folder) if told else {})
+    values = default_values(config) | (_recipe(argv, command, folder) if told else {})
     blocks = [usage, "", *_wrapped(title, 0)]
     listed = config_lines(folder, width())
     if listed:
@@ -56,40 +54,6 @@ def help_text(command: Command, program: str, name: str, argv: Sequence[str], fo
     if told:
         blocks += ["", f"--print_config prints the whole {flag}, --debug an error's traceback."]
     return "\n".join(blocks)
-
-
-def shows_keys(config: type, apart: Collection[str] = ()) -> Callable[[F], F]:
-    """Decorate a function whose last parameter is ``**keys``, those of a config: its signature and its docstring name
-    them, for ``help()`` and for notebooks that complete them.
-
-    Args:
-        config: a dataclass of keys.
-        apart: keys that the function takes otherwise, or not at all.
-    """
-
-    def shown(function: F) -> F:
-        own = inspect.signature(function)
-        *given, _ = own.parameters.values()
-        values = {name: value for name, value in _values(config).items() if name not in {*apart, *own.parameters}}
-        shared = Counter(name.rpartition(".")[2] for name in values)
-        short = {name: last if shared[last := name.rpartition(".")[2]] == 1 else name for name in values}
-        named = [
-            inspect.Parameter(short[name], inspect.Parameter.KEYWORD_ONLY, default=value)
-            for name, value in values.items()
-            if short[name].isidentifier()
-        ]
-        function.__signature__ = own.replace(parameters=[*given, *named])
-        told = documented(config) | {
-            f"{entry.name}.{key}": words
-            for entry in fields(config)
-            if is_dataclass(entry.type)
-            for key, words in documented(entry.type).items()
-        }
-        lines = [f"        {short[name]} (default {value!r}): {told.get(name, '')}" for name, value in values.items()]
-        function.__doc__ = "\n".join([(function.__doc__ or "").rstrip(), "", "    Keys:", *lines, ""])
-        return function
-
-    return shown
 
 
 def show_configs(_config: Any) -> None:
@@ -135,7 +99,7 @@ def _title(config: type) -> str:
     return "" if said.startswith(f"{config.__name__}(") else said.partition("\n")[0]  # dataclasses make one up
 
 
-def _values(config: type, prefix: str = "") -> dict[str, Any]:
+def default_values(config: type, prefix: str = "") -> dict[str, Any]:
     """Defaults by dotted name, those of groups as the command has them."""
     found: dict[str, Any] = {}
     for entry in fields(config):

@@ -27,6 +27,7 @@ from crosschannel.hub.sources import (
     source_files,
     source_paths,
     user_imports,
+    user_packages,
 )
 from crosschannel.parsing import options_of
 from crosschannel.runs.config import (
@@ -39,7 +40,8 @@ from crosschannel.runs.config import (
     to_yaml,
 )
 from crosschannel.runs.folder import RunFolder
-from transfer.protocols import PROTOCOLS
+from slurm.snapshot import is_local
+from transfer.protocols import load_protocol
 
 PROGRAMS: dict[str, tuple[str, Program]] = {
     "crosschannel": ("crosschannel.cli", crosschannel.cli.PROGRAM),
@@ -85,6 +87,11 @@ class WrappedCommand:
             named = ()
         return next((data for data in named if _data_paths(data)), "")
 
+    @property
+    def local_packages(self) -> list[str]:
+        """The user's packages that it names and that are not installed in the environment."""
+        return [name for name in user_packages(self.config) if is_local(name)]
+
     def frozen(self, folder: Path) -> list[str]:
         """Module and arguments for the job. Where one file can say all, it is written, so that later edits of a config
         do not change what is queued."""
@@ -107,8 +114,7 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
         raise UserError("after -- comes a command such as: crosschannel pretrain --config imagenette")
     module, table = PROGRAMS[Path(program).name]
     name, *arguments = rest
-    if name not in table.commands:
-        raise UserError(f"no command {name!r}; there are {', '.join(table.commands)}")
+    table.command(name)
     if {"-h", "--help"} & set(options_of(arguments)):
         raise UserError(f"--help is for the command itself: {Path(program).name} {name} --help")
     config = table.parse(name, [word for word in arguments if word != "--debug"])
@@ -210,7 +216,7 @@ def prefetch(command: WrappedCommand) -> None:
         if kind_of(data).needs_download:
             open_images(data)
     if is_to_be_fetched(command.config):
-        PROTOCOLS[command.name].load().open_data(command.config.data, command.config)
+        load_protocol(command.name).open_data(command.config.data, command.config)
 
 
 def _data_paths(data: str) -> list[str]:

@@ -73,7 +73,7 @@ class SubmitConfig:
     turns: str = field(default="", metadata={"hidden": True})
     """folder of the sweep on this machine that a run is of"""
     code: list[str] = field(default_factory=list)
-    """packages of yours that the job imports, to be copied along with ours"""
+    """further packages of yours that the job imports, to be copied with ours and with those that the command names"""
     cwd: str = ""
     """where the command runs; default this folder"""
     code_copy: str = ""

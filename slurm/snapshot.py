@@ -5,22 +5,25 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import crosschannel
 from crosschannel.command_line import config_folder
 from crosschannel.errors import UserError
+from crosschannel.factories import working_folder_importable
 
 PACKAGES = ("crosschannel", "transfer", "slurm")
 
 
 def snapshot(target: Path, more: Sequence[str] = ()) -> None:
-    """Copy our packages and configs, and other importable packages, and record git's state.
+    """Copy our packages and configs, and the user's, and record git's state.
 
     Args:
         target: a new folder, to be put on PYTHONPATH.
-        more: names of packages or modules of the user's that the job imports.
+        more: the user's top-level packages and modules that the job imports.
 
     Raises:
         UserError: no such package.
@@ -46,11 +49,25 @@ def snapshot(target: Path, more: Sequence[str] = ()) -> None:
 
 
 def _source(name: str) -> Path:
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    spec = _spec(name)
     if spec is None or spec.origin is None:
         raise UserError(f"no package {name!r} to take along: code names top-level packages or modules of yours")
     origin = Path(spec.origin)
     return origin.parent if spec.submodule_search_locations else origin
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    with working_folder_importable():
+        return importlib.util.find_spec(name) if name.isidentifier() else None
+
+
+def is_local(package: str) -> bool:
+    """Whether a package of the user's is not installed in the environment, and so may be edited while a job waits."""
+    spec = _spec(package)
+    if package in PACKAGES or spec is None or spec.origin is None:
+        return False
+    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")}
+    return not installed & set(Path(spec.origin).resolve().parents)
 
 
 def _git_state(folder: Path, target: Path) -> dict[str, dict[str, object]]:

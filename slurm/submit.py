@@ -105,7 +105,8 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
     new = [path for path in {home, *(JobFolder(place).path for place in places)} if _is_empty(path)]
     try:
         if not code.is_dir():
-            snapshot(code, config.code)
+            own = [name for _, command in todo for name in command.local_packages]
+            snapshot(code, list(dict.fromkeys([*config.code, *own])))
         return _queue(config, home, todo, code)
     except UserError:
         for path in new:

@@ -1,6 +1,6 @@
 """Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.
 
-Every protocol is a function first and a command second; the names below are imported on first use.
+Every protocol is a function and a command; the names below are imported on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -35,6 +35,6 @@ _MODULES = {
     "transfer.comparison": "compare",
     "transfer.predict": "load_predictor",
 }
-for _entry in PROTOCOLS.values():
-    _MODULES |= {f"{_entry.module}.protocol": _entry.package, f"{_entry.module}.config": _entry.config}
+for _row in PROTOCOLS.values():
+    _MODULES |= [path.split(":") for path in (_row.import_path, _row.config)]
 __getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

@@ -5,13 +5,13 @@ import sys
 from crosschannel import command_line
 from crosschannel.command_line import Program
 from crosschannel.parsing import Command
-from transfer.protocols import PROTOCOLS
+from transfer.protocols import ENTRY_POINTS, PROTOCOLS, command_of, user_command
 
 PROGRAM = Program(
     "transfer",
     "Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.",
     {
-        **{name: entry.command for name, entry in PROTOCOLS.items()},
+        **{name: command_of(row) for name, row in PROTOCOLS.items()},
         "proposals": Command(
             "transfer.config:ProposalsConfig",
             "transfer.proposals.command:main",
@@ -41,6 +41,8 @@ PROGRAM = Program(
         ),
     },
     configs="transfer",
+    user_command=user_command,
+    entry_points=ENTRY_POINTS,
 )
 
 

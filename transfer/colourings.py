@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from crosschannel.evaluation.metrics import FIGURES, metrics
 from crosschannel.evaluation.page import GALLERY, cells, measured
 from crosschannel.report import Block, Heading
 from crosschannel.report.page import copied
 from transfer.groups import Group, by_size, called, setting
+from transfer.protocol import Scored
 
 
 def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
@@ -28,3 +30,6 @@ def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
             if (path / GALLERY).is_file():
                 shown = plots.with_name(f"{plots.name}-pictures-{first.n}-{number}.png")
                 yield copied(path / GALLERY, shown, f"Photographs coloured by the methods of {path}.")
+
+
+EVALUATION = Scored(metrics, section, scales={name: (factor, digits) for name, (_, factor, digits) in FIGURES.items()})

@@ -5,10 +5,8 @@ the figure (a mean, an average precision), has an interval of its own.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +14,6 @@ from rich.text import Text
 
 from crosschannel.console import stderr_console, table
 from crosschannel.errors import UserError
-from crosschannel.evaluation.metrics import FIGURES
 from crosschannel.files import user_path
 from crosschannel.keys import check_config, require_config
 from crosschannel.runs.resampling import intervals
@@ -24,7 +21,7 @@ from crosschannel.runs.result import Result, Rows, finished_runs
 from transfer.config import CompareConfig
 from transfer.inputs import as_result
 from transfer.protocol import Figures, print_captioned
-from transfer.protocols import PROTOCOLS, SCORED
+from transfer.protocols import load_scored
 
 
 class Difference(NamedTuple):
@@ -60,7 +57,7 @@ def compare(
     check_config(CompareConfig([], resamples, level, seed))
     first, second = as_result(first), as_result(second)
     for result in (first, second):
-        if result.protocol not in (*PROTOCOLS, *SCORED) or not result.rows:
+        if load_scored(result.protocol) is None or not result.rows:
             raise UserError(f"a {result.protocol} run has no predictions to compare image by image")
     for result in (first, second):
         name, count = Counter(result.rows["names"].tolist()).most_common(1)[0]
@@ -74,7 +71,7 @@ def compare(
         raise UserError("the two runs were scored on different images; only runs on the same images can be paired")
     order = np.array([places[name] for name in first.rows["names"]])
     theirs = {name: column if name == "classes" else column[order] for name, column in second.rows.items()}
-    ours, others = (_metrics_of(result) for result in (first, second))
+    ours, others = (load_scored(result.protocol).metrics for result in (first, second))
 
     def both(weights: np.ndarray) -> Figures:
         try:
@@ -89,12 +86,6 @@ def compare(
         raise UserError("the two runs share no metric that can be computed of their images")
     found = intervals(both, first.n, resamples, level, seed)
     return [Difference(name, first.metrics[name], second.metrics[name], *found[name]) for name in shown]
-
-
-def _metrics_of(result: Result) -> Callable[[Rows, np.ndarray], Figures]:
-    if result.protocol in PROTOCOLS:
-        return PROTOCOLS[result.protocol].load().metrics
-    return resolve_name(SCORED[result.protocol].metrics)
 
 
 def of_method(result: Result, method: str) -> Result:
@@ -135,10 +126,10 @@ def main(config: CompareConfig) -> list[Difference]:
         of_method(result, method) if method else result for (_, result), (_, method) in zip(runs, given, strict=True)
     )
     differences = compare(first, second, config.resamples, config.level, config.seed)
-    rows = {}
+    rows, scored = {}, load_scored(first.protocol)
     for d in differences:
         style = "bold" if d.low > 0 or d.high < 0 else ""
-        _, factor, digits = FIGURES.get(d.metric.rpartition("/")[2], ("", 100, 1))
+        factor, digits = scored.scale(d.metric)
         one, two, low, high = (factor * value for value in (d.first, d.second, d.low, d.high))
         rows[d.metric] = [
             f"{one:.{digits}f}",
@@ -150,6 +141,6 @@ def main(config: CompareConfig) -> list[Difference]:
     names = [first.backbone, second.backbone]
     if names[0] == names[1]:
         names = [f"{name} ({run})" for name, run in zip(names, config.runs, strict=True)]
-    unit = "" if first.protocol == "evaluate" else ", in %"
+    unit = "" if scored.scales else ", in %"
     print_captioned(f"A {names[0]}\nB {names[1]}\n{first.n} images{unit}", table(rows, head))
     return differences

@@ -38,7 +38,7 @@ class MeasureConfig:
         config, data = name if name != self.protocol else "default", slug(self.data.rpartition(":")[2])
         layer = getattr(self, "layer", "")
         own = [] if layer == recipe.get("layer", "all" if layer else "") else [slug(layer.replace("*", ""))]
-        parts = [self.protocol, slug(self.backbone), *own]
+        parts = [slug(self.protocol), slug(self.backbone), *own]
         return f"runs/{'-'.join([*parts, *dict.fromkeys([data, config])])}-{self.seed}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crosschannel.runs.config import flatten
 from crosschannel.runs.result import Result
-from transfer.protocols import PROTOCOLS
+from transfer.protocols import find_protocol
 
 # Keys that follow from the net: they distinguish runs of one backbone, but not those of several.
 _OF_THE_NET = {"layer", "size", "input", "skips"}
@@ -69,7 +69,7 @@ def group(runs: list[tuple[Path, Result]]) -> list[Group]:
         first = members[0][1]
         science, backbone = science_of(first), _without_seed(first.backbone)
         differing = _differing(by_backbone[first.protocol, first.data, backbone])
-        if first.protocol in PROTOCOLS:
+        if find_protocol(first.protocol):
             differing |= _differing(by_protocol[first.protocol, first.data]) - _OF_THE_NET
         words = ", ".join(f"{key}={value}" for key, value in science.items() if key in differing)
         groups.append(Group(f"{backbone} ({words})" if words else backbone, backbone, members))

@@ -66,11 +66,11 @@ def by_layer(metrics: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name.partition("/")[0] for name in metrics))
 
 
-def layers_table(result: Result, words: Callable[[str], str]) -> Printed:
-    """Figures in percent by layer; ``words`` heads the column of a kind of figure."""
+def layers_table(result: Result, words: Callable[[str], str], factor: float = 100, digits: int = 1) -> Printed:
+    """Figures by layer, by default in percent; ``words`` heads the column of a kind of figure."""
     kinds = list(dict.fromkeys(name.partition("/")[2] for name in result.metrics))
     rows = {
-        layer: [f"{100 * result.metrics[f'{layer}/{kind}']:.1f}" for kind in kinds]
+        layer: [f"{factor * result.metrics[f'{layer}/{kind}']:.{digits}f}" for kind in kinds]
         for layer in by_layer(result.metrics)
     }
     return table(rows, ["layer", *map(words, kinds)])

@@ -26,7 +26,7 @@ from crosschannel.training.device import as_device
 from transfer.config import PredictConfig
 from transfer.prediction import Finished, Prediction, Predictor
 from transfer.protocol import as_config
-from transfer.protocols import PROTOCOLS
+from transfer.protocols import PROTOCOLS, load_protocol
 
 _COLUMNS, _ON_A_SHEET, _TILE, _LINES, _LINE = 6, 30, 160, 3, 14  # of a contact sheet, and its pixels
 _LEAST = 0.005  # of what is named on it
@@ -103,9 +103,9 @@ def load_predictor(
     path = user_path(run)
     check_config(PredictConfig(str(path), ".", layer=layer, size=size))
     result = read_result(path)
-    if result.protocol not in PROTOCOLS:
+    protocol = load_protocol(result.protocol)
+    if protocol is None:
         raise UserError(f"{path} is a run of {result.protocol}: `transfer predict` takes runs of `transfer`")
-    protocol = PROTOCOLS[result.protocol].load()
     if protocol.predict is None:
         able = [name for name, entry in PROTOCOLS.items() if entry.load().predict]
         raise UserError(f"a {result.protocol} run keeps nothing to predict with; runs of {', '.join(able)} do")
@@ -155,11 +155,12 @@ class Scores:
         self._text, self._boxes, self._sheets, self._waiting = io.StringIO(), io.StringIO(), 0, list[Scored]()
 
     def add(self, name: str, found: Prediction, thumbnail: Image.Image) -> None:
-        if not self._text.tell():
-            write_rows(self._text, [["picture", "first", *found.scores]])
-        first = _ranked(found.scores)[0]
-        scores = (f"{value:.4f}" for value in found.scores.values())
-        write_rows(self._text, [[name, first if found.scores[first] else "", *scores]])
+        if found.scores:
+            if not self._text.tell():
+                write_rows(self._text, [["picture", "first", *found.scores]])
+            first = _ranked(found.scores)[0]
+            scores = (f"{value:.4f}" for value in found.scores.values())
+            write_rows(self._text, [[name, first if found.scores[first] else "", *scores]])
         if found.boxes is not None:
             if not self._boxes.tell():
                 write_rows(self._boxes, [["picture", "class", "score", "left", "top", "right", "bottom"]])

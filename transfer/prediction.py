@@ -22,17 +22,17 @@ from crosschannel.runs.folder import RunFolder
 
 @dataclass
 class Prediction:
-    """What is said of an image.
+    """A prediction for an image.
 
     Attributes:
-        scores: by class, 0..1: probabilities; of a mask the share of the pixels.
+        scores: by class, 0..1: probabilities, or shares of a mask's pixels; empty if there are no classes.
         pictures: of the image's own size, by what they are; the last one is to be shown.
         colours: RGB that stand for classes in them.
         boxes: (class, score, x₁, y₁, x₂, y₂) of what is found, in pixels from 0, the ends outside; the best first. None
             of what finds no boxes.
     """
 
-    scores: dict[str, float]
+    scores: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Image.Image] = field(default_factory=dict)
     colours: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     boxes: list[tuple[str, float, float, float, float, float]] | None = None

@@ -1,8 +1,8 @@
-"""What a protocol is, and the one flow in which each is run, called from Python or from the command line."""
+"""A :class:`Protocol` measures a backbone; :func:`measure` runs it, for a Python call or a command."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import nn
 from crosschannel import load_backbone, wrap
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.data import ImageSet
+from crosschannel.data.images import fingerprints
+from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError
 from crosschannel.hub.sources import input_files
 from crosschannel.keys import check_config
@@ -33,35 +35,46 @@ from crosschannel.training.isolation import isolated
 from crosschannel.training.ranks import PATIENCE, World, joined_world
 from crosschannel.training.task import Evaluation
 from transfer.annotation_digest import annotation_digest
+from transfer.calls import call_docstring, call_signature, positional_signature
 from transfer.config import MeasureConfig
 from transfer.disjoint import check_disjoint
 from transfer.groups import Group
-from transfer.inputs import as_data, as_out, as_source, check_recipe
+from transfer.inputs import as_data, as_layers, as_out, as_source, check_recipe
 from transfer.prediction import Finished, Predictor
-from transfer.protocols import PROTOCOLS
+from transfer.protocols import command_of, find_protocol, load_protocol
+from transfer.targets import Classes, Targets
 
 Figures = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
 
 
 @dataclass
 class Split:
-    """What a backbone is measured on.
+    """The images that a backbone is measured on.
 
     Attributes:
-        train, test: image sets; what is learned, and what is scored.
-        classes: names by number.
-        source: what the user named.
+        train, test: image sets; those to train on, and those to score.
+        targets: what is predicted: classes (a tuple of their names will do), masks or values.
+        source: as the user named it.
         allow_overlap: allow test images to be training images, to score training images on purpose.
     """
 
     train: ImageSet
     test: ImageSet
-    classes: tuple[str, ...]
+    targets: Targets
     source: str
     allow_overlap: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.targets, tuple | list):
+            self.targets = Classes(tuple(self.targets))
 
-Data = str | Split | tuple[ImageSet, ImageSet]  # what is named, or images that are there
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by label, of targets that are classes or masks."""
+        return self.targets.names
+
+
+Data = str | Split | tuple[ImageSet, ImageSet]  # a value of ``--data``, or images from memory
 
 
 @dataclass
@@ -96,44 +109,90 @@ class Measurement:
         """Say what is about to be measured."""
         split = self.split
         self.console.print(
-            f"{self.run.path}: {len(split.train)} training and {len(split.test)} test images, "
-            f"{len(split.classes)} classes; {what}",
+            f"{self.run.path}: {len(split.train)} training and {len(split.test)} test images, {split.targets}; {what}",
             markup=False,
         )
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """A way to measure a backbone.
+class Scored:
+    """The figures of a command's runs, for comparisons and reports.
 
     Attributes:
-        name: as it is typed.
-        config: its keys.
-        open_data: (what is named, or images that are there; config) → images. It refuses what is missing before any net
-            is loaded.
-        measure: learns and scores; returns the last evaluation.
         metrics: (rows, weights (R, n) of the images) → figures by name, (R,) each. The only place where a figure is
             computed: an evaluation passes ones, intervals pass multinomial weights.
-        show: a result as a table.
         section: (groups of runs on the same data, path that plots' names begin with) → blocks of a report.
         chapter: runs of protocols that share one are shown together; default each its own.
-        predict: a finished run → what says of any image what the run learned to say; None where a run keeps nothing to
-            say it with.
-        floor: rows → what the main figure would be without looking at the images, in words.
+        scales: how to print figures, by the last part of their names: (factor, digits); default percent, (100, 1).
+    """
+
+    metrics: Callable[[Rows, np.ndarray], Figures]
+    section: Callable[[Sequence[Group], Path], Iterable[Block]]
+    chapter: str = ""
+    scales: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+    def scale(self, metric: str) -> tuple[float, int]:
+        """Factor and digits of a figure."""
+        return self.scales.get(metric.rpartition("/")[2], (100, 1))
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Protocol(Scored):
+    """A way to measure a backbone; a function of the backbone and the data: ``transfer.knn(backbone, data)``.
+
+    Attributes:
+        config: the dataclass of its keys; its ``protocol`` is the name as typed.
+        open_data: (``--data``, or images from memory; config) → images. It refuses missing images and impossible
+            settings before any net is loaded.
+        measure: trains and scores; returns the last evaluation, with every figure of :attr:`metrics`.
+        show: a result as a table.
+        returns: the names of its figures, for the docstring.
+        position: key that a call also takes by position, after the data; as ``layers`` for ``layer``.
+        predict: a finished run → a function of an encoded image; None if runs keep nothing to predict with.
+        floor: rows → the chance level of the main figure, in words.
         annotations: annotations that images from memory need, as part of a message; empty if labels are enough.
     """
 
-    name: str
     config: type[MeasureConfig]
     open_data: Callable[[Data, Any], Split]
     measure: Callable[[Measurement], Evaluation]
-    metrics: Callable[[Rows, np.ndarray], Figures]
     show: Callable[[Result], Table]
-    section: Callable[[Sequence[Group], Path], Iterable[Block]]
-    chapter: str = ""
+    returns: str = ""
+    position: str = ""
     predict: Callable[[Finished], Predictor] | None = None
     floor: Callable[[Rows], str] | None = None
     annotations: str = ""
+
+    def __post_init__(self) -> None:
+        attributes = {
+            "__name__": self.name.replace("-", "_"),
+            "__signature__": call_signature(self),
+            "__doc__": call_docstring(self),
+        }
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def name(self) -> str:
+        return self.config.protocol
+
+    def __repr__(self) -> str:
+        return f"<protocol {self.__name__}{positional_signature(self)}>"
+
+    def __call__(self, *args: Any, **keywords: Any) -> Result:
+        arguments = positional_signature(self).bind(*args, **keywords).arguments
+        keys = arguments.get("keys", {})
+        if self.position == "layer":
+            keys.setdefault("layer", as_layers(arguments.get("layers", "all")))
+        elif arguments.get(self.position) is not None:
+            keys[self.position] = arguments[self.position]
+        source, out = as_source(arguments["backbone"], self.name), as_out(arguments.get("out"))
+        recipe = check_recipe(arguments.get("config"), self.config, self.name)
+        config = replace(with_keys(as_config(self, recipe), keys), backbone="", data="")
+        if isinstance(source, str):
+            config.backbone = source
+        check_config(config)
+        return measure(self, config, source, arguments["data"], out, arguments.get("quiet", True))
 
 
 def figures_of(metrics: Callable[[Rows, np.ndarray], Figures], rows: Rows) -> dict[str, float]:
@@ -155,18 +214,17 @@ def as_config(protocol: Protocol, config: MeasureConfig | str | None) -> Measure
         return config
     words = ["--config", config] if config else []
     folder = config_folder() / "transfer" / protocol.name
-    return parse(PROTOCOLS[protocol.name].command, "transfer", protocol.name, words, folder, whole=False)
+    return parse(command_of(find_protocol(protocol.name)), "transfer", protocol.name, words, folder, whole=False)
 
 
 def measure(
     protocol: Protocol,
-    backbone: Backbone | nn.Module | Path | str,
-    data: Data,
-    config: MeasureConfig | Path | str | None = None,
-    out: Path | str | None = None,
+    config: MeasureConfig,
+    backbone: str | nn.Module = "",
+    data: Any = "",
+    out: Path | None = None,
     quiet: bool = True,
     flag: InterruptFlag | None = None,
-    **keys: Any,
 ) -> Result:
     """Measure a backbone inside a run folder.
 
@@ -175,44 +233,37 @@ def measure(
     statistics and modes are restored. Ranks of an existing process group share the work.
 
     Args:
-        protocol: how.
-        backbone: a source, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: a value of ``--data``, or images from memory; see :func:`~transfer.inputs.as_data`.
-        config: see :func:`as_config`; its backbone and data are not looked at.
+        protocol: the protocol.
+        config: its keys.
+        backbone: a module to measure instead of the source in the config.
+        data: images to measure on instead of the config's; see :func:`~transfer.inputs.as_data`.
         out: run folder; default none is kept.
-        quiet: say nothing.
-        flag: the signals that tell it to stop; default those while it is called.
-        keys: of the config, over what it has; see :func:`~crosschannel.runs.config.with_keys`.
+        quiet: print nothing.
+        flag: the signals that stop it; default those during the call.
 
     Raises:
         UserError: bad input.
-        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
+        Interrupted: by a signal; with ``out`` the run is saved, and the same call resumes it.
     """
-    if not isinstance(flag, InterruptFlag | None):
-        raise UserError("no key 'flag'")
-    source, out = as_source(backbone, protocol.name), as_out(out)
-    recipe = check_recipe(config, protocol.config, protocol.name)
-    config = with_keys(as_config(protocol, recipe), keys)
-    config = replace(config, backbone=source if isinstance(source, str) else "", data="")
-    check_config(config)
     with isolated(config.seed):
-        model = None if isinstance(source, str) else own_weights(wrap(source))
-        data = data if isinstance(data, Split) else as_data(data, protocol, config)
-        config.data = data if isinstance(data, str) else "images from memory"
-        config.backbone = model.provenance.source if model else source
+        model = own_weights(wrap(backbone)) if isinstance(backbone, nn.Module) else None
+        if not isinstance(data, str | Split):
+            data = as_data(data, protocol, config)
+        if isinstance(data, str):
+            data = data or config.data
+        config = replace(
+            config,
+            backbone=model.provenance.source if model else config.backbone,
+            data=data if isinstance(data, str) else "images from memory",
+        )
         check_config(config)
         parameter = next(model.parameters(), None) if model else None
         device = find_device(config.device) if parameter is None else parameter.device
         patience = PATIENCE if flag is None else None
         with tempfile.TemporaryDirectory() as scratch, joined_world(device, patience) as world:
             console = stderr_console(quiet or not world.is_main)
-            if flag is None:  # the command line has printed it
-                config_name = recipe if isinstance(recipe, str) else "given" if recipe else "the defaults"
-                console.print(f"{protocol.name}: config {config_name}", markup=False)
-            path = out or Path(scratch)
-            with open_run(path, protocol.name, config, world, flag) as run:
-                _measure(protocol, model, data, config, run, world, console)
-                return world.from_main(lambda: load_result(path))
+            with open_run(out or Path(scratch), protocol.name, config, world, flag) as run:
+                return _measure(protocol, model, data, config, run, world, console)
 
 
 def _measure(
@@ -223,16 +274,18 @@ def _measure(
     run: RunFolder,
     world: World,
     console: Console,
-) -> None:
-    """Measure and write the results, unless the run is finished."""
+) -> Result:
+    """Measure and write the result, or load that of a finished run."""
     if model is None:
         world.from_main(lambda: run.check_files(input_files(config)))
     if not (isinstance(data, str) and run.is_done(data)):
         split = protocol.open_data(data, config)
+        train, test = as_image_set(split.train, "training images"), as_image_set(split.test, "test images")
+        split = replace(split, train=train, test=test)
         world.from_main(lambda: _check_split(split, run))
     if run.finished:
         console.print(f"{run.path} is finished: nothing to do", markup=False)
-        return
+        return world.from_main(lambda: load_result(run.path))
     net = model or load_backbone(config.backbone, device=world.device, data=split.train)
     if model is None:
         net.to(memory_format=torch.channels_last)
@@ -245,14 +298,17 @@ def _measure(
         if world.is_main:
             run.forget_annotations()
         raise
-    world.from_main(lambda: _finish(run, config, net, evaluation))
+    return world.from_main(lambda: _finish(run, config, net, evaluation))
 
 
 def _check_split(split: Split, run: RunFolder) -> None:
     """Raise a UserError if images are both learned and scored, or differ from those that the run started on."""
     check_disjoint(split)
     parts = {"train": split.train, "val": split.test}
-    run.check_images(*parts.values(), {part: annotation_digest(images) for part, images in parts.items()})
+    run.check_images(
+        fingerprints(split.train, split.test),
+        {part: annotation_digest(images) for part, images in parts.items()},
+    )
 
 
 def _crop_of(config: MeasureConfig) -> tuple[int, int]:
@@ -261,19 +317,17 @@ def _crop_of(config: MeasureConfig) -> tuple[int, int]:
     return (crop.size, max(crop.size, crop.resize)) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
 
 
-def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, evaluation: Evaluation) -> None:
+def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, evaluation: Evaluation) -> Result:
     write_provenance(run, backbone.input, backbone.provenance.to_dict())
-    finish(run, config, config.backbone, config.data, evaluation.n, evaluation.figures, evaluation.rows)
+    return finish(run, config, config.backbone, config.data, evaluation.n, evaluation.figures, evaluation.rows)
 
 
 def main(config: MeasureConfig) -> Path:
-    """A protocol as a command: run it, or say that it is finished; show the result; returns the run folder."""
-    protocol = PROTOCOLS[config.protocol].load()
+    """A protocol as a command: measure, or report that the run is finished; print the result; return the run folder."""
+    protocol = load_protocol(config.protocol)
     path = Path(config.out or config.default_out(config.protocol))
     with joined_world(find_device(config.device)) as world:
-        result = measure(
-            protocol, config.backbone, config.data, config, path, not world.is_main, InterruptFlag(last=True)
-        )
+        result = measure(protocol, config, out=path, quiet=not world.is_main, flag=InterruptFlag(last=True))
         if world.is_main:
             print_captioned(f"{result.backbone}: {result.n} test images", protocol.show(result))
             if protocol.floor:

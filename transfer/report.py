@@ -7,7 +7,6 @@ marked as such, and never share an axis with figures of other data. What a proto
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 
 import yaml
 
@@ -24,7 +23,7 @@ from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
 from transfer.config import ReportConfig
 from transfer.groups import Group, called, group, over_seeds, science_of, setting
-from transfer.protocols import PROTOCOLS, SCORED
+from transfer.protocols import find_protocol, load_scored
 
 _MEANINGS = {  # of what pretraining is judged by
     "loss": "what the task is trained to lower",
@@ -68,12 +67,10 @@ def main(config: ReportConfig) -> list[Path]:
 
 def _chapter(protocol: str) -> tuple[str, Section]:
     """Which runs stand together, and how they are shown."""
-    if protocol in SCORED:
-        return protocol, resolve_name(SCORED[protocol].section)
-    if protocol not in PROTOCOLS:  # of pretraining, or of a newer version
+    scored = load_scored(protocol)
+    if scored is None:  # of pretraining, or of a newer version
         return protocol, _plain_section
-    loaded = PROTOCOLS[protocol].load()
-    return loaded.chapter or protocol, loaded.section
+    return scored.chapter or protocol, scored.section
 
 
 def _labelled(groups: list[Group], labels: Sequence[str]) -> list[Group]:
@@ -120,8 +117,13 @@ def _less_random(groups: Sequence[Group]) -> Iterator[Block]:
                 mine = next((result for _, result in entry.runs if result.seed in seeds), entry.first)
                 found = _differences(mine, seeds.get(mine.seed, twin.first))
                 if found:
-                    points = [[round(100 * v, 1) + 0.0 for v in (d.first - d.second, d.low, d.high)] for d in found]
-                    cells = [f"{more:+.1f} ({low:+.1f} to {high:+.1f})" for more, low, high in points]
+                    factor, digits = load_scored(entry.first.protocol).scale(found[0].metric)
+                    points = [
+                        [round(factor * v, digits) + 0.0 for v in (d.first - d.second, d.low, d.high)] for d in found
+                    ]
+                    cells = [
+                        f"{more:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})" for more, low, high in points
+                    ]
                     rows[entry.first.protocol, *(d.metric for d in found)].append([entry.label, *cells])
     for (protocol, *metrics), lines in rows.items():
         caption = f"{protocol}: less its random twin, in points, with paired 95 % intervals over images (one seed)"
@@ -168,7 +170,7 @@ def _origins(groups: list[Group]) -> Iterator[Block]:
     """For every run: the command that makes it again, where the weights come from, and the whole config."""
     for entry in groups:
         for path, result in entry.runs:
-            program = "transfer" if result.protocol in PROTOCOLS else "crosschannel"
+            program = "transfer" if find_protocol(result.protocol) else "crosschannel"
             lines = [
                 f"{program} {result.protocol} --config {path}/config.yaml --out NEW",
                 f"backbone: {result.backbone}",

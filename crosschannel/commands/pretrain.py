@@ -14,6 +14,7 @@ from crosschannel.colorize.colorizer import held_out_pictures
 from crosschannel.commands.config import PretrainConfig
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, Stream, Subset, open_images
+from crosschannel.data.images import fingerprints
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import foreign
 from crosschannel.hub import has_head, load_backbone, load_pretext, parse_source, save_backbone, save_pretext
@@ -59,7 +60,7 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
                 train, val = open_images(config.data, config.val_share)
                 if len(val) > config.val_images:
                     val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
-                world.from_main(partial(run.check_images, train, val))
+                world.from_main(partial(run.check_images, fingerprints(train, val)))
             if run.finished:
                 console.print(f"{path} is finished: nothing to do", markup=False)
                 return path

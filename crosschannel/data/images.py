@@ -108,6 +108,11 @@ class MemoryImages(ImageSet):
         return sha256(b"".join(sha256(blob).digest() for blob in self._blobs)).hexdigest()
 
 
+def fingerprints(train: ImageSet, val: ImageSet) -> dict[str, str]:
+    """Fingerprints of the images' names, by which a run recognizes its images."""
+    return {"train": train.names.fingerprint(), "val": val.names.fingerprint()}
+
+
 class AnnotatedImages(ImageSet):
     """Wrap another set and add fields in a subclass. To change its files, override ``files``."""
 

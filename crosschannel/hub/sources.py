@@ -224,10 +224,19 @@ def source_files(text: str) -> dict[str, Path]:
 
 
 def user_imports(config: Any) -> dict[str, str]:
-    """User-defined nets, tasks and data by key, as ``package.module:name``."""
-    names = {"model.name": getattr(getattr(config, "model", None), "name", ""), "task": getattr(config, "task", "")}
+    """User-defined nets, tasks, protocols and data by key, as ``package.module:name``."""
+    names = {"model.name": getattr(getattr(config, "model", None), "name", "")}
+    names |= {key: getattr(config, key, "") for key in ("task", "protocol")}
     named = {key: name for key, name in names.items() if is_factory(name)}
     return named | {key: path for key, data in of_role(config, "data").items() if (path := import_path_of(data))}
+
+
+def user_packages(config: Any) -> list[str]:
+    """Top-level packages and modules of the user's code: of a factory, a task, a protocol or data."""
+    inner = [inner_source(parse_source(source)) for _, _, source in sources(config)]
+    names = [source.name for source in inner if KINDS[source.kind].of_the_user]
+    names += user_imports(config).values()
+    return list(dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in names))
 
 
 def input_files(config: Any) -> dict[str, Path]:

@@ -5,12 +5,11 @@ import torch, to keep ``--help`` fast.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass
-from pkgutil import resolve_name
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from crosschannel.errors import UserError
-from crosschannel.factories import import_object, installed_names, is_factory
+from crosschannel.factories import Entry, find_entry, import_object, installed_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,30 +18,6 @@ if TYPE_CHECKING:
     from crosschannel.pretext.task import Pretext
 
 ENTRY_POINTS = "crosschannel.tasks"  # group of the entry points of other packages' tasks
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A task.
-
-    Attributes:
-        import_path: module:class.
-        config: module:class of its keys.
-        help: one line.
-    """
-
-    import_path: str
-    config: str
-    help: str
-
-    @property
-    def keys(self) -> type:
-        """The dataclass of its keys."""
-        return resolve_name(self.config)
-
-    def load(self) -> "type[Pretext]":
-        """The :class:`~crosschannel.pretext.task.Pretext`."""
-        return resolve_name(self.import_path)
 
 
 def _row(import_path: str, config: str, help: str) -> Entry:
@@ -67,14 +42,10 @@ def task_row(name: str) -> Entry:
     Raises:
         UserError: there is no such task, or it cannot be imported.
     """
-    if name in TASKS:
-        return TASKS[name]
-    if is_factory(name):
-        return _user_row(name)
-    installed = installed_names(ENTRY_POINTS)
-    if name in installed:
-        return _user_row(installed[name])
-    known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(installed))
+    row = find_entry(name, TASKS, ENTRY_POINTS, _user_row)
+    if row is not None:
+        return row
+    known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(installed_names(ENTRY_POINTS)))
     raise UserError(f"no pretext task {name!r}: there are {known}; or package.module:Task")
 
 

@@ -29,7 +29,6 @@ from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.stored import read_json, read_rows, read_yaml, typed
 
 if TYPE_CHECKING:
-    from crosschannel.data import ImageSet
     from crosschannel.training.ranks import World
 
 _BEGUN = {"config.yaml", "images.json", "inputs.json"}  # what is there before anything is saved
@@ -148,18 +147,15 @@ class RunFolder:
         """Whether the run is finished, on data of this name: nothing needs to be opened to say so."""
         return self.finished and self.stored_config().get("data") == data
 
-    def check_images(
-        self, train: "ImageSet", val: "ImageSet", annotations: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
+    def check_images(self, names: Mapping[str, str], annotations: Mapping[str, str] = MappingProxyType({})) -> None:
         """Raise a UserError if images or annotations have changed since the run started; call before `write_config`.
 
         Args:
-            train, val: image sets, compared by the names of their images; their folders may have moved.
-            annotations: digest of the annotations by part, "train" and "val". Runs of earlier versions stored none.
+            names: fingerprint of the images' names by part, "train" and "val"; their folders may have moved.
+            annotations: digest of the annotations by part. Runs of earlier versions stored none.
         """
-        names = {"train": train.names.fingerprint(), "val": val.names.fingerprint()}
         digests = {f"{part}_annotations": digest for part, digest in annotations.items()}
-        self._images = json.dumps(names | digests)
+        self._images = json.dumps({**names, **digests})
         if not self.resuming:
             return
         record = self.path / "images.json"

@@ -97,8 +97,8 @@ class Result:
 
 def finish(
     run: RunFolder, config: Any, backbone: str, data: str, n: int, metrics: dict[str, float], rows: Rows | None = None
-) -> None:
-    """Write ``predictions.npz``, where there are rows, and ``result.json``, which marks the run as finished.
+) -> Result:
+    """Write ``predictions.npz``, if there are rows, and ``result.json``, which marks the run as finished; return them.
 
     Args:
         run: held, its config written.
@@ -125,6 +125,9 @@ def finish(
     }
     run.write("result.json", json.dumps(result, indent=2) + "\n")
     run.finished = True
+    returned = Result(**result)
+    returned.rows = {name: one if isinstance(one, Ragged) else np.asarray(one) for name, one in (rows or {}).items()}
+    return returned
 
 
 def save_rows(run: Path, rows: Rows) -> None:

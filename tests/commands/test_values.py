@@ -215,10 +215,10 @@ def test_python_without_docstrings_and_asserts():
         "    if 'commands:' not in text.getvalue(): sys.exit(program.__name__)\n"
         "from crosschannel.help import help_text\n"
         "for name, entry in PROTOCOLS.items():\n"
-        "    function = getattr(transfer, entry.package)\n"
+        "    function = entry.load()\n"
         "    keys = inspect.signature(function).parameters\n"
         "    if 'config' not in keys or 'seed' not in function.__doc__: sys.exit(name)\n"
-        "    text = help_text(entry.command, 'transfer', name, [], PROGRAM.folder(name))\n"
+        "    text = help_text(PROGRAM.command(name), 'transfer', name, [], PROGRAM.folder(name))\n"
         "    if '--backbone SOURCE' not in text or 'of whatever is drawn at random' not in text: sys.exit(name)\n"
     )
     code += "sys.exit(crosschannel.cli.main(['pretrain', '--data=/gone', '--optim.lr=-1']))\n"

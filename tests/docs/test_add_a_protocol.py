@@ -1,53 +1,114 @@
 """The worked example of docs/add-a-protocol.md is a protocol like any other."""
 
-import importlib
+import json
 import re
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-import transfer.cli
-import transfer.protocols
+from crosschannel import UserError, factories
 from crosschannel.runs.result import load_result
-from transfer.protocols import Entry
+from slurm.cli import main as slurm
+from transfer.cli import main
+from transfer.protocols import ENTRY_POINTS, load_protocol
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-protocol.md"
+NAME = "class_means:class_means"
+NET = "random:alexnet,fc=0,size=64,resize=72,seed=1"
 
 
-@pytest.fixture
-def main(tmp_path, monkeypatch):
-    """The command line with the example in the table; all is as before afterwards."""
-    files = dict(re.findall(r"```python file=(\S+)\n(.*?)```", PAGE.read_text(), re.S))
-    row = files.pop("row")
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    (tmp_path / "class_means" / "__init__.py").touch()
-    monkeypatch.setattr(transfer.protocols, "__path__", [*transfer.protocols.__path__, str(tmp_path)])
-    (entry,) = eval("{" + row + "}", {"Entry": Entry}).items()
-    monkeypatch.setitem(transfer.protocols.PROTOCOLS, *entry)
-    importlib.reload(transfer.cli)
-    yield transfer.cli.main
-    monkeypatch.undo()
-    importlib.reload(transfer.cli)
-    for name in [name for name in sys.modules if "class_means" in name]:
-        del sys.modules[name]
+@pytest.fixture(autouse=True)
+def module(tmp_path, monkeypatch):
+    """The page's module in the working folder."""
+    first, second = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    (tmp_path / "class_means.py").write_text(f"{first}\n\n{second}")
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in ("class_means", "others"):
+        sys.modules.pop(name, None)
 
 
-def test_the_example_runs_resumes_compares_and_reports(main, photo_folder, tmp_path, capsys):
-    net = "--backbone=random:alexnet,fc=0,size=64,resize=72,seed=1"
-    command = ["class-means", net, f"--data={photo_folder}", "--layer=conv3,conv5", "--workers=0", "--pooling=global"]
+def command(data, out, *flags, name=NAME):
+    return [name, f"--backbone={NET}", f"--data={data}", "--layer=conv3,conv5", "--workers=0", f"--out={out}", *flags]
+
+
+def test_the_example_runs_resumes_compares_and_reports(photo_folder, tmp_path, capsys):
     runs = [tmp_path / kind for kind in ("cosine", "euclidean")]
     for run in runs:
-        assert main([*command, f"--distance={run.name}", f"--out={run}"]) == 0
+        assert main(command(photo_folder, run, f"--distance={run.name}", "--pooling=global")) == 0
     assert "conv5" in capsys.readouterr().out
     result = load_result(runs[0])
     assert set(result.metrics) == {"conv3/top1", "conv5/top1"} and result.metrics["conv5/top1"] > 0.1
-    assert main([*command, f"--out={runs[0]}"]) == 0 and "is finished" in capsys.readouterr().err
-    assert main([*command, "--distance=euclidean", f"--out={runs[0]}"]) == 2
+    again = command(photo_folder, runs[0], "--pooling=global")
+    assert main(again) == 0 and "is finished" in capsys.readouterr().err
+    assert main([*again, "--distance=euclidean"]) == 2
     assert main(["compare", *map(str, runs), "--resamples=100"]) == 0
     assert main(["report", *map(str, runs), f"--out={tmp_path / 'page'}"]) == 0
     assert "Class means" in (tmp_path / "page" / "report.md").read_text()
-    assert main(["class-means", "--help"]) == 0
-    assert "--distance" in capsys.readouterr().out
+    assert f"transfer {NAME} --config" in (tmp_path / "page" / "report.md").read_text()
+    assert main([NAME, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--distance" in text and "--config NAME|FILE" in text
+
+
+def test_the_example_is_a_function(photo_folder):
+    class_means = load_protocol(NAME)
+    assert class_means(NET, str(photo_folder), "conv3", workers=0).metrics.keys() == {"conv3/top1"}
+    assert "distance (default 'cosine'): distance to the class means" in class_means.__doc__
+
+
+def test_an_unnamed_run_folder_has_no_colon(photo_folder, tmp_path):
+    assert main([word for word in command(photo_folder, "") if not word.startswith("--out")]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"class_means-class_means-[\w.=-]+-0", run.name)
+
+
+def test_a_package_names_its_protocol_by_an_entry_point(photo_folder, tmp_path, monkeypatch, capsys):
+    point = EntryPoint("class-means", NAME, ENTRY_POINTS)
+    monkeypatch.setattr(factories, "entry_points", lambda group: [point] if group == ENTRY_POINTS else [])
+    assert main(command(photo_folder, tmp_path / "run", name="class-means")) == 2
+    assert "ClassMeansConfig.protocol must be 'class-means'" in capsys.readouterr().err
+    path = tmp_path / "class_means.py"
+    path.write_text(path.read_text().replace(f'"{NAME}"', '"class-means"'))
+    sys.modules.pop("class_means")
+    assert main(command(photo_folder, tmp_path / "run", name="class-means")) == 0
+    assert load_result(tmp_path / "run").protocol == "class-means"
+    assert main(["--help"]) == 0 and "of installed packages: class-means" in capsys.readouterr().out
+    assert main(["unknown", "--data=x"]) == 2 and "class-means" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere:protocol", "cannot import 'nowhere:protocol': ModuleNotFoundError"),
+        ("class_means:nothing", "cannot import 'class_means:nothing': AttributeError"),
+        ("class_means:ClassMeansConfig", "must be a transfer.protocol.Protocol, got type"),
+        ("json:loads", "json is in the standard library"),
+        ("others:again", "'others:again' is the protocol 'class_means:class_means'"),
+    ],
+)
+def test_what_is_no_protocol_is_refused(name, words, tmp_path, capsys):
+    Path("others.py").write_text("from class_means import class_means as again\n")
+    for program, start in ((main, []), (slurm, ["submit", "--dry-run", "--", "transfer"])):
+        assert program([*start, *command("builtin:sample", tmp_path / "run", name=name)]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_module_is_part_of_the_run_and_of_a_job(photo_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(command(photo_folder, run, "--layer=conv3")) == 0
+    assert any("protocol" in key for key in json.loads((run / "inputs.json").read_text()))
+    job = ["submit", "--profile=local", "--", "transfer", *command(photo_folder, tmp_path / "job", "--k=3")]
+    assert slurm(job) == 2 and "no key 'k'" in capsys.readouterr().err
+
+
+def test_a_run_whose_module_is_gone_is_named(photo_folder, tmp_path):
+    run = tmp_path / "run"
+    assert main(command(photo_folder, run, "--layer=conv3")) == 0
+    Path("class_means.py").unlink()
+    sys.modules.pop("class_means")
+    with pytest.raises(UserError, match="cannot import 'class_means:class_means'"):
+        load_protocol(load_result(run).protocol)

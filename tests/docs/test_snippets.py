@@ -83,7 +83,8 @@ def place(narrow_nets, tmp_path_factory, photo_folder, photos):
         mode = "L" if place.startswith("photos") else "RGB"  # a page takes these for masks
         Image.effect_noise((40, 30), 64).convert(mode).save(root / place)
     (root / "my.yaml").write_text("model: {name: alexnet}\n")
-    (root / "mytasks.py").write_text("\n\n".join(blocks(ROOT / "docs" / "add-a-task.md", "python")))
+    for name, page in (("mytasks", "add-a-task.md"), ("class_means", "add-a-protocol.md")):
+        (root / f"{name}.py").write_text("\n\n".join(blocks(ROOT / "docs" / page, "python")))
     save_published_nets(root)
     probe = [
         "--backbone=runs/alexnet-imagenet-0",

@@ -80,6 +80,16 @@ def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
     assert "ZeroDivisionError: of mine" in slurm("status").replace("\n", "")
 
 
+def test_a_job_runs_the_users_code_as_it_was_submitted(slurm, tmp_path, photo_folder):
+    (tmp_path / "mine.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Conv2d(3, 4, 3)\n")
+    slurm("submit", "--profile=local", "--", "transfer", "knn", "--backbone=mine:net,size=32", f"--data={photo_folder}",
+          "--out=runs/k", "--k=1", "--workers=0")  # fmt: skip
+    (tmp_path / "mine.py").write_text("raise SystemExit('edited')\n")
+    assert wait_for_the_end(tmp_path / "runs/k") == "FINISHED"
+    (copy,) = (tmp_path / "runs/k/slurm/code").glob("*/mine.py")
+    assert "Conv2d" in copy.read_text()
+
+
 def test_a_probe_behind_the_launcher_finds_what_it_finds_without(slurm, photo_folder, tmp_path):
     command = ["linear-probe", "--config=quickstart", f"--data={photo_folder}", "--layer=conv3", "--train.steps=4",
                "--backbone=random:alexnet,fc=0,norm=false,size=64,resize=72", "--train.batch=20", "--cache=disk",

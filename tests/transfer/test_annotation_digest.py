@@ -94,6 +94,7 @@ def test_a_change_of_a_mask_file_or_of_proposals_changes_the_digest(voc):
 
 
 SETS = (MemoryImages(["a"], [0], [b""]), MemoryImages(["b"], [0], [b""]))
+NAMES = {part: images.names.fingerprint() for part, images in zip(("train", "val"), SETS, strict=True)}
 
 
 def stopped(path: Path, text: str) -> RunFolder:
@@ -105,30 +106,28 @@ def stopped(path: Path, text: str) -> RunFolder:
 
 
 def test_other_annotations_are_refused_when_a_run_is_resumed(tmp_path):
-    names = {"train": SETS[0].names.fingerprint(), "val": SETS[1].names.fingerprint()}
-    stored = json.dumps(names | {"train_annotations": "1", "val_annotations": "2"})
+    stored = json.dumps(NAMES | {"train_annotations": "1", "val_annotations": "2"})
     run = stopped(tmp_path / "run", stored)
-    run.check_images(*SETS, {"train": "1", "val": "2"})
-    run.check_images(*SETS)  # as a command without annotations does
+    run.check_images(NAMES, {"train": "1", "val": "2"})
+    run.check_images(NAMES)  # as a command without annotations does
     for digests, part in (({"train": "0", "val": "2"}, "training"), ({"train": "1", "val": "0"}, "test")):
         with pytest.raises(
             UserError, match=f"the annotations of the {part} images have changed since .*run was started"
         ):
-            run.check_images(*SETS, digests)
+            run.check_images(NAMES, digests)
 
 
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
-    names = {"train": SETS[0].names.fingerprint(), "val": SETS[1].names.fingerprint()}
-    run = stopped(tmp_path / "run", json.dumps(names))
-    run.check_images(*SETS, {"train": "1", "val": "2"})
+    run = stopped(tmp_path / "run", json.dumps(NAMES))
+    run.check_images(NAMES, {"train": "1", "val": "2"})
     with pytest.raises(UserError, match="other images"):
-        run.check_images(SETS[1], SETS[0], {"train": "1", "val": "2"})
+        run.check_images({"train": NAMES["val"], "val": NAMES["train"]}, {"train": "1", "val": "2"})
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '{"train": [1]}'])
 def test_an_invalid_list_of_images_counts_as_other_images(tmp_path, text):
     with pytest.raises(UserError, match="other images"):
-        stopped(tmp_path / "run", text).check_images(*SETS, {"train": "1"})
+        stopped(tmp_path / "run", text).check_images(NAMES, {"train": "1"})
 
 
 def test_a_stopped_run_refuses_changed_annotations_and_resumes_with_the_old_ones(tmp_path, photos, capsys):

@@ -19,7 +19,6 @@ from crosschannel.models.module_net import ModuleNet
 from crosschannel.runs.config import OptimConfig, ScheduleConfig, TrainConfig
 from transfer.features import FrozenFeatures
 from transfer.protocol import as_config
-from transfer.protocols.linear_probe.protocol import PROTOCOL
 from transfer.protocols.linear_probe.task import LayerProbe
 
 pytestmark = pytest.mark.usefixtures("narrow_nets")
@@ -34,7 +33,7 @@ def sample():
 @pytest.fixture(scope="module")
 def recipe():
     """Seconds: small batches of cached features."""
-    config = as_config(PROTOCOL, "quickstart")
+    config = as_config(transfer.linear_probe, "quickstart")
     runtime = replace(config.runtime, workers=0, tensorboard=False)
     return replace(config, train=TrainConfig(48, steps=20, precision="float32", compile=False), runtime=runtime)
 

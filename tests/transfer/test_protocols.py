@@ -20,7 +20,8 @@ def test_a_protocol_is_a_function_and_a_command_with_the_same_defaults(name):
     entry = PROTOCOLS[name]
     protocol = entry.load()
     assert protocol.name == protocol.config.protocol == name
-    assert callable(getattr(transfer, entry.package)) and getattr(transfer, entry.config) is protocol.config
+    assert callable(protocol) and getattr(transfer, protocol.__name__) is protocol
+    assert getattr(transfer, protocol.config.__name__) is protocol.config is entry.keys
     typed = replace(PROGRAM.parse(name, ["--backbone=b", "--data=d"]), backbone="", data="", out=None)
     assert as_config(protocol, None) == typed == protocol.config()
 

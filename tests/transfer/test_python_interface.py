@@ -6,10 +6,12 @@ import inspect
 from pathlib import Path
 
 import pytest
+from trained_runs import assert_same_result
 
 import transfer
 from crosschannel import UserError
 from crosschannel.runs.config import keys, with_keys
+from crosschannel.runs.result import load_result
 from transfer.protocol import as_config
 from transfer.protocols import PROTOCOLS
 
@@ -35,7 +37,7 @@ def test_every_config_can_be_made_without_what_it_ignores(name):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_help_names_every_key(name):
-    function = getattr(transfer, PROTOCOLS[name].package)
+    function = PROTOCOLS[name].load()
     taken = inspect.signature(function).parameters
     by_place = {key for key, parameter in taken.items() if parameter.kind is not parameter.KEYWORD_ONLY}
     left_out = by_place | {"backbone", "data"} | ({"layer"} if "layers" in by_place else set())
@@ -43,7 +45,7 @@ def test_help_names_every_key(name):
     last = {key: key.rpartition(".")[2] for key in found}
     for key, value in found.items():
         short = last[key] if list(last.values()).count(last[key]) == 1 else key
-        assert f"\n        {short} (default {value!r}): " in function.__doc__
+        assert f"\n    {short} (default {value!r}): " in function.__doc__
         assert short == key != last[key] or taken[short].default == value
     assert "k (default [20]): how many neighbours vote" in transfer.knn.__doc__
 
@@ -61,6 +63,24 @@ def test_keys_of_groups_go_by_their_last_part():
     ):
         with pytest.raises(UserError, match=words):
             with_keys(config, {key: 1})
+
+
+@pytest.mark.parametrize("protocol", [transfer.knn, transfer.few_shot], ids=["knn", "few-shot"])
+def test_the_returned_result_is_the_stored_one(protocol, photo_folder, tmp_path):
+    keys = {"shots": [1], "draws": 2} if protocol is transfer.few_shot else {"k": [1]}
+    for _ in range(2):  # measured, and loaded
+        returned = protocol(RANDOM, str(photo_folder), "conv1", out=tmp_path / "run", workers=0, **keys)
+        assert_same_result(returned, load_result(tmp_path / "run"))
+
+
+def test_a_call_of_wrong_arguments_is_a_type_error():
+    for arguments, keywords in (
+        ((), {}),
+        ((RANDOM, "x", "conv1", None, None, True, 3), {}),
+        ((RANDOM,), {"data": "x", "backbone": RANDOM}),
+    ):
+        with pytest.raises(TypeError):
+            transfer.knn(*arguments, **keywords)
 
 
 def test_a_protocol_takes_keywords_and_shows_its_result(photo_folder):

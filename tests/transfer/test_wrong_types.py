@@ -23,7 +23,7 @@ Y = np.arange(24) % 2
 NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
 DATASET = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
 NEITHER = [None, 3, 2.5, True, b"x", torch.zeros(2), X, [1, 2], {"a": 1}, object(), lambda x: x, nn.Conv2d, DATASET]
-FUNCTIONS = [getattr(transfer, entry.package) for entry in PROTOCOLS.values()]
+FUNCTIONS = [entry.load() for entry in PROTOCOLS.values()]
 FROZEN = [f for f in FUNCTIONS if f.__name__ in ("knn", "linear_probe", "few_shot", "svm", "dense")]
 
 

@@ -11,7 +11,7 @@ from forked import Forked, check_on_ranks
 import transfer
 from crosschannel import load_backbone
 from crosschannel.runs.folder import read_metrics
-from crosschannel.runs.result import load_result
+from crosschannel.runs.result import Ragged, Result, load_result
 from transfer.cli import PROGRAM, main
 
 
@@ -40,10 +40,22 @@ def by_one_and_by_two(command: list[str], folder: Path) -> tuple[Path, Path]:
     return one, two
 
 
+def assert_same_result(first: Result, second: Result) -> None:
+    """Results are equal in every value and type."""
+    assert replace(first) == replace(second) and first.rows.keys() == second.rows.keys()
+    for name, column in first.rows.items():
+        pair = (column, second.rows[name])
+        arrays = [(one.values, one.counts) if isinstance(one, Ragged) else (one,) for one in pair]
+        for mine, stored in zip(*arrays, strict=True):
+            assert mine.dtype == stored.dtype and np.array_equal(mine, stored), name
+
+
 def assert_function_is_command(name: str, command: list[str], finished: Path, data: Path) -> None:
     """The function finds what the command has found, and a backbone that it is given stays as it was."""
     config, measure = PROGRAM.parse(name, command[1:]), getattr(transfer, name)
-    assert measure(config.backbone, str(data), config=config).metrics == load_result(finished).metrics
+    returned = measure(config.backbone, str(data), config=config, out=finished.parent / f"{name}-called")
+    assert returned.metrics == load_result(finished).metrics
+    assert_same_result(returned, load_result(finished.parent / f"{name}-called"))
     backbone = load_backbone("random:alexnet,fc=0,size=64,resize=72,seed=1")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     measure(backbone, str(data), config=config, train=replace(config.train, steps=1))

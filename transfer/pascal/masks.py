@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crosschannel.data.decode import EncodedImage
-from crosschannel.data.images import ImageSet, Names
+from crosschannel.data.images import AnnotatedImages, ImageSet, Names
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, user_path
 from transfer.pascal.config import MasksConfig, named_sets
@@ -28,6 +29,7 @@ from transfer.pascal.devkit import (
 )
 from transfer.pascal.mask_files import IGNORED, MaskFile
 from transfer.protocol import Data, Split
+from transfer.targets import Masks
 
 CLASSES = ("background", *OBJECTS)
 _SBD = Path("benchmark_RELEASE") / "dataset"
@@ -99,22 +101,47 @@ class MaskedImages(ImageSet):
         return key_of_files(self.names, self.images)
 
 
+class _Relabelled(AnnotatedImages):
+    """Masks whose ignored pixels have the label IGNORED.
+
+    Args:
+        images: an image set with masks.
+        ignored: their label of ignored pixels.
+    """
+
+    def __init__(self, images: ImageSet, ignored: int):
+        super().__init__(images)
+        self.ignored = ignored
+
+    def fields(self, index: int) -> dict[str, Any]:
+        fields = super().fields(index)
+        mask = fields.get("mask")
+        labels = mask.read() if isinstance(mask, MaskFile) else _as_array(mask)
+        if (labels == IGNORED).any():
+            raise UserError(f"the mask of {self.names[index]} has the label {IGNORED}; ignored is {self.ignored}")
+        return {**fields, "mask": np.where(labels == self.ignored, IGNORED, labels)}
+
+
 def open_masks(data: Data, config: MasksConfig) -> Split:
     """The image sets that a config names, with masks.
 
     Args:
         data: the VOCdevkit folder, one that holds it, or image sets that are there, whose field ``mask`` is (H, W)
-            integers, of their ``classes`` (default PASCAL's 21); 255 is left out.
+            integers, of their ``classes`` (default PASCAL's 21). Pixels of the label 255, or that of
+            :class:`~transfer.targets.Masks`, are ignored.
         config: names the sets, SBD's folder, and whether what is missing may be fetched.
 
     Raises:
         UserError: a set, an image or a mask is missing.
     """
     if not isinstance(data, str):
-        found = data if isinstance(data, Split) else Split(*data, data[0].classes or CLASSES, "images from memory")
-        if tuple(found.test.classes or found.classes) != tuple(found.classes):
-            raise UserError(f"test images are of the classes {found.test.classes}, training images of {found.classes}")
-        return found
+        split = data if isinstance(data, Split) else Split(*data, data[0].classes or CLASSES, "images from memory")
+        if tuple(split.test.classes or split.classes) != tuple(split.classes):
+            raise UserError(f"test images are of the classes {split.test.classes}, training images of {split.classes}")
+        ignored = split.targets.ignored if isinstance(split.targets, Masks) else IGNORED
+        if ignored == IGNORED:
+            return split
+        return replace(split, train=_Relabelled(split.train, ignored), test=_Relabelled(split.test, ignored))
     roots = list(dict.fromkeys((devkit_folder(data), above_year(user_path(data)))))  # folders beside it are not copied
     wanted = [named_sets(sets) for sets in (config.train_set, config.test_set)]
     if config.download:
@@ -124,7 +151,7 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
             if year == "sbd" or name == "seg11valid":
                 _fetch_sbd(roots[-1], config)
     train, test = (MaskedImages(_places(roots, sets, config)) for sets in wanted)
-    return Split(train, test, CLASSES, data)
+    return Split(train, test, Masks(CLASSES), data)
 
 
 def _places(

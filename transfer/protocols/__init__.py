@@ -1,65 +1,84 @@
-"""The protocols: a row each. A protocol is a package beside this file: ``config`` (its keys), ``protocol`` (its
-``PROTOCOL`` and its function). The command line, the lazy names of ``transfer``, reports, comparisons and the launcher
-go by this table. No torch here: help is quick.
+"""Registry of protocols, built in or user-defined; :func:`find_protocol` looks them up.
+
+A built-in protocol is a package beside this file: ``config`` (its keys) and ``protocol`` (the
+:class:`~transfer.protocol.Protocol`, which has the package's name). The command line, the lazy names of ``transfer``,
+reports, comparisons and the launcher read this table. Does not import torch, to keep ``--help`` fast.
 """
 
-from dataclasses import dataclass
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
+from crosschannel.errors import UserError
+from crosschannel.factories import Entry, find_entry, import_object
 from crosschannel.parsing import Command
 
+if TYPE_CHECKING:
+    from transfer.protocol import Protocol, Scored
 
-@dataclass(frozen=True)
-class Entry:
-    """Where a protocol is.
-
-    Attributes:
-        package: its name below ``transfer.protocols``, which is its function's too.
-        config: name of its dataclass.
-        help: one line.
-    """
-
-    package: str
-    config: str
-    help: str
-
-    @property
-    def module(self) -> str:
-        return f"transfer.protocols.{self.package}"
-
-    @property
-    def command(self) -> Command:
-        """Its row of the command line."""
-        return Command(
-            f"{self.module}.config:{self.config}", "transfer.protocol:main", self.help, after="transfer.after:measure"
-        )
-
-    def load(self):
-        """The :class:`~transfer.protocol.Protocol`."""
-        return resolve_name(f"{self.module}.protocol:PROTOCOL")
+ENTRY_POINTS = "crosschannel.protocols"  # group of the entry points of other packages' protocols
+SCORED = {"evaluate": "transfer.colourings:EVALUATION"}  # other commands whose runs are compared and reported
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Another command whose runs can be compared and reported.
+def _row(package: str, config: str, help: str) -> Entry:
+    module = f"transfer.protocols.{package}"
+    return Entry(f"{module}.protocol:{package}", f"{module}.config:{config}", help)
 
-    Attributes:
-        metrics, section: module:function, as a protocol has them.
-    """
-
-    metrics: str
-    section: str
-
-
-SCORED = {"evaluate": Scored("crosschannel.evaluation.metrics:metrics", "transfer.colourings:section")}
 
 PROTOCOLS = {
-    "linear-probe": Entry("linear_probe", "LinearProbeConfig", "linear classifiers on the layers of a frozen backbone"),
-    "knn": Entry("knn", "KNNConfig", "nearest neighbours in the features of a frozen backbone"),
-    "few-shot": Entry("few_shot", "FewShotConfig", "logistic regression on frozen features of a few labels"),
-    "svm": Entry("svm", "SVMConfig", "linear SVMs on frozen features of PASCAL VOC, with all labels and a few"),
-    "classify": Entry("classify", "ClassifyConfig", "fine-tune a backbone to classify PASCAL VOC"),
-    "detect": Entry("detect", "DetectConfig", "fine-tune a backbone to find the objects of PASCAL VOC"),
-    "segment": Entry("segment", "SegmentConfig", "fine-tune a backbone to segment PASCAL VOC"),
-    "dense": Entry("dense", "DenseConfig", "linear and nearest-neighbour segmentation on frozen layers"),
+    "linear-probe": _row("linear_probe", "LinearProbeConfig", "linear classifiers on the layers of a frozen backbone"),
+    "knn": _row("knn", "KNNConfig", "nearest neighbours in the features of a frozen backbone"),
+    "few-shot": _row("few_shot", "FewShotConfig", "logistic regression on frozen features of a few labels"),
+    "svm": _row("svm", "SVMConfig", "linear SVMs on frozen features of PASCAL VOC, with all labels and a few"),
+    "classify": _row("classify", "ClassifyConfig", "fine-tune a backbone to classify PASCAL VOC"),
+    "detect": _row("detect", "DetectConfig", "fine-tune a backbone to find the objects of PASCAL VOC"),
+    "segment": _row("segment", "SegmentConfig", "fine-tune a backbone to segment PASCAL VOC"),
+    "dense": _row("dense", "DenseConfig", "linear and nearest-neighbour segmentation on frozen layers"),
 }
+
+
+def find_protocol(name: str) -> Entry | None:
+    """The row of a protocol: ours, an installed package's, or ``package.module:protocol``; None for any other name.
+
+    Raises:
+        UserError: it cannot be imported, or is not a protocol of that name.
+    """
+    row = find_entry(name, PROTOCOLS, ENTRY_POINTS, _user_row)
+    if row is not None and row.keys.protocol != name:
+        raise UserError(
+            f"{row.import_path!r} is the protocol {row.keys.protocol!r}: {row.keys.__name__}.protocol must be {name!r}"
+        )
+    return row
+
+
+def load_protocol(name: str) -> "Protocol | None":
+    """Import a protocol; None for any other name."""
+    row = find_protocol(name)
+    return row and row.load()
+
+
+def load_scored(name: str) -> "Protocol | Scored | None":
+    """How to compute and show the figures of a command's runs; None for runs without rows of images."""
+    return resolve_name(SCORED[name]) if name in SCORED else load_protocol(name)
+
+
+def _user_row(import_path: str) -> Entry:
+    """The row of a user-defined protocol."""
+    from transfer.protocol import Protocol
+
+    protocol = import_object(import_path)
+    if not isinstance(protocol, Protocol):
+        raise UserError(f"{import_path!r} must be a transfer.protocol.Protocol, got {type(protocol).__name__}")
+    keys = protocol.config
+    doc = (keys.__doc__ or "").strip() or import_path
+    return Entry(import_path, f"{keys.__module__}:{keys.__qualname__}", doc.splitlines()[0])
+
+
+def command_of(row: Entry) -> Command:
+    """A protocol as a command."""
+    return Command(row.config, "transfer.protocol:main", row.help, after="transfer.after:measure")
+
+
+def user_command(name: str) -> Command | None:
+    """The command of a protocol that is not built in."""
+    row = find_protocol(name)
+    return row and command_of(row)

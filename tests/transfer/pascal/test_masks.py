@@ -14,10 +14,12 @@ from PIL import Image
 from crosschannel import UserError
 from crosschannel.data import Subset
 from crosschannel.data.decode import EncodedImage
+from crosschannel.data.images import AnnotatedImages
 from transfer.cli import PROGRAM
 from transfer.disjoint import check_disjoint
 from transfer.pascal.masks import CLASSES, MaskedImages, MaskFile, labels_of, open_masks
 from transfer.pascal.segmentation import PALETTE, as_picture, confusion_of, iou_figures, sparse, summed
+from transfer.targets import Masks
 
 
 def config(**keys):
@@ -48,6 +50,30 @@ def test_masks_are_those_of_the_files(voc):
     labels = labels_of(split.test.fields(3)["mask"], image, 21)
     expected = np.array(Image.open(voc / "VOC2007" / "SegmentationClass" / "000043.png"))
     assert labels.shape == (image.height, image.width) and (labels == expected).all() and (labels[0] == 255).all()
+
+
+def test_another_label_can_be_the_ignored_one(voc):
+    split = open_masks(str(voc), config(train_set="2007:trainval", test_set="2007:test"))
+
+    class Shifted(AnnotatedImages):
+        """Label 0 is ignored, classes count from 1, as in ADE20K."""
+
+        def fields(self, index):
+            mask = super().fields(index)["mask"].read().astype(np.int64)
+            return {"mask": np.where(mask == 255, 0, mask + 1)}
+
+    names = ("nothing", *CLASSES)
+    train, test = Shifted(split.train), Shifted(split.test)
+    train.classes = test.classes = names
+    shifted = replace(split, train=train, test=test, targets=Masks(names, ignored=0))
+    opened = open_masks(shifted, config())
+    assert opened.classes == names
+    for index in range(3):
+        image = EncodedImage(split.test.read(index))
+        before, after = (labels_of(one.test.fields(index)["mask"], image, 22) for one in (split, opened))
+        assert ((before == 255) == (after == 255)).all() and (after[after != 255] == before[before != 255] + 1).all()
+    with pytest.raises(UserError, match="has the label 255; ignored is 0"):
+        open_masks(replace(split, targets=Masks(CLASSES, ignored=0)), config()).test.fields(0)
 
 
 def test_seg11valid_is_what_the_rule_says(years):

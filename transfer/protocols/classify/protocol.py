@@ -6,17 +6,12 @@ follows; Caron et al., "Deep clustering" (ECCV 2018) differs in the config ``dee
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from crosschannel.data import CropConfig, Stream, TrainingCrops, View
 from crosschannel.errors import UserError
-from crosschannel.help import shows_keys
 from crosschannel.models import Backbone, InputSpec
-from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
@@ -26,46 +21,9 @@ from transfer.floors import random_order
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.table2 import ap_table, pascal_section
 from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
-from transfer.protocol import Data, Measurement, Protocol, Split, measure
+from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.classify.config import ClassifyConfig
 from transfer.protocols.classify.task import Classification, RandomScaleCrops, metrics
-
-
-@shows_keys(ClassifyConfig)
-def classify(
-    backbone: Backbone | nn.Module | str,
-    data: Data,
-    train_from: str | None = None,
-    config: ClassifyConfig | str | None = None,
-    out: Path | str | None = None,
-    quiet: bool = True,
-    **keys: Any,
-) -> Result:
-    """Fine-tune a backbone on PASCAL VOC's classes.
-
-    The backbone itself stays as it is: a copy is trained.
-
-    Args:
-        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: the VOCdevkit folder, or (training, test) image sets with labels (n, 20) of 1, 0 and -1 (left out).
-        train_from: lowest trained layer: "fc8" (or "head"), "fc6" (or "pool"), "all", or a layer's name; default the
-            config's.
-        config: the recipe, or the name of a packaged one: "paper", "deepcluster", "modern", "voc-mini"; None is the
-            command without ``--config``. Its backbone and data are not looked at.
-        out: run folder; default none is kept.
-        quiet: say nothing.
-        keys: of the config, over what it has, such as ``random_from="fc6"``.
-
-    Returns:
-        a Result with ``map``, ``one_crop/map`` and ``ap/CLASS``.
-
-    Raises:
-        UserError: bad input.
-        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
-    """
-    if train_from is not None:
-        keys["train_from"] = train_from
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **keys)
 
 
 def _open(data: Data, config: ClassifyConfig) -> Split:
@@ -140,14 +98,15 @@ def _predictor(run: Finished) -> Predictor:
     return predict
 
 
-PROTOCOL = Protocol(
-    "classify",
-    ClassifyConfig,
-    _open,
-    _measure,
-    metrics,
-    ap_table,
-    pascal_section,
+classify = Protocol(
+    config=ClassifyConfig,
+    open_data=_open,
+    measure=_measure,
+    metrics=metrics,
+    show=ap_table,
+    section=pascal_section,
+    returns="``map``, ``one_crop/map`` and ``ap/CLASS``",
+    position="train_from",
     chapter="pascal",
     predict=_predictor,
     floor=random_order,

@@ -7,12 +7,9 @@ training images (Balazevic et al., 2023). For any net with maps: CNNs and ViTs a
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
 
 from crosschannel.console import table
 from crosschannel.data import Stream
@@ -20,7 +17,6 @@ from crosschannel.data.decode import EncodedImage
 from crosschannel.data.open import hold_out
 from crosschannel.data.views import IndexOnly, Squashed
 from crosschannel.errors import UserError
-from crosschannel.help import shows_keys
 from crosschannel.hub.files import load_state
 from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
@@ -32,54 +28,16 @@ from transfer.feature_cache import Extraction, StoredFeatures
 from transfer.features import FrozenFeatures, interpolation_of, of_size
 from transfer.floors import one_class_everywhere
 from transfer.heads import load_head, save_heads
-from transfer.inputs import as_layers
 from transfer.layers import LayersSection, by_layer
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
 from transfer.prediction import Finished, Predictor, views_of
-from transfer.protocol import Data, Measurement, Protocol, figures_of, measure
+from transfer.protocol import Measurement, Protocol, figures_of
 from transfer.protocols.dense.config import DenseConfig
 from transfer.protocols.dense.linear import DenseHeads, DenseProbe, PointHead
 from transfer.protocols.dense.memory import PointMemory
 from transfer.protocols.dense.points import Points
 from transfer.protocols.dense.scoring import metrics, read_masks, score_test_images
-
-
-@shows_keys(DenseConfig, apart=("layer",))
-def dense(
-    backbone: Backbone | nn.Module | str,
-    data: Data,
-    layers: str | Sequence[str] = "all",
-    config: DenseConfig | str | None = None,
-    out: Path | str | None = None,
-    quiet: bool = True,
-    **keys: Any,
-) -> Result:
-    """Segment by the layers of a frozen backbone.
-
-    Like :func:`transfer.linear_probe` it can be called in the middle of a training.
-
-    Args:
-        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: the VOCdevkit folder, or (training, test) image sets whose field ``mask`` is (H, W) integers: 255 is
-            neither learned nor scored.
-        layers: "all" that have more than one position, names, or patterns such as ``conv*``.
-        config: the recipe, or the name of a packaged one: "voc", "voc-mini"; None is the command without ``--config``.
-            Its backbone, data and layer are not looked at.
-        out: run folder; default none is kept.
-        quiet: say nothing.
-        keys: of the config, over what it has, such as ``k=0``.
-
-    Returns:
-        a Result with ``LAYER/mean_iu`` and ``LAYER/iu/CLASS`` of the linear
-        classifiers, ``LAYER/knn_mean_iu`` of neighbours, and the pixel accuracy of both.
-
-    Raises:
-        UserError: bad input.
-        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
-    """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
-
 
 Learned = tuple[StoredFeatures, torch.Tensor]  # of images that are learned from: features, and masks (n, L, L)
 
@@ -106,11 +64,12 @@ def _measure(given: Measurement) -> Evaluation:
     found = loop.fit()
     chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
     world.from_main(lambda: save_heads(run.path, chosen, split.classes))
-    rows = dict(found.rows)
+    rows, figures = dict(found.rows), dict(found.figures)
     with _named_stop(given):
         for layer in layers if config.k else ():
-            rows |= _by_neighbours(given, config, layer, points[layer], learned, test)
-    return replace(found, rows=rows, figures=found.figures | figures_of(metrics, rows))
+            by_neighbours = _by_neighbours(given, config, layer, points[layer], learned, test)
+            rows, figures = rows | by_neighbours.rows, figures | by_neighbours.figures
+    return replace(found, rows=rows, figures=figures)
 
 
 @contextlib.contextmanager
@@ -172,8 +131,8 @@ def _by_neighbours(
     points: Points,
     learned: Sequence[Learned],
     test: StoredFeatures,
-) -> dict[str, Any]:
-    """``LAYER/knn`` of the test images, by all training images: those by which rates were chosen too."""
+) -> Evaluation:
+    """Score nearest neighbours on a layer, among all training images: those by which rates were chosen too."""
     world, flag, count = given.world, given.run.flag, len(given.split.classes)
     parts = [(part.maps[layer], points.histograms(masks, count)) for part, masks in learned]
     memory = PointMemory.of(parts, config.memory, config.seed, config.k, config.temperature, world.device)
@@ -192,7 +151,7 @@ def _by_neighbours(
         f"{100 * figures[f'{layer}/knn_mean_iu']:.1f}",
         markup=False,
     )
-    return rows
+    return Evaluation(figures, len(rows["names"]), rows)
 
 
 def _predictor(run: Finished) -> Predictor:
@@ -223,14 +182,16 @@ def _show(result: Result) -> Table:
     return table(rows, ["layer", *kinds.values()])
 
 
-PROTOCOL = Protocol(
-    "dense",
-    DenseConfig,
-    open_masks,
-    _measure,
-    metrics,
-    _show,
-    LayersSection("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
+dense = Protocol(
+    config=DenseConfig,
+    open_data=open_masks,
+    measure=_measure,
+    metrics=metrics,
+    show=_show,
+    section=LayersSection("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
+    returns="``LAYER/mean_iu``, ``LAYER/iu/CLASS`` and ``LAYER/pixel_accuracy`` of the linear "
+    "classifiers, and ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of neighbours",
+    position="layer",
     predict=_predictor,
     floor=one_class_everywhere,
     annotations="whose field mask is (H, W) integers",

@@ -9,8 +9,6 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +17,11 @@ from torch import nn
 from crosschannel.data import ImageSet, Record, Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import UserError, foreign
-from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
 from crosschannel.models.regions import BOX_DEVIATIONS
 from crosschannel.models.timm_net import TimmNet
 from crosschannel.runs.config import check_ranks
 from crosschannel.runs.interrupts import Interrupted
-from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
@@ -38,7 +34,7 @@ from transfer.prediction import Finished, Predictor
 from transfer.proposals.files import Boxes, WithProposals, load_boxes
 from transfer.proposals.making import cached_boxes
 from transfer.proposals.selective_search import MODES, check_opencv, selective_search
-from transfer.protocol import Data, Measurement, Protocol, Split, measure
+from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.detect.config import DetectConfig
 from transfer.protocols.detect.net import Detector, FastRCNN, deltas
 from transfer.protocols.detect.task import (
@@ -50,40 +46,6 @@ from transfer.protocols.detect.task import (
 from transfer.protocols.detect.views import AllRegions, SampledRegions, candidates, learned
 
 _LEAST_DEVIATION = 0.01  # of the box targets of a class that has hardly any
-
-
-@shows_keys(DetectConfig)
-def detect(
-    backbone: Backbone | nn.Module | str,
-    data: Data,
-    config: DetectConfig | str | None = None,
-    out: Path | str | None = None,
-    quiet: bool = True,
-    **keys: Any,
-) -> Result:
-    """Fine-tune a backbone to find objects.
-
-    The backbone itself stays as it is: a copy is trained.
-
-    Args:
-        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: the VOCdevkit folder, or (training, test) image sets whose field ``objects`` is
-            :class:`~transfer.pascal.devkit.Objects`, and whose labels are the devkit's.
-        config: the recipe, or the name of a packaged one: "paper", "faster-rcnn-c4", "voc-mini"; None is the command
-            without ``--config``. Its backbone and data are not looked at.
-        out: run folder; default none is kept.
-        quiet: say nothing.
-        keys: of the config, over what it has, such as ``proposals=["test.mat"]``.
-
-    Returns:
-        a Result with ``map``, ``ap50``, ``ap75``, ``ap`` and ``ap/CLASS`` (see
-        :func:`~transfer.pascal.detections.detection_figures`).
-
-    Raises:
-        UserError: bad input.
-        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
-    """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **keys)
 
 
 def _open(data: Data, config: DetectConfig) -> Split:
@@ -281,14 +243,14 @@ def _finder(config: DetectConfig) -> Callable[[np.ndarray], np.ndarray] | None:
     return lambda pixels: selective_search(pixels, mode)
 
 
-PROTOCOL = Protocol(
-    "detect",
-    DetectConfig,
-    _open,
-    _measure,
-    detection_figures,
-    detection_table,
-    pascal_section,
+detect = Protocol(
+    config=DetectConfig,
+    open_data=_open,
+    measure=_measure,
+    metrics=detection_figures,
+    show=detection_table,
+    section=pascal_section,
+    returns="``map``, ``ap50``, ``ap75``, ``ap`` and ``ap/CLASS``",
     chapter="pascal",
     predict=_predictor,
     annotations="whose field objects is a transfer.pascal.devkit.Objects",

@@ -5,62 +5,26 @@ layer of a frozen backbone; several draws, and a penalty that is chosen by cross
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosschannel.data.order import epoch_order, mix
 from crosschannel.errors import UserError
-from crosschannel.help import shows_keys
-from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
 from transfer.features import centre_crop, precision_of
 from transfer.floors import commonest_class
-from transfer.inputs import as_layers
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection, layers_table
 from transfer.linear_models import Processes
-from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, measure, weighted_mean
+from transfer.protocol import Figures, Measurement, Protocol, figures_of, weighted_mean
 from transfer.protocols.few_shot.config import FewShotConfig
 from transfer.protocols.few_shot.regression import predict
-
-
-@shows_keys(FewShotConfig, apart=("layer",))
-def few_shot(
-    backbone: Backbone | nn.Module | str,
-    data: Data,
-    layers: str | Sequence[str] = "all",
-    config: FewShotConfig | str | None = None,
-    out: Path | str | None = None,
-    quiet: bool = True,
-    **keys: Any,
-) -> Result:
-    """Classify validation images with few labels, in every layer asked for.
-
-    Args:
-        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: what ``--data`` takes, or (training, validation) image sets.
-        layers: "all", names, or patterns such as ``conv*``.
-        config: shares, shots and the like, or the name of a config; its backbone, data and layer are not looked at.
-        out: run folder; default none is kept.
-        quiet: say nothing.
-        keys: of the config, over what it has.
-
-    Returns:
-        a Result with ``LAYER/shots/K`` or ``LAYER/share/S``: top-1, the mean over
-        draws.
-
-    Raises:
-        UserError: bad input.
-    """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:
@@ -144,13 +108,14 @@ def _show(result: Result) -> Table:
     return layers_table(result, lambda kind: f"{kind.replace('/', ' ')}, top-1 %")
 
 
-PROTOCOL = Protocol(
-    "few-shot",
-    FewShotConfig,
-    open_labelled,
-    _measure,
-    metrics,
-    _show,
-    LayersSection("Few labels", r"(shots|share)/[\d.e-]+"),
+few_shot = Protocol(
+    config=FewShotConfig,
+    open_data=open_labelled,
+    measure=_measure,
+    metrics=metrics,
+    show=_show,
+    section=LayersSection("Few labels", r"(shots|share)/[\d.e-]+"),
+    returns="``LAYER/shots/K`` or ``LAYER/share/S``: top-1, mean over draws",
+    position="layer",
     floor=commonest_class,
 )

@@ -3,64 +3,25 @@ L2-normalised, and each of the k training images nearest to a query by cosine vo
 exp(cosine / temperature).
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosschannel.errors import UserError
-from crosschannel.help import shows_keys
-from crosschannel.models import Backbone
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
 from transfer.features import centre_crop, precision_of
 from transfer.floors import commonest_class
-from transfer.inputs import as_layers
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection, layers_table
 from transfer.neighbours import neighbours
-from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, measure, weighted_mean
+from transfer.protocol import Figures, Measurement, Protocol, figures_of, weighted_mean
 from transfer.protocols.knn.config import KNNConfig
-
-
-@shows_keys(KNNConfig, apart=("layer",))
-def knn(
-    backbone: Backbone | nn.Module | str,
-    data: Data,
-    layers: str | Sequence[str] = "all",
-    config: KNNConfig | str | None = None,
-    out: Path | str | None = None,
-    quiet: bool = True,
-    **keys: Any,
-) -> Result:
-    """Classify validation images by their nearest training images, in every layer asked for.
-
-    Like :func:`transfer.linear_probe` it can be called in the middle of a training.
-
-    Args:
-        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: what ``--data`` takes, or (training, validation) image sets.
-        layers: "all", names, or patterns such as ``conv*``.
-        config: k, temperature, pooling, or the name of a config; its backbone, data and layer are not looked at.
-        out: run folder; default none is kept.
-        quiet: say nothing.
-        keys: of the config, over what it has.
-
-    Returns:
-        a Result with ``LAYER/knnK``; other temperatures than the first one as
-        ``LAYER/knnK/tT``.
-
-    Raises:
-        UserError: bad input.
-    """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:
@@ -120,13 +81,14 @@ def _show(result: Result) -> Table:
     return layers_table(result, lambda kind: f"{kind}, top-1 %")
 
 
-PROTOCOL = Protocol(
-    "knn",
-    KNNConfig,
-    open_labelled,
-    _measure,
-    metrics,
-    _show,
-    LayersSection("Nearest neighbours", r"knn\d+(/t.*)?"),
+knn = Protocol(
+    config=KNNConfig,
+    open_data=open_labelled,
+    measure=_measure,
+    metrics=metrics,
+    show=_show,
+    section=LayersSection("Nearest neighbours", r"knn\d+(/t.*)?"),
+    returns="``LAYER/knnK``, top-1; at further temperatures ``LAYER/knnK/tT``",
+    position="layer",
     floor=commonest_class,
 )

@@ -3,22 +3,17 @@ net; with several learning rates each layer has a classifier a rate, and the rat
 training images, never on validation images.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
 
 from crosschannel.console import table
 from crosschannel.data import CentreCrop, Stream, TenCrops, TrainingCrops, View
 from crosschannel.data.open import hold_out
 from crosschannel.data.views import IndexOnly
-from crosschannel.help import shows_keys
 from crosschannel.hub.files import load_state
-from crosschannel.models import Backbone, InputSpec
+from crosschannel.models import InputSpec
 from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
@@ -27,54 +22,13 @@ from transfer.feature_cache import Extraction
 from transfer.features import FrozenFeatures, crops_of, interpolation_of
 from transfer.floors import commonest_class
 from transfer.heads import load_head, save_heads
-from transfer.inputs import as_layers
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection
 from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
-from transfer.protocol import Data, Measurement, Protocol, figures_of, measure
+from transfer.protocol import Measurement, Protocol, figures_of
 from transfer.protocols.linear_probe.config import LinearProbeConfig
 from transfer.protocols.linear_probe.published import ATTRIBUTION, IMAGENET_PROBES
-from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, metrics
-
-
-@shows_keys(LinearProbeConfig, apart=("layer",))
-def linear_probe(
-    backbone: Backbone | nn.Module | str,
-    data: Data,
-    layers: str | Sequence[str] = "all",
-    config: LinearProbeConfig | str | None = None,
-    out: Path | str | None = None,
-    quiet: bool = True,
-    **keys: Any,
-) -> Result:
-    """Probe the layers of a backbone.
-
-    It can be called in the middle of another training: the backbone's weights, statistics and modes and torch's
-    random state are afterwards as they were, and ranks of an existing process group share the work.
-
-    Args:
-        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: what ``--data`` takes, or (training, validation) image sets.
-        layers: "all", names, or patterns such as ``conv*``.
-        config: the recipe, or the name of a packaged one such as "imagenette" (centre crops, their features kept); None
-            is the command without ``--config``. Its backbone, data and layer are not looked at.
-        out: run folder; default none is kept.
-        quiet: say nothing.
-        keys: of the config, over what it has.
-
-    Returns:
-        a Result with ``LAYER/top1``, ``LAYER/top5`` and accuracy by class.
-
-    Raises:
-        UserError: bad input.
-        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
-
-    Example::
-
-        result = transfer.linear_probe("runs/imagenette-0", "torchvision:imagenette", "conv*", "imagenette")
-        result.metrics["conv4/top1"]
-    """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
+from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, accuracy_by_class, metrics
 
 
 def _measure(given: Measurement) -> Evaluation:
@@ -123,7 +77,7 @@ def _measure(given: Measurement) -> Evaluation:
     found = loop.fit()
     chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
     world.from_main(lambda: save_heads(run.path, chosen, split.classes))
-    return replace(found, figures=found.figures | figures_of(metrics, found.rows))
+    return replace(found, figures=found.figures | figures_of(accuracy_by_class, found.rows))
 
 
 def _test_view(config: LinearProbeConfig, input: InputSpec) -> View:
@@ -159,14 +113,15 @@ def _show(result: Result) -> Table:
     return table(rows, ["layer", *(head for _, head, _, _ in shown)])
 
 
-PROTOCOL = Protocol(
-    "linear-probe",
-    LinearProbeConfig,
-    open_labelled,
-    _measure,
-    metrics,
-    _show,
-    LayersSection("Linear probes", r"top\d", IMAGENET_PROBES, attribution=ATTRIBUTION),
+linear_probe = Protocol(
+    config=LinearProbeConfig,
+    open_data=open_labelled,
+    measure=_measure,
+    metrics=metrics,
+    show=_show,
+    section=LayersSection("Linear probes", r"top\d", IMAGENET_PROBES, attribution=ATTRIBUTION),
+    returns="``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``",
+    position="layer",
     predict=_predictor,
     floor=commonest_class,
 )

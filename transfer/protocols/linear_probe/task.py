@@ -118,12 +118,14 @@ class LinearProbe:
         if self.held_out is not None:
             ranked, names = self._rank(net, self.held_out, should_stop, broken)
             for layer in layers:
-                tried = [figures_of(metrics, self._rows({layer: one}, names))[f"{layer}/top1"] for one in ranked[layer]]
+                tried = [
+                    figures_of(accuracy, self._rows({layer: one}, names))[f"{layer}/top1"] for one in ranked[layer]
+                ]
                 chosen[layer] = int(np.argmax(tried))
                 rates |= {f"{layer}/held_out_top1": max(tried), f"{layer}/lr": self.net.rates[chosen[layer]]}
         ranked, names = self._rank(net, self.test, should_stop, broken)
         rows = self._rows({layer: ranked[layer][chosen[layer]] for layer in layers}, names)
-        figures = rates | figures_of(metrics, rows)  # of classes once the run has ended
+        figures = rates | figures_of(accuracy, rows)  # those of classes only after training
         line = "top-1 " + "  ".join(f"{layer} {100 * figures[f'{layer}/top1']:.1f}" for layer in layers)
         return Evaluation(figures, len(rows["names"]), {**rows, "classes": np.array(self.classes)}, broken, line)
 
@@ -189,15 +191,24 @@ class LinearProbe:
 
 
 def metrics(rows: Rows, weights: np.ndarray) -> Figures:
-    """``LAYER/top1``, ``LAYER/top5``: shares of images whose class is the likeliest, or one of five; and
-    ``LAYER/top1/CLASS``, the same within a class that has images."""
-    found = {name: weighted_mean(row, weights) for name, row in rows.items() if name.endswith(("/top1", "/top5"))}
-    for layer_top1 in [name for name in found if name.endswith("/top1") and "classes" in rows]:
-        for number, name in enumerate(rows["classes"]):
+    """``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``."""
+    return accuracy(rows, weights) | accuracy_by_class(rows, weights)
+
+
+def accuracy(rows: Rows, weights: np.ndarray) -> Figures:
+    """``LAYER/top1``, ``LAYER/top5``: shares of images whose class is the likeliest, or one of the five likeliest."""
+    return {name: weighted_mean(row, weights) for name, row in rows.items() if name.endswith(("/top1", "/top5"))}
+
+
+def accuracy_by_class(rows: Rows, weights: np.ndarray) -> Figures:
+    """``LAYER/top1/CLASS``: top-1 accuracy within each class that has images."""
+    figures: Figures = {}
+    for layer_top1 in [name for name in rows if name.endswith("/top1")]:
+        for number, name in enumerate(rows.get("classes", ())):
             of_class = rows["labels"] == number
             if of_class.any():
-                found[f"{layer_top1}/{name}"] = weighted_mean(rows[layer_top1][of_class], weights[:, of_class])
-    return found
+                figures[f"{layer_top1}/{name}"] = weighted_mean(rows[layer_top1][of_class], weights[:, of_class])
+    return figures
 
 
 def images_of(images: Images) -> ImageSet:

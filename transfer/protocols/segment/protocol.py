@@ -6,8 +6,6 @@ and for other nets the same decoder with FCN-16s' and 8s' skips.
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +13,7 @@ from torch import nn
 from crosschannel.data import Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import foreign
-from crosschannel.help import shows_keys
 from crosschannel.models import Backbone
-from crosschannel.runs.result import Result
 from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
@@ -27,45 +23,11 @@ from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import iou_table, mask_predictor
 from transfer.pascal.table2 import pascal_section
 from transfer.prediction import Finished, Predictor
-from transfer.protocol import Data, Measurement, Protocol, Split, measure
+from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.segment.config import SegmentConfig
 from transfer.protocols.segment.net import Segmenter
 from transfer.protocols.segment.task import Segmentation, metrics
 from transfer.protocols.segment.views import MaskedCrops, WholeImages
-
-
-@shows_keys(SegmentConfig)
-def segment(
-    backbone: Backbone | nn.Module | str,
-    data: Data,
-    config: SegmentConfig | str | None = None,
-    out: Path | str | None = None,
-    quiet: bool = True,
-    **keys: Any,
-) -> Result:
-    """Fine-tune a backbone to segment.
-
-    The backbone itself stays as it is: a copy is trained.
-
-    Args:
-        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: the VOCdevkit folder, or (training, test) image sets whose field ``mask`` is (H, W) integers: 255 is
-            neither learned nor scored.
-        config: the recipe, or the name of a packaged one: "paper", "modern", "voc-mini"; None is the command without
-            ``--config``. Its backbone and data are not looked at.
-        out: run folder; default none is kept.
-        quiet: say nothing.
-        keys: of the config, over what it has, such as ``stride=8``.
-
-    Returns:
-        a Result with ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu``
-        and ``iu/CLASS``.
-
-    Raises:
-        UserError: bad input.
-        Interrupted: told to stop; with ``out`` the run is saved and the same call goes on.
-    """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **keys)
 
 
 def _open(data: Data, config: SegmentConfig) -> Split:
@@ -133,14 +95,14 @@ def _predictor(run: Finished) -> Predictor:
     return mask_predictor(labels, classes)
 
 
-PROTOCOL = Protocol(
-    "segment",
-    SegmentConfig,
-    _open,
-    _measure,
-    metrics,
-    iou_table,
-    pascal_section,
+segment = Protocol(
+    config=SegmentConfig,
+    open_data=_open,
+    measure=_measure,
+    metrics=metrics,
+    show=iou_table,
+    section=pascal_section,
+    returns="``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` and ``iu/CLASS``",
     chapter="pascal",
     predict=_predictor,
     floor=one_class_everywhere,

@@ -9,17 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from crosschannel.data.order import epoch_order, mix
 from crosschannel.data.views import Squashed
 from crosschannel.errors import UserError
-from crosschannel.help import shows_keys
-from crosschannel.models import Backbone, InputSpec
+from crosschannel.models import InputSpec
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows, load_rows, save_rows
 from crosschannel.training.task import Evaluation
@@ -27,48 +25,15 @@ from transfer.feature_cache import features_of_both
 from transfer.features import interpolation_of, precision_of
 from transfer.floors import random_order
 from transfer.groups import Group
-from transfer.inputs import as_layers
 from transfer.layers import LayersSection, layers_table
 from transfer.linear_models import Processes, onto_span
 from transfer.pascal.devkit import IGNORED, POSITIVE, open_devkit
 from transfer.pascal.metrics import average_precision
-from transfer.protocol import Data, Figures, Measurement, Protocol, figures_of, measure
+from transfer.protocol import Figures, Measurement, Protocol, figures_of
 from transfer.protocols.svm.classifiers import chosen_scores, scores_by_cost
 from transfer.protocols.svm.config import SVMConfig
 
 _NEGATIVES = 19  # of a low-shot classifier, for each positive
-
-
-@shows_keys(SVMConfig, apart=("layer",))
-def svm(
-    backbone: Backbone | nn.Module | str,
-    data: Data,
-    layers: str | Sequence[str] = "all",
-    config: SVMConfig | str | None = None,
-    out: Path | str | None = None,
-    quiet: bool = True,
-    **keys: Any,
-) -> Result:
-    """Train linear SVMs on the layers of a backbone.
-
-    Args:
-        backbone: a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).
-        data: the VOCdevkit folder, or (training, test) image sets with labels (n, 20) of 1, 0 and -1 (difficult only).
-        layers: "all", names, or patterns such as ``conv*``.
-        config: costs, low_shot and the like, or the name of a packaged one: "vissl", "fair", "voc-mini". Its backbone,
-            data and layer are not looked at.
-        out: run folder; default none is kept.
-        quiet: say nothing.
-        keys: of the config, over what it has.
-
-    Returns:
-        a Result with ``LAYER/svm_map`` and, by number of positives,
-        ``LAYER/low_shot/K``, the mean over draws.
-
-    Raises:
-        UserError: bad input.
-    """
-    return measure(PROTOCOL, backbone, data, config, out, quiet, **{"layer": as_layers(layers), **keys})
 
 
 def _measure(given: Measurement) -> Evaluation:
@@ -89,6 +54,7 @@ def _measure(given: Measurement) -> Evaluation:
         "classes": np.array(split.classes),
         "labels": test.images.labels,
     }
+    figures, scored = {}, {}
     with Processes(config.jobs) as processes:
         for number, layer in enumerate(layers):
             kept = run.checkpoints / f"layer-{number}"
@@ -96,11 +62,12 @@ def _measure(given: Measurement) -> Evaluation:
             if not done:
                 done = _classify(*(part.maps[layer] for part in (train, test)), labels, rows, shots, given, processes)
                 world.from_main(partial(_keep, kept, {"names": rows["names"], **done}))
-            rows |= {f"{layer}/{kind}": column for kind, column in done.items() if kind != "names"}
-            found = {kind: value for kind, value in figures_of(metrics, rows).items() if kind.startswith(f"{layer}/")}
-            words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in found.items())
+            columns = {f"{layer}/{kind}": column for kind, column in done.items() if kind != "names"}
+            of_layer = figures_of(metrics, {**rows, **columns})
+            words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in of_layer.items())
             given.console.print(f"mAP {words}", markup=False)
-    return Evaluation(figures_of(metrics, rows), len(rows["names"]), rows)
+            figures, scored = figures | of_layer, scored | columns
+    return Evaluation(figures, len(rows["names"]), {**rows, **scored})
 
 
 def _view(config: SVMConfig, input: InputSpec) -> Squashed:
@@ -260,13 +227,16 @@ def _chosen_on_test(kind: str, groups: Sequence[Group]) -> str:
     return "; C is chosen on the test images" + (" if choose=test" if len(choices) > 1 else "")
 
 
-PROTOCOL = Protocol(
-    "svm",
-    SVMConfig,
-    open_devkit,
-    _measure,
-    metrics,
-    _show,
-    LayersSection("Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision", note=_chosen_on_test),
+svm = Protocol(
+    config=SVMConfig,
+    open_data=open_devkit,
+    measure=_measure,
+    metrics=metrics,
+    show=_show,
+    section=LayersSection(
+        "Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision", note=_chosen_on_test
+    ),
+    returns="``LAYER/svm_map``, and ``LAYER/low_shot/K`` for K positives, mean over draws",
+    position="layer",
     floor=random_order,
 )

@@ -1,0 +1,83 @@
+"""The Python call of a protocol: its signature and its docstring, made from the dataclass of its keys."""
+
+import inspect
+from collections import Counter
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any
+
+from crosschannel.help import default_values, documented
+from crosschannel.parsing import config_folder
+
+if TYPE_CHECKING:
+    from transfer.protocol import Protocol
+
+_POSITIONAL, _KEYWORD = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
+_ARGUMENTS = {
+    "backbone": "a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).",
+    "layers": '"all", names, or patterns such as ``conv*``.',
+    "config": "a packaged config{names}, a YAML file, or a {config}; default the command without ``--config``. Its "
+    "backbone and data are ignored.",
+    "out": "run folder; default none is kept.",
+    "quiet": "print nothing.",
+    "keys": "keys of the config, which override its values; those of a group by their last part, if unique.",
+}
+
+
+def positional_signature(protocol: "Protocol") -> Signature:
+    """The arguments that a call takes by position; ``keys`` stands for those of the config."""
+    parameters = [Parameter("backbone", _POSITIONAL), Parameter("data", _POSITIONAL)]
+    if protocol.position == "layer":
+        parameters.append(Parameter("layers", _POSITIONAL, default="all"))
+    elif protocol.position:
+        parameters.append(Parameter(protocol.position, _POSITIONAL, default=None))
+    for name, default in (("config", None), ("out", None), ("quiet", True)):
+        parameters.append(Parameter(name, _POSITIONAL, default=default))
+    return Signature([*parameters, Parameter("keys", Parameter.VAR_KEYWORD)])
+
+
+def call_signature(protocol: "Protocol") -> Signature:
+    """The signature with every key that is an identifier, for ``help()`` and completion in notebooks."""
+    signature = positional_signature(protocol)
+    *positional, _ = signature.parameters.values()
+    keys = [Parameter(name, _KEYWORD, default=value) for name, value, _ in _keys(protocol) if name.isidentifier()]
+    return Signature([*positional, *keys])
+
+
+def call_docstring(protocol: "Protocol") -> str:
+    """The docstring of a call: arguments, figures, and every key with its default."""
+    title, _, description = (inspect.getdoc(protocol.config) or "").partition("\n")
+    names = sorted(path.stem for path in (config_folder() / "transfer" / protocol.name).glob("*.yaml"))
+    named = f" ({', '.join(names)})" if names else ""
+    if protocol.annotations:
+        data = f"a value of ``--data``, or (training, test) ImageSets {protocol.annotations}."
+    else:
+        data = "a value of ``--data``, or images and labels, or (training, test) of these; see docs/api.md."
+    texts = {
+        **_ARGUMENTS,
+        "data": data,
+        protocol.position: f"the key {protocol.position!r}; default the config's.",
+        "config": _ARGUMENTS["config"].format(names=named, config=protocol.config.__name__),
+    }
+    arguments = [f"    {name}: {texts[name]}" for name in positional_signature(protocol).parameters]
+    keys = [f"    {name} (default {value!r}): {text}" for name, value, text in _keys(protocol)]
+    lines = [title, *description.splitlines(), "", "Args:", *arguments, "", "Returns:"]
+    lines += [f"    a Result with {protocol.returns or 'its figures'}.", "", "Raises:", "    UserError: bad input."]
+    lines += ["    Interrupted: by a signal; with ``out`` the run is saved, and the same call resumes it."]
+    return "\n".join([*lines, "", "Keys:", *keys, ""])
+
+
+def _keys(protocol: "Protocol") -> list[tuple[str, Any, str]]:
+    """Name, default and description of each key that is not an argument by itself; a key of a group goes by its last
+    part if no other key has it."""
+    config, arguments = protocol.config, {*positional_signature(protocol).parameters, protocol.position}
+    values = {name: value for name, value in default_values(config).items() if name not in arguments}
+    texts = documented(config) | {
+        f"{group.name}.{key}": text
+        for group in fields(config)
+        if is_dataclass(group.type)
+        for key, text in documented(group.type).items()
+    }
+    counts = Counter(name.rpartition(".")[2] for name in values)
+    short = {name: last if counts[last := name.rpartition(".")[2]] == 1 else name for name in values}
+    return [(short[name], value, texts.get(name, "")) for name, value in values.items()]
