@@ -148,6 +148,8 @@ def typed(cls: type[T], tree: Any, what: str) -> T:
     Raises:
         UserError: a key too many or too few, a value of another type or out of range; it begins with ``what``.
     """
+    if hasattr(cls, "from_dict"):
+        return cls.from_dict(tree, what)
     if not isinstance(tree, Mapping):
         raise UserError(f"{what} is damaged: it holds no keys")
     tree = getattr(cls, "of_earlier_version", dict)(tree)

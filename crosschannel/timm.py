@@ -22,6 +22,7 @@ from crosschannel.color.lab import Lightness
 from crosschannel.hub.files import LICENCE, names_us, read_weights
 from crosschannel.keys import FC_WIDTH
 from crosschannel.models import LayeredNet, NetSpec, build_net, family
+from crosschannel.models.nets import is_registered
 
 # net: (side of its crops, side of its last map, layers at which features are taken by default)
 _NETS = {
@@ -85,14 +86,15 @@ class CrosschannelNet(nn.Module):
         _require("in_chans", in_chans, in_chans in (1, 3), "3 (RGB in [0, 1]) or 1 (L - 50)")
         _require("drop_rate", drop_rate, _is_number(drop_rate) and 0 <= drop_rate < 1, "within 0 … 1")
         _require("norm", norm, isinstance(norm, bool), "True or False")
-        width_rule = FC_WIDTH.words if net_family.has_fc else f"0: {name} has no fully connected layers"
-        is_width = _is_count(fc_width) and (FC_WIDTH.holds(fc_width) if net_family.has_fc else fc_width == 0)
+        width_rule = FC_WIDTH.words if net_family.has("fc") else f"0: {name} has no fully connected layers"
+        is_width = _is_count(fc_width) and (FC_WIDTH.holds(fc_width) if net_family.has("fc") else fc_width == 0)
         _require("fc_width", fc_width, fc_width is None or is_width, width_rule)
-        geometries = ("probe", "padded") if net_family.has_geometries else ()
+        geometries = ("probe", "padded") if net_family.has("geometry") else ()
         geometry_rule = " or ".join(map(repr, geometries)) or f"left out: {name} has one geometry"
         _require("geometry", geometry, geometry is None or geometry in geometries, geometry_rule)
         fc_width = net_family.fc if fc_width is None else fc_width
-        self.net: LayeredNet = build_net(NetSpec(name, 1, norm, fc_width, geometry or "probe"))
+        options = net_family.own(norm=norm, fc=fc_width, geometry=geometry or "probe")
+        self.net: LayeredNet = build_net(NetSpec(name, **options))
         self.in_chans, self.lightness = in_chans, Lightness()
         self._fc_width, self._is_ambiguous = fc_width, name == "alexnet" and not fc_width and geometry is None
         self.num_features = self.head_hidden_size = self.net.out_channels
@@ -222,13 +224,14 @@ def _shape_of(file: str | None) -> dict[str, Any]:
     if meta.objective is not None:
         raise ValueError(f"{file} holds a colorization head: give the backbone.safetensors beside it")
     spec = meta.net
-    if spec != NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry):
+    if not is_registered(spec):
         raise ValueError(f"{file} holds a {spec.name} of another shape than those registered here: {spec}")
-    shape: dict[str, Any] = {"name": spec.name, "norm": spec.norm}
-    if family(spec.name).has_fc:
-        shape["fc_width"] = spec.fc
-    if family(spec.name).has_geometries:
-        shape["geometry"] = "probe" if spec.fc else spec.geometry
+    options = spec.options
+    shape: dict[str, Any] = {"name": spec.name, "norm": options.norm}
+    if family(spec.name).has("fc"):
+        shape["fc_width"] = options.fc
+    if family(spec.name).has("geometry"):
+        shape["geometry"] = "probe" if options.fc else options.geometry
     return shape
 
 

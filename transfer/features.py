@@ -9,10 +9,9 @@ from torch import Tensor
 
 from crosschannel.data import CentreCrop
 from crosschannel.errors import UserError, foreign
-from crosschannel.models import Backbone, InputSpec, LayeredNet
+from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.backbone import taking
 from crosschannel.models.module_net import at_rest
-from crosschannel.models.timm_net import TimmNet
 from crosschannel.runs.config import CropConfig
 from crosschannel.training.device import AUTO, device_kind
 from crosschannel.training.ranks import World
@@ -70,7 +69,6 @@ class FrozenFeatures:
     ):
         self.backbone, self.layers, self.pooling, self.device = backbone, tuple(layers), pooling, device
         self.size = size or backbone.input.size
-        self._is_ours = isinstance(backbone.net, LayeredNet | TimmNet)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -82,10 +80,10 @@ class FrozenFeatures:
         Raises:
             UserError: a layer gives numbers that are not finite, or nothing at all.
         """
-        if self._is_ours:
-            return self._pooled(images)
-        with foreign("the backbone's forward pass failed"):
-            return self._pooled(images)
+        if self.backbone.is_user_code:
+            with foreign("the backbone's forward pass failed"):
+                return self._pooled(images)
+        return self._pooled(images)
 
     def _pooled(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.backbone(images.to(self.device, non_blocking=True), self.layers)

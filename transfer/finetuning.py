@@ -21,10 +21,11 @@ from crosschannel.factories import is_factory
 from crosschannel.files import written_whole
 from crosschannel.hub.files import load_state, write_tensors
 from crosschannel.hub.sources import known_layers, parse_source
-from crosschannel.models import Backbone, InputSpec, LayeredNet, NetSpec
+from crosschannel.models import Backbone, InputSpec, NetSpec
 from crosschannel.models import initialisation as init
 from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, unweighted, with_fc, with_input
 from crosschannel.models.calibration import calibrate
+from crosschannel.models.nets import find_spec
 from crosschannel.stored import typed
 from transfer.config import FineTuneConfig
 from transfer.features import interpolation_of
@@ -178,7 +179,7 @@ def _layers_from(backbone: Backbone, name: str) -> set[str]:
     """
     layers = backbone.body
     found = layers[_start(layers, name, "random_from") :]
-    if found and not isinstance(backbone.net, LayeredNet):
+    if found and not backbone.is_sequential:
         raise UserError(f"random_from {name}: layers of a net of another library cannot be made anew")
     return {layer for layer in found if any(True for _ in backbone.net.get_submodule(layer).parameters())}
 
@@ -226,7 +227,7 @@ def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, strea
         skip = [layer for layer in net.backbone.layers if layer not in new]
         init.kmeans(inner, list(_crops(net, stream, 10)), config.seed, skip=skip)
     norms = nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm  # over which no factor passes
-    fits = isinstance(inner, LayeredNet) and not any(isinstance(module, norms) for module in inner.modules())
+    fits = net.backbone.is_sequential and not any(isinstance(module, norms) for module in inner.modules())
     if config.calibrate is True and not fits:
         raise UserError("calibrate: only nets whose layers follow one another, without norms, can be")
     if config.calibrate and fits:
@@ -267,8 +268,9 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
     backbone = net.backbone
     metadata = {"format": _FORMAT, "schema": "1", "input": json.dumps(asdict(backbone.input))}
     metadata |= {"backbone": backbone.provenance.source, "classes": json.dumps(list(classes)), "size": str(size)}
-    if isinstance(getattr(backbone.net, "spec", None), NetSpec):
-        metadata["net"] = json.dumps(backbone.net.spec.to_dict())
+    spec = find_spec(backbone.net)
+    if spec is not None:
+        metadata["net"] = json.dumps(spec.to_dict())
     with written_whole(run / WEIGHTS) as part:
         write_tensors(part, net.state_dict(), metadata)
     return run / WEIGHTS

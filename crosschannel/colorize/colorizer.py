@@ -141,6 +141,11 @@ class Colorizer(nn.Module):
         check_pictures(rgb)
         return torch.cat([ab for _, _, ab in self._strips(rgb, temperature)], 2)
 
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the net, once exported, takes pictures of any size."""
+        return getattr(self.net.net, "takes_any_size", True)
+
     def forward(self, image, temperature: float | None = None):
         """Colour an image or a batch and return the same type; for a file name, a Pillow image.
 

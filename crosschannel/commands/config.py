@@ -45,10 +45,10 @@ class ModelConfig:
     def check(self) -> None:
         from crosschannel.models import FAMILIES, family
 
-        able = [name for name, row in FAMILIES.items() if row.has_affine]
-        fits = family(self.name).has_affine or not self.affine
+        able = [name for name, row in FAMILIES.items() if row.has("affine")]
+        fits = family(self.name).has("affine") or not self.affine
         require(fits, f"model.affine is for {' and '.join(able)}", self.name)
-        has_variants = family(self.name).has_geometries or self.variant == ModelConfig.variant
+        has_variants = family(self.name).has("variant") or self.variant == ModelConfig.variant
         require(has_variants, "model.variant applies to alexnet only", self.variant)
         require(self.variant != "split-brain", "this model.variant belongs to --task split-brain", self.variant)
 

@@ -80,12 +80,10 @@ def main(config: PretrainConfig) -> Path:
 def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
     torch.manual_seed(config.seed)
     kind, model, size = task_row(config.task).load(), config.model, config.crop.size
-    input, kin = kind.input_of(config.objective, config.crop), family(model.name)
-    takes_fc = kin.has_fc and kind.uses_fc if not kin.fc else True  # pretraining leaves VGG-16's out
-    fc = model.fc if takes_fc else 0
-    spec = NetSpec(
-        model.name, in_channels=input.channels, norm=model.norm, fc=fc, affine=model.affine, variant=model.variant
-    )
+    input, row = kind.input_of(config.objective, config.crop), family(model.name)
+    fc = model.fc if row.fc or kind.uses_fc else 0  # pretraining leaves VGG-16's out
+    options = row.own(norm=model.norm, fc=fc, affine=model.affine, variant=model.variant)
+    spec = NetSpec(model.name, input.channels, **options)
     net, pretext = create(config.task, config.objective, spec, size, train.classes)
     with torch.no_grad(), foreign(f"this net cannot take crops of {size} px"):
         net.eval()(pretext.example_input(size))

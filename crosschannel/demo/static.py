@@ -12,7 +12,7 @@ from crosschannel.demo.config import DemoConfig
 from crosschannel.demo.server import PAGE, described, page_file, policy_of_page
 from crosschannel.errors import UserError
 from crosschannel.files import cache_folder, whole_folder
-from crosschannel.hub.export import colorizer_to_onnx, looks_at_any_size
+from crosschannel.hub.export import colorizer_to_onnx
 from crosschannel.hub.zoo import Entry, fetch_into
 from crosschannel.web import POLICY
 
@@ -38,7 +38,7 @@ def write_static(colorizer: Colorizer, config: DemoConfig, out: Path) -> None:
         UserError: the folder is not empty, the runtime cannot be fetched, or the net cannot be exported for pictures of
             any shape.
     """
-    if not looks_at_any_size(colorizer.net.net):
+    if not colorizer.takes_any_size:
         raise UserError("the net of this colorizer looks at squares of one size only: --static needs one for any shape")
     policy = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'") + "; worker-src 'self'"
     with whole_folder(out, "crosschannel demo", r"[\w-]+\.(html|css|js|json|onnx)|ort") as part:

@@ -5,7 +5,6 @@ does not have. The scale of an input layer becomes the scale of the net's :class
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -63,7 +62,7 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
     is_lab, scale = _fold_input(path, state, data)
     spec = _alexspec_of(path, layers, state)
     if is_lab and _never_meet(state, groups):
-        spec = replace(spec, variant="split-brain")
+        spec = spec.changed(variant="split-brain")
     kind = input or ("lab" if is_lab else KINDS.get(spec.in_channels))
     if kind not in ("grey", "lab", "rgb") or InputSpec(kind).channels != spec.in_channels or (is_lab and kind == "rgb"):
         raise UserError(f"{path}: its conv1 takes {spec.in_channels} channels, which input {kind!r} does not have")
@@ -74,9 +73,9 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
     load_named(net, state, str(path))
     _check_strides(path, layers, net)
     mean, std = tuple(value / 255 for value in CAFFE_MEAN), (1 / 255,) * 3
-    if spec.variant == "bigan":  # (x - 127.5) / 127.5
+    if spec.options.variant == "bigan":  # (x - 127.5) / 127.5
         mean, std = (0.5,) * 3, (0.5,) * 3
-    size = 224 if VARIANTS[spec.variant].pad else 227
+    size = 224 if VARIANTS[spec.options.variant].pad else 227
     input = InputSpec(kind, size, 256, mean=mean, std=std, scale=scale)
     return Imported(net.eval(), spec, input, "caffe", left_out)
 

@@ -14,7 +14,7 @@ from crosschannel.hub.caffe_nets import from_caffe
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
 from crosschannel.hub.imported import KINDS, Imported, load_named
 from crosschannel.hub.state_dicts import choose_net, has_net, read_state
-from crosschannel.models import build_net
+from crosschannel.models import build_net, family
 from crosschannel.pretext import create
 from crosschannel.pretext.config import ColorizationConfig
 
@@ -138,4 +138,5 @@ def _describe(source: str, format: Format, ours: dict[str, Tensor], channels: in
             f"{source}: its first convolution takes {channels} channels, which input {kind!r} does not have"
         )
     fc = len(ours["fc6.conv.weight"]) if "fc6.conv.weight" in ours else 0
-    return replace(format.net, in_channels=channels, fc=fc), replace(format.input, kind=kind)
+    options = family(format.net.name).own(fc=fc)
+    return format.net.changed(channels, **options), replace(format.input, kind=kind)

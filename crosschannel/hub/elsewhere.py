@@ -25,7 +25,6 @@ from crosschannel.hub.sources import Source, names_a_file
 from crosschannel.hub.state_dicts import Checkpoint, read_checkpoint
 from crosschannel.models import Backbone, InputSpec, wrap
 from crosschannel.models.backbone import Provenance
-from crosschannel.models.module_net import ModuleNet
 from crosschannel.models.timm_net import TimmNet, check_timm_name
 
 
@@ -246,5 +245,4 @@ def load_factory(source: Source, _data: object) -> Loaded:
 
 def _module_of(made: nn.Module) -> nn.Module:
     """The user's own module in what a factory returns."""
-    made = made.net if isinstance(made, Backbone) else made
-    return made.model if isinstance(made, ModuleNet) else made
+    return made.user_module if isinstance(made, Backbone) else made

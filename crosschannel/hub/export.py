@@ -4,7 +4,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,8 @@ from crosschannel.hub.formats import FORMATS
 from crosschannel.hub.timm_config import write_config
 from crosschannel.models import FAMILIES, Backbone, NetSpec, family, spec_of
 from crosschannel.models.adapt import absorbed, trainable_copy, without_input_scale
-from crosschannel.models.module_net import ModuleNet
+from crosschannel.models.nets import find_spec, is_registered
 from crosschannel.models.regions import plan_regions
-from crosschannel.models.timm_net import TimmNet
 
 
 @dataclass
@@ -82,8 +81,8 @@ def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole)
     spec = spec_of(net)
     name = _torchvision_format(spec)
     if not name:
-        more = [spec.variant] if family(spec.name).has_geometries else []
-        more += ["with BatchNorm"] if spec.norm else []
+        more = [spec.options.variant] if family(spec.name).has("variant") else []
+        more += ["with BatchNorm"] if spec.options.norm else []
         shape = f"this one is {spec.name}" + (f" ({', '.join(more)})" if more else "")
         raise UserError(
             f"torchvision has no net of this shape: VGG-16 and AlexNets of 64-192-384-256-256 without groups and "
@@ -130,7 +129,8 @@ def _torchvision_format(spec: NetSpec) -> str:
         name
         for name, format in FORMATS.items()
         if name.startswith("torchvision-")
-        and (format.net.name, format.net.variant, format.net.norm) == (spec.name, spec.variant, spec.norm)
+        and format.net.name == spec.name
+        and (format.net.options.variant, format.net.options.norm) == (spec.options.variant, spec.options.norm)
     )
     return next(fitting, "")
 
@@ -140,10 +140,10 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
     ``crosschannel.timm``."""
     backbone = without_input_scale(backbone)
     net = backbone.net
-    if isinstance(net, TimmNet):
+    if backbone.timm_name:
         _save_state(net.model.state_dict(), out, write)
-        size = f", img_size={backbone.input.size}" if net.kind == "block" else ""
-        model = f'model = timm.create_model("{net.name}", in_chans={net.in_channels}, num_classes=0{size})'
+        size = "" if backbone.takes_any_size else f", img_size={backbone.input.size}"
+        model = f'model = timm.create_model("{backbone.timm_name}", in_chans={net.in_channels}, num_classes=0{size})'
         usage = [*_imports(out, "timm", "torch"), model, f"model.load_state_dict({_reading(out)})"]
         arguments = {"in_chans": net.in_channels} | ({"img_size": backbone.input.size} if size else {})
         copied_keys = {"classifier", "first_conv", "license", "fixed_input_size"}
@@ -151,21 +151,20 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
         overrides["input_size"] = [net.in_channels, backbone.input.size, backbone.input.size]
         if backbone.input.kind != "rgb":  # timm's transforms only make RGB
             overrides |= {"mean": [0.0] * net.in_channels, "std": [1.0] * net.in_channels}
-        notes = write_config(out, backbone, net.name.partition(".")[0], arguments, overrides, write)
+        notes = write_config(out, backbone, backbone.timm_name.partition(".")[0], arguments, overrides, write)
         return Exported([*usage, *_seen(backbone), "features = model.eval()(x)"], notes)
     spec = spec_of(net)
-    plain = NetSpec(spec.name, 1, spec.norm, spec.fc, spec.geometry)
-    if spec != plain or spec.name not in FAMILIES:
+    if not is_registered(spec):
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
     _save_state(net.state_dict(), out, write)
-    kin = family(spec.name)
-    said = kin.has_geometries and (spec.geometry != "probe" or not spec.fc)  # a trunk may be of either
-    arguments: dict[str, object] = {"geometry": spec.geometry} if said else {}
-    arguments |= {} if spec.norm else {"norm": False}
-    arguments |= {"fc_width": spec.fc} if spec.fc != kin.fc else {}
+    row, options = family(spec.name), spec.options
+    has_to_be_named = row.has("geometry") and (options.geometry != "probe" or not options.fc)  # a trunk may be either
+    arguments: dict[str, object] = {"geometry": options.geometry} if has_to_be_named else {}
+    arguments |= {} if options.norm else {"norm": False}
+    arguments |= {"fc_width": options.fc} if options.fc != row.fc else {}
     extra = "".join(f", {key}={json.dumps(value) if key == 'geometry' else value}" for key, value in arguments.items())
     file, architecture = json.dumps(out.name), f"crosschannel_{spec.name}"
-    overrides = {"mean": [0.0] * 3, "std": [1.0] * 3, "classifier": "fc", "first_conv": f"net.{kin.first}"}
+    overrides = {"mean": [0.0] * 3, "std": [1.0] * 3, "classifier": "fc", "first_conv": f"net.{row.first}"}
     notes = write_config(out, backbone, architecture, arguments, overrides, write)
     made = f'timm.create_model("{architecture}", num_classes=0, checkpoint_path={file}{extra})'
     rgb = f"rgb = torch.rand({_shape(3, backbone)})  # pictures in [0, 1]"
@@ -207,11 +206,6 @@ def _with_floor_pools(module: nn.Module) -> nn.Module:
     return module
 
 
-def looks_at_any_size(net: nn.Module) -> bool:
-    """Whether a net, once exported, takes inputs of any size; position embeddings are of one."""
-    return not (isinstance(net, TimmNet) and net.kind == "block")
-
-
 def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers: Sequence[str] = ()) -> Exported:
     """ONNX: RGB in [0, 1], (N, 3, H, W) of any N, H, W → the maps by layer, checked with onnxruntime.
 
@@ -219,9 +213,9 @@ def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers
         UserError: onnx is not installed, or the exported net does not give the same numbers.
     """
     layers = tuple(layers) or backbone.default_layers
-    if isinstance(backbone.net, ModuleNet):
+    if backbone.is_hooked:
         raise UserError("a net that is read by hooks cannot become ONNX; export it with its own library")
-    any_size = looks_at_any_size(backbone.net)
+    any_size = backbone.takes_any_size
     names = [layer.replace(".", "_") for layer in layers]
     rgb = torch.rand(2, 3, backbone.input.size, backbone.input.size, generator=torch.Generator().manual_seed(0))
     _write_onnx(_Maps(backbone, layers), "rgb", rgb, names, any_size, out, write)
@@ -269,7 +263,7 @@ def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_w
     lightness = 100 * torch.rand(2, 1, colorizer.size, colorizer.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         names = ["distribution", "ab"][-len(decoded(lightness)) :]
-    _write_onnx(decoded, "lightness", lightness, names, looks_at_any_size(colorizer.net.net), out, write)
+    _write_onnx(decoded, "lightness", lightness, names, colorizer.takes_any_size, out, write)
     how = "" if task.temperature is None else f", ab at the temperature {task.temperature:g}"
     shape = f"1, 1, {colorizer.size}, {colorizer.size}"
     usage = [*_running(out), f'lightness = 100 * np.random.rand({shape}).astype("float32")  # L of CIE Lab']
@@ -370,15 +364,14 @@ def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) 
 def _of_the_shape(backbone: Backbone) -> str:
     """A source that anybody has, of a backbone's shape."""
     net, input = backbone.net, backbone.input
-    if isinstance(net, TimmNet):
-        return f"timm:{net.name},weights=none,size={input.size}"
-    spec = getattr(net, "spec", None)
-    if spec is None or spec.name not in FAMILIES or spec.fc7:
+    if backbone.timm_name:
+        return f"timm:{backbone.timm_name},weights=none,size={input.size}"
+    spec = find_spec(net)
+    if spec is None or spec.name not in FAMILIES or spec.options.fc7:
         return backbone.provenance.source
-    options = [f"input={input.kind}", f"norm={str(spec.norm).lower()}", f"size={input.size}", f"resize={input.resize}"]
-    kin = family(spec.name)
-    options += [f"fc={spec.fc}"] if kin.has_fc else []
-    options += [f"geometry={spec.geometry}", f"variant={spec.variant}"] if kin.has_geometries else []
+    norm, own = str(spec.options.norm).lower(), asdict(spec.options)
+    options = [f"input={input.kind}", f"norm={norm}", f"size={input.size}", f"resize={input.resize}"]
+    options += [f"{key}={own[key]}" for key in ("fc", "geometry", "variant") if key in own]
     return f"random:{spec.name},{','.join(options)}"
 
 

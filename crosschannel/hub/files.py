@@ -24,8 +24,7 @@ from crosschannel.files import Writer, written_whole
 from crosschannel.keys import above, at_least
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.input_spec import InputSpec
-from crosschannel.models.nets import FAMILIES, build_net, family
-from crosschannel.models.spec import NetSpec
+from crosschannel.models.nets import FAMILIES, NetSpec, build_net, family
 from crosschannel.pretext import TASKS
 from crosschannel.pretext.task import Pretext
 from crosschannel.stored import parse_json, typed
@@ -90,7 +89,8 @@ def save_pretext(
 
 
 def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Writer) -> None:
-    described = {k: value for k, value in asdict(meta).items() if meta.objective is not None or k not in _OF_A_HEAD}
+    values = asdict(meta) | {"net": meta.net.to_dict()}
+    described = {k: value for k, value in values.items() if meta.objective is not None or k not in _OF_A_HEAD}
     texts = {key: value if key == "format" else json.dumps(value) for key, value in described.items()}
     with write(path) as part:
         write_tensors(part, state, texts)
@@ -146,13 +146,13 @@ def read_metadata(path: Path) -> Metadata:
     if "details" not in tree["provenance"]:
         raise UserError(f"{what} is damaged: its provenance has no details")
     if (meta.format == "crosschannel.backbone") != (meta.objective is None):
-        raise UserError(
-            f"{what} is damaged: a {meta.format} {'has no' if meta.objective is not None else 'needs an'} objective"
-        )
+        fault = "needs an objective" if meta.objective is None else "has no objective"
+        raise UserError(f"{what} is damaged: a {meta.format} {fault}")
     if meta.objective is not None and meta.task in TASKS:  # code of others is imported by load_pretext alone
         meta = replace(meta, objective=typed(TASKS[meta.task].keys, meta.objective, f"{what}: objective"))
-    if meta.schema == 1 and not family(meta.net.name).fc:
-        meta = replace(meta, net=replace(meta.net, fc=0))
+    row = family(meta.net.name)
+    if meta.schema == 1 and not row.fc:
+        meta = replace(meta, net=meta.net.changed(**row.own(fc=0)))
     return meta
 
 

@@ -72,7 +72,7 @@ def _eccv16() -> dict[str, str]:
 _FC = ("fc6", "fc7")
 FORMATS: dict[str, Format] = {
     "torchvision-alexnet": Format(
-        NetSpec("alexnet", 3, False, geometry="probe", variant="torchvision"),
+        NetSpec("alexnet", 3, norm=False, geometry="probe", variant="torchvision"),
         IMAGENET,
         _alexnet((0, 3, 6, 8, 10)),
         "torchvision",
@@ -80,7 +80,7 @@ FORMATS: dict[str, Format] = {
         ("classifier",),
     ),
     "deepcluster-alexnet": Format(
-        NetSpec("alexnet", 3, True, geometry="probe", variant="deepcluster"),
+        NetSpec("alexnet", 3, geometry="probe", variant="deepcluster"),
         IMAGENET,
         _alexnet((0, 4, 8, 11, 14), (1, 5, 9, 12, 15)),
         "Caron et al. 2018",
@@ -88,7 +88,7 @@ FORMATS: dict[str, Format] = {
         ("classifier", "sobel", "top_layer"),
     ),
     "rotnet-alexnet": Format(
-        NetSpec("alexnet", 3, True, geometry="probe", variant="rotnet"),
+        NetSpec("alexnet", 3, geometry="probe", variant="rotnet"),
         IMAGENET,
         _rotnet(),
         "Gidaris et al. 2018",
@@ -96,10 +96,10 @@ FORMATS: dict[str, Format] = {
         ("_feature_blocks.9",),
     ),
     "torchvision-vgg16": Format(
-        NetSpec("vgg16", 3, False), IMAGENET, _vgg(_VGG_PLAIN, False), "torchvision", _FC, ("classifier",)
+        NetSpec("vgg16", 3, norm=False), IMAGENET, _vgg(_VGG_PLAIN, False), "torchvision", _FC, ("classifier",)
     ),
     "torchvision-vgg16_bn": Format(
-        NetSpec("vgg16", 3, True, affine=True),
+        NetSpec("vgg16", 3, affine=True),
         IMAGENET,
         _vgg(_VGG_BN, True),
         "torchvision; Caron et al. 2018",
@@ -107,7 +107,7 @@ FORMATS: dict[str, Format] = {
         ("classifier", "sobel", "top_layer"),
     ),
     "eccv16": Format(
-        NetSpec("colornet", 1, True, affine=True),
+        NetSpec("colornet", 1, affine=True),
         InputSpec("grey", 256, 256),
         _eccv16(),
         "Zhang et al. 2016, the PyTorch release",

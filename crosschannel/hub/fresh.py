@@ -38,22 +38,24 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, 
     elif source.kind == "gaussian" and source.name not in FAMILIES:
         raise UserError(f"{source.text!r}: gaussian is for {', '.join(FAMILIES)} and files of theirs")
     else:
-        spec = NetSpec(source.name, norm=norm, fc=family(source.name).fc, geometry="probe")
-        input = InputSpec("grey", family(source.name).size)
+        row = family(source.name)
+        spec = NetSpec(source.name, **row.own(norm=norm, fc=row.fc, geometry="probe"))
+        input = InputSpec("grey", row.size)
     if source.kind == "gaussian" and spec.name not in FAMILIES:
         raise UserError(f"{source.text!r}: gaussian is for {', '.join(FAMILIES)} and files of theirs")
     if "input" in source.options:
         input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
-    if "fc" in source.options and not family(spec.name).has_fc:
+    if "fc" in source.options and not family(spec.name).has("fc"):
         raise UserError(f"{source.text!r}: {spec.name} has no fully connected layers")
-    spec = replace(
-        spec,
-        in_channels=input.channels,
-        norm=source.kind != "gaussian" and source.choice("norm", ("true", "false"), str(spec.norm).lower()) == "true",
-        fc=source.integer("fc", spec.fc),
-        fc7=0 if "fc" in source.options else spec.fc7,
-        variant=source.options.get("variant", spec.variant),
-    )
+    options = spec.options
+    has_norm = source.choice("norm", ("true", "false"), str(options.norm).lower()) == "true"
+    changes = {
+        "norm": source.kind != "gaussian" and has_norm,
+        "fc": source.integer("fc", options.fc),
+        "fc7": 0 if "fc" in source.options else options.fc7,
+        "variant": source.options.get("variant", options.variant),
+    }
+    spec = spec.changed(input.channels, **family(spec.name).own(**changes))
     spec, input = for_transfer(source, spec, input)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

@@ -124,8 +124,8 @@ def _load_imported(path: Path, source: Source) -> Loaded:
     found = import_weights(path, input=kind, key=source.options.get("key", ""))
     spec, input = for_transfer(source, found.spec, found.input)
     net = found.backbone()
-    if family(spec.name).has_geometries:
-        net.set_geometry(spec.geometry)
+    if family(spec.name).has("geometry"):
+        net.set_geometry(spec.options.geometry)
     details = {"format": found.format, "file": path.name, "preprocessing": f"the format {found.format}"}
     details |= {"checkpoint": found.note} if found.note else {}
     details |= {"licence": source.licence} if source.licence else {}
@@ -138,11 +138,14 @@ def for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSp
     Else an AlexNet with fc6 is the net of the transfer protocols, at 227 px whatever it was pretrained on; a trunk
     stays as it was trained.
     """
-    geometry = source.choice("geometry", ("probe", "padded"), "probe" if spec.fc else spec.geometry)
-    kin = family(spec.name)
-    if kin.has_geometries and spec.fc and spec.geometry == "padded" and geometry == "probe":
-        input = replace(input, size=kin.size, resize=256)
-    return replace(spec, geometry=geometry), resized(source, input)
+    options = spec.options
+    geometry = source.choice("geometry", ("probe", "padded"), "probe" if options.fc else options.geometry)
+    row = family(spec.name)
+    if row.has("geometry"):
+        spec = spec.changed(geometry=geometry)
+        if options.fc and options.geometry == "padded" and geometry == "probe":
+            input = replace(input, size=row.size, resize=256)
+    return spec, resized(source, input)
 
 
 def resized(source: Source, input: InputSpec) -> InputSpec:

@@ -10,7 +10,7 @@ zoo:eccv16              hf-hub:owner/name
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -188,9 +188,10 @@ def known_layers(source: Source) -> tuple[str, ...]:
 
     if KINDS[source.kind].is_fresh and source.name in FAMILIES:
         channels = CHANNELS.get(source.options.get("input", "grey"), 1)
-        spec = NetSpec(source.name, channels, fc=source.integer("fc", FAMILIES[source.name].fc))
+        row = FAMILIES[source.name]
+        options = {"fc": source.integer("fc", row.fc), "variant": source.options.get("variant", row.options.variant)}
         with torch.device("meta"):
-            return tuple(build_net(replace(spec, variant=source.options.get("variant", spec.variant))).layers)
+            return tuple(build_net(NetSpec(source.name, channels, **row.own(**options))).layers)
     named = inner_source(source)
     path = user_path(named.name) if named.kind == "path" else Path()
     path = path / "backbone.safetensors" if path.is_dir() else path

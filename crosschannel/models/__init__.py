@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from crosschannel.models.layers import absorb_batchnorm as absorb_batchnorm
     from crosschannel.models.layers import widen_to_lab as widen_to_lab
     from crosschannel.models.nets import FAMILIES as FAMILIES
+    from crosschannel.models.nets import NetSpec as NetSpec
     from crosschannel.models.nets import build_net as build_net
     from crosschannel.models.nets import family as family
     from crosschannel.models.nets import spec_of as spec_of
-    from crosschannel.models.spec import NetSpec as NetSpec
     from crosschannel.models.vgg import VGG16 as VGG16
 
 __getattr__, __dir__, __all__ = lazy_names(
@@ -28,8 +28,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "crosschannel.models.colornet": "ColorNet",
         "crosschannel.models.input_spec": "InputSpec",
         "crosschannel.models.layers": "LayeredNet absorb_batchnorm widen_to_lab",
-        "crosschannel.models.nets": "FAMILIES build_net family spec_of",
-        "crosschannel.models.spec": "NetSpec",
+        "crosschannel.models.nets": "FAMILIES NetSpec build_net family spec_of",
         "crosschannel.models.vgg": "VGG16",
     },
 )

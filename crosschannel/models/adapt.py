@@ -9,8 +9,7 @@ from crosschannel.errors import UserError
 from crosschannel.models.backbone import Backbone, Provenance
 from crosschannel.models.input_spec import InputSpec
 from crosschannel.models.layers import LayeredNet, absorb_batchnorm, can_absorb, widen_to_lab
-from crosschannel.models.nets import build_net, family
-from crosschannel.models.spec import NetSpec
+from crosschannel.models.nets import NetSpec, build_net, family, find_spec
 
 
 def trainable_copy(backbone: Backbone) -> Backbone:
@@ -27,7 +26,7 @@ def with_input(backbone: Backbone, kind: str) -> Backbone:
     own = backbone.input.kind
     if kind == own:
         return backbone
-    if kind != "lab" or own != "grey" or not isinstance(backbone.net, LayeredNet):
+    if kind != "lab" or own != "grey" or not backbone.is_sequential:
         raise UserError(f"input {kind}: this backbone takes {own}; only a grey net of ours becomes one of Lab")
     widen_to_lab(backbone.net)
     backbone.input = replace(backbone.input, kind="lab")
@@ -36,7 +35,7 @@ def with_input(backbone: Backbone, kind: str) -> Backbone:
 
 def absorbed(backbone: Backbone) -> Backbone:
     """The same backbone, in place, with BatchNorm folded into the convolutions before it, where that is exact."""
-    if isinstance(backbone.net, LayeredNet) and can_absorb(backbone.net):
+    if backbone.is_sequential and can_absorb(backbone.net):
         absorb_batchnorm(backbone.net)
     return backbone
 
@@ -65,13 +64,13 @@ def without_input_scale(backbone: Backbone) -> Backbone:
 
 def lacks_fc(backbone: Backbone) -> bool:
     """Whether it is the trunk of a net that has fc6 and fc7 in transfer."""
-    spec = getattr(backbone.net, "spec", None)
-    return isinstance(backbone.net, LayeredNet) and bool(family(spec.name).fc) and not spec.fc
+    spec = find_spec(backbone.net)
+    return spec is not None and bool(family(spec.name).fc) and not spec.options.fc
 
 
 def with_fc(backbone: Backbone, width: int) -> Backbone:
     """A trunk with fresh fc6 and fc7, in the geometry and at the input size of the transfer protocols."""
-    spec = replace(backbone.net.spec, fc=width, geometry="probe")
+    spec = backbone.net.spec.changed(fc=width, geometry="probe")
     net = build_net(spec)
     net.load_state_dict({**net.state_dict(), **backbone.net.state_dict()})
     input = replace(backbone.input, size=family(spec.name).size, resize=256)

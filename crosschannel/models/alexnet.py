@@ -4,14 +4,14 @@
 centred on pixel 4i, pool1's on 8i, pool2's on 16i); "probe" is the net of the transfer protocols at a 227 crop.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
 from torch import nn
 
 from crosschannel.errors import UserError
 from crosschannel.models.layers import LRN, Conv, LayeredNet, Pool, Row
-from crosschannel.models.spec import Geometry, NetSpec
+from crosschannel.models.nets import Geometry, NetSpec
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,15 @@ class AlexNet(LayeredNet):
 
     @classmethod
     def from_spec(cls, spec: NetSpec, _image_size: int | None = None) -> "AlexNet":
-        if spec.variant not in VARIANTS:
-            raise UserError(f"no AlexNet variant {spec.variant!r}: there are {', '.join(VARIANTS)}")
-        return cls(spec.in_channels, spec.geometry, spec.norm, spec.fc, spec.variant, spec.fc7)
+        options = spec.options
+        if options.variant not in VARIANTS:
+            raise UserError(f"no AlexNet variant {options.variant!r}: there are {', '.join(VARIANTS)}")
+        return cls(spec.in_channels, **asdict(options))
 
     @property
     def spec(self) -> NetSpec:
-        described = NetSpec("alexnet", self.in_channels, self.has_norm, self.fc, self.geometry)
-        return replace(described, variant=self.variant_name, fc7=self.fc7_width)
+        options = {"norm": self.has_norm, "fc": self.fc, "geometry": self.geometry}
+        return NetSpec("alexnet", self.in_channels, **options, variant=self.variant_name, fc7=self.fc7_width)
 
     def set_geometry(self, geometry: Geometry) -> "AlexNet":
         """Switch the geometry in place; the weights stay."""

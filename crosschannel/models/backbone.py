@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crosschannel.errors import UserError, describe, foreign
 from crosschannel.models.input_spec import InputSpec, check_input
-from crosschannel.models.layers import LayeredNet, dense
+from crosschannel.models.layers import dense
 from crosschannel.models.module_net import ModuleNet, at_rest, unwrap
 from crosschannel.models.pictures import check_pictures, is_traced
 from crosschannel.models.positions import ResizePositions
@@ -117,7 +117,7 @@ class Backbone(nn.Module):
 
     def no_layer(self, name: str) -> UserError:
         """The error that there is no layer of a name: it lists those there are."""
-        nested = self.net.deeper("*.*") or self.net.deeper("*.*.*") if isinstance(self.net, ModuleNet) else []
+        nested = self._deeper("*.*") or self._deeper("*.*.*")
         hint = f", and deeper ones by their dotted names, such as {nested[0]}" if nested else ""
         return UserError(f"no layer {name!r}; this backbone has {', '.join(self.layers)}{hint}")
 
@@ -132,11 +132,14 @@ class Backbone(nn.Module):
         if self.has_layer(pattern):
             return [pattern]
         found = [layer for layer in self.layers if fnmatchcase(layer, pattern)]
-        if not found and isinstance(self.net, ModuleNet):
-            found = self.net.deeper(pattern)
+        found = found or self._deeper(pattern)
         if not found:
             raise self.no_layer(pattern)
         return found
+
+    def _deeper(self, pattern: str) -> list[str]:
+        """Layers that match a pattern and are not listed."""
+        return self.net.deeper(pattern) if hasattr(self.net, "deeper") else []
 
     def find_layer(self, pattern: str) -> str:
         """Return the single layer that matches a name or a pattern.
@@ -227,6 +230,36 @@ class Backbone(nn.Module):
         wrapped modules always are."""
         if hasattr(self.net, "take_any_size"):
             self.net.take_any_size()
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the net is a sequence of named layers that states their shapes and origins, as those of ours."""
+        return getattr(self.net, "is_sequential", False)
+
+    @property
+    def is_user_code(self) -> bool:
+        """Whether the net's forward pass is the user's, so that its errors are too."""
+        return getattr(self.net, "is_user_code", True)
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether the net is read by hooks, which cannot be exported."""
+        return getattr(self.net, "is_hooked", False)
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the net, once exported, takes images of any size."""
+        return getattr(self.net, "takes_any_size", True)
+
+    @property
+    def timm_name(self) -> str:
+        """timm's name of the net; empty for other nets."""
+        return getattr(self.net, "timm_name", "")
+
+    @property
+    def user_module(self) -> nn.Module:
+        """The module inside a wrapper of ours; else the net itself."""
+        return getattr(self.net, "user_module", self.net)
 
     @property
     def patch(self) -> tuple[int, int]:
@@ -349,7 +382,7 @@ class Backbone(nn.Module):
         floor((size + a) / stride) points, whose first one is centred on (stride - a - 1) / 2; those of nets that take
         whole patches tile the image.
         """
-        if isinstance(self.net, LayeredNet):
+        if self.is_sequential:
             return self.net.origins[layer]
         stride = self.stride(layer)
         points = -(-self.input.size // stride)
@@ -368,7 +401,7 @@ class Backbone(nn.Module):
 
         A map of one position whatever the input (a global mean) counts as growing by one in 128 pixels.
         """
-        if isinstance(self.net, LayeredNet):
+        if self.is_sequential:
             return self.net.shapes  # they change with the geometry
         if self._shapes is None:
             self._shapes = self._grown(self.layers)

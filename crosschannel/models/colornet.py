@@ -3,8 +3,10 @@
 The decoder (conv8) and the classifier are its pretext head: see :mod:`crosschannel.pretext.nets`.
 """
 
+from dataclasses import asdict
+
 from crosschannel.models.layers import Conv, LayeredNet
-from crosschannel.models.spec import NetSpec
+from crosschannel.models.nets import NetSpec
 
 # block: (width, convolutions, stride of the last, dilation)
 _BLOCKS = {
@@ -50,8 +52,8 @@ class ColorNet(LayeredNet):
 
     @classmethod
     def from_spec(cls, spec: NetSpec, _image_size: int | None = None) -> "ColorNet":
-        return cls(spec.in_channels, spec.norm, spec.affine)
+        return cls(spec.in_channels, **asdict(spec.options))
 
     @property
     def spec(self) -> NetSpec:
-        return NetSpec("colornet", self.in_channels, self.has_norm, affine=self.is_affine)
+        return NetSpec("colornet", self.in_channels, norm=self.has_norm, affine=self.is_affine)

@@ -10,7 +10,7 @@ from crosschannel.factories import make
 from crosschannel.models.backbone import Backbone
 from crosschannel.models.input_spec import CHANNELS, InputSpec
 from crosschannel.models.module_net import ModuleNet, at_rest
-from crosschannel.models.spec import NetSpec
+from crosschannel.models.nets import NetSpec
 
 
 class FactoryNet(ModuleNet):
@@ -37,9 +37,9 @@ class FactoryNet(ModuleNet):
 
     def __init__(self, name: str, in_channels: int = 3, image_size: int | None = None):
         made = make(name, in_channels)
-        made = made.net if isinstance(made, Backbone) else made
-        resize_positions = getattr(made, "resize_positions", None) if isinstance(made, ModuleNet) else None
-        made = made.model if isinstance(made, ModuleNet) else made
+        resize_positions = None
+        if isinstance(made, Backbone):
+            made, resize_positions = made.user_module, getattr(made.net, "resize_positions", None)
         if not isinstance(made, nn.Module):
             raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module or a Backbone")
         _widen(made.requires_grad_(True), in_channels, name)

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,9 @@ class LayeredNet(nn.Module):
     Shape:
         input (N, in_channels, H, W); every layer is (N, C, h, w).
     """
+
+    is_sequential: ClassVar[bool] = True
+    is_user_code: ClassVar[bool] = False
 
     __jit_unused_properties__ = ("shapes", "origins", "in_channels", "has_norm", "is_affine", "spec")
 

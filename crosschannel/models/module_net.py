@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +85,15 @@ class ModuleNet(nn.Module):
         resize_positions: see :func:`crosschannel.wrap`.
 
     Attributes:
+        model: the module.
         left_out: listed layers without features → reason; filled in by :meth:`settle`.
 
     Vectors (N, C) become a map of one position. Tokens (N, L, C) or (L, N, C) become a map of the patches;
     ``NAME_class`` is the class token. Maps (N, h, w, C) are permuted. One forward pass shows the layout of every
     output, see :func:`crosschannel.models.tokens.survey_outputs`. A request for any other output raises an error.
     """
+
+    is_hooked: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -152,6 +156,11 @@ class ModuleNet(nn.Module):
         with at_rest(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
             self._survey = survey_outputs(self.model, x.detach())
         return self._survey.layouts
+
+    @property
+    def user_module(self) -> nn.Module:
+        """The user's module."""
+        return self.model
 
     @property
     def patch(self) -> tuple[int, int]:

@@ -1,51 +1,119 @@
-"""Backbone families: one row each, with the facts needed before a net is built. Does not import torch, so that commands
-check names quickly.
+"""Backbone families, one row each, and the description of a net. Does not import torch, so that commands check names
+quickly.
 
-A net that is there states its own facts: ``spec`` (its description, which stays true when BatchNorm is absorbed or the
-input is widened), ``layers``, ``shapes``, and ``last_stride`` and ``last_origin`` (the grid of its last map).
+A net states its own facts as attributes, which :class:`~crosschannel.models.backbone.Backbone` reads: ``spec`` (its
+description, also after BatchNorm is absorbed or the input is widened), ``layers``, ``shapes``, ``last_stride`` and
+``last_origin`` (the grid of its last map).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
-from crosschannel.models.spec import NetSpec
+from crosschannel.keys import FC_WIDTH, within
+from crosschannel.stored import typed
 
 if TYPE_CHECKING:
     from torch import nn
 
+Geometry = Literal["padded", "probe"]
+
+
+@dataclass(frozen=True)
+class NetOptions:
+    """Options of a family of nets: the fields of a subclass. Families without an option have the value below."""
+
+    norm: ClassVar[bool] = True
+    fc: ClassVar[int] = 0
+    geometry: ClassVar[Geometry] = "padded"
+    variant: ClassVar[str] = "crosschannel"
+    affine: ClassVar[bool] = False
+    fc7: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class AlexNetOptions(NetOptions):
+    """Options of AlexNet.
+
+    Attributes:
+        norm: BatchNorm as in pretraining; False once it is absorbed.
+        fc: width of fc6 and fc7, 0 for none.
+        geometry: "padded" or "probe".
+        variant: a name in :data:`crosschannel.models.alexnet.VARIANTS`.
+        fc7: width of fc7 if it differs from that of fc6, else 0.
+    """
+
+    norm: bool = True
+    fc: Annotated[int, FC_WIDTH] = 0
+    geometry: Geometry = "padded"
+    variant: str = "crosschannel"
+    fc7: Annotated[int, FC_WIDTH] = 0
+
+
+@dataclass(frozen=True)
+class ColorNetOptions(NetOptions):
+    """Options of ColorNet.
+
+    Attributes:
+        norm: BatchNorm as in pretraining; False once it is absorbed.
+        affine: whether BatchNorm has a scale and a shift.
+    """
+
+    norm: bool = True
+    affine: bool = False
+
+
+@dataclass(frozen=True)
+class VGG16Options(NetOptions):
+    """Options of VGG-16.
+
+    Attributes:
+        norm: BatchNorm as in pretraining; False once it is absorbed.
+        fc: width of fc6 and fc7, 0 for none.
+        affine: whether BatchNorm has a scale and a shift.
+    """
+
+    norm: bool = True
+    fc: Annotated[int, FC_WIDTH] = 0
+    affine: bool = False
+
 
 @dataclass(frozen=True)
 class Family:
-    """What nets of a name have in common.
+    """The nets of a name.
 
     Attributes:
         import_path: module:class below this package.
-        size: side of the crops that transfer protocols give it, in pixels.
-        first: name of its first convolution; empty where it depends on the net.
-        fc: width of fc6 and fc7 where none is asked for.
-        has_fc: whether it can have them at all.
-        has_affine: whether its BatchNorm has a scale and a shift where ``affine`` says so.
-        has_geometries: whether pretraining and transfer pad it differently (``set_geometry``).
+        options: dataclass of the options of its nets.
+        size: side of the crops in transfer protocols, in pixels.
+        first: name of the first convolution; empty if it depends on the net.
+        fc: default width of fc6 and fc7.
         has_decoder: whether its pretext head is ColorNet's decoder, rather than a 1×1 convolution on the last map.
     """
 
     import_path: str
+    options: type[NetOptions] = NetOptions
     size: int = 224
     first: str = ""
     fc: int = 0
-    has_fc: bool = False
-    has_affine: bool = False
-    has_geometries: bool = False
     has_decoder: bool = False
+
+    def has(self, option: str) -> bool:
+        """Whether its nets have an option."""
+        return option in {entry.name for entry in fields(self.options)}
+
+    def own(self, **options: Any) -> dict[str, Any]:
+        """Those of some options that its nets have."""
+        return {name: value for name, value in options.items() if self.has(name)}
 
 
 FAMILIES: dict[str, Family] = {
-    "alexnet": Family("alexnet:AlexNet", 227, "conv1.conv", fc=4096, has_fc=True, has_geometries=True),
-    "colornet": Family("colornet:ColorNet", first="conv1_1.conv", has_affine=True, has_decoder=True),
-    "vgg16": Family("vgg:VGG16", first="conv1_1.conv", has_fc=True, has_affine=True),
+    "alexnet": Family("alexnet:AlexNet", AlexNetOptions, 227, "conv1.conv", fc=4096),
+    "colornet": Family("colornet:ColorNet", ColorNetOptions, first="conv1_1.conv", has_decoder=True),
+    "vgg16": Family("vgg:VGG16", VGG16Options, first="conv1_1.conv"),
 }
 _TIMM = Family("timm_net:TimmNet")
 _FACTORY = Family("factory:FactoryNet")
@@ -66,6 +134,70 @@ def family(name: str) -> Family:
     return FAMILIES[name]
 
 
+@dataclass(frozen=True, init=False)
+class NetSpec:
+    """Description of a net: enough to build it without its weights. Files store it, and a net has its own.
+
+    Args:
+        name: a family, timm:NAME or package.module:factory.
+        in_channels: 1 (grey) or 3 (Lab, RGB).
+        options: those of the family.
+
+    Raises:
+        UserError: no net can have that name.
+    """
+
+    name: str
+    in_channels: int
+    options: NetOptions
+
+    def __init__(self, name: str = "alexnet", in_channels: int = 1, **options: Any):
+        values = {"name": name, "in_channels": in_channels, "options": family(name).options(**options)}
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    def changed(self, in_channels: int | None = None, **options: Any) -> "NetSpec":
+        """A copy with other channels or options."""
+        channels = self.in_channels if in_channels is None else in_channels
+        return NetSpec(self.name, channels, **(asdict(self.options) | options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The description as files store it: flat, with the options that earlier versions expect."""
+        stored = {name: getattr(self.options, name) for name in _STORED_OPTIONS}
+        return {"name": self.name, "in_channels": self.in_channels, **stored, **asdict(self.options)}
+
+    @classmethod
+    def from_dict(cls, tree: Any, source: str) -> "NetSpec":
+        """Read :meth:`to_dict`; ``source`` begins messages.
+
+        Raises:
+            UserError: a key is missing or unknown, or a value is invalid.
+        """
+        heads = {key: tree[key] for key in ("name", "in_channels") if key in tree} if isinstance(tree, Mapping) else 0
+        head = typed(_Head, heads, source)
+        row = family(head.name)
+        others = {key: value for key, value in tree.items() if key not in heads}
+        stored = {key: value for key, value in others.items() if key not in _STORED_OPTIONS or row.has(key)}
+        return cls(head.name, head.in_channels, **asdict(typed(row.options, stored, source)))
+
+
+@dataclass
+class _Head:
+    """The keys of a stored description besides its options."""
+
+    name: str = "alexnet"
+    in_channels: Annotated[int, within(1, 64)] = 1
+
+
+_STORED_OPTIONS = ("norm", "fc", "geometry", "variant", "affine", "fc7")  # in every file of earlier versions
+
+
+def is_registered(spec: NetSpec) -> bool:
+    """Whether :mod:`crosschannel.timm` registers a net of this description, a grey one."""
+    options = {name: getattr(spec.options, name) for name in ("norm", "fc", "geometry")}
+    return spec.name in FAMILIES and spec == NetSpec(spec.name, **family(spec.name).own(**options))
+
+
 def build_net(spec: NetSpec, image_size: int | None = None) -> "nn.Module":
     """Build the untrained net of a description.
 
@@ -79,13 +211,19 @@ def build_net(spec: NetSpec, image_size: int | None = None) -> "nn.Module":
     return resolve_name(f"crosschannel.models.{family(spec.name).import_path}").from_spec(spec, image_size)
 
 
+def find_spec(net: "nn.Module") -> NetSpec | None:
+    """The description of one of our nets, as it is now; None for any other net."""
+    spec = getattr(net, "spec", None)
+    return spec if isinstance(spec, NetSpec) else None
+
+
 def spec_of(net: "nn.Module") -> NetSpec:
     """The description of one of our nets, as it is now.
 
     Raises:
         UserError: it is not one of ours.
     """
-    spec = getattr(net, "spec", None)
-    if not isinstance(spec, NetSpec):
+    spec = find_spec(net)
+    if spec is None:
         raise UserError(f"a {type(net).__name__} is not a net of this library; export it with its own")
     return spec

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torchvision import ops
 
 from crosschannel.errors import UserError
-from crosschannel.models.alexnet import AlexNet
 from crosschannel.models.backbone import Backbone
 from crosschannel.models.layers import dense
+from crosschannel.models.nets import family, find_spec
 
 Head = Literal["auto", "fc", "c4", "mlp"]
 Pooling = Literal["max", "align"]
@@ -121,7 +121,8 @@ def for_regions(backbone: Backbone, geometry: Literal["padded", "probe"]) -> Bac
     """The same backbone, in place, for images of any size: an AlexNet with fc6 as the transfer protocols have it, and
     its trunk padded onto the pixel grid or not; a ViT whose positions are resized."""
     backbone.take_any_size()
-    if isinstance(backbone.net, AlexNet) and "fc6" in backbone.layers:
+    spec = find_spec(backbone.net)
+    if spec is not None and family(spec.name).has("geometry") and spec.options.fc:
         backbone.net.set_geometry("probe")
         if geometry == "padded":
             backbone.net.pad_trunk()

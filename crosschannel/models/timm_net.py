@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError, foreign
-from crosschannel.models.spec import NetSpec
+from crosschannel.models.nets import NetSpec
 
 
 class TimmNet(nn.Module):
@@ -23,13 +23,14 @@ class TimmNet(nn.Module):
     """
 
     computes_past_its_layers: ClassVar[bool] = True  # such as a final norm
+    is_user_code: ClassVar[bool] = False
 
     def __init__(self, name: str, in_channels: int = 3, pretrained: bool = False, image_size: int | None = None):
         super().__init__()
         check_timm_name(name)
         import timm
 
-        self.name, self.in_channels = name, in_channels
+        self.timm_name, self.in_channels = name, in_channels
         options: dict[str, object] = {"num_classes": 0, "in_chans": in_channels}
         with foreign(f"timm could not create {name!r}"):
             self.model = timm.create_model(name, pretrained=pretrained, **options)
@@ -39,6 +40,7 @@ class TimmNet(nn.Module):
         count = len(self.model.feature_info)
         patches = hasattr(self.model, "patch_embed") and hasattr(self.model, "blocks")
         self.kind = "block" if patches else "stage"
+        self.takes_any_size = not patches  # position embeddings have one size, unless they are resized
         self.has_class_token = patches and getattr(self.model, "cls_token", None) is not None
         kinds = ("_class", "") if self.has_class_token else ("",)
         self.layers = tuple(f"{self.kind}{i}{kind}" for i in range(1, count + 1) for kind in kinds)
@@ -50,7 +52,7 @@ class TimmNet(nn.Module):
 
     @property
     def spec(self) -> NetSpec:
-        return NetSpec(f"timm:{self.name}", self.in_channels)
+        return NetSpec(f"timm:{self.timm_name}", self.in_channels)
 
     @property
     def last_stride(self) -> int:
@@ -64,6 +66,13 @@ class TimmNet(nn.Module):
         # Patches that do not overlap (ViT, ConvNeXt, Swin), or odd kernels that pad their half.
         return (self.last_stride - 1) / 2 if first.kernel_size[0] % 2 == 0 else 0.0
 
+    @staticmethod
+    def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+        """Synchronize BatchNorm over all ranks, in place; timm's layers may hold an activation too."""
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module)
+
     def part(self, layer: str) -> nn.Module:
         """The module that a layer's map comes out of."""
         number = int(layer.removesuffix("_class").removeprefix(self.kind)) - 1
@@ -72,7 +81,7 @@ class TimmNet(nn.Module):
     def set_image_size(self, side: int | None) -> None:
         """Resize position embeddings for square inputs with that side; None keeps the current size."""
         if side and hasattr(self.model, "set_input_size"):
-            with foreign(f"timm's {self.name!r} cannot take images of {side} px"):
+            with foreign(f"timm's {self.timm_name!r} cannot take images of {side} px"):
                 self.model.set_input_size(img_size=side)
 
     def take_any_size(self) -> None:

@@ -1,11 +1,12 @@
 """VGG-16 (Simonyan and Zisserman, 2015; configuration D, torchvision's layout) with named layers."""
 
+from dataclasses import asdict
 from typing import ClassVar
 
 from torch import nn
 
 from crosschannel.models.layers import Conv, LayeredNet, Pool, Row
-from crosschannel.models.spec import NetSpec
+from crosschannel.models.nets import NetSpec
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
@@ -46,8 +47,8 @@ class VGG16(LayeredNet):
 
     @classmethod
     def from_spec(cls, spec: NetSpec, _image_size: int | None = None) -> "VGG16":
-        return cls(spec.in_channels, spec.norm, spec.affine, spec.fc)
+        return cls(spec.in_channels, **asdict(spec.options))
 
     @property
     def spec(self) -> NetSpec:
-        return NetSpec("vgg16", self.in_channels, self.has_norm, self.fc, affine=self.is_affine)
+        return NetSpec("vgg16", self.in_channels, norm=self.has_norm, fc=self.fc, affine=self.is_affine)

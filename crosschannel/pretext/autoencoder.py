@@ -70,8 +70,8 @@ class Autoencoder(PairTask):
     @staticmethod
     def build(config: AutoencoderConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> EncoderDecoder:
         need_family(spec, "alexnet", Autoencoder.name)
-        if spec.fc:
-            raise UserError(f"the task autoencoder ends at pool5: model.fc must be 0, got {spec.fc}")
+        if spec.options.fc:
+            raise UserError(f"the task autoencoder ends at pool5: model.fc must be 0, got {spec.options.fc}")
         return EncoderDecoder(build_net(spec))
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:

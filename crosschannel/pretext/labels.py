@@ -1,7 +1,6 @@
 """Labels: the classes of the images' folders, the supervised rows of the paper's tables and its grey classifier."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -49,8 +48,8 @@ class Classifier(nn.Module):
 
 def build_classifier(spec: NetSpec, size: int | None, classes: int, dropout: float) -> Classifier:
     """An untrained classifier on a backbone; an AlexNet with fc6 has the geometry of the transfer protocols."""
-    if spec.fc and family(spec.name).has_geometries:
-        spec = replace(spec, geometry="probe")
+    if spec.options.fc and family(spec.name).has("geometry"):
+        spec = spec.changed(geometry="probe")
     net = Classifier(build_net(spec, size), classes, dropout)
     if getattr(net.net, "computes_past_its_layers", False):
         freeze_unused(net, torch.zeros(1, spec.in_channels, size or 224, size or 224))

@@ -60,7 +60,7 @@ class Larsson(PairTask):
     @staticmethod
     def build(config: LarssonConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> HypercolumnNet:
         need_family(spec, "vgg16", Larsson.name)
-        if not spec.fc:
+        if not spec.options.fc:
             raise UserError("the task larsson looks at fc6 and fc7: model.fc must be above 0")
         return HypercolumnNet(build_net(spec), config)
 

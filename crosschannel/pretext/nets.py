@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from crosschannel.models.nets import build_net, family
-from crosschannel.models.spec import NetSpec
+from crosschannel.models.nets import NetSpec, build_net, family
 
 
 class LinearHead(nn.Module):

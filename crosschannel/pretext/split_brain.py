@@ -2,7 +2,6 @@
 Isola, Efros, CVPR 2017). In transfer the net sees Lab, and its features are those of both halves."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -76,11 +75,11 @@ class SplitBrain(PairTask):
     @staticmethod
     def build(config: SplitBrainConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> SplitBrainNet:
         need_family(spec, "alexnet", SplitBrain.name)
-        if spec.variant not in ("crosschannel", "split-brain"):
+        if spec.options.variant not in ("crosschannel", "split-brain"):
             raise UserError(
-                f"the task split-brain has a variant of AlexNet of its own, got model.variant {spec.variant}"
+                f"the task split-brain has a variant of AlexNet of its own, got model.variant {spec.options.variant}"
             )
-        return SplitBrainNet(build_net(replace(spec, variant="split-brain")), config.lightness_bins)
+        return SplitBrainNet(build_net(spec.changed(variant="split-brain")), config.lightness_bins)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
         """Lab of every 16th pixel."""

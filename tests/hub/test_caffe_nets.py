@@ -146,13 +146,13 @@ def test_a_published_split_brain_net_stays_two_halves(tmp_path):
     x = lab()
     (conv3, conv5) = opencv(tmp_path, x, ["relu3", "relu5"])
     backbone = load_backbone(str(path), frozen=False)
-    assert backbone.net.spec.variant == "split-brain"
+    assert backbone.net.spec.options.variant == "split-brain"
     centred = (0.9 * (x - torch.tensor([50.0, 0, 0])[:, None, None])).requires_grad_()
     maps = backbone.features(centred, ["conv3", "conv5"])
     assert close(maps["conv3"], conv3) and close(maps["conv5"], conv5)
     (seen,) = torch.autograd.grad(maps["conv5"][:, :128].sum(), centred)
     assert seen[:, 0].any() and not seen[:, 1:].any()
-    assert load_backbone(f"random:{path}").net.spec.variant == "split-brain"
+    assert load_backbone(f"random:{path}").net.spec.options.variant == "split-brain"
 
 
 @pytest.mark.parametrize("mixed", [True, False])
@@ -184,7 +184,7 @@ def test_a_context_prediction_net_gives_its_convolutions(tmp_path):
     (tmp_path / "net.prototxt").write_text(net.text)
     (tmp_path / "net.caffemodel").write_bytes(model(net.layers + [(n, "InnerProduct", a) for n, a in heads]))
     found = import_weights(tmp_path / "net.caffemodel")
-    assert found.left_out == ["fc8", "fc9", "fc6", "fc7"] and found.spec.variant == "ungrouped-caffenet"
+    assert found.left_out == ["fc8", "fc9", "fc6", "fc7"] and found.spec.options.variant == "ungrouped-caffenet"
     check_rgb(tmp_path, ["conv1", "conv3", "conv5"])
 
 
@@ -205,7 +205,7 @@ def test_a_bigan_encoder_keeps_its_leaky_relus_and_its_input(tmp_path):
     net = Net(3, 227)
     alexnet(net, 3, slope=0.2)
     path = net.write(tmp_path)
-    assert import_weights(path).spec.variant == "bigan"
+    assert import_weights(path).spec.options.variant == "bigan"
     check_rgb(tmp_path, ["conv1", "conv5", "fc7"], {"fc7": "relu_fc7"}, variant_input=None)
     out = tmp_path / "ours.safetensors"
     assert main(["import", str(path), f"--out={out}"]) == 0
@@ -221,7 +221,7 @@ def test_fully_connected_layers_of_zeros_are_left_out(tmp_path):
     net.layers += [("fc6", "InnerProduct", [np.zeros((32, 9216)), np.ones(32)], b"")]
     net.layers += [("fc7", "InnerProduct", [np.zeros((32, 32)), np.ones(32)], b"")]
     found = import_weights(net.write(tmp_path))
-    assert found.left_out == ["fc6", "fc7"] and found.spec.fc == 0
+    assert found.left_out == ["fc6", "fc7"] and found.spec.options.fc == 0
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_net_of_video_triplets_has_a_narrower_fc7(tmp_path):
     alexnet(net, 3, lrn=True, fc=(64, 16))
     path = net.write(tmp_path)
     spec = import_weights(path).spec
-    assert (spec.variant, spec.fc, spec.fc7) == ("caffenet", 64, 16)
+    assert (spec.options.variant, spec.options.fc, spec.options.fc7) == ("caffenet", 64, 16)
     check_rgb(tmp_path, ["conv2", "conv5", "fc6", "fc7"], {"fc6": "relu_fc6", "fc7": "relu_fc7"})
     out = tmp_path / "ours.safetensors"
     assert main(["import", str(path), f"--out={out}"]) == 0
@@ -276,7 +276,7 @@ def test_an_ego_motion_net_gives_one_of_its_two_branches(tmp_path):
         paired += [entry, (f"{entry[0]}_p", *entry[1:])]
     (tmp_path / "net.caffemodel").write_bytes(model(paired + joined))
     found = import_weights(tmp_path / "net.caffemodel")
-    assert found.left_out == [*(f"conv{i}_p" for i in range(1, 6)), "fc_joined"] and found.spec.fc == 0
+    assert found.left_out == [*(f"conv{i}_p" for i in range(1, 6)), "fc_joined"] and found.spec.options.fc == 0
     check_rgb(tmp_path, ["conv1", "conv5"])
 
 

@@ -193,13 +193,13 @@ def test_a_module_without_maps_says_so():
         (TimmNet("convnext_atto", 1), "stage2"),
         (TimmNet("vit_tiny_patch16_224", 1), "block1"),
     ],
-    ids=lambda value: getattr(value, "name", type(value).__name__) if isinstance(value, nn.Module) else value,
+    ids=lambda value: getattr(value, "timm_name", type(value).__name__) if isinstance(value, nn.Module) else value,
 )
 def test_the_origin_of_a_map_is_the_middle_of_what_its_first_point_sees(net, layer):
     """Of nets whose weights are all positive a point sees a column of pixels where a spike in it shows."""
     side = 112 if isinstance(net, VGG16) else 224
     backbone = Backbone(net, InputSpec("grey", side)).eval()
-    if "vit" in getattr(net, "name", ""):
+    if "vit" in backbone.timm_name:
         assert backbone.origin(layer) == 7.5 and backbone.strides[layer] == 16  # patches: every one sees all
         return
     with torch.no_grad():

@@ -189,7 +189,7 @@ def test_twenty_steps_are_those_of_plain_pytorch(alexnet, split, column, tmp_pat
 def test_a_trunk_gets_fresh_fully_connected_layers_in_the_geometry_of_transfer(split):
     trunk = load_backbone("random:alexnet,fc=0,geometry=padded,size=64,resize=72")
     backbone, new = prepare(trunk, recipe(fc=16))
-    assert new == ["fc6", "fc7"] and backbone.net.spec.geometry == "probe" and backbone.input.size == 227
+    assert new == ["fc6", "fc7"] and backbone.net.spec.options.geometry == "probe" and backbone.input.size == 227
     assert backbone.net.fc6.conv.weight.shape == (16, 64, 6, 6) and not backbone.net.has_norm
     for layer in ("conv1", "conv5"):
         absorbed = absorb_batchnorm(copy.deepcopy(trunk.net)).get_submodule(layer).conv.weight

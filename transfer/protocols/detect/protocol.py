@@ -19,7 +19,6 @@ from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone
 from crosschannel.models.regions import BOX_DEVIATIONS
-from crosschannel.models.timm_net import TimmNet
 from crosschannel.runs.config import check_ranks
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.training.device import settle_auto
@@ -173,12 +172,9 @@ def _build(config: DetectConfig, backbone: Backbone, classes: int) -> Detector:
 
 
 def _synchronised(net: Detector) -> Detector:
-    """With statistics of BatchNorm over all ranks, in place. Those of timm's nets may hold an activation."""
-    if isinstance(net.backbone.net, TimmNet):
-        from timm.layers import convert_sync_batchnorm
-
-        return convert_sync_batchnorm(net)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    """Synchronize BatchNorm over all ranks, in place."""
+    own = getattr(net.backbone.net, "convert_sync_batchnorm", nn.SyncBatchNorm.convert_sync_batchnorm)
+    return own(net)
 
 
 @torch.no_grad()

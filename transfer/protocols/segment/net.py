@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosschannel.errors import UserError
-from crosschannel.models import Backbone, LayeredNet
+from crosschannel.models import Backbone
 from crosschannel.models.module_net import at_rest
 from transfer.finetuning import FineTuned
 from transfer.interpolation import greatest, line_weights, resample, squashed_places
@@ -179,4 +179,4 @@ def _least_side(backbone: Backbone, layer: str, step: int) -> int:
 
 def _first_pad(backbone: Backbone) -> int:
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    return int(first.padding[0]) if isinstance(backbone.net, LayeredNet) and first is not None else 0
+    return int(first.padding[0]) if backbone.is_sequential and first is not None else 0
