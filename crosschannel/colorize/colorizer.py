@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lightness
+from crosschannel.colorize.decoders import Decoder, decoder_of
 from crosschannel.colorize.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
 from crosschannel.data import Batch
 from crosschannel.data.decode import BrokenImage, broken, decode, to_rgb
@@ -47,10 +48,11 @@ class Colorizer(nn.Module):
 
     Args:
         net: inputs of the task → what is predicted at every ``task.stride``-th pixel.
-        task: turns predictions into ab.
+        task: the pretext task of the net.
         size: short side, in pixels, at which the net looks at a picture.
         provenance: of the weights.
-        look: how.
+        look: how it looks at pictures.
+        decoder: turns outputs into ab; default the task's.
 
     Attributes:
         saturation: what ab are multiplied by; 1 leaves them as predicted.
@@ -70,8 +72,10 @@ class Colorizer(nn.Module):
         size: int = 256,
         provenance: Provenance | None = None,
         look: Look | None = None,
+        decoder: Decoder | None = None,
     ):
         super().__init__()
+        self.decoder = decoder_of(task) if decoder is None else decoder
         self.net, self.task, self.size, self.look = net, task, size, look or Look()
         self.provenance = provenance or Provenance()
         self.saturation = 1.0
@@ -122,7 +126,7 @@ class Colorizer(nn.Module):
         height, width = inputs.shape[2:]
         with foreign(f"this net cannot look at {width} × {height} pixels"):
             outputs = self.net(inputs)
-        maps = self.task.maps(outputs, temperature)
+        maps = self.decoder.maps(outputs, temperature)
         if not maps.isfinite().all():
             raise UserError("this net gives colours that are no numbers: its weights are damaged")
         return maps
@@ -207,7 +211,7 @@ class Colorizer(nn.Module):
             if small.shape[2:] != rgb.shape[2:]:
                 guides = (seen, lightness) if self.upsample == "edges" else None
                 found = upsampled(maps, rows, rgb.shape[3], scale, 0.5, guides, SIGMA_OF_PICTURES)
-            yield rows, lightness, self.task.paint(found, part / 255 if part.dtype == torch.uint8 else part)
+            yield rows, lightness, self.decoder.paint(found, part / 255 if part.dtype == torch.uint8 else part)
 
     def _look_at(self, small: Tensor, lightness: Tensor, temperature: float | None) -> Tensor:
         """What is predicted of pictures as the net sees them, of that lightness, at each of their pixels."""
@@ -243,7 +247,7 @@ class Colorizer(nn.Module):
 
 def held_out_pictures(net: nn.Module, task: Pretext, batch: Batch) -> np.ndarray | None:
     """Rows of pictures of a held-out batch: grey, coloured and true crops if the task colours, else the task's own."""
-    if not task.colours:
+    if not task.decoder:
         return task.pictures(net, batch)
     crops = as_arrays(batch.images)
     colorizer = Colorizer(net, task, len(crops[0]))

@@ -121,7 +121,7 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
     spec, input = spec_of(net.net), pretext.input_of(config.objective, config.crop)
     details = {
         **pretext.details(),
-        "headline": pretext.headline.figure,
+        "headline": pretext.primary_metric.name,
         "rows of its pictures": ", ".join(pretext.rows),
         "data": config.data,
         "images": len(loop.stream.images),
@@ -134,11 +134,11 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         details["licence"] = LICENCE
     provenance = Provenance(str(run.path), details)
     save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)
-    whole = run.path / (COLORIZER if pretext.colours else PRETEXT)
+    whole = run.path / (COLORIZER if pretext.decoder else PRETEXT)
     save_pretext(whole, net, pretext, spec, input, provenance)
-    headline = pretext.headline
-    reference = None if headline.reference is None else (headline.reference, headline.without)
-    curve = validation_curve(run.path, run.path / "curve.png", headline.figure, reference)
+    metric = pretext.primary_metric
+    baseline = None if metric.baseline is None else (metric.baseline, metric.baseline_name)
+    curve = validation_curve(run.path, run.path / "curve.png", metric.name, baseline)
     finish(run, config, str(run.path / "backbone.safetensors"), config.data, found.n, found.figures)
     tally = loop.supply.tally
     if tally.broken:
@@ -148,5 +148,4 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         console.print(f"held-out pictures: {pictures}", markup=False)
     console.print(f"validation curve: {curve}", markup=False)
     console.print(f"weights: {run.path / 'backbone.safetensors'}, {whole}", markup=False)
-    if headline.figure in found.figures:
-        console.print(f"held-out images: {headline.sentence(found.figures[headline.figure])}", markup=False)
+    console.print(f"held-out images: {metric.sentence(found.figures[metric.name])}", markup=False)

@@ -65,8 +65,8 @@ def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
         "interpolation": look.interpolation,
         "squash": look.squash,
         "half_pixel": look.half_pixel,
-        "temperature": task.temperature,
-        "bins": ABQuantizer().bins.double().numpy().tolist() if task.temperature is not None else [],
+        "temperature": colorizer.decoder.temperature,
+        "bins": ABQuantizer().bins.double().numpy().tolist() if colorizer.decoder.temperature is not None else [],
         "most_pixels": round(config.megapixels * 1e6),
     }
 

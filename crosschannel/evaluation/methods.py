@@ -82,7 +82,7 @@ def load_painters(methods: Sequence[Method], upsample: Upsample, device: torch.d
             colorizer = None if method.is_baseline else load_colorizer(method.source, device)
             if colorizer is not None:
                 colorizer.upsample = upsample
-                if method.temperature is not None and colorizer.task.temperature is None:
+                if method.temperature is not None and colorizer.decoder.temperature is None:
                     raise UserError("its net has no temperature")
         except UserError as error:
             raise UserError(f"the method {method.name}: {error}") from None

@@ -140,7 +140,7 @@ def _gallery(folder: Path, rows: Rows, evaluator: Evaluator, stream: Stream, ind
         Heading("Gallery"),
         Figure(gallery, words, lambda write: labelled_rows(gallery, pictures, heads, labels, write)),
     ]
-    heated = next((painter for painter in nets if painter.colorizer.task.temperature is not None), None)
+    heated = next((painter for painter in nets if painter.colorizer.decoder.temperature is not None), None)
     if heated is not None:
         strip, path = _strip(heated, evaluator, stream, int(indices[chosen["median"]])), folder / "temperatures.png"
         heads_of_strip = [f"T = {temperature:g}" for temperature in TEMPERATURES]

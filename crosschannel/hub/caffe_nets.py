@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crosschannel.color.quantizer import ab_bins
+from crosschannel.colorize.decoders import BinDecoder
 from crosschannel.errors import UserError
 from crosschannel.hub.caffe import CaffeLayer
 from crosschannel.hub.imported import KINDS, Imported, load_named
@@ -320,11 +321,17 @@ def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
         raise UserError(f"{path}: conv8_313_rh scales the logits by {sharpening:g}")
     spec = NetSpec("colornet", 1, affine=has_scale)
     net, task = create("colorization", ColorizationConfig(), spec)
-    task.temperature = 1 / sharpening
     load_named(net, state, str(path))
     if not scale > 0:
         raise UserError(f"{path}: its input layer scales L by {scale:g}, not by a positive factor")
-    return Imported(net.eval(), spec, InputSpec("grey", 256, 256, scale=scale), "caffe", task=task)
+    return Imported(
+        net.eval(),
+        spec,
+        InputSpec("grey", 256, 256, scale=scale),
+        "caffe",
+        task=task,
+        decoder=BinDecoder(task.objective.quantizer, 1 / sharpening),
+    )
 
 
 def _check_bins(path: Path, name: str, weight: Tensor) -> None:

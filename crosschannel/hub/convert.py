@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from crosschannel.colorize.colorizer import Look
+from crosschannel.colorize.decoders import BinDecoder
 from crosschannel.errors import UserError
 from crosschannel.hub.caffe import read_caffemodel
 from crosschannel.hub.caffe_nets import from_caffe
@@ -120,14 +121,15 @@ def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str
     if unknown:
         raise UserError(f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which {name} has no place for")
     net, task = create("colorization", ColorizationConfig(), spec) if head else (build_net(spec), None)
+    decoder = None
     if task is not None:
         spec_input = replace(spec_input, scale=1 / _L_SCALE)
         if native.shape != (2, 313, 1, 1):
             raise UserError(f"{source}: {format.names['native']} is of shape {tuple(native.shape)}, not (2, 313, 1, 1)")
-        task.native = native[:, :, 0, 0] * _AB_SCALE
+        decoder = BinDecoder(task.objective.quantizer, native=native[:, :, 0, 0] * _AB_SCALE)
     load_named(net, ours, source)
     left_out = sorted({key.rpartition(".")[0] for key in extra})
-    return Imported(net.eval(), spec, spec_input, name, left_out, task, _LOOK if task else Look())
+    return Imported(net.eval(), spec, spec_input, name, left_out, task, _LOOK if task else Look(), decoder=decoder)
 
 
 def _describe(source: str, format: Format, ours: dict[str, Tensor], channels: int, input: str | None):

@@ -240,15 +240,15 @@ class Decoded(nn.Module):
 
     def __init__(self, colorizer: Colorizer):
         super().__init__()
-        self.net, self.task = colorizer.net, colorizer.task
+        self.net, self.task, self.decoder = colorizer.net, colorizer.task, colorizer.decoder
 
     def forward(self, lightness: Tensor) -> tuple[Tensor, ...]:
         grey = lab_to_rgb(torch.cat((lightness, torch.zeros_like(lightness), torch.zeros_like(lightness)), 1))
         sees_lightness = self.task.input.kind == "grey"
         outputs = self.net(lightness - 50 if sees_lightness else self.task.inputs(grey))
         stride = self.task.stride
-        ab = self.task.paint(self.task.maps(outputs), grey[:, :, ::stride, ::stride])
-        distribution = self.task.distribution(outputs)
+        ab = self.decoder.paint(self.decoder.maps(outputs), grey[:, :, ::stride, ::stride])
+        distribution = self.decoder.distribution(outputs)
         return (ab,) if distribution is None else (distribution, ab)
 
 
@@ -264,7 +264,8 @@ def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_w
     with torch.no_grad():
         names = ["distribution", "ab"][-len(decoded(lightness)) :]
     _write_onnx(decoded, "lightness", lightness, names, colorizer.takes_any_size, out, write)
-    how = "" if task.temperature is None else f", ab at the temperature {task.temperature:g}"
+    temperature = colorizer.decoder.temperature
+    how = "" if temperature is None else f", ab at the temperature {temperature:g}"
     shape = f"1, 1, {colorizer.size}, {colorizer.size}"
     usage = [*_running(out), f'lightness = 100 * np.random.rand({shape}).astype("float32")  # L of CIE Lab']
     usage.append(f'{", ".join(names)}{"," * (len(names) == 1)} = session.run(None, {{"lightness": lightness}})')

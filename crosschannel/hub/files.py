@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel.colorize.colorizer import Look
+from crosschannel.colorize.decoders import Decoder, decoder_of
 from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.keys import above, at_least
@@ -80,12 +81,16 @@ def save_pretext(
     provenance: Provenance,
     look: Look | None = None,
     write: Writer = written_whole,
+    decoder: Decoder | None = None,
 ) -> None:
-    """Write the whole net of a task: a backbone with its head, and the decode that is its own."""
-    kind = "crosschannel.colorizer" if task.colours else "crosschannel.pretext"
-    told = (task.config, task.name, list(task.classes), task.temperature, look or Look())
-    meta = Metadata(kind, SCHEMA, spec, input, list(net.net.layers), provenance, *told)
-    _write(path, {**net.state_dict(), **task.own_decode()}, meta, write)
+    """Write the whole net of a task: a backbone with its head, and the decoder if it predicts colours."""
+    kind = "crosschannel.colorizer" if task.decoder else "crosschannel.pretext"
+    if decoder is None and task.decoder:
+        decoder = decoder_of(task)
+    temperature, tensors = (decoder.temperature, decoder.stored_tensors()) if decoder else (None, {})
+    of_task = (task.config, task.name, list(task.classes), temperature, look or Look())
+    meta = Metadata(kind, SCHEMA, spec, input, list(net.net.layers), provenance, *of_task)
+    _write(path, {**net.state_dict(), **tensors}, meta, write)
 
 
 def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Writer) -> None:

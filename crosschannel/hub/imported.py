@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.colorize.colorizer import Look
+from crosschannel.colorize.decoders import Decoder
 from crosschannel.files import Writer, written_whole
 from crosschannel.hub.files import load_state, save_backbone, save_pretext
 from crosschannel.models import InputSpec, NetSpec
@@ -26,8 +27,9 @@ class Imported:
         format: what the file was taken for.
         left_out: names in the file that a backbone has no place for.
         prefix_note: description of the chosen net; empty if the file holds one net without a prefix.
-        task: what it was trained for, with its own decode; None for a backbone.
-        look: of a net that colours.
+        task: its pretext task; None for a backbone.
+        look: of a net that colours pictures.
+        decoder: of a net that colours pictures.
     """
 
     net: nn.Module
@@ -38,6 +40,7 @@ class Imported:
     task: Pretext | None = None
     look: Look = field(default_factory=Look)
     prefix_note: str = ""
+    decoder: Decoder | None = None
 
     @property
     def note(self) -> str:
@@ -55,7 +58,7 @@ class Imported:
     def save(self, path: Path, provenance: Provenance, write: Writer = written_whole) -> None:
         """Write one of our files: a colorizer where there is a head, else a backbone."""
         if self.task is not None:
-            save_pretext(path, self.net, self.task, self.spec, self.input, provenance, self.look, write)
+            save_pretext(path, self.net, self.task, self.spec, self.input, provenance, self.look, write, self.decoder)
         else:
             save_backbone(path, self.net, self.spec, self.input, provenance, write)
 

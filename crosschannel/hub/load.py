@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from crosschannel.colorize.colorizer import Colorizer, Look
+from crosschannel.colorize.decoders import Decoder, decoder_of
 from crosschannel.data import ImageSet
 from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError, describe, foreign
@@ -91,14 +92,15 @@ def _note_input_options(source: Source, input: InputSpec, provenance: Provenance
 
 
 @dataclass
-class Whole:
+class PretextCheckpoint:
     """A net with its task.
 
     Attributes:
         net, task: see :func:`crosschannel.pretext.create`.
         input: what it was trained on.
-        look: how it looks at pictures, where it colours.
+        look: how it looks at pictures, if it colours them.
         provenance: of the weights.
+        decoder: of a net that predicts colours.
     """
 
     net: nn.Module
@@ -106,9 +108,10 @@ class Whole:
     input: InputSpec
     look: Look
     provenance: Provenance
+    decoder: Decoder | None = None
 
 
-def load_pretext(source: str | os.PathLike[str]) -> Whole:
+def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
     """Load the whole net of a pretext task: a run folder, a file of one, ``zoo:eccv16`` or ``hf-hub:``.
 
     Raises:
@@ -131,10 +134,12 @@ def load_pretext(source: str | os.PathLike[str]) -> Whole:
     config = row.load().for_use(objective)
     net, task = create(meta.task, config, meta.net, meta.input.size, meta.classes)
     weights = net.state_dict().keys()
-    task.take_decode({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
+    decoder = decoder_of(task) if task.decoder else None
+    if decoder is not None:
+        decoder.load({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
     load_state(net, state, source)
     input = fold_input_scale(net.net, meta.input)  # the task's own input has no scale
-    return Whole(net, task, input, meta.look, Provenance(source, meta.provenance.details))
+    return PretextCheckpoint(net, task, input, meta.look, Provenance(source, meta.provenance.details), decoder)
 
 
 def load_colorizer(source: str | os.PathLike[str], device: str | torch.device = "cpu") -> Colorizer:
@@ -144,11 +149,11 @@ def load_colorizer(source: str | os.PathLike[str], device: str | torch.device = 
         UserError: no such source, a file that holds a backbone only, or a net of a task that colours nothing.
     """
     whole = load_pretext(source)
-    if not whole.task.colours:
+    if whole.decoder is None:
         raise UserError(f"{source} is a net of the task {whole.task.name}, which colours nothing")
     if hasattr(whole.net.net, "take_any_size"):
         whole.net.net.take_any_size()
-    colorizer = Colorizer(whole.net, whole.task, whole.input.resize, whole.provenance, whole.look)
+    colorizer = Colorizer(whole.net, whole.task, whole.input.resize, whole.provenance, whole.look, whole.decoder)
     return colorizer.to(as_device(device)).eval().requires_grad_(False)
 
 
@@ -173,9 +178,11 @@ def _whole_file(name: str) -> str:
     return PRETEXT if (user_path(name) / PRETEXT).exists() else COLORIZER
 
 
-def _imported(path: Path, source: str) -> Whole:
+def _imported(path: Path, source: str) -> PretextCheckpoint:
     found = import_weights(path)
     if found.task is None:
         raise UserError(f"{source} holds a backbone without a head ({found.format})")
     input = fold_input_scale(found.net.net, found.input)
-    return Whole(found.net, found.task, input, found.look, Provenance(source, {"format": found.format}))
+    return PretextCheckpoint(
+        found.net, found.task, input, found.look, Provenance(source, {"format": found.format}), found.decoder
+    )

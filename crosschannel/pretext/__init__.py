@@ -58,7 +58,7 @@ def _user_row(import_path: str) -> Entry:
     keys = getattr(task_class, "keys", None)
     if not is_task or not isinstance(keys, type) or not is_dataclass(keys):
         raise UserError(f"{import_path!r} must be a crosschannel.pretext.task.Pretext whose keys is a dataclass")
-    lacking = [name for name in ("headline", "score_length") if not hasattr(task_class, name)]
+    lacking = [name for name in ("primary_metric", "score_length") if not hasattr(task_class, name)]
     lacking += [name for name in ("build", "metrics") if getattr(task_class, name) is getattr(Pretext, name)]
     if lacking:
         raise UserError(f"the task {import_path!r} lacks {', '.join(lacking)}")

@@ -14,9 +14,8 @@ from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.config import AutoencoderConfig
 from crosschannel.pretext.task import (
-    OF_A_CONSTANT,
-    Headline,
     PairTask,
+    PrimaryMetric,
     as_arrays,
     check_contrast,
     error_of_constant,
@@ -60,7 +59,7 @@ class Autoencoder(PairTask):
 
     name = "autoencoder"
     rows: ClassVar[tuple[str, ...]] = ("predicted", "truth")
-    headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
+    primary_metric = PrimaryMetric.share("loss_share", "best constant colour")
     score_length = 6
 
     @staticmethod

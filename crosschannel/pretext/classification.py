@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crosschannel.color import ABQuantizer, rebalancing_weights
 from crosschannel.color.parts import cached_parts
 from crosschannel.color.quantizer import Q
-from crosschannel.pretext.task import OF_A_CONSTANT, Headline, check_contrast, cross_entropy_of_constant
+from crosschannel.pretext.task import PrimaryMetric, check_contrast, cross_entropy_of_constant
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
@@ -81,8 +81,7 @@ class Classification(nn.Module):
     """
 
     outputs = Q
-    temperature = 0.38
-    headline = Headline("kl_share", OF_A_CONSTANT, 1.0, "best constant colour")
+    primary_metric = PrimaryMetric.share("kl_share", "best constant colour")
     score_length = 3 + Q
 
     def __init__(
@@ -103,10 +102,6 @@ class Classification(nn.Module):
         indices, weights = self.quantizer.encode(ab)
         loss = self.weights[indices[:, 0]] * sparse_cross_entropy(logits, indices, weights)
         return without_grey_gradient(loss, ab, self.grey_threshold)
-
-    def decode(self, outputs: Tensor, temperature: float = 0.38) -> Tensor:
-        """Annealed mean: (N, 313, h, w) → ab (N, 2, h, w)."""
-        return self.quantizer.decode(outputs, temperature)
 
     @torch.no_grad()
     def score(self, logits: Tensor, ab: Tensor) -> Tensor:

@@ -7,21 +7,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from crosschannel.color import rgb_to_lab
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.models.input_spec import LUMA
 from crosschannel.models.layers import LayeredNet
 from crosschannel.pretext.config import DahlConfig
 from crosschannel.pretext.nets import freeze_unused
 from crosschannel.pretext.task import (
-    OF_A_CONSTANT,
-    Headline,
     PairTask,
+    PrimaryMetric,
     check_contrast,
     error_of_constant,
     moments,
     need_family,
-    no_temperature,
 )
 from crosschannel.runs.config import CropConfig
 
@@ -67,8 +64,8 @@ class Dahl(PairTask):
     """Luma, three times over → UV, compared as it is and after two blurs. A reconstruction."""
 
     name = "dahl"
-    colours: ClassVar[bool] = True
-    headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
+    decoder: ClassVar[str] = "crosschannel.colorize.decoders:DahlDecoder"
+    primary_metric = PrimaryMetric.share("loss_share", "best constant colour")
     score_length = 6
 
     def __init__(self, config: DahlConfig, stride: int, classes: Sequence[str] = ()):
@@ -119,16 +116,6 @@ class Dahl(PairTask):
         check_contrast(constant * 100**2)  # of UV in 0..1, as if in 0..100
         return {"loss": loss / count, "mse": mse, "mse_constant": constant, "loss_share": mse / constant}
 
-    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
-        """UV in 0..1."""
-        no_temperature(temperature, "this net regresses UV")
-        return outputs.float().sigmoid()
-
-    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
-        """ab of luma and UV."""
-        luma = rgb_to_yuv(rgb)[:, :1]
-        return rgb_to_lab(yuv_to_rgb(torch.cat((luma, maps), 1)))[:, 1:]
-
 
 def _gaussian(size: int) -> Tensor:
     """A blur of UV, (2, 1, size, size), of deviation size / 5."""
@@ -143,11 +130,3 @@ def rgb_to_yuv(rgb: Tensor) -> Tensor:
     y = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     u, v = (blue - y) / (2 * (1 - LUMA[2])), (red - y) / (2 * (1 - LUMA[0]))
     return torch.stack((y, u + 0.5, v + 0.5), 1)
-
-
-def yuv_to_rgb(yuv: Tensor) -> Tensor:
-    """What :func:`rgb_to_yuv` undoes, clipped to [0, 1]."""
-    y, u, v = yuv.unbind(1)
-    blue, red = y + 2 * (1 - LUMA[2]) * (u - 0.5), y + 2 * (1 - LUMA[0]) * (v - 0.5)
-    green = (y - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
-    return torch.stack((red, green, blue), 1).clamp(0, 1)

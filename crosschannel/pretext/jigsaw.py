@@ -21,7 +21,7 @@ from crosschannel.models import InputSpec, NetSpec, build_net, family
 from crosschannel.models.input_spec import LUMA
 from crosschannel.pretext.config import JigsawConfig
 from crosschannel.pretext.nets import freeze_unused
-from crosschannel.pretext.task import Headline, Pretext, as_arrays, row_of_pictures
+from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, row_of_pictures
 
 GRID = 3
 TILES = GRID * GRID
@@ -145,9 +145,9 @@ class Jigsaw(Pretext):
     score_length = 4
 
     @property
-    def headline(self) -> Headline:
+    def primary_metric(self) -> PrimaryMetric:
         chance = 1 / self.config.permutations
-        return Headline("top1", f"top-1 accuracy (chance: {chance:.2g})", chance, "chance")
+        return PrimaryMetric("top1", f"top-1 accuracy (chance: {chance:.2g})", chance, "chance")
 
     @staticmethod
     def input_of(config: JigsawConfig, crop: CropConfig) -> InputSpec:

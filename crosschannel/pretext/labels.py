@@ -10,7 +10,7 @@ from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net, family
 from crosschannel.pretext.config import LabelsConfig
 from crosschannel.pretext.nets import freeze_unused
-from crosschannel.pretext.task import Headline, PairTask
+from crosschannel.pretext.task import PairTask, PrimaryMetric
 from crosschannel.runs.config import CropConfig
 
 
@@ -62,7 +62,7 @@ class Labels(PairTask):
     name = "labels"
     uses_fc: ClassVar[bool] = True
     tells_classes: ClassVar[bool] = True
-    headline = Headline("top1", "of the images in their class")
+    primary_metric = PrimaryMetric("top1", "of the images in their class")
     score_length = 4
 
     @staticmethod

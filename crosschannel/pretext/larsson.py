@@ -2,31 +2,26 @@
 Colorization", ECCV 2016).
 """
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from crosschannel.color import rgb_to_lab
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.config import LarssonConfig
 from crosschannel.pretext.hypercolumn import BINS, HypercolumnNet, Located
 from crosschannel.pretext.task import (
-    OF_A_CONSTANT,
-    Headline,
     PairTask,
+    PrimaryMetric,
     check_contrast,
     cross_entropy_of_constant,
     need_family,
-    no_temperature,
 )
 from crosschannel.runs.config import CropConfig
 
 _GREY = 0.4488  # mean of grey photographs in 0..1
-_FADING = 0.03  # chroma fades below this length of the mean over bins of p · e^{iθ}
 
 
 class _Targets(NamedTuple):
@@ -48,9 +43,9 @@ class Larsson(PairTask):
     """
 
     name = "larsson"
-    colours: ClassVar[bool] = True
+    decoder: ClassVar[str] = "crosschannel.colorize.decoders:LarssonDecoder"
     uses_fc: ClassVar[bool] = True
-    headline = Headline("kl_share", OF_A_CONSTANT, 1.0, "best constant histograms")
+    primary_metric = PrimaryMetric.share("kl_share", "best constant histograms")
     score_length = 3 + 2 * BINS
 
     @staticmethod
@@ -121,26 +116,6 @@ class Larsson(PairTask):
         check_contrast(of_a_constant)
         return {"loss": loss / count, "loss_constant": of_a_constant, "kl_share": loss / count / of_a_constant}
 
-    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
-        """Probabilities of hue and chroma, (N, 64, h, w)."""
-        no_temperature(temperature, "this net takes the median chroma and the mean hue")
-        return torch.cat([part.softmax(1) for part in outputs.float().split(BINS, 1)], 1)
-
-    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
-        """Decode as Larsson et al. do: median chroma, circular mean of hue, chroma faded if the hue is uncertain;
-        V = L + C/2, S = C/V, then RGB shifted to the original mean."""
-        hue, chroma = maps.split(BINS, 1)
-        grey = rgb.mean(1)
-        angles = (torch.arange(BINS, device=maps.device) + 0.5) * (2 * math.pi / BINS)
-        x, y = torch.einsum("nqhw,q->nhw", hue, angles.cos()), torch.einsum("nqhw,q->nhw", hue, angles.sin())
-        certain = (x * x + y * y).sqrt().clamp(max=_FADING * BINS) / (_FADING * BINS)
-        amount = median(chroma) * certain
-        value = grey + amount / 2
-        saturation = torch.where(value > 0, amount / value.clamp(min=1e-6), 0).clamp(0, 1)
-        found = hsv_to_rgb(torch.atan2(y, x) / (2 * math.pi) % 1, saturation, value)
-        found = (found + (grey - found.mean(1))[:, None]).clamp(0, 1)
-        return rgb_to_lab(found)[:, 1:]
-
 
 def _histogram(bins: Tensor) -> Tensor:
     """Shares of bins: (N, K, pixels) int64 → (N, 32, K); pixel by pixel, since all at once would be 32 times that."""
@@ -166,20 +141,3 @@ def hue_of(rgb: Tensor, high: Tensor, chroma: Tensor) -> Tensor:
         torch.where(high == green, (blue - red) / span + 2, (red - green) / span + 4),
     )
     return torch.where(chroma > 0, hue / 6 % 1, 0)
-
-
-def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """HSV (N, H, W) each → RGB (N, 3, H, W); values past 1 stay."""
-    steps = (torch.tensor([5.0, 3.0, 1.0]).to(hue)[:, None, None] + 6 * hue[:, None]) % 6
-    return value[:, None] * (1 - saturation[:, None] * torch.minimum(steps, 4 - steps).clamp(0, 1))
-
-
-def median(probabilities: Tensor) -> Tensor:
-    """Of distributions over bins of equal width in 0..1, (N, Q, H, W) → (N, H, W), linear within a bin."""
-    q = probabilities.shape[1]
-    total = probabilities.cumsum(1)
-    index = (total < 0.5).sum(1, keepdim=True).clamp(max=q - 1)
-    mass = probabilities.gather(1, index)
-    below = total.gather(1, index) - mass
-    within = ((0.5 - below) / mass.clamp(min=1e-12)).clamp(0, 1)
-    return ((index + within) / q)[:, 0]

@@ -95,15 +95,15 @@ class Pretraining:
         for _, scored in held_out:
             sums += scored
         figures = pretext.metrics(self.world.sum(sums))
-        headline = pretext.headline
-        for name in ("loss", headline.figure):
+        primary = pretext.primary_metric
+        for name in ("loss", primary.name):
             if name not in figures:
                 raise UserError(f"the metrics of the task {pretext.name} lack {name!r}")
         return Evaluation(
             figures,
             len(self.held_out.images) - len(held_out.broken),
             broken=held_out.broken,
-            line=f"held-out: loss {figures['loss']:.4f}, {figures[headline.figure]:.4f} {headline.words}",
+            line=f"held-out: loss {figures['loss']:.4f}, {figures[primary.name]:.4f} {primary.description}",
             pictures=lambda: self.pictures(net),
         )
 

@@ -5,12 +5,10 @@ from torch import Tensor, nn
 
 from crosschannel.pretext.classification import without_grey_gradient
 from crosschannel.pretext.task import (
-    OF_A_CONSTANT,
-    Headline,
+    PrimaryMetric,
     check_contrast,
     error_of_constant,
     moments,
-    no_temperature,
 )
 
 _UNIT = 110.0  # of the net's outputs: the release's scale of ab
@@ -27,8 +25,7 @@ class Regression(nn.Module):
     """
 
     outputs = 2
-    temperature = None
-    headline = Headline("loss_share", OF_A_CONSTANT, 1.0, "best constant colour")
+    primary_metric = PrimaryMetric.share("loss_share", "best constant colour")
     score_length = 5
 
     def __init__(self, grey_threshold: float = 0.0):
@@ -39,19 +36,15 @@ class Regression(nn.Module):
         loss = (ab - _UNIT * outputs.float()).square().sum(1) / 2
         return without_grey_gradient(loss, ab, self.grey_threshold)
 
-    def decode(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
-        """ab (N, 2, h, w).
-
-        Raises:
-            UserError: a temperature, which a regression does not have.
-        """
-        no_temperature(temperature, "this net regresses ab")
+    @staticmethod
+    def ab(outputs: Tensor) -> Tensor:
+        """ab (N, 2, h, w) of outputs."""
         return _UNIT * outputs.float()
 
     @torch.no_grad()
     def score(self, outputs: Tensor, ab: Tensor) -> Tensor:
         """Sums for :meth:`metrics`, float64: the loss, then the moments of ab."""
-        loss = (ab.double() - self.decode(outputs)).square().sum() / 2
+        loss = (ab.double() - self.ab(outputs)).square().sum() / 2
         return torch.cat((loss[None], moments(ab)))
 
     @staticmethod

@@ -14,7 +14,7 @@ from crosschannel.data import ImageBatch
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.pretext.config import RotationConfig
 from crosschannel.pretext.labels import Classifier, build_classifier
-from crosschannel.pretext.task import Headline, Pretext, as_arrays, row_of_pictures
+from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, row_of_pictures
 from crosschannel.runs.config import CropConfig
 
 _ROTATIONS = 4
@@ -26,7 +26,7 @@ class Rotation(Pretext):
     name = "rotation"
     uses_fc: ClassVar[bool] = True
     rows: ClassVar[tuple[str, ...]] = ("input", "rotated back as predicted")
-    headline = Headline("top1", "top-1 accuracy (chance: 0.25)", 1 / _ROTATIONS, "chance")
+    primary_metric = PrimaryMetric("top1", "top-1 accuracy (chance: 0.25)", 1 / _ROTATIONS, "chance")
     score_length = 3
 
     @staticmethod

@@ -14,9 +14,8 @@ from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.classification import sparse_cross_entropy
 from crosschannel.pretext.config import SplitBrainConfig
 from crosschannel.pretext.task import (
-    OF_A_CONSTANT,
-    Headline,
     PairTask,
+    PrimaryMetric,
     check_contrast,
     cross_entropy_of_constant,
     need_family,
@@ -59,13 +58,12 @@ class SplitBrain(PairTask):
     """L → 313 ab bins, and ab → bins of L; the cross-entropies are added."""
 
     name = "split-brain"
-    colours: ClassVar[bool] = True
-    headline = Headline("kl_share", OF_A_CONSTANT, 1.0, "best constant distributions")
+    decoder: ClassVar[str] = "crosschannel.colorize.decoders:SplitBrainDecoder"
+    primary_metric = PrimaryMetric.share("kl_share", "best constant distributions")
 
     def __init__(self, config: SplitBrainConfig, stride: int, classes: Sequence[str] = ()):
         super().__init__(config, stride, classes)
         self.quantizer = ABQuantizer(config.neighbours, config.sigma)
-        self.temperature = 0.38
         self.score_length = 4 + Q + config.lightness_bins
 
     @staticmethod
@@ -121,13 +119,6 @@ class SplitBrain(PairTask):
             "kl_share_lightness": found[1] / constants[1],
             "kl_share": sum(found) / sum(constants),
         }
-
-    def distribution(self, outputs: Halves) -> Tensor:
-        return outputs.ab.float().softmax(1)
-
-    def maps(self, outputs: Halves, temperature: float | None = None) -> Tensor:
-        """ab of the half that sees lightness: annealed mean."""
-        return self.quantizer.decode(outputs.ab, self.temperature if temperature is None else temperature)
 
 
 def _cross_entropy(logits: Tensor, bins: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A pretext task: it chooses its view of the data, and owns the forward pass, the loss and the score.
 
-Most tasks are a :class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. Colorization
-tasks also decode: net → ``maps`` → upsampled → ``paint``.
+Most tasks are a :class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. The outputs of tasks that
+predict colours become pictures by their ``decoder`` (:mod:`crosschannel.colorize.decoders`).
 """
 
 from collections.abc import Sequence
@@ -17,32 +17,38 @@ from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.runs.config import CropConfig
 
-OF_A_CONSTANT = "of the best constant's"  # words of a share: 1 knows nothing, 0 all
-
 
 @dataclass(frozen=True)
-class Headline:
-    """The figure that a task is judged by.
+class PrimaryMetric:
+    """The metric by which runs of a task are judged.
 
     Attributes:
-        figure: its name among the metrics.
-        words: what it is, as they follow its value.
-        reference: what it is without any knowledge of the pictures, and …
-        without: … what gives that.
+        name: its key among the metrics.
+        description: text that follows its value.
+        baseline: its value without any knowledge of the images; None if unknown.
+        baseline_name: what gives the baseline.
+        is_share: whether it is a share of the baseline's loss: 1 is no knowledge of the images, 0 is perfect.
     """
 
-    figure: str
-    words: str
-    reference: float | None = None
-    without: str = ""
+    name: str
+    description: str
+    baseline: float | None = None
+    baseline_name: str = ""
+    is_share: bool = False
+
+    @classmethod
+    def share(cls, name: str, constant: str) -> "PrimaryMetric":
+        """A loss as a share of that of the best constant prediction."""
+        return cls(name, "of the best constant's", 1.0, constant, is_share=True)
 
     def sentence(self, value: float) -> str:
-        """What a value means, for who sees it for the first time."""
-        if self.words != OF_A_CONSTANT:
-            return f"{value:.3g} {self.words}"
-        if value >= self.reference:
-            return f"{value:.3g} {self.words}: it has learned nothing yet"
-        return f"{value:.3g} {self.words}: it knows something of the pictures (1 is nothing, 0 everything)"
+        """A value with its meaning."""
+        text = f"{value:.3g} {self.description}"
+        if not self.is_share:
+            return text
+        if value >= self.baseline:
+            return f"{text}: it has learned nothing yet"
+        return f"{text}: it knows something of the pictures (1 is nothing, 0 everything)"
 
 
 class Pretext(nn.Module):
@@ -56,12 +62,11 @@ class Pretext(nn.Module):
     Attributes:
         name: accepted by :func:`crosschannel.pretext.task_row`.
         keys: the dataclass of its keys, for a user-defined task.
-        headline: what it is judged by.
-        colours: whether ``maps`` and ``paint`` give colours.
+        primary_metric: the metric by which runs are judged.
+        decoder: module:class of the decoder of a task that predicts colours; empty for other tasks.
         uses_fc: whether a net that pretraining leaves fc6 and fc7 out of (VGG-16) has them here.
         tells_classes: whether the outputs are logits of ``classes``.
         input: preprocessing of any image; its sizes are not used.
-        temperature: of the annealed mean where none is asked for; None where the decode has none.
         rows: what the rows of its pictures show.
         phases: names of the modules that each phase of a step updates, with an optimiser of its own, such as a
             generator and a discriminator; empty: one phase updates the whole net.
@@ -69,8 +74,8 @@ class Pretext(nn.Module):
     """
 
     name: str
-    headline: Headline
-    colours: ClassVar[bool] = False
+    primary_metric: PrimaryMetric
+    decoder: ClassVar[str] = ""
     uses_fc: ClassVar[bool] = False
     tells_classes: ClassVar[bool] = False
     rows: ClassVar[tuple[str, ...]] = ("lightness", "predicted colours", "truth")
@@ -80,7 +85,6 @@ class Pretext(nn.Module):
     def __init__(self, config: Any, stride: int, classes: Sequence[str] = ()):
         super().__init__()
         self.config, self.stride, self.classes = config, stride, tuple(classes)
-        self.temperature: float | None = None
         self.input = self.input_of(config, CropConfig())
 
     @staticmethod
@@ -142,45 +146,6 @@ class Pretext(nn.Module):
         """What a net's provenance says of it."""
         return {"pretext": self.name}
 
-    def own_decode(self) -> dict[str, Tensor]:
-        """Tensors of a decode that is this net's own; files keep them beside its weights."""
-        return {}
-
-    def take_decode(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
-        """Decode as a file has it: the tensors that are no weights, and the temperature.
-
-        Raises:
-            UserError: the tensors are no decode of this task; it begins with ``source``.
-        """
-        if tensors:
-            raise UserError(f"{source} has the unexpected {min(tensors)}; is it for another net?")
-        if self.temperature is not None and temperature is not None:
-            self.temperature = temperature
-
-    def distribution(self, outputs: Any) -> Tensor | None:
-        """Probabilities of the 313 ab bins, (N, 313, h, w), where the task predicts them."""
-        return None
-
-    def maps(self, outputs: Any, temperature: float | None = None) -> Tensor:
-        """What is upsampled to a picture's size: (N, C, h, w), its points on every ``stride``-th pixel.
-
-        Raises:
-            UserError: a temperature for a task that has none.
-        """
-        raise NotImplementedError
-
-    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
-        """ab of every pixel.
-
-        Args:
-            maps: (N, C, H, W), upsampled.
-            rgb: (N, 3, H, W) float in [0, 1], whose own colour must not matter.
-
-        Returns:
-            (N, 2, H, W).
-        """
-        return maps
-
 
 class PairTask(Pretext):
     """A task whose net maps ``inputs`` of a crop to outputs, which are compared with ``targets`` of the same crop."""
@@ -218,12 +183,6 @@ class PairTask(Pretext):
 
     def _pair(self, net: nn.Module, batch: ImageBatch) -> tuple[Any, Any]:
         return net(self.inputs(batch.images)), self.targets(batch.images, batch.labels)
-
-
-def no_temperature(temperature: float | None, what: str) -> None:
-    """Raise a UserError where a decode without a temperature is given one."""
-    if temperature is not None:
-        raise UserError(f"{what} and has no temperature")
 
 
 def check_contrast(of_the_best_constant: float) -> None:

@@ -173,9 +173,9 @@ def test_a_pretraining_says_what_it_has_written_and_what_it_means(photo_folder, 
     assert probe[:2] == ["transfer", "linear-probe"] and probe[-1] == str(photo_folder)
 
 
-def test_a_headline_is_read_the_right_way_round():
-    from crosschannel.pretext.task import OF_A_CONSTANT, Headline
+def test_a_primary_metric_is_read_the_right_way_round():
+    from crosschannel.pretext.task import PrimaryMetric
 
-    assert Headline("kl_share", OF_A_CONSTANT, 1.0).sentence(1.11).endswith("it has learned nothing yet")
-    assert "knows something" in Headline("kl_share", OF_A_CONSTANT, 1.0).sentence(0.86)
-    assert Headline("top1", "of the turns", 0.25).sentence(0.9) == "0.9 of the turns"
+    assert PrimaryMetric.share("kl_share", "best constant").sentence(1.11).endswith("it has learned nothing yet")
+    assert "knows something" in PrimaryMetric.share("kl_share", "best constant").sentence(0.86)
+    assert PrimaryMetric("top1", "of the turns", 0.25).sentence(0.9) == "0.9 of the turns"

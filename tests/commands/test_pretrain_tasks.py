@@ -80,8 +80,8 @@ def test_a_run_keeps_its_net_and_what_it_is(runs, task):
     result = read_result(run)
     whole = load_pretext(str(run))
     assert result.config["task"] == whole.task.name == task
-    assert {"loss", whole.task.headline.figure} <= result.metrics.keys()
-    name = "colorizer.safetensors" if whole.task.colours else "pretext.safetensors"
+    assert {"loss", whole.task.primary_metric.name} <= result.metrics.keys()
+    name = "colorizer.safetensors" if whole.task.decoder else "pretext.safetensors"
     assert (run / name).is_file() and (run / "curve.png").is_file()
     assert bool(list((run / "samples").glob("*.png")) if (run / "samples").exists() else []) == (task != "labels")
     backbone = load_backbone(f"{run},geometry=padded" if "vgg" not in str(NETS.get(task)) else str(run))
@@ -122,7 +122,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(runs, photo_folder, t
     assert read_result(tmp_path / "run").metrics == read_result(runs / task).metrics
 
 
-@pytest.mark.parametrize("task", [name for name in OTHERS if TASKS[name].load().colours])
+@pytest.mark.parametrize("task", [name for name in OTHERS if TASKS[name].load().decoder])
 def test_what_colours_colours_pictures(runs, tmp_path, photos, task):
     Image.fromarray(photos[1][:90, :70]).convert("L").save(tmp_path / "grey.png")
     flags = [str(tmp_path / "grey.png"), f"--model={runs / task}", f"--out={tmp_path / 'out'}"]
@@ -236,7 +236,7 @@ def test_a_colorizer_becomes_onnx(finished_run, tmp_path, photos, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [name for name in OTHERS if TASKS[name].load().colours])
+@pytest.mark.parametrize("task", [name for name in OTHERS if TASKS[name].load().decoder])
 def test_colorizers_of_other_tasks_become_onnx_too(runs, tmp_path, task):
     import onnxruntime
 

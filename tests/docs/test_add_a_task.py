@@ -99,14 +99,14 @@ def test_a_package_names_its_task_by_an_entry_point(narrow_nets, photo_folder, m
         ("mytasks:Nothing", "cannot import 'mytasks:Nothing': AttributeError"),
         ("mytasks:PairNet", "'mytasks:PairNet' must be a crosschannel.pretext.task.Pretext"),
         ("json:loads", "json is in the standard library"),
-        ("halves:NoHeadline", "the task 'halves:NoHeadline' lacks headline, score_length, build, metrics"),
+        ("halves:NoMetric", "the task 'halves:NoMetric' lacks primary_metric, score_length, build, metrics"),
         ("halves:KeysOfAnInstance", "must be a crosschannel.pretext.task.Pretext whose keys is a dataclass"),
     ],
 )
 def test_invalid_tasks_are_refused(task, words, capsys):
     Path("halves.py").write_text(
         "from dataclasses import dataclass\nfrom crosschannel.pretext.task import Pretext\n\n@dataclass\nclass Keys:\n"
-        "    pass\n\nclass NoHeadline(Pretext):\n    keys = Keys\n\n"
+        "    pass\n\nclass NoMetric(Pretext):\n    keys = Keys\n\n"
         "class KeysOfAnInstance(Pretext):\n    keys = Keys()\n"
     )
     assert main(["pretrain", f"--task={task}", "--data=builtin:sample", "--out=run"]) == 2

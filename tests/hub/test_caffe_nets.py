@@ -334,7 +334,7 @@ def test_the_released_colornet_colours_as_caffe_does(tmp_path):
     colorizer = load_colorizer(str(path))
     assert close(colorizer.net(lightness - 50), logits)
     assert close(colorizer.predict_ab(lightness), ab)
-    assert colorizer.task.temperature == pytest.approx(0.3837, abs=1e-4)
+    assert colorizer.decoder.temperature == pytest.approx(0.3837, abs=1e-4)
     out = tmp_path / "ours.safetensors"
     assert main(["import", str(path), "--as=colornet", f"--out={out}"]) == 0
     assert torch.equal(load_colorizer(str(out)).predict_ab(lightness), colorizer.predict_ab(lightness))

@@ -137,7 +137,7 @@ def test_eccv16_keeps_its_own_decode_and_is_not_annealed_twice(tmp_path):
     backbone = load_backbone(str(out))
     assert backbone.input.kind == "grey" and "conv7_3" in backbone.layers
     assert backbone.input.scale == 0.01 and torch.equal(backbone.net.conv1_1.conv.weight, net.model1[0].weight)
-    assert torch.equal(colorizer.task.native, net.model_out.weight[:, :, 0, 0] * 110)
+    assert torch.equal(colorizer.decoder.native, net.model_out.weight[:, :, 0, 0] * 110)
 
 
 def caffe_layers(kind: str, channels: int):

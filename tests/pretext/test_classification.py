@@ -116,7 +116,7 @@ def test_a_dense_target_never_exists():
 def test_l2_is_half_the_squared_distance_and_decodes_to_ab():
     objective = Colorization(ColorizationConfig(kind="l2"), 4).objective
     outputs = torch.randn(2, 2, 6, 5) * 0.3
-    predicted = objective.decode(outputs)
+    predicted = objective.ab(outputs)
     assert torch.allclose(objective(outputs, AB), ((AB - predicted) ** 2).sum(1) / 2, rtol=1e-5)
     figures = objective.metrics(objective.score(outputs, AB))
     mean = AB.double().mean((0, 2, 3), keepdim=True)

@@ -14,7 +14,7 @@ from crosschannel import pretext
 from crosschannel.cli import main
 from crosschannel.data import CropConfig, Stream, TrainingCrops, load_batches, open_images
 from crosschannel.models import InputSpec, NetSpec, build_net
-from crosschannel.pretext.task import Headline, Pretext
+from crosschannel.pretext.task import Pretext, PrimaryMetric
 from crosschannel.runs.folder import read_metrics
 from crosschannel.training.checkpoints import list_checkpoints, load
 
@@ -45,7 +45,7 @@ class Adversary(Pretext):
     """Images and noise → which is which; the generator learns to make noise look like images."""
 
     keys = Keys
-    headline = Headline("right", "of the real images are taken for real")
+    primary_metric = PrimaryMetric("right", "of the real images are taken for real")
     score_length = 2
     phases = (("generator",), ("net", "head"))
 

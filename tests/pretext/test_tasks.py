@@ -11,6 +11,7 @@ from skimage.color import rgb2hsv
 from crosschannel import UserError
 from crosschannel.color import rgb_to_lab
 from crosschannel.color.quantizer import ab_bins
+from crosschannel.colorize.decoders import decoder_of, hsv_to_rgb, median, yuv_to_rgb
 from crosschannel.models import NetSpec
 from crosschannel.pretext import TASKS, create, task_row
 from crosschannel.pretext.config import (
@@ -21,9 +22,8 @@ from crosschannel.pretext.config import (
     LarssonConfig,
     SplitBrainConfig,
 )
-from crosschannel.pretext.dahl import rgb_to_yuv, yuv_to_rgb
+from crosschannel.pretext.dahl import rgb_to_yuv
 from crosschannel.pretext.hypercolumn import Located
-from crosschannel.pretext.larsson import hsv_to_rgb, median
 
 SPECS = {
     "colorization": (ColorizationConfig(), NetSpec("alexnet", 1, fc=0)),
@@ -63,7 +63,7 @@ def test_every_task_trains_every_parameter_it_says_it_does_and_scores_itself(nam
         whole = task.score(net(task.inputs(rgb)), targets)
     assert whole.shape == (task.score_length,) and torch.allclose(sum(scores), whole, rtol=1e-4, atol=1e-4)
     figures = task.metrics(whole)
-    assert {"loss", task.headline.figure} <= figures.keys()
+    assert {"loss", task.primary_metric.name} <= figures.keys()
     with torch.no_grad():
         at_rest = task.loss(net(task.inputs(rgb)), targets)
     assert figures["loss"] == pytest.approx(at_rest.mean().item(), rel=2e-3)
@@ -180,9 +180,9 @@ def test_their_decode_gives_a_sure_colour_back_and_greys_an_unsure_one():
     maps = torch.zeros(1, 64, 2, 2)
     hue, chroma = (torch.tensor(colorsys.rgb_to_hsv(0.7, 0.4, 0.3)[0]), 0.4)
     maps[:, int(hue * 32)], maps[:, 32 + int(chroma * 32)] = 1, 1
-    assert (task.paint(maps, grey) - rgb_to_lab(colour)[:, 1:]).abs().max() < 5  # half a bin
+    assert (decoder_of(task).paint(maps, grey) - rgb_to_lab(colour)[:, 1:]).abs().max() < 5  # half a bin
     maps[:, :32] = 1 / 32  # any hue
-    assert task.paint(maps, grey).abs().max() < 0.1
+    assert decoder_of(task).paint(maps, grey).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("certainty", [0.0, 0.2, 0.446, 0.8, 0.98])
@@ -200,7 +200,7 @@ def test_chroma_fades_with_the_mean_phase_of_the_hue_bins(certainty):
     value = 0.4 + chroma / 2
     rgb = np.array(colorsys.hsv_to_rgb(5.5 / 32, chroma / value, value))
     expected = rgb_to_lab(torch.from_numpy(rgb + 0.4 - rgb.mean())[None, :, None, None])[0, 1:, 0, 0]
-    ab = task.paint(maps, torch.full((1, 3, 1, 1), 0.4))[0, :, 0, 0]
+    ab = decoder_of(task).paint(maps, torch.full((1, 3, 1, 1), 0.4))[0, :, 0, 0]
     assert torch.allclose(ab.double(), expected, atol=1e-3)
 
 
@@ -250,7 +250,7 @@ def test_pictures_of_any_size(name, size):
         size = (32, 40)  # five pools
         rgb = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     with torch.no_grad():
-        maps = task.maps(net.eval()(task.inputs(rgb)))
+        maps = decoder_of(task).maps(net.eval()(task.inputs(rgb)))
     assert maps.shape[2:] == tuple(-(-side // task.stride) for side in size)
 
 
@@ -373,7 +373,7 @@ def test_the_best_constant_has_a_share_of_one_and_the_truth_of_zero(name, rgb):
         value = targets.logit(1e-6) if name == "dahl" else targets
         mean = targets.mean((0, 2, 3), keepdim=True).expand_as(targets)
         exact, constant = value, mean.logit() if name == "dahl" else mean
-    share = task.headline.figure
+    share = task.primary_metric.name
     assert task.metrics(task.score(exact, targets))[share] == pytest.approx(0, abs=1e-3)
     assert task.metrics(task.score(constant, targets))[share] == pytest.approx(1, abs=1e-3)
 
@@ -395,7 +395,7 @@ def test_thirty_steps_on_one_batch_lower_the_loss(name, rgb, narrow_net):
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if TASKS[name].load().colours])
+@pytest.mark.parametrize("name", [name for name in TASKS if TASKS[name].load().decoder])
 def test_the_colour_of_a_picture_does_not_reach_its_colours(name, photos):
     """A colour picture, and one without colour of the same lightness (mean of RGB, luma) as the task measures it."""
     from crosschannel.color import lab_to_rgb
@@ -409,7 +409,7 @@ def test_the_colour_of_a_picture_does_not_reach_its_colours(name, photos):
         "dahl": rgb_to_yuv(colour)[:, :1].expand(-1, 3, -1, -1),
     }.get(name, lab_to_rgb(lab))
     with torch.no_grad():
-        one, two = (task.maps(net.eval()(task.inputs(x))) for x in (colour, grey))
+        one, two = (decoder_of(task).maps(net.eval()(task.inputs(x))) for x in (colour, grey))
     assert torch.allclose(one, two, atol=2e-3) and one.std() > 0
 
 

@@ -1,0 +1,210 @@
+"""Decoders: from the outputs of a net that predicts colours to ab of every pixel of a picture."""
+
+import math
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crosschannel.color import ABQuantizer, rgb_to_lab
+from crosschannel.color.quantizer import Q
+from crosschannel.errors import UserError
+from crosschannel.models.input_spec import LUMA
+from crosschannel.pretext.colorization import Colorization
+from crosschannel.pretext.dahl import rgb_to_yuv
+from crosschannel.pretext.hypercolumn import BINS
+from crosschannel.pretext.regression import Regression
+from crosschannel.pretext.split_brain import Halves, SplitBrain
+from crosschannel.pretext.task import Pretext
+
+TEMPERATURE = 0.38  # of the paper's annealed mean
+_FADING = 0.03  # chroma fades below this length of the mean over bins of p · e^{iθ}
+
+
+class Decoder(nn.Module):
+    """Outputs of a net → maps, which are upsampled to the size of a picture → ab of its pixels.
+
+    Attributes:
+        temperature: default T of the annealed mean; None for a decoder without one.
+    """
+
+    temperature: float | None = None
+
+    def maps(self, outputs: Any, temperature: float | None = None) -> Tensor:
+        """Maps to upsample: (N, C, h, w), their points on every ``stride``-th pixel.
+
+        Raises:
+            UserError: a temperature for a decoder without one.
+        """
+        raise NotImplementedError
+
+    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
+        """ab of every pixel.
+
+        Args:
+            maps: (N, C, H, W), upsampled.
+            rgb: (N, 3, H, W) float in [0, 1], whose own colour must not matter.
+
+        Returns:
+            (N, 2, H, W).
+        """
+        return maps
+
+    def distribution(self, outputs: Any) -> Tensor | None:
+        """Probabilities of the 313 ab bins, (N, 313, h, w); None if the net predicts something else."""
+        return None
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """Tensors that belong to this net's decoder; files store them beside its weights."""
+        return {}
+
+    def load(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
+        """Restore the decoder of a file: its tensors, and the temperature.
+
+        Raises:
+            UserError: the tensors are not those of such a decoder; it begins with ``source``.
+        """
+        if tensors:
+            raise UserError(f"{source} has the unexpected {min(tensors)}; is it for another net?")
+        if self.temperature is not None and temperature is not None:
+            self.temperature = temperature
+
+
+class BinDecoder(Decoder):
+    """Logits of the 313 ab bins → ab, by the annealed mean.
+
+    Args:
+        quantizer: the bins.
+        temperature: default T.
+        native: (2, 313) ab of every bin, for a net that decodes with these and plain softmax unless it is given a T.
+    """
+
+    def __init__(self, quantizer: ABQuantizer, temperature: float = TEMPERATURE, native: Tensor | None = None):
+        super().__init__()
+        self.quantizer, self.temperature = quantizer, temperature
+        self.register_buffer("native", native)
+
+    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+        if temperature is None and self.native is not None:
+            return torch.einsum("cq,nqhw->nchw", self.native, outputs.float().softmax(1))
+        return self.quantizer.decode(outputs, self.temperature if temperature is None else temperature)
+
+    def distribution(self, outputs: Tensor) -> Tensor:
+        return outputs.float().softmax(1)
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        return {} if self.native is None else {"native": self.native}
+
+    def load(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
+        native = tensors.pop("native", None)
+        super().load(tensors, temperature, source)
+        if native is None:
+            return
+        if native.shape != (2, Q) or not native.is_floating_point() or not native.abs().max() < 1e3:
+            raise UserError(f"{source} holds an invalid decoder: native must be (2, {Q}) ab values")
+        self.native = native
+
+
+class RegressionDecoder(Decoder):
+    """Regressed ab, in the units of :class:`~crosschannel.pretext.regression.Regression`."""
+
+    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+        refuse_temperature(temperature, "this net regresses ab")
+        return Regression.ab(outputs)
+
+
+def colorization_decoder(task: Colorization) -> Decoder:
+    """The decoder of the task colorization, by its objective."""
+    if isinstance(task.objective, Regression):
+        return RegressionDecoder()
+    return BinDecoder(task.objective.quantizer)
+
+
+class SplitBrainDecoder(BinDecoder):
+    """ab of the half that sees lightness."""
+
+    def __init__(self, task: SplitBrain):
+        super().__init__(task.quantizer)
+
+    def maps(self, outputs: Halves, temperature: float | None = None) -> Tensor:
+        return super().maps(outputs.ab, temperature)
+
+    def distribution(self, outputs: Halves) -> Tensor:
+        return super().distribution(outputs.ab)
+
+
+class LarssonDecoder(Decoder):
+    """Distributions of hue and chroma → ab, as Larsson et al. (2016) do: median chroma, circular mean of hue, chroma
+    faded if the hue is uncertain; V = L + C/2, S = C/V, then RGB shifted to the original mean."""
+
+    def __init__(self, task: Pretext):
+        super().__init__()
+
+    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+        """Probabilities of hue and chroma, (N, 64, h, w)."""
+        refuse_temperature(temperature, "this net takes the median chroma and the mean hue")
+        return torch.cat([part.softmax(1) for part in outputs.float().split(BINS, 1)], 1)
+
+    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
+        hue, chroma = maps.split(BINS, 1)
+        grey = rgb.mean(1)
+        angles = (torch.arange(BINS, device=maps.device) + 0.5) * (2 * math.pi / BINS)
+        x, y = torch.einsum("nqhw,q->nhw", hue, angles.cos()), torch.einsum("nqhw,q->nhw", hue, angles.sin())
+        certainty = (x * x + y * y).sqrt().clamp(max=_FADING * BINS) / (_FADING * BINS)
+        amount = median(chroma) * certainty
+        value = grey + amount / 2
+        saturation = torch.where(value > 0, amount / value.clamp(min=1e-6), 0).clamp(0, 1)
+        coloured = hsv_to_rgb(torch.atan2(y, x) / (2 * math.pi) % 1, saturation, value)
+        return rgb_to_lab((coloured + (grey - coloured.mean(1))[:, None]).clamp(0, 1))[:, 1:]
+
+
+class DahlDecoder(Decoder):
+    """Regressed UV in 0..1 → ab, with the luma of the picture."""
+
+    def __init__(self, task: Pretext):
+        super().__init__()
+
+    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+        refuse_temperature(temperature, "this net regresses UV")
+        return outputs.float().sigmoid()
+
+    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
+        luma = rgb_to_yuv(rgb)[:, :1]
+        return rgb_to_lab(yuv_to_rgb(torch.cat((luma, maps), 1)))[:, 1:]
+
+
+def decoder_of(task: Pretext) -> Decoder:
+    """A new decoder for the nets of a task that colours pictures."""
+    return resolve_name(task.decoder)(task)
+
+
+def refuse_temperature(temperature: float | None, reason: str) -> None:
+    """Raise a UserError for a temperature of a decoder without one."""
+    if temperature is not None:
+        raise UserError(f"{reason} and has no temperature")
+
+
+def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """HSV (N, H, W) each → RGB (N, 3, H, W); values past 1 stay."""
+    steps = (torch.tensor([5.0, 3.0, 1.0]).to(hue)[:, None, None] + 6 * hue[:, None]) % 6
+    return value[:, None] * (1 - saturation[:, None] * torch.minimum(steps, 4 - steps).clamp(0, 1))
+
+
+def median(probabilities: Tensor) -> Tensor:
+    """Of distributions over bins of equal width in 0..1, (N, Q, H, W) → (N, H, W), linear within a bin."""
+    q = probabilities.shape[1]
+    total = probabilities.cumsum(1)
+    index = (total < 0.5).sum(1, keepdim=True).clamp(max=q - 1)
+    mass = probabilities.gather(1, index)
+    below = total.gather(1, index) - mass
+    within = ((0.5 - below) / mass.clamp(min=1e-12)).clamp(0, 1)
+    return ((index + within) / q)[:, 0]
+
+
+def yuv_to_rgb(yuv: Tensor) -> Tensor:
+    """The inverse of :func:`~crosschannel.pretext.dahl.rgb_to_yuv`, clipped to [0, 1]."""
+    y, u, v = yuv.unbind(1)
+    blue, red = y + 2 * (1 - LUMA[2]) * (u - 0.5), y + 2 * (1 - LUMA[0]) * (v - 0.5)
+    green = (y - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
+    return torch.stack((red, green, blue), 1).clamp(0, 1)
