@@ -7,6 +7,7 @@ costs milliseconds.
 from typing import TYPE_CHECKING
 
 from crosschannel.lazy import lazy_names
+from crosschannel.version import __version__
 
 if TYPE_CHECKING:
     from crosschannel import color as color
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from crosschannel.models import InputSpec as InputSpec
     from crosschannel.models import wrap as wrap
 
-__version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {

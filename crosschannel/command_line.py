@@ -16,13 +16,13 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import crosschannel
 from crosschannel.console import open_streams, say
 from crosschannel.errors import WORKER_LOST, UserError, file_problem, is_worker_loss
 from crosschannel.factories import installed_names
 from crosschannel.parsing import Command, config_folder, options_of, parse, typed_flags
 from crosschannel.runs.interrupts import EXIT_CODE, Interrupted, handlers_kept
 from crosschannel.training.memory import keep_freed_memory
+from crosschannel.version import __version__
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _answer(program: Program, argv: list[str]) -> int:
         print(usage(program))
         return 0 if argv else 2
     if argv[0] == "--version":
-        print(crosschannel.__version__)
+        print(__version__)
         return 0
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

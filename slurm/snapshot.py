@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-import crosschannel
 from crosschannel.command_line import config_folder
 from crosschannel.errors import UserError
 from crosschannel.factories import working_folder_importable
+from crosschannel.version import __version__
 
 PACKAGES = ("crosschannel", "transfer", "slurm")
 
@@ -41,7 +41,7 @@ def snapshot(target: Path, more: Sequence[str] = ()) -> None:
         states |= _git_state(source.parent, part)
     if not (part / "crosschannel" / "configs").is_dir():
         shutil.copytree(config_folder(), part / "configs")
-    described = {"version": crosschannel.__version__, "packages": [*PACKAGES, *more], "git": states}
+    described = {"version": __version__, "packages": [*PACKAGES, *more], "git": states}
     (part / "code.json").write_text(json.dumps(described, indent=2) + "\n")
     compileall.compile_dir(part, quiet=2)  # once, and not by every rank
     shutil.rmtree(target, ignore_errors=True)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # From the ground up: a part may import those before it, and its own.
-FLOOR = ("errors", "files", "keys", "stored", "console", "csv_files", "factories", "runs")
+FLOOR = ("version", "lazy", "errors", "files", "keys", "stored", "console", "csv_files", "factories", "runs")
 ORDER = (
     "color",
     "data",
@@ -32,20 +32,19 @@ LINES = ("parsing", "help", "command_line", "cli")  # what is typed: nothing bel
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of ours that a file imports when it is imported itself."""
+    """Modules of ours, and their names, that a file imports, also within functions; but for types alone."""
     tree = ast.parse(path.read_text())
-    lazy = {
+    for_types = {
         inner
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.If)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
-        if isinstance(inner, ast.Import | ast.ImportFrom)
     }
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node not in lazy:
+        if isinstance(node, ast.ImportFrom) and node.module and node not in for_types:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import) and node not in lazy:
+        elif isinstance(node, ast.Import) and node not in for_types:
             found |= {alias.name for alias in node.names}
     return {name for name in found if name.split(".")[0] in ("crosschannel", "transfer", "slurm")}
 
@@ -70,6 +69,35 @@ def test_imports_point_one_way(path):
         if own in ranks and theirs in ranks and own != theirs:
             both_floor = own in FLOOR and theirs in FLOOR
             assert both_floor or ranks[theirs] < ranks[own], f"{'/'.join(place)} imports {name}"
+
+
+def test_nothing_below_imports_the_face_of_the_library():
+    for path in FILES:
+        if path.parts[-2] != "crosschannel" and path.relative_to(ROOT).parts[0] == "crosschannel":
+            assert "crosschannel" not in imported(path), path
+
+
+def test_no_module_imports_itself_through_others():
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
+    graph = {name: imported(path) & modules.keys() - {name} for name, path in modules.items()}
+    lazy = {name for name, path in modules.items() if "lazy_names(" in path.read_text()}  # import nothing themselves
+    while free := [name for name, needs in graph.items() if not needs - lazy]:
+        for name in free:
+            graph.pop(name)
+        graph = {name: needs - set(free) for name, needs in graph.items()}
+    assert not graph, f"circles among {sorted(graph)}"
+
+
+TENANTS = {"rotation": "Rotation", "jigsaw": "Jigsaw"}
+
+
+@pytest.mark.parametrize("task", TENANTS)
+def test_a_task_touches_its_own_file_the_table_and_its_keys_alone(task):
+    own = {f"crosschannel/pretext/{name}.py" for name in (task, "__init__", "config")}
+    words = re.compile(rf"[\"'.]{task}[\"':.]|\b{TENANTS[task]}(Config|Net)?\b")
+    touched = {str(path.relative_to(ROOT)) for path in FILES if words.search(path.read_text())}
+    assert touched == own
+    assert (ROOT / "configs" / "pretrain" / f"{task}-paper.yaml").is_file()
 
 
 def test_protocols_know_backbones_only_through_load_backbone_and_wrap():

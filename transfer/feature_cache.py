@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-import crosschannel
 from crosschannel.console import progress
 from crosschannel.data import BrokenImages, ImageBatch, ImageSet, Stream, Subset, View
 from crosschannel.errors import UserError
@@ -26,6 +25,7 @@ from crosschannel.stored import read_json, typed
 from crosschannel.training.device import autocast
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
+from crosschannel.version import __version__
 from transfer.config import Cache, FeaturesConfig
 from transfer.features import FrozenFeatures
 from transfer.protocol import Measurement
@@ -266,7 +266,7 @@ class Extraction:
         rest = [
             repr(backbone.net), self.features.sketch(), asdict(backbone.input), self.features.layers,
             self.features.pooling, self.precision, self.world.device.type, stream.images.content_key(),
-            repr(stream.view), crosschannel.__version__, torch.__version__,
+            repr(stream.view), __version__, torch.__version__,
         ]  # fmt: skip
         digest.update(json.dumps(rest).encode())
         return digest.hexdigest()[:32]

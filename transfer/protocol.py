@@ -27,12 +27,13 @@ from crosschannel.models.module_net import at_rest
 from crosschannel.parsing import config_folder, parse
 from crosschannel.report.page import Block
 from crosschannel.runs.config import CropConfig, with_keys
-from crosschannel.runs.folder import RunFolder, open_run
+from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import Result, Rows, finish, load_result, write_provenance
 from crosschannel.training.device import find_device
 from crosschannel.training.isolation import isolated
 from crosschannel.training.ranks import PATIENCE, World, joined_world
+from crosschannel.training.runs import open_run
 from crosschannel.training.task import Evaluation
 from transfer.annotation_digest import annotation_digest
 from transfer.calls import call_docstring, call_signature, positional_signature

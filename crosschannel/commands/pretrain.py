@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-import crosschannel
 from crosschannel.colorize.colorizer import held_out_pictures
 from crosschannel.commands.config import PretrainConfig
 from crosschannel.console import stderr_console
@@ -27,7 +26,7 @@ from crosschannel.pretext import create, task_row
 from crosschannel.pretext.pretraining import Pretraining
 from crosschannel.pretext.start import as_seen
 from crosschannel.report import validation_curve
-from crosschannel.runs.folder import RunFolder, last_pictures, open_run
+from crosschannel.runs.folder import RunFolder, last_pictures
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish
 from crosschannel.training.checkpoints import list_checkpoints
@@ -35,7 +34,9 @@ from crosschannel.training.device import find_device, settle_auto
 from crosschannel.training.isolation import isolated
 from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import PATIENCE, World, joined_world
+from crosschannel.training.runs import open_run
 from crosschannel.training.task import Evaluation
+from crosschannel.version import __version__
 
 
 def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
@@ -128,7 +129,7 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         "steps": loop.steps,
         "seed": config.seed,
         "config_hash": sha256((run.path / "config.yaml").read_bytes()).hexdigest()[:16],
-        "version": crosschannel.__version__,
+        "version": __version__,
     }
     if config.init_from is None or KINDS[parse_source(config.init_from).kind].is_fresh:
         details["licence"] = LICENCE

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-import crosschannel
 from crosschannel.color import ABPrior, PriorEstimator
 from crosschannel.commands.config import PriorConfig
 from crosschannel.console import progress, stderr_console
@@ -16,6 +15,7 @@ from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
 from crosschannel.files import Outputs, user_path
 from crosschannel.training.device import find_device
+from crosschannel.version import __version__
 
 
 def estimate_prior(config: PriorConfig) -> ABPrior:
@@ -49,7 +49,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
         data=Path(config.data).name or config.data,
         size=config.size,
         broken=broken,
-        version=crosschannel.__version__,
+        version=__version__,
         date=datetime.date.today().isoformat(),
     )
     prior.save(out, outputs.write)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from crosschannel.color import ABQuantizer
 from crosschannel.colorize.colorizer import LONGEST, Colorizer
 from crosschannel.demo.config import DemoConfig
+from crosschannel.demo.files import PAGE, described, page_file, policy_of_page
+from crosschannel.demo.static import write_static
 from crosschannel.errors import UserError, foreign
 from crosschannel.hub import load_colorizer
 from crosschannel.hub.export import Decoded
 from crosschannel.training.device import find_device
 
-PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".json": "application/json"}
 _ROUNDED = 4  # pixels by which a short side may be longer than asked for: sides are multiples of 8
 _LEAST = 2.0**-20  # of a probability that is told
@@ -38,8 +38,6 @@ def demo(config: DemoConfig) -> None:
     colorizer = load_colorizer(config.model, "cpu" if config.static else find_device(config.device))
     colorizer.size = config.size or colorizer.size
     if config.static:
-        from crosschannel.demo.static import write_static
-
         write_static(colorizer, config, Path(config.static))
         return
     from crosschannel.web import POLICY, Guarded, ended_by_signals, serve
@@ -54,32 +52,6 @@ def demo(config: DemoConfig) -> None:
 def body_limit(size: int) -> int:
     """Bytes that a browser may send of a picture that is looked at with a short side of ``size``."""
     return 8 + 4 * (size + _ROUNDED) * LONGEST * size
-
-
-def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
-    """What the page has to know of a net."""
-    task, look = colorizer.task, colorizer.look
-    return {
-        "size": colorizer.size,
-        "stride": task.stride,
-        "interpolation": look.interpolation,
-        "squash": look.squash,
-        "half_pixel": look.half_pixel,
-        "temperature": colorizer.decoder.temperature,
-        "bins": ABQuantizer().bins.double().numpy().tolist() if colorizer.decoder.temperature is not None else [],
-        "most_pixels": round(config.megapixels * 1e6),
-    }
-
-
-def page_file(name: str, config: DemoConfig, policy: str, where: str) -> bytes:
-    """A file of the page, filled in."""
-    data = (files("crosschannel.demo") / "page" / name).read_bytes()
-    if name != "index.html":
-        return data
-    from jinja2 import Environment, StrictUndefined
-
-    made = Environment(autoescape=True, undefined=StrictUndefined).from_string(data.decode())
-    return made.render(title=config.title, policy=policy, where=where).encode()
 
 
 def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
@@ -139,11 +111,6 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
         return data
 
     return app
-
-
-def policy_of_page(policy: str) -> str:
-    """A policy as a page may have it: who frames it, only a header can say."""
-    return "; ".join(part for part in policy.split("; ") if not part.startswith("frame-ancestors"))
 
 
 def _lightness(body: bytes, size: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.console import stderr_console
 from crosschannel.demo.config import DemoConfig
-from crosschannel.demo.server import PAGE, described, page_file, policy_of_page
+from crosschannel.demo.files import PAGE, described, page_file, policy_of_page
 from crosschannel.errors import UserError
 from crosschannel.files import cache_folder, whole_folder
 from crosschannel.hub.export import colorizer_to_onnx

@@ -32,7 +32,7 @@ from crosschannel.evaluation.scores import LEVELS, Q
 from crosschannel.files import read_text, user_path, written_whole
 from crosschannel.hub.sources import input_files
 from crosschannel.keys import require_config
-from crosschannel.runs.folder import RunFolder, open_run
+from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.runs.result import finish
 from crosschannel.stored import LARGEST, read_arrays, read_json
@@ -40,6 +40,7 @@ from crosschannel.training.device import find_device
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.isolation import isolated
 from crosschannel.training.ranks import PATIENCE, World, joined_world
+from crosschannel.training.runs import open_run
 
 _PART = 512  # images of a part
 _MEANING = (

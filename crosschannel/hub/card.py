@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-import crosschannel
 from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.models import Backbone
 from crosschannel.report.page import markdown
 from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import UNTRAINED, Result, read_result
+from crosschannel.version import __version__
 
 CARD, PICTURE = "README.md", "sample.png"
 _CITATION = (
@@ -73,8 +73,7 @@ def write_card(
     lines = [
         f"# {name}",
         "",
-        f"A net of [crosschannel](https://pypi.org/project/crosschannel/) {crosschannel.__version__} "
-        "(`pip install crosschannel`).",
+        f"A net of [crosschannel](https://pypi.org/project/crosschannel/) {__version__} (`pip install crosschannel`).",
         "",
         "```python",
         *usage,

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-import crosschannel
 from crosschannel.errors import UserError
 from crosschannel.files import (
     LOCK,
@@ -27,9 +26,10 @@ from crosschannel.files import (
 from crosschannel.runs.config import defaults, flatten, renamed, runtime_keys, to_yaml
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.stored import read_json, read_rows, read_yaml, typed
+from crosschannel.version import __version__
 
 if TYPE_CHECKING:
-    from crosschannel.training.ranks import World
+    pass
 
 _BEGUN = {"config.yaml", "images.json", "inputs.json"}  # what is there before anything is saved
 _BESIDE = {LOCK, "slurm", *(f"{name}.part" for name in _BEGUN)}  # the last: half-written ones of earlier versions
@@ -209,7 +209,7 @@ class RunFolder:
         """Write ``config.yaml``, complete and enough to run again, and what images and files are to be known by."""
         text = to_yaml(config)
         if not self.resuming or self.stored_config() != yaml.safe_load(text):  # else a user's remarks in it stay
-            head = f"{RUN_HEADER} {self.command} (crosschannel {crosschannel.__version__})\n"
+            head = f"{RUN_HEADER} {self.command} (crosschannel {__version__})\n"
             self.write("config.yaml", head + text)
         if self._images:
             self.write("images.json", self._images)
@@ -235,34 +235,6 @@ class RunFolder:
         if not evaluated:
             rows = [row for row in rows if row["step"] < step or not any(key.startswith("val/") for key in row)]
         self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-@contextlib.contextmanager
-def open_run(
-    path: Path, command: str, config: Any, world: "World", flag: InterruptFlag | None = None
-) -> Iterator[RunFolder]:
-    """Hold the run folder of a command on all ranks: rank 0 takes it, and all learn whether that went well. Signals set
-    the flag from before it is held until after it is let go.
-
-    Raises:
-        UserError: it is taken, foreign, or was begun with other settings.
-    """
-    run = None
-
-    def take() -> None:
-        nonlocal run
-        run = RunFolder(path, command, flag=flag)
-        if run.resuming:
-            run.check_science(config)
-
-    with flag or InterruptFlag() as flag:
-        try:
-            world.from_main(take)
-            run = run or RunFolder(path, command, hold=False, flag=flag)
-            yield run
-        finally:
-            if run:
-                run.close()
 
 
 def last_pictures(run: Path) -> Path | None:

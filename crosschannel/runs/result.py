@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import numpy as np
 
-import crosschannel
 from crosschannel.console import Console, as_text
 from crosschannel.errors import UserError
 from crosschannel.files import RUN_HEADER, is_run_folder, read_text, user_path, written_whole
@@ -17,6 +16,7 @@ from crosschannel.keys import at_least
 from crosschannel.runs.config import science
 from crosschannel.runs.folder import RunFolder
 from crosschannel.stored import read_arrays, read_json, typed
+from crosschannel.version import __version__
 
 ROWS = "predictions.npz"
 UNTRAINED = ("random:", "gaussian:", "kmeans:")  # how sources of baselines begin
@@ -119,7 +119,7 @@ def finish(
         "config": stored,
         "seed": config.seed,
         "n": n,
-        "version": crosschannel.__version__,
+        "version": __version__,
         "metrics": metrics,
         "science": science(config, stored),
     }

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-import crosschannel
 from crosschannel.console import plain, progress, stderr_console
 from crosschannel.data import ImageSet, Stream
 from crosschannel.data.open import open_evaluated_images
@@ -24,6 +23,7 @@ from crosschannel.files import whole_folder
 from crosschannel.study.config import StudyBuildConfig
 from crosschannel.study.manifest import CHECK, MANIFEST, PICTURES, TRUTH, Manifest, Photograph
 from crosschannel.training.device import find_device
+from crosschannel.version import __version__
 
 _GREY = 10.0  # the greatest chroma that any pixel of a photograph has which is left out as grey …
 _SHARE = 0.01  # … but for so many of its pixels
@@ -53,7 +53,7 @@ def build(config: StudyBuildConfig) -> Path:
             checks=checks,
             left_out={},
             sha256={},
-            version=crosschannel.__version__,
+            version=__version__,
             photographs=[],
             gamut=config.gamut,
             first=config.first,

@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from crosschannel.cli import main
 from crosschannel.color import ABQuantizer
 from crosschannel.demo.config import DemoConfig
-from crosschannel.demo.server import PAGE, body_limit, create
+from crosschannel.demo.files import PAGE
+from crosschannel.demo.server import body_limit, create
 from crosschannel.hub import load_colorizer
 from crosschannel.web import POLICY, Guarded
 

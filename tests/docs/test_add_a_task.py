@@ -12,8 +12,10 @@ import torch
 from forked import run_on_ranks
 from safetensors.torch import load_file
 
-from crosschannel import UserError, factories, load_backbone, pretext
+from crosschannel import UserError, factories, load_backbone, load_colorizer, pretext
 from crosschannel.cli import main
+from crosschannel.colorize.colorizer import Colorizer
+from crosschannel.colorize.decoders import RegressionDecoder
 from crosschannel.hub import load_pretext
 from crosschannel.runs.folder import read_metrics
 from crosschannel.runs.result import read_result
@@ -30,7 +32,7 @@ def mytasks(tmp_path, monkeypatch):
     (tmp_path / "mytasks.py").write_text("\n\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("mytasks", "halves"):
+    for name in ("mytasks", "halves", "tints"):
         sys.modules.pop(name, None)
 
 
@@ -111,6 +113,25 @@ def test_invalid_tasks_are_refused(task, words, capsys):
     )
     assert main(["pretrain", f"--task={task}", "--data=builtin:sample", "--out=run"]) == 2
     assert words in capsys.readouterr().err and not Path("run").exists()
+
+
+def test_a_task_that_predicts_colours_has_a_decoder_of_its_own(narrow_nets, photo_folder):
+    Path("tints.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from crosschannel.colorize.decoders import RegressionDecoder\n"
+        "from crosschannel.pretext.colorization import Colorization\n"
+        "from crosschannel.pretext.config import ColorizationConfig\n\n\n"
+        "@dataclass\nclass Keys(ColorizationConfig):\n    kind: str = 'l2'\n\n\n"
+        "class Strong(RegressionDecoder):\n    def __init__(self, task):\n        super().__init__()\n\n"
+        "    def maps(self, outputs, temperature=None):\n        return 3 * super().maps(outputs, temperature)\n\n\n"
+        "class Tint(Colorization):\n    keys = Keys\n    decoder = 'tints:Strong'\n"
+    )
+    assert main(command("tints:Tint", photo_folder, "run", "--train.steps=1")) == 0
+    colorizer = load_colorizer("run")
+    assert type(colorizer.decoder).__name__ == "Strong"
+    plain = Colorizer(colorizer.net, colorizer.task, colorizer.size, decoder=RegressionDecoder())
+    rgb = torch.rand(1, 3, 96, 96)
+    assert torch.allclose(colorizer.predict(rgb), 3 * plain.predict(rgb))
 
 
 def test_the_launcher_checks_a_task_before_anything_is_queued(photo_folder, capsys):

@@ -63,10 +63,8 @@ def load_scored(name: str) -> "Protocol | Scored | None":
 
 def _user_row(import_path: str) -> Entry:
     """The row of a user-defined protocol."""
-    from transfer.protocol import Protocol
-
     protocol = import_object(import_path)
-    if not isinstance(protocol, Protocol):
+    if not isinstance(protocol, resolve_name("transfer.protocol:Protocol")):
         raise UserError(f"{import_path!r} must be a transfer.protocol.Protocol, got {type(protocol).__name__}")
     keys = protocol.config
     doc = (keys.__doc__ or "").strip() or import_path

@@ -1,0 +1,38 @@
+"""The run folder of a command on several ranks."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from crosschannel.runs.folder import RunFolder
+from crosschannel.runs.interrupts import InterruptFlag
+from crosschannel.training.ranks import World
+
+
+@contextlib.contextmanager
+def open_run(
+    path: Path, command: str, config: Any, world: World, flag: InterruptFlag | None = None
+) -> Iterator[RunFolder]:
+    """Hold the run folder of a command on all ranks: rank 0 locks it, and its errors are raised on all. Signals set the
+    flag from before it is locked until after it is released.
+
+    Raises:
+        UserError: another process holds it, it belongs to something else, or it was started with other settings.
+    """
+    run = None
+
+    def take() -> None:
+        nonlocal run
+        run = RunFolder(path, command, flag=flag)
+        if run.resuming:
+            run.check_science(config)
+
+    with flag or InterruptFlag() as flag:
+        try:
+            world.from_main(take)
+            run = run or RunFolder(path, command, hold=False, flag=flag)
+            yield run
+        finally:
+            if run:
+                run.close()
