@@ -51,7 +51,9 @@ def evaluation(images: MaskedImages, count: int, fc: int, device: torch.device, 
     many.classes = images.classes
     net = Segmenter(load_backbone(f"gaussian:alexnet,fc={fc}", device=device), CLASSES, stride=8).to(device).eval()
     held: list[float] = []
-    task = Segmentation(net, lambda _: None, many, images.classes, join_world(device), workers)
+    task = Segmentation(
+        net=net, start=lambda _: None, test=many, classes=images.classes, world=join_world(device), workers=workers
+    )
 
     def watch() -> bool:
         held.append(resident())

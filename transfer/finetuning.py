@@ -6,10 +6,11 @@ Two choices are apart: ``train_from``, below which nothing moves, and ``random_f
 
 import fnmatch
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, unweig
 from crosschannel.models.calibration import calibrate
 from crosschannel.models.nets import find_spec
 from crosschannel.stored import typed
+from crosschannel.training.ranks import World
 from transfer.config import FineTuneConfig
 from transfer.features import interpolation_of
 from transfer.prediction import Finished
@@ -75,6 +77,32 @@ class FineTuned(nn.Module):
 def _default_input_scale(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_args: object) -> None:
     """Set a missing scale to 1: weights of earlier versions have it folded into the first convolution."""
     state.setdefault(f"{prefix}input_scale", torch.ones(()))
+
+
+@dataclass(kw_only=True, eq=False)
+class FineTuning:
+    """Base of tasks that fine-tune a net.
+
+    Attributes:
+        net: the net.
+        start: (stream) → sets the initial values.
+        test: images to score.
+        classes: their names.
+        world: shares out the images of evaluations.
+        workers: processes that decode for evaluations.
+    """
+
+    net: FineTuned
+    start: Callable[[Stream], None]
+    test: ImageSet
+    classes: Sequence[str]
+    world: World
+    workers: int
+    rate_factors: ClassVar[Mapping[str, float]] = MappingProxyType({})
+
+    def initialise(self, stream: Stream) -> bool:
+        self.start(stream)
+        return True
 
 
 class Classifier(FineTuned):

@@ -1,6 +1,9 @@
 """A pretext task for the loop: initial weights, steps, and the pass over held-out images."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,43 +21,40 @@ from crosschannel.training.task import Evaluation
 _PICTURES = 8
 
 
+@dataclass(eq=False)
 class Pretraining:
-    """What the loop trains.
+    """The task of the loop.
 
-    Args:
-        net: of the task.
-        pretext: the task.
+    Attributes:
+        net: the net of the pretext task.
+        pretext: the pretext task.
         val: held-out images, which are scored.
         crop: how they are cropped.
         world: shares out the held-out images.
         initial: "default", "gaussian", "kmeans" or "unit-variance".
         start_state: weights to start from instead, by name; those that fit are taken.
-        seed: of the initial weights.
-        batch: held-out images a rank scores at once.
-        workers: that decode held-out images.
+        seed: seed of the initial weights.
+        batch: held-out images that a rank scores at once.
+        workers: processes that decode held-out images.
         draw: (net, task, held-out batch) → rows of pictures, (H, W, 3) uint8, or None; default the task's own.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        pretext: Pretext,
-        val: ImageSet,
-        crop: CropConfig,
-        world: World,
-        initial: str,
-        start_state: Mapping[str, Tensor] | None = None,
-        seed: int = 0,
-        batch: int = 64,
-        workers: int = 0,
-        draw: Callable[[nn.Module, Pretext, Batch], np.ndarray | None] | None = None,
-    ):
-        self.net, self.pretext = net, pretext.to(world.device)
-        self.rate_factors: dict[str, float] = {}
-        self.world = world
-        self.held_out = Stream(val, pretext.view(crop, train=False))
-        self.initial, self.start_state = initial, start_state
-        self.seed, self.batch, self.workers, self.draw = seed, batch, workers, draw
+    net: nn.Module
+    pretext: Pretext
+    val: ImageSet
+    crop: CropConfig
+    world: World
+    initial: str
+    start_state: Mapping[str, Tensor] | None = None
+    seed: int = 0
+    batch: int = 64
+    workers: int = 0
+    draw: Callable[[nn.Module, Pretext, Batch], np.ndarray | None] | None = None
+    rate_factors: ClassVar[Mapping[str, float]] = MappingProxyType({})
+
+    def __post_init__(self) -> None:
+        self.pretext.to(self.world.device)
+        self.held_out = Stream(self.val, self.pretext.view(self.crop, train=False))
 
     def initialise(self, stream: Stream) -> bool:
         """Initial weights; k-means takes a while and is saved."""

@@ -47,16 +47,16 @@ def _measure(given: Measurement) -> Evaluation:
     given.announce(f"training from {config.train_from}, {trained:,} weights; {size} px")
     stream = Stream(split.train, _view(config, backbone.input, size, 1), config.seed)
     task = Classification(
-        net,
-        partial(initialise, net, new, config),
-        split.train,
-        split.test,
-        split.classes,
-        _view(config, backbone.input, size, config.test_crops),
-        _view(config, backbone.input, size, 1) if config.score_train else None,
-        world,
-        max(40, config.train.batch // world.size),
-        config.runtime.workers,
+        net=net,
+        start=partial(initialise, net, new, config),
+        train=split.train,
+        test=split.test,
+        classes=split.classes,
+        view=_view(config, backbone.input, size, config.test_crops),
+        train_view=_view(config, backbone.input, size, 1) if config.score_train else None,
+        world=world,
+        batch=max(40, config.train.batch // world.size),
+        workers=config.runtime.workers,
     )
     loop = Loop(task, stream, config, run, world, given.console.quiet)
     found = loop.fit()

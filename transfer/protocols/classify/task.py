@@ -1,6 +1,6 @@
 """What fine-tuning for classification learns and how it is scored: a task for the one loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,8 @@ from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.views import Draw, collate_crops
 from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
-from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
-from transfer.finetuning import Classifier
+from transfer.finetuning import Classifier, FineTuning
 from transfer.pascal.devkit import IGNORED, POSITIVE
 from transfer.pascal.metrics import average_precision, tie_against
 from transfer.protocol import Figures, figures_of
@@ -54,43 +53,23 @@ class RandomScaleCrops:
     collate = staticmethod(collate_crops)
 
 
-class Classification:
+@dataclass(kw_only=True, eq=False)
+class Classification(FineTuning):
     """The task: 20 sigmoid outputs, cross-entropy summed over classes and averaged over images; a class of which an
     image has difficult objects alone is left out.
 
-    Args:
-        net: what is trained.
-        initialise: (stream) → sets the initial values.
-        train, test: images with labels (n, classes).
-        classes: their names.
-        view: of test images; their logits are summed.
-        train_view: of training images, where they are scored too.
-        world: shares out the images of evaluations.
-        batch: samples a rank evaluates at once.
-        workers: that decode for evaluations.
+    Attributes:
+        train: training images.
+        view: view of test images, whose logits are summed.
+        train_view: view of training images if they are scored too.
+        batch: samples that a rank evaluates at once.
     """
 
-    def __init__(
-        self,
-        net: Classifier,
-        initialise: Callable[[Stream], None],
-        train: ImageSet,
-        test: ImageSet,
-        classes: Sequence[str],
-        view: View,
-        train_view: View | None,
-        world: World,
-        batch: int,
-        workers: int,
-    ):
-        self.net, self.rate_factors, self._initialise = net, {}, initialise
-        self.train, self.test, self.classes = train, test, tuple(classes)
-        self.view, self.train_view = view, train_view
-        self.world, self.batch, self.workers = world, batch, workers
-
-    def initialise(self, stream: Stream) -> bool:
-        self._initialise(stream)
-        return True
+    net: Classifier
+    train: ImageSet
+    view: View
+    train_view: View | None
+    batch: int
 
     def step(self, net: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         logits = net(self._input(batch))

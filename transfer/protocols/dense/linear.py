@@ -1,6 +1,7 @@
 """Linear segmentation on frozen layers, every layer and learning rate at once: a task for the one loop."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,34 +62,33 @@ class DenseHeads(LayerHeads):
         super().__init__({layer: PointHead(count, classes, len(rates)) for layer, count in channels.items()}, rates)
 
 
+Learned = tuple[StoredFeatures, Tensor]  # training images: features, and masks (n, L, L)
+
+
+@dataclass(eq=False)
 class DenseProbe:
     """The task: scores of points brought to the pixels of the squashed masks, and the sum of all classifiers'
     cross-entropies, each averaged over an image's labelled pixels, and over images.
 
-    Args:
+    Attributes:
         net: the heads.
         points: of every layer's map.
-        learned: features of training images and their masks (n, L, L); where learning rates are chosen, those of the
-            images by which they are too.
+        train: features of training images and their masks (n, L, L).
+        held_out: those of the images that choose learning rates, if there are several.
         test: features of test images.
         classes: names.
-        rate: the base learning rate.
+        rate_factors: factors of the learning rate by parameter name.
         world: shares out the images of evaluations.
     """
 
-    def __init__(
-        self,
-        net: DenseHeads,
-        points: Mapping[str, Points],
-        learned: Sequence[tuple[StoredFeatures, Tensor]],
-        test: StoredFeatures,
-        classes: Sequence[str],
-        rate: float,
-        world: World,
-    ):
-        self.net, self.points, self.rate_factors = net, points, net.rate_factors(rate)
-        self.train, self.held_out, self.test = learned[0], learned[1:], test
-        self.classes, self.world = tuple(classes), world
+    net: DenseHeads
+    points: Mapping[str, Points]
+    train: Learned
+    held_out: Learned | None
+    test: StoredFeatures
+    classes: Sequence[str]
+    rate_factors: Mapping[str, float]
+    world: World
 
     def initialise(self, stream: Stream) -> bool:
         for layer, head in zip(self.net.layers, self.net.probes, strict=True):
@@ -111,7 +111,7 @@ class DenseProbe:
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         layers = self.net.layers
         chosen, figures = dict.fromkeys(layers, 0), {}
-        if self.held_out:
+        if self.held_out is not None:
             tried = self._mean_iu_by_rate(net, should_stop)
             chosen = {layer: int(np.argmax(found)) for layer, found in tried.items()}
             for layer, place in chosen.items():
@@ -128,7 +128,7 @@ class DenseProbe:
 
     def _mean_iu_by_rate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, list[float]]:
         """Mean IU of held-out images at the size of their masks, by layer and learning rate."""
-        ((features, masks),) = self.held_out
+        features, masks = self.held_out
         count, device = len(self.classes), self.world.device
         shape = (len(self.net.layers), len(self.net.rates), count, count)
         totals = torch.zeros(shape, dtype=torch.int64, device=device)

@@ -34,12 +34,10 @@ from transfer.pascal.segmentation import mask_predictor
 from transfer.prediction import Finished, Predictor, views_of
 from transfer.protocol import Measurement, Protocol, figures_of
 from transfer.protocols.dense.config import DenseConfig
-from transfer.protocols.dense.linear import DenseHeads, DenseProbe, PointHead
+from transfer.protocols.dense.linear import DenseHeads, DenseProbe, Learned, PointHead
 from transfer.protocols.dense.memory import PointMemory
 from transfer.protocols.dense.points import Points
 from transfer.protocols.dense.scoring import metrics, read_masks, score_test_images
-
-Learned = tuple[StoredFeatures, torch.Tensor]  # of images that are learned from: features, and masks (n, L, L)
 
 
 def _measure(given: Measurement) -> Evaluation:
@@ -58,7 +56,9 @@ def _measure(given: Measurement) -> Evaluation:
         learned, test = _features_and_masks(given, config, features, is_chosen=len(rates) > 1)
     torch.manual_seed(config.seed)
     heads = DenseHeads({layer: shape[0] for layer, shape in shapes.items()}, len(split.classes), rates)
-    task = DenseProbe(heads, points, learned, test, split.classes, config.optim.lr, world)
+    train, held_out = learned[0], learned[1] if len(learned) > 1 else None
+    factors = heads.rate_factors(config.optim.lr)
+    task = DenseProbe(heads, points, train, held_out, test, split.classes, factors, world)
     stream = Stream(learned[0][0].images, IndexOnly(), config.seed)
     loop = Loop(task, stream, config, run, world, given.console.quiet)
     found = loop.fit()

@@ -130,15 +130,15 @@ def _measure(given: Measurement) -> Evaluation:
         net.reset_scores()
 
     task = Detection(
-        net,
-        start,
-        train if config.score_train else None,
-        test,
-        classes,
-        AllRegions(config.test_scale, config.test_longest),
-        config.keep,
-        world,
-        config.runtime.workers,
+        net=net,
+        start=start,
+        train=train if config.score_train else None,
+        test=test,
+        classes=classes,
+        view=AllRegions(config.test_scale, config.test_longest),
+        keep=config.keep,
+        world=world,
+        workers=config.runtime.workers,
     )
     loop = Loop(task, Stream(train, view, config.seed), config, run, world, given.console.quiet)
     evaluation = loop.fit()

@@ -1,6 +1,7 @@
 """What fine-tuning for detection learns and how it is scored: a task for the one loop."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from crosschannel.data import Batch, Draw, ImageSet, Record, Stream
 from crosschannel.data.decode import BrokenImage
 from crosschannel.runs.result import Ragged, Rows
 from crosschannel.training.held_out import HeldOut
-from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
+from transfer.finetuning import FineTuning
 from transfer.pascal.detections import detection_figures, detection_rows, drawn, drawn_objects
 from transfer.pascal.devkit import Objects
 from transfer.pascal.segmentation import side_by_side
@@ -25,40 +26,20 @@ _AN_IMAGE = 40  # detections of a class that the adaptive rule keeps, over all i
 _SHOWN = 8
 
 
-class Detection:
-    """The task.
+@dataclass(kw_only=True, eq=False)
+class Detection(FineTuning):
+    """The task: detection losses of the net.
 
-    Args:
-        net: what is trained.
-        initialise: (stream) → sets the initial values.
-        train: training images, to be scored as well; None: they are not.
-        test: images with objects and proposals.
-        classes: their names.
-        view: how images are looked at that are scored.
+    Attributes:
+        train: training images, to be scored too; None: they are not.
+        view: view of the images that are scored.
         keep: which detections are kept.
-        world: shares out the images of evaluations.
-        workers: that decode for evaluations.
     """
 
-    def __init__(
-        self,
-        net: Detector,
-        initialise: Callable[[Stream], None],
-        train: ImageSet | None,
-        test: ImageSet,
-        classes: Sequence[str],
-        view: AllRegions,
-        keep: KeepConfig,
-        world: World,
-        workers: int,
-    ):
-        self.net, self.rate_factors, self._initialise = net, {}, initialise
-        self.train, self.test, self.classes, self.view, self.keep = train, test, tuple(classes), view, keep
-        self.world, self.workers = world, workers
-
-    def initialise(self, stream: Stream) -> bool:
-        self._initialise(stream)
-        return True
+    net: Detector
+    train: ImageSet | None
+    view: AllRegions
+    keep: KeepConfig
 
     def step(self, net: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
         return net(batch)

@@ -68,7 +68,7 @@ def _measure(given: Measurement) -> Evaluation:
         test,
         split.classes,
         view,
-        config.optim.lr,
+        net.rate_factors(config.optim.lr),
         world,
         batch,
         config.runtime.workers,

@@ -1,6 +1,7 @@
 """Linear classifiers on the layers of a frozen backbone, all trained in one pass: a task for the one loop."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -63,41 +64,35 @@ class Probes(LayerHeads):
         super().__init__({n: LayerProbe(shape, classes, count, norm, zero) for n, shape in shapes.items()}, rates)
 
 
+@dataclass(eq=False)
 class LinearProbe:
     """The task: features without gradients, logits, and the sum of all classifiers' cross-entropies.
 
-    Args:
+    Attributes:
         net: the classifiers.
         features: the frozen backbone.
         train: training images, or their stored features.
-        held_out: a part of the training images by which learning rates are chosen, where there are several.
+        held_out: the part of the training images that chooses learning rates, if there are several.
         test: test images, or their stored features.
         classes: their names.
-        view: what is made of an image in evaluations.
-        rate: the base learning rate.
+        view: view of images in evaluations.
+        rate_factors: factors of the learning rate by parameter name.
         world: shares out the images of evaluations.
-        batch: samples a rank evaluates at once.
-        workers: that decode for evaluations.
+        batch: samples that a rank evaluates at once.
+        workers: processes that decode for evaluations.
     """
 
-    def __init__(
-        self,
-        net: Probes,
-        features: FrozenFeatures,
-        train: Images,
-        held_out: Images | None,
-        test: Images,
-        classes: Sequence[str],
-        view: View,
-        rate: float,
-        world: World,
-        batch: int,
-        workers: int,
-    ):
-        self.net, self.features, self.rate_factors = net, features, net.rate_factors(rate)
-        self.train, self.held_out, self.test = train, held_out, test
-        self.classes, self.view = tuple(classes), view
-        self.world, self.batch, self.workers = world, batch, workers
+    net: Probes
+    features: FrozenFeatures
+    train: Images
+    held_out: Images | None
+    test: Images
+    classes: Sequence[str]
+    view: View
+    rate_factors: Mapping[str, float]
+    world: World
+    batch: int
+    workers: int
 
     def initialise(self, stream: Stream) -> bool:
         return False

@@ -57,7 +57,14 @@ def _measure(given: Measurement) -> Evaluation:
         initialise(net, new, config, crops_of(split.train, backbone.input, config.seed))
         net.zero_scores()
 
-    task = Segmentation(net, start, split.test, split.classes, world, config.runtime.workers)
+    task = Segmentation(
+        net=net,
+        start=start,
+        test=split.test,
+        classes=split.classes,
+        world=world,
+        workers=config.runtime.workers,
+    )
     loop = Loop(task, Stream(split.train, view, config.seed), config, run, world, given.console.quiet)
     found = loop.fit()
     world.from_main(lambda: save_net(run.path, loop.evaluated_net, split.classes, config.crop))

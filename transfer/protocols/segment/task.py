@@ -1,20 +1,21 @@
 """What fine-tuning for segmentation learns and how it is scored: a task for the one loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crosschannel.data import ImageSet, Stream
+from crosschannel.data import Stream
 from crosschannel.data.decode import BrokenImage
 from crosschannel.data.views import Draw
 from crosschannel.errors import UserError
 from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
-from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
+from transfer.finetuning import FineTuning
 from transfer.pascal.masks import IGNORED
 from transfer.pascal.segmentation import PALETTE, confusion_of, iou_figures, side_by_side, sparse
 from transfer.protocol import Figures, figures_of
@@ -25,33 +26,11 @@ _AT_ONCE = 4  # whole images in an evaluation: those of one size are one pass
 _SHOWN = 8
 
 
-class Segmentation:
-    """The task: cross-entropy over classes, averaged over an image's pixels less those labelled 255, and over images.
+@dataclass(kw_only=True, eq=False)
+class Segmentation(FineTuning):
+    """The task: cross-entropy over classes, averaged over the labelled pixels of an image, and over images."""
 
-    Args:
-        net: what is trained.
-        initialise: (stream) → sets the initial values.
-        test: images with masks.
-        classes: their names.
-        world: shares out the images of evaluations.
-        workers: that decode for evaluations.
-    """
-
-    def __init__(
-        self,
-        net: Segmenter,
-        initialise: Callable[[Stream], None],
-        test: ImageSet,
-        classes: Sequence[str],
-        world: World,
-        workers: int,
-    ):
-        self.net, self.rate_factors, self._initialise = net, {}, initialise
-        self.test, self.classes, self.world, self.workers = test, tuple(classes), world, workers
-
-    def initialise(self, stream: Stream) -> bool:
-        self._initialise(stream)
-        return True
+    net: Segmenter
 
     def step(self, net: nn.Module, batch: MaskBatch) -> tuple[Tensor, Tensor]:
         logits = net([self.input_of(group) for group in batch.groups])
