@@ -59,6 +59,10 @@ class StoredFeatures:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """Columns of a result: names and labels of the images."""
+        return {"names": np.array(list(self.images.names)), "labels": self.images.labels}
+
     def shares(self, batch: int, world: World, should_stop: Callable[[], bool]) -> Iterator[slice]:
         """This rank's rows, ``batch`` at once; all ranks get as many parts (some may be empty) and stop alike.
 
@@ -78,25 +82,24 @@ class StoredFeatures:
 
 
 def features_of_both(
-    given: Measurement, config: FeaturesConfig, layers: Sequence[str], view: View
+    measurement: Measurement, layers: Sequence[str], view: View
 ) -> tuple["StoredFeatures", "StoredFeatures"]:
-    """Features of training and test images, for a protocol that learns from them without a loop.
+    """Features of training and test images, for a protocol that trains on them without a loop.
 
     The config is written first: from here on nothing is refused any more.
 
     Args:
-        given: the protocol's.
-        config: its keys, settled.
+        measurement: the protocol's.
         layers: names.
-        view: what is made of an image; has a ``size``.
+        view: view of the images; has a ``size``.
 
     Raises:
         UserError: see :class:`Extraction`.
         Interrupted: told to stop.
     """
-    extract = Extraction.of(given, config, layers, view.size)
-    given.world.from_main(lambda: given.run.write_config(config))
-    return extract(Stream(given.split.train, view), "training"), extract(Stream(given.split.test, view), "test")
+    extract, split = Extraction.of(measurement, layers, view.size), measurement.split
+    measurement.world.from_main(lambda: measurement.run.write_config(measurement.config))
+    return extract(Stream(split.train, view), "training"), extract(Stream(split.test, view), "test")
 
 
 @dataclass
@@ -126,8 +129,9 @@ class Extraction:
     console: Console
 
     @classmethod
-    def of(cls, given: Measurement, config: FeaturesConfig, layers: Sequence[str], size: int) -> "Extraction":
+    def of(cls, given: Measurement, layers: Sequence[str], size: int) -> "Extraction":
         """That of a protocol's keys, for samples of ``size`` pixels."""
+        config: FeaturesConfig = given.config
         features = FrozenFeatures(given.backbone, layers, config.pooling, given.world.device, size)
         return cls(
             features,
@@ -161,16 +165,13 @@ class Extraction:
             self.console.print(f"{what} features: {_gib(size)} from {folder}", markup=False)
             return _open(folder, stream.images)
         self.world.from_main(lambda: self._announce(size, what, folder))
-        try:
-            if folder is None:
-                maps = {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
-                return _readable(stream.images, maps, self._fill(maps, stream, what))
-            with self._part_of(folder, rows, shapes) as part:
-                indices = self._fill(self._maps(part, shapes), stream, what)
-                self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
-            return _open(folder, stream.images)
-        except Interrupted:
-            raise Interrupted(self.flag.name or "another rank") from None
+        if folder is None:
+            maps = {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
+            return _readable(stream.images, maps, self._fill(maps, stream, what))
+        with self._part_of(folder, rows, shapes) as part:
+            indices = self._fill(self._maps(part, shapes), stream, what)
+            self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
+        return _open(folder, stream.images)
 
     def _is_whole(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> bool:
         """Whether features are there as they were written; damaged ones are dropped, to be computed anew."""

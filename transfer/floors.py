@@ -3,7 +3,7 @@
 import numpy as np
 
 from crosschannel.runs.result import Ragged, Rows
-from transfer.pascal.devkit import IGNORED, POSITIVE
+from transfer.pascal.annotations import IGNORED, POSITIVE
 from transfer.pascal.segmentation import summed
 
 

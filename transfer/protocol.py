@@ -26,19 +26,20 @@ from crosschannel.models.describe import describe_input
 from crosschannel.models.module_net import at_rest
 from crosschannel.parsing import config_folder, parse
 from crosschannel.report.page import Block
-from crosschannel.runs.config import CropConfig, with_keys
+from crosschannel.runs.config import CropConfig, TrainedConfig, with_keys
 from crosschannel.runs.folder import RunFolder
-from crosschannel.runs.interrupts import InterruptFlag
+from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.runs.result import Result, Rows, finish, load_result, write_provenance
-from crosschannel.training.device import find_device
+from crosschannel.training.device import find_device, settle_auto
 from crosschannel.training.isolation import isolated
 from crosschannel.training.ranks import PATIENCE, World, joined_world
 from crosschannel.training.runs import open_run
 from crosschannel.training.task import Evaluation
 from transfer.annotation_digest import annotation_digest
 from transfer.calls import call_docstring, call_signature, positional_signature
-from transfer.config import MeasureConfig
+from transfer.config import FeaturesConfig, MeasureConfig
 from transfer.disjoint import check_disjoint
+from transfer.features import precision_of
 from transfer.groups import Group
 from transfer.inputs import as_data, as_layers, as_out, as_source, check_recipe
 from transfer.prediction import Finished, Predictor
@@ -85,7 +86,7 @@ class Measurement:
     Attributes:
         backbone: at rest (eval mode), on its device; a protocol that trains it copies it.
         split: the images.
-        config: the protocol's; ``auto`` may still stand in it.
+        config: the protocol's, ``auto`` replaced by the device's values.
         run: the folder, held. The protocol writes the config into it once nothing can be refused any more.
         world: this process among all.
         console: for what a person should know; quiet on all ranks but the first.
@@ -97,6 +98,15 @@ class Measurement:
     run: RunFolder
     world: World
     console: Console
+
+    def should_stop(self) -> bool:
+        """Whether a signal has arrived on any rank."""
+        return self.world.any(self.run.flag.is_set)
+
+    def check_interrupt(self) -> None:
+        """Raise Interrupted if a signal has arrived on any rank."""
+        if self.should_stop():
+            raise Interrupted
 
     def choose_layers(self) -> tuple[str, ...]:
         """The layers that the config names; what ``all`` leaves out is said."""
@@ -294,7 +304,7 @@ def _measure(
         console.print(line, markup=False)
     try:
         with at_rest(net):
-            evaluation = protocol.measure(Measurement(net, split, config, run, world, console))
+            evaluation = protocol.measure(Measurement(net, split, _settled(config, run, world), run, world, console))
     except UserError:
         if world.is_main:
             run.forget_annotations()
@@ -316,6 +326,15 @@ def _crop_of(config: MeasureConfig) -> tuple[int, int]:
     """Return a config's size and resize of crops; 0 stands for the backbone's."""
     crop = getattr(config, "crop", None)
     return (crop.size, max(crop.size, crop.resize)) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
+
+
+def _settled(config: MeasureConfig, run: RunFolder, world: World) -> MeasureConfig:
+    """The config with every ``auto`` replaced by the value of the run, or of the device."""
+    if isinstance(config, TrainedConfig):
+        return replace(config, train=settle_auto(config.train, run, world))
+    if isinstance(config, FeaturesConfig):
+        return replace(config, precision=precision_of(config.precision, world))
+    return config
 
 
 def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, evaluation: Evaluation) -> Result:

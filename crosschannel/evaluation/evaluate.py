@@ -33,7 +33,7 @@ from crosschannel.files import read_text, user_path, written_whole
 from crosschannel.hub.sources import input_files
 from crosschannel.keys import require_config
 from crosschannel.runs.folder import RunFolder
-from crosschannel.runs.interrupts import Interrupted, InterruptFlag
+from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish
 from crosschannel.stored import LARGEST, read_arrays, read_json
 from crosschannel.training.device import find_device
@@ -147,15 +147,12 @@ def _score_part(evaluator: Evaluator, stream: Stream, start: int, parts: Path, r
     indices: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {}
     curves: dict[str, Tensor] = {}
-    try:
-        for batch, (rows, counts) in held_out:
-            indices.append(batch.indices)
-            for name, column in rows.items():
-                columns.setdefault(name, []).append(column)
-            for name, levels in counts.items():
-                curves[name] = curves.get(name, 0) + levels
-    except Interrupted:
-        raise Interrupted(run.flag.name or "another rank") from None
+    for batch, (rows, counts) in held_out:
+        indices.append(batch.indices)
+        for name, column in rows.items():
+            columns.setdefault(name, []).append(column)
+        for name, levels in counts.items():
+            curves[name] = curves.get(name, 0) + levels
     _fill_in(world, columns)
     found, rows = in_order(world, indices, columns)
     nothing = torch.zeros(Q, LEVELS, dtype=torch.int64, device=world.device)

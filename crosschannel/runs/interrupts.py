@@ -4,17 +4,19 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import TracebackType
 
 EXIT_CODE = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, has saved what it can, and will go on when the same command is started again."""
+    """A signal, by name, or another rank stopped the run, which has saved what it can; the same command resumes it."""
 
 
 class InterruptFlag:
-    """A context in which the signals set ``name`` to the signal's name. A second Ctrl-C stops at once.
+    """A context in which the signals set ``name`` to the signal's name, which an Interrupted that leaves it then has. A
+    second Ctrl-C stops at once.
 
     Args:
         last: nothing of worth follows in this process: signals that come later are ignored, so that its exit code stays
@@ -36,10 +38,12 @@ class InterruptFlag:
                 self._previous[number] = signal.signal(number, self._set)
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, _kind: type | None, error: BaseException | None, _trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_IGN if self._last else handler)
         self._previous.clear()
+        if isinstance(error, Interrupted) and not error.args:
+            raise Interrupted(self.name or "another rank") from None
 
     def _set(self, number: int, _frame) -> None:
         if number == signal.SIGINT and self.name == "SIGINT":

@@ -102,10 +102,7 @@ class Loop:
             self._begin(newest is not None, notes)
             self._train()
             if self.evaluation is None:  # the run was stopped between its last evaluation and its result
-                try:
-                    self.evaluation = self._evaluation()
-                except Interrupted:
-                    raise Interrupted(self._by_whom) from None
+                self.evaluation = self._evaluation()
         return self.evaluation
 
     def _begin(self, resumed: bool, notes: list[str]) -> None:
@@ -132,7 +129,7 @@ class Loop:
         while parts is not None:
             if told:
                 self._save()
-                raise Interrupted(self._by_whom)
+                raise Interrupted
             self._take(parts, news)
             loss, last_phase = 0.0, len(self.optimizers) - 1
             for phase in range(last_phase):
@@ -311,10 +308,7 @@ class Loop:
         self.world.copy_from_main(self.evaluated_net)  # BatchNorm's statistics differ between ranks; rank 0's are saved
         try:
             self.evaluation = self._evaluation()
-        except Interrupted:
-            self._save()
-            raise Interrupted(self._by_whom) from None
-        except UserError:
+        except (Interrupted, UserError):
             self._save()
             raise
         self.is_evaluated = True
@@ -345,10 +339,6 @@ class Loop:
 
     def _told_to_stop(self) -> bool:
         return self.world.any(self.run.flag.is_set)
-
-    @property
-    def _by_whom(self) -> str:
-        return self.run.flag.name or "another rank"
 
     def _state(self) -> dict[str, Any]:
         return {

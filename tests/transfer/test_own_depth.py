@@ -18,7 +18,7 @@ from transfer.protocols import load_protocol
 
 NET = "random:alexnet,fc=0,size=64,resize=64,seed=1"
 MODULE = '''
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -35,7 +35,7 @@ from crosschannel.keys import above
 from crosschannel.training.task import Evaluation
 from transfer.config import FeaturesConfig, Pooling
 from transfer.feature_cache import features_of_both
-from transfer.features import FrozenFeatures, precision_of
+from transfer.features import FrozenFeatures
 from transfer.layers import layers_table
 from transfer.prediction import Prediction, views_of
 from transfer.protocol import Protocol, Split, figures_of, weighted_mean
@@ -93,10 +93,9 @@ def with_constant(maps):
 
 
 def measure(measurement):
-    config = replace(measurement.config, precision=precision_of(measurement.config.precision, measurement.world))
-    layers = measurement.choose_layers()
+    config, layers = measurement.config, measurement.choose_layers()
     measurement.announce(f"layers {', '.join(layers)}")
-    train, test = features_of_both(measurement, config, layers, Squashed(measurement.backbone.input.size))
+    train, test = features_of_both(measurement, layers, Squashed(measurement.backbone.input.size))
     rows, weights = {"names": np.array(list(test.images.names))}, {}
     for layer in layers:
         x, side = with_constant(train.maps[layer]), train.maps[layer].shape[-1]

@@ -15,7 +15,7 @@ from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, read_text, user_path
 from transfer.boxes import picture_size
 from transfer.disjoint import voc_name
-from transfer.pascal.annotations import CLASSES, IGNORED, NEGATIVE, POSITIVE, Objects, read_annotation
+from transfer.pascal.annotations import CLASSES, POSITIVE, Objects, read_annotation
 from transfer.pascal.config import PascalConfig, named_sets
 from transfer.protocol import Data, Split
 
@@ -204,21 +204,6 @@ def read_names(path: Path) -> list[str]:
     if not images:
         raise UserError(f"the image set {path} is empty")
     return images
-
-
-def read_class_set(folder: Path, name: str, label: str) -> dict[str, int]:
-    """The per-class file of a set: POSITIVE, NEGATIVE or IGNORED by image.
-
-    Raises:
-        UserError: no such file, or a line that is none of it.
-    """
-    path = folder / "ImageSets" / "Main" / f"{label}_{name}.txt"
-    meanings = {"1": POSITIVE, "-1": NEGATIVE, "0": IGNORED}
-    try:
-        rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
-        return {image: meanings[label] for image, label in rows}
-    except (KeyError, ValueError):
-        raise UserError(f"{path} is damaged: a line is an image and 1, 0 or -1") from None
 
 
 def fetch(root: Path, year: str, name: str) -> None:

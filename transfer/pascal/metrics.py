@@ -159,13 +159,6 @@ def detection_ap(matches: Matches, weights: np.ndarray, *kinds: Kind) -> list[np
     return [_under(seen, right, total, kind) for kind in kinds]
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int, ignored: int = 255) -> np.ndarray:
-    """Pixels by (true class, predicted class): (classes, classes) int64; those labelled ``ignored`` are left out."""
-    counted = truth != ignored
-    pairs = truth[counted].astype(np.int64) * classes + predicted[counted]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
 def segmentation_figures(confusions: np.ndarray) -> dict[str, np.ndarray]:
     """The four figures of fully convolutional nets (Long et al., 2015).
 

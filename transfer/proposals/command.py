@@ -5,7 +5,7 @@ from pathlib import Path
 from crosschannel.console import stderr_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs
-from crosschannel.runs.interrupts import Interrupted, InterruptFlag
+from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.training.device import find_device
 from crosschannel.training.ranks import World
 from transfer.boxes import from_voc
@@ -41,12 +41,7 @@ def main(config: ProposalsConfig) -> list[Path]:
                 check_pictures(path, images)
         for name, images in sets.items():
             path = out / f"{name}-{config.method}.npz"
-            try:
-                boxes = make_boxes(
-                    images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write
-                )
-            except Interrupted:
-                raise Interrupted(flag.name) from None
+            boxes = make_boxes(images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write)
             places = [index for index, one in enumerate(images.names) if one in boxes]
             truths = [from_voc(images.fields(index)["objects"].boxes) for index in places]
             found = recall(truths, [boxes[images.names[index]] for index in places])

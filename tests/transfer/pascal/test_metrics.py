@@ -10,7 +10,6 @@ from transfer.pascal.devkit import Objects
 from transfer.pascal.metrics import (
     Matches,
     average_precision,
-    confusion,
     detection_ap,
     segmentation_figures,
     tie_against,
@@ -168,6 +167,12 @@ def test_an_object_is_found_once_and_a_difficult_one_never_counts():
     matches = matches_of([boxes], [np.array([0.9, 0.8, 0.7, 0.6])], [truth], [hard])
     assert matches.hits.tolist() == [True, False, False] and matches.scores.tolist() == [0.9, 0.8, 0.6]
     assert matches.positives.tolist() == [1] and detection_ap(matches, np.ones((1, 1)), "11-point")[0] == 1
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels by (true class, predicted class): (classes, classes); those labelled 255 are left out."""
+    counted = truth != 255
+    return confusion_matrix(truth[counted], predicted[counted], labels=range(classes))
 
 
 def test_segmentation_figures_are_those_of_their_definitions():

@@ -4,7 +4,6 @@ Krähenbühl et al., "Data-dependent initializations of convolutional neural net
 follows; Caron et al., "Deep clustering" (ECCV 2018) differs in the config ``deepcluster``.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +11,6 @@ import torch
 from crosschannel.data import CropConfig, Stream, TrainingCrops, View
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec
-from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.features import interpolation_of
@@ -36,7 +34,7 @@ def _open(data: Data, config: ClassifyConfig) -> Split:
 def _measure(given: Measurement) -> Evaluation:
     """A copy of the backbone, what is new on it, the loop, and the weights it ends with."""
     split, world, run = given.split, given.world, given.run
-    config: ClassifyConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    config: ClassifyConfig = given.config
     torch.manual_seed(config.seed)
     backbone, new = prepare(given.backbone, config)
     net = _build(config, backbone, len(split.classes))

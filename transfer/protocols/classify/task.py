@@ -17,7 +17,7 @@ from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.task import Evaluation
 from transfer.finetuning import Classifier, FineTuning
-from transfer.pascal.devkit import IGNORED, POSITIVE
+from transfer.pascal.annotations import IGNORED, POSITIVE
 from transfer.pascal.metrics import average_precision, tie_against
 from transfer.protocol import Figures, figures_of
 

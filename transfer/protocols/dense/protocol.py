@@ -4,8 +4,7 @@ A linear classifier of every point, as DINOv2 (Oquab et al., 2023) has it, and n
 training images (Balazevic et al., 2023). For any net with maps: CNNs and ViTs alike.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,9 +18,7 @@ from crosschannel.data.views import IndexOnly, Squashed
 from crosschannel.errors import UserError
 from crosschannel.hub.files import load_state
 from crosschannel.models import Backbone
-from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result
-from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction, StoredFeatures
@@ -43,7 +40,7 @@ from transfer.protocols.dense.scoring import metrics, read_masks, score_test_ima
 def _measure(given: Measurement) -> Evaluation:
     """Features and masks, the linear classifiers, then neighbours."""
     split, world, run = given.split, given.world, given.run
-    config: DenseConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    config: DenseConfig = given.config
     size = config.size or given.backbone.input.size
     backbone = of_size(given.backbone, size)
     layers = _layers_with_maps(given, backbone, size)
@@ -52,8 +49,7 @@ def _measure(given: Measurement) -> Evaluation:
     shapes = features.shapes()
     points = {layer: Points.of(backbone, layer, shape[1], size) for layer, shape in shapes.items()}
     rates = config.rates or [config.optim.lr]
-    with _named_stop(given):
-        learned, test = _features_and_masks(given, config, features, is_chosen=len(rates) > 1)
+    learned, test = _features_and_masks(given, config, features, is_chosen=len(rates) > 1)
     torch.manual_seed(config.seed)
     heads = DenseHeads({layer: shape[0] for layer, shape in shapes.items()}, len(split.classes), rates)
     train, held_out = learned[0], learned[1] if len(learned) > 1 else None
@@ -65,31 +61,21 @@ def _measure(given: Measurement) -> Evaluation:
     chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
     world.from_main(lambda: save_heads(run.path, chosen, split.classes))
     rows, figures = dict(found.rows), dict(found.figures)
-    with _named_stop(given):
-        for layer in layers if config.k else ():
-            by_neighbours = _by_neighbours(given, config, layer, points[layer], learned, test)
-            rows, figures = rows | by_neighbours.rows, figures | by_neighbours.figures
+    for layer in layers if config.k else ():
+        by_neighbours = _by_neighbours(given, config, layer, points[layer], learned, test)
+        rows, figures = rows | by_neighbours.rows, figures | by_neighbours.figures
     return replace(found, rows=rows, figures=figures)
-
-
-@contextlib.contextmanager
-def _named_stop(given: Measurement) -> Iterator[None]:
-    """A stop says by what."""
-    try:
-        yield
-    except Interrupted:
-        raise Interrupted(given.run.flag.name or "another rank") from None
 
 
 def _features_and_masks(
     given: Measurement, config: DenseConfig, features: FrozenFeatures, is_chosen: bool
 ) -> tuple[list[Learned], StoredFeatures]:
     """Of training images, where a learning rate is chosen then of those by which it is; and features of test images."""
-    split, world, flag = given.split, given.world, given.run.flag
+    split, world = given.split, given.world
     extract = Extraction(
         features,
         world,
-        flag,
+        given.run.flag,
         config.train.precision,
         max(64, config.train.batch),
         config.runtime.workers,
@@ -104,7 +90,7 @@ def _features_and_masks(
     stored = [extract(Stream(images, view), what) for what, images in parts.items()]
     test = extract(Stream(split.test, view), "test")
     count = len(split.classes)
-    masks = [read_masks(part, config.mask_size, count, world, lambda: world.any(flag.is_set)) for part in stored]
+    masks = [read_masks(part, config.mask_size, count, world, given.should_stop) for part in stored]
     return list(zip(stored, masks, strict=True)), test
 
 
@@ -133,7 +119,7 @@ def _by_neighbours(
     test: StoredFeatures,
 ) -> Evaluation:
     """Score nearest neighbours on a layer, among all training images: those by which rates were chosen too."""
-    world, flag, count = given.world, given.run.flag, len(given.split.classes)
+    world, count = given.world, len(given.split.classes)
     parts = [(part.maps[layer], points.histograms(masks, count)) for part, masks in learned]
     memory = PointMemory.of(parts, config.memory, config.seed, config.k, config.temperature, world.device)
     rows = score_test_images(
@@ -142,7 +128,7 @@ def _by_neighbours(
         {layer: points},
         given.split.classes,
         world,
-        lambda: world.any(flag.is_set),
+        given.should_stop,
         "knn",
     )
     figures = figures_of(metrics, rows)

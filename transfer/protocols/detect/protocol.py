@@ -20,8 +20,6 @@ from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone
 from crosschannel.models.regions import BOX_DEVIATIONS
 from crosschannel.runs.config import check_ranks
-from crosschannel.runs.interrupts import Interrupted
-from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.boxes import overlaps, picture_size
@@ -100,7 +98,7 @@ def _with(images: ImageSet, boxes: Boxes, config: DetectConfig) -> WithProposals
 def _measure(given: Measurement) -> Evaluation:
     """A copy of the backbone, the regions' scores on it, the loop, and the weights it ends with."""
     world, run = given.world, given.run
-    config: DetectConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    config: DetectConfig = given.config
     train, test, classes = given.split.train, given.split.test, given.split.classes
     on_gpu = world.device.type == "cuda"
     if config.train.deterministic and on_gpu and config.roi.pooling == "max":
@@ -148,18 +146,8 @@ def _measure(given: Measurement) -> Evaluation:
 
 def _made(given: Measurement, images: ImageSet, config: DetectConfig) -> Boxes:
     """Proposals that are made, or were, on this machine."""
-    world, flag = given.world, given.run.flag
-    try:
-        boxes = cached_boxes(
-            images,
-            MODES[config.method],
-            world,
-            config.runtime.workers,
-            lambda: world.any(flag.is_set),
-            given.console,
-        )
-    except Interrupted:
-        raise Interrupted(flag.name or "another rank") from None
+    mode, workers = MODES[config.method], config.runtime.workers
+    boxes = cached_boxes(images, mode, given.world, workers, given.should_stop, given.console)
     return {name: found[: config.most_proposals] for name, found in boxes.items()}
 
 

@@ -3,7 +3,6 @@ layer of a frozen backbone; several draws, and a penalty that is chosen by cross
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,11 +12,10 @@ from torch import Tensor
 
 from crosschannel.data.order import epoch_order, mix
 from crosschannel.errors import UserError
-from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
-from transfer.features import centre_crop, precision_of
+from transfer.features import centre_crop
 from transfer.floors import commonest_class
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection, layers_table
@@ -29,22 +27,21 @@ from transfer.protocols.few_shot.regression import predict
 
 def _measure(given: Measurement) -> Evaluation:
     """Features of both parts, then regressions layer by layer."""
-    backbone, split, world, run = given.backbone, given.split, given.world, given.run
+    backbone, split, world = given.backbone, given.split, given.world
     layers = given.choose_layers()
-    config: FewShotConfig = replace(given.config, precision=precision_of(given.config.precision, world))
+    config: FewShotConfig = given.config
     settings = [f"shots/{k}" for k in config.shots] or [f"share/{share:g}" for share in config.share]
     _check_shots(split.train.labels, config, split.classes)
     given.announce(f"layers {', '.join(layers)}")
-    train, test = features_of_both(given, config, layers, centre_crop(backbone.input, config.size))
+    train, test = features_of_both(given, layers, centre_crop(backbone.input, config.size))
     _check_shots(train.images.labels, config, split.classes)  # without those that could not be read
-    rows = {"names": np.array(list(test.images.names)), "labels": test.images.labels}
+    rows = test.columns()
     tasks = [(setting, draw) for setting in settings for draw in range(config.draws)]
     own, labels = tasks[world.rank :: world.size], train.images.labels
     drawn = {task: draw_images(labels, task[0], config.seed, task[1]) for task in own}
     with Processes(config.jobs) as processes:
         for layer in layers:
-            if world.any(run.flag.is_set):
-                raise Interrupted(run.flag.name or "another rank")
+            given.check_interrupt()
             mine = partial(_predictions, train.maps[layer], test.maps[layer], drawn, labels, config, processes)
             found = {task: one for rank in world.all_made(mine) for task, one in rank.items()}
             for setting in settings:

@@ -3,19 +3,16 @@ L2-normalised, and each of the k training images nearest to a query by cosine vo
 exp(cosine / temperature).
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from crosschannel.errors import UserError
-from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
-from transfer.features import centre_crop, precision_of
+from transfer.features import centre_crop
 from transfer.floors import commonest_class
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection, layers_table
@@ -26,18 +23,17 @@ from transfer.protocols.knn.config import KNNConfig
 
 def _measure(given: Measurement) -> Evaluation:
     """Features of both parts, then neighbours layer by layer."""
-    backbone, split, world, run = given.backbone, given.split, given.world, given.run
+    backbone, split, world = given.backbone, given.split, given.world
     layers = given.choose_layers()
-    config: KNNConfig = replace(given.config, precision=precision_of(given.config.precision, world))
+    config: KNNConfig = given.config
     _check_k(config, len(split.train))
     given.announce(f"layers {', '.join(layers)}")
-    train, test = features_of_both(given, config, layers, centre_crop(backbone.input, config.size))
+    train, test = features_of_both(given, layers, centre_crop(backbone.input, config.size))
     _check_k(config, len(train))  # without those that could not be read
-    rows = {"names": np.array(list(test.images.names)), "labels": test.images.labels}
+    rows = test.columns()
     labels = torch.from_numpy(train.images.labels)
     for layer in layers:
-        if world.any(run.flag.is_set):
-            raise Interrupted(run.flag.name or "another rank")
+        given.check_interrupt()
         bank, queries = (stored.maps[layer].flatten(1) for stored in (train, test))
         own = queries.tensor_split(world.size)[world.rank]
         found = neighbours(own, bank, max(config.k), world.device)

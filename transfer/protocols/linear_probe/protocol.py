@@ -15,7 +15,6 @@ from crosschannel.data.views import IndexOnly
 from crosschannel.hub.files import load_state
 from crosschannel.models import InputSpec
 from crosschannel.runs.result import Result
-from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import Extraction
@@ -35,7 +34,7 @@ def _measure(given: Measurement) -> Evaluation:
     """Features (kept where they can be), classifiers, the loop."""
     split, world, run = given.split, given.world, given.run
     layers = given.choose_layers()
-    config: LinearProbeConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    config: LinearProbeConfig = given.config
     given.announce(f"layers {', '.join(layers)}")
     input = given.backbone.input
     crop, interpolation = crops_of(config.crop, input), interpolation_of(input)

@@ -4,7 +4,6 @@ Long, Shelhamer and Darrell, "Fully convolutional networks for semantic segmenta
 and for other nets the same decoder with FCN-16s' and 8s' skips.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,7 +13,6 @@ from crosschannel.data import Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import foreign
 from crosschannel.models import Backbone
-from crosschannel.training.device import settle_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.finetuning import check_choices, crops_of, frozen_parts, initialise, load_net, prepare, save_net
@@ -40,7 +38,7 @@ def _open(data: Data, config: SegmentConfig) -> Split:
 def _measure(given: Measurement) -> Evaluation:
     """A copy of the backbone, the scores on it, the loop, and the weights it ends with."""
     split, world, run = given.split, given.world, given.run
-    config: SegmentConfig = replace(given.config, train=settle_auto(given.config.train, run, world))
+    config: SegmentConfig = given.config
     torch.manual_seed(config.seed)
     backbone, new = prepare(given.backbone, config)
     net = _build(config, backbone, len(split.classes)).to(world.device)

@@ -6,7 +6,6 @@ C is chosen by cross-validation on training images. Both benchmarks choose the C
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,16 +17,16 @@ from crosschannel.data.order import epoch_order, mix
 from crosschannel.data.views import Squashed
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec
-from crosschannel.runs.interrupts import Interrupted
 from crosschannel.runs.result import Result, Rows, load_rows, save_rows
 from crosschannel.training.task import Evaluation
 from transfer.feature_cache import features_of_both
-from transfer.features import interpolation_of, precision_of
+from transfer.features import interpolation_of
 from transfer.floors import random_order
 from transfer.groups import Group
 from transfer.layers import LayersSection, layers_table
 from transfer.linear_models import Processes, onto_span
-from transfer.pascal.devkit import IGNORED, POSITIVE, open_devkit
+from transfer.pascal.annotations import IGNORED, POSITIVE
+from transfer.pascal.devkit import open_devkit
 from transfer.pascal.metrics import average_precision
 from transfer.protocol import Figures, Measurement, Protocol, figures_of
 from transfer.protocols.svm.classifiers import chosen_scores, scores_by_cost
@@ -40,15 +39,14 @@ def _measure(given: Measurement) -> Evaluation:
     """Features of both parts, then the classifiers layer by layer; a layer that is done is kept."""
     backbone, split, world, run = given.backbone, given.split, given.world, given.run
     layers = given.choose_layers()
-    config: SVMConfig = replace(given.config, precision=precision_of(given.config.precision, world))
+    config: SVMConfig = given.config
     given.announce(f"layers {', '.join(layers)}")
     shots = _fillable(split.train.labels, config, given)
     view = _view(config, backbone.input)
-    train, test = features_of_both(given, config, layers, view)
+    train, test = features_of_both(given, layers, view)
     labels = train.images.labels  # without those that could not be read
     if len(labels) < len(split.train):
         shots = _fillable(labels, config, given)
-    given = replace(given, config=config)
     rows = {
         "names": np.array(list(test.images.names)),
         "classes": np.array(split.classes),
@@ -134,7 +132,7 @@ def _classify(
     processes: Processes,
 ) -> dict[str, np.ndarray]:
     """``svm`` (n, K) decision values, and ``low_shot/k`` (n, draws, K), from a layer's maps of both parts."""
-    world, run, config = given.world, given.run, given.config
+    world, config = given.world, given.config
     learned, directions = onto_span(_normalised(train))
     others = _normalised(test) if directions is None else _normalised(test) @ directions
     shared = [processes.share(learned), processes.share(others)]
@@ -144,8 +142,7 @@ def _classify(
         settings = (config.costs, config.seed) if all_costs else (config.costs, config.folds, config.seed)
         call, found = scores_by_cost if all_costs else chosen_scores, {}
         for start in range(0, by_rank, count):  # so many classes a rank at once: stops are heard in between
-            if world.any(run.flag.is_set):
-                raise Interrupted(run.flag.name or "another rank")
+            given.check_interrupt()
             classes = range(labels.shape[1])
             parts = [classes[rank :: world.size][start : start + count] for rank in range(world.size)]
             tasks = [(labels[:, number], *settings) for number in parts[world.rank]]
