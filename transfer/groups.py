@@ -1,14 +1,18 @@
 """Runs of a report: those that differ in their seed alone are one row."""
 
+import contextlib
 import json
 import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
-from crosschannel.runs.config import flatten
+from crosschannel.commands.config import pretrain_keys
+from crosschannel.errors import UserError
+from crosschannel.runs.config import defaults, flatten, science
 from crosschannel.runs.result import Result
 from transfer.protocols import find_protocol
 
@@ -88,10 +92,23 @@ def _without_seed(source: str) -> str:
 
 
 def science_of(result: Result) -> dict[str, object]:
-    """The keys that tell a run apart from others of its backbone and images."""
+    """The keys that tell a run apart from others of its backbone and images; those that are newer than the run with the
+    values that it had."""
     if result.science is not None:
-        return result.science
+        return _earlier_values(result.protocol, result.config.get("task")) | result.science
     return {k: v for k, v in flatten(result.config).items() if k not in _OLD_FREE and not k.startswith("runtime.")}
+
+
+@cache
+def _earlier_values(protocol: str, task: str | None) -> dict[str, object]:
+    """Values of science keys in runs that are older than a key; empty for a command that is not known."""
+    with contextlib.suppress(UserError):
+        row = find_protocol(protocol)
+        keys = row.keys if row else pretrain_keys(task) if protocol == "pretrain" else None
+        if keys:
+            config = keys(data="")
+            return {name: value for name, value in defaults(config).items() if name in science(config, asdict(config))}
+    return {}
 
 
 def by_size(groups: Sequence[Group]) -> list[list[Group]]:

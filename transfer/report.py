@@ -4,6 +4,7 @@ Runs that differ in their seed alone become one row, the mean and standard devia
 marked as such, and never share an axis with figures of other data. What a protocol's runs look like is the protocol's.
 """
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
 from crosschannel.keys import require_config
-from crosschannel.pretext import TASKS
+from crosschannel.pretext import task_row
 from crosschannel.report import Block, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import copied
 from crosschannel.runs.config import flatten
@@ -158,12 +159,19 @@ def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         yield Table(f"{title}: {setting(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
         yield from [Text("; ".join(meant))] * bool(meant)
         start = plots.with_name("-".join([plots.name, "pictures", *filter(None, (task, kind)), str(first.n)]))
-        seen = f": {', '.join(TASKS[task].load().rows)}" if task in TASKS else ""
+        seen = f": {rows}" if (rows := _rows_of_pictures(task)) else ""
         for number, entry in enumerate(members):
             pictures = last_pictures(entry.runs[0][0])
             if pictures:
                 path = start.with_name(f"{start.name}-{number}.png")
                 yield copied(pictures, path, f"{entry.label}: held-out images{seen}.")
+
+
+def _rows_of_pictures(task: str) -> str:
+    """What the rows of a task's pictures show; empty for a task that is not here."""
+    with contextlib.suppress(UserError):
+        return ", ".join(task_row(task).load().rows)
+    return ""
 
 
 def _origins(groups: list[Group]) -> Iterator[Block]:

@@ -55,6 +55,28 @@ def test_seeds_are_averaged_and_other_settings_are_told_apart(tmp_path):
     assert "51.0 ± 1.0" in text and "| 10.0 | 10.0 |" in text
 
 
+@pytest.mark.parametrize(
+    ("protocol", "key", "then", "now"),
+    [
+        ("svm", "resize_first", False, True),
+        ("pretrain", "optim.nesterov", False, True),
+        ("knn", "pooling", "global", "average"),
+    ],
+)
+def test_a_run_from_before_a_key_has_the_value_of_that_time(tmp_path, protocol, key, then, now):
+    """Such runs lack the key; they are as runs that have the value of that time, and differ from others."""
+    science = {"older": {"seed_of_nothing": 1}, "same": {"seed_of_nothing": 1, key: then}}
+    science["other"] = {"seed_of_nothing": 1, key: now}
+    runs = []
+    for name, values in science.items():
+        result = load_result(make_run(tmp_path / name, protocol))
+        result.science = values
+        runs.append((tmp_path / name, result))
+    groups = group(runs)
+    assert [len(entry.runs) for entry in groups] == [2, 1]
+    assert groups[1].label.endswith(f"({key}={now})")
+
+
 def test_backbones_are_told_apart_by_their_recipes_too(tmp_path):
     """But not by what follows from the net."""
     runs = [make_run(tmp_path / "a", lr=0.1, layer="conv5"), make_run(tmp_path / "b", backbone="b", lr=1, layer="x")]
