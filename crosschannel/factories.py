@@ -84,7 +84,10 @@ def import_object(name: str) -> Any:
     if module.partition(".")[0] in sys.stdlib_module_names:
         raise UserError(f"{name!r}: {module} is in the standard library; name a module of yours")
     with foreign(f"cannot import {name!r}"), working_folder_importable():
-        return getattr(importlib.import_module(module), attribute)
+        imported = getattr(importlib.import_module(module), attribute)
+    if "" not in sys.path:  # for what the module imports later, and for spawned loader workers that unpickle from it
+        sys.path.append("")
+    return imported
 
 
 def installed_names(group: str) -> dict[str, str]:

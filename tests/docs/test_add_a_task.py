@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -132,6 +133,26 @@ def test_a_task_that_predicts_colours_has_a_decoder_of_its_own(narrow_nets, phot
     plain = Colorizer(colorizer.net, colorizer.task, colorizer.size, decoder=RegressionDecoder())
     rgb = torch.rand(1, 3, 96, 96)
     assert torch.allclose(colorizer.predict(rgb), 3 * plain.predict(rgb))
+
+
+def test_a_module_may_import_its_neighbours_later_and_in_spawned_workers(tmp_path):
+    (tmp_path / "helpers.py").write_text("SIDE = 7\n")
+    (tmp_path / "halves.py").write_text(
+        "class View:\n    def __reduce__(self):\n        return View, ()\n\n"
+        "    def __repr__(self):\n        from helpers import SIDE\n\n        return f'side {SIDE}'\n"
+    )
+    code = (
+        "import multiprocessing\nfrom crosschannel.factories import import_object\n"
+        "view = import_object('halves:View')()\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(view, pool.apply(repr, (view,)))\n"
+    )
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(code)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "side 7 side 7\n", done.stderr
 
 
 def test_the_launcher_checks_a_task_before_anything_is_queued(photo_folder, capsys):
