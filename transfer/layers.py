@@ -88,6 +88,8 @@ class LayersSection:
         what: kind of figure.
         attribution: source of the published figures.
         note: a kind of figure and the runs of a table → the end of its caption.
+        unit: unit of the figures.
+        scale: factor and digits by which they are printed.
     """
 
     title: str
@@ -96,6 +98,8 @@ class LayersSection:
     what: str = "Validation accuracy"
     attribution: str = ""
     note: Callable[[str, Sequence[Group]], str] = lambda kind, groups: ""
+    unit: str = "%"
+    scale: tuple[float, int] = (100, 1)
 
     def __call__(self, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         for number, members in enumerate(by_size(groups)):
@@ -113,19 +117,20 @@ def _section(protocol: LayersSection, groups: Sequence[Group], plots: Path) -> I
         yield Text("These runs have no figures by layer.")
         return
     main = found[0]
-    curves = {entry.label: _curve(entry, main) for entry in groups}
+    curves = {entry.label: _curve(entry, main, protocol.scale[0]) for entry in groups}
     classes = sum(metric.count("/") == 2 and "/top1/" in metric for metric in first.metrics)
     classes //= max(1, len(by_layer(first.metrics)))
     where = setting(first, classes)
     error = f"One figure's standard error is at most {50 / first.n**0.5:.1f} points; " if "accuracy" in what else ""
     meant = " ".join(filter(None, dict.fromkeys(_meaning(kind) for kind in found)))
-    yield Text(f"{what} in percent on {where}. {error}`transfer compare` pairs runs image by image. {meant}".rstrip())
+    unit = "percent" if protocol.unit == "%" else protocol.unit
+    yield Text(f"{what} in {unit} on {where}. {error}`transfer compare` pairs runs image by image. {meant}".rstrip())
     alike: dict[tuple[str, ...], list[Group]] = {}
     for entry in groups:
         own = tuple(curves[entry.label])
         home = next((layers for layers in alike if set(own) <= set(layers) or set(layers) <= set(own)), own)
         alike.setdefault(home, []).append(entry)
-    axis = f"{_words(main)}, %\n({where})"
+    axis = f"{_words(main)}, {protocol.unit}\n({where})"
     if len(alike) > 1:
         plot = plots.with_name(f"{plots.name}-depth.png")
         caption = f"{_words(main)} by relative depth: nets whose layers are called differently."
@@ -136,10 +141,10 @@ def _section(protocol: LayersSection, groups: Sequence[Group], plots: Path) -> I
         yield from _alike(protocol, found, members, own, where, axis, classes == 1000, named)
 
 
-def _curve(entry: Group, kind: str) -> dict[str, tuple[float, float]]:
-    """Mean and deviation of a kind of figure by layer, in percent."""
+def _curve(entry: Group, kind: str, factor: float) -> dict[str, tuple[float, float]]:
+    """Mean and deviation of a kind of figure by layer, times a factor."""
     found = {layer: entry.over_seeds(f"{layer}/{kind}") for layer in by_layer(entry.first.metrics)}
-    return {layer: (100 * spread[0], 100 * spread[1]) for layer, spread in found.items() if spread is not None}
+    return {layer: (factor * spread[0], factor * spread[1]) for layer, spread in found.items() if spread is not None}
 
 
 def _alike(
@@ -166,14 +171,16 @@ def _alike(
     apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
     yield Figure(plot, caption, lambda write: accuracy_by_layer(plot, shown, curves, axis, published, apart, write))
     for kind in found:
-        rows = [[entry.label, *(entry.cell(f"{layer}/{kind}") for layer in layers)] for entry in groups]
+        rows = [
+            [entry.label, *(entry.cell(f"{layer}/{kind}", *protocol.scale) for layer in layers)] for entry in groups
+        ]
         other = []
         if kind == "top1" and is_imagenet:
             other = [
                 [name, *(f"{curve[layer][0]:.1f}" if layer in curve else "–" for layer in layers)]
                 for name, curve in published.items()
             ]
-        caption = f"{_words(kind)}, %, by layer ({where}{over_seeds(groups)})"
+        caption = f"{_words(kind)}, {protocol.unit}, by layer ({where}{over_seeds(groups)})"
         caption += f"; published: {protocol.attribution}" if other else ""
         yield Table(caption + protocol.note(kind, groups), ["backbone", *layers], other + rows, len(other))
 

@@ -18,7 +18,7 @@ from crosschannel.keys import require_config
 from crosschannel.pretext import task_row
 from crosschannel.report import Block, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import copied
-from crosschannel.runs.config import flatten
+from crosschannel.runs.config import flatten, slug
 from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
@@ -55,7 +55,7 @@ def main(config: ReportConfig) -> list[Path]:
     page = Page(config.title)
     for number, ((chapter, _), members) in enumerate(chapters.items()):
         _, section = _chapter(members[0].first.protocol)
-        page.add(*section(members, out / f"{chapter}-{number}"), *_less_random(members))
+        page.add(*section(members, out / f"{slug(chapter)}-{number}"), *_less_random(members))
     page.add(Heading("How each was obtained"), *_origins(groups))
     outputs = Outputs("transfer report", [path for path, _ in runs], config.overwrite)
     with FolderLock(out):

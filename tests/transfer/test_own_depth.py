@@ -36,7 +36,7 @@ from crosschannel.training.task import Evaluation
 from transfer.config import FeaturesConfig, Pooling
 from transfer.feature_cache import features_of_both
 from transfer.features import FrozenFeatures
-from transfer.layers import layers_table
+from transfer.layers import LayersSection, layers_table
 from transfer.prediction import Prediction, views_of
 from transfer.protocol import Protocol, Split, figures_of, weighted_mean
 from transfer.targets import Values
@@ -133,22 +133,13 @@ def predictor(run):
     return predict
 
 
-def section(groups, plots):
-    from crosschannel.report import Heading, Table
-
-    yield Heading("Depth")
-    for group in groups:
-        metrics = [name for name in group.first.metrics if name.endswith("/rmse")]
-        yield Table("RMSE in m", ["backbone", *metrics], [[group.label, *(group.cell(m, 1, 3) for m in metrics)]])
-
-
 depth = Protocol(
     config=DepthConfig,
     open_data=open_depth,
     measure=measure,
     metrics=metrics,
     show=lambda result: layers_table(result, lambda kind: f"{kind}, m", 1, 3),
-    section=section,
+    section=LayersSection("Depth", "rmse", what="Root mean squared error", unit="m", scale=(1, 3)),
     scales={"rmse": (1, 3)},
     returns="``LAYER/rmse`` in metres",
     position="layer",
@@ -227,7 +218,8 @@ def test_runs_resume_compare_report_predict_and_submit(scenes, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert f"{value:.3f}" in printed and "in %" not in printed
     assert main(["report", "first", "second", "--out=page"]) == 0
-    assert f"{value:.3f}" in (tmp_path / "page/report.md").read_text()
+    page = (tmp_path / "page/report.md").read_text()
+    assert f"{value:.3f}" in page and "Root mean squared error in m on" in page and "rmse, m, by layer" in page
     assert main(["predict", "first", str(scenes / "test/test0.png"), "--out=predicted"]) == 0
     assert {path.name for path in (tmp_path / "predicted").iterdir()} >= {"test0-depth.png", "sheet-1.png"}
     assert not (tmp_path / "predicted/scores.csv").exists()
