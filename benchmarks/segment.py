@@ -52,7 +52,12 @@ def evaluation(images: MaskedImages, count: int, fc: int, device: torch.device, 
     net = Segmenter(load_backbone(f"gaussian:alexnet,fc={fc}", device=device), CLASSES, stride=8).to(device).eval()
     held: list[float] = []
     task = Segmentation(
-        net=net, start=lambda _: None, test=many, classes=images.classes, world=join_world(device), workers=workers
+        net=net,
+        init_weights=lambda _: None,
+        test=many,
+        classes=images.classes,
+        world=join_world(device),
+        workers=workers,
     )
 
     def watch() -> bool:

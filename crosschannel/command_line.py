@@ -46,7 +46,7 @@ class Program:
     entry_points: str = ""
 
     @property
-    def installed(self) -> list[str]:
+    def installed_commands(self) -> list[str]:
         """Names of user-defined commands that installed packages add."""
         return sorted(installed_names(self.entry_points)) if self.entry_points else []
 
@@ -59,7 +59,7 @@ class Program:
         command = self.commands.get(name) or self.user_command(name)
         if command is None:
             there = [known for known in self.commands if known.startswith(f"{name} ")] or self.commands
-            raise UserError(f"no command {name!r}; there are {', '.join([*there, *self.installed])}")
+            raise UserError(f"unknown command {name!r}; available: {', '.join([*there, *self.installed_commands])}")
         return command
 
     def folder(self, name: str) -> Path:
@@ -73,8 +73,8 @@ class Program:
 
 def usage(program: Program) -> str:
     lines = "\n".join(f"  {name:<14}{command.help}" for name, command in program.commands.items())
-    if program.installed:
-        lines += f"\n\nof installed packages: {', '.join(program.installed)}"
+    if program.installed_commands:
+        lines += f"\n\nfrom installed packages: {', '.join(program.installed_commands)}"
     return (
         f"usage: {program.name} COMMAND [--config NAME|FILE] [--key value …]\n\n"
         f"{program.summary}\n\ncommands:\n{lines}\n\n"

@@ -16,22 +16,22 @@ from crosschannel.errors import UserError, foreign
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a registry: a pretext task, or a protocol.
+    """An entry of a registry: a pretext task, or a protocol.
 
     Attributes:
         import_path: module:name.
-        config: module:class of its keys.
+        config: the dataclass of its keys, or module:class of it.
         help: one line.
     """
 
     import_path: str
-    config: str
+    config: str | type
     help: str
 
     @property
     def keys(self) -> type:
         """The dataclass of its keys."""
-        return resolve_name(self.config)
+        return self.config if isinstance(self.config, type) else resolve_name(self.config)
 
     def load(self) -> Any:
         """Import the task or the protocol."""
@@ -41,13 +41,13 @@ class Entry:
 def find_entry(
     name: str, registry: Mapping[str, Entry], group: str, user_entry: Callable[[str], Entry]
 ) -> Entry | None:
-    """The row of a name: a registry's, that of an installed package's entry point, or of ``package.module:name``.
+    """Look up an entry by name: built in, an installed package's entry point, or ``package.module:name``.
 
     Args:
         name: as typed.
-        registry: built-in rows by name.
-        group: of entry points.
-        user_entry: import path of a user-defined object → its row.
+        registry: built-in entries by name.
+        group: group of entry points.
+        user_entry: import path of a user-defined object → its entry.
 
     Raises:
         UserError: it cannot be imported.
@@ -65,13 +65,14 @@ def is_factory(name: str) -> bool:
 
 @contextlib.contextmanager
 def working_folder_importable() -> Iterator[None]:
-    """Import from the working folder too: first, as with ``python -m``; or last under ``PYTHONSAFEPATH``, which a job
-    sets so that its own copy of the code comes first."""
+    """Add the working directory to ``sys.path``: first, like ``python -m``, or last under ``PYTHONSAFEPATH``, so that a
+    job's copy of the code takes precedence."""
     sys.path.insert(len(sys.path) if sys.flags.safe_path else 0, "")
     try:
         yield
     finally:
-        sys.path.remove("")
+        with contextlib.suppress(ValueError):  # the user's code removed it
+            sys.path.remove("")
 
 
 def import_object(name: str) -> Any:
@@ -85,7 +86,7 @@ def import_object(name: str) -> Any:
         raise UserError(f"{name!r}: {module} is in the standard library; name a module of yours")
     with foreign(f"cannot import {name!r}"), working_folder_importable():
         imported = getattr(importlib.import_module(module), attribute)
-    if "" not in sys.path:  # for what the module imports later, and for spawned loader workers that unpickle from it
+    if "" not in sys.path:  # for lazy imports in the module, and for unpickling in spawned workers
         sys.path.append("")
     return imported
 

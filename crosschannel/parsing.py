@@ -26,9 +26,8 @@ class Command:
     """One command of a program.
 
     Attributes:
-        config: module:dataclass of its keys; a method ``default_out(name, recipe)`` of it, given the config's name
-            and keys, fills in a missing ``out``. No torch
-            is imported for it, so that help is quick.
+        config: the dataclass of its keys, or module:dataclass; its method ``default_out(name, recipe)``, if any, fills
+            in a missing ``out`` from the config's name and keys. No torch is imported for it, so that help is quick.
         function: module:function that takes the config.
         help: one line.
         positional: keys that are given by place.
@@ -42,7 +41,7 @@ class Command:
         after: module:function of its config → the commands that one would type next.
     """
 
-    config: str
+    config: str | type
     function: str
     help: str
     positional: tuple[str, ...] = ()
@@ -56,7 +55,7 @@ class Command:
 
     def keys(self, argv: Sequence[str] = (), configs: Path = Path()) -> type:
         """The dataclass of its keys, as far as flags (and the config that they name) choose among several."""
-        found = resolve_name(self.config)
+        found = self.config if isinstance(self.config, type) else resolve_name(self.config)
         return found(_given(self.by, argv, configs)) if self.by else found
 
 

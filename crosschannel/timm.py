@@ -86,14 +86,14 @@ class CrosschannelNet(nn.Module):
         _require("in_chans", in_chans, in_chans in (1, 3), "3 (RGB in [0, 1]) or 1 (L - 50)")
         _require("drop_rate", drop_rate, _is_number(drop_rate) and 0 <= drop_rate < 1, "within 0 … 1")
         _require("norm", norm, isinstance(norm, bool), "True or False")
-        width_rule = FC_WIDTH.words if net_family.has("fc") else f"0: {name} has no fully connected layers"
-        is_width = _is_count(fc_width) and (FC_WIDTH.holds(fc_width) if net_family.has("fc") else fc_width == 0)
+        width_rule = FC_WIDTH.words if net_family.has_option("fc") else f"0: {name} has no fully connected layers"
+        is_width = _is_count(fc_width) and (FC_WIDTH.holds(fc_width) if net_family.has_option("fc") else fc_width == 0)
         _require("fc_width", fc_width, fc_width is None or is_width, width_rule)
-        geometries = ("probe", "padded") if net_family.has("geometry") else ()
+        geometries = ("probe", "padded") if net_family.has_option("geometry") else ()
         geometry_rule = " or ".join(map(repr, geometries)) or f"left out: {name} has one geometry"
         _require("geometry", geometry, geometry is None or geometry in geometries, geometry_rule)
         fc_width = net_family.fc if fc_width is None else fc_width
-        options = net_family.own(norm=norm, fc=fc_width, geometry=geometry or "probe")
+        options = net_family.supported_options(norm=norm, fc=fc_width, geometry=geometry or "probe")
         self.net: LayeredNet = build_net(NetSpec(name, **options))
         self.in_chans, self.lightness = in_chans, Lightness()
         self._fc_width, self._is_ambiguous = fc_width, name == "alexnet" and not fc_width and geometry is None
@@ -228,9 +228,9 @@ def _shape_of(file: str | None) -> dict[str, Any]:
         raise ValueError(f"{file} holds a {spec.name} of another shape than those registered here: {spec}")
     options = spec.options
     shape: dict[str, Any] = {"name": spec.name, "norm": options.norm}
-    if family(spec.name).has("fc"):
+    if family(spec.name).has_option("fc"):
         shape["fc_width"] = options.fc
-    if family(spec.name).has("geometry"):
+    if family(spec.name).has_option("geometry"):
         shape["geometry"] = "probe" if options.fc else options.geometry
     return shape
 

@@ -89,7 +89,7 @@ class WrappedCommand:
 
     @property
     def local_packages(self) -> list[str]:
-        """The user's packages that it names and that are not installed in the environment."""
+        """User packages that the command names and that are not installed."""
         return [name for name in user_packages(self.config) if is_local(name)]
 
     def frozen(self, folder: Path) -> list[str]:

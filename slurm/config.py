@@ -73,7 +73,7 @@ class SubmitConfig:
     turns: str = field(default="", metadata={"hidden": True})
     """folder of the sweep on this machine that a run is of"""
     code: list[str] = field(default_factory=list)
-    """further packages of yours that the job imports, to be copied with ours and with those that the command names"""
+    """additional packages that the job imports; the packages that the command names are copied anyway"""
     cwd: str = ""
     """where the command runs; default this folder"""
     code_copy: str = ""

@@ -1,25 +1,26 @@
 """A copy of the code that a job runs, so that later edits do not change what is queued; with git's word on it."""
 
 import compileall
+import fnmatch
 import importlib.util
 import json
 import shutil
 import subprocess
 import sysconfig
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from crosschannel.command_line import config_folder
 from crosschannel.errors import UserError
 from crosschannel.factories import working_folder_importable
+from crosschannel.files import is_run_folder
 from crosschannel.version import __version__
 
 PACKAGES = ("crosschannel", "transfer", "slurm")
 
 
 def snapshot(target: Path, more: Sequence[str] = ()) -> None:
-    """Copy our packages and configs, and the user's, and record git's state.
+    """Copy this library, its configs and the user's packages, and record their git state.
 
     Args:
         target: a new folder, to be put on PYTHONPATH.
@@ -35,7 +36,7 @@ def snapshot(target: Path, more: Sequence[str] = ()) -> None:
     states = {}
     for name, source in sources.items():
         if source.is_dir():
-            shutil.copytree(source, part / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            shutil.copytree(source, part / name, ignore=_left_out)
         else:
             shutil.copy(source, part / source.name)
         states |= _git_state(source.parent, part)
@@ -49,25 +50,34 @@ def snapshot(target: Path, more: Sequence[str] = ()) -> None:
 
 
 def _source(name: str) -> Path:
-    spec = _spec(name)
-    if spec is None or spec.origin is None:
+    source = _find_source(name)
+    if source is None or name == "configs":  # a folder of ours in the copy
         raise UserError(f"no package {name!r} to take along: code names top-level packages or modules of yours")
-    origin = Path(spec.origin)
-    return origin.parent if spec.submodule_search_locations else origin
+    return source
 
 
-def _spec(name: str) -> ModuleSpec | None:
+def _find_source(name: str) -> Path | None:
+    """The folder of a package, with or without ``__init__.py``, or the file of a module; None if there is none."""
     with working_folder_importable():
-        return importlib.util.find_spec(name) if name.isidentifier() else None
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).resolve()
+    return Path(spec.origin).resolve() if spec is not None and spec.has_location else None
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """Compiled files, and folders of runs, which hold the copy itself."""
+    runs = {name for name in names if is_run_folder(Path(folder, name)) or Path(folder, name, "slurm").is_dir()}
+    return runs | set(fnmatch.filter(names, "*.pyc")) | {"__pycache__"} & set(names)
 
 
 def is_local(package: str) -> bool:
-    """Whether a package of the user's is not installed in the environment, and so may be edited while a job waits."""
-    spec = _spec(package)
-    if package in PACKAGES or spec is None or spec.origin is None:
+    """Whether a package is user code outside site-packages, which may change while a job is queued."""
+    source = _find_source(package)
+    if package in PACKAGES or source is None:
         return False
-    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")}
-    return not installed & set(Path(spec.origin).resolve().parents)
+    in_packages = {"site-packages", "dist-packages"} & {parent.name for parent in source.parents}
+    return not in_packages and Path(sysconfig.get_path("stdlib")).resolve() not in source.parents
 
 
 def _git_state(folder: Path, target: Path) -> dict[str, dict[str, object]]:

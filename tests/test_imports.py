@@ -32,7 +32,7 @@ LINES = ("parsing", "help", "command_line", "cli")  # what is typed: nothing bel
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of ours, and their names, that a file imports, also within functions; but for types alone."""
+    """Project modules and names that a file imports, within functions too, but not under TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
     for_types = {
         inner
@@ -71,13 +71,13 @@ def test_imports_point_one_way(path):
             assert both_floor or ranks[theirs] < ranks[own], f"{'/'.join(place)} imports {name}"
 
 
-def test_nothing_below_imports_the_face_of_the_library():
+def test_submodules_do_not_import_the_top_level_package():
     for path in FILES:
         if path.parts[-2] != "crosschannel" and path.relative_to(ROOT).parts[0] == "crosschannel":
             assert "crosschannel" not in imported(path), path
 
 
-def test_no_module_imports_itself_through_others():
+def test_imports_have_no_cycles():
     modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
     graph = {name: imported(path) & modules.keys() - {name} for name, path in modules.items()}
     lazy = {name for name, path in modules.items() if "lazy_names(" in path.read_text()}  # import nothing themselves
@@ -85,16 +85,16 @@ def test_no_module_imports_itself_through_others():
         for name in free:
             graph.pop(name)
         graph = {name: needs - set(free) for name, needs in graph.items()}
-    assert not graph, f"circles among {sorted(graph)}"
+    assert not graph, f"import cycles among {sorted(graph)}"
 
 
-TENANTS = {"rotation": "Rotation", "jigsaw": "Jigsaw"}
+EXAMPLE_TASKS = {"rotation": "Rotation", "jigsaw": "Jigsaw"}
 
 
-@pytest.mark.parametrize("task", TENANTS)
+@pytest.mark.parametrize("task", EXAMPLE_TASKS)
 def test_a_task_touches_its_own_file_the_table_and_its_keys_alone(task):
     own = {f"crosschannel/pretext/{name}.py" for name in (task, "__init__", "config")}
-    words = re.compile(rf"[\"'.]{task}[\"':.]|\b{TENANTS[task]}(Config|Net)?\b")
+    words = re.compile(rf"[\"'.]{task}[\"':.]|\b{EXAMPLE_TASKS[task]}(Config|Net)?\b")
     touched = {str(path.relative_to(ROOT)) for path in FILES if words.search(path.read_text())}
     assert touched == own
     assert (ROOT / "configs" / "pretrain" / f"{task}-paper.yaml").is_file()

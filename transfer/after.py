@@ -7,7 +7,7 @@ from typing import Any
 from crosschannel.commands.after import typed
 from crosschannel.errors import UserError
 from crosschannel.runs.result import UNTRAINED, read_result
-from transfer.protocols import find_protocol
+from transfer.protocols import PROTOCOLS
 
 
 def measure(config: Any) -> list[str]:
@@ -35,7 +35,7 @@ def report(config: Any) -> list[str]:
     for run in config.runs:
         with contextlib.suppress(UserError):  # named in the report's messages
             result = read_result(Path(run))
-            if find_protocol(result.protocol) and not result.backbone.startswith(UNTRAINED):
+            if result.protocol in PROTOCOLS and not result.backbone.startswith(UNTRAINED):
                 by_backbone.setdefault(result.backbone, []).append(run)
     cards = [
         typed("crosschannel", "export", backbone, "--out", "weights/backbone.safetensors", "--probes", *runs)

@@ -31,11 +31,11 @@ def _parts(annotation: Any) -> Iterator[bytes]:
     """Yield the content of an annotation: the file's for a path, nothing for an object of an unknown type."""
     if isinstance(annotation, int):
         yield b"%d" % annotation
-    elif isinstance(annotation, float | str):
-        yield repr(annotation).encode()
     elif isinstance(annotation, np.ndarray | np.generic | torch.Tensor):
         array = np.asarray(annotation.cpu() if isinstance(annotation, torch.Tensor) else annotation)
         yield f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+    elif isinstance(annotation, float | str):
+        yield repr(annotation).encode()
     elif isinstance(annotation, Path):
         try:
             yield read_bytes(annotation)

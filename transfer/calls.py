@@ -1,4 +1,4 @@
-"""The Python call of a protocol: its signature and its docstring, made from the dataclass of its keys."""
+"""Signature and docstring of a protocol's Python call, generated from its config dataclass."""
 
 import inspect
 from collections import Counter
@@ -16,28 +16,28 @@ _POSITIONAL, _KEYWORD = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
 _ARGUMENTS = {
     "backbone": "a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).",
     "layers": '"all", names, or patterns such as ``conv*``.',
-    "config": "a packaged config{names}, a YAML file, or a {config}; default the command without ``--config``. Its "
-    "backbone and data are ignored.",
-    "out": "run folder; default none is kept.",
+    "config": "a packaged config{names}, a YAML file, or a {config}; default the command's "
+    "defaults. Its {ignored} are ignored.",
+    "out": "run folder; by default a temporary one, deleted afterwards.",
     "quiet": "print nothing.",
-    "keys": "keys of the config, which override its values; those of a group by their last part, if unique.",
+    "keys": "config values to override; a key in a group may be shortened to its last part if that is unique.",
 }
 
 
 def positional_signature(protocol: "Protocol") -> Signature:
-    """The arguments that a call takes by position; ``keys`` stands for those of the config."""
+    """The arguments that a call takes by position; ``**keys`` collects the config keys."""
     parameters = [Parameter("backbone", _POSITIONAL), Parameter("data", _POSITIONAL)]
-    if protocol.position == "layer":
+    if protocol.positional_key == "layer":
         parameters.append(Parameter("layers", _POSITIONAL, default="all"))
-    elif protocol.position:
-        parameters.append(Parameter(protocol.position, _POSITIONAL, default=None))
+    elif protocol.positional_key:
+        parameters.append(Parameter(protocol.positional_key, _POSITIONAL, default=None))
     for name, default in (("config", None), ("out", None), ("quiet", True)):
         parameters.append(Parameter(name, _POSITIONAL, default=default))
     return Signature([*parameters, Parameter("keys", Parameter.VAR_KEYWORD)])
 
 
 def call_signature(protocol: "Protocol") -> Signature:
-    """The signature with every key that is an identifier, for ``help()`` and completion in notebooks."""
+    """Full signature, with each config key that is a valid identifier, for ``help()`` and completion in notebooks."""
     signature = positional_signature(protocol)
     *positional, _ = signature.parameters.values()
     keys = [Parameter(name, _KEYWORD, default=value) for name, value, _ in _keys(protocol) if name.isidentifier()]
@@ -49,28 +49,30 @@ def call_docstring(protocol: "Protocol") -> str:
     title, _, description = (inspect.getdoc(protocol.config) or "").partition("\n")
     names = sorted(path.stem for path in (config_folder() / "transfer" / protocol.name).glob("*.yaml"))
     named = f" ({', '.join(names)})" if names else ""
+    data = "a value of ``--data``, or (training, test) images and labels; see docs/api.md."
     if protocol.annotations:
         data = f"a value of ``--data``, or (training, test) ImageSets {protocol.annotations}."
-    else:
+    elif "val_share" in default_values(protocol.config):
         data = "a value of ``--data``, or images and labels, or (training, test) of these; see docs/api.md."
+    ignored = "backbone, data and layer" if protocol.positional_key == "layer" else "backbone and data"
     texts = {
         **_ARGUMENTS,
         "data": data,
-        protocol.position: f"the key {protocol.position!r}; default the config's.",
-        "config": _ARGUMENTS["config"].format(names=named, config=protocol.config.__name__),
+        protocol.positional_key: f"the key {protocol.positional_key!r}; default the config's.",
+        "config": _ARGUMENTS["config"].format(names=named, config=protocol.config.__name__, ignored=ignored),
     }
     arguments = [f"    {name}: {texts[name]}" for name in positional_signature(protocol).parameters]
     keys = [f"    {name} (default {value!r}): {text}" for name, value, text in _keys(protocol)]
     lines = [title, *description.splitlines(), "", "Args:", *arguments, "", "Returns:"]
     lines += [f"    a Result with {protocol.returns or 'its figures'}.", "", "Raises:", "    UserError: bad input."]
-    lines += ["    Interrupted: by a signal; with ``out`` the run is saved, and the same call resumes it."]
+    lines += ["    Interrupted: a signal arrived; with ``out``, progress is saved and the same call resumes."]
     return "\n".join([*lines, "", "Keys:", *keys, ""])
 
 
 def _keys(protocol: "Protocol") -> list[tuple[str, Any, str]]:
-    """Name, default and description of each key that is not an argument by itself; a key of a group goes by its last
-    part if no other key has it."""
-    config, arguments = protocol.config, {*positional_signature(protocol).parameters, protocol.position}
+    """Name, default and description of each key that is not a positional argument. Keys in a group are shortened to
+    their last part if it is unique."""
+    config, arguments = protocol.config, {*positional_signature(protocol).parameters, protocol.positional_key}
     values = {name: value for name, value in default_values(config).items() if name not in arguments}
     texts = documented(config) | {
         f"{group.name}.{key}": text
@@ -79,5 +81,6 @@ def _keys(protocol: "Protocol") -> list[tuple[str, Any, str]]:
         for key, text in documented(group.type).items()
     }
     counts = Counter(name.rpartition(".")[2] for name in values)
-    short = {name: last if counts[last := name.rpartition(".")[2]] == 1 else name for name in values}
+    last = {name: name.rpartition(".")[2] for name in values}
+    short = {name: key if counts[key] == 1 and key not in arguments else name for name, key in last.items()}
     return [(short[name], value, texts.get(name, "")) for name, value in values.items()]

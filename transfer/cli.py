@@ -5,13 +5,13 @@ import sys
 from crosschannel import command_line
 from crosschannel.command_line import Program
 from crosschannel.parsing import Command
-from transfer.protocols import ENTRY_POINTS, PROTOCOLS, command_of, user_command
+from transfer.protocols import ENTRY_POINTS, PROTOCOLS, protocol_command, user_command
 
 PROGRAM = Program(
     "transfer",
     "Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.",
     {
-        **{name: command_of(row) for name, row in PROTOCOLS.items()},
+        **{name: protocol_command(row.config, row.help) for name, row in PROTOCOLS.items()},
         "proposals": Command(
             "transfer.config:ProposalsConfig",
             "transfer.proposals.command:main",

@@ -8,7 +8,7 @@ from crosschannel.evaluation.page import GALLERY, cells, measured
 from crosschannel.report import Block, Heading
 from crosschannel.report.page import copied
 from transfer.groups import Group, by_size, called, setting
-from transfer.protocol import Scored
+from transfer.protocol import MetricSpec, NumberFormat
 
 
 def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
@@ -32,4 +32,13 @@ def section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
                 yield copied(path / GALLERY, shown, f"Photographs coloured by the methods of {path}.")
 
 
-EVALUATION = Scored(metrics, section, scales={name: (factor, digits) for name, (_, factor, digits) in FIGURES.items()})
+def _unit(head: str) -> str:
+    """Unit at the end of a column's head; empty for a number without one."""
+    return head.rpartition(" ")[2] if head.endswith((" %", " dB", " MB", " ms")) else ""
+
+
+EVALUATION = MetricSpec(
+    metrics,
+    section,
+    formats={name: NumberFormat(factor, digits, _unit(head)) for name, (head, factor, digits) in FIGURES.items()},
+)

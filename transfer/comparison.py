@@ -21,7 +21,7 @@ from crosschannel.runs.result import Result, Rows, finished_runs
 from transfer.config import CompareConfig
 from transfer.inputs import as_result
 from transfer.protocol import Figures, print_captioned
-from transfer.protocols import load_scored
+from transfer.protocols import load_metric_spec
 
 
 class Difference(NamedTuple):
@@ -57,7 +57,7 @@ def compare(
     check_config(CompareConfig([], resamples, level, seed))
     first, second = as_result(first), as_result(second)
     for result in (first, second):
-        if load_scored(result.protocol) is None or not result.rows:
+        if load_metric_spec(result.protocol) is None or not result.rows:
             raise UserError(f"a {result.protocol} run has no predictions to compare image by image")
     for result in (first, second):
         name, count = Counter(result.rows["names"].tolist()).most_common(1)[0]
@@ -71,7 +71,7 @@ def compare(
         raise UserError("the two runs were scored on different images; only runs on the same images can be paired")
     order = np.array([places[name] for name in first.rows["names"]])
     theirs = {name: column if name == "classes" else column[order] for name, column in second.rows.items()}
-    ours, others = (load_scored(result.protocol).metrics for result in (first, second))
+    ours, others = (load_metric_spec(result.protocol).metrics for result in (first, second))
 
     def both(weights: np.ndarray) -> Figures:
         try:
@@ -126,21 +126,18 @@ def main(config: CompareConfig) -> list[Difference]:
         of_method(result, method) if method else result for (_, result), (_, method) in zip(runs, given, strict=True)
     )
     differences = compare(first, second, config.resamples, config.level, config.seed)
-    rows, scored = {}, load_scored(first.protocol)
+    rows, spec = {}, load_metric_spec(first.protocol)
+    is_percent = all(spec.format_of(d.metric).unit == "%" for d in differences)
     for d in differences:
         style = "bold" if d.low > 0 or d.high < 0 else ""
-        factor, digits = scored.scale(d.metric)
-        one, two, low, high = (factor * value for value in (d.first, d.second, d.low, d.high))
-        rows[d.metric] = [
-            f"{one:.{digits}f}",
-            f"{two:.{digits}f}",
-            f"{one - two:+.{digits}f}",
-            Text(f"{low:+.{digits}f} … {high:+.{digits}f}", style),
-        ]
+        show = spec.format_of(d.metric)
+        interval = Text(f"{show(d.low, '+')} … {show(d.high, '+')}", style)
+        name = d.metric if is_percent or not show.unit else f"{d.metric}, {show.unit}"
+        rows[name] = [show(d.first), show(d.second), show(d.first - d.second, "+"), interval]
     head = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % interval"]
     names = [first.backbone, second.backbone]
     if names[0] == names[1]:
         names = [f"{name} ({run})" for name, run in zip(names, config.runs, strict=True)]
-    unit = "" if scored.scales else ", in %"
+    unit = ", in %" if is_percent else ""
     print_captioned(f"A {names[0]}\nB {names[1]}\n{first.n} images{unit}", table(rows, head))
     return differences

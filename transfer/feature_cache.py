@@ -89,9 +89,9 @@ def features_of_both(
     The config is written first: from here on nothing is refused any more.
 
     Args:
-        measurement: the protocol's.
+        measurement: measurement of the protocol.
         layers: names.
-        view: view of the images; has a ``size``.
+        view: view with a ``size``.
 
     Raises:
         UserError: see :class:`Extraction`.
@@ -129,20 +129,20 @@ class Extraction:
     console: Console
 
     @classmethod
-    def of(cls, given: Measurement, layers: Sequence[str], size: int) -> "Extraction":
+    def of(cls, measurement: Measurement, layers: Sequence[str], size: int) -> "Extraction":
         """That of a protocol's keys, for samples of ``size`` pixels."""
-        config: FeaturesConfig = given.config
-        features = FrozenFeatures(given.backbone, layers, config.pooling, given.world.device, size)
+        config: FeaturesConfig = measurement.config
+        features = FrozenFeatures(measurement.backbone, layers, config.pooling, measurement.world.device, size)
         return cls(
             features,
-            given.world,
-            given.run.flag,
+            measurement.world,
+            measurement.run.flag,
             config.precision,
             config.batch,
             config.workers,
             config.cache,
             config.broken_limit,
-            given.console,
+            measurement.console,
         )
 
     def __call__(self, stream: Stream, what: str) -> StoredFeatures:

@@ -80,7 +80,7 @@ class FrozenFeatures:
         Raises:
             UserError: a layer gives numbers that are not finite, or nothing at all.
         """
-        if self.backbone.is_user_code:
+        if self.backbone.runs_user_code:
             with foreign("the backbone's forward pass failed"):
                 return self._pooled(images)
         return self._pooled(images)

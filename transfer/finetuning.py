@@ -81,19 +81,19 @@ def _default_input_scale(_module: nn.Module, state: dict[str, Tensor], prefix: s
 
 @dataclass(kw_only=True, eq=False)
 class FineTuning:
-    """Base of tasks that fine-tune a net.
+    """Base class of fine-tuning tasks.
 
     Attributes:
-        net: the net.
-        start: (stream) → sets the initial values.
+        net: net to fine-tune.
+        init_weights: called with the training stream before training; initialises the net.
         test: images to score.
         classes: their names.
-        world: shares out the images of evaluations.
-        workers: processes that decode for evaluations.
+        world: ranks that share the evaluation.
+        workers: loader workers for evaluation.
     """
 
     net: FineTuned
-    start: Callable[[Stream], None]
+    init_weights: Callable[[Stream], None]
     test: ImageSet
     classes: Sequence[str]
     world: World
@@ -101,7 +101,7 @@ class FineTuning:
     rate_factors: ClassVar[Mapping[str, float]] = MappingProxyType({})
 
     def initialise(self, stream: Stream) -> bool:
-        self.start(stream)
+        self.init_weights(stream)
         return True
 
 

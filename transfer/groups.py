@@ -14,7 +14,7 @@ from crosschannel.commands.config import pretrain_keys
 from crosschannel.errors import UserError
 from crosschannel.runs.config import defaults, flatten, science
 from crosschannel.runs.result import Result
-from transfer.protocols import find_protocol
+from transfer.protocols import SCORED, find_protocol
 
 # Keys that follow from the net: they distinguish runs of one backbone, but not those of several.
 _OF_THE_NET = {"layer", "size", "input", "skips"}
@@ -73,7 +73,7 @@ def group(runs: list[tuple[Path, Result]]) -> list[Group]:
         first = members[0][1]
         science, backbone = science_of(first), _without_seed(first.backbone)
         differing = _differing(by_backbone[first.protocol, first.data, backbone])
-        if find_protocol(first.protocol):
+        if first.protocol not in ("pretrain", *SCORED):
             differing |= _differing(by_protocol[first.protocol, first.data]) - _OF_THE_NET
         words = ", ".join(f"{key}={value}" for key, value in science.items() if key in differing)
         groups.append(Group(f"{backbone} ({words})" if words else backbone, backbone, members))
@@ -92,19 +92,19 @@ def _without_seed(source: str) -> str:
 
 
 def science_of(result: Result) -> dict[str, object]:
-    """The keys that tell a run apart from others of its backbone and images; those that are newer than the run with the
-    values that it had."""
+    """Settings that distinguish a run from others on the same backbone and images. Keys added after the run get their
+    legacy default."""
     if result.science is not None:
-        return _earlier_values(result.protocol, result.config.get("task")) | result.science
+        return _legacy_defaults(result.protocol, result.config.get("task")) | result.science
     return {k: v for k, v in flatten(result.config).items() if k not in _OLD_FREE and not k.startswith("runtime.")}
 
 
 @cache
-def _earlier_values(protocol: str, task: str | None) -> dict[str, object]:
-    """Values of science keys in runs that are older than a key; empty for a command that is not known."""
-    with contextlib.suppress(UserError):
-        row = find_protocol(protocol)
-        keys = row.keys if row else pretrain_keys(task) if protocol == "pretrain" else None
+def _legacy_defaults(protocol: str, task: str | None) -> dict[str, object]:
+    """Value that each science key implicitly had before it existed; empty for unknown commands."""
+    with contextlib.suppress(UserError):  # a user's code that is not here any more
+        entry = find_protocol(protocol)
+        keys = entry.keys if entry else pretrain_keys(task) if protocol == "pretrain" else None
         if keys:
             config = keys(data="")
             return {name: value for name, value in defaults(config).items() if name in science(config, asdict(config))}

@@ -11,6 +11,7 @@ from crosschannel.console import table
 from crosschannel.report import Block, Figure, Heading, Table, Text, accuracy_by_depth, accuracy_by_layer
 from crosschannel.runs.result import Result
 from transfer.groups import Group, by_size, called, over_seeds, setting
+from transfer.protocols import load_metric_spec
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
 _WORDS = {
@@ -54,6 +55,10 @@ def _words(kind: str) -> str:
     return f"{words} at temperature {temperature}" if temperature else words
 
 
+def _with_unit(kind: str, unit: str) -> str:
+    return f"{_words(kind)}, {unit}" if unit else _words(kind)
+
+
 def _meaning(kind: str) -> str:
     """A kind of figure in a sentence; empty for one that is not known."""
     if kind in _MEANINGS:
@@ -66,11 +71,12 @@ def by_layer(metrics: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name.partition("/")[0] for name in metrics))
 
 
-def layers_table(result: Result, words: Callable[[str], str], factor: float = 100, digits: int = 1) -> Printed:
-    """Figures by layer, by default in percent; ``words`` heads the column of a kind of figure."""
+def layers_table(result: Result, words: Callable[[str], str]) -> Printed:
+    """Figures by layer; ``words`` maps a kind of figure to the head of its column."""
+    spec = load_metric_spec(result.protocol)
     kinds = list(dict.fromkeys(name.partition("/")[2] for name in result.metrics))
     rows = {
-        layer: [f"{factor * result.metrics[f'{layer}/{kind}']:.{digits}f}" for kind in kinds]
+        layer: [spec.format_of(kind)(result.metrics[f"{layer}/{kind}"]) for kind in kinds]
         for layer in by_layer(result.metrics)
     }
     return table(rows, ["layer", *map(words, kinds)])
@@ -88,8 +94,6 @@ class LayersSection:
         what: kind of figure.
         attribution: source of the published figures.
         note: a kind of figure and the runs of a table → the end of its caption.
-        unit: unit of the figures.
-        scale: factor and digits by which they are printed.
     """
 
     title: str
@@ -98,8 +102,6 @@ class LayersSection:
     what: str = "Validation accuracy"
     attribution: str = ""
     note: Callable[[str, Sequence[Group]], str] = lambda kind, groups: ""
-    unit: str = "%"
-    scale: tuple[float, int] = (100, 1)
 
     def __call__(self, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         for number, members in enumerate(by_size(groups)):
@@ -117,20 +119,21 @@ def _section(protocol: LayersSection, groups: Sequence[Group], plots: Path) -> I
         yield Text("These runs have no figures by layer.")
         return
     main = found[0]
-    curves = {entry.label: _curve(entry, main, protocol.scale[0]) for entry in groups}
+    shown = load_metric_spec(first.protocol).format_of(main)
+    curves = {entry.label: _curve(entry, main, shown.factor) for entry in groups}
     classes = sum(metric.count("/") == 2 and "/top1/" in metric for metric in first.metrics)
     classes //= max(1, len(by_layer(first.metrics)))
     where = setting(first, classes)
     error = f"One figure's standard error is at most {50 / first.n**0.5:.1f} points; " if "accuracy" in what else ""
     meant = " ".join(filter(None, dict.fromkeys(_meaning(kind) for kind in found)))
-    unit = "percent" if protocol.unit == "%" else protocol.unit
-    yield Text(f"{what} in {unit} on {where}. {error}`transfer compare` pairs runs image by image. {meant}".rstrip())
+    unit = {"%": " in percent", "": ""}.get(shown.unit, f" in {shown.unit}")
+    yield Text(f"{what}{unit} on {where}. {error}`transfer compare` pairs runs image by image. {meant}".rstrip())
     alike: dict[tuple[str, ...], list[Group]] = {}
     for entry in groups:
         own = tuple(curves[entry.label])
         home = next((layers for layers in alike if set(own) <= set(layers) or set(layers) <= set(own)), own)
         alike.setdefault(home, []).append(entry)
-    axis = f"{_words(main)}, {protocol.unit}\n({where})"
+    axis = f"{_with_unit(main, shown.unit)}\n({where})"
     if len(alike) > 1:
         plot = plots.with_name(f"{plots.name}-depth.png")
         caption = f"{_words(main)} by relative depth: nets whose layers are called differently."
@@ -171,8 +174,10 @@ def _alike(
     apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
     yield Figure(plot, caption, lambda write: accuracy_by_layer(plot, shown, curves, axis, published, apart, write))
     for kind in found:
+        show = load_metric_spec(first.protocol).format_of(kind)
         rows = [
-            [entry.label, *(entry.cell(f"{layer}/{kind}", *protocol.scale) for layer in layers)] for entry in groups
+            [entry.label, *(entry.cell(f"{layer}/{kind}", show.factor, show.decimals) for layer in layers)]
+            for entry in groups
         ]
         other = []
         if kind == "top1" and is_imagenet:
@@ -180,7 +185,7 @@ def _alike(
                 [name, *(f"{curve[layer][0]:.1f}" if layer in curve else "–" for layer in layers)]
                 for name, curve in published.items()
             ]
-        caption = f"{_words(kind)}, {protocol.unit}, by layer ({where}{over_seeds(groups)})"
+        caption = f"{_with_unit(kind, show.unit)}, by layer ({where}{over_seeds(groups)})"
         caption += f"; published: {protocol.attribution}" if other else ""
         yield Table(caption + protocol.note(kind, groups), ["backbone", *layers], other + rows, len(other))
 

@@ -25,7 +25,7 @@ class Prediction:
     """A prediction for an image.
 
     Attributes:
-        scores: by class, 0..1: probabilities, or shares of a mask's pixels; empty if there are no classes.
+        scores: score per class in 0..1: a probability, or the fraction of pixels in a mask; empty without classes.
         pictures: of the image's own size, by what they are; the last one is to be shown.
         colours: RGB that stand for classes in them.
         boxes: (class, score, x₁, y₁, x₂, y₂) of what is found, in pixels from 0, the ends outside; the best first. None

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from crosschannel import load_backbone, wrap
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.data import ImageSet
-from crosschannel.data.images import fingerprints
+from crosschannel.data.images import name_fingerprints
 from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError
 from crosschannel.hub.sources import input_files
@@ -43,7 +43,7 @@ from transfer.features import precision_of
 from transfer.groups import Group
 from transfer.inputs import as_data, as_layers, as_out, as_source, check_recipe
 from transfer.prediction import Finished, Predictor
-from transfer.protocols import command_of, find_protocol, load_protocol
+from transfer.protocols import load_protocol, protocol_command
 from transfer.targets import Classes, Targets
 
 Figures = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
@@ -51,12 +51,12 @@ Figures = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
 
 @dataclass
 class Split:
-    """The images that a backbone is measured on.
+    """Training and test images of a measurement.
 
     Attributes:
-        train, test: image sets; those to train on, and those to score.
-        targets: what is predicted: classes (a tuple of their names will do), masks or values.
-        source: as the user named it.
+        train, test: image sets for training and for scoring.
+        targets: prediction target: Classes (or a tuple of class names), Masks or Values.
+        source: data source as the user typed it.
         allow_overlap: allow test images to be training images, to score training images on purpose.
     """
 
@@ -67,12 +67,18 @@ class Split:
     allow_overlap: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.targets, tuple | list):
-            self.targets = Classes(tuple(self.targets))
+        if not isinstance(self.targets, Targets):
+            self.targets = Classes(tuple(map(str, self.targets)))
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by label, of targets that are classes or masks."""
+        """Class names by label.
+
+        Raises:
+            UserError: the targets are values.
+        """
+        if not isinstance(self.targets, Classes):
+            raise UserError(f"this protocol predicts classes; the targets of {self.source!r} are {self.targets}")
         return self.targets.names
 
 
@@ -86,7 +92,7 @@ class Measurement:
     Attributes:
         backbone: at rest (eval mode), on its device; a protocol that trains it copies it.
         split: the images.
-        config: the protocol's, ``auto`` replaced by the device's values.
+        config: config of the protocol, with every ``auto`` resolved.
         run: the folder, held. The protocol writes the config into it once nothing can be refused any more.
         world: this process among all.
         console: for what a person should know; quiet on all ranks but the first.
@@ -126,41 +132,58 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The figures of a command's runs, for comparisons and reports.
+class NumberFormat:
+    """Printing of a figure: ``factor`` times its value, with so many decimals, in a unit.
+
+    Attributes:
+        factor, decimals, unit: default percent.
+    """
+
+    factor: float = 100
+    decimals: int = 1
+    unit: str = "%"
+
+    def __call__(self, value: float, sign: str = "") -> str:
+        rounded = round(self.factor * value, self.decimals) + 0.0  # without a sign of zero
+        return f"{rounded:{sign}.{self.decimals}f}"
+
+
+@dataclass(frozen=True, eq=False)
+class MetricSpec:
+    """How to compute and present the figures of a command's runs.
 
     Attributes:
         metrics: (rows, weights (R, n) of the images) → figures by name, (R,) each. The only place where a figure is
             computed: an evaluation passes ones, intervals pass multinomial weights.
         section: (groups of runs on the same data, path that plots' names begin with) → blocks of a report.
         chapter: runs of protocols that share one are shown together; default each its own.
-        scales: how to print figures, by the last part of their names: (factor, digits); default percent, (100, 1).
+        formats: of figures that are not percentages, by the last part of their names.
     """
 
     metrics: Callable[[Rows, np.ndarray], Figures]
     section: Callable[[Sequence[Group], Path], Iterable[Block]]
     chapter: str = ""
-    scales: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    formats: Mapping[str, NumberFormat] = field(default_factory=dict)
 
-    def scale(self, metric: str) -> tuple[float, int]:
-        """Factor and digits of a figure."""
-        return self.scales.get(metric.rpartition("/")[2], (100, 1))
+    def format_of(self, figure: str) -> NumberFormat:
+        """Format of a figure; default percent."""
+        return self.formats.get(figure.rpartition("/")[2], NumberFormat())
 
 
-@dataclass(frozen=True, repr=False, kw_only=True)
-class Protocol(Scored):
-    """A way to measure a backbone; a function of the backbone and the data: ``transfer.knn(backbone, data)``.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Protocol(MetricSpec):
+    """An evaluation protocol, callable as ``transfer.knn(backbone, data)``.
 
     Attributes:
-        config: the dataclass of its keys; its ``protocol`` is the name as typed.
-        open_data: (``--data``, or images from memory; config) → images. It refuses missing images and impossible
-            settings before any net is loaded.
+        config: config dataclass; its ``protocol`` is the command name.
+        open_data: (``--data``, or images from memory; config) → images. It raises for missing images and invalid
+            settings before a net is loaded.
         measure: trains and scores; returns the last evaluation, with every figure of :attr:`metrics`.
-        show: a result as a table.
-        returns: the names of its figures, for the docstring.
-        position: key that a call also takes by position, after the data; as ``layers`` for ``layer``.
-        predict: a finished run → a function of an encoded image; None if runs keep nothing to predict with.
-        floor: rows → the chance level of the main figure, in words.
+        show: formats a result as a table.
+        returns: names of its figures, for the docstring.
+        positional_key: key that a call also accepts as third argument (``layers`` for ``layer``); empty for none.
+        predict: a finished run → a function of an encoded image; None if runs store no predictor.
+        floor: rows → chance level of the primary figure, as text.
         annotations: annotations that images from memory need, as part of a message; empty if labels are enough.
     """
 
@@ -169,14 +192,17 @@ class Protocol(Scored):
     measure: Callable[[Measurement], Evaluation]
     show: Callable[[Result], Table]
     returns: str = ""
-    position: str = ""
+    positional_key: str = ""
     predict: Callable[[Finished], Predictor] | None = None
     floor: Callable[[Rows], str] | None = None
     annotations: str = ""
 
     def __post_init__(self) -> None:
+        for entry in fields(self.config):
+            if entry.default is MISSING and entry.default_factory is MISSING:
+                raise UserError(f"{self.config.__name__}.{entry.name} must have a default")
         attributes = {
-            "__name__": self.name.replace("-", "_"),
+            "__name__": self.name.rpartition(":")[2].replace("-", "_"),
             "__signature__": call_signature(self),
             "__doc__": call_docstring(self),
         }
@@ -187,23 +213,27 @@ class Protocol(Scored):
     def name(self) -> str:
         return self.config.protocol
 
+    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
+        return load_protocol, (self.name,)
+
     def __repr__(self) -> str:
         return f"<protocol {self.__name__}{positional_signature(self)}>"
 
     def __call__(self, *args: Any, **keywords: Any) -> Result:
         arguments = positional_signature(self).bind(*args, **keywords).arguments
         keys = arguments.get("keys", {})
-        if self.position == "layer":
+        if self.positional_key == "layer":
             keys.setdefault("layer", as_layers(arguments.get("layers", "all")))
-        elif arguments.get(self.position) is not None:
-            keys[self.position] = arguments[self.position]
+        elif arguments.get(self.positional_key) is not None:
+            keys[self.positional_key] = arguments[self.positional_key]
         source, out = as_source(arguments["backbone"], self.name), as_out(arguments.get("out"))
         recipe = check_recipe(arguments.get("config"), self.config, self.name)
-        config = replace(with_keys(as_config(self, recipe), keys), backbone="", data="")
-        if isinstance(source, str):
-            config.backbone = source
+        is_named = isinstance(source, str)
+        config = with_keys(as_config(self, recipe), keys)
+        config = replace(config, backbone=source if is_named else "", data="")
         check_config(config)
-        return measure(self, config, source, arguments["data"], out, arguments.get("quiet", True))
+        module = None if is_named else source
+        return measure(self, config, module, arguments["data"], out, arguments.get("quiet", True))
 
 
 def figures_of(metrics: Callable[[Rows, np.ndarray], Figures], rows: Rows) -> dict[str, float]:
@@ -225,13 +255,13 @@ def as_config(protocol: Protocol, config: MeasureConfig | str | None) -> Measure
         return config
     words = ["--config", config] if config else []
     folder = config_folder() / "transfer" / protocol.name
-    return parse(command_of(find_protocol(protocol.name)), "transfer", protocol.name, words, folder, whole=False)
+    return parse(protocol_command(protocol.config), "transfer", protocol.name, words, folder, whole=False)
 
 
 def measure(
     protocol: Protocol,
     config: MeasureConfig,
-    backbone: str | nn.Module = "",
+    backbone: nn.Module | None = None,
     data: Any = "",
     out: Path | None = None,
     quiet: bool = True,
@@ -244,20 +274,20 @@ def measure(
     statistics and modes are restored. Ranks of an existing process group share the work.
 
     Args:
-        protocol: the protocol.
-        config: its keys.
+        protocol: protocol to run.
+        config: its config.
         backbone: a module to measure instead of the source in the config.
         data: images to measure on instead of the config's; see :func:`~transfer.inputs.as_data`.
-        out: run folder; default none is kept.
+        out: run folder; by default a temporary one, deleted afterwards.
         quiet: print nothing.
-        flag: the signals that stop it; default those during the call.
+        flag: interrupt flag; by default signals are caught for the duration of the call.
 
     Raises:
         UserError: bad input.
-        Interrupted: by a signal; with ``out`` the run is saved, and the same call resumes it.
+        Interrupted: a signal arrived; with ``out``, progress is saved and the same call resumes.
     """
     with isolated(config.seed):
-        model = own_weights(wrap(backbone)) if isinstance(backbone, nn.Module) else None
+        model = None if backbone is None else own_weights(wrap(backbone))
         if not isinstance(data, str | Split):
             data = as_data(data, protocol, config)
         if isinstance(data, str):
@@ -304,7 +334,9 @@ def _measure(
         console.print(line, markup=False)
     try:
         with at_rest(net):
-            evaluation = protocol.measure(Measurement(net, split, _settled(config, run, world), run, world, console))
+            evaluation = protocol.measure(
+                Measurement(net, split, _resolve_auto(config, run, world), run, world, console)
+            )
     except UserError:
         if world.is_main:
             run.forget_annotations()
@@ -317,7 +349,7 @@ def _check_split(split: Split, run: RunFolder) -> None:
     check_disjoint(split)
     parts = {"train": split.train, "val": split.test}
     run.check_images(
-        fingerprints(split.train, split.test),
+        name_fingerprints(split.train, split.test),
         {part: annotation_digest(images) for part, images in parts.items()},
     )
 
@@ -328,8 +360,8 @@ def _crop_of(config: MeasureConfig) -> tuple[int, int]:
     return (crop.size, max(crop.size, crop.resize)) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
 
 
-def _settled(config: MeasureConfig, run: RunFolder, world: World) -> MeasureConfig:
-    """The config with every ``auto`` replaced by the value of the run, or of the device."""
+def _resolve_auto(config: MeasureConfig, run: RunFolder, world: World) -> MeasureConfig:
+    """Resolve every ``auto`` in the config: from the run if it resumes, else from the device."""
     if isinstance(config, TrainedConfig):
         return replace(config, train=settle_auto(config.train, run, world))
     if isinstance(config, FeaturesConfig):
@@ -343,7 +375,7 @@ def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, evaluatio
 
 
 def main(config: MeasureConfig) -> Path:
-    """A protocol as a command: measure, or report that the run is finished; print the result; return the run folder."""
+    """Run a protocol as a command: measure unless the run is finished, print the result, and return the run folder."""
     protocol = load_protocol(config.protocol)
     path = Path(config.out or config.default_out(config.protocol))
     with joined_world(find_device(config.device)) as world:

@@ -15,7 +15,7 @@ from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
 from crosschannel.keys import require_config
-from crosschannel.pretext import task_row
+from crosschannel.pretext import find_task
 from crosschannel.report import Block, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import copied
 from crosschannel.runs.config import flatten, slug
@@ -24,7 +24,7 @@ from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
 from transfer.config import ReportConfig
 from transfer.groups import Group, called, group, over_seeds, science_of, setting
-from transfer.protocols import find_protocol, load_scored
+from transfer.protocols import SCORED, load_metric_spec
 
 _MEANINGS = {  # of what pretraining is judged by
     "loss": "what the task is trained to lower",
@@ -68,10 +68,12 @@ def main(config: ReportConfig) -> list[Path]:
 
 def _chapter(protocol: str) -> tuple[str, Section]:
     """Which runs stand together, and how they are shown."""
-    scored = load_scored(protocol)
-    if scored is None:  # of pretraining, or of a newer version
+    spec = None
+    with contextlib.suppress(UserError):  # a user's code that is not here any more
+        spec = load_metric_spec(protocol)
+    if spec is None:  # of pretraining, of a newer version, or of code that is gone
         return protocol, _plain_section
-    return scored.chapter or protocol, scored.section
+    return spec.chapter or protocol, spec.section
 
 
 def _labelled(groups: list[Group], labels: Sequence[str]) -> list[Group]:
@@ -118,16 +120,16 @@ def _less_random(groups: Sequence[Group]) -> Iterator[Block]:
                 mine = next((result for _, result in entry.runs if result.seed in seeds), entry.first)
                 found = _differences(mine, seeds.get(mine.seed, twin.first))
                 if found:
-                    factor, digits = load_scored(entry.first.protocol).scale(found[0].metric)
-                    points = [
-                        [round(factor * v, digits) + 0.0 for v in (d.first - d.second, d.low, d.high)] for d in found
-                    ]
-                    cells = [
-                        f"{more:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})" for more, low, high in points
-                    ]
-                    rows[entry.first.protocol, *(d.metric for d in found)].append([entry.label, *cells])
-    for (protocol, *metrics), lines in rows.items():
-        caption = f"{protocol}: less its random twin, in points, with paired 95 % intervals over images (one seed)"
+                    spec, cells = load_metric_spec(entry.first.protocol), []
+                    for d in found:
+                        show = spec.format_of(d.metric)
+                        cells.append(f"{show(d.first - d.second, '+')} ({show(d.low, '+')} to {show(d.high, '+')})")
+                    units = {spec.format_of(d.metric).unit for d in found}
+                    unit = units.pop() if len(units) == 1 else ""
+                    unit = {"%": ", in points", "": ""}.get(unit, f", in {unit}")
+                    rows[entry.first.protocol, unit, *(d.metric for d in found)].append([entry.label, *cells])
+    for (protocol, unit, *metrics), lines in rows.items():
+        caption = f"{protocol}: less its random twin{unit}, with paired 95 % intervals over images (one seed)"
         yield Table(caption, ["backbone", *metrics], lines)
 
 
@@ -159,7 +161,7 @@ def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         yield Table(f"{title}: {setting(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
         yield from [Text("; ".join(meant))] * bool(meant)
         start = plots.with_name("-".join([plots.name, "pictures", *filter(None, (task, kind)), str(first.n)]))
-        seen = f": {rows}" if (rows := _rows_of_pictures(task)) else ""
+        seen = f": {rows}" if (rows := _picture_row_labels(task)) else ""
         for number, entry in enumerate(members):
             pictures = last_pictures(entry.runs[0][0])
             if pictures:
@@ -167,10 +169,10 @@ def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
                 yield copied(pictures, path, f"{entry.label}: held-out images{seen}.")
 
 
-def _rows_of_pictures(task: str) -> str:
-    """What the rows of a task's pictures show; empty for a task that is not here."""
+def _picture_row_labels(task: str) -> str:
+    """Labels of the rows in a task's sample pictures; empty if the task cannot be imported."""
     with contextlib.suppress(UserError):
-        return ", ".join(task_row(task).load().rows)
+        return ", ".join(find_task(task).load().rows)
     return ""
 
 
@@ -178,7 +180,7 @@ def _origins(groups: list[Group]) -> Iterator[Block]:
     """For every run: the command that makes it again, where the weights come from, and the whole config."""
     for entry in groups:
         for path, result in entry.runs:
-            program = "transfer" if find_protocol(result.protocol) else "crosschannel"
+            program = "crosschannel" if result.protocol in ("pretrain", *SCORED) else "transfer"
             lines = [
                 f"{program} {result.protocol} --config {path}/config.yaml --out NEW",
                 f"backbone: {result.backbone}",

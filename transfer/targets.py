@@ -1,11 +1,11 @@
-"""Targets of a protocol: what it predicts of an image or of each of its pixels."""
+"""Prediction targets of a protocol: per image or per pixel."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Classes of an image, one or several.
+    """One or several classes per image.
 
     Attributes:
         names: by label.
@@ -19,22 +19,22 @@ class Classes:
 
 @dataclass(frozen=True)
 class Masks(Classes):
-    """A class of each pixel: labels (H, W).
+    """One class per pixel: label maps (H, W).
 
     Attributes:
-        ignored: label of pixels that are neither learned nor scored.
+        ignore_index: label that the loss and the figures ignore.
     """
 
-    ignored: int = 255
+    ignore_index: int = 255
 
 
 @dataclass(frozen=True)
 class Values:
-    """Numbers: of an image or of each of its pixels, such as depth.
+    """Continuous values per image or per pixel, such as depth.
 
     Attributes:
-        name: of the quantity.
-        unit: of the numbers, such as "m"; empty if they have none.
+        name: name of the quantity.
+        unit: its unit, such as "m"; empty if dimensionless.
     """
 
     name: str

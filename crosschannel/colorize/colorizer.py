@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lightness
-from crosschannel.colorize.decoders import Decoder, decoder_of
+from crosschannel.colorize.decoders import Decoder, build_decoder
 from crosschannel.colorize.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
 from crosschannel.data import Batch
 from crosschannel.data.decode import BrokenImage, broken, decode, to_rgb
@@ -48,11 +48,11 @@ class Colorizer(nn.Module):
 
     Args:
         net: inputs of the task → what is predicted at every ``task.stride``-th pixel.
-        task: the pretext task of the net.
+        task: pretext task.
         size: short side, in pixels, at which the net looks at a picture.
         provenance: of the weights.
         look: how it looks at pictures.
-        decoder: turns outputs into ab; default the task's.
+        decoder: converts outputs to ab; by default the task's decoder.
 
     Attributes:
         saturation: what ab are multiplied by; 1 leaves them as predicted.
@@ -75,7 +75,7 @@ class Colorizer(nn.Module):
         decoder: Decoder | None = None,
     ):
         super().__init__()
-        self.decoder = decoder_of(task) if decoder is None else decoder
+        self.decoder = build_decoder(task) if decoder is None else decoder
         self.net, self.task, self.size, self.look = net, task, size, look or Look()
         self.provenance = provenance or Provenance()
         self.saturation = 1.0
@@ -146,9 +146,9 @@ class Colorizer(nn.Module):
         return torch.cat([ab for _, _, ab in self._strips(rgb, temperature)], 2)
 
     @property
-    def takes_any_size(self) -> bool:
-        """Whether the net, once exported, takes pictures of any size."""
-        return getattr(self.net.net, "takes_any_size", True)
+    def exports_any_size(self) -> bool:
+        """Whether the exported net accepts pictures of any size."""
+        return getattr(self.net.net, "exports_any_size", True)
 
     def forward(self, image, temperature: float | None = None):
         """Colour an image or a batch and return the same type; for a file name, a Pillow image.

@@ -1,4 +1,4 @@
-"""Decoders: from the outputs of a net that predicts colours to ab of every pixel of a picture."""
+"""Decoders convert the outputs of a colorization net to ab for every pixel of a picture."""
 
 import math
 from pkgutil import resolve_name
@@ -18,12 +18,15 @@ from crosschannel.pretext.regression import Regression
 from crosschannel.pretext.split_brain import Halves, SplitBrain
 from crosschannel.pretext.task import Pretext
 
-TEMPERATURE = 0.38  # of the paper's annealed mean
+TEMPERATURE = 0.38  # T of the annealed mean in the paper
 _FADING = 0.03  # chroma fades below this length of the mean over bins of p · e^{iθ}
 
 
 class Decoder(nn.Module):
     """Outputs of a net → maps, which are upsampled to the size of a picture → ab of its pixels.
+
+    Args:
+        task: the task that names the decoder.
 
     Attributes:
         temperature: default T of the annealed mean; None for a decoder without one.
@@ -31,8 +34,11 @@ class Decoder(nn.Module):
 
     temperature: float | None = None
 
+    def __init__(self, task: Pretext | None = None):
+        super().__init__()
+
     def maps(self, outputs: Any, temperature: float | None = None) -> Tensor:
-        """Maps to upsample: (N, C, h, w), their points on every ``stride``-th pixel.
+        """Convert outputs to maps (N, C, h, w), with a point on every ``stride``-th pixel.
 
         Raises:
             UserError: a temperature for a decoder without one.
@@ -40,11 +46,11 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
-        """ab of every pixel.
+        """Convert upsampled maps to ab.
 
         Args:
             maps: (N, C, H, W), upsampled.
-            rgb: (N, 3, H, W) float in [0, 1], whose own colour must not matter.
+            rgb: (N, 3, H, W) float in [0, 1], of which only the lightness may be used.
 
         Returns:
             (N, 2, H, W).
@@ -55,15 +61,15 @@ class Decoder(nn.Module):
         """Probabilities of the 313 ab bins, (N, 313, h, w); None if the net predicts something else."""
         return None
 
-    def stored_tensors(self) -> dict[str, Tensor]:
-        """Tensors that belong to this net's decoder; files store them beside its weights."""
+    def decoder_state(self) -> dict[str, Tensor]:
+        """Tensors of the decoder that files store beside the net's weights."""
         return {}
 
-    def load(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
-        """Restore the decoder of a file: its tensors, and the temperature.
+    def load_decoder_state(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
+        """Restore the decoder from a file.
 
         Raises:
-            UserError: the tensors are not those of such a decoder; it begins with ``source``.
+            UserError: unexpected or invalid tensors; the message starts with ``source``.
         """
         if tensors:
             raise UserError(f"{source} has the unexpected {min(tensors)}; is it for another net?")
@@ -77,7 +83,8 @@ class BinDecoder(Decoder):
     Args:
         quantizer: the bins.
         temperature: default T.
-        native: (2, 313) ab of every bin, for a net that decodes with these and plain softmax unless it is given a T.
+        native: (2, 313) ab values of the bins. If set, decoding uses them with a softmax unless a temperature is
+            passed.
     """
 
     def __init__(self, quantizer: ABQuantizer, temperature: float = TEMPERATURE, native: Tensor | None = None):
@@ -93,12 +100,12 @@ class BinDecoder(Decoder):
     def distribution(self, outputs: Tensor) -> Tensor:
         return outputs.float().softmax(1)
 
-    def stored_tensors(self) -> dict[str, Tensor]:
+    def decoder_state(self) -> dict[str, Tensor]:
         return {} if self.native is None else {"native": self.native}
 
-    def load(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
+    def load_decoder_state(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
         native = tensors.pop("native", None)
-        super().load(tensors, temperature, source)
+        super().load_decoder_state(tensors, temperature, source)
         if native is None:
             return
         if native.shape != (2, Q) or not native.is_floating_point() or not native.abs().max() < 1e3:
@@ -115,7 +122,7 @@ class RegressionDecoder(Decoder):
 
 
 def colorization_decoder(task: Colorization) -> Decoder:
-    """The decoder of the task colorization, by its objective."""
+    """Build the decoder for the objective of a colorization task."""
     if isinstance(task.objective, Regression):
         return RegressionDecoder()
     return BinDecoder(task.objective.quantizer)
@@ -138,9 +145,6 @@ class LarssonDecoder(Decoder):
     """Distributions of hue and chroma → ab, as Larsson et al. (2016) do: median chroma, circular mean of hue, chroma
     faded if the hue is uncertain; V = L + C/2, S = C/V, then RGB shifted to the original mean."""
 
-    def __init__(self, task: Pretext):
-        super().__init__()
-
     def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         """Probabilities of hue and chroma, (N, 64, h, w)."""
         refuse_temperature(temperature, "this net takes the median chroma and the mean hue")
@@ -162,9 +166,6 @@ class LarssonDecoder(Decoder):
 class DahlDecoder(Decoder):
     """Regressed UV in 0..1 → ab, with the luma of the picture."""
 
-    def __init__(self, task: Pretext):
-        super().__init__()
-
     def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         refuse_temperature(temperature, "this net regresses UV")
         return outputs.float().sigmoid()
@@ -174,8 +175,8 @@ class DahlDecoder(Decoder):
         return rgb_to_lab(yuv_to_rgb(torch.cat((luma, maps), 1)))[:, 1:]
 
 
-def decoder_of(task: Pretext) -> Decoder:
-    """A new decoder for the nets of a task that colours pictures."""
+def build_decoder(task: Pretext) -> Decoder:
+    """Build the decoder of a task that predicts colours."""
     return resolve_name(task.decoder)(task)
 
 
@@ -192,7 +193,7 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def median(probabilities: Tensor) -> Tensor:
-    """Of distributions over bins of equal width in 0..1, (N, Q, H, W) → (N, H, W), linear within a bin."""
+    """Medians of distributions over bins of equal width in 0..1: (N, Q, H, W) → (N, H, W), linear within a bin."""
     q = probabilities.shape[1]
     total = probabilities.cumsum(1)
     index = (total < 0.5).sum(1, keepdim=True).clamp(max=q - 1)

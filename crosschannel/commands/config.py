@@ -20,7 +20,7 @@ from crosschannel.keys import (
     require,
     within,
 )
-from crosschannel.pretext import task_row
+from crosschannel.pretext import find_task
 from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.runs.config import CropConfig, PlainConfig, TrainedConfig, data, path, runtime, seed, slug, source
 
@@ -45,10 +45,10 @@ class ModelConfig:
     def check(self) -> None:
         from crosschannel.models import FAMILIES, family
 
-        able = [name for name, row in FAMILIES.items() if row.has("affine")]
-        fits = family(self.name).has("affine") or not self.affine
+        able = [name for name, row in FAMILIES.items() if row.has_option("affine")]
+        fits = family(self.name).has_option("affine") or not self.affine
         require(fits, f"model.affine is for {' and '.join(able)}", self.name)
-        has_variants = family(self.name).has("variant") or self.variant == ModelConfig.variant
+        has_variants = family(self.name).has_option("variant") or self.variant == ModelConfig.variant
         require(has_variants, "model.variant applies to alexnet only", self.variant)
         require(self.variant != "split-brain", "this model.variant belongs to --task split-brain", self.variant)
 
@@ -85,7 +85,7 @@ class PretrainConfig(TrainedConfig):
     def check(self) -> None:
         size, resize = self.crop.size, self.crop.resize
         require(8 <= size <= resize, f"crop.size must be within 8..crop.resize ({resize})", size)
-        task_row(self.task)
+        find_task(self.task)
         if hasattr(self.objective, "check_crop"):
             self.objective.check_crop(self.crop)
 
@@ -99,7 +99,7 @@ def pretrain_keys(task: str | None) -> type[PretrainConfig]:
     """
     if task in (None, PretrainConfig.task):
         return PretrainConfig
-    objective = task_row(task).keys
+    objective = find_task(task).keys
     older = {"before": PretrainConfig.task}  # of runs that were begun when there was one task
     own = [("task", Text, field(default=task, metadata=older))]
     own += [("objective", objective, field(default_factory=objective))]

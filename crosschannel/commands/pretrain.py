@@ -13,7 +13,7 @@ from crosschannel.colorize.colorizer import held_out_pictures
 from crosschannel.commands.config import PretrainConfig
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, Stream, Subset, open_images
-from crosschannel.data.images import fingerprints
+from crosschannel.data.images import name_fingerprints
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import foreign
 from crosschannel.hub import has_head, load_backbone, load_pretext, parse_source, save_backbone, save_pretext
@@ -22,7 +22,7 @@ from crosschannel.hub.sources import KINDS, input_files
 from crosschannel.keys import require_config
 from crosschannel.models import InputSpec, NetSpec, family, spec_of
 from crosschannel.models.backbone import Provenance
-from crosschannel.pretext import create, task_row
+from crosschannel.pretext import create, find_task
 from crosschannel.pretext.pretraining import Pretraining
 from crosschannel.pretext.start import as_seen
 from crosschannel.report import validation_curve
@@ -61,7 +61,7 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
                 train, val = open_images(config.data, config.val_share)
                 if len(val) > config.val_images:
                     val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
-                world.from_main(partial(run.check_images, fingerprints(train, val)))
+                world.from_main(partial(run.check_images, name_fingerprints(train, val)))
             if run.finished:
                 console.print(f"{path} is finished: nothing to do", markup=False)
                 return path
@@ -80,10 +80,10 @@ def main(config: PretrainConfig) -> Path:
 
 def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
     torch.manual_seed(config.seed)
-    kind, model, size = task_row(config.task).load(), config.model, config.crop.size
+    kind, model, size = find_task(config.task).load(), config.model, config.crop.size
     input, row = kind.input_of(config.objective, config.crop), family(model.name)
     fc = model.fc if row.fc or kind.uses_fc else 0  # pretraining leaves VGG-16's out
-    options = row.own(norm=model.norm, fc=fc, affine=model.affine, variant=model.variant)
+    options = row.supported_options(norm=model.norm, fc=fc, affine=model.affine, variant=model.variant)
     spec = NetSpec(model.name, input.channels, **options)
     net, pretext = create(config.task, config.objective, spec, size, train.classes)
     with torch.no_grad(), foreign(f"this net cannot take crops of {size} px"):

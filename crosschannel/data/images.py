@@ -108,8 +108,8 @@ class MemoryImages(ImageSet):
         return sha256(b"".join(sha256(blob).digest() for blob in self._blobs)).hexdigest()
 
 
-def fingerprints(train: ImageSet, val: ImageSet) -> dict[str, str]:
-    """Fingerprints of the images' names, by which a run recognizes its images."""
+def name_fingerprints(train: ImageSet, val: ImageSet) -> dict[str, str]:
+    """Fingerprints of the image names, which a resumed run checks."""
     return {"train": train.names.fingerprint(), "val": val.names.fingerprint()}
 
 

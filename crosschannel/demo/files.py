@@ -1,4 +1,4 @@
-"""The files of the demo's page, which a server sends or ``--static`` writes."""
+"""Files of the demo page, served by the server or written by ``--static``."""
 
 from importlib.resources import files
 from typing import Any
@@ -11,7 +11,7 @@ PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")
 
 
 def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
-    """What the page has to know of a net."""
+    """Settings of a colorizer that the page's scripts need."""
     task, look = colorizer.task, colorizer.look
     return {
         "size": colorizer.size,
@@ -26,7 +26,7 @@ def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
 
 
 def page_file(name: str, config: DemoConfig, policy: str, where: str) -> bytes:
-    """A file of the page, filled in."""
+    """Read a file of the page; render it if it is the template."""
     data = (files("crosschannel.demo") / "page" / name).read_bytes()
     if name != "index.html":
         return data
@@ -37,5 +37,5 @@ def page_file(name: str, config: DemoConfig, policy: str, where: str) -> bytes:
 
 
 def policy_of_page(policy: str) -> str:
-    """A policy as a page may have it: who frames it, only a header can say."""
+    """Remove ``frame-ancestors`` from a policy: browsers ignore it in a <meta> tag."""
     return "; ".join(part for part in policy.split("; ") if not part.startswith("frame-ancestors"))

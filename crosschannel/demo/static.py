@@ -38,7 +38,7 @@ def write_static(colorizer: Colorizer, config: DemoConfig, out: Path) -> None:
         UserError: the folder is not empty, the runtime cannot be fetched, or the net cannot be exported for pictures of
             any shape.
     """
-    if not colorizer.takes_any_size:
+    if not colorizer.exports_any_size:
         raise UserError("the net of this colorizer looks at squares of one size only: --static needs one for any shape")
     policy = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'") + "; worker-src 'self'"
     with whole_folder(out, "crosschannel demo", r"[\w-]+\.(html|css|js|json|onnx)|ort") as part:

@@ -17,7 +17,7 @@ from torch import Tensor
 from crosschannel.console import progress, stderr_console, stdout_console, table
 from crosschannel.csv_files import cell_text
 from crosschannel.data import ImageSet, Stream, Subset
-from crosschannel.data.images import fingerprints
+from crosschannel.data.images import name_fingerprints
 from crosschannel.data.open import open_evaluated_images, open_training_images
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
@@ -70,7 +70,7 @@ def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
             if not run.is_done(config.data):
                 images = _images(config)
                 donors = open_training_images(config.random_from) if config.random_from else images
-                world.from_main(partial(run.check_images, fingerprints(donors, images)))
+                world.from_main(partial(run.check_images, name_fingerprints(donors, images)))
             if run.finished:
                 console.print(f"{path} is finished: nothing to do", markup=False)
                 return path

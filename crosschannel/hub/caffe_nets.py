@@ -63,7 +63,7 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
     is_lab, scale = _fold_input(path, state, data)
     spec = _alexspec_of(path, layers, state)
     if is_lab and _never_meet(state, groups):
-        spec = spec.changed(variant="split-brain")
+        spec = spec.replace(variant="split-brain")
     kind = input or ("lab" if is_lab else KINDS.get(spec.in_channels))
     if kind not in ("grey", "lab", "rgb") or InputSpec(kind).channels != spec.in_channels or (is_lab and kind == "rgb"):
         raise UserError(f"{path}: its conv1 takes {spec.in_channels} channels, which input {kind!r} does not have")

@@ -140,5 +140,5 @@ def _describe(source: str, format: Format, ours: dict[str, Tensor], channels: in
             f"{source}: its first convolution takes {channels} channels, which input {kind!r} does not have"
         )
     fc = len(ours["fc6.conv.weight"]) if "fc6.conv.weight" in ours else 0
-    options = family(format.net.name).own(fc=fc)
-    return format.net.changed(channels, **options), replace(format.input, kind=kind)
+    options = family(format.net.name).supported_options(fc=fc)
+    return format.net.replace(channels, **options), replace(format.input, kind=kind)

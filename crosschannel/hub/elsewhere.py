@@ -245,4 +245,4 @@ def load_factory(source: Source, _data: object) -> Loaded:
 
 def _module_of(made: nn.Module) -> nn.Module:
     """The user's own module in what a factory returns."""
-    return made.user_module if isinstance(made, Backbone) else made
+    return made.wrapped_module if isinstance(made, Backbone) else made

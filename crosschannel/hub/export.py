@@ -81,7 +81,7 @@ def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole)
     spec = spec_of(net)
     name = _torchvision_format(spec)
     if not name:
-        more = [spec.options.variant] if family(spec.name).has("variant") else []
+        more = [spec.options.variant] if family(spec.name).has_option("variant") else []
         more += ["with BatchNorm"] if spec.options.norm else []
         shape = f"this one is {spec.name}" + (f" ({', '.join(more)})" if more else "")
         raise UserError(
@@ -142,7 +142,7 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
     net = backbone.net
     if backbone.timm_name:
         _save_state(net.model.state_dict(), out, write)
-        size = "" if backbone.takes_any_size else f", img_size={backbone.input.size}"
+        size = "" if backbone.exports_any_size else f", img_size={backbone.input.size}"
         model = f'model = timm.create_model("{backbone.timm_name}", in_chans={net.in_channels}, num_classes=0{size})'
         usage = [*_imports(out, "timm", "torch"), model, f"model.load_state_dict({_reading(out)})"]
         arguments = {"in_chans": net.in_channels} | ({"img_size": backbone.input.size} if size else {})
@@ -158,8 +158,10 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
     _save_state(net.state_dict(), out, write)
     row, options = family(spec.name), spec.options
-    has_to_be_named = row.has("geometry") and (options.geometry != "probe" or not options.fc)  # a trunk may be either
-    arguments: dict[str, object] = {"geometry": options.geometry} if has_to_be_named else {}
+    needs_geometry = row.has_option("geometry") and (
+        options.geometry != "probe" or not options.fc
+    )  # without fc layers both geometries exist
+    arguments: dict[str, object] = {"geometry": options.geometry} if needs_geometry else {}
     arguments |= {} if options.norm else {"norm": False}
     arguments |= {"fc_width": options.fc} if options.fc != row.fc else {}
     extra = "".join(f", {key}={json.dumps(value) if key == 'geometry' else value}" for key, value in arguments.items())
@@ -213,9 +215,9 @@ def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers
         UserError: onnx is not installed, or the exported net does not give the same numbers.
     """
     layers = tuple(layers) or backbone.default_layers
-    if backbone.is_hooked:
+    if backbone.uses_hooks:
         raise UserError("a net that is read by hooks cannot become ONNX; export it with its own library")
-    any_size = backbone.takes_any_size
+    any_size = backbone.exports_any_size
     names = [layer.replace(".", "_") for layer in layers]
     rgb = torch.rand(2, 3, backbone.input.size, backbone.input.size, generator=torch.Generator().manual_seed(0))
     _write_onnx(_Maps(backbone, layers), "rgb", rgb, names, any_size, out, write)
@@ -263,7 +265,7 @@ def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_w
     lightness = 100 * torch.rand(2, 1, colorizer.size, colorizer.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         names = ["distribution", "ab"][-len(decoded(lightness)) :]
-    _write_onnx(decoded, "lightness", lightness, names, colorizer.takes_any_size, out, write)
+    _write_onnx(decoded, "lightness", lightness, names, colorizer.exports_any_size, out, write)
     temperature = colorizer.decoder.temperature
     how = "" if temperature is None else f", ab at the temperature {temperature:g}"
     shape = f"1, 1, {colorizer.size}, {colorizer.size}"

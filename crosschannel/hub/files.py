@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosschannel.colorize.colorizer import Look
-from crosschannel.colorize.decoders import Decoder, decoder_of
+from crosschannel.colorize.decoders import Decoder, build_decoder
 from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
 from crosschannel.keys import above, at_least
@@ -86,10 +86,10 @@ def save_pretext(
     """Write the whole net of a task: a backbone with its head, and the decoder if it predicts colours."""
     kind = "crosschannel.colorizer" if task.decoder else "crosschannel.pretext"
     if decoder is None and task.decoder:
-        decoder = decoder_of(task)
-    temperature, tensors = (decoder.temperature, decoder.stored_tensors()) if decoder else (None, {})
-    of_task = (task.config, task.name, list(task.classes), temperature, look or Look())
-    meta = Metadata(kind, SCHEMA, spec, input, list(net.net.layers), provenance, *of_task)
+        decoder = build_decoder(task)
+    temperature, tensors = (decoder.temperature, decoder.decoder_state()) if decoder else (None, {})
+    task_fields = (task.config, task.name, list(task.classes), temperature, look or Look())
+    meta = Metadata(kind, SCHEMA, spec, input, list(net.net.layers), provenance, *task_fields)
     _write(path, {**net.state_dict(), **tensors}, meta, write)
 
 
@@ -157,7 +157,7 @@ def read_metadata(path: Path) -> Metadata:
         meta = replace(meta, objective=typed(TASKS[meta.task].keys, meta.objective, f"{what}: objective"))
     row = family(meta.net.name)
     if meta.schema == 1 and not row.fc:
-        meta = replace(meta, net=meta.net.changed(**row.own(fc=0)))
+        meta = replace(meta, net=meta.net.replace(**row.supported_options(fc=0)))
     return meta
 
 

@@ -39,13 +39,13 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, 
         raise UserError(f"{source.text!r}: gaussian is for {', '.join(FAMILIES)} and files of theirs")
     else:
         row = family(source.name)
-        spec = NetSpec(source.name, **row.own(norm=norm, fc=row.fc, geometry="probe"))
+        spec = NetSpec(source.name, **row.supported_options(norm=norm, fc=row.fc, geometry="probe"))
         input = InputSpec("grey", row.size)
     if source.kind == "gaussian" and spec.name not in FAMILIES:
         raise UserError(f"{source.text!r}: gaussian is for {', '.join(FAMILIES)} and files of theirs")
     if "input" in source.options:
         input = replace(input, kind=source.choice("input", ("grey", "lab", "rgb", "sobel"), input.kind))
-    if "fc" in source.options and not family(spec.name).has("fc"):
+    if "fc" in source.options and not family(spec.name).has_option("fc"):
         raise UserError(f"{source.text!r}: {spec.name} has no fully connected layers")
     options = spec.options
     has_norm = source.choice("norm", ("true", "false"), str(options.norm).lower()) == "true"
@@ -55,7 +55,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, 
         "fc7": 0 if "fc" in source.options else options.fc7,
         "variant": source.options.get("variant", options.variant),
     }
-    spec = spec.changed(input.channels, **family(spec.name).own(**changes))
+    spec = spec.replace(input.channels, **family(spec.name).supported_options(**changes))
     spec, input = for_transfer(source, spec, input)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

@@ -124,7 +124,7 @@ def _load_imported(path: Path, source: Source) -> Loaded:
     found = import_weights(path, input=kind, key=source.options.get("key", ""))
     spec, input = for_transfer(source, found.spec, found.input)
     net = found.backbone()
-    if family(spec.name).has("geometry"):
+    if family(spec.name).has_option("geometry"):
         net.set_geometry(spec.options.geometry)
     details = {"format": found.format, "file": path.name, "preprocessing": f"the format {found.format}"}
     details |= {"checkpoint": found.note} if found.note else {}
@@ -141,8 +141,8 @@ def for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSp
     options = spec.options
     geometry = source.choice("geometry", ("probe", "padded"), "probe" if options.fc else options.geometry)
     row = family(spec.name)
-    if row.has("geometry"):
-        spec = spec.changed(geometry=geometry)
+    if row.has_option("geometry"):
+        spec = spec.replace(geometry=geometry)
         if options.fc and options.geometry == "padded" and geometry == "probe":
             input = replace(input, size=row.size, resize=256)
     return spec, resized(source, input)

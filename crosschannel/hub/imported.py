@@ -28,8 +28,8 @@ class Imported:
         left_out: names in the file that a backbone has no place for.
         prefix_note: description of the chosen net; empty if the file holds one net without a prefix.
         task: its pretext task; None for a backbone.
-        look: of a net that colours pictures.
-        decoder: of a net that colours pictures.
+        look: resizing of pictures before the net (colorization only).
+        decoder: converts outputs to ab (colorization only).
     """
 
     net: nn.Module

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from crosschannel.colorize.colorizer import Colorizer, Look
-from crosschannel.colorize.decoders import Decoder, decoder_of
+from crosschannel.colorize.decoders import Decoder, build_decoder
 from crosschannel.data import ImageSet
 from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError, describe, foreign
@@ -22,7 +22,7 @@ from crosschannel.hub.sources import KINDS, Source, inner_source, parse_source
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.adapt import fold_input_scale
 from crosschannel.models.backbone import Provenance
-from crosschannel.pretext import TASKS, create, task_row
+from crosschannel.pretext import TASKS, create, find_task
 from crosschannel.pretext.task import Pretext
 from crosschannel.stored import typed
 from crosschannel.training.device import as_device
@@ -98,9 +98,9 @@ class PretextCheckpoint:
     Attributes:
         net, task: see :func:`crosschannel.pretext.create`.
         input: what it was trained on.
-        look: how it looks at pictures, if it colours them.
+        look: resizing of pictures before the net (colorization only).
         provenance: of the weights.
-        decoder: of a net that predicts colours.
+        decoder: converts outputs to ab (colorization only).
     """
 
     net: nn.Module
@@ -128,15 +128,15 @@ def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
     if meta.objective is None:
         raise UserError(f"{source} holds a backbone without its head; give its run folder")
     check_code(path, parsed, meta.task, "task")
-    row, objective = task_row(meta.task), meta.objective
+    row, objective = find_task(meta.task), meta.objective
     if meta.task not in TASKS:
         objective = typed(row.keys, objective, f"the metadata of {path}: objective")
     config = row.load().for_use(objective)
     net, task = create(meta.task, config, meta.net, meta.input.size, meta.classes)
     weights = net.state_dict().keys()
-    decoder = decoder_of(task) if task.decoder else None
+    decoder = build_decoder(task) if task.decoder else None
     if decoder is not None:
-        decoder.load({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
+        decoder.load_decoder_state({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
     load_state(net, state, source)
     input = fold_input_scale(net.net, meta.input)  # the task's own input has no scale
     return PretextCheckpoint(net, task, input, meta.look, Provenance(source, meta.provenance.details), decoder)

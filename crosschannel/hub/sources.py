@@ -191,7 +191,7 @@ def known_layers(source: Source) -> tuple[str, ...]:
         row = FAMILIES[source.name]
         options = {"fc": source.integer("fc", row.fc), "variant": source.options.get("variant", row.options.variant)}
         with torch.device("meta"):
-            return tuple(build_net(NetSpec(source.name, channels, **row.own(**options))).layers)
+            return tuple(build_net(NetSpec(source.name, channels, **row.supported_options(**options))).layers)
     named = inner_source(source)
     path = user_path(named.name) if named.kind == "path" else Path()
     path = path / "backbone.safetensors" if path.is_dir() else path
@@ -225,7 +225,7 @@ def source_files(text: str) -> dict[str, Path]:
 
 
 def user_imports(config: Any) -> dict[str, str]:
-    """User-defined nets, tasks, protocols and data by key, as ``package.module:name``."""
+    """Import paths (``package.module:name``) of user-defined nets, tasks, protocols and data, by config key."""
     names = {"model.name": getattr(getattr(config, "model", None), "name", "")}
     names |= {key: getattr(config, key, "") for key in ("task", "protocol")}
     named = {key: name for key, name in names.items() if is_factory(name)}
@@ -233,7 +233,7 @@ def user_imports(config: Any) -> dict[str, str]:
 
 
 def user_packages(config: Any) -> list[str]:
-    """Top-level packages and modules of the user's code: of a factory, a task, a protocol or data."""
+    """Top-level packages and modules of user-defined factories, tasks, protocols and data."""
     inner = [inner_source(parse_source(source)) for _, _, source in sources(config)]
     names = [source.name for source in inner if KINDS[source.kind].of_the_user]
     names += user_imports(config).values()

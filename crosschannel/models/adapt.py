@@ -70,7 +70,7 @@ def lacks_fc(backbone: Backbone) -> bool:
 
 def with_fc(backbone: Backbone, width: int) -> Backbone:
     """A trunk with fresh fc6 and fc7, in the geometry and at the input size of the transfer protocols."""
-    spec = backbone.net.spec.changed(fc=width, geometry="probe")
+    spec = backbone.net.spec.replace(fc=width, geometry="probe")
     net = build_net(spec)
     net.load_state_dict({**net.state_dict(), **backbone.net.state_dict()})
     input = replace(backbone.input, size=family(spec.name).size, resize=256)

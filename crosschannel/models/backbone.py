@@ -117,7 +117,7 @@ class Backbone(nn.Module):
 
     def no_layer(self, name: str) -> UserError:
         """The error that there is no layer of a name: it lists those there are."""
-        nested = self._deeper("*.*") or self._deeper("*.*.*")
+        nested = self._unlisted_layers("*.*") or self._unlisted_layers("*.*.*")
         hint = f", and deeper ones by their dotted names, such as {nested[0]}" if nested else ""
         return UserError(f"no layer {name!r}; this backbone has {', '.join(self.layers)}{hint}")
 
@@ -132,13 +132,13 @@ class Backbone(nn.Module):
         if self.has_layer(pattern):
             return [pattern]
         found = [layer for layer in self.layers if fnmatchcase(layer, pattern)]
-        found = found or self._deeper(pattern)
+        found = found or self._unlisted_layers(pattern)
         if not found:
             raise self.no_layer(pattern)
         return found
 
-    def _deeper(self, pattern: str) -> list[str]:
-        """Layers that match a pattern and are not listed."""
+    def _unlisted_layers(self, pattern: str) -> list[str]:
+        """Layers that match a pattern but are not in ``layers``."""
         return self.net.deeper(pattern) if hasattr(self.net, "deeper") else []
 
     def find_layer(self, pattern: str) -> str:
@@ -233,23 +233,23 @@ class Backbone(nn.Module):
 
     @property
     def is_sequential(self) -> bool:
-        """Whether the net is a sequence of named layers that states their shapes and origins, as those of ours."""
+        """Whether the net is a sequence of named layers with known shapes and origins (the built-in nets)."""
         return getattr(self.net, "is_sequential", False)
 
     @property
-    def is_user_code(self) -> bool:
-        """Whether the net's forward pass is the user's, so that its errors are too."""
-        return getattr(self.net, "is_user_code", True)
+    def runs_user_code(self) -> bool:
+        """Whether the forward pass is user code, so that its errors are reported as the user's."""
+        return getattr(self.net, "runs_user_code", True)
 
     @property
-    def is_hooked(self) -> bool:
-        """Whether the net is read by hooks, which cannot be exported."""
-        return getattr(self.net, "is_hooked", False)
+    def uses_hooks(self) -> bool:
+        """Whether features are read by forward hooks, which rules out export."""
+        return getattr(self.net, "uses_hooks", False)
 
     @property
-    def takes_any_size(self) -> bool:
-        """Whether the net, once exported, takes images of any size."""
-        return getattr(self.net, "takes_any_size", True)
+    def exports_any_size(self) -> bool:
+        """Whether the exported net accepts images of any size."""
+        return getattr(self.net, "exports_any_size", True)
 
     @property
     def timm_name(self) -> str:
@@ -257,9 +257,9 @@ class Backbone(nn.Module):
         return getattr(self.net, "timm_name", "")
 
     @property
-    def user_module(self) -> nn.Module:
-        """The module inside a wrapper of ours; else the net itself."""
-        return getattr(self.net, "user_module", self.net)
+    def wrapped_module(self) -> nn.Module:
+        """The wrapped module, or the net itself if it is not wrapped."""
+        return getattr(self.net, "wrapped_module", self.net)
 
     @property
     def patch(self) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class FactoryNet(ModuleNet):
         made = make(name, in_channels)
         resize_positions = None
         if isinstance(made, Backbone):
-            made, resize_positions = made.user_module, getattr(made.net, "resize_positions", None)
+            made, resize_positions = made.wrapped_module, getattr(made.net, "resize_positions", None)
         if not isinstance(made, nn.Module):
             raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module or a Backbone")
         _widen(made.requires_grad_(True), in_channels, name)

@@ -126,7 +126,7 @@ class LayeredNet(nn.Module):
     """
 
     is_sequential: ClassVar[bool] = True
-    is_user_code: ClassVar[bool] = False
+    runs_user_code: ClassVar[bool] = False
 
     __jit_unused_properties__ = ("shapes", "origins", "in_channels", "has_norm", "is_affine", "spec")
 

@@ -93,7 +93,7 @@ class ModuleNet(nn.Module):
     output, see :func:`crosschannel.models.tokens.survey_outputs`. A request for any other output raises an error.
     """
 
-    is_hooked: ClassVar[bool] = True
+    uses_hooks: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class ModuleNet(nn.Module):
         return self._survey.layouts
 
     @property
-    def user_module(self) -> nn.Module:
+    def wrapped_module(self) -> nn.Module:
         """The user's module."""
         return self.model
 

@@ -24,7 +24,7 @@ Geometry = Literal["padded", "probe"]
 
 @dataclass(frozen=True)
 class NetOptions:
-    """Options of a family of nets: the fields of a subclass. Families without an option have the value below."""
+    """Options of a family: the fields of a subclass. The class attributes are for families without the option."""
 
     norm: ClassVar[bool] = True
     fc: ClassVar[int] = 0
@@ -83,7 +83,7 @@ class VGG16Options(NetOptions):
 
 @dataclass(frozen=True)
 class Family:
-    """The nets of a name.
+    """A family of backbones.
 
     Attributes:
         import_path: module:class below this package.
@@ -101,13 +101,13 @@ class Family:
     fc: int = 0
     has_decoder: bool = False
 
-    def has(self, option: str) -> bool:
-        """Whether its nets have an option."""
+    def has_option(self, option: str) -> bool:
+        """Whether the family supports an option."""
         return option in {entry.name for entry in fields(self.options)}
 
-    def own(self, **options: Any) -> dict[str, Any]:
-        """Those of some options that its nets have."""
-        return {name: value for name, value in options.items() if self.has(name)}
+    def supported_options(self, **options: Any) -> dict[str, Any]:
+        """Keep the options that the family supports."""
+        return {name: value for name, value in options.items() if self.has_option(name)}
 
 
 FAMILIES: dict[str, Family] = {
@@ -136,7 +136,7 @@ def family(name: str) -> Family:
 
 @dataclass(frozen=True, init=False)
 class NetSpec:
-    """Description of a net: enough to build it without its weights. Files store it, and a net has its own.
+    """Everything needed to build a net without its weights; stored in files and as ``net.spec``.
 
     Args:
         name: a family, timm:NAME or package.module:factory.
@@ -144,7 +144,7 @@ class NetSpec:
         options: those of the family.
 
     Raises:
-        UserError: no net can have that name.
+        UserError: invalid net name.
     """
 
     name: str
@@ -156,7 +156,7 @@ class NetSpec:
         for key, value in values.items():
             object.__setattr__(self, key, value)
 
-    def changed(self, in_channels: int | None = None, **options: Any) -> "NetSpec":
+    def replace(self, in_channels: int | None = None, **options: Any) -> "NetSpec":
         """A copy with other channels or options."""
         channels = self.in_channels if in_channels is None else in_channels
         return NetSpec(self.name, channels, **(asdict(self.options) | options))
@@ -168,21 +168,21 @@ class NetSpec:
 
     @classmethod
     def from_dict(cls, tree: Any, source: str) -> "NetSpec":
-        """Read :meth:`to_dict`; ``source`` begins messages.
+        """Inverse of :meth:`to_dict`; error messages start with ``source``.
 
         Raises:
             UserError: a key is missing or unknown, or a value is invalid.
         """
-        heads = {key: tree[key] for key in ("name", "in_channels") if key in tree} if isinstance(tree, Mapping) else 0
-        head = typed(_Head, heads, source)
-        row = family(head.name)
-        others = {key: value for key, value in tree.items() if key not in heads}
-        stored = {key: value for key, value in others.items() if key not in _STORED_OPTIONS or row.has(key)}
-        return cls(head.name, head.in_channels, **asdict(typed(row.options, stored, source)))
+        values = {key: tree[key] for key in ("name", "in_channels") if key in tree} if isinstance(tree, Mapping) else 0
+        header = typed(_SpecHeader, values, source)
+        row = family(header.name)
+        others = {key: value for key, value in tree.items() if key not in values}
+        stored = {key: value for key, value in others.items() if key not in _STORED_OPTIONS or row.has_option(key)}
+        return cls(header.name, header.in_channels, **asdict(typed(row.options, stored, source)))
 
 
 @dataclass
-class _Head:
+class _SpecHeader:
     """The keys of a stored description besides its options."""
 
     name: str = "alexnet"
@@ -193,9 +193,9 @@ _STORED_OPTIONS = ("norm", "fc", "geometry", "variant", "affine", "fc7")  # in e
 
 
 def is_registered(spec: NetSpec) -> bool:
-    """Whether :mod:`crosschannel.timm` registers a net of this description, a grey one."""
+    """Whether :mod:`crosschannel.timm` registers this spec (grey input only)."""
     options = {name: getattr(spec.options, name) for name in ("norm", "fc", "geometry")}
-    return spec.name in FAMILIES and spec == NetSpec(spec.name, **family(spec.name).own(**options))
+    return spec.name in FAMILIES and spec == NetSpec(spec.name, **family(spec.name).supported_options(**options))
 
 
 def build_net(spec: NetSpec, image_size: int | None = None) -> "nn.Module":

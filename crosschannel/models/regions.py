@@ -122,7 +122,7 @@ def for_regions(backbone: Backbone, geometry: Literal["padded", "probe"]) -> Bac
     its trunk padded onto the pixel grid or not; a ViT whose positions are resized."""
     backbone.take_any_size()
     spec = find_spec(backbone.net)
-    if spec is not None and family(spec.name).has("geometry") and spec.options.fc:
+    if spec is not None and family(spec.name).has_option("geometry") and spec.options.fc:
         backbone.net.set_geometry("probe")
         if geometry == "padded":
             backbone.net.pad_trunk()

@@ -23,7 +23,7 @@ class TimmNet(nn.Module):
     """
 
     computes_past_its_layers: ClassVar[bool] = True  # such as a final norm
-    is_user_code: ClassVar[bool] = False
+    runs_user_code: ClassVar[bool] = False
 
     def __init__(self, name: str, in_channels: int = 3, pretrained: bool = False, image_size: int | None = None):
         super().__init__()
@@ -40,7 +40,7 @@ class TimmNet(nn.Module):
         count = len(self.model.feature_info)
         patches = hasattr(self.model, "patch_embed") and hasattr(self.model, "blocks")
         self.kind = "block" if patches else "stage"
-        self.takes_any_size = not patches  # position embeddings have one size, unless they are resized
+        self.exports_any_size = not patches  # position embeddings have one size, unless they are resized
         self.has_class_token = patches and getattr(self.model, "cls_token", None) is not None
         kinds = ("_class", "") if self.has_class_token else ("",)
         self.layers = tuple(f"{self.kind}{i}{kind}" for i in range(1, count + 1) for kind in kinds)
@@ -68,7 +68,7 @@ class TimmNet(nn.Module):
 
     @staticmethod
     def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-        """Synchronize BatchNorm over all ranks, in place; timm's layers may hold an activation too."""
+        """Convert BatchNorm to SyncBatchNorm in place, timm's fused BatchNorm and activation too."""
         from timm.layers import convert_sync_batchnorm
 
         return convert_sync_batchnorm(module)

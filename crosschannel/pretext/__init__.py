@@ -1,4 +1,4 @@
-"""Registry of pretext tasks, built in or user-defined; :func:`task_row` looks them up.
+"""Registry of pretext tasks, built in or user-defined; :func:`find_task` looks them up.
 
 A built-in task is a module of this package and a dataclass of keys in :mod:`crosschannel.pretext.config`. Does not
 import torch, to keep ``--help`` fast.
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "crosschannel.tasks"  # group of the entry points of other packages' tasks
 
 
-def _row(import_path: str, config: str, help: str) -> Entry:
+def _entry(import_path: str, config: str, help: str) -> Entry:
     return Entry(f"crosschannel.pretext.{import_path}", f"crosschannel.pretext.config:{config}", help)
 
 
 TASKS: dict[str, Entry] = {
-    "colorization": _row("colorization:Colorization", "ColorizationConfig", "ab from lightness (Zhang et al. 2016)"),
-    "larsson": _row("larsson:Larsson", "LarssonConfig", "hue and chroma from grey (Larsson et al. 2016)"),
-    "dahl": _row("dahl:Dahl", "DahlConfig", "UV from grey, a reconstruction of Dahl 2016"),
-    "autoencoder": _row("autoencoder:Autoencoder", "AutoencoderConfig", "the picture itself, through a bottleneck"),
-    "split-brain": _row("split_brain:SplitBrain", "SplitBrainConfig", "ab from L and L from ab (Zhang et al. 2017)"),
-    "rotation": _row("rotation:Rotation", "RotationConfig", "quarter turns of the image (Gidaris et al. 2018)"),
-    "jigsaw": _row("jigsaw:Jigsaw", "JigsawConfig", "the order of the image's tiles (Noroozi and Favaro 2016)"),
-    "labels": _row("labels:Labels", "LabelsConfig", "the classes of the images' folders: supervised"),
+    "colorization": _entry("colorization:Colorization", "ColorizationConfig", "ab from lightness (Zhang et al. 2016)"),
+    "larsson": _entry("larsson:Larsson", "LarssonConfig", "hue and chroma from grey (Larsson et al. 2016)"),
+    "dahl": _entry("dahl:Dahl", "DahlConfig", "UV from grey, a reconstruction of Dahl 2016"),
+    "autoencoder": _entry("autoencoder:Autoencoder", "AutoencoderConfig", "the picture itself, through a bottleneck"),
+    "split-brain": _entry("split_brain:SplitBrain", "SplitBrainConfig", "ab from L and L from ab (Zhang et al. 2017)"),
+    "rotation": _entry("rotation:Rotation", "RotationConfig", "quarter turns of the image (Gidaris et al. 2018)"),
+    "jigsaw": _entry("jigsaw:Jigsaw", "JigsawConfig", "the order of the image's tiles (Noroozi and Favaro 2016)"),
+    "labels": _entry("labels:Labels", "LabelsConfig", "the classes of the images' folders: supervised"),
 }
 
 
-def task_row(name: str) -> Entry:
-    """The row of a task: ours, an installed package's, or ``package.module:Task``.
+def find_task(name: str) -> Entry:
+    """Look up a task: built in, an installed package's, or ``package.module:Task``.
 
     Raises:
         UserError: there is no such task, or it cannot be imported.
     """
-    row = find_entry(name, TASKS, ENTRY_POINTS, _user_row)
-    if row is not None:
-        return row
+    entry = find_entry(name, TASKS, ENTRY_POINTS, _user_entry)
+    if entry is not None:
+        return entry
     known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(installed_names(ENTRY_POINTS)))
     raise UserError(f"no pretext task {name!r}: there are {known}; or package.module:Task")
 
 
-def _user_row(import_path: str) -> Entry:
-    """The row of a user-defined task."""
+def _user_entry(import_path: str) -> Entry:
+    """The entry of a user-defined task."""
     from crosschannel.pretext.task import Pretext
 
     task_class = import_object(import_path)
@@ -61,9 +61,11 @@ def _user_row(import_path: str) -> Entry:
     lacking = [name for name in ("primary_metric", "score_length") if not hasattr(task_class, name)]
     lacking += [name for name in ("build", "metrics") if getattr(task_class, name) is getattr(Pretext, name)]
     if lacking:
-        raise UserError(f"the task {import_path!r} lacks {', '.join(lacking)}")
+        raise UserError(f"the task {import_path!r} must define {', '.join(lacking)}")
+    if task_class.decoder:
+        import_object(task_class.decoder)
     doc = (task_class.__doc__ or "").strip() or import_path
-    return Entry(import_path, f"{keys.__module__}:{keys.__qualname__}", doc.splitlines()[0])
+    return Entry(import_path, keys, doc.splitlines()[0])
 
 
 def create(
@@ -78,7 +80,7 @@ def create(
         size: side of square inputs, for nets that must know it.
         classes: of the images, by label.
     """
-    task_class = task_row(name).load()
+    task_class = find_task(name).load()
     net = task_class.build(config, spec, size, classes)
     task = task_class(config, net.stride, classes)
     task.name = name

@@ -158,9 +158,9 @@ class Jigsaw(Pretext):
     @staticmethod
     def build(config: JigsawConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> JigsawNet:
         if spec.options.fc:
-            raise UserError(f"the task jigsaw has an fc6 of its own: model.fc must be 0, got {spec.options.fc}")
-        is_alexnet = family(spec.name).has("geometry")
-        net = build_net(spec.changed(geometry="probe") if is_alexnet else spec, config.tile)
+            raise UserError(f"the task jigsaw adds its own fc6: model.fc must be 0, got {spec.options.fc}")
+        is_alexnet = family(spec.name).has_option("geometry")
+        net = build_net(spec.replace(geometry="probe") if is_alexnet else spec, config.tile)
         if is_alexnet:  # for small tiles; transfer restores stride 4
             net.get_submodule("conv1").conv.stride = (2, 2)
         jigsaw = JigsawNet(net, spec.in_channels, config)

@@ -48,8 +48,8 @@ class Classifier(nn.Module):
 
 def build_classifier(spec: NetSpec, size: int | None, classes: int, dropout: float) -> Classifier:
     """An untrained classifier on a backbone; an AlexNet with fc6 has the geometry of the transfer protocols."""
-    if spec.options.fc and family(spec.name).has("geometry"):
-        spec = spec.changed(geometry="probe")
+    if spec.options.fc and family(spec.name).has_option("geometry"):
+        spec = spec.replace(geometry="probe")
     net = Classifier(build_net(spec, size), classes, dropout)
     if getattr(net.net, "computes_past_its_layers", False):
         freeze_unused(net, torch.zeros(1, spec.in_channels, size or 224, size or 224))
@@ -62,7 +62,7 @@ class Labels(PairTask):
     name = "labels"
     uses_fc: ClassVar[bool] = True
     tells_classes: ClassVar[bool] = True
-    primary_metric = PrimaryMetric("top1", "of the images in their class")
+    primary_metric = PrimaryMetric("top1", "top-1 accuracy")
     score_length = 4
 
     @staticmethod

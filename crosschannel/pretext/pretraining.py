@@ -23,19 +23,19 @@ _PICTURES = 8
 
 @dataclass(eq=False)
 class Pretraining:
-    """The task of the loop.
+    """Pretraining as a task for the training loop.
 
     Attributes:
         net: the net of the pretext task.
         pretext: the pretext task.
         val: held-out images, which are scored.
         crop: how they are cropped.
-        world: shares out the held-out images.
+        world: ranks that share the evaluation.
         initial: "default", "gaussian", "kmeans" or "unit-variance".
-        start_state: weights to start from instead, by name; those that fit are taken.
+        start_state: weights to initialise from instead, by name; those that do not match are skipped.
         seed: seed of the initial weights.
-        batch: held-out images that a rank scores at once.
-        workers: processes that decode held-out images.
+        batch: evaluation batch size per rank.
+        workers: loader workers for evaluation.
         draw: (net, task, held-out batch) → rows of pictures, (H, W, 3) uint8, or None; default the task's own.
     """
 
@@ -98,7 +98,7 @@ class Pretraining:
         primary = pretext.primary_metric
         for name in ("loss", primary.name):
             if name not in figures:
-                raise UserError(f"the metrics of the task {pretext.name} lack {name!r}")
+                raise UserError(f"metrics() of the task {pretext.name} must return {name!r}")
         return Evaluation(
             figures,
             len(self.held_out.images) - len(held_out.broken),

@@ -75,9 +75,9 @@ class SplitBrain(PairTask):
         need_family(spec, "alexnet", SplitBrain.name)
         if spec.options.variant not in ("crosschannel", "split-brain"):
             raise UserError(
-                f"the task split-brain has a variant of AlexNet of its own, got model.variant {spec.options.variant}"
+                f"the task split-brain uses its own AlexNet variant; drop model.variant (got {spec.options.variant})"
             )
-        return SplitBrainNet(build_net(spec.changed(variant="split-brain")), config.lightness_bins)
+        return SplitBrainNet(build_net(spec.replace(variant="split-brain")), config.lightness_bins)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
         """Lab of every 16th pixel."""

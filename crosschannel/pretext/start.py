@@ -41,7 +41,7 @@ def start_from(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     if any(".norm." in key for key in unused):
         if not any("running_mean" in key for key in own):
             raise UserError("--init_from has BatchNorm: give --model.norm true")
-        if family(spec_of(net.net).name).has("affine"):
+        if family(spec_of(net.net).name).has_option("affine"):
             raise UserError("--init_from has a BatchNorm with a scale and a shift: give --model.affine true too")
     net.load_state_dict({**own, **fitting})
 

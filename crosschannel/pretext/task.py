@@ -1,7 +1,7 @@
 """A pretext task: it chooses its view of the data, and owns the forward pass, the loss and the score.
 
-Most tasks are a :class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. The outputs of tasks that
-predict colours become pictures by their ``decoder`` (:mod:`crosschannel.colorize.decoders`).
+Most tasks are a :class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. A task that predicts
+colours names the ``decoder`` that turns its outputs into pictures (:mod:`crosschannel.colorize.decoders`).
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from crosschannel.runs.config import CropConfig
 
 @dataclass(frozen=True)
 class PrimaryMetric:
-    """The metric by which runs of a task are judged.
+    """Primary metric of a task, by which runs are compared.
 
     Attributes:
         name: its key among the metrics.
         description: text that follows its value.
-        baseline: its value without any knowledge of the images; None if unknown.
-        baseline_name: what gives the baseline.
-        is_share: whether it is a share of the baseline's loss: 1 is no knowledge of the images, 0 is perfect.
+        baseline: value at chance level; None if unknown.
+        baseline_name: name of the baseline in plots.
+        is_share: whether the value is a fraction of the baseline's loss (1: nothing learned, 0: perfect).
     """
 
     name: str
@@ -37,18 +37,15 @@ class PrimaryMetric:
     is_share: bool = False
 
     @classmethod
-    def share(cls, name: str, constant: str) -> "PrimaryMetric":
+    def share(cls, name: str, baseline_name: str) -> "PrimaryMetric":
         """A loss as a share of that of the best constant prediction."""
-        return cls(name, "of the best constant's", 1.0, constant, is_share=True)
+        description = "× the loss of the best constant prediction (1 = nothing learned)"
+        return cls(name, description, 1.0, baseline_name, is_share=True)
 
     def sentence(self, value: float) -> str:
-        """A value with its meaning."""
+        """Describe a value in words."""
         text = f"{value:.3g} {self.description}"
-        if not self.is_share:
-            return text
-        if value >= self.baseline:
-            return f"{text}: it has learned nothing yet"
-        return f"{text}: it knows something of the pictures (1 is nothing, 0 everything)"
+        return f"{text}: no better than a constant" if self.is_share and value >= self.baseline else text
 
 
 class Pretext(nn.Module):
@@ -60,7 +57,7 @@ class Pretext(nn.Module):
         classes: of the images, by label.
 
     Attributes:
-        name: accepted by :func:`crosschannel.pretext.task_row`.
+        name: accepted by :func:`crosschannel.pretext.find_task`.
         keys: the dataclass of its keys, for a user-defined task.
         primary_metric: the metric by which runs are judged.
         decoder: module:class of the decoder of a task that predicts colours; empty for other tasks.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -27,9 +27,6 @@ from crosschannel.runs.config import defaults, flatten, renamed, runtime_keys, t
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.stored import read_json, read_rows, read_yaml, typed
 from crosschannel.version import __version__
-
-if TYPE_CHECKING:
-    pass
 
 _BEGUN = {"config.yaml", "images.json", "inputs.json"}  # what is there before anything is saved
 _BESIDE = {LOCK, "slurm", *(f"{name}.part" for name in _BEGUN)}  # the last: half-written ones of earlier versions

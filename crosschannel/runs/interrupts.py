@@ -11,12 +11,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """A signal, by name, or another rank stopped the run, which has saved what it can; the same command resumes it."""
+    """A signal, or an interrupt on another rank, stopped the run. Progress is saved; the same command resumes it."""
 
 
 class InterruptFlag:
-    """A context in which the signals set ``name`` to the signal's name, which an Interrupted that leaves it then has. A
-    second Ctrl-C stops at once.
+    """Context manager that records a signal's name in ``name``. An ``Interrupted`` raised inside without arguments gets
+    this name. A second Ctrl-C raises KeyboardInterrupt.
 
     Args:
         last: nothing of worth follows in this process: signals that come later are ignored, so that its exit code stays

@@ -109,8 +109,10 @@ def finish(
         metrics: a flat map of figures.
         rows: a row per image.
     """
-    if rows:
-        save_rows(run.path, rows)
+    columns = {name: one if isinstance(one, Ragged) else np.asarray(one) for name, one in (rows or {}).items()}
+    if columns:
+        _check_lengths(columns, n, f"the rows of {run.path}")
+        save_rows(run.path, columns)
     stored = run.stored_config()
     result = {
         "protocol": run.command,
@@ -120,13 +122,13 @@ def finish(
         "seed": config.seed,
         "n": n,
         "version": __version__,
-        "metrics": metrics,
+        "metrics": {name: float(value) for name, value in metrics.items()},
         "science": science(config, stored),
     }
     run.write("result.json", json.dumps(result, indent=2) + "\n")
     run.finished = True
     returned = Result(**result)
-    returned.rows = {name: one if isinstance(one, Ragged) else np.asarray(one) for name, one in (rows or {}).items()}
+    returned.rows = columns
     return returned
 
 
@@ -161,10 +163,15 @@ def load_rows(run: Path, n: int) -> dict[str, Column]:
             raise UserError(f"{path} is damaged: the rows of {name} are not those that it counts")
         if not name.endswith(_COUNTS):
             rows[name] = array if counts is None else Ragged(array, counts.astype(np.int64))
-    lengths = {name: len(column) for name, column in rows.items() if name != "classes"}
-    if rows and ("names" not in rows or set(lengths.values()) != {n}):
-        raise UserError(f"{path} is damaged: it does not hold a row for each of the {n} images")
+    if rows:
+        _check_lengths(rows, n, f"{path} is damaged: it")
     return rows
+
+
+def _check_lengths(rows: Rows, n: int, source: str) -> None:
+    lengths = {len(column) for name, column in rows.items() if name != "classes"}
+    if "names" not in rows or lengths != {n}:
+        raise UserError(f"{source} does not hold a row for each of the {n} images")
 
 
 def _counts_rows(counts: np.ndarray, values: np.ndarray) -> bool:

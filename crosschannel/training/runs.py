@@ -14,8 +14,8 @@ from crosschannel.training.ranks import World
 def open_run(
     path: Path, command: str, config: Any, world: World, flag: InterruptFlag | None = None
 ) -> Iterator[RunFolder]:
-    """Hold the run folder of a command on all ranks: rank 0 locks it, and its errors are raised on all. Signals set the
-    flag from before it is locked until after it is released.
+    """Open a command's run folder on all ranks. Rank 0 locks it; its errors are raised on every rank. Signals are
+    caught for as long as the lock is held.
 
     Raises:
         UserError: another process holds it, it belongs to something else, or it was started with other settings.

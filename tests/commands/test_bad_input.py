@@ -24,7 +24,7 @@ def places(tmp_path, photo_folder, finished_run):
 
 
 CASES = [
-    ("no command", "paint", "no command 'paint'"),
+    ("no command", "paint", "unknown command 'paint'"),
     ("no data named", "pretrain --config alexnet", "missing: data"),
     ("missing data", "pretrain --data {tmp}/gone --out {tmp}/o", "gone"),
     ("empty folder", "pretrain --data {tmp}/empty --out {tmp}/o", "no images"),

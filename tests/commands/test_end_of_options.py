@@ -67,8 +67,8 @@ def test_words_after_it_are_positional(words, capsys):
 @pytest.mark.parametrize(
     ("program", "line", "message"),
     [
-        ("crosschannel", "--", "no command '--'"),
-        ("transfer", "-- knn", "no command '--'"),
+        ("crosschannel", "--", "unknown command '--'"),
+        ("transfer", "-- knn", "unknown command '--'"),
         ("transfer", "knn --data -- x", "unexpected argument 'x'"),
         ("transfer", "knn --=3", "unrecognized arguments: --=3"),
         ("crosschannel", "pretrain -- --data x", "unexpected argument '--data'"),

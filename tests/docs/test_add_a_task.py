@@ -102,7 +102,8 @@ def test_a_package_names_its_task_by_an_entry_point(narrow_nets, photo_folder, m
         ("mytasks:Nothing", "cannot import 'mytasks:Nothing': AttributeError"),
         ("mytasks:PairNet", "'mytasks:PairNet' must be a crosschannel.pretext.task.Pretext"),
         ("json:loads", "json is in the standard library"),
-        ("halves:NoMetric", "the task 'halves:NoMetric' lacks primary_metric, score_length, build, metrics"),
+        ("halves:NoMetric", "the task 'halves:NoMetric' must define primary_metric, score_length, build, metrics"),
+        ("halves:NoDecoder", "cannot import 'halves:Nothing': AttributeError"),
         ("halves:KeysOfAnInstance", "must be a crosschannel.pretext.task.Pretext whose keys is a dataclass"),
     ],
 )
@@ -110,7 +111,9 @@ def test_invalid_tasks_are_refused(task, words, capsys):
     Path("halves.py").write_text(
         "from dataclasses import dataclass\nfrom crosschannel.pretext.task import Pretext\n\n@dataclass\nclass Keys:\n"
         "    pass\n\nclass NoMetric(Pretext):\n    keys = Keys\n\n"
-        "class KeysOfAnInstance(Pretext):\n    keys = Keys()\n"
+        "class KeysOfAnInstance(Pretext):\n    keys = Keys()\n\n"
+        "from crosschannel.pretext.colorization import Colorization\n\n"
+        "class NoDecoder(Colorization):\n    keys = Keys\n    decoder = 'halves:Nothing'\n"
     )
     assert main(["pretrain", f"--task={task}", "--data=builtin:sample", "--out=run"]) == 2
     assert words in capsys.readouterr().err and not Path("run").exists()
@@ -123,7 +126,7 @@ def test_a_task_that_predicts_colours_has_a_decoder_of_its_own(narrow_nets, phot
         "from crosschannel.pretext.colorization import Colorization\n"
         "from crosschannel.pretext.config import ColorizationConfig\n\n\n"
         "@dataclass\nclass Keys(ColorizationConfig):\n    kind: str = 'l2'\n\n\n"
-        "class Strong(RegressionDecoder):\n    def __init__(self, task):\n        super().__init__()\n\n"
+        "class Strong(RegressionDecoder):\n"
         "    def maps(self, outputs, temperature=None):\n        return 3 * super().maps(outputs, temperature)\n\n\n"
         "class Tint(Colorization):\n    keys = Keys\n    decoder = 'tints:Strong'\n"
     )
@@ -175,7 +178,7 @@ def test_hidden_squares_and_neighbours_are_drawn_evenly(photo_folder):
 
     images, crop = open_images(str(photo_folder))[0], CropConfig(96, 96)
     for name in TASKS:
-        row = pretext.task_row(f"mytasks:{name}")
+        row = pretext.find_task(f"mytasks:{name}")
         task = row.load()(row.keys(), 16)
         batches = list(load_batches(Stream(images, task.view(crop, train=True), 0), 0, 400, 40))
         if name == "Position":

@@ -26,7 +26,7 @@ def test_between_corner_aligned_grids_it_is_torchs_bilinear():
 def test_the_first_point_of_the_last_map_is_where_the_table_says(name):
     """The input's influence on a middle point of the last map is centred on origin + stride · index."""
     torch.manual_seed(0)
-    pretext = build_pretext(NetSpec(name, **family(name).own(fc=0, norm=False)), 1, 160).eval()
+    pretext = build_pretext(NetSpec(name, **family(name).supported_options(fc=0, norm=False)), 1, 160).eval()
     for module in pretext.net.modules():  # a net that adds up what it sees has its influence in the open
         if isinstance(module, nn.Conv2d):
             nn.init.ones_(module.weight)

@@ -17,7 +17,7 @@ from crosschannel.runs.folder import RunFolder
 from slurm.cli import PROFILES, main
 from slurm.command import prefetch, read_command, sweep
 from slurm.job_folder import JobFolder
-from slurm.snapshot import snapshot
+from slurm.snapshot import is_local, snapshot
 from slurm.staging import stage
 from slurm.task import Task
 
@@ -70,7 +70,7 @@ KNN = ["transfer", "knn", "--data=builtin:sample"]
 BAD = [
     ("no command", [], [], "after -- comes a command"),
     ("not ours", [], ["python", "x.py"], "after -- comes a command"),
-    ("no such command", [], ["crosschannel", "train"], "no command 'train'"),
+    ("no such command", [], ["crosschannel", "train"], "unknown command 'train'"),
     ("a bad flag", [], ["SMALL", "--learning-rate=1"], "no key 'learning_rate'"),
     ("a bad value", [], ["SMALL", "--optim.lr=x"], "optim.lr: expected float, got x"),
     ("a value that cannot be", [], ["SMALL", "--train.ema=2"], "train.ema must be within 0..1"),
@@ -340,3 +340,23 @@ def test_a_rank_reads_the_copy_of_its_data_under_their_own_name(tmp_path, photo_
     folder = JobFolder(tmp_path / "run")
     folder.path.mkdir(parents=True)
     assert task._work(job, folder, 0, local=True) == 0
+
+
+def test_local_code_of_any_layout_is_copied(tmp_path, monkeypatch):
+    """A module, a package with runs in it, a folder without __init__.py; nothing that is installed."""
+    (tmp_path / "one.py").touch()
+    for folder in ("whole/runs/a/slurm", "plain/deep", "elsewhere/site-packages/installed"):
+        (tmp_path / folder).mkdir(parents=True)
+    for path in ("whole/__init__.py", "plain/deep/two.py", "elsewhere/site-packages/installed/__init__.py"):
+        (tmp_path / path).touch()
+    (tmp_path / "whole/runs/a/config.yaml").write_text("# crosschannel run: knn (crosschannel 0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere" / "site-packages")
+    names = ["one", "whole", "plain", "installed", "torchvision", "crosschannel", "json", "nowhere"]
+    assert [name for name in names if is_local(name)] == ["one", "whole", "plain"]
+    target = tmp_path / "whole" / "runs" / "a" / "slurm" / "code"
+    snapshot(target, ["one", "whole", "plain"])
+    assert (target / "one.py").is_file() and (target / "plain/deep/two.py").is_file()
+    assert (target / "whole/__init__.py").is_file() and not (target / "whole/runs/a").exists()
+    with pytest.raises(UserError, match="no package 'configs'"):
+        snapshot(target, ["configs"])

@@ -138,4 +138,4 @@ def test_damage_is_found(study):
 
 def test_study_alone_says_what_there_is(capsys):
     assert main(["study"]) == 2
-    assert "there are study build, study serve, study report" in capsys.readouterr().err
+    assert "available: study build, study serve, study report" in capsys.readouterr().err

@@ -38,7 +38,7 @@ from transfer.feature_cache import features_of_both
 from transfer.features import FrozenFeatures
 from transfer.layers import LayersSection, layers_table
 from transfer.prediction import Prediction, views_of
-from transfer.protocol import Protocol, Split, figures_of, weighted_mean
+from transfer.protocol import NumberFormat, Protocol, Split, figures_of, weighted_mean
 from transfer.targets import Values
 
 
@@ -138,11 +138,11 @@ depth = Protocol(
     open_data=open_depth,
     measure=measure,
     metrics=metrics,
-    show=lambda result: layers_table(result, lambda kind: f"{kind}, m", 1, 3),
-    section=LayersSection("Depth", "rmse", what="Root mean squared error", unit="m", scale=(1, 3)),
-    scales={"rmse": (1, 3)},
+    show=lambda result: layers_table(result, lambda kind: f"{kind}, m"),
+    section=LayersSection("Depth", "rmse", what="Root mean squared error"),
+    formats={"rmse": NumberFormat(1, 3, "m")},
     returns="``LAYER/rmse`` in metres",
-    position="layer",
+    positional_key="layer",
     predict=predictor,
     annotations="whose field depth is (H, W) floats",
 )

@@ -1,14 +1,17 @@
 """The table of protocols, and what follows from it."""
 
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 import transfer
+from crosschannel import UserError
 from crosschannel.data import MemoryImages, Record, Stream, load_batches
 from crosschannel.data.views import Draw
 from crosschannel.runs.config import of_role, science
+from crosschannel.training.task import Evaluation
 from transfer.cli import PROGRAM
 from transfer.protocol import as_config, figures_of, weighted_mean
 from transfer.protocols import PROTOCOLS
@@ -78,3 +81,27 @@ def test_test_crops_are_the_same_in_every_run_and_differ_within_an_image(photo_f
     assert all((a.images == b.images).all() for a, b in zip(first, again, strict=True))
     assert first[0].indices.tolist() == [0, 0, 0, 1, 1, 1]
     assert (first[0].images[0] != first[0].images[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "figure", "words"),
+    [
+        ({"names": ["a"]}, 1.0, "does not hold a row for each of the 20 images"),
+        ({"x": np.zeros(20)}, 1.0, "does not hold a row for each of the 20 images"),
+        ({"names": [str(i) for i in range(20)]}, np.float32(0.5), ""),
+    ],
+)
+def test_rows_and_figures_are_checked_before_a_run_is_finished(photo_folder, tmp_path, rows, figure, words):
+    protocol = replace(transfer.knn, measure=lambda m: _written(m, Evaluation({"x": figure}, 20, rows)))
+    call = partial(protocol, "random:alexnet,fc=0,size=64,resize=72", str(photo_folder), out=tmp_path / "run")
+    if words:
+        with pytest.raises(UserError, match=words):
+            call()
+        assert not (tmp_path / "run" / "result.json").exists()
+    else:
+        assert call().metrics == {"x": 0.5}
+
+
+def _written(measurement, evaluation):
+    measurement.run.write_config(measurement.config)
+    return evaluation

@@ -63,10 +63,10 @@ def test_seeds_are_averaged_and_other_settings_are_told_apart(tmp_path):
         ("knn", "pooling", "global", "average"),
     ],
 )
-def test_a_run_from_before_a_key_has_the_value_of_that_time(tmp_path, protocol, key, then, now):
+def test_old_runs_get_the_legacy_default_of_a_new_key(tmp_path, protocol, key, then, now):
     """Such runs lack the key; they are as runs that have the value of that time, and differ from others."""
-    science = {"older": {"seed_of_nothing": 1}, "same": {"seed_of_nothing": 1, key: then}}
-    science["other"] = {"seed_of_nothing": 1, key: now}
+    science = {"older": {"unrelated_key": 1}, "same": {"unrelated_key": 1, key: then}}
+    science["other"] = {"unrelated_key": 1, key: now}
     runs = []
     for name, values in science.items():
         result = load_result(make_run(tmp_path / name, protocol))

@@ -101,12 +101,12 @@ class MaskedImages(ImageSet):
         return key_of_files(self.names, self.images)
 
 
-class _Relabelled(AnnotatedImages):
-    """Masks whose ignored pixels have the label IGNORED.
+class _RemappedMasks(AnnotatedImages):
+    """Masks whose ignore label is mapped to IGNORED.
 
     Args:
         images: an image set with masks.
-        ignored: their label of ignored pixels.
+        ignored: ignore label of its masks.
     """
 
     def __init__(self, images: ImageSet, ignored: int):
@@ -117,9 +117,14 @@ class _Relabelled(AnnotatedImages):
         fields = super().fields(index)
         mask = fields.get("mask")
         labels = mask.read() if isinstance(mask, MaskFile) else _as_array(mask)
+        if labels.dtype.kind not in "iu":
+            return fields  # refused as any mask
         if (labels == IGNORED).any():
-            raise UserError(f"the mask of {self.names[index]} has the label {IGNORED}; ignored is {self.ignored}")
-        return {**fields, "mask": np.where(labels == self.ignored, IGNORED, labels)}
+            raise UserError(
+                f"the mask of {self.names[index]} contains the label {IGNORED}, which no class can "
+                f"have; the ignored label is {self.ignored}"
+            )
+        return {**fields, "mask": np.where(labels == self.ignored, IGNORED, labels.astype(np.int64))}
 
 
 def open_masks(data: Data, config: MasksConfig) -> Split:
@@ -127,8 +132,8 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
 
     Args:
         data: the VOCdevkit folder, one that holds it, or image sets that are there, whose field ``mask`` is (H, W)
-            integers, of their ``classes`` (default PASCAL's 21). Pixels of the label 255, or that of
-            :class:`~transfer.targets.Masks`, are ignored.
+            integers, of their ``classes`` (default PASCAL's 21). Pixels labelled 255, or with the
+            ``ignore_index`` of :class:`~transfer.targets.Masks`, are ignored.
         config: names the sets, SBD's folder, and whether what is missing may be fetched.
 
     Raises:
@@ -138,10 +143,10 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
         split = data if isinstance(data, Split) else Split(*data, data[0].classes or CLASSES, "images from memory")
         if tuple(split.test.classes or split.classes) != tuple(split.classes):
             raise UserError(f"test images are of the classes {split.test.classes}, training images of {split.classes}")
-        ignored = split.targets.ignored if isinstance(split.targets, Masks) else IGNORED
+        ignored = split.targets.ignore_index if isinstance(split.targets, Masks) else IGNORED
         if ignored == IGNORED:
             return split
-        return replace(split, train=_Relabelled(split.train, ignored), test=_Relabelled(split.test, ignored))
+        return replace(split, train=_RemappedMasks(split.train, ignored), test=_RemappedMasks(split.test, ignored))
     roots = list(dict.fromkeys((devkit_folder(data), above_year(user_path(data)))))  # folders beside it are not copied
     wanted = [named_sets(sets) for sets in (config.train_set, config.test_set)]
     if config.download:

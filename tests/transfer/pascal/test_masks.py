@@ -65,15 +65,24 @@ def test_another_label_can_be_the_ignored_one(voc):
     names = ("nothing", *CLASSES)
     train, test = Shifted(split.train), Shifted(split.test)
     train.classes = test.classes = names
-    shifted = replace(split, train=train, test=test, targets=Masks(names, ignored=0))
+    shifted = replace(split, train=train, test=test, targets=Masks(names, ignore_index=0))
     opened = open_masks(shifted, config())
     assert opened.classes == names
     for index in range(3):
         image = EncodedImage(split.test.read(index))
         before, after = (labels_of(one.test.fields(index)["mask"], image, 22) for one in (split, opened))
         assert ((before == 255) == (after == 255)).all() and (after[after != 255] == before[before != 255] + 1).all()
-    with pytest.raises(UserError, match="has the label 255; ignored is 0"):
-        open_masks(replace(split, targets=Masks(CLASSES, ignored=0)), config()).test.fields(0)
+
+    class Signed(AnnotatedImages):
+        """int8 masks whose ignore label is -1."""
+
+        def fields(self, index):
+            return {"mask": np.array([[-1, 0], [1, 2]], np.int8)}
+
+    signed = replace(split, train=Signed(split.train), test=Signed(split.test), targets=Masks(CLASSES, ignore_index=-1))
+    assert open_masks(signed, config()).test.fields(0)["mask"].tolist() == [[255, 0], [1, 2]]
+    with pytest.raises(UserError, match="contains the label 255, which no class can have; the ignored label is 0"):
+        open_masks(replace(split, targets=Masks(CLASSES, ignore_index=0)), config()).test.fields(0)
 
 
 def test_seg11valid_is_what_the_rule_says(years):

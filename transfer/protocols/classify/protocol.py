@@ -31,22 +31,22 @@ def _open(data: Data, config: ClassifyConfig) -> Split:
     return split
 
 
-def _measure(given: Measurement) -> Evaluation:
+def _measure(measurement: Measurement) -> Evaluation:
     """A copy of the backbone, what is new on it, the loop, and the weights it ends with."""
-    split, world, run = given.split, given.world, given.run
-    config: ClassifyConfig = given.config
+    split, world, run = measurement.split, measurement.world, measurement.run
+    config: ClassifyConfig = measurement.config
     torch.manual_seed(config.seed)
-    backbone, new = prepare(given.backbone, config)
+    backbone, new = prepare(measurement.backbone, config)
     net = _build(config, backbone, len(split.classes))
     net.freeze(*frozen_parts(net, config))
     size = config.size or backbone.input.size
     _check_size(backbone, size)
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    given.announce(f"training from {config.train_from}, {trained:,} weights; {size} px")
+    measurement.announce(f"training from {config.train_from}, {trained:,} weights; {size} px")
     stream = Stream(split.train, _view(config, backbone.input, size, 1), config.seed)
     task = Classification(
         net=net,
-        start=partial(initialise, net, new, config),
+        init_weights=partial(initialise, net, new, config),
         train=split.train,
         test=split.test,
         classes=split.classes,
@@ -56,7 +56,7 @@ def _measure(given: Measurement) -> Evaluation:
         batch=max(40, config.train.batch // world.size),
         workers=config.runtime.workers,
     )
-    loop = Loop(task, stream, config, run, world, given.console.quiet)
+    loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     found = loop.fit()
     world.from_main(lambda: save_net(run.path, loop.evaluated_net, split.classes, size))
     return found
@@ -104,7 +104,7 @@ classify = Protocol(
     show=ap_table,
     section=pascal_section,
     returns="``map``, ``one_crop/map`` and ``ap/CLASS``",
-    position="train_from",
+    positional_key="train_from",
     chapter="pascal",
     predict=_predictor,
     floor=random_order,

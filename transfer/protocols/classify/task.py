@@ -55,14 +55,14 @@ class RandomScaleCrops:
 
 @dataclass(kw_only=True, eq=False)
 class Classification(FineTuning):
-    """The task: 20 sigmoid outputs, cross-entropy summed over classes and averaged over images; a class of which an
-    image has difficult objects alone is left out.
+    """Fine-tuning task for classification: 20 sigmoid outputs, cross-entropy summed over classes and averaged over
+    images. A class of which an image has difficult objects alone is left out.
 
     Attributes:
         train: training images.
         view: view of test images, whose logits are summed.
         train_view: view of training images if they are scored too.
-        batch: samples that a rank evaluates at once.
+        batch: evaluation batch size per rank.
     """
 
     net: Classifier

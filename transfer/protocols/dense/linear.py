@@ -62,7 +62,7 @@ class DenseHeads(LayerHeads):
         super().__init__({layer: PointHead(count, classes, len(rates)) for layer, count in channels.items()}, rates)
 
 
-Learned = tuple[StoredFeatures, Tensor]  # training images: features, and masks (n, L, L)
+FeaturesAndMasks = tuple[StoredFeatures, Tensor]  # of training images; masks (n, L, L)
 
 
 @dataclass(eq=False)
@@ -72,19 +72,19 @@ class DenseProbe:
 
     Attributes:
         net: the heads.
-        points: of every layer's map.
+        points: sampling points of each layer's map.
         train: features of training images and their masks (n, L, L).
-        held_out: those of the images that choose learning rates, if there are several.
+        held_out: held-out training images for selecting the learning rate; None for a single rate.
         test: features of test images.
         classes: names.
         rate_factors: factors of the learning rate by parameter name.
-        world: shares out the images of evaluations.
+        world: ranks that share the evaluation.
     """
 
     net: DenseHeads
     points: Mapping[str, Points]
-    train: Learned
-    held_out: Learned | None
+    train: FeaturesAndMasks
+    held_out: FeaturesAndMasks | None
     test: StoredFeatures
     classes: Sequence[str]
     rate_factors: Mapping[str, float]

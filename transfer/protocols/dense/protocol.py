@@ -31,57 +31,57 @@ from transfer.pascal.segmentation import mask_predictor
 from transfer.prediction import Finished, Predictor, views_of
 from transfer.protocol import Measurement, Protocol, figures_of
 from transfer.protocols.dense.config import DenseConfig
-from transfer.protocols.dense.linear import DenseHeads, DenseProbe, Learned, PointHead
+from transfer.protocols.dense.linear import DenseHeads, DenseProbe, FeaturesAndMasks, PointHead
 from transfer.protocols.dense.memory import PointMemory
 from transfer.protocols.dense.points import Points
 from transfer.protocols.dense.scoring import metrics, read_masks, score_test_images
 
 
-def _measure(given: Measurement) -> Evaluation:
+def _measure(measurement: Measurement) -> Evaluation:
     """Features and masks, the linear classifiers, then neighbours."""
-    split, world, run = given.split, given.world, given.run
-    config: DenseConfig = given.config
-    size = config.size or given.backbone.input.size
-    backbone = of_size(given.backbone, size)
-    layers = _layers_with_maps(given, backbone, size)
-    given.announce(f"layers {', '.join(layers)}")
+    split, world, run = measurement.split, measurement.world, measurement.run
+    config: DenseConfig = measurement.config
+    size = config.size or measurement.backbone.input.size
+    backbone = of_size(measurement.backbone, size)
+    layers = _layers_with_maps(measurement, backbone, size)
+    measurement.announce(f"layers {', '.join(layers)}")
     features = FrozenFeatures(backbone, layers, config.grid, world.device, size)
     shapes = features.shapes()
     points = {layer: Points.of(backbone, layer, shape[1], size) for layer, shape in shapes.items()}
     rates = config.rates or [config.optim.lr]
-    learned, test = _features_and_masks(given, config, features, is_chosen=len(rates) > 1)
+    learned, test = _features_and_masks(measurement, config, features, is_chosen=len(rates) > 1)
     torch.manual_seed(config.seed)
     heads = DenseHeads({layer: shape[0] for layer, shape in shapes.items()}, len(split.classes), rates)
     train, held_out = learned[0], learned[1] if len(learned) > 1 else None
     factors = heads.rate_factors(config.optim.lr)
     task = DenseProbe(heads, points, train, held_out, test, split.classes, factors, world)
     stream = Stream(learned[0][0].images, IndexOnly(), config.seed)
-    loop = Loop(task, stream, config, run, world, given.console.quiet)
+    loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     found = loop.fit()
     chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
     world.from_main(lambda: save_heads(run.path, chosen, split.classes))
     rows, figures = dict(found.rows), dict(found.figures)
     for layer in layers if config.k else ():
-        by_neighbours = _by_neighbours(given, config, layer, points[layer], learned, test)
+        by_neighbours = _by_neighbours(measurement, config, layer, points[layer], learned, test)
         rows, figures = rows | by_neighbours.rows, figures | by_neighbours.figures
     return replace(found, rows=rows, figures=figures)
 
 
 def _features_and_masks(
-    given: Measurement, config: DenseConfig, features: FrozenFeatures, is_chosen: bool
-) -> tuple[list[Learned], StoredFeatures]:
+    measurement: Measurement, config: DenseConfig, features: FrozenFeatures, is_chosen: bool
+) -> tuple[list[FeaturesAndMasks], StoredFeatures]:
     """Of training images, where a learning rate is chosen then of those by which it is; and features of test images."""
-    split, world = given.split, given.world
+    split, world = measurement.split, measurement.world
     extract = Extraction(
         features,
         world,
-        given.run.flag,
+        measurement.run.flag,
         config.train.precision,
         max(64, config.train.batch),
         config.runtime.workers,
         config.cache,
         config.runtime.broken_limit,
-        given.console,
+        measurement.console,
     )
     view = Squashed(features.size, interpolation_of(features.backbone.input))
     parts = {"training": split.train}
@@ -90,18 +90,18 @@ def _features_and_masks(
     stored = [extract(Stream(images, view), what) for what, images in parts.items()]
     test = extract(Stream(split.test, view), "test")
     count = len(split.classes)
-    masks = [read_masks(part, config.mask_size, count, world, given.should_stop) for part in stored]
+    masks = [read_masks(part, config.mask_size, count, world, measurement.should_stop) for part in stored]
     return list(zip(stored, masks, strict=True)), test
 
 
-def _layers_with_maps(given: Measurement, backbone: Backbone, size: int) -> tuple[str, ...]:
+def _layers_with_maps(measurement: Measurement, backbone: Backbone, size: int) -> tuple[str, ...]:
     """The layers asked for that have more than one position.
 
     Raises:
         UserError: none has.
     """
-    wanted, config = given.choose_layers(), given.config
-    shapes = FrozenFeatures(backbone, wanted, config.grid, given.world.device, size).shapes()
+    wanted, config = measurement.choose_layers(), measurement.config
+    shapes = FrozenFeatures(backbone, wanted, config.grid, measurement.world.device, size).shapes()
     found = tuple(layer for layer, shape in shapes.items() if min(shape[1:]) > 1)
     named = [name.strip() for name in config.layer.split(",")]
     flat = [layer for layer in shapes if layer not in found and (layer in named or not found)]
@@ -111,28 +111,28 @@ def _layers_with_maps(given: Measurement, backbone: Backbone, size: int) -> tupl
 
 
 def _by_neighbours(
-    given: Measurement,
+    measurement: Measurement,
     config: DenseConfig,
     layer: str,
     points: Points,
-    learned: Sequence[Learned],
+    learned: Sequence[FeaturesAndMasks],
     test: StoredFeatures,
 ) -> Evaluation:
-    """Score nearest neighbours on a layer, among all training images: those by which rates were chosen too."""
-    world, count = given.world, len(given.split.classes)
+    """Score nearest neighbours on a layer; the memory includes the held-out training images."""
+    world, count = measurement.world, len(measurement.split.classes)
     parts = [(part.maps[layer], points.histograms(masks, count)) for part, masks in learned]
     memory = PointMemory.of(parts, config.memory, config.seed, config.k, config.temperature, world.device)
     rows = score_test_images(
         test,
         lambda part: {layer: memory.scores(test.maps[layer][part])},
         {layer: points},
-        given.split.classes,
+        measurement.split.classes,
         world,
-        given.should_stop,
+        measurement.should_stop,
         "knn",
     )
     figures = figures_of(metrics, rows)
-    given.console.print(
+    measurement.console.print(
         f"{layer}: {len(memory.features):,} points remembered, mean IU of neighbours "
         f"{100 * figures[f'{layer}/knn_mean_iu']:.1f}",
         markup=False,
@@ -177,7 +177,7 @@ dense = Protocol(
     section=LayersSection("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
     returns="``LAYER/mean_iu``, ``LAYER/iu/CLASS`` and ``LAYER/pixel_accuracy`` of the linear "
     "classifiers, and ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of neighbours",
-    position="layer",
+    positional_key="layer",
     predict=_predictor,
     floor=one_class_everywhere,
     annotations="whose field mask is (H, W) integers",

@@ -95,41 +95,41 @@ def _with(images: ImageSet, boxes: Boxes, config: DetectConfig) -> WithProposals
     return WithProposals(images, boxes, ", ".join(config.proposal_files))
 
 
-def _measure(given: Measurement) -> Evaluation:
+def _measure(measurement: Measurement) -> Evaluation:
     """A copy of the backbone, the regions' scores on it, the loop, and the weights it ends with."""
-    world, run = given.world, given.run
-    config: DetectConfig = given.config
-    train, test, classes = given.split.train, given.split.test, given.split.classes
+    world, run = measurement.world, measurement.run
+    config: DetectConfig = measurement.config
+    train, test, classes = measurement.split.train, measurement.split.test, measurement.split.classes
     on_gpu = world.device.type == "cuda"
     if config.train.deterministic and on_gpu and config.roi.pooling == "max":
         raise UserError("train.deterministic: max pooling of regions is not, on GPUs; give --roi.pooling align")
     check_ranks(config.train, world.size)
     torch.manual_seed(config.seed)
-    backbone, new = prepare(given.backbone, config)
+    backbone, new = prepare(measurement.backbone, config)
     net = _build(config, backbone, len(classes)).to(world.device)
     net.freeze(*frozen_parts(net, config))
     _check_map(net)
     if config.sync_norm and world.size > 1 and on_gpu:
         net = _synchronised(net)
     if config.method in MODES:
-        train, test = (_with(images, _made(given, images, config), config) for images in (train, test))
+        train, test = (_with(images, _made(measurement, images, config), config) for images in (train, test))
     if config.sample.targets == "by-class":
         net.set_targets(*target_statistics(train, len(classes), config))
     trained, plan = sum(p.numel() for p in net.parameters() if p.requires_grad), net.plan
-    given.announce(
+    measurement.announce(
         f"training from {config.train_from}, {trained:,} weights; {plan.resolution} × {plan.resolution} regions of "
         f"{plan.layer}, head {plan.head}, engine {config.engine}"
     )
     view = SampledRegions(len(classes), config.sample, tuple(config.scales), config.longest, config.mirror)
 
-    def start(_stream: Stream) -> None:
+    def init_weights(_stream: Stream) -> None:
         torch.manual_seed(config.seed)  # engines have drawn differently by now
         initialise(net, new, config, crops_of(train, backbone.input, config.seed))
         net.reset_scores()
 
     task = Detection(
         net=net,
-        start=start,
+        init_weights=init_weights,
         train=train if config.score_train else None,
         test=test,
         classes=classes,
@@ -138,16 +138,16 @@ def _measure(given: Measurement) -> Evaluation:
         world=world,
         workers=config.runtime.workers,
     )
-    loop = Loop(task, Stream(train, view, config.seed), config, run, world, given.console.quiet)
+    loop = Loop(task, Stream(train, view, config.seed), config, run, world, measurement.console.quiet)
     evaluation = loop.fit()
     world.from_main(lambda: save_net(run.path, loop.evaluated_net, classes, config.test_scale))
     return evaluation
 
 
-def _made(given: Measurement, images: ImageSet, config: DetectConfig) -> Boxes:
+def _made(measurement: Measurement, images: ImageSet, config: DetectConfig) -> Boxes:
     """Proposals that are made, or were, on this machine."""
     mode, workers = MODES[config.method], config.runtime.workers
-    boxes = cached_boxes(images, mode, given.world, workers, given.should_stop, given.console)
+    boxes = cached_boxes(images, mode, measurement.world, workers, measurement.should_stop, measurement.console)
     return {name: found[: config.most_proposals] for name, found in boxes.items()}
 
 
@@ -160,7 +160,7 @@ def _build(config: DetectConfig, backbone: Backbone, classes: int) -> Detector:
 
 
 def _synchronised(net: Detector) -> Detector:
-    """Synchronize BatchNorm over all ranks, in place."""
+    """Convert the detector's BatchNorm to SyncBatchNorm, in place."""
     own = getattr(net.backbone.net, "convert_sync_batchnorm", nn.SyncBatchNorm.convert_sync_batchnorm)
     return own(net)
 

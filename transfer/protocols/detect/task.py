@@ -28,10 +28,10 @@ _SHOWN = 8
 
 @dataclass(kw_only=True, eq=False)
 class Detection(FineTuning):
-    """The task: detection losses of the net.
+    """Fine-tuning task for detection.
 
     Attributes:
-        train: training images, to be scored too; None: they are not.
+        train: training images if they are scored too, else None.
         view: view of the images that are scored.
         keep: which detections are kept.
     """

@@ -25,15 +25,15 @@ from transfer.protocols.few_shot.config import FewShotConfig
 from transfer.protocols.few_shot.regression import predict
 
 
-def _measure(given: Measurement) -> Evaluation:
+def _measure(measurement: Measurement) -> Evaluation:
     """Features of both parts, then regressions layer by layer."""
-    backbone, split, world = given.backbone, given.split, given.world
-    layers = given.choose_layers()
-    config: FewShotConfig = given.config
+    backbone, split, world = measurement.backbone, measurement.split, measurement.world
+    layers = measurement.choose_layers()
+    config: FewShotConfig = measurement.config
     settings = [f"shots/{k}" for k in config.shots] or [f"share/{share:g}" for share in config.share]
     _check_shots(split.train.labels, config, split.classes)
-    given.announce(f"layers {', '.join(layers)}")
-    train, test = features_of_both(given, layers, centre_crop(backbone.input, config.size))
+    measurement.announce(f"layers {', '.join(layers)}")
+    train, test = features_of_both(measurement, layers, centre_crop(backbone.input, config.size))
     _check_shots(train.images.labels, config, split.classes)  # without those that could not be read
     rows = test.columns()
     tasks = [(setting, draw) for setting in settings for draw in range(config.draws)]
@@ -41,7 +41,7 @@ def _measure(given: Measurement) -> Evaluation:
     drawn = {task: draw_images(labels, task[0], config.seed, task[1]) for task in own}
     with Processes(config.jobs) as processes:
         for layer in layers:
-            given.check_interrupt()
+            measurement.check_interrupt()
             mine = partial(_predictions, train.maps[layer], test.maps[layer], drawn, labels, config, processes)
             found = {task: one for rank in world.all_made(mine) for task, one in rank.items()}
             for setting in settings:
@@ -113,6 +113,6 @@ few_shot = Protocol(
     show=_show,
     section=LayersSection("Few labels", r"(shots|share)/[\d.e-]+"),
     returns="``LAYER/shots/K`` or ``LAYER/share/S``: top-1, mean over draws",
-    position="layer",
+    positional_key="layer",
     floor=commonest_class,
 )

@@ -21,19 +21,19 @@ from transfer.protocol import Figures, Measurement, Protocol, figures_of, weight
 from transfer.protocols.knn.config import KNNConfig
 
 
-def _measure(given: Measurement) -> Evaluation:
+def _measure(measurement: Measurement) -> Evaluation:
     """Features of both parts, then neighbours layer by layer."""
-    backbone, split, world = given.backbone, given.split, given.world
-    layers = given.choose_layers()
-    config: KNNConfig = given.config
+    backbone, split, world = measurement.backbone, measurement.split, measurement.world
+    layers = measurement.choose_layers()
+    config: KNNConfig = measurement.config
     _check_k(config, len(split.train))
-    given.announce(f"layers {', '.join(layers)}")
-    train, test = features_of_both(given, layers, centre_crop(backbone.input, config.size))
+    measurement.announce(f"layers {', '.join(layers)}")
+    train, test = features_of_both(measurement, layers, centre_crop(backbone.input, config.size))
     _check_k(config, len(train))  # without those that could not be read
     rows = test.columns()
     labels = torch.from_numpy(train.images.labels)
     for layer in layers:
-        given.check_interrupt()
+        measurement.check_interrupt()
         bank, queries = (stored.maps[layer].flatten(1) for stored in (train, test))
         own = queries.tensor_split(world.size)[world.rank]
         found = neighbours(own, bank, max(config.k), world.device)
@@ -85,6 +85,6 @@ knn = Protocol(
     show=_show,
     section=LayersSection("Nearest neighbours", r"knn\d+(/t.*)?"),
     returns="``LAYER/knnK``, top-1; at further temperatures ``LAYER/knnK/tT``",
-    position="layer",
+    positional_key="layer",
     floor=commonest_class,
 )

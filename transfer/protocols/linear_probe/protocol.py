@@ -30,15 +30,15 @@ from transfer.protocols.linear_probe.published import ATTRIBUTION, IMAGENET_PROB
 from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, accuracy_by_class, metrics
 
 
-def _measure(given: Measurement) -> Evaluation:
+def _measure(measurement: Measurement) -> Evaluation:
     """Features (kept where they can be), classifiers, the loop."""
-    split, world, run = given.split, given.world, given.run
-    layers = given.choose_layers()
-    config: LinearProbeConfig = given.config
-    given.announce(f"layers {', '.join(layers)}")
-    input = given.backbone.input
+    split, world, run = measurement.split, measurement.world, measurement.run
+    layers = measurement.choose_layers()
+    config: LinearProbeConfig = measurement.config
+    measurement.announce(f"layers {', '.join(layers)}")
+    input = measurement.backbone.input
     crop, interpolation = crops_of(config.crop, input), interpolation_of(input)
-    features = FrozenFeatures(given.backbone, layers, config.pooling, world.device, crop.size)
+    features = FrozenFeatures(measurement.backbone, layers, config.pooling, world.device, crop.size)
     train, held_out, test = split.train, None, split.test
     if len(config.rates) > 1:
         train, held_out = hold_out(train, config.held_out, split.source)
@@ -48,12 +48,12 @@ def _measure(given: Measurement) -> Evaluation:
     if config.cache != "off":
         limit, workers = config.runtime.broken_limit, config.runtime.workers
         extract = Extraction(
-            features, world, run.flag, config.train.precision, batch, workers, config.cache, limit, given.console
+            features, world, run.flag, config.train.precision, batch, workers, config.cache, limit, measurement.console
         )
         test = extract(Stream(test, view), "validation")
         held_out = held_out and extract(Stream(held_out, view), "held-out")
         if crop.kind != "centre" or crop.mirror:
-            given.console.print("training crops are augmented: their features are computed anew every time")
+            measurement.console.print("training crops are augmented: their features are computed anew every time")
         else:
             train = extract(Stream(train, centre), "training")
             stream = Stream(train.images, IndexOnly(), config.seed)
@@ -72,7 +72,7 @@ def _measure(given: Measurement) -> Evaluation:
         batch,
         config.runtime.workers,
     )
-    loop = Loop(task, stream, config, run, world, given.console.quiet)
+    loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     found = loop.fit()
     chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
     world.from_main(lambda: save_heads(run.path, chosen, split.classes))
@@ -120,7 +120,7 @@ linear_probe = Protocol(
     show=_show,
     section=LayersSection("Linear probes", r"top\d", IMAGENET_PROBES, attribution=ATTRIBUTION),
     returns="``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``",
-    position="layer",
+    positional_key="layer",
     predict=_predictor,
     floor=commonest_class,
 )

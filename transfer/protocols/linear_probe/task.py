@@ -72,14 +72,14 @@ class LinearProbe:
         net: the classifiers.
         features: the frozen backbone.
         train: training images, or their stored features.
-        held_out: the part of the training images that chooses learning rates, if there are several.
+        held_out: held-out training images for selecting the learning rate; None for a single rate.
         test: test images, or their stored features.
         classes: their names.
         view: view of images in evaluations.
         rate_factors: factors of the learning rate by parameter name.
-        world: shares out the images of evaluations.
-        batch: samples that a rank evaluates at once.
-        workers: processes that decode for evaluations.
+        world: ranks that share the evaluation.
+        batch: evaluation batch size per rank.
+        workers: loader workers for evaluation.
     """
 
     net: Probes

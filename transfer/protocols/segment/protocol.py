@@ -35,35 +35,35 @@ def _open(data: Data, config: SegmentConfig) -> Split:
     return split
 
 
-def _measure(given: Measurement) -> Evaluation:
+def _measure(measurement: Measurement) -> Evaluation:
     """A copy of the backbone, the scores on it, the loop, and the weights it ends with."""
-    split, world, run = given.split, given.world, given.run
-    config: SegmentConfig = given.config
+    split, world, run = measurement.split, measurement.world, measurement.run
+    config: SegmentConfig = measurement.config
     torch.manual_seed(config.seed)
-    backbone, new = prepare(given.backbone, config)
+    backbone, new = prepare(measurement.backbone, config)
     net = _build(config, backbone, len(split.classes)).to(world.device)
     net.freeze(*frozen_parts(net, config))
     _check_sizes(net, config.crop)
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     strides = f"stride {net.strides[-1]} ({', '.join(net.layers)})"
-    given.announce(f"training from {config.train_from}, {trained:,} weights; {strides}")
+    measurement.announce(f"training from {config.train_from}, {trained:,} weights; {strides}")
     view = WholeImages(len(split.classes), config.mirror)
     if config.crop:
         view = MaskedCrops(len(split.classes), config.crop, config.scale, config.mirror)
 
-    def start(_stream: Stream) -> None:
+    def init_weights(_stream: Stream) -> None:
         initialise(net, new, config, crops_of(split.train, backbone.input, config.seed))
         net.zero_scores()
 
     task = Segmentation(
         net=net,
-        start=start,
+        init_weights=init_weights,
         test=split.test,
         classes=split.classes,
         world=world,
         workers=config.runtime.workers,
     )
-    loop = Loop(task, Stream(split.train, view, config.seed), config, run, world, given.console.quiet)
+    loop = Loop(task, Stream(split.train, view, config.seed), config, run, world, measurement.console.quiet)
     found = loop.fit()
     world.from_main(lambda: save_net(run.path, loop.evaluated_net, split.classes, config.crop))
     return found

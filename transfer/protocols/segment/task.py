@@ -28,7 +28,7 @@ _SHOWN = 8
 
 @dataclass(kw_only=True, eq=False)
 class Segmentation(FineTuning):
-    """The task: cross-entropy over classes, averaged over the labelled pixels of an image, and over images."""
+    """Fine-tuning task for segmentation: cross-entropy averaged over an image's labelled pixels, then over images."""
 
     net: Segmenter
 

@@ -35,18 +35,18 @@ from transfer.protocols.svm.config import SVMConfig
 _NEGATIVES = 19  # of a low-shot classifier, for each positive
 
 
-def _measure(given: Measurement) -> Evaluation:
+def _measure(measurement: Measurement) -> Evaluation:
     """Features of both parts, then the classifiers layer by layer; a layer that is done is kept."""
-    backbone, split, world, run = given.backbone, given.split, given.world, given.run
-    layers = given.choose_layers()
-    config: SVMConfig = given.config
-    given.announce(f"layers {', '.join(layers)}")
-    shots = _fillable(split.train.labels, config, given)
+    backbone, split, world, run = measurement.backbone, measurement.split, measurement.world, measurement.run
+    layers = measurement.choose_layers()
+    config: SVMConfig = measurement.config
+    measurement.announce(f"layers {', '.join(layers)}")
+    shots = _fillable(split.train.labels, config, measurement)
     view = _view(config, backbone.input)
-    train, test = features_of_both(given, layers, view)
+    train, test = features_of_both(measurement, layers, view)
     labels = train.images.labels  # without those that could not be read
     if len(labels) < len(split.train):
-        shots = _fillable(labels, config, given)
+        shots = _fillable(labels, config, measurement)
     rows = {
         "names": np.array(list(test.images.names)),
         "classes": np.array(split.classes),
@@ -58,13 +58,15 @@ def _measure(given: Measurement) -> Evaluation:
             kept = run.checkpoints / f"layer-{number}"
             done = world.from_main(partial(_kept, kept, rows["names"]))
             if not done:
-                done = _classify(*(part.maps[layer] for part in (train, test)), labels, rows, shots, given, processes)
+                done = _classify(
+                    *(part.maps[layer] for part in (train, test)), labels, rows, shots, measurement, processes
+                )
                 world.from_main(partial(_keep, kept, {"names": rows["names"], **done}))
             columns = {f"{layer}/{kind}": column for kind, column in done.items() if kind != "names"}
-            of_layer = figures_of(metrics, {**rows, **columns})
-            words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in of_layer.items())
-            given.console.print(f"mAP {words}", markup=False)
-            figures, scored = figures | of_layer, scored | columns
+            layer_figures = figures_of(metrics, {**rows, **columns})
+            words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in layer_figures.items())
+            measurement.console.print(f"mAP {words}", markup=False)
+            figures, scored = figures | layer_figures, scored | columns
     return Evaluation(figures, len(rows["names"]), {**rows, **scored})
 
 
@@ -94,7 +96,7 @@ def _normalised(maps: Tensor) -> np.ndarray:
     return (flat / (flat.norm(dim=1, keepdim=True) + 1e-5)).numpy()
 
 
-def _fillable(labels: np.ndarray, config: SVMConfig, given: Measurement) -> list[int]:
+def _fillable(labels: np.ndarray, config: SVMConfig, measurement: Measurement) -> list[int]:
     """The numbers of positives that every class has, with their negatives; others are named.
 
     Raises:
@@ -103,15 +105,15 @@ def _fillable(labels: np.ndarray, config: SVMConfig, given: Measurement) -> list
     positives, negatives = (labels == POSITIVE).sum(0), (labels != POSITIVE).sum(0) - (labels == IGNORED).sum(0)
     for what, counts in (("positive", positives), ("negative", negatives)):
         if (counts == 0).any():
-            name = given.split.classes[int((counts == 0).argmax())]
-            raise UserError(f"the training images of {given.split.source!r} have no {what} of the class {name!r}")
+            name = measurement.split.classes[int((counts == 0).argmax())]
+            raise UserError(f"the training images of {measurement.split.source!r} have no {what} of the class {name!r}")
     found = []
     for k in config.low_shot:
         short = (positives < k) | (negatives < _NEGATIVES * k)
         if short.any():
             number = int(short.argmax())
-            given.console.print(
-                f"low-shot {k} is left out: {given.split.classes[number]} has {positives[number]} positives and "
+            measurement.console.print(
+                f"low-shot {k} is left out: {measurement.split.classes[number]} has {positives[number]} positives and "
                 f"{negatives[number]} negatives, {k} and {_NEGATIVES * k} are needed",
                 markup=False,
             )
@@ -128,11 +130,11 @@ def _classify(
     labels: np.ndarray,
     scored: Rows,
     shots: Sequence[int],
-    given: Measurement,
+    measurement: Measurement,
     processes: Processes,
 ) -> dict[str, np.ndarray]:
     """``svm`` (n, K) decision values, and ``low_shot/k`` (n, draws, K), from a layer's maps of both parts."""
-    world, config = given.world, given.config
+    world, config = measurement.world, measurement.config
     learned, directions = onto_span(_normalised(train))
     others = _normalised(test) if directions is None else _normalised(test) @ directions
     shared = [processes.share(learned), processes.share(others)]
@@ -142,7 +144,7 @@ def _classify(
         settings = (config.costs, config.seed) if all_costs else (config.costs, config.folds, config.seed)
         call, found = scores_by_cost if all_costs else chosen_scores, {}
         for start in range(0, by_rank, count):  # so many classes a rank at once: stops are heard in between
-            given.check_interrupt()
+            measurement.check_interrupt()
             classes = range(labels.shape[1])
             parts = [classes[rank :: world.size][start : start + count] for rank in range(world.size)]
             tasks = [(labels[:, number], *settings) for number in parts[world.rank]]
@@ -234,6 +236,6 @@ svm = Protocol(
         "Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision", note=_chosen_on_test
     ),
     returns="``LAYER/svm_map``, and ``LAYER/low_shot/K`` for K positives, mean over draws",
-    position="layer",
+    positional_key="layer",
     floor=random_order,
 )

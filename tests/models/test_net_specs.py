@@ -20,7 +20,7 @@ def test_descriptions_are_stored_as_before(name):
     stored = {"name": name, "in_channels": 3, **STORED[name]}
     spec = NetSpec.from_dict(stored, "the file")
     assert list(spec.to_dict().items()) == list(stored.items())
-    assert spec.options == family(name).options(**family(name).own(**STORED[name]))
+    assert spec.options == family(name).options(**family(name).supported_options(**STORED[name]))
     assert spec_of(build_net(spec, 64)) == spec
 
 
@@ -33,8 +33,8 @@ def test_a_family_has_its_own_options_only():
 
 def test_a_changed_description_keeps_the_rest():
     spec = NetSpec("alexnet", 3, fc=32, variant="rotnet")
-    assert spec.changed(fc=0) == NetSpec("alexnet", 3, variant="rotnet")
-    assert spec.changed(1, norm=False) == NetSpec("alexnet", 1, fc=32, variant="rotnet", norm=False)
+    assert spec.replace(fc=0) == NetSpec("alexnet", 3, variant="rotnet")
+    assert spec.replace(1, norm=False) == NetSpec("alexnet", 1, fc=32, variant="rotnet", norm=False)
 
 
 @pytest.mark.parametrize(
