@@ -81,7 +81,8 @@ def test_a_bug_is_named_and_not_started_again(slurm, tmp_path):
 
 
 def test_a_job_runs_the_users_code_as_it_was_submitted(slurm, tmp_path, photo_folder):
-    (tmp_path / "mine.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Conv2d(3, 4, 3)\n")
+    net = "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n"
+    (tmp_path / "mine.py").write_text(net)
     slurm("submit", "--profile=local", "--", "transfer", "knn", "--backbone=mine:net,size=32", f"--data={photo_folder}",
           "--out=runs/k", "--k=1", "--workers=0")  # fmt: skip
     (tmp_path / "mine.py").write_text("raise SystemExit('edited')\n")
