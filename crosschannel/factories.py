@@ -28,6 +28,12 @@ class Entry:
     config: str | type
     help: str
 
+    @classmethod
+    def of_user(cls, import_path: str, keys: type, documented: type) -> "Entry":
+        """The entry of a user-defined object; its help is the first line of a class's docstring."""
+        doc = (documented.__doc__ or "").strip() or import_path
+        return cls(import_path, keys, doc.splitlines()[0])
+
     @property
     def keys(self) -> type:
         """The dataclass of its keys."""

@@ -55,8 +55,8 @@ class Command:
 
     def keys(self, argv: Sequence[str] = (), configs: Path = Path()) -> type:
         """The dataclass of its keys, as far as flags (and the config that they name) choose among several."""
-        found = self.config if isinstance(self.config, type) else resolve_name(self.config)
-        return found(_given(self.by, argv, configs)) if self.by else found
+        config = self.config if isinstance(self.config, type) else resolve_name(self.config)
+        return config(_given(self.by, argv, configs)) if self.by else config
 
 
 def _given(key: str, argv: Sequence[str], configs: Path) -> str | None:

@@ -35,6 +35,6 @@ _MODULES = {
     "transfer.comparison": "compare",
     "transfer.predict": "load_predictor",
 }
-for _row in PROTOCOLS.values():
-    _MODULES |= [path.split(":") for path in (_row.import_path, _row.config)]
+for _entry in PROTOCOLS.values():
+    _MODULES |= [path.split(":") for path in (_entry.import_path, _entry.config)]
 __getattr__, __dir__, __all__ = lazy_names(__name__, _MODULES)

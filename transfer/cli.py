@@ -11,7 +11,7 @@ PROGRAM = Program(
     "transfer",
     "Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.",
     {
-        **{name: protocol_command(row.config, row.help) for name, row in PROTOCOLS.items()},
+        **{name: protocol_command(entry.config, entry.help) for name, entry in PROTOCOLS.items()},
         "proposals": Command(
             "transfer.config:ProposalsConfig",
             "transfer.proposals.command:main",

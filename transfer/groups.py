@@ -14,7 +14,7 @@ from crosschannel.commands.config import pretrain_keys
 from crosschannel.errors import UserError
 from crosschannel.runs.config import defaults, flatten, science
 from crosschannel.runs.result import Result
-from transfer.protocols import SCORED, find_protocol
+from transfer.protocols import find_protocol, is_protocol
 
 # Keys that follow from the net: they distinguish runs of one backbone, but not those of several.
 _OF_THE_NET = {"layer", "size", "input", "skips"}
@@ -73,7 +73,7 @@ def group(runs: list[tuple[Path, Result]]) -> list[Group]:
         first = members[0][1]
         science, backbone = science_of(first), _without_seed(first.backbone)
         differing = _differing(by_backbone[first.protocol, first.data, backbone])
-        if first.protocol not in ("pretrain", *SCORED):
+        if is_protocol(first.protocol):
             differing |= _differing(by_protocol[first.protocol, first.data]) - _OF_THE_NET
         words = ", ".join(f"{key}={value}" for key, value in science.items() if key in differing)
         groups.append(Group(f"{backbone} ({words})" if words else backbone, backbone, members))

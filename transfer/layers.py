@@ -173,8 +173,9 @@ def _alike(
         caption += " The two panels are of different data: their heights cannot be compared."
     apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
     yield Figure(plot, caption, lambda write: accuracy_by_layer(plot, shown, curves, axis, published, apart, write))
+    spec = load_metric_spec(first.protocol)
     for kind in found:
-        show = load_metric_spec(first.protocol).format_of(kind)
+        show = spec.format_of(kind)
         rows = [
             [entry.label, *(entry.cell(f"{layer}/{kind}", show.factor, show.decimals) for layer in layers)]
             for entry in groups

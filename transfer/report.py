@@ -24,7 +24,7 @@ from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
 from transfer.config import ReportConfig
 from transfer.groups import Group, called, group, over_seeds, science_of, setting
-from transfer.protocols import SCORED, load_metric_spec
+from transfer.protocols import is_protocol, load_metric_spec
 
 _MEANINGS = {  # of what pretraining is judged by
     "loss": "what the task is trained to lower",
@@ -180,7 +180,7 @@ def _origins(groups: list[Group]) -> Iterator[Block]:
     """For every run: the command that makes it again, where the weights come from, and the whole config."""
     for entry in groups:
         for path, result in entry.runs:
-            program = "crosschannel" if result.protocol in ("pretrain", *SCORED) else "transfer"
+            program = "transfer" if is_protocol(result.protocol) else "crosschannel"
             lines = [
                 f"{program} {result.protocol} --config {path}/config.yaml --out NEW",
                 f"backbone: {result.backbone}",

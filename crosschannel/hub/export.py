@@ -158,9 +158,8 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exp
         raise UserError("crosschannel.timm registers no net of this shape; export it as safetensors")
     _save_state(net.state_dict(), out, write)
     row, options = family(spec.name), spec.options
-    needs_geometry = row.has_option("geometry") and (
-        options.geometry != "probe" or not options.fc
-    )  # without fc layers both geometries exist
+    is_default = options.geometry == "probe" and options.fc  # without fc layers both geometries exist
+    needs_geometry = row.has_option("geometry") and not is_default
     arguments: dict[str, object] = {"geometry": options.geometry} if needs_geometry else {}
     arguments |= {} if options.norm else {"norm": False}
     arguments |= {"fc_width": options.fc} if options.fc != row.fc else {}

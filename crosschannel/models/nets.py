@@ -173,7 +173,9 @@ class NetSpec:
         Raises:
             UserError: a key is missing or unknown, or a value is invalid.
         """
-        values = {key: tree[key] for key in ("name", "in_channels") if key in tree} if isinstance(tree, Mapping) else 0
+        values = (
+            {key: tree[key] for key in ("name", "in_channels") if key in tree} if isinstance(tree, Mapping) else tree
+        )
         header = typed(_SpecHeader, values, source)
         row = family(header.name)
         others = {key: value for key, value in tree.items() if key not in values}
@@ -183,7 +185,7 @@ class NetSpec:
 
 @dataclass
 class _SpecHeader:
-    """The keys of a stored description besides its options."""
+    """Name and input channels of a stored description."""
 
     name: str = "alexnet"
     in_channels: Annotated[int, within(1, 64)] = 1

@@ -64,8 +64,7 @@ def _user_entry(import_path: str) -> Entry:
         raise UserError(f"the task {import_path!r} must define {', '.join(lacking)}")
     if task_class.decoder:
         import_object(task_class.decoder)
-    doc = (task_class.__doc__ or "").strip() or import_path
-    return Entry(import_path, keys, doc.splitlines()[0])
+    return Entry.of_user(import_path, keys, task_class)
 
 
 def create(

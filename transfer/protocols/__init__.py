@@ -58,6 +58,11 @@ def load_protocol(name: str) -> "Protocol | None":
     return entry and entry.load()
 
 
+def is_protocol(command: str) -> bool:
+    """Whether runs of a command are a protocol's, known here or not."""
+    return command not in ("pretrain", *SCORED)
+
+
 def load_metric_spec(name: str) -> "Protocol | MetricSpec | None":
     """Metric spec of a command; None if its runs store no per-image rows."""
     return resolve_name(SCORED[name]) if name in SCORED else load_protocol(name)
@@ -68,9 +73,7 @@ def _user_entry(import_path: str) -> Entry:
     protocol = import_object(import_path)
     if not isinstance(protocol, resolve_name("transfer.protocol:Protocol")):
         raise UserError(f"{import_path!r} must be a transfer.protocol.Protocol, got {type(protocol).__name__}")
-    keys = protocol.config
-    doc = (keys.__doc__ or "").strip() or import_path
-    return Entry(import_path, keys, doc.splitlines()[0])
+    return Entry.of_user(import_path, protocol.config, protocol.config)
 
 
 def protocol_command(config: str | type, help: str = "") -> Command:
