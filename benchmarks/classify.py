@@ -23,8 +23,8 @@ from torchvision.transforms import v2
 
 import transfer
 from crosschannel import load_backbone
+from crosschannel.config.training import OptimConfig, RuntimeConfig, TrainConfig
 from crosschannel.data import Stream, load_batches
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, TrainConfig
 from crosschannel.training.device import find_device
 from crosschannel.training.memory import keep_freed_memory
 from transfer.linear_models import Processes, onto_span

@@ -18,10 +18,10 @@ from torchvision.models import alexnet
 from torchvision.transforms import v2
 
 import transfer
+from crosschannel.config.training import RuntimeConfig, TrainConfig
 from crosschannel.data import ImageSet, open_images
 from crosschannel.data.images import Subset
 from crosschannel.data.order import epoch_order
-from crosschannel.runs.config import RuntimeConfig, TrainConfig
 from crosschannel.training.device import find_device
 from crosschannel.training.memory import keep_freed_memory
 from transfer.protocol import as_config

@@ -24,9 +24,9 @@ from torchvision.transforms import v2
 
 import transfer
 from crosschannel import load_backbone
+from crosschannel.config.training import OptimConfig, RuntimeConfig, TrainConfig
 from crosschannel.data import Stream, Subset, load_batches
 from crosschannel.data.views import Squashed
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, TrainConfig
 from crosschannel.training.device import find_device
 from crosschannel.training.memory import keep_freed_memory
 from crosschannel.training.ranks import join_world

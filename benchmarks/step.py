@@ -12,12 +12,12 @@ import torch
 from timing import apart, machine, peak_memory, table
 from torch import nn
 
+from crosschannel.config.training import RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
 from crosschannel.data import Batch, CropConfig, Stream, TrainingCrops, load_batches, open_images
 from crosschannel.models import NetSpec
 from crosschannel.pretext import create
 from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.pretext.pretraining import Pretraining
-from crosschannel.runs.config import RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
 from crosschannel.runs.folder import RunFolder
 from crosschannel.training.device import AUTO, device_kind, find_device
 from crosschannel.training.loop import Loop

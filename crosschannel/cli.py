@@ -2,8 +2,15 @@
 
 import sys
 
-from crosschannel import command_line
-from crosschannel.command_line import Command, Program
+from crosschannel.command import Command
+from crosschannel.program import Program, run_program
+
+
+def _measure(source: str) -> tuple[str, ...]:
+    """Commands that measure new weights."""
+    probe = f"transfer linear-probe --config imagenette --backbone {source} --data DATA"
+    return probe, f"transfer knn --backbone {source} --data DATA"
+
 
 PROGRAM = Program(
     "crosschannel",
@@ -13,34 +20,43 @@ PROGRAM = Program(
             "crosschannel.commands.config:pretrain_keys",
             "crosschannel.commands.pretrain:main",
             "learn a representation from unlabelled images",
-            by="task",
-            after="crosschannel.commands.after:pretrain",
+            selector="task",
+            next_steps="crosschannel.commands.next_steps:pretrain",
         ),
         "colorize": Command(
             "crosschannel.commands.config:ColorizeConfig",
             "crosschannel.commands.colorize:colorize",
             "colour pictures with a trained net",
             ("images",),
-            after="crosschannel.commands.after:colorize",
+            next_steps=(
+                "crosschannel colorize {images[0]} --model {model} --saturation 1.3",
+                "crosschannel evaluate --methods {model} grey truth --data COLOUR-PHOTOS",
+            ),
         ),
         "evaluate": Command(
             "crosschannel.evaluation.config:EvaluateConfig",
             "crosschannel.evaluation.evaluate:main",
             "score colourings: AuC, PSNR, a classifier's top-1, cost",
-            after="crosschannel.commands.after:evaluate",
+            next_steps="crosschannel.commands.next_steps:evaluate",
         ),
         "prior": Command(
             "crosschannel.commands.config:PriorConfig",
             "crosschannel.commands.prior:estimate_prior",
             "estimate the ab prior of a collection of images",
-            after="crosschannel.commands.after:prior",
+            next_steps=(
+                "crosschannel pretrain --config colornet --objective.prior {out} --data {data}",
+                "crosschannel pretrain --config alexnet --objective.prior {out} --data {data}",
+            ),
         ),
         "shard": Command(
             "crosschannel.commands.config:ShardConfig",
             "crosschannel.commands.shard:shard",
             "pack images into indexed tar shards",
             ("data", "out"),
-            after="crosschannel.commands.after:shard",
+            next_steps=(
+                "crosschannel pretrain --config alexnet --data {out} --out runs/a-0",
+                "crosschannel-slurm submit --profile a100 -- crosschannel pretrain --config alexnet --data {out}",
+            ),
         ),
         "export": Command(
             "crosschannel.commands.config:ExportConfig",
@@ -48,7 +64,7 @@ PROGRAM = Program(
             "a backbone for other libraries, with a model card",
             ("backbone",),
             {"layers": "layer"},
-            after="crosschannel.commands.after:export",
+            next_steps="crosschannel.commands.next_steps:export",
         ),
         "import": Command(
             "crosschannel.commands.config:ImportConfig",
@@ -56,66 +72,69 @@ PROGRAM = Program(
             "other people's weights as ours",
             ("file",),
             {"as": "name"},
-            after="crosschannel.commands.after:import_file",
+            next_steps=_measure("{out}"),
         ),
         "push": Command(
             "crosschannel.commands.config:PushConfig",
             "crosschannel.commands.export:push",
             "a backbone to the Hugging Face Hub",
             ("backbone", "repository"),
-            after="crosschannel.commands.after:push",
+            next_steps=_measure("hf-hub:{repository}"),
         ),
         "zoo": Command(
             "crosschannel.commands.config:ZooConfig",
             "crosschannel.commands.zoo:show",
             "list published weights that have a name",
-            after="crosschannel.commands.after:zoo",
+            next_steps=("crosschannel fetch eccv16", "crosschannel colorize photo.jpg"),
         ),
         "fetch": Command(
             "crosschannel.commands.config:FetchConfig",
             "crosschannel.commands.zoo:fetch_source",
             "download weights ahead, on a login node",
             ("source",),
-            after="crosschannel.commands.after:fetch",
+            next_steps="crosschannel.commands.next_steps:fetch",
         ),
         "study build": Command(
             "crosschannel.study.config:StudyBuildConfig",
             "crosschannel.study.build:build",
             "the pictures of a perception study: real or fake?",
-            after="crosschannel.commands.after:study_build",
+            next_steps=("crosschannel study serve {out}",),
         ),
         "study serve": Command(
             "crosschannel.study.config:StudyServeConfig",
             "crosschannel.study.server:run",
             "its web pages, for participants",
             ("study",),
-            after="crosschannel.commands.after:study_serve",
+            next_steps=("crosschannel study report {study} --out {study}-report",),
         ),
         "study report": Command(
             "crosschannel.study.config:StudyReportConfig",
             "crosschannel.study.report:report",
             "how often people were fooled",
             ("study",),
-            after="crosschannel.commands.after:study_report",
+            next_steps=("crosschannel evaluate --methods METHODS --data DATA --realism {out}/fooled.csv",),
         ),
         "demo": Command(
             "crosschannel.demo.config:DemoConfig",
             "crosschannel.demo.server:demo",
             "a web page that colours pictures",
-            after="crosschannel.commands.after:demo",
+            next_steps="crosschannel.commands.next_steps:demo",
         ),
         "layers": Command(
             "crosschannel.commands.config:LayersConfig",
             "crosschannel.commands.layers:show",
             "list the layers of a backbone",
             ("backbone",),
-            after="crosschannel.commands.after:layers",
+            next_steps=_measure("{backbone}"),
         ),
         "configs": Command(
             "crosschannel.commands.config:ConfigsConfig",
-            "crosschannel.help:show_configs",
+            "crosschannel.commands.configs:show",
             "list the packaged configs",
-            after="crosschannel.commands.after:configs",
+            next_steps=(
+                "crosschannel pretrain --config alexnet --help",
+                "crosschannel pretrain --config alexnet --data DATA --print_config",
+            ),
         ),
     },
 )
@@ -123,7 +142,7 @@ PROGRAM = Program(
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 bad input, 75 interrupted and saved."""
-    return command_line.main(PROGRAM, argv)
+    return run_program(PROGRAM, argv)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,16 @@ A bad file is one :class:`UserError`; lines of a log that are damaged are left o
 
 import io
 import json
+import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, read_text
-from crosschannel.keys import check_config, fits
 
-T = TypeVar("T")
 _LONGEST_YAML = 1 << 20  # characters
 LARGEST = 1 << 29  # bytes of the arrays of a file
 
@@ -55,36 +53,51 @@ def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
     """The keys of a YAML file; ``what`` names it in messages.
 
     Raises:
-        UserError: it is no YAML, holds no keys, one of them twice, or aliases (which can stand for anything).
+        UserError: as :func:`parse_yaml`, or it holds no keys.
     """
-    import yaml
-
-    text, what = read_text(path), what or str(path)
-    check_yaml(text, what)
-    try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{what} is no YAML: {_first_line(error)}") from None
+    what = what or str(path)
+    tree = parse_yaml(read_text(path), what)
     if not isinstance(tree, dict):
         raise UserError(f"{what} is damaged: it holds no keys")
     return tree
 
 
-def check_yaml(text: str, what: str) -> None:
-    """Raise a UserError for a text that is no YAML, or that a reader would take for more, or less, than it says."""
+def parse_yaml(text: str, what: str) -> Any:
+    """The value of a YAML text; 1e-3 is a number, and a date is a string.
+
+    Raises:
+        UserError: it is no YAML, has a key twice (the second would win in silence), or aliases (a bomb).
+    """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     if len(text) > _LONGEST_YAML:
         raise UserError(f"{what} is longer than {_LONGEST_YAML} characters")
+    loader = _yaml_loader()
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
             raise UserError(f"{what} has an alias (*name); write the value out")
         _check_keys(yaml.compose(text, loader), what)
-    except (yaml.YAMLError, ValueError) as error:
+        return yaml.load(text, loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"{what} is no YAML: {_first_line(error)}") from None
     except RecursionError:
         raise UserError(f"{what} is nested too deeply") from None
+
+
+@cache
+def _yaml_loader() -> type:
+    """PyYAML's safe loader with the floats of YAML 1.2."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, regex) for tag, regex in rules if not tag.endswith((":timestamp", ":float"))]
+            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    number = r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{number})$"), list("-+0123456789."))
+    return Loader
 
 
 def _check_keys(node: Any, what: str) -> None:
@@ -140,45 +153,3 @@ def read_arrays(path: Path, limit: int = LARGEST) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # decoders raise whatever they like on bytes they cannot read
         raise UserError(f"{path} is damaged or no .npz file: {error or type(error).__name__}") from None
-
-
-def typed(cls: type[T], tree: Any, what: str) -> T:
-    """A dataclass from what JSON had for it, its types and ranges checked.
-
-    Raises:
-        UserError: a key too many or too few, a value of another type or out of range; it begins with ``what``.
-    """
-    if hasattr(cls, "from_dict"):
-        return cls.from_dict(tree, what)
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{what} is damaged: it holds no keys")
-    tree = getattr(cls, "of_earlier_version", dict)(tree)
-    hints, values = get_type_hints(cls, include_extras=True), {}
-    known = {entry.name: entry for entry in fields(cls) if entry.init}
-    for key in tree:
-        if key not in known:
-            raise UserError(f"{what} is damaged, or of a newer version: it has the key {str(key)[:80]!r}")
-    for key, entry in known.items():
-        if key in tree:
-            values[key] = _converted(tree[key], hints[key], f"{what}: {key}")
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise UserError(f"{what} is damaged: it lacks the key {key!r}")
-    try:
-        found = cls(**values)
-        check_config(found)
-    except UserError as error:
-        raise UserError(f"{what} is damaged: {error}") from None
-    return found
-
-
-def _converted(value: Any, hint: Any, what: str) -> Any:
-    """A value of JSON as a key of this type has it."""
-    if get_origin(hint) is list and is_dataclass(get_args(hint)[0]) and isinstance(value, list):
-        return [typed(get_args(hint)[0], one, what) for one in value]
-    inner = next((kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and is_dataclass(kind)), None)
-    if inner and not (value is None and inner is not hint):
-        return typed(inner, value, what)
-    if not fits(value, hint):
-        raise UserError(f"{what} is damaged: it is {str(value)[:80]!r}")
-    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    return tuple(value) if get_origin(plain) is tuple else value

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from crosschannel.color.lab import Lightness
 from crosschannel.hub.files import LICENCE, names_us, read_weights
-from crosschannel.keys import FC_WIDTH
 from crosschannel.models import LayeredNet, NetSpec, build_net, family
 from crosschannel.models.nets import is_registered
 
+_MAX_FC_WIDTH = 65536
 # net: (side of its crops, side of its last map, layers at which features are taken by default)
 _NETS = {
     "alexnet": (227, 1, ("conv1", "conv2", "conv3", "conv4", "conv5")),
@@ -86,8 +86,9 @@ class CrosschannelNet(nn.Module):
         _require("in_chans", in_chans, in_chans in (1, 3), "3 (RGB in [0, 1]) or 1 (L - 50)")
         _require("drop_rate", drop_rate, _is_number(drop_rate) and 0 <= drop_rate < 1, "within 0 … 1")
         _require("norm", norm, isinstance(norm, bool), "True or False")
-        width_rule = FC_WIDTH.words if net_family.has_option("fc") else f"0: {name} has no fully connected layers"
-        is_width = _is_count(fc_width) and (FC_WIDTH.holds(fc_width) if net_family.has_option("fc") else fc_width == 0)
+        most = _MAX_FC_WIDTH if net_family.has_option("fc") else 0
+        is_width = _is_count(fc_width) and fc_width <= most
+        width_rule = f"within 0..{most}" if most else f"0: {name} has no fully connected layers"
         _require("fc_width", fc_width, fc_width is None or is_width, width_rule)
         geometries = ("probe", "padded") if net_family.has_option("geometry") else ()
         geometry_rule = " or ".join(map(repr, geometries)) or f"left out: {name} has one geometry"

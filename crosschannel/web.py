@@ -11,9 +11,10 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
+from crosschannel.config.load import check_value
+from crosschannel.config.types import Host
 from crosschannel.console import say
 from crosschannel.errors import UserError
-from crosschannel.keys import HOST, require
 
 try:
     import uvicorn
@@ -110,7 +111,7 @@ def serve(app: Guarded, host: str, port: int, what: str) -> None:
     Raises:
         UserError: the address cannot be listened on.
     """
-    require(HOST.holds(host), f"host must be {HOST.words}", repr(host))
+    check_value("host", host, Host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,16 +1,15 @@
 """`crosschannel-slurm COMMAND …`."""
 
 import importlib.util
-import json
 import os
 import shlex
 import sys
 from pathlib import Path
 
-from crosschannel import command_line
-from crosschannel.command_line import Command, Program
+from crosschannel.command import Command
+from crosschannel.config.flags import split_at_separator
 from crosschannel.errors import UserError
-from crosschannel.parsing import options_of
+from crosschannel.program import Program, run_program
 from crosschannel.stored import read_yaml
 from slurm.job_folder import no_jobs
 
@@ -23,8 +22,9 @@ PROGRAM = Program(
             "slurm.config:SubmitConfig",
             "slurm.submit:submit",
             "queue a command: submit [--profile NAME|FILE] … -- crosschannel pretrain …",
+            ("command",),
             configs=PROFILES,
-            told_by="profile",
+            config_flag="profile",
             tail=" -- COMMAND …",
         ),
         "status": Command(
@@ -32,7 +32,7 @@ PROGRAM = Program(
             "slurm.watch:status",
             "a table of runs and their jobs",
             ("runs",),
-            after="slurm.watch:after_status",
+            next_steps="slurm.watch:suggest_after_status",
         ),
         "logs": Command(
             "slurm.config:LogsConfig",
@@ -40,21 +40,21 @@ PROGRAM = Program(
             "what all ranks wrote; -f follows",
             ("run",),
             {"f": "follow"},
-            after="slurm.watch:after_logs",
+            next_steps=("crosschannel-slurm status {run}", "crosschannel-slurm cancel {run}"),
         ),
         "cancel": Command(
             "slurm.config:CancelConfig",
             "slurm.watch:cancel",
             "end the jobs of runs",
             ("runs",),
-            after="slurm.watch:after_cancel",
+            next_steps="slurm.watch:suggest_after_cancel",
         ),
         "resume": Command(
             "slurm.config:SubmitConfig",
             "slurm.submit:submit",
             "queue a run again, as it was: resume RUN …",
             configs=PROFILES,
-            told_by="profile",
+            config_flag="profile",
             head=" RUN",
         ),
     },
@@ -63,42 +63,23 @@ PROGRAM = Program(
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 bad input."""
-    return command_line.main(PROGRAM, argv, _prepared)
+    return run_program(PROGRAM, argv, _translate)
 
 
-def _prepared(argv: list[str]) -> list[str]:
-    """Translate a command line to plain flags: the command after ``--`` (of `submit`), ``--profile``, repeated
-    ``--sweep``, ``-f``, and the stored submission of a run (of `resume`)."""
-    if argv[:2] == ["resume", "--"]:
-        argv = ["resume", *argv[2:]]
-    options = options_of(argv)
-    if options[:1] not in (["submit"], ["resume"]):
-        return [*("--follow" if word == "-f" else word for word in options), *argv[len(options) :]]
-    command, argv = argv[len(options) + 1 :], options
-    if {"-h", "--help"} & set(argv):
-        return argv
-    programs = [place for place, word in enumerate(argv) if Path(word).name in ("crosschannel", "transfer")]
-    if argv[0] == "submit" and not command and programs:
-        whole = [*argv[: programs[0]], "--", *argv[programs[0] :]]
+def _translate(words: list[str]) -> list[str]:
+    """Check a submission, and turn ``resume RUN`` into ``submit --profile`` with the stored submission of the run."""
+    options, command = split_at_separator(words)
+    if options[:1] not in (["submit"], ["resume"]) or {"-h", "--help"} & set(options):
+        return words
+    programs = [place for place, word in enumerate(options) if Path(word).name in ("crosschannel", "transfer")]
+    if options[0] == "submit" and not command and programs:
+        whole = [*options[: programs[0]], "--", *options[programs[0] :]]
         raise UserError(f"put -- before the command: crosschannel-slurm {shlex.join(whole)}")
-    if argv[0] == "resume":
-        argv = ["submit", *_stored(argv[1:])]
+    if options[0] == "resume":
+        words = ["submit", *_stored(options[1:] or command), *["--", *command] * bool(options[1:] and command)]
     if importlib.util.find_spec("submitit") is None:
         raise UserError("submitit is missing: pip install 'crosschannel[slurm]'")
-    words, axes = [], []
-    rest = iter(argv)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        if flag == "--sweep":
-            axes.append(value if equals else next(rest, ""))
-        elif flag == "--profile":
-            words.append("--config=" + (value if equals else next(rest, "")))
-        elif word in ("--no-path-check", "--no_path_check"):
-            words.append("--path_check=false")
-        else:
-            words.append(word)
-    words += [f"--command={json.dumps(command, ensure_ascii=False)}"] * bool(command)
-    return words + [f"--sweep={json.dumps(axes, ensure_ascii=False)}"] * bool(axes)
+    return words
 
 
 def _stored(words: list[str]) -> list[str]:
@@ -114,7 +95,7 @@ def _stored(words: list[str]) -> list[str]:
         raise UserError(f"{path} does not name a folder that is here: it was submitted from {cwd or 'nowhere'}")
     path = path.absolute()
     os.chdir(cwd)
-    return [f"--config={path}", *words[1:]]
+    return [f"--profile={path}", *words[1:]]
 
 
 if __name__ == "__main__":

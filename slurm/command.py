@@ -12,7 +12,11 @@ from typing import Any
 import crosschannel.cli
 import crosschannel.hub
 import transfer.cli
-from crosschannel.command_line import Program
+from crosschannel.config.flags import split_at_separator
+from crosschannel.config.keys import allows_download, input_paths, sources, values_of_role
+from crosschannel.config.load import to_yaml
+from crosschannel.config.training import TrainedConfig, check_ranks
+from crosschannel.config.types import Data
 from crosschannel.data.datasets import kind_of
 from crosschannel.data.open import open_images
 from crosschannel.data.remote import is_remote
@@ -29,16 +33,7 @@ from crosschannel.hub.sources import (
     user_imports,
     user_packages,
 )
-from crosschannel.parsing import options_of
-from crosschannel.runs.config import (
-    TrainedConfig,
-    check_ranks,
-    is_to_be_fetched,
-    named_paths,
-    of_role,
-    sources,
-    to_yaml,
-)
+from crosschannel.program import Program
 from crosschannel.runs.folder import RunFolder
 from slurm.snapshot import is_local
 from transfer.protocols import load_protocol
@@ -82,8 +77,8 @@ class WrappedCommand:
     @property
     def local_data(self) -> str:
         """The data that a node can copy to its own disk; empty for none."""
-        named = of_role(self.config, "data").values() if self.has_run_folder else ()
-        if is_to_be_fetched(self.config):  # it may not be there yet
+        named = values_of_role(self.config, Data).values() if self.has_run_folder else ()
+        if allows_download(self.config):  # it may not be there yet
             named = ()
         return next((data for data in named if _data_paths(data)), "")
 
@@ -114,11 +109,10 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
         raise UserError("after -- comes a command such as: crosschannel pretrain --config imagenette")
     module, table = PROGRAMS[Path(program).name]
     name, *arguments = rest
-    table.command(name)
-    if {"-h", "--help"} & set(options_of(arguments)):
+    invocation = table.invoke(name, arguments)
+    if invocation.common.help:
         raise UserError(f"--help is for the command itself: {Path(program).name} {name} --help")
-    config = table.parse(name, [word for word in arguments if word != "--debug"])
-    return WrappedCommand(module, name, arguments, config)
+    return WrappedCommand(module, name, arguments, invocation.load())
 
 
 def sweep(words: Sequence[str], axes: Sequence[str]) -> list[WrappedCommand]:
@@ -134,12 +128,12 @@ def sweep(words: Sequence[str], axes: Sequence[str]) -> list[WrappedCommand]:
         raise UserError(f"a sweep is for commands with a run folder; {base.name} has none")
     if not any(word == "--out" or word.startswith("--out=") for word in base.arguments):
         raise UserError("a sweep needs --out: the folder that its run folders go into")
-    choices, options = [_axis(axis) for axis in axes], options_of(words)
+    choices, (options, operands) = [_axis(axis) for axis in axes], split_at_separator(words)
     commands = []
     for combination in product(*choices):
         place = Path(base.config.out) / "_".join(f"{key}={value}" for key, value in combination).replace("/", "-")
         flags = [*(f"--{key}={value}" for key, value in combination), f"--out={place}"]
-        commands.append(read_command([*options, *flags, *words[len(options) :]]))
+        commands.append(read_command([*options, *flags, "--", *operands]))
     if len({command.config.out for command in commands}) < len(commands):
         raise UserError(f"--sweep names a value twice: {', '.join(axes)}")
     return commands
@@ -181,7 +175,7 @@ def check_paths(command: WrappedCommand) -> None:
         UserError: one does not.
     """
     config, later = command.config, "on this machine; --no-path-check leaves that to the job"
-    named = {} if is_to_be_fetched(config) else of_role(config, "data")
+    named = {} if allows_download(config) else values_of_role(config, Data)
     paths = [("data", path) for data in named.values() for path in _data_paths(data)]
     for source in (parse_source(source) for _, _, source in sources(config)):
         paths += [("weights", path) for path in source_paths(source)]
@@ -197,7 +191,7 @@ def check_paths(command: WrappedCommand) -> None:
     for kind, path in paths:
         if not user_path(path).exists():
             raise UserError(f"no {kind} at {path} {later}")
-    for key, names in named_paths(config).items():
+    for key, names in input_paths(config).items():
         for name in names:
             if not is_remote(name) and not user_path(name).exists():
                 raise UserError(f"no {key.rpartition('.')[2]} at {name!r} {later}")
@@ -209,13 +203,13 @@ def prefetch(command: WrappedCommand) -> None:
     Raises:
         UserError: it cannot be had.
     """
-    for _, key, named in sources(command.config):
+    for _, role, named in sources(command.config):
         if is_fetched(parse_source(named)):
-            getattr(crosschannel.hub, f"load_{key.metadata['loads']}")(named)
-    for data in of_role(command.config, "data").values():
+            getattr(crosschannel.hub, f"load_{role.loads}")(named)
+    for data in values_of_role(command.config, Data).values():
         if kind_of(data).needs_download:
             open_images(data)
-    if is_to_be_fetched(command.config):
+    if allows_download(command.config):
         load_protocol(command.name).open_data(command.config.data, command.config)
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from crosschannel.keys import LINE, Device, Line, Seed, above, at_least, require
-from crosschannel.runs.config import PlainConfig
+from annotated_types import Ge, Interval
 
-_RUNS = {"help": "run folders, or folders of them"}
+from crosschannel.config.load import require
+from crosschannel.config.training import PlainConfig
+from crosschannel.config.types import HIDDEN, Count, Line, NonNegative
+
 # options of sbatch that have keys of their own …
 _KEYS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}
 # … and those that the launcher stands on
@@ -17,26 +19,26 @@ _OURS = {"array", "error", "open-mode", "output"}
 
 
 @dataclass
-class SubmitConfig:
+class SubmitConfig(PlainConfig):
     """Submit a command to SLURM, as one would type it on this machine."""
 
-    command: list[str] = field(default_factory=list, metadata={"hidden": True})
+    command: Annotated[list[str], HIDDEN] = field(default_factory=list)
     """what the job runs: given after --"""
     cluster: Literal["slurm", "local"] = "slurm"
     """slurm, or local: processes on this machine"""
     name: Line = ""
     """of the job; default the run folder's"""
-    nodes: Annotated[int, at_least(1, 100_000)] = 1
+    nodes: Annotated[int, Interval(ge=1, le=100_000)] = 1
     """machines"""
-    gpus_per_node: Annotated[int, at_least(0, 1024)] = 0
+    gpus_per_node: Annotated[int, Interval(ge=0, le=1024)] = 0
     """GPUs on each; 0 for a partition of CPUs"""
-    tasks_per_node: Annotated[int, at_least(0, 1024)] = 0
+    tasks_per_node: Annotated[int, Interval(ge=0, le=1024)] = 0
     """ranks on each; 0: one a GPU, or one"""
-    cpus_per_task: Annotated[int, at_least(0, 4096)] = 0
+    cpus_per_task: Annotated[int, Interval(ge=0, le=4096)] = 0
     """cores a rank, its loader workers included; 0: the cluster's default"""
-    mem_gb: Annotated[float, at_least(0, 1e6)] = 0.0
+    mem_gb: NonNegative = 0.0
     """memory a node, GB; 0: the cluster's default"""
-    hours: Annotated[float, above(0, 1e5)] = 24.0
+    hours: Annotated[float, Interval(gt=0, le=100_000)] = 24.0
     """time limit of one attempt; the run goes on in the next one"""
     partition: Line = ""
     """where it queues"""
@@ -46,9 +48,9 @@ class SubmitConfig:
     """quality of service"""
     constraint: Line = ""
     """features that nodes must have"""
-    sbatch: Annotated[dict[str, str], LINE] = field(default_factory=dict)
+    sbatch: dict[str, Line] = field(default_factory=dict)
     """any other option of sbatch, such as --sbatch.reservation=NAME; an empty value for one that takes none"""
-    srun: Annotated[list[str], LINE] = field(default_factory=list)
+    srun: list[Line] = field(default_factory=list)
     """options of srun, such as ["--mpi=none"]"""
     setup: list[str] = field(default_factory=list)
     """shell lines before the job: modules, a virtual environment"""
@@ -62,15 +64,15 @@ class SubmitConfig:
     """network interface of gloo and NCCL, such as ib0; default their choice"""
     scratch: Line = ""
     """folder on a node's own disk that the data are copied to first, such as $SLURM_TMPDIR"""
-    signal_before_s: Annotated[int, at_least(1)] = 180
+    signal_before_s: Count = 180
     """seconds before the time limit that the job is told to save and leave"""
-    restarts: Annotated[int, at_least(0)] = 3
+    restarts: Annotated[int, Ge(0)] = 3
     """how often a job starts again whose rank was killed (no memory, kill -9); preemption and time-outs do not count"""
     sweep: list[str] = field(default_factory=list)
     """KEY=VALUE,VALUE…, any number of times: one run for every combination, as a job array"""
-    parallel: Annotated[int, at_least(0, 100_000)] = 0
+    parallel: Annotated[int, Interval(ge=0, le=100_000)] = 0
     """most runs of a sweep that go on at once; 0: 256, on this machine one"""
-    turns: str = field(default="", metadata={"hidden": True})
+    turns: Annotated[str, HIDDEN] = ""
     """folder of the sweep on this machine that a run is of"""
     code: list[str] = field(default_factory=list)
     """additional packages that the job imports; the packages that the command names are copied anyway"""
@@ -82,10 +84,6 @@ class SubmitConfig:
     """print the batch script and submit nothing"""
     path_check: bool = True
     """refuse data and weights that this machine does not see"""
-    seed: Seed = 0
-    """taken as by every command; a job's own is given after --"""
-    device: Device = "auto"
-    """taken as by every command; a job's own is given after --"""
 
     @property
     def minutes(self) -> int:
@@ -125,17 +123,19 @@ class SubmitConfig:
 class StatusConfig(PlainConfig):
     """Show runs: job, state, nodes, step, loss, speed, time left, starts."""
 
-    runs: list[str] = field(default_factory=lambda: ["runs"], metadata=_RUNS)
+    runs: list[str] = field(default_factory=lambda: ["runs"])
+    """run folders, or folders of them"""
 
 
 @dataclass
 class LogsConfig(PlainConfig):
     """Show what all ranks of a run's last job wrote."""
 
-    run: str = field(metadata={"help": "a run folder"})
+    run: str
+    """a run folder"""
     follow: bool = False
     """go on until the job has ended"""
-    lines: Annotated[int, at_least(0)] = 0
+    lines: Annotated[int, Ge(0)] = 0
     """only so many last lines of each file; 0: all"""
 
 
@@ -143,4 +143,5 @@ class LogsConfig(PlainConfig):
 class CancelConfig(PlainConfig):
     """End the jobs of runs; what they have saved stays."""
 
-    runs: list[str] = field(metadata=_RUNS)
+    runs: list[str]
+    """run folders, or folders of them"""

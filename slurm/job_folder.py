@@ -6,18 +6,17 @@ job's container.
 
 import contextlib
 import json
+import re
 import shlex
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from crosschannel.errors import UserError
 from crosschannel.files import append_line, write_text
-from crosschannel.keys import Spelling
-from crosschannel.stored import read_rows, typed
+from crosschannel.stored import read_rows
 
 T = TypeVar("T")
 
@@ -70,7 +69,7 @@ class Job:
         time: when.
     """
 
-    id: Annotated[str, Spelling(r"\d+(_\d+)?", "the number of a job")]
+    id: str
     cluster: str
     nodes: int
     ranks: int
@@ -80,10 +79,21 @@ class Job:
 
 
 def _known(kind: type[T], rows: Iterable[dict[str, Any]]) -> Iterator[T]:
-    """Rows that are what they should be; others were cut off or damaged, and are as if they were not there."""
+    """Rows with the right fields and types; damaged ones are left out. (A batch script may not have pydantic.)"""
+    hints = get_type_hints(kind)
     for row in rows:
-        with contextlib.suppress(UserError):
-            yield typed(kind, row, "a row")
+        is_whole = all(_is_of_type(row.get(name), hint) for name, hint in hints.items() if name in row)
+        with contextlib.suppress(TypeError):  # a field is missing, or unknown
+            if is_whole:
+                yield kind(**row)
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, hint) and "\0" not in str(value)
 
 
 def no_jobs(run: str) -> str:
@@ -108,7 +118,8 @@ class JobFolder:
 
     def jobs(self) -> list[Job]:
         """All submissions of the run, oldest first."""
-        return list(_known(Job, read_rows(self.path / "jobs.jsonl")))
+        jobs = _known(Job, read_rows(self.path / "jobs.jsonl"))
+        return [job for job in jobs if re.fullmatch(r"\d+(_\d+)?", job.id)]
 
     def add_job(self, job: Job) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

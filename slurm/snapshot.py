@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from crosschannel.command_line import config_folder
+from crosschannel.config.load import config_folder
 from crosschannel.errors import UserError
 from crosschannel.factories import working_folder_importable
 from crosschannel.files import is_run_folder

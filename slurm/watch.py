@@ -12,19 +12,19 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from crosschannel.commands.after import typed as as_typed
+from crosschannel.command import fill
+from crosschannel.config.load import build_stored
+from crosschannel.config.training import TrainConfig, total_steps
 from crosschannel.console import plain, say, stdout_console
 from crosschannel.errors import UserError
-from crosschannel.runs.config import TrainConfig, total_steps
 from crosschannel.runs.folder import read_metrics
-from crosschannel.stored import read_yaml, typed
+from crosschannel.stored import read_yaml
 from crosschannel.training.log import clock
 from slurm import queue
 from slurm.config import CancelConfig, LogsConfig, StatusConfig
 from slurm.job_folder import Job, JobFolder, no_jobs
 from slurm.queue import Queued
 
-_PROGRAM = "crosschannel-slurm"
 _LOG = re.compile(r"_(\d+)_log\.\w+$")
 
 
@@ -81,17 +81,18 @@ def status(config: StatusConfig) -> None:
         reasons += [f"{folder.run}: {why}"] if why else []
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = stdout_console(width=None if narrow else 200, soft_wrap=False)
-    console.print(table if folders else f"no jobs below {', '.join(config.runs)}", markup=False)
+    console.print(table if folders else f"no jobs below {', '.join(config.runs)}")
     for line in reasons:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if queued is None and any(folder.jobs()[-1].cluster == "slurm" for folder in folders):
         say(f"SLURM's queue cannot be read: {problem}")
 
 
-def after_status(config: StatusConfig) -> list[str]:
-    """What one would type next: for the first of the runs."""
-    runs = [folder.run for folder in runs_below(config.runs)][:1]
-    return [as_typed(_PROGRAM, *words) for run in runs for words in (("logs", run, "-f"), ("cancel", run))]
+def suggest_after_status(config: StatusConfig) -> list[str]:
+    """Commands to type next, for the first run."""
+    runs = [str(folder.run) for folder in runs_below(config.runs)][:1]
+    steps = ("crosschannel-slurm logs {run} -f", "crosschannel-slurm cancel {run}")
+    return [fill(step, run=run) for run in runs for step in steps]
 
 
 def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
@@ -112,7 +113,7 @@ def _progress(run: Path, state: str) -> tuple[str, str, str, str]:
     needed = {"train/loss", "train/images_per_s", "train/epoch"}
     rows = [row for row in read_metrics(run) if needed <= row.keys() and row["train/epoch"] > 1e-6]
     try:
-        asked = typed(TrainConfig, read_yaml(run / "config.yaml").get("train"), "train")
+        asked = build_stored(TrainConfig, read_yaml(run / "config.yaml").get("train"), "train")
     except UserError:
         rows = []
     if not rows:
@@ -165,10 +166,6 @@ def _print_from(path: Path, start: int | None, label: str, lines: int, labelled:
     return (start or 0) + len(whole)
 
 
-def after_logs(config: LogsConfig) -> list[str]:
-    return [as_typed(_PROGRAM, "status", config.run), as_typed(_PROGRAM, "cancel", config.run)]
-
-
 def cancel(config: CancelConfig) -> None:
     """Tell running jobs to save and leave (those told before are ended at once), and take waiting ones off the queue.
 
@@ -197,9 +194,13 @@ def cancel(config: CancelConfig) -> None:
         say(f"{folder.run}: job {job.id} {how}; crosschannel-slurm resume goes on")
 
 
-def after_cancel(config: CancelConfig) -> list[str]:
-    first = runs_below(config.runs)[0].run
-    return [as_typed(_PROGRAM, "status", *config.runs), as_typed(_PROGRAM, "resume", first)]
+def suggest_after_cancel(config: CancelConfig) -> list[str]:
+    """Commands to type next."""
+    first = str(runs_below(config.runs)[0].run)
+    return [
+        fill("crosschannel-slurm status {runs}", runs=config.runs),
+        fill("crosschannel-slurm resume {run}", run=first),
+    ]
 
 
 def _with_jobs(run: str) -> JobFolder:

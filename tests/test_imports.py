@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # From the ground up: a part may import those before it, and its own.
-FLOOR = ("version", "lazy", "errors", "files", "keys", "stored", "console", "csv_files", "factories", "runs")
+FLOOR = ("version", "lazy", "errors", "files", "stored", "config", "command")
+FLOOR += ("console", "csv_files", "factories", "runs")
 ORDER = (
     "color",
     "data",
@@ -28,7 +29,7 @@ ORDER = (
     "detectron2",
     "commands",
 )
-LINES = ("parsing", "help", "command_line", "cli")  # what is typed: nothing below knows it
+LINES = ("program", "cli")  # what is typed: nothing below knows it
 
 
 def imported(path: Path) -> set[str]:

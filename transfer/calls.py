@@ -2,12 +2,11 @@
 
 import inspect
 from collections import Counter
-from dataclasses import fields, is_dataclass
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any
 
-from crosschannel.help import default_values, documented
-from crosschannel.parsing import config_folder
+from crosschannel.config.keys import keys_of
+from crosschannel.config.load import config_folder
 
 if TYPE_CHECKING:
     from transfer.protocol import Protocol
@@ -52,7 +51,7 @@ def call_docstring(protocol: "Protocol") -> str:
     data = "a value of ``--data``, or (training, test) images and labels; see docs/api.md."
     if protocol.annotations:
         data = f"a value of ``--data``, or (training, test) ImageSets {protocol.annotations}."
-    elif "val_share" in default_values(protocol.config):
+    elif hasattr(protocol.config, "val_share"):
         data = "a value of ``--data``, or images and labels, or (training, test) of these; see docs/api.md."
     ignored = "backbone, data and layer" if protocol.positional_key == "layer" else "backbone and data"
     texts = {
@@ -72,15 +71,9 @@ def call_docstring(protocol: "Protocol") -> str:
 def _keys(protocol: "Protocol") -> list[tuple[str, Any, str]]:
     """Name, default and description of each key that is not a positional argument. Keys in a group are shortened to
     their last part if it is unique."""
-    config, arguments = protocol.config, {*positional_signature(protocol).parameters, protocol.positional_key}
-    values = {name: value for name, value in default_values(config).items() if name not in arguments}
-    texts = documented(config) | {
-        f"{group.name}.{key}": text
-        for group in fields(config)
-        if is_dataclass(group.type)
-        for key, text in documented(group.type).items()
-    }
-    counts = Counter(name.rpartition(".")[2] for name in values)
-    last = {name: name.rpartition(".")[2] for name in values}
-    short = {name: key if counts[key] == 1 and key not in arguments else name for name, key in last.items()}
-    return [(short[name], value, texts.get(name, "")) for name, value in values.items()]
+    arguments = {*positional_signature(protocol).parameters, protocol.positional_key}
+    keys = [key for key in keys_of(protocol.config) if key.name not in arguments]
+    last = {key.name: key.name.rpartition(".")[2] for key in keys}
+    counts = Counter(last.values())
+    short = {name: part if counts[part] == 1 and part not in arguments else name for name, part in last.items()}
+    return [(short[key.name], key.default, key.description) for key in keys]

@@ -2,9 +2,8 @@
 
 import sys
 
-from crosschannel import command_line
-from crosschannel.command_line import Program
-from crosschannel.parsing import Command
+from crosschannel.command import Command
+from crosschannel.program import Program, run_program
 from transfer.protocols import ENTRY_POINTS, PROTOCOLS, protocol_command, user_command
 
 PROGRAM = Program(
@@ -16,28 +15,28 @@ PROGRAM = Program(
             "transfer.config:ProposalsConfig",
             "transfer.proposals.command:main",
             "boxes that may hold an object, by selective search",
-            after="transfer.after:proposals",
+            next_steps="transfer.next_steps:proposals",
         ),
         "predict": Command(
             "transfer.config:PredictConfig",
             "transfer.predict:main",
             "what a finished run says of any pictures: masks, boxes or scores",
             ("run", "images"),
-            after="transfer.after:predict",
+            next_steps=("transfer report {run} --out report", "transfer compare {run} RUN"),
         ),
         "compare": Command(
             "transfer.config:CompareConfig",
             "transfer.comparison:main",
             "the difference of two runs, with an interval over images",
             ("runs",),
-            after="transfer.after:compare",
+            next_steps="transfer.next_steps:compare",
         ),
         "report": Command(
             "transfer.config:ReportConfig",
             "transfer.report:main",
             "any number of runs as one page of tables and plots",
             ("runs",),
-            after="transfer.after:report",
+            next_steps="transfer.next_steps:report",
         ),
     },
     configs="transfer",
@@ -48,7 +47,7 @@ PROGRAM = Program(
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 bad input, 75 interrupted and saved."""
-    return command_line.main(PROGRAM, argv)
+    return run_program(PROGRAM, argv)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from rich.text import Text
 
+from crosschannel.config.load import check_config, require_config
 from crosschannel.console import stderr_console, table
 from crosschannel.errors import UserError
 from crosschannel.files import user_path
-from crosschannel.keys import check_config, require_config
 from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Result, Rows, finished_runs
 from transfer.config import CompareConfig
@@ -54,7 +54,7 @@ def compare(
     Raises:
         UserError: the runs share no such metric, or were scored on other images.
     """
-    check_config(CompareConfig([], resamples, level, seed))
+    check_config(CompareConfig([], resamples, level, seed=seed))
     first, second = as_result(first), as_result(second)
     for result in (first, second):
         if load_metric_spec(result.protocol) is None or not result.rows:

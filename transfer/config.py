@@ -5,32 +5,43 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from crosschannel.keys import Count, Device, Out, Part, Seed, Share, Spelling, Text, Workers, at_least, below, within
-from crosschannel.runs.config import PlainConfig, TrainedConfig, data, path, runtime, seed, slug, source
+from annotated_types import Interval
+
+from crosschannel.config.training import CommandConfig, PlainConfig, TrainedConfig, slug
+from crosschannel.config.types import (
+    RUNTIME,
+    Count,
+    Data,
+    File,
+    Fraction,
+    FractionBelowOne,
+    Out,
+    Pattern,
+    ProperFraction,
+    Source,
+    Text,
+    Workers,
+)
 
 Pooling = Literal["average", "windows", "vissl", "bilinear", "global", "deepcluster"]
 Cache = Literal["off", "memory", "disk"]
-SETS = Spelling(r"\d{4}:[\w-]+(,\d{4}:[\w-]+)*", "YEAR:SET, such as 2007:trainval, or several by commas")
+SETS = Pattern(r"\d{4}:[\w-]+(,\d{4}:[\w-]+)*", "YEAR:SET, such as 2007:trainval, or several by commas")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass
-class MeasureConfig:
+class MeasureConfig(CommandConfig):
     """Keys of every protocol."""
 
     protocol: ClassVar[str]
 
-    backbone: Text = source("")
+    backbone: Annotated[Text, Source()] = ""
     """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
-    data: Text = data("")
+    data: Annotated[Text, Data()] = ""
     """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
     builtin:sample"""
-    out: Out | None = runtime(None)
+    out: Annotated[Out | None, RUNTIME] = None
     """run folder; default runs/PROTOCOL-BACKBONE-LAYER-DATA-CONFIG-SEED"""
-    seed: Seed = seed()
-    """of whatever is drawn at random"""
-    device: Device = runtime("auto")
-    """auto, cpu, cuda or cuda:N"""
 
     def default_out(self, name: str, recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
         """A run folder that names protocol, backbone, images, config and seed, and the layer where it is another than
@@ -57,17 +68,17 @@ class FeaturesConfig(FrozenConfig):
     pooling: Pooling = "average"
     """to fewer than 10,000 numbers: average or bilinear for any net; windows (the paper's) for AlexNet; vissl (its
     windows) for AlexNets and ResNets; global, the mean over positions"""
-    size: Annotated[int, at_least(0, 4096)] = 0
+    size: Annotated[int, Interval(ge=0, le=4096)] = 0
     """side of what the backbone is given; 0: what it was trained on"""
     cache: Literal["memory", "disk"] = "memory"
     """where features are kept"""
     precision: Precision = "auto"
     """arithmetic of the forward pass; auto: by device"""
-    batch: Count = runtime(64)
+    batch: Annotated[Count, RUNTIME] = 64
     """images a rank computes at once"""
-    workers: Workers = runtime(2)
+    workers: Annotated[Workers, RUNTIME] = 2
     """processes per rank that decode images"""
-    broken_limit: Share = runtime(0.01)
+    broken_limit: Annotated[Fraction, RUNTIME] = 0.01
     """greatest share of broken images, once 1,000 were seen"""
 
 
@@ -91,54 +102,51 @@ class FineTuneConfig(TrainedConfig, MeasureConfig):
     """rescale all layers so that they learn alike; auto: where layers follow one another and there is no BatchNorm"""
     frozen_norm: bool = False
     """keep BatchNorm's statistics, scale and shift as they are"""
-    fc: Annotated[int, at_least(1, 65536)] = 4096
+    fc: Annotated[int, Interval(ge=1, le=65536)] = 4096
     """width of the fc6 and fc7 that an AlexNet's trunk is given"""
-    dropout: Annotated[float, below(1)] = 0.5
+    dropout: FractionBelowOne = 0.5
     """after fc6 and fc7"""
 
 
 @dataclass
-class CompareConfig:
+class CompareConfig(CommandConfig):
     """Compare two finished runs on the same images."""
 
-    runs: list[str] = path(factory=list, help="two run folders; of `crosschannel evaluate`: RUN:METHOD")
-    resamples: Annotated[int, within(1, 10_000_000)] = 10_000
+    ignored = ("device",)
+
+    runs: Annotated[list[str], File()] = field(default_factory=list)
+    """two run folders; of `crosschannel evaluate`: RUN:METHOD"""
+    resamples: Annotated[int, Interval(ge=1, le=10_000_000)] = 10_000
     """of the bootstrap over images"""
-    level: Part = 0.95
+    level: ProperFraction = 0.95
     """of the interval"""
-    seed: Seed = seed()
-    """of the bootstrap"""
-    device: Device = "auto"
-    """taken as by every command; nothing here needs one"""
 
 
 @dataclass
-class PredictConfig:
+class PredictConfig(CommandConfig):
     """Say of pictures what a finished run has learned to say: masks, boxes or scores."""
 
-    run: str = path(help="a finished run folder")
+    ignored = ("seed",)
+
+    run: Annotated[str, File()]
+    """a finished run folder"""
     out: Out
     """folder for what is predicted"""
-    images: list[str] = path(
-        factory=list, help="picture files, folders of them, or builtin:sample", packaged=("builtin:sample",)
-    )
+    images: Annotated[list[str], File(packaged=("builtin:sample",))] = field(default_factory=list)
+    """picture files, folders of them, or builtin:sample"""
     layer: Text | None = None
     """of a run on frozen layers; default its best one"""
-    size: Annotated[int, at_least(0, 1 << 16)] = 512
+    size: Annotated[int, Interval(ge=0, le=65536)] = 512
     """short side at which a fine-tuned segmentation looks at larger pictures; 0: their own. Masks are of full size"""
     overwrite: bool = False
     """replace files that this command has not written; pictures that are read stay in any case"""
-    seed: Seed = seed()
-    """taken as by every command; nothing is drawn at random"""
-    device: Device = "auto"
-    """auto, cpu, cuda or cuda:N"""
 
 
 @dataclass
 class ProposalsConfig(PlainConfig):
     """Find boxes that may hold an object in the images of a VOC devkit, a file an image set."""
 
-    data: Text = data()
+    data: Annotated[Text, Data()]
     """the VOCdevkit folder (VOC2007 and the like are in it)"""
     out: Out
     """folder for the files, YEAR-SET-METHOD.npz"""
@@ -158,7 +166,8 @@ class ReportConfig(PlainConfig):
 
     out: Out
     """folder for the page; files of an earlier report in it are replaced, others are not"""
-    runs: list[str] = path(factory=list, help="run folders, of any protocol")
+    runs: Annotated[list[str], File()] = field(default_factory=list)
+    """run folders, of any protocol"""
     title: str = "What the backbones learned"
     """of the page"""
     label: list[str] = field(default_factory=list)

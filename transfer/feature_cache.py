@@ -16,12 +16,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from crosschannel.config.load import build_stored
 from crosschannel.console import progress
 from crosschannel.data import BrokenImages, ImageBatch, ImageSet, Stream, Subset, View
 from crosschannel.errors import UserError
 from crosschannel.files import cache_folder, digest, drop_parts, in_use, sync, write_text
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
-from crosschannel.stored import read_json, typed
+from crosschannel.stored import read_json
 from crosschannel.training.device import autocast
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
@@ -162,7 +163,7 @@ class Extraction:
         key = self.world.from_main(lambda: self._key(stream)) if self.cache == "disk" else ""
         folder = cache_folder() / "features" / key if key else None
         if folder and self.world.from_main(lambda: self._is_whole(folder, rows, shapes)):
-            self.console.print(f"{what} features: {_gib(size)} from {folder}", markup=False)
+            self.console.print(f"{what} features: {_gib(size)} from {folder}")
             return _open(folder, stream.images)
         self.world.from_main(lambda: self._announce(size, what, folder))
         if folder is None:
@@ -178,14 +179,14 @@ class Extraction:
         if not folder.is_dir():
             return False
         try:
-            stored = typed(_Contents, read_json(folder / _CONTENTS), str(folder / _CONTENTS))
+            stored = build_stored(_Contents, read_json(folder / _CONTENTS), str(folder / _CONTENTS))
             names = {"indices.npy", *(f"{i}.npy" for i in range(len(shapes)))}
             whole = stored.layers == list(shapes) and stored.rows <= rows and stored.files.keys() == names
             if whole and all(digest(folder / name) == found for name, found in stored.files.items()):
                 return True
         except (UserError, OSError):
             pass
-        self.console.print(f"the features in {folder} are damaged; they are computed anew", markup=False)
+        self.console.print(f"the features in {folder} are damaged; they are computed anew")
         shutil.rmtree(folder)
         return False
 
@@ -197,7 +198,7 @@ class Extraction:
         else:
             ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world.size)  # on this machine; each holds all rows
             free, place = _free_memory() // ranks, "in memory" if ranks == 1 else f"in memory on each of {ranks} ranks"
-        self.console.print(f"{what} features: {_gib(size)} {place}", markup=False)
+        self.console.print(f"{what} features: {_gib(size)} {place}")
         if size > free:
             raise UserError(
                 f"the {what} features take {_gib(size)} {place} where {_gib(free)} are free; "
@@ -243,7 +244,7 @@ class Extraction:
             broken = [index for rank in world.gather(batch.broken) for index, _ in rank]
             tally.count(len(indices[-1]), [names[index] for index in broken])
         for name, reason in sorted(computed.broken.items()):
-            self.console.print(f"broken image {name}: {reason}", markup=False)
+            self.console.print(f"broken image {name}: {reason}")
         return torch.cat(indices)
 
     def _should_stop(self) -> bool:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from crosschannel.config.training import CropConfig
 from crosschannel.data import CentreCrop
 from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.backbone import taking
 from crosschannel.models.module_net import at_rest
-from crosschannel.runs.config import CropConfig
 from crosschannel.training.device import AUTO, device_kind
 from crosschannel.training.ranks import World
 from transfer.config import Pooling, Precision

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel import load_backbone
+from crosschannel.config.load import build_stored
 from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_batches
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
@@ -27,7 +28,6 @@ from crosschannel.models import initialisation as init
 from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, unweighted, with_fc, with_input
 from crosschannel.models.calibration import calibrate
 from crosschannel.models.nets import find_spec
-from crosschannel.stored import typed
 from crosschannel.training.ranks import World
 from transfer.config import FineTuneConfig
 from transfer.features import interpolation_of
@@ -326,10 +326,10 @@ def load_net(run: Finished, build: Callable[[Backbone, int], N]) -> tuple[N, lis
     state, told = run.tensors(WEIGHTS, ("classes", "size", "input"), ("net",))
     classes, size = told["classes"], told["size"]
     if "net" in told:
-        spec = typed(NetSpec, told["net"], f"{path}: net")
+        spec = build_stored(NetSpec, told["net"], f"{path}: net")
         if is_factory(spec.name) and spec.name not in run.config.backbone:
             load_backbone(run.config.backbone)  # which says what may be called
-        input = typed(InputSpec, told["input"], f"{path}: input")
+        input = build_stored(InputSpec, told["input"], f"{path}: input")
         backbone = unweighted(spec, input, run.config.backbone)
     else:
         backbone = prepare(run.backbone or load_backbone(run.config.backbone), run.config)[0]

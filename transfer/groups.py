@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from crosschannel.commands.config import pretrain_keys
+from crosschannel.config.keys import flatten, legacy_defaults, science
 from crosschannel.errors import UserError
-from crosschannel.runs.config import defaults, flatten, science
 from crosschannel.runs.result import Result
 from transfer.protocols import find_protocol, is_protocol
 
@@ -107,7 +107,8 @@ def _legacy_defaults(protocol: str, task: str | None) -> dict[str, object]:
         keys = entry.keys if entry else pretrain_keys(task) if protocol == "pretrain" else None
         if keys:
             config = keys(data="")
-            return {name: value for name, value in defaults(config).items() if name in science(config, asdict(config))}
+            names = science(config, asdict(config))
+            return {name: value for name, value in legacy_defaults(keys).items() if name in names}
     return {}
 
 

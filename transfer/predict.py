@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from crosschannel import wrap
+from crosschannel.config.load import check_config, require_config
 from crosschannel.console import plain, progress, stderr_console
 from crosschannel.csv_files import write_rows
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
-from crosschannel.keys import check_config, require_config
 from crosschannel.models import Backbone
 from crosschannel.runs.result import read_result
 from crosschannel.training.device import as_device
@@ -64,10 +64,10 @@ def main(config: PredictConfig) -> list[Path]:
                     scores.add(plain(source), found, _thumbnail(found, data))
                 except BrokenImage as error:
                     failed.append(str(source))
-                    console.print(f"nothing of {source}: {error}", markup=False)
+                    console.print(f"nothing of {source}: {error}")
         finally:  # what was found is not lost with what follows
             scores.close()
-    console.print(f"{len(pictures) - len(failed)} pictures predicted in {out}", markup=False)
+    console.print(f"{len(pictures) - len(failed)} pictures predicted in {out}")
     if failed:
         raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be read, the first is {failed[0]}")
     return scores.written

@@ -13,20 +13,20 @@ from rich.table import Table
 from torch import nn
 
 from crosschannel import load_backbone, wrap
+from crosschannel.command import Invocation
+from crosschannel.config.load import check_config, config_folder, override
+from crosschannel.config.training import CropConfig, TrainedConfig
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.data import ImageSet
 from crosschannel.data.images import name_fingerprints
 from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError
 from crosschannel.hub.sources import input_files
-from crosschannel.keys import check_config
 from crosschannel.models import Backbone
 from crosschannel.models.backbone import own_weights
 from crosschannel.models.describe import describe_input
 from crosschannel.models.module_net import at_rest
-from crosschannel.parsing import config_folder, parse
 from crosschannel.report.page import Block
-from crosschannel.runs.config import CropConfig, TrainedConfig, with_keys
 from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.runs.result import Result, Rows, finish, load_result, write_provenance
@@ -119,7 +119,7 @@ class Measurement:
         wanted = self.config.layer
         left_out = getattr(self.backbone.net, "left_out", {})
         if "all" in wanted.split(",") and left_out:
-            self.console.print(f"left out: {'; '.join(left_out.values())}", markup=False)
+            self.console.print(f"left out: {'; '.join(left_out.values())}")
         return self.backbone.choose_layers(wanted)
 
     def announce(self, what: str) -> None:
@@ -127,7 +127,6 @@ class Measurement:
         split = self.split
         self.console.print(
             f"{self.run.path}: {len(split.train)} training and {len(split.test)} test images, {split.targets}; {what}",
-            markup=False,
         )
 
 
@@ -229,7 +228,7 @@ class Protocol(MetricSpec):
         source, out = as_source(arguments["backbone"], self.name), as_out(arguments.get("out"))
         recipe = check_recipe(arguments.get("config"), self.config, self.name)
         is_named = isinstance(source, str)
-        config = with_keys(as_config(self, recipe), keys)
+        config = override(as_config(self, recipe), keys)
         config = replace(config, backbone=source if is_named else "", data="")
         check_config(config)
         module = None if is_named else source
@@ -255,7 +254,7 @@ def as_config(protocol: Protocol, config: MeasureConfig | str | None) -> Measure
         return config
     words = ["--config", config] if config else []
     folder = config_folder() / "transfer" / protocol.name
-    return parse(protocol_command(protocol.config), "transfer", protocol.name, words, folder, whole=False)
+    return Invocation(protocol_command(protocol.config), protocol.name, words, folder).load(is_partial=True)
 
 
 def measure(
@@ -325,13 +324,13 @@ def _measure(
         split = replace(split, train=train, test=test)
         world.from_main(lambda: _check_split(split, run))
     if run.finished:
-        console.print(f"{run.path} is finished: nothing to do", markup=False)
+        console.print(f"{run.path} is finished: nothing to do")
         return world.from_main(lambda: load_result(run.path))
     net = model or load_backbone(config.backbone, device=world.device, data=split.train)
     if model is None:
         net.to(memory_format=torch.channels_last)
     for line in describe_input(net, *_crop_of(config)):
-        console.print(line, markup=False)
+        console.print(line)
     try:
         with at_rest(net):
             evaluation = protocol.measure(
@@ -383,12 +382,12 @@ def main(config: MeasureConfig) -> Path:
         if world.is_main:
             print_captioned(f"{result.backbone}: {result.n} test images", protocol.show(result))
             if protocol.floor:
-                stdout_console().print(f"to compare with, {protocol.floor(result.rows)}", markup=False)
+                stdout_console().print(f"to compare with, {protocol.floor(result.rows)}")
     return path
 
 
 def print_captioned(caption: str, table: Table) -> None:
     """A table below its caption, on stdout."""
     console = stdout_console(soft_wrap=False)
-    console.print(caption, markup=False, soft_wrap=True)
+    console.print(caption, soft_wrap=True)
     console.print(table)

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import yaml
 
+from crosschannel.config.keys import flatten
+from crosschannel.config.load import require_config
+from crosschannel.config.training import slug
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, read_text
-from crosschannel.keys import require_config
 from crosschannel.pretext import find_task
 from crosschannel.report import Block, Heading, Listing, Page, Table, Text
 from crosschannel.report.page import copied
-from crosschannel.runs.config import flatten, slug
 from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
@@ -62,7 +63,7 @@ def main(config: ReportConfig) -> list[Path]:
         for path in page.files(out):
             outputs.check(path)
         written = page.write(out, outputs.write)
-    stdout_console().print(f"report: {out / 'report.html'} (and report.md, tables.tex)", markup=False)
+    stdout_console().print(f"report: {out / 'report.html'} (and report.md, tables.tex)")
     return written
 
 

@@ -9,13 +9,13 @@ from PIL import ExifTags, Image, ImageCms
 
 from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.commands.config import ColorizeConfig
+from crosschannel.config.load import require_config
 from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, broken, open_picture, read_picture, to_rgb
 from crosschannel.data.pictures import SAMPLE, named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
 from crosschannel.hub import load_colorizer, source_files
-from crosschannel.keys import require_config
 from crosschannel.training.device import find_device
 
 # EXIF tags that speak of the picture, whatever its file; so do two groups of more, of the camera and of the place.
@@ -57,11 +57,11 @@ def colorize(config: ColorizeConfig) -> list[Path]:
                     _save(coloured, target, format, outputs)
             except BrokenImage as error:
                 failed.append(str(source))
-                console.print(f"cannot colour {source}: {error}", markup=False)
+                console.print(f"cannot colour {source}: {error}")
                 continue
             written.append(target)
     where = written[0] if len(written) == 1 else ", ".join(map(str, folders))
-    console.print(f"{len(written)} coloured: {where}", markup=False)
+    console.print(f"{len(written)} coloured: {where}")
     if failed:
         raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be coloured, the first is {failed[0]}")
     return written

@@ -6,23 +6,26 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from crosschannel.keys import (
-    FC_WIDTH,
-    SIDE,
+from annotated_types import Ge, Interval
+
+from crosschannel.config.load import require
+from crosschannel.config.training import CommandConfig, CropConfig, PlainConfig, TrainedConfig, slug
+from crosschannel.config.types import (
+    RUNTIME,
     Count,
-    Device,
+    Data,
+    FCWidth,
+    File,
+    LegacyDefault,
     Out,
-    Part,
-    Seed,
+    Positive,
+    ProperFraction,
+    Side,
+    Source,
     Text,
-    above,
-    at_least,
-    require,
-    within,
 )
 from crosschannel.pretext import find_task
 from crosschannel.pretext.config import ColorizationConfig
-from crosschannel.runs.config import CropConfig, PlainConfig, TrainedConfig, data, path, runtime, seed, slug, source
 
 
 @dataclass
@@ -31,7 +34,7 @@ class ModelConfig:
 
     name: str = "alexnet"
     """alexnet, colornet, vgg16, timm:NAME, or package.module:factory, a function of yours"""
-    fc: Annotated[int, FC_WIDTH] = 4096
+    fc: FCWidth = 4096
     """width of AlexNet's fc6 and fc7, and of VGG-16's in tasks that use them; 0 leaves them out"""
     norm: bool = True
     """BatchNorm; false for weights that have none"""
@@ -57,17 +60,15 @@ class ModelConfig:
 class PretrainConfig(TrainedConfig):
     """Learn a representation by predicting a part of an image from another."""
 
-    data: Text = data()
+    data: Annotated[Text, Data()]
     """a folder of images, tar shards, builtin:sample, torchvision:imagenette or package.module:function"""
     task: Text = "colorization"
     """what is learned (`--task list` names all); each has an objective of its own, see --task NAME --help"""
-    out: Out | None = runtime(None)
+    out: Annotated[Out | None, RUNTIME] = None
     """run folder; default runs/CONFIG-DATA-SEED"""
-    init_from: Text | None = source(None)
+    init_from: Annotated[Text | None, Source()] = None
     """a source (run folder, weights file, kmeans:alexnet, …) whose weights to start from"""
-    device: Device = runtime("auto")
-    """auto, cpu, cuda or cuda:N"""
-    val_share: Part = 0.05
+    val_share: ProperFraction = 0.05
     """share of the images held out where the data has no val/"""
     val_images: Count = 10000
     """most images that an evaluation looks at"""
@@ -100,93 +101,87 @@ def pretrain_keys(task: str | None) -> type[PretrainConfig]:
     if task in (None, PretrainConfig.task):
         return PretrainConfig
     objective = find_task(task).keys
-    older = {"before": PretrainConfig.task}  # of runs that were begun when there was one task
-    own = [("task", Text, field(default=task, metadata=older))]
+    task_type = Annotated[Text, LegacyDefault(PretrainConfig.task)]  # runs from before there were several tasks
+    own = [("task", task_type, field(default=task))]
     own += [("objective", objective, field(default_factory=objective))]
     named = {"__module__": __name__, "__doc__": PretrainConfig.__doc__}
     return make_dataclass("PretrainConfig", own, bases=(PretrainConfig,), namespace=named)
 
 
 @dataclass
-class ColorizeConfig:
+class ColorizeConfig(CommandConfig):
     """Colour pictures: files or folders in, files of the same size out, their lightness kept."""
 
-    model: str = source("zoo:eccv16", loads="colorizer")
+    ignored = ("seed",)
+
+    model: Annotated[str, Source("colorizer")] = "zoo:eccv16"
     """a run folder, its colorizer.safetensors, zoo:eccv16 (the paper's net, downloaded once), hf-hub:owner/name or an
     eccv16 .pth"""
     out: Out | None = None
     """folder for the coloured pictures, or of a single one the file (.png, .jpg); default photo-coloured.png beside
     photo.jpg, and the folder scans-coloured beside scans"""
-    images: list[str] = path(
-        factory=list, help="picture files, folders of them, or builtin:sample", packaged=("builtin:sample",)
-    )
-    temperature: Annotated[float | None, above(0)] = None
+    images: Annotated[list[str], File(packaged=("builtin:sample",))] = field(default_factory=list)
+    """picture files, folders of them, or builtin:sample"""
+    temperature: Positive | None = None
     """of the annealed mean: lower is more vivid, 1 is the mean; default the net's own (0.38)"""
-    saturation: Annotated[float, within(0, 10)] = 1.0
+    saturation: Annotated[float, Interval(ge=0, le=10)] = 1.0
     """what the predicted ab are multiplied by; 1 leaves them, 0 is grey"""
     upsample: Literal["edges", "bilinear"] = "edges"
     """how predictions reach every pixel: edges: so that colours stop at them; bilinear: as in the paper"""
     gamut: Literal["map", "clip"] = "map"
     """colours that sRGB cannot show: map moves them towards grey and keeps their lightness, clip clips channels"""
-    size: Annotated[int, at_least(0, 4096)] = 0
+    size: Annotated[int, Interval(ge=0, le=4096)] = 0
     """short side at which the net looks at a picture; 0 takes the net's own"""
     format: Literal["png", "jpeg"] | None = None
     """of the files written; default by the ending of --out, else png"""
     overwrite: bool = False
     """replace files that this command has not written; pictures to be coloured stay in any case"""
-    seed: Seed = seed()
-    """taken as by every command; colouring draws nothing at random"""
-    device: Device = "auto"
-    """auto, cpu, cuda or cuda:N"""
 
 
 @dataclass
-class PriorConfig:
+class PriorConfig(CommandConfig):
     """Estimate how often each of the 313 ab bins occurs in a collection of images."""
 
-    data: str = data()
+    data: Annotated[str, Data()]
     """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
     out: Out
     """the file to write (.npz)"""
-    size: Annotated[int, SIDE] = 256
+    size: Side = 256
     """images are reduced to this short side and cropped to its centre square"""
-    neighbours: Annotated[int, within(1, 313)] = 5
+    neighbours: Annotated[int, Interval(ge=1, le=313)] = 5
     """bins that a colour is spread over"""
-    sigma: Annotated[float, above(0, 1000)] = 5.0
+    sigma: Annotated[float, Interval(gt=0, le=1000)] = 5.0
     """standard deviation of that spread, in ab units"""
-    limit: Annotated[int, at_least(0)] = 0
+    limit: Annotated[int, Ge(0)] = 0
     """look at so many images, chosen at random; 0 takes all"""
     overwrite: bool = False
     """replace a file that this command has not written"""
-    seed: Seed = seed()
-    """of that choice"""
-    device: Device = "auto"
-    """auto, cpu, cuda or cuda:N"""
 
 
 @dataclass
-class ShardConfig:
+class ShardConfig(CommandConfig):
     """Pack images into tar shards (webdataset layout) with an index, optionally reduced in size."""
 
-    data: str = data(help="a folder of images, tar shards, builtin:sample or torchvision:imagenette")
-    out: str = field(metadata={"help": "an empty or new folder"})
-    size: Annotated[int, at_least(0, 1 << 16)] = 0
+    ignored = ("device",)
+
+    data: Annotated[str, Data()]
+    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
+    out: str
+    """an empty or new folder"""
+    size: Annotated[int, Interval(ge=0, le=65536)] = 0
     """reduce larger images to this short side; 0 keeps the files as they are"""
-    shard_mb: Annotated[int, at_least(1, 1 << 20)] = 256
+    shard_mb: Annotated[int, Interval(ge=1, le=1 << 20)] = 256
     """megabytes of a shard"""
-    val_share: Part = 0.05
+    val_share: ProperFraction = 0.05
     """share held out for validation where the data has no val/"""
-    seed: Seed = seed()
-    """of the order in which images are packed"""
-    device: Device = "auto"
-    """taken as by every command; packing is the CPU's work"""
 
 
 @dataclass
 class ExportConfig(PlainConfig):
     """Write a backbone for other libraries, with a model card beside it."""
 
-    backbone: str = source(help="a source, such as a run folder")
+    backbone: Annotated[str, Source()]
+    """a source, such as a run folder"""
     out: Out
     """the file to write"""
     format: Literal["safetensors", "torchvision", "timm", "onnx", "detectron2"] = "safetensors"
@@ -197,7 +192,7 @@ class ExportConfig(PlainConfig):
     """of the weights, as the Hugging Face Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
     layer: Text = "all"
     """maps that an onnx file gives: one layer, several (by commas), patterns such as conv*, or all"""
-    probes: list[str] = path(factory=list)
+    probes: Annotated[list[str], File()] = field(default_factory=list)
     """finished probe runs of this backbone, for a table in the card"""
     card: bool = True
     """write README.md beside the file"""
@@ -213,11 +208,13 @@ class ExportConfig(PlainConfig):
 class PushConfig(PlainConfig):
     """Upload a backbone (and its colorization head) with a model card to the Hugging Face Hub."""
 
-    backbone: str = source(help="a source, such as a run folder")
-    repository: str = field(metadata={"help": "owner/name"})
+    backbone: Annotated[str, Source()]
+    """a source, such as a run folder"""
+    repository: str
+    """owner/name"""
     licence: str | None = None
     """of the weights, as the Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
-    probes: list[str] = path(factory=list)
+    probes: Annotated[list[str], File()] = field(default_factory=list)
     """finished probe runs of this backbone, for a table in the card"""
     private: bool = False
     """create a private repository"""
@@ -227,7 +224,8 @@ class PushConfig(PlainConfig):
 class ImportConfig(PlainConfig):
     """Read a .pth, .safetensors or .caffemodel file of somebody else's and write one of ours."""
 
-    file: str = path(help="the weights file")
+    file: Annotated[str, File()]
+    """the weights file"""
     out: Out
     """the .safetensors file to write"""
     name: str | None = None
@@ -251,7 +249,8 @@ class ZooConfig(PlainConfig):
 class LayersConfig(PlainConfig):
     """List the layers of a backbone, with their channels and strides."""
 
-    backbone: str = source(help="a source: a run folder, timm:NAME, package.module:factory …")
+    backbone: Annotated[str, Source()]
+    """a source: a run folder, timm:NAME, package.module:factory …"""
 
 
 @dataclass
@@ -263,4 +262,5 @@ class ConfigsConfig(PlainConfig):
 class FetchConfig(PlainConfig):
     """Download the weights of a source into its cache, so that a node without a network finds them."""
 
-    source: str = field(metadata={"help": "zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"})
+    source: str
+    """zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"""

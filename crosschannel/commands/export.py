@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from crosschannel.commands.config import ExportConfig, PushConfig
+from crosschannel.config.load import require_config
 from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
@@ -15,7 +16,6 @@ from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, how_to_load, t
 from crosschannel.hub.files import COLORIZER, PRETEXT
 from crosschannel.hub.huggingface import check_repository, push_folder
 from crosschannel.hub.timm_config import CONFIG
-from crosschannel.keys import require_config
 from crosschannel.models import Backbone, spec_of
 from crosschannel.runs.folder import last_pictures
 
@@ -55,12 +55,12 @@ def export(config: ExportConfig) -> Path:
             exported = EXPORTERS[config.format](backbone, out, outputs.write)
     notes = [f"# {note}" for note in exported.notes]
     console = stdout_console()
-    console.print(f"{out}: {config.format}", markup=False)
+    console.print(f"{out}: {config.format}")
     for line in [*notes, *([] if config.card else exported.usage)]:
-        console.print(line, markup=False)
+        console.print(line)
     if config.card:
         card = write_card(out.parent, backbone, [*notes, *exported.usage], run, probes, outputs.write)
-        console.print(f"model card: {card}", markup=False)
+        console.print(f"model card: {card}")
     return out
 
 
@@ -98,5 +98,5 @@ def push(config: PushConfig) -> str:
         usage = how_to_load(f"hf-hub:{config.repository}", backbone)
         write_card(folder, backbone, usage, run, probes, hub=config.repository)
         address = push_folder(folder, config.repository, config.private)
-    stdout_console().print(address, markup=False)
+    stdout_console().print(address)
     return address

@@ -29,9 +29,9 @@ def import_file(config: ImportConfig) -> Path:
     kind = "colorizer" if found.has_head else "backbone"
     console = stdout_console()
     whose = f" ({FORMATS[found.format].whose})" if found.format in FORMATS else ""
-    console.print(f"{out}: {found.spec.name} {kind} from {found.format}{whose}, input {found.input.kind}", markup=False)
+    console.print(f"{out}: {found.spec.name} {kind} from {found.format}{whose}, input {found.input.kind}")
     if found.prefix_note:
-        console.print(f"read: {found.prefix_note}", markup=False)
+        console.print(f"read: {found.prefix_note}")
     if found.left_out:
-        console.print(f"left out, a backbone has no place for them: {', '.join(found.left_out)}", markup=False)
+        console.print(f"left out, a backbone has no place for them: {', '.join(found.left_out)}")
     return out

@@ -17,6 +17,6 @@ def show(config: LayersConfig) -> None:
     rows = {name: [str(channels[name]), str(strides[name])] for name in backbone.layers if name in channels}
     stdout_console(soft_wrap=False).print(table(rows, ["layer", "channels", "stride"]))
     for line in describe_input(backbone):
-        stderr_console().print(line, markup=False)
+        stderr_console().print(line)
     for why in getattr(backbone.net, "left_out", {}).values():
-        stderr_console().print(f"left out: {why}", markup=False)
+        stderr_console().print(f"left out: {why}")

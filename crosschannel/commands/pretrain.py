@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crosschannel.colorize.colorizer import held_out_pictures
 from crosschannel.commands.config import PretrainConfig
+from crosschannel.config.load import require_config
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, Stream, Subset, open_images
 from crosschannel.data.images import name_fingerprints
@@ -19,7 +20,6 @@ from crosschannel.errors import foreign
 from crosschannel.hub import has_head, load_backbone, load_pretext, parse_source, save_backbone, save_pretext
 from crosschannel.hub.files import COLORIZER, LICENCE, PRETEXT
 from crosschannel.hub.sources import KINDS, input_files
-from crosschannel.keys import require_config
 from crosschannel.models import InputSpec, NetSpec, family, spec_of
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext import create, find_task
@@ -63,9 +63,9 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
                     val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
                 world.from_main(partial(run.check_images, name_fingerprints(train, val)))
             if run.finished:
-                console.print(f"{path} is finished: nothing to do", markup=False)
+                console.print(f"{path} is finished: nothing to do")
                 return path
-            console.print(f"{path}: {len(train)} training and {len(val)} held-out images", markup=False)
+            console.print(f"{path}: {len(train)} training and {len(val)} held-out images")
             config = replace(config, train=settle_auto(config.train, run, world))
             loop = _build(config, run, world, train, val)
             found = loop.fit()
@@ -143,10 +143,10 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
     finish(run, config, str(run.path / "backbone.safetensors"), config.data, found.n, found.figures)
     tally = loop.supply.tally
     if tally.broken:
-        console.print(f"{tally.broken} of {tally.seen} images seen were broken", markup=False)
+        console.print(f"{tally.broken} of {tally.seen} images seen were broken")
     pictures = last_pictures(run.path)
     if pictures:
-        console.print(f"held-out pictures: {pictures}", markup=False)
-    console.print(f"validation curve: {curve}", markup=False)
-    console.print(f"weights: {run.path / 'backbone.safetensors'}, {whole}", markup=False)
-    console.print(f"held-out images: {metric.sentence(found.figures[metric.name])}", markup=False)
+        console.print(f"held-out pictures: {pictures}")
+    console.print(f"validation curve: {curve}")
+    console.print(f"weights: {run.path / 'backbone.safetensors'}, {whole}")
+    console.print(f"held-out images: {metric.sentence(found.figures[metric.name])}")

@@ -40,7 +40,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
             pixels = cut(image, box, min(side, config.size))
         except (BrokenImage, OSError) as error:
             broken += 1
-            console.print(f"broken image {images.names[int(index)]}: {error}", markup=False)
+            console.print(f"broken image {images.names[int(index)]}: {error}")
             continue
         estimator.add(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device))
     if not estimator.images:
@@ -55,5 +55,5 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
     prior.save(out, outputs.write)
     seen = int((prior.smoothed > 0).sum())
     said = f"{out}: {estimator.images} images, {estimator.pixels} pixels, {seen} of 313 bins seen"
-    console.print(said, markup=False)
+    console.print(said)
     return prior

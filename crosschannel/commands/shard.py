@@ -36,7 +36,7 @@ def shard(config: ShardConfig) -> None:
         raise UserError(f"{config.data} lies in {part}, where the shards are written first; give another out")
     with whole_folder(out, "crosschannel shard", rf"(train|val)-\d{{6,}}\.tar(\.idx)?|{CLASSES}|{LISTING}") as part:
         _write(config, splits, part)
-    stderr_console().print(f"shards: {out}", markup=False)
+    stderr_console().print(f"shards: {out}")
 
 
 def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None:
@@ -55,10 +55,10 @@ def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None
                 lambda n, bar=bar: bars.advance(bar, n),
             )
             for name, why in broken:
-                console.print(f"broken image {name}: {why}", markup=False)
+                console.print(f"broken image {name}: {why}")
             if not shards:
                 raise UserError(f"none of the {len(images)} {split} images of {config.data!r} can be read")
-            console.print(f"{len(images) - len(broken)} {split} images in {len(shards)} shards", markup=False)
+            console.print(f"{len(images) - len(broken)} {split} images in {len(shards)} shards")
             written += shards
     write_text(part / LISTING, "".join(f"{path.name}\n" for path in written))
     if splits["train"].classes:

@@ -11,11 +11,11 @@ def show(_config: ZooConfig) -> None:
     console = stdout_console()
     for name, entry in zoo.ZOO.items():
         fetched = " (fetched)" if zoo.place(entry).is_file() else ""
-        console.print(f"zoo:{name}: {entry.what}{fetched}", markup=False)
-        console.print(f"    {entry.url}", markup=False)
+        console.print(f"zoo:{name}: {entry.what}{fetched}")
+        console.print(f"    {entry.url}")
         said = f"{entry.algorithm.upper()} {entry.checksum[:16]}…; importer {entry.format}; {entry.licence}"
-        console.print(f"    {said}", markup=False)
-    console.print(f"fetched weights are in {zoo.weights_folder()}", markup=False)
+        console.print(f"    {said}")
+    console.print(f"fetched weights are in {zoo.weights_folder()}")
 
 
 def fetch_source(config: FetchConfig) -> None:
@@ -26,7 +26,7 @@ def fetch_source(config: FetchConfig) -> None:
     """
     name = config.source.removeprefix("zoo:")
     if name in zoo.ZOO or config.source.startswith("zoo:"):
-        stdout_console().print(str(zoo.fetch(name)), markup=False)
+        stdout_console().print(str(zoo.fetch(name)))
         return
     source = parse_source(config.source)
     if not is_fetched(source):
@@ -36,4 +36,4 @@ def fetch_source(config: FetchConfig) -> None:
             "torchvision:NAME and timm:NAME"
         )
     load_backbone(config.source)
-    stdout_console().print(f"{config.source} is in the cache", markup=False)
+    stdout_console().print(f"{config.source} is in the cache")

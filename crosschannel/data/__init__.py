@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crosschannel.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from crosschannel.config.training import CropConfig as CropConfig
     from crosschannel.data.images import ImageSet as ImageSet
     from crosschannel.data.images import MemoryImages as MemoryImages
     from crosschannel.data.images import Subset as Subset
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from crosschannel.data.views import TenCrops as TenCrops
     from crosschannel.data.views import TrainingCrops as TrainingCrops
     from crosschannel.data.views import View as View
-    from crosschannel.runs.config import CropConfig as CropConfig
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
@@ -36,6 +36,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "crosschannel.data.open": "open_images open_training_images",
         "crosschannel.data.stream": "BrokenImages Stream load_batches",
         "crosschannel.data.views": "Batch CentreCrop Draw ImageBatch TenCrops TrainingCrops View",
-        "crosschannel.runs.config": "CropConfig",
+        "crosschannel.config.training": "CropConfig",
     },
 )

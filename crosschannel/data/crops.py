@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from crosschannel.config.training import CropConfig
 from crosschannel.data.decode import EncodedImage
-from crosschannel.runs.config import CropConfig
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels of the full image
 

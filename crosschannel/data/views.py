@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crosschannel.config.training import CropConfig
 from crosschannel.data.crops import centre_box, cut, random_box, squash, ten_crop_box
 from crosschannel.data.order import mix, uniforms
 from crosschannel.data.record import Record
-from crosschannel.runs.config import CropConfig
 
 Broken = list[tuple[int, str]]  # (index, reason) of images that could not be read
 

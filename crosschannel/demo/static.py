@@ -50,7 +50,7 @@ def write_static(colorizer: Colorizer, config: DemoConfig, out: Path) -> None:
         for name, data in _runtime().items():
             (part / "ort" / name).write_bytes(data)
         colorizer_to_onnx(colorizer, part / "model.onnx")
-    stderr_console().print(f"{out}: python -m http.server --directory {out} shows it", markup=False)
+    stderr_console().print(f"{out}: python -m http.server --directory {out} shows it")
 
 
 def _runtime() -> dict[str, bytes]:

@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Interval
+
+from crosschannel.config.load import require
+from crosschannel.config.training import CommandConfig, slug
+from crosschannel.config.types import RUNTIME, Count, Data, File, Out, Source, Text, Workers
 from crosschannel.errors import UserError
-from crosschannel.keys import Count, Device, Out, Seed, Text, Workers, at_least, require, within
-from crosschannel.runs.config import data as images
-from crosschannel.runs.config import path, runtime, seed, slug, source
 
 BASELINES = ("grey", "random", "truth")
 OWN = "own"  # the prior of the evaluated images
@@ -83,47 +85,43 @@ def source_of(text: str) -> str:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(CommandConfig):
     """Score colourings: Table 1 of any nets that colour, beside grey, random colours and the truth."""
 
-    data: Text = images()
+    data: Annotated[Text, Data()]
     """a folder of colour images, tar shards, builtin:sample or torchvision:imagenette; all of its val/, where it has
     one, else all of it"""
-    methods: list[str] = source(factory=lambda: list(BASELINES), loads="colorizer", named=source_of)
+    methods: Annotated[list[str], Source("colorizer", source_of)] = field(default_factory=lambda: list(BASELINES))
     """nets that colour, as [NAME=]SOURCE[,temperature=T], and the baselines grey, random and truth"""
-    out: Out | None = runtime(None)
+    out: Annotated[Out | None, RUNTIME] = None
     """run folder; default runs/evaluate-DATA-SEED"""
-    random_from: Text | None = images(None)
+    random_from: Annotated[Text | None, Data()] = None
     """images that the baseline random copies colours from; default other images of --data"""
-    prior: Text = path(OWN, packaged=(OWN,))
+    prior: Annotated[Text, File(packaged=(OWN,))] = OWN
     """what rebalances: own, the evaluated images' own colours (every bin counts the same), or a file written by
     `crosschannel prior`"""
-    classifier: Text | None = source(None, loads="classifier")
+    classifier: Annotated[Text | None, Source("classifier")] = None
     """a net whose top-1 on the coloured pictures is scored (semantic interpretability): a run of the task labels,
     timm:NAME or torchvision:NAME; classes are the folders of --data"""
-    lpips: Text | None = source(None)
+    lpips: Annotated[Text | None, Source()] = None
     """torchvision:alexnet or torchvision:vgg16: report LPIPS on its features"""
-    realism: Text | None = path(None)
+    realism: Annotated[Text | None, File()] = None
     """fooled.csv of a `crosschannel study report`: how many people the methods fooled, for the table"""
-    size: Annotated[int, within(16, 2048)] = 256
+    size: Annotated[int, Interval(ge=16, le=2048)] = 256
     """images are reduced to this short side and cropped to its centre square"""
-    limit: Annotated[int, at_least(0)] = 0
+    limit: Annotated[int, Ge(0)] = 0
     """score so many images, chosen at random; 0 takes all"""
     upsample: Literal["bilinear", "edges"] = "bilinear"
     """how predictions reach every pixel: bilinear, as in the paper, or edges, as `crosschannel colorize` does"""
     gamut: Literal["map", "clip"] = "map"
     """colours that sRGB cannot show in the pictures that are judged: map moves them towards grey, clip clips channels;
     AuC is of ab as predicted"""
-    resamples: Annotated[int, within(1, 100000)] = 1000
+    resamples: Annotated[int, Interval(ge=1, le=100000)] = 1000
     """of the bootstrap of the page's intervals"""
-    batch: Count = runtime(16)
+    batch: Annotated[Count, RUNTIME] = 16
     """images scored at a time"""
-    workers: Workers = runtime(2)
+    workers: Annotated[Workers, RUNTIME] = 2
     """processes that decode images"""
-    seed: Seed = seed()
-    """of the images that random colours come from, of a choice of images, and of the bootstrap"""
-    device: Device = runtime("auto")
-    """auto, cpu, cuda or cuda:N"""
 
     def default_out(self, name: str, _recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
         return f"runs/{name}-{slug(self.data.rpartition(':')[2])}-{self.seed}"

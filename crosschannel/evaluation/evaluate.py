@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from crosschannel.config.load import require_config
 from crosschannel.console import progress, stderr_console, stdout_console, table
 from crosschannel.csv_files import cell_text
 from crosschannel.data import ImageSet, Stream, Subset
@@ -31,7 +32,6 @@ from crosschannel.evaluation.page import cells, measured, write_page
 from crosschannel.evaluation.scores import LEVELS, Q
 from crosschannel.files import read_text, user_path, written_whole
 from crosschannel.hub.sources import input_files
-from crosschannel.keys import require_config
 from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish
@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
                 donors = open_training_images(config.random_from) if config.random_from else images
                 world.from_main(partial(run.check_images, name_fingerprints(donors, images)))
             if run.finished:
-                console.print(f"{path} is finished: nothing to do", markup=False)
+                console.print(f"{path} is finished: nothing to do")
                 return path
             _measure(config, images, donors, run, world, console)
     return path
@@ -116,7 +116,7 @@ def _measure(
     if config.lpips:
         lpips = LPIPS(config.lpips, world.device)
     evaluator = Evaluator(config, painters, interpretability, lpips, world.device)
-    console.print(f"{run.path}: {len(images)} images, {len(methods)} methods", markup=False)
+    console.print(f"{run.path}: {len(images)} images, {len(methods)} methods")
     world.from_main(lambda: run.write_config(config))
     parts = run.path / "parts"
     world.from_main(lambda: parts.mkdir(exist_ok=True))
@@ -206,7 +206,7 @@ def _finish(
     """Figures, costs, the page and the result of a pass that is over."""
     rows, curves, broken = _read_parts(run.path / "parts")
     for name, reason in broken.items():
-        console.print(f"broken image {name}: {reason}", markup=False)
+        console.print(f"broken image {name}: {reason}")
     indices = rows.pop("indices", np.empty(0, np.int64))
     problem = ""
     if not len(indices):
@@ -229,8 +229,8 @@ def _finish(
     what = ", ".join([*config.methods, *(f"{key} {value}" for key, value in told.items() if value not in (None, OWN))])
     finish(run, config, what, config.data, len(indices), figures, rows)
     _show(figures, names)
-    stdout_console().print(_MEANING, markup=False)
-    stdout_console().print(f"page: {page}", markup=False)
+    stdout_console().print(_MEANING)
+    stdout_console().print(f"page: {page}")
 
 
 def people_fooled(path: str) -> dict[str, float]:

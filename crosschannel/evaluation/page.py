@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from crosschannel.config.load import to_yaml
 from crosschannel.data import Stream
 from crosschannel.evaluation import published
 from crosschannel.evaluation.config import OWN, EvaluateConfig
@@ -16,7 +17,6 @@ from crosschannel.evaluation.plots import error_curves, labelled_rows, over_phot
 from crosschannel.evaluation.scores import FARTHEST, as_array
 from crosschannel.files import Writer
 from crosschannel.report import Block, Figure, Heading, Listing, Page, Table, Text
-from crosschannel.runs.config import to_yaml
 from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Rows
 

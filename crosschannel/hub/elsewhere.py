@@ -173,8 +173,10 @@ def _stated_input(source: Source, checkpoint: Checkpoint, default: InputSpec, or
 def _input_of(source: Source, config: Mapping[str, Any], kind: str, origin: str) -> InputSpec:
     """Convert a timm config to an input."""
     try:
-        size = source.integer("size", 0) or int((config.get("input_size") or (3, 224, 224))[-1])
-        resize = source.integer("resize", max(size, math.floor(size / (config.get("crop_pct") or 0.875))))  # as timm
+        size = source.options.get("size", 0) or int((config.get("input_size") or (3, 224, 224))[-1])
+        resize = source.options.get(
+            "resize", max(size, math.floor(size / (config.get("crop_pct") or 0.875)))
+        )  # as timm
         mean, std = tuple(config.get("mean") or InputSpec.mean), tuple(config.get("std") or InputSpec.std)
         input = InputSpec(kind, size, resize, config.get("interpolation") or "bilinear", mean, std)
         return input.changed(**source.look() | {"size": size, "resize": resize})
@@ -193,7 +195,7 @@ def _timm_input(source: Source, model: nn.Module, checkpoint: Checkpoint | None 
 
 
 def load_timm(source: Source, _data: object) -> Loaded:
-    local, size = _local_weights(source), source.integer("size", 0) or None
+    local, size = _local_weights(source), source.options.get("size", 0) or None
     check_timm_name(source.name)
     kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
     with _timm_download(source) as pretrained:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,15 +20,16 @@ from torch import Tensor, nn
 
 from crosschannel.colorize.colorizer import Look
 from crosschannel.colorize.decoders import Decoder, build_decoder
+from crosschannel.config.load import build_stored
+from crosschannel.config.types import Count, Positive
 from crosschannel.errors import UserError
 from crosschannel.files import Writer, written_whole
-from crosschannel.keys import above, at_least
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.input_spec import InputSpec
 from crosschannel.models.nets import FAMILIES, NetSpec, build_net, family
 from crosschannel.pretext import TASKS
 from crosschannel.pretext.task import Pretext
-from crosschannel.stored import parse_json, typed
+from crosschannel.stored import parse_json
 
 LICENCE = "bsd-2-clause"  # of weights that were trained here from nothing
 _OF_A_HEAD = ("task", "objective", "classes", "temperature", "look")
@@ -52,7 +53,7 @@ class Metadata:
     """
 
     format: str
-    schema: Annotated[int, at_least(1)]
+    schema: Count
     net: NetSpec
     input: InputSpec
     layers: list[str]
@@ -60,7 +61,7 @@ class Metadata:
     objective: Any = None
     task: str = "colorization"
     classes: list[str] = field(default_factory=list)
-    temperature: Annotated[float | None, above(0)] = 0.38
+    temperature: Positive | None = 0.38
     look: Look = field(default_factory=Look)
 
 
@@ -147,14 +148,14 @@ def read_metadata(path: Path) -> Metadata:
     tree = {key: text if key == "format" else parse_json(text, f"{what}: {key}") for key, text in known.items()}
     if isinstance(tree.get("schema"), int) and tree["schema"] > SCHEMA:
         raise UserError(f"{path} was written by a newer crosschannel (schema {tree['schema']}); update it")
-    meta = typed(Metadata, tree, what)
+    meta = build_stored(Metadata, tree, what)
     if "details" not in tree["provenance"]:
         raise UserError(f"{what} is damaged: its provenance has no details")
     if (meta.format == "crosschannel.backbone") != (meta.objective is None):
         fault = "needs an objective" if meta.objective is None else "has no objective"
         raise UserError(f"{what} is damaged: a {meta.format} {fault}")
     if meta.objective is not None and meta.task in TASKS:  # code of others is imported by load_pretext alone
-        meta = replace(meta, objective=typed(TASKS[meta.task].keys, meta.objective, f"{what}: objective"))
+        meta = replace(meta, objective=build_stored(TASKS[meta.task].keys, meta.objective, f"{what}: objective"))
     row = family(meta.net.name)
     if meta.schema == 1 and not row.fc:
         meta = replace(meta, net=meta.net.replace(**row.supported_options(fc=0)))

@@ -23,7 +23,7 @@ from crosschannel.models.backbone import Provenance
 
 def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, Any]]:
     """Build an untrained net by name, or the untrained twin of a trained net, with its input and provenance details."""
-    seed = source.integer("seed", 0)
+    seed = source.options.get("seed", 0)
     inner = fetched(parse_source(source.name))
     if KINDS[inner.kind].of_a_library and source.kind != "gaussian":
         return _fresh_elsewhere(source, inner, seed)
@@ -48,10 +48,9 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, 
     if "fc" in source.options and not family(spec.name).has_option("fc"):
         raise UserError(f"{source.text!r}: {spec.name} has no fully connected layers")
     options = spec.options
-    has_norm = source.choice("norm", ("true", "false"), str(options.norm).lower()) == "true"
     changes = {
-        "norm": source.kind != "gaussian" and has_norm,
-        "fc": source.integer("fc", options.fc),
+        "norm": source.kind != "gaussian" and source.options.get("norm", options.norm),
+        "fc": source.options.get("fc", options.fc),
         "fc7": 0 if "fc" in source.options else options.fc7,
         "variant": source.options.get("variant", options.variant),
     }

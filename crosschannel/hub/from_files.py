@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from crosschannel.config.keys import flatten
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
 from crosschannel.files import user_path
@@ -16,7 +17,6 @@ from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import WEIGHTS, Source
 from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family, widen_to_lab
 from crosschannel.models.backbone import Provenance
-from crosschannel.runs.config import flatten
 from crosschannel.runs.result import missing_file
 from crosschannel.stored import read_yaml
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from crosschannel.colorize.colorizer import Colorizer, Look
 from crosschannel.colorize.decoders import Decoder, build_decoder
+from crosschannel.config.load import build_stored
 from crosschannel.data import ImageSet
 from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError, describe, foreign
@@ -24,7 +25,6 @@ from crosschannel.models.adapt import fold_input_scale
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext import TASKS, create, find_task
 from crosschannel.pretext.task import Pretext
-from crosschannel.stored import typed
 from crosschannel.training.device import as_device
 
 
@@ -130,7 +130,7 @@ def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
     check_code(path, parsed, meta.task, "task")
     row, objective = find_task(meta.task), meta.objective
     if meta.task not in TASKS:
-        objective = typed(row.keys, objective, f"the metadata of {path}: objective")
+        objective = build_stored(row.keys, objective, f"the metadata of {path}: objective")
     config = row.load().for_use(objective)
     net, task = create(meta.task, config, meta.net, meta.input.size, meta.classes)
     weights = net.state_dict().keys()

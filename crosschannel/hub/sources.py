@@ -15,12 +15,14 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from crosschannel.config.flags import parse_text
+from crosschannel.config.keys import input_paths, sources, values_of_role
+from crosschannel.config.load import check_value
+from crosschannel.config.types import Data, FCWidth, Seed, Side
 from crosschannel.data.datasets import import_path_of
 from crosschannel.errors import UserError, describe, foreign
 from crosschannel.factories import is_factory, working_folder_importable
 from crosschannel.files import user_path
-from crosschannel.keys import FC_WIDTH, SEED, SIDE, Range
-from crosschannel.runs.config import named_paths, of_role, sources
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,15 @@ KINDS = {
     "factory": Kind("elsewhere:load_factory", _LOOK | {"weights", "key", "input"}, of_a_library=True, of_the_user=True),
 }
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".caffemodel")  # suffixes of weights files
-RANGES: dict[str, Range] = {"size": SIDE, "resize": SIDE, "seed": SEED, "fc": FC_WIDTH}  # of whole numbers
+OPTIONS: dict[str, Any] = {  # types of options; the others are strings
+    "size": Side,
+    "resize": Side,
+    "mean": tuple[float, ...],
+    "std": tuple[float, ...],
+    "seed": Seed,
+    "fc": FCWidth,
+    "norm": bool,
+}
 
 
 @dataclass
@@ -73,7 +83,7 @@ class Source:
     Attributes:
         kind: path, random, gaussian, kmeans, torchvision, timm, factory, zoo or hf-hub.
         name: what follows the kind.
-        options: the rest, by key.
+        options: the rest, by key, of the types in :data:`OPTIONS`.
         text: as the user wrote it.
         licence: of published weights, once they are fetched.
         untrained: build the net without its weights, but with their input.
@@ -82,13 +92,9 @@ class Source:
     kind: str
     name: str
     text: str
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     licence: str = ""
     untrained: bool = False
-
-    def integer(self, key: str, default: int) -> int:
-        value = self.options.get(key)
-        return default if value is None else int(value)
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.options.get(key, default)
@@ -97,23 +103,8 @@ class Source:
         return value
 
     def look(self) -> dict[str, Any]:
-        """The attributes of a net's input that its options name, see :meth:`InputSpec.changed`.
-
-        Raises:
-            UserError: mean or std is neither a number nor three.
-        """
-        found: dict[str, Any] = {key: int(self.options[key]) for key in ("size", "resize") if key in self.options}
-        found |= {key: self.options[key] for key in ("interpolation",) if key in self.options}
-        for key in self.options.keys() & {"mean", "std"}:
-            try:
-                numbers = [float(number) for number in self.options[key].split(":")]
-            except ValueError:
-                numbers = []
-            if len(numbers) not in (1, 3):
-                words = f"{key} is a number, or three such as 0.485:0.456:0.406"
-                raise UserError(f"{self.text!r}: {words}, got {self.options[key]!r}")
-            found[key] = numbers[0] if len(numbers) == 1 else numbers
-        return found
+        """The attributes of a net's input that its options name, see :meth:`InputSpec.changed`."""
+        return {key: value for key, value in self.options.items() if key in _LOOK}
 
 
 def parse_source(text: str | os.PathLike[str]) -> Source:
@@ -147,11 +138,21 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
             raise UserError(f"{text!r}: {pair!r} is not an option; options look like seed=1")
         if key not in known:
             raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(known))}")
-        rule = RANGES.get(key)
-        if rule and not (value.isascii() and value.isdecimal() and len(value) < 20 and rule.holds(int(value))):
-            raise UserError(f"{text!r}: {key} must be a whole number {rule.words}, got {value!r}")
-        options[key] = value
+        options[key] = _parse_option(key, value, text)
     return Source(kind, name, text, options)
+
+
+def _parse_option(key: str, text: str, source: str) -> Any:
+    """The value of an option; several numbers of mean and std stand between colons."""
+    name, hint = f"{source!r}: {key}", OPTIONS.get(key, str)
+    if key not in ("mean", "std"):
+        value = parse_text(text, hint, name)
+        check_value(name, value, hint)
+        return value
+    numbers = parse_text(text.split(":"), hint, name)
+    if len(numbers) not in (1, 3) or not all(isinstance(number, int | float) for number in numbers):
+        raise UserError(f"{name} is a number, or three such as 0.485:0.456:0.406, got {text!r}")
+    return tuple(map(float, numbers)) * (3 // len(numbers))
 
 
 def inner_source(source: Source) -> Source:
@@ -189,7 +190,10 @@ def known_layers(source: Source) -> tuple[str, ...]:
     if KINDS[source.kind].is_fresh and source.name in FAMILIES:
         channels = CHANNELS.get(source.options.get("input", "grey"), 1)
         row = FAMILIES[source.name]
-        options = {"fc": source.integer("fc", row.fc), "variant": source.options.get("variant", row.options.variant)}
+        options = {
+            "fc": source.options.get("fc", row.fc),
+            "variant": source.options.get("variant", row.options.variant),
+        }
         with torch.device("meta"):
             return tuple(build_net(NetSpec(source.name, channels, **row.supported_options(**options))).layers)
     named = inner_source(source)
@@ -229,7 +233,7 @@ def user_imports(config: Any) -> dict[str, str]:
     names = {"model.name": getattr(getattr(config, "model", None), "name", "")}
     names |= {key: getattr(config, key, "") for key in ("task", "protocol")}
     named = {key: name for key, name in names.items() if is_factory(name)}
-    return named | {key: path for key, data in of_role(config, "data").items() if (path := import_path_of(data))}
+    return named | {key: path for key, data in values_of_role(config, Data).items() if (path := import_path_of(data))}
 
 
 def user_packages(config: Any) -> list[str]:
@@ -245,7 +249,7 @@ def input_files(config: Any) -> dict[str, Path]:
     found = {f"{key} {name}": path for key, _, source in sources(config) for name, path in source_files(source).items()}
     named = {
         f"{key} {number}" if number else key: user_path(name)
-        for key, names in named_paths(config).items()
+        for key, names in input_paths(config).items()
         for number, name in enumerate(names)
     }
     for key, own in user_imports(config).items():

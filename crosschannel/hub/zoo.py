@@ -138,7 +138,7 @@ def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:
         problem = connection_problem(entry.url)
         if problem:
             raise no_connection(entry.url, source, problem)
-        stderr_console().print(f"fetching {entry.url} into {path}", markup=False)
+        stderr_console().print(f"fetching {entry.url} into {path}")
         _download(entry.url, part)
         if not entry.matches(part):
             found, kind = digest(part, entry.algorithm)[:16], entry.algorithm.upper()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
+from crosschannel.config.load import check_config, require
+from crosschannel.config.types import Pattern, Positive, Side
 from crosschannel.errors import UserError, describe
-from crosschannel.keys import SIDE, Spelling, above, check_config, require
 from crosschannel.models.pictures import check_pictures
 
 InputKind = Literal["grey", "lab", "rgb", "sobel", "intensity", "luma"]
@@ -41,12 +42,12 @@ class InputSpec:
     """
 
     kind: InputKind = "grey"
-    size: Annotated[int, SIDE] = 227
-    resize: Annotated[int, SIDE] = 256
-    interpolation: Annotated[str, Spelling(_MODES, "one that torch or timm has")] = "bilinear"
+    size: Side = 227
+    resize: Side = 256
+    interpolation: Annotated[str, Pattern(_MODES, "one that torch or timm has")] = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: Annotated[tuple[float, ...], above(0)] = (0.229, 0.224, 0.225)
-    scale: Annotated[float, above(0)] = 1.0
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    scale: Positive = 1.0
 
     def __post_init__(self) -> None:
         for key in ("size", "resize"):

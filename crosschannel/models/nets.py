@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from annotated_types import Interval
+
+from crosschannel.config.load import build_stored
+from crosschannel.config.types import FCWidth
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
-from crosschannel.keys import FC_WIDTH, within
-from crosschannel.stored import typed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,10 +49,10 @@ class AlexNetOptions(NetOptions):
     """
 
     norm: bool = True
-    fc: Annotated[int, FC_WIDTH] = 0
+    fc: FCWidth = 0
     geometry: Geometry = "padded"
     variant: str = "crosschannel"
-    fc7: Annotated[int, FC_WIDTH] = 0
+    fc7: FCWidth = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class VGG16Options(NetOptions):
     """
 
     norm: bool = True
-    fc: Annotated[int, FC_WIDTH] = 0
+    fc: FCWidth = 0
     affine: bool = False
 
 
@@ -176,11 +178,11 @@ class NetSpec:
         values = (
             {key: tree[key] for key in ("name", "in_channels") if key in tree} if isinstance(tree, Mapping) else tree
         )
-        header = typed(_SpecHeader, values, source)
+        header = build_stored(_SpecHeader, values, source)
         row = family(header.name)
         others = {key: value for key, value in tree.items() if key not in values}
         stored = {key: value for key, value in others.items() if key not in _STORED_OPTIONS or row.has_option(key)}
-        return cls(header.name, header.in_channels, **asdict(typed(row.options, stored, source)))
+        return cls(header.name, header.in_channels, **asdict(build_stored(row.options, stored, source)))
 
 
 @dataclass
@@ -188,7 +190,7 @@ class _SpecHeader:
     """Name and input channels of a stored description."""
 
     name: str = "alexnet"
-    in_channels: Annotated[int, within(1, 64)] = 1
+    in_channels: Annotated[int, Interval(ge=1, le=64)] = 1
 
 
 _STORED_OPTIONS = ("norm", "fc", "geometry", "variant", "affine", "fc7")  # in every file of earlier versions

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crosschannel.config.training import CropConfig
 from crosschannel.data import ImageBatch
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
@@ -23,7 +24,6 @@ from crosschannel.pretext.task import (
     need_family,
     row_of_pictures,
 )
-from crosschannel.runs.config import CropConfig
 
 _WIDTHS = (256, 128, 96, 64, 32)
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from crosschannel.config.training import CropConfig
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.models.input_spec import LUMA
 from crosschannel.models.layers import LayeredNet
@@ -20,7 +21,6 @@ from crosschannel.pretext.task import (
     moments,
     need_family,
 )
-from crosschannel.runs.config import CropConfig
 
 _LAYERS = ("conv4_3", "conv3_3", "conv2_2", "conv1_2")
 _TIMES = 8  # what sides are padded to a multiple of

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from crosschannel.config.training import CropConfig
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net, family
 from crosschannel.pretext.config import LabelsConfig
 from crosschannel.pretext.nets import freeze_unused
 from crosschannel.pretext.task import PairTask, PrimaryMetric
-from crosschannel.runs.config import CropConfig
 
 
 class Classifier(nn.Module):

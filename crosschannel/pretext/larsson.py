@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from crosschannel.config.training import CropConfig
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.config import LarssonConfig
@@ -19,7 +20,6 @@ from crosschannel.pretext.task import (
     cross_entropy_of_constant,
     need_family,
 )
-from crosschannel.runs.config import CropConfig
 
 _GREY = 0.4488  # mean of grey photographs in 0..1
 

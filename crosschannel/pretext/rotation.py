@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from crosschannel.config.training import CropConfig
 from crosschannel.data import ImageBatch
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.pretext.config import RotationConfig
 from crosschannel.pretext.labels import Classifier, build_classifier
 from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, row_of_pictures
-from crosschannel.runs.config import CropConfig
 
 _ROTATIONS = 4
 

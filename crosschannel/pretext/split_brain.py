@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crosschannel.color import ABQuantizer, rgb_to_lab
 from crosschannel.color.quantizer import Q
+from crosschannel.config.training import CropConfig
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.classification import sparse_cross_entropy
@@ -20,7 +21,6 @@ from crosschannel.pretext.task import (
     cross_entropy_of_constant,
     need_family,
 )
-from crosschannel.runs.config import CropConfig
 
 
 class Halves(NamedTuple):

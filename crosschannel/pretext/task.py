@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crosschannel.config.training import CropConfig
 from crosschannel.data import Batch, CentreCrop, ImageBatch, TrainingCrops, View
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec
-from crosschannel.runs.config import CropConfig
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from crosschannel.config.keys import flatten, keys_of, legacy_defaults
+from crosschannel.config.load import build_stored, rename, to_yaml
 from crosschannel.errors import UserError
 from crosschannel.files import (
     LOCK,
@@ -23,9 +25,8 @@ from crosschannel.files import (
     is_run_folder,
     write_text,
 )
-from crosschannel.runs.config import defaults, flatten, renamed, runtime_keys, to_yaml
 from crosschannel.runs.interrupts import InterruptFlag
-from crosschannel.stored import read_json, read_rows, read_yaml, typed
+from crosschannel.stored import read_json, read_rows, read_yaml
 from crosschannel.version import __version__
 
 _BEGUN = {"config.yaml", "images.json", "inputs.json"}  # what is there before anything is saved
@@ -120,15 +121,15 @@ class RunFolder:
 
     def stored_config(self) -> dict[str, Any]:
         """What ``config.yaml`` says, by the names that keys have now."""
-        return renamed(read_yaml(self.path / "config.yaml"))
+        return rename(read_yaml(self.path / "config.yaml"))
 
     def check_science(self, config: Any) -> None:
         """Refuse a config whose science keys differ from the stored ones; ``auto`` agrees with anything.
 
         Keys that the stored file lacks (it may be older) had the defaults that such keys got: what was done before.
         """
-        free = runtime_keys(config)
-        stored, asked = defaults(config) | flatten(self.stored_config()), flatten(asdict(config))
+        free = {key.name for key in keys_of(type(config)) if key.is_runtime}
+        stored, asked = legacy_defaults(type(config)) | flatten(self.stored_config()), flatten(asdict(config))
         changed = [
             f"{key} was {stored[key]!r} and is now {value!r}"
             for key, value in asked.items()
@@ -189,7 +190,7 @@ class RunFolder:
         stored = read_json(begun) if self.resuming and begun.is_file() else {}
         if not isinstance(stored, dict):
             raise UserError(f"{begun} is damaged: it holds no keys")
-        known = {key: typed(_Input, entry, f"{begun}: {key}") for key, entry in stored.items()}
+        known = {key: build_stored(_Input, entry, f"{begun}: {key}") for key, entry in stored.items()}
         for key, path in files.items():
             if path.is_file():
                 before, now = known.get(key), path.stat()

@@ -5,17 +5,18 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
+from crosschannel.config.keys import science
+from crosschannel.config.load import build_stored
+from crosschannel.config.types import Count
 from crosschannel.console import Console, as_text
 from crosschannel.errors import UserError
 from crosschannel.files import RUN_HEADER, is_run_folder, read_text, user_path, written_whole
-from crosschannel.keys import at_least
-from crosschannel.runs.config import science
 from crosschannel.runs.folder import RunFolder
-from crosschannel.stored import read_arrays, read_json, typed
+from crosschannel.stored import read_arrays, read_json
 from crosschannel.version import __version__
 
 ROWS = "predictions.npz"
@@ -76,7 +77,7 @@ class Result:
     data: str
     config: dict[str, Any]
     seed: int
-    n: Annotated[int, at_least(1)]
+    n: Count
     version: str
     metrics: dict[str, float]
     science: dict[str, Any] | None = None
@@ -187,7 +188,7 @@ def read_result(run: Path) -> Result:
     path = run / "result.json"
     if not path.is_file():
         raise UserError(missing_file(run, "result.json"))
-    return typed(Result, read_json(path), str(path))
+    return build_stored(Result, read_json(path), str(path))
 
 
 def load_result(run: Path | str) -> Result:
@@ -221,7 +222,7 @@ def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Re
     if without and not found:
         raise UserError(without[0])
     for words in without:
-        console.print(f"left out: {words}", markup=False)
+        console.print(f"left out: {words}")
     return found
 
 

@@ -78,10 +78,9 @@ def build(config: StudyBuildConfig) -> Path:
         manifest.write(part)
     console = stderr_console()
     for name, why in manifest.left_out.items():
-        console.print(f"left out {name}: {why}", markup=False)
+        console.print(f"left out {name}: {why}")
     console.print(
         f"{out}: {config.images} photographs by {len(methods)} methods, {config.practice} more to practise on",
-        markup=False,
     )
     return out
 

@@ -5,15 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from annotated_types import Interval
+
+from crosschannel.config.load import build_stored
 from crosschannel.errors import UserError
 from crosschannel.files import STUDY, digest, user_path, write_text
-from crosschannel.keys import within
-from crosschannel.stored import read_json, typed
+from crosschannel.stored import read_json
 
 MANIFEST, PICTURES = STUDY, "pictures"
 Gamut = Literal["map", "clip"]
 First = Literal["left", "random"]
-Pause = Annotated[int, within(0, 60_000)]
+Pause = Annotated[int, Interval(ge=0, le=60_000)]
 TRUTH, CHECK = "truth", "check"  # what an image's files are called by, beside the methods' names
 
 
@@ -82,7 +84,7 @@ def read_study(folder: str | Path) -> tuple[Path, Manifest]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is no study: it has no {MANIFEST}; crosschannel study build makes one")
-    found = typed(Manifest, read_json(path), str(path))
+    found = build_stored(Manifest, read_json(path), str(path))
     named = {file for photograph in found.photographs for file in photograph.files.values()}
     needed = {TRUTH, *found.methods, *[CHECK] * bool(found.checks)}
     whole = all(needed <= photograph.files.keys() for photograph in found.photographs)

@@ -71,8 +71,8 @@ def report(config: StudyReportConfig) -> list[Path]:
         written += [outputs.write_text(out / TRIALS, _trials_csv(manifest, sessions, trials))]
     console = stdout_console()
     for method, one in found.items():
-        console.print(f"{method}: {_cell(one)} % fooled, {one.participants} participants", markup=False)
-    console.print(f"report: {out / 'report.html'} (and report.md, {FIGURES}, {TRIALS})", markup=False)
+        console.print(f"{method}: {_cell(one)} % fooled, {one.participants} participants")
+    console.print(f"report: {out / 'report.html'} (and report.md, {FIGURES}, {TRIALS})")
     return written
 
 

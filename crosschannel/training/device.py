@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from crosschannel.config.load import build_stored
+from crosschannel.config.training import TrainConfig
 from crosschannel.errors import UserError, describe
-from crosschannel.runs.config import TrainConfig
 from crosschannel.runs.folder import RunFolder
-from crosschannel.stored import typed
 from crosschannel.training.ranks import World
 
 # device kind: (precision, channels_last, compile)
@@ -80,7 +80,9 @@ def settle_auto(train: TrainConfig, run: RunFolder, world: World) -> TrainConfig
     def settle() -> TrainConfig:
         settled = train
         if run.resuming:
-            stored = typed(TrainConfig, run.stored_config().get("train", {}), f"{run.path / 'config.yaml'}: train")
+            stored = build_stored(
+                TrainConfig, run.stored_config().get("train", {}), f"{run.path / 'config.yaml'}: train"
+            )
             begun = {key: getattr(stored, key) for key in ("precision", "channels_last", "compile")}
             settled = replace(train, **{key: value for key, value in begun.items() if getattr(train, key) == "auto"})
         return resolve_auto(settled, world.device)

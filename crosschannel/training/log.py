@@ -73,7 +73,7 @@ class TrainingLog:
 
     def say(self, message: str) -> None:
         """A line of its own."""
-        self.console.print(message, markup=False)
+        self.console.print(message)
 
     def advance(self, step: int) -> None:
         if self._bar:

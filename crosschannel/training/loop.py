@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from crosschannel.config.training import TrainedConfig, check_ranks, total_steps
 from crosschannel.data import Batch, Stream, load_batches
 from crosschannel.data.order import mix
 from crosschannel.errors import UserError, file_problem
 from crosschannel.files import written_whole
-from crosschannel.runs.config import TrainedConfig, check_ranks, total_steps
 from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.training import checkpoints

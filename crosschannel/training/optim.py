@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from crosschannel.runs.config import OptimConfig, ScheduleConfig
+from crosschannel.config.training import OptimConfig, ScheduleConfig
 
 
 def build_optimizer(

@@ -1,16 +1,14 @@
 """``--`` ends the flags of every command: later words are positional, whatever they begin with."""
 
-from dataclasses import MISSING, fields
-
 import pytest
 
 import crosschannel.cli
 import slurm.cli
 import transfer.cli
 from crosschannel import UserError
-from crosschannel.command_line import main
-from crosschannel.runs.config import keys
-from slurm.cli import _prepared
+from crosschannel.config.keys import items, keys_of
+from crosschannel.program import run_program as main
+from slurm.cli import PROGRAM as SLURM
 from slurm.command import sweep
 
 PROGRAMS = {module.PROGRAM.name: module.PROGRAM for module in (crosschannel.cli, transfer.cli, slurm.cli)}
@@ -18,7 +16,7 @@ COMMANDS = [(program, name) for program, table in PROGRAMS.items() for name in t
 
 
 def parsed(program: str, name: str, words: list[str]):
-    return dict((key, value) for key, _, value in keys(PROGRAMS[program].parse(name, words)))
+    return dict((key.name, value) for key, value in items(PROGRAMS[program].parse(name, words)))
 
 
 def outcome(program: str, name: str, words: list[str]) -> object:
@@ -33,12 +31,11 @@ def needed(program: str, name: str) -> tuple[list[str], list[str]]:
     """Words for the positional keys of a command, and flags for its other required keys."""
     command = PROGRAMS[program].commands[name]
     operands, flags = [], []
-    for entry in fields(command.keys()):
-        has_default = entry.default is not MISSING or entry.default_factory is not MISSING
-        if entry.name in command.positional:
-            operands.append((command.positional.index(entry.name), f"{entry.name}-word"))
-        elif entry.metadata.get("needed") or not has_default:
-            flags.append(f"--{entry.name}={entry.name}-value")
+    for key in keys_of(command.keys()):
+        if key.name in command.positional:
+            operands.append((command.positional.index(key.name), f"{key.name}-word"))
+        elif key.is_required:
+            flags.append(f"--{key.name}={key.name}-value")
     return [word for _, word in sorted(operands)], flags
 
 
@@ -69,8 +66,8 @@ def test_words_after_it_are_positional(words, capsys):
     [
         ("crosschannel", "--", "unknown command '--'"),
         ("transfer", "-- knn", "unknown command '--'"),
-        ("transfer", "knn --data -- x", "unexpected argument 'x'"),
-        ("transfer", "knn --=3", "unrecognized arguments: --=3"),
+        ("transfer", "knn --data -- x", "argument --data: expected one argument"),
+        ("transfer", "knn --=3", "unrecognized argument --=3"),
         ("crosschannel", "pretrain -- --data x", "unexpected argument '--data'"),
         ("crosschannel", "shard a b c", "unexpected argument 'c'"),
     ],
@@ -82,10 +79,11 @@ def test_an_invalid_command_line_is_refused_in_one_line(program, line, message, 
 
 
 def test_the_launcher_keeps_its_separator_and_its_other_commands_accept_it():
-    submitted = _prepared(["submit", "--profile=local", "--", "crosschannel", "colorize", "--", "-a.jpg"])
-    assert submitted == ["submit", "--config=local", '--command=["crosschannel", "colorize", "--", "-a.jpg"]']
-    assert _prepared(["logs", "-f", "--", "-f"]) == ["logs", "--follow", "--", "-f"]
-    assert _prepared(["status", "--", "-runs"]) == ["status", "--", "-runs"]
+    submitted = SLURM.parse("submit", ["--profile=local", "--", "crosschannel", "colorize", "--", "-a.jpg"])
+    assert submitted.cluster == "local" and submitted.command == ["crosschannel", "colorize", "--", "-a.jpg"]
+    logs = SLURM.parse("logs", ["-f", "--", "-f"])
+    assert logs.follow and logs.run == "-f"
+    assert SLURM.parse("status", ["--", "-runs"]).runs == ["-runs"]
 
 
 def test_the_flags_of_a_sweep_are_put_before_it():

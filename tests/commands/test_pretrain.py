@@ -9,8 +9,7 @@ from same_end import assert_same_end
 
 from crosschannel import load_backbone, load_colorizer
 from crosschannel.cli import PROGRAM, main
-from crosschannel.keys import check_config
-from crosschannel.parsing import config_folder
+from crosschannel.config.load import check_config, config_folder
 from crosschannel.runs.folder import read_metrics
 from crosschannel.training import checkpoints
 

@@ -18,12 +18,12 @@ from rich.console import Console
 from crosschannel import UserError, load_backbone, load_colorizer
 from crosschannel.cli import main
 from crosschannel.color import load_prior
+from crosschannel.config.training import TrainedConfig
 from crosschannel.data import CentreCrop, Stream, load_batches, open_images
 from crosschannel.data.decode import BrokenImage, decode
 from crosschannel.files import Outputs
 from crosschannel.hub import read_weights
 from crosschannel.hub.convert import import_weights
-from crosschannel.runs.config import TrainedConfig
 from crosschannel.runs.folder import RunFolder, read_metrics
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish, load_result, save_rows

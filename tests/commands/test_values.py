@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -11,6 +9,7 @@ import crosschannel.cli
 import slurm.cli
 import transfer.cli
 from crosschannel import UserError, load_backbone
+from crosschannel.config.keys import describe_range, keys_of
 from crosschannel.pretext import TASKS
 
 PRETRAIN = "pretrain --data x"
@@ -161,26 +160,12 @@ def test_options_of_sources_have_ranges_too(source):
         load_backbone(source)
 
 
-def number_keys(config: type, prefix: str = ""):
-    """Dotted names of the keys of a config that hold numbers, with what is declared beside them."""
-    hints = get_type_hints(config, include_extras=True)
-    for entry in fields(config):
-        hint = hints[entry.name]
-        if is_dataclass(hint):
-            yield from number_keys(hint, f"{prefix}{entry.name}.")
-            continue
-        plain = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-        kinds = {plain, *get_args(plain)}
-        if get_origin(plain) is not Literal and kinds & {int, float}:
-            yield prefix + entry.name, getattr(hint, "__metadata__", ())
-
-
 @pytest.mark.parametrize("module", MAINS.values(), ids=MAINS)
 def test_every_number_of_every_command_has_a_range(module):
     for command in module.PROGRAM.commands.values():
-        choices = [[f"--{command.by}={task}"] for task in TASKS] if command.by else [[]]
-        bare = [key for flags in choices for key, rules in number_keys(command.keys(flags)) if not rules]
-        assert not bare, f"{command.config}: {bare}"
+        for selected in TASKS if command.selector else [None]:
+            numbers = [key for key in keys_of(command.keys(selected)) if {key.type, key.element} & {int, float}]
+            assert not [key.name for key in numbers if not describe_range(key.hint)], command.config
 
 
 def test_help_shows_the_ranges_and_switches_need_no_value(capsys):
@@ -213,13 +198,12 @@ def test_python_without_docstrings_and_asserts():
         "    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):\n"
         "        if program.cli.main(['--help']): sys.exit(program.__name__)\n"
         "    if 'commands:' not in text.getvalue(): sys.exit(program.__name__)\n"
-        "from crosschannel.help import help_text\n"
         "for name, entry in PROTOCOLS.items():\n"
         "    function = entry.load()\n"
         "    keys = inspect.signature(function).parameters\n"
         "    if 'config' not in keys or 'seed' not in function.__doc__: sys.exit(name)\n"
-        "    text = help_text(PROGRAM.command(name), 'transfer', name, [], PROGRAM.folder(name))\n"
-        "    if '--backbone SOURCE' not in text or 'of whatever is drawn at random' not in text: sys.exit(name)\n"
+        "    text = PROGRAM.invoke(name, []).help_text('transfer')\n"
+        "    if '--backbone SOURCE' not in text or 'seed of everything drawn at random' not in text: sys.exit(name)\n"
     )
     code += "sys.exit(crosschannel.cli.main(['pretrain', '--data=/gone', '--optim.lr=-1']))\n"
     result = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)

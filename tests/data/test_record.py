@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from crosschannel.config.training import CropConfig
 from crosschannel.data import Batch, CentreCrop, ImageSet, Record, Stream, TrainingCrops, load_batches
 from crosschannel.data.images import AnnotatedImages, MemoryImages, Names
 from crosschannel.data.open import hold_out
 from crosschannel.data.views import map_tensors, stack_crops
-from crosschannel.runs.config import CropConfig
 
 
 def png(value: int) -> bytes:

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+from annotated_types import Ge
 
 from crosschannel import UserError
-from crosschannel.keys import at_least
-from crosschannel.stored import check_yaml, read_arrays, read_json, read_rows, read_yaml, typed
+from crosschannel.config.load import build_stored
+from crosschannel.stored import parse_yaml, read_arrays, read_json, read_rows, read_yaml
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
@@ -31,7 +32,7 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 )
 def test_yaml_that_says_more_or_less_than_it_seems(tmp_path, text, words):
     with pytest.raises(UserError, match=words):
-        check_yaml(text, "it")
+        parse_yaml(text, "it")
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
         read_yaml(tmp_path / "a.yaml")
@@ -119,7 +120,7 @@ def npy_of_objects() -> bytes:
 
 @dataclass(frozen=True)
 class Inner:
-    side: Annotated[int, at_least(1)] = 1
+    side: Annotated[int, Ge(1)] = 1
     pair: tuple[float, float] = (0.0, 1.0)
 
 
@@ -135,9 +136,9 @@ class Outer:
 
 def test_a_dataclass_comes_back_as_it_was():
     tree = {"name": "x", "kind": "b", "inner": {"side": 3, "pair": [1, 2.5]}, "maybe": {"side": 2}, "many": [1]}
-    found = typed(Outer, json.loads(json.dumps(tree)), "it")
+    found = build_stored(Outer, json.loads(json.dumps(tree)), "it")
     assert found == Outer("x", "b", Inner(3, (1, 2.5)), Inner(2), {}, [1])
-    assert typed(Outer, {"name": "x", "maybe": None}, "it") == Outer("x")
+    assert build_stored(Outer, {"name": "x", "maybe": None}, "it") == Outer("x")
 
 
 @pytest.mark.parametrize(
@@ -153,4 +154,4 @@ def test_a_dataclass_comes_back_as_it_was():
 )  # fmt: skip
 def test_other_types_and_values_out_of_range_are_said(tree):
     with pytest.raises(UserError, match=r"^it"):
-        typed(Outer, tree, "it")
+        build_stored(Outer, tree, "it")

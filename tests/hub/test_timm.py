@@ -196,7 +196,7 @@ def test_timms_own_tests_of_models(tmp_path):
         ("alexnet", {"geometry": "zz"}, "geometry must be 'probe' or 'padded', got 'zz'"),
         ("alexnet", {"geometry": 1}, "geometry must be"),
         ("vgg16", {"geometry": "padded"}, "geometry must be left out: vgg16 has one geometry"),
-        ("alexnet", {"fc_width": -1}, "fc_width must be at least 0"),
+        ("alexnet", {"fc_width": -1}, "fc_width must be within 0..65536"),
         ("alexnet", {"fc_width": 1.5}, "fc_width must be"),
         ("alexnet", {"fc_width": 10**6}, "fc_width must be"),
         ("colornet", {"fc_width": 64}, "fc_width must be 0: colornet has no fully connected layers"),

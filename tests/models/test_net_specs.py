@@ -42,9 +42,9 @@ def test_a_changed_description_keeps_the_rest():
     [
         (None, "the file is damaged: it holds no keys"),
         ([], "the file is damaged: it holds no keys"),
-        ({"name": 3}, "the file: name is damaged"),
+        ({"name": 3}, "the file is damaged: name must be a string, got 3"),
         ({"name": "alexnet", "in_channels": 0}, "in_channels must be"),
-        ({"name": "alexnet", "fc": "x"}, "the file: fc is damaged"),
+        ({"name": "alexnet", "fc": "x"}, "the file is damaged: fc must be a whole number, got 'x'"),
         ({"name": "alexnet", "fc": -1}, "fc must be"),
         ({"name": "alexnet", "width": 3}, "it has the key 'width'"),
         ({"name": "nothing"}, "no net 'nothing'"),

@@ -16,12 +16,12 @@ import crosschannel
 import transfer
 from crosschannel import UserError, load_backbone, load_colorizer, wrap
 from crosschannel.cli import main
+from crosschannel.config.load import build_stored
 from crosschannel.hub import load_pretext
 from crosschannel.hub.files import read_weights, save_backbone
 from crosschannel.models import AlexNet, Backbone, InputSpec, NetSpec, build_net
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.regions import plan_regions
-from crosschannel.stored import typed
 from transfer.cli import main as transfer_main
 
 MODULE = """
@@ -275,8 +275,8 @@ def test_modules_and_sources_are_not_interchangeable(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"size": 0}, "input size must be at least 1"),
-        ({"size": -3}, "input size must be at least 1"),
+        ({"size": 0}, "input size must be within 1..4096"),
+        ({"size": -3}, "input size must be within 1..4096"),
         ({"size": True}, "input size must be a whole number, got True"),
         ({"size": "224"}, "input size must be a whole number, got '224'"),
         ({"size": 224.0}, "input size must be a whole number, got 224.0"),
@@ -321,9 +321,9 @@ def test_inputs_accept_arrays_and_numpy_integers():
 def test_inputs_of_earlier_versions_are_read():
     """Earlier versions stored crops larger than ``resize``, and resized images to the larger of both."""
     stored = asdict(InputSpec("rgb", 224, 256)) | {"size": 512, "resize": 445}
-    assert typed(InputSpec, stored, "a file") == InputSpec("rgb", 512, 512)
+    assert build_stored(InputSpec, stored, "a file") == InputSpec("rgb", 512, 512)
     with pytest.raises(UserError, match="a file is damaged: input mean must be within"):
-        typed(InputSpec, stored | {"mean": [123.0, 116.0, 103.0]}, "a file")
+        build_stored(InputSpec, stored | {"mean": [123.0, 116.0, 103.0]}, "a file")
 
 
 def test_layer_patterns_work_everywhere(mynets):

@@ -3,7 +3,7 @@ import torch
 
 from crosschannel import UserError
 from crosschannel.color import ABQuantizer, load_prior, rebalancing_weights
-from crosschannel.keys import check_config
+from crosschannel.config.load import check_config
 from crosschannel.pretext.classification import Classification, sparse_cross_entropy
 from crosschannel.pretext.colorization import Colorization
 from crosschannel.pretext.config import ColorizationConfig

@@ -9,13 +9,13 @@ import torch
 from forked import check_on_ranks
 
 from crosschannel import UserError
+from crosschannel.config.training import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
 from crosschannel.data import CropConfig, MemoryImages, Stream, TrainingCrops, open_images
 from crosschannel.models import AlexNet
 from crosschannel.pretext.colorization import Colorization
 from crosschannel.pretext.config import ColorizationConfig
 from crosschannel.pretext.nets import LinearHead, PretextNet
 from crosschannel.pretext.pretraining import Pretraining
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
 from crosschannel.runs.folder import RunFolder, read_metrics
 from crosschannel.training import checkpoints
 from crosschannel.training.device import find_device, resolve_auto

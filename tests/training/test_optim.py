@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from crosschannel.runs.config import OptimConfig, ScheduleConfig
+from crosschannel.config.training import OptimConfig, ScheduleConfig
 from crosschannel.training.optim import build_optimizer, rate, set_rate
 
 NET = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(4, 3))

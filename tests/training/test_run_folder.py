@@ -1,18 +1,21 @@
 import multiprocessing
 import time
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import pytest
 import yaml
 
 from crosschannel import UserError
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, runtime, runtime_keys
+from crosschannel.config.keys import keys_of
+from crosschannel.config.training import OptimConfig, RuntimeConfig
+from crosschannel.config.types import RUNTIME
 from crosschannel.runs.folder import RunFolder, read_metrics
 
 
 @dataclass
 class Config:
-    data: str = runtime("x")
+    data: Annotated[str, RUNTIME] = "x"
     seed: int = 0
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -27,7 +30,7 @@ def begin(path) -> RunFolder:
 
 
 def test_runtime_keys_are_those_declared_so():
-    keys = runtime_keys(Config())
+    keys = {key.name for key in keys_of(Config) if key.is_runtime}
     assert {"data", "runtime.workers", "runtime.keep"} <= keys
     assert not {"seed", "optim.lr", "optim.betas"} & keys
 

@@ -16,10 +16,10 @@ from trained_runs import by_one_and_by_two, figures, killed_and_finished
 
 import transfer
 from crosschannel import UserError
+from crosschannel.config.load import config_folder
 from crosschannel.data import Record
 from crosschannel.data.views import Squashed
 from crosschannel.models import InputSpec
-from crosschannel.parsing import config_folder
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.linear_models import onto_span

@@ -14,7 +14,7 @@ from trained_runs import killed_and_finished
 
 import transfer
 from crosschannel import UserError, load_backbone
-from crosschannel.parsing import config_folder
+from crosschannel.config.load import config_folder
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.interpolation import line_weights, pooled_centres, resample, squashed_places

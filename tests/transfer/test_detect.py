@@ -19,10 +19,10 @@ from trained_runs import assert_function_is_command, by_one_and_by_two, figures,
 
 import transfer
 from crosschannel import UserError, load_backbone
+from crosschannel.config.load import config_folder
 from crosschannel.data import Stream, Subset, load_batches
 from crosschannel.data.images import MemoryImages
 from crosschannel.models.adapt import absorbed, trainable_copy
-from crosschannel.parsing import config_folder
 from crosschannel.runs.result import load_result
 from crosschannel.training.optim import rate
 from transfer.boxes import from_voc, overlaps

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 import transfer
 from crosschannel import UserError, load_backbone, wrap
+from crosschannel.config.training import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from crosschannel.data import Record, Stream, load_batches
 from crosschannel.data.order import mix
 from crosschannel.data.views import Draw
 from crosschannel.models import AlexNet, Backbone, InputSpec
 from crosschannel.models.layers import absorb_batchnorm
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from transfer import finetuning
 from transfer.finetuning import Classifier, FineTuned, frozen_parts, initialise, prepare
 from transfer.pascal.config import PascalConfig

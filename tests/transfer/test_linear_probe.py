@@ -14,8 +14,7 @@ import yaml
 from forked import check_on_ranks
 from trained_runs import by_one_and_by_two, figures, killed_and_finished
 
-from crosschannel.keys import check_config
-from crosschannel.parsing import config_folder
+from crosschannel.config.load import check_config, config_folder
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.feature_cache import _free_in_group
@@ -282,7 +281,7 @@ BAD = [
     ("k above the images", "knn --k [41]", "number of training images (40)"),
     ("temperature 0", "knn --temperature [0]", "temperature"),
     ("compare of one run", "compare {run}", "two run folders"),
-    ("compare with a seed below 0", "compare {run} {run} --seed -1", "seed must be within"),
+    ("compare with a seed below 0", "compare {run} {run} --seed -1", "seed must be at least 0"),
     ("a result that was cut off", "report {tmp}/cut --out {tmp}/o", "damaged"),
     ("compare with nothing", "compare {run} {tmp}/gone", "no run folder"),
     ("report of a folder that is no run", "report {tmp}/empty --out {tmp}/o", "it is not a run folder"),
@@ -325,6 +324,5 @@ def test_help_lists_the_keys_and_print_config_shows_the_whole(capsys):
     assert "linear-probe" in capsys.readouterr().out
     assert main(["linear-probe", "--help"]) == 0
     assert "classifiers on the layers" in (text := capsys.readouterr().out) and "--pooling" in text
-    with pytest.raises(SystemExit):
-        main(["linear-probe", "--config=paper", "--backbone=a", "--data=b", "--print_config"])
+    assert main(["linear-probe", "--config=paper", "--backbone=a", "--data=b", "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["crop"]["size"] == 227

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from crosschannel.data import ImageSet
 from crosschannel.data.views import Squashed
 from crosschannel.errors import UserError
-from crosschannel.keys import above
+from crosschannel.config.types import Positive
 from crosschannel.training.task import Evaluation
 from transfer.config import FeaturesConfig, Pooling
 from transfer.feature_cache import features_of_both
@@ -48,7 +48,7 @@ class DepthConfig(FeaturesConfig):
 
     protocol: ClassVar[str] = "mydepth:depth"
 
-    penalty: Annotated[float, above(0)] = 1e-3
+    penalty: Positive = 1e-3
     """weight of the squared norm of the coefficients"""
 
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 import transfer
 from crosschannel import UserError, load_backbone
+from crosschannel.config.training import OptimConfig, ScheduleConfig, TrainConfig
 from crosschannel.data import CentreCrop, CropConfig, MemoryImages, Stream, load_batches, open_images
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.module_net import ModuleNet
-from crosschannel.runs.config import OptimConfig, ScheduleConfig, TrainConfig
 from transfer.features import FrozenFeatures
 from transfer.protocol import as_config
 from transfer.protocols.linear_probe.task import LayerProbe

@@ -8,9 +8,10 @@ import pytest
 
 import transfer
 from crosschannel import UserError
+from crosschannel.config.keys import science, values_of_role
+from crosschannel.config.types import Data, Source
 from crosschannel.data import MemoryImages, Record, Stream, load_batches
 from crosschannel.data.views import Draw
-from crosschannel.runs.config import of_role, science
 from crosschannel.training.task import Evaluation
 from transfer.cli import PROGRAM
 from transfer.protocol import as_config, figures_of, weighted_mean
@@ -32,7 +33,8 @@ def test_a_protocol_is_a_function_and_a_command_with_the_same_defaults(name):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_roles_say_what_a_key_names(name):
     config = PROGRAM.parse(name, ["--backbone=random:alexnet", "--data=photos", "--seed=3"])
-    assert of_role(config, "source") == {"backbone": "random:alexnet"} and of_role(config, "data") == {"data": "photos"}
+    assert values_of_role(config, Source) == {"backbone": "random:alexnet"}
+    assert values_of_role(config, Data) == {"data": "photos"}
     apart = science(config, asdict(config))
     assert not {"backbone", "data", "seed", "out", "device"} & set(apart) and apart
 

@@ -10,7 +10,8 @@ from trained_runs import assert_same_result
 
 import transfer
 from crosschannel import UserError
-from crosschannel.runs.config import keys, with_keys
+from crosschannel.config.keys import items
+from crosschannel.config.load import override
 from crosschannel.runs.result import load_result
 from transfer.protocol import as_config
 from transfer.protocols import PROTOCOLS
@@ -31,7 +32,7 @@ def test_all_names_are_listed_once_and_can_be_had():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_config_can_be_made_without_what_it_ignores(name):
     config = PROTOCOLS[name].load().config()
-    assert with_keys(config, {"seed": 3}).seed == 3
+    assert override(config, {"seed": 3}).seed == 3
     assert as_config(PROTOCOLS[name].load(), None) == config
 
 
@@ -41,7 +42,7 @@ def test_help_names_every_key(name):
     taken = inspect.signature(function).parameters
     by_place = {key for key, parameter in taken.items() if parameter.kind is not parameter.KEYWORD_ONLY}
     left_out = by_place | {"backbone", "data"} | ({"layer"} if "layers" in by_place else set())
-    found = {key: value for key, _, value in keys(PROTOCOLS[name].load().config()) if key not in left_out}
+    found = {key.name: value for key, value in items(PROTOCOLS[name].load().config()) if key.name not in left_out}
     last = {key: key.rpartition(".")[2] for key in found}
     for key, value in found.items():
         short = last[key] if list(last.values()).count(last[key]) == 1 else key
@@ -52,7 +53,7 @@ def test_help_names_every_key(name):
 
 def test_keys_of_groups_go_by_their_last_part():
     config = as_config(PROTOCOLS["linear-probe"].load(), "paper")
-    changed = with_keys(config, {"epochs": 5, "lr": 0.1, "crop.size": 64, "schedule": {"warmup": 0.2}, "layer": "a"})
+    changed = override(config, {"epochs": 5, "lr": 0.1, "crop.size": 64, "schedule": {"warmup": 0.2}, "layer": "a"})
     assert (changed.train.epochs, changed.optim.lr, changed.crop.size) == (5, 0.1, 64)
     assert changed.schedule.warmup == 0.2 and changed.layer == "a" and config.layer != "a"
     assert changed.crop.kind == config.crop.kind
@@ -62,7 +63,7 @@ def test_keys_of_groups_go_by_their_last_part():
         ("foo", "no key"),
     ):
         with pytest.raises(UserError, match=words):
-            with_keys(config, {key: 1})
+            override(config, {key: 1})
 
 
 @pytest.mark.parametrize("protocol", [transfer.knn, transfer.few_shot], ids=["knn", "few-shot"])

@@ -17,12 +17,12 @@ from trained_runs import assert_function_is_command, by_one_and_by_two, figures,
 
 import transfer
 from crosschannel import UserError, load_backbone
+from crosschannel.config.load import config_folder
+from crosschannel.config.training import TrainConfig
 from crosschannel.data import Record, Stream, Subset, load_batches
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import mix
 from crosschannel.data.views import Draw
-from crosschannel.parsing import config_folder
-from crosschannel.runs.config import TrainConfig
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.finetuning import prepare

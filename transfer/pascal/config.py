@@ -4,13 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
+from crosschannel.config.types import RUNTIME, Data, File, Pattern, Text
 from crosschannel.errors import UserError
-from crosschannel.keys import Spelling, Text
-from crosschannel.runs.config import data, path, runtime
 from transfer.config import SETS, MeasureConfig
 
 Sets = Annotated[str, SETS]
-_WITH_SBD = Spelling(
+_WITH_SBD = Pattern(
     r"(\d{4}|sbd):[\w-]+(,(\d{4}|sbd):[\w-]+)*", "YEAR:SET or sbd:SET, such as 2012:train, or several by commas"
 )
 SetsWithMasks = Annotated[str, _WITH_SBD]
@@ -20,13 +19,13 @@ SetsWithMasks = Annotated[str, _WITH_SBD]
 class PascalConfig(MeasureConfig):
     """Keys of every protocol on PASCAL VOC."""
 
-    data: Text = data("", fetched_by="download")
+    data: Annotated[Text, Data("download")] = ""
     """the VOCdevkit folder (VOC2007 and the like are in it)"""
     train_set: Sets = "2007:trainval"
     """image sets that are learned, such as 2007:trainval,2012:trainval"""
     test_set: Sets = "2007:test"
     """image sets that are scored"""
-    download: bool = runtime(False)
+    download: Annotated[bool, RUNTIME] = False
     """fetch what is not there from the archives that torchvision knows, with their checksums"""
 
     def check(self) -> None:
@@ -43,7 +42,7 @@ class MasksConfig(PascalConfig):
     """image sets that are learned: YEAR:SET of the devkit, sbd:SET of SBD"""
     test_set: SetsWithMasks = "2011:seg11valid"
     """image sets that are scored; 2011:seg11valid is VOC2011's val without what SBD's train has"""
-    sbd: Text | None = path(None, fetched_by="download")
+    sbd: Annotated[Text | None, File(download="download")] = None
     """folder of the Semantic Boundaries Dataset (img, cls, train.txt are in it, or in dataset); default
     benchmark_RELEASE/dataset in the devkit or beside it"""
 

@@ -49,7 +49,6 @@ def main(config: ProposalsConfig) -> list[Path]:
             console.print(
                 f"{path}: {len(boxes)} images, {count:.0f} boxes each; {100 * found:.1f} % of the objects overlap one "
                 "by half or more",
-                markup=False,
             )
             written.append(path)
     return written

@@ -120,7 +120,7 @@ def _search(
             found |= boxes
     for name, why in held_out.broken.items():
         if console is not None:
-            console.print(f"no proposals of {name}: {why}", markup=False)
+            console.print(f"no proposals of {name}: {why}")
     return found
 
 

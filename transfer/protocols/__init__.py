@@ -8,9 +8,9 @@ reports, comparisons and the launcher read this table. Does not import torch, to
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
+from crosschannel.command import Command
 from crosschannel.errors import UserError
 from crosschannel.factories import Entry, find_entry, import_object
-from crosschannel.parsing import Command
 
 if TYPE_CHECKING:
     from transfer.protocol import MetricSpec, Protocol
@@ -78,7 +78,7 @@ def _user_entry(import_path: str) -> Entry:
 
 def protocol_command(config: str | type, help: str = "") -> Command:
     """The command of a protocol with that config dataclass, or module:class of it."""
-    return Command(config, "transfer.protocol:main", help, after="transfer.after:measure")
+    return Command(config, "transfer.protocol:main", help, next_steps="transfer.next_steps:measure")
 
 
 def user_command(name: str) -> Command | None:

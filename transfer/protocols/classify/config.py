@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from crosschannel.keys import Count, Range, at_least, require
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from annotated_types import Interval
+
+from crosschannel.config.load import require
+from crosschannel.config.training import AreaFraction, OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from crosschannel.config.types import Count
 from transfer.config import FineTuneConfig
 from transfer.pascal.config import PascalConfig
 
@@ -18,11 +21,11 @@ class ClassifyConfig(PascalConfig, FineTuneConfig):
     crop: Literal["random-scale", "random-resized"] = "random-scale"
     """random-scale: windows of the image at its own size, up to two source pixels a crop pixel; random-resized: squares
     of a share of its area. The same in tests"""
-    area: Annotated[tuple[float, float], Range(0, 1, "two ascending shares within 0..1", open_low=True)] = (0.1, 0.5)
+    area: tuple[AreaFraction, AreaFraction] = (0.1, 0.5)
     """of random-resized"""
     dropout_on: Literal["outputs", "inputs"] = "outputs"
     """apply dropout to the outputs of fc6 and fc7, or to their inputs (DeepCluster)"""
-    size: Annotated[int, at_least(0, 4096)] = 0
+    size: Annotated[int, Interval(ge=0, le=4096)] = 0
     """side of the crops; 0: what the backbone was trained on"""
     mirror: bool = True
     """mirror half of the crops, in tests too"""

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from crosschannel.keys import Part, above, at_least, require
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
+from annotated_types import Ge, Interval
+
+from crosschannel.config.load import require
+from crosschannel.config.training import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
+from crosschannel.config.types import Positive, ProperFraction
 from transfer.config import FrozenConfig
 from transfer.pascal.config import MasksConfig, SetsWithMasks
 
@@ -19,21 +22,21 @@ class DenseConfig(MasksConfig, TrainedConfig, FrozenConfig):
     """image sets that are learned: YEAR:SET of the devkit, sbd:SET of SBD"""
     test_set: SetsWithMasks = "2012:val"
     """image sets that are scored"""
-    size: Annotated[int, at_least(0, 4096)] = 0
+    size: Annotated[int, Interval(ge=0, le=4096)] = 0
     """side of the square that images are resized to; 0: what the backbone was trained on"""
-    grid: Annotated[int, at_least(2, 256)] = 28
+    grid: Annotated[int, Interval(ge=2, le=256)] = 28
     """most points a side of a map; larger ones are averaged"""
-    mask_size: Annotated[int, at_least(8, 1024)] = 112
+    mask_size: Annotated[int, Interval(ge=8, le=1024)] = 112
     """side of the masks that are learned from; scores are of all pixels of the images themselves"""
-    rates: Annotated[list[float], above(0)] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2])
+    rates: list[Positive] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2])
     """learning rates to try, one classifier each in the same pass; one, or none (optim.lr), is not chosen"""
-    held_out: Part = 0.1
+    held_out: ProperFraction = 0.1
     """share of the training images by which a rate is chosen, where there are several"""
-    k: Annotated[int, at_least(0)] = 30
+    k: Annotated[int, Ge(0)] = 30
     """nearest neighbours that say what a point is; 0: none of that"""
-    temperature: Annotated[float, above(0)] = 0.02
+    temperature: Positive = 0.02
     """of their weights"""
-    memory: Annotated[int, at_least(0)] = 1_000_000
+    memory: Annotated[int, Ge(0)] = 1_000_000
     """most points of training images among which neighbours are looked for, drawn at random; 0: all"""
     cache: Literal["memory", "disk"] = "memory"
     """where features are kept"""

@@ -135,7 +135,6 @@ def _by_neighbours(
     measurement.console.print(
         f"{layer}: {len(memory.features):,} points remembered, mean IU of neighbours "
         f"{100 * figures[f'{layer}/knn_mean_iu']:.1f}",
-        markup=False,
     )
     return Evaluation(figures, len(rows["names"]), rows)
 

@@ -4,13 +4,15 @@ difficult objects and detections (the config ``paper`` has Fast R-CNN's)."""
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from crosschannel.keys import Count, Range, Share, Text, at_least, require
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig, path
+from annotated_types import Interval
+
+from crosschannel.config.load import require
+from crosschannel.config.training import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from crosschannel.config.types import Count, File, Fraction, NonNegative, Text
 from transfer.config import FineTuneConfig
 from transfer.pascal.config import PascalConfig
 
 METHODS = ("selective-search", "selective-search-quality", "rpn")
-_OVERLAPS = Range(0, 1, "two ascending overlaps within 0..1")
 
 
 @dataclass
@@ -24,13 +26,13 @@ class RoIConfig:
     """fc: the backbone's fc6 and fc7; c4: a ResNet's last stage; mlp: two new layers; auto: the first that there is"""
     pooling: Literal["max", "align"] = "max"
     """max: Fast R-CNN's, with rounded ends; align: RoIAlign"""
-    resolution: Annotated[int, at_least(0, 64)] = 0
+    resolution: Annotated[int, Interval(ge=0, le=64)] = 0
     """side of what is pooled; 0: what fc6 covers (AlexNet 6, VGG 7), 14 for c4, 7 for mlp"""
     aligned: bool = True
     """take the map's points where they are centred; false: as detectron2 has it"""
     geometry: Literal["padded", "probe"] = "padded"
     """of an AlexNet's trunk; padded: on the pixel grid"""
-    width: Annotated[int, at_least(1, 65536)] = 1024
+    width: Annotated[int, Interval(ge=1, le=65536)] = 1024
     """of the two layers of mlp"""
     norm: bool = False
     """a BatchNorm after a ResNet's last stage"""
@@ -42,17 +44,17 @@ class SampleConfig:
 
     regions: Count = 64
     """of an image and step"""
-    foreground: Share = 0.25
+    foreground: Fraction = 0.25
     """greatest share of them that shows objects"""
-    overlap: Share = 0.5
+    overlap: Fraction = 0.5
     """least intersection over union of a region with the object that it shows"""
-    background: Annotated[tuple[float, float], _OVERLAPS] = (0.1, 0.5)
+    background: tuple[Fraction, Fraction] = (0.1, 0.5)
     """of regions that show none: at least, and less than"""
     difficult: bool = False
     """learn objects marked difficult too (Fast R-CNN and detectron2 do; py-faster-rcnn does not)"""
     targets: Literal["by-class", "fixed"] = "by-class"
     """of boxes: less the mean of their class, divided by its deviation; fixed: divided by .1, .1, .2, .2"""
-    beta: Annotated[float, at_least(0)] = 1.0
+    beta: NonNegative = 1.0
     """where the boxes' loss turns from squares to absolute values; 0: absolute values"""
 
     def check(self) -> None:
@@ -70,9 +72,9 @@ class KeepConfig:
     rule: Literal["score", "adaptive"] = "score"
     """score: those above it (py-faster-rcnn); adaptive: of each class the best 40 an image, over all images (Fast
     R-CNN)"""
-    score: Share = 0.05
+    score: Fraction = 0.05
     """of the rule of that name"""
-    nms: Share = 0.3
+    nms: Fraction = 0.3
     """greatest overlap of two of one class"""
     most: Count = 100
     """of an image; adaptive: of an image and class"""
@@ -82,13 +84,13 @@ class KeepConfig:
 class RPNConfig:
     """Faster R-CNN's proposals."""
 
-    before: Annotated[tuple[int, int], at_least(1)] = (12000, 6000)
+    before: tuple[Count, Count] = (12000, 6000)
     """boxes of an image before suppression: in training, in tests"""
-    after: Annotated[tuple[int, int], at_least(1)] = (2000, 1000)
+    after: tuple[Count, Count] = (2000, 1000)
     """and after it"""
-    nms: Share = 0.7
+    nms: Fraction = 0.7
     """greatest overlap of two"""
-    anchors: Annotated[list[int], at_least(1)] = field(default_factory=lambda: [32, 64, 128, 256, 512])
+    anchors: list[Count] = field(default_factory=lambda: [32, 64, 128, 256, 512])
     """sides, in pixels; each in the shapes 1:2, 1:1 and 2:1"""
 
 
@@ -100,18 +102,18 @@ class DetectConfig(PascalConfig, FineTuneConfig):
 
     engine: Literal["torchvision", "detectron2"] = "torchvision"
     """whose operations and heads: both compute the same; Faster R-CNN is detectron2's"""
-    proposals: str | list[str] = path("selective-search", packaged=METHODS)
+    proposals: Annotated[str | list[str], File(packaged=METHODS)] = "selective-search"
     """selective-search, selective-search-quality, rpn (Faster R-CNN), or files, one or a list: .npz of `transfer
     proposals`, .mat as published"""
     most_proposals: Count = 2000
     """of an image, the first ones"""
-    scales: Annotated[list[int], at_least(16, 8192)] = field(default_factory=lambda: [480, 576, 688, 864, 1200])
+    scales: list[Annotated[int, Interval(ge=16, le=8192)]] = field(default_factory=lambda: [480, 576, 688, 864, 1200])
     """short sides of training images, one by chance …"""
-    longest: Annotated[int, at_least(16, 1 << 16)] = 2000
+    longest: Annotated[int, Interval(ge=16, le=1 << 16)] = 2000
     """… unless the long side would pass this"""
-    test_scale: Annotated[int, at_least(16, 8192)] = 600
+    test_scale: Annotated[int, Interval(ge=16, le=8192)] = 600
     """short side of images that are scored …"""
-    test_longest: Annotated[int, at_least(16, 1 << 16)] = 1000
+    test_longest: Annotated[int, Interval(ge=16, le=1 << 16)] = 1000
     """… unless the long side would pass this"""
     mirror: bool = True
     """mirror half of the training images"""

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from crosschannel.config.training import check_ranks
 from crosschannel.data import ImageSet, Record, Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone
 from crosschannel.models.regions import BOX_DEVIATIONS
-from crosschannel.runs.config import check_ranks
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.boxes import overlaps, picture_size

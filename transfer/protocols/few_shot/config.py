@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from crosschannel.keys import Count, Part, Range, above, at_least, require, within
-from crosschannel.runs.config import runtime
+from annotated_types import Interval
+
+from crosschannel.config.load import require
+from crosschannel.config.types import RUNTIME, Count, Positive, ProperFraction
 from transfer.config import FeaturesConfig
 
-_SHARE = Range(0, 1, "shares above 0 and at most 1", open_low=True)
+_Share = Annotated[float, Interval(gt=0, le=1)]
 
 
 @dataclass
@@ -16,19 +18,19 @@ class FewShotConfig(FeaturesConfig):
 
     protocol: ClassVar[str] = "few-shot"
 
-    val_share: Part = 0.05
+    val_share: ProperFraction = 0.05
     """share of the images held out for validation where the data has no val/"""
-    share: Annotated[list[float], _SHARE] = field(default_factory=lambda: [0.01, 0.1])
+    share: list[_Share] = field(default_factory=lambda: [0.01, 0.1])
     """shares of the training images of each class, one image at least; not looked at where shots are given"""
-    shots: Annotated[list[int], at_least(1)] = field(default_factory=list)
+    shots: list[Count] = field(default_factory=list)
     """training images a class"""
     draws: Count = 5
     """of each, different images every time"""
-    costs: Annotated[list[float], above(0)] = field(default_factory=lambda: [0.01, 0.1, 1.0, 10.0, 100.0])
+    costs: list[Positive] = field(default_factory=lambda: [0.01, 0.1, 1.0, 10.0, 100.0])
     """C of the logistic regression to choose among: 1 / C is the strength of the L2 penalty"""
-    folds: Annotated[int, within(2, 100)] = 3
+    folds: Annotated[int, Interval(ge=2, le=100)] = 3
     """of the cross-validation that chooses C; fewer where a class has fewer images, and C = 1 where it has one"""
-    jobs: Annotated[int, at_least(0, 4096)] = runtime(0)
+    jobs: Annotated[int, Interval(ge=0, le=4096), RUNTIME] = 0
     """regressions that a rank fits at once; 0: as many as there are cores"""
 
     def check(self) -> None:

@@ -1,9 +1,10 @@
 """The keys of `transfer knn`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from crosschannel.keys import Part, above, at_least, require
+from crosschannel.config.load import require
+from crosschannel.config.types import Count, Positive, ProperFraction
 from transfer.config import FeaturesConfig, Pooling
 
 
@@ -13,11 +14,11 @@ class KNNConfig(FeaturesConfig):
 
     protocol: ClassVar[str] = "knn"
 
-    val_share: Part = 0.05
+    val_share: ProperFraction = 0.05
     """share of the images held out for validation where the data has no val/"""
-    k: Annotated[list[int], at_least(1)] = field(default_factory=lambda: [20])
+    k: list[Count] = field(default_factory=lambda: [20])
     """how many neighbours vote"""
-    temperature: Annotated[list[float], above(0)] = field(default_factory=lambda: [0.07])
+    temperature: list[Positive] = field(default_factory=lambda: [0.07])
     """of their weights"""
     pooling: Pooling = "global"
     """global (the mean over positions), average or bilinear to a grid of fewer than 10,000 numbers"""

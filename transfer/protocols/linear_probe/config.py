@@ -1,10 +1,11 @@
 """The keys of `transfer linear-probe`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from crosschannel.keys import Part, above, require
-from crosschannel.runs.config import CropConfig, OptimConfig, RuntimeConfig, TrainConfig, TrainedConfig
+from crosschannel.config.load import require
+from crosschannel.config.training import CropConfig, OptimConfig, RuntimeConfig, TrainConfig, TrainedConfig
+from crosschannel.config.types import Positive, ProperFraction
 from transfer.config import Cache, FrozenConfig, Pooling
 
 Norm = Literal["channel", "feature", "none"]
@@ -16,7 +17,7 @@ class LinearProbeConfig(TrainedConfig, FrozenConfig):
 
     protocol: ClassVar[str] = "linear-probe"
 
-    val_share: Part = 0.05
+    val_share: ProperFraction = 0.05
     """share of the images held out for validation where the data has no val/"""
     pooling: Pooling = "average"
     """to fewer than 10,000 numbers: average, or bilinear (the release), for any net; windows (the paper), for AlexNet;
@@ -25,9 +26,9 @@ class LinearProbeConfig(TrainedConfig, FrozenConfig):
     """statistics of the affine-free BatchNorm before each classifier: by channel, by feature, or none of it"""
     zero: bool = True
     """start from zero weights rather than PyTorch's"""
-    rates: Annotated[list[float], above(0)] = field(default_factory=list)
+    rates: list[Positive] = field(default_factory=list)
     """learning rates to try, one classifier each in the same pass; none: optim.lr alone"""
-    held_out: Part = 0.1
+    held_out: ProperFraction = 0.1
     """share of the training images by which a rate is chosen, where there are several"""
     ten_crops: bool = False
     """validate on ten crops an image, their softmax outputs averaged"""

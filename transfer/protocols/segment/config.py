@@ -3,12 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from crosschannel.keys import Range, Text, at_least, require
-from crosschannel.runs.config import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from annotated_types import Interval
+
+from crosschannel.config.load import require
+from crosschannel.config.training import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
+from crosschannel.config.types import Text
 from transfer.config import FineTuneConfig
 from transfer.pascal.config import MasksConfig
 
-_SCALES = Range(0.05, 20, "two ascending factors within 0.05..20")
+_Factor = Annotated[float, Interval(ge=0.05, le=20)]
 
 
 @dataclass
@@ -17,19 +20,19 @@ class SegmentConfig(MasksConfig, FineTuneConfig):
 
     protocol: ClassVar[str] = "segment"
 
-    stride: Annotated[int, at_least(0, 64)] = 0
+    stride: Annotated[int, Interval(ge=0, le=64)] = 0
     """of the finest scores, in pixels: 32, 16 and 8 are FCN-32s, 16s and 8s; 0: of the last layer alone"""
     skips: Text | None = None
     """layers that finer scores are added from, by commas (pool4,pool3 as published for VGG-16); default the last layer
     of each stride"""
-    pad: Annotated[int, at_least(0, 1024)] = 100
+    pad: Annotated[int, Interval(ge=0, le=1024)] = 100
     """zeros around the preprocessed image of nets with fc6, the first convolution's own counted in; others have none"""
     upsampling: Literal["deconvolution", "bilinear"] = "deconvolution"
     """deconvolution: FCN's fixed one, by which scores fade beyond the first and last point of the map; bilinear: the
     outermost scores go on"""
-    crop: Annotated[int, at_least(0, 4096)] = 0
+    crop: Annotated[int, Interval(ge=0, le=4096)] = 0
     """side of random square crops of training images; 0: whole images at their own size"""
-    scale: Annotated[tuple[float, float], _SCALES] = (0.5, 2.0)
+    scale: tuple[_Factor, _Factor] = (0.5, 2.0)
     """least and greatest factor by which images and masks are resized before they are cropped"""
     mirror: bool = False
     """mirror half of the training images"""

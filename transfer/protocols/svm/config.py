@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from crosschannel.keys import Count, above, at_least, require, within
-from crosschannel.runs.config import runtime
+from annotated_types import Interval
+
+from crosschannel.config.load import require
+from crosschannel.config.types import RUNTIME, Count, LegacyDefault, Positive
 from transfer.config import FeaturesConfig
 from transfer.pascal.config import PascalConfig
 
@@ -15,24 +17,22 @@ class SVMConfig(PascalConfig, FeaturesConfig):
 
     protocol: ClassVar[str] = "svm"
 
-    costs: Annotated[list[float], above(0)] = field(
-        default_factory=lambda: [0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000]
-    )
+    costs: list[Positive] = field(default_factory=lambda: [0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000])
     """C of the SVM to choose among (VISSL's)"""
-    folds: Annotated[int, within(2, 100)] = 3
+    folds: Annotated[int, Interval(ge=2, le=100)] = 3
     """of the cross-validation; fewer where a class has fewer positives, and C = 1 where it has one"""
     choose: Literal["cross-validation", "test"] = "cross-validation"
     """how low-shot chooses C: cross-validation for each class on training images; test, as FAIR and VISSL do, one C for
     each k by the test mAP averaged over draws, which is optimistic"""
-    resize_first: bool = field(default=True, metadata={"before": False})
+    resize_first: Annotated[bool, LegacyDefault(False)] = True
     """resize the short side (256 for 224 px) before the image is squashed to a square, as FAIR and VISSL do"""
     full: bool = True
     """with all labels"""
-    low_shot: Annotated[list[int], at_least(1)] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 96])
+    low_shot: list[Count] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 96])
     """positives a class, each with 19 times as many negatives; those that some class cannot fill are left out"""
     draws: Count = 5
     """of each"""
-    jobs: Annotated[int, at_least(0, 4096)] = runtime(0)
+    jobs: Annotated[int, Interval(ge=0, le=4096), RUNTIME] = 0
     """classes that a rank trains at once; 0: as many as there are cores"""
 
     def check(self) -> None:

@@ -65,7 +65,7 @@ def _measure(measurement: Measurement) -> Evaluation:
             columns = {f"{layer}/{kind}": column for kind, column in done.items() if kind != "names"}
             layer_figures = figures_of(metrics, {**rows, **columns})
             words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in layer_figures.items())
-            measurement.console.print(f"mAP {words}", markup=False)
+            measurement.console.print(f"mAP {words}")
             figures, scored = figures | layer_figures, scored | columns
     return Evaluation(figures, len(rows["names"]), {**rows, **scored})
 
@@ -115,7 +115,6 @@ def _fillable(labels: np.ndarray, config: SVMConfig, measurement: Measurement) -
             measurement.console.print(
                 f"low-shot {k} is left out: {measurement.split.classes[number]} has {positives[number]} positives and "
                 f"{negatives[number]} negatives, {k} and {_NEGATIVES * k} are needed",
-                markup=False,
             )
         else:
             found.append(k)

@@ -1,7 +1,4 @@
-"""What every command line shares: a dataclass per command is its YAML file, its flags and its help.
-
-A program is a table of commands (see :mod:`crosschannel.cli`); bad input is caught here, once.
-"""
+"""A command line: a table of commands. Bad input is caught here, once: one sentence on stderr and exit code 2."""
 
 import contextlib
 import multiprocessing
@@ -10,16 +7,17 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
+from crosschannel.command import Command, Invocation
+from crosschannel.config.flags import split_at_separator
+from crosschannel.config.load import config_folder
 from crosschannel.console import open_streams, say
 from crosschannel.errors import WORKER_LOST, UserError, file_problem, is_worker_loss
 from crosschannel.factories import installed_names
-from crosschannel.parsing import Command, config_folder, options_of, parse, typed_flags
 from crosschannel.runs.interrupts import EXIT_CODE, Interrupted, handlers_kept
 from crosschannel.training.memory import keep_freed_memory
 from crosschannel.version import __version__
@@ -66,9 +64,17 @@ class Program:
         """The folder of a command's packaged configs."""
         return self.command(name).configs or config_folder() / self.configs / name
 
-    def parse(self, name: str, argv: list[str]) -> Any:
-        """Flags of a command → its config; see :func:`crosschannel.parsing.parse`."""
-        return parse(self.command(name), self.name, name, argv, self.folder(name))
+    def invoke(self, name: str, words: Sequence[str]) -> Invocation:
+        """A command with the words after its name.
+
+        Raises:
+            UserError: there is no such command, or no such config.
+        """
+        return Invocation(self.command(name), name, words, self.folder(name))
+
+    def parse(self, name: str, words: Sequence[str]) -> Any:
+        """The config of a command line, see :meth:`Invocation.load`."""
+        return self.invoke(name, words).load()
 
 
 def usage(program: Program) -> str:
@@ -83,7 +89,7 @@ def usage(program: Program) -> str:
     )
 
 
-def main(
+def run_program(
     program: Program,
     argv: list[str] | None = None,
     translate: Callable[[list[str]], list[str]] = lambda argv: argv,
@@ -97,10 +103,10 @@ def main(
     """
     with open_streams(), _end_of_process() if argv is None else handlers_kept():
         argv = list(sys.argv[1:] if argv is None else argv)
-        debug = "--debug" in argv
+        debug = "--debug" in split_at_separator(argv)[0]
         try:
             try:
-                return _answer(program, _without_debug(translate(argv)))
+                return _answer(program, translate(argv))
             finally:
                 sys.stdout.flush()  # now, where it can be said that it failed
         except UserError as error:
@@ -135,11 +141,6 @@ def _end_of_process() -> Iterator[None]:
             worker.kill()
 
 
-def _without_debug(argv: list[str]) -> list[str]:
-    options = options_of(argv)
-    return [word for word in options if word != "--debug"] + argv[len(options) :]
-
-
 def _silence_stdout() -> None:
     """What cannot be written now is not tried again when the interpreter ends."""
     with contextlib.suppress(OSError, ValueError):
@@ -158,56 +159,60 @@ def _answer(program: Program, argv: list[str]) -> int:
         return 0
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        return run(program, argv)
+        return _run_command(program, argv)
 
 
 def _show_warning(message, category, *_place, **_more) -> None:
     say(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}")
 
 
-def _which_config(argv: list[str]) -> str:
-    """The recipe that a command line names, in words."""
-    name = typed_flags(argv).get("--config")
-    return f"config {name}" if name else "no config, the defaults that --help shows"
-
-
-def run(program: Program, argv: list[str]) -> int:
-    """Parse and run; raises UserError for bad input."""
-    name, *rest = argv
-    if rest and f"{name} {rest[0]}" in program.commands:  # a command of two words
-        name, rest = f"{name} {rest[0]}", rest[1:]
-    command = program.command(name)
-    if {"-h", "--help"} & set(options_of(rest)):
-        from crosschannel.help import help_text
-
-        print(help_text(command, program.name, name, rest, program.folder(name)))
+def _run_command(program: Program, argv: list[str]) -> int:
+    """Run a command; raises UserError for bad input."""
+    name, *words = argv
+    if words and f"{name} {words[0]}" in program.commands:  # a command of two words
+        name, words = f"{name} {words[0]}", words[1:]
+    invocation = program.invoke(name, words)
+    if invocation.common.help:
+        print(invocation.help_text(program.name))
         return 0
-    config = program.parse(name, rest)
-    if hasattr(config, "protocol") and os.environ.get("RANK", "0") == "0":  # of a measurement: what recipe it is of
-        say(f"{program.name} {name}: {_which_config(rest)}")
-    function: Callable[[Any], Any] = resolve_name(command.function)
-
+    if invocation.common.print_config:
+        print(invocation.config_text(), end="")
+        return 0
+    config, is_main = invocation.load(), os.environ.get("RANK", "0") == "0"
+    if hasattr(config, "protocol") and is_main:  # state the recipe of a measurement
+        recipe = invocation.common.config
+        say(f"{program.name} {name}: {f'config {recipe}' if recipe else 'no config, the defaults that --help shows'}")
     keep_freed_memory()
-    hook = sys.unraisablehook  # torch hears of a lost worker anywhere, in a finaliser too; it will ask again
-    sys.unraisablehook = lambda what: None if is_worker_loss(what.exc_value) else hook(what)
-    thread_hook = threading.excepthook  # TensorBoard's thread fails alone; who gives it something hears of it
-    threading.excepthook = lambda what: (
-        None if type(what.thread).__module__.startswith("tensorboard") else thread_hook(what)
-    )
     try:
-        function(config)
-    except Interrupted as told:
-        say(f"stopped by {told}; the same command goes on from what is saved")
+        with _hooks():
+            invocation.command.run(config)
+    except Interrupted as interrupt:
+        say(f"stopped by {interrupt}; the same command goes on from what is saved")
         return EXIT_CODE
     except RuntimeError as error:
         if not is_worker_loss(error):
             raise
-        hook = lambda _what: None  # noqa: E731  (what is left of the loader may fall apart as the process ends)
         say(f"{program.name}: a loader worker was killed (for its memory, most often); the same command goes on")
         return WORKER_LOST
-    finally:
-        sys.unraisablehook, threading.excepthook = hook, thread_hook
-    following = resolve_name(command.after)(config) if command.after and os.environ.get("RANK", "0") == "0" else []
+    following = invocation.command.suggest(config) if is_main else []
     if following:
         say("\n  ".join(["next:", *following]))
     return 0
+
+
+@contextlib.contextmanager
+def _hooks() -> Iterator[None]:
+    """Silence errors that are reported elsewhere: of lost loader workers in finalizers, and of TensorBoard's thread."""
+    hook, thread_hook = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook = lambda args: None if is_worker_loss(args.exc_value) else hook(args)
+    threading.excepthook = lambda args: (
+        None if type(args.thread).__module__.startswith("tensorboard") else thread_hook(args)
+    )
+    try:
+        yield
+    except RuntimeError as error:
+        if is_worker_loss(error):  # what is left of the loader may fail while the process ends
+            hook = lambda _args: None  # noqa: E731
+        raise
+    finally:
+        sys.unraisablehook, threading.excepthook = hook, thread_hook

@@ -1,0 +1,320 @@
+"""From layers to a checked config: defaults, then YAML files, then flags or keyword arguments.
+
+Every config that crosschannel uses is built or checked here, and so is every dataclass that it reads back from JSON.
+pydantic checks the values, strictly: "5" is not a number.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from crosschannel.config.keys import default_of, describe_range, describe_type, keys_of, unwrap_optional
+from crosschannel.errors import UserError, describe
+from crosschannel.files import user_path
+from crosschannel.stored import read_yaml
+
+T = TypeVar("T")
+RENAMED = {"crop.train": "crop.kind"}  # earlier names of keys, in YAML files and run folders
+_MAX_INT = 2**63 - 1  # of files and libraries
+_RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "predicate_failed"}
+
+
+class MissingKeysError(UserError):
+    """Required keys have no value; every other value is valid."""
+
+    def __init__(self, names: list[str]):
+        super().__init__(f"missing: {', '.join(names)}")
+        self.names = names
+
+
+class UnknownKeyError(UserError):
+    """A key does not exist; the message has the nearest one."""
+
+    def __init__(self, name: str, known: list[str]):
+        close = get_close_matches(name, known, 1)
+        super().__init__(f"no key {name[:80]!r}" + (f"; did you mean {close[0]}?" if close else "; --help lists them"))
+        self.name = name
+
+
+def build(cls: type[T], tree: Any) -> T:
+    """Build a config from a nested mapping of its keys, and check it.
+
+    A key that the mapping lacks has its default; in a group, the default of the config that contains the group.
+
+    Raises:
+        UserError: an unknown key (the message has the nearest one), a missing one, or an invalid value.
+    """
+    config = _construct(cls, tree, None, "", "")
+    _check_rules(config)
+    return config
+
+
+def build_stored(cls: type[T], tree: Any, file: str) -> T:
+    """Build a dataclass from stored JSON, and check it; ``file`` names the file in messages.
+
+    Classes with other stored forms have a class method ``from_dict(tree, file)``, or a static ``of_earlier_version``
+    that converts a tree.
+
+    Raises:
+        UserError: an unknown or missing key, or an invalid value.
+    """
+    try:
+        config = _construct(cls, tree, None, "", file)
+        _check_rules(config)
+    except UnknownKeyError as error:
+        raise UserError(f"{file} is damaged, or of a newer version: it has the key {error.name[:80]!r}") from None
+    except MissingKeysError as error:
+        raise UserError(f"{file} is damaged: it lacks the key {error.names[0]!r}") from None
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(file) else f"{file} is damaged: {text}") from None
+    return config
+
+
+def _construct(cls: type, tree: Any, defaults: Any, prefix: str, file: str) -> Any:
+    if hasattr(cls, "from_dict"):
+        return cls.from_dict(tree, file)
+    if not isinstance(tree, Mapping):
+        raise UserError(_expects_keys(cls, prefix.rstrip("."), tree))
+    tree = getattr(cls, "of_earlier_version", dict)(tree)
+    hints = get_type_hints(cls, include_extras=True)
+    known = {entry.name: entry for entry in fields(cls) if entry.init}
+    unknown = next((key for key in tree if key not in known), None)
+    if unknown is not None:
+        raise UnknownKeyError(f"{prefix}{unknown}", [prefix + name for name in known])
+    values, missing = {}, []
+    for name, entry in known.items():
+        default = default_of(entry) if defaults is None else getattr(defaults, name)
+        if name in tree:
+            values[name] = _convert(tree[name], hints[name], default, prefix + name, file)
+        elif default is MISSING:
+            missing.append(prefix + name)
+        else:
+            values[name] = default
+    if missing:
+        raise MissingKeysError(missing)
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, default: Any, name: str, file: str) -> Any:
+    """Convert a value of JSON or YAML to the type of its key: mappings to dataclasses, lists to tuples."""
+    plain = unwrap_optional(hint)
+    if is_dataclass(plain) and not (value is None and plain is not hint):
+        return _construct(plain, value, default if is_dataclass(default) else None, f"{name}.", file)
+    if get_origin(plain) is list and is_dataclass(get_args(plain)[0]) and isinstance(value, list):
+        return [_construct(get_args(plain)[0], entry, None, f"{name}.", file) for entry in value]
+    value = tuple(value) if get_origin(plain) is tuple and isinstance(value, list) else value
+    check_value(name, value, hint)
+    return value
+
+
+def _expects_keys(cls: type, name: str, value: Any) -> str:
+    if not name:
+        return "it holds no keys"
+    return (
+        f"{name} is a group of keys: give one of them, such as --{name}.{fields(cls)[0].name}, got {str(value)[:80]!r}"
+    )
+
+
+def check_config(config: Any, prefix: str = "") -> None:
+    """Raise a :class:`UserError` for the first invalid value of a config dataclass, or rule between its keys."""
+    _check_values(config, prefix)
+    _check_rules(config)
+
+
+def _check_values(config: Any, prefix: str) -> None:
+    hints = get_type_hints(type(config), include_extras=True)
+    for entry in fields(config):
+        name, hint, value = prefix + entry.name, hints[entry.name], getattr(config, entry.name)
+        if not is_dataclass(hint):
+            check_value(name, value, hint)
+        elif isinstance(value, hint):
+            _check_values(value, f"{name}.")
+        else:
+            raise UserError(_expects_keys(hint, name, value))
+
+
+def _check_rules(config: Any) -> None:
+    """Run the ``check`` methods of a config and its groups, those of groups first."""
+    for entry in fields(config):
+        value = getattr(config, entry.name, None)
+        if is_dataclass(value) and not isinstance(value, type):
+            _check_rules(value)
+    if hasattr(config, "check"):
+        config.check()
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Raise a :class:`UserError` if a value is not of a type, out of its range, not finite, or holds a NUL."""
+    from pydantic import ValidationError
+
+    origin = get_origin(unwrap_optional(hint))
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        value = origin(value)
+    for leaf in _leaves(value):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            raise UserError(f"{name} must be a finite number, got {value}")
+        if isinstance(leaf, str) and "\0" in leaf:
+            raise UserError(f"{name} holds a NUL character: {leaf!r}")
+    try:
+        _validator(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        is_out_of_range = any(detail["type"] in _RANGE_ERRORS for detail in error.errors(include_url=False))
+        expected = describe_range(hint) if is_out_of_range else describe_type(hint)
+        raise UserError(f"{name} must be {expected}, got {value!r}") from None
+    large = next((leaf for leaf in _leaves(value) if isinstance(leaf, int | float) and abs(leaf) > _MAX_INT), None)
+    if large is not None:
+        raise UserError(f"{name} must be a number of at most 63 bits, got {str(large)[:20]}")
+
+
+@cache
+def _validator(hint: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _leaves(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def require(holds: bool, rule: str, value: object) -> None:
+    """Raise a :class:`UserError` if a rule between keys does not hold."""
+    if not holds:
+        raise UserError(f"{rule}, got {value}")
+
+
+def require_config(config: Any, kind: type) -> None:
+    """Check the config of a command that is called from Python.
+
+    Raises:
+        UserError: another type, or an invalid value of a key.
+    """
+    if not isinstance(config, kind):
+        raise UserError(f"this takes a config, {kind.__name__}(key=value, …), got {describe(config)}")
+    check_config(config)
+
+
+def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Overlay a nested mapping by another; groups are merged key by key."""
+    merged = dict(base)
+    for name, value in layer.items():
+        is_group = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = merge(merged[name], value) if is_group else value
+    return merged
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"optim.lr": 1} → {"optim": {"lr": 1}}."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, dot, rest = name.partition(".")
+        tree = merge(tree, {group: nest({rest: value})} if dot else {name: value})
+    return tree
+
+
+def override(config: T, overrides: Mapping[str, Any]) -> T:
+    """Return a config with other values, not yet checked.
+
+    Args:
+        config: the config; it is not changed.
+        overrides: values by key, NumPy and torch numbers included. A key of a group has its dotted name, or its last
+            part if no other group has such a key (``epochs`` is ``train.epochs``). A group can be given whole.
+
+    Raises:
+        UserError: no such key, or several of that name.
+    """
+    names = [key.name for key in keys_of(type(config))]
+    names += list(dict.fromkeys(key.group for key in keys_of(type(config)) if key.group))
+    flat = {}
+    for given, value in overrides.items():
+        matches = [given] if given in names else [name for name in names if name.rpartition(".")[2] == given]
+        if len(matches) > 1:
+            raise UserError(f"the key {given!r} may be {' or '.join(matches)}: give it as **{{{matches[0]!r}: …}}")
+        if not matches:
+            raise UnknownKeyError(given, [*names, *(name.rpartition(".")[2] for name in names)])
+        flat[matches[0]] = _plain(value)
+    return _construct(type(config), merge(asdict(config), nest(flat)), None, "", "")
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and torch values, ranges and tuples as plain numbers and lists; a dataclass as a mapping."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(value) if isinstance(value, range | tuple) else value
+
+
+def rename(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace earlier names of keys by today's."""
+    tree = dict(tree)
+    for old, new in RENAMED.items():
+        group, _, name = old.partition(".")
+        inner = tree.get(group)
+        if isinstance(inner, Mapping) and name in inner:
+            tree[group] = {(new.rpartition(".")[2] if key == name else key): value for key, value in inner.items()}
+    return tree
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML, complete and in the order of its keys."""
+    return dump_yaml(asdict(config))
+
+
+def dump_yaml(tree: Mapping[str, Any]) -> str:
+    """A nested mapping as YAML, tuples as lists."""
+    return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)
+
+
+def config_folder() -> Path:
+    """The folder of packaged configs: in the wheel, or at the top of a checkout."""
+    packaged = Path(__file__).parents[1] / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def find_config(name: str, folder: Path, flag: str = "config") -> Path:
+    """Find a config file: a path, or the name of a packaged one.
+
+    Args:
+        name: as typed.
+        folder: of the packaged configs.
+        flag: "config", or what the command calls such a file.
+
+    Raises:
+        UserError: there is none; the message lists the packaged ones.
+    """
+    path = user_path(name)
+    if path.is_file():
+        return path
+    if (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+    raise UserError(f"no {flag} {name!r}: neither a file nor a packaged one ({known})")
+
+
+def read_config(path: Path, flag: str = "config") -> dict[str, Any]:
+    """Read a YAML file as a layer.
+
+    Raises:
+        UserError: damaged, or it has dotted keys or another config.
+    """
+    tree = read_yaml(path, f"the {flag} {path}")
+    for key in tree:
+        if not isinstance(key, str) or "." in key or key == "config" or key.startswith("__"):
+            raise UserError(f"the {flag} {path} has no key {key!r}; groups are written as train: {{steps: 3}}")
+    return rename(tree)
