@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+import re
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from crosschannel.config.flags import read_common, read_flags
+from crosschannel.config.flags import CommandParser, docstring_title, read_common, terminal_width
 from crosschannel.config.keys import flatten, keys_of
 from crosschannel.config.load import MissingKeysError, build, dump_yaml, find_config, merge, nest, read_config
 from crosschannel.errors import UserError
@@ -104,11 +107,13 @@ class Invocation:
             raise UserError(f"{command.selector} must be a name, got {selected!r}")
         self.keys = command.keys(selected)
 
+    def parser(self, **options: Any) -> CommandParser:
+        command = self.command
+        return CommandParser(self.keys, command.positional, command.aliases, command.config_flag, **options)
+
     def read(self) -> dict[str, Any]:
         """Flags over the recipe: a nested mapping by key."""
-        command = self.command
-        flags = read_flags(self.words, self.keys, command.positional, command.aliases, command.config_flag)
-        tree = merge(self.recipe, flags)
+        tree = merge(self.recipe, self.parser().read(self.words))
         home = {key: str(user_path(tree[key])) for key in ("out", "model") if str(tree.get(key)).startswith("~")}
         return tree | home  # a shell does not expand the ~ of --out=~/x
 
@@ -147,20 +152,33 @@ class Invocation:
 
     def help_text(self, program: str) -> str:
         """Help: usage, packaged configs, and every key with its default, that of the recipe if one is named."""
-        from crosschannel.config.help import config_lines, docstring_title, key_lines, wrap
-
         command, flag, keys = self.command, self.command.config_flag, {key.name: key for key in keys_of(self.keys)}
-        has_configs = self.configs.is_dir() or hasattr(self.keys, "default_out")
-        shown = [name for name in command.positional if not keys[name].is_hidden]
-        words = [f"usage: {program} {self.name}{command.head}"]
-        words += [f"{name.upper()}{' …' if keys[name].element else ''}" for name in shown]
-        words += [f"[--{flag} NAME|FILE]"] * has_configs
+        places = [name for name in command.positional if not keys[name].is_hidden]
+        usage = [
+            f"{program} {self.name}{command.head}",
+            *(name.upper() + " …" * bool(keys[name].element) for name in places),
+        ]
         title = command.help if command.head else docstring_title(self.keys) or command.help
-        lines = [" ".join([*words, f"[--KEY VALUE …]{command.tail}"]), "", *wrap(title)]
-        listed = config_lines(self.configs)
+        lines, end = textwrap.wrap(title, terminal_width()), ""
+        if self.configs.is_dir() or hasattr(self.keys, "default_out"):
+            usage.append(f"[--{flag} NAME|FILE]")
+            end = f"--print_config prints the whole {flag}, --debug an error's traceback."
+        listed = list_configs(self.configs)
         if listed:
             lines += ["", f"{flag}s (--{flag} NAME, or a YAML file of yours):", *listed]
-        lines += key_lines(self.keys, command.positional, command.aliases, flatten(self.recipe))
-        if has_configs:
-            lines += ["", f"--print_config prints the whole {flag}, --debug an error's traceback."]
-        return "\n".join(lines)
+        usage_line = " ".join([*usage, f"[--KEY VALUE …]{command.tail}"])
+        options = {"usage": usage_line, "description": "\n".join(lines), "epilog": end}
+        return self.parser(recipe=flatten(self.recipe), **options).format_help()
+
+
+def list_configs(folder: Path) -> list[str]:
+    """A line for every config in a folder: its name, and the first sentence of the comment at its top."""
+    paths = sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
+    longest = max((len(path.stem) for path in paths), default=0)
+    room = max(20, terminal_width() - longest - 4)
+    return [f"  {path.stem:<{longest}}  {textwrap.shorten(_comment(path), room, placeholder=' …')}" for path in paths]
+
+
+def _comment(path: Path) -> str:
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return re.split(r"\.(?= [A-Z])|\.$", " ".join(line.lstrip("# ") for line in lines))[0]

@@ -173,7 +173,7 @@ def _run_command(program: Program, argv: list[str]) -> int:
         name, words = f"{name} {words[0]}", words[1:]
     invocation = program.invoke(name, words)
     if invocation.common.help:
-        print(invocation.help_text(program.name))
+        print(invocation.help_text(program.name), end="")
         return 0
     if invocation.common.print_config:
         print(invocation.config_text(), end="")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.text import Text
 
-from crosschannel.config.load import check_config, require_config
+from crosschannel.config.load import check_config
 from crosschannel.console import stderr_console, table
 from crosschannel.errors import UserError
 from crosschannel.files import user_path
@@ -99,10 +99,9 @@ def of_method(result: Result, method: str) -> Result:
         known = dict.fromkeys(name.partition("/")[0] for name in result.metrics)
         raise UserError(f"a {result.protocol} run has no method {method!r}; it has {', '.join(known)}")
     metrics = {name.removeprefix(mine): value for name, value in result.metrics.items() if name.startswith(mine)}
-    one = replace(result, metrics=metrics, backbone=f"{result.backbone}: {method}")
-    one.rows = {name.removeprefix(mine): column for name, column in result.rows.items()
-                if name.startswith(mine) or "/" not in name}  # fmt: skip
-    return one
+    own = {name: column for name, column in result.rows.items() if name.startswith(mine) or "/" not in name}
+    rows = {name.removeprefix(mine): column for name, column in own.items()}
+    return replace(result, metrics=metrics, backbone=f"{result.backbone}: {method}", rows=rows)
 
 
 def _is_of_one_class(metric: str, rows: Rows) -> bool:
@@ -117,7 +116,7 @@ def _path_and_method(text: str) -> tuple[str, str]:
 
 def main(config: CompareConfig) -> list[Difference]:
     """`transfer compare`: print a table."""
-    require_config(config, CompareConfig)
+    config = check_config(config, CompareConfig)
     given = [_path_and_method(text) for text in config.runs]
     runs = finished_runs([path for path, _ in given], stderr_console())
     if len(runs) != 2:

@@ -13,9 +13,7 @@ from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.backbone import taking
 from crosschannel.models.module_net import at_rest
-from crosschannel.training.device import AUTO, device_kind
-from crosschannel.training.ranks import World
-from transfer.config import Pooling, Precision
+from transfer.config import Pooling
 from transfer.pooling import pool
 
 
@@ -46,11 +44,6 @@ def of_size(backbone: Backbone, size: int) -> Backbone:
     resized = copy.deepcopy(backbone)
     resized.take_any_size()
     return resized
-
-
-def precision_of(precision: Precision, world: World) -> str:
-    """The arithmetic of a forward pass, ``auto`` looked up by device; rank 0 decides."""
-    return world.gather(AUTO[device_kind(world.device)][0] if precision == "auto" else precision)[0]
 
 
 class FrozenFeatures:

@@ -28,12 +28,16 @@ from crosschannel.models import initialisation as init
 from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, unweighted, with_fc, with_input
 from crosschannel.models.calibration import calibrate
 from crosschannel.models.nets import find_spec
+from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World
+from crosschannel.training.task import Evaluation
 from transfer.config import FineTuneConfig
 from transfer.features import interpolation_of
 from transfer.prediction import Finished
+from transfer.protocol import Measurement
 
 WEIGHTS, _FORMAT = "net.safetensors", "crosschannel.finetuned"
+N = TypeVar("N", bound="FineTuned")
 _CROPS = 80  # that calibration looks at, and ten times as many that k-means does
 
 
@@ -105,7 +109,7 @@ class FineTuning:
         return True
 
 
-class Classifier(FineTuned):
+class FineTunedClassifier(FineTuned):
     """A linear layer on the mean of the backbone's last map, which is fc7's if the backbone has fc7.
 
     Args:
@@ -231,6 +235,48 @@ def frozen_parts(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[
     return {f"backbone.{name}" for name in parameters}, {f"backbone.{name}" for name in modules}
 
 
+def build_trainable(
+    measurement: Measurement, build: Callable[[FineTuneConfig, Backbone, int], N]
+) -> tuple[N, list[str]]:
+    """A net on a copy of the measured backbone, on the run's device, frozen below ``train_from``.
+
+    Args:
+        measurement: its config, backbone and classes.
+        build: (config, backbone, number of classes) → the net.
+
+    Returns:
+        the net, and names of the backbone's layers whose weights are to be new.
+    """
+    config = measurement.config
+    torch.manual_seed(config.seed)
+    backbone, new = prepare(measurement.backbone, config)
+    net = build(config, backbone, len(measurement.split.classes)).to(measurement.world.device)
+    net.freeze(*frozen_parts(net, config))
+    return net, new
+
+
+def announce(measurement: Measurement, net: FineTuned, details: str) -> None:
+    """Print what is trained."""
+    trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+    measurement.announce(f"training from {measurement.config.train_from}, {trained:,} weights; {details}")
+
+
+def fit(measurement: Measurement, task: FineTuning, stream: Stream, size: int) -> Evaluation:
+    """Run the training loop, and save the net that it ends with.
+
+    Args:
+        measurement: its config, ranks and run folder.
+        task: the task.
+        stream: training samples.
+        size: side of the crops, in pixels, for predictions.
+    """
+    config, run, world = measurement.config, measurement.run, measurement.world
+    loop = Loop(task, stream, config, run, world, measurement.console.quiet)
+    evaluation = loop.fit()
+    world.from_main(lambda: save_net(run.path, loop.evaluated_net, measurement.split.classes, size))
+    return evaluation
+
+
 @torch.no_grad()
 def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, stream: Stream) -> None:
     """Set the initial values of new layers, then calibrate, in place.
@@ -302,9 +348,6 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
     with written_whole(run / WEIGHTS) as part:
         write_tensors(part, net.state_dict(), metadata)
     return run / WEIGHTS
-
-
-N = TypeVar("N", bound=FineTuned)
 
 
 def load_net(run: Finished, build: Callable[[Backbone, int], N]) -> tuple[N, list[str], int]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from crosschannel import wrap
-from crosschannel.config.load import check_config, require_config
+from crosschannel.config.load import check_config
 from crosschannel.console import plain, progress, stderr_console
 from crosschannel.csv_files import write_rows
 from crosschannel.data.decode import BrokenImage, EncodedImage
@@ -40,7 +40,7 @@ def main(config: PredictConfig) -> list[Path]:
         UserError: a run that keeps nothing to predict with, no pictures, an output that would replace what is not this
             command's own; or, after all others are done, pictures that could not be read.
     """
-    require_config(config, PredictConfig)
+    config = check_config(config, PredictConfig)
     run, out = user_path(config.run), Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")

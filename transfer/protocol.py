@@ -15,7 +15,7 @@ from torch import nn
 from crosschannel import load_backbone, wrap
 from crosschannel.command import Invocation
 from crosschannel.config.load import check_config, config_folder, override
-from crosschannel.config.training import CropConfig, TrainedConfig
+from crosschannel.config.training import CropConfig
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.data import ImageSet
 from crosschannel.data.images import name_fingerprints
@@ -30,16 +30,15 @@ from crosschannel.report.page import Block
 from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.runs.result import Result, Rows, finish, load_result, write_provenance
-from crosschannel.training.device import find_device, settle_auto
+from crosschannel.training.device import find_device, resolve_auto
 from crosschannel.training.isolation import isolated
 from crosschannel.training.ranks import PATIENCE, World, joined_world
 from crosschannel.training.runs import open_run
 from crosschannel.training.task import Evaluation
 from transfer.annotation_digest import annotation_digest
 from transfer.calls import call_docstring, call_signature, positional_signature
-from transfer.config import FeaturesConfig, MeasureConfig
+from transfer.config import MeasureConfig
 from transfer.disjoint import check_disjoint
-from transfer.features import precision_of
 from transfer.groups import Group
 from transfer.inputs import as_data, as_layers, as_out, as_source, check_recipe
 from transfer.prediction import Finished, Predictor
@@ -229,8 +228,7 @@ class Protocol(MetricSpec):
         recipe = check_recipe(arguments.get("config"), self.config, self.name)
         is_named = isinstance(source, str)
         config = override(as_config(self, recipe), keys)
-        config = replace(config, backbone=source if is_named else "", data="")
-        check_config(config)
+        config = check_config(replace(config, backbone=source if is_named else "", data=""))
         module = None if is_named else source
         return measure(self, config, module, arguments["data"], out, arguments.get("quiet", True))
 
@@ -291,12 +289,9 @@ def measure(
             data = as_data(data, protocol, config)
         if isinstance(data, str):
             data = data or config.data
-        config = replace(
-            config,
-            backbone=model.provenance.source if model else config.backbone,
-            data=data if isinstance(data, str) else "images from memory",
-        )
-        check_config(config)
+        source = model.provenance.source if model else config.backbone
+        name = data if isinstance(data, str) else "images from memory"
+        config = check_config(replace(config, backbone=source, data=name))
         parameter = next(model.parameters(), None) if model else None
         device = find_device(config.device) if parameter is None else parameter.device
         patience = PATIENCE if flag is None else None
@@ -334,7 +329,7 @@ def _measure(
     try:
         with at_rest(net):
             evaluation = protocol.measure(
-                Measurement(net, split, _resolve_auto(config, run, world), run, world, console)
+                Measurement(net, split, resolve_auto(config, run, world), run, world, console)
             )
     except UserError:
         if world.is_main:
@@ -357,15 +352,6 @@ def _crop_of(config: MeasureConfig) -> tuple[int, int]:
     """Return a config's size and resize of crops; 0 stands for the backbone's."""
     crop = getattr(config, "crop", None)
     return (crop.size, max(crop.size, crop.resize)) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
-
-
-def _resolve_auto(config: MeasureConfig, run: RunFolder, world: World) -> MeasureConfig:
-    """Resolve every ``auto`` in the config: from the run if it resumes, else from the device."""
-    if isinstance(config, TrainedConfig):
-        return replace(config, train=settle_auto(config.train, run, world))
-    if isinstance(config, FeaturesConfig):
-        return replace(config, precision=precision_of(config.precision, world))
-    return config
 
 
 def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, evaluation: Evaluation) -> Result:

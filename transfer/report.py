@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from crosschannel.config.keys import flatten
-from crosschannel.config.load import require_config
+from crosschannel.config.load import check_config
 from crosschannel.config.training import slug
 from crosschannel.console import stderr_console, stdout_console
 from crosschannel.errors import UserError
@@ -42,7 +42,7 @@ Section = Callable[[Sequence[Group], Path], Iterator[Block]]
 
 def main(config: ReportConfig) -> list[Path]:
     """`transfer report`: write the page; returns its files."""
-    require_config(config, ReportConfig)
+    config = check_config(config, ReportConfig)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")

@@ -53,10 +53,8 @@ class Colorizer(nn.Module):
         provenance: of the weights.
         look: how it looks at pictures.
         decoder: converts outputs to ab; by default the task's decoder.
-
-    Attributes:
-        saturation: what ab are multiplied by; 1 leaves them as predicted.
-        gamut: "map": colours that sRGB cannot show move towards grey, lightness kept; "clip": channels are clipped.
+        saturation: factor on ab; 1 leaves them as predicted.
+        gamut: "map": colours outside sRGB move towards grey at the same lightness; "clip": channels are clipped.
         upsample: "edges": predictions reach every pixel so that colours stop at edges; "bilinear": as in the paper.
 
     Example::
@@ -73,14 +71,15 @@ class Colorizer(nn.Module):
         provenance: Provenance | None = None,
         look: Look | None = None,
         decoder: Decoder | None = None,
+        saturation: float = 1.0,
+        gamut: Gamut = "map",
+        upsample: Upsample = "edges",
     ):
         super().__init__()
         self.decoder = build_decoder(task) if decoder is None else decoder
         self.net, self.task, self.size, self.look = net, task, size, look or Look()
         self.provenance = provenance or Provenance()
-        self.saturation = 1.0
-        self.gamut: Gamut = "map"
-        self.upsample: Upsample = "edges"
+        self.saturation, self.gamut, self.upsample = saturation, gamut, upsample
 
     @torch.inference_mode()
     def predict(self, rgb: Tensor, temperature: float | None = None) -> Tensor:

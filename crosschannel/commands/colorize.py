@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.commands.config import ColorizeConfig
-from crosschannel.config.load import require_config
+from crosschannel.config.load import check_config
 from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, broken, open_picture, read_picture, to_rgb
 from crosschannel.data.pictures import SAMPLE, named_pictures, only_this_name, picture_bytes, targets
@@ -32,7 +32,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
         UserError: nothing to colour, a bad key, an output that would replace what is not this command's own; or, after
             all others are done, pictures that could not be read or written.
     """
-    require_config(config, ColorizeConfig)
+    config = check_config(config, ColorizeConfig)
     pictures, folders, format = _places(config)
     inputs = [*source_files(config.model).values(), *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("crosschannel colorize", inputs, config.overwrite, makes_folders=True)
@@ -47,9 +47,8 @@ def colorize(config: ColorizeConfig) -> list[Path]:
         for _, target in pictures:
             with contextlib.suppress(BrokenImage), only_this_name():
                 outputs.check(target)
-        colorizer = load_colorizer(config.model, find_device(config.device))
-        colorizer.size = config.size or colorizer.size
-        colorizer.saturation, colorizer.upsample, colorizer.gamut = config.saturation, config.upsample, config.gamut
+        options = {"saturation": config.saturation, "gamut": config.gamut, "upsample": config.upsample}
+        colorizer = load_colorizer(config.model, find_device(config.device), config.size, **options)
         for source, target in progress(pictures, "colouring", len(pictures)):
             try:
                 coloured = _colour(colorizer, source, config.temperature, format)

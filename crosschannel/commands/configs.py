@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from crosschannel.config.help import config_lines
+from crosschannel.command import list_configs
 from crosschannel.config.load import config_folder
 from crosschannel.console import stdout_console
 
@@ -18,5 +18,5 @@ def show(_config: Any) -> None:
     folders["crosschannel-slurm submit --profile"] = Path(__file__).parents[2] / "slurm" / "profiles"
     for command, folder in folders.items():
         console.print(command)
-        for line in config_lines(folder):
+        for line in list_configs(folder):
             console.print(line)

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from crosschannel.commands.config import ExportConfig, PushConfig
-from crosschannel.config.load import require_config
+from crosschannel.config.load import check_config
 from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
@@ -26,7 +26,7 @@ def export(config: ExportConfig) -> Path:
     Raises:
         UserError: a net that the format has no shape for, or an output that cannot be.
     """
-    require_config(config, ExportConfig)
+    config = check_config(config, ExportConfig)
     out = Path(config.out)
     if config.format == "safetensors" and out.suffix != ".safetensors" and not out.is_dir():
         raise UserError(f"--out must end in .safetensors for this format, got {out}")

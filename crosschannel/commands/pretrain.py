@@ -1,6 +1,5 @@
 """`crosschannel pretrain`: learn a representation by a pretext task."""
 
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from crosschannel.colorize.colorizer import held_out_pictures
 from crosschannel.commands.config import PretrainConfig
-from crosschannel.config.load import require_config
+from crosschannel.config.load import check_config
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, Stream, Subset, open_images
 from crosschannel.data.images import name_fingerprints
@@ -30,7 +29,7 @@ from crosschannel.runs.folder import RunFolder, last_pictures
 from crosschannel.runs.interrupts import InterruptFlag
 from crosschannel.runs.result import finish
 from crosschannel.training.checkpoints import list_checkpoints
-from crosschannel.training.device import find_device, settle_auto
+from crosschannel.training.device import find_device, resolve_auto
 from crosschannel.training.isolation import isolated
 from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import PATIENCE, World, joined_world
@@ -50,7 +49,7 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
         UserError: bad input.
         Interrupted: told to stop; the run is saved and goes on when started again.
     """
-    require_config(config, PretrainConfig)
+    config = check_config(config, PretrainConfig)
     path = Path(config.out or config.default_out("pretrain"))
     patience = PATIENCE if flag is None else None
     with isolated(config.seed), joined_world(find_device(config.device), patience) as world:
@@ -66,7 +65,7 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
                 console.print(f"{path} is finished: nothing to do")
                 return path
             console.print(f"{path}: {len(train)} training and {len(val)} held-out images")
-            config = replace(config, train=settle_auto(config.train, run, world))
+            config = resolve_auto(config, run, world)
             loop = _build(config, run, world, train, val)
             found = loop.fit()
             world.from_main(lambda: _finish(config, loop, found, console))

@@ -1,48 +1,41 @@
-"""The reader of command lines: argparse splits the words, and the type of a key says how its value is written."""
+"""The command line of a config: argparse splits words and formats help; the type of a key says how it is written."""
 
-from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import inspect
+import shutil
+import textwrap
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from crosschannel.config.keys import Key, element_type, is_optional, keys_of, unwrap_optional
+from crosschannel.config.keys import Key, describe_range, element_type, is_optional, keys_of, unwrap_optional
 from crosschannel.config.load import RENAMED, UnknownKeyError, nest
+from crosschannel.config.types import Data, File, Source
 from crosschannel.errors import UserError
 from crosschannel.stored import parse_yaml
 
-_EARLIER = {new: old for old, new in RENAMED.items()}
-
-
-@dataclass(frozen=True)
-class CommonFlags:
-    """Flags that every command has.
-
-    Attributes:
-        config: NAME or FILE of ``--config``; None without it.
-        selector: value of the flag that selects the keys of the command; None if there is none.
-    """
-
-    config: str | None = None
-    help: bool = False
-    print_config: bool = False
-    debug: bool = False
-    selector: str | None = None
+_COMMON = ("config", "help", "print_config", "debug")  # flags of every command
 
 
 class _Parser(ArgumentParser):
-    """An argparse parser that raises our errors, with the flags of every command."""
+    """An argparse parser with the flags of every command, which raises our errors."""
 
-    def __init__(self, config_flag: str):
-        super().__init__(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
-        self.add_argument(f"--{config_flag}", *(["--config"] if config_flag != "config" else []), dest=":config")
-        self.add_argument("-h", "--help", dest=":help", action="store_true")
-        self.add_argument("--print_config", "--print-config", dest=":print_config", action="store_true")
-        self.add_argument("--debug", dest=":debug", action="store_true")
+    def __init__(self, config_flag: str = "config", **options: Any):
+        super().__init__(add_help=False, allow_abbrev=False, **options)
+        self.add_argument(*dict.fromkeys([f"--{config_flag}", "--config"]), dest="config", help=SUPPRESS)
+        self.add_argument("-h", "--help", action="store_true", help=SUPPRESS)
+        for name in _COMMON[2:]:
+            self.add_argument(f"--{name}", action="store_true", help=SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def terminal_width() -> int:
+    """Columns to lay text out for."""
+    return min(shutil.get_terminal_size((80, 24)).columns, 100)
 
 
 def split_at_separator(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -52,96 +45,126 @@ def split_at_separator(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:end], words[end + 1 :]
 
 
-def read_common(words: Sequence[str], config_flag: str = "config", selector: str = "") -> CommonFlags:
-    """Read the flags that every command has, whatever the others are.
+def read_common(words: Sequence[str], config_flag: str = "config", selector: str = "") -> Namespace:
+    """Read the flags of every command and the selector's, whatever the others are.
 
-    Args:
-        words: as typed.
-        config_flag: another name of ``--config``.
-        selector: the key that selects the others, if any.
+    Returns:
+        ``config`` and ``selector``, None if they are not there, and the switches ``help``, ``print_config``, ``debug``.
     """
     parser = _Parser(config_flag)
-    if selector:
-        parser.add_argument(f"--{selector}", dest=":selector")
-    values, _ = parser.parse_known_args(split_at_separator(words)[0])
-    return CommonFlags(**{name.removeprefix(":"): value for name, value in vars(values).items()})
+    parser.add_argument(f"--{selector or 'selector'}", dest="selector")
+    return parser.parse_known_args(_rename_flags(split_at_separator(words)[0]))[0]
 
 
-def read_flags(
-    words: Sequence[str],
-    config: type,
-    positional: Sequence[str] = (),
-    aliases: Mapping[str, str] = MappingProxyType({}),
-    config_flag: str = "config",
-) -> dict[str, Any]:
-    """Read flags and positional arguments as a layer of values: a nested mapping by key.
+class CommandParser(_Parser):
+    """The parser of a command: a flag for every key of its config.
 
     Args:
-        words: as typed after the command's name.
-        config: dataclass of the command's keys.
+        config: dataclass of the keys.
         positional: keys that are positional arguments; a list takes all words that are left.
         aliases: key by other name of its flag.
         config_flag: another name of ``--config``.
-
-    Raises:
-        UserError: an unknown flag, a flag without a value, or too many words.
+        recipe: values that replace defaults in help, by dotted name.
+        options: of argparse, such as ``usage`` and ``description``.
     """
-    keys = {key.name: key for key in keys_of(config)}
-    options, operands = split_at_separator(words)
-    many = any(keys[name].element for name in positional)  # then a flag takes one word: the others are positional
-    parser = _Parser(config_flag)
-    for key in keys.values():
-        if key.name not in positional:
-            parser.add_argument(*spellings(key.name, aliases), dest=key.name, **_arguments(key, many))
-    for name in dict.fromkeys(key.group for key in keys.values() if key.group):
-        parser.add_argument(f"--{name}", dest=name)
-    for flag in dict.fromkeys(word.partition("=")[0] for word in options):  # entries of a dictionary
-        name, dot, _ = flag.removeprefix("--").partition(".")
-        if dot and name in keys and get_origin(keys[name].type) is dict:
-            parser.add_argument(flag, dest=flag.removeprefix("--"))
-    parsed, rest = parser.parse_known_args(_expand_switches(options, keys, aliases))
-    unknown = next((word for word in rest if word.startswith("-") and word != "-"), None)
-    if unknown is not None:
-        name = unknown.partition("=")[0].removeprefix("--").replace("-", "_")
-        raise UnknownKeyError(name, list(keys)) if name else UserError(f"unrecognized argument {unknown}")
-    values = {name: value for name, value in vars(parsed).items() if not name.startswith(":")}
-    hints = {name: keys[name].hint if name in keys else str if "." in name else dict for name in values}
-    layer = nest({name: parse_text(value, hints[name], name) for name, value in values.items()})
-    return layer | _assign([*rest, *operands], [keys[name] for name in positional])
+
+    def __init__(
+        self,
+        config: type,
+        positional: Sequence[str] = (),
+        aliases: Mapping[str, str] = MappingProxyType({}),
+        config_flag: str = "config",
+        recipe: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
+    ):
+        super().__init__(config_flag, argument_default=SUPPRESS, formatter_class=_Formatter, **options)
+        self.keys, self.positional = {key.name: key for key in keys_of(config)}, positional
+        self.aliases = {f"{'-' if len(alias) == 1 else '--'}{alias}": key for alias, key in aliases.items()}
+        groups: dict[str, list[Key]] = {"": []}
+        for key in self.keys.values():
+            groups.setdefault(key.group, []).append(key)
+        for group in sorted(groups, key=lambda group: _depth(config, group) if group else -1):
+            if group:
+                self.add_argument(f"--{group}", help=SUPPRESS)
+            section = self.add_argument_group(docstring_title(groups[group][0].owner).rstrip(".") if group else None)
+            for key in sorted(groups[group], key=self._place):
+                default = recipe.get(key.name, key.default)
+                text = SUPPRESS if key.is_hidden else (key.description + _facts(key, default)).replace("%", "%%")
+                if key.name not in positional:
+                    section.add_argument(*self._flags(key), dest=key.name, help=text, **self._arguments(key))
+                elif text is not SUPPRESS:  # for help; see read()
+                    section.add_argument(key.name, nargs="*", metavar=key.name.upper(), help=text)
+
+    def _place(self, key: Key) -> tuple[bool, bool, bool]:
+        """Positional arguments come first, then required keys; seed and device are last."""
+        return key.name not in self.positional, not key.is_required, key.name in ("seed", "device")
+
+    def _flags(self, key: Key) -> list[str]:
+        entry = [f"--{key.name}.NAME"] if get_origin(key.type) is dict else []
+        return [*entry, f"--{key.name}", *(flag for flag, name in self.aliases.items() if name == key.name)]
+
+    def _arguments(self, key: Key) -> dict[str, Any]:
+        """A list takes several words, unless others are positional; a repeated list of strings grows."""
+        arguments: dict[str, Any] = {"metavar": _metavar(key)}
+        if key.type is bool:
+            return arguments | {"nargs": "?", "const": "true"}
+        if any(self.keys[name].element for name in self.positional):
+            return arguments | {"action": "append" if _holds_strings(key.hint) else "store"}
+        if _holds_strings(key.hint):
+            return arguments | {"action": "extend", "nargs": "*"}
+        return arguments | ({"nargs": "*"} if key.element else {})
+
+    def read(self, words: Sequence[str]) -> dict[str, Any]:
+        """Read flags and positional arguments as a layer of values: a nested mapping by key.
+
+        Raises:
+            UserError: an unknown flag, a flag without a value, or too many words.
+        """
+        options, operands = split_at_separator(words)
+        options = list(_rename_flags(options, self.aliases, [k for k, key in self.keys.items() if key.type is bool]))
+        for flag in dict.fromkeys(word.partition("=")[0] for word in options):  # entries of a dictionary
+            name, dot, _ = flag.removeprefix("--").partition(".")
+            if dot and name in self.keys:
+                self.add_argument(flag, dest=flag.removeprefix("--"))
+        for action in [action for action in self._actions if not action.option_strings]:
+            self._remove_action(action)  # positional arguments may stand between flags
+        parsed, rest = self.parse_known_args(options)
+        unknown = next((word for word in rest if word.startswith("-") and word != "-"), None)
+        if unknown is not None:
+            name = unknown.partition("=")[0].removeprefix("--")
+            raise UnknownKeyError(name, list(self.keys)) if name else UserError(f"unrecognized argument {unknown}")
+        flat = {}
+        for name, value in vars(parsed).items():
+            if name not in _COMMON:
+                hint = self.keys[name].hint if name in self.keys else str if "." in name else dict
+                flat[name] = parse_text(value, hint, name)
+        return nest(flat) | self._assign([*rest, *operands])
+
+    def _assign(self, words: list[str]) -> dict[str, Any]:
+        """Positional arguments by key."""
+        values: dict[str, Any] = {}
+        for name in self.positional:
+            if words:
+                values[name], words = (words, []) if self.keys[name].element else (words[0], words[1:])
+        if words:
+            raise UserError(f"unexpected argument {words[0]!r}; --help lists the arguments")
+        return values
 
 
-def spellings(name: str, aliases: Mapping[str, str] = MappingProxyType({})) -> list[str]:
-    """How the flag of a key can be written: the key's name first, aliases last."""
-    names = [name, name.replace("_", "-"), *([_EARLIER[name]] if name in _EARLIER else [])]
-    flags = [f"--{name}" for name in dict.fromkeys(names)]
-    return flags + [f"{'-' if len(alias) == 1 else '--'}{alias}" for alias, key in aliases.items() if key == name]
-
-
-def _arguments(key: Key, many: bool) -> dict[str, Any]:
-    """argparse arguments for a key: a list takes several words, and a repeated list of strings grows."""
-    if _holds_strings(key.hint):
-        return {"action": "append"} if many else {"action": "extend", "nargs": "*"}
-    return {"nargs": "*"} if key.element and not many else {}
-
-
-def _holds_strings(hint: Any) -> bool:
-    """Whether a type is a list of strings, or one or several strings."""
-    plain = unwrap_optional(hint)
-    return element_type(plain) is str or list[str] in get_args(plain)
-
-
-def _expand_switches(options: Sequence[str], keys: Mapping[str, Key], aliases: Mapping[str, str]) -> list[str]:
-    """``--mirror`` → ``--mirror=true`` unless true or false follows, and ``--no-mirror`` → ``--mirror=false``."""
-    switches = [name for name, key in keys.items() if key.type is bool]
-    on = {flag for name in switches for flag in spellings(name, aliases)}
-    off = {flag: name for name in switches for flag in spellings(f"no_{name}")}
-    words = []
-    for word, following in pairwise([*options, ""]):
-        if word in on and following.lower() not in ("true", "false"):
-            words += [word, "true"]
+def _rename_flags(
+    words: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({}), switches: Sequence[str] = ()
+) -> Iterator[str]:
+    """Give flags the names of their keys: ``--val-share`` → ``--val_share``, ``--no-mirror`` → ``--mirror=false``, and
+    ``--mirror`` → ``--mirror=true`` unless true or false follows."""
+    for word, following in pairwise([*words, ""]):
+        flag, equals, value = word.partition("=")
+        name = aliases.get(flag, flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else "")
+        name = RENAMED.get(name, name)
+        if name.removeprefix("no_") in switches and not equals:
+            is_explicit = name in switches and following.lower() in ("true", "false")
+            yield f"--{name}" if is_explicit else f"--{name.removeprefix('no_')}={str(name in switches).lower()}"
         else:
-            words.append(f"--{off[word]}=false" if word in off else word)
-    return words
+            yield f"--{name}{equals}{value}" if name else word
 
 
 def parse_text(text: str | list[str], hint: Any, name: str) -> Any:
@@ -170,12 +193,60 @@ def parse_text(text: str | list[str], hint: Any, name: str) -> Any:
     return parse_yaml(f"[{joined}]" if is_sequence and not joined.startswith("[") else joined, name)
 
 
-def _assign(words: list[str], keys: Sequence[Key]) -> dict[str, Any]:
-    """Positional arguments by key."""
-    values: dict[str, Any] = {}
-    for key in keys:
-        if words:
-            values[key.name], words = (words, []) if key.element else (words[0], words[1:])
-    if words:
-        raise UserError(f"unexpected argument {words[0]!r}; --help lists the arguments")
-    return values
+def _holds_strings(hint: Any) -> bool:
+    """Whether a type is a list of strings, or one or several strings."""
+    plain = unwrap_optional(hint)
+    return element_type(plain) is str or list[str] in get_args(plain)
+
+
+def docstring_title(config: type) -> str:
+    """First line of a dataclass's docstring; empty if it has none of its own."""
+    text = (config.__doc__ or "").strip()
+    return "" if text.startswith(f"{config.__name__}(") else text.partition("\n")[0]  # dataclasses generate one
+
+
+def _depth(config: type, field: str) -> int:
+    """How far up its bases a dataclass has a field: a command's own groups come before shared ones."""
+    return next(depth for depth, base in enumerate(config.__mro__) if field in inspect.get_annotations(base))
+
+
+class _Formatter(RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=terminal_width())
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+def _metavar(key: Key) -> str:
+    """How a value is written."""
+    members = [choice for member in (key.type, *get_args(key.type)) for choice in get_args(member)]
+    choices = [str(choice) for choice in dict.fromkeys(members) if isinstance(choice, str)]
+    if choices or key.type is bool:
+        return "|".join([*choices, *["true|false"] * (key.type is bool or bool in get_args(key.type))])
+    kinds = {int: "N", float: "X", dict: "VALUE"}
+    roles = {Source: "SOURCE", Data: "DATA", File: "FILE"}
+    role = next((metavar for role, metavar in roles.items() if key.role(role)), "")
+    name = key.name.rpartition(".")[2].upper()
+    return (
+        kinds.get(key.element or get_origin(key.type) or key.type)
+        or role
+        or (name.rstrip("S") if key.element else name)
+    )
+
+
+def _facts(key: Key, default: Any) -> str:
+    """Range and default, in brackets."""
+    allowed = "" if str in (key.element, key.type) else describe_range(key.hint)
+    facts = [allowed] if allowed and not allowed.startswith("at least") else []
+    if key.is_required:
+        facts.append("required")
+    elif default not in (None, "", [], {}, MISSING) and default is not False and "default" not in key.description:
+        facts.append(f"default {_format(default)}")
+    return f" ({'; '.join(facts)})" if facts else ""
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_format, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,7 @@ pydantic checks the values, strictly: "5" is not a number.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -26,74 +26,77 @@ _MAX_INT = 2**63 - 1  # of files and libraries
 _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "predicate_failed"}
 
 
-class MissingKeysError(UserError):
-    """Required keys have no value; every other value is valid."""
-
-    def __init__(self, names: list[str]):
-        super().__init__(f"missing: {', '.join(names)}")
-        self.names = names
-
-
 class UnknownKeyError(UserError):
     """A key does not exist; the message has the nearest one."""
 
-    def __init__(self, name: str, known: list[str]):
-        close = get_close_matches(name, known, 1)
-        super().__init__(f"no key {name[:80]!r}" + (f"; did you mean {close[0]}?" if close else "; --help lists them"))
-        self.name = name
+    def __init__(self, name: str, known: Iterable[str]):
+        close = get_close_matches(name, list(known), 1)
+        super().__init__(f"no key {name[:80]!r}" + (f"; did you mean {close[0]}?" if close else ""))
 
 
-def build(cls: type[T], tree: Any) -> T:
+class MissingKeysError(UserError):
+    """Required keys have no value; every other value is valid."""
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__(f"missing: {', '.join(names)}")
+
+
+def build(cls: type[T], tree: Mapping[str, Any]) -> T:
     """Build a config from a nested mapping of its keys, and check it.
 
     A key that the mapping lacks has its default; in a group, the default of the config that contains the group.
 
     Raises:
-        UserError: an unknown key (the message has the nearest one), a missing one, or an invalid value.
+        UserError: an unknown key, a missing one, an invalid value, or a broken rule between keys (``check`` methods).
     """
-    config = _construct(cls, tree, None, "", "")
+    config = _construct(cls, tree)
     _check_rules(config)
     return config
 
 
 def build_stored(cls: type[T], tree: Any, file: str) -> T:
-    """Build a dataclass from stored JSON, and check it; ``file`` names the file in messages.
+    """Build a dataclass from stored JSON, and check it.
 
-    Classes with other stored forms have a class method ``from_dict(tree, file)``, or a static ``of_earlier_version``
-    that converts a tree.
+    Fields with the metadata ``stored: False`` are left out. A class may have a stored form of its own, which its class
+    method ``from_dict(tree)`` reads, or convert a tree of earlier versions, in a static method ``upgrade(tree)``.
 
     Raises:
-        UserError: an unknown or missing key, or an invalid value.
+        UserError: as :func:`build`; the message names the file.
     """
     try:
-        config = _construct(cls, tree, None, "", file)
-        _check_rules(config)
-    except UnknownKeyError as error:
-        raise UserError(f"{file} is damaged, or of a newer version: it has the key {error.name[:80]!r}") from None
-    except MissingKeysError as error:
-        raise UserError(f"{file} is damaged: it lacks the key {error.names[0]!r}") from None
+        return build(cls, tree)
     except UserError as error:
-        text = str(error)
-        raise UserError(text if text.startswith(file) else f"{file} is damaged: {text}") from None
-    return config
+        raise UserError(f"{file} is damaged, or of another version: {error}") from None
 
 
-def _construct(cls: type, tree: Any, defaults: Any, prefix: str, file: str) -> Any:
+def check_config(config: T, kind: type[T] | None = None) -> T:
+    """Check a config that was made in Python; returns an equal one.
+
+    Raises:
+        UserError: it is not of that kind, or as :func:`build`.
+    """
+    if kind and not isinstance(config, kind):
+        raise UserError(f"this takes a config, {kind.__name__}(key=value, …), got {describe(config)}")
+    return build(type(config), vars(config))
+
+
+def _construct(cls: type, tree: Any, defaults: Any = None, prefix: str = "") -> Any:
     if hasattr(cls, "from_dict"):
-        return cls.from_dict(tree, file)
+        return cls.from_dict(tree)
+    if isinstance(tree, cls):
+        tree = vars(tree)
     if not isinstance(tree, Mapping):
         raise UserError(_expects_keys(cls, prefix.rstrip("."), tree))
-    tree = getattr(cls, "of_earlier_version", dict)(tree)
+    tree = getattr(cls, "upgrade", dict)(tree)
     hints = get_type_hints(cls, include_extras=True)
-    known = {entry.name: entry for entry in fields(cls) if entry.init}
-    unknown = next((key for key in tree if key not in known), None)
-    if unknown is not None:
-        raise UnknownKeyError(f"{prefix}{unknown}", [prefix + name for name in known])
+    known = {entry.name: entry for entry in fields(cls) if entry.init and entry.metadata.get("stored", True)}
+    for name in tree.keys() - known.keys():
+        raise UnknownKeyError(f"{prefix}{name}", [prefix + name for name in known])
     values, missing = {}, []
     for name, entry in known.items():
         default = default_of(entry) if defaults is None else getattr(defaults, name)
         if name in tree:
-            values[name] = _convert(tree[name], hints[name], default, prefix + name, file)
+            values[name] = _convert(tree[name], hints[name], default, prefix + name)
         elif default is MISSING:
             missing.append(prefix + name)
         else:
@@ -103,14 +106,15 @@ def _construct(cls: type, tree: Any, defaults: Any, prefix: str, file: str) -> A
     return cls(**values)
 
 
-def _convert(value: Any, hint: Any, default: Any, name: str, file: str) -> Any:
-    """Convert a value of JSON or YAML to the type of its key: mappings to dataclasses, lists to tuples."""
-    plain = unwrap_optional(hint)
+def _convert(value: Any, hint: Any, default: Any, name: str) -> Any:
+    """Convert a value of JSON or YAML to the type of its key, and check it."""
+    plain, origin = unwrap_optional(hint), get_origin(unwrap_optional(hint))
     if is_dataclass(plain) and not (value is None and plain is not hint):
-        return _construct(plain, value, default if is_dataclass(default) else None, f"{name}.", file)
-    if get_origin(plain) is list and is_dataclass(get_args(plain)[0]) and isinstance(value, list):
-        return [_construct(get_args(plain)[0], entry, None, f"{name}.", file) for entry in value]
-    value = tuple(value) if get_origin(plain) is tuple and isinstance(value, list) else value
+        return _construct(plain, value, default if is_dataclass(default) else None, f"{name}.")
+    if origin is list and is_dataclass(get_args(plain)[0]) and isinstance(value, list):
+        return [_construct(get_args(plain)[0], entry, None, f"{name}.") for entry in value]
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        value = origin(value)
     check_value(name, value, hint)
     return value
 
@@ -121,24 +125,6 @@ def _expects_keys(cls: type, name: str, value: Any) -> str:
     return (
         f"{name} is a group of keys: give one of them, such as --{name}.{fields(cls)[0].name}, got {str(value)[:80]!r}"
     )
-
-
-def check_config(config: Any, prefix: str = "") -> None:
-    """Raise a :class:`UserError` for the first invalid value of a config dataclass, or rule between its keys."""
-    _check_values(config, prefix)
-    _check_rules(config)
-
-
-def _check_values(config: Any, prefix: str) -> None:
-    hints = get_type_hints(type(config), include_extras=True)
-    for entry in fields(config):
-        name, hint, value = prefix + entry.name, hints[entry.name], getattr(config, entry.name)
-        if not is_dataclass(hint):
-            check_value(name, value, hint)
-        elif isinstance(value, hint):
-            _check_values(value, f"{name}.")
-        else:
-            raise UserError(_expects_keys(hint, name, value))
 
 
 def _check_rules(config: Any) -> None:
@@ -155,9 +141,6 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     """Raise a :class:`UserError` if a value is not of a type, out of its range, not finite, or holds a NUL."""
     from pydantic import ValidationError
 
-    origin = get_origin(unwrap_optional(hint))
-    if origin in (list, tuple) and isinstance(value, list | tuple):
-        value = origin(value)
     for leaf in _leaves(value):
         if isinstance(leaf, float) and not math.isfinite(leaf):
             raise UserError(f"{name} must be a finite number, got {value}")
@@ -199,17 +182,6 @@ def require(holds: bool, rule: str, value: object) -> None:
         raise UserError(f"{rule}, got {value}")
 
 
-def require_config(config: Any, kind: type) -> None:
-    """Check the config of a command that is called from Python.
-
-    Raises:
-        UserError: another type, or an invalid value of a key.
-    """
-    if not isinstance(config, kind):
-        raise UserError(f"this takes a config, {kind.__name__}(key=value, …), got {describe(config)}")
-    check_config(config)
-
-
 def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """Overlay a nested mapping by another; groups are merged key by key."""
     merged = dict(base)
@@ -249,7 +221,7 @@ def override(config: T, overrides: Mapping[str, Any]) -> T:
         if not matches:
             raise UnknownKeyError(given, [*names, *(name.rpartition(".")[2] for name in names)])
         flat[matches[0]] = _plain(value)
-    return _construct(type(config), merge(asdict(config), nest(flat)), None, "", "")
+    return _construct(type(config), merge(asdict(config), nest(flat)))
 
 
 def _plain(value: Any) -> Any:

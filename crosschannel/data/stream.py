@@ -35,7 +35,7 @@ _running: dict[Any, tuple[int, int]] = {}  # iterators of loaders with workers, 
 
 
 @dataclass
-class _Sample:
+class _IndexedSample:
     """A sample of the view, or None if no image was readable; its index and draw, and the broken images before it."""
 
     content: Any
@@ -69,14 +69,16 @@ class Stream(Dataset):
         """Samples of one pass over the images."""
         return len(self.images) * self.view.views
 
-    def __getitem__(self, number: int) -> _Sample:
+    def __getitem__(self, number: int) -> _IndexedSample:
         return self._sample(number, self._read(self.place(number, 0)))
 
-    def __getitems__(self, numbers: list[int]) -> list[_Sample] | UserError:
+    def __getitems__(self, numbers: list[int]) -> list[_IndexedSample] | UserError:
         """Several samples; where the images are gone, why (a worker's exception would arrive as a traceback)."""
         try:
             if not self.reads:
-                return [_Sample(None, self.place(number, 0), self.draw(number, 0), True, []) for number in numbers]
+                return [
+                    _IndexedSample(None, self.place(number, 0), self.draw(number, 0), True, []) for number in numbers
+                ]
             if not self.images.remote:
                 return [self[number] for number in numbers]
             first = self.images.records([self.place(number, 0) for number in numbers])
@@ -84,7 +86,7 @@ class Stream(Dataset):
         except UserError as error:
             return error
 
-    def collate(self, samples: list[_Sample] | UserError) -> Batch | UserError:
+    def collate(self, samples: list[_IndexedSample] | UserError) -> Batch | UserError:
         """Samples as the view's batch."""
         if isinstance(samples, UserError):
             return samples
@@ -96,7 +98,7 @@ class Stream(Dataset):
         base = Batch(torch.from_numpy(indices), labels, torch.from_numpy(seeds), broken)
         return self.view.collate([sample.content for sample in whole], base)
 
-    def _sample(self, number: int, first: Record | str) -> _Sample:
+    def _sample(self, number: int, first: Record | str) -> _IndexedSample:
         broken: Broken = []
         for attempt in range(1 if self.seed is None else _ATTEMPTS):
             index, draw = self.place(number, attempt), self.draw(number, attempt)
@@ -105,10 +107,10 @@ class Stream(Dataset):
                 broken.append((index, record))
                 continue
             try:
-                return _Sample(self.view(record, draw), index, draw, True, broken)
+                return _IndexedSample(self.view(record, draw), index, draw, True, broken)
             except BrokenImage as error:
                 broken.append((index, str(error)))
-        return _Sample(None, index, draw, False, broken)
+        return _IndexedSample(None, index, draw, False, broken)
 
     def _read(self, index: int) -> Record | str:
         """A record, or the reason why this one image cannot be read."""

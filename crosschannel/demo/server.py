@@ -35,8 +35,7 @@ def demo(config: DemoConfig) -> None:
     Raises:
         UserError: a net that colours nothing, an address that cannot be listened on, or a folder that is in the way.
     """
-    colorizer = load_colorizer(config.model, "cpu" if config.static else find_device(config.device))
-    colorizer.size = config.size or colorizer.size
+    colorizer = load_colorizer(config.model, "cpu" if config.static else find_device(config.device), config.size)
     if config.static:
         write_static(colorizer, config, Path(config.static))
         return

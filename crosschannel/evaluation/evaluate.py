@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from crosschannel.config.load import require_config
+from crosschannel.config.load import check_config
 from crosschannel.console import progress, stderr_console, stdout_console, table
 from crosschannel.csv_files import cell_text
 from crosschannel.data import ImageSet, Stream, Subset
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
         UserError: bad input.
         Interrupted: told to stop; what is done is kept, and the same command goes on.
     """
-    require_config(config, EvaluateConfig)
+    config = check_config(config, EvaluateConfig)
     path = Path(config.out or config.default_out("evaluate"))
     patience = PATIENCE if flag is None else None
     with isolated(config.seed), joined_world(find_device(config.device), patience) as world:

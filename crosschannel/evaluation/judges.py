@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crosschannel.errors import UserError, foreign
 from crosschannel.hub import load_backbone, parse_source
-from crosschannel.hub.classifiers import Classifier, load_classifier
+from crosschannel.hub.classifiers import ImageClassifier, load_classifier
 from crosschannel.hub.state_dicts import read_state
 
 _LPIPS_LAYERS = {
@@ -43,7 +43,7 @@ class Interpretability:
         return torch.where(labels >= 0, right, -1.0)
 
 
-def _outputs_of(classifier: Classifier, classes: tuple[str, ...], source: str) -> Tensor:
+def _outputs_of(classifier: ImageClassifier, classes: tuple[str, ...], source: str) -> Tensor:
     """The classifier's output of each class of the pictures: by name, else in order."""
     names = classifier.classes
     if names and all(name in names for name in classes):

@@ -79,11 +79,9 @@ def load_painters(methods: Sequence[Method], upsample: Upsample, device: torch.d
     found = []
     for method in methods:
         try:
-            colorizer = None if method.is_baseline else load_colorizer(method.source, device)
-            if colorizer is not None:
-                colorizer.upsample = upsample
-                if method.temperature is not None and colorizer.decoder.temperature is None:
-                    raise UserError("its net has no temperature")
+            colorizer = None if method.is_baseline else load_colorizer(method.source, device, upsample=upsample)
+            if colorizer is not None and method.temperature is not None and colorizer.decoder.temperature is None:
+                raise UserError("its net has no temperature")
         except UserError as error:
             raise UserError(f"the method {method.name}: {error}") from None
         found.append(Painter(method, colorizer))

@@ -14,7 +14,7 @@ from crosschannel.models import InputSpec
 _IMAGENET = 1000
 
 
-class Classifier(nn.Module):
+class ImageClassifier(nn.Module):
     """A net that tells classes, from RGB.
 
     Args:
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         return self.net(self.preprocess(rgb[:, :, start : start + size, start : start + size]))
 
 
-def load_classifier(source: str, device: torch.device | str = "cpu") -> Classifier:
+def load_classifier(source: str, device: torch.device | str = "cpu") -> ImageClassifier:
     """Load a net that tells classes.
 
     Raises:
@@ -73,12 +73,14 @@ def load_classifier(source: str, device: torch.device | str = "cpu") -> Classifi
             raise UserError(f"{source} is a net of the task {whole.task.name}, which tells no classes")
         return _frozen(whole.net, whole.input, whole.task.classes, device)
     backbone = load_backbone(source, device=device)
-    return Classifier(backbone.logits, backbone.preprocess, backbone.input, (), device)
+    return ImageClassifier(backbone.logits, backbone.preprocess, backbone.input, (), device)
 
 
-def _frozen(model: nn.Module, input: InputSpec, classes: tuple[str, ...], device: torch.device | str) -> Classifier:
+def _frozen(
+    model: nn.Module, input: InputSpec, classes: tuple[str, ...], device: torch.device | str
+) -> ImageClassifier:
     model = model.to(device).eval().requires_grad_(False)
-    return Classifier(model, input.preprocess, input, classes, device)
+    return ImageClassifier(model, input.preprocess, input, classes, device)
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -142,8 +143,16 @@ def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
     return PretextCheckpoint(net, task, input, meta.look, Provenance(source, meta.provenance.details), decoder)
 
 
-def load_colorizer(source: str | os.PathLike[str], device: str | torch.device = "cpu") -> Colorizer:
+def load_colorizer(
+    source: str | os.PathLike[str], device: str | torch.device = "cpu", size: int = 0, **options: Any
+) -> Colorizer:
     """Load a net that colours pictures: a run folder, a ``colorizer.safetensors``, ``zoo:eccv16`` or ``hf-hub:``.
+
+    Args:
+        source: the net.
+        device: where it runs.
+        size: short side, in pixels, at which it sees a picture; 0: its own.
+        options: ``saturation``, ``gamut`` and ``upsample`` of a :class:`Colorizer`.
 
     Raises:
         UserError: no such source, a file that holds a backbone only, or a net of a task that colours nothing.
@@ -153,7 +162,8 @@ def load_colorizer(source: str | os.PathLike[str], device: str | torch.device = 
         raise UserError(f"{source} is a net of the task {whole.task.name}, which colours nothing")
     if hasattr(whole.net.net, "take_any_size"):
         whole.net.net.take_any_size()
-    colorizer = Colorizer(whole.net, whole.task, whole.input.resize, whole.provenance, whole.look, whole.decoder)
+    size = size or whole.input.resize
+    colorizer = Colorizer(whole.net, whole.task, size, whole.provenance, whole.look, whole.decoder, **options)
     return colorizer.to(as_device(device)).eval().requires_grad_(False)
 
 

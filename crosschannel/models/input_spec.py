@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.color import rgb_to_lab, rgb_to_lightness
-from crosschannel.config.load import check_config, require
+from crosschannel.config.keys import keys_of
+from crosschannel.config.load import check_value, require
 from crosschannel.config.types import Pattern, Positive, Side
 from crosschannel.errors import UserError, describe
 from crosschannel.models.pictures import check_pictures
@@ -55,7 +56,9 @@ class InputSpec:
                 object.__setattr__(self, key, int(getattr(self, key)))  # NumPy integers too
         for key in ("mean", "std"):
             object.__setattr__(self, key, _as_tuple(getattr(self, key)))
-        check_config(self, "input ")
+        for key in keys_of(InputSpec):
+            check_value(f"input {key.name}", getattr(self, key.name), key.hint)
+        self.check()
 
     def check(self) -> None:
         require(len(self.mean) == len(self.std) == 3, "mean and std must have three numbers", (self.mean, self.std))
@@ -67,7 +70,7 @@ class InputSpec:
             require(all(value <= _MAX_STD for value in self.std), rule, self.std)
 
     @staticmethod
-    def of_earlier_version(tree: Mapping[str, Any]) -> dict[str, Any]:
+    def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
         """Convert stored attributes to this version: ``resize`` becomes at least the crop size, as applied then."""
         tree = dict(tree)
         size, resize = tree.get("size"), tree.get("resize")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
 
-from crosschannel.config.load import build_stored
+from crosschannel.config.load import build
 from crosschannel.config.types import FCWidth
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
@@ -169,20 +169,19 @@ class NetSpec:
         return {"name": self.name, "in_channels": self.in_channels, **stored, **asdict(self.options)}
 
     @classmethod
-    def from_dict(cls, tree: Any, source: str) -> "NetSpec":
-        """Inverse of :meth:`to_dict`; error messages start with ``source``.
+    def from_dict(cls, tree: Any) -> "NetSpec":
+        """Inverse of :meth:`to_dict`.
 
         Raises:
             UserError: a key is missing or unknown, or a value is invalid.
         """
-        values = (
-            {key: tree[key] for key in ("name", "in_channels") if key in tree} if isinstance(tree, Mapping) else tree
-        )
-        header = build_stored(_SpecHeader, values, source)
+        is_mapping = isinstance(tree, Mapping)
+        values = {key: tree[key] for key in ("name", "in_channels") if key in tree} if is_mapping else tree
+        header = build(_SpecHeader, values)
         row = family(header.name)
         others = {key: value for key, value in tree.items() if key not in values}
         stored = {key: value for key, value in others.items() if key not in _STORED_OPTIONS or row.has_option(key)}
-        return cls(header.name, header.in_channels, **asdict(build_stored(row.options, stored, source)))
+        return cls(header.name, header.in_channels, **asdict(build(row.options, stored)))
 
 
 @dataclass

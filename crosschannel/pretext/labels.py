@@ -14,7 +14,7 @@ from crosschannel.pretext.nets import freeze_unused
 from crosschannel.pretext.task import PairTask, PrimaryMetric
 
 
-class Classifier(nn.Module):
+class ClassificationNet(nn.Module):
     """A backbone, the mean of its last map over positions, one linear layer.
 
     Args:
@@ -46,11 +46,11 @@ class Classifier(nn.Module):
         return self.out(nn.functional.dropout(self.net(x).mean((2, 3)), self.dropout, self.training))
 
 
-def build_classifier(spec: NetSpec, size: int | None, classes: int, dropout: float) -> Classifier:
+def build_classifier(spec: NetSpec, size: int | None, classes: int, dropout: float) -> ClassificationNet:
     """An untrained classifier on a backbone; an AlexNet with fc6 has the geometry of the transfer protocols."""
     if spec.options.fc and family(spec.name).has_option("geometry"):
         spec = spec.replace(geometry="probe")
-    net = Classifier(build_net(spec, size), classes, dropout)
+    net = ClassificationNet(build_net(spec, size), classes, dropout)
     if getattr(net.net, "computes_past_its_layers", False):
         freeze_unused(net, torch.zeros(1, spec.in_channels, size or 224, size or 224))
     return net
@@ -70,7 +70,7 @@ class Labels(PairTask):
         return InputSpec(config.input, crop.size, crop.resize)
 
     @staticmethod
-    def build(config: LabelsConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> Classifier:
+    def build(config: LabelsConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> ClassificationNet:
         if len(classes) < 2:
             raise UserError(f"the task labels needs images of two classes or more, by folder; here are {len(classes)}")
         return build_classifier(spec, size, len(classes), config.dropout)

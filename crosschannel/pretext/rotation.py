@@ -14,7 +14,7 @@ from crosschannel.config.training import CropConfig
 from crosschannel.data import ImageBatch
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.pretext.config import RotationConfig
-from crosschannel.pretext.labels import Classifier, build_classifier
+from crosschannel.pretext.labels import ClassificationNet, build_classifier
 from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, row_of_pictures
 
 _ROTATIONS = 4
@@ -34,7 +34,7 @@ class Rotation(Pretext):
         return InputSpec("rgb", crop.size, crop.resize)
 
     @staticmethod
-    def build(config: RotationConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> Classifier:
+    def build(config: RotationConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> ClassificationNet:
         return build_classifier(spec, size, _ROTATIONS, config.dropout)
 
     def net_inputs(self, batch: ImageBatch) -> Tensor:

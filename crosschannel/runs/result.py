@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class Result:
     version: str
     metrics: dict[str, float]
     science: dict[str, Any] | None = None
-    rows: dict[str, Column] = field(default_factory=dict, init=False)
+    rows: dict[str, Column] = field(default_factory=dict, compare=False, metadata={"stored": False})
 
     def __repr__(self) -> str:
         """The metrics, less those by class: ``conv5/top1`` in row conv5, column top1."""
@@ -128,9 +128,7 @@ def finish(
     }
     run.write("result.json", json.dumps(result, indent=2) + "\n")
     run.finished = True
-    returned = Result(**result)
-    returned.rows = columns
-    return returned
+    return Result(**result, rows=columns)
 
 
 def save_rows(run: Path, rows: Rows) -> None:
@@ -201,8 +199,7 @@ def load_result(run: Path | str) -> Result:
     if not path.is_dir():
         raise UserError(f"no run folder {str(run)!r}")
     result = read_result(path)
-    result.rows = load_rows(path, result.n)
-    return result
+    return replace(result, rows=load_rows(path, result.n))
 
 
 def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Result]]:

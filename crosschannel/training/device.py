@@ -1,17 +1,18 @@
 """Which device, and what `auto` means on it: a fixed table, looked up, never timed."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-from crosschannel.config.load import build_stored
-from crosschannel.config.training import TrainConfig
+from crosschannel.config.keys import flatten, items
+from crosschannel.config.load import override
 from crosschannel.errors import UserError, describe
 from crosschannel.runs.folder import RunFolder
 from crosschannel.training.ranks import World
 
+C = TypeVar("C")
 # device kind: (precision, channels_last, compile)
 AUTO = {
     "cuda": ("bfloat16", True, True),
@@ -68,23 +69,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
 
-def resolve_auto(train: TrainConfig, device: torch.device) -> TrainConfig:
-    """The same with every ``auto`` replaced by the table's value."""
-    by_table = dict(zip(("precision", "channels_last", "compile"), AUTO[device_kind(device)], strict=True))
-    return replace(train, **{key: value for key, value in by_table.items() if getattr(train, key) == "auto"})
+def resolve_auto(config: C, run: RunFolder, world: World) -> C:
+    """Replace every ``auto`` of precision, memory format and compilation: by the value that the run began with, else by
+    the table's. Rank 0 decides for all."""
 
+    def resolve() -> dict[str, Any]:
+        table = dict(zip(("precision", "channels_last", "compile"), AUTO[device_kind(world.device)], strict=True))
+        stored = flatten(run.stored_config()) if run.resuming else {}
+        auto = {key.name: key.name.rpartition(".")[2] for key, value in items(config) if value == "auto"}
+        values = {name: stored.get(name, "auto") for name, kind in auto.items() if kind in table}
+        return {name: table[auto[name]] if value == "auto" else value for name, value in values.items()}
 
-def settle_auto(train: TrainConfig, run: RunFolder, world: World) -> TrainConfig:
-    """The same with every ``auto`` settled: as the run began, or by the table; rank 0 decides for all."""
-
-    def settle() -> TrainConfig:
-        settled = train
-        if run.resuming:
-            stored = build_stored(
-                TrainConfig, run.stored_config().get("train", {}), f"{run.path / 'config.yaml'}: train"
-            )
-            begun = {key: getattr(stored, key) for key in ("precision", "channels_last", "compile")}
-            settled = replace(train, **{key: value for key, value in begun.items() if getattr(train, key) == "auto"})
-        return resolve_auto(settled, world.device)
-
-    return world.from_main(settle)
+    return override(config, world.from_main(resolve))

@@ -39,8 +39,8 @@ def test_help_says_defaults_ranges_and_what_is_needed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = " ".join(helped(CROSSCHANNEL, "pretrain", capsys).split())
     assert "--data DATA a folder of images, tar shards, builtin:sample, torchvision:imagenette or package." in text
-    assert "(between 0 and 1; default 0.05)" in text and "--optim.betas X,X…" in text
-    assert "--model.norm true|false" in text and "--crop.kind random|random-in-centre" in text
+    assert "(between 0 and 1; default 0.05)" in text and "--optim.betas [X ...]" in text
+    assert "--model.norm [true|false]" in text and "--crop.kind random|random-in-centre" in text
     assert text.index("The net:") < text.index("How the weights move:")  # what is its own comes first
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--task", "larsson")
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--config", "larsson")

@@ -152,7 +152,7 @@ def test_classes_are_matched_by_name(monkeypatch):
     def says_the_second(x):
         return torch.tensor([[0.0, 1.0, 0.5]]).expand(len(x), -1)
 
-    net = classifiers.Classifier(says_the_second, lambda x: x, InputSpec("rgb", 8, 8), ("b", "c", "a"), "cpu")
+    net = classifiers.ImageClassifier(says_the_second, lambda x: x, InputSpec("rgb", 8, 8), ("b", "c", "a"), "cpu")
     monkeypatch.setattr("crosschannel.evaluation.judges.load_classifier", lambda source, device: net)
     judge = Interpretability("any", ("a", "b", "c"), CPU)
     assert judge.right(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, -1])).tolist() == [0, 0, 1, -1]

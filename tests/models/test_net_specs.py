@@ -3,6 +3,7 @@
 import pytest
 
 from crosschannel import UserError
+from crosschannel.config.load import build_stored
 from crosschannel.models import NetSpec, build_net, family, spec_of
 
 # As versions before the options wrote them, whatever the family.
@@ -18,7 +19,7 @@ STORED = {
 @pytest.mark.parametrize("name", STORED)
 def test_descriptions_are_stored_as_before(name):
     stored = {"name": name, "in_channels": 3, **STORED[name]}
-    spec = NetSpec.from_dict(stored, "the file")
+    spec = build_stored(NetSpec, stored, "the file")
     assert list(spec.to_dict().items()) == list(stored.items())
     assert spec.options == family(name).options(**family(name).supported_options(**STORED[name]))
     assert spec_of(build_net(spec, 64)) == spec
@@ -40,16 +41,19 @@ def test_a_changed_description_keeps_the_rest():
 @pytest.mark.parametrize(
     ("stored", "words"),
     [
-        (None, "the file is damaged: it holds no keys"),
-        ([], "the file is damaged: it holds no keys"),
-        ({"name": 3}, "the file is damaged: name must be a string, got 3"),
+        (None, "the file is damaged, or of another version: it holds no keys"),
+        ([], "the file is damaged, or of another version: it holds no keys"),
+        ({"name": 3}, "the file is damaged, or of another version: name must be a string, got 3"),
         ({"name": "alexnet", "in_channels": 0}, "in_channels must be"),
-        ({"name": "alexnet", "fc": "x"}, "the file is damaged: fc must be a whole number, got 'x'"),
+        (
+            {"name": "alexnet", "fc": "x"},
+            "the file is damaged, or of another version: fc must be a whole number, got 'x'",
+        ),
         ({"name": "alexnet", "fc": -1}, "fc must be"),
-        ({"name": "alexnet", "width": 3}, "it has the key 'width'"),
+        ({"name": "alexnet", "width": 3}, "no key 'width'"),
         ({"name": "nothing"}, "no net 'nothing'"),
     ],
 )
 def test_a_damaged_description_is_refused(stored, words):
     with pytest.raises(UserError, match=words):
-        NetSpec.from_dict(stored, "the file")
+        build_stored(NetSpec, stored, "the file")

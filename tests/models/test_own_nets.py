@@ -322,7 +322,7 @@ def test_inputs_of_earlier_versions_are_read():
     """Earlier versions stored crops larger than ``resize``, and resized images to the larger of both."""
     stored = asdict(InputSpec("rgb", 224, 256)) | {"size": 512, "resize": 445}
     assert build_stored(InputSpec, stored, "a file") == InputSpec("rgb", 512, 512)
-    with pytest.raises(UserError, match="a file is damaged: input mean must be within"):
+    with pytest.raises(UserError, match="a file is damaged, or of another version: input mean must be within"):
         build_stored(InputSpec, stored | {"mean": [123.0, 116.0, 103.0]}, "a file")
 
 

@@ -18,7 +18,7 @@ from crosschannel.pretext.nets import LinearHead, PretextNet
 from crosschannel.pretext.pretraining import Pretraining
 from crosschannel.runs.folder import RunFolder, read_metrics
 from crosschannel.training import checkpoints
-from crosschannel.training.device import find_device, resolve_auto
+from crosschannel.training.device import AUTO, device_kind, find_device, resolve_auto
 from crosschannel.training.loop import Loop
 from crosschannel.training.ranks import World, join_world, leave_world
 
@@ -179,10 +179,19 @@ def test_an_environment_that_is_no_number_is_named(monkeypatch):
         join_world(torch.device("cpu"))
 
 
-def test_auto_is_a_fixed_table_and_explicit_values_stay():
-    train_config = resolve_auto(TrainConfig(precision="float16"), torch.device("cpu"))
-    assert train_config.precision == "float16"
-    assert "auto" not in (train_config.channels_last, train_config.compile)
+def test_auto_is_what_the_run_began_with_else_of_a_fixed_table(tmp_path):
+    config, world = TrainedConfig(train=TrainConfig(precision="float16")), World(0, 1, torch.device("cpu"))
+    with RunFolder(tmp_path / "run", "pretrain") as run:
+        train = resolve_auto(config, run, world).train
+        assert (train.precision, train.channels_last, train.compile) == (
+            "float16",
+            *AUTO[device_kind(world.device)][1:],
+        )
+        run.write_config(TrainedConfig(train=TrainConfig(channels_last=False, compile=True)))
+        run.log_metrics(1, loss=1.0)
+    with RunFolder(tmp_path / "run", "pretrain") as run:
+        train = resolve_auto(config, run, world).train
+        assert (train.precision, train.channels_last, train.compile) == ("float16", False, True)
 
 
 def test_an_unknown_device_is_one_sentence():

@@ -392,12 +392,12 @@ def test_runs_of_one_backbone_are_one_row_of_table_2(finished, command, tmp_path
 
 
 def test_the_net_that_a_run_ended_with_is_loaded_again(finished):
-    from transfer.finetuning import Classifier, load_net
+    from transfer.finetuning import FineTunedClassifier, load_net
     from transfer.prediction import Finished
 
     config = PROGRAM.parse("classify", [f"--config={finished / 'config.yaml'}", "--out=new"])
     run = Finished(finished, config, {}, torch.device("cpu"))
-    net, classes, size = load_net(run, lambda backbone, count: Classifier(backbone, count, 0.5))
+    net, classes, size = load_net(run, lambda backbone, count: FineTunedClassifier(backbone, count, 0.5))
     assert len(classes) == 20 and size == 227
     kept = load_file(finished / "net.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in net.state_dict().items()) and not net.training

@@ -15,9 +15,7 @@ def result(rows, names=None, protocol="linear-probe"):
     n = len(next(iter(rows.values())))
     names = np.array(names or [f"{i}.jpg" for i in range(n)])
     metrics = {metric: float(np.mean(row)) for metric, row in rows.items()}
-    found = Result(protocol, "net", "data", {}, 0, n, "0", metrics)
-    found.rows = {"names": names, **rows}
-    return found
+    return Result(protocol, "net", "data", {}, 0, n, "0", metrics, rows={"names": names, **rows})
 
 
 def test_the_interval_is_the_normal_one_for_many_images():

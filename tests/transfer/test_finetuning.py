@@ -23,7 +23,7 @@ from crosschannel.data.views import Draw
 from crosschannel.models import AlexNet, Backbone, InputSpec
 from crosschannel.models.layers import absorb_batchnorm
 from transfer import finetuning
-from transfer.finetuning import Classifier, FineTuned, frozen_parts, initialise, prepare
+from transfer.finetuning import FineTuned, FineTunedClassifier, frozen_parts, initialise, prepare
 from transfer.pascal.config import PascalConfig
 from transfer.pascal.devkit import open_devkit
 from transfer.protocols.classify.config import ClassifyConfig
@@ -88,7 +88,7 @@ def test_only_the_intended_parameters_of_an_alexnet_have_gradients_and_move(alex
     for name in names:
         config = recipe(train_from=name)
         backbone, new = prepare(alexnet, config)
-        net = Classifier(backbone, 20, 0.5)
+        net = FineTunedClassifier(backbone, 20, 0.5)
         net.freeze(*frozen_parts(net, config))
         assert trained_parts(net) == expected and new == []
     before = {name: value.clone() for name, value in alexnet.state_dict().items()}
@@ -170,7 +170,7 @@ def test_twenty_steps_are_those_of_plain_pytorch(alexnet, split, column, tmp_pat
     transfer.classify(alexnet, split, column, config, out=tmp_path / "run")
     torch.manual_seed(config.seed)
     backbone, _ = prepare(alexnet, config)
-    start = Classifier(backbone, 20, 0.5)
+    start = FineTunedClassifier(backbone, 20, 0.5)
     stream = Stream(split.train, RandomScaleCrops(227), config.seed)
     initialise(start, [], config, stream)
     labels = torch.from_numpy(split.train.labels)
@@ -194,7 +194,7 @@ def test_a_trunk_gets_fresh_fully_connected_layers_in_the_geometry_of_transfer(s
     for layer in ("conv1", "conv5"):
         absorbed = absorb_batchnorm(copy.deepcopy(trunk.net)).get_submodule(layer).conv.weight
         assert torch.equal(backbone.net.get_submodule(layer).conv.weight, absorbed)
-    net = Classifier(backbone, 20, 0.5)
+    net = FineTunedClassifier(backbone, 20, 0.5)
     initialise(net, new, recipe(fc=16), Stream(split.train, RandomScaleCrops(227), 0))
     weight, bias = net.backbone.net.fc6.conv.weight, net.backbone.net.fc6.conv.bias
     assert weight.std().item() == pytest.approx(0.01, rel=0.02) and (bias == 0.1).all()
@@ -215,7 +215,7 @@ def test_kmeans_fills_the_new_layers_below_the_classifier(split, few):
     trunk = load_backbone("random:alexnet,fc=0,geometry=padded,size=64,resize=72")
     config = recipe(fc=16, new_layers="kmeans")
     backbone, new = prepare(trunk, config)
-    net, stream = Classifier(backbone, 20, 0.5), Stream(split.train, RandomScaleCrops(227), 0)
+    net, stream = FineTunedClassifier(backbone, 20, 0.5), Stream(split.train, RandomScaleCrops(227), 0)
     convs = net.backbone.net.conv5.conv.weight.clone()
     initialise(net, new, config, stream)
     assert torch.equal(net.backbone.net.conv5.conv.weight, convs)
@@ -231,7 +231,7 @@ def test_kmeans_fills_the_new_layers_below_the_classifier(split, few):
 def test_random_from_makes_layers_anew(alexnet, split):
     backbone, new = prepare(alexnet, recipe(random_from="fc6"))
     assert new == ["fc6", "fc7"]
-    net = Classifier(backbone, 20, 0.5)
+    net = FineTunedClassifier(backbone, 20, 0.5)
     kept = backbone.net.fc6.conv.weight.clone(), backbone.net.conv5.conv.weight.clone()
     initialise(net, new, recipe(), Stream(split.train, RandomScaleCrops(227), 0))
     assert not torch.equal(kept[0], backbone.net.fc6.conv.weight) and torch.equal(
@@ -279,22 +279,22 @@ def test_inputs_that_contradict_each_other_are_refused(alexnet, resnet):
 def test_calibration_is_for_nets_without_norms_whose_layers_follow_one_another(resnet, split, few):
     stream = Stream(split.train, RandomScaleCrops(227), 0)
     backbone, _ = prepare(load_backbone("random:alexnet,fc=8,data=builtin:sample"), recipe())
-    net = Classifier(backbone, 20, 0.5)
+    net = FineTunedClassifier(backbone, 20, 0.5)
     before = backbone.net.conv3.conv.weight.clone()
     initialise(net, [], recipe(calibrate="auto"), stream)
     ratio = backbone.net.conv3.conv.weight / before
     assert ratio.std() < 1e-3 and abs(ratio.mean().item() - 1) > 0.05  # one factor a layer
     lrn = prepare(load_backbone("gaussian:alexnet,fc=8,variant=caffenet"), recipe())[0]
     same = lrn.net.conv3.conv.weight.clone()
-    initialise(Classifier(lrn, 20, 0.5), [], recipe(calibrate="auto"), stream)
+    initialise(FineTunedClassifier(lrn, 20, 0.5), [], recipe(calibrate="auto"), stream)
     assert torch.equal(lrn.net.conv3.conv.weight, same)
     with pytest.raises(UserError, match="only nets whose layers follow one another"):
-        initialise(Classifier(prepare(resnet, recipe())[0], 20, 0.5), [], recipe(calibrate=True), stream)
+        initialise(FineTunedClassifier(prepare(resnet, recipe())[0], 20, 0.5), [], recipe(calibrate=True), stream)
 
 
 def test_dropout_stays_active_above_frozen_layers(alexnet):
     backbone, _ = prepare(alexnet, recipe(train_from="fc8"))
-    net = Classifier(backbone, 20, 0.5)
+    net = FineTunedClassifier(backbone, 20, 0.5)
     net.freeze(*frozen_parts(net, recipe(train_from="fc8")))
     x = torch.rand(1, 1, 227, 227)
     assert not torch.equal(net.train()(x), net(x)) and torch.equal(net.eval()(x), net(x))
@@ -366,7 +366,7 @@ def test_kmeans_of_new_layers_leaves_the_statistics_of_others(split, few):
     trunk = load_backbone("random:alexnet,fc=0,size=64,resize=72")
     config = recipe(fc=16, new_layers="kmeans", absorb=False)
     backbone, new = prepare(trunk, config)
-    net = Classifier(backbone, 20, 0.5)
+    net = FineTunedClassifier(backbone, 20, 0.5)
     initialise(net, new, config, Stream(split.train, RandomScaleCrops(227), 0))
     for layer in ("conv1", "conv5"):
         own, before = (n.get_submodule(layer).norm.state_dict() for n in (net.backbone.net, trunk.net))
@@ -378,7 +378,7 @@ def test_a_net_with_a_classifier_of_its_own_is_fine_tuned_below_it():
     for source, top in (("torchvision:resnet18", "avgpool"), ("torchvision:mobilenet_v3_small", "avgpool")):
         backbone = load_backbone(f"random:{source},size=64,resize=72")
         assert backbone.top == backbone.trunk == top
-        net = Classifier(prepare(backbone, recipe())[0], 20, 0.5)
+        net = FineTunedClassifier(prepare(backbone, recipe())[0], 20, 0.5)
         frozen, _ = frozen_parts(net, recipe(train_from="all"))
         assert frozen and all(".fc." in name or ".classifier." in name for name in frozen)
         assert net.score.in_features == backbone.channels[top] < 1000
@@ -390,7 +390,7 @@ def test_dropout_of_any_net_stays_active_below_frozen_layers(split):
     module = nn.Sequential()
     module.stem, module.drop, module.last = nn.Conv2d(3, 6, 9, 8), nn.Dropout(0.5), nn.Conv2d(6, 12, 3)
     config = recipe(train_from="head")
-    net = Classifier(prepare(wrap(module, InputSpec("rgb", 64, 72)), config)[0], 20, 0.5)
+    net = FineTunedClassifier(prepare(wrap(module, InputSpec("rgb", 64, 72)), config)[0], 20, 0.5)
     net.freeze(*frozen_parts(net, config))
     assert net.train().backbone.net.model.drop.training and not net.backbone.net.model.stem.training
 
@@ -424,7 +424,7 @@ def rate_ratios(net: FineTuned, images: torch.Tensor, draws: int = 1) -> dict[st
 )
 def test_calibrated_layers_including_conv1_learn_at_one_rate(source, split, full_nets, all_crops):
     config = recipe(calibrate=True)
-    net = Classifier(prepare(load_backbone(source), config)[0], 20, 0.5)
+    net = FineTunedClassifier(prepare(load_backbone(source), config)[0], 20, 0.5)
     stream = Stream(split.train, RandomScaleCrops(227), 0)
     initialise(net, [], config, stream)
     ratios = rate_ratios(net, next(load_batches(stream, 0, 80, 80)).images, draws=12)
@@ -435,7 +435,7 @@ def test_calibrated_layers_including_conv1_learn_at_one_rate(source, split, full
 def test_calibration_leaves_its_input_scale_beside_the_weights(split, monkeypatch):
     """A scale of the input that is folded into conv1 would make conv1 learn 1 / scale² times as fast."""
     monkeypatch.setattr(finetuning, "_CROPS", 4)
-    net = Classifier(prepare(load_backbone("gaussian:alexnet,input=grey,fc=8"), recipe())[0], 20, 0.5)
+    net = FineTunedClassifier(prepare(load_backbone("gaussian:alexnet,input=grey,fc=8"), recipe())[0], 20, 0.5)
     images = next(load_batches(Stream(split.train, RandomScaleCrops(227), 0), 0, 8, 8)).images
     conv1 = net.backbone.net.conv1.conv
     before = conv1.weight.clone()

@@ -11,10 +11,9 @@ import torch
 from crosschannel.data import CropConfig, Stream, TrainingCrops, View
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec
-from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.features import interpolation_of
-from transfer.finetuning import Classifier, check_choices, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.finetuning import FineTunedClassifier, announce, build_trainable, check_choices, fit, initialise, load_net
 from transfer.floors import random_order
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.table2 import ap_table, pascal_section
@@ -32,38 +31,31 @@ def _open(data: Data, config: ClassifyConfig) -> Split:
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """A copy of the backbone, what is new on it, the loop, and the weights it ends with."""
-    split, world, run = measurement.split, measurement.world, measurement.run
+    """Fine-tune a classifier on a copy of the backbone."""
+    split, world = measurement.split, measurement.world
     config: ClassifyConfig = measurement.config
-    torch.manual_seed(config.seed)
-    backbone, new = prepare(measurement.backbone, config)
-    net = _build(config, backbone, len(split.classes))
-    net.freeze(*frozen_parts(net, config))
-    size = config.size or backbone.input.size
-    _check_size(backbone, size)
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    measurement.announce(f"training from {config.train_from}, {trained:,} weights; {size} px")
-    stream = Stream(split.train, _view(config, backbone.input, size, 1), config.seed)
+    net, new = build_trainable(measurement, _build)
+    input = net.backbone.input
+    size = config.size or input.size
+    _check_size(net.backbone, size)
+    announce(measurement, net, f"{size} px")
     task = Classification(
         net=net,
         init_weights=partial(initialise, net, new, config),
         train=split.train,
         test=split.test,
         classes=split.classes,
-        view=_view(config, backbone.input, size, config.test_crops),
-        train_view=_view(config, backbone.input, size, 1) if config.score_train else None,
+        view=_view(config, input, size, config.test_crops),
+        train_view=_view(config, input, size, 1) if config.score_train else None,
         world=world,
         batch=max(40, config.train.batch // world.size),
         workers=config.runtime.workers,
     )
-    loop = Loop(task, stream, config, run, world, measurement.console.quiet)
-    found = loop.fit()
-    world.from_main(lambda: save_net(run.path, loop.evaluated_net, split.classes, size))
-    return found
+    return fit(measurement, task, Stream(split.train, _view(config, input, size, 1), config.seed), size)
 
 
-def _build(config: ClassifyConfig, backbone: Backbone, classes: int) -> Classifier:
-    return Classifier(backbone, classes, config.dropout, config.dropout_on == "inputs")
+def _build(config: ClassifyConfig, backbone: Backbone, classes: int) -> FineTunedClassifier:
+    return FineTunedClassifier(backbone, classes, config.dropout, config.dropout_on == "inputs")
 
 
 def _view(config: ClassifyConfig, input: InputSpec, size: int, views: int) -> View:

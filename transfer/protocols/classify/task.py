@@ -16,7 +16,7 @@ from crosschannel.data.views import Draw, collate_crops
 from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.task import Evaluation
-from transfer.finetuning import Classifier, FineTuning
+from transfer.finetuning import FineTunedClassifier, FineTuning
 from transfer.pascal.annotations import IGNORED, POSITIVE
 from transfer.pascal.metrics import average_precision, tie_against
 from transfer.protocol import Figures, figures_of
@@ -65,7 +65,7 @@ class Classification(FineTuning):
         batch: evaluation batch size per rank.
     """
 
-    net: Classifier
+    net: FineTunedClassifier
     train: ImageSet
     view: View
     train_view: View | None

@@ -20,10 +20,9 @@ from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import UserError, foreign
 from crosschannel.models import Backbone
 from crosschannel.models.regions import BOX_DEVIATIONS
-from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
 from transfer.boxes import overlaps, picture_size
-from transfer.finetuning import check_choices, crops_of, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.finetuning import announce, build_trainable, check_choices, crops_of, fit, initialise, load_net
 from transfer.pascal.detections import box_predictor, detection_figures, detection_table
 from transfer.pascal.devkit import Objects, open_devkit
 from transfer.pascal.table2 import pascal_section
@@ -96,18 +95,15 @@ def _with(images: ImageSet, boxes: Boxes, config: DetectConfig) -> WithProposals
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """A copy of the backbone, the regions' scores on it, the loop, and the weights it ends with."""
-    world, run = measurement.world, measurement.run
+    """Fine-tune a detector on a copy of the backbone."""
+    world = measurement.world
     config: DetectConfig = measurement.config
     train, test, classes = measurement.split.train, measurement.split.test, measurement.split.classes
     on_gpu = world.device.type == "cuda"
     if config.train.deterministic and on_gpu and config.roi.pooling == "max":
         raise UserError("train.deterministic: max pooling of regions is not, on GPUs; give --roi.pooling align")
     check_ranks(config.train, world.size)
-    torch.manual_seed(config.seed)
-    backbone, new = prepare(measurement.backbone, config)
-    net = _build(config, backbone, len(classes)).to(world.device)
-    net.freeze(*frozen_parts(net, config))
+    net, new = build_trainable(measurement, _build)
     _check_map(net)
     if config.sync_norm and world.size > 1 and on_gpu:
         net = _synchronised(net)
@@ -115,16 +111,14 @@ def _measure(measurement: Measurement) -> Evaluation:
         train, test = (_with(images, _made(measurement, images, config), config) for images in (train, test))
     if config.sample.targets == "by-class":
         net.set_targets(*target_statistics(train, len(classes), config))
-    trained, plan = sum(p.numel() for p in net.parameters() if p.requires_grad), net.plan
-    measurement.announce(
-        f"training from {config.train_from}, {trained:,} weights; {plan.resolution} × {plan.resolution} regions of "
-        f"{plan.layer}, head {plan.head}, engine {config.engine}"
-    )
+    plan, engine = net.plan, config.engine
+    regions = f"{plan.resolution} × {plan.resolution} regions of {plan.layer}"
+    announce(measurement, net, f"{regions}, head {plan.head}, engine {engine}")
     view = SampledRegions(len(classes), config.sample, tuple(config.scales), config.longest, config.mirror)
 
     def init_weights(_stream: Stream) -> None:
         torch.manual_seed(config.seed)  # engines have drawn differently by now
-        initialise(net, new, config, crops_of(train, backbone.input, config.seed))
+        initialise(net, new, config, crops_of(train, net.backbone.input, config.seed))
         net.reset_scores()
 
     task = Detection(
@@ -138,10 +132,7 @@ def _measure(measurement: Measurement) -> Evaluation:
         world=world,
         workers=config.runtime.workers,
     )
-    loop = Loop(task, Stream(train, view, config.seed), config, run, world, measurement.console.quiet)
-    evaluation = loop.fit()
-    world.from_main(lambda: save_net(run.path, loop.evaluated_net, classes, config.test_scale))
-    return evaluation
+    return fit(measurement, task, Stream(train, view, config.seed), config.test_scale)
 
 
 def _made(measurement: Measurement, images: ImageSet, config: DetectConfig) -> Boxes:

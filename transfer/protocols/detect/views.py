@@ -51,10 +51,10 @@ class DetectionBatch(Batch):
     sizes: Tensor
 
 
-Sample = tuple[Tensor, Regions, tuple[int, int]]
+RegionSample = tuple[Tensor, Regions, tuple[int, int]]
 
 
-def collate_regions(samples: Sequence[Sample], base: Batch) -> DetectionBatch:
+def collate_regions(samples: Sequence[RegionSample], base: Batch) -> DetectionBatch:
     """Samples as a batch."""
     images, regions = [sample[0] for sample in samples], [sample[1] for sample in samples]
     sizes = torch.tensor([sample[2] for sample in samples], dtype=torch.int64).view(-1, 2)
@@ -92,7 +92,7 @@ class SampledRegions:
     mirror: bool = True
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, draw: Draw) -> Sample:
+    def __call__(self, record: Record, draw: Draw) -> RegionSample:
         image, objects, proposals = record.image(), record.fields["objects"], record.fields.get("proposals")
         u = draw.uniforms(3)
         pixels, height, width = image.pixels(), image.height, image.width
@@ -123,7 +123,7 @@ class AllRegions:
     longest: int
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, _draw: Draw) -> Sample:
+    def __call__(self, record: Record, _draw: Draw) -> RegionSample:
         image, proposals = record.image(), record.fields.get("proposals", np.empty((0, 4), np.float32))
         height, width = image.height, image.width
         pixels = resized(image.pixels(), factor_of(height, width, self.scale, self.longest))

@@ -13,9 +13,8 @@ from crosschannel.data import Stream
 from crosschannel.data.decode import EncodedImage
 from crosschannel.errors import foreign
 from crosschannel.models import Backbone
-from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
-from transfer.finetuning import check_choices, crops_of, frozen_parts, initialise, load_net, prepare, save_net
+from transfer.finetuning import announce, build_trainable, check_choices, crops_of, fit, initialise, load_net
 from transfer.floors import one_class_everywhere
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import iou_table, mask_predictor
@@ -36,23 +35,18 @@ def _open(data: Data, config: SegmentConfig) -> Split:
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """A copy of the backbone, the scores on it, the loop, and the weights it ends with."""
-    split, world, run = measurement.split, measurement.world, measurement.run
+    """Fine-tune a fully convolutional net on a copy of the backbone."""
+    split = measurement.split
     config: SegmentConfig = measurement.config
-    torch.manual_seed(config.seed)
-    backbone, new = prepare(measurement.backbone, config)
-    net = _build(config, backbone, len(split.classes)).to(world.device)
-    net.freeze(*frozen_parts(net, config))
+    net, new = build_trainable(measurement, _build)
     _check_sizes(net, config.crop)
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    strides = f"stride {net.strides[-1]} ({', '.join(net.layers)})"
-    measurement.announce(f"training from {config.train_from}, {trained:,} weights; {strides}")
+    announce(measurement, net, f"stride {net.strides[-1]} ({', '.join(net.layers)})")
     view = WholeImages(len(split.classes), config.mirror)
     if config.crop:
         view = MaskedCrops(len(split.classes), config.crop, config.scale, config.mirror)
 
     def init_weights(_stream: Stream) -> None:
-        initialise(net, new, config, crops_of(split.train, backbone.input, config.seed))
+        initialise(net, new, config, crops_of(split.train, net.backbone.input, config.seed))
         net.zero_scores()
 
     task = Segmentation(
@@ -60,13 +54,10 @@ def _measure(measurement: Measurement) -> Evaluation:
         init_weights=init_weights,
         test=split.test,
         classes=split.classes,
-        world=world,
+        world=measurement.world,
         workers=config.runtime.workers,
     )
-    loop = Loop(task, Stream(split.train, view, config.seed), config, run, world, measurement.console.quiet)
-    found = loop.fit()
-    world.from_main(lambda: save_net(run.path, loop.evaluated_net, split.classes, config.crop))
-    return found
+    return fit(measurement, task, Stream(split.train, view, config.seed), config.crop)
 
 
 def _build(config: SegmentConfig, backbone: Backbone, classes: int) -> Segmenter:

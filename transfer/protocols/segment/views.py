@@ -17,7 +17,7 @@ from transfer.pascal.masks import IGNORED, labels_of
 
 # (H, W, 3) uint8 RGB, (H, W) uint8 labels, and height and width of what is image: the rest, below and to the right, is
 # none, and labelled to be ignored.
-Sample = tuple[np.ndarray, np.ndarray, tuple[int, int]]
+MaskSample = tuple[np.ndarray, np.ndarray, tuple[int, int]]
 
 
 @dataclass
@@ -48,7 +48,7 @@ class MaskBatch(Batch):
     groups: list[SizeGroup]
 
 
-def group_sizes(samples: Sequence[Sample]) -> list[SizeGroup]:
+def group_sizes(samples: Sequence[MaskSample]) -> list[SizeGroup]:
     """Stack samples of one size."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for place, (_, labels, _) in enumerate(samples):
@@ -61,7 +61,7 @@ def group_sizes(samples: Sequence[Sample]) -> list[SizeGroup]:
     return groups
 
 
-def collate_masks(samples: Sequence[Sample], base: Batch) -> MaskBatch:
+def collate_masks(samples: Sequence[MaskSample], base: Batch) -> MaskBatch:
     """Samples as a batch."""
     return MaskBatch(**vars(base), groups=group_sizes(samples))
 
@@ -79,7 +79,7 @@ class WholeImages:
     mirror: bool = False
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, draw: Draw) -> Sample:
+    def __call__(self, record: Record, draw: Draw) -> MaskSample:
         image = record.image()
         labels, pixels = labels_of(record.fields.get("mask"), image, self.classes), image.pixels()
         if self.mirror and draw.uniforms(1)[0] < 0.5:
@@ -107,7 +107,7 @@ class MaskedCrops:
     mirror: bool = True
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, draw: Draw) -> Sample:
+    def __call__(self, record: Record, draw: Draw) -> MaskSample:
         image = record.image()
         labels, pixels = labels_of(record.fields.get("mask"), image, self.classes), image.pixels()
         u = draw.uniforms(4)
