@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crosschannel.command import Command, Invocation
+from crosschannel.completion import complete, completion_script
 from crosschannel.config.flags import split_at_separator
 from crosschannel.config.load import config_folder
 from crosschannel.console import open_streams, say
@@ -85,7 +86,7 @@ def usage(program: Program) -> str:
         f"usage: {program.name} COMMAND [--config NAME|FILE] [--key value …]\n\n"
         f"{program.summary}\n\ncommands:\n{lines}\n\n"
         f"{program.name} COMMAND --help lists a command's keys; --version prints the version;\n"
-        "--debug shows the traceback of an error."
+        "--debug shows the traceback of an error; --completion prints a line for .bashrc or .zshrc."
     )
 
 
@@ -156,6 +157,12 @@ def _answer(program: Program, argv: list[str]) -> int:
         return 0 if argv else 2
     if argv[0] == "--version":
         print(__version__)
+        return 0
+    if argv[0] == "--completion":
+        print(completion_script(program))
+        return 0
+    if argv[0] == "--complete":
+        print("\n".join(complete(program)))
         return 0
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

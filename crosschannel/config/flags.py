@@ -218,12 +218,18 @@ class _Formatter(RawDescriptionHelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
+def choices_of(key: Key) -> list[str]:
+    """The values of a key that has only a few."""
+    members = [choice for member in (key.type, *get_args(key.type)) for choice in get_args(member)]
+    has_bool = key.type is bool or bool in get_args(key.type)
+    return [*dict.fromkeys(choice for choice in members if isinstance(choice, str)), *["true", "false"] * has_bool]
+
+
 def _metavar(key: Key) -> str:
     """How a value is written."""
-    members = [choice for member in (key.type, *get_args(key.type)) for choice in get_args(member)]
-    choices = [str(choice) for choice in dict.fromkeys(members) if isinstance(choice, str)]
-    if choices or key.type is bool:
-        return "|".join([*choices, *["true|false"] * (key.type is bool or bool in get_args(key.type))])
+    choices = choices_of(key)
+    if choices:
+        return "|".join(choices)
     kinds = {int: "N", float: "X", dict: "VALUE"}
     roles = {Source: "SOURCE", Data: "DATA", File: "FILE"}
     role = next((metavar for role, metavar in roles.items() if key.role(role)), "")
