@@ -14,7 +14,7 @@ from typing import Any
 
 from crosschannel.config.flags import CommandParser, docstring_title, read_common, terminal_width
 from crosschannel.config.keys import flatten, keys_of
-from crosschannel.config.load import MissingKeysError, build, dump_yaml, find_config, merge, nest, read_config
+from crosschannel.config.load import MissingKeysError, build, find_config, merge, nest, read_config, to_yaml
 from crosschannel.errors import UserError
 from crosschannel.files import user_path
 
@@ -148,7 +148,7 @@ class Invocation:
         with contextlib.suppress(MissingKeysError):
             self.load(is_partial=True)
         defaults = nest({key.name: None if key.default is MISSING else key.default for key in keys_of(self.keys)})
-        return dump_yaml(merge(defaults, self.read()))
+        return to_yaml(merge(defaults, self.read()))
 
     def help_text(self, program: str) -> str:
         """Help: usage, packaged configs, and every key with its default, that of the recipe if one is named."""

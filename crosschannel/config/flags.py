@@ -244,7 +244,7 @@ def _metavar(key: Key) -> str:
 def _facts(key: Key, default: Any) -> str:
     """Range and default, in brackets."""
     allowed = "" if str in (key.element, key.type) else describe_range(key.hint)
-    facts = [allowed] if allowed and not allowed.startswith("at least") else []
+    facts = [allowed] if allowed else []
     if key.is_required:
         facts.append("required")
     elif default not in (None, "", [], {}, MISSING) and default is not False and "default" not in key.description:

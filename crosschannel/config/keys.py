@@ -11,8 +11,6 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
-
 from crosschannel.config.types import HIDDEN, RUNTIME, SEED, Data, File, LegacyDefault, Pattern, Source
 
 R = TypeVar("R")
@@ -236,25 +234,15 @@ def describe_type(hint: Any) -> str:
 
 def describe_range(hint: Any) -> str:
     """Describe the range or pattern of a type, or of the elements of a list; empty if there is none."""
-    if get_origin(hint) is Annotated:
-        patterns = [entry.phrase for entry in hint.__metadata__ if isinstance(entry, Pattern)]
-        nested = [entry if isinstance(entry, GroupedMetadata) else (entry,) for entry in hint.__metadata__]
-        bounds = [bound for entries in nested for bound in entries if isinstance(bound, Ge | Gt | Le | Lt)]
-        if patterns or bounds:
-            return patterns[0] if patterns else _describe_bounds({b.__class__: _limit(b) for b in bounds})
+    for entry in getattr(hint, "__metadata__", ()):
+        if isinstance(entry, Pattern):
+            return entry.phrase
+        gt, ge, lt, le = (getattr(entry, bound, None) for bound in ("gt", "ge", "lt", "le"))
+        if None not in (ge, le):
+            return f"within {ge}..{le}"
+        if None not in (gt, lt):
+            return f"between {gt} and {lt}"
+        bounds = {"above": gt, "at least": ge, "at most": le, "below": lt}
+        if any(limit is not None for limit in bounds.values()):
+            return " and ".join(f"{word} {limit}" for word, limit in bounds.items() if limit is not None)
     return next(filter(None, map(describe_range, get_args(hint))), "")
-
-
-def _limit(bound: Ge | Gt | Le | Lt) -> Any:
-    return getattr(bound, type(bound).__name__.lower())
-
-
-def _describe_bounds(limits: Mapping[type, Any]) -> str:
-    if Gt in limits and Lt in limits:
-        return f"between {limits[Gt]} and {limits[Lt]}"
-    if Ge in limits and Le in limits:
-        return f"within {limits[Ge]}..{limits[Le]}"
-    if Ge in limits and Lt in limits:
-        return f"within {limits[Ge]}..{limits[Lt]} and below {limits[Lt]}"
-    words = {Gt: "above", Ge: "at least", Le: "at most", Lt: "below"}
-    return " and ".join(f"{phrase} {limits[kind]}" for kind, phrase in words.items() if kind in limits)

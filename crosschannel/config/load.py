@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from crosschannel.config.keys import default_of, describe_range, describe_type, keys_of, unwrap_optional
+from crosschannel.config.keys import default_of, describe_range, describe_type, flatten, keys_of, unwrap_optional
 from crosschannel.errors import UserError, describe
 from crosschannel.files import user_path
 from crosschannel.stored import read_yaml
@@ -90,8 +90,9 @@ def _construct(cls: type, tree: Any, defaults: Any = None, prefix: str = "") -> 
     tree = getattr(cls, "upgrade", dict)(tree)
     hints = get_type_hints(cls, include_extras=True)
     known = {entry.name: entry for entry in fields(cls) if entry.init and entry.metadata.get("stored", True)}
-    for name in tree.keys() - known.keys():
-        raise UnknownKeyError(f"{prefix}{name}", [prefix + name for name in known])
+    for name in tree:
+        if name not in known:
+            raise UnknownKeyError(f"{prefix}{name}", [prefix + name for name in known])
     values, missing = {}, []
     for name, entry in known.items():
         default = default_of(entry) if defaults is None else getattr(defaults, name)
@@ -120,10 +121,9 @@ def _convert(value: Any, hint: Any, default: Any, name: str) -> Any:
 
 
 def _expects_keys(cls: type, name: str, value: Any) -> str:
-    if not name:
-        return "it holds no keys"
+    example = f"--{name}.{fields(cls)[0].name}"
     return (
-        f"{name} is a group of keys: give one of them, such as --{name}.{fields(cls)[0].name}, got {str(value)[:80]!r}"
+        f"{name} is a group of keys: give one, such as {example}, got {str(value)[:80]!r}" if name else "it has no keys"
     )
 
 
@@ -234,22 +234,12 @@ def _plain(value: Any) -> Any:
 
 def rename(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Replace earlier names of keys by today's."""
-    tree = dict(tree)
-    for old, new in RENAMED.items():
-        group, _, name = old.partition(".")
-        inner = tree.get(group)
-        if isinstance(inner, Mapping) and name in inner:
-            tree[group] = {(new.rpartition(".")[2] if key == name else key): value for key, value in inner.items()}
-    return tree
+    return nest({RENAMED.get(name, name): value for name, value in flatten(tree).items()})
 
 
 def to_yaml(config: Any) -> str:
-    """A config as YAML, complete and in the order of its keys."""
-    return dump_yaml(asdict(config))
-
-
-def dump_yaml(tree: Mapping[str, Any]) -> str:
-    """A nested mapping as YAML, tuples as lists."""
+    """A config, or a nested mapping of one, as YAML: complete, in the order of its keys, tuples as lists."""
+    tree = asdict(config) if is_dataclass(config) else config
     return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)
 
 
