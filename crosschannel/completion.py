@@ -40,7 +40,7 @@ def _candidates(program: "Program", words: list[str]) -> list[str]:
     rest = words[len(name.split()) :]
     previous = rest.pop() if rest and rest[-1].startswith("--") else ""
     with contextlib.suppress(UserError):  # no such config, so far
-        invocation = program.invoke(name, rest)
+        invocation = program.invoke([*name.split(), *rest])
         flag = f"--{invocation.command.config_flag}"
         keys = {f"--{key.name}": key for key in keys_of(invocation.keys) if not key.is_hidden}
         if previous == flag:

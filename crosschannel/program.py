@@ -65,17 +65,18 @@ class Program:
         """The folder of a command's packaged configs."""
         return self.command(name).configs or config_folder() / self.configs / name
 
-    def invoke(self, name: str, words: Sequence[str]) -> Invocation:
-        """A command with the words after its name.
+    def invoke(self, words: Sequence[str]) -> Invocation:
+        """Find the command that a command line begins with; its name is one word, or two.
 
         Raises:
             UserError: there is no such command, or no such config.
         """
-        return Invocation(self.command(name), name, words, self.folder(name))
+        name = " ".join(words[:2]) if " ".join(words[:2]) in self.commands else words[0]
+        return Invocation(self.command(name), name, words[len(name.split()) :], self.folder(name))
 
     def parse(self, name: str, words: Sequence[str]) -> Any:
         """The config of a command line, see :meth:`Invocation.load`."""
-        return self.invoke(name, words).load()
+        return self.invoke([*name.split(), *words]).load()
 
 
 def usage(program: Program) -> str:
@@ -175,10 +176,7 @@ def _show_warning(message, category, *_place, **_more) -> None:
 
 def _run_command(program: Program, argv: list[str]) -> int:
     """Run a command; raises UserError for bad input."""
-    name, *words = argv
-    if words and f"{name} {words[0]}" in program.commands:  # a command of two words
-        name, words = f"{name} {words[0]}", words[1:]
-    invocation = program.invoke(name, words)
+    invocation = program.invoke(argv)
     if invocation.common.help:
         print(invocation.help_text(program.name), end="")
         return 0
@@ -188,7 +186,8 @@ def _run_command(program: Program, argv: list[str]) -> int:
     config, is_main = invocation.load(), os.environ.get("RANK", "0") == "0"
     if hasattr(config, "protocol") and is_main:  # state the recipe of a measurement
         recipe = invocation.common.config
-        say(f"{program.name} {name}: {f'config {recipe}' if recipe else 'no config, the defaults that --help shows'}")
+        settings = f"config {recipe}" if recipe else "no config, the defaults that --help shows"
+        say(f"{program.name} {invocation.name}: {settings}")
     keep_freed_memory()
     try:
         with _hooks():

@@ -12,6 +12,7 @@ from typing import Any
 import crosschannel.cli
 import crosschannel.hub
 import transfer.cli
+from crosschannel.command import Invocation
 from crosschannel.config.flags import split_at_separator
 from crosschannel.config.keys import allows_download, input_paths, sources, values_of_role
 from crosschannel.config.load import to_yaml
@@ -50,15 +51,17 @@ class WrappedCommand:
 
     Attributes:
         module: of its program.
-        name: such as "pretrain".
-        arguments: after the name, as typed.
-        config: what they say.
+        invocation: its name and the words after it.
+        config: their config.
     """
 
     module: str
-    name: str
-    arguments: list[str]
+    invocation: Invocation
     config: Any
+
+    @property
+    def name(self) -> str:
+        return self.invocation.name
 
     @property
     def has_run_folder(self) -> bool:
@@ -72,7 +75,7 @@ class WrappedCommand:
     @property
     def text(self) -> str:
         """As it is typed."""
-        return shlex.join([self.program, self.name, *self.arguments])
+        return shlex.join([self.program, self.name, *self.invocation.words])
 
     @property
     def local_data(self) -> str:
@@ -91,8 +94,8 @@ class WrappedCommand:
         """Module and arguments for the job. Where one file can say all, it is written, so that later edits of a config
         do not change what is queued."""
         if not self.has_run_folder:
-            return [self.module, self.name, *self.arguments]
-        debug = ["--debug"] if "--debug" in self.arguments else []
+            return [self.module, *self.name.split(), *self.invocation.words]
+        debug = ["--debug"] if self.invocation.common.debug else []
         path = folder / "config.yaml"
         write_text(path, to_yaml(self.config))
         return [self.module, self.name, f"--config={path.absolute()}", *debug]
@@ -108,11 +111,10 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
     if Path(program).name not in PROGRAMS or not rest:
         raise UserError("after -- comes a command such as: crosschannel pretrain --config imagenette")
     module, table = PROGRAMS[Path(program).name]
-    name, *arguments = rest
-    invocation = table.invoke(name, arguments)
+    invocation = table.invoke(rest)
     if invocation.common.help:
-        raise UserError(f"--help is for the command itself: {Path(program).name} {name} --help")
-    return WrappedCommand(module, name, arguments, invocation.load())
+        raise UserError(f"--help is for the command itself: {Path(program).name} {invocation.name} --help")
+    return WrappedCommand(module, invocation, invocation.load())
 
 
 def sweep(words: Sequence[str], axes: Sequence[str]) -> list[WrappedCommand]:
@@ -126,7 +128,7 @@ def sweep(words: Sequence[str], axes: Sequence[str]) -> list[WrappedCommand]:
     base = read_command(words)
     if not base.has_run_folder:
         raise UserError(f"a sweep is for commands with a run folder; {base.name} has none")
-    if not any(word == "--out" or word.startswith("--out=") for word in base.arguments):
+    if "out" not in base.invocation.read():
         raise UserError("a sweep needs --out: the folder that its run folders go into")
     choices, (options, operands) = [_axis(axis) for axis in axes], split_at_separator(words)
     commands = []

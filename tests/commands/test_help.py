@@ -19,7 +19,7 @@ COMMANDS = [(program, name) for program in (CROSSCHANNEL, TRANSFER, SLURM) for n
 
 def helped(program, name, capsys, *more) -> str:
     package = "slurm" if program is SLURM else program.name
-    assert resolve_name(f"{package}.cli:main")([name, *more, "--help"]) == 0
+    assert resolve_name(f"{package}.cli:main")([*name.split(), *more, "--help"]) == 0
     return capsys.readouterr().out
 
 

@@ -202,7 +202,7 @@ def test_python_without_docstrings_and_asserts():
         "    function = entry.load()\n"
         "    keys = inspect.signature(function).parameters\n"
         "    if 'config' not in keys or 'seed' not in function.__doc__: sys.exit(name)\n"
-        "    text = PROGRAM.invoke(name, []).help_text('transfer')\n"
+        "    text = PROGRAM.invoke([name]).help_text('transfer')\n"
         "    if '--backbone SOURCE' not in text or 'seed of everything drawn at random' not in text: sys.exit(name)\n"
     )
     code += "sys.exit(crosschannel.cli.main(['pretrain', '--data=/gone', '--optim.lr=-1']))\n"

@@ -73,7 +73,7 @@ BAD = [
     ("no such command", [], ["crosschannel", "train"], "unknown command 'train'"),
     ("a bad flag", [], ["SMALL", "--learning-rate=1"], "no key 'learning_rate'"),
     ("a bad value", [], ["SMALL", "--optim.lr=x"], "optim.lr must be a number, got 'x'"),
-    ("a value that cannot be", [], ["SMALL", "--train.ema=2"], "train.ema must be within 0..1"),
+    ("a value that cannot be", [], ["SMALL", "--train.ema=2"], "train.ema must be at least 0 and below 1"),
     ("no such config", [], ["crosschannel", "pretrain", "--config", "turbo"], "no config 'turbo'"),
     ("no such data", [], ["SMALL", "--data=/gone"], "no data at /gone on this machine; --no-path-check"),
     ("no such weights", [], [*KNN, "--backbone=runs/gone"], "no weights at runs/gone"),
