@@ -1,4 +1,4 @@
-"""A command: the dataclass of its keys and a function that takes it; and one invocation of it, as typed."""
+"""Commands (a config dataclass and a function that takes the config) and their invocations from a command line."""
 
 import contextlib
 import os
@@ -24,18 +24,19 @@ class Command:
     """One command of a program.
 
     Attributes:
-        config: the dataclass of its keys, or module:dataclass, which does not import torch, so that help is fast. A
-            method ``default_out(name, recipe)`` makes it a command with a run folder: the default of ``out``.
-        function: module:function that takes the config.
-        help: one line.
-        positional: keys that are positional arguments.
-        aliases: key by other name of its flag, such as ``--as``.
-        next_steps: commands to type afterwards, with ``{key}`` for values of the config, or module:function that
+        config: the config dataclass, or "module:dataclass" without torch imports, so that help is fast. A method
+            ``default_out(name, file_values)`` gives the command a run folder: it returns the default of ``out``.
+        function: "module:function" that takes the config.
+        help: one line for the list of commands.
+        positional: names of keys that are positional arguments.
+        aliases: keys by alias, without dashes, such as ``{"as": "name"}``.
+        next_steps: commands to suggest afterwards, with ``{key}`` for values of the config, or "module:function" that
             returns them.
-        selector: a key that selects the others: ``config`` is then module:function of its value (None without one).
-        config_flag: what the command calls a config; its flag.
-        configs: folder of its packaged configs, unless it is the program's.
-        head, tail: parts of its usage before and after the flags.
+        selector: key that selects the dataclass, such as ``task``; ``config`` is then "module:function" that takes its
+            value (None if it is not set).
+        config_flag: name of the flag for a config file, without dashes.
+        configs: folder of packaged configs; None uses the program's.
+        head, tail: parts of the usage line before and after the flags.
     """
 
     config: str | type
@@ -50,24 +51,27 @@ class Command:
     head: str = ""
     tail: str = ""
 
-    def keys(self, selected: str | None = None) -> type:
-        """The dataclass of its keys; with a selector, for that value."""
+    def config_class(self, selected: str | None = None) -> type:
+        """Return the config dataclass; if the command has a selector, the one for that value."""
         config = self.config if isinstance(self.config, type) else resolve_name(self.config)
         return config(selected) if self.selector else config
 
     def run(self, config: Any) -> None:
-        """Call its function."""
+        """Call the command's function."""
         resolve_name(self.function)(config)
 
     def suggest(self, config: Any) -> list[str]:
-        """Commands to type afterwards."""
+        """Return commands to run next."""
         if isinstance(self.next_steps, str):
             return resolve_name(self.next_steps)(config)
-        return [fill(template, **vars(config)) for template in self.next_steps]
+        return [format_command(template, **vars(config)) for template in self.next_steps]
 
 
-def fill(template: str, **values: Any) -> str:
-    """Put values into a command, quoted for a shell; a list that is a whole word becomes several words."""
+def format_command(template: str, **values: Any) -> str:
+    """Format a command line, quoted for the shell. A word that is only ``{key}`` becomes one word per list element.
+
+    Trailing slashes of values are dropped, so that ``{out}-report`` works for ``--out runs/a/``.
+    """
     values = {key: value.rstrip("/") if isinstance(value, str) else value for key, value in values.items()}
     words: list[str] = []
     for word in template.split():
@@ -88,8 +92,8 @@ class Invocation:
     Attributes:
         common: flags that every command has.
         path: the config file that ``--config`` names; None without it.
-        recipe: the layer of that file.
-        keys: dataclass of the command's keys, as the selector's flag or the recipe selects it.
+        file_values: values from that file, as a nested mapping.
+        config_class: the config dataclass, chosen by the selector if there is one.
 
     Raises:
         UserError: there is no such config, or the selector selects nothing.
@@ -98,81 +102,89 @@ class Invocation:
     def __init__(self, command: Command, name: str, words: Sequence[str], configs: Path):
         self.command, self.name, self.words, self.configs = command, name, words, configs
         self.common = read_common(words, command.config_flag, command.selector)
-        self.path, self.recipe = None, {}
+        self.path, self.file_values = None, {}
         if self.common.config is not None:
             self.path = find_config(self.common.config, configs, command.config_flag)
-            self.recipe = read_config(self.path, command.config_flag)
-        selected = self.common.selector or self.recipe.get(command.selector)
+            self.file_values = read_config(self.path, command.config_flag)
+        selected = self.common.selector or self.file_values.get(command.selector)
         if not isinstance(selected, str | None):
             raise UserError(f"{command.selector} must be a name, got {selected!r}")
-        self.keys = command.keys(selected)
+        self.config_class = command.config_class(selected)
 
     def parser(self, **options: Any) -> CommandParser:
         command = self.command
-        return CommandParser(self.keys, command.positional, command.aliases, command.config_flag, **options)
+        return CommandParser(self.config_class, command.positional, command.aliases, command.config_flag, **options)
 
     def read(self) -> dict[str, Any]:
-        """Flags over the recipe: a nested mapping by key."""
-        tree = merge(self.recipe, self.parser().read(self.words))
-        home = {key: str(user_path(tree[key])) for key in ("out", "model") if str(tree.get(key)).startswith("~")}
-        return tree | home  # a shell does not expand the ~ of --out=~/x
+        """Merge flags over the values of the config file: a nested mapping by key."""
+        tree = merge(self.file_values, self.parser().read(self.words))
+        expanded = {key: str(user_path(tree[key])) for key in ("out", "model") if str(tree.get(key)).startswith("~")}
+        return tree | expanded  # a shell does not expand the ~ of --out=~/x
 
     def load(self, is_partial: bool = False) -> Any:
-        """Build the config: flags over the recipe over defaults.
+        """Build the config: flags over the config file over defaults.
 
         Args:
-            is_partial: allow required keys to be missing, and leave ``out`` at its default.
+            is_partial: allow an empty backbone or data, and leave ``out`` unset. Keys without a default stay required.
 
         Raises:
             UserError: an unknown key, an invalid value, or a missing key; one sentence.
         """
         tree = self.read()
-        config = build(self.keys, tree)
+        config = build(self.config_class, tree)
         if is_partial:
             return config
-        missing = [key.name for key in keys_of(self.keys) if key.is_required and not tree.get(key.name)]
+        missing = [key.name for key in keys_of(self.config_class) if key.is_required and not tree.get(key.name)]
         if missing:
             raise MissingKeysError(missing)
         if hasattr(config, "default_out") and config.out is None:
-            config = replace(config, out=config.default_out(self.path.stem if self.path else self.name, self.recipe))
+            config = replace(
+                config, out=config.default_out(self.path.stem if self.path else self.name, self.file_values)
+            )
         if self.path and os.path.realpath(self.path) == os.path.realpath(getattr(config, "out", None) or ""):
-            raise UserError(f"{self.path} is the {self.command.config_flag}; give another --out")
+            raise UserError(f"--out {config.out} would overwrite the {self.command.config_flag}; give another --out")
         return config
 
     def config_text(self) -> str:
-        """The whole config as YAML; required keys that are missing are null.
+        """Return the whole config as YAML. A missing value is null, or "" for a backbone or data with that default.
 
         Raises:
-            UserError: as :meth:`load`, unless keys are missing.
+            UserError: as :meth:`load`; if a key without a default is missing, rules between keys are not checked.
         """
         with contextlib.suppress(MissingKeysError):
             self.load(is_partial=True)
-        defaults = nest({key.name: None if key.default is MISSING else key.default for key in keys_of(self.keys)})
+        defaults = nest(
+            {key.name: None if key.default is MISSING else key.default for key in keys_of(self.config_class)}
+        )
         return to_yaml(merge(defaults, self.read()))
 
     def help_text(self, program: str) -> str:
-        """Help: usage, packaged configs, and every key with its default, that of the recipe if one is named."""
-        command, flag, keys = self.command, self.command.config_flag, {key.name: key for key in keys_of(self.keys)}
-        places = [name for name in command.positional if not keys[name].is_hidden]
+        """Format the usage, the packaged configs, and every key with its default (from ``--config``, if given)."""
+        command, flag, keys = (
+            self.command,
+            self.command.config_flag,
+            {key.name: key for key in keys_of(self.config_class)},
+        )
+        positional = [name for name in command.positional if not keys[name].is_hidden]
         usage = [
             f"{program} {self.name}{command.head}",
-            *(name.upper() + " …" * bool(keys[name].element) for name in places),
+            *(name.upper() + " …" * bool(keys[name].element) for name in positional),
         ]
-        title = command.help if command.head else docstring_title(self.keys) or command.help
+        title = command.help if command.head else docstring_title(self.config_class) or command.help
         lines, end = textwrap.wrap(title, terminal_width()), ""
-        if self.configs.is_dir() or hasattr(self.keys, "default_out"):
+        if self.configs.is_dir() or hasattr(self.config_class, "default_out"):
             usage.append(f"[--{flag} NAME|FILE]")
-            end = f"--print_config prints the whole {flag}, --debug an error's traceback."
+            end = f"--print_config prints the full {flag}; --debug shows the traceback of an error."
         listed = list_configs(self.configs)
         if listed:
-            lines += ["", f"{flag}s (--{flag} NAME, or a YAML file of yours):", *listed]
+            lines += ["", f"{flag}s (--{flag} NAME, or a path to a YAML file):", *listed]
         usage_line = " ".join([*usage, f"[--KEY VALUE …]{command.tail}"])
         options = {"usage": usage_line, "description": "\n".join(lines), "epilog": end}
-        return self.parser(recipe=flatten(self.recipe), **options).format_help()
+        return self.parser(file_values=flatten(self.file_values), **options).format_help()
 
 
 def list_configs(folder: Path) -> list[str]:
-    """A line for every config in a folder: its name, and the first sentence of the comment at its top."""
+    """List configs, one a line: the name, and the first sentence of the comment at the top of the file."""
     paths = sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
     longest = max((len(path.stem) for path in paths), default=0)
     room = max(20, terminal_width() - longest - 4)

@@ -20,8 +20,8 @@ def completion_script(program: "Program") -> str:
 
 
 def complete(program: "Program") -> list[str]:
-    """Words that may stand at the cursor of ``$COMP_LINE``, as bash's ``complete -C`` expects them."""
-    line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or 0) or None]
+    """Return completions of the word at the cursor of ``$COMP_LINE``, for bash's ``complete -C``."""
+    line = os.fsdecode(os.environb.get(b"COMP_LINE", b"")[: int(os.environ.get("COMP_POINT") or 0)])  # counts bytes
     with contextlib.suppress(ValueError):  # an open quote
         words = shlex.split(line)[1:]
         current = words.pop() if words and not line[-1:].isspace() else ""
@@ -39,10 +39,10 @@ def _candidates(program: "Program", words: list[str]) -> list[str]:
         )
     rest = words[len(name.split()) :]
     previous = rest.pop() if rest and rest[-1].startswith("--") else ""
-    with contextlib.suppress(UserError):  # no such config, so far
-        invocation = program.invoke([*name.split(), *rest])
+    with contextlib.suppress(UserError):  # the config or task name may be incomplete
+        invocation = program.invocation([*name.split(), *rest])
         flag = f"--{invocation.command.config_flag}"
-        keys = {f"--{key.name}": key for key in keys_of(invocation.keys) if not key.is_hidden}
+        keys = {f"--{key.name}": key for key in keys_of(invocation.config_class) if not key.is_hidden}
         if previous == flag:
             return sorted(path.stem for path in invocation.configs.glob("*.yaml"))
         if previous in keys and choices_of(keys[previous]):

@@ -1,4 +1,4 @@
-"""A command line: a table of commands. Bad input is caught here, once: one sentence on stderr and exit code 2."""
+"""A program: a table of commands. Bad input is caught here: one sentence on stderr and exit code 2."""
 
 import contextlib
 import multiprocessing
@@ -26,15 +26,15 @@ from crosschannel.version import __version__
 
 @dataclass(frozen=True)
 class Program:
-    """A command line.
+    """A command-line program.
 
     Attributes:
-        name: as it is typed.
-        summary: one line.
-        commands: by name.
-        configs: folder of its packaged configs below ``configs``; each command has one of its own in it.
-        user_command: name → a user-defined command; None if there is none of that name.
-        entry_points: group of the entry points of installed user-defined commands.
+        name: name of the executable.
+        summary: one line for its help.
+        commands: commands by name.
+        configs: subfolder of ``configs/`` that holds one folder of packaged configs per command.
+        user_command: name → user-defined command, or None if there is none.
+        entry_points: entry-point group of user-defined commands.
     """
 
     name: str
@@ -57,26 +57,29 @@ class Program:
         """
         command = self.commands.get(name) or self.user_command(name)
         if command is None:
-            there = [known for known in self.commands if known.startswith(f"{name} ")] or self.commands
-            raise UserError(f"unknown command {name!r}; available: {', '.join([*there, *self.installed_commands])}")
+            candidates = [known for known in self.commands if known.startswith(f"{name} ")] or self.commands
+            raise UserError(
+                f"unknown command {name!r}; available: {', '.join([*candidates, *self.installed_commands])}"
+            )
         return command
 
     def folder(self, name: str) -> Path:
         """The folder of a command's packaged configs."""
         return self.command(name).configs or config_folder() / self.configs / name
 
-    def invoke(self, words: Sequence[str]) -> Invocation:
-        """Find the command that a command line begins with; its name is one word, or two.
+    def invocation(self, words: Sequence[str]) -> Invocation:
+        """Parse a command line that begins with a command's name (one or two words), without running the command.
 
         Raises:
             UserError: there is no such command, or no such config.
         """
-        name = " ".join(words[:2]) if " ".join(words[:2]) in self.commands else words[0]
-        return Invocation(self.command(name), name, words[len(name.split()) :], self.folder(name))
+        length = 2 if " ".join(words[:2]) in self.commands else 1
+        name = " ".join(words[:length])
+        return Invocation(self.command(name), name, words[length:], self.folder(name))
 
     def parse(self, name: str, words: Sequence[str]) -> Any:
-        """The config of a command line, see :meth:`Invocation.load`."""
-        return self.invoke([*name.split(), *words]).load()
+        """Parse and check the config of a command, see :meth:`Invocation.load`."""
+        return self.invocation([*name.split(), *words]).load()
 
 
 def usage(program: Program) -> str:
@@ -84,10 +87,10 @@ def usage(program: Program) -> str:
     if program.installed_commands:
         lines += f"\n\nfrom installed packages: {', '.join(program.installed_commands)}"
     return (
-        f"usage: {program.name} COMMAND [--config NAME|FILE] [--key value …]\n\n"
+        f"usage: {program.name} COMMAND [--KEY VALUE …]\n\n"
         f"{program.summary}\n\ncommands:\n{lines}\n\n"
         f"{program.name} COMMAND --help lists a command's keys; --version prints the version;\n"
-        "--debug shows the traceback of an error; --completion prints a line for .bashrc or .zshrc."
+        "--debug shows tracebacks; --completion prints the line that enables shell completion."
     )
 
 
@@ -96,21 +99,24 @@ def run_program(
     argv: list[str] | None = None,
     translate: Callable[[list[str]], list[str]] = lambda argv: argv,
 ) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 bad input, 75 interrupted and saved.
+    """Run a command line, and return its exit code.
+
+    0: done; 1: broken pipe; 2: bad input or a file error; 71: a loader worker was killed; 75: interrupted, progress
+    saved; 130: Ctrl-C.
 
     Args:
-        program: its commands.
-        argv: the arguments; None takes this process's, which then ends here.
-        translate: a program's own way of typing → flags.
+        program: the program.
+        argv: arguments; None takes those of this process, and kills leftover loader workers at the end.
+        translate: rewrites the arguments before they are parsed, such as ``resume RUN`` to ``submit``.
     """
-    with open_streams(), _end_of_process() if argv is None else handlers_kept():
+    with open_streams(), _kill_leftover_workers() if argv is None else handlers_kept():
         argv = list(sys.argv[1:] if argv is None else argv)
         debug = "--debug" in split_at_separator(argv)[0]
         try:
             try:
-                return _answer(program, translate(argv))
+                return _dispatch(program, translate(argv))
             finally:
-                sys.stdout.flush()  # now, where it can be said that it failed
+                sys.stdout.flush()  # here, so that a failure is reported
         except UserError as error:
             if debug:
                 traceback.print_exc()
@@ -134,8 +140,8 @@ def run_program(
 
 
 @contextlib.contextmanager
-def _end_of_process() -> Iterator[None]:
-    """Afterwards no loader worker is left: they ignore SIGTERM, and Python would wait for them for ever."""
+def _kill_leftover_workers() -> Iterator[None]:
+    """Kill loader workers on exit: they ignore SIGTERM, and Python would wait for them for ever."""
     try:
         yield
     finally:
@@ -144,7 +150,7 @@ def _end_of_process() -> Iterator[None]:
 
 
 def _silence_stdout() -> None:
-    """What cannot be written now is not tried again when the interpreter ends."""
+    """Send stdout to /dev/null if it cannot be flushed, so that the interpreter does not fail on it at exit."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         return
@@ -152,7 +158,7 @@ def _silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _answer(program: Program, argv: list[str]) -> int:
+def _dispatch(program: Program, argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(program))
         return 0 if argv else 2
@@ -176,7 +182,7 @@ def _show_warning(message, category, *_place, **_more) -> None:
 
 def _run_command(program: Program, argv: list[str]) -> int:
     """Run a command; raises UserError for bad input."""
-    invocation = program.invoke(argv)
+    invocation = program.invocation(argv)
     if invocation.common.help:
         print(invocation.help_text(program.name), end="")
         return 0
@@ -184,21 +190,21 @@ def _run_command(program: Program, argv: list[str]) -> int:
         print(invocation.config_text(), end="")
         return 0
     config, is_main = invocation.load(), os.environ.get("RANK", "0") == "0"
-    if hasattr(config, "protocol") and is_main:  # state the recipe of a measurement
-        recipe = invocation.common.config
-        settings = f"config {recipe}" if recipe else "no config, the defaults that --help shows"
+    if hasattr(config, "protocol") and is_main:  # print which config a measurement uses
+        name = invocation.common.config
+        settings = f"config {name}" if name else "no --config, the defaults that --help shows"
         say(f"{program.name} {invocation.name}: {settings}")
     keep_freed_memory()
     try:
-        with _hooks():
+        with _quiet_hooks():
             invocation.command.run(config)
     except Interrupted as interrupt:
-        say(f"stopped by {interrupt}; the same command goes on from what is saved")
+        say(f"stopped by {interrupt}; run the same command again to resume")
         return EXIT_CODE
     except RuntimeError as error:
         if not is_worker_loss(error):
             raise
-        say(f"{program.name}: a loader worker was killed (for its memory, most often); the same command goes on")
+        say(f"{program.name}: a loader worker was killed, probably out of memory; run the same command again to resume")
         return WORKER_LOST
     following = invocation.command.suggest(config) if is_main else []
     if following:
@@ -207,8 +213,8 @@ def _run_command(program: Program, argv: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _hooks() -> Iterator[None]:
-    """Silence errors that are reported elsewhere: of lost loader workers in finalizers, and of TensorBoard's thread."""
+def _quiet_hooks() -> Iterator[None]:
+    """Silence errors that are reported elsewhere: lost loader workers in finalizers, and TensorBoard's thread."""
     hook, thread_hook = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = lambda args: None if is_worker_loss(args.exc_value) else hook(args)
     threading.excepthook = lambda args: (

@@ -37,7 +37,7 @@ PROGRAM = Program(
         "logs": Command(
             "slurm.config:LogsConfig",
             "slurm.watch:logs",
-            "what all ranks wrote; -f follows",
+            "print the logs of all ranks; -f follows",
             ("run",),
             {"f": "follow"},
             next_steps=("crosschannel-slurm status {run}", "crosschannel-slurm cancel {run}"),
@@ -45,14 +45,14 @@ PROGRAM = Program(
         "cancel": Command(
             "slurm.config:CancelConfig",
             "slurm.watch:cancel",
-            "end the jobs of runs",
+            "cancel the jobs of runs",
             ("runs",),
             next_steps="slurm.watch:suggest_after_cancel",
         ),
         "resume": Command(
             "slurm.config:SubmitConfig",
             "slurm.submit:submit",
-            "queue a run again, as it was: resume RUN …",
+            "resubmit a run as it was submitted: resume RUN …",
             configs=PROFILES,
             config_flag="profile",
             head=" RUN",
@@ -73,8 +73,8 @@ def _translate(words: list[str]) -> list[str]:
         return words
     programs = [place for place, word in enumerate(options) if Path(word).name in ("crosschannel", "transfer")]
     if options[0] == "submit" and not command and programs:
-        whole = [*options[: programs[0]], "--", *options[programs[0] :]]
-        raise UserError(f"put -- before the command: crosschannel-slurm {shlex.join(whole)}")
+        corrected = [*options[: programs[0]], "--", *options[programs[0] :]]
+        raise UserError(f"put -- before the command: crosschannel-slurm {shlex.join(corrected)}")
     if options[0] == "resume":
         words = ["submit", *_stored(options[1:] or command), *["--", *command] * bool(options[1:] and command)]
     if importlib.util.find_spec("submitit") is None:
@@ -83,14 +83,14 @@ def _translate(words: list[str]) -> list[str]:
 
 
 def _stored(words: list[str]) -> list[str]:
-    """The flags that submit a run again as it was submitted, and after them those given now."""
+    """Return the flags that resubmit a run: its stored submission, overridden by the given flags."""
     if not words or words[0].startswith("-"):
         raise UserError("resume takes a run folder: crosschannel-slurm resume RUN")
     path = Path(words[0], "slurm", "submission.yaml")
     if not path.is_file():
         raise UserError(no_jobs(words[0]))
-    named = read_yaml(path).get("cwd")
-    cwd = Path(named) if isinstance(named, str) and named else None
+    stored_cwd = read_yaml(path).get("cwd")
+    cwd = Path(stored_cwd) if isinstance(stored_cwd, str) and stored_cwd else None
     if cwd is None or not cwd.is_dir():
         raise UserError(f"{path} does not name a folder that is here: it was submitted from {cwd or 'nowhere'}")
     path = path.absolute()

@@ -50,9 +50,9 @@ class WrappedCommand:
     """A command that a job is to run.
 
     Attributes:
-        module: of its program.
-        invocation: its name and the words after it.
-        config: their config.
+        module: module of the program.
+        invocation: the parsed command.
+        config: config of the invocation.
     """
 
     module: str
@@ -80,10 +80,9 @@ class WrappedCommand:
     @property
     def local_data(self) -> str:
         """The data that a node can copy to its own disk; empty for none."""
-        named = values_of_role(self.config, Data).values() if self.has_run_folder else ()
-        if allows_download(self.config):  # it may not be there yet
-            named = ()
-        return next((data for data in named if _data_paths(data)), "")
+        if not self.has_run_folder or allows_download(self.config):  # it may not be there yet
+            return ""
+        return next((data for data in values_of_role(self.config, Data).values() if _data_paths(data)), "")
 
     @property
     def local_packages(self) -> list[str]:
@@ -91,8 +90,8 @@ class WrappedCommand:
         return [name for name in user_packages(self.config) if is_local(name)]
 
     def frozen(self, folder: Path) -> list[str]:
-        """Module and arguments for the job. Where one file can say all, it is written, so that later edits of a config
-        do not change what is queued."""
+        """Module and arguments for the job. A command with a run folder gets its config as a file, so that later edits
+        of the config do not change queued jobs."""
         if not self.has_run_folder:
             return [self.module, *self.name.split(), *self.invocation.words]
         debug = ["--debug"] if self.invocation.common.debug else []
@@ -111,7 +110,7 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
     if Path(program).name not in PROGRAMS or not rest:
         raise UserError("after -- comes a command such as: crosschannel pretrain --config imagenette")
     module, table = PROGRAMS[Path(program).name]
-    invocation = table.invoke(rest)
+    invocation = table.invocation(rest)
     if invocation.common.help:
         raise UserError(f"--help is for the command itself: {Path(program).name} {invocation.name} --help")
     return WrappedCommand(module, invocation, invocation.load())

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from crosschannel.command import fill
+from crosschannel.command import format_command
 from crosschannel.config.load import build_stored
 from crosschannel.config.training import TrainConfig, total_steps
 from crosschannel.console import plain, say, stdout_console
@@ -92,7 +92,7 @@ def suggest_after_status(config: StatusConfig) -> list[str]:
     """Commands to type next, for the first run."""
     runs = [str(folder.run) for folder in runs_below(config.runs)][:1]
     steps = ("crosschannel-slurm logs {run} -f", "crosschannel-slurm cancel {run}")
-    return [fill(step, run=run) for run in runs for step in steps]
+    return [format_command(step, run=run) for run in runs for step in steps]
 
 
 def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
@@ -198,8 +198,8 @@ def suggest_after_cancel(config: CancelConfig) -> list[str]:
     """Commands to type next."""
     first = str(runs_below(config.runs)[0].run)
     return [
-        fill("crosschannel-slurm status {runs}", runs=config.runs),
-        fill("crosschannel-slurm resume {run}", run=first),
+        format_command("crosschannel-slurm status {runs}", runs=config.runs),
+        format_command("crosschannel-slurm resume {run}", run=first),
     ]
 
 

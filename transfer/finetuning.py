@@ -238,14 +238,14 @@ def frozen_parts(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[
 def build_trainable(
     measurement: Measurement, build: Callable[[FineTuneConfig, Backbone, int], N]
 ) -> tuple[N, list[str]]:
-    """A net on a copy of the measured backbone, on the run's device, frozen below ``train_from``.
+    """Build the network on a copy of the backbone, move it to the run's device, and freeze layers below ``train_from``.
 
     Args:
-        measurement: its config, backbone and classes.
-        build: (config, backbone, number of classes) → the net.
+        measurement: provides the config, the backbone and the classes.
+        build: (config, backbone, number of classes) → the network.
 
     Returns:
-        the net, and names of the backbone's layers whose weights are to be new.
+        the network, and the names of backbone layers to initialise.
     """
     config = measurement.config
     torch.manual_seed(config.seed)
@@ -256,19 +256,19 @@ def build_trainable(
 
 
 def announce(measurement: Measurement, net: FineTuned, details: str) -> None:
-    """Print what is trained."""
+    """Print the first trained layer, the number of trainable weights, and details."""
     trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
     measurement.announce(f"training from {measurement.config.train_from}, {trained:,} weights; {details}")
 
 
 def fit(measurement: Measurement, task: FineTuning, stream: Stream, size: int) -> Evaluation:
-    """Run the training loop, and save the net that it ends with.
+    """Run the training loop, save the final network, and return its evaluation.
 
     Args:
-        measurement: its config, ranks and run folder.
-        task: the task.
+        measurement: provides the config, the ranks and the run folder.
+        task: task to train.
         stream: training samples.
-        size: side of the crops, in pixels, for predictions.
+        size: side of the crops, in pixels, stored for predictions.
     """
     config, run, world = measurement.config, measurement.run, measurement.world
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)

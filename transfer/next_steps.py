@@ -1,10 +1,10 @@
-"""Commands to type next, if they depend on more than the values of a config. Does not import torch."""
+"""Next-step suggestions that need more than a template. Does not import torch."""
 
 import contextlib
 from pathlib import Path
 from typing import Any
 
-from crosschannel.command import fill
+from crosschannel.command import format_command
 from crosschannel.errors import UserError
 from crosschannel.runs.result import UNTRAINED, read_result
 from transfer.protocols import PROTOCOLS
@@ -16,35 +16,35 @@ def measure(config: Any) -> list[str]:
     trained = config.out.removesuffix("-random")
     if not config.backbone.startswith(UNTRAINED):
         twin = "transfer {protocol} --config {out}/config.yaml --backbone random:{backbone} --out {out}-random"
-        twin = fill(twin, protocol=config.protocol, out=config.out, backbone=config.backbone)
-        return [twin, fill(_REPORT, runs=[config.out], out=config.out)]
+        twin = format_command(twin, protocol=config.protocol, out=config.out, backbone=config.backbone)
+        return [twin, format_command(_REPORT, runs=[config.out], out=config.out)]
     if trained == config.out or not Path(trained, "result.json").is_file():
-        return [fill(_REPORT, runs=[config.out], out=config.out)]
+        return [format_command(_REPORT, runs=[config.out], out=config.out)]
     pair = [trained, config.out]
-    return [fill("transfer compare {runs}", runs=pair), fill(_REPORT, runs=pair, out=trained)]
+    return [format_command("transfer compare {runs}", runs=pair), format_command(_REPORT, runs=pair, out=trained)]
 
 
 def compare(config: Any) -> list[str]:
     runs = dict.fromkeys(run if "/" in run.rpartition(":")[2] else run.rpartition(":")[0] or run for run in config.runs)
-    finer = fill("transfer compare {runs} --level 0.99 --resamples 100000", runs=config.runs)
-    return [fill("transfer report {runs} --out report", runs=list(runs)), finer]
+    finer = format_command("transfer compare {runs} --level 0.99 --resamples 100000", runs=config.runs)
+    return [format_command("transfer report {runs} --out report", runs=list(runs)), finer]
 
 
 def report(config: Any) -> list[str]:
     is_pair = len(config.runs) == 2 and all(Path(run, "predictions.npz").is_file() for run in config.runs)
-    steps = [fill("transfer compare {runs}", runs=config.runs)] if is_pair else []
+    steps = [format_command("transfer compare {runs}", runs=config.runs)] if is_pair else []
     by_backbone: dict[str, list[str]] = {}
     for run in config.runs:
-        with contextlib.suppress(UserError):  # named in the report's messages
+        with contextlib.suppress(UserError):  # the report itself names unreadable runs
             result = read_result(Path(run))
             if result.protocol in PROTOCOLS and not result.backbone.startswith(UNTRAINED):
                 by_backbone.setdefault(result.backbone, []).append(run)
     card = "crosschannel export {backbone} --out weights/backbone.safetensors --probes {runs}"
-    cards = [fill(card, backbone=backbone, runs=runs) for backbone, runs in by_backbone.items()]
+    cards = [format_command(card, backbone=backbone, runs=runs) for backbone, runs in by_backbone.items()]
     return [*steps, *cards[:1]]
 
 
 def proposals(config: Any) -> list[str]:
     files = [f"{config.out}/{name.replace(':', '-')}-{config.method}.npz" for name in config.sets.split(",")]
     detect = "transfer detect --config paper --backbone BACKBONE --data {data} --proposals {files}"
-    return [fill(step, data=config.data, files=files) for step in (detect, f"{detect} --engine detectron2")]
+    return [format_command(step, data=config.data, files=files) for step in (detect, f"{detect} --engine detectron2")]

@@ -1,9 +1,9 @@
-"""Commands to type next that depend on more than a config's values; the others are in the table of commands."""
+"""Next-step suggestions that need more than a template; templates are in the table of commands (``cli.py``)."""
 
 from pathlib import Path
 from typing import Any
 
-from crosschannel.command import fill
+from crosschannel.command import format_command
 
 
 def pretrain(config: Any) -> list[str]:
@@ -13,7 +13,7 @@ def pretrain(config: Any) -> list[str]:
     is_sample = data == "builtin:sample"
     recipe, photo = ("quickstart", data) if is_sample else ("imagenette", "photo.jpg")
     steps = [
-        fill(
+        format_command(
             "transfer linear-probe --config {recipe} --backbone {out} --data {data}",
             recipe=recipe,
             out=config.out,
@@ -21,8 +21,8 @@ def pretrain(config: Any) -> list[str]:
         )
     ]
     if (Path(config.out) / "colorizer.safetensors").is_file():
-        return [fill("crosschannel colorize {photo} --model {out}", photo=photo, out=config.out), *steps]
-    return [*steps, fill("crosschannel export {out} --out weights/backbone.safetensors", out=config.out)]
+        return [format_command("crosschannel colorize {photo} --model {out}", photo=photo, out=config.out), *steps]
+    return [*steps, format_command("crosschannel export {out} --out weights/backbone.safetensors", out=config.out)]
 
 
 def evaluate(config: Any) -> list[str]:
@@ -30,24 +30,28 @@ def evaluate(config: Any) -> list[str]:
 
     names = [method.name for method in parse_methods(config.methods) if method.source != "truth"]
     pair = [f"{config.out}:{name}" for name in names[:2]]
-    steps = [fill("transfer compare {pair}", pair=pair)] if len(pair) == 2 else []
-    return [*steps, fill("transfer report {out} --out {out}-report", out=config.out)]
+    steps = [format_command("transfer compare {pair}", pair=pair)] if len(pair) == 2 else []
+    return [*steps, format_command("transfer report {out} --out {out}-report", out=config.out)]
 
 
 def export(config: Any) -> list[str]:
-    probe = fill("transfer linear-probe --config imagenette --backbone {out} --data DATA", out=config.out)
-    push = fill("crosschannel push {backbone} OWNER/NAME", backbone=config.backbone)
+    probe = format_command("transfer linear-probe --config imagenette --backbone {out} --data DATA", out=config.out)
+    push = format_command("crosschannel push {backbone} OWNER/NAME", backbone=config.backbone)
     return [probe, push] if config.format == "safetensors" else [push]
 
 
 def fetch(config: Any) -> list[str]:
     source = config.source if ":" in config.source else f"zoo:{config.source}"
-    steps = ["crosschannel colorize photo.jpg --model {source}"] if source == "zoo:eccv16" else []
-    steps += ["transfer linear-probe --config imagenette --backbone {source} --data DATA"]
-    steps += ["transfer knn --backbone {source} --data DATA"]
-    return [fill(step, source=source) for step in steps[:2]]
+    probe = "transfer linear-probe --config imagenette --backbone {source} --data DATA"
+    if source == "zoo:eccv16":
+        steps = ["crosschannel colorize photo.jpg --model {source}", probe]
+    else:
+        steps = [probe, "transfer knn --backbone {source} --data DATA"]
+    return [format_command(step, source=source) for step in steps]
 
 
 def demo(config: Any) -> list[str]:
-    served = "python -m http.server --directory {static}"
-    return [fill(served if config.static else "crosschannel demo --model {model} --static demo", **vars(config))]
+    serve = "python -m http.server --directory {static}"
+    return [
+        format_command(serve if config.static else "crosschannel demo --model {model} --static demo", **vars(config))
+    ]

@@ -1,7 +1,7 @@
 """Configs: keys are declared once, in the fields of a dataclass.
 
-``types`` has ranges and roles that stand in a field's type, ``keys`` the walk over a dataclass, ``load`` the way from
-layers (defaults, YAML, flags or keywords) to a checked config, ``flags`` the reader of a command line, ``help`` its
-help text, and ``training`` the groups of keys that commands share. Nothing here imports torch, and only a check of
-values imports pydantic, so that help is fast.
+``types`` defines ranges and roles that a field's type carries; ``keys`` lists the keys of a dataclass; ``load`` builds
+a checked config from layers (defaults, YAML, then flags or keyword arguments); ``flags`` parses a command line and
+formats its help; ``training`` has the groups of keys that commands share. Nothing here imports torch, and pydantic is
+imported only to check values, so that ``--help`` is fast.
 """

@@ -1,4 +1,4 @@
-"""The command line of a config: argparse splits words and formats help; the type of a key says how it is written."""
+"""The command line of a config: argparse splits it and formats help; each value is parsed by the type of its key."""
 
 import inspect
 import shutil
@@ -20,7 +20,7 @@ _COMMON = ("config", "help", "print_config", "debug")  # flags of every command
 
 
 class _Parser(ArgumentParser):
-    """An argparse parser with the flags of every command, which raises our errors."""
+    """An argparse parser with the flags that all commands share; it raises :class:`UserError` instead of exiting."""
 
     def __init__(self, config_flag: str = "config", **options: Any):
         super().__init__(add_help=False, allow_abbrev=False, **options)
@@ -34,7 +34,7 @@ class _Parser(ArgumentParser):
 
 
 def terminal_width() -> int:
-    """Columns to lay text out for."""
+    """Width for printed text: that of the terminal, at most 100 columns."""
     return min(shutil.get_terminal_size((80, 24)).columns, 100)
 
 
@@ -46,10 +46,10 @@ def split_at_separator(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_common(words: Sequence[str], config_flag: str = "config", selector: str = "") -> Namespace:
-    """Read the flags of every command and the selector's, whatever the others are.
+    """Read the flags that all commands share, and the selector; ignore all others.
 
     Returns:
-        ``config`` and ``selector``, None if they are not there, and the switches ``help``, ``print_config``, ``debug``.
+        ``config`` and ``selector``, None if absent, and the switches ``help``, ``print_config`` and ``debug``.
     """
     parser = _Parser(config_flag)
     parser.add_argument(f"--{selector or 'selector'}", dest="selector")
@@ -61,11 +61,11 @@ class CommandParser(_Parser):
 
     Args:
         config: dataclass of the keys.
-        positional: keys that are positional arguments; a list takes all words that are left.
-        aliases: key by other name of its flag.
-        config_flag: another name of ``--config``.
-        recipe: values that replace defaults in help, by dotted name.
-        options: of argparse, such as ``usage`` and ``description``.
+        positional: names of keys that are positional arguments; a list takes all remaining words.
+        aliases: keys by alias, without dashes.
+        config_flag: name of the flag for a config file, also accepted as ``--config``.
+        file_values: values from a config file, shown in help instead of defaults, by dotted name.
+        options: arguments of :class:`argparse.ArgumentParser`, such as ``usage`` and ``description``.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CommandParser(_Parser):
         positional: Sequence[str] = (),
         aliases: Mapping[str, str] = MappingProxyType({}),
         config_flag: str = "config",
-        recipe: Mapping[str, Any] = MappingProxyType({}),
+        file_values: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
     ):
         super().__init__(config_flag, argument_default=SUPPRESS, formatter_class=_Formatter, **options)
@@ -83,20 +83,24 @@ class CommandParser(_Parser):
         groups: dict[str, list[Key]] = {"": []}
         for key in self.keys.values():
             groups.setdefault(key.group, []).append(key)
-        for group in sorted(groups, key=lambda group: _depth(config, group) if group else -1):
+        for group in sorted(groups, key=lambda group: _mro_index(config, group) if group else -1):
             if group:
                 self.add_argument(f"--{group}", help=SUPPRESS)
             section = self.add_argument_group(docstring_title(groups[group][0].owner).rstrip(".") if group else None)
-            for key in sorted(groups[group], key=self._place):
-                default = recipe.get(key.name, key.default)
-                text = SUPPRESS if key.is_hidden else (key.description + _facts(key, default)).replace("%", "%%")
+            for key in sorted(groups[group], key=self._sort_key):
+                default = file_values.get(key.name, key.default)
+                text = (
+                    SUPPRESS
+                    if key.is_hidden
+                    else (key.description + _range_and_default(key, default)).replace("%", "%%")
+                )
                 if key.name not in positional:
                     section.add_argument(*self._flags(key), dest=key.name, help=text, **self._arguments(key))
-                elif text is not SUPPRESS:  # for help; see read()
+                elif text is not SUPPRESS:  # for help only; read() assigns the values
                     section.add_argument(key.name, nargs="*", metavar=key.name.upper(), help=text)
 
-    def _place(self, key: Key) -> tuple[bool, bool, bool]:
-        """Positional arguments come first, then required keys; seed and device are last."""
+    def _sort_key(self, key: Key) -> tuple[bool, bool, bool]:
+        """Sort positional arguments first, then required keys; seed and device last."""
         return key.name not in self.positional, not key.is_required, key.name in ("seed", "device")
 
     def _flags(self, key: Key) -> list[str]:
@@ -104,7 +108,8 @@ class CommandParser(_Parser):
         return [*entry, f"--{key.name}", *(flag for flag, name in self.aliases.items() if name == key.name)]
 
     def _arguments(self, key: Key) -> dict[str, Any]:
-        """A list takes several words, unless others are positional; a repeated list of strings grows."""
+        """Arguments of ``add_argument``. A list flag takes several words, or one if a positional argument is a list (it
+        would be ambiguous). Repeating a flag extends a list of strings."""
         arguments: dict[str, Any] = {"metavar": _metavar(key)}
         if key.type is bool:
             return arguments | {"nargs": "?", "const": "true"}
@@ -122,7 +127,9 @@ class CommandParser(_Parser):
         """
         options, operands = split_at_separator(words)
         options = list(_rename_flags(options, self.aliases, [k for k, key in self.keys.items() if key.type is bool]))
-        for flag in dict.fromkeys(word.partition("=")[0] for word in options):  # entries of a dictionary
+        for flag in dict.fromkeys(
+            word.partition("=")[0] for word in options
+        ):  # entries of a dict key, such as --extra.NAME
             name, dot, _ = flag.removeprefix("--").partition(".")
             if dot and name in self.keys:
                 self.add_argument(flag, dest=flag.removeprefix("--"))
@@ -154,8 +161,8 @@ class CommandParser(_Parser):
 def _rename_flags(
     words: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({}), switches: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Give flags the names of their keys: ``--val-share`` → ``--val_share``, ``--no-mirror`` → ``--mirror=false``, and
-    ``--mirror`` → ``--mirror=true`` unless true or false follows."""
+    """Normalise flags: ``--val-share`` → ``--val_share``, aliases and old names → keys, ``--no-mirror`` →
+    ``--mirror=false``, and ``--mirror`` → ``--mirror=true`` unless true or false follows."""
     for word, following in pairwise([*words, ""]):
         flag, equals, value = word.partition("=")
         name = aliases.get(flag, flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else "")
@@ -168,7 +175,7 @@ def _rename_flags(
 
 
 def parse_text(text: str | list[str], hint: Any, name: str) -> Any:
-    """Parse a value as typed: strings as they are, anything else as YAML, lists of numbers also as ``1,2``.
+    """Parse the text of a value by its type: strings unchanged, all else as YAML; lists of numbers may be ``1,2``.
 
     Args:
         text: one word, or several.
@@ -176,37 +183,39 @@ def parse_text(text: str | list[str], hint: Any, name: str) -> Any:
         name: its name in messages.
     """
     words = text if isinstance(text, list) else [text]
-    plain, joined = unwrap_optional(hint), ",".join(words)
+    base_type, joined = unwrap_optional(hint), ",".join(words)
     if is_optional(hint):
         if joined == "":
             raise UserError(f"{name} must not be empty")
         if joined in ("null", "None"):
             return None
     if _holds_strings(hint):
-        lists = [place for place, word in enumerate(words) if word.startswith("[")]
-        if lists:  # the last of them replaces what was before it
+        lists = [index for index, word in enumerate(words) if word.startswith("[")]
+        if lists:  # the last YAML list replaces the words before it
             return [*parse_yaml(words[lists[-1]], name), *words[lists[-1] + 1 :]]
-        return joined if len(words) == 1 and element_type(plain) is None else words
-    if plain is str or (get_origin(plain) is Literal and all(isinstance(choice, str) for choice in get_args(plain))):
+        return joined if len(words) == 1 and element_type(base_type) is None else words
+    if base_type is str or (
+        get_origin(base_type) is Literal and all(isinstance(choice, str) for choice in get_args(base_type))
+    ):
         return joined
-    is_sequence = element_type(plain) is not None
+    is_sequence = element_type(base_type) is not None
     return parse_yaml(f"[{joined}]" if is_sequence and not joined.startswith("[") else joined, name)
 
 
 def _holds_strings(hint: Any) -> bool:
     """Whether a type is a list of strings, or one or several strings."""
-    plain = unwrap_optional(hint)
-    return element_type(plain) is str or list[str] in get_args(plain)
+    base_type = unwrap_optional(hint)
+    return element_type(base_type) is str or list[str] in get_args(base_type)
 
 
 def docstring_title(config: type) -> str:
-    """First line of a dataclass's docstring; empty if it has none of its own."""
+    """Return the first line of a dataclass's docstring, or "" if it was generated."""
     text = (config.__doc__ or "").strip()
     return "" if text.startswith(f"{config.__name__}(") else text.partition("\n")[0]  # dataclasses generate one
 
 
-def _depth(config: type, field: str) -> int:
-    """How far up its bases a dataclass has a field: a command's own groups come before shared ones."""
+def _mro_index(config: type, field: str) -> int:
+    """Index in the MRO of the class that declares a field, to list a command's own groups before shared ones."""
     return next(depth for depth, base in enumerate(config.__mro__) if field in inspect.get_annotations(base))
 
 
@@ -219,14 +228,14 @@ class _Formatter(RawDescriptionHelpFormatter):
 
 
 def choices_of(key: Key) -> list[str]:
-    """The values of a key that has only a few."""
+    """Return the allowed values of a Literal or bool key; empty for other types."""
     members = [choice for member in (key.type, *get_args(key.type)) for choice in get_args(member)]
     has_bool = key.type is bool or bool in get_args(key.type)
     return [*dict.fromkeys(choice for choice in members if isinstance(choice, str)), *["true", "false"] * has_bool]
 
 
 def _metavar(key: Key) -> str:
-    """How a value is written."""
+    """Placeholder of a value in help, such as N or FILE."""
     choices = choices_of(key)
     if choices:
         return "|".join(choices)
@@ -241,8 +250,8 @@ def _metavar(key: Key) -> str:
     )
 
 
-def _facts(key: Key, default: Any) -> str:
-    """Range and default, in brackets."""
+def _range_and_default(key: Key, default: Any) -> str:
+    """Format the range and the default (or "required") in parentheses."""
     allowed = "" if str in (key.element, key.type) else describe_range(key.hint)
     facts = [allowed] if allowed else []
     if key.is_required:

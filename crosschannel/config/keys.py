@@ -1,4 +1,4 @@
-"""The walk over a config dataclass: its keys with their types, defaults and descriptions, and queries by role."""
+"""The keys of a config dataclass, with types, defaults and descriptions, and queries by role."""
 
 import ast
 import inspect
@@ -22,10 +22,10 @@ class Key:
 
     Attributes:
         name: dotted, such as "optim.lr".
-        hint: its type with metadata.
-        default: MISSING if it has none.
-        description: the text below its field.
-        owner: the dataclass that has it as a field.
+        hint: type annotation, including metadata.
+        default: default value, or MISSING.
+        description: string literal below the field.
+        owner: dataclass that has the field.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Key:
 
     @property
     def is_required(self) -> bool:
-        """Whether a command needs a value. A Python call passes backbone and data separately: "" is their default."""
+        """Whether a value must be set. Backbone and data may default to "": Python calls pass them separately."""
         names_input = self.role(Source) or self.role(Data)
         return self.default is MISSING or (names_input is not None and self.default == "")
 
@@ -99,12 +99,12 @@ def default_of(entry: Field) -> Any:
 
 @cache
 def describe_fields(config: type) -> dict[str, str]:
-    """Return the string below each field of a dataclass, by field name, inherited fields included."""
+    """Return the string literal below each field of a dataclass, by field name, including inherited fields."""
     descriptions: dict[str, str] = {}
     for base in reversed(config.__mro__):
         try:
             (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body if is_dataclass(base) else (None,)
-        except (OSError, TypeError):  # made at run time
+        except (OSError, TypeError):  # class created by make_dataclass
             continue
         for entry, below in pairwise(getattr(tree, "body", ())):
             is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
@@ -153,7 +153,7 @@ def input_paths(config: Any) -> dict[str, list[str]]:
 
 
 def science(config: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that distinguish runs besides their backbone, images, files and seed, by dotted name.
+    """Return the settings that distinguish runs, by dotted name, without backbone, data, input files and seed.
 
     Args:
         config: the config.
@@ -171,7 +171,7 @@ def _is_input(key: Key, value: Any) -> bool:
 
 
 def legacy_defaults(config: type) -> dict[str, Any]:
-    """Values that keys had in runs from before the keys existed, by dotted name."""
+    """Return the values to assume for keys that a stored config lacks, by dotted name: legacy or current defaults."""
     values = {}
     for key in keys_of(config):
         legacy = key.role(LegacyDefault)

@@ -1,4 +1,4 @@
-"""From layers to a checked config: defaults, then YAML files, then flags or keyword arguments.
+"""Build a checked config from layers: defaults, then YAML files, then flags or keyword arguments.
 
 Every config that crosschannel uses is built or checked here, and so is every dataclass that it reads back from JSON.
 pydantic checks the values, strictly: "5" is not a number.
@@ -21,13 +21,13 @@ from crosschannel.files import user_path
 from crosschannel.stored import read_yaml
 
 T = TypeVar("T")
-RENAMED = {"crop.train": "crop.kind"}  # earlier names of keys, in YAML files and run folders
-_MAX_INT = 2**63 - 1  # of files and libraries
+RENAMED = {"crop.train": "crop.kind"}  # renamed keys, for old YAML files and run folders
+_MAX_INT = 2**63 - 1  # the largest integer that file formats and libraries store
 _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "predicate_failed"}
 
 
 class UnknownKeyError(UserError):
-    """A key does not exist; the message has the nearest one."""
+    """Unknown key; the message suggests the closest match."""
 
     def __init__(self, name: str, known: Iterable[str]):
         close = get_close_matches(name, list(known), 1)
@@ -35,7 +35,7 @@ class UnknownKeyError(UserError):
 
 
 class MissingKeysError(UserError):
-    """Required keys have no value; every other value is valid."""
+    """Required keys have no value. Rules between keys have not been checked yet."""
 
     def __init__(self, names: Iterable[str]):
         super().__init__(f"missing: {', '.join(names)}")
@@ -44,7 +44,7 @@ class MissingKeysError(UserError):
 def build(cls: type[T], tree: Mapping[str, Any]) -> T:
     """Build a config from a nested mapping of its keys, and check it.
 
-    A key that the mapping lacks has its default; in a group, the default of the config that contains the group.
+    Missing keys take their defaults; in a group, those that the containing config sets for the group.
 
     Raises:
         UserError: an unknown key, a missing one, an invalid value, or a broken rule between keys (``check`` methods).
@@ -57,8 +57,8 @@ def build(cls: type[T], tree: Mapping[str, Any]) -> T:
 def build_stored(cls: type[T], tree: Any, file: str) -> T:
     """Build a dataclass from stored JSON, and check it.
 
-    Fields with the metadata ``stored: False`` are left out. A class may have a stored form of its own, which its class
-    method ``from_dict(tree)`` reads, or convert a tree of earlier versions, in a static method ``upgrade(tree)``.
+    Fields with the metadata ``stored: False`` are not read. A class may read its own stored form in a class method
+    ``from_dict(tree)``, or convert trees of earlier versions in a static method ``upgrade(tree)``.
 
     Raises:
         UserError: as :func:`build`; the message names the file.
@@ -70,10 +70,10 @@ def build_stored(cls: type[T], tree: Any, file: str) -> T:
 
 
 def check_config(config: T, kind: type[T] | None = None) -> T:
-    """Check a config that was made in Python; returns an equal one.
+    """Check a config that was created in Python, and return a copy with every list or tuple of its declared type.
 
     Raises:
-        UserError: it is not of that kind, or as :func:`build`.
+        UserError: not an instance of ``kind``, or as :func:`build`.
     """
     if kind and not isinstance(config, kind):
         raise UserError(f"this takes a config, {kind.__name__}(key=value, …), got {describe(config)}")
@@ -86,7 +86,7 @@ def _construct(cls: type, tree: Any, defaults: Any = None, prefix: str = "") -> 
     if isinstance(tree, cls):
         tree = vars(tree)
     if not isinstance(tree, Mapping):
-        raise UserError(_expects_keys(cls, prefix.rstrip("."), tree))
+        raise UserError(_mapping_error(cls, prefix.rstrip("."), tree))
     tree = getattr(cls, "upgrade", dict)(tree)
     hints = get_type_hints(cls, include_extras=True)
     known = {entry.name: entry for entry in fields(cls) if entry.init and entry.metadata.get("stored", True)}
@@ -109,22 +109,22 @@ def _construct(cls: type, tree: Any, defaults: Any = None, prefix: str = "") -> 
 
 def _convert(value: Any, hint: Any, default: Any, name: str) -> Any:
     """Convert a value of JSON or YAML to the type of its key, and check it."""
-    plain, origin = unwrap_optional(hint), get_origin(unwrap_optional(hint))
-    if is_dataclass(plain) and not (value is None and plain is not hint):
-        return _construct(plain, value, default if is_dataclass(default) else None, f"{name}.")
-    if origin is list and is_dataclass(get_args(plain)[0]) and isinstance(value, list):
-        return [_construct(get_args(plain)[0], entry, None, f"{name}.") for entry in value]
+    base_type, origin = unwrap_optional(hint), get_origin(unwrap_optional(hint))
+    if is_dataclass(base_type) and not (value is None and base_type is not hint):
+        return _construct(base_type, value, default if is_dataclass(default) else None, f"{name}.")
+    if origin is list and is_dataclass(get_args(base_type)[0]) and isinstance(value, list):
+        return [_construct(get_args(base_type)[0], entry, None, f"{name}.") for entry in value]
     if origin in (list, tuple) and isinstance(value, list | tuple):
         value = origin(value)
     check_value(name, value, hint)
     return value
 
 
-def _expects_keys(cls: type, name: str, value: Any) -> str:
+def _mapping_error(cls: type, name: str, value: Any) -> str:
     example = f"--{name}.{fields(cls)[0].name}"
-    return (
-        f"{name} is a group of keys: give one, such as {example}, got {str(value)[:80]!r}" if name else "it has no keys"
-    )
+    if name:
+        return f"{name} is a group of keys: give one, such as {example}, got {str(value)[:80]!r}"
+    return f"expected a mapping of keys, got {describe(value)}"
 
 
 def _check_rules(config: Any) -> None:
@@ -138,7 +138,7 @@ def _check_rules(config: Any) -> None:
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
-    """Raise a :class:`UserError` if a value is not of a type, out of its range, not finite, or holds a NUL."""
+    """Raise a :class:`UserError` for a wrong type, a value out of range, NaN, infinity, a NUL or more than 63 bits."""
     from pydantic import ValidationError
 
     for leaf in _leaves(value):
@@ -183,7 +183,7 @@ def require(holds: bool, rule: str, value: object) -> None:
 
 
 def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Overlay a nested mapping by another; groups are merged key by key."""
+    """Overlay one nested mapping on another; groups are merged key by key."""
     merged = dict(base)
     for name, value in layer.items():
         is_group = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
@@ -201,7 +201,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(config: T, overrides: Mapping[str, Any]) -> T:
-    """Return a config with other values, not yet checked.
+    """Return a copy of a config with some values replaced. Types and ranges are checked, rules between keys are not.
 
     Args:
         config: the config; it is not changed.
@@ -209,23 +209,23 @@ def override(config: T, overrides: Mapping[str, Any]) -> T:
             part if no other group has such a key (``epochs`` is ``train.epochs``). A group can be given whole.
 
     Raises:
-        UserError: no such key, or several of that name.
+        UserError: an unknown key, an ambiguous short name, or an invalid value.
     """
     names = [key.name for key in keys_of(type(config))]
     names += list(dict.fromkeys(key.group for key in keys_of(type(config)) if key.group))
     flat = {}
-    for given, value in overrides.items():
-        matches = [given] if given in names else [name for name in names if name.rpartition(".")[2] == given]
+    for name, value in overrides.items():
+        matches = [name] if name in names else [known for known in names if known.rpartition(".")[2] == name]
         if len(matches) > 1:
-            raise UserError(f"the key {given!r} may be {' or '.join(matches)}: give it as **{{{matches[0]!r}: …}}")
+            raise UserError(f"the key {name!r} may be {' or '.join(matches)}: give it as **{{{matches[0]!r}: …}}")
         if not matches:
-            raise UnknownKeyError(given, [*names, *(name.rpartition(".")[2] for name in names)])
-        flat[matches[0]] = _plain(value)
+            raise UnknownKeyError(name, [*names, *(known.rpartition(".")[2] for known in names)])
+        flat[matches[0]] = _to_builtin(value)
     return _construct(type(config), merge(asdict(config), nest(flat)))
 
 
-def _plain(value: Any) -> Any:
-    """NumPy and torch values, ranges and tuples as plain numbers and lists; a dataclass as a mapping."""
+def _to_builtin(value: Any) -> Any:
+    """Convert NumPy and torch values to numbers or lists, ranges and tuples to lists, a dataclass to a dictionary."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     value = value.tolist() if hasattr(value, "tolist") else value
@@ -233,12 +233,12 @@ def _plain(value: Any) -> Any:
 
 
 def rename(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace earlier names of keys by today's."""
+    """Replace former names of keys by the current ones."""
     return nest({RENAMED.get(name, name): value for name, value in flatten(tree).items()})
 
 
 def to_yaml(config: Any) -> str:
-    """A config, or a nested mapping of one, as YAML: complete, in the order of its keys, tuples as lists."""
+    """Format a config, or its nested mapping, as YAML, with all keys in order and tuples as lists."""
     tree = asdict(config) if is_dataclass(config) else config
     return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True)
 
@@ -253,9 +253,9 @@ def find_config(name: str, folder: Path, flag: str = "config") -> Path:
     """Find a config file: a path, or the name of a packaged one.
 
     Args:
-        name: as typed.
-        folder: of the packaged configs.
-        flag: "config", or what the command calls such a file.
+        name: path or name, as typed.
+        folder: folder of the packaged configs.
+        flag: name of the flag, "config" or "profile".
 
     Raises:
         UserError: there is none; the message lists the packaged ones.
@@ -266,17 +266,17 @@ def find_config(name: str, folder: Path, flag: str = "config") -> Path:
     if (folder / f"{name}.yaml").is_file():
         return folder / f"{name}.yaml"
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-    raise UserError(f"no {flag} {name!r}: neither a file nor a packaged one ({known})")
+    raise UserError(f"no {flag} {name!r}: not a file, and not a packaged {flag} ({known})")
 
 
 def read_config(path: Path, flag: str = "config") -> dict[str, Any]:
     """Read a YAML file as a layer.
 
     Raises:
-        UserError: damaged, or it has dotted keys or another config.
+        UserError: the file is damaged, or has a dotted key, a key that is not a string, or the key "config".
     """
     tree = read_yaml(path, f"the {flag} {path}")
     for key in tree:
         if not isinstance(key, str) or "." in key or key == "config" or key.startswith("__"):
-            raise UserError(f"the {flag} {path} has no key {key!r}; groups are written as train: {{steps: 3}}")
+            raise UserError(f"the {flag} {path}: key {key!r} is not allowed; write groups as train: {{steps: 3}}")
     return rename(tree)

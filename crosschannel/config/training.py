@@ -26,13 +26,13 @@ class CommandConfig:
     """Keys of every command.
 
     Attributes:
-        ignored: those of them that the command accepts and ignores; help leaves them out.
+        ignored: keys above that the command accepts but does not use; help hides them.
     """
 
     ignored: ClassVar[tuple[str, ...]] = ()
 
     seed: Seed = 0
-    """seed of everything drawn at random"""
+    """random seed"""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N"""
 
@@ -49,19 +49,19 @@ AreaFraction = Annotated[float, Interval(gt=0, le=1)]
 
 @dataclass
 class CropConfig:
-    """How images become square crops."""
+    """Crops."""
 
     size: Annotated[int, Interval(ge=0, le=4096)] = 176
     """side of the crop, in pixels"""
     resize: Annotated[int, Interval(ge=0, le=8192)] = 256
     """short side that images are resized to before a random or a centre crop"""
     kind: Literal["random", "random-in-centre", "random-resized", "centre"] = "random"
-    """of training crops. random: a random square of the resized image; random-in-centre: one of its centre square;
+    """kind of training crop. random: a random square of the resized image; random-in-centre: one of its centre square;
     random-resized: a random part of the area and shape below"""
     area: tuple[AreaFraction, AreaFraction] = (0.25, 1.0)
-    """random-resized: least and greatest share of the image's area"""
+    """random-resized: minimum and maximum share of the image's area"""
     aspect: Annotated[float, Interval(ge=1, le=100)] = 4 / 3
-    """random-resized: greatest ratio of the sides, either way"""
+    """random-resized: maximum aspect ratio, of landscape and portrait crops"""
     mirror: bool = True
     """mirror half of the training crops"""
 
@@ -71,26 +71,26 @@ class CropConfig:
 
 @dataclass
 class OptimConfig:
-    """How the weights move."""
+    """Optimiser."""
 
     name: Literal["adam", "adamw", "sgd"] = "adamw"
     """adam adds the weight decay to the gradient, as Caffe does; adamw decouples it"""
     lr: Positive = 1e-3
-    """learning rate (the peak, where the schedule has one)"""
+    """learning rate (the peak, if the schedule has one)"""
     betas: tuple[FractionBelowOne, FractionBelowOne] = (0.9, 0.999)
-    """of adam and adamw"""
+    """decay rates of the moment estimates (adam, adamw)"""
     momentum: FractionBelowOne = 0.9
-    """of sgd"""
+    """momentum (sgd)"""
     nesterov: bool = False
     """Nesterov's momentum, for sgd"""
     weight_decay: NonNegative = 0.01
-    """of the weights of convolutions and linear layers"""
+    """weight decay of convolutions and linear layers"""
     bias_lr: NonNegative = 1.0
     """factor of the learning rate for biases (the release's AlexNet: 2)"""
     bias_decay: bool = False
     """decay biases too"""
     clip: NonNegative = 0.0
-    """greatest norm of the whole gradient; 0 does not clip"""
+    """maximum norm of the gradient over all parameters; 0 turns clipping off"""
 
     def check(self) -> None:
         has_momentum = self.name == "sgd" and self.momentum > 0
@@ -99,27 +99,27 @@ class OptimConfig:
 
 @dataclass
 class ScheduleConfig:
-    """How the learning rate goes."""
+    """Learning-rate schedule."""
 
     kind: Literal["constant", "step", "multistep", "poly", "inverse-sqrt", "cosine", "one-cycle"] = "one-cycle"
     """step: × factor every so many steps; multistep: the rates below; poly: (1 - step / steps)^power; inverse-sqrt:
     lr / sqrt(1 + decay · step); cosine: to 0 after a linear warm-up; one-cycle: cosine up, then down to 0"""
     warmup: FractionBelowOne = 0.3
-    """share of the steps that the rate rises (cosine, one-cycle)"""
+    """share of the steps in which the learning rate rises (cosine, one-cycle)"""
     milestones: list[Annotated[int, Ge(0)]] = field(default_factory=list)
-    """multistep: steps at which the rate changes …"""
+    """multistep: steps at which the learning rate changes"""
     rates: list[NonNegative] = field(default_factory=list)
-    """… and what it changes to, one per milestone"""
+    """multistep: learning rate from each milestone on"""
     decay: NonNegative = 0.0
-    """of inverse-sqrt"""
+    """inverse-sqrt: decay of the learning rate"""
     every: Annotated[int, Ge(0)] = 0
-    """step: steps between changes of the rate …"""
+    """step: number of steps between changes of the learning rate"""
     factor: Annotated[float, Interval(gt=0, le=1)] = 0.1
-    """… and what it is multiplied by"""
+    """step: factor of each change"""
     power: Annotated[float, Interval(gt=0, le=100)] = 0.9
-    """of poly"""
+    """poly: exponent"""
     warmup_steps: Annotated[int, Ge(0)] = 0
-    """constant, step, multistep, poly: steps in which the rate rises from a thousandth to all of it"""
+    """constant, step, multistep, poly: steps of warm-up from a thousandth of the learning rate"""
 
     def check(self) -> None:
         lengths = f"{len(self.milestones)} and {len(self.rates)}"
@@ -137,18 +137,18 @@ class ScheduleConfig:
 
 @dataclass
 class TrainConfig:
-    """How much, and in what arithmetic."""
+    """Batch size, training length and precision."""
 
     batch: Count = 64
-    """images a step, over all ranks and accumulations"""
+    """images per optimiser step, over all ranks and micro-batches"""
     accumulate: Count = 1
-    """parts that a rank's share of the batch is worked off in"""
+    """gradient accumulation: micro-batches per optimiser step on each rank"""
     epochs: Annotated[float, Interval(ge=0, le=1_000_000)] = 10.0
-    """passes over the images; ignored where steps are given"""
+    """passes over the images; ignored if train.steps is set"""
     steps: Annotated[int, Interval(ge=0, le=10**12)] = 0
-    """optimiser steps; 0 takes the epochs"""
+    """optimiser steps; 0 uses train.epochs"""
     ema: FractionBelowOne = 0.0
-    """decay of the running average of the weights, which is what is evaluated and saved; 0 for none"""
+    """decay of the moving average of the weights, which is evaluated and saved; 0 turns it off"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """arithmetic of the forward pass; auto: by device"""
     channels_last: Literal["auto"] | bool = "auto"
@@ -156,7 +156,7 @@ class TrainConfig:
     compile: Literal["auto"] | bool = "auto"
     """torch.compile; auto: by device"""
     deterministic: bool = False
-    """bit-exact on a GPU too, at some cost; a CPU always is"""
+    """bit-exact results on a GPU too, but slower; a CPU is always deterministic"""
 
     def check(self) -> None:
         require(self.steps > 0 or self.epochs > 0, "train.epochs must be above 0", self.epochs)
@@ -164,7 +164,7 @@ class TrainConfig:
 
 @dataclass
 class RuntimeConfig:
-    """How the work is done; free to change when a run is resumed."""
+    """Runtime settings (may change when a run is resumed)."""
 
     workers: Annotated[Workers, RUNTIME] = 2
     """processes per rank that decode images; 0 decodes in the training process"""
@@ -173,11 +173,11 @@ class RuntimeConfig:
     keep: Annotated[Count, RUNTIME] = 2
     """checkpoints kept"""
     eval_every: Annotated[Count, RUNTIME] = 500
-    """steps between evaluations on held-out images; one more ends the run"""
+    """steps between evaluations on held-out images; the run also ends with one"""
     log_every: Annotated[Count, RUNTIME] = 20
     """steps between lines of the log"""
     broken_limit: Annotated[Fraction, RUNTIME] = 0.01
-    """greatest share of broken images, once 1,000 were seen"""
+    """maximum share of broken images, checked after the first 1,000"""
     tensorboard: Annotated[bool, RUNTIME] = True
     """write TensorBoard events"""
 
@@ -198,7 +198,7 @@ def total_steps(train: TrainConfig, images: float) -> int:
 
 
 def check_ranks(train: TrainConfig, ranks: int) -> None:
-    """Raise a UserError where a batch cannot be shared out evenly."""
+    """Raise a UserError if a batch cannot be divided evenly among ranks and micro-batches."""
     if train.batch % (ranks * train.accumulate):
         raise UserError(
             f"train.batch ({train.batch}) must be a multiple of ranks × accumulate ({ranks} × {train.accumulate})"

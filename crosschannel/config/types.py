@@ -3,8 +3,8 @@
     lr: Annotated[float, Gt(0)] = 1e-3
     data: Annotated[Text, Data()] = ""
 
-A key is *science* (it changes the result; a resumed run refuses another value) unless it is marked ``RUNTIME``. Roles
-tell the launcher, the cache and reports which keys name a backbone, images or files, so that no code goes by key names.
+A key is part of a run's *science* (it changes the result, so a resumed run refuses another value) unless it is marked
+``RUNTIME``. Roles mark the keys that name a backbone, images or files, so that no code depends on names of keys.
 """
 
 import re
@@ -27,11 +27,11 @@ class Pattern(Predicate):
 
 
 class Mark(Enum):
-    """Properties of a key without parameters."""
+    """Markers of a key; unlike roles, they have no attributes."""
 
-    RUNTIME = "a resumed run may change it"
-    SEED = "runs that differ in it alone are repetitions"
-    HIDDEN = "not in help"
+    RUNTIME = "may change when a run is resumed"
+    SEED = "random seed: runs that differ only here are repetitions"
+    HIDDEN = "not shown in help"
 
 
 RUNTIME, SEED, HIDDEN = Mark.RUNTIME, Mark.SEED, Mark.HIDDEN
@@ -42,8 +42,8 @@ class Source:
     """Role of a key that names a backbone, or several (see :mod:`crosschannel.hub.sources`).
 
     Attributes:
-        loads: the kind of object to load.
-        extract: value of the key → source in it, empty if there is none.
+        loads: kind of object that the source is loaded as.
+        extract: function that takes the source out of the key's value; returns "" if there is none.
     """
 
     loads: Literal["backbone", "colorizer", "classifier"] = "backbone"
@@ -52,10 +52,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Data:
-    """Role of a key that names images. They are identified by their names, so a resumed run finds them elsewhere.
+    """Role of a key that names a data set. A resumed run may use another path: images are compared by their names.
 
     Attributes:
-        download: the key that allows missing images to be downloaded.
+        download: name of the boolean key that allows a download; empty if there is none.
     """
 
     download: str = ""
@@ -66,8 +66,8 @@ class File:
     """Role of a key that names files or folders to read.
 
     Attributes:
-        packaged: values that stand for files of the package.
-        download: for images, which may move between resumes: the key that allows a download.
+        packaged: values that name files of the package, not paths.
+        download: as in :class:`Data`; files with it may have another path when a run is resumed.
     """
 
     packaged: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class File:
 
 @dataclass(frozen=True)
 class LegacyDefault:
-    """Value that runs had before the key existed, if the default differs."""
+    """Value to assume for runs that predate the key, if it differs from the default."""
 
     value: Any
 

@@ -65,7 +65,7 @@ KINDS = {
     "factory": Kind("elsewhere:load_factory", _LOOK | {"weights", "key", "input"}, of_a_library=True, of_the_user=True),
 }
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".caffemodel")  # suffixes of weights files
-OPTIONS: dict[str, Any] = {  # types of options; the others are strings
+OPTION_TYPES: dict[str, Any] = {  # options that are not strings
     "size": Side,
     "resize": Side,
     "mean": tuple[float, ...],
@@ -83,7 +83,7 @@ class Source:
     Attributes:
         kind: path, random, gaussian, kmeans, torchvision, timm, factory, zoo or hf-hub.
         name: what follows the kind.
-        options: the rest, by key, of the types in :data:`OPTIONS`.
+        options: the remaining options by name, with values of the types in :data:`OPTION_TYPES`.
         text: as the user wrote it.
         licence: of published weights, once they are fetched.
         untrained: build the net without its weights, but with their input.
@@ -143,8 +143,8 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
 
 
 def _parse_option(key: str, text: str, source: str) -> Any:
-    """The value of an option; several numbers of mean and std stand between colons."""
-    name, hint = f"{source!r}: {key}", OPTIONS.get(key, str)
+    """Parse the value of an option by its type; mean and std are one number, or three separated by colons."""
+    name, hint = f"{source!r}: {key}", OPTION_TYPES.get(key, str)
     if key not in ("mean", "std"):
         value = parse_text(text, hint, name)
         check_value(name, value, hint)

@@ -70,14 +70,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def resolve_auto(config: C, run: RunFolder, world: World) -> C:
-    """Replace every ``auto`` of precision, memory format and compilation: by the value that the run began with, else by
-    the table's. Rank 0 decides for all."""
+    """Replace ``auto`` in precision, channels_last and compile by the value stored in a resumed run, or by the default
+    for the device (:data:`AUTO`). Rank 0 decides for all ranks."""
 
     def resolve() -> dict[str, Any]:
         table = dict(zip(("precision", "channels_last", "compile"), AUTO[device_kind(world.device)], strict=True))
         stored = flatten(run.stored_config()) if run.resuming else {}
         auto = {key.name: key.name.rpartition(".")[2] for key, value in items(config) if value == "auto"}
-        values = {name: stored.get(name, "auto") for name, kind in auto.items() if kind in table}
+        values = {name: stored.get(name, "auto") for name, field_name in auto.items() if field_name in table}
         return {name: table[auto[name]] if value == "auto" else value for name, value in values.items()}
 
     return override(config, world.from_main(resolve))

@@ -12,7 +12,7 @@ import slurm.cli
 import transfer.cli
 
 
-def completed(module, line: str, monkeypatch, capsys) -> list[str]:
+def complete_line(module, line: str, monkeypatch, capsys) -> list[str]:
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line.encode())))
     assert module.main(["--complete", "crosschannel", "", ""]) == 0
@@ -36,11 +36,11 @@ def completed(module, line: str, monkeypatch, capsys) -> list[str]:
         (crosschannel.cli, "crosschannel pretrain --out 'half", []),
     ],
 )
-def test_words_that_may_stand_at_the_cursor(module, line, expected, monkeypatch, capsys):
-    assert completed(module, line, monkeypatch, capsys) == expected
+def test_completions_at_the_cursor(module, line, expected, monkeypatch, capsys):
+    assert complete_line(module, line, monkeypatch, capsys) == expected
 
 
-def test_the_printed_line_turns_completion_on_in_bash():
+def test_the_printed_line_enables_completion_in_bash():
     bin = Path(sys.executable).parent
     script = 'eval "$(crosschannel --completion)"; complete -p crosschannel'
     environment = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}"}

@@ -31,7 +31,7 @@ def needed(program: str, name: str) -> tuple[list[str], list[str]]:
     """Words for the positional keys of a command, and flags for its other required keys."""
     command = PROGRAMS[program].commands[name]
     operands, flags = [], []
-    for key in keys_of(command.keys()):
+    for key in keys_of(command.config_class()):
         if key.name in command.positional:
             operands.append((command.positional.index(key.name), f"{key.name}-word"))
         elif key.is_required:

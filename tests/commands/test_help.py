@@ -30,7 +30,7 @@ def test_help_names_every_key_in_words(program, name, capsys, monkeypatch):
     assert max(map(len, text.splitlines())) <= 80 or "usage" in max(text.splitlines(), key=len)
     assert not re.search(r"Optional\[|Literal\[|typing|NoneType|Annotated|taken as by every", text)
     command = program.commands[name]
-    for key in keys_of(command.keys()):
+    for key in keys_of(command.config_class()):
         typed = key.name.upper() if key.name in command.positional else f"--{key.name}"
         assert key.is_hidden or (typed in text and key.description), key.name
 
@@ -41,11 +41,11 @@ def test_help_says_defaults_ranges_and_what_is_needed(capsys, monkeypatch):
     assert "--data DATA a folder of images, tar shards, builtin:sample, torchvision:imagenette or package." in text
     assert "(between 0 and 1; default 0.05)" in text and "--optim.betas [X ...]" in text
     assert "--model.norm [true|false]" in text and "--crop.kind random|random-in-centre" in text
-    assert text.index("The net:") < text.index("How the weights move:")  # what is its own comes first
+    assert text.index("The net:") < text.index("Optimiser:")  # what is its own comes first
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--task", "larsson")
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--config", "larsson")
     probe = " ".join(helped(TRANSFER, "linear-probe", capsys).split())
-    config = TRANSFER.commands["linear-probe"].keys()(backbone="b", data="d")
+    config = TRANSFER.commands["linear-probe"].config_class()(backbone="b", data="d")
     assert f"above 0; default {config.optim.lr:g}" in probe  # the command's own, not its group's
     assert "default paper" not in probe and "--train.compile auto|true|false" in probe
     assert "default 90" in " ".join(helped(TRANSFER, "linear-probe", capsys, "--config", "deepcluster").split())

@@ -1,4 +1,4 @@
-"""A key is one line and a command is one row: flags, YAML, help, checks, completion and stored configs follow."""
+"""Flags, YAML, help, checks, completion and stored configs all follow from one config dataclass."""
 
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import yaml
 from annotated_types import Interval
 
 from crosschannel import UserError
-from crosschannel.command import Command, fill
+from crosschannel.command import Command, format_command
 from crosschannel.config.keys import items, keys_of, legacy_defaults, values_of_role
 from crosschannel.config.load import build, build_stored, check_config, override, to_yaml
 from crosschannel.config.training import CommandConfig
@@ -58,23 +58,23 @@ class PaintConfig(CommandConfig):
 
 
 module = ModuleType("painting")
-module.PaintConfig, module.painted = PaintConfig, []
-module.paint = module.painted.append
+module.PaintConfig, module.calls = PaintConfig, []
+module.paint = module.calls.append
 ROW = Command(
     "painting:PaintConfig", "painting:paint", "paint", ("images",), {"c": "colour"}, ("paint {images} --twice",)
 )
 PROGRAM = Program("art", "Art.", {"paint": ROW})
-NEEDED = ["a.png", "--data=d"]
+REQUIRED = ["a.png", "--data=d"]
 
 
 @pytest.fixture(autouse=True)
 def painting(monkeypatch):
     monkeypatch.setitem(sys.modules, "painting", module)
-    module.painted.clear()
+    module.calls.clear()
 
 
 def parse(*words: str) -> PaintConfig:
-    return PROGRAM.parse("paint", [*NEEDED, *words])
+    return PROGRAM.parse("paint", [*REQUIRED, *words])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def parse(*words: str) -> PaintConfig:
         ([], "solver.steps", 20),
     ],
 )
-def test_a_flag_is_read_by_the_type_of_its_key(words, name, value):
+def test_flags_are_parsed_by_the_type_of_their_key(words, name, value):
     assert {key.name: found for key, found in items(parse(*words))}[name] == value
 
 
@@ -122,18 +122,18 @@ def test_a_flag_is_read_by_the_type_of_its_key(words, name, value):
         (["-x"], "no key '-x'"),
     ],
 )
-def test_a_bad_flag_is_one_sentence(words, message, capsys):
-    assert run_program(PROGRAM, ["paint", *NEEDED, *words]) == 2
+def test_a_bad_flag_prints_one_line_and_exits_with_2(words, message, capsys):
+    assert run_program(PROGRAM, ["paint", *REQUIRED, *words]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("art: ") and message in error and error.count("\n") == 1 and not module.painted
+    assert error.startswith("art: ") and message in error and error.count("\n") == 1 and not module.calls
 
 
-def test_missing_keys_are_named_together(capsys):
+def test_missing_keys_are_named(capsys):
     assert run_program(PROGRAM, ["paint"]) == 2 and "missing: images" in capsys.readouterr().err
     assert run_program(PROGRAM, ["paint", "a.png"]) == 2 and "missing: data" in capsys.readouterr().err
 
 
-def test_layers_go_over_one_another(tmp_path):
+def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path):
     (tmp_path / "mine.yaml").write_text("solver: {betas: [0, 1]}\ncoats: 5\nextra: {a: '1'}\n")
     config = parse(f"--config={tmp_path / 'mine.yaml'}", "--coats=7", "--extra.b=2")
     assert (config.coats, config.solver, config.extra) == (7, SolverConfig(20, (0.0, 1.0)), {"a": "1", "b": "2"})
@@ -154,7 +154,7 @@ def test_help_and_print_config_show_every_key(capsys):
     assert tree["coats"] == 4 and tree["images"] is None and tree["solver"] == {"steps": 20, "betas": [0.9, 0.99]}
 
 
-def test_a_config_survives_its_file_and_is_checked_in_python():
+def test_configs_round_trip_through_yaml_and_are_checked_in_python():
     config = parse("--solver.steps=5", "--colour=red")
     assert build_stored(PaintConfig, yaml.safe_load(to_yaml(config)), "it") == config == check_config(config)
     for bad in (PaintConfig(["a"], coats=0), PaintConfig(["a"], solver=SolverConfig(0)), PaintConfig(["a"], solver=3)):
@@ -166,15 +166,15 @@ def test_a_config_survives_its_file_and_is_checked_in_python():
         build_stored(PaintConfig, {"images": [], "newer": 1}, "it")
 
 
-def test_roles_and_legacy_defaults_stand_beside_the_type():
+def test_roles_and_legacy_defaults_are_read_from_types():
     config = build(PaintConfig, {"images": ["a"], "data": "d", "masks": ["builtin", "m"]})
     assert values_of_role(config, Data) == {"data": "d"}
     assert legacy_defaults(PaintConfig)["coats"] == 1 and legacy_defaults(PaintConfig)["solver.steps"] == 20
     assert {key.name for key in keys_of(PaintConfig) if key.is_runtime} == {"glossy", "data", "device"}
 
 
-def test_a_command_runs_and_suggests_the_next(capsys):
+def test_a_command_runs_and_prints_next_steps(capsys):
     assert run_program(PROGRAM, ["paint", "a b.png", "--data=d"]) == 0
-    assert module.painted[0].images == ["a b.png"]
+    assert module.calls[0].images == ["a b.png"]
     assert capsys.readouterr().err == "next:\n  paint 'a b.png' --twice\n"
-    assert fill("x {out}-report {runs}", out="a/", runs=["b", "c d"]) == "x a-report b 'c d'"
+    assert format_command("x {out}-report {runs}", out="a/", runs=["b", "c d"]) == "x a-report b 'c d'"

@@ -41,8 +41,8 @@ def test_a_changed_description_keeps_the_rest():
 @pytest.mark.parametrize(
     ("stored", "words"),
     [
-        (None, "the file is damaged, or of another version: it has no keys"),
-        ([], "the file is damaged, or of another version: it has no keys"),
+        (None, "the file is damaged, or of another version: expected a mapping of keys"),
+        ([], "the file is damaged, or of another version: expected a mapping of keys"),
         ({"name": 3}, "the file is damaged, or of another version: name must be a string, got 3"),
         ({"name": "alexnet", "in_channels": 0}, "in_channels must be"),
         (

@@ -63,7 +63,7 @@ def test_sigterm_saves_exits_75_and_the_same_command_goes_on(small, finished_pro
 
     monkeypatch.setattr(LinearProbe, "step", step)
     out = tmp_path / "run"
-    assert main([*small, f"--out={out}"]) == 75 and "same command goes on" in capsys.readouterr().err
+    assert main([*small, f"--out={out}"]) == 75 and "same command again to resume" in capsys.readouterr().err
     assert main([*small, f"--out={out}"]) == 0 and "at step 6 of 24" in capsys.readouterr().err
     assert figures(out) == figures(finished_probe)
 
