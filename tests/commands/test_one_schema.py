@@ -148,7 +148,7 @@ def test_help_and_print_config_show_every_key(capsys):
     shown = [key for key in keys_of(PaintConfig) if key.name != "secret"]
     assert all(key.description in text for key in shown) and "not shown" not in text
     assert "IMAGES picture files (required)" in text and "--sizes N sizes of the brush (within 1..9; default 3)" in text
-    assert "--colour red|off, -c red|off" in text and "Solver:" in text and "default 20" in text
+    assert "-c red|off colour of the paint" in text and "Solver:" in text and "default 20" in text
     assert run_program(PROGRAM, ["paint", "--coats=4", "--print_config"]) == 0
     tree = yaml.safe_load(capsys.readouterr().out)
     assert tree["coats"] == 4 and tree["images"] is None and tree["solver"] == {"steps": 20, "betas": [0.9, 0.99]}
