@@ -187,7 +187,7 @@ def parse_text(text: str | list[str], hint: Any, name: str) -> Any:
     if is_optional(hint):
         if joined == "":
             raise UserError(f"{name} must not be empty")
-        if joined in ("null", "None"):
+        if joined == "null":
             return None
     if _holds_strings(hint):
         lists = [index for index, word in enumerate(words) if word.startswith("[")]

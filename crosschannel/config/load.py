@@ -116,8 +116,7 @@ def _convert(value: Any, hint: Any, default: Any, name: str) -> Any:
         return [_construct(get_args(base_type)[0], entry, None, f"{name}.") for entry in value]
     if origin in (list, tuple) and isinstance(value, list | tuple):
         value = origin(value)
-    check_value(name, value, hint)
-    return value
+    return check_value(name, value, hint)
 
 
 def _mapping_error(cls: type, name: str, value: Any) -> str:
@@ -137,8 +136,12 @@ def _check_rules(config: Any) -> None:
         config.check()
 
 
-def check_value(name: str, value: Any, hint: Any) -> None:
-    """Raise a :class:`UserError` for a wrong type, a value out of range, NaN, infinity, a NUL or more than 63 bits."""
+def check_value(name: str, value: Any, hint: Any) -> Any:
+    """Check a value by its type, and return it; a whole number becomes a float if the type is float.
+
+    Raises:
+        UserError: a wrong type, a value out of range, NaN, infinity, a NUL or more than 63 bits.
+    """
     from pydantic import ValidationError
 
     for leaf in _leaves(value):
@@ -147,7 +150,7 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         if isinstance(leaf, str) and "\0" in leaf:
             raise UserError(f"{name} holds a NUL character: {leaf!r}")
     try:
-        _validator(hint).validate_python(value, strict=True)
+        checked = _validator(hint).validate_python(value, strict=True)
     except ValidationError as error:
         is_out_of_range = any(detail["type"] in _RANGE_ERRORS for detail in error.errors(include_url=False))
         expected = describe_range(hint) if is_out_of_range else describe_type(hint)
@@ -155,6 +158,7 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     large = next((leaf for leaf in _leaves(value) if isinstance(leaf, int | float) and abs(leaf) > _MAX_INT), None)
     if large is not None:
         raise UserError(f"{name} must be a number of at most 63 bits, got {str(large)[:20]}")
+    return checked
 
 
 @cache

@@ -146,9 +146,7 @@ def _parse_option(key: str, text: str, source: str) -> Any:
     """Parse the value of an option by its type; mean and std are one number, or three separated by colons."""
     name, hint = f"{source!r}: {key}", OPTION_TYPES.get(key, str)
     if key not in ("mean", "std"):
-        value = parse_text(text, hint, name)
-        check_value(name, value, hint)
-        return value
+        return check_value(name, parse_text(text, hint, name), hint)
     numbers = parse_text(text.split(":"), hint, name)
     if len(numbers) not in (1, 3) or not all(isinstance(number, int | float) for number in numbers):
         raise UserError(f"{name} is a number, or three such as 0.485:0.456:0.406, got {text!r}")

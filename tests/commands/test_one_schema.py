@@ -160,6 +160,7 @@ def test_configs_round_trip_through_yaml_and_are_checked_in_python():
     for bad in (PaintConfig(["a"], coats=0), PaintConfig(["a"], solver=SolverConfig(0)), PaintConfig(["a"], solver=3)):
         with pytest.raises(UserError):
             check_config(bad)
+    assert repr(check_config(SolverConfig(betas=[0, 1])).betas) == "(0.0, 1.0)"  # as in every stored file
     with pytest.raises(UserError, match="takes a config, SolverConfig"):
         check_config(config, SolverConfig)
     with pytest.raises(UserError, match=r"^it is damaged, or of another version: no key 'newer'"):
