@@ -13,7 +13,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from crosschannel.config.flags import CommandParser, docstring_title, read_common, terminal_width
-from crosschannel.config.keys import flatten, keys_of
+from crosschannel.config.keys import flatten, items, keys_of
 from crosschannel.config.load import MissingKeysError, build, find_config, merge, nest, read_config, to_yaml
 from crosschannel.errors import UserError
 from crosschannel.files import user_path
@@ -67,7 +67,7 @@ class Command:
         return [format_command(template, **vars(config)) for template in self.next_steps]
 
 
-def format_command(template: str, **values: Any) -> str:
+def format_command(template: str, /, **values: Any) -> str:
     """Format a command line, quoted for the shell. A word that is only ``{key}`` becomes one word per list element.
 
     Trailing slashes of values are dropped, so that ``{out}-report`` works for ``--out runs/a/``.
@@ -91,8 +91,8 @@ class Invocation:
 
     Attributes:
         common: flags that every command has.
-        path: the config file that ``--config`` names; None without it.
-        file_values: values from that file, as a nested mapping.
+        path: the config file that ``--config`` names, the last if there are several; None without it.
+        file_values: values from these files, later over earlier ones, as a nested mapping.
         config_class: the config dataclass, chosen by the selector if there is one.
 
     Raises:
@@ -103,9 +103,9 @@ class Invocation:
         self.command, self.name, self.words, self.configs = command, name, words, configs
         self.common = read_common(words, command.config_flag, command.selector)
         self.path, self.file_values = None, {}
-        if self.common.config is not None:
-            self.path = find_config(self.common.config, configs, command.config_flag)
-            self.file_values = read_config(self.path, command.config_flag)
+        for name_or_file in self.common.config or ():
+            self.path = find_config(name_or_file, configs, command.config_flag)
+            self.file_values = merge(self.file_values, read_config(self.path, command.config_flag))
         selected = self.common.selector or self.file_values.get(command.selector)
         if not isinstance(selected, str | None):
             raise UserError(f"{command.selector} must be a name, got {selected!r}")
@@ -130,11 +130,10 @@ class Invocation:
         Raises:
             UserError: an unknown key, an invalid value, or a missing key; one sentence.
         """
-        tree = self.read()
-        config = build(self.config_class, tree)
+        config = build(self.config_class, self.read())
         if is_partial:
             return config
-        missing = [key.name for key in keys_of(self.config_class) if key.is_required and not tree.get(key.name)]
+        missing = [key.name for key, value in items(config) if key.is_required and value in ("", [])]
         if missing:
             raise MissingKeysError(missing)
         if hasattr(config, "default_out") and config.out is None:

@@ -47,5 +47,6 @@ def _candidates(program: "Program", words: list[str]) -> list[str]:
             return sorted(path.stem for path in invocation.configs.glob("*.yaml"))
         if previous in keys and choices_of(keys[previous]):
             return choices_of(keys[previous])
-        return [*keys, flag, "--help"]
+        positional = {f"--{key}" for key in invocation.command.positional}
+        return [*(name for name in keys if name not in positional), flag, "--help", "--print_config", "--debug"]
     return []

@@ -191,8 +191,8 @@ def _run_command(program: Program, argv: list[str]) -> int:
         return 0
     config, is_main = invocation.load(), os.environ.get("RANK", "0") == "0"
     if hasattr(config, "protocol") and is_main:  # print which config a measurement uses
-        name = invocation.common.config
-        settings = f"config {name}" if name else "no --config, the defaults that --help shows"
+        names = ", ".join(invocation.common.config or ())
+        settings = f"config {names}" if names else "no --config, the defaults that --help shows"
         say(f"{program.name} {invocation.name}: {settings}")
     keep_freed_memory()
     try:

@@ -86,16 +86,18 @@ def parse_yaml(text: str, what: str) -> Any:
 
 @cache
 def _yaml_loader() -> type:
-    """PyYAML's safe loader with the floats of YAML 1.2."""
+    """PyYAML's safe loader with the numbers of YAML 1.2: 017 is seventeen, and 12:30 is a string."""
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, regex) for tag, regex in rules if not tag.endswith((":timestamp", ":float"))]
+            first: [(tag, regex) for tag, regex in rules if not tag.endswith((":timestamp", ":float", ":int"))]
             for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
     number = r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda _loader, node: int(node.value))
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{number})$"), list("-+0123456789."))
     return Loader
 

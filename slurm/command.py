@@ -111,8 +111,9 @@ def read_command(words: Sequence[str]) -> WrappedCommand:
         raise UserError("after -- comes a command such as: crosschannel pretrain --config imagenette")
     module, table = PROGRAMS[Path(program).name]
     invocation = table.invocation(rest)
-    if invocation.common.help:
-        raise UserError(f"--help is for the command itself: {Path(program).name} {invocation.name} --help")
+    for flag in ("help", "print_config"):
+        if getattr(invocation.common, flag):
+            raise UserError(f"--{flag} is for the command itself: {Path(program).name} {invocation.name} --{flag}")
     return WrappedCommand(module, invocation, invocation.load())
 
 

@@ -24,7 +24,9 @@ class _Parser(ArgumentParser):
 
     def __init__(self, config_flag: str = "config", **options: Any):
         super().__init__(add_help=False, allow_abbrev=False, **options)
-        self.add_argument(*dict.fromkeys([f"--{config_flag}", "--config"]), dest="config", help=SUPPRESS)
+        self.add_argument(
+            *dict.fromkeys([f"--{config_flag}", "--config"]), dest="config", action="append", help=SUPPRESS
+        )
         self.add_argument("-h", "--help", action="store_true", help=SUPPRESS)
         for name in _COMMON[2:]:
             self.add_argument(f"--{name}", action="store_true", help=SUPPRESS)
@@ -49,7 +51,7 @@ def read_common(words: Sequence[str], config_flag: str = "config", selector: str
     """Read the flags that all commands share, and the selector; ignore all others.
 
     Returns:
-        ``config`` and ``selector``, None if absent, and the switches ``help``, ``print_config`` and ``debug``.
+        ``config`` (a list) and ``selector``, None if absent, and the switches ``help``, ``print_config`` and ``debug``.
     """
     parser = _Parser(config_flag)
     parser.add_argument(f"--{selector or 'selector'}", dest="selector")
@@ -61,7 +63,8 @@ class CommandParser(_Parser):
 
     Args:
         config: dataclass of the keys.
-        positional: names of keys that are positional arguments; a list takes all remaining words.
+        positional: names of keys that are positional arguments; a list takes all remaining words, and a hidden key
+            those after ``--`` alone.
         aliases: keys by alias, without dashes.
         config_flag: name of the flag for a config file, also accepted as ``--config``.
         file_values: values from a config file, shown in help instead of defaults, by dotted name.
@@ -113,7 +116,7 @@ class CommandParser(_Parser):
         arguments: dict[str, Any] = {"metavar": _metavar(key)}
         if key.type is bool:
             return arguments | {"nargs": "?", "const": "true"}
-        if any(self.keys[name].element for name in self.positional):
+        if any(self.keys[name].element and not self.keys[name].is_hidden for name in self.positional):
             return arguments | {"action": "append" if _holds_strings(key.hint) else "store"}
         if _holds_strings(key.hint):
             return arguments | {"action": "extend", "nargs": "*"}
@@ -127,30 +130,40 @@ class CommandParser(_Parser):
         """
         options, operands = split_at_separator(words)
         options = list(_rename_flags(options, self.aliases, [k for k, key in self.keys.items() if key.type is bool]))
-        for flag in dict.fromkeys(
-            word.partition("=")[0] for word in options
-        ):  # entries of a dict key, such as --extra.NAME
-            name, dot, _ = flag.removeprefix("--").partition(".")
-            if dot and name in self.keys:
-                self.add_argument(flag, dest=flag.removeprefix("--"))
+        last = {word.partition("=")[0].removeprefix("--"): number for number, word in enumerate(options)}
+        for name in last:  # entries of a dict key, such as --extra.NAME
+            if "." in name and name.partition(".")[0] in self.keys:
+                self.add_argument(f"--{name}", dest=name)
         for action in [action for action in self._actions if not action.option_strings]:
             self._remove_action(action)  # positional arguments may stand between flags
         parsed, rest = self.parse_known_args(options)
         unknown = next((word for word in rest if word.startswith("-") and word != "-"), None)
         if unknown is not None:
             name = unknown.partition("=")[0].removeprefix("--")
-            raise UnknownKeyError(name, list(self.keys)) if name else UserError(f"unrecognized argument {unknown}")
-        flat = {}
-        for name, value in vars(parsed).items():
-            if name not in _COMMON:
-                hint = self.keys[name].hint if name in self.keys else str if "." in name else dict
-                flat[name] = parse_text(value, hint, name)
-        return nest(flat) | self._assign([*rest, *operands])
+            if name in self.positional:
+                raise UserError(f"{name} is a positional argument: give it without --{name}")
+            if name and unknown.startswith("--"):
+                raise UnknownKeyError(name, [*self.keys, *_COMMON])
+            raise UserError(f"unrecognized argument {unknown}; a positional argument with a dash goes after --")
+        values = {name: value for name, value in vars(parsed).items() if name not in _COMMON}
+        in_order = sorted(values, key=lambda name: last.get(name, 0))  # of a group and its key, the last one wins
+        layer = nest({name: parse_text(values[name], self._hint(name), name) for name in in_order})
+        hidden = [name for name in self.positional if self.keys[name].is_hidden]
+        if hidden:
+            return layer | self._assign(rest, ()) | self._assign(operands, hidden)
+        return layer | self._assign([*rest, *operands], self.positional)
 
-    def _assign(self, words: list[str]) -> dict[str, Any]:
+    def _hint(self, name: str) -> Any:
+        """Type of a key, of a group, or of an entry of a dict key."""
+        if name in self.keys:
+            return self.keys[name].hint
+        base_type = self.keys[name.partition(".")[0]].type if "." in name else dict
+        return get_args(base_type)[1] if get_args(base_type) else Any
+
+    def _assign(self, words: list[str], names: Sequence[str]) -> dict[str, Any]:
         """Positional arguments by key."""
         values: dict[str, Any] = {}
-        for name in self.positional:
+        for name in names:
             if words:
                 values[name], words = (words, []) if self.keys[name].element else (words[0], words[1:])
         if words:

@@ -228,7 +228,9 @@ def describe_type(hint: Any) -> str:
         return f"{ {2: 'two', 3: 'three'}.get(len(arguments), len(arguments)) } numbers such as 0.5,1.0"
     if origin in (list, tuple):
         return f"a list, each {describe_type(arguments[0])}"
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a dictionary"}
+    if origin is dict:
+        return f"a dictionary, each value {describe_type(arguments[1])}"
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     return words.get(origin or hint, "None" if hint is type(None) else getattr(hint, "__name__", str(hint)))
 
 

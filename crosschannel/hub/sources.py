@@ -147,10 +147,13 @@ def _parse_option(key: str, text: str, source: str) -> Any:
     name, hint = f"{source!r}: {key}", OPTION_TYPES.get(key, str)
     if key not in ("mean", "std"):
         return check_value(name, parse_text(text, hint, name), hint)
-    numbers = parse_text(text.split(":"), hint, name)
-    if len(numbers) not in (1, 3) or not all(isinstance(number, int | float) for number in numbers):
+    try:
+        numbers = tuple(map(float, text.split(":")))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
         raise UserError(f"{name} is a number, or three such as 0.485:0.456:0.406, got {text!r}")
-    return tuple(map(float, numbers)) * (3 // len(numbers))
+    return check_value(name, numbers * (3 // len(numbers)), hint)
 
 
 def inner_source(source: Source) -> Source:

@@ -57,7 +57,7 @@ class InputSpec:
         for key in ("mean", "std"):
             object.__setattr__(self, key, _as_tuple(getattr(self, key)))
         for key in keys_of(InputSpec):
-            check_value(f"input {key.name}", getattr(self, key.name), key.hint)
+            object.__setattr__(self, key.name, check_value(f"input {key.name}", getattr(self, key.name), key.hint))
         self.check()
 
     def check(self) -> None:

@@ -74,10 +74,11 @@ def resolve_auto(config: C, run: RunFolder, world: World) -> C:
     for the device (:data:`AUTO`). Rank 0 decides for all ranks."""
 
     def resolve() -> dict[str, Any]:
-        table = dict(zip(("precision", "channels_last", "compile"), AUTO[device_kind(world.device)], strict=True))
+        precision, channels_last, compiled = AUTO[device_kind(world.device)]
+        table = {"precision": precision, "train.precision": precision}
+        table |= {"train.channels_last": channels_last, "train.compile": compiled}
         stored = flatten(run.stored_config()) if run.resuming else {}
-        auto = {key.name: key.name.rpartition(".")[2] for key, value in items(config) if value == "auto"}
-        values = {name: stored.get(name, "auto") for name, field_name in auto.items() if field_name in table}
-        return {name: table[auto[name]] if value == "auto" else value for name, value in values.items()}
+        auto = [key.name for key, value in items(config) if key.name in table and value == "auto"]
+        return {name: table[name] if stored.get(name, "auto") == "auto" else stored[name] for name in auto}
 
     return override(config, world.from_main(resolve))

@@ -50,6 +50,8 @@ class PaintConfig(CommandConfig):
     """glossy paint"""
     extra: dict[str, str] = field(default_factory=dict)
     """more options"""
+    counts: dict[str, int] = field(default_factory=dict)
+    """numbers by name"""
     coats: Annotated[int, Interval(ge=1, le=9), LegacyDefault(1)] = 2
     """number of coats"""
     secret: Annotated[str, HIDDEN] = ""
@@ -97,6 +99,10 @@ def parse(*words: str) -> PaintConfig:
         (["--extra.a-b", "1", "--extra.c=x=y"], "extra", {"a_b": "1", "c": "x=y"}),
         (["b.png", "--coats", "3", "--", "--c.png", "--"], "images", ["a.png", "b.png", "--c.png", "--"]),
         ([], "solver.steps", 20),
+        (["--solver.steps=3", "--solver={steps: 4}", "--solver.steps=5"], "solver.steps", 5),
+        (["--solver.steps=3", "--solver={steps: 4}"], "solver.steps", 4),
+        (["--counts.a=1", "--counts={b: 2}"], "counts", {"a": 1, "b": 2}),
+        (["--seed=017"], "seed", 17),
     ],
 )
 def test_flags_are_parsed_by_the_type_of_their_key(words, name, value):
@@ -119,7 +125,10 @@ def test_flags_are_parsed_by_the_type_of_their_key(words, name, value):
         (["--seed=-1"], "seed must be at least 0"),
         (["--coats"], "expected one argument"),
         (["--glossy=maybe"], "glossy must be true or false, got 'maybe'"),
-        (["-x"], "no key '-x'"),
+        (["-x"], "unrecognized argument -x"),
+        (["--images=b"], "images is a positional argument: give it without --images"),
+        (["--extra={a: 1}"], "extra must be a dictionary, each value a string"),
+        (["--coats=12:30"], "coats must be a whole number, got '12:30'"),
     ],
 )
 def test_a_bad_flag_prints_one_line_and_exits_with_2(words, message, capsys):
@@ -137,9 +146,28 @@ def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path):
     (tmp_path / "mine.yaml").write_text("solver: {betas: [0, 1]}\ncoats: 5\nextra: {a: '1'}\n")
     config = parse(f"--config={tmp_path / 'mine.yaml'}", "--coats=7", "--extra.b=2")
     assert (config.coats, config.solver, config.extra) == (7, SolverConfig(20, (0.0, 1.0)), {"a": "1", "b": "2"})
+    (tmp_path / "over.yaml").write_text("solver: {steps: 9}\n")
+    both = parse(f"--config={tmp_path / 'mine.yaml'}", "--config", str(tmp_path / "over.yaml"))
+    assert (both.coats, both.solver) == (5, SolverConfig(9, (0.0, 1.0)))
     assert override(config, {"steps": 3, "sizes": (1, 2)}).solver.steps == 3
     with pytest.raises(UserError, match="did you mean coats"):
         override(config, {"coat": 1})
+
+
+def test_a_required_key_may_be_zero_or_false_and_may_stand_in_a_group():
+    @dataclass
+    class Inner:
+        x: int
+
+    @dataclass
+    class Outer:
+        inner: Inner
+        on: bool
+
+    program = Program("p", "P.", {"c": Command(Outer, "painting:paint", "c")})
+    assert program.parse("c", ["--inner.x=0", "--on=false"]) == Outer(Inner(0), False)
+    with pytest.raises(UserError, match=r"missing: inner\.x"):
+        program.parse("c", ["--on", "--inner={}"])
 
 
 def test_help_and_print_config_show_every_key(capsys):

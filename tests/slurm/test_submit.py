@@ -85,6 +85,7 @@ BAD = [
     ("a factory that is gone", [], [*KNN, "--backbone=nomodule.x:make"], "no package nomodule for"),
     ("a batch that ranks cannot share", ["--nodes=3"], ["SMALL"], "train.batch (8) must be a multiple of ranks"),
     ("ranks for a command that has no use for them", ["--nodes=2"], ["crosschannel", "zoo"], "does not share its work"),
+    ("a config to print", [], ["crosschannel", "zoo", "--print_config"], "--print_config is for the command itself"),
     ("no nodes", ["--nodes=0"], ["SMALL"], "nodes must be within 1..100000, got 0"),
     ("no time", ["--hours=0"], ["SMALL"], "hours must be above 0"),
     ("no such key", ["--node=2"], ["SMALL"], "no key 'node'; did you mean"),
