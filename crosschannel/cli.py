@@ -3,14 +3,8 @@
 import sys
 
 from crosschannel.command import Command
+from crosschannel.commands.next_steps import measure
 from crosschannel.program import Program, run_program
-
-
-def _measure(source: str) -> tuple[str, ...]:
-    """Commands that measure new weights."""
-    probe = f"transfer linear-probe --config imagenette --backbone {source} --data DATA"
-    return probe, f"transfer knn --backbone {source} --data DATA"
-
 
 PROGRAM = Program(
     "crosschannel",
@@ -72,14 +66,14 @@ PROGRAM = Program(
             "other people's weights as ours",
             ("file",),
             {"as": "name"},
-            next_steps=_measure("{out}"),
+            next_steps=measure("{out}"),
         ),
         "push": Command(
             "crosschannel.commands.config:PushConfig",
             "crosschannel.commands.export:push",
             "a backbone to the Hugging Face Hub",
             ("backbone", "repository"),
-            next_steps=_measure("hf-hub:{repository}"),
+            next_steps=measure("hf-hub:{repository}"),
         ),
         "zoo": Command(
             "crosschannel.commands.config:ZooConfig",
@@ -125,7 +119,7 @@ PROGRAM = Program(
             "crosschannel.commands.layers:show",
             "list the layers of a backbone",
             ("backbone",),
-            next_steps=_measure("{backbone}"),
+            next_steps=measure("{backbone}"),
         ),
         "configs": Command(
             "crosschannel.commands.config:ConfigsConfig",

@@ -137,9 +137,8 @@ class Invocation:
         if missing:
             raise MissingKeysError(missing)
         if hasattr(config, "default_out") and config.out is None:
-            config = replace(
-                config, out=config.default_out(self.path.stem if self.path else self.name, self.file_values)
-            )
+            name = self.path.stem if self.path else self.name
+            config = replace(config, out=config.default_out(name, self.file_values))
         if self.path and os.path.realpath(self.path) == os.path.realpath(getattr(config, "out", None) or ""):
             raise UserError(f"--out {config.out} would overwrite the {self.command.config_flag}; give another --out")
         return config
@@ -150,25 +149,20 @@ class Invocation:
         Raises:
             UserError: as :meth:`load`; if a key without a default is missing, rules between keys are not checked.
         """
+        tree = self.read()
         with contextlib.suppress(MissingKeysError):
-            self.load(is_partial=True)
-        defaults = nest(
-            {key.name: None if key.default is MISSING else key.default for key in keys_of(self.config_class)}
-        )
-        return to_yaml(merge(defaults, self.read()))
+            build(self.config_class, tree)
+        keys = keys_of(self.config_class)
+        defaults = nest({key.name: None if key.default is MISSING else key.default for key in keys})
+        return to_yaml(merge(defaults, tree))
 
     def help_text(self, program: str) -> str:
         """Format the usage, the packaged configs, and every key with its default (from ``--config``, if given)."""
-        command, flag, keys = (
-            self.command,
-            self.command.config_flag,
-            {key.name: key for key in keys_of(self.config_class)},
-        )
-        positional = [name for name in command.positional if not keys[name].is_hidden]
-        usage = [
-            f"{program} {self.name}{command.head}",
-            *(name.upper() + " …" * bool(keys[name].element) for name in positional),
-        ]
+        command, flag = self.command, self.command.config_flag
+        keys = {key.name: key for key in keys_of(self.config_class)}
+        positional = [keys[name] for name in command.positional if not keys[name].is_hidden]
+        usage = [f"{program} {self.name}{command.head}"]
+        usage += [f"{key.name.upper()} …" if key.element else key.name.upper() for key in positional]
         title = command.help if command.head else docstring_title(self.config_class) or command.help
         lines, end = textwrap.wrap(title, terminal_width()), ""
         if self.configs.is_dir() or hasattr(self.config_class, "default_out"):

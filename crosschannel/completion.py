@@ -42,11 +42,12 @@ def _candidates(program: "Program", words: list[str]) -> list[str]:
     with contextlib.suppress(UserError):  # the config or task name may be incomplete
         invocation = program.invocation([*name.split(), *rest])
         flag = f"--{invocation.command.config_flag}"
-        keys = {f"--{key.name}": key for key in keys_of(invocation.config_class) if not key.is_hidden}
+        excluded = invocation.command.positional
+        flags = [key for key in keys_of(invocation.config_class) if not key.is_hidden and key.name not in excluded]
+        keys = {f"--{key.name}": key for key in flags}
         if previous == flag:
             return sorted(path.stem for path in invocation.configs.glob("*.yaml"))
         if previous in keys and choices_of(keys[previous]):
             return choices_of(keys[previous])
-        positional = {f"--{key}" for key in invocation.command.positional}
-        return [*(name for name in keys if name not in positional), flag, "--help", "--print_config", "--debug"]
+        return [*keys, flag, "--help", "--print_config", "--debug"]
     return []

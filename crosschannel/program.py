@@ -223,7 +223,7 @@ def _quiet_hooks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if is_worker_loss(error):  # what is left of the loader may fail while the process ends
+        if is_worker_loss(error):  # the rest of the loader may fail while the process ends
             hook = lambda _args: None  # noqa: E731
         raise
     finally:

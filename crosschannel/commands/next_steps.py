@@ -6,6 +6,12 @@ from typing import Any
 from crosschannel.command import format_command
 
 
+def measure(source: str) -> tuple[str, str]:
+    """Templates of commands that measure new weights."""
+    probe = f"transfer linear-probe --config imagenette --backbone {source} --data DATA"
+    return probe, f"transfer knn --backbone {source} --data DATA"
+
+
 def pretrain(config: Any) -> list[str]:
     from crosschannel.data.datasets import kind_of
 
@@ -35,18 +41,16 @@ def evaluate(config: Any) -> list[str]:
 
 
 def export(config: Any) -> list[str]:
-    probe = format_command("transfer linear-probe --config imagenette --backbone {out} --data DATA", out=config.out)
+    probe = format_command(measure("{out}")[0], out=config.out)
     push = format_command("crosschannel push {backbone} OWNER/NAME", backbone=config.backbone)
     return [probe, push] if config.format == "safetensors" else [push]
 
 
 def fetch(config: Any) -> list[str]:
     source = config.source if ":" in config.source else f"zoo:{config.source}"
-    probe = "transfer linear-probe --config imagenette --backbone {source} --data DATA"
-    if source == "zoo:eccv16":
-        steps = ["crosschannel colorize photo.jpg --model {source}", probe]
-    else:
-        steps = [probe, "transfer knn --backbone {source} --data DATA"]
+    probe, knn = measure("{source}")
+    colorize = "crosschannel colorize photo.jpg --model {source}"
+    steps = [colorize, probe] if source == "zoo:eccv16" else [probe, knn]
     return [format_command(step, source=source) for step in steps]
 
 

@@ -54,7 +54,9 @@ def read_common(words: Sequence[str], config_flag: str = "config", selector: str
         ``config`` (a list) and ``selector``, None if absent, and the switches ``help``, ``print_config`` and ``debug``.
     """
     parser = _Parser(config_flag)
-    parser.add_argument(f"--{selector or 'selector'}", dest="selector")
+    parser.set_defaults(selector=None)
+    if selector:
+        parser.add_argument(f"--{selector}", dest="selector")
     return parser.parse_known_args(_rename_flags(split_at_separator(words)[0]))[0]
 
 
@@ -92,11 +94,7 @@ class CommandParser(_Parser):
             section = self.add_argument_group(docstring_title(groups[group][0].owner).rstrip(".") if group else None)
             for key in sorted(groups[group], key=self._sort_key):
                 default = file_values.get(key.name, key.default)
-                text = (
-                    SUPPRESS
-                    if key.is_hidden
-                    else (key.description + _range_and_default(key, default)).replace("%", "%%")
-                )
+                text = SUPPRESS if key.is_hidden else _describe(key, default)
                 if key.name not in positional:
                     section.add_argument(*self._flags(key), dest=key.name, help=text, **self._arguments(key))
                 elif text is not SUPPRESS:  # for help only; read() assigns the values
@@ -263,15 +261,16 @@ def _metavar(key: Key) -> str:
     )
 
 
-def _range_and_default(key: Key, default: Any) -> str:
-    """Format the range and the default (or "required") in parentheses."""
+def _describe(key: Key, default: Any) -> str:
+    """Help of a key for argparse: its description, with range and default (or "required") in parentheses."""
     allowed = "" if str in (key.element, key.type) else describe_range(key.hint)
     facts = [allowed] if allowed else []
     if key.is_required:
         facts.append("required")
     elif default not in (None, "", [], {}, MISSING) and default is not False and "default" not in key.description:
         facts.append(f"default {_format(default)}")
-    return f" ({'; '.join(facts)})" if facts else ""
+    text = f"{key.description} ({'; '.join(facts)})" if facts else key.description
+    return text.replace("%", "%%")
 
 
 def _format(value: Any) -> str:

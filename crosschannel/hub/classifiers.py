@@ -22,7 +22,7 @@ class ImageClassifier(nn.Module):
         preprocess: RGB in [0, 1] → what it takes.
         input: its size and resize.
         classes: names by output; empty where they are not known.
-        device: where it runs.
+        device: its device.
 
     Attributes:
         outputs: K.

@@ -150,7 +150,7 @@ def load_colorizer(
 
     Args:
         source: the net.
-        device: where it runs.
+        device: its device.
         size: short side, in pixels, at which it sees a picture; 0: its own.
         options: ``saturation``, ``gamut`` and ``upsample`` of a :class:`Colorizer`.
 

@@ -84,16 +84,16 @@ def read_study(folder: str | Path) -> tuple[Path, Manifest]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is no study: it has no {MANIFEST}; crosschannel study build makes one")
-    found = build_stored(Manifest, read_json(path), str(path))
-    named = {file for photograph in found.photographs for file in photograph.files.values()}
-    needed = {TRUTH, *found.methods, *[CHECK] * bool(found.checks)}
-    whole = all(needed <= photograph.files.keys() for photograph in found.photographs)
-    if not whole or named != found.sha256.keys() or any(Path(file).name != file for file in named):
+    manifest = build_stored(Manifest, read_json(path), str(path))
+    named = {file for photograph in manifest.photographs for file in photograph.files.values()}
+    needed = {TRUTH, *manifest.methods, *[CHECK] * bool(manifest.checks)}
+    whole = all(needed <= photograph.files.keys() for photograph in manifest.photographs)
+    if not whole or named != manifest.sha256.keys() or any(Path(file).name != file for file in named):
         raise UserError(f"{path} is damaged: it does not name all pictures")
-    practice = sum(photograph.practice for photograph in found.photographs)
-    if practice < found.practice or len(found.photographs) - practice < found.pairs:
+    practice = sum(photograph.practice for photograph in manifest.photographs)
+    if practice < manifest.practice or len(manifest.photographs) - practice < manifest.pairs:
         raise UserError(f"{path} is damaged: it has too few photographs")
-    return folder, found
+    return folder, manifest
 
 
 def check_pictures(folder: Path, manifest: Manifest) -> None:

@@ -41,7 +41,7 @@ def test_help_says_defaults_ranges_and_what_is_needed(capsys, monkeypatch):
     assert "--data DATA a folder of images, tar shards, builtin:sample, torchvision:imagenette or package." in text
     assert "(between 0 and 1; default 0.05)" in text and "--optim.betas [X ...]" in text
     assert "--model.norm [true|false]" in text and "--crop.kind random|random-in-centre" in text
-    assert text.index("The net:") < text.index("Optimiser:")  # what is its own comes first
+    assert text.index("The net:") < text.index("Optimiser:")  # a command's own groups come first
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--task", "larsson")
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--config", "larsson")
     probe = " ".join(helped(TRANSFER, "linear-probe", capsys).split())

@@ -106,7 +106,7 @@ def parse(*words: str) -> PaintConfig:
     ],
 )
 def test_flags_are_parsed_by_the_type_of_their_key(words, name, value):
-    assert {key.name: found for key, found in items(parse(*words))}[name] == value
+    assert {key.name: parsed for key, parsed in items(parse(*words))}[name] == value
 
 
 @pytest.mark.parametrize(

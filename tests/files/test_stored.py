@@ -136,8 +136,8 @@ class Outer:
 
 def test_a_dataclass_comes_back_as_it_was():
     tree = {"name": "x", "kind": "b", "inner": {"side": 3, "pair": [1, 2.5]}, "maybe": {"side": 2}, "many": [1]}
-    found = build_stored(Outer, json.loads(json.dumps(tree)), "it")
-    assert found == Outer("x", "b", Inner(3, (1, 2.5)), Inner(2), {}, [1])
+    outer = build_stored(Outer, json.loads(json.dumps(tree)), "it")
+    assert outer == Outer("x", "b", Inner(3, (1, 2.5)), Inner(2), {}, [1])
     assert build_stored(Outer, {"name": "x", "maybe": None}, "it") == Outer("x")
 
 
