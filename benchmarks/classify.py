@@ -27,7 +27,7 @@ from crosschannel.config.training import OptimConfig, RuntimeConfig, TrainConfig
 from crosschannel.data import Stream, load_batches
 from crosschannel.training.device import find_device
 from crosschannel.training.memory import keep_freed_memory
-from transfer.linear_models import Processes, onto_span
+from transfer.linear_models import Processes, project_onto_span
 from transfer.pascal.config import PascalConfig
 from transfer.pascal.devkit import VOCImages, open_devkit
 from transfer.protocols.classify.config import ClassifyConfig
@@ -187,7 +187,7 @@ def svms(images: tuple[VOCImages, VOCImages], costs: list[float]) -> None:
     for jobs in (1, 2):
         begun = time.perf_counter()
         with Processes(jobs) as processes:
-            short, directions = onto_span(features[0])
+            short, directions = project_onto_span(features[0])
             shared = [processes.share(array) for array in (short, features[1] @ directions)]
             tasks = [(labels[:, number].astype(np.int8), costs, 3, 0) for number in range(20)]
             processes.run(chosen_scores, shared, tasks)

@@ -34,7 +34,7 @@ from transfer.pascal.devkit import CLASSES, Objects, VOCImages
 from transfer.proposals.files import WithProposals, recall
 from transfer.proposals.selective_search import Searched
 from transfer.protocols.detect.net import Detector, FastRCNN
-from transfer.protocols.detect.task import best_of_image, in_own_pixels
+from transfer.protocols.detect.task import detect_in_original_coordinates, filter_by_score
 from transfer.protocols.detect.views import AllRegions, DetectionBatch, SampledRegions
 
 _SOURCE = "torchvision:alexnet,weights=none"
@@ -136,8 +136,8 @@ def steps(images: WithProposals, device: torch.device, rounds: int, precision: s
         return loss / count
 
     def detections(net: Detector) -> None:
-        for one in in_own_pixels(net, test):
-            best_of_image(*one, config.keep)
+        for one in detect_in_original_coordinates(net, test):
+            filter_by_score(*one, config.keep)
 
     by_hand = "a script on torchvision's RoIHeads"
     training = {by_hand: trains(restated, lambda: restated(inputs[0], boxes[0], truth))}

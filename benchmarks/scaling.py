@@ -66,8 +66,8 @@ def opening(data: str) -> None:
     images = measure(lambda: open_training_images(data))
     opened = peak_memory()
     stream = Stream(images, TrainingCrops(CropConfig()), 0)
-    measure(lambda: stream.place(0, 0))
-    measure(lambda: stream.place(30 * len(images) + len(images) // 2, 0))  # another epoch, half of it done
+    measure(lambda: stream.image_index(0, 0))
+    measure(lambda: stream.image_index(30 * len(images) + len(images) // 2, 0))  # another epoch, half of it done
     extra = [(opened - before) / 2**20, (peak_memory() - opened) / 2**20]
     print(json.dumps({"images": len(images), "seconds": seconds, "mib": extra}))
 

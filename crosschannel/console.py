@@ -24,7 +24,7 @@ _STEERING = re.compile(
 )
 
 
-def plain(text: object) -> str:
+def escape_control(text: object) -> str:
     """Text in which nothing steers a terminal. File names, and what other libraries say, come from anywhere."""
     return _STEERING.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
@@ -36,11 +36,11 @@ class _PlainConsole(Console):
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(plain(text), **options)
+        return super().render_str(escape_control(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+            yield segment if segment.control else Segment(escape_control(segment.text), segment.style)
 
 
 def stderr_console(quiet: bool = False) -> Console:
@@ -72,9 +72,9 @@ def as_text(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> str:
     )
 
 
-def say(text: str) -> None:
+def print_stderr(text: str) -> None:
     """A line on stderr."""
-    print(plain(text), file=sys.stderr)
+    print(escape_control(text), file=sys.stderr)
 
 
 def progress(items: Iterable[T], description: str, total: int, console: Console | None = None) -> Iterator[T]:

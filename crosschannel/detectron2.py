@@ -30,7 +30,7 @@ from crosschannel.hub import load_backbone
 from crosschannel.models import Backbone
 from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, with_fc
 from crosschannel.models.regions import (
-    BOX_DEVIATIONS,
+    BOX_STDS,
     Neck,
     RegionPlan,
     for_regions,
@@ -76,7 +76,7 @@ class SourceBackbone(DetectronBackbone):
         for name, parameter in source.named_parameters():
             parameter.requires_grad_(name in needed)
         for name in plan.parts:
-            _replace(source, source.part(name))
+            _replace(source, source.get_module(name))
         self.register_buffer("mean", torch.tensor(list(mean))[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor(list(deviation))[:, None, None], persistent=False)
 
@@ -111,7 +111,7 @@ class NormalisedOutputs(FastRCNNOutputLayers):
     def __init__(self, input_shape: ShapeSpec, **options):
         super().__init__(input_shape, **options)
         self.register_buffer("target_mean", torch.zeros(self.num_classes, 4))
-        self.register_buffer("target_std", torch.tensor(BOX_DEVIATIONS).repeat(self.num_classes, 1))
+        self.register_buffer("target_std", torch.tensor(BOX_STDS).repeat(self.num_classes, 1))
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
         rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
@@ -196,13 +196,13 @@ class SourceHead(nn.Module):
 
     def __init__(self, source: Backbone, plan: RegionPlan, dropout: float):
         super().__init__()
-        self.parts, self.dropout = nn.ModuleList(source.part(name) for name in plan.parts), dropout
+        self.parts, self.dropout = nn.ModuleList(source.get_module(name) for name in plan.parts), dropout
 
     def forward(self, pooled: Tensor) -> Tensor:
         return head_maps(list(self.parts), pooled, self.dropout, self.training)
 
 
-class PlacedAnchors(DefaultAnchorGenerator):
+class PixelCentreAnchors(DefaultAnchorGenerator):
     """Anchors around the pixels that a map's points are centred on.
 
     Args:

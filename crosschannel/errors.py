@@ -50,7 +50,7 @@ def is_worker_loss(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def foreign(what: str) -> Iterator[None]:
+def wrap_external_errors(what: str) -> Iterator[None]:
     """Run other people's code: whatever it raises, and its ``sys.exit``, becomes a UserError about ``what``."""
     try:
         yield

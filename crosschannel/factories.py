@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pkgutil import resolve_name
 from typing import Any
 
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Entry:
     help: str
 
     @classmethod
-    def of_user(cls, import_path: str, keys: type, documented: type) -> "Entry":
+    def custom(cls, import_path: str, keys: type, documented: type) -> "Entry":
         """The entry of a user-defined object; its help is the first line of a class's docstring."""
         doc = (documented.__doc__ or "").strip() or import_path
         return cls(import_path, keys, doc.splitlines()[0])
@@ -60,7 +60,7 @@ def find_entry(
     """
     if name in registry:
         return registry[name]
-    import_path = name if is_factory(name) else installed_names(group).get(name)
+    import_path = name if is_factory(name) else entry_point_names(group).get(name)
     return user_entry(import_path) if import_path else None
 
 
@@ -90,19 +90,19 @@ def import_object(name: str) -> Any:
     module, _, attribute = name.partition(":")
     if module.partition(".")[0] in sys.stdlib_module_names:
         raise UserError(f"{name!r}: {module} is in the standard library; name a module of yours")
-    with foreign(f"cannot import {name!r}"), working_folder_importable():
+    with wrap_external_errors(f"cannot import {name!r}"), working_folder_importable():
         imported = getattr(importlib.import_module(module), attribute)
     if "" not in sys.path:  # for lazy imports in the module, and for unpickling in spawned workers
         sys.path.append("")
     return imported
 
 
-def installed_names(group: str) -> dict[str, str]:
+def entry_point_names(group: str) -> dict[str, str]:
     """The entry points of a group that installed packages define: their ``module:name``, by their names."""
     return {point.name: point.value for point in entry_points(group=group)}
 
 
-def make(name: str, in_channels: int | None = None) -> Any:
+def call_factory(name: str, in_channels: int | None = None) -> Any:
     """What a factory returns.
 
     Args:
@@ -117,5 +117,5 @@ def make(name: str, in_channels: int | None = None) -> Any:
         with contextlib.suppress(TypeError, ValueError):  # of what tells nobody what it takes
             takes = inspect.signature(factory).parameters
             options = {key: in_channels for key in ("in_channels", "in_chans") if key in takes}
-    with foreign(f"{name}() failed"):
+    with wrap_external_errors(f"{name}() failed"):
         return factory(**options)

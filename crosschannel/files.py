@@ -94,7 +94,7 @@ def is_run_folder(path: Path, command: str = "") -> bool:
 
 def is_output_folder(path: Path) -> bool:
     """Whether a command created the whole folder: a run, a study, or the remains of a killed command."""
-    return is_run_folder(path) or _is_study(path) or "" in noted_files(path)
+    return is_run_folder(path) or _is_study(path) or "" in recorded_files(path)
 
 
 def _is_study(path: Path) -> bool:
@@ -104,7 +104,7 @@ def _is_study(path: Path) -> bool:
     return False
 
 
-def noted_files(folder: Path) -> set[str]:
+def recorded_files(folder: Path) -> set[str]:
     """Names of the files in a folder that commands recorded as theirs; "" stands for the whole folder."""
     names = set()
     with contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, name: Callable[[Path], str] | None = None) -> Iterator[Path]:
+def atomic_write(path: Path, name: Callable[[Path], str] | None = None) -> Iterator[Path]:
     """A new file to write to, which becomes ``path`` once the block has ended well; else nothing is left of it.
 
     Args:
@@ -138,7 +138,7 @@ def written_whole(path: Path, name: Callable[[Path], str] | None = None) -> Iter
     try:
         _check_regular(path, target)
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        with in_use(part):
+        with mark_in_use(part):
             mode = stat.S_IMODE((target if target.is_file() else part).stat().st_mode)
             yield part
             part.chmod(mode)  # some writers make a file of their own
@@ -164,13 +164,13 @@ def _check_regular(path: Path, target: Path) -> None:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a UTF-8 file whole or not at all."""
-    with written_whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
 
 
 @contextlib.contextmanager
-def folder_made(folder: Path) -> Iterator[None]:
+def output_folder(folder: Path) -> Iterator[None]:
     """A folder to write into; if it was made for this and stays empty, it is removed."""
     made = not folder.exists()
     folder.mkdir(exist_ok=True)
@@ -183,7 +183,7 @@ def folder_made(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path, command: str, own: str) -> Iterator[Path]:
+def atomic_folder(out: Path, command: str, own: str) -> Iterator[Path]:
     """A folder to write into, which becomes ``out`` once the block has ended well; else nothing is left of it.
 
     It is ``OUT.part/content`` meanwhile, beside the lock and the notes by which the leftover of a killed command is
@@ -197,7 +197,7 @@ def whole_folder(out: Path, command: str, own: str) -> Iterator[Path]:
     Raises:
         UserError: ``out`` is something else, or what lies at ``OUT.part`` was not left by this command.
     """
-    part = part_of(out)
+    part = partial_path(out)
     if not (part.exists() and _is_left_by(part, command, own)):
         _check_empty(out)
         if part.exists():
@@ -234,7 +234,7 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def part_of(out: Path) -> Path:
+def partial_path(out: Path) -> Path:
     """Where a folder is written first.
 
     Raises:
@@ -265,8 +265,8 @@ def _is_left_by(part: Path, command: str, own: str) -> bool:
 
 
 @contextlib.contextmanager
-def in_use(path: Path) -> Iterator[bool]:
-    """Mark a file or folder as being written, so that :func:`drop_parts` leaves it; the mark ends with the process.
+def mark_in_use(path: Path) -> Iterator[bool]:
+    """Mark a file or folder as being written, so that :func:`remove_partial` leaves it; the mark ends with the process.
 
     Yields:
         whether it was free (and the file system has locks).
@@ -283,11 +283,11 @@ def in_use(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def drop_parts(folder: Path, pattern: str = PART) -> None:
+def remove_partial(folder: Path, pattern: str = PART) -> None:
     """Remove the half-written files (or folders) of killed processes from a folder, but none that is in use."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(pattern, path.name):
-            with contextlib.suppress(OSError), in_use(path) as free:
+            with contextlib.suppress(OSError), mark_in_use(path) as free:
                 if free and path.is_dir():
                     shutil.rmtree(path)
                 elif free:
@@ -342,9 +342,9 @@ class Outputs:
 
     @contextlib.contextmanager
     def write(self, path: Path) -> Iterator[Path]:
-        """A new file to write to, as of :func:`written_whole`; it is noted as this command's own."""
+        """A new file to write to, as of :func:`atomic_write`; it is noted as this command's own."""
         self.check(path)
-        with written_whole(path) as part:
+        with atomic_write(path) as part:
             yield part
             self._note(Path(os.path.realpath(path)), digest(part))
 
@@ -363,7 +363,7 @@ class Outputs:
         At the first name of a folder, its half-written files of killed commands are removed.
         """
         if target.parent not in self._notes:
-            drop_parts(target.parent)
+            remove_partial(target.parent)
             self._notes[target.parent] = self._read(target.parent / NOTES)
         return self._notes[target.parent].setdefault(target.name, set())
 

@@ -16,10 +16,10 @@ from crosschannel.command import Command, Invocation
 from crosschannel.completion import complete, completion_script
 from crosschannel.config.flags import split_at_separator
 from crosschannel.config.load import config_folder
-from crosschannel.console import open_streams, say
+from crosschannel.console import open_streams, print_stderr
 from crosschannel.errors import WORKER_LOST, UserError, file_problem, is_worker_loss
-from crosschannel.factories import installed_names
-from crosschannel.runs.interrupts import EXIT_CODE, Interrupted, handlers_kept
+from crosschannel.factories import entry_point_names
+from crosschannel.runs.interrupts import EXIT_CODE, Interrupted, restore_handlers
 from crosschannel.training.memory import keep_freed_memory
 from crosschannel.version import __version__
 
@@ -47,7 +47,7 @@ class Program:
     @property
     def installed_commands(self) -> list[str]:
         """Names of user-defined commands that installed packages add."""
-        return sorted(installed_names(self.entry_points)) if self.entry_points else []
+        return sorted(entry_point_names(self.entry_points)) if self.entry_points else []
 
     def command(self, name: str) -> Command:
         """A command by name.
@@ -109,7 +109,7 @@ def run_program(
         argv: arguments; None takes those of this process, and kills leftover loader workers at the end.
         translate: rewrites the arguments before they are parsed, such as ``resume RUN`` to ``submit``.
     """
-    with open_streams(), _kill_leftover_workers() if argv is None else handlers_kept():
+    with open_streams(), _kill_leftover_workers() if argv is None else restore_handlers():
         argv = list(sys.argv[1:] if argv is None else argv)
         debug = "--debug" in split_at_separator(argv)[0]
         try:
@@ -120,10 +120,10 @@ def run_program(
         except UserError as error:
             if debug:
                 traceback.print_exc()
-            say(f"{program.name}: {' '.join(str(error).split())[:2000]}")
+            print_stderr(f"{program.name}: {' '.join(str(error).split())[:2000]}")
             return 2
         except KeyboardInterrupt:
-            say(f"{program.name}: interrupted")
+            print_stderr(f"{program.name}: interrupted")
             return 130
         except BrokenPipeError:
             _silence_stdout()
@@ -134,7 +134,7 @@ def run_program(
                 raise
             if debug:
                 traceback.print_exc()
-            say(f"{program.name}: {problem}")
+            print_stderr(f"{program.name}: {problem}")
             _silence_stdout()
             return 2
 
@@ -177,7 +177,7 @@ def _dispatch(program: Program, argv: list[str]) -> int:
 
 
 def _show_warning(message, category, *_place, **_more) -> None:
-    say(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}")
+    print_stderr(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}")
 
 
 def _run_command(program: Program, argv: list[str]) -> int:
@@ -193,22 +193,24 @@ def _run_command(program: Program, argv: list[str]) -> int:
     if hasattr(config, "protocol") and is_main:  # print which config a measurement uses
         names = ", ".join(invocation.common.config or ())
         settings = f"config {names}" if names else "no --config, the defaults that --help shows"
-        say(f"{program.name} {invocation.name}: {settings}")
+        print_stderr(f"{program.name} {invocation.name}: {settings}")
     keep_freed_memory()
     try:
         with _quiet_hooks():
             invocation.command.run(config)
     except Interrupted as interrupt:
-        say(f"stopped by {interrupt}; run the same command again to resume")
+        print_stderr(f"stopped by {interrupt}; run the same command again to resume")
         return EXIT_CODE
     except RuntimeError as error:
         if not is_worker_loss(error):
             raise
-        say(f"{program.name}: a loader worker was killed, probably out of memory; run the same command again to resume")
+        print_stderr(
+            f"{program.name}: a loader worker was killed, probably out of memory; run the same command again to resume"
+        )
         return WORKER_LOST
     following = invocation.command.suggest(config) if is_main else []
     if following:
-        say("\n  ".join(["next:", *following]))
+        print_stderr("\n  ".join(["next:", *following]))
     return 0
 
 

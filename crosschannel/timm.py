@@ -19,7 +19,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from crosschannel.color.lab import Lightness
-from crosschannel.hub.files import LICENCE, names_us, read_weights
+from crosschannel.hub.files import LICENCE, is_crosschannel_file, read_weights
 from crosschannel.models import LayeredNet, NetSpec, build_net, family
 from crosschannel.models.nets import is_registered
 
@@ -219,7 +219,7 @@ def _shape_of(file: str | None) -> dict[str, Any]:
     path = Path(file) if file else None
     if path is not None and not path.is_file():
         raise ValueError(f"no weights file {file}")
-    if path is None or not names_us(path):
+    if path is None or not is_crosschannel_file(path):
         return {}
     meta = read_weights(path)[1]
     if meta.objective is not None:

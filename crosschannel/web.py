@@ -13,7 +13,7 @@ from typing import Any
 
 from crosschannel.config.load import check_value
 from crosschannel.config.types import Host
-from crosschannel.console import say
+from crosschannel.console import print_stderr
 from crosschannel.errors import UserError
 
 try:
@@ -121,7 +121,7 @@ def serve(app: Guarded, host: str, port: int, what: str) -> None:
             raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port") from None
         address = ipaddress.ip_address(listening.getsockname()[0])
         everywhere = ", on every interface of this machine" if address.is_unspecified else ""
-        say(f"{what}: http://{f'[{host}]' if ':' in host else host}:{port}/{everywhere} (Ctrl-C ends it)")
+        print_stderr(f"{what}: http://{f'[{host}]' if ':' in host else host}:{port}/{everywhere} (Ctrl-C ends it)")
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -132,7 +132,7 @@ def serve(app: Guarded, host: str, port: int, what: str) -> None:
         )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-        say(f"{what}: ended")
+        print_stderr(f"{what}: ended")
 
 
 @contextlib.contextmanager

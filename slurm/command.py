@@ -21,7 +21,7 @@ from crosschannel.config.types import Data
 from crosschannel.data.datasets import kind_of
 from crosschannel.data.open import open_images
 from crosschannel.data.remote import is_remote
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.factories import working_folder_importable
 from crosschannel.files import user_path, write_text
 from crosschannel.hub.sources import (
@@ -149,7 +149,7 @@ def _axis(text: str) -> list[tuple[str, str]]:
     return [(key.removeprefix("--"), value) for value in found]
 
 
-def check_place(command: WrappedCommand, ranks: int) -> RunFolder | None:
+def check_run_folder(command: WrappedCommand, ranks: int) -> RunFolder | None:
     """What can be known before a job starts: the run folder is free or this run's, the batch fits the ranks.
 
     Returns:
@@ -184,8 +184,8 @@ def check_paths(command: WrappedCommand) -> None:
         paths += [("data", path) for path in _data_paths(source.options.get("data", ""))]
         inner = inner_source(source)
         module = inner.name.partition(":")[0].partition(".")[0]
-        with foreign(f"cannot find {module} for {source.text!r}"), working_folder_importable():
-            if KINDS[inner.kind].of_the_user and importlib.util.find_spec(module) is None:
+        with wrap_external_errors(f"cannot find {module} for {source.text!r}"), working_folder_importable():
+            if KINDS[inner.kind].is_user_code and importlib.util.find_spec(module) is None:
                 raise UserError(f"no package {module} for {source.text!r} {later}")
     for own in user_imports(config).values():
         if not source_files(own):

@@ -94,6 +94,6 @@ def cancel(job: str) -> bool:
     return _succeeds("scancel", job)
 
 
-def tell(job: str) -> bool:
+def send_sigterm(job: str) -> bool:
     """Send SIGTERM to the ranks of a running job; whether that went well."""
     return _succeeds("scancel", "--signal=TERM", job)

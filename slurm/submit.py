@@ -16,11 +16,11 @@ import submitit
 import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from crosschannel.console import plain, say
+from crosschannel.console import escape_control, print_stderr
 from crosschannel.errors import UserError
 from crosschannel.files import LOCK, FolderLock, write_text
 from slurm import queue
-from slurm.command import WrappedCommand, check_paths, check_place, prefetch, sweep
+from slurm.command import WrappedCommand, check_paths, check_run_folder, prefetch, sweep
 from slurm.config import SubmitConfig
 from slurm.executor import (
     SBATCH_S,
@@ -50,9 +50,9 @@ def submit(config: SubmitConfig) -> list[Path]:
     if places and not config.dry_run:
         whole = places[0].parent if config.sweep else places[0]
         whole, first = (shlex.quote(str(path if cwd == str(here) else Path(cwd, path))) for path in (whole, places[0]))
-        say(f"status: crosschannel-slurm status {whole}")
-        say(f"logs:   crosschannel-slurm logs {first} -f")
-        say(f"cancel: crosschannel-slurm cancel {whole}")
+        print_stderr(f"status: crosschannel-slurm status {whole}")
+        print_stderr(f"logs:   crosschannel-slurm logs {first} -f")
+        print_stderr(f"cancel: crosschannel-slurm cancel {whole}")
     return places
 
 
@@ -68,10 +68,10 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
     if config.cluster == "slurm" and queued is None and shutil.which("squeue") and not config.dry_run:
         raise UserError(f"SLURM does not answer: {problem}; nothing was submitted, try again later")
     for command in sweep(config.command, config.sweep):
-        run = check_place(command, config.ranks)
+        run = check_run_folder(command, config.ranks)
         if run is not None and run.finished:
             stored = run.stored_config().get("data")
-            say(f"{run.path} is finished, on {stored}: nothing to do")
+            print_stderr(f"{run.path} is finished, on {stored}: nothing to do")
             continue
         if config.path_check:
             check_paths(command)
@@ -98,7 +98,7 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
     if config.cluster == "slurm" and missing:
         raise UserError(f"there is no {missing} here: submit on a login node, or take --profile local")
     for line in variables_of_sbatch(config):
-        say(line)
+        print_stderr(line)
     with environment(config.env):
         for _, command in todo:
             prefetch(command)
@@ -173,9 +173,9 @@ def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedC
         told = {"command": words, "sweep": [], "turns": turns, "cwd": cwd, "code_copy": str(code)}
         stored = {**asdict(config), **told}
         text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
-        write_text(folder.path / "submission.yaml", f"# {plain(command.text)}\n{text}")
+        write_text(folder.path / "submission.yaml", f"# {escape_control(command.text)}\n{text}")
         folder.add_job(Job(job.job_id, config.cluster, config.nodes, config.ranks, logs, host, time.time()))
-        say(f"job {job.job_id}: {place}")
+        print_stderr(f"job {job.job_id}: {place}")
     return [place for place, _ in todo]
 
 

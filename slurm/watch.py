@@ -15,7 +15,7 @@ from rich.table import Table
 from crosschannel.command import format_command
 from crosschannel.config.load import build_stored
 from crosschannel.config.training import TrainConfig, total_steps
-from crosschannel.console import plain, say, stdout_console
+from crosschannel.console import escape_control, print_stderr, stdout_console
 from crosschannel.errors import UserError
 from crosschannel.runs.folder import read_metrics
 from crosschannel.stored import read_yaml
@@ -76,7 +76,7 @@ def status(config: StatusConfig) -> None:
     for head in ("run", "job", "state", "nodes", "step", "loss", "images/s", "left", "starts"):
         table.add_column(head, overflow="fold" if head == "run" else "ellipsis", no_wrap=head != "run")
     for folder in folders:
-        *cells, why = map(plain, _row(folder, queued))
+        *cells, why = map(escape_control, _row(folder, queued))
         table.add_row(*cells)
         reasons += [f"{folder.run}: {why}"] if why else []
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
@@ -85,7 +85,7 @@ def status(config: StatusConfig) -> None:
     for line in reasons:
         console.print(line, soft_wrap=True)
     if queued is None and any(folder.jobs()[-1].cluster == "slurm" for folder in folders):
-        say(f"SLURM's queue cannot be read: {problem}")
+        print_stderr(f"SLURM's queue cannot be read: {problem}")
 
 
 def suggest_after_status(config: StatusConfig) -> list[str]:
@@ -138,7 +138,7 @@ def logs(config: LogsConfig) -> None:
             queued, problem = queue.queue()
             active, asked = is_active(job, queued), time.monotonic()
             if queued is None and job.cluster == "slurm":
-                say(f"SLURM's queue cannot be read: {problem}; these are the logs so far")
+                print_stderr(f"SLURM's queue cannot be read: {problem}; these are the logs so far")
         paths = [path for path in Path(job.logs).glob(f"{job.id}_*_log.*") if _LOG.search(path.name)]
         for path in sorted(paths, key=_rank):
             places[path] = _print_from(path, places.get(path), f"[{_rank(path)}] ", config.lines, job.ranks > 1)
@@ -162,7 +162,7 @@ def _print_from(path: Path, start: int | None, label: str, lines: int, labelled:
     if start is None and lines:
         shown = shown[-lines:]
     for line in shown:
-        print(label * labelled + plain(line))
+        print(label * labelled + escape_control(line))
     return (start or 0) + len(whole)
 
 
@@ -182,16 +182,16 @@ def cancel(config: CancelConfig) -> None:
             reason = f"it was started on {job.host}" if job.cluster == "local" else f"no answer from SLURM: {problem}"
             raise UserError(f"job {job.id} of {folder.run} cannot be cancelled here: {reason}")
         if not is_active(job, queued):
-            say(f"{folder.run}: job {job.id} has ended already")
+            print_stderr(f"{folder.run}: job {job.id} has ended already")
             continue
         told = any(event["event"] == "cancelled" for event in events)
         folder.add_event(job.id, max((event["attempt"] for event in events), default=0), "cancelled")
         if job.cluster == "local":
             os.kill(int(job.id), signal.SIGINT if told else signal.SIGTERM)
-        elif not (queue.cancel if told or state != "RUNNING" else queue.tell)(job.id):
+        elif not (queue.cancel if told or state != "RUNNING" else queue.send_sigterm)(job.id):
             raise UserError(f"scancel could not cancel job {job.id} of {folder.run}")
         how = "saves and ends; once more ends it at once" if state == "RUNNING" and not told else "is cancelled"
-        say(f"{folder.run}: job {job.id} {how}; crosschannel-slurm resume goes on")
+        print_stderr(f"{folder.run}: job {job.id} {how}; crosschannel-slurm resume goes on")
 
 
 def suggest_after_cancel(config: CancelConfig) -> list[str]:

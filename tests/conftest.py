@@ -110,34 +110,34 @@ def photo_folder(tmp_path_factory, photos) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def few_crops() -> Iterator[None]:
     """Untrained nets take their statistics from 2 batches of crops instead of 10; not so in a test's ``all_crops``."""
-    from crosschannel.hub import fresh
+    from crosschannel.hub import untrained
 
-    whole = fresh.real_batches
+    whole = untrained.real_batches
 
     @functools.wraps(whole)
     def few(data, input, count=10, batch=16, seed=0):
         return whole(data, input, min(count, 2), batch, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fresh, "real_batches", few)
+        patch.setattr(untrained, "real_batches", few)
         yield
 
 
 @pytest.fixture
 def all_crops(monkeypatch) -> None:
-    from crosschannel.hub import fresh
+    from crosschannel.hub import untrained
 
-    monkeypatch.setattr(fresh, "real_batches", fresh.real_batches.__wrapped__)
+    monkeypatch.setattr(untrained, "real_batches", untrained.real_batches.__wrapped__)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def undrawn_curves() -> Iterator[None]:
     """The curve of a pretraining, a third of a small one's time, is drawn in its own test alone."""
     from crosschannel.commands import pretrain
-    from crosschannel.files import written_whole
+    from crosschannel.files import atomic_write
 
     def undrawn(run, out, *_):
-        with written_whole(out) as part:
+        with atomic_write(out) as part:
             part.write_bytes(b"not drawn")
         return out
 

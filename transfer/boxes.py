@@ -36,7 +36,7 @@ def has_area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
-def mirrored(boxes: np.ndarray, width: float) -> np.ndarray:
+def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
     """Boxes (N, 4) of an image mirrored left to right."""
     found = boxes.copy()
     found[:, 0], found[:, 2] = width - boxes[:, 2], width - boxes[:, 0]

@@ -20,7 +20,7 @@ from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Result, Rows, finished_runs
 from transfer.config import CompareConfig
 from transfer.inputs import as_result
-from transfer.protocol import Figures, print_captioned
+from transfer.protocol import MetricArrays, print_captioned
 from transfer.protocols import load_metric_spec
 
 
@@ -73,7 +73,7 @@ def compare(
     theirs = {name: column if name == "classes" else column[order] for name, column in second.rows.items()}
     ours, others = (load_metric_spec(result.protocol).metrics for result in (first, second))
 
-    def both(weights: np.ndarray) -> Figures:
+    def both(weights: np.ndarray) -> MetricArrays:
         try:
             mine, yours = ours(first.rows, weights), others(theirs, weights)
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -88,7 +88,7 @@ def compare(
     return [Difference(name, first.metrics[name], second.metrics[name], *found[name]) for name in shown]
 
 
-def of_method(result: Result, method: str) -> Result:
+def select_method(result: Result, method: str) -> Result:
     """What a run of several methods found of one: its columns and figures, called as if there were no other.
 
     Raises:
@@ -122,7 +122,8 @@ def main(config: CompareConfig) -> list[Difference]:
     if len(runs) != 2:
         raise UserError(f"compare takes two run folders that have finished, got {len(runs)}")
     first, second = (
-        of_method(result, method) if method else result for (_, result), (_, method) in zip(runs, given, strict=True)
+        select_method(result, method) if method else result
+        for (_, result), (_, method) in zip(runs, given, strict=True)
     )
     differences = compare(first, second, config.resamples, config.level, config.seed)
     rows, spec = {}, load_metric_spec(first.protocol)

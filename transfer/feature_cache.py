@@ -20,7 +20,7 @@ from crosschannel.config.load import build_stored
 from crosschannel.console import progress
 from crosschannel.data import BrokenImages, ImageBatch, ImageSet, Stream, Subset, View
 from crosschannel.errors import UserError
-from crosschannel.files import cache_folder, digest, drop_parts, in_use, sync, write_text
+from crosschannel.files import cache_folder, digest, mark_in_use, remove_partial, sync, write_text
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
 from crosschannel.stored import read_json
 from crosschannel.training.device import autocast
@@ -70,7 +70,7 @@ class StoredFeatures:
         Raises:
             Interrupted: told to stop.
         """
-        own = world.share(batch)
+        own = world.shard(batch)
         for start in range(0, len(self), batch * world.size):
             if should_stop():
                 raise Interrupted
@@ -99,7 +99,7 @@ def features_of_both(
         Interrupted: told to stop.
     """
     extract, split = Extraction.of(measurement, layers, view.size), measurement.split
-    measurement.world.from_main(lambda: measurement.run.write_config(measurement.config))
+    measurement.world.broadcast_from_main(lambda: measurement.run.write_config(measurement.config))
     return extract(Stream(split.train, view), "training"), extract(Stream(split.test, view), "test")
 
 
@@ -160,18 +160,18 @@ class Extraction:
         rows = stream.count
         shapes = self.features.shapes()
         size = 4 * rows * sum(int(np.prod(shape)) for shape in shapes.values())
-        key = self.world.from_main(lambda: self._key(stream)) if self.cache == "disk" else ""
+        key = self.world.broadcast_from_main(lambda: self._key(stream)) if self.cache == "disk" else ""
         folder = cache_folder() / "features" / key if key else None
-        if folder and self.world.from_main(lambda: self._is_whole(folder, rows, shapes)):
+        if folder and self.world.broadcast_from_main(lambda: self._is_whole(folder, rows, shapes)):
             self.console.print(f"{what} features: {_gib(size)} from {folder}")
             return _open(folder, stream.images)
-        self.world.from_main(lambda: self._announce(size, what, folder))
+        self.world.broadcast_from_main(lambda: self._announce(size, what, folder))
         if folder is None:
             maps = {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
             return _readable(stream.images, maps, self._fill(maps, stream, what))
         with self._part_of(folder, rows, shapes) as part:
             indices = self._fill(self._maps(part, shapes), stream, what)
-            self.world.from_main(lambda: _publish(part, folder, indices, list(shapes)))
+            self.world.broadcast_from_main(lambda: _publish(part, folder, indices, list(shapes)))
         return _open(folder, stream.images)
 
     def _is_whole(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> bool:
@@ -209,9 +209,9 @@ class Extraction:
     def _part_of(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[Path]:
         """A new folder beside one of the cache, with files for maps; rank 0 marks it as in use, and removes it on
         errors."""
-        part = self.world.from_main(lambda: _allocate(folder, rows, list(shapes.values())))
+        part = self.world.broadcast_from_main(lambda: _allocate(folder, rows, list(shapes.values())))
         try:
-            with in_use(part) if self.world.is_main else contextlib.nullcontext():
+            with mark_in_use(part) if self.world.is_main else contextlib.nullcontext():
                 yield part
         except BaseException:
             if self.world.is_main:
@@ -266,7 +266,7 @@ class Extraction:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         rest = [
-            repr(backbone.net), self.features.sketch(), asdict(backbone.input), self.features.layers,
+            repr(backbone.net), self.features.fingerprint(), asdict(backbone.input), self.features.layers,
             self.features.pooling, self.precision, self.world.device.type, stream.images.content_key(),
             repr(stream.view), __version__, torch.__version__,
         ]  # fmt: skip
@@ -276,7 +276,7 @@ class Extraction:
 
 def _allocate(folder: Path, rows: int, shapes: Sequence[tuple[int, ...]]) -> Path:
     """Make a folder beside one of the cache, with a file for each map; those of killed runs are removed."""
-    drop_parts(folder.parent, rf"{folder.name}\.[0-9a-f]+\.part")
+    remove_partial(folder.parent, rf"{folder.name}\.[0-9a-f]+\.part")
     part = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.part")
     part.mkdir()
     try:

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from crosschannel.config.training import CropConfig
 from crosschannel.data import CentreCrop
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.models import Backbone, InputSpec
-from crosschannel.models.backbone import taking
-from crosschannel.models.module_net import at_rest
+from crosschannel.models.backbone import explain_size_errors
+from crosschannel.models.module_net import eval_mode
 from transfer.config import Pooling
 from transfer.pooling import pool
 
 
-def crops_of(crop: CropConfig, input: InputSpec) -> CropConfig:
+def resolve_crop(crop: CropConfig, input: InputSpec) -> CropConfig:
     """The crops of a config; a size or resize of 0 is what the backbone was trained on."""
     size = crop.size or input.size
     resize = crop.resize or max(size, round(size * input.resize / input.size))
@@ -28,7 +28,7 @@ def crops_of(crop: CropConfig, input: InputSpec) -> CropConfig:
 
 def centre_crop(input: InputSpec, size: int = 0) -> CentreCrop:
     """The centre crop that a backbone is given; a size of 0 is what it was trained on."""
-    crop = crops_of(CropConfig(size, 0), input)
+    crop = resolve_crop(CropConfig(size, 0), input)
     return CentreCrop(crop.size, crop.resize, interpolation_of(input))
 
 
@@ -37,7 +37,7 @@ def interpolation_of(input: InputSpec) -> str:
     return input.interpolation if input.interpolation == "bilinear" else "bicubic"
 
 
-def of_size(backbone: Backbone, size: int) -> Backbone:
+def with_input_size(backbone: Backbone, size: int) -> Backbone:
     """A backbone that takes squares of a size: itself, or of a ViT a copy that resizes its positions."""
     if size == backbone.input.size or not hasattr(backbone.net, "take_any_size"):
         return backbone
@@ -74,7 +74,7 @@ class FrozenFeatures:
             UserError: a layer gives numbers that are not finite, or nothing at all.
         """
         if self.backbone.runs_user_code:
-            with foreign("the backbone's forward pass failed"):
+            with wrap_external_errors("the backbone's forward pass failed"):
                 return self._pooled(images)
         return self._pooled(images)
 
@@ -95,11 +95,11 @@ class FrozenFeatures:
             raise UserError(f"layer {layer!r} gives features that are not finite (NaN or infinite)")
         return pooled
 
-    def sketch(self) -> list[str]:
+    def fingerprint(self) -> list[str]:
         """Mean and deviation of every layer's features of one image of noise, in four digits: nets that are written
         otherwise give others, whatever they are called."""
         noise = torch.randint(256, (1, 3, self.size, self.size), generator=torch.Generator().manual_seed(0))
-        with at_rest(self.backbone):
+        with eval_mode(self.backbone):
             found = self(noise.byte())
         return [f"{layer} {feature.mean():.4g} {feature.std():.4g}" for layer, feature in found.items()]
 
@@ -111,5 +111,5 @@ class FrozenFeatures:
             UserError: the backbone cannot take crops of that size.
         """
         blank = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
-        with taking(self.size), at_rest(self.backbone):
+        with explain_size_errors(self.size), eval_mode(self.backbone):
             return {layer: tuple(feature.shape[1:]) for layer, feature in self._pooled(blank).items()}

@@ -20,12 +20,12 @@ from crosschannel.config.load import build_stored
 from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_batches
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
-from crosschannel.files import written_whole
+from crosschannel.files import atomic_write
 from crosschannel.hub.files import load_state, write_tensors
 from crosschannel.hub.sources import known_layers, parse_source
 from crosschannel.models import Backbone, InputSpec, NetSpec
 from crosschannel.models import initialisation as init
-from crosschannel.models.adapt import absorbed, lacks_fc, trainable_copy, unweighted, with_fc, with_input
+from crosschannel.models.adapt import absorbed, build_untrained, lacks_fc, trainable_copy, with_fc, with_input
 from crosschannel.models.calibration import calibrate
 from crosschannel.models.nets import find_spec
 from crosschannel.training.loop import Loop
@@ -33,7 +33,7 @@ from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
 from transfer.config import FineTuneConfig
 from transfer.features import interpolation_of
-from transfer.prediction import Finished
+from transfer.prediction import FinishedRun
 from transfer.protocol import Measurement
 
 WEIGHTS, _FORMAT = "net.safetensors", "crosschannel.finetuned"
@@ -56,7 +56,7 @@ class FineTuned(nn.Module):
     def __init__(self, backbone: Backbone, score: nn.Module, dropout: float):
         super().__init__()
         self.backbone, self.score, self.dropout = backbone, score, dropout
-        self.layers: tuple[str, ...] = (backbone.top,)  # that are scored
+        self.layers: tuple[str, ...] = (backbone.top_layer,)  # that are scored
         self._still: tuple[str, ...] = ()  # modules that stay in eval mode
         self.register_buffer("input_scale", torch.ones(()))
         self.register_load_state_dict_pre_hook(_default_input_scale)
@@ -122,11 +122,11 @@ class FineTunedClassifier(FineTuned):
     """
 
     def __init__(self, backbone: Backbone, outputs: int, dropout: float, drop_inputs: bool = False):
-        super().__init__(backbone, nn.Linear(backbone.channels[backbone.top], outputs), dropout)
+        super().__init__(backbone, nn.Linear(backbone.channels[backbone.top_layer], outputs), dropout)
         self.drop_inputs = drop_inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.backbone.features(x, [self.backbone.trunk])[self.backbone.trunk]
+        maps = self.backbone.features(x, [self.backbone.trunk_layer])[self.backbone.trunk_layer]
         return self.score(self.backbone.fully_connected(maps, self.dropout, self.drop_inputs).mean((2, 3)))
 
 
@@ -171,7 +171,7 @@ def prepare(backbone: Backbone, config: FineTuneConfig) -> tuple[Backbone, list[
         copied, fresh = with_fc(copied, config.fc), {"fc6", "fc7"}
     if config.random_from:
         fresh |= _layers_from(copied, config.random_from)
-    layers = copied.body
+    layers = copied.body_layers
     new, start = [layer for layer in layers if layer in fresh], _start(layers, config.train_from)
     if new and layers.index(new[0]) < start:
         raise UserError(
@@ -209,7 +209,7 @@ def _layers_from(backbone: Backbone, name: str) -> set[str]:
     Raises:
         UserError: no such layer, or a net whose layers cannot be made anew.
     """
-    layers = backbone.body
+    layers = backbone.body_layers
     found = layers[_start(layers, name, "random_from") :]
     if found and not backbone.is_sequential:
         raise UserError(f"random_from {name}: layers of a net of another library cannot be made anew")
@@ -219,7 +219,7 @@ def _layers_from(backbone: Backbone, name: str) -> set[str]:
 def frozen_parts(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[str]]:
     """Names of the parameters that are not trained, and of the modules that stay in eval mode: what is below
     ``train_from``, what a forward pass never reaches, and BatchNorm where it is frozen. Dropout stays active."""
-    backbone, layers = net.backbone, net.backbone.body
+    backbone, layers = net.backbone, net.backbone.body_layers
     start = _start(layers, config.train_from)
     reached = set().union(*map(backbone.parameters_through, net.layers))
     parameters = {name for name, _ in backbone.named_parameters() if name not in reached}
@@ -273,7 +273,7 @@ def fit(measurement: Measurement, task: FineTuning, stream: Stream, size: int) -
     config, run, world = measurement.config, measurement.run, measurement.world
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     evaluation = loop.fit()
-    world.from_main(lambda: save_net(run.path, loop.evaluated_net, measurement.split.classes, size))
+    world.broadcast_from_main(lambda: save_net(run.path, loop.evaluated_net, measurement.split.classes, size))
     return evaluation
 
 
@@ -310,7 +310,7 @@ def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, strea
         net.input_scale.fill_(scale)
 
 
-def crops_of(images: ImageSet, input: InputSpec, seed: int) -> Stream:
+def initialisation_crops(images: ImageSet, input: InputSpec, seed: int) -> Stream:
     """Crops of a net's own size for :func:`initialise`, where what is learned from is none."""
     crop = CropConfig(input.size, input.resize)
     return Stream(images, TrainingCrops(crop, interpolation_of(input)), seed)
@@ -345,12 +345,12 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
     spec = find_spec(backbone.net)
     if spec is not None:
         metadata["net"] = json.dumps(spec.to_dict())
-    with written_whole(run / WEIGHTS) as part:
+    with atomic_write(run / WEIGHTS) as part:
         write_tensors(part, net.state_dict(), metadata)
     return run / WEIGHTS
 
 
-def load_net(run: Finished, build: Callable[[Backbone, int], N]) -> tuple[N, list[str], int]:
+def load_net(run: FinishedRun, build: Callable[[Backbone, int], N]) -> tuple[N, list[str], int]:
     """The net that a run ended with. Where the file describes it, the backbone that it was begun from is not looked at.
 
     Args:
@@ -373,7 +373,7 @@ def load_net(run: Finished, build: Callable[[Backbone, int], N]) -> tuple[N, lis
         if is_factory(spec.name) and spec.name not in run.config.backbone:
             load_backbone(run.config.backbone)  # which says what may be called
         input = build_stored(InputSpec, told["input"], f"{path}: input")
-        backbone = unweighted(spec, input, run.config.backbone)
+        backbone = build_untrained(spec, input, run.config.backbone)
     else:
         backbone = prepare(run.backbone or load_backbone(run.config.backbone), run.config)[0]
     net = build(backbone, len(classes))

@@ -112,7 +112,7 @@ def _legacy_defaults(protocol: str, task: str | None) -> dict[str, object]:
     return {}
 
 
-def by_size(groups: Sequence[Group]) -> list[list[Group]]:
+def by_test_size(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups by the number of images that their figures are over."""
     found: dict[int, list[Group]] = defaultdict(list)
     for entry in groups:
@@ -120,14 +120,14 @@ def by_size(groups: Sequence[Group]) -> list[list[Group]]:
     return list(found.values())
 
 
-def called(data: str) -> str:
+def data_label(data: str) -> str:
     """Images in a word."""
     return data if ":" in data else Path(data).name or data
 
 
-def setting(result: Result, classes: int) -> str:
+def test_set_label(result: Result, classes: int) -> str:
     """What figures are over, in words."""
-    return f"{called(result.data)}, {result.n:,} images" + (f" of {classes:,} classes" if classes else "")
+    return f"{data_label(result.data)}, {result.n:,} images" + (f" of {classes:,} classes" if classes else "")
 
 
 def over_seeds(groups: Sequence[Group]) -> str:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.errors import UserError
-from crosschannel.files import written_whole
+from crosschannel.files import atomic_write
 from crosschannel.hub.files import write_tensors
-from transfer.prediction import Finished
+from transfer.prediction import FinishedRun
 
 HEADS = "heads.safetensors"
 
@@ -70,13 +70,13 @@ class Head:
 
 def save_heads(run: Path, heads: LayerHeads, classes: Sequence[str]) -> Path:
     """Write ``heads.safetensors``: what a run learned on frozen layers."""
-    with written_whole(run / HEADS) as part:
+    with atomic_write(run / HEADS) as part:
         metadata = {"layers": json.dumps(heads.layers), "classes": json.dumps(list(classes))}
         write_tensors(part, heads.state_dict(), metadata)
     return run / HEADS
 
 
-def load_head(run: Finished, kind: str) -> Head:
+def load_head(run: FinishedRun, kind: str) -> Head:
     """Load a head that :func:`save_heads` wrote: of the requested layers, the one with the best ``LAYER/kind``.
 
     Args:

@@ -10,7 +10,7 @@ from rich.table import Table as Printed
 from crosschannel.console import table
 from crosschannel.report import Block, Figure, Heading, Table, Text, accuracy_by_depth, accuracy_by_layer
 from crosschannel.runs.result import Result
-from transfer.groups import Group, by_size, called, over_seeds, setting
+from transfer.groups import Group, by_test_size, data_label, over_seeds, test_set_label
 from transfer.protocols import load_metric_spec
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
@@ -104,7 +104,7 @@ class LayersSection:
     note: Callable[[str, Sequence[Group]], str] = lambda kind, groups: ""
 
     def __call__(self, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
-        for number, members in enumerate(by_size(groups)):
+        for number, members in enumerate(by_test_size(groups)):
             start = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}")
             yield from _section(self, members, start)
 
@@ -114,7 +114,7 @@ def _section(protocol: LayersSection, groups: Sequence[Group], plots: Path) -> I
     first, what = groups[0].first, protocol.what
     metrics = dict.fromkeys(metric for entry in groups for metric in entry.first.metrics)
     found = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(protocol.kinds, k)]
-    yield Heading(f"{protocol.title} on {called(first.data)}")
+    yield Heading(f"{protocol.title} on {data_label(first.data)}")
     if not found:
         yield Text("These runs have no figures by layer.")
         return
@@ -123,7 +123,7 @@ def _section(protocol: LayersSection, groups: Sequence[Group], plots: Path) -> I
     curves = {entry.label: _curve(entry, main, shown.factor) for entry in groups}
     classes = sum(metric.count("/") == 2 and "/top1/" in metric for metric in first.metrics)
     classes //= max(1, len(by_layer(first.metrics)))
-    where = setting(first, classes)
+    where = test_set_label(first, classes)
     error = f"One figure's standard error is at most {50 / first.n**0.5:.1f} points; " if "accuracy" in what else ""
     meant = " ".join(filter(None, dict.fromkeys(_meaning(kind) for kind in found)))
     unit = {"%": " in percent", "": ""}.get(shown.unit, f" in {shown.unit}")

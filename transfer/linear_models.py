@@ -23,7 +23,7 @@ import numpy as np
 from crosschannel.errors import UserError
 
 
-def onto_span(train: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def project_onto_span(train: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Training images by their coordinates in the directions that they span.
 
     Args:

@@ -14,7 +14,7 @@ from torch import nn
 
 from crosschannel import wrap
 from crosschannel.config.load import check_config
-from crosschannel.console import plain, progress, stderr_console
+from crosschannel.console import escape_control, progress, stderr_console
 from crosschannel.csv_files import write_rows
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
@@ -24,7 +24,7 @@ from crosschannel.models import Backbone
 from crosschannel.runs.result import read_result
 from crosschannel.training.device import as_device
 from transfer.config import PredictConfig
-from transfer.prediction import Finished, Prediction, Predictor
+from transfer.prediction import FinishedRun, Prediction, Predictor
 from transfer.protocol import as_config
 from transfer.protocols import PROTOCOLS, load_protocol
 
@@ -61,7 +61,7 @@ def main(config: PredictConfig) -> list[Path]:
                     found = predict(data)
                     with only_this_name():
                         scores.written += _save(found, target, outputs)
-                    scores.add(plain(source), found, _thumbnail(found, data))
+                    scores.add(escape_control(source), found, _thumbnail(found, data))
                 except BrokenImage as error:
                     failed.append(str(source))
                     console.print(f"nothing of {source}: {error}")
@@ -115,7 +115,9 @@ def load_predictor(
         config.download = False
     found = as_device(device)
     given = None if backbone is None else wrap(backbone).to(found).eval()
-    return torch.inference_mode()(protocol.predict(Finished(path, config, result.metrics, found, layer, size, given)))
+    return torch.inference_mode()(
+        protocol.predict(FinishedRun(path, config, result.metrics, found, layer, size, given))
+    )
 
 
 def _save(found: Prediction, target: Path, outputs: Outputs) -> list[Path]:
@@ -140,7 +142,7 @@ def _thumbnail(found: Prediction, data: bytes) -> Image.Image:
 
 class Scores:
     """``scores.csv``, a row a picture, ``boxes.csv``, a row a box that is found, and ``sheet-N.png``, the pictures with
-    their likeliest (or largest) classes. Names are escaped by :func:`~crosschannel.console.plain`.
+    their likeliest (or largest) classes. Names are escaped by :func:`~crosschannel.console.escape_control`.
 
     Args:
         out: the folder.

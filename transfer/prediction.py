@@ -42,7 +42,7 @@ Predictor = Callable[[bytes], Prediction]  # of an encoded image; raises BrokenI
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run that is to predict.
 
     Attributes:

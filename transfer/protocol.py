@@ -23,9 +23,9 @@ from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError
 from crosschannel.hub.sources import input_files
 from crosschannel.models import Backbone
-from crosschannel.models.backbone import own_weights
+from crosschannel.models.backbone import copy_inference_tensors
 from crosschannel.models.describe import describe_input
-from crosschannel.models.module_net import at_rest
+from crosschannel.models.module_net import eval_mode
 from crosschannel.report.page import Block
 from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import Interrupted, InterruptFlag
@@ -36,16 +36,16 @@ from crosschannel.training.ranks import PATIENCE, World, joined_world
 from crosschannel.training.runs import open_run
 from crosschannel.training.task import Evaluation
 from transfer.annotation_digest import annotation_digest
-from transfer.calls import call_docstring, call_signature, positional_signature
 from transfer.config import MeasureConfig
 from transfer.disjoint import check_disjoint
 from transfer.groups import Group
 from transfer.inputs import as_data, as_layers, as_out, as_source, check_recipe
-from transfer.prediction import Finished, Predictor
+from transfer.prediction import FinishedRun, Predictor
 from transfer.protocols import load_protocol, protocol_command
+from transfer.signatures import call_docstring, call_signature, positional_signature
 from transfer.targets import Classes, Targets
 
-Figures = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
+MetricArrays = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
 
 
 @dataclass
@@ -158,7 +158,7 @@ class MetricSpec:
         formats: of figures that are not percentages, by the last part of their names.
     """
 
-    metrics: Callable[[Rows, np.ndarray], Figures]
+    metrics: Callable[[Rows, np.ndarray], MetricArrays]
     section: Callable[[Sequence[Group], Path], Iterable[Block]]
     chapter: str = ""
     formats: Mapping[str, NumberFormat] = field(default_factory=dict)
@@ -191,8 +191,8 @@ class Protocol(MetricSpec):
     show: Callable[[Result], Table]
     returns: str = ""
     positional_key: str = ""
-    predict: Callable[[Finished], Predictor] | None = None
-    floor: Callable[[Rows], str] | None = None
+    predict: Callable[[FinishedRun], Predictor] | None = None
+    chance_level: Callable[[Rows], str] | None = None
     annotations: str = ""
 
     def __post_init__(self) -> None:
@@ -233,7 +233,7 @@ class Protocol(MetricSpec):
         return measure(self, config, module, arguments["data"], out, arguments.get("quiet", True))
 
 
-def figures_of(metrics: Callable[[Rows, np.ndarray], Figures], rows: Rows) -> dict[str, float]:
+def unweighted_metrics(metrics: Callable[[Rows, np.ndarray], MetricArrays], rows: Rows) -> dict[str, float]:
     """The figures of all images, each counted once."""
     ones = np.ones((1, len(rows["names"])))
     return {name: float(values[0]) for name, values in metrics(rows, ones).items()}
@@ -284,7 +284,7 @@ def measure(
         Interrupted: a signal arrived; with ``out``, progress is saved and the same call resumes.
     """
     with isolated(config.seed):
-        model = None if backbone is None else own_weights(wrap(backbone))
+        model = None if backbone is None else copy_inference_tensors(wrap(backbone))
         if not isinstance(data, str | Split):
             data = as_data(data, protocol, config)
         if isinstance(data, str):
@@ -312,22 +312,22 @@ def _measure(
 ) -> Result:
     """Measure and write the result, or load that of a finished run."""
     if model is None:
-        world.from_main(lambda: run.check_files(input_files(config)))
+        world.broadcast_from_main(lambda: run.check_files(input_files(config)))
     if not (isinstance(data, str) and run.is_done(data)):
         split = protocol.open_data(data, config)
         train, test = as_image_set(split.train, "training images"), as_image_set(split.test, "test images")
         split = replace(split, train=train, test=test)
-        world.from_main(lambda: _check_split(split, run))
+        world.broadcast_from_main(lambda: _check_split(split, run))
     if run.finished:
         console.print(f"{run.path} is finished: nothing to do")
-        return world.from_main(lambda: load_result(run.path))
+        return world.broadcast_from_main(lambda: load_result(run.path))
     net = model or load_backbone(config.backbone, device=world.device, data=split.train)
     if model is None:
         net.to(memory_format=torch.channels_last)
     for line in describe_input(net, *_crop_of(config)):
         console.print(line)
     try:
-        with at_rest(net):
+        with eval_mode(net):
             evaluation = protocol.measure(
                 Measurement(net, split, resolve_auto(config, run, world), run, world, console)
             )
@@ -335,7 +335,7 @@ def _measure(
         if world.is_main:
             run.forget_annotations()
         raise
-    return world.from_main(lambda: _finish(run, config, net, evaluation))
+    return world.broadcast_from_main(lambda: _finish(run, config, net, evaluation))
 
 
 def _check_split(split: Split, run: RunFolder) -> None:
@@ -367,8 +367,8 @@ def main(config: MeasureConfig) -> Path:
         result = measure(protocol, config, out=path, quiet=not world.is_main, flag=InterruptFlag(last=True))
         if world.is_main:
             print_captioned(f"{result.backbone}: {result.n} test images", protocol.show(result))
-            if protocol.floor:
-                stdout_console().print(f"to compare with, {protocol.floor(result.rows)}")
+            if protocol.chance_level:
+                stdout_console().print(f"to compare with, {protocol.chance_level(result.rows)}")
     return path
 
 

@@ -24,7 +24,7 @@ from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
 from transfer.config import ReportConfig
-from transfer.groups import Group, called, group, over_seeds, science_of, setting
+from transfer.groups import Group, data_label, group, over_seeds, science_of, test_set_label
 from transfer.protocols import is_protocol, load_metric_spec
 
 _MEANINGS = {  # of what pretraining is judged by
@@ -156,10 +156,10 @@ def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         title += f" by the task {task}" if task else ""
         title += f" ({kind})" if kind else ""
         metrics = list(dict.fromkeys(m for entry in members for m in entry.first.metrics if m.count("/") < 2))
-        yield Heading(f"{title} on {called(first.data)}")
+        yield Heading(f"{title} on {data_label(first.data)}")
         rows = [[entry.label, *(entry.cell(metric, 1, 4) for metric in metrics)] for entry in members]
         meant = [f"{metric}: {_MEANINGS[metric]}" for metric in metrics if metric in _MEANINGS]
-        yield Table(f"{title}: {setting(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
+        yield Table(f"{title}: {test_set_label(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
         yield from [Text("; ".join(meant))] * bool(meant)
         start = plots.with_name("-".join([plots.name, "pictures", *filter(None, (task, kind)), str(first.n)]))
         seen = f": {rows}" if (rows := _picture_row_labels(task)) else ""
@@ -191,5 +191,5 @@ def _origins(groups: list[Group]) -> Iterator[Block]:
                 lines.append(f"weights: {read_text(path / 'backbone.json').strip()}")
             lines.append(yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True).strip())
             yield Listing(
-                f"{result.protocol}: {entry.label} on {called(result.data)}, seed {result.seed}", "\n".join(lines)
+                f"{result.protocol}: {entry.label} on {data_label(result.data)}, seed {result.seed}", "\n".join(lines)
             )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from crosschannel.color.parts import cached_parts
+from crosschannel.color.chunks import cache_sized_chunks
 
 _RGB_TO_XYZ = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
@@ -121,7 +121,7 @@ def _convert(rgb: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         out, linear = torch.float32, lambda part: table.index_select(0, part.reshape(-1).int()).view(part.shape)
     else:
         out, linear, rgb = rgb.dtype, _linear, rgb.to(torch.promote_types(rgb.dtype, torch.float32))
-    return torch.cat([function(linear(part)) for part in cached_parts(rgb.contiguous())[0]]).to(out)
+    return torch.cat([function(linear(part)) for part in cache_sized_chunks(rgb.contiguous())[0]]).to(out)
 
 
 def _linear_to_lab(linear: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from crosschannel.color.lab import rgb_to_lab
 from crosschannel.color.quantizer import ABQuantizer, Q
 from crosschannel.errors import UserError
-from crosschannel.files import Writer, user_path, written_whole
+from crosschannel.files import Writer, atomic_write, user_path
 from crosschannel.stored import parse_json, read_arrays
 
 _LARGEST = 1 << 20  # bytes of a prior file's arrays
@@ -50,7 +50,7 @@ class ABPrior:
             )
         return self
 
-    def save(self, path: Path | str, write: Writer = written_whole) -> None:
+    def save(self, path: Path | str, write: Writer = atomic_write) -> None:
         """Write a ``.npz`` file (float64 arrays and the provenance as JSON; no pickle)."""
         with write(Path(path)) as part, part.open("wb") as file:
             np.savez(

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from crosschannel.color import fit_gamut, lab_to_rgb, rgb_to_lightness
 from crosschannel.colorize.decoders import Decoder, build_decoder
-from crosschannel.colorize.upsampling import SIGMA_OF_PICTURES, Upsample, at_points, upsampled
+from crosschannel.colorize.upsampling import SIGMA_OF_PICTURES, Upsample, lightness_at_points, upsample_rows
 from crosschannel.data import Batch
-from crosschannel.data.decode import BrokenImage, broken, decode, to_rgb
+from crosschannel.data.decode import BrokenImage, broken_image, decode, to_rgb
 from crosschannel.data.views import stack_crops
-from crosschannel.errors import UserError, describe, foreign
+from crosschannel.errors import UserError, describe, wrap_external_errors
 from crosschannel.files import read_bytes, user_path
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.pictures import check_pictures
-from crosschannel.pretext.task import Pretext, as_arrays, row_of_pictures
+from crosschannel.pretext.task import Pretext, as_arrays, stack_rows
 
 _STRIP_NUMBERS = 1 << 21  # of upsampled maps held at a time
 LONGEST = 4  # the net sees at most this many times its short side
@@ -28,7 +28,7 @@ Gamut = Literal["map", "clip"]
 
 
 @dataclass(frozen=True)
-class Look:
+class ResizeSpec:
     """How a net looks at a picture, and where its predictions lie: published nets keep their authors' ways.
 
     Attributes:
@@ -51,7 +51,7 @@ class Colorizer(nn.Module):
         task: pretext task.
         size: short side, in pixels, at which the net looks at a picture.
         provenance: of the weights.
-        look: how it looks at pictures.
+        resize_spec: how it looks at pictures.
         decoder: converts outputs to ab; by default the task's decoder.
         saturation: factor on ab; 1 leaves them as predicted.
         gamut: "map": colours outside sRGB move towards grey at the same lightness; "clip": channels are clipped.
@@ -69,7 +69,7 @@ class Colorizer(nn.Module):
         task: Pretext,
         size: int = 256,
         provenance: Provenance | None = None,
-        look: Look | None = None,
+        resize_spec: ResizeSpec | None = None,
         decoder: Decoder | None = None,
         saturation: float = 1.0,
         gamut: Gamut = "map",
@@ -77,7 +77,7 @@ class Colorizer(nn.Module):
     ):
         super().__init__()
         self.decoder = build_decoder(task) if decoder is None else decoder
-        self.net, self.task, self.size, self.look = net, task, size, look or Look()
+        self.net, self.task, self.size, self.resize_spec = net, task, size, resize_spec or ResizeSpec()
         self.provenance = provenance or Provenance()
         self.saturation, self.gamut, self.upsample = saturation, gamut, upsample
 
@@ -123,9 +123,9 @@ class Colorizer(nn.Module):
         if temperature is not None and not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}")
         height, width = inputs.shape[2:]
-        with foreign(f"this net cannot look at {width} × {height} pixels"):
+        with wrap_external_errors(f"this net cannot look at {width} × {height} pixels"):
             outputs = self.net(inputs)
-        maps = self.decoder.maps(outputs, temperature)
+        maps = self.decoder.to_maps(outputs, temperature)
         if not maps.isfinite().all():
             raise UserError("this net gives colours that are no numbers: its weights are damaged")
         return maps
@@ -209,8 +209,8 @@ class Colorizer(nn.Module):
             found = maps[:, :, rows]
             if small.shape[2:] != rgb.shape[2:]:
                 guides = (seen, lightness) if self.upsample == "edges" else None
-                found = upsampled(maps, rows, rgb.shape[3], scale, 0.5, guides, SIGMA_OF_PICTURES)
-            yield rows, lightness, self.decoder.paint(found, part / 255 if part.dtype == torch.uint8 else part)
+                found = upsample_rows(maps, rows, rgb.shape[3], scale, 0.5, guides, SIGMA_OF_PICTURES)
+            yield rows, lightness, self.decoder.to_ab(found, part / 255 if part.dtype == torch.uint8 else part)
 
     def _look_at(self, small: Tensor, lightness: Tensor, temperature: float | None) -> Tensor:
         """What is predicted of pictures as the net sees them, of that lightness, at each of their pixels."""
@@ -218,16 +218,16 @@ class Colorizer(nn.Module):
         height, width = small.shape[2:]
         guides = None
         if self.upsample == "edges":
-            guides = at_points(lightness, stride, self.look.half_pixel), lightness
-        offset = 0.5 if self.look.half_pixel else 0.5 / stride
-        return upsampled(maps, slice(0, height), width, (1 / stride, 1 / stride), offset, guides)
+            guides = lightness_at_points(lightness, stride, self.resize_spec.half_pixel), lightness
+        offset = 0.5 if self.resize_spec.half_pixel else 0.5 / stride
+        return upsample_rows(maps, slice(0, height), width, (1 / stride, 1 / stride), offset, guides)
 
     def _small(self, rgb: Tensor) -> Tensor:
         """Pictures as the net sees them: those of 8 bits resized by Pillow, to 8 bits, others by torch."""
         width, height = self._working_size(rgb.shape[3], rgb.shape[2])
         if (height, width) == rgb.shape[2:]:
             return rgb
-        mode = self.look.interpolation
+        mode = self.resize_spec.interpolation
         if rgb.dtype == torch.uint8:
             pictures = (Image.fromarray(array) for array in as_arrays(rgb))
             resized = [picture.resize((width, height), Image.Resampling[mode.upper()]) for picture in pictures]
@@ -236,7 +236,7 @@ class Colorizer(nn.Module):
 
     def _working_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that the net sees: the short side is ``size``, the shape is kept up to 1 : 4."""
-        if self.look.squash:
+        if self.resize_spec.squash:
             return self.size, self.size
         factor = self.size / min(width, height)
         longest = LONGEST * self.size
@@ -244,14 +244,14 @@ class Colorizer(nn.Module):
         return w, h
 
 
-def held_out_pictures(net: nn.Module, task: Pretext, batch: Batch) -> np.ndarray | None:
+def validation_pictures(net: nn.Module, task: Pretext, batch: Batch) -> np.ndarray | None:
     """Rows of pictures of a held-out batch: grey, coloured and true crops if the task colours, else the task's own."""
     if not task.decoder:
         return task.pictures(net, batch)
     crops = as_arrays(batch.images)
     colorizer = Colorizer(net, task, len(crops[0]))
     grey = [np.asarray(Image.fromarray(crop).convert("L").convert("RGB")) for crop in crops]
-    return row_of_pictures(grey, [colorizer(crop) for crop in crops], crops)
+    return stack_rows(grey, [colorizer(crop) for crop in crops], crops)
 
 
 def _pixels_of_file(path: str | os.PathLike) -> np.ndarray:
@@ -269,7 +269,7 @@ def _pixels_of_picture(picture: Image.Image) -> np.ndarray:
     try:
         return np.asarray(to_rgb(picture))
     except Exception as error:  # decoders raise whatever they like on bytes they cannot read
-        raise UserError(f"the picture cannot be read: {broken(error)}") from None
+        raise UserError(f"the picture cannot be read: {broken_image(error)}") from None
 
 
 def _rows_at_a_time(maps: Tensor, rgb: Tensor) -> Iterator[slice]:

@@ -37,7 +37,7 @@ class Decoder(nn.Module):
     def __init__(self, task: Pretext | None = None):
         super().__init__()
 
-    def maps(self, outputs: Any, temperature: float | None = None) -> Tensor:
+    def to_maps(self, outputs: Any, temperature: float | None = None) -> Tensor:
         """Convert outputs to maps (N, C, h, w), with a point on every ``stride``-th pixel.
 
         Raises:
@@ -45,7 +45,7 @@ class Decoder(nn.Module):
         """
         raise NotImplementedError
 
-    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
+    def to_ab(self, maps: Tensor, rgb: Tensor) -> Tensor:
         """Convert upsampled maps to ab.
 
         Args:
@@ -92,7 +92,7 @@ class BinDecoder(Decoder):
         self.quantizer, self.temperature = quantizer, temperature
         self.register_buffer("native", native)
 
-    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+    def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         if temperature is None and self.native is not None:
             return torch.einsum("cq,nqhw->nchw", self.native, outputs.float().softmax(1))
         return self.quantizer.decode(outputs, self.temperature if temperature is None else temperature)
@@ -116,7 +116,7 @@ class BinDecoder(Decoder):
 class RegressionDecoder(Decoder):
     """Regressed ab, in the units of :class:`~crosschannel.pretext.regression.Regression`."""
 
-    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+    def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         refuse_temperature(temperature, "this net regresses ab")
         return Regression.ab(outputs)
 
@@ -134,8 +134,8 @@ class SplitBrainDecoder(BinDecoder):
     def __init__(self, task: SplitBrain):
         super().__init__(task.quantizer)
 
-    def maps(self, outputs: Halves, temperature: float | None = None) -> Tensor:
-        return super().maps(outputs.ab, temperature)
+    def to_maps(self, outputs: Halves, temperature: float | None = None) -> Tensor:
+        return super().to_maps(outputs.ab, temperature)
 
     def distribution(self, outputs: Halves) -> Tensor:
         return super().distribution(outputs.ab)
@@ -145,12 +145,12 @@ class LarssonDecoder(Decoder):
     """Distributions of hue and chroma → ab, as Larsson et al. (2016) do: median chroma, circular mean of hue, chroma
     faded if the hue is uncertain; V = L + C/2, S = C/V, then RGB shifted to the original mean."""
 
-    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+    def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         """Probabilities of hue and chroma, (N, 64, h, w)."""
         refuse_temperature(temperature, "this net takes the median chroma and the mean hue")
         return torch.cat([part.softmax(1) for part in outputs.float().split(BINS, 1)], 1)
 
-    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
+    def to_ab(self, maps: Tensor, rgb: Tensor) -> Tensor:
         hue, chroma = maps.split(BINS, 1)
         grey = rgb.mean(1)
         angles = (torch.arange(BINS, device=maps.device) + 0.5) * (2 * math.pi / BINS)
@@ -166,11 +166,11 @@ class LarssonDecoder(Decoder):
 class DahlDecoder(Decoder):
     """Regressed UV in 0..1 → ab, with the luma of the picture."""
 
-    def maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
+    def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         refuse_temperature(temperature, "this net regresses UV")
         return outputs.float().sigmoid()
 
-    def paint(self, maps: Tensor, rgb: Tensor) -> Tensor:
+    def to_ab(self, maps: Tensor, rgb: Tensor) -> Tensor:
         luma = rgb_to_yuv(rgb)[:, :1]
         return rgb_to_lab(yuv_to_rgb(torch.cat((luma, maps), 1)))[:, 1:]
 

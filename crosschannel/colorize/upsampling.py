@@ -18,7 +18,7 @@ SIGMA_OF_PICTURES = 14.0  # … and from there to the full one
 _FLOOR = 1e-6  # of the trust in a point, so that where none is like the pixel the nearest count
 
 
-def upsampled(
+def upsample_rows(
     maps: Tensor,
     rows: slice,
     width: int,
@@ -65,7 +65,7 @@ def _positions(pixels: Tensor, scale: float, offset: float, count: int) -> Tenso
     return ((pixels + 0.5) * scale - offset).clamp(0, count - 1)
 
 
-def at_points(lightness: Tensor, stride: int, is_of_blocks: bool) -> Tensor:
+def lightness_at_points(lightness: Tensor, stride: int, is_of_blocks: bool) -> Tensor:
     """Lightness (N, 1, H, W) at the points of a grid: of their pixels, or the mean of their blocks."""
     if not is_of_blocks:
         return lightness[:, :, ::stride, ::stride]

@@ -11,7 +11,7 @@ from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.commands.config import ColorizeConfig
 from crosschannel.config.load import check_config
 from crosschannel.console import progress, stderr_console
-from crosschannel.data.decode import BrokenImage, broken, open_picture, read_picture, to_rgb
+from crosschannel.data.decode import BrokenImage, broken_image, open_picture, read_picture, to_rgb
 from crosschannel.data.pictures import SAMPLE, named_pictures, only_this_name, picture_bytes, targets
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
@@ -178,4 +178,4 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     try:
         return to_rgb(image)
     except ValueError as error:
-        raise broken(error) from None
+        raise broken_image(error) from None

@@ -9,7 +9,7 @@ from crosschannel.config.load import check_config
 from crosschannel.console import stdout_console
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
-from crosschannel.files import Outputs, folder_made, user_path
+from crosschannel.files import Outputs, output_folder, user_path
 from crosschannel.hub import load_backbone, load_colorizer, source_files
 from crosschannel.hub.card import CARD, PICTURE, check_probes, write_card
 from crosschannel.hub.export import EXPORTERS, colorizer_to_onnx, how_to_load, to_safetensors
@@ -48,7 +48,7 @@ def export(config: ExportConfig) -> Path:
     backbone = load_backbone(config.backbone)
     backbone.default_layers = backbone.choose_layers(config.layer)
     _settle_licence(backbone, config.licence)
-    with folder_made(out.parent):
+    with output_folder(out.parent):
         if config.part == "colorizer":
             exported = colorizer_to_onnx(load_colorizer(config.backbone), out, outputs.write)
         else:

@@ -8,14 +8,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from crosschannel.colorize.colorizer import held_out_pictures
+from crosschannel.colorize.colorizer import validation_pictures
 from crosschannel.commands.config import PretrainConfig
 from crosschannel.config.load import check_config
 from crosschannel.console import stderr_console
 from crosschannel.data import ImageSet, Stream, Subset, open_images
 from crosschannel.data.images import name_fingerprints
 from crosschannel.data.order import epoch_order
-from crosschannel.errors import foreign
+from crosschannel.errors import wrap_external_errors
 from crosschannel.hub import has_head, load_backbone, load_pretext, parse_source, save_backbone, save_pretext
 from crosschannel.hub.files import COLORIZER, LICENCE, PRETEXT
 from crosschannel.hub.sources import KINDS, input_files
@@ -23,7 +23,7 @@ from crosschannel.models import InputSpec, NetSpec, family, spec_of
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext import create, find_task
 from crosschannel.pretext.pretraining import Pretraining
-from crosschannel.pretext.start import as_seen
+from crosschannel.pretext.start import convert_input
 from crosschannel.report import validation_curve
 from crosschannel.runs.folder import RunFolder, last_pictures
 from crosschannel.runs.interrupts import InterruptFlag
@@ -55,12 +55,12 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
     with isolated(config.seed), joined_world(find_device(config.device), patience) as world:
         console = stderr_console(quiet=not world.is_main)
         with open_run(path, "pretrain", config, world, flag) as run:
-            world.from_main(lambda: run.check_files(input_files(config)))
+            world.broadcast_from_main(lambda: run.check_files(input_files(config)))
             if not run.is_done(config.data):
                 train, val = open_images(config.data, config.val_share)
                 if len(val) > config.val_images:
                     val = Subset(val, epoch_order(len(val), 0, 0)[: config.val_images])
-                world.from_main(partial(run.check_images, name_fingerprints(train, val)))
+                world.broadcast_from_main(partial(run.check_images, name_fingerprints(train, val)))
             if run.finished:
                 console.print(f"{path} is finished: nothing to do")
                 return path
@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
             config = resolve_auto(config, run, world)
             loop = _build(config, run, world, train, val)
             found = loop.fit()
-            world.from_main(lambda: _finish(config, loop, found, console))
+            world.broadcast_from_main(lambda: _finish(config, loop, found, console))
     return path
 
 
@@ -81,11 +81,11 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
     torch.manual_seed(config.seed)
     kind, model, size = find_task(config.task).load(), config.model, config.crop.size
     input, row = kind.input_of(config.objective, config.crop), family(model.name)
-    fc = model.fc if row.fc or kind.uses_fc else 0  # pretraining leaves VGG-16's out
+    fc = model.fc if row.fc or kind.needs_fc else 0  # pretraining leaves VGG-16's out
     options = row.supported_options(norm=model.norm, fc=fc, affine=model.affine, variant=model.variant)
     spec = NetSpec(model.name, input.channels, **options)
     net, pretext = create(config.task, config.objective, spec, size, train.classes)
-    with torch.no_grad(), foreign(f"this net cannot take crops of {size} px"):
+    with torch.no_grad(), wrap_external_errors(f"this net cannot take crops of {size} px"):
         net.eval()(pretext.example_input(size))
     net.train()
     task = Pretraining(
@@ -99,7 +99,7 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
         config.seed,
         config.train.batch // world.size or 1,
         config.runtime.workers,
-        held_out_pictures,
+        validation_pictures,
     )
     return Loop(task, Stream(train, pretext.view(config.crop, train=True), config.seed), config, run, world)
 
@@ -108,7 +108,7 @@ def _start_state(source: str | None, input: InputSpec) -> dict[str, Tensor] | No
     """Weights of a pretext net by name: with its head, where the source has one."""
     if source is None:
         return None
-    backbone = as_seen(input, load_backbone(source))
+    backbone = convert_input(input, load_backbone(source))
     state = load_pretext(source).net.state_dict() if has_head(source) else {}
     head = {name: tensor for name, tensor in state.items() if not name.startswith("net.")}
     return head | {f"net.{name}": tensor for name, tensor in backbone.net.state_dict().items()}
@@ -130,7 +130,7 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         "config_hash": sha256((run.path / "config.yaml").read_bytes()).hexdigest()[:16],
         "version": __version__,
     }
-    if config.init_from is None or KINDS[parse_source(config.init_from).kind].is_fresh:
+    if config.init_from is None or KINDS[parse_source(config.init_from).kind].is_untrained:
         details["licence"] = LICENCE
     provenance = Provenance(str(run.path), details)
     save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)
@@ -139,7 +139,7 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
     metric = pretext.primary_metric
     baseline = None if metric.baseline is None else (metric.baseline, metric.baseline_name)
     curve = validation_curve(run.path, run.path / "curve.png", metric.name, baseline)
-    finish(run, config, str(run.path / "backbone.safetensors"), config.data, found.n, found.figures)
+    finish(run, config, str(run.path / "backbone.safetensors"), config.data, found.n, found.metrics)
     tally = loop.supply.tally
     if tally.broken:
         console.print(f"{tally.broken} of {tally.seen} images seen were broken")
@@ -148,4 +148,4 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         console.print(f"held-out pictures: {pictures}")
     console.print(f"validation curve: {curve}")
     console.print(f"weights: {run.path / 'backbone.safetensors'}, {whole}")
-    console.print(f"held-out images: {metric.sentence(found.figures[metric.name])}")
+    console.print(f"held-out images: {metric.sentence(found.metrics[metric.name])}")

@@ -9,7 +9,7 @@ from crosschannel.color import ABPrior, PriorEstimator
 from crosschannel.commands.config import PriorConfig
 from crosschannel.console import progress, stderr_console
 from crosschannel.data import open_training_images
-from crosschannel.data.crops import centre_box, cut
+from crosschannel.data.crops import centre_box, crop_and_resize
 from crosschannel.data.decode import BrokenImage, EncodedImage
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
@@ -37,7 +37,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
             image = EncodedImage(images.read(int(index)))
             side = min(image.width, image.height)
             box = centre_box(image.width, image.height, side, side)
-            pixels = cut(image, box, min(side, config.size))
+            pixels = crop_and_resize(image, box, min(side, config.size))
         except (BrokenImage, OSError) as error:
             broken += 1
             console.print(f"broken image {images.names[int(index)]}: {error}")

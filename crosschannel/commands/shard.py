@@ -12,7 +12,7 @@ from crosschannel.data import ImageSet, open_images
 from crosschannel.data.shards import CLASSES, LISTING
 from crosschannel.data.write_shards import write_shards
 from crosschannel.errors import UserError
-from crosschannel.files import part_of, whole_folder, write_text
+from crosschannel.files import atomic_folder, partial_path, write_text
 
 
 def shard(config: ShardConfig) -> None:
@@ -28,13 +28,13 @@ def shard(config: ShardConfig) -> None:
     for name in splits["train"].classes:
         if re.search("[\n\ud800-\udfff]", name):
             raise UserError(f"the class {name!r} cannot be a line of {CLASSES}; rename its folder")
-    part = part_of(out)
+    part = partial_path(out)
     if os.path.realpath(part) in (
         os.path.realpath(config.data),
         *map(str, Path(os.path.realpath(config.data)).parents),
     ):
         raise UserError(f"{config.data} lies in {part}, where the shards are written first; give another out")
-    with whole_folder(out, "crosschannel shard", rf"(train|val)-\d{{6,}}\.tar(\.idx)?|{CLASSES}|{LISTING}") as part:
+    with atomic_folder(out, "crosschannel shard", rf"(train|val)-\d{{6,}}\.tar(\.idx)?|{CLASSES}|{LISTING}") as part:
         _write(config, splits, part)
     stderr_console().print(f"shards: {out}")
 

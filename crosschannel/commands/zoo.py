@@ -10,7 +10,7 @@ from crosschannel.hub.sources import is_fetched
 def show(_config: ZooConfig) -> None:
     console = stdout_console()
     for name, entry in zoo.ZOO.items():
-        fetched = " (fetched)" if zoo.place(entry).is_file() else ""
+        fetched = " (fetched)" if zoo.cached_path(entry).is_file() else ""
         console.print(f"zoo:{name}: {entry.what}{fetched}")
         console.print(f"    {entry.url}")
         said = f"{entry.algorithm.upper()} {entry.checksum[:16]}…; importer {entry.format}; {entry.licence}"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from crosschannel.data.stream import load_batches as load_batches
     from crosschannel.data.views import Batch as Batch
     from crosschannel.data.views import CentreCrop as CentreCrop
-    from crosschannel.data.views import Draw as Draw
     from crosschannel.data.views import ImageBatch as ImageBatch
+    from crosschannel.data.views import SampleRNG as SampleRNG
     from crosschannel.data.views import TenCrops as TenCrops
     from crosschannel.data.views import TrainingCrops as TrainingCrops
     from crosschannel.data.views import View as View
@@ -35,7 +35,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "crosschannel.data.record": "Record",
         "crosschannel.data.open": "open_images open_training_images",
         "crosschannel.data.stream": "BrokenImages Stream load_batches",
-        "crosschannel.data.views": "Batch CentreCrop Draw ImageBatch TenCrops TrainingCrops View",
+        "crosschannel.data.views": "Batch CentreCrop SampleRNG ImageBatch TenCrops TrainingCrops View",
         "crosschannel.config.training": "CropConfig",
     },
 )

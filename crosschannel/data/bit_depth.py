@@ -19,7 +19,7 @@ _ORIENTATION, _PROFILE = 274, 34675  # TIFF tags
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or it prints warnings about damaged files
 
 
-def eight_bits(values: np.ndarray, bits: int = 16) -> np.ndarray:
+def scale_to_8_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     """Scale samples to 8 bits.
 
     Args:
@@ -46,21 +46,21 @@ def eight_bits(values: np.ndarray, bits: int = 16) -> np.ndarray:
     return np.rint(values * np.float32(255 / white)).astype(np.uint8)
 
 
-def eight_bit_picture(image: Image.Image) -> Image.Image:
+def to_8_bit_picture(image: Image.Image) -> Image.Image:
     """Convert a Pillow image to at most 8 bits per sample.
 
     Returns:
         The same image if it is no deeper, else a grey one; a transparent value becomes an alpha channel.
 
     Raises:
-        ValueError: :func:`eight_bits` refuses the samples.
+        ValueError: :func:`scale_to_8_bit` refuses the samples.
     """
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # mode I: before Pillow 11
         values = values.astype(np.uint16)
-    grey = Image.fromarray(eight_bits(values))
+    grey = Image.fromarray(scale_to_8_bit(values))
     grey.info = dict(image.info)
     transparent = grey.info.pop("transparency", None)
     if isinstance(transparent, int):
@@ -80,7 +80,7 @@ def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Imag
         left to Pillow.
 
     Raises:
-        ValueError: the file is cut off, is neither grey nor RGB, or has samples that :func:`eight_bits` refuses.
+        ValueError: the file is cut off, is neither grey nor RGB, or has samples that :func:`scale_to_8_bit` refuses.
     """
     import tifffile
 
@@ -103,7 +103,7 @@ def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Imag
         raise ValueError(
             f"its compression ({page.compression.name}) needs a package: pip install imagecodecs"
         ) from None
-    values = eight_bits(np.moveaxis(values, 0, -1) if page.axes.startswith("S") else values, page.bitspersample)
+    values = scale_to_8_bit(np.moveaxis(values, 0, -1) if page.axes.startswith("S") else values, page.bitspersample)
     picture = Image.fromarray(255 - values if page.photometric == _WHITE_IS_ZERO else values)
     if _PROFILE in page.tags:
         picture.info["icc_profile"] = page.tags.valueof(_PROFILE)

@@ -50,7 +50,9 @@ def ten_crop_box(width: int, height: int, size: int, resize: int, number: int) -
     return _square(width, height, size, resize, x, y), number >= 5
 
 
-def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False, interpolation: str = "bilinear") -> np.ndarray:
+def crop_and_resize(
+    image: EncodedImage, box: Box, out: int, mirror: bool = False, interpolation: str = "bilinear"
+) -> np.ndarray:
     """Decode an image and resample a box of it (antialiased).
 
     Args:
@@ -74,7 +76,7 @@ def cut(image: EncodedImage, box: Box, out: int, mirror: bool = False, interpola
         batch = torch.from_numpy(part)[None].permute(0, 3, 1, 2)  # channels_last, which torch resamples fastest
         batch = nn.functional.interpolate(batch, (out, out), mode=interpolation, antialias=True)
         part = batch[0].permute(1, 2, 0).numpy()
-    return mirrored(part) if mirror else part
+    return flip_image(part) if mirror else part
 
 
 def squash(image: EncodedImage, out: int, resize: int = 0, interpolation: str = "bilinear") -> np.ndarray:
@@ -90,7 +92,7 @@ def squash(image: EncodedImage, out: int, resize: int = 0, interpolation: str = 
         (out, out, 3) uint8.
     """
     if not resize:
-        return cut(image, (0, 0, image.width, image.height), out, interpolation=interpolation)
+        return crop_and_resize(image, (0, 0, image.width, image.height), out, interpolation=interpolation)
     short = min(image.width, image.height)
     pixels = image.pixels(max(k for k in (1, 2, 4, 8) if k == 1 or short >= k * resize))
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
@@ -99,6 +101,6 @@ def squash(image: EncodedImage, out: int, resize: int = 0, interpolation: str = 
     return batch[0].permute(1, 2, 0).numpy()
 
 
-def mirrored(pixels: np.ndarray) -> np.ndarray:
+def flip_image(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8, left to right: by torch, which has a kernel for it; a view of numpy costs more to copy later."""
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].flip(3)[0].permute(1, 2, 0).numpy()

@@ -13,8 +13,8 @@ from crosschannel.data.members import unpacking
 from crosschannel.data.remote import is_remote
 from crosschannel.data.sample import sample_images
 from crosschannel.data.shards import expand, holds_shards, open_shards
-from crosschannel.errors import UserError, foreign
-from crosschannel.factories import import_object, installed_names, is_factory
+from crosschannel.errors import UserError, wrap_external_errors
+from crosschannel.factories import entry_point_names, import_object, is_factory
 from crosschannel.files import cache_folder, user_path
 
 ENTRY_POINTS = "crosschannel.datasets"  # group of other packages' functions, by the prefix that each opens
@@ -61,8 +61,8 @@ def _open_function(data: str) -> TrainVal:
 
     prefix, _, rest = data.partition(":")
     function = import_object(import_path_of(data))
-    with foreign(f"{data} failed"):
-        value: Any = function(rest) if prefix in installed_names(ENTRY_POINTS) else function()
+    with wrap_external_errors(f"{data} failed"):
+        value: Any = function(rest) if prefix in entry_point_names(ENTRY_POINTS) else function()
     is_pair = isinstance(value, tuple) and len(value) == 2 and all(map(holds_images, value))
     train, val = value if is_pair else (value, None)
     return as_image_set(train, "train"), None if val is None else as_image_set(val, "val"), ""
@@ -75,7 +75,7 @@ def import_path_of(data: str) -> str:
         return ""
     if user_path(data).exists():
         return ""
-    return installed_names(ENTRY_POINTS).get(prefix) or (data if is_factory(data) else "")
+    return entry_point_names(ENTRY_POINTS).get(prefix) or (data if is_factory(data) else "")
 
 
 def _open_files(data: str) -> TrainVal:

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
-from crosschannel.data.bit_depth import TIFF, eight_bit_picture, read_tiff
+from crosschannel.data.bit_depth import TIFF, read_tiff, to_8_bit_picture
 
 READS_AVIF = "avif" in features.modules and features.check("avif")
 READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
@@ -84,7 +84,7 @@ class EncodedImage:
         try:
             return np.array(to_rgb(self._picture))
         except Exception as error:
-            raise broken(error) from None
+            raise broken_image(error) from None
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -106,14 +106,14 @@ def read_picture(data: bytes) -> Image.Image:
             picture, orientation = (data[:4] in TIFF and read_tiff(data, check_size)) or _read(data)
             return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
     except Exception as error:  # decoders raise all kinds of errors on invalid bytes
-        raise broken(error) from None
+        raise broken_image(error) from None
 
 
 def _read(data: bytes) -> tuple[Image.Image, int]:
     """Read a picture as stored (not rotated), and its EXIF orientation."""
     image = open_picture(data)
     image.load()
-    return eight_bit_picture(image), _orientation(image)
+    return to_8_bit_picture(image), _orientation(image)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -123,7 +123,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def broken(error: Exception) -> BrokenImage:
+def broken_image(error: Exception) -> BrokenImage:
     """Any decoder's complaint as a BrokenImage with a reason that reads the same every time."""
     if isinstance(error, BrokenImage):
         return error
@@ -194,10 +194,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a Pillow image of any mode to 8-bit RGB; alpha is composited over white.
 
     Raises:
-        ValueError: :func:`~crosschannel.data.bit_depth.eight_bits` refuses the samples, or Pillow cannot convert their
-            colour space.
+        ValueError: unsupported samples (see :func:`~crosschannel.data.bit_depth.scale_to_8_bit`) or colour space.
     """
-    image = eight_bit_picture(image)
+    image = to_8_bit_picture(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -11,7 +11,7 @@ import numpy as np
 from crosschannel.data.decode import READS_AVIF, READS_HEIC
 from crosschannel.data.images import ImageSet, Names
 from crosschannel.errors import UserError
-from crosschannel.files import MARKERS, is_output_folder, noted_files, read_bytes
+from crosschannel.files import MARKERS, is_output_folder, read_bytes, recorded_files
 
 _MOST_NAMES = 100  # of one folder, by way of links
 _MAX_LISTED = 4  # extensions or folders in one message
@@ -53,11 +53,11 @@ class Listing:
         """Describe the rest, such as "27 files (25 .heic, 2 .txt), 1 folder (.git)"; empty if there is none."""
         parts = []
         if self.endings:
-            parts.append(f"{counted(self.endings.total(), 'file')} ({_listed(self.endings)})")
+            parts.append(f"{format_count(self.endings.total(), 'file')} ({_listed(self.endings)})")
         if self.written:
-            parts.append(f"{counted(self.written, 'picture')} that crosschannel wrote")
+            parts.append(f"{format_count(self.written, 'picture')} that crosschannel wrote")
         if self.folders:
-            parts.append(f"{counted(self.folders.total(), 'folder')} ({_listed(self.folders)})")
+            parts.append(f"{format_count(self.folders.total(), 'folder')} ({_listed(self.folders)})")
         remedies = (f"; to read {ending}: {remedy}" for ending, remedy in _REMEDIES.items() if ending in self.endings)
         return ", ".join(parts) + "".join(remedies)
 
@@ -70,7 +70,7 @@ class Listing:
         )
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def format_count(number: int, noun: str, plural: str = "") -> str:
     """Format a count, such as "1 image" or "2 images"."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
@@ -100,7 +100,7 @@ def list_folder(root: Path) -> Listing:
             if folder != root and is_output_folder(folder):
                 listing.folders[folder.name] += 1
                 continue
-            noted = noted_files(folder)
+            noted = recorded_files(folder)
         if place in above:
             continue
         names[place] += 1

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosschannel.data.folder import FolderImages, Listing, counted, list_files, subfolders
+from crosschannel.data.folder import FolderImages, Listing, format_count, list_files, subfolders
 from crosschannel.errors import UserError
 from crosschannel.files import read_text
 
@@ -154,13 +154,13 @@ def _check_depth(root: Path, files: list[str]) -> None:
 def _summary(
     train: FolderImages, val: FolderImages | None, train_name: str, val_name: str, unused: tuple[str, ...]
 ) -> str:
-    parts = [counted(len(train), "training image" if train_name else "image")]
+    parts = [format_count(len(train), "training image" if train_name else "image")]
     if train.classes:
-        parts[0] += f" in {counted(len(train.classes), 'class', 'classes')}"
+        parts[0] += f" in {format_count(len(train.classes), 'class', 'classes')}"
     if train_name:
         parts[0] += f" ({train_name}/)"
     if val is not None:
-        parts.append(f"{counted(len(val), 'validation image')} ({val_name}/)")
+        parts.append(f"{format_count(len(val), 'validation image')} ({val_name}/)")
     line = ", ".join(parts)
     if unused:
         line += f"; not used: {', '.join(f'{name}/' for name in unused)}"

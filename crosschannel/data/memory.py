@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from crosschannel.data.decode import to_rgb
 from crosschannel.data.images import ImageSet, Names
-from crosschannel.errors import UserError, describe, foreign
+from crosschannel.errors import UserError, describe, wrap_external_errors
 
 _PIXELS = "uint8 pixels or floats in [0, 1], (N, H, W, 3) or (N, 3, H, W)"
 _TOLERANCE = 1e-3  # for resized floats outside [0, 1]
@@ -169,7 +169,7 @@ def _dataset_labels(dataset: Any, part: str) -> np.ndarray:
 
 
 def _example(dataset: Any, index: int, part: str) -> tuple[Any, Any]:
-    with foreign(f"{part}: item {index} of {type(dataset).__name__} cannot be read"):
+    with wrap_external_errors(f"{part}: item {index} of {type(dataset).__name__} cannot be read"):
         example = dataset[index]
     if not (isinstance(example, list | tuple) and len(example) == 2):
         raise UserError(f"{part}: item {index} of {type(dataset).__name__} is not (image, label): {describe(example)}")

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from crosschannel.console import say
+from crosschannel.console import print_stderr
 from crosschannel.data.datasets import kind_of
 from crosschannel.data.images import ImageSet, Subset
 from crosschannel.errors import UserError
@@ -56,16 +56,16 @@ def hold_out(images: ImageSet, share: float, what: str = "the data") -> tuple[Im
 
 
 def _open(data: str) -> tuple[ImageSet, ImageSet | None]:
-    copy = staged(data)
+    copy = staged_path(data)
     train, val, summary = kind_of(copy).open(copy)
     if not len(train):
         raise UserError(f"no images in {data!r}: none of its files ends in .jpg, .png, .webp, .bmp, .tif or .gif")
     if summary and os.environ.get("RANK", "0") == "0":
-        say(f"{data}: {summary}")
+        print_stderr(f"{data}: {summary}")
     return train, val
 
 
-def staged(data: str) -> str:
+def staged_path(data: str) -> str:
     """The same data on this machine's own disk, where the launcher has copied it there."""
     named, _, copy = os.environ.get("CROSSCHANNEL_STAGED_DATA", "").partition("\n")
     return copy if copy and data == named else data

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from crosschannel.console import say
+from crosschannel.console import print_stderr
 from crosschannel.data.decode import BrokenImage
-from crosschannel.data.folder import counted, list_folder
+from crosschannel.data.folder import format_count, list_folder
 from crosschannel.data.sample import photographs
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, user_path
@@ -40,7 +40,7 @@ def named_pictures(names: Sequence[str]) -> list[Named]:
             if not listing.files:
                 raise UserError(f"no pictures in the folder {name}{left_out}")
             if left_out:
-                say(f"{name}: {counted(len(listing.files), 'picture')}{left_out}")
+                print_stderr(f"{name}: {format_count(len(listing.files), 'picture')}{left_out}")
             found += ((path / file, str(Path(file).with_suffix(""))) for file in listing.files)
         elif path.exists():  # what is no regular file is said when it is read
             found.append((path, path.stem))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crosschannel.data.folder import EXTENSIONS, counted
+from crosschannel.data.folder import EXTENSIONS, format_count
 from crosschannel.data.images import ImageSet, Names
 from crosschannel.data.layout import split_of, split_word
 from crosschannel.data.members import Member, check_uncompressed, images_of_samples, is_data
@@ -277,10 +277,10 @@ def open_shards(data: str) -> tuple[ShardImages, ShardImages | None, str]:
     training, validation = ShardImages(train, classes), ShardImages(val, classes) if val else None
     if validation is not None:  # where classes have no names, labels of both count
         training.classes = validation.classes = max(training.classes, validation.classes, key=len)
-    summary = f"{counted(len(training), 'training image')} ({counted(len(train), 'shard')})"
+    summary = f"{format_count(len(training), 'training image')} ({format_count(len(train), 'shard')})"
     if validation is not None:
-        summary += f", {counted(len(validation), 'validation image')} ({counted(len(val), 'shard')})"
-    return training, validation, summary + (f"; not used: {counted(unused, 'test shard')}" if unused else "")
+        summary += f", {format_count(len(validation), 'validation image')} ({format_count(len(val), 'shard')})"
+    return training, validation, summary + (f"; not used: {format_count(unused, 'test shard')}" if unused else "")
 
 
 def holds_shards(folder: Path) -> bool:

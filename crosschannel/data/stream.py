@@ -25,7 +25,7 @@ from crosschannel.data.decode import BrokenImage
 from crosschannel.data.images import ImageSet
 from crosschannel.data.order import epoch_order, mix
 from crosschannel.data.record import Record
-from crosschannel.data.views import Batch, Broken, Draw, View
+from crosschannel.data.views import Batch, Broken, SampleRNG, View
 from crosschannel.errors import WORKER_ERROR_PREFIX, UserError, is_worker_loss
 
 _ATTEMPTS = 20
@@ -36,11 +36,11 @@ _running: dict[Any, tuple[int, int]] = {}  # iterators of loaders with workers, 
 
 @dataclass
 class _IndexedSample:
-    """A sample of the view, or None if no image was readable; its index and draw, and the broken images before it."""
+    """A sample of the view (None if no image was readable), its index, its RNG, and the broken images before it."""
 
     content: Any
     index: int
-    draw: Draw
+    rng: SampleRNG
     is_whole: bool
     broken: Broken
 
@@ -70,18 +70,19 @@ class Stream(Dataset):
         return len(self.images) * self.view.views
 
     def __getitem__(self, number: int) -> _IndexedSample:
-        return self._sample(number, self._read(self.place(number, 0)))
+        return self._sample(number, self._read(self.image_index(number, 0)))
 
     def __getitems__(self, numbers: list[int]) -> list[_IndexedSample] | UserError:
         """Several samples; where the images are gone, why (a worker's exception would arrive as a traceback)."""
         try:
             if not self.reads:
                 return [
-                    _IndexedSample(None, self.place(number, 0), self.draw(number, 0), True, []) for number in numbers
+                    _IndexedSample(None, self.image_index(number, 0), self.rng(number, 0), True, [])
+                    for number in numbers
                 ]
             if not self.images.remote:
                 return [self[number] for number in numbers]
-            first = self.images.records([self.place(number, 0) for number in numbers])
+            first = self.images.records([self.image_index(number, 0) for number in numbers])
             return [self._sample(number, record) for number, record in zip(numbers, first, strict=True)]
         except UserError as error:
             return error
@@ -92,7 +93,7 @@ class Stream(Dataset):
             return samples
         whole = [sample for sample in samples if sample.is_whole]
         indices = np.array([sample.index for sample in whole], np.int64)
-        seeds = np.array([mix(*sample.draw.keys) for sample in whole], np.uint64).view(np.int64)
+        seeds = np.array([mix(*sample.rng.keys) for sample in whole], np.uint64).view(np.int64)
         broken = [entry for sample in samples for entry in sample.broken]
         labels = torch.from_numpy(np.asarray(self.images.labels)[indices])
         base = Batch(torch.from_numpy(indices), labels, torch.from_numpy(seeds), broken)
@@ -101,16 +102,16 @@ class Stream(Dataset):
     def _sample(self, number: int, first: Record | str) -> _IndexedSample:
         broken: Broken = []
         for attempt in range(1 if self.seed is None else _ATTEMPTS):
-            index, draw = self.place(number, attempt), self.draw(number, attempt)
+            index, rng = self.image_index(number, attempt), self.rng(number, attempt)
             record = self._read(index) if attempt else first
             if isinstance(record, str):
                 broken.append((index, record))
                 continue
             try:
-                return _IndexedSample(self.view(record, draw), index, draw, True, broken)
+                return _IndexedSample(self.view(record, rng), index, rng, True, broken)
             except BrokenImage as error:
                 broken.append((index, str(error)))
-        return _IndexedSample(None, index, draw, False, broken)
+        return _IndexedSample(None, index, rng, False, broken)
 
     def _read(self, index: int) -> Record | str:
         """A record, or the reason why this one image cannot be read."""
@@ -121,7 +122,7 @@ class Stream(Dataset):
                 raise UserError(f"cannot read images: {error}") from None
             return str(error)
 
-    def place(self, number: int, attempt: int) -> int:
+    def image_index(self, number: int, attempt: int) -> int:
         """The index of the image that a sample shows, after so many broken ones."""
         if self.seed is None:
             return number // self.view.views
@@ -132,13 +133,13 @@ class Stream(Dataset):
             position = mix(self.seed, epoch, position, attempt) % len(self.images)
         return int(self._order[1][position])
 
-    def draw(self, number: int, attempt: int) -> Draw:
+    def rng(self, number: int, attempt: int) -> SampleRNG:
         """The draws of a sample."""
         if self.seed is None:
             index, view = divmod(number, self.view.views)
-            return Draw(view, (0, index, view, _EVALUATION))
+            return SampleRNG(view, (0, index, view, _EVALUATION))
         epoch, position = divmod(number, len(self.images))
-        return Draw(0, (self.seed, epoch, position, attempt, 1))
+        return SampleRNG(0, (self.seed, epoch, position, attempt, 1))
 
 
 class BrokenImages:

@@ -1,4 +1,4 @@
-"""Views: a view turns a record and its draw into a sample, and collates samples into a batch.
+"""Views: a view turns a record and its random numbers into a sample, and collates samples into a batch.
 
 A run reads a :class:`~crosschannel.data.stream.Stream` of one view, which its task or protocol chooses. In evaluations
 a view may take several samples of each record.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from crosschannel.config.training import CropConfig
-from crosschannel.data.crops import centre_box, cut, random_box, squash, ten_crop_box
+from crosschannel.data.crops import centre_box, crop_and_resize, random_box, squash, ten_crop_box
 from crosschannel.data.order import mix, uniforms
 from crosschannel.data.record import Record
 
@@ -21,7 +21,7 @@ Broken = list[tuple[int, str]]  # (index, reason) of images that could not be re
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRNG:
     """The random numbers of one sample: pure functions of (seed, epoch, position, attempt).
 
     Attributes:
@@ -109,8 +109,8 @@ class View(Protocol[S]):
 
     views: int
 
-    def __call__(self, record: Record, draw: Draw) -> S:
-        """One sample, a pure function of its record and its draw.
+    def __call__(self, record: Record, rng: SampleRNG) -> S:
+        """One sample, a pure function of its record and ``rng``.
 
         Raises:
             BrokenImage: the image cannot be read.
@@ -152,11 +152,11 @@ class TrainingCrops:
     interpolation: str = "bilinear"
     views: int = 1
 
-    def __call__(self, record: Record, draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, rng: SampleRNG) -> np.ndarray:
         image = record.image()
-        u = draw.uniforms(5)
+        u = rng.uniforms(5)
         box = random_box(image.width, image.height, self.crop, u)
-        return cut(image, box, self.crop.size, self.crop.mirror and u[4] < 0.5, self.interpolation)
+        return crop_and_resize(image, box, self.crop.size, self.crop.mirror and u[4] < 0.5, self.interpolation)
 
     collate = staticmethod(collate_crops)
 
@@ -170,10 +170,10 @@ class CentreCrop:
     interpolation: str = "bilinear"
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, _draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, _rng: SampleRNG) -> np.ndarray:
         image = record.image()
         box = centre_box(image.width, image.height, self.size, self.resize)
-        return cut(image, box, self.size, interpolation=self.interpolation)
+        return crop_and_resize(image, box, self.size, interpolation=self.interpolation)
 
     collate = staticmethod(collate_crops)
 
@@ -187,10 +187,10 @@ class TenCrops:
     interpolation: str = "bilinear"
     views: ClassVar[int] = 10
 
-    def __call__(self, record: Record, draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, rng: SampleRNG) -> np.ndarray:
         image = record.image()
-        box, mirror = ten_crop_box(image.width, image.height, self.size, self.resize, draw.view)
-        return cut(image, box, self.size, mirror, self.interpolation)
+        box, mirror = ten_crop_box(image.width, image.height, self.size, self.resize, rng.view)
+        return crop_and_resize(image, box, self.size, mirror, self.interpolation)
 
     collate = staticmethod(collate_crops)
 
@@ -204,7 +204,7 @@ class Squashed:
     resize: int = 0
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, _draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, _rng: SampleRNG) -> np.ndarray:
         return squash(record.image(), self.size, self.resize, self.interpolation)
 
     collate = staticmethod(collate_crops)

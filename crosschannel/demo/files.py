@@ -12,7 +12,7 @@ PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")
 
 def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
     """Settings of a colorizer that the page's scripts need."""
-    task, look = colorizer.task, colorizer.look
+    task, look = colorizer.task, colorizer.resize_spec
     return {
         "size": colorizer.size,
         "stride": task.stride,

@@ -14,7 +14,7 @@ from crosschannel.colorize.colorizer import LONGEST, Colorizer
 from crosschannel.demo.config import DemoConfig
 from crosschannel.demo.files import PAGE, described, page_file, policy_of_page
 from crosschannel.demo.static import write_static
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.hub import load_colorizer
 from crosschannel.hub.export import Decoded
 from crosschannel.training.device import find_device
@@ -99,7 +99,7 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
 
     @torch.inference_mode()
     def answer(lightness: torch.Tensor) -> bytes:
-        with foreign(f"this net cannot look at {lightness.shape[3]} × {lightness.shape[2]} pixels"):
+        with wrap_external_errors(f"this net cannot look at {lightness.shape[3]} × {lightness.shape[2]} pixels"):
             *distribution, ab = (part[0].float().cpu().numpy() for part in decoded(lightness.to(device)))
         if not np.isfinite(ab).all():
             raise UserError("this net gives colours that are no numbers: its weights are damaged")

@@ -11,7 +11,7 @@ from crosschannel.console import stderr_console
 from crosschannel.demo.config import DemoConfig
 from crosschannel.demo.files import PAGE, described, page_file, policy_of_page
 from crosschannel.errors import UserError
-from crosschannel.files import cache_folder, whole_folder
+from crosschannel.files import atomic_folder, cache_folder
 from crosschannel.hub.export import colorizer_to_onnx
 from crosschannel.hub.zoo import Entry, fetch_into
 from crosschannel.web import POLICY
@@ -41,7 +41,7 @@ def write_static(colorizer: Colorizer, config: DemoConfig, out: Path) -> None:
     if not colorizer.exports_any_size:
         raise UserError("the net of this colorizer looks at squares of one size only: --static needs one for any shape")
     policy = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'") + "; worker-src 'self'"
-    with whole_folder(out, "crosschannel demo", r"[\w-]+\.(html|css|js|json|onnx)|ort") as part:
+    with atomic_folder(out, "crosschannel demo", r"[\w-]+\.(html|css|js|json|onnx)|ort") as part:
         for name in PAGE:
             (part / name).write_bytes(page_file(name, config, policy_of_page(policy), _WHERE))
         (part / "net.js").write_bytes((files("crosschannel.demo") / "page" / "net-onnx.js").read_bytes())

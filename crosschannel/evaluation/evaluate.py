@@ -26,11 +26,11 @@ from crosschannel.evaluation.config import OWN, EvaluateConfig, parse_methods
 from crosschannel.evaluation.cost import cost
 from crosschannel.evaluation.evaluator import Evaluator
 from crosschannel.evaluation.judges import LPIPS, Interpretability
-from crosschannel.evaluation.methods import Pairs, WithDonors, load_painters
+from crosschannel.evaluation.methods import Pairs, WithDonors, load_methods
 from crosschannel.evaluation.metrics import metrics
 from crosschannel.evaluation.page import cells, measured, write_page
 from crosschannel.evaluation.scores import LEVELS, Q
-from crosschannel.files import read_text, user_path, written_whole
+from crosschannel.files import atomic_write, read_text, user_path
 from crosschannel.hub.sources import input_files
 from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import InterruptFlag
@@ -66,11 +66,11 @@ def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
     with isolated(config.seed), joined_world(find_device(config.device), patience) as world:
         console = stderr_console(quiet=not world.is_main)
         with open_run(path, "evaluate", config, world, flag) as run:
-            world.from_main(lambda: run.check_files(input_files(config)))
+            world.broadcast_from_main(lambda: run.check_files(input_files(config)))
             if not run.is_done(config.data):
                 images = _images(config)
                 donors = open_training_images(config.random_from) if config.random_from else images
-                world.from_main(partial(run.check_images, name_fingerprints(donors, images)))
+                world.broadcast_from_main(partial(run.check_images, name_fingerprints(donors, images)))
             if run.finished:
                 console.print(f"{path} is finished: nothing to do")
                 return path
@@ -102,7 +102,7 @@ def _measure(
     stream = Stream(images, Pairs(config.size))
     if any(method.source == "random" for method in methods):
         stream = Stream(WithDonors(images, donors, config.seed), Pairs(config.size, donors))
-    painters = load_painters(methods, config.upsample, world.device)
+    loaded = load_methods(methods, config.upsample, world.device)
     fooled = people_fooled(config.realism) if config.realism else {}
     names = [method.name for method in methods]
     if fooled and not fooled.keys() & set(names):
@@ -115,16 +115,16 @@ def _measure(
         interpretability = Interpretability(config.classifier, images.classes, world.device)
     if config.lpips:
         lpips = LPIPS(config.lpips, world.device)
-    evaluator = Evaluator(config, painters, interpretability, lpips, world.device)
+    evaluator = Evaluator(config, loaded, interpretability, lpips, world.device)
     console.print(f"{run.path}: {len(images)} images, {len(methods)} methods")
-    world.from_main(lambda: run.write_config(config))
+    world.broadcast_from_main(lambda: run.write_config(config))
     parts = run.path / "parts"
-    world.from_main(lambda: parts.mkdir(exist_ok=True))
+    world.broadcast_from_main(lambda: parts.mkdir(exist_ok=True))
     starts = range(0, len(images), _PART)
     for start in progress(starts, "colouring", len(starts)) if world.is_main else starts:
-        if not world.from_main(partial(_is_there, parts, start)):
+        if not world.broadcast_from_main(partial(_is_there, parts, start)):
             _score_part(evaluator, stream, start, parts, run, world)
-    world.from_main(lambda: _finish(config, evaluator, stream, fooled, run, console))
+    world.broadcast_from_main(lambda: _finish(config, evaluator, stream, fooled, run, console))
 
 
 def _is_there(parts: Path, start: int) -> bool:
@@ -158,10 +158,10 @@ def _score_part(evaluator: Evaluator, stream: Stream, start: int, parts: Path, r
     nothing = torch.zeros(Q, LEVELS, dtype=torch.int64, device=world.device)
     levels = {
         f"{name}/levels": world.sum(curves.get(name, nothing).clone()).cpu().numpy()
-        for name in (painter.method.name for painter in evaluator.painters)
+        for name in (painter.method.name for painter in evaluator.methods)
     }
     arrays = {"indices": (found + start).numpy(), **{name: column.numpy() for name, column in rows.items()}, **levels}
-    world.from_main(lambda: _write_part(parts, start, arrays, held_out.broken))
+    world.broadcast_from_main(lambda: _write_part(parts, start, arrays, held_out.broken))
 
 
 def _fill_in(world: World, columns: dict[str, list[Tensor]]) -> None:
@@ -173,9 +173,9 @@ def _fill_in(world: World, columns: dict[str, list[Tensor]]) -> None:
 
 
 def _write_part(parts: Path, start: int, arrays: dict[str, np.ndarray], broken: dict[str, str]) -> None:
-    with written_whole(parts / f"{start:09d}.npz") as part, part.open("wb") as file:
+    with atomic_write(parts / f"{start:09d}.npz") as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    with written_whole(parts / f"{start:09d}.json") as part:
+    with atomic_write(parts / f"{start:09d}.json") as part:
         part.write_text(json.dumps(broken), encoding="utf-8")
 
 
@@ -218,8 +218,8 @@ def _finish(
         raise UserError(problem)
     rows = {"names": np.array([stream.images.names[int(index)] for index in indices]), **rows}
     figures = {name: float(values[0]) for name, values in metrics(rows, np.ones((1, len(indices)))).items()}
-    names = [painter.method.name for painter in evaluator.painters]
-    for painter in evaluator.painters:
+    names = [painter.method.name for painter in evaluator.methods]
+    for painter in evaluator.methods:
         if painter.colorizer is not None:
             found = cost(painter.colorizer, config.size, evaluator.device)
             figures |= {f"{painter.method.name}/{name}": value for name, value in found.items()}

@@ -16,7 +16,7 @@ from crosschannel.color import (
 )
 from crosschannel.evaluation.config import OWN, EvaluateConfig
 from crosschannel.evaluation.judges import LPIPS, Interpretability
-from crosschannel.evaluation.methods import Painter, PairBatch, Pictures
+from crosschannel.evaluation.methods import ColorizationMethod, PairBatch, Pictures
 from crosschannel.evaluation.scores import auc_shares, colourfulness, error_levels, squared_error, to_8_bit
 
 
@@ -32,7 +32,7 @@ class Evaluator:
     """
 
     config: EvaluateConfig
-    painters: list[Painter]
+    methods: list[ColorizationMethod]
     interpretability: Interpretability | None
     lpips: LPIPS | None
     device: torch.device
@@ -71,7 +71,7 @@ class Evaluator:
         bins = self.quantizer.encode(pictures.ab)[0][:, 0]
         rows: dict[str, Tensor] = {}
         curves: dict[str, Tensor] = {}
-        for painter in self.painters:
+        for painter in self.methods:
             name = painter.method.name
             ab = painter(pictures)
             levels = error_levels(ab, pictures.ab, bins)

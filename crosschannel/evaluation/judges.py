@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.hub import load_backbone, parse_source
 from crosschannel.hub.classifiers import ImageClassifier, load_classifier
 from crosschannel.hub.state_dicts import read_state
@@ -82,7 +82,7 @@ class LPIPS(nn.Module):
     @torch.inference_mode()
     def forward(self, one: Tensor, two: Tensor) -> Tensor:
         """RGB (N, 3, H, W) in [0, 1] each → (N,)."""
-        with foreign(f"lpips cannot look at {one.shape[3]} × {one.shape[2]} pixels"):
+        with wrap_external_errors(f"lpips cannot look at {one.shape[3]} × {one.shape[2]} pixels"):
             ours, theirs = self.backbone(one), self.backbone(two)
         total = torch.zeros(len(one), device=one.device)
         for layer, weight in zip(self.layers, self.weights, strict=True):

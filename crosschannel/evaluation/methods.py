@@ -12,8 +12,8 @@ from torch import Tensor
 from crosschannel.color import rgb_to_lab
 from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.colorize.upsampling import Upsample
-from crosschannel.data import Batch, Draw, ImageBatch, ImageSet, Record
-from crosschannel.data.crops import centre_box, cut
+from crosschannel.data import Batch, ImageBatch, ImageSet, Record, SampleRNG
+from crosschannel.data.crops import centre_box, crop_and_resize
 from crosschannel.data.decode import BrokenImage
 from crosschannel.data.images import AnnotatedImages
 from crosschannel.data.order import mix
@@ -52,7 +52,7 @@ _BASELINES: dict[str, Callable[[Pictures], Tensor]] = {
 
 
 @dataclass
-class Painter:
+class ColorizationMethod:
     """A method that is loaded.
 
     Attributes:
@@ -70,7 +70,7 @@ class Painter:
         return self.colorizer.ab(pictures.rgb, self.method.temperature)
 
 
-def load_painters(methods: Sequence[Method], upsample: Upsample, device: torch.device) -> list[Painter]:
+def load_methods(methods: Sequence[Method], upsample: Upsample, device: torch.device) -> list[ColorizationMethod]:
     """Load all nets, and say how their predictions reach every pixel.
 
     Raises:
@@ -84,7 +84,7 @@ def load_painters(methods: Sequence[Method], upsample: Upsample, device: torch.d
                 raise UserError("its net has no temperature")
         except UserError as error:
             raise UserError(f"the method {method.name}: {error}") from None
-        found.append(Painter(method, colorizer))
+        found.append(ColorizationMethod(method, colorizer))
     return found
 
 
@@ -134,7 +134,7 @@ class Pairs:
     donors: ImageSet | None = None
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, _draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(self, record: Record, _rng: SampleRNG) -> tuple[np.ndarray, np.ndarray | None]:
         crop = self._crop(record)
         if self.donors is None:
             return crop, None
@@ -146,7 +146,7 @@ class Pairs:
     def _crop(self, record: Record) -> np.ndarray:
         image = record.image()
         box = centre_box(image.width, image.height, self.size, self.size)
-        return cut(image, box, self.size)
+        return crop_and_resize(image, box, self.size)
 
     @staticmethod
     def collate(samples: Sequence[tuple[np.ndarray, np.ndarray | None]], base: Batch) -> PairBatch:

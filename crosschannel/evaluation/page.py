@@ -11,7 +11,7 @@ from crosschannel.data import Stream
 from crosschannel.evaluation import published
 from crosschannel.evaluation.config import OWN, EvaluateConfig
 from crosschannel.evaluation.evaluator import Evaluator
-from crosschannel.evaluation.methods import Painter
+from crosschannel.evaluation.methods import ColorizationMethod
 from crosschannel.evaluation.metrics import FIGURES, metrics
 from crosschannel.evaluation.plots import error_curves, labelled_rows, over_photographs
 from crosschannel.evaluation.scores import FARTHEST, as_array
@@ -49,7 +49,7 @@ def write_page(
         indices: of the rows, into the stream.
     """
     page = Page("How good the colours are")
-    names = [painter.method.name for painter in evaluator.painters]
+    names = [painter.method.name for painter in evaluator.methods]
     page.add(Text(_setting(config, len(rows["names"]))))
     page.add(*_tables(config, rows, figures, names))
     weights = None if evaluator.weights is None else evaluator.weights.cpu().numpy()
@@ -66,7 +66,7 @@ def write_page(
         words = (
             "Rebalanced AuC of so many photographs: with few, rare colours are seldom seen, and the figure is too good."
         )
-        shown = [painter.method.name for painter in evaluator.painters if painter.method.source != "truth"]
+        shown = [painter.method.name for painter in evaluator.methods if painter.method.source != "truth"]
         page.add(Figure(many, words, lambda write: over_photographs(many, rows, shown, config.seed, write)))
     page.add(*_gallery(folder, rows, evaluator, stream, indices))
     page.add(Listing("How it was obtained", to_yaml(config)))
@@ -123,8 +123,8 @@ def _tables(config: EvaluateConfig, rows: Rows, figures: Mapping[str, float], na
 
 def _gallery(folder: Path, rows: Rows, evaluator: Evaluator, stream: Stream, indices: np.ndarray) -> list[Block]:
     """Pictures by how well the first net coloured them, and one of them at several temperatures."""
-    nets = [painter for painter in evaluator.painters if painter.colorizer is not None]
-    judge = (nets or evaluator.painters)[0].method.name
+    nets = [painter for painter in evaluator.methods if painter.colorizer is not None]
+    judge = (nets or evaluator.methods)[0].method.name
     auc = rows[f"{judge}/auc"].sum(1) / rows["pixels"].sum(1)
     order = np.argsort(auc, kind="stable")
     chosen = {words: int(order[round(rank * (len(order) - 1))]) for words, rank in _SHOWN.items()}
@@ -155,14 +155,14 @@ def _coloured(evaluator: Evaluator, stream: Stream, index: int) -> dict[str, np.
     pictures = evaluator.pictures(stream.collate([stream[index]]))
     lightness = evaluator.lightness(pictures)
     found = {"truth": pictures.rgb, "lightness": evaluator.coloured(lightness, torch.zeros_like(pictures.ab))}
-    for painter in evaluator.painters:
+    for painter in evaluator.methods:
         if painter.method.source not in ("truth", "grey"):
             found[painter.method.name] = evaluator.coloured(lightness, painter(pictures))
     return {name: as_array(rgb) for name, rgb in found.items()}
 
 
 @torch.inference_mode()
-def _strip(painter: Painter, evaluator: Evaluator, stream: Stream, index: int) -> list[np.ndarray]:
+def _strip(painter: ColorizationMethod, evaluator: Evaluator, stream: Stream, index: int) -> list[np.ndarray]:
     """One picture at every temperature."""
     pictures = evaluator.pictures(stream.collate([stream[index]]))
     lightness = evaluator.lightness(pictures)

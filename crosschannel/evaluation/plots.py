@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crosschannel.console import plain
+from crosschannel.console import escape_control
 from crosschannel.evaluation.metrics import metrics
 from crosschannel.evaluation.scores import FARTHEST
 from crosschannel.files import Writer
@@ -30,7 +30,9 @@ def error_curves(out: Path, curves: Mapping[str, np.ndarray], weights: np.ndarra
         within, total = levels.cumsum(1)[:, : FARTHEST + 1], levels.sum(1)
         of_bins = np.where(total > 0, 1 / np.maximum(total, 1), 0) if weights is None else weights
         for axes, w in zip(panels, (np.ones(len(total)), of_bins), strict=True):
-            axes.plot(100 * (w @ within) / (w @ total), color=COLOURS[number % len(COLOURS)], label=plain(name))
+            axes.plot(
+                100 * (w @ within) / (w @ total), color=COLOURS[number % len(COLOURS)], label=escape_control(name)
+            )
     rebalanced = "every bin of ab counts the same" if weights is None else "a pixel counts by how rare its colour is"
     for axes, title in zip(panels, ("raw: every pixel counts the same", f"rebalanced: {rebalanced}"), strict=True):
         axes.set(xlabel="distance in ab", ylabel="pixels within it, %", title=title, xlim=(0, FARTHEST), ylim=(0, 102))
@@ -57,7 +59,7 @@ def over_photographs(out: Path, rows: Rows, names: Sequence[str], seed: int, wri
     axes = canvas.subplots()
     for number, name in enumerate(names):
         curve = [100 * one[f"{name}/auc_rebalanced"][0] for one in found]
-        axes.plot(counts, curve, marker=".", color=COLOURS[number % len(COLOURS)], label=plain(name))
+        axes.plot(counts, curve, marker=".", color=COLOURS[number % len(COLOURS)], label=escape_control(name))
     axes.set(xscale="log", xlabel="photographs", ylabel="rebalanced AuC, %")
     ticks = counts[:: max(1, len(counts) // 5)]
     axes.set_xticks(ticks, ticks)
@@ -83,9 +85,11 @@ def labelled_rows(
             axes = grid[row, column]
             axes.imshow(picture)
             axes.set_axis_off()
-            axes.set_title(plain(head), fontsize=9)
+            axes.set_title(escape_control(head), fontsize=9)
         if label:
-            words = grid[row, 0].text(0, -0.04, plain(label), transform=grid[row, 0].transAxes, fontsize=8, va="top")
+            words = grid[row, 0].text(
+                0, -0.04, escape_control(label), transform=grid[row, 0].transAxes, fontsize=8, va="top"
+            )
             words.set_in_layout(False)
     with write(out) as part:
         canvas.savefig(part, dpi=110, format="png")

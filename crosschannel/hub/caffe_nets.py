@@ -14,7 +14,7 @@ from crosschannel.color.quantizer import ab_bins
 from crosschannel.colorize.decoders import BinDecoder
 from crosschannel.errors import UserError
 from crosschannel.hub.caffe import CaffeLayer
-from crosschannel.hub.imported import KINDS, Imported, load_named
+from crosschannel.hub.imported import KINDS, Imported, load_imported_state
 from crosschannel.models import AlexNet, InputSpec, NetSpec, build_net
 from crosschannel.models.alexnet import VARIANTS
 from crosschannel.models.colornet import colornet_rows
@@ -71,7 +71,7 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
         state["conv1.conv.weight"] = state["conv1.conv.weight"].flip(1)
     net = build_net(spec)
     _ungroup(state, groups, net)
-    load_named(net, state, str(path))
+    load_imported_state(net, state, str(path))
     _check_strides(path, layers, net)
     mean, std = tuple(value / 255 for value in CAFFE_MEAN), (1 / 255,) * 3
     if spec.options.variant == "bigan":  # (x - 127.5) / 127.5
@@ -321,7 +321,7 @@ def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
         raise UserError(f"{path}: conv8_313_rh scales the logits by {sharpening:g}")
     spec = NetSpec("colornet", 1, affine=has_scale)
     net, task = create("colorization", ColorizationConfig(), spec)
-    load_named(net, state, str(path))
+    load_imported_state(net, state, str(path))
     if not scale > 0:
         raise UserError(f"{path}: its input layer scales L by {scale:g}, not by a positive factor")
     return Imported(

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from crosschannel.errors import UserError
-from crosschannel.files import Writer, written_whole
+from crosschannel.files import Writer, atomic_write
 from crosschannel.models import Backbone
 from crosschannel.report.page import markdown
 from crosschannel.runs.folder import last_pictures
@@ -47,7 +47,7 @@ def write_card(
     usage: Sequence[str],
     run: Path | None,
     probes: Sequence[Path],
-    write: Writer = written_whole,
+    write: Writer = atomic_write,
     hub: str = "",
 ) -> Path:
     """Write ``README.md`` beside exported weights, and the sample picture of the run they come from.

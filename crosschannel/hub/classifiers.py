@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError, foreign
-from crosschannel.hub.elsewhere import timm_model, torchvision_model
+from crosschannel.errors import UserError, wrap_external_errors
+from crosschannel.hub.libraries import timm_model, torchvision_model
 from crosschannel.hub.load import has_head, load_backbone, load_pretext
 from crosschannel.hub.sources import parse_source
 from crosschannel.models import InputSpec
@@ -38,7 +38,7 @@ class ImageClassifier(nn.Module):
     ):
         super().__init__()
         self.net, self.preprocess, self.input, self.classes = net, preprocess, input, classes
-        with torch.inference_mode(), foreign("the classifier cannot be run"):
+        with torch.inference_mode(), wrap_external_errors("the classifier cannot be run"):
             self.outputs = self(torch.zeros(1, 3, input.size, input.size, device=device)).shape[1]
         if self.outputs == _IMAGENET and not classes:
             self.classes = imagenet_classes()
@@ -69,7 +69,7 @@ def load_classifier(source: str, device: torch.device | str = "cpu") -> ImageCla
         return _frozen(loaded.model, loaded.input, (), device)
     if has_head(source):
         whole = load_pretext(source)
-        if not whole.task.tells_classes:
+        if not whole.task.is_classifier:
             raise UserError(f"{source} is a net of the task {whole.task.name}, which tells no classes")
         return _frozen(whole.net, whole.input, whole.task.classes, device)
     backbone = load_backbone(source, device=device)

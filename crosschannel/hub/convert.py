@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from crosschannel.colorize.colorizer import Look
+from crosschannel.colorize.colorizer import ResizeSpec
 from crosschannel.colorize.decoders import BinDecoder
 from crosschannel.errors import UserError
 from crosschannel.hub.caffe import read_caffemodel
 from crosschannel.hub.caffe_nets import from_caffe
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
-from crosschannel.hub.imported import KINDS, Imported, load_named
+from crosschannel.hub.imported import KINDS, Imported, load_imported_state
 from crosschannel.hub.state_dicts import choose_net, has_net, read_state
 from crosschannel.models import build_net, family
 from crosschannel.pretext import create
@@ -21,7 +21,7 @@ from crosschannel.pretext.config import ColorizationConfig
 
 _AB_SCALE = 110.0  # of the release's Python nets: (L - 50) / 100 in, ab / 110 out
 _L_SCALE = 100.0
-_LOOK = Look("bicubic", squash=True, half_pixel=True)  # of the release's Python code
+_LOOK = ResizeSpec("bicubic", squash=True, half_pixel=True)  # of the release's Python code
 
 
 def import_weights(path: Path, name: str | None = None, input: str | None = None, key: str = "") -> Imported:
@@ -127,9 +127,11 @@ def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str
         if native.shape != (2, 313, 1, 1):
             raise UserError(f"{source}: {format.names['native']} is of shape {tuple(native.shape)}, not (2, 313, 1, 1)")
         decoder = BinDecoder(task.objective.quantizer, native=native[:, :, 0, 0] * _AB_SCALE)
-    load_named(net, ours, source)
+    load_imported_state(net, ours, source)
     left_out = sorted({key.rpartition(".")[0] for key in extra})
-    return Imported(net.eval(), spec, spec_input, name, left_out, task, _LOOK if task else Look(), decoder=decoder)
+    return Imported(
+        net.eval(), spec, spec_input, name, left_out, task, _LOOK if task else ResizeSpec(), decoder=decoder
+    )
 
 
 def _describe(source: str, format: Format, ours: dict[str, Tensor], channels: int, input: str | None):

@@ -15,7 +15,7 @@ from crosschannel.color import lab_to_rgb
 from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.errors import UserError
 from crosschannel.factories import is_factory
-from crosschannel.files import Writer, written_whole
+from crosschannel.files import Writer, atomic_write
 from crosschannel.hub.files import save_backbone, write_tensors
 from crosschannel.hub.formats import FORMATS
 from crosschannel.hub.timm_config import write_config
@@ -54,7 +54,7 @@ def _shape(channels: int, backbone: Backbone) -> str:
     return f"1, {channels}, {backbone.input.size}, {backbone.input.size}"
 
 
-def to_safetensors(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
+def to_safetensors(backbone: Backbone, out: Path, write: Writer = atomic_write) -> Exported:
     """One of our own files."""
     if is_factory(spec_of(backbone.net).name):
         raise UserError("a net of your own is loaded from its run folder alone; its weights by its own library")
@@ -70,7 +70,7 @@ def _seen(backbone: Backbone) -> list[str]:
     return [f"x = torch.rand({_shape(input.channels, backbone)})  # {words}"]
 
 
-def to_torchvision(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
+def to_torchvision(backbone: Backbone, out: Path, write: Writer = atomic_write) -> Exported:
     """torchvision's names, for VGG-16 (with or without BatchNorm) and AlexNets of torchvision's shape.
 
     Raises:
@@ -135,7 +135,7 @@ def _torchvision_format(spec: NetSpec) -> str:
     return next(fitting, "")
 
 
-def to_timm(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
+def to_timm(backbone: Backbone, out: Path, write: Writer = atomic_write) -> Exported:
     """Write a state dict for ``timm.create_model`` with its ``config.json``, for a timm net or one of
     ``crosschannel.timm``."""
     backbone = without_input_scale(backbone)
@@ -207,7 +207,7 @@ def _with_floor_pools(module: nn.Module) -> nn.Module:
     return module
 
 
-def to_onnx(backbone: Backbone, out: Path, write: Writer = written_whole, layers: Sequence[str] = ()) -> Exported:
+def to_onnx(backbone: Backbone, out: Path, write: Writer = atomic_write, layers: Sequence[str] = ()) -> Exported:
     """ONNX: RGB in [0, 1], (N, 3, H, W) of any N, H, W → the maps by layer, checked with onnxruntime.
 
     Raises:
@@ -248,12 +248,12 @@ class Decoded(nn.Module):
         sees_lightness = self.task.input.kind == "grey"
         outputs = self.net(lightness - 50 if sees_lightness else self.task.inputs(grey))
         stride = self.task.stride
-        ab = self.decoder.paint(self.decoder.maps(outputs), grey[:, :, ::stride, ::stride])
+        ab = self.decoder.to_ab(self.decoder.to_maps(outputs), grey[:, :, ::stride, ::stride])
         distribution = self.decoder.distribution(outputs)
         return (ab,) if distribution is None else (distribution, ab)
 
 
-def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = written_whole) -> Exported:
+def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = atomic_write) -> Exported:
     """ONNX: L in 0..100, (N, 1, H, W) of any N, H, W → the distribution over 313 ab bins, where the net predicts one,
     and ab, of every ``stride``-th pixel; checked with onnxruntime.
 
@@ -325,7 +325,7 @@ def _write_onnx(
                     )
 
 
-def to_detectron2(backbone: Backbone, out: Path, write: Writer = written_whole) -> Exported:
+def to_detectron2(backbone: Backbone, out: Path, write: Writer = atomic_write) -> Exported:
     """Weights for a detector of detectron2's whose config names a source of this shape: the backbone's up to the map
     that regions are pooled from, and what stands above it as its region head. BatchNorm is absorbed, where it can be.
 
@@ -380,7 +380,7 @@ def _of_the_shape(backbone: Backbone) -> str:
 def _in_detectron2(name: str, backbone: Backbone, parts: Sequence[str]) -> str:
     """What a tensor of a backbone is called in a detector of detectron2's."""
     for number, part in enumerate(parts):
-        module = backbone.part(part)
+        module = backbone.get_module(part)
         place = next(place for place, found in backbone.named_modules() if found is module)
         if name.startswith(f"{place}."):
             return f"roi_heads.box_head.parts.{number}.{name.removeprefix(f'{place}.')}"

@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from crosschannel.colorize.colorizer import Look
+from crosschannel.colorize.colorizer import ResizeSpec
 from crosschannel.colorize.decoders import Decoder, build_decoder
 from crosschannel.config.load import build_stored
 from crosschannel.config.types import Count, Positive
 from crosschannel.errors import UserError
-from crosschannel.files import Writer, written_whole
+from crosschannel.files import Writer, atomic_write
 from crosschannel.models.backbone import Provenance
 from crosschannel.models.input_spec import InputSpec
 from crosschannel.models.nets import FAMILIES, NetSpec, build_net, family
@@ -62,11 +62,11 @@ class Metadata:
     task: str = "colorization"
     classes: list[str] = field(default_factory=list)
     temperature: Positive | None = 0.38
-    look: Look = field(default_factory=Look)
+    look: ResizeSpec = field(default_factory=ResizeSpec)
 
 
 def save_backbone(
-    path: Path, net: nn.Module, spec: NetSpec, input: InputSpec, provenance: Provenance, write: Writer = written_whole
+    path: Path, net: nn.Module, spec: NetSpec, input: InputSpec, provenance: Provenance, write: Writer = atomic_write
 ) -> None:
     """Write a backbone as trained, BatchNorm included."""
     meta = Metadata("crosschannel.backbone", SCHEMA, spec, input, list(net.layers), provenance)
@@ -80,8 +80,8 @@ def save_pretext(
     spec: NetSpec,
     input: InputSpec,
     provenance: Provenance,
-    look: Look | None = None,
-    write: Writer = written_whole,
+    look: ResizeSpec | None = None,
+    write: Writer = atomic_write,
     decoder: Decoder | None = None,
 ) -> None:
     """Write the whole net of a task: a backbone with its head, and the decoder if it predicts colours."""
@@ -89,7 +89,7 @@ def save_pretext(
     if decoder is None and task.decoder:
         decoder = build_decoder(task)
     temperature, tensors = (decoder.temperature, decoder.decoder_state()) if decoder else (None, {})
-    task_fields = (task.config, task.name, list(task.classes), temperature, look or Look())
+    task_fields = (task.config, task.name, list(task.classes), temperature, look or ResizeSpec())
     meta = Metadata(kind, SCHEMA, spec, input, list(net.net.layers), provenance, *task_fields)
     _write(path, {**net.state_dict(), **tensors}, meta, write)
 
@@ -172,7 +172,7 @@ def _check_shapes(spec: NetSpec, state: dict[str, Tensor], prefix: str, path: Pa
     _compare(own, {key: value for key, value in found.items() if key in own or not prefix}, str(path))
 
 
-def names_us(path: Path) -> bool:
+def is_crosschannel_file(path: Path) -> bool:
     """Whether a file's metadata says that this library has written it."""
     try:
         with safe_open(path, "pt") as file:

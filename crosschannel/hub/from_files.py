@@ -55,7 +55,7 @@ def _hint(name: str) -> str:
     return f"; did you mean torchvision:{name}?" if name in torchvision.models.list_models() else ""
 
 
-def fetched(source: Source) -> Source:
+def fetch_weights(source: Source) -> Source:
     """Weights that are somewhere else as a path on this machine."""
     if source.kind == "zoo":
         path = zoo.fetch(source.name)
@@ -109,7 +109,7 @@ def load_path(source: Source, _data: object) -> Loaded:
     state, meta = read_ours(path, source)
     if meta.objective is not None:
         state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
-    spec, input = for_transfer(source, meta.net, meta.input)
+    spec, input = apply_source_options(source, meta.net, meta.input)
     net = build_net(spec, input.size)
     load_state(net, state, source.name)
     if source.options.get("input", input.kind) != input.kind:
@@ -122,7 +122,7 @@ def _load_imported(path: Path, source: Source) -> Loaded:
     """Somebody else's file; ``input=lab`` says what three channels of a caffemodel are."""
     kind = source.options.get("input") and source.choice("input", ("grey", "lab", "rgb"), "rgb")
     found = import_weights(path, input=kind, key=source.options.get("key", ""))
-    spec, input = for_transfer(source, found.spec, found.input)
+    spec, input = apply_source_options(source, found.spec, found.input)
     net = found.backbone()
     if family(spec.name).has_option("geometry"):
         net.set_geometry(spec.options.geometry)
@@ -132,7 +132,7 @@ def _load_imported(path: Path, source: Source) -> Loaded:
     return net, input, Provenance(source.text, details)
 
 
-def for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSpec, InputSpec]:
+def apply_source_options(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSpec, InputSpec]:
     """Geometry and input as the source asks for them.
 
     Else an AlexNet with fc6 is the net of the transfer protocols, at 227 px whatever it was pretrained on; a trunk
@@ -145,12 +145,12 @@ def for_transfer(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSp
         spec = spec.replace(geometry=geometry)
         if options.fc and options.geometry == "padded" and geometry == "probe":
             input = replace(input, size=row.size, resize=256)
-    return spec, resized(source, input)
+    return spec, resize_input(source, input)
 
 
-def resized(source: Source, input: InputSpec) -> InputSpec:
+def resize_input(source: Source, input: InputSpec) -> InputSpec:
     """The input as the source's options have it; a size alone leaves what images are resized to, where that will do."""
-    look = source.look()
+    look = source.input_options()
     if "size" in look:
         look.setdefault("resize", max(look["size"], input.resize))
     return input.changed(**look)

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crosschannel.colorize.colorizer import Look
+from crosschannel.colorize.colorizer import ResizeSpec
 from crosschannel.colorize.decoders import Decoder
-from crosschannel.files import Writer, written_whole
+from crosschannel.files import Writer, atomic_write
 from crosschannel.hub.files import load_state, save_backbone, save_pretext
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.models.backbone import Provenance
@@ -28,7 +28,7 @@ class Imported:
         left_out: names in the file that a backbone has no place for.
         prefix_note: description of the chosen net; empty if the file holds one net without a prefix.
         task: its pretext task; None for a backbone.
-        look: resizing of pictures before the net (colorization only).
+        resize_spec: resizing of pictures before the net (colorization only).
         decoder: converts outputs to ab (colorization only).
     """
 
@@ -38,7 +38,7 @@ class Imported:
     format: str
     left_out: list[str] = field(default_factory=list)
     task: Pretext | None = None
-    look: Look = field(default_factory=Look)
+    resize_spec: ResizeSpec = field(default_factory=ResizeSpec)
     prefix_note: str = ""
     decoder: Decoder | None = None
 
@@ -55,15 +55,17 @@ class Imported:
     def backbone(self) -> nn.Module:
         return self.net.net if self.has_head else self.net
 
-    def save(self, path: Path, provenance: Provenance, write: Writer = written_whole) -> None:
+    def save(self, path: Path, provenance: Provenance, write: Writer = atomic_write) -> None:
         """Write one of our files: a colorizer where there is a head, else a backbone."""
         if self.task is not None:
-            save_pretext(path, self.net, self.task, self.spec, self.input, provenance, self.look, write, self.decoder)
+            save_pretext(
+                path, self.net, self.task, self.spec, self.input, provenance, self.resize_spec, write, self.decoder
+            )
         else:
             save_backbone(path, self.net, self.spec, self.input, provenance, write)
 
 
-def load_named(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
+def load_imported_state(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load a state whose fully connected layers may be matrices and whose norms may not count batches."""
     own = net.state_dict()
     for key, tensor in own.items():

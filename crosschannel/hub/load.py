@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from crosschannel.colorize.colorizer import Colorizer, Look
+from crosschannel.colorize.colorizer import Colorizer, ResizeSpec
 from crosschannel.colorize.decoders import Decoder, build_decoder
 from crosschannel.config.load import build_stored
 from crosschannel.data import ImageSet
 from crosschannel.data.memory import as_image_set
-from crosschannel.errors import UserError, describe, foreign
+from crosschannel.errors import UserError, describe, wrap_external_errors
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.files import COLORIZER, PRETEXT, is_ours, load_state, read_weights
-from crosschannel.hub.from_files import check_code, fetched, read_ours, weights_path
+from crosschannel.hub.from_files import check_code, fetch_weights, read_ours, weights_path
 from crosschannel.hub.sources import KINDS, Source, inner_source, parse_source
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.adapt import fold_input_scale
@@ -59,11 +59,11 @@ def load_backbone(
     if not (dtype is None or isinstance(dtype, torch.dtype)):
         raise UserError(f"dtype is one of torch's, such as torch.float16, got {describe(dtype)}")
     device, data = as_device(device), data if data is None or isinstance(data, str) else as_image_set(data)
-    parsed = fetched(parse_source(source))
+    parsed = fetch_weights(parse_source(source))
     source = parsed.text
-    of_others = KINDS[inner_source(parsed).kind].of_the_user
+    of_others = KINDS[inner_source(parsed).kind].is_user_code
     grad = torch.is_grad_enabled()
-    with foreign(f"{source!r} cannot be made") if of_others else contextlib.nullcontext():
+    with wrap_external_errors(f"{source!r} cannot be made") if of_others else contextlib.nullcontext():
         with torch.random.fork_rng(devices=[]):  # nets are made with random weights before they get theirs
             net, input, provenance = KINDS[parsed.kind].load(parsed, data)
         torch.set_grad_enabled(grad)  # whatever a factory has done
@@ -84,7 +84,7 @@ def _note_input_options(source: Source, input: InputSpec, provenance: Provenance
     Raises:
         UserError: mean or std for an input that has neither.
     """
-    options = sorted(source.look())
+    options = sorted(source.input_options())
     if input.kind in ("grey", "lab") and set(options) & {"mean", "std"}:
         raise UserError(f"{source.text!r}: mean and std are for RGB, and this net takes {input.kind}")
     if options:
@@ -99,7 +99,7 @@ class PretextCheckpoint:
     Attributes:
         net, task: see :func:`crosschannel.pretext.create`.
         input: what it was trained on.
-        look: resizing of pictures before the net (colorization only).
+        resize_spec: resizing of pictures before the net (colorization only).
         provenance: of the weights.
         decoder: converts outputs to ab (colorization only).
     """
@@ -107,7 +107,7 @@ class PretextCheckpoint:
     net: nn.Module
     task: Pretext
     input: InputSpec
-    look: Look
+    resize_spec: ResizeSpec
     provenance: Provenance
     decoder: Decoder | None = None
 
@@ -118,7 +118,7 @@ def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
     Raises:
         UserError: no such source, or one that holds a backbone only.
     """
-    parsed = fetched(parse_source(source))
+    parsed = fetch_weights(parse_source(source))
     source = parsed.text
     if parsed.kind != "path":
         raise UserError(f"{source!r} has no head; give a run folder or a colorizer.safetensors file")
@@ -132,7 +132,7 @@ def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
     row, objective = find_task(meta.task), meta.objective
     if meta.task not in TASKS:
         objective = build_stored(row.keys, objective, f"the metadata of {path}: objective")
-    config = row.load().for_use(objective)
+    config = row.load().inference_config(objective)
     net, task = create(meta.task, config, meta.net, meta.input.size, meta.classes)
     weights = net.state_dict().keys()
     decoder = build_decoder(task) if task.decoder else None
@@ -163,7 +163,7 @@ def load_colorizer(
     if hasattr(whole.net.net, "take_any_size"):
         whole.net.net.take_any_size()
     size = size or whole.input.resize
-    colorizer = Colorizer(whole.net, whole.task, size, whole.provenance, whole.look, whole.decoder, **options)
+    colorizer = Colorizer(whole.net, whole.task, size, whole.provenance, whole.resize_spec, whole.decoder, **options)
     return colorizer.to(as_device(device)).eval().requires_grad_(False)
 
 
@@ -173,7 +173,7 @@ def has_head(source: str) -> bool:
     Raises:
         UserError: no such source, or a damaged file.
     """
-    parsed = fetched(parse_source(source))
+    parsed = fetch_weights(parse_source(source))
     if parsed.kind != "path":
         return False
     path = user_path(parsed.name)
@@ -194,5 +194,5 @@ def _imported(path: Path, source: str) -> PretextCheckpoint:
         raise UserError(f"{source} holds a backbone without a head ({found.format})")
     input = fold_input_scale(found.net.net, found.input)
     return PretextCheckpoint(
-        found.net, found.task, input, found.look, Provenance(source, {"format": found.format}), found.decoder
+        found.net, found.task, input, found.resize_spec, Provenance(source, {"format": found.format}), found.decoder
     )

@@ -20,13 +20,13 @@ from crosschannel.config.keys import input_paths, sources, values_of_role
 from crosschannel.config.load import check_value
 from crosschannel.config.types import Data, FCWidth, Seed, Side
 from crosschannel.data.datasets import import_path_of
-from crosschannel.errors import UserError, describe, foreign
+from crosschannel.errors import UserError, describe, wrap_external_errors
 from crosschannel.factories import is_factory, working_folder_importable
 from crosschannel.files import user_path
 
 
 @dataclass(frozen=True)
-class Kind:
+class SourceKind:
     """A kind of source.
 
     Attributes:
@@ -40,10 +40,10 @@ class Kind:
 
     loader: str
     options: frozenset[str]
-    is_fresh: bool = False
+    is_untrained: bool = False
     is_fetched: bool = False
-    of_a_library: bool = False
-    of_the_user: bool = False
+    is_library: bool = False
+    is_user_code: bool = False
 
     @property
     def load(self) -> Callable[["Source", Any], Any]:
@@ -54,15 +54,19 @@ _LOOK = frozenset({"size", "resize", "mean", "std", "interpolation"})  # attribu
 _FILE = _LOOK | {"geometry", "input", "key"}
 _FRESH = _LOOK | {"input", "seed", "fc", "geometry", "variant"}
 KINDS = {
-    "path": Kind("from_files:load_path", _FILE),
-    "zoo": Kind("from_files:load_path", _FILE, is_fetched=True),
-    "hf-hub": Kind("from_files:load_path", _FILE, is_fetched=True),
-    "random": Kind("fresh:load_random", _FRESH | {"data", "norm"}, is_fresh=True),
-    "gaussian": Kind("fresh:load_gaussian", _FRESH, is_fresh=True),
-    "kmeans": Kind("fresh:load_kmeans", _FRESH | {"data", "norm"}, is_fresh=True),
-    "torchvision": Kind("elsewhere:load_torchvision", _LOOK | {"weights", "key"}, is_fetched=True, of_a_library=True),
-    "timm": Kind("elsewhere:load_timm", _LOOK | {"weights", "key", "input"}, is_fetched=True, of_a_library=True),
-    "factory": Kind("elsewhere:load_factory", _LOOK | {"weights", "key", "input"}, of_a_library=True, of_the_user=True),
+    "path": SourceKind("from_files:load_path", _FILE),
+    "zoo": SourceKind("from_files:load_path", _FILE, is_fetched=True),
+    "hf-hub": SourceKind("from_files:load_path", _FILE, is_fetched=True),
+    "random": SourceKind("untrained:load_random", _FRESH | {"data", "norm"}, is_untrained=True),
+    "gaussian": SourceKind("untrained:load_gaussian", _FRESH, is_untrained=True),
+    "kmeans": SourceKind("untrained:load_kmeans", _FRESH | {"data", "norm"}, is_untrained=True),
+    "torchvision": SourceKind(
+        "libraries:load_torchvision", _LOOK | {"weights", "key"}, is_fetched=True, is_library=True
+    ),
+    "timm": SourceKind("libraries:load_timm", _LOOK | {"weights", "key", "input"}, is_fetched=True, is_library=True),
+    "factory": SourceKind(
+        "libraries:load_factory", _LOOK | {"weights", "key", "input"}, is_library=True, is_user_code=True
+    ),
 }
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".caffemodel")  # suffixes of weights files
 OPTION_TYPES: dict[str, Any] = {  # options that are not strings
@@ -102,7 +106,7 @@ class Source:
             raise UserError(f"{self.text!r}: {key} must be one of {', '.join(allowed)}, got {value!r}")
         return value
 
-    def look(self) -> dict[str, Any]:
+    def input_options(self) -> dict[str, Any]:
         """The attributes of a net's input that its options name, see :meth:`InputSpec.changed`."""
         return {key: value for key, value in self.options.items() if key in _LOOK}
 
@@ -130,7 +134,7 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
     if not name:
         raise UserError(f"the source {text!r} names nothing")
     options, known = {}, KINDS[kind].options
-    if KINDS[kind].is_fresh:  # a twin is made as the other is, whatever its weights
+    if KINDS[kind].is_untrained:  # a twin is made as the other is, whatever its weights
         known |= KINDS[parse_source(name).kind].options
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -158,7 +162,7 @@ def _parse_option(key: str, text: str, source: str) -> Any:
 
 def inner_source(source: Source) -> Source:
     """What a fresh net is the twin of; any other source itself."""
-    return parse_source(source.name) if KINDS[source.kind].is_fresh else source
+    return parse_source(source.name) if KINDS[source.kind].is_untrained else source
 
 
 def source_paths(source: Source) -> list[str]:
@@ -175,7 +179,7 @@ def is_fetched(source: Source) -> bool:
     """Whether loading a source downloads its weights."""
     named = inner_source(source)
     if named is not source:  # of its twin the description at most
-        return KINDS[named.kind].is_fetched and not KINDS[named.kind].of_a_library
+        return KINDS[named.kind].is_fetched and not KINDS[named.kind].is_library
     given = source.options.get("weights", "").lower() == "none" or names_a_file(source)
     return KINDS[source.kind].is_fetched and not given
 
@@ -188,7 +192,7 @@ def known_layers(source: Source) -> tuple[str, ...]:
     from crosschannel.models import FAMILIES, NetSpec, build_net
     from crosschannel.models.input_spec import CHANNELS
 
-    if KINDS[source.kind].is_fresh and source.name in FAMILIES:
+    if KINDS[source.kind].is_untrained and source.name in FAMILIES:
         channels = CHANNELS.get(source.options.get("input", "grey"), 1)
         row = FAMILIES[source.name]
         options = {
@@ -205,7 +209,7 @@ def known_layers(source: Source) -> tuple[str, ...]:
 
 def names_a_file(source: Source) -> bool:
     """Whether the option ``weights`` is a path: but for torchvision's, which may be the name of published ones."""
-    weights = "none" if KINDS[source.kind].is_fresh else source.options.get("weights", "none")
+    weights = "none" if KINDS[source.kind].is_untrained else source.options.get("weights", "none")
     is_path = source.kind != "torchvision" or Path(weights).suffix in WEIGHTS or user_path(weights).is_file()
     return weights.lower() != "none" and is_path
 
@@ -214,17 +218,17 @@ def source_files(text: str) -> dict[str, Path]:
     """The files that a source is read from by path, as far as they are there: weights, and the module of a factory."""
     source = parse_source(text)
     found: dict[str, Path] = {}
-    if KINDS[source.kind].is_fresh:
+    if KINDS[source.kind].is_untrained:
         found |= source_files(source.name)
     elif source.kind == "path":
         path = user_path(source.name)
         names = ("backbone.safetensors", "colorizer.safetensors", "pretext.safetensors")
         found |= {name: path / name for name in names} if path.is_dir() else {"weights": path}
     elif source.kind == "factory":
-        with foreign(f"cannot find {source.name!r}"), working_folder_importable():
+        with wrap_external_errors(f"cannot find {source.name!r}"), working_folder_importable():
             spec = importlib.util.find_spec(source.name.partition(":")[0])
         found |= {"module": Path(spec.origin)} if spec and spec.origin else {}
-    if "weights" in source.options and not KINDS[source.kind].is_fresh:
+    if "weights" in source.options and not KINDS[source.kind].is_untrained:
         found["weights"] = user_path(source.options["weights"])
     return {key: path for key, path in found.items() if path.is_file()}
 
@@ -240,7 +244,7 @@ def user_imports(config: Any) -> dict[str, str]:
 def user_packages(config: Any) -> list[str]:
     """Top-level packages and modules of user-defined factories, tasks, protocols and data."""
     inner = [inner_source(parse_source(source)) for _, _, source in sources(config)]
-    names = [source.name for source in inner if KINDS[source.kind].of_the_user]
+    names = [source.name for source in inner if KINDS[source.kind].is_user_code]
     names += user_imports(config).values()
     return list(dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in names))
 

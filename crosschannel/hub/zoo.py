@@ -98,7 +98,7 @@ def weights_folder() -> Path:
     return cache_folder() / "weights"
 
 
-def place(entry: Entry) -> Path:
+def cached_path(entry: Entry) -> Path:
     """Where an entry's file is, once it is fetched."""
     return weights_folder() / entry.url.rpartition("/")[2]
 
@@ -111,7 +111,7 @@ def fetch(name: str) -> Path:
     """
     if name not in ZOO:
         raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
-    return fetch_into(place(ZOO[name]), ZOO[name], f"zoo:{name}")
+    return fetch_into(cached_path(ZOO[name]), ZOO[name], f"zoo:{name}")
 
 
 def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:

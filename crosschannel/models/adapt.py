@@ -78,6 +78,6 @@ def with_fc(backbone: Backbone, width: int) -> Backbone:
     return Backbone(net, input, provenance=backbone.provenance).to(device)
 
 
-def unweighted(spec: NetSpec, input: InputSpec, source: str) -> Backbone:
+def build_untrained(spec: NetSpec, input: InputSpec, source: str) -> Backbone:
     """A net of a description, for weights to be loaded into."""
     return Backbone(build_net(spec, input.size), input, provenance=Provenance(source))

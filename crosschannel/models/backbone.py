@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError, describe, foreign
+from crosschannel.errors import UserError, describe, wrap_external_errors
 from crosschannel.models.input_spec import InputSpec, check_input
 from crosschannel.models.layers import dense
-from crosschannel.models.module_net import ModuleNet, at_rest, unwrap
+from crosschannel.models.module_net import ModuleNet, eval_mode, unwrap
 from crosschannel.models.pictures import check_pictures, is_traced
 from crosschannel.models.positions import ResizePositions
 
@@ -43,14 +43,14 @@ class Provenance:
 
 
 @contextlib.contextmanager
-def taking(size: int) -> Iterator[None]:
+def explain_size_errors(size: int) -> Iterator[None]:
     """A net that cannot take crops of a size says so in one sentence, and how it is told another."""
     told = "SOURCE,size=N or crosschannel.wrap(net, size=N) says what it takes"
-    with foreign(f"the backbone cannot take crops of {size} px ({told})"):
+    with wrap_external_errors(f"the backbone cannot take crops of {size} px ({told})"):
         yield
 
 
-def own_weights(backbone: "Backbone") -> "Backbone":
+def copy_inference_tensors(backbone: "Backbone") -> "Backbone":
     """Return the backbone, or a copy that autograd accepts if its weights were made in ``torch.inference_mode()``.
 
     Raises:
@@ -58,7 +58,7 @@ def own_weights(backbone: "Backbone") -> "Backbone":
     """
     if not any(tensor.is_inference() for tensor in (*backbone.parameters(), *backbone.buffers())):
         return backbone
-    with foreign("a backbone with weights made under torch.inference_mode() is copied, which failed"):
+    with wrap_external_errors("a backbone with weights made under torch.inference_mode() is copied, which failed"):
         return copy.deepcopy(backbone)
 
 
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
             return tuple(layers)
         return tuple(dict.fromkeys(layer for name in split_names(layers) for layer in self.find_layers(name)))
 
-    def no_layer(self, name: str) -> UserError:
+    def layer_error(self, name: str) -> UserError:
         """The error that there is no layer of a name: it lists those there are."""
         nested = self._unlisted_layers("*.*") or self._unlisted_layers("*.*.*")
         hint = f", and deeper ones by their dotted names, such as {nested[0]}" if nested else ""
@@ -134,7 +134,7 @@ class Backbone(nn.Module):
         found = [layer for layer in self.layers if fnmatchcase(layer, pattern)]
         found = found or self._unlisted_layers(pattern)
         if not found:
-            raise self.no_layer(pattern)
+            raise self.layer_error(pattern)
         return found
 
     def _unlisted_layers(self, pattern: str) -> list[str]:
@@ -194,7 +194,7 @@ class Backbone(nn.Module):
         return self.net.forward_features(x, self.default_layers if layers is None else self._known(layers))
 
     @property
-    def trunk(self) -> str:
+    def trunk_layer(self) -> str:
         """The layer that the head stands on: pool5 where there are fc6 and fc7, else the last one that is no
         classifier."""
         if "fc6" in self.layers:
@@ -203,24 +203,24 @@ class Backbone(nn.Module):
         return next((name for name in reversed(self.layers) if not is_classifier(name)), self.layers[-1])
 
     @property
-    def top(self) -> str:
-        """The last layer below any classifier: fc7 where there is one, else :attr:`trunk`."""
-        return "fc7" if "fc7" in self.layers else self.trunk
+    def top_layer(self) -> str:
+        """The last layer below any classifier: fc7 where there is one, else :attr:`trunk_layer`."""
+        return "fc7" if "fc7" in self.layers else self.trunk_layer
 
     @property
-    def body(self) -> tuple[str, ...]:
+    def body_layers(self) -> tuple[str, ...]:
         """The layers below any classifier."""
-        return self.layers[: self.layers.index(self.top) + 1]
+        return self.layers[: self.layers.index(self.top_layer) + 1]
 
     @property
-    def maps(self) -> list[str]:
-        """Those of :attr:`body` that a forward pass reaches and that have more than one position.
+    def map_layers(self) -> list[str]:
+        """Those of :attr:`body_layers` that a forward pass reaches and that have more than one position.
 
         Raises:
             UserError: there are none.
         """
         strides = self.strides
-        found = [layer for layer in self.body if layer in strides and 2 * strides[layer] <= self.input.size]
+        found = [layer for layer in self.body_layers if layer in strides and 2 * strides[layer] <= self.input.size]
         if not found:
             raise UserError("no layer of this backbone has more than one position")
         return found
@@ -270,7 +270,7 @@ class Backbone(nn.Module):
         """Apply fc6 and fc7, if the net has them.
 
         Args:
-            x: (N, C, h, w) map of the layer :attr:`trunk`.
+            x: (N, C, h, w) map of the layer :attr:`trunk_layer`.
             dropout: dropout probability in training mode.
             drop_inputs: drop the inputs of both layers instead of their outputs.
 
@@ -287,15 +287,15 @@ class Backbone(nn.Module):
                     x = nn.functional.dropout(x, dropout, self.training)
         return x
 
-    def part(self, layer: str) -> nn.Module:
+    def get_module(self, layer: str) -> nn.Module:
         """The module that a layer's map comes out of."""
-        return self.net.part(layer) if hasattr(self.net, "part") else self.net.get_submodule(layer)
+        return self.net.get_module(layer) if hasattr(self.net, "get_module") else self.net.get_submodule(layer)
 
     def head(self, x: Tensor) -> Tensor:
         """What stands above the last pooled map: fc6 and fc7 of an AlexNet, then the mean over positions.
 
         Args:
-            x: (N, C, h, w), of the layer :attr:`trunk`.
+            x: (N, C, h, w), of the layer :attr:`trunk_layer`.
 
         Returns:
             (N, D).
@@ -322,7 +322,7 @@ class Backbone(nn.Module):
         named = dict(self.named_parameters())
         wanted = {name: parameter.requires_grad for name, parameter in named.items()}
         try:
-            with at_rest(self), torch.enable_grad():
+            with eval_mode(self), torch.enable_grad():
                 self.requires_grad_(True)
                 maps = self.features(self._blank(self.input.size), [layer])[layer]
                 gradients = torch.autograd.grad(maps.sum(), list(named.values()), allow_unused=True)
@@ -344,7 +344,7 @@ class Backbone(nn.Module):
             module.register_forward_hook(lambda _m, _i, _o, name=name: found.add(name)) for name, module in leaves
         ]
         try:
-            with at_rest(self), torch.no_grad():
+            with eval_mode(self), torch.no_grad():
                 self.features(self._blank(self.input.size), [layer])
         finally:
             for handle in handles:
@@ -391,7 +391,7 @@ class Backbone(nn.Module):
         def has_grown(more: int) -> bool:
             return self._sizes(points * stride + more, [layer])[layer][1] > side
 
-        with at_rest(self), contextlib.suppress(Exception):  # whatever a user's module raises
+        with eval_mode(self), contextlib.suppress(Exception):  # whatever a user's module raises
             side = self._sizes(points * stride, [layer])[layer][1]
             grows = 1 + bisect_left(range(1, stride), True, key=has_grown)
         return (grows - 1 + (points - side) * stride) / 2
@@ -410,8 +410,8 @@ class Backbone(nn.Module):
     def _grown(self, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Channels and stride of some layers, by how much their maps grow."""
         size = self.input.size
-        with at_rest(self):
-            with taking(size):
+        with eval_mode(self):
+            with explain_size_errors(size):
                 small = self._sizes(size, layers)
             try:
                 large = self._sizes(size + 128, layers)
@@ -481,7 +481,7 @@ def wrap(
     net = ModuleNet(module, layers, resize_positions)
     if layers is None:
         first = next(module.parameters(), torch.zeros(0, device="cpu"))
-        net.settle(first.new_zeros(2, input.channels, input.size, input.size))
+        net.discover_layers(first.new_zeros(2, input.channels, input.size, input.size))
     return Backbone(net, input, provenance=provenance)
 
 

@@ -5,11 +5,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError, foreign
-from crosschannel.factories import make
+from crosschannel.errors import UserError, wrap_external_errors
+from crosschannel.factories import call_factory
 from crosschannel.models.backbone import Backbone
 from crosschannel.models.input_spec import CHANNELS, InputSpec
-from crosschannel.models.module_net import ModuleNet, at_rest
+from crosschannel.models.module_net import ModuleNet, eval_mode
 from crosschannel.models.nets import NetSpec
 
 
@@ -36,7 +36,7 @@ class FactoryNet(ModuleNet):
     computes_past_its_layers: ClassVar[bool] = True  # such as a classifier
 
     def __init__(self, name: str, in_channels: int = 3, image_size: int | None = None):
-        made = make(name, in_channels)
+        made = call_factory(name, in_channels)
         resize_positions = None
         if isinstance(made, Backbone):
             made, resize_positions = made.wrapped_module, getattr(made.net, "resize_positions", None)
@@ -47,13 +47,13 @@ class FactoryNet(ModuleNet):
         self.name, self.in_channels = name, in_channels
         size = image_size or 224
         kind = next(kind for kind, channels in CHANNELS.items() if channels == in_channels)
-        with foreign(f"{name} cannot take crops of {size} px"), at_rest(self):
+        with wrap_external_errors(f"{name} cannot take crops of {size} px"), eval_mode(self):
             blank = torch.zeros(2, in_channels, size, size)
             with torch.no_grad():
                 made(blank)
-            self.settle(blank)
+            self.discover_layers(blank)
             backbone = Backbone(self, InputSpec(kind, size, size))
-            last = backbone.maps[-1]
+            last = backbone.map_layers[-1]
             self.layers = self.layers[: self.layers.index(last) + 1]
             self.out_channels, self.last_stride = backbone.channels[last], backbone.stride(last)
             self.last_origin = backbone.origin(last)

@@ -62,7 +62,7 @@ def no_autocast() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def at_rest(net: nn.Module) -> Iterator[None]:
+def eval_mode(net: nn.Module) -> Iterator[None]:
     """Switch every module to eval mode without autocast (fixed statistics, no dropout), then restore its mode."""
     training = [module for module in net.modules() if module.training]
     net.eval()
@@ -86,7 +86,7 @@ class ModuleNet(nn.Module):
 
     Attributes:
         model: the module.
-        left_out: listed layers without features → reason; filled in by :meth:`settle`.
+        left_out: listed layers without features → reason; filled in by :meth:`discover_layers`.
 
     Vectors (N, C) become a map of one position. Tokens (N, L, C) or (L, N, C) become a map of the patches;
     ``NAME_class`` is the class token. Maps (N, h, w, C) are permuted. One forward pass shows the layout of every
@@ -128,7 +128,7 @@ class ModuleNet(nn.Module):
             found = inner  # a net in a wrapper
         return found
 
-    def settle(self, x: Tensor) -> None:
+    def discover_layers(self, x: Tensor) -> None:
         """Look at one forward pass: list the layers that it reaches and that give maps, in order of execution.
 
         A net that does not take ``x`` keeps its list: what is wrong is said when features are asked for.
@@ -153,7 +153,7 @@ class ModuleNet(nn.Module):
 
     def _run_survey(self, x: Tensor) -> dict[str, Layout | str]:
         """Detect the layouts of all outputs for images like ``x``."""
-        with at_rest(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with eval_mode(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
             self._survey = survey_outputs(self.model, x.detach())
         return self._survey.layouts
 
@@ -187,7 +187,7 @@ class ModuleNet(nn.Module):
             return read
 
         values = self._replacements_for(x)
-        handles = [self.part(name).register_forward_hook(reader(name)) for name in layers]
+        handles = [self.get_module(name).register_forward_hook(reader(name)) for name in layers]
         try:
             self._call(x, values)
         except _LastLayerReached:
@@ -240,7 +240,7 @@ class ModuleNet(nn.Module):
             if x.is_cuda and any(isinstance(module, nn.Embedding) for module in model.modules()):
                 model, other = copy.deepcopy(model).cpu(), other.cpu()  # a GPU does not recover from a wrong index
             try:
-                with at_rest(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+                with eval_mode(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
                     model(other)
                 self._size_error = ""
             except Exception as error:  # whatever a user's module raises
@@ -256,7 +256,7 @@ class ModuleNet(nn.Module):
             f"position embeddings have a fixed size, crosschannel.wrap(net, {remedy} them"
         )
 
-    def leave_out(self, layers: Mapping[str, str]) -> None:
+    def exclude_layers(self, layers: Mapping[str, str]) -> None:
         """Remove layers from the list; ``layers`` maps names to reasons."""
         self.left_out |= {name: reason for name, reason in layers.items() if name in self.layers}
         self.layers = tuple(name for name in self.layers if name not in layers)
@@ -264,7 +264,7 @@ class ModuleNet(nn.Module):
     def has_layer(self, name: str) -> bool:
         """Whether there is a submodule of that name, at any depth."""
         try:
-            self.part(name)
+            self.get_module(name)
         except AttributeError:
             return False
         return bool(name)
@@ -281,11 +281,11 @@ class ModuleNet(nn.Module):
 
     def is_classifier(self, name: str) -> bool:
         """Whether a layer is a linear layer, or a sequence that ends in one: what a model says, not what it sees."""
-        module = self.part(name)
+        module = self.get_module(name)
         parts = [part for part in module.modules() if not any(part.children()) and any(True for _ in part.parameters())]
         return isinstance(module, nn.Linear | nn.Sequential) and bool(parts) and isinstance(parts[-1], nn.Linear)
 
-    def part(self, name: str) -> nn.Module:
+    def get_module(self, name: str) -> nn.Module:
         """The submodule that a layer is."""
         return self.model.get_submodule(self._path(name))
 

@@ -16,7 +16,7 @@ from crosschannel.models.nets import family, find_spec
 
 Head = Literal["auto", "fc", "c4", "mlp"]
 Pooling = Literal["max", "align"]
-BOX_DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # by which R-CNNs divide what moves boxes to objects
+BOX_STDS = (0.1, 0.1, 0.2, 0.2)  # by which R-CNNs divide what moves boxes to objects
 _COARSEST = 16  # input pixels per step of a map that boxes are pooled from, where there is any such
 
 
@@ -84,7 +84,7 @@ def plan_regions(
         if "fc6" not in backbone.layers:
             raise UserError("head fc: this backbone has no fc6; give c4, mlp or auto")
         parts = tuple(name for name in ("fc6", "fc7") if name in backbone.layers)
-        below, covers = _before(backbone, backbone.trunk), backbone.part("fc6").conv.kernel_size[0]
+        below, covers = _before(backbone, backbone.trunk_layer), backbone.get_module("fc6").conv.kernel_size[0]
         if resolution not in (0, covers):
             raise UserError(f"resolution {resolution}: fc6 of this backbone covers {covers} × {covers}")
         resolution = covers
@@ -102,7 +102,7 @@ def plan_regions(
     patches = backbone.patch != (1, 1) or (first is not None and first.kernel_size == first.stride)
     is_listed = layer in backbone.layers
     through = backbone.layers[: backbone.layers.index(layer) + 1] if is_listed else ()
-    strides = [backbone.strides[name] for name in backbone.maps if name in through] or [backbone.stride(layer)]
+    strides = [backbone.strides[name] for name in backbone.map_layers if name in through] or [backbone.stride(layer)]
     return RegionPlan(
         layer,
         head,
@@ -129,7 +129,7 @@ def for_regions(backbone: Backbone, geometry: Literal["padded", "probe"]) -> Bac
     return backbone
 
 
-def placed(boxes: Tensor, plan: RegionPlan) -> Tensor:
+def align_boxes(boxes: Tensor, plan: RegionPlan) -> Tensor:
     """Boxes (N, 4), x₁ y₁ x₂ y₂ in pixels from 0 with the ends outside, as operations take them that divide by the
     stride."""
     if not plan.aligned:
@@ -151,7 +151,7 @@ def pool_regions(maps: Tensor, boxes: Sequence[Tensor], plan: RegionPlan) -> Ten
     Returns:
         (sum of R, C, resolution, resolution) float32.
     """
-    there = [placed(one, plan) for one in boxes]
+    there = [align_boxes(one, plan) for one in boxes]
     if plan.pooling == "max":
         return ops.roi_pool(maps.float(), there, plan.resolution, 1 / plan.stride)
     return ops.roi_align(maps.float(), there, plan.resolution, 1 / plan.stride, sampling_ratio=0, aligned=True)
@@ -222,11 +222,11 @@ def _before(backbone: Backbone, layer: str) -> str:
 def _last_stage(backbone: Backbone) -> str:
     """The layer of a ResNet's last stage; empty for other nets."""
     last = getattr(getattr(backbone.net, "model", None), "layer4", None)
-    found = (name for name in backbone.layers if last is not None and backbone.part(name) is last)
+    found = (name for name in backbone.layers if last is not None and backbone.get_module(name) is last)
     return next(found, "")
 
 
 def _last_fine(backbone: Backbone) -> str:
     """The last map of a stride of 16 or less, else the last map."""
-    maps = backbone.maps
+    maps = backbone.map_layers
     return next((name for name in reversed(maps) if backbone.strides[name] <= _COARSEST), maps[-1])

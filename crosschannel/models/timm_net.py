@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.models.nets import NetSpec
 
 
@@ -32,7 +32,7 @@ class TimmNet(nn.Module):
 
         self.timm_name, self.in_channels = name, in_channels
         options: dict[str, object] = {"num_classes": 0, "in_chans": in_channels}
-        with foreign(f"timm could not create {name!r}"):
+        with wrap_external_errors(f"timm could not create {name!r}"):
             self.model = timm.create_model(name, pretrained=pretrained, **options)
         if not hasattr(self.model, "forward_intermediates"):
             raise UserError(f"timm's {name!r} does not give its intermediate features")
@@ -73,7 +73,7 @@ class TimmNet(nn.Module):
 
         return convert_sync_batchnorm(module)
 
-    def part(self, layer: str) -> nn.Module:
+    def get_module(self, layer: str) -> nn.Module:
         """The module that a layer's map comes out of."""
         number = int(layer.removesuffix("_class").removeprefix(self.kind)) - 1
         return self.model.get_submodule(self.model.feature_info[number]["module"])
@@ -81,7 +81,7 @@ class TimmNet(nn.Module):
     def set_image_size(self, side: int | None) -> None:
         """Resize position embeddings for square inputs with that side; None keeps the current size."""
         if side and hasattr(self.model, "set_input_size"):
-            with foreign(f"timm's {self.timm_name!r} cannot take images of {side} px"):
+            with wrap_external_errors(f"timm's {self.timm_name!r} cannot take images of {side} px"):
                 self.model.set_input_size(img_size=side)
 
     def take_any_size(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from crosschannel.errors import UserError
-from crosschannel.factories import Entry, find_entry, import_object, installed_names
+from crosschannel.factories import Entry, entry_point_names, find_entry, import_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ def find_task(name: str) -> Entry:
     entry = find_entry(name, TASKS, ENTRY_POINTS, _user_entry)
     if entry is not None:
         return entry
-    known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(installed_names(ENTRY_POINTS)))
+    known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(entry_point_names(ENTRY_POINTS)))
     raise UserError(f"no pretext task {name!r}: there are {known}; or package.module:Task")
 
 
@@ -64,7 +64,7 @@ def _user_entry(import_path: str) -> Entry:
         raise UserError(f"the task {import_path!r} must define {', '.join(lacking)}")
     if task_class.decoder:
         import_object(task_class.decoder)
-    return Entry.of_user(import_path, keys, task_class)
+    return Entry.custom(import_path, keys, task_class)
 
 
 def create(

@@ -19,10 +19,10 @@ from crosschannel.pretext.task import (
     PrimaryMetric,
     as_arrays,
     check_contrast,
-    error_of_constant,
+    constant_error,
     moments,
-    need_family,
-    row_of_pictures,
+    require_family,
+    stack_rows,
 )
 
 _WIDTHS = (256, 128, 96, 64, 32)
@@ -59,7 +59,7 @@ class Autoencoder(PairTask):
 
     name = "autoencoder"
     rows: ClassVar[tuple[str, ...]] = ("predicted", "truth")
-    primary_metric = PrimaryMetric.share("loss_share", "best constant colour")
+    primary_metric = PrimaryMetric.ratio("loss_share", "best constant colour")
     score_length = 6
 
     @staticmethod
@@ -68,7 +68,7 @@ class Autoencoder(PairTask):
 
     @staticmethod
     def build(config: AutoencoderConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> EncoderDecoder:
-        need_family(spec, "alexnet", Autoencoder.name)
+        require_family(spec, "alexnet", Autoencoder.name)
         if spec.options.fc:
             raise UserError(f"the task autoencoder ends at pool5: model.fc must be 0, got {spec.options.fc}")
         return EncoderDecoder(build_net(spec))
@@ -89,7 +89,7 @@ class Autoencoder(PairTask):
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """``loss`` a pixel, ``loss_constant`` of the best constant colour, ``loss_share``, their ratio."""
         loss, count, *more = sums.tolist()
-        constant = error_of_constant(count, *more)
+        constant = constant_error(count, *more)
         check_contrast(constant / count)
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}
 
@@ -97,4 +97,4 @@ class Autoencoder(PairTask):
     def pictures(self, net: nn.Module, batch: ImageBatch) -> np.ndarray:
         mean, std = (torch.tensor(v).to(batch.images.device)[:, None, None] for v in (self.input.mean, self.input.std))
         predicted = (net(self.inputs(batch.images)).float() * std + mean).clamp(0, 1) * 255
-        return row_of_pictures(as_arrays(predicted.round().byte()), as_arrays(batch.images))
+        return stack_rows(as_arrays(predicted.round().byte()), as_arrays(batch.images))

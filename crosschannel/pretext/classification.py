@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.color import ABQuantizer, rebalancing_weights
-from crosschannel.color.parts import cached_parts
+from crosschannel.color.chunks import cache_sized_chunks
 from crosschannel.color.quantizer import Q
-from crosschannel.pretext.task import PrimaryMetric, check_contrast, cross_entropy_of_constant
+from crosschannel.pretext.task import PrimaryMetric, check_contrast, constant_cross_entropy
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
@@ -48,7 +48,7 @@ def _parts(logits: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     (images, C, pixels): the layouts that softmax kernels are made for."""
     rows = _side_by_side(logits)
     views = [m.permute(0, 2, 3, 1).flatten(0, 2) if rows else m.flatten(2) for m in maps]
-    return zip(*cached_parts(*views), strict=True)
+    return zip(*cache_sized_chunks(*views), strict=True)
 
 
 def sparse_cross_entropy(logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Classification(nn.Module):
     """
 
     outputs = Q
-    primary_metric = PrimaryMetric.share("kl_share", "best constant colour")
+    primary_metric = PrimaryMetric.ratio("kl_share", "best constant colour")
     score_length = 3 + Q
 
     def __init__(
@@ -124,7 +124,7 @@ class Classification(nn.Module):
         """
         pixels, cross, entropy = sums[:3].tolist()
         histogram = sums[3:]
-        constant = cross_entropy_of_constant(histogram)
+        constant = constant_cross_entropy(histogram)
         kl, kl_constant = (cross - entropy) / pixels, (constant - entropy) / pixels
         check_contrast(kl_constant)
         return {

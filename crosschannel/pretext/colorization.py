@@ -47,7 +47,7 @@ class Colorization(PairTask):
         return build_pretext(spec, _OUTPUTS[config.kind], size)
 
     @staticmethod
-    def for_use(config: ColorizationConfig) -> ColorizationConfig:
+    def inference_config(config: ColorizationConfig) -> ColorizationConfig:
         return replace(config, prior="imagenet-256", lam=config.lam or 0.5)  # a packaged prior has no λ = 0
 
     @property

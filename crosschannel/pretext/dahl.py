@@ -17,9 +17,9 @@ from crosschannel.pretext.task import (
     PairTask,
     PrimaryMetric,
     check_contrast,
-    error_of_constant,
+    constant_error,
     moments,
-    need_family,
+    require_family,
 )
 
 _LAYERS = ("conv4_3", "conv3_3", "conv2_2", "conv1_2")
@@ -65,7 +65,7 @@ class Dahl(PairTask):
 
     name = "dahl"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:DahlDecoder"
-    primary_metric = PrimaryMetric.share("loss_share", "best constant colour")
+    primary_metric = PrimaryMetric.ratio("loss_share", "best constant colour")
     score_length = 6
 
     def __init__(self, config: DahlConfig, stride: int, classes: Sequence[str] = ()):
@@ -81,7 +81,7 @@ class Dahl(PairTask):
 
     @staticmethod
     def build(config: DahlConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> ResidualDecoder:
-        need_family(spec, "vgg16", Dahl.name)
+        require_family(spec, "vgg16", Dahl.name)
         net = ResidualDecoder(build_net(spec))
         freeze_unused(net, torch.zeros(1, spec.in_channels, 32, 32))  # conv5 does not feed the decoder
         return net
@@ -112,7 +112,7 @@ class Dahl(PairTask):
         """``loss``; ``mse`` of UV a pixel; ``mse_constant`` of the best constant colour; ``loss_share``, their
         ratio."""
         loss, error, count, *more = sums.tolist()
-        constant, mse = error_of_constant(count, *more) / count, error / count
+        constant, mse = constant_error(count, *more) / count, error / count
         check_contrast(constant * 100**2)  # of UV in 0..1, as if in 0..100
         return {"loss": loss / count, "mse": mse, "mse_constant": constant, "loss_share": mse / constant}
 

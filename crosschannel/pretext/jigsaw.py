@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
-from crosschannel.data import Batch, CentreCrop, CropConfig, Draw, Record, TrainingCrops
+from crosschannel.data import Batch, CentreCrop, CropConfig, Record, SampleRNG, TrainingCrops
 from crosschannel.data.order import mix
 from crosschannel.data.views import stack_crops
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.models import InputSpec, NetSpec, build_net, family
 from crosschannel.models.input_spec import LUMA
 from crosschannel.pretext.config import JigsawConfig
 from crosschannel.pretext.nets import freeze_unused
-from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, row_of_pictures
+from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, stack_rows
 
 GRID = 3
 TILES = GRID * GRID
@@ -56,10 +56,10 @@ class Tiles:
     train: bool
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, rng: SampleRNG) -> np.ndarray:
         view = TrainingCrops(self.crop) if self.train else CentreCrop(self.crop.size, self.crop.resize)
-        pixels, cell = view(record, draw), self.crop.size // GRID
-        offsets = draw.generator().integers(0, cell - self.side + 1, (TILES, 2))
+        pixels, cell = view(record, rng), self.crop.size // GRID
+        offsets = rng.generator().integers(0, cell - self.side + 1, (TILES, 2))
         corners = offsets + cell * np.array([divmod(tile, GRID) for tile in range(TILES)])
         return np.stack([pixels[y : y + self.side, x : x + self.side] for y, x in corners])
 
@@ -106,7 +106,7 @@ class JigsawNet(nn.Module):
         self.net, self.dropout = net, config.dropout
         self.register_buffer("permutations", torch.from_numpy(distant_permutations(config.permutations)))
         net.eval()
-        with torch.no_grad(), foreign(f"this net cannot take tiles of {config.tile} px"):
+        with torch.no_grad(), wrap_external_errors(f"this net cannot take tiles of {config.tile} px"):
             features = self._flatten_or_pool(net(torch.zeros(1, channels, config.tile, config.tile))).shape[1]
         net.train()
         self.fc6 = nn.Linear(features, config.width)
@@ -219,7 +219,7 @@ class Jigsaw(Pretext):
         predicted = net(tiles, labels).argmax(1)
         seen = shuffled(batch.tiles, net.permutations[labels])
         back = shuffled(seen, net.permutations[predicted].argsort(1))
-        return row_of_pictures(*(as_arrays(mosaic(one)) for one in (seen, back, batch.tiles)))
+        return stack_rows(*(as_arrays(mosaic(one)) for one in (seen, back, batch.tiles)))
 
 
 def mosaic(tiles: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class Labels(PairTask):
     """An image → its class: softmax and cross-entropy. Images without a class give no gradient."""
 
     name = "labels"
-    uses_fc: ClassVar[bool] = True
-    tells_classes: ClassVar[bool] = True
+    needs_fc: ClassVar[bool] = True
+    is_classifier: ClassVar[bool] = True
     primary_metric = PrimaryMetric("top1", "top-1 accuracy")
     score_length = 4
 

@@ -17,8 +17,8 @@ from crosschannel.pretext.task import (
     PairTask,
     PrimaryMetric,
     check_contrast,
-    cross_entropy_of_constant,
-    need_family,
+    constant_cross_entropy,
+    require_family,
 )
 
 _GREY = 0.4488  # mean of grey photographs in 0..1
@@ -44,8 +44,8 @@ class Larsson(PairTask):
 
     name = "larsson"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:LarssonDecoder"
-    uses_fc: ClassVar[bool] = True
-    primary_metric = PrimaryMetric.share("kl_share", "best constant histograms")
+    needs_fc: ClassVar[bool] = True
+    primary_metric = PrimaryMetric.ratio("kl_share", "best constant histograms")
     score_length = 3 + 2 * BINS
 
     @staticmethod
@@ -54,7 +54,7 @@ class Larsson(PairTask):
 
     @staticmethod
     def build(config: LarssonConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> HypercolumnNet:
-        need_family(spec, "vgg16", Larsson.name)
+        require_family(spec, "vgg16", Larsson.name)
         if not spec.options.fc:
             raise UserError("the task larsson looks at fc6 and fc7: model.fc must be above 0")
         return HypercolumnNet(build_net(spec), config)
@@ -111,7 +111,7 @@ class Larsson(PairTask):
         """``loss``: weighted divergence a pixel; ``loss_constant``: that of the constant histograms that fit these
         very images best; ``kl_share``: their ratio."""
         count, loss, entropy = sums[:3].tolist()
-        constant = sum(cross_entropy_of_constant(part) for part in sums[3:].split(BINS))
+        constant = sum(constant_cross_entropy(part) for part in sums[3:].split(BINS))
         of_a_constant = (constant - entropy) / count
         check_contrast(of_a_constant)
         return {"loss": loss / count, "loss_constant": of_a_constant, "kl_share": loss / count / of_a_constant}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crosschannel.data import Batch, CropConfig, ImageSet, Stream, load_batches
 from crosschannel.errors import UserError
 from crosschannel.models import initialisation as init
-from crosschannel.pretext.start import start_from
+from crosschannel.pretext.start import load_initial_weights
 from crosschannel.pretext.task import Pretext
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
@@ -59,7 +59,7 @@ class Pretraining:
     def initialise(self, stream: Stream) -> bool:
         """Initial weights; k-means takes a while and is saved."""
         if self.start_state is not None:
-            start_from(self.net, self.start_state)
+            load_initial_weights(self.net, self.start_state)
             return False
         if self.initial == "gaussian":
             init.gaussian(self.net)

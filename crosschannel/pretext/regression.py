@@ -7,7 +7,7 @@ from crosschannel.pretext.classification import without_grey_gradient
 from crosschannel.pretext.task import (
     PrimaryMetric,
     check_contrast,
-    error_of_constant,
+    constant_error,
     moments,
 )
 
@@ -25,7 +25,7 @@ class Regression(nn.Module):
     """
 
     outputs = 2
-    primary_metric = PrimaryMetric.share("loss_share", "best constant colour")
+    primary_metric = PrimaryMetric.ratio("loss_share", "best constant colour")
     score_length = 5
 
     def __init__(self, grey_threshold: float = 0.0):
@@ -51,6 +51,6 @@ class Regression(nn.Module):
     def metrics(sums: Tensor) -> dict[str, float]:
         """``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
         loss, count, *more = sums.tolist()
-        constant = error_of_constant(count, *more)
+        constant = constant_error(count, *more)
         check_contrast(constant / count)
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}

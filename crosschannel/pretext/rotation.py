@@ -15,7 +15,7 @@ from crosschannel.data import ImageBatch
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.pretext.config import RotationConfig
 from crosschannel.pretext.labels import ClassificationNet, build_classifier
-from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, row_of_pictures
+from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, stack_rows
 
 _ROTATIONS = 4
 
@@ -24,7 +24,7 @@ class Rotation(Pretext):
     """RGB, rotated by 0°, 90°, 180° and 270° → which of the four; a batch has all four of each image."""
 
     name = "rotation"
-    uses_fc: ClassVar[bool] = True
+    needs_fc: ClassVar[bool] = True
     rows: ClassVar[tuple[str, ...]] = ("input", "rotated back as predicted")
     primary_metric = PrimaryMetric("top1", "top-1 accuracy (chance: 0.25)", 1 / _ROTATIONS, "chance")
     score_length = 3
@@ -64,7 +64,7 @@ class Rotation(Pretext):
         seen = torch.stack([image.rot90(turn, (1, 2)) for image, turn in zip(batch.images, turns, strict=True)])
         predicted = net(self.input.preprocess(seen)).argmax(1).tolist()
         back = torch.stack([image.rot90(-turn, (1, 2)) for image, turn in zip(seen, predicted, strict=True)])
-        return row_of_pictures(as_arrays(seen), as_arrays(back))
+        return stack_rows(as_arrays(seen), as_arrays(back))
 
 
 def rotate_all(x: Tensor) -> Tensor:

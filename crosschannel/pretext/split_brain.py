@@ -18,8 +18,8 @@ from crosschannel.pretext.task import (
     PairTask,
     PrimaryMetric,
     check_contrast,
-    cross_entropy_of_constant,
-    need_family,
+    constant_cross_entropy,
+    require_family,
 )
 
 
@@ -59,7 +59,7 @@ class SplitBrain(PairTask):
 
     name = "split-brain"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:SplitBrainDecoder"
-    primary_metric = PrimaryMetric.share("kl_share", "best constant distributions")
+    primary_metric = PrimaryMetric.ratio("kl_share", "best constant distributions")
 
     def __init__(self, config: SplitBrainConfig, stride: int, classes: Sequence[str] = ()):
         super().__init__(config, stride, classes)
@@ -72,7 +72,7 @@ class SplitBrain(PairTask):
 
     @staticmethod
     def build(config: SplitBrainConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> SplitBrainNet:
-        need_family(spec, "alexnet", SplitBrain.name)
+        require_family(spec, "alexnet", SplitBrain.name)
         if spec.options.variant not in ("crosschannel", "split-brain"):
             raise UserError(
                 f"the task split-brain uses its own AlexNet variant; drop model.variant (got {spec.options.variant})"
@@ -109,7 +109,7 @@ class SplitBrain(PairTask):
         """``loss``, the two cross-entropies; ``kl_share_ab`` and ``kl_share_lightness``, each half's divergence as a
         share of that of the constant distribution that fits these images best; ``kl_share``, their sum's."""
         count, of_ab, of_lightness, entropy = sums[:4].tolist()
-        constants = [cross_entropy_of_constant(part) for part in (sums[4 : 4 + Q], sums[4 + Q :])]
+        constants = [constant_cross_entropy(part) for part in (sums[4 : 4 + Q], sums[4 + Q :])]
         constants[0] -= entropy
         check_contrast(min(constants) / count)
         found = [of_ab - entropy, of_lightness]

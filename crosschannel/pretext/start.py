@@ -18,7 +18,7 @@ _SCALES = {
 }
 
 
-def start_from(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_initial_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a pretext net the weights that fit it, in place: its backbone whole, its head as far as it is the same.
 
     BatchNorm that the other net lacks starts anew.
@@ -50,7 +50,7 @@ def _is_of_a_norm(net: nn.Module, key: str) -> bool:
     return isinstance(net.get_submodule(key.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
 
 
-def as_seen(input: InputSpec, backbone: Backbone) -> Backbone:
+def convert_input(input: InputSpec, backbone: Backbone) -> Backbone:
     """The same backbone, in place, for another input: where that can be, its first convolution sees there what it saw.
 
     Normalised RGB becomes one channel of grey (the sum over channels of weights as they act on RGB in 0..1), grey of

@@ -34,18 +34,18 @@ class PrimaryMetric:
     description: str
     baseline: float | None = None
     baseline_name: str = ""
-    is_share: bool = False
+    is_ratio: bool = False
 
     @classmethod
-    def share(cls, name: str, baseline_name: str) -> "PrimaryMetric":
+    def ratio(cls, name: str, baseline_name: str) -> "PrimaryMetric":
         """A loss as a share of that of the best constant prediction."""
         description = "× the loss of the best constant prediction (1 = nothing learned)"
-        return cls(name, description, 1.0, baseline_name, is_share=True)
+        return cls(name, description, 1.0, baseline_name, is_ratio=True)
 
     def sentence(self, value: float) -> str:
         """Describe a value in words."""
         text = f"{value:.3g} {self.description}"
-        return f"{text}: no better than a constant" if self.is_share and value >= self.baseline else text
+        return f"{text}: no better than a constant" if self.is_ratio and value >= self.baseline else text
 
 
 class Pretext(nn.Module):
@@ -73,8 +73,8 @@ class Pretext(nn.Module):
     name: str
     primary_metric: PrimaryMetric
     decoder: ClassVar[str] = ""
-    uses_fc: ClassVar[bool] = False
-    tells_classes: ClassVar[bool] = False
+    needs_fc: ClassVar[bool] = False
+    is_classifier: ClassVar[bool] = False
     rows: ClassVar[tuple[str, ...]] = ("lightness", "predicted colours", "truth")
     phases: ClassVar[tuple[tuple[str, ...], ...]] = ()
     score_length: int
@@ -99,7 +99,7 @@ class Pretext(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def for_use(config: Any) -> Any:
+    def inference_config(config: Any) -> Any:
         """The keys as a trained net needs them: files that only training reads are not asked for."""
         return config
 
@@ -189,24 +189,24 @@ def check_contrast(of_the_best_constant: float) -> None:
 
 
 def moments(x: Tensor) -> Tensor:
-    """Of maps (N, C, h, w): pixels, Σ ‖x‖², Σ x, for :func:`error_of_constant`: float64 (2 + C,)."""
+    """Of maps (N, C, h, w): pixels, Σ ‖x‖², Σ x, for :func:`constant_error`: float64 (2 + C,)."""
     x = x.double()
     count = torch.tensor(float(x[:, 0].numel())).to(x)
     return torch.stack((count, x.square().sum(), *x.sum((0, 2, 3))))
 
 
-def error_of_constant(count: float, square: float, *sums: float) -> float:
+def constant_error(count: float, square: float, *sums: float) -> float:
     """Half the summed squared distance of pixels from the constant that fits them best, from their moments."""
     return (square - sum(one * one for one in sums) / count) / 2
 
 
-def cross_entropy_of_constant(histogram: Tensor) -> float:
+def constant_cross_entropy(histogram: Tensor) -> float:
     """Summed nats of targets under the distribution that fits them best, from the sum of these targets (Q,)."""
     total = histogram.sum().clamp(min=1e-30)
     return -torch.special.xlogy(histogram, histogram / total).sum().item()
 
 
-def need_family(spec: NetSpec, name: str, task: str) -> None:
+def require_family(spec: NetSpec, name: str, task: str) -> None:
     """Raise a UserError for a backbone other than the one that a task is defined on."""
     if spec.name != name:
         raise UserError(f"the task {task} stands on {name}, and model.name is {spec.name}")
@@ -217,6 +217,6 @@ def as_arrays(images: Tensor) -> np.ndarray:
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def row_of_pictures(*pictures: Sequence[np.ndarray]) -> np.ndarray:
+def stack_rows(*pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Pictures of one size, a row each."""
     return np.concatenate([np.concatenate(row, 1) for row in pictures])

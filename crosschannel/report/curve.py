@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from crosschannel.files import written_whole
+from crosschannel.files import atomic_write
 from crosschannel.runs.folder import read_metrics
 
 
@@ -34,7 +34,7 @@ def validation_curve(run: Path, out: Path, figure_name: str, reference: tuple[fl
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    with written_whole(out) as part:
+    with atomic_write(out) as part:
         figure.savefig(part, dpi=120, format="png")
     return out
 

@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from crosschannel.console import plain
-from crosschannel.files import Writer, written_whole
+from crosschannel.console import escape_control
+from crosschannel.files import Writer, atomic_write
 
 FILES = ("report.md", "report.html", "tables.tex")
 _STYLE = """
@@ -144,7 +144,7 @@ class Listing:
 
     def markdown(self) -> str:
         fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", self.text)), default=0))
-        text = plain(self.text)
+        text = escape_control(self.text)
         return f"<details><summary>{escape(self.summary)}</summary>\n\n{fence}\n{text}\n{fence}\n\n</details>\n"
 
     def html(self) -> str:
@@ -168,7 +168,7 @@ class Page:
         """What it writes there: its figures, and the files of ``FILES``."""
         return [*(block.path for block in self.blocks if isinstance(block, Figure)), *(folder / name for name in FILES)]
 
-    def write(self, folder: Path, write: Writer = written_whole) -> list[Path]:
+    def write(self, folder: Path, write: Writer = atomic_write) -> list[Path]:
         """Draw the figures and write the files of ``FILES``.
 
         Args:
@@ -191,7 +191,7 @@ class Page:
         texts = (markdowns, html, "% needs \\usepackage{booktabs}\n" + "\n".join(tables))
         for name, text in zip(FILES, texts, strict=True):
             with write(folder / name) as part:
-                part.write_text(plain(text), encoding="utf-8")
+                part.write_text(escape_control(text), encoding="utf-8")
         return [folder / name for name in FILES]
 
 
@@ -200,7 +200,7 @@ def markdown(text: object) -> str:
 
     Brackets become entities because a preceding backslash would undo an escape.
     """
-    line = " ".join(plain(text).split())
+    line = " ".join(escape_control(text).split())
     line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
     line = re.sub(r"\](?=\s*[(\[:])", "&#93;", line)
     return re.sub(r"(\\*)\|", r"\1\1\\|", line)  # double preceding backslashes, which would undo ours

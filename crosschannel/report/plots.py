@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from crosschannel.console import plain
-from crosschannel.files import Writer, written_whole
+from crosschannel.console import escape_control
+from crosschannel.files import Writer, atomic_write
 
 Curve = Mapping[str, tuple[float, float]]  # layer → (mean, standard deviation over seeds), in percent
 
@@ -21,7 +21,7 @@ def accuracy_by_layer(
     what: str,
     published: Mapping[str, Curve] | None = None,
     published_what: str = "",
-    write: Writer = written_whole,
+    write: Writer = atomic_write,
 ) -> Path:
     """Plot measured curves solid and published ones dotted.
 
@@ -57,7 +57,7 @@ def accuracy_by_layer(
     return _saved(figure, out, write)
 
 
-def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], what: str, write: Writer = written_whole) -> Path:
+def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], what: str, write: Writer = atomic_write) -> Path:
     """Plot curves of nets whose layers are called differently: each net's from 0, the first, to 1, the last.
 
     Args:
@@ -115,7 +115,13 @@ def _draw(
         means, spreads = zip(*(curve[layer] for layer in found), strict=True)
         colour = colours[i % len(colours)]
         axes.plot(
-            places, means, style, color=colour, label=plain(label), marker="o" if style == "-" else ".", markersize=4
+            places,
+            means,
+            style,
+            color=colour,
+            label=escape_control(label),
+            marker="o" if style == "-" else ".",
+            markersize=4,
         )
         if any(spreads):
             low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))

@@ -21,8 +21,8 @@ from crosschannel.files import (
     FolderLock,
     append_line,
     digest,
-    drop_parts,
     is_run_folder,
+    remove_partial,
     write_text,
 )
 from crosschannel.runs.interrupts import InterruptFlag
@@ -69,7 +69,7 @@ class RunFolder:
             try:
                 self._look()
                 for folder in (path, *path.iterdir()):
-                    drop_parts(folder)
+                    remove_partial(folder)
             except BaseException:
                 self._lock.release()
                 raise
@@ -104,7 +104,7 @@ class RunFolder:
         with contextlib.suppress(OSError):
             self.checkpoints.rmdir()  # where it is empty
         if not self._entries() - _BEGUN:
-            drop_parts(self.path)
+            remove_partial(self.path)
             for name in _BEGUN:
                 (self.path / name).unlink(missing_ok=True)
         self._lock.release()

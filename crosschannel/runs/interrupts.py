@@ -52,7 +52,7 @@ class InterruptFlag:
 
 
 @contextlib.contextmanager
-def handlers_kept() -> Iterator[None]:
+def restore_handlers() -> Iterator[None]:
     """Put the handlers of the signals back afterwards."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-Figures = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
+MetricArrays = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
 
 _AT_ONCE = 10_000_000  # weights drawn at once
 
 
 def intervals(
-    figures: Callable[[np.ndarray], Figures], n: int, resamples: int, level: float, seed: int
+    figures: Callable[[np.ndarray], MetricArrays], n: int, resamples: int, level: float, seed: int
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of figures under resampling of the images.
 

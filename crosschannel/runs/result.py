@@ -14,7 +14,7 @@ from crosschannel.config.load import build_stored
 from crosschannel.config.types import Count
 from crosschannel.console import Console, as_text
 from crosschannel.errors import UserError
-from crosschannel.files import RUN_HEADER, is_run_folder, read_text, user_path, written_whole
+from crosschannel.files import RUN_HEADER, atomic_write, is_run_folder, read_text, user_path
 from crosschannel.runs.folder import RunFolder
 from crosschannel.stored import read_arrays, read_json
 from crosschannel.version import __version__
@@ -139,7 +139,7 @@ def save_rows(run: Path, rows: Rows) -> None:
             arrays |= {name: column.values, name + _COUNTS: column.counts}
         else:
             arrays[name] = np.asarray(column)
-    with written_whole(run / ROWS) as part, part.open("wb") as file:
+    with atomic_write(run / ROWS) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 

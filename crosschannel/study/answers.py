@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from crosschannel.console import say
+from crosschannel.console import print_stderr
 from crosschannel.errors import UserError
 from crosschannel.files import digest
 from crosschannel.study.manifest import CHECK, MANIFEST, TRUTH, Manifest, read_study
@@ -121,7 +121,7 @@ class Answers:
                 with suppress(sqlite3.OperationalError):  # a reader is connected: the empty log goes when it does
                     db.execute("PRAGMA journal_mode = DELETE")
         except Unavailable as error:
-            say(f"{self.path}: {error}; copy {self.path.name}-wal with it")
+            print_stderr(f"{self.path}: {error}; copy {self.path.name}-wal with it")
         finally:
             self._db.close()
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from crosschannel.console import plain, progress, stderr_console
+from crosschannel.console import escape_control, progress, stderr_console
 from crosschannel.data import ImageSet, Stream
 from crosschannel.data.open import open_evaluated_images
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
 from crosschannel.evaluation.config import EvaluateConfig, Method, parse_methods
 from crosschannel.evaluation.evaluator import Evaluator
-from crosschannel.evaluation.methods import Painter, Pairs, Pictures, WithDonors, load_painters
+from crosschannel.evaluation.methods import ColorizationMethod, Pairs, Pictures, WithDonors, load_methods
 from crosschannel.evaluation.scores import as_array
-from crosschannel.files import whole_folder
+from crosschannel.files import atomic_folder
 from crosschannel.study.config import StudyBuildConfig
 from crosschannel.study.manifest import CHECK, MANIFEST, PICTURES, TRUTH, Manifest, Photograph
 from crosschannel.training.device import find_device
@@ -27,7 +27,7 @@ from crosschannel.version import __version__
 
 _GREY = 10.0  # the greatest chroma that any pixel of a photograph has which is left out as grey …
 _SHARE = 0.01  # … but for so many of its pixels
-_CHECK = Painter(Method(CHECK, "random"), None)
+_CHECK = ColorizationMethod(Method(CHECK, "random"), None)
 
 
 def build(config: StudyBuildConfig) -> Path:
@@ -37,11 +37,11 @@ def build(config: StudyBuildConfig) -> Path:
         UserError: no data, a method that colours nothing, too few photographs in colour, or a folder that is not empty.
     """
     out, methods, device = Path(config.out), parse_methods(config.methods), find_device(config.device)
-    with whole_folder(out, "crosschannel study build", rf"{PICTURES}|{re.escape(MANIFEST)}") as part:
+    with atomic_folder(out, "crosschannel study build", rf"{PICTURES}|{re.escape(MANIFEST)}") as part:
         images = open_evaluated_images(config.data)
-        painters = load_painters(methods, config.upsample, device)
+        loaded = load_methods(methods, config.upsample, device)
         checks = max(round(config.pairs * config.checks), int(config.checks > 0))
-        shown = [*painters, *[_CHECK] * bool(checks)]
+        shown = [*loaded, *[_CHECK] * bool(checks)]
         wanted = config.images + config.practice
         (part / PICTURES).mkdir()
         manifest = Manifest(
@@ -95,14 +95,14 @@ def _photographs(
         if isinstance(batch, UserError):
             raise batch
         if not len(batch):
-            left_out[plain(images.names[index])] = batch.broken[0][1]
+            left_out[escape_control(images.names[index])] = batch.broken[0][1]
             continue
         pictures = evaluator.pictures(batch)
         chroma = pictures.ab.norm(dim=1)
         if (chroma > _GREY).float().mean() < _SHARE:
-            left_out[plain(images.names[index])] = "it is grey"
+            left_out[escape_control(images.names[index])] = "it is grey"
         else:
-            yield plain(images.names[index]), pictures
+            yield escape_control(images.names[index]), pictures
 
 
 @torch.inference_mode()
@@ -111,7 +111,7 @@ def _encoded(evaluator: Evaluator, pictures: Pictures) -> Iterator[tuple[str, by
     told from how well it could be."""
     lightness = evaluator.lightness(pictures)
     found = {TRUTH: pictures.rgb}
-    found |= {painter.method.name: evaluator.coloured(lightness, painter(pictures)) for painter in evaluator.painters}
+    found |= {painter.method.name: evaluator.coloured(lightness, painter(pictures)) for painter in evaluator.methods}
     lengths = set()
     for key, rgb in found.items():
         file = io.BytesIO()

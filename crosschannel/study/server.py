@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Annotated, Literal, cast
 from urllib.parse import parse_qs
 
-from crosschannel.console import say
+from crosschannel.console import print_stderr
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, read_text, user_path
 from crosschannel.study.answers import Answers, ColourVision, Refused, State, Timing, Unavailable
@@ -123,7 +123,7 @@ def create(
     def report(error: Unavailable) -> None:
         if str(error) not in reported:
             reported.add(str(error))
-            say(f"{answers.path.parent}: {error}; participants are asked to wait until it works again")
+            print_stderr(f"{answers.path.parent}: {error}; participants are asked to wait until it works again")
 
     def busy_page(error: Unavailable, form: Mapping[str, list[str]] = MappingProxyType({})) -> Response:
         report(error)

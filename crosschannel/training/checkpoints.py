@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from crosschannel.errors import UserError
-from crosschannel.files import digest, written_whole
+from crosschannel.files import atomic_write, digest
 
 SCHEMA = 1
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
@@ -31,19 +31,19 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
         name = f"step-{step:09d}-{_digest(part)}.pt"
         return name
 
-    with written_whole(folder / "checkpoint", named) as part, part.open("wb") as file:
+    with atomic_write(folder / "checkpoint", named) as part, part.open("wb") as file:
         torch.save({"schema": SCHEMA, "step": step, **state}, file)
     for other in list_checkpoints(folder):  # the same step saved anew, or a damaged later one that was passed over
         if _step(other) >= step and other.name != name:
             other.unlink()
-    drop_old(folder / name, keep)
+    prune(folder / name, keep)
     return folder / name
 
 
-def drop_old(newest: Path, keep: int) -> None:
+def prune(load_latest: Path, keep: int) -> None:
     """Drop the checkpoints before one, except so many that ``keep`` are left with it."""
-    for old in list_checkpoints(newest.parent):
-        if _step(old) < _step(newest):
+    for old in list_checkpoints(load_latest.parent):
+        if _step(old) < _step(load_latest):
             keep -= 1
             if keep < 1:
                 old.unlink()
@@ -55,7 +55,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=_step, reverse=True)
 
 
-def newest(
+def load_latest(
     folder: Path,
     warn: Callable[[str], None] = lambda message: None,
     accept: Callable[[dict[str, Any]], None] = lambda state: None,

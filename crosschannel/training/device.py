@@ -81,4 +81,4 @@ def resolve_auto(config: C, run: RunFolder, world: World) -> C:
         auto = [key.name for key, value in items(config) if key.name in table and value == "auto"]
         return {name: table[name] if stored.get(name, "auto") == "auto" else stored[name] for name in auto}
 
-    return override(config, world.from_main(resolve))
+    return override(config, world.broadcast_from_main(resolve))

@@ -62,13 +62,13 @@ class HeldOut(Generic[T]):
             0,
             self.stream.count,
             self._share * world.size,
-            world.share(self._share),
+            world.shard(self._share),
             self.workers,
             pin=world.device.type == "cuda",
         )
         broken: list[tuple[int, str]] = []
         seen = 0
-        for batch, computed in world.together((batch, self.compute(batch)) for batch in loader):
+        for batch, computed in world.zip_ranks((batch, self.compute(batch)) for batch in loader):
             if self.should_stop():
                 raise Interrupted
             broken += batch.broken

@@ -69,9 +69,9 @@ class TrainingLog:
             write(self._writer)
         except Exception as error:  # the writer's thread passes on whatever it met
             self._events = None
-            self.say(f"no more TensorBoard events: {file_problem(error) or error}")
+            self.message(f"no more TensorBoard events: {file_problem(error) or error}")
 
-    def say(self, message: str) -> None:
+    def message(self, message: str) -> None:
         """A line of its own."""
         self.console.print(message)
 
@@ -93,7 +93,7 @@ class TrainingLog:
         else:
             spent = time.monotonic() - self._begun
             left = spent / max(1, step - self._since) * (self.steps - step)
-            self.say(f"step {step}/{self.steps}  {shown}  {clock(left)} left")
+            self.message(f"step {step}/{self.steps}  {shown}  {clock(left)} left")
 
     def picture(self, step: int, name: str, pixels) -> None:
         """An (H, W, 3) uint8 picture, to TensorBoard."""

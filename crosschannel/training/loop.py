@@ -17,16 +17,16 @@ from crosschannel.config.training import TrainedConfig, check_ranks, total_steps
 from crosschannel.data import Batch, Stream, load_batches
 from crosschannel.data.order import mix
 from crosschannel.errors import UserError, file_problem
-from crosschannel.files import written_whole
+from crosschannel.files import atomic_write
 from crosschannel.runs.folder import RunFolder
 from crosschannel.runs.interrupts import Interrupted
 from crosschannel.training import checkpoints
 from crosschannel.training.average import WeightAverage
+from crosschannel.training.data_monitor import DataMonitor
 from crosschannel.training.device import autocast
 from crosschannel.training.log import TrainingLog
 from crosschannel.training.optim import build_optimizer, rate, set_rate
 from crosschannel.training.ranks import World
-from crosschannel.training.supply import Supply
 from crosschannel.training.task import Evaluation, Task
 
 
@@ -69,7 +69,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         self.average = WeightAverage(self.net, train.ema) if train.ema else None
         self.log = TrainingLog(run.path, self.steps, config.runtime.tensorboard, not world.is_main, quiet)
-        self.supply = Supply(stream, self.micro_batch, world, config.runtime.broken_limit, self.log)
+        self.monitor = DataMonitor(stream, self.micro_batch, world, config.runtime.broken_limit, self.log)
         self.steps_done = 0
         self.losses: list[Tensor] = []  # since the last line of the log
         self.is_evaluated = True  # whether the evaluation that is due at `steps_done` has been done
@@ -90,14 +90,18 @@ class Loop:
             UserError: too many broken images; everything is saved.
         """
         notes: list[str] = []
-        newest = self.world.from_main(lambda: checkpoints.newest(self.run.checkpoints, notes.append, accept=self._load))
+        newest = self.world.broadcast_from_main(
+            lambda: checkpoints.load_latest(self.run.checkpoints, notes.append, accept=self._load)
+        )
         if newest is not None:
             if not self.world.is_main:
                 self._load(checkpoints.load(newest))
             keep = self.config.runtime.keep
-            self.world.from_main(lambda: checkpoints.drop_old(newest, keep))  # a killed run may not have done that
-        if self.world.from_main(lambda: self.run.resuming):
-            self.world.from_main(lambda: self.run.forget_metrics_after(self.steps_done, self.is_evaluated))
+            self.world.broadcast_from_main(
+                lambda: checkpoints.prune(newest, keep)
+            )  # a killed run may not have done that
+        if self.world.broadcast_from_main(lambda: self.run.resuming):
+            self.world.broadcast_from_main(lambda: self.run.forget_metrics_after(self.steps_done, self.is_evaluated))
         with self.log.started(self.steps_done):
             self._begin(newest is not None, notes)
             self._train()
@@ -108,11 +112,11 @@ class Loop:
     def _begin(self, resumed: bool, notes: list[str]) -> None:
         """Say where the run stands, and set the initial weights of a new one."""
         for note in notes:
-            self.log.say(note)
+            self.log.message(note)
         if resumed:
-            self.log.say(f"resuming {self.run.path} at step {self.steps_done} of {self.steps}")
+            self.log.message(f"resuming {self.run.path} at step {self.steps_done} of {self.steps}")
         costly = not resumed and self.task.initialise(self.stream)
-        self.world.from_main(lambda: self.run.write_config(self.config))
+        self.world.broadcast_from_main(lambda: self.run.write_config(self.config))
         if not resumed and self.average is not None:
             self.average.restart(self.net)
         if costly:
@@ -124,7 +128,7 @@ class Loop:
             self._evaluate()
         batches = self._batches()
         parts = next(batches, None)  # always one ahead: what is wrong with it is heard with the sums of the step before
-        told, news = self._told_to_stop(), self.world.any(self.supply.has_news(parts))
+        told, news = self._told_to_stop(), self.world.any(self.monitor.has_updates(parts))
         begun, images = time.monotonic(), 0
         while parts is not None:
             if told:
@@ -136,7 +140,7 @@ class Loop:
                 loss = loss + self.update(self.world.sum(self.gradients(model, parts, phase)), phase)
             sums = self.gradients(model, parts, last_phase)
             ahead = next(batches, None)
-            told, news = self.world.sum_and_any(sums, self.run.flag.is_set, self.supply.has_news(ahead))
+            told, news = self.world.sum_and_any(sums, self.run.flag.is_set, self.monitor.has_updates(ahead))
             self.losses.append(loss + self.update(sums, last_phase))
             if self.average is not None:
                 self.average.update(self.net, self.steps_done)
@@ -197,7 +201,7 @@ class Loop:
             self.steps_done * batch,
             self.steps * batch,
             self.micro_batch * self.world.size,
-            self.world.share(self.micro_batch),
+            self.world.shard(self.micro_batch),
             self.config.runtime.workers if self.stream.reads else 0,
             pin=self.world.device.type == "cuda",
         )
@@ -209,13 +213,13 @@ class Loop:
                     yield parts
                     parts = []
         except UserError as error:
-            self.supply.end(str(error))
+            self.monitor.end(str(error))
             yield []
 
     def _take(self, parts: list[Batch], news: bool) -> None:
         """Look at the images of a step before they are learned from; where they are not good enough, save and stop."""
         try:
-            self.supply.check(parts, news, self.config.train.batch)
+            self.monitor.check(parts, news, self.config.train.batch)
         except UserError:
             self._save()
             raise
@@ -290,7 +294,7 @@ class Loop:
         values = {"train/loss": loss, "train/lr": lr, "train/images_per_s": speed, "train/epoch": epoch}
         shown = f"loss {loss:.4f}  {speed:.0f} images/s"
         if self.world.is_main:
-            self._record({**{k: round(v, 8) for k, v in values.items()}, "broken": self.supply.tally.broken})
+            self._record({**{k: round(v, 8) for k, v in values.items()}, "broken": self.monitor.tally.broken})
         self.log.scalars(self.steps_done, values, shown)
 
     def _record(self, values: dict[str, float]) -> None:
@@ -299,20 +303,22 @@ class Loop:
             self.run.log_metrics(self.steps_done, **values)
         except OSError as error:
             if self.log_is_whole:
-                self.log.say(f"metrics.jsonl has gaps from step {self.steps_done} on: {file_problem(error)}")
+                self.log.message(f"metrics.jsonl has gaps from step {self.steps_done} on: {file_problem(error)}")
             self.log_is_whole = False
 
     def _evaluate(self) -> None:
         """Evaluate where the run stands; told to stop, it is saved first, and does so when it goes on."""
         self.is_evaluated = False
-        self.world.copy_from_main(self.evaluated_net)  # BatchNorm's statistics differ between ranks; rank 0's are saved
+        self.world.copy_module_from_main(
+            self.evaluated_net
+        )  # BatchNorm's statistics differ between ranks; rank 0's are saved
         try:
             self.evaluation = self._evaluation()
         except (Interrupted, UserError):
             self._save()
             raise
         self.is_evaluated = True
-        self.world.from_main(lambda: self._report(self.evaluation))
+        self.world.broadcast_from_main(lambda: self._report(self.evaluation))
 
     def _evaluation(self) -> Evaluation:
         with self.autocast(), torch.inference_mode():
@@ -321,9 +327,9 @@ class Loop:
     def _report(self, evaluation: Evaluation) -> None:
         """Rank 0's words and pictures after an evaluation; broken images are named once."""
         for name in evaluation.broken.keys() - self.named_broken:
-            self.log.say(f"broken held-out image {name}: {evaluation.broken[name]}")
+            self.log.message(f"broken held-out image {name}: {evaluation.broken[name]}")
         self.named_broken |= evaluation.broken.keys()
-        values = {f"val/{name}": value for name, value in evaluation.figures.items()}
+        values = {f"val/{name}": value for name, value in evaluation.metrics.items()}
         self._record(values)
         with torch.inference_mode():
             pictures = evaluation.pictures()
@@ -331,10 +337,10 @@ class Loop:
             self.log.picture(self.steps_done, name, pixels)
             try:
                 (self.run.path / "samples").mkdir(exist_ok=True)
-                with written_whole(self.run.path / "samples" / f"{name}-{self.steps_done:09d}.png") as part:
+                with atomic_write(self.run.path / "samples" / f"{name}-{self.steps_done:09d}.png") as part:
                     Image.fromarray(pixels).save(part, "PNG")
             except (UserError, OSError) as error:  # a picture is no reason to stop
-                self.log.say(f"no picture of step {self.steps_done}: {file_problem(error) or error}")
+                self.log.message(f"no picture of step {self.steps_done}: {file_problem(error) or error}")
         self.log.scalars(self.steps_done, values, evaluation.line)
 
     def _told_to_stop(self) -> bool:
@@ -349,7 +355,7 @@ class Loop:
             "scaler": self.scaler.state_dict(),
             "evaluated": self.is_evaluated,
             "losses": [loss.cpu() for loss in self.losses],
-            "broken": [self.supply.tally.seen, self.supply.tally.broken],
+            "broken": [self.monitor.tally.seen, self.monitor.tally.broken],
             "images": self.stream.images.names.fingerprint(),
         }
 
@@ -357,7 +363,9 @@ class Loop:
         self._check_losses()
         # Nobody leaves before the checkpoint is there.
         keep = self.config.runtime.keep
-        self.world.from_main(lambda: checkpoints.save(self.run.checkpoints, self.steps_done, self._state(), keep))
+        self.world.broadcast_from_main(
+            lambda: checkpoints.save(self.run.checkpoints, self.steps_done, self._state(), keep)
+        )
 
     def _load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -382,5 +390,5 @@ class Loop:
                         raise ValueError(f"{name} of the optimiser is of shape {tuple(moment.shape)}")
         self.scaler.load_state_dict(dict(state["scaler"]))
         self.losses = [loss.reshape(()).to(self.world.device) for loss in state["losses"]]
-        self.supply.tally.seen, self.supply.tally.broken = map(int, state["broken"])
+        self.monitor.tally.seen, self.monitor.tally.broken = map(int, state["broken"])
         self.steps_done, self.is_evaluated = state["step"], state["evaluated"]

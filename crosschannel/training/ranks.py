@@ -38,7 +38,7 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def share(self, batch: int) -> slice:
+    def shard(self, batch: int) -> slice:
         """This rank's part of what all ranks take at once, ``batch`` each."""
         return slice(self.rank * batch, (self.rank + 1) * batch)
 
@@ -62,7 +62,7 @@ class World:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)))
 
-    def copy_from_main(self, module: nn.Module) -> None:
+    def copy_module_from_main(self, module: nn.Module) -> None:
         """Rank 0's parameters and buffers for all."""
         self.broadcast(module.state_dict().values())
 
@@ -72,7 +72,7 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def from_main(self, make: Callable[[], Any]) -> Any:
+    def broadcast_from_main(self, make: Callable[[], Any]) -> Any:
         """What rank 0 makes, for all ranks.
 
         Raises:
@@ -93,15 +93,15 @@ class World:
             raise UserError(problem)
         return made
 
-    def all_made(self, make: Callable[[], Any]) -> list[Any]:
+    def gather_results(self, make: Callable[[], Any]) -> list[Any]:
         """What every rank makes, in order of rank; where one of them cannot, all hear why.
 
         Raises:
             UserError: any rank's, on all ranks.
         """
-        return self.gather(next(self.together(make() for _ in range(1))))
+        return self.gather(next(self.zip_ranks(make() for _ in range(1))))
 
-    def together(self, batches: Iterable[T]) -> Iterator[T]:
+    def zip_ranks(self, batches: Iterable[T]) -> Iterator[T]:
         """Batches, as many on every rank; where one rank's fail, all ranks hear why.
 
         Raises:

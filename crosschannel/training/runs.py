@@ -30,7 +30,7 @@ def open_run(
 
     with flag or InterruptFlag() as flag:
         try:
-            world.from_main(take)
+            world.broadcast_from_main(take)
             run = run or RunFolder(path, command, hold=False, flag=flag)
             yield run
         finally:

@@ -23,7 +23,7 @@ class Evaluation:
         pictures: makes them, by name, (H, W, 3) uint8; called on rank 0 alone.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     n: int
     rows: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)

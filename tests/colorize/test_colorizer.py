@@ -10,7 +10,7 @@ from skimage.color import rgb2lab
 from crosschannel import UserError, load_colorizer
 from crosschannel.color import lab_to_rgb, rgb_to_lab
 from crosschannel.colorize.colorizer import Colorizer
-from crosschannel.colorize.upsampling import at_points, upsampled
+from crosschannel.colorize.upsampling import lightness_at_points, upsample_rows
 from crosschannel.models import NetSpec
 from crosschannel.pretext import create
 from crosschannel.pretext.config import ColorizationConfig, SplitBrainConfig
@@ -75,11 +75,11 @@ def test_edges_stop_colours_where_bilinear_ones_leak():
     lightness = torch.full((1, 1, 64, 64), 20.0)
     lightness[:, :, :, 30:] = 80
     ab = torch.where(lightness < 50, -40.0, 60.0)
-    maps, guide = ab[:, :, ::8, ::8], at_points(lightness, 8, False)
+    maps, guide = ab[:, :, ::8, ::8], lightness_at_points(lightness, 8, False)
     where = (slice(0, 64), 64, (1 / 8, 1 / 8), 1 / 16)
-    plain, careful = upsampled(maps, *where), upsampled(maps, *where, (guide, lightness))
+    plain, careful = upsample_rows(maps, *where), upsample_rows(maps, *where, (guide, lightness))
     assert (plain - ab).abs().max() > 20 and (careful - ab).abs().max() < 1e-2
-    strips = [upsampled(maps, slice(a, a + 16), *where[1:], (guide, lightness[:, :, a : a + 16])) for a in (0, 16)]
+    strips = [upsample_rows(maps, slice(a, a + 16), *where[1:], (guide, lightness[:, :, a : a + 16])) for a in (0, 16)]
     assert torch.allclose(torch.cat(strips, 2), careful[:, :, :32])
 
 
@@ -87,15 +87,15 @@ def test_without_edges_both_ways_agree(photos):
     maps = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
     flat = (torch.full((2, 1, 7, 9), 50.0), torch.full((2, 1, 40, 55), 50.0))
     where = (slice(0, 40), 55, (7 / 40, 9 / 55))
-    assert torch.allclose(upsampled(maps, *where), upsampled(maps, *where, lightness=flat), atol=1e-5)
+    assert torch.allclose(upsample_rows(maps, *where), upsample_rows(maps, *where, lightness=flat), atol=1e-5)
     expected = torch.nn.functional.interpolate(maps, (40, 55), mode="bilinear")
-    assert torch.allclose(upsampled(maps, *where), expected, atol=1e-5)
+    assert torch.allclose(upsample_rows(maps, *where), expected, atol=1e-5)
 
 
 def test_lightness_of_the_points_is_of_pixels_or_of_blocks():
     lightness = torch.rand(1, 1, 10, 10)
-    assert torch.equal(at_points(lightness, 4, False), lightness[:, :, ::4, ::4])
-    blocks = at_points(lightness, 4, True)
+    assert torch.equal(lightness_at_points(lightness, 4, False), lightness[:, :, ::4, ::4])
+    blocks = lightness_at_points(lightness, 4, True)
     assert blocks[0, 0, 0, 1] == pytest.approx(lightness[0, 0, :4, 4:8].mean().item(), abs=1e-6)
     assert blocks[0, 0, 2, 2] == pytest.approx(lightness[0, 0, 8:, 8:].mean().item(), abs=1e-6)
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from crosschannel import UserError, load_colorizer
 from crosschannel.cli import main
 from crosschannel.color import lab_to_rgb, rgb_to_lab
-from crosschannel.colorize.upsampling import upsampled
+from crosschannel.colorize.upsampling import upsample_rows
 from crosschannel.data.decode import BrokenImage, decode
 
 
@@ -158,10 +158,10 @@ def test_ab_lands_on_the_pixels_it_was_predicted_for():
     """ab of every 8th pixel of a linear ramp, brought to twice the size, is the ramp at the pixel centres."""
     ab = (torch.arange(6.0) * 8)[None, None, None].expand(1, 2, 6, 6)  # value = pixel of the net's input
     grid = {"scale": (1 / 16, 1 / 16), "offset": 1 / 16}
-    full = upsampled(ab, slice(0, 80), 80, **grid)
+    full = upsample_rows(ab, slice(0, 80), 80, **grid)
     centres = (torch.arange(80) + 0.5) * 0.5 - 0.5
     assert torch.allclose(full[0, 0, 10], centres.clamp(0, 40), atol=1e-3)
-    strips = torch.cat([upsampled(ab, slice(a, a + 16), 80, **grid) for a in range(0, 80, 16)], 2)
+    strips = torch.cat([upsample_rows(ab, slice(a, a + 16), 80, **grid) for a in range(0, 80, 16)], 2)
     assert torch.allclose(strips, full, atol=1e-4)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from crosschannel import UserError, load_backbone
 from crosschannel.cli import main
-from crosschannel.console import plain
+from crosschannel.console import escape_control
 from crosschannel.data import CentreCrop, Stream, load_batches, open_images
 from crosschannel.data.decode import BrokenImage, EncodedImage, decode
 from crosschannel.data.folder import list_files
@@ -293,7 +293,7 @@ def test_a_label_that_is_no_number_of_a_class_is_said(tmp_path, label):
 
 
 def test_nothing_that_is_printed_steers_a_terminal(tmp_path, capsys):
-    assert plain("a\x1b[31mb\r\x07\x9b\u202e\u2066\ud800\n\té👩‍🔬") == (
+    assert escape_control("a\x1b[31mb\r\x07\x9b\u202e\u2066\ud800\n\té👩‍🔬") == (
         "a\\x1b[31mb\\r\\x07\\x9b\\u202e\\u2066\\ud800\n\té👩‍🔬"
     )
     folder = tmp_path / "\x1b]0;title\x07"

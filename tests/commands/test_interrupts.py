@@ -85,7 +85,7 @@ def test_a_signal_saves_at_the_next_step_boundary_and_exits_75(
         send_in(patch, place, number)
         assert main(arguments) == 75
     assert f"stopped by {number.name}" in capsys.readouterr().err
-    state = checkpoints.load(checkpoints.newest(tmp_path / "run" / "checkpoints"))
+    state = checkpoints.load(checkpoints.load_latest(tmp_path / "run" / "checkpoints"))
     assert 0 < state["step"] < 12
     assert state["step"] >= max((row["step"] for row in read_metrics(tmp_path / "run")), default=0)
     assert main(arguments) == 0
@@ -132,7 +132,7 @@ def test_a_storm_of_signals_ends_with_75(small, tmp_path):
                 process.send_signal(number)
             time.sleep(0.002)
         assert process.returncode == 75 and "Traceback" not in process.stderr.read()
-    assert checkpoints.newest(tmp_path / "run" / "checkpoints")
+    assert checkpoints.load_latest(tmp_path / "run" / "checkpoints")
 
 
 def test_a_loader_worker_that_is_killed_is_not_the_commands_fault(small, tmp_path):

@@ -115,7 +115,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(runs, photo_folder, t
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "step", told)
         assert main(arguments) == 75
-    assert checkpoints.load(checkpoints.newest(RunFolder(tmp_path / "run", "pretrain", hold=False).checkpoints))
+    assert checkpoints.load(checkpoints.load_latest(RunFolder(tmp_path / "run", "pretrain", hold=False).checkpoints))
     assert main(arguments) == 0
     ours, theirs = (load_file(path / "backbone.safetensors") for path in (tmp_path / "run", runs / task))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

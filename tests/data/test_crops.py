@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from crosschannel.data import CropConfig
-from crosschannel.data.crops import centre_box, cut, random_box
+from crosschannel.data.crops import centre_box, crop_and_resize, random_box
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import uniforms
 
@@ -54,7 +54,7 @@ def test_a_crop_of_an_image_of_the_right_size_is_a_copy(photos):
     image = photos[1][:256]
     crop = CropConfig(size=176, resize=256)
     box = random_box(image.shape[1], 256, crop, [0.37, 0.61, 0, 0])
-    assert np.array_equal(cut(png(image), box, 176), image[box[1] : box[3], box[0] : box[2]])
+    assert np.array_equal(crop_and_resize(png(image), box, 176), image[box[1] : box[3], box[0] : box[2]])
 
 
 def test_random_resized_boxes_have_the_areas_and_shapes_asked_for():
@@ -70,21 +70,21 @@ def test_random_resized_boxes_have_the_areas_and_shapes_asked_for():
 def test_a_cut_equals_cropping_and_resizing_with_pillow(photos):
     image = Image.fromarray(photos[1])
     box = (40, 20, 240, 220)
-    ours = cut(png(photos[1]), box, 100)
+    ours = crop_and_resize(png(photos[1]), box, 100)
     theirs = np.asarray(image.crop((40, 20, 240, 220)).resize((100, 100), Image.Resampling.BILINEAR))
     assert np.abs(ours.astype(int) - theirs).max() <= 1
-    assert np.array_equal(cut(png(photos[1]), box, 100, mirror=True), ours[:, ::-1])
+    assert np.array_equal(crop_and_resize(png(photos[1]), box, 100, mirror=True), ours[:, ::-1])
 
 
 def test_a_jpeg_decoded_at_reduced_size_gives_nearly_the_same_cut(photos):
     image = Image.fromarray(photos[0])
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
-    ours = cut(EncodedImage(buffer.getvalue()), (0, 0, 512, 512), 96)
+    ours = crop_and_resize(EncodedImage(buffer.getvalue()), (0, 0, 512, 512), 96)
     theirs = np.asarray(image.resize((96, 96), Image.Resampling.BILINEAR))
     assert np.abs(ours.astype(int) - theirs).mean() < 3
 
 
 def test_one_pixel_becomes_a_crop():
-    pixels = cut(png(np.array([[[10, 200, 30]]], np.uint8)), centre_box(1, 1, 32, 32), 32)
+    pixels = crop_and_resize(png(np.array([[[10, 200, 30]]], np.uint8)), centre_box(1, 1, 32, 32), 32)
     assert pixels.shape == (32, 32, 3) and (pixels == (10, 200, 30)).all()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from crosschannel.data import CropConfig, MemoryImages, Stream, TenCrops, TrainingCrops, load_batches, open_images
-from crosschannel.data.crops import cut
+from crosschannel.data.crops import crop_and_resize
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.images import Subset
 from crosschannel.data.views import IndexOnly
@@ -44,7 +44,7 @@ def test_ten_crops_are_corners_centre_and_their_mirrors(two):
 def test_interpolation_is_torchs(two):
     pixels, _ = two
     for mode in ("bilinear", "bicubic"):
-        ours = cut(EncodedImage(png(pixels[0])), (0, 0, 10, 10), 6, interpolation=mode)
+        ours = crop_and_resize(EncodedImage(png(pixels[0])), (0, 0, 10, 10), 6, interpolation=mode)
         batch = torch.from_numpy(pixels[0][:, :10]).permute(2, 0, 1)[None].float()
         theirs = torch.nn.functional.interpolate(batch, (6, 6), mode=mode, antialias=True).clamp(0, 255)
         assert np.abs(ours.astype(int) - theirs[0].permute(1, 2, 0).numpy()).max() <= 1.01

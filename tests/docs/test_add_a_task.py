@@ -127,7 +127,8 @@ def test_a_task_that_predicts_colours_has_a_decoder_of_its_own(narrow_nets, phot
         "from crosschannel.pretext.config import ColorizationConfig\n\n\n"
         "@dataclass\nclass Keys(ColorizationConfig):\n    kind: str = 'l2'\n\n\n"
         "class Strong(RegressionDecoder):\n"
-        "    def maps(self, outputs, temperature=None):\n        return 3 * super().maps(outputs, temperature)\n\n\n"
+        "    def to_maps(self, outputs, temperature=None):\n"
+        "        return 3 * super().to_maps(outputs, temperature)\n\n\n"
         "class Tint(Colorization):\n    keys = Keys\n    decoder = 'tints:Strong'\n"
     )
     assert main(command("tints:Tint", photo_folder, "run", "--train.steps=1")) == 0

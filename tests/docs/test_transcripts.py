@@ -67,7 +67,7 @@ def published(folder: Path, monkeypatch) -> None:
 
     folder.mkdir(parents=True)
     entry = zoo.ZOO["eccv16"]
-    path = zoo.place(entry)
+    path = zoo.cached_path(entry)
     torch.save(randomise(ECCV16()).state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(zoo.ZOO, "eccv16", zoo.Entry(entry.url, digest, entry.what, entry.licence, entry.format))

@@ -16,11 +16,11 @@ from crosschannel.evaluation.config import EvaluateConfig, Method
 from crosschannel.evaluation.cost import features
 from crosschannel.evaluation.evaluator import Evaluator
 from crosschannel.evaluation.judges import Interpretability
-from crosschannel.evaluation.methods import Painter, PairBatch, Pairs, WithDonors
+from crosschannel.evaluation.methods import ColorizationMethod, PairBatch, Pairs, WithDonors
 from crosschannel.evaluation.metrics import metrics
 from crosschannel.evaluation.plots import over_photographs
 from crosschannel.evaluation.scores import colourfulness
-from crosschannel.files import written_whole
+from crosschannel.files import atomic_write
 from crosschannel.hub import classifiers
 from crosschannel.models import InputSpec, NetSpec
 from crosschannel.pretext import create
@@ -35,7 +35,7 @@ def batch(photos):
     return PairBatch(**vars(base_batch(3)), images=images, donors=None)
 
 
-class Wrong(Painter):
+class Wrong(ColorizationMethod):
     """Says the truth times a half plus a few units, and far off in one picture."""
 
     def __call__(self, pictures):
@@ -107,7 +107,9 @@ def test_a_constant_colour_is_copied_from_the_only_donor(photos, tmp_path):
     red = MemoryImages(["red"], [0], [encoded(np.full((50, 50, 3), (200, 30, 40), np.uint8))])
     stream = Stream(WithDonors(images, red, 0), Pairs(32, red))
     batch = stream.collate([stream[0], stream[1]])
-    evaluator = Evaluator(EvaluateConfig(data=""), [Painter(Method("random", "random"), None)], None, None, CPU)
+    evaluator = Evaluator(
+        EvaluateConfig(data=""), [ColorizationMethod(Method("random", "random"), None)], None, None, CPU
+    )
     rows, _ = evaluator.score(batch)
     truth = rgb_to_lab(batch.images)[:, 1:]
     ab = rgb_to_lab(torch.tensor([200, 30, 40], dtype=torch.uint8)[None, :, None, None])[:, 1:]
@@ -167,7 +169,7 @@ def test_a_plot_over_photographs(tmp_path):
         "net/auc": pixels * generator.random((60, 313)),
         "net/mse": np.full(60, 0.1),
     }
-    over_photographs(tmp_path / "x.png", rows, ["net"], 0, written_whole)
+    over_photographs(tmp_path / "x.png", rows, ["net"], 0, atomic_write)
     assert Image.open(tmp_path / "x.png").size[0] > 300
 
 

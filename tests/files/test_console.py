@@ -8,7 +8,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from crosschannel.console import say, stdout_console, table
+from crosschannel.console import print_stderr, stdout_console, table
 
 CLEAR, TITLE, C1, BELL, BIDI = "\x1b[2J", "\x1b]0;title\x07", "\x9b2J", "\x07\x08\r", "\u202egnp.exe"
 LINK, MARKUP = "\x1b]8;;javascript:alert(1)\x1b\\here", "[red]a[/red] [/] :warning: [link=javascript:1]b[/link]"
@@ -63,5 +63,5 @@ def test_a_progress_bar_prints_its_description_literally():
 
 
 def test_a_line_on_stderr_has_no_control_characters(capsys):
-    say("a" + "".join(ALL) + "b")
+    print_stderr("a" + "".join(ALL) + "b")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", capsys.readouterr().err)

@@ -21,18 +21,18 @@ from crosschannel.files import (
     FolderLock,
     Outputs,
     append_line,
+    atomic_write,
     is_run_folder,
     read_bytes,
     read_text,
     user_path,
-    written_whole,
 )
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), written_whole(path) as part:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as part:
         part.write_text("half")
         _ = 1 / 0
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
@@ -43,12 +43,12 @@ def test_rights_and_links_outlive_a_replacement(tmp_path):
     path.write_text("before")
     path.chmod(0o640)
     link.symlink_to("a.txt")
-    with written_whole(link) as part:
+    with atomic_write(link) as part:
         save_file({"x": torch.zeros(1)}, part)  # a writer that makes a file with rights of its own
     assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o640 and path.read_bytes() != b"before"
     mask = os.umask(0o027)
     try:
-        with written_whole(tmp_path / "new") as part:
+        with atomic_write(tmp_path / "new") as part:
             save_file({"x": torch.zeros(1)}, part)
     finally:
         os.umask(mask)
@@ -67,7 +67,7 @@ def test_only_regular_files_are_replaced(tmp_path, kind):
     else:
         path.symlink_to("/dev/null")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="cannot write"), written_whole(path) as part:
+    with pytest.raises(UserError, match="cannot write"), atomic_write(path) as part:
         part.write_text("x")
     with pytest.raises(UserError, match="cannot write"):
         Outputs("crosschannel test", overwrite=True).check(path)
@@ -93,15 +93,15 @@ def rust_on_a_full_disk(part):
 @pytest.mark.parametrize("write", [full_disk, torch_on_a_full_disk, rust_on_a_full_disk])
 def test_a_full_disk_is_one_sentence_whoever_wrote(tmp_path, write):
     path = tmp_path / "a.bin"
-    with pytest.raises(UserError, match=r"cannot write .*a\.bin: No space left on device"), written_whole(path) as part:
+    with pytest.raises(UserError, match=r"cannot write .*a\.bin: No space left on device"), atomic_write(path) as part:
         write(part)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_room_for_a_name(tmp_path):
-    with pytest.raises(UserError, match="File name too long"), written_whole(tmp_path / ("n" * 300)) as part:
+    with pytest.raises(UserError, match="File name too long"), atomic_write(tmp_path / ("n" * 300)) as part:
         part.write_text("x")
-    with pytest.raises(UserError, match="No such file"), written_whole(tmp_path / "gone" / "x") as part:
+    with pytest.raises(UserError, match="No such file"), atomic_write(tmp_path / "gone" / "x") as part:
         part.write_text("x")
     assert list(tmp_path.iterdir()) == []
 

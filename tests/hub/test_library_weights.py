@@ -82,7 +82,7 @@ def test_every_torchvision_family_loads_without_its_head(tmp_path, name):
     torch.save(under("backbone.", trunk), tmp_path / "w.pth")
     backbone = load_backbone(f"torchvision:{name},weights={tmp_path / 'w.pth'},size=64")
     assert head in backbone.net.left_out and head not in backbone.layers
-    last = next(layer for layer in reversed(backbone.layers) if list(backbone.part(layer).parameters()))
+    last = next(layer for layer in reversed(backbone.layers) if list(backbone.get_module(layer).parameters()))
     outputs = []
     model.get_submodule(last).register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.no_grad():

@@ -46,9 +46,9 @@ def figures(name, blobs, world, batch, workers=0, indices=None):
 @pytest.mark.parametrize("name", TASKS)
 def test_figures_depend_on_neither_batches_nor_workers(narrow_net, blobs, name):
     world = World(0, 1, CPU)
-    expected = figures(name, blobs, world, 6).figures
+    expected = figures(name, blobs, world, 6).metrics
     for batch, workers in ((64, 0), (6, 2), (1, 0)):
-        assert figures(name, blobs, world, batch, workers).figures == pytest.approx(expected, rel=1e-5)
+        assert figures(name, blobs, world, batch, workers).metrics == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -56,7 +56,7 @@ def test_figures_do_not_depend_on_ranks(narrow_net, blobs, tmp_path, ranks):
     def on_a_rank() -> int:
         with joined_world(CPU, 60) as world:
             for name in TASKS:
-                found = figures(name, blobs, world, 6).figures
+                found = figures(name, blobs, world, 6).metrics
                 if world.is_main:
                     np.save(tmp_path / f"{name}.npy", [found["loss"], found["top1"]])
         return 0
@@ -64,7 +64,7 @@ def test_figures_do_not_depend_on_ranks(narrow_net, blobs, tmp_path, ranks):
     outcomes = run_on_ranks(on_a_rank, ranks)
     assert [status for status, _ in outcomes] == [0] * ranks, outcomes
     for name in TASKS:
-        alone = figures(name, blobs, World(0, 1, CPU), 6).figures
+        alone = figures(name, blobs, World(0, 1, CPU), 6).metrics
         assert np.load(tmp_path / f"{name}.npy").tolist() == pytest.approx([alone["loss"], alone["top1"]], rel=1e-5)
 
 

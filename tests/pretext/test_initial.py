@@ -12,7 +12,7 @@ from crosschannel.models import InputSpec, NetSpec
 from crosschannel.models import initialisation as init
 from crosschannel.pretext import create, pretraining
 from crosschannel.pretext.config import ColorizationConfig
-from crosschannel.pretext.start import as_seen
+from crosschannel.pretext.start import convert_input
 from crosschannel.training.ranks import World
 
 
@@ -63,7 +63,7 @@ def test_rgb_weights_see_grey_as_they_saw_grey_pictures():
     """A first convolution of one channel gives what that of RGB gives of a grey picture, up to the mean's shift."""
     rgb = load_backbone("torchvision:vgg16,weights=none")
     conv = copy.deepcopy(rgb.net.conv1_1.conv)
-    narrow = as_seen(InputSpec("intensity"), rgb).net.conv1_1.conv
+    narrow = convert_input(InputSpec("intensity"), rgb).net.conv1_1.conv
     one, two = (torch.full((1, 1, 8, 8), value) for value in (0.2, 0.7))
     pictures = [rgb.preprocess(x.expand(-1, 3, -1, -1)) for x in (one, two)]
     assert torch.allclose(conv(pictures[1]) - conv(pictures[0]), narrow(two) - narrow(one), atol=1e-5)

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from crosschannel import UserError, load_backbone
 from crosschannel.cli import main
-from crosschannel.data import CropConfig, Draw, Record
+from crosschannel.data import CropConfig, Record, SampleRNG
 from crosschannel.models import NetSpec
 from crosschannel.pretext import create
 from crosschannel.pretext.config import JigsawConfig
@@ -30,7 +30,7 @@ def jigsaw(narrow_net):
 def tiles_of(pixels, view, number=0):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return view(Record({"image": file.getvalue()}), Draw(0, (number,)))
+    return view(Record({"image": file.getvalue()}), SampleRNG(0, (number,)))
 
 
 @pytest.fixture

@@ -180,9 +180,9 @@ def test_their_decode_gives_a_sure_colour_back_and_greys_an_unsure_one():
     maps = torch.zeros(1, 64, 2, 2)
     hue, chroma = (torch.tensor(colorsys.rgb_to_hsv(0.7, 0.4, 0.3)[0]), 0.4)
     maps[:, int(hue * 32)], maps[:, 32 + int(chroma * 32)] = 1, 1
-    assert (build_decoder(task).paint(maps, grey) - rgb_to_lab(colour)[:, 1:]).abs().max() < 5  # half a bin
+    assert (build_decoder(task).to_ab(maps, grey) - rgb_to_lab(colour)[:, 1:]).abs().max() < 5  # half a bin
     maps[:, :32] = 1 / 32  # any hue
-    assert build_decoder(task).paint(maps, grey).abs().max() < 0.1
+    assert build_decoder(task).to_ab(maps, grey).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("certainty", [0.0, 0.2, 0.446, 0.8, 0.98])
@@ -200,7 +200,7 @@ def test_chroma_fades_with_the_mean_phase_of_the_hue_bins(certainty):
     value = 0.4 + chroma / 2
     rgb = np.array(colorsys.hsv_to_rgb(5.5 / 32, chroma / value, value))
     expected = rgb_to_lab(torch.from_numpy(rgb + 0.4 - rgb.mean())[None, :, None, None])[0, 1:, 0, 0]
-    ab = build_decoder(task).paint(maps, torch.full((1, 3, 1, 1), 0.4))[0, :, 0, 0]
+    ab = build_decoder(task).to_ab(maps, torch.full((1, 3, 1, 1), 0.4))[0, :, 0, 0]
     assert torch.allclose(ab.double(), expected, atol=1e-3)
 
 
@@ -250,7 +250,7 @@ def test_pictures_of_any_size(name, size):
         size = (32, 40)  # five pools
         rgb = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     with torch.no_grad():
-        maps = build_decoder(task).maps(net.eval()(task.inputs(rgb)))
+        maps = build_decoder(task).to_maps(net.eval()(task.inputs(rgb)))
     assert maps.shape[2:] == tuple(-(-side // task.stride) for side in size)
 
 
@@ -409,7 +409,7 @@ def test_the_colour_of_a_picture_does_not_reach_its_colours(name, photos):
         "dahl": rgb_to_yuv(colour)[:, :1].expand(-1, 3, -1, -1),
     }.get(name, lab_to_rgb(lab))
     with torch.no_grad():
-        one, two = (build_decoder(task).maps(net.eval()(task.inputs(x))) for x in (colour, grey))
+        one, two = (build_decoder(task).to_maps(net.eval()(task.inputs(x))) for x in (colour, grey))
     assert torch.allclose(one, two, atol=2e-3) and one.std() > 0
 
 

@@ -88,7 +88,7 @@ def test_ranks_train_as_one_process_does(photo_folder, tmp_path, size):
         [r["train/loss"] for r in read_metrics(tmp_path / run) if "train/loss" in r] for run in ("0", "one")
     )
     assert len(rows) == 20 and rows == pytest.approx(expected, rel=1e-4)
-    state = checkpoints.load(checkpoints.newest(tmp_path / "0" / "checkpoints"))["net"]
+    state = checkpoints.load(checkpoints.load_latest(tmp_path / "0" / "checkpoints"))["net"]
     several = torch.cat([state[name].flatten() for name, _ in one.net.named_parameters()])
     assert (several - weights(one)).abs().max() < 1e-5
 
@@ -140,7 +140,7 @@ def test_too_many_broken_images_stop_a_run_which_is_saved(photo_folder, tmp_path
     images = MemoryImages([f"{i}.jpg" for i in range(40)], [0] * 40, blobs)
     with pytest.raises(UserError, match="images seen so far are broken"):
         train(photo_folder, tmp_path / "a", images=images, steps=100)
-    assert checkpoints.load(checkpoints.newest(tmp_path / "a" / "checkpoints"))["step"] > 40
+    assert checkpoints.load(checkpoints.load_latest(tmp_path / "a" / "checkpoints"))["step"] > 40
 
 
 def test_images_that_vanish_end_a_run_which_is_saved_and_goes_on_once_they_are_back(photo_folder, tmp_path):
@@ -157,7 +157,7 @@ def test_images_that_vanish_end_a_run_which_is_saved_and_goes_on_once_they_are_b
     images = Vanishing(list(folder.names), folder.labels, [folder.read(i) for i in range(40)])
     with pytest.raises(UserError, match="no readable image"):
         train(photo_folder, tmp_path / "a", images=images, steps=20)
-    state = checkpoints.load(checkpoints.newest(tmp_path / "a" / "checkpoints"))
+    state = checkpoints.load(checkpoints.load_latest(tmp_path / "a" / "checkpoints"))
     assert state["step"] == 6 and state["broken"] == [96, 0]  # nothing was learned from what was left
     Vanishing.left = 10**6
     resumed, whole = (train(photo_folder, tmp_path / run, steps=20) for run in "ab")

@@ -22,7 +22,7 @@ from crosschannel.data.views import Squashed
 from crosschannel.models import InputSpec
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
-from transfer.linear_models import onto_span
+from transfer.linear_models import project_onto_span
 from transfer.protocol import Split
 from transfer.protocols.few_shot.protocol import draw_images
 from transfer.protocols.few_shot.regression import predict
@@ -195,9 +195,9 @@ def test_a_rotation_onto_the_span_changes_no_svm():
     generator = np.random.default_rng(0)
     x, z = generator.normal(size=(40, 300)), generator.normal(size=(25, 300))
     y = np.where(x[:, 0] > 0, 1, -1)
-    short, directions = onto_span(x)
+    short, directions = project_onto_span(x)
     other = z @ directions
-    assert onto_span(generator.normal(size=(9, 4)))[1] is None
+    assert project_onto_span(generator.normal(size=(9, 4)))[1] is None
     assert short.shape == (40, 40) and np.allclose(short @ short.T, x @ x.T) and np.allclose(short @ other.T, x @ z.T)
     for cost in (0.1, 10):
         options = {"C": cost, "random_state": 0, "tol": 1e-8, "max_iter": 100_000, "class_weight": {1: 2, -1: 1}}
@@ -368,15 +368,15 @@ def test_images_that_are_there_can_be_measured_too(photo_folder):
 
 
 def test_fresh_nets_get_their_statistics_from_the_training_images_alone(voc, command, tmp_path, monkeypatch):
-    from crosschannel.hub import fresh
+    from crosschannel.hub import untrained
 
-    seen, original = [], fresh.real_batches
+    seen, original = [], untrained.real_batches
 
     def batches(data, *arguments, **options):
         seen.append(list(data.names))
         return original(data, *arguments, **options)
 
-    monkeypatch.setattr(fresh, "real_batches", batches)
+    monkeypatch.setattr(untrained, "real_batches", batches)
     assert main([*command, "--train.steps=1", f"--out={tmp_path / 'run'}"]) == 0
     assert seen == [[f"VOC2007/{i:06d}" for i in range(40)]]
 
@@ -393,10 +393,10 @@ def test_runs_of_one_backbone_are_one_row_of_table_2(finished, command, tmp_path
 
 def test_the_net_that_a_run_ended_with_is_loaded_again(finished):
     from transfer.finetuning import FineTunedClassifier, load_net
-    from transfer.prediction import Finished
+    from transfer.prediction import FinishedRun
 
     config = PROGRAM.parse("classify", [f"--config={finished / 'config.yaml'}", "--out=new"])
-    run = Finished(finished, config, {}, torch.device("cpu"))
+    run = FinishedRun(finished, config, {}, torch.device("cpu"))
     net, classes, size = load_net(run, lambda backbone, count: FineTunedClassifier(backbone, count, 0.5))
     assert len(classes) == 20 and size == 227
     kept = load_file(finished / "net.safetensors")

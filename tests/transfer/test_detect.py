@@ -33,9 +33,9 @@ from transfer.proposals.files import WithProposals, load_boxes, recall, save_box
 from transfer.proposals.selective_search import selective_search
 from transfer.protocol import Split
 from transfer.protocols.detect.config import KeepConfig, SampleConfig
-from transfer.protocols.detect.net import FastRCNN, deltas, moved
+from transfer.protocols.detect.net import FastRCNN, decode_boxes, encode_boxes
 from transfer.protocols.detect.protocol import target_statistics
-from transfer.protocols.detect.task import best_of_all, best_of_classes
+from transfer.protocols.detect.task import class_candidates, filter_adaptively
 from transfer.protocols.detect.views import AllRegions, SampledRegions, sample_regions
 
 pytestmark = pytest.mark.usefixtures("narrow_nets")
@@ -89,9 +89,9 @@ def test_moves_bring_boxes_to_their_targets():
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(50, 2, 2, generator=generator) * 80
     boxes = torch.cat([low, low + 1 + torch.rand(50, 2, 2, generator=generator) * 60], -1)
-    there = moved(boxes[:, :1], deltas(boxes[:, 0], boxes[:, 1])[:, None])
+    there = decode_boxes(boxes[:, :1], encode_boxes(boxes[:, 0], boxes[:, 1])[:, None])
     assert torch.allclose(there[:, 0], boxes[:, 1], atol=1e-3)
-    huge = moved(boxes[:1, :1], torch.tensor([[[0.0, 0, 90, 0]]]))[0, 0]
+    huge = decode_boxes(boxes[:1, :1], torch.tensor([[[0.0, 0, 90, 0]]]))[0, 0]
     assert (huge[2] - huge[0]) / (boxes[0, 0, 2] - boxes[0, 0, 0]) == pytest.approx(62.5)
 
 
@@ -224,7 +224,7 @@ def test_the_adaptive_rule_is_fast_rcnns():
         low = torch.rand(180, classes, 2, generator=generator) * 80
         boxes = torch.cat([low, low + 5 + torch.rand(180, classes, 2, generator=generator) * 40], -1)
         everything.append((boxes, torch.rand(180, classes, generator=generator)))
-    ours = best_of_all([best_of_classes(*one, keep).numpy() for one in everything], classes, keep)
+    ours = filter_adaptively([class_candidates(*one, keep).numpy() for one in everything], classes, keep)
     heaps, thresholds = [[] for _ in range(classes)], [-np.inf] * classes
     kept = [[[] for _ in range(classes)] for _ in range(images)]
     for i, (boxes, scores) in enumerate(everything):
@@ -334,7 +334,7 @@ def test_without_proposals_they_are_made_once_and_kept(command, proposals, finis
     assert main([*words, f"--out={tmp_path / 'run'}"]) == 0
     assert figures(tmp_path / "run")[1] == figures(finished)[1]
     assert len(list((tmp_path / "cache" / "proposals").glob("*.npz"))) == 2
-    monkeypatch.setattr("transfer.proposals.making._search", None)
+    monkeypatch.setattr("transfer.proposals.compute._search", None)
     assert main([*words, "--seed=1", f"--out={tmp_path / 'other'}"]) == 0
 
 
@@ -549,7 +549,7 @@ def test_bad_input_is_one_sentence(voc, command, proposals, tmp_path, capsys, mo
 
 
 def test_a_missing_engine_or_opencv_is_said_before_anything_is_made(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("transfer.proposals.making.make_boxes", None)
+    monkeypatch.setattr("transfer.proposals.compute.make_boxes", None)
     monkeypatch.setattr("transfer.protocol.load_backbone", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     assert main([*command, "--engine=detectron2", f"--out={tmp_path / 'a'}"]) == 2

@@ -22,7 +22,7 @@ from transfer.pascal.devkit import Objects, VOCImages
 from transfer.proposals.files import WithProposals, save_boxes
 from transfer.protocols.detect.config import DetectConfig, KeepConfig
 from transfer.protocols.detect.net import FastRCNN
-from transfer.protocols.detect.task import best_of_image
+from transfer.protocols.detect.task import filter_by_score
 from transfer.protocols.detect.views import AllRegions, SampledRegions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -107,7 +107,7 @@ def test_both_engines_give_the_same_features_scores_boxes_and_losses(source, poo
     from detectron2.modeling.poolers import ROIPooler
     from detectron2.structures import Boxes
 
-    from crosschannel.models.regions import placed
+    from crosschannel.models.regions import align_boxes
 
     roi = replace(recipe().roi, pooling=pooling, resolution=0 if "alexnet" in source else 4)
     ours, theirs = engines(source, roi=roi)
@@ -123,7 +123,7 @@ def test_both_engines_give_the_same_features_scores_boxes_and_losses(source, poo
         maps, boxes = ours.map_of(inputs.x), [one.boxes for one in test.regions]
         kind = {"max": "ROIPool", "align": "ROIAlignV2"}[pooling]
         pooler = ROIPooler(theirs.plan.resolution, (1 / theirs.plan.stride,), 0, kind)
-        pooled = pooler([maps], [Boxes(placed(one, theirs.plan)) for one in boxes])
+        pooled = pooler([maps], [Boxes(align_boxes(one, theirs.plan)) for one in boxes])
         expected = pool_regions(maps, boxes, ours.plan)
         assert (pooled - expected).abs().max() <= 1e-4 * expected.abs().max()
         for mine, yours in zip(ours.detect(test), theirs.detect(test), strict=True):
@@ -155,7 +155,7 @@ def test_a_batch_without_regions_has_a_gradient_of_zero(frozen, batches):
     for net in engines(SOURCES[0]):
         if frozen:
             net.requires_grad_(False)
-            net.backbone.part(frozen).requires_grad_(True)
+            net.backbone.get_module(frozen).requires_grad_(True)
             net.score.requires_grad_(True)
         batch = batches[0][0]
         empty = map_tensors(batch.regions, lambda tensor: tensor[:0])
@@ -175,7 +175,7 @@ def test_what_is_kept_is_what_detectron2_keeps():
     boxes = boxes.clamp(max=100)
     scores = torch.rand(300, 21, generator=generator).pow(8).softmax(1)
     keep = KeepConfig(score=0.055, nms=0.3, most=100)
-    ours = best_of_image(boxes, scores[:, :-1], keep)
+    ours = filter_by_score(boxes, scores[:, :-1], keep)
     (theirs,), _ = fast_rcnn_inference([boxes.flatten(1)], [scores], [(100, 100)], 0.055, 0.3, 100)
     assert len(ours) == len(theirs.scores) > 20
     assert torch.equal(ours[:, 0].long(), theirs.pred_classes) and torch.equal(ours[:, 1], theirs.scores)
@@ -277,7 +277,7 @@ def test_a_plain_detectron2_config_makes_the_same_detector(source, batches):
             (found,) = model([{"image": image, "proposals": given, "height": size[0], "width": size[1]}])
             boxes, scores = ours.detect(replace_images(test, number))[0]
         limits = torch.tensor([size[1], size[0]] * 2)
-        kept = best_of_image(torch.minimum(boxes.clamp(min=0), limits), scores, keep)
+        kept = filter_by_score(torch.minimum(boxes.clamp(min=0), limits), scores, keep)
         theirs = found["instances"]
         assert len(theirs) == len(kept) > 0
         assert torch.allclose(theirs.scores, kept[:, 1], atol=1e-4)

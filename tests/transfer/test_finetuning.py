@@ -19,7 +19,7 @@ from crosschannel import UserError, load_backbone, wrap
 from crosschannel.config.training import OptimConfig, RuntimeConfig, ScheduleConfig, TrainConfig
 from crosschannel.data import Record, Stream, load_batches
 from crosschannel.data.order import mix
-from crosschannel.data.views import Draw
+from crosschannel.data.views import SampleRNG
 from crosschannel.models import AlexNet, Backbone, InputSpec
 from crosschannel.models.layers import absorb_batchnorm
 from transfer import finetuning
@@ -350,9 +350,9 @@ def test_windows_are_sampled_bilinearly_without_antialiasing():
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     for number in range(20):
-        draw = Draw(0, (number,))
-        ours = RandomScaleCrops(size, mirror=False)(Record({"image": buffer.getvalue()}), draw).astype(float)
-        u = draw.uniforms(4)
+        rng = SampleRNG(0, (number,))
+        ours = RandomScaleCrops(size, mirror=False)(Record({"image": buffer.getvalue()}), rng).astype(float)
+        u = rng.uniforms(4)
         side = round(size * (0.5 + 1.5 * u[0]))
         top, left = int(u[2] * (61 - side)), int(u[1] * (91 - side))
         window = torch.from_numpy(pixels[top : top + side, left : left + side]).permute(2, 0, 1)[None].double()
@@ -377,13 +377,13 @@ def test_a_net_with_a_classifier_of_its_own_is_fine_tuned_below_it():
     torch.manual_seed(0)
     for source, top in (("torchvision:resnet18", "avgpool"), ("torchvision:mobilenet_v3_small", "avgpool")):
         backbone = load_backbone(f"random:{source},size=64,resize=72")
-        assert backbone.top == backbone.trunk == top
+        assert backbone.top_layer == backbone.trunk_layer == top
         net = FineTunedClassifier(prepare(backbone, recipe())[0], 20, 0.5)
         frozen, _ = frozen_parts(net, recipe(train_from="all"))
         assert frozen and all(".fc." in name or ".classifier." in name for name in frozen)
         assert net.score.in_features == backbone.channels[top] < 1000
     vit = load_backbone("random:torchvision:vit_b_16")
-    assert vit.top == "encoder"
+    assert vit.top_layer == "encoder"
 
 
 def test_dropout_of_any_net_stays_active_below_frozen_layers(split):
@@ -401,7 +401,7 @@ def rate_ratios(net: FineTuned, images: torch.Tensor, draws: int = 1) -> dict[st
     The mean of grad² is over ``draws`` of the noise, too.
     """
     x, backbone = net.preprocess(images), net.backbone.eval().requires_grad_(True)
-    maps = backbone.features(x, [backbone.top])[backbone.top]
+    maps = backbone.features(x, [backbone.top_layer])[backbone.top_layer]
     generator = torch.Generator().manual_seed(9)
     weights = {name: value for name, value in backbone.net.named_parameters() if name.endswith("conv.weight")}
     squares = dict.fromkeys(weights, 0.0)

@@ -192,7 +192,7 @@ def test_figures_are_those_of_least_squares(scenes, tmp_path):
         side = maps.shape[-1]
         edges = np.linspace(0, 80, side + 1)
         depths = np.stack([np.load(path.with_suffix(".npy")) for path in paths])
-        cells = [(int(np.floor(low)), int(np.ceil(high))) for low, high in pairwise(edges)]
+        cells = [(int(np.chance_level(low)), int(np.ceil(high))) for low, high in pairwise(edges)]
         means = np.stack([depths[:, a:b, c:d].mean((1, 2)) for a, b in cells for c, d in cells], 1)
         x = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).double().numpy()
         arrays[part] = np.c_[x, np.ones(len(x))], means.ravel()

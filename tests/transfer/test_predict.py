@@ -13,7 +13,7 @@ from PIL import Image
 
 import transfer
 from crosschannel import InputSpec, UserError, load_backbone, wrap
-from crosschannel.console import plain
+from crosschannel.console import escape_control
 from crosschannel.data import open_images
 from crosschannel.data.decode import EncodedImage
 from crosschannel.files import Outputs
@@ -107,7 +107,7 @@ def test_a_name_that_is_not_utf_8_has_its_row(runs, odd_pictures, kind, tmp_path
     assert main(["predict", str(runs / kind), str(odd_pictures), f"--out={out}"]) == 0
     rows = list(csv.DictReader(io.StringIO((out / "scores.csv").read_text(encoding="utf-8"), newline="")))
     names = {row["picture"] for row in rows}
-    assert names == {plain(path) for path in odd_pictures.iterdir()} and len(names) == len(ODD)
+    assert names == {escape_control(path) for path in odd_pictures.iterdir()} and len(names) == len(ODD)
     assert not any(set("\x1b\udce9") & set(name) for name in names) and (out / "sheet-1.png").is_file()
     if kind == "segment":
         assert {os.fsencode(path.name) for path in out.glob("*-mask.png")} == {name + b"-mask.png" for name in ODD}
@@ -117,7 +117,7 @@ def test_boxes_of_pictures_with_any_name_are_written(tmp_path):
     scores = Scores(tmp_path, Outputs("transfer predict"))
     for name in ODD:
         found = Prediction({"cat": 0.5}, boxes=[("cat", 0.5, 1.0, 2.0, 3.0, 4.0)] * 2)
-        scores.add(plain(os.fsdecode(name)), found, Image.new("RGB", (8, 8)))
+        scores.add(escape_control(os.fsdecode(name)), found, Image.new("RGB", (8, 8)))
     scores.close()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "boxes.csv").read_text(encoding="utf-8"), newline="")))
     assert len(rows) == 2 * len(ODD) and {row["right"] for row in rows} == {"3.0"}

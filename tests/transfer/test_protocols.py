@@ -11,10 +11,10 @@ from crosschannel import UserError
 from crosschannel.config.keys import science, values_of_role
 from crosschannel.config.types import Data, Source
 from crosschannel.data import MemoryImages, Record, Stream, load_batches
-from crosschannel.data.views import Draw
+from crosschannel.data.views import SampleRNG
 from crosschannel.training.task import Evaluation
 from transfer.cli import PROGRAM
-from transfer.protocol import as_config, figures_of, weighted_mean
+from transfer.protocol import as_config, unweighted_metrics, weighted_mean
 from transfer.protocols import PROTOCOLS
 from transfer.protocols.classify.task import RandomScaleCrops
 
@@ -44,7 +44,7 @@ def test_figures_are_those_of_images_that_count_once():
     weights = np.array([[1.0, 1, 1, 1], [2, 0, 0, 2], [0, 4, 0, 0]])
     assert weighted_mean(row, weights).tolist() == [0.75, 1.0, 0.0]
     rows = {"names": np.array(list("abcd")), "x/top1": row}
-    assert figures_of(lambda r, w: {"x": weighted_mean(r["x/top1"], w)}, rows) == {"x": 0.75}
+    assert unweighted_metrics(lambda r, w: {"x": weighted_mean(r["x/top1"], w)}, rows) == {"x": 0.75}
 
 
 def test_random_scale_windows_have_the_scales_and_places_asked_for(photos):
@@ -59,7 +59,7 @@ def test_random_scale_windows_have_the_scales_and_places_asked_for(photos):
     Image.fromarray(ramp).save(buffer, "PNG")
     view, scales, mirrored, lefts = RandomScaleCrops(100), [], 0, []
     for number in range(400):
-        crop = view(Record({"image": buffer.getvalue()}), Draw(0, (number,))).astype(float)
+        crop = view(Record({"image": buffer.getvalue()}), SampleRNG(0, (number,))).astype(float)
         assert crop.shape == (100, 100, 3)
         across = (crop[50, -1, 0] - crop[50, 0, 0]) / 255 * 399
         down = (crop[-1, 50, 1] - crop[0, 50, 1]) / 255 * 299
@@ -70,7 +70,7 @@ def test_random_scale_windows_have_the_scales_and_places_asked_for(photos):
     assert min(scales) == pytest.approx(0.5, abs=0.05) and max(scales) == pytest.approx(2.0, abs=0.05)
     assert np.mean(scales) == pytest.approx(1.25, abs=0.08) and 160 < mirrored < 240
     assert min(lefts) < 15 and max(lefts) > 250
-    small = RandomScaleCrops(500)(Record({"image": buffer.getvalue()}), Draw(0, (1,)))  # s₂ = 0.6
+    small = RandomScaleCrops(500)(Record({"image": buffer.getvalue()}), SampleRNG(0, (1,)))  # s₂ = 0.6
     assert small.shape == (500, 500, 3)
 
 

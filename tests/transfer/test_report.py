@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crosschannel.files import written_whole
+from crosschannel.files import atomic_write
 from crosschannel.runs.result import load_result, save_rows
 from transfer.cli import main
 from transfer.groups import group
@@ -127,7 +127,7 @@ def test_next_comes_a_card_of_one_trained_backbone(tmp_path, capsys):
 def test_a_confusion_matrix_of_many_classes_shows_the_largest(tmp_path):
     classes = [f"class {i}" for i in range(150)]
     pixels = sparse(np.diag(np.arange(150))[None])
-    confusion_matrix(tmp_path / "c.png", {"classes": np.array(classes), "confusion": pixels}, written_whole)
+    confusion_matrix(tmp_path / "c.png", {"classes": np.array(classes), "confusion": pixels}, atomic_write)
     assert max(Image.open(tmp_path / "c.png").size) < 2500
 
 

@@ -22,7 +22,7 @@ from crosschannel.config.training import TrainConfig
 from crosschannel.data import Record, Stream, Subset, load_batches
 from crosschannel.data.decode import EncodedImage
 from crosschannel.data.order import mix
-from crosschannel.data.views import Draw
+from crosschannel.data.views import SampleRNG
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.finetuning import prepare
@@ -278,7 +278,7 @@ def test_crops_take_an_image_and_its_mask_alike():
     seen = set()
     for number in range(40):
         view = MaskedCrops(4, 96, (0.5, 2.0))
-        crop, mask, (height, width) = view(record_of(pixels, labels), Draw(0, (0, number)))
+        crop, mask, (height, width) = view(record_of(pixels, labels), SampleRNG(0, (0, number)))
         assert crop.shape == (96, 96, 3) and mask.shape == (96, 96)
         assert (mask[height:] == 255).all() and (mask[:, width:] == 255).all() and not crop[height:].any()
         inside = mask[:height, :width]
@@ -292,7 +292,7 @@ def test_crops_take_an_image_and_its_mask_alike():
 def test_a_mirrored_image_has_a_mirrored_mask():
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
     labels = (pixels[..., 0] > 128).astype(np.uint8)
-    found = [WholeImages(2, mirror=True)(record_of(pixels, labels), Draw(0, (0, i))) for i in range(20)]
+    found = [WholeImages(2, mirror=True)(record_of(pixels, labels), SampleRNG(0, (0, i))) for i in range(20)]
     mirrored = [not np.array_equal(one[0], pixels) for one in found]
     assert 4 < sum(mirrored) < 16
     for crop, mask, _ in found:

@@ -14,7 +14,7 @@ from transfer.pascal.metrics import Overlaps, best_objects, detection_ap
 from transfer.pascal.segmentation import PALETTE
 from transfer.pascal.table2 import ap_table
 from transfer.prediction import Prediction, Predictor
-from transfer.protocol import Figures
+from transfer.protocol import MetricArrays
 
 THRESHOLDS = tuple(np.arange(10) / 20 + 0.5)  # .5, .55, … .95: those that an AP without a number is the mean over
 _SHOWN, _MOST_SHOWN = 0.3, 30  # least score of a detection that is drawn, and how many
@@ -73,7 +73,7 @@ def overlaps_of(rows: Rows, number: int) -> Overlaps:
     return Overlaps(values[:, _SCORE], images, values[:, _OVERLAP], places, hard, positives)
 
 
-def detection_figures(rows: Rows, weights: np.ndarray) -> Figures:
+def detection_figures(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """The figures of detections.
 
     Args:

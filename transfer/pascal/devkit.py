@@ -10,7 +10,7 @@ import numpy as np
 
 from crosschannel.data.folder import EXTENSIONS
 from crosschannel.data.images import ImageSet, Names
-from crosschannel.data.open import staged
+from crosschannel.data.open import staged_path
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, read_text, user_path
 from transfer.boxes import picture_size
@@ -142,7 +142,7 @@ def devkit_folder(data: str) -> Path:
     parent, never a copy: names of copies contain no year."""
     path = user_path(data)
     above = above_year(path)
-    return user_path(staged(data)) if above == path else above
+    return user_path(staged_path(data)) if above == path else above
 
 
 def above_year(path: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crosschannel.console import plain
+from crosschannel.console import escape_control
 from crosschannel.files import Writer
 from crosschannel.report.plots import COLOURS
 from crosschannel.runs.result import Result, Rows
@@ -36,7 +36,7 @@ def bars_by_class(out: Path, groups: Sequence[Group], prefix: str, axis: str, wr
             height,
             xerr=[100 * one[1] for one in found if one] if len(entry.runs) > 1 else None,
             color=COLOURS[number % len(COLOURS)],
-            label=plain(entry.label),
+            label=escape_control(entry.label),
         )
     axes.set_yticks(range(len(classes)), classes)
     axes.invert_yaxis()

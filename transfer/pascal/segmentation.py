@@ -15,7 +15,7 @@ from crosschannel.runs.result import Ragged, Result
 from transfer.pascal.mask_files import IGNORED, PALETTE
 from transfer.pascal.metrics import segmentation_figures
 from transfer.prediction import Prediction, Predictor
-from transfer.protocol import Figures
+from transfer.protocol import MetricArrays
 
 _SIDE, _GAP = 240, 6  # pixels of a picture among others, and between them
 
@@ -48,7 +48,7 @@ def summed(column: Ragged, weights: np.ndarray, classes: int) -> np.ndarray:
     return (cells.T @ weights.T).T.reshape(-1, classes, classes)
 
 
-def iou_figures(column: Ragged, weights: np.ndarray, classes: Sequence[str]) -> Figures:
+def iou_figures(column: Ragged, weights: np.ndarray, classes: Sequence[str]) -> MetricArrays:
     """The figures of segmentations.
 
     Args:

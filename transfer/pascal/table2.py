@@ -11,7 +11,7 @@ from crosschannel.console import table
 from crosschannel.report import Block, Figure, Heading, Table, Text
 from crosschannel.report.page import copied
 from crosschannel.runs.result import Result
-from transfer.groups import Group, called, over_seeds, setting
+from transfer.groups import Group, data_label, over_seeds, test_set_label
 from transfer.pascal.plots import bars_by_class, classes_of, confusion_matrix
 from transfer.pascal.published import ATTRIBUTION, COLUMNS, TABLE_2, UNCERTAIN
 
@@ -56,7 +56,7 @@ def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
     for entry in groups:
         parts.setdefault(0 if is_whole(entry.first) else entry.first.n, []).append(entry)
     for size, members in sorted(parts.items()):
-        yield Heading(f"PASCAL VOC on {called(members[0].first.data)}")
+        yield Heading(f"PASCAL VOC on {data_label(members[0].first.data)}")
         yield Text(
             "Mean average precision (of detection by 11 points at an overlap of .5), and mean intersection over union "
             "for segmentation, in percent."
@@ -69,9 +69,11 @@ def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
                 counts = sorted({len(classes_of(entry.first, prefix)) for entry in found})
                 plot = start.with_name(f"{start.name}-{protocol}-{prefix[:-1]}.png")
                 caption = f"{words} by class, in percent; means are over {' or '.join(map(str, counts))} classes."
-                axis = f"{words.lower()}, % ({setting(found[0].first, 0)})"
+                axis = f"{words.lower()}, % ({test_set_label(found[0].first, 0)})"
                 yield Figure(plot, caption, partial(bars_by_class, plot, found, prefix, axis))
-                yield _by_class(found, prefix, f"{words} by class, % ({setting(found[0].first, 0)}{over_seeds(found)})")
+                yield _by_class(
+                    found, prefix, f"{words} by class, % ({test_set_label(found[0].first, 0)}{over_seeds(found)})"
+                )
         for number, entry in enumerate(members):
             run, result = entry.runs[0]
             if "confusion" in result.rows:
@@ -101,9 +103,9 @@ def _table(groups: Sequence[Group], whole: bool) -> Table:
             label = f"{entry.label}, {_words(entry)}"
         rows.setdefault(label, empty)[2 if column is None else column] = entry.cell(figure)
     first, theirs = groups[0].first, []
-    caption = f"{setting(first, 0)}: not comparable with figures on all of PASCAL VOC{over_seeds(groups)}"
+    caption = f"{test_set_label(first, 0)}: not comparable with figures on all of PASCAL VOC{over_seeds(groups)}"
     if whole:
-        caption = f"{called(first.data)}{over_seeds(groups)}; published: {ATTRIBUTION}"
+        caption = f"{data_label(first.data)}{over_seeds(groups)}; published: {ATTRIBUTION}"
         theirs = [
             [f"{name} (published)", *(_published(name, *cell) for cell in zip(COLUMNS, values, strict=True))]
             for name, values in TABLE_2.items()

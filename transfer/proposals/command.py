@@ -12,8 +12,8 @@ from transfer.boxes import from_voc
 from transfer.config import ProposalsConfig
 from transfer.pascal.config import named_sets
 from transfer.pascal.devkit import VOCImages, devkit_folder
+from transfer.proposals.compute import make_boxes
 from transfer.proposals.files import check_pictures, recall
-from transfer.proposals.making import make_boxes
 from transfer.proposals.selective_search import MODES, check_opencv
 
 

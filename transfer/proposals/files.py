@@ -13,8 +13,8 @@ import numpy as np
 
 from crosschannel.data import ImageSet
 from crosschannel.data.images import AnnotatedImages
-from crosschannel.errors import UserError, foreign
-from crosschannel.files import Writer, user_path, written_whole
+from crosschannel.errors import UserError, wrap_external_errors
+from crosschannel.files import Writer, atomic_write, user_path
 from crosschannel.stored import read_arrays
 from transfer.boxes import invalid_box, overlaps, picture_size
 
@@ -31,7 +31,7 @@ def save_boxes(
     path: Path,
     boxes: Boxes,
     metadata: Mapping[str, str],
-    write: Writer = written_whole,
+    write: Writer = atomic_write,
     digests: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write ``.npz``: names, number of boxes and digest of each picture, the boxes, and metadata.
@@ -157,11 +157,11 @@ def _by_name(names: Sequence[str], boxes: Sequence[np.ndarray], path: Path) -> d
 def _read_mat(path: Path) -> dict[str, np.ndarray]:
     from scipy.io import loadmat
 
-    with foreign(f"{path} is damaged, or no MATLAB file"):
+    with wrap_external_errors(f"{path} is damaged, or no MATLAB file"):
         content: dict[str, Any] = loadmat(str(path), variable_names=("images", "boxes"))
     if not {"images", "boxes"} <= content.keys():
         raise UserError(f"{path} has no images and boxes: it holds no proposals")
-    with foreign(f"{path} holds no proposals as they were published"):
+    with wrap_external_errors(f"{path} holds no proposals as they were published"):
         cells, names = content["boxes"].ravel(), content["images"].ravel()
         stems = [PurePath(str(np.asarray(name).ravel()[0])).stem for name in names]
         pairs = list(zip(stems, map(np.asarray, cells), strict=True))

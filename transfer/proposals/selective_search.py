@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from crosschannel.data import Batch, Draw, Record
+from crosschannel.data import Batch, Record, SampleRNG
 from crosschannel.errors import UserError
 
 Mode = Literal["fast", "quality"]
@@ -82,7 +82,7 @@ class Searched:
     most: int = MOST
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, _draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, _rng: SampleRNG) -> np.ndarray:
         return selective_search(record.image().pixels(), self.mode, self.most)
 
     @staticmethod

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transfer.protocol import MetricSpec, Protocol
 
 ENTRY_POINTS = "crosschannel.protocols"  # entry-point group for protocols of other packages
-SCORED = {"evaluate": "transfer.colourings:EVALUATION"}  # other commands whose runs are compared and reported
+SCORED = {"evaluate": "transfer.colorization_section:EVALUATION"}  # other commands whose runs are compared and reported
 
 
 def _entry(package: str, config: str, help: str) -> Entry:
@@ -73,7 +73,7 @@ def _user_entry(import_path: str) -> Entry:
     protocol = import_object(import_path)
     if not isinstance(protocol, resolve_name("transfer.protocol:Protocol")):
         raise UserError(f"{import_path!r} must be a transfer.protocol.Protocol, got {type(protocol).__name__}")
-    return Entry.of_user(import_path, protocol.config, protocol.config)
+    return Entry.custom(import_path, protocol.config, protocol.config)
 
 
 def protocol_command(config: str | type, help: str = "") -> Command:

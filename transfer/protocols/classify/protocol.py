@@ -12,12 +12,12 @@ from crosschannel.data import CropConfig, Stream, TrainingCrops, View
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.training.task import Evaluation
+from transfer.chance import random_ranking
 from transfer.features import interpolation_of
 from transfer.finetuning import FineTunedClassifier, announce, build_trainable, check_choices, fit, initialise, load_net
-from transfer.floors import random_order
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.table2 import ap_table, pascal_section
-from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
+from transfer.prediction import FinishedRun, Prediction, Predictor, scores_of, views_of
 from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.classify.config import ClassifyConfig
 from transfer.protocols.classify.task import Classification, RandomScaleCrops, metrics
@@ -70,12 +70,12 @@ def _check_size(backbone: Backbone, size: int) -> None:
     blank = torch.zeros(1, backbone.input.channels, size, size).to(next(backbone.parameters()))
     try:
         with torch.no_grad():
-            backbone.eval().fully_connected(backbone.features(blank, [backbone.trunk])[backbone.trunk])
+            backbone.eval().fully_connected(backbone.features(blank, [backbone.trunk_layer])[backbone.trunk_layer])
     except RuntimeError as error:
         raise UserError(f"the backbone cannot take crops of {size} px: {str(error).splitlines()[0]}") from None
 
 
-def _predictor(run: Finished) -> Predictor:
+def _predictor(run: FinishedRun) -> Predictor:
     run.refuse_layer()
     config: ClassifyConfig = run.config
     net, classes, size = load_net(run, partial(_build, config))
@@ -99,5 +99,5 @@ classify = Protocol(
     positional_key="train_from",
     chapter="pascal",
     predict=_predictor,
-    floor=random_order,
+    chance_level=random_ranking,
 )

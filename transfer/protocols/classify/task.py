@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosschannel.data import ImageBatch, ImageSet, Record, Stream, View
-from crosschannel.data.crops import mirrored
+from crosschannel.data.crops import flip_image
 from crosschannel.data.decode import BrokenImage, EncodedImage
-from crosschannel.data.views import Draw, collate_crops
+from crosschannel.data.views import SampleRNG, collate_crops
 from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.task import Evaluation
 from transfer.finetuning import FineTunedClassifier, FineTuning
 from transfer.pascal.annotations import IGNORED, POSITIVE
 from transfer.pascal.metrics import average_precision, tie_against
-from transfer.protocol import Figures, figures_of
+from transfer.protocol import MetricArrays, unweighted_metrics
 
 _SHOWN, _SIDE, _FRAME = 5, 96, 4  # pictures of a class, and their pixels
 
@@ -40,15 +40,15 @@ class RandomScaleCrops:
     mirror: bool = True
     views: int = 1
 
-    def __call__(self, record: Record, draw: Draw) -> np.ndarray:
+    def __call__(self, record: Record, rng: SampleRNG) -> np.ndarray:
         image = record.image()
         most = min(2.0, image.height / self.size, image.width / self.size)
-        u = draw.uniforms(4)
+        u = rng.uniforms(4)
         side = max(1, round(self.size * (min(0.5, most) + (most - min(0.5, most)) * u[0])))
         left, top = int(u[1] * (image.width - side + 1)), int(u[2] * (image.height - side + 1))
         window = torch.from_numpy(image.pixels()[top : top + side, left : left + side])[None].permute(0, 3, 1, 2)
         crop = F.interpolate(window, (self.size, self.size), mode="bilinear")[0].permute(1, 2, 0).numpy()
-        return mirrored(crop) if self.mirror and u[3] < 0.5 else crop
+        return flip_image(crop) if self.mirror and u[3] < 0.5 else crop
 
     collate = staticmethod(collate_crops)
 
@@ -83,10 +83,10 @@ class Classification(FineTuning):
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         rows, broken = self._score(net, self.test, self.view, should_stop)
-        figures = figures_of(metrics, rows)
+        figures = unweighted_metrics(metrics, rows)
         if self.train_view is not None:
             trained, _ = self._score(net, self.train, self.train_view, should_stop)
-            figures["train/map"] = figures_of(metrics, trained)["map"]
+            figures["train/map"] = unweighted_metrics(metrics, trained)["map"]
         scored = sum(name.startswith("ap/") for name in figures)
         line = f"mAP {100 * figures['map']:.1f} over {scored} classes"
         return Evaluation(figures, len(rows["names"]), rows, broken, line, lambda: {"top": self._top(rows)})
@@ -155,10 +155,10 @@ def _named(words: str) -> np.ndarray:
     return np.asarray(tile)
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """``ap/CLASS`` of every class that has positives, their mean ``map``, and of one crop ``one_crop/map``. Images that
     have difficult objects of a class alone are left out of that class."""
-    found: Figures = {}
+    found: MetricArrays = {}
     for column, name in (("logits", "map"), ("one_crop", "one_crop/map")):
         by_class = {}
         for number, label in enumerate(rows["classes"]):

@@ -17,7 +17,7 @@ from transfer.interpolation import resample
 from transfer.pascal.masks import IGNORED
 from transfer.pascal.metrics import segmentation_figures
 from transfer.pascal.segmentation import confusion_of
-from transfer.protocol import figures_of
+from transfer.protocol import unweighted_metrics
 from transfer.protocols.dense.points import Points
 from transfer.protocols.dense.scoring import AT_ONCE, metrics, score_test_images
 
@@ -122,7 +122,7 @@ class DenseProbe:
             return {layer: one[chosen[layer]] for layer, one in found.items()}
 
         rows = score_test_images(self.test, scores, self.points, self.classes, self.world, should_stop, "linear")
-        figures |= figures_of(metrics, rows)
+        figures |= unweighted_metrics(metrics, rows)
         line = "mean IU " + "  ".join(f"{layer} {100 * figures[f'{layer}/mean_iu']:.1f}" for layer in layers)
         return Evaluation(figures, len(rows["names"]), rows, {}, line)
 

@@ -21,15 +21,15 @@ from crosschannel.models import Backbone
 from crosschannel.runs.result import Result
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
+from transfer.chance import constant_class
 from transfer.feature_cache import Extraction, StoredFeatures
-from transfer.features import FrozenFeatures, interpolation_of, of_size
-from transfer.floors import one_class_everywhere
+from transfer.features import FrozenFeatures, interpolation_of, with_input_size
 from transfer.heads import load_head, save_heads
 from transfer.layers import LayersSection, by_layer
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
-from transfer.prediction import Finished, Predictor, views_of
-from transfer.protocol import Measurement, Protocol, figures_of
+from transfer.prediction import FinishedRun, Predictor, views_of
+from transfer.protocol import Measurement, Protocol, unweighted_metrics
 from transfer.protocols.dense.config import DenseConfig
 from transfer.protocols.dense.linear import DenseHeads, DenseProbe, FeaturesAndMasks, PointHead
 from transfer.protocols.dense.memory import PointMemory
@@ -42,7 +42,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     split, world, run = measurement.split, measurement.world, measurement.run
     config: DenseConfig = measurement.config
     size = config.size or measurement.backbone.input.size
-    backbone = of_size(measurement.backbone, size)
+    backbone = with_input_size(measurement.backbone, size)
     layers = _layers_with_maps(measurement, backbone, size)
     measurement.announce(f"layers {', '.join(layers)}")
     features = FrozenFeatures(backbone, layers, config.grid, world.device, size)
@@ -59,7 +59,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     found = loop.fit()
     chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
-    world.from_main(lambda: save_heads(run.path, chosen, split.classes))
+    world.broadcast_from_main(lambda: save_heads(run.path, chosen, split.classes))
     rows, figures = dict(found.rows), dict(found.figures)
     for layer in layers if config.k else ():
         by_neighbours = _by_neighbours(measurement, config, layer, points[layer], learned, test)
@@ -131,7 +131,7 @@ def _by_neighbours(
         measurement.should_stop,
         "knn",
     )
-    figures = figures_of(metrics, rows)
+    figures = unweighted_metrics(metrics, rows)
     measurement.console.print(
         f"{layer}: {len(memory.features):,} points remembered, mean IU of neighbours "
         f"{100 * figures[f'{layer}/knn_mean_iu']:.1f}",
@@ -139,12 +139,12 @@ def _by_neighbours(
     return Evaluation(figures, len(rows["names"]), rows)
 
 
-def _predictor(run: Finished) -> Predictor:
+def _predictor(run: FinishedRun) -> Predictor:
     config: DenseConfig = run.config
     head = load_head(run, "mean_iu")
     backbone = run.measured(open_masks)
     size = config.size or backbone.input.size
-    backbone = of_size(backbone, size)
+    backbone = with_input_size(backbone, size)
     features = FrozenFeatures(backbone, [head.layer], config.grid, run.device, size)
     channels, side, _ = features.shapes()[head.layer]
     points, view = Points.of(backbone, head.layer, side, size), Squashed(size, interpolation_of(backbone.input))
@@ -178,6 +178,6 @@ dense = Protocol(
     "classifiers, and ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of neighbours",
     positional_key="layer",
     predict=_predictor,
-    floor=one_class_everywhere,
+    chance_level=constant_class,
     annotations="whose field mask is (H, W) integers",
 )

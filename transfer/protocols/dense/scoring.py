@@ -13,7 +13,7 @@ from crosschannel.training.ranks import World
 from transfer.feature_cache import StoredFeatures
 from transfer.pascal.masks import IGNORED
 from transfer.pascal.segmentation import confusion_of, iou_figures, sparse
-from transfer.protocol import Figures
+from transfer.protocol import MetricArrays
 from transfer.protocols.dense.points import Points, mask_at, small_mask
 
 AT_ONCE, _MASKS = 8, 64  # images of an evaluation, and whose masks are read
@@ -34,7 +34,7 @@ def read_masks(
         masks = (small_mask(images, int(index), size, classes)[None] for index in features.indices[part])
         return torch.cat([found[0], *masks])
 
-    for mine in world.together(read(part) for part in features.shares(_MASKS, world, should_stop)):
+    for mine in world.zip_ranks(read(part) for part in features.shares(_MASKS, world, should_stop)):
         found.append(world.concatenate(mine.to(world.device)).cpu())
     masks = torch.cat(found)
     if not (masks != IGNORED).any():
@@ -82,7 +82,7 @@ def score_test_images(
 
     seen, columns = [torch.empty(0, dtype=torch.int64)], {layer: [none] for layer in points}
     parts = test.shares(AT_ONCE, world, should_stop)
-    for part, found in world.together((part, confusions(part)) for part in parts):
+    for part, found in world.zip_ranks((part, confusions(part)) for part in parts):
         seen.append(test.indices[part])
         for layer, one in found.items():
             columns[layer].append(one)
@@ -97,10 +97,10 @@ def score_test_images(
     return rows
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """``LAYER/mean_iu``, ``LAYER/pixel_accuracy`` and ``LAYER/iu/CLASS`` of the linear classifiers;
     ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of nearest neighbours."""
-    found: Figures = {}
+    found: MetricArrays = {}
     for name, column in rows.items():
         layer, _, kind = name.rpartition("/")
         if kind in ("linear", "knn"):

@@ -16,7 +16,7 @@ from crosschannel.data.views import map_tensors
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from crosschannel.models.regions import (
-    BOX_DEVIATIONS,
+    BOX_STDS,
     Neck,
     RegionPlan,
     for_regions,
@@ -64,7 +64,7 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.cls_score, self.bbox_pred = nn.Linear(channels, classes + 1), nn.Linear(channels, 4 * classes)
         self.register_buffer("target_mean", torch.zeros(classes, 4))
-        self.register_buffer("target_std", torch.tensor(BOX_DEVIATIONS).repeat(classes, 1))
+        self.register_buffer("target_std", torch.tensor(BOX_STDS).repeat(classes, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.cls_score(x), self.bbox_pred(x)
@@ -165,7 +165,7 @@ class Detector(FineTuned):
 
     def above(self, pooled: Tensor) -> Tensor:
         """What the backbone's part of the head makes of pooled maps."""
-        parts = [self.backbone.part(name) for name in self.plan.parts]
+        parts = [self.backbone.get_module(name) for name in self.plan.parts]
         return head_maps(parts, pooled, self.dropout, self.training)
 
     def map_of(self, x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class FastRCNN(Detector):
         rows = (labels < self.classes).nonzero()[:, 0]
         shown = labels[rows]
         predictor = self.score.box_predictor
-        wanted = (deltas(boxes[rows], targets[rows]) - predictor.target_mean[shown]) / predictor.target_std[shown]
+        wanted = (encode_boxes(boxes[rows], targets[rows]) - predictor.target_mean[shown]) / predictor.target_std[shown]
         found = moves.view(-1, self.classes, 4)[rows, shown]
         boxes_loss = F.smooth_l1_loss(found, wanted, reduction="sum", beta=self.config.sample.beta)
         return loss + boxes_loss, loss.new_tensor(float(len(labels)))
@@ -203,13 +203,13 @@ class FastRCNN(Detector):
             for part in one.boxes.split(AT_ONCE):
                 scores, moves = predictor(self.features_of(maps[number : number + 1], [part]))
                 moves = moves.float().view(-1, self.classes, 4) * predictor.target_std + predictor.target_mean
-                boxes.append(moved(part[:, None], moves))
+                boxes.append(decode_boxes(part[:, None], moves))
                 probabilities.append(scores.float().softmax(1)[:, :-1])
             found.append((torch.cat(boxes), torch.cat(probabilities)))
         return found
 
 
-def deltas(boxes: Tensor, targets: Tensor) -> Tensor:
+def encode_boxes(boxes: Tensor, targets: Tensor) -> Tensor:
     """What moves boxes to targets (R-CNN's parametrisation): (N, 4), (N, 4) → (N, 4), shifts of the centre in widths
     and heights, and logarithms of the factors of width and height."""
     size, wanted = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
@@ -217,8 +217,8 @@ def deltas(boxes: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([shift, (wanted / size).log()], 1)
 
 
-def moved(boxes: Tensor, moves: Tensor) -> Tensor:
-    """Boxes (N, 1, 4) moved by :func:`deltas` (N, K, 4): (N, K, 4). No side grows to more than 62.5 times its own."""
+def decode_boxes(boxes: Tensor, moves: Tensor) -> Tensor:
+    """Inverse of :func:`encode_boxes`: boxes (N, 1, 4) and moves (N, K, 4) → (N, K, 4); growth is limited to 62.5×."""
     size = boxes[..., 2:] - boxes[..., :2]
     centre = boxes[..., :2] + size / 2 + moves[..., :2] * size
     half = moves[..., 2:].clamp(max=_MOST_GROWTH).exp() * size / 2

@@ -17,29 +17,37 @@ from torch import nn
 from crosschannel.config.training import check_ranks
 from crosschannel.data import ImageSet, Record, Stream
 from crosschannel.data.decode import EncodedImage
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.models import Backbone
-from crosschannel.models.regions import BOX_DEVIATIONS
+from crosschannel.models.regions import BOX_STDS
 from crosschannel.training.task import Evaluation
 from transfer.boxes import overlaps, picture_size
-from transfer.finetuning import announce, build_trainable, check_choices, crops_of, fit, initialise, load_net
+from transfer.finetuning import (
+    announce,
+    build_trainable,
+    check_choices,
+    fit,
+    initialisation_crops,
+    initialise,
+    load_net,
+)
 from transfer.pascal.detections import box_predictor, detection_figures, detection_table
 from transfer.pascal.devkit import Objects, open_devkit
 from transfer.pascal.table2 import pascal_section
-from transfer.prediction import Finished, Predictor
+from transfer.prediction import FinishedRun, Predictor
+from transfer.proposals.compute import cached_boxes
 from transfer.proposals.files import Boxes, WithProposals, load_boxes
-from transfer.proposals.making import cached_boxes
 from transfer.proposals.selective_search import MODES, check_opencv, selective_search
 from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.detect.config import DetectConfig
-from transfer.protocols.detect.net import Detector, FastRCNN, deltas
+from transfer.protocols.detect.net import Detector, FastRCNN, encode_boxes
 from transfer.protocols.detect.task import (
     Detection,
     batch_of,
-    best_of_image,
-    in_own_pixels,
+    detect_in_original_coordinates,
+    filter_by_score,
 )
-from transfer.protocols.detect.views import AllRegions, SampledRegions, candidates, learned
+from transfer.protocols.detect.views import AllRegions, SampledRegions, candidates, trainable_objects
 
 _LEAST_DEVIATION = 0.01  # of the box targets of a class that has hardly any
 
@@ -77,7 +85,7 @@ def check_engine(config: DetectConfig) -> None:
                 "engine detectron2 needs detectron2: pip install 'git+https://github.com/facebookresearch/detectron2' "
                 "--no-build-isolation; --engine torchvision needs nothing more"
             )
-        with foreign("detectron2 is installed and cannot be imported"):
+        with wrap_external_errors("detectron2 is installed and cannot be imported"):
             importlib.import_module("transfer.protocols.detect.with_detectron2")
     if config.method in MODES:
         check_opencv()
@@ -118,7 +126,7 @@ def _measure(measurement: Measurement) -> Evaluation:
 
     def init_weights(_stream: Stream) -> None:
         torch.manual_seed(config.seed)  # engines have drawn differently by now
-        initialise(net, new, config, crops_of(train, net.backbone.input, config.seed))
+        initialise(net, new, config, initialisation_crops(train, net.backbone.input, config.seed))
         net.reset_scores()
 
     task = Detection(
@@ -162,7 +170,7 @@ def _check_map(net: Detector) -> None:
     side, step = net.backbone.input.size, net.plan.step
     height, width = (-(-length // step) * step for length in (side, side + 3 * net.plan.stride))
     blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))
-    with foreign(f"the backbone cannot take images of {width} × {height} px"):
+    with wrap_external_errors(f"the backbone cannot take images of {width} × {height} px"):
         net.eval().map_of(blank)
 
 
@@ -173,14 +181,14 @@ def target_statistics(images: ImageSet, classes: int, config: DetectConfig) -> t
     for index in range(len(images)):
         fields = images.fields(index)
         # What lies outside of an image is cut off when it is learned; its size is not looked up for a mean.
-        truth, labels = learned(fields["objects"], np.inf, np.inf, config.sample.difficult)
+        truth, labels = trainable_objects(fields["objects"], np.inf, np.inf, config.sample.difficult)
         boxes = candidates(fields["proposals"], truth, np.inf, np.inf)
         if not len(truth):
             continue
         shared = overlaps(boxes, truth)
         rows = np.flatnonzero(shared.max(1) >= config.sample.overlap)
         matched = shared[rows].argmax(1)
-        moves = deltas(torch.from_numpy(boxes[rows]), torch.from_numpy(truth[matched])).numpy()
+        moves = encode_boxes(torch.from_numpy(boxes[rows]), torch.from_numpy(truth[matched])).numpy()
         np.add.at(sums, labels[matched], moves)
         np.add.at(squares, labels[matched], moves**2)
         np.add.at(counts, labels[matched], 1)
@@ -189,11 +197,11 @@ def target_statistics(images: ImageSet, classes: int, config: DetectConfig) -> t
     if config.mirror:
         mean[:, 0] = 0  # as many to the left as to the right
     variance = np.divide(squares, counts[:, None], out=np.zeros_like(sums), where=known) - mean**2
-    deviation = np.where(known, np.sqrt(variance.clip(min=_LEAST_DEVIATION**2)), np.array(BOX_DEVIATIONS))
+    deviation = np.where(known, np.sqrt(variance.clip(min=_LEAST_DEVIATION**2)), np.array(BOX_STDS))
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 
-def _predictor(run: Finished) -> Predictor:
+def _predictor(run: FinishedRun) -> Predictor:
     run.refuse_layer()
     config: DetectConfig = run.config
     check_engine(config)
@@ -203,8 +211,8 @@ def _predictor(run: Finished) -> Predictor:
 
     def detections(image: EncodedImage) -> np.ndarray:
         fields = {"proposals": find(image.pixels())[: config.most_proposals]} if find else {}
-        (found,) = in_own_pixels(net, batch_of(Record({"image": image.data}, fields=fields), view))
-        return best_of_image(*found, config.keep).cpu().numpy()
+        (found,) = detect_in_original_coordinates(net, batch_of(Record({"image": image.data}, fields=fields), view))
+        return filter_by_score(*found, config.keep).cpu().numpy()
 
     return box_predictor(detections, classes)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import ops
 
-from crosschannel.data import Batch, Draw, ImageSet, Record, Stream
+from crosschannel.data import Batch, ImageSet, Record, SampleRNG, Stream
 from crosschannel.data.decode import BrokenImage
 from crosschannel.runs.result import Ragged, Rows
 from crosschannel.training.held_out import HeldOut
@@ -17,7 +17,7 @@ from transfer.finetuning import FineTuning
 from transfer.pascal.detections import detection_figures, detection_rows, drawn, drawn_objects
 from transfer.pascal.devkit import Objects
 from transfer.pascal.segmentation import side_by_side
-from transfer.protocol import figures_of
+from transfer.protocol import unweighted_metrics
 from transfer.protocols.detect.config import KeepConfig
 from transfer.protocols.detect.net import Detector
 from transfer.protocols.detect.views import AllRegions, DetectionBatch
@@ -46,17 +46,17 @@ class Detection(FineTuning):
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         rows, broken = self._scored(net, self.test, should_stop)
-        figures = figures_of(detection_figures, rows)
+        figures = unweighted_metrics(detection_figures, rows)
         line = f"mAP {100 * figures['map']:.1f}  AP {100 * figures['ap']:.1f}"
         if self.train is not None:
-            found = figures_of(detection_figures, self._scored(net, self.train, should_stop)[0])
+            found = unweighted_metrics(detection_figures, self._scored(net, self.train, should_stop)[0])
             figures |= {"train/map": found["map"]}
             line += f"  training images {100 * found['map']:.1f}"
         return Evaluation(figures, len(rows["names"]), rows, broken, line, lambda: self._pictures(net))
 
     def _scored(self, net: Detector, images: ImageSet, should_stop: Callable[[], bool]) -> tuple[Rows, dict[str, str]]:
         def compute(batch: DetectionBatch) -> list[Tensor]:
-            return [self.kept(*one) for one in in_own_pixels(net, batch)] if len(batch) else []
+            return [self.kept(*one) for one in detect_in_original_coordinates(net, batch)] if len(batch) else []
 
         # One image at a time: what is no image of a batch would be scored with it.
         held_out = HeldOut(Stream(images, self.view), compute, self.world, 1, self.workers, should_stop)
@@ -73,14 +73,14 @@ class Detection(FineTuning):
         column = Ragged(everything.numpy(), numbers.numpy())[order.numpy()]
         detections = np.split(column.values, np.cumsum(column.counts)[:-1])
         if self.keep.rule == "adaptive":
-            detections = best_of_all(detections, len(self.classes), self.keep)
+            detections = filter_adaptively(detections, len(self.classes), self.keep)
         places = seen[order].tolist()
         objects = [objects_of(images, index) for index in places]
         return detection_rows([images.names[i] for i in places], self.classes, detections, objects), held_out.broken
 
     def kept(self, boxes: Tensor, probabilities: Tensor) -> Tensor:
         """What is kept of one image's boxes (R, K, 4) and probabilities (R, K): (D, 6)."""
-        return (best_of_classes if self.keep.rule == "adaptive" else best_of_image)(boxes, probabilities, self.keep)
+        return (class_candidates if self.keep.rule == "adaptive" else filter_by_score)(boxes, probabilities, self.keep)
 
     def _pictures(self, net: Detector) -> dict[str, np.ndarray]:
         """Test images with their objects and, beside them, what is found; two images a row."""
@@ -91,8 +91,8 @@ class Detection(FineTuning):
                 batch, pixels = batch_of(record, self.view), record.image().pixels()
             except (BrokenImage, OSError):
                 continue
-            (found,) = in_own_pixels(net, batch)
-            best = best_of_image(*found, self.keep).cpu().numpy()
+            (found,) = detect_in_original_coordinates(net, batch)
+            best = filter_by_score(*found, self.keep).cpu().numpy()
             pairs.append(
                 [
                     drawn_objects(pixels, objects_of(self.test, int(index)), self.classes),
@@ -111,10 +111,10 @@ def objects_of(images: ImageSet, index: int) -> Objects:
 def batch_of(record: Record, view: AllRegions) -> DetectionBatch:
     """One image as a batch."""
     none = torch.zeros(1, dtype=torch.int64)
-    return view.collate([view(record, Draw(0, ()))], Batch(none, none, none, []))
+    return view.collate([view(record, SampleRNG(0, ()))], Batch(none, none, none, []))
 
 
-def in_own_pixels(net: Detector, batch: DetectionBatch) -> Iterator[tuple[Tensor, Tensor]]:
+def detect_in_original_coordinates(net: Detector, batch: DetectionBatch) -> Iterator[tuple[Tensor, Tensor]]:
     """What a net says of a batch, in pixels that the images had before they were resized, clipped to them: of each
     boxes (R, K, 4) and probabilities (R, K)."""
     for image, size, (boxes, probabilities) in zip(batch.images, batch.sizes.tolist(), net.detect(batch), strict=True):
@@ -124,7 +124,7 @@ def in_own_pixels(net: Detector, batch: DetectionBatch) -> Iterator[tuple[Tensor
         yield torch.minimum((boxes * scale).clamp(min=0), limits), probabilities
 
 
-def best_of_image(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Tensor:
+def filter_by_score(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Tensor:
     """Detections above a score, the best of those of a class that overlap, the best ones of the image.
 
     Args:
@@ -140,8 +140,8 @@ def best_of_image(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Ten
     return torch.cat([classes[best, None].to(boxes), scores[best, None], boxes[best]], 1)
 
 
-def best_of_classes(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Tensor:
-    """The best of each class, for :func:`best_of_all`: (D, 6)."""
+def class_candidates(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Tensor:
+    """The best of each class, for :func:`filter_adaptively`: (D, 6)."""
     count, classes = min(keep.most, len(boxes)), probabilities.shape[1]
     scores, regions = probabilities.topk(count, 0)  # (count, K)
     numbers = torch.arange(classes, device=boxes.device).expand(count, classes)
@@ -149,7 +149,7 @@ def best_of_classes(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> T
     return torch.cat([numbers[..., None].to(boxes), scores[..., None], chosen], -1).reshape(-1, 6)
 
 
-def best_of_all(detections: Sequence[np.ndarray], classes: int, keep: KeepConfig) -> list[np.ndarray]:
+def filter_adaptively(detections: Sequence[np.ndarray], classes: int, keep: KeepConfig) -> list[np.ndarray]:
     """Fast R-CNN's rule: a class's threshold is such that no more than 40 an image are above it, over all images; then
     the best of those that overlap.
 

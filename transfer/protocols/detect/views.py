@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from crosschannel.data import crops
 from crosschannel.data.record import Record
-from crosschannel.data.views import Batch, Draw
-from transfer.boxes import clipped, from_voc, has_area, mirrored, overlaps
+from crosschannel.data.views import Batch, SampleRNG
+from transfer.boxes import clipped, flip_boxes, from_voc, has_area, overlaps
 from transfer.pascal.devkit import Objects
 from transfer.protocols.detect.config import SampleConfig
 
@@ -61,12 +61,12 @@ def collate_regions(samples: Sequence[RegionSample], base: Batch) -> DetectionBa
     return DetectionBatch(**vars(base), images=images, regions=regions, sizes=sizes)
 
 
-def factor_of(height: int, width: int, short: int, longest: int) -> float:
+def resize_factor(height: int, width: int, short: int, longest: int) -> float:
     """By what an image is resized so that its short side is ``short`` and its long side no longer than ``longest``."""
     return min(short / min(height, width), longest / max(height, width))
 
 
-def resized(pixels: np.ndarray, factor: float) -> Tensor:
+def resize_pixels(pixels: np.ndarray, factor: float) -> Tensor:
     """(H, W, 3) uint8 → (3, h, w) uint8."""
     size = [max(1, round(side * factor)) for side in pixels.shape[:2]]
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -92,21 +92,21 @@ class SampledRegions:
     mirror: bool = True
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, draw: Draw) -> RegionSample:
+    def __call__(self, record: Record, rng: SampleRNG) -> RegionSample:
         image, objects, proposals = record.image(), record.fields["objects"], record.fields.get("proposals")
-        u = draw.uniforms(3)
+        u = rng.uniforms(3)
         pixels, height, width = image.pixels(), image.height, image.width
-        truth, classes = learned(objects, height, width, self.sample.difficult)
+        truth, classes = trainable_objects(objects, height, width, self.sample.difficult)
         boxes, labels, targets = np.empty((0, 4)), np.empty(0, np.int64), np.empty((0, 4))
         if proposals is not None:
             boxes = candidates(proposals, truth, height, width)
             generator = np.random.default_rng(int(u[2] * 2**53))
             boxes, labels, targets = sample_regions(boxes, truth, classes, self.classes, self.sample, generator)
         if self.mirror and u[1] < 0.5:
-            pixels = crops.mirrored(pixels)
-            boxes, targets, truth = (mirrored(one, width) for one in (boxes, targets, truth))
+            pixels = crops.flip_image(pixels)
+            boxes, targets, truth = (flip_boxes(one, width) for one in (boxes, targets, truth))
         short = self.scales[int(u[0] * len(self.scales))]
-        resized_image = resized(pixels, factor_of(height, width, short, self.longest))
+        resized_image = resize_pixels(pixels, resize_factor(height, width, short, self.longest))
         scale = _scale(resized_image, height, width)
         boxes, targets, truth = (torch.from_numpy(one * scale).float() for one in (boxes, targets, truth))
         regions = Regions(boxes, torch.from_numpy(labels), targets, truth, torch.from_numpy(classes))
@@ -123,10 +123,10 @@ class AllRegions:
     longest: int
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, _draw: Draw) -> RegionSample:
+    def __call__(self, record: Record, _rng: SampleRNG) -> RegionSample:
         image, proposals = record.image(), record.fields.get("proposals", np.empty((0, 4), np.float32))
         height, width = image.height, image.width
-        pixels = resized(image.pixels(), factor_of(height, width, self.scale, self.longest))
+        pixels = resize_pixels(image.pixels(), resize_factor(height, width, self.scale, self.longest))
         boxes = clipped(proposals.astype(np.float64), height, width)
         boxes = boxes[has_area(boxes)] * _scale(pixels, height, width)
         none, no_labels = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
@@ -135,7 +135,7 @@ class AllRegions:
     collate = staticmethod(collate_regions)
 
 
-def learned(objects: Objects, height: int, width: int, difficult: bool) -> tuple[np.ndarray, np.ndarray]:
+def trainable_objects(objects: Objects, height: int, width: int, difficult: bool) -> tuple[np.ndarray, np.ndarray]:
     """The objects that are learned: boxes (G, 4), the part of each that lies in the image, and classes (G,)."""
     boxes = clipped(from_voc(np.asarray(objects.boxes, np.float64)), height, width)
     kept = has_area(boxes) & (difficult | ~objects.difficult)

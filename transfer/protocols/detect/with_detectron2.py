@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from crosschannel.detectron2 import CrosschannelROIHeads, NormalisedOutputs, PlacedAnchors
+from crosschannel.detectron2 import CrosschannelROIHeads, NormalisedOutputs, PixelCentreAnchors
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from crosschannel.models.regions import Neck, RegionPlan
@@ -118,7 +118,7 @@ def _proposal_network(plan: RegionPlan, channels: int, config: DetectConfig) -> 
     return RPN(
         in_features=[plan.layer],
         head=StandardRPNHead(in_channels=channels, num_anchors=len(sizes) * len(_RATIOS)),
-        anchor_generator=PlacedAnchors(
+        anchor_generator=PixelCentreAnchors(
             plan.origin + 0.5 if plan.aligned else 0.0, sizes=[sizes], aspect_ratios=[_RATIOS], strides=[plan.stride]
         ),
         anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),

@@ -14,13 +14,13 @@ from crosschannel.data.order import epoch_order, mix
 from crosschannel.errors import UserError
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
+from transfer.chance import majority_class
 from transfer.feature_cache import features_of_both
 from transfer.features import centre_crop
-from transfer.floors import commonest_class
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection, layers_table
 from transfer.linear_models import Processes
-from transfer.protocol import Figures, Measurement, Protocol, figures_of, weighted_mean
+from transfer.protocol import Measurement, MetricArrays, Protocol, unweighted_metrics, weighted_mean
 from transfer.protocols.few_shot.config import FewShotConfig
 from transfer.protocols.few_shot.regression import predict
 
@@ -43,11 +43,11 @@ def _measure(measurement: Measurement) -> Evaluation:
         for layer in layers:
             measurement.check_interrupt()
             mine = partial(_predictions, train.maps[layer], test.maps[layer], drawn, labels, config, processes)
-            found = {task: one for rank in world.all_made(mine) for task, one in rank.items()}
+            found = {task: one for rank in world.gather_results(mine) for task, one in rank.items()}
             for setting in settings:
                 hits = [found[setting, draw] == rows["labels"] for draw in range(config.draws)]
                 rows[f"{layer}/{setting}"] = np.stack(hits, 1)
-    return Evaluation(figures_of(metrics, rows), len(rows["names"]), rows)
+    return Evaluation(unweighted_metrics(metrics, rows), len(rows["names"]), rows)
 
 
 def _predictions(
@@ -94,7 +94,7 @@ def draw_images(labels: np.ndarray, setting: str, seed: int, draw: int) -> np.nd
     return np.concatenate(found)
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """Shares of images that were classified right, averaged over draws."""
     wanted = {name: row for name, row in rows.items() if name.partition("/")[2].startswith(("shots/", "share/"))}
     return {name: weighted_mean(row.mean(1), weights) for name, row in wanted.items()}
@@ -114,5 +114,5 @@ few_shot = Protocol(
     section=LayersSection("Few labels", r"(shots|share)/[\d.e-]+"),
     returns="``LAYER/shots/K`` or ``LAYER/share/S``: top-1, mean over draws",
     positional_key="layer",
-    floor=commonest_class,
+    chance_level=majority_class,
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from transfer.linear_models import onto_span
+from transfer.linear_models import project_onto_span
 
 _AT_ONCE = 4096  # test images
 
@@ -37,7 +37,7 @@ def predict(
 
     train = bank[chosen]
     mean, scale = train.mean(0), train.std() + 1e-12
-    x, directions = onto_span((train - mean) / scale)
+    x, directions = project_onto_span((train - mean) / scale)
     folds, cost = min(folds, int(np.unique(labels, return_counts=True)[1].min())), 1.0
     if len(costs) == 1:
         cost = costs[0]

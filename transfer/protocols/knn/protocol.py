@@ -11,13 +11,13 @@ from torch import Tensor
 from crosschannel.errors import UserError
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
+from transfer.chance import majority_class
 from transfer.feature_cache import features_of_both
 from transfer.features import centre_crop
-from transfer.floors import commonest_class
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection, layers_table
 from transfer.neighbours import neighbours
-from transfer.protocol import Figures, Measurement, Protocol, figures_of, weighted_mean
+from transfer.protocol import Measurement, MetricArrays, Protocol, unweighted_metrics, weighted_mean
 from transfer.protocols.knn.config import KNNConfig
 
 
@@ -43,10 +43,10 @@ def _measure(measurement: Measurement) -> Evaluation:
                 ranked = vote(labels[nearest[:, :k]], cosines[:, :k], temperature, len(split.classes))
                 name = f"{layer}/knn{k}" + ("" if temperature == config.temperature[0] else f"/t{temperature:g}")
                 rows[name] = ranked[:, 0].numpy() == rows["labels"]
-    return Evaluation(figures_of(metrics, rows), len(rows["names"]), rows)
+    return Evaluation(unweighted_metrics(metrics, rows), len(rows["names"]), rows)
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """Shares of images that were classified right, by layer, k and temperature."""
     return {name: weighted_mean(row, weights) for name, row in rows.items() if "/knn" in name}
 
@@ -86,5 +86,5 @@ knn = Protocol(
     section=LayersSection("Nearest neighbours", r"knn\d+(/t.*)?"),
     returns="``LAYER/knnK``, top-1; at further temperatures ``LAYER/knnK/tT``",
     positional_key="layer",
-    floor=commonest_class,
+    chance_level=majority_class,
 )

@@ -17,14 +17,14 @@ from crosschannel.models import InputSpec
 from crosschannel.runs.result import Result
 from crosschannel.training.loop import Loop
 from crosschannel.training.task import Evaluation
+from transfer.chance import majority_class
 from transfer.feature_cache import Extraction
-from transfer.features import FrozenFeatures, crops_of, interpolation_of
-from transfer.floors import commonest_class
+from transfer.features import FrozenFeatures, interpolation_of, resolve_crop
 from transfer.heads import load_head, save_heads
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection
-from transfer.prediction import Finished, Prediction, Predictor, scores_of, views_of
-from transfer.protocol import Measurement, Protocol, figures_of
+from transfer.prediction import FinishedRun, Prediction, Predictor, scores_of, views_of
+from transfer.protocol import Measurement, Protocol, unweighted_metrics
 from transfer.protocols.linear_probe.config import LinearProbeConfig
 from transfer.protocols.linear_probe.published import ATTRIBUTION, IMAGENET_PROBES
 from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, accuracy_by_class, metrics
@@ -37,7 +37,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     config: LinearProbeConfig = measurement.config
     measurement.announce(f"layers {', '.join(layers)}")
     input = measurement.backbone.input
-    crop, interpolation = crops_of(config.crop, input), interpolation_of(input)
+    crop, interpolation = resolve_crop(config.crop, input), interpolation_of(input)
     features = FrozenFeatures(measurement.backbone, layers, config.pooling, world.device, crop.size)
     train, held_out, test = split.train, None, split.test
     if len(config.rates) > 1:
@@ -75,16 +75,16 @@ def _measure(measurement: Measurement) -> Evaluation:
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     found = loop.fit()
     chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
-    world.from_main(lambda: save_heads(run.path, chosen, split.classes))
-    return replace(found, figures=found.figures | figures_of(accuracy_by_class, found.rows))
+    world.broadcast_from_main(lambda: save_heads(run.path, chosen, split.classes))
+    return replace(found, figures=found.figures | unweighted_metrics(accuracy_by_class, found.rows))
 
 
 def _test_view(config: LinearProbeConfig, input: InputSpec) -> View:
-    crop, interpolation = crops_of(config.crop, input), interpolation_of(input)
+    crop, interpolation = resolve_crop(config.crop, input), interpolation_of(input)
     return (TenCrops if config.ten_crops else CentreCrop)(crop.size, crop.resize, interpolation)
 
 
-def _predictor(run: Finished) -> Predictor:
+def _predictor(run: FinishedRun) -> Predictor:
     config: LinearProbeConfig = run.config
     head = load_head(run, "top1")
     backbone = run.measured(open_labelled)
@@ -122,5 +122,5 @@ linear_probe = Protocol(
     returns="``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``",
     positional_key="layer",
     predict=_predictor,
-    floor=commonest_class,
+    chance_level=majority_class,
 )

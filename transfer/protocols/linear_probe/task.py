@@ -17,7 +17,7 @@ from crosschannel.training.task import Evaluation
 from transfer.feature_cache import StoredFeatures
 from transfer.features import FrozenFeatures
 from transfer.heads import LayerHeads
-from transfer.protocol import Figures, figures_of, weighted_mean
+from transfer.protocol import MetricArrays, unweighted_metrics, weighted_mean
 from transfer.protocols.linear_probe.config import Norm
 
 Images = ImageSet | StoredFeatures
@@ -114,13 +114,14 @@ class LinearProbe:
             ranked, names = self._rank(net, self.held_out, should_stop, broken)
             for layer in layers:
                 tried = [
-                    figures_of(accuracy, self._rows({layer: one}, names))[f"{layer}/top1"] for one in ranked[layer]
+                    unweighted_metrics(accuracy, self._rows({layer: one}, names))[f"{layer}/top1"]
+                    for one in ranked[layer]
                 ]
                 chosen[layer] = int(np.argmax(tried))
                 rates |= {f"{layer}/held_out_top1": max(tried), f"{layer}/lr": self.net.rates[chosen[layer]]}
         ranked, names = self._rank(net, self.test, should_stop, broken)
         rows = self._rows({layer: ranked[layer][chosen[layer]] for layer in layers}, names)
-        figures = rates | figures_of(accuracy, rows)  # those of classes only after training
+        figures = rates | unweighted_metrics(accuracy, rows)  # those of classes only after training
         line = "top-1 " + "  ".join(f"{layer} {100 * figures[f'{layer}/top1']:.1f}" for layer in layers)
         return Evaluation(figures, len(rows["names"]), {**rows, "classes": np.array(self.classes)}, broken, line)
 
@@ -185,19 +186,19 @@ class LinearProbe:
         broken |= held_out.broken
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``."""
     return accuracy(rows, weights) | accuracy_by_class(rows, weights)
 
 
-def accuracy(rows: Rows, weights: np.ndarray) -> Figures:
+def accuracy(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """``LAYER/top1``, ``LAYER/top5``: shares of images whose class is the likeliest, or one of the five likeliest."""
     return {name: weighted_mean(row, weights) for name, row in rows.items() if name.endswith(("/top1", "/top5"))}
 
 
-def accuracy_by_class(rows: Rows, weights: np.ndarray) -> Figures:
+def accuracy_by_class(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """``LAYER/top1/CLASS``: top-1 accuracy within each class that has images."""
-    figures: Figures = {}
+    figures: MetricArrays = {}
     for layer_top1 in [name for name in rows if name.endswith("/top1")]:
         for number, name in enumerate(rows.get("classes", ())):
             of_class = rows["labels"] == number

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
-from crosschannel.models.module_net import at_rest
+from crosschannel.models.module_net import eval_mode
 from transfer.finetuning import FineTuned
 from transfer.interpolation import greatest, line_weights, resample, squashed_places
 
@@ -97,10 +97,10 @@ class Segmenter(FineTuned):
         """Of the finest layer, those of the coarser ones added: (N, K, h, w)."""
         has_fc = "fc6" in self.backbone.layers
         maps = self.backbone.features(
-            self._padded(x), [self.backbone.trunk if has_fc else self.layers[0], *self.layers[1:]]
+            self._padded(x), [self.backbone.trunk_layer if has_fc else self.layers[0], *self.layers[1:]]
         )
         if has_fc:
-            maps[self.layers[0]] = self.backbone.fully_connected(maps[self.backbone.trunk], self.dropout)
+            maps[self.layers[0]] = self.backbone.fully_connected(maps[self.backbone.trunk_layer], self.dropout)
         scores: Tensor | None = None
         for number, (layer, score) in enumerate(zip(self.layers, self.score, strict=True)):
             own = score(maps[layer])
@@ -129,8 +129,8 @@ class Segmenter(FineTuned):
 def last_map(backbone: Backbone) -> str:
     """The layer that is scored first: fc7, else the last one that has more than one position."""
     if "fc6" in backbone.layers:
-        return backbone.top
-    return backbone.maps[-1]
+        return backbone.top_layer
+    return backbone.map_layers[-1]
 
 
 def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> list[str]:
@@ -139,7 +139,7 @@ def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> 
     Raises:
         UserError: no layer of that stride or name.
     """
-    strides = {layer: backbone.strides[layer] for layer in backbone.body if layer in backbone.strides}
+    strides = {layer: backbone.strides[layer] for layer in backbone.body_layers if layer in backbone.strides}
     coarsest = strides[last_map(backbone)]
     if skips:
         skips = [layer for name in skips for layer in fnmatch.filter(strides, name) or [name]]
@@ -173,7 +173,7 @@ def _least_side(backbone: Backbone, layer: str, step: int) -> int:
         return True
 
     sides = range(step, backbone.input.size, step)
-    with at_rest(backbone):
+    with eval_mode(backbone):
         return step * (1 + bisect_left(sides, True, key=fits))
 
 

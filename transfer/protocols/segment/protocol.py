@@ -11,15 +11,23 @@ from torch import nn
 
 from crosschannel.data import Stream
 from crosschannel.data.decode import EncodedImage
-from crosschannel.errors import foreign
+from crosschannel.errors import wrap_external_errors
 from crosschannel.models import Backbone
 from crosschannel.training.task import Evaluation
-from transfer.finetuning import announce, build_trainable, check_choices, crops_of, fit, initialise, load_net
-from transfer.floors import one_class_everywhere
+from transfer.chance import constant_class
+from transfer.finetuning import (
+    announce,
+    build_trainable,
+    check_choices,
+    fit,
+    initialisation_crops,
+    initialise,
+    load_net,
+)
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import iou_table, mask_predictor
 from transfer.pascal.table2 import pascal_section
-from transfer.prediction import Finished, Predictor
+from transfer.prediction import FinishedRun, Predictor
 from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.segment.config import SegmentConfig
 from transfer.protocols.segment.net import Segmenter
@@ -46,7 +54,7 @@ def _measure(measurement: Measurement) -> Evaluation:
         view = MaskedCrops(len(split.classes), config.crop, config.scale, config.mirror)
 
     def init_weights(_stream: Stream) -> None:
-        initialise(net, new, config, crops_of(split.train, net.backbone.input, config.seed))
+        initialise(net, new, config, initialisation_crops(split.train, net.backbone.input, config.seed))
         net.zero_scores()
 
     task = Segmentation(
@@ -72,11 +80,11 @@ def _check_sizes(net: Segmenter, crop: int) -> None:
     for height, width in ((side, side + 40), (crop or 1, crop or 1)):
         blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))
         hint = " (`transfer dense` gives it images of its own size)" if width > height else ""
-        with foreign(f"the backbone cannot take images of {width} × {height} px{hint}"), torch.no_grad():
+        with wrap_external_errors(f"the backbone cannot take images of {width} × {height} px{hint}"), torch.no_grad():
             net.eval()([blank])
 
 
-def _predictor(run: Finished) -> Predictor:
+def _predictor(run: FinishedRun) -> Predictor:
     run.refuse_layer()
     net, classes, _ = load_net(run, partial(_build, run.config))
 
@@ -101,6 +109,6 @@ segment = Protocol(
     returns="``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` and ``iu/CLASS``",
     chapter="pascal",
     predict=_predictor,
-    floor=one_class_everywhere,
+    chance_level=constant_class,
     annotations="whose field mask is (H, W) integers",
 )

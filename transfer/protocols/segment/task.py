@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from crosschannel.data import Stream
 from crosschannel.data.decode import BrokenImage
-from crosschannel.data.views import Draw
+from crosschannel.data.views import SampleRNG
 from crosschannel.errors import UserError
 from crosschannel.runs.result import Rows
 from crosschannel.training.held_out import HeldOut, in_order
@@ -18,7 +18,7 @@ from crosschannel.training.task import Evaluation
 from transfer.finetuning import FineTuning
 from transfer.pascal.masks import IGNORED
 from transfer.pascal.segmentation import PALETTE, confusion_of, iou_figures, side_by_side, sparse
-from transfer.protocol import Figures, figures_of
+from transfer.protocol import MetricArrays, unweighted_metrics
 from transfer.protocols.segment.net import Segmenter
 from transfer.protocols.segment.views import MaskBatch, SizeGroup, WholeImages, group_sizes
 
@@ -77,7 +77,7 @@ class Segmentation(FineTuning):
         }
         if not len(rows["confusion"].values):
             raise UserError(f"no pixel of the {len(rows['names'])} test images is labelled: all of their masks are 255")
-        figures = figures_of(metrics, rows)
+        figures = unweighted_metrics(metrics, rows)
         line = f"mean IU {100 * figures['mean_iu']:.1f}  pixel accuracy {100 * figures['pixel_accuracy']:.1f}"
         return Evaluation(figures, len(rows["names"]), rows, held_out.broken, line, lambda: self._pictures(net))
 
@@ -86,7 +86,7 @@ class Segmentation(FineTuning):
         trios, view = [], WholeImages(len(self.classes))
         for index in np.linspace(0, len(self.test) - 1, min(_SHOWN, len(self.test))).astype(int):
             try:
-                pixels, labels, size = view(self.test.record(int(index)), Draw(0, ()))
+                pixels, labels, size = view(self.test.record(int(index)), SampleRNG(0, ()))
             except (BrokenImage, OSError):
                 continue
             (group,) = group_sizes([(pixels, labels, size)])
@@ -96,6 +96,6 @@ class Segmentation(FineTuning):
         return {"segmented": side_by_side(rows)} if rows else {}
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` and ``iu/CLASS``, of pixels summed over images."""
     return iou_figures(rows["confusion"], weights, rows["classes"])

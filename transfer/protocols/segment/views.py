@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crosschannel.data.crops import mirrored
+from crosschannel.data.crops import flip_image
 from crosschannel.data.record import Record
-from crosschannel.data.views import Batch, Draw
+from crosschannel.data.views import Batch, SampleRNG
 from transfer.interpolation import nearest
 from transfer.pascal.masks import IGNORED, labels_of
 
@@ -79,11 +79,11 @@ class WholeImages:
     mirror: bool = False
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, draw: Draw) -> MaskSample:
+    def __call__(self, record: Record, rng: SampleRNG) -> MaskSample:
         image = record.image()
         labels, pixels = labels_of(record.fields.get("mask"), image, self.classes), image.pixels()
-        if self.mirror and draw.uniforms(1)[0] < 0.5:
-            pixels, labels = mirrored(pixels), np.ascontiguousarray(labels[:, ::-1])
+        if self.mirror and rng.uniforms(1)[0] < 0.5:
+            pixels, labels = flip_image(pixels), np.ascontiguousarray(labels[:, ::-1])
         return pixels, labels, labels.shape
 
     collate = staticmethod(collate_masks)
@@ -107,10 +107,10 @@ class MaskedCrops:
     mirror: bool = True
     views: ClassVar[int] = 1
 
-    def __call__(self, record: Record, draw: Draw) -> MaskSample:
+    def __call__(self, record: Record, rng: SampleRNG) -> MaskSample:
         image = record.image()
         labels, pixels = labels_of(record.fields.get("mask"), image, self.classes), image.pixels()
-        u = draw.uniforms(4)
+        u = rng.uniforms(4)
         factor = self.scale[0] * (self.scale[1] / self.scale[0]) ** u[0]
         window = [min(length, max(1, round(self.size / factor))) for length in labels.shape]
         top, left = (int(u[1 + i] * (labels.shape[i] - window[i] + 1)) for i in (0, 1))
@@ -120,7 +120,7 @@ class MaskedCrops:
         rows, columns = (nearest(*lengths) for lengths in zip(window, (height, width), strict=True))
         mask = labels[top + rows][:, left + columns]
         if self.mirror and u[3] < 0.5:
-            part, mask = mirrored(part), mask[:, ::-1]
+            part, mask = flip_image(part), mask[:, ::-1]
         crop = np.zeros((self.size, self.size, 3), np.uint8)
         target = np.full((self.size, self.size), IGNORED, np.uint8)
         crop[:height, :width], target[:height, :width] = part, mask

@@ -19,16 +19,16 @@ from crosschannel.errors import UserError
 from crosschannel.models import InputSpec
 from crosschannel.runs.result import Result, Rows, load_rows, save_rows
 from crosschannel.training.task import Evaluation
+from transfer.chance import random_ranking
 from transfer.feature_cache import features_of_both
 from transfer.features import interpolation_of
-from transfer.floors import random_order
 from transfer.groups import Group
 from transfer.layers import LayersSection, layers_table
-from transfer.linear_models import Processes, onto_span
+from transfer.linear_models import Processes, project_onto_span
 from transfer.pascal.annotations import IGNORED, POSITIVE
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.metrics import average_precision
-from transfer.protocol import Figures, Measurement, Protocol, figures_of
+from transfer.protocol import Measurement, MetricArrays, Protocol, unweighted_metrics
 from transfer.protocols.svm.classifiers import chosen_scores, scores_by_cost
 from transfer.protocols.svm.config import SVMConfig
 
@@ -56,14 +56,14 @@ def _measure(measurement: Measurement) -> Evaluation:
     with Processes(config.jobs) as processes:
         for number, layer in enumerate(layers):
             kept = run.checkpoints / f"layer-{number}"
-            done = world.from_main(partial(_kept, kept, rows["names"]))
+            done = world.broadcast_from_main(partial(_kept, kept, rows["names"]))
             if not done:
                 done = _classify(
                     *(part.maps[layer] for part in (train, test)), labels, rows, shots, measurement, processes
                 )
-                world.from_main(partial(_keep, kept, {"names": rows["names"], **done}))
+                world.broadcast_from_main(partial(_keep, kept, {"names": rows["names"], **done}))
             columns = {f"{layer}/{kind}": column for kind, column in done.items() if kind != "names"}
-            layer_figures = figures_of(metrics, {**rows, **columns})
+            layer_figures = unweighted_metrics(metrics, {**rows, **columns})
             words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in layer_figures.items())
             measurement.console.print(f"mAP {words}")
             figures, scored = figures | layer_figures, scored | columns
@@ -134,7 +134,7 @@ def _classify(
 ) -> dict[str, np.ndarray]:
     """``svm`` (n, K) decision values, and ``low_shot/k`` (n, draws, K), from a layer's maps of both parts."""
     world, config = measurement.world, measurement.config
-    learned, directions = onto_span(_normalised(train))
+    learned, directions = project_onto_span(_normalised(train))
     others = _normalised(test) if directions is None else _normalised(test) @ directions
     shared = [processes.share(learned), processes.share(others)]
     by_rank, count = -(-labels.shape[1] // world.size), min(world.gather(processes.count))
@@ -147,7 +147,7 @@ def _classify(
             classes = range(labels.shape[1])
             parts = [classes[rank :: world.size][start : start + count] for rank in range(world.size)]
             tasks = [(labels[:, number], *settings) for number in parts[world.rank]]
-            made = world.all_made(partial(processes.run, call, shared, tasks))
+            made = world.gather_results(partial(processes.run, call, shared, tasks))
             for part, values in zip(parts, made, strict=True):
                 found |= dict(zip(part, values, strict=True))
         return np.stack([found[number] for number in range(labels.shape[1])], -1)
@@ -183,10 +183,10 @@ def draw_labels(labels: np.ndarray, k: int, seed: int, draw: int) -> np.ndarray:
     return found
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> Figures:
+def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """``LAYER/svm_map`` and ``LAYER/low_shot/K``: areas under precision envelopes, averaged over classes (and draws).
     Images that have difficult objects of a class alone are left out of it."""
-    found: Figures = {}
+    found: MetricArrays = {}
     for name, scores in rows.items():
         if name.endswith("/svm"):
             found[f"{name}_map"] = _mean_ap(scores, rows["labels"], weights)
@@ -236,5 +236,5 @@ svm = Protocol(
     ),
     returns="``LAYER/svm_map``, and ``LAYER/low_shot/K`` for K positives, mean over draws",
     positional_key="layer",
-    floor=random_order,
+    chance_level=random_ranking,
 )

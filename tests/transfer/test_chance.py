@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from transfer import floors
+from transfer import chance
 from transfer.pascal.metrics import average_precision
 from transfer.pascal.segmentation import iou_figures, sparse
 
@@ -18,7 +18,7 @@ def percent(words: str) -> float:
 def test_one_class_for_all_images():
     labels = RANDOM.choice(4, 500, p=[0.1, 0.2, 0.3, 0.4])
     best = max((labels == number).mean() for number in range(4))
-    assert abs(percent(floors.commonest_class({"labels": labels})) - 100 * best) < 0.06
+    assert abs(percent(chance.majority_class({"labels": labels})) - 100 * best) < 0.06
 
 
 def test_a_random_order_of_images():
@@ -30,7 +30,7 @@ def test_a_random_order_of_images():
         ones = np.ones((1, counted.sum()))
         scores = RANDOM.random(counted.sum())
         found.append(average_precision(scores, column[counted] == 1, ones)[0])
-    assert abs(percent(floors.random_order({"labels": labels})) - 100 * np.mean(found)) < 1.5
+    assert abs(percent(chance.random_ranking({"labels": labels})) - 100 * np.mean(found)) < 1.5
 
 
 def test_one_class_for_all_pixels():
@@ -42,4 +42,4 @@ def test_one_class_for_all_pixels():
     ones = np.ones((1, 6))
     expected = iou_figures(sparse(constant), ones, classes)["mean_iu"][0]
     rows = {"names": np.array(list("abcdef")), "classes": np.array(classes), "conv1/linear": sparse(guessed)}
-    assert abs(percent(floors.one_class_everywhere(rows)) - 100 * expected) < 0.06
+    assert abs(percent(chance.constant_class(rows)) - 100 * expected) < 0.06

@@ -7,7 +7,7 @@ from crosschannel.training.log import TrainingLog
 from crosschannel.training.ranks import World
 
 
-class Supply:
+class DataMonitor:
     """Watches what the loader gives.
 
     Args:
@@ -28,7 +28,7 @@ class Supply:
         """There are no more images."""
         self.ended = why
 
-    def has_news(self, parts: list[Batch] | None) -> bool:
+    def has_updates(self, parts: list[Batch] | None) -> bool:
         """Whether there is something to say of this rank's next images: some are broken, or there are no more."""
         if parts and any(len(part) < self.micro_batch for part in parts):
             self.end("no readable image was found in twenty attempts; check --data")
@@ -54,7 +54,7 @@ class Supply:
         for name, why in found:
             if name not in self._named:
                 self._named.add(name)
-                self.log.say(f"broken image {name}: {why}")
+                self.log.message(f"broken image {name}: {why}")
         if self.ended:
             raise UserError(self.ended)
         self.tally.count(count, [name for name, _ in found])

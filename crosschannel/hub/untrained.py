@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from crosschannel.data import CropConfig, ImageSet, Stream, TrainingCrops, load_batches, open_images
-from crosschannel.errors import UserError, foreign
+from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.factories import is_factory
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.files import is_ours
-from crosschannel.hub.from_files import Loaded, fetched, for_transfer, read_ours, weights_path
+from crosschannel.hub.from_files import Loaded, apply_source_options, fetch_weights, read_ours, weights_path
 from crosschannel.hub.sources import KINDS, Source, parse_source
 from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family
 from crosschannel.models import initialisation as init
@@ -24,8 +24,8 @@ from crosschannel.models.backbone import Provenance
 def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, Any]]:
     """Build an untrained net by name, or the untrained twin of a trained net, with its input and provenance details."""
     seed = source.options.get("seed", 0)
-    inner = fetched(parse_source(source.name))
-    if KINDS[inner.kind].of_a_library and source.kind != "gaussian":
+    inner = fetch_weights(parse_source(source.name))
+    if KINDS[inner.kind].is_library and source.kind != "gaussian":
         return _fresh_elsewhere(source, inner, seed)
     if source.name not in FAMILIES and inner.kind == "path" and user_path(inner.name).exists():
         path = weights_path(inner, "backbone.safetensors")
@@ -55,7 +55,7 @@ def _fresh(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, 
         "variant": source.options.get("variant", options.variant),
     }
     spec = spec.replace(input.channels, **family(spec.name).supported_options(**changes))
-    spec, input = for_transfer(source, spec, input)
+    spec, input = apply_source_options(source, spec, input)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         other = dict(build_net(spec, input.size).named_parameters()) if is_factory(spec.name) else {}
@@ -105,7 +105,7 @@ def _begin_anew(net: nn.Module, other: Mapping[str, nn.Parameter], source: Sourc
     for place, module in net.named_modules():
         what = type(module).__name__
         if hasattr(module, "reset_parameters"):
-            with foreign(f"{source.text!r}: its {what} cannot be initialised anew"):
+            with wrap_external_errors(f"{source.text!r}: its {what} cannot be initialised anew"):
                 module.reset_parameters()
             continue
         for name, parameter in module.named_parameters(place, recurse=False):
@@ -127,7 +127,7 @@ def load_random(source: Source, data: str | ImageSet | None) -> Loaded:
 @contextlib.contextmanager
 def _crops_fit(source: Source, input: InputSpec) -> Iterator[None]:
     """A net that cannot take crops of its input's size says so in one sentence."""
-    with foreign(f"{source.text!r} cannot take crops of {input.size} px"):
+    with wrap_external_errors(f"{source.text!r} cannot take crops of {input.size} px"):
         yield
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from crosschannel.errors import UserError, foreign
-from crosschannel.factories import make
+from crosschannel.errors import UserError, wrap_external_errors
+from crosschannel.factories import call_factory
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_state
 from crosschannel.hub.formats import FORMATS, IMAGENET
-from crosschannel.hub.from_files import Loaded, resized
+from crosschannel.hub.from_files import Loaded, resize_input
 from crosschannel.hub.library_weights import from_file, load_weights
 from crosschannel.hub.network import downloading, downloading_from_hub
 from crosschannel.hub.sources import Source, names_a_file
@@ -68,7 +68,7 @@ def torchvision_model(source: Source) -> LibraryModel:
         model, loaded = from_file(partial(_torchvision_net, source.name), checkpoint, source.options.get("key", ""))
         return LibraryModel(model, input, details | loaded.details, loaded.lacking)
     _refuse_key(source)
-    input, details["preprocessing"] = resized(source, input), f"torchvision's {entry.name}"
+    input, details["preprocessing"] = resize_input(source, input), f"torchvision's {entry.name}"
     if source.untrained or weights.lower() == "none":
         return LibraryModel(_torchvision_net(source.name), input, details)
     if weights != "DEFAULT" and weights.rpartition(".")[2] not in known.__members__:
@@ -77,7 +77,7 @@ def torchvision_model(source: Source) -> LibraryModel:
     is_cached = (Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]).is_file()
     with (
         contextlib.nullcontext() if is_cached else downloading(entry.url, source.text),
-        foreign(f"torchvision could not load the weights {weights!r} of {source.name}"),
+        wrap_external_errors(f"torchvision could not load the weights {weights!r} of {source.name}"),
     ):
         return LibraryModel(torchvision.models.get_model(source.name, weights=weights), input, details)
 
@@ -88,7 +88,7 @@ def _torchvision_net(name: str, **options: object) -> nn.Module:
 
     builder = inspect.signature(torchvision.models.get_model_builder(name))
     options |= {key: None for key in ("weights", "weights_backbone") if key in builder.parameters}
-    with foreign(f"torchvision could not build {name}"):
+    with wrap_external_errors(f"torchvision could not build {name}"):
         return torchvision.models.get_model(name, **options)
 
 
@@ -100,8 +100,8 @@ def load_torchvision(source: Source, _data: object) -> Loaded:
         return import_state(loaded.model.state_dict(), format, source.text).net, loaded.input, provenance
     net = wrap(loaded.model, loaded.input).net
     heads = {name.partition(".")[0] for name in loaded.lacking}
-    empty = [name for name in net.layers if name in heads and not list(net.part(name).parameters())]
-    net.leave_out({name: f"layer {name!r} has no weights in {source.options['weights']}" for name in empty})
+    empty = [name for name in net.layers if name in heads and not list(net.get_module(name).parameters())]
+    net.exclude_layers({name: f"layer {name!r} has no weights in {source.options['weights']}" for name in empty})
     return net, loaded.input, provenance
 
 
@@ -125,7 +125,7 @@ def timm_model(source: Source) -> LibraryModel:
     local = _local_weights(source)
 
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
-        with foreign(f"timm could not create {source.name!r}"):
+        with wrap_external_errors(f"timm could not create {source.name!r}"):
             return timm.create_model(source.name, pretrained=pretrained, **options)
 
     details = {"library": "timm", "weights": source.options.get("weights", "timm")}
@@ -167,7 +167,7 @@ def _stated_input(source: Source, checkpoint: Checkpoint, default: InputSpec, or
     """Return the input stored in a file, or else the default, with its origin."""
     if checkpoint.config and checkpoint.config.get("architecture") in (None, source.name.partition(".")[0]):
         return _input_of(source, checkpoint.config, default.kind, checkpoint.config_origin), checkpoint.config_origin
-    return resized(source, default), f"{origin}, since {checkpoint.path.name} states none"
+    return resize_input(source, default), f"{origin}, since {checkpoint.path.name} states none"
 
 
 def _input_of(source: Source, config: Mapping[str, Any], kind: str, origin: str) -> InputSpec:
@@ -179,7 +179,7 @@ def _input_of(source: Source, config: Mapping[str, Any], kind: str, origin: str)
         )  # as timm
         mean, std = tuple(config.get("mean") or InputSpec.mean), tuple(config.get("std") or InputSpec.std)
         input = InputSpec(kind, size, resize, config.get("interpolation") or "bilinear", mean, std)
-        return input.changed(**source.look() | {"size": size, "resize": resize})
+        return input.changed(**source.input_options() | {"size": size, "resize": resize})
     except (UserError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{source.text!r}: {origin} is not a description of an input: {error}") from None
 
@@ -224,7 +224,7 @@ def _has_same_positions(model: nn.Module, checkpoint: Checkpoint) -> bool:
 
 def load_factory(source: Source, _data: object) -> Loaded:
     """A callable of the user's that returns an nn.Module (RGB, ImageNet's normalisation) or a Backbone."""
-    made, details = make(source.name), {}
+    made, details = call_factory(source.name), {}
     if not isinstance(made, nn.Module):
         raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")
     local = _local_weights(source)
@@ -237,8 +237,10 @@ def load_factory(source: Source, _data: object) -> Loaded:
             raise UserError(f"{source.name} returned a Backbone without an InputSpec or a Provenance")
         made.provenance.details |= details
         json.dumps(made.provenance.to_dict())  # it is going to be written
-        return made.net, made.input.changed(**source.look()), made.provenance
-    input = replace(IMAGENET, kind=source.choice("input", ("rgb", "grey", "lab"), "rgb")).changed(**source.look())
+        return made.net, made.input.changed(**source.input_options()), made.provenance
+    input = replace(IMAGENET, kind=source.choice("input", ("rgb", "grey", "lab"), "rgb")).changed(
+        **source.input_options()
+    )
     details["preprocessing"] = "the default for nets of your own"
     if checkpoint:
         input, details["preprocessing"] = _stated_input(source, checkpoint, input, details["preprocessing"])

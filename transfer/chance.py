@@ -7,13 +7,13 @@ from transfer.pascal.annotations import IGNORED, POSITIVE
 from transfer.pascal.segmentation import summed
 
 
-def commonest_class(rows: Rows) -> str:
+def majority_class(rows: Rows) -> str:
     """Of images with one class each, ``labels`` (n,)."""
     counts = np.bincount(rows["labels"])
     return f"naming the commonest class every time: {100 * counts.max() / counts.sum():.1f} %"
 
 
-def random_order(rows: Rows) -> str:
+def random_ranking(rows: Rows) -> str:
     """Of images ranked for every class, ``labels`` (n, K): the share of positives, which a random order's precision
     tends to."""
     shares = [
@@ -22,7 +22,7 @@ def random_order(rows: Rows) -> str:
     return f"ranking the images at random: about {100 * np.mean(shares):.1f} % mAP"
 
 
-def one_class_everywhere(rows: Rows) -> str:
+def constant_class(rows: Rows) -> str:
     """Of pixels, in confusions of images by true and predicted class."""
     column = next(column for column in rows.values() if isinstance(column, Ragged))
     pixels = summed(column, np.ones((1, len(column))), len(rows["classes"]))[0].sum(1)

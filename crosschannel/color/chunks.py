@@ -6,7 +6,7 @@ from torch import Tensor
 _NUMBERS = 1 << 19  # whose float32 intermediate results a few megabytes of cache hold
 
 
-def cached_parts(*batches: Tensor) -> list[tuple[Tensor, ...]]:
+def cache_sized_chunks(*batches: Tensor) -> list[tuple[Tensor, ...]]:
     """Split batches of equal length along their first dimension, all alike; a GPU takes them whole.
 
     Args:

@@ -12,7 +12,7 @@ from crosschannel.console import progress
 from crosschannel.data import ImageSet, Stream
 from crosschannel.data.images import Subset
 from crosschannel.errors import UserError
-from crosschannel.files import Writer, cache_folder, written_whole
+from crosschannel.files import Writer, atomic_write, cache_folder
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
 from transfer.proposals.files import Boxes, load_boxes, load_digests, picture_digests, save_boxes
@@ -55,7 +55,7 @@ def make_boxes(
     workers: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
     console: Console | None = None,
-    write: Writer = written_whole,
+    write: Writer = atomic_write,
 ) -> Boxes:
     """Find the boxes of images that a file does not have yet, and write them to it; what is found meanwhile lies in a
     folder beside it. Images that cannot be read are named, and left out of the file.
@@ -68,7 +68,7 @@ def make_boxes(
     check_opencv()
     parts = out.with_name(f".{out.name}.parts")
     there = _load(out, world)
-    before = there | world.from_main(lambda: _kept(parts, images))
+    before = there | world.broadcast_from_main(lambda: _kept(parts, images))
     left = np.array([index for index, name in enumerate(images.names) if name not in before], np.int64)
     own: dict[str, np.ndarray] = {}
     if len(left):
@@ -82,7 +82,7 @@ def make_boxes(
             digests = picture_digests(images, ordered)
             save_boxes(out, ordered, {"method": f"selective-search-{mode}"}, write, digests)
 
-        world.from_main(finish)
+        world.broadcast_from_main(finish)
     for path in parts.glob("*.npz"):  # another run may be writing its own
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ def _load(path: Path, world: World) -> dict[str, np.ndarray]:
     """What a file has, where it is there: read by every rank that sees it, so that it need not be sent."""
     if all(world.gather(path.is_file())):
         return load_boxes(path)
-    return world.from_main(lambda: load_boxes(path) if path.is_file() else {})
+    return world.broadcast_from_main(lambda: load_boxes(path) if path.is_file() else {})
 
 
 def _search(
