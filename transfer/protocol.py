@@ -356,7 +356,7 @@ def _crop_of(config: MeasureConfig) -> tuple[int, int]:
 
 def _finish(run: RunFolder, config: MeasureConfig, backbone: Backbone, evaluation: Evaluation) -> Result:
     write_provenance(run, backbone.input, backbone.provenance.to_dict())
-    return finish(run, config, config.backbone, config.data, evaluation.n, evaluation.figures, evaluation.rows)
+    return finish(run, config, config.backbone, config.data, evaluation.n, evaluation.metrics, evaluation.rows)
 
 
 def main(config: MeasureConfig) -> Path:

@@ -140,7 +140,7 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
     baseline = None if metric.baseline is None else (metric.baseline, metric.baseline_name)
     curve = validation_curve(run.path, run.path / "curve.png", metric.name, baseline)
     finish(run, config, str(run.path / "backbone.safetensors"), config.data, found.n, found.metrics)
-    tally = loop.supply.tally
+    tally = loop.monitor.tally
     if tally.broken:
         console.print(f"{tally.broken} of {tally.seen} images seen were broken")
     pictures = last_pictures(run.path)

@@ -19,7 +19,7 @@ world = join_world(torch.device("cpu"))
 _, images = open_images(sys.argv[1], 0.05)
 net = torch.nn.Conv2d(3, 8, 3)
 for _ in range(300):
-    world.copy_from_main(net)
+    world.copy_module_from_main(net)
     assert sum(found for _, found in HeldOut(Stream(images, CentreCrop(48, 56)), len, world, 4, 1)) > 0
 """
 

@@ -122,7 +122,7 @@ def test_clipping_bounds_the_step(photo_folder, tmp_path):
 def test_lower_precisions_train(photo_folder, tmp_path, precision):
     loop = train(photo_folder, tmp_path / "a", precision=precision, channels_last=True)
     assert weights(loop).isfinite().all() and weights(loop).dtype == torch.float32
-    assert loop.evaluation.figures["loss"] < 12
+    assert loop.evaluation.metrics["loss"] < 12
 
 
 def test_a_batch_that_does_not_divide_is_refused(photo_folder, tmp_path):

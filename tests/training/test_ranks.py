@@ -32,10 +32,10 @@ def batches():
         raise UserError("rank 1 has no more images")
     yield 2
 
-listen(lambda: world.from_main(lambda: 7))
-listen(lambda: world.from_main(lost))
-listen(lambda: list(world.together(batches())))
-listen(lambda: list(world.together(range(3))))
+listen(lambda: world.broadcast_from_main(lambda: 7))
+listen(lambda: world.broadcast_from_main(lost))
+listen(lambda: list(world.zip_ranks(batches())))
+listen(lambda: list(world.zip_ranks(range(3))))
 json.dump(heard, open(sys.argv[1], "w"))
 leave_world()
 """

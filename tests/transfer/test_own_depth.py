@@ -38,7 +38,7 @@ from transfer.feature_cache import features_of_both
 from transfer.features import FrozenFeatures
 from transfer.layers import LayersSection, layers_table
 from transfer.prediction import Prediction, views_of
-from transfer.protocol import NumberFormat, Protocol, Split, figures_of, weighted_mean
+from transfer.protocol import NumberFormat, Protocol, Split, unweighted_metrics, weighted_mean
 from transfer.targets import Values
 
 
@@ -105,8 +105,8 @@ def measure(measurement):
         error = predicted - depth_grids(test.images, side)
         rows[f"{layer}/squared_error"] = error.square().mean((1, 2)).numpy()
         weights[layer] = solved
-    measurement.world.from_main(lambda: save_file(weights, measurement.run.path / "regression.safetensors"))
-    return Evaluation(figures_of(metrics, rows), len(rows["names"]), rows)
+    measurement.world.broadcast_from_main(lambda: save_file(weights, measurement.run.path / "regression.safetensors"))
+    return Evaluation(unweighted_metrics(metrics, rows), len(rows["names"]), rows)
 
 
 def metrics(rows, weights):
@@ -192,7 +192,7 @@ def test_figures_are_those_of_least_squares(scenes, tmp_path):
         side = maps.shape[-1]
         edges = np.linspace(0, 80, side + 1)
         depths = np.stack([np.load(path.with_suffix(".npy")) for path in paths])
-        cells = [(int(np.chance_level(low)), int(np.ceil(high))) for low, high in pairwise(edges)]
+        cells = [(int(np.floor(low)), int(np.ceil(high))) for low, high in pairwise(edges)]
         means = np.stack([depths[:, a:b, c:d].mean((1, 2)) for a, b in cells for c, d in cells], 1)
         x = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).double().numpy()
         arrays[part] = np.c_[x, np.ones(len(x))], means.ravel()

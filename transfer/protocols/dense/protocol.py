@@ -58,13 +58,13 @@ def _measure(measurement: Measurement) -> Evaluation:
     stream = Stream(learned[0][0].images, IndexOnly(), config.seed)
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     found = loop.fit()
-    chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
+    chosen = loop.evaluated_net.chosen({layer: found.metrics.get(f"{layer}/lr") for layer in layers})
     world.broadcast_from_main(lambda: save_heads(run.path, chosen, split.classes))
-    rows, figures = dict(found.rows), dict(found.figures)
+    rows, figures = dict(found.rows), dict(found.metrics)
     for layer in layers if config.k else ():
         by_neighbours = _by_neighbours(measurement, config, layer, points[layer], learned, test)
-        rows, figures = rows | by_neighbours.rows, figures | by_neighbours.figures
-    return replace(found, rows=rows, figures=figures)
+        rows, figures = rows | by_neighbours.rows, figures | by_neighbours.metrics
+    return replace(found, rows=rows, metrics=figures)
 
 
 def _features_and_masks(

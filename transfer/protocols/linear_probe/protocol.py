@@ -74,9 +74,9 @@ def _measure(measurement: Measurement) -> Evaluation:
     )
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     found = loop.fit()
-    chosen = loop.evaluated_net.chosen({layer: found.figures.get(f"{layer}/lr") for layer in layers})
+    chosen = loop.evaluated_net.chosen({layer: found.metrics.get(f"{layer}/lr") for layer in layers})
     world.broadcast_from_main(lambda: save_heads(run.path, chosen, split.classes))
-    return replace(found, figures=found.figures | unweighted_metrics(accuracy_by_class, found.rows))
+    return replace(found, metrics=found.metrics | unweighted_metrics(accuracy_by_class, found.rows))
 
 
 def _test_view(config: LinearProbeConfig, input: InputSpec) -> View:
