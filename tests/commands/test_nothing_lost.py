@@ -311,7 +311,7 @@ def test_metrics_and_pictures_that_cannot_be_written_end_no_run(small, finished_
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(loop.RunFolder, "log_metrics", full)
-    monkeypatch.setattr("crosschannel.training.loop.written_whole", full)
+    monkeypatch.setattr("crosschannel.training.loop.atomic_write", full)
     assert main([*small, f"--out={tmp_path / 'run'}"]) == 0
     said = capsys.readouterr().err
     assert "metrics.jsonl has gaps from step 4 on" in said and "no picture of step 5" in said
