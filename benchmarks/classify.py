@@ -32,7 +32,7 @@ from transfer.pascal.config import PascalConfig
 from transfer.pascal.devkit import VOCImages, open_devkit
 from transfer.protocols.classify.config import ClassifyConfig
 from transfer.protocols.classify.task import Classification, RandomScaleCrops
-from transfer.protocols.svm.classifiers import chosen_scores
+from transfer.protocols.svm.classifiers import cross_validated_scores
 
 SIZE, BATCH = 227, 16
 
@@ -190,7 +190,7 @@ def svms(images: tuple[VOCImages, VOCImages], costs: list[float]) -> None:
             short, directions = project_onto_span(features[0])
             shared = [processes.share(array) for array in (short, features[1] @ directions)]
             tasks = [(labels[:, number].astype(np.int8), costs, 3, 0) for number in range(20)]
-            processes.run(chosen_scores, shared, tasks)
+            processes.run(cross_validated_scores, shared, tasks)
         seconds = time.perf_counter() - begun
         rows.append([f"ours, {jobs} process{'es' * (jobs > 1)}", seconds, plain / seconds])
     table(

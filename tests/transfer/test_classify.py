@@ -262,7 +262,7 @@ def test_svms_are_scikit_learns_and_what_cannot_be_filled_is_named(svm_command, 
     out = tmp_path / "run"
     assert main([*svm_command, "--jobs=1", f"--out={out}"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "low-shot 4 is left out: aeroplane has" in said and "low-shot 2 is left out" in said
+    assert "low-shot 4 is skipped: aeroplane has" in said and "low-shot 2 is skipped" in said
     result = load_result(out)
     assert {f"{layer}/{kind}" for layer in ("conv3", "conv5") for kind in ("svm_map", "low_shot/1")} == set(
         result.metrics
@@ -303,7 +303,7 @@ def test_fairs_choice_looks_at_test_images_and_is_no_worse_there(svm_command, tm
     assert main([*svm_command, "--jobs=1", "--choose=test", f"--out={tmp_path / 'b'}"]) == 0
     a, b = (load_result(tmp_path / name).metrics for name in "ab")
     assert b["conv5/low_shot/1"] >= a["conv5/low_shot/1"] - 1e-9 and a["conv5/svm_map"] == b["conv5/svm_map"]
-    assert "C chosen on the test images" in " ".join(capsys.readouterr().out.split())
+    assert "C selected on test images" in " ".join(capsys.readouterr().out.split())
 
 
 # --- few labels

@@ -104,7 +104,7 @@ def test_the_points_of_a_layer_are_where_it_sees(source):
     layer = "conv3" if "alexnet" in source else "block1"
     blank = torch.full((1, 3, backbone.input.size, backbone.input.size), 0.5)
     pooled = backbone(blank, [layer])[layer].shape[3]
-    points = Points.of(backbone, layer, pooled, backbone.input.size)
+    points = Points.from_layer(backbone, layer, pooled, backbone.input.size)
     for i in (3, 6, 9):
         spotted, (y, x) = blank.clone(), (int(points.centres[i]), int(points.centres[i - 2]))
         spotted[:, :, y - 2 : y + 3, x - 2 : x + 3] = 1
@@ -137,7 +137,7 @@ def test_a_memory_of_points_votes_as_a_loop_does():
     labels /= labels.sum(-1, keepdim=True)
     labels[0, :2] = 0  # without labelled pixels
     cpu = torch.device("cpu")
-    memory = PointMemory.of([(maps[:1], labels[:1]), (maps[1:], labels[1:])], 0, 0, 6, 0.1, cpu)
+    memory = PointMemory.from_maps([(maps[:1], labels[:1]), (maps[1:], labels[1:])], 0, 0, 6, 0.1, cpu)
     assert memory.features.shape == (40, 5)
     found = memory.scores(queries)
     bank = [
@@ -153,7 +153,7 @@ def test_a_memory_of_points_votes_as_a_loop_does():
         weights = torch.stack([F.cosine_similarity(query, one, 0) / 0.1 for one, _ in ranked]).softmax(0)
         expected = sum(weight * label for weight, (_, label) in zip(weights, ranked, strict=True))
         assert torch.allclose(found[n, :, i, j], expected, atol=1e-5)
-    fewer = [PointMemory.of([(maps, labels)], 12, seed, 6, 0.1, cpu).features for seed in (0, 0, 1)]
+    fewer = [PointMemory.from_maps([(maps, labels)], 12, seed, 6, 0.1, cpu).features for seed in (0, 0, 1)]
     assert fewer[0].shape == (12, 5) and torch.equal(fewer[0], fewer[1]) and not torch.equal(fewer[0], fewer[2])
 
 
@@ -305,8 +305,8 @@ def test_deeper_layers_than_a_net_lists_can_be_named(voc, tmp_path):
 
 
 BAD = [
-    (["--layer=fc6", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc6' has one position only"),
-    (["--layer=conv5,fc7", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc7' has one position only"),
+    (["--layer=fc6", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc6' has a 1 × 1 output"),
+    (["--layer=conv5,fc7", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc7' has a 1 × 1 output"),
     (["--layer=conv9"], "no layer 'conv9'"),
     (["--rates=0.1,0.1"], "rates must differ"),
     (["--test-set=2007:trainval"], "is in both train_set and test_set"),

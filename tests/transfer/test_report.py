@@ -112,7 +112,7 @@ def test_a_choice_on_the_test_images_is_said(tmp_path):
     (tmp_path / "a" / "result.json").write_text(json.dumps(stored))
     text = report(tmp_path, run)["report.md"]
     words = "mean average precision from 4 positives a class, %, by layer (imagenette, 1,000 images)"
-    assert f"**{words}; C is chosen on the test images**" in text and text.count("chosen on the test images") == 1
+    assert f"**{words}; C is selected on the test images**" in text and text.count("selected on the test images") == 1
 
 
 def test_next_comes_a_card_of_one_trained_backbone(tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""Segmentation on frozen layers: linear, and by nearest neighbours."""
+"""Dense probes: segmentation by linear and nearest-neighbour classifiers on frozen layers."""

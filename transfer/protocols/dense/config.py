@@ -1,4 +1,4 @@
-"""The keys of `transfer dense`."""
+"""Config of `transfer dense`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -14,32 +14,32 @@ from transfer.pascal.config import MasksConfig, SetsWithMasks
 
 @dataclass
 class DenseConfig(MasksConfig, TrainedConfig, FrozenConfig):
-    """Segment by the layers of a frozen backbone: a linear classifier of every point, and its nearest neighbours."""
+    """Segment images by linear classifiers and nearest neighbours on the feature maps of a frozen backbone."""
 
     protocol: ClassVar[str] = "dense"
 
     train_set: SetsWithMasks = "2012:train"
-    """image sets that are learned: YEAR:SET of the devkit, sbd:SET of SBD"""
+    """training image sets, comma-separated: YEAR:SET of the devkit, or sbd:SET of SBD"""
     test_set: SetsWithMasks = "2012:val"
-    """image sets that are scored"""
+    """test image sets, comma-separated"""
     size: Annotated[int, Interval(ge=0, le=4096)] = 0
-    """side of the square that images are resized to; 0: what the backbone was trained on"""
+    """side of the square that images are resized to, in pixels; 0: the size that the backbone was trained on"""
     grid: Annotated[int, Interval(ge=2, le=256)] = 28
-    """most points a side of a map; larger ones are averaged"""
+    """maximum side of the feature maps, in points; larger maps are average-pooled"""
     mask_size: Annotated[int, Interval(ge=8, le=1024)] = 112
-    """side of the masks that are learned from; scores are of all pixels of the images themselves"""
+    """side of the training masks, in pixels; test masks keep their original size"""
     rates: list[Positive] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2])
-    """learning rates to try, one classifier each in the same pass; one, or none (optim.lr), is not chosen"""
+    """candidate learning rates, each with its own classifier, all trained in one pass; if empty: optim.lr"""
     held_out: ProperFraction = 0.1
-    """share of the training images by which a rate is chosen, where there are several"""
+    """fraction of the training images held out to select the learning rate if there are several candidates"""
     k: Annotated[int, Ge(0)] = 30
-    """nearest neighbours that say what a point is; 0: none of that"""
+    """number of nearest neighbours that vote for the class of a point; 0 skips the nearest-neighbour evaluation"""
     temperature: Positive = 0.02
-    """of their weights"""
+    """temperature of the vote weights, softmax(cosine / temperature)"""
     memory: Annotated[int, Ge(0)] = 1_000_000
-    """most points of training images among which neighbours are looked for, drawn at random; 0: all"""
+    """maximum number of training points to search for neighbours, drawn at random; 0: all"""
     cache: Literal["memory", "disk"] = "memory"
-    """where features are kept"""
+    """where features are cached: memory or disk"""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig("adamw", 1e-3, weight_decay=0.01))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("one-cycle", warmup=0.1))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(16, epochs=20, compile=False))

@@ -1,4 +1,4 @@
-"""Linear segmentation on frozen layers, every layer and learning rate at once: a task for the one loop."""
+"""Training task of the linear dense probe: classifiers for all layers and learning rates, trained in one pass."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ from transfer.pascal.metrics import segmentation_figures
 from transfer.pascal.segmentation import confusion_of
 from transfer.protocol import unweighted_metrics
 from transfer.protocols.dense.points import Points
-from transfer.protocols.dense.scoring import AT_ONCE, metrics, score_test_images
+from transfer.protocols.dense.scoring import TEST_BATCH, compute_metrics, score_test_images
 
 
 class PointHead(nn.Module):
-    """Affine-free BatchNorm with the statistics of all images that are learned from, and one or more linear classifiers
-    of a map's points, one a learning rate, from zero.
+    """Affine-free BatchNorm, followed by one linear classifier of map points per learning rate.
+
+    BatchNorm uses the statistics of all training images. The classifiers are initialised with zeros.
 
     Shape:
-        (N, C, g, g) → count times (N, classes, g, g).
+        (N, C, g, g) → list of ``count`` scores (N, classes, g, g).
     """
 
     def __init__(self, channels: int, classes: int, count: int):
@@ -39,14 +40,14 @@ class PointHead(nn.Module):
 
     def train(self, mode: bool = True) -> "PointHead":
         super().train(mode)
-        self.norm.eval()  # the features are known: so are their statistics, on any number of ranks
+        self.norm.eval()  # its statistics are fixed by set_statistics, independently of batches and ranks
         return self
 
     @torch.no_grad()
-    def measure(self, maps: Tensor) -> None:
-        """Take the statistics of training images, (n, C, g, g)."""
-        mean = torch.cat([part.double().mean((2, 3)) for part in maps.split(AT_ONCE)]).mean(0)
-        squares = [((part.double() - mean[:, None, None]) ** 2).mean((2, 3)) for part in maps.split(AT_ONCE)]
+    def set_statistics(self, maps: Tensor) -> None:
+        """Set BatchNorm's mean and variance to those of the training maps (n, C, g, g)."""
+        mean = torch.cat([chunk.double().mean((2, 3)) for chunk in maps.split(TEST_BATCH)]).mean(0)
+        squares = [((chunk.double() - mean[:, None, None]) ** 2).mean((2, 3)) for chunk in maps.split(TEST_BATCH)]
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(torch.cat(squares).mean(0))
 
@@ -56,27 +57,30 @@ class PointHead(nn.Module):
 
 
 class DenseHeads(LayerHeads):
-    """A :class:`PointHead` a layer: maps by layer → scores by layer, a list of one a learning rate."""
+    """One :class:`PointHead` per layer: maps by layer → by layer, a list of scores, one per learning rate."""
 
     def __init__(self, channels: Mapping[str, int], classes: int, rates: Sequence[float]):
-        super().__init__({layer: PointHead(count, classes, len(rates)) for layer, count in channels.items()}, rates)
+        super().__init__({layer: PointHead(width, classes, len(rates)) for layer, width in channels.items()}, rates)
 
 
-FeaturesAndMasks = tuple[StoredFeatures, Tensor]  # of training images; masks (n, L, L)
+FeaturesAndMasks = tuple[StoredFeatures, Tensor]  # cached features and masks (n, L, L) of the same images
 
 
 @dataclass(eq=False)
 class DenseProbe:
-    """The task: scores of points brought to the pixels of the squashed masks, and the sum of all classifiers'
-    cross-entropies, each averaged over an image's labelled pixels, and over images.
+    """Task that minimises the sum of the cross-entropies of all classifiers.
+
+    Scores of points are resampled to the pixels of the squashed masks. Each cross-entropy is averaged over the labelled
+    pixels of an image, then over images.
 
     Attributes:
-        net: the heads.
+        net: heads to train.
         points: sampling points of each layer's map.
-        train: features of training images and their masks (n, L, L).
-        held_out: held-out training images for selecting the learning rate; None for a single rate.
-        test: features of test images.
-        classes: names.
+        train: features and masks of the training images.
+        held_out: features and masks of the held-out training images that select the learning rate; None for a single
+            rate.
+        test: features of the test images.
+        classes: class names.
         rate_factors: factors of the learning rate by parameter name.
         world: ranks that share the evaluation.
     """
@@ -92,53 +96,53 @@ class DenseProbe:
 
     def initialise(self, stream: Stream) -> bool:
         for layer, head in zip(self.net.layers, self.net.probes, strict=True):
-            head.measure(self.train[0].maps[layer])
+            head.set_statistics(self.train[0].maps[layer])
         return False
 
     def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         features, masks = self.train
         truth = masks[batch.indices].to(self.world.device, non_blocking=True).long()
-        counted = (truth != IGNORED).sum((1, 2)).clamp(min=1)
+        labelled = (truth != IGNORED).sum((1, 2)).clamp(min=1)
         losses = []
-        for layer, scores in net(features.rows(batch.indices, self.world.device)).items():
+        for layer, layer_scores in net(features.rows(batch.indices, self.world.device)).items():
             weights = self.points[layer].weights(*truth.shape[1:])
-            for one in scores:
-                by_pixel = F.cross_entropy(resample(one, *weights), truth, ignore_index=IGNORED, reduction="none")
-                losses.append((by_pixel.sum((1, 2)) / counted).sum())
+            for scores in layer_scores:
+                by_pixel = F.cross_entropy(resample(scores, *weights), truth, ignore_index=IGNORED, reduction="none")
+                losses.append((by_pixel.sum((1, 2)) / labelled).sum())
         loss = torch.stack(losses).sum()
         return loss, loss.new_full((), len(truth))
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         layers = self.net.layers
-        chosen, figures = dict.fromkeys(layers, 0), {}
+        best, metrics = dict.fromkeys(layers, 0), {}
         if self.held_out is not None:
-            tried = self._mean_iu_by_rate(net, should_stop)
-            chosen = {layer: int(np.argmax(found)) for layer, found in tried.items()}
-            for layer, place in chosen.items():
-                figures |= {f"{layer}/held_out_iu": tried[layer][place], f"{layer}/lr": self.net.rates[place]}
+            mean_ius = self._mean_iu_by_rate(net, should_stop)
+            best = {layer: int(np.argmax(by_rate)) for layer, by_rate in mean_ius.items()}
+            for layer, rate in best.items():
+                metrics |= {f"{layer}/held_out_iu": mean_ius[layer][rate], f"{layer}/lr": self.net.rates[rate]}
 
-        def scores(part: slice) -> dict[str, Tensor]:
-            found = net(self.test.rows(part, self.world.device))
-            return {layer: one[chosen[layer]] for layer, one in found.items()}
+        def score(indices: slice) -> dict[str, Tensor]:
+            scores = net(self.test.rows(indices, self.world.device))
+            return {layer: by_rate[best[layer]] for layer, by_rate in scores.items()}
 
-        rows = score_test_images(self.test, scores, self.points, self.classes, self.world, should_stop, "linear")
-        figures |= unweighted_metrics(metrics, rows)
-        line = "mean IU " + "  ".join(f"{layer} {100 * figures[f'{layer}/mean_iu']:.1f}" for layer in layers)
-        return Evaluation(figures, len(rows["names"]), rows, {}, line)
+        rows = score_test_images(self.test, score, self.points, self.classes, self.world, should_stop, "linear")
+        metrics |= unweighted_metrics(compute_metrics, rows)
+        line = "mean IU " + "  ".join(f"{layer} {100 * metrics[f'{layer}/mean_iu']:.1f}" for layer in layers)
+        return Evaluation(metrics, len(rows["names"]), rows, {}, line)
 
     def _mean_iu_by_rate(self, net: nn.Module, should_stop: Callable[[], bool]) -> dict[str, list[float]]:
-        """Mean IU of held-out images at the size of their masks, by layer and learning rate."""
+        """Return the mean IU of the held-out images by layer and learning rate, at the size of the squashed masks."""
         features, masks = self.held_out
         count, device = len(self.classes), self.world.device
         shape = (len(self.net.layers), len(self.net.rates), count, count)
-        totals = torch.zeros(shape, dtype=torch.int64, device=device)
-        for part in features.shares(AT_ONCE, self.world, should_stop):
-            if part.start == part.stop:
+        confusions = torch.zeros(shape, dtype=torch.int64, device=device)
+        for rows in features.shares(TEST_BATCH, self.world, should_stop):
+            if rows.start == rows.stop:
                 continue
-            truth = masks[features.indices[part]].to(device)
-            for i, (layer, scores) in enumerate(net(features.rows(part, device)).items()):
-                for j, one in enumerate(scores):
-                    predicted = self.points[layer].labels(one, *truth.shape[1:])
-                    totals[i, j] += confusion_of(predicted, truth, count)
-        summed = self.world.sum(totals).cpu().numpy()
-        return {layer: segmentation_figures(summed[i])["mean_iu"].tolist() for i, layer in enumerate(self.net.layers)}
+            truth = masks[features.indices[rows]].to(device)
+            for i, (layer, layer_scores) in enumerate(net(features.rows(rows, device)).items()):
+                for j, scores in enumerate(layer_scores):
+                    predicted = self.points[layer].labels(scores, *truth.shape[1:])
+                    confusions[i, j] += confusion_of(predicted, truth, count)
+        totals = self.world.sum(confusions).cpu().numpy()
+        return {layer: segmentation_figures(totals[i])["mean_iu"].tolist() for i, layer in enumerate(self.net.layers)}

@@ -1,6 +1,6 @@
-"""Dense nearest neighbours: what the points of training images most like a point are labelled.
+"""Dense nearest neighbours: each point takes the labels of the most similar points of the training images.
 
-Balazevic et al., "Towards in-context scene understanding" (NeurIPS 2023), with exact neighbours.
+Balazevic et al., "Towards in-context scene understanding" (NeurIPS 2023), with exact instead of approximate search.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from transfer.neighbours import neighbours
 
 @dataclass(frozen=True)
 class PointMemory:
-    """Points of training images.
+    """Points of training images, searched for nearest neighbours.
 
     Attributes:
-        features: (M, C) float32, on the device where products are computed.
-        labels: (M, K) float32, how often each class is among the pixels around a point; rows sum to 1.
-        k: neighbours that vote.
-        temperature: of their weights.
+        features: (M, C) float32, on the device of the search.
+        labels: (M, K) float32 class frequencies among the pixels around each point; rows sum to 1.
+        k: number of neighbours that vote.
+        temperature: temperature of the vote weights.
     """
 
     features: Tensor
@@ -32,44 +32,48 @@ class PointMemory:
     temperature: float
 
     @classmethod
-    def of(
+    def from_maps(
         cls,
-        parts: Sequence[tuple[Tensor, Tensor]],
-        most: int,
+        maps_and_histograms: Sequence[tuple[Tensor, Tensor]],
+        max_points: int,
         seed: int,
         k: int,
         temperature: float,
         device: torch.device,
     ) -> "PointMemory":
-        """The points that have labelled pixels.
+        """Store the points that have labelled pixels.
 
         Args:
-            parts: maps (n, C, g, g) of training images, and histograms (n, g, g, K) of their labels.
-            most: so many points, drawn at random; 0: all.
-            seed: of the draw.
+            maps_and_histograms: maps (n, C, g, g) of training images, and the histograms (n, g, g, K) of their labels.
+            max_points: maximum number of points, drawn at random; 0: all.
+            seed: seed of the draw.
             k, temperature: see the class.
-            device: where products are computed.
+            device: device of the search.
         """
-        histograms = torch.cat([part.flatten(0, 2) for _, part in parts])
+        histograms = torch.cat([histogram.flatten(0, 2) for _, histogram in maps_and_histograms])
         labelled = (histograms.sum(1) > 0).nonzero()[:, 0]
-        if most and len(labelled) > most:
-            drawn = np.sort(epoch_order(len(labelled), seed, 0)[:most])
+        if max_points and len(labelled) > max_points:
+            drawn = np.sort(epoch_order(len(labelled), seed, 0)[:max_points])
             labelled = labelled[torch.from_numpy(drawn)]
-        images = [image for maps, _ in parts for image in maps]  # they may be on disk: each is read where it is needed
+        # Maps may be on disk, so they are read one by one.
+        images = [image for maps, _ in maps_and_histograms for image in maps]
         features = torch.empty(len(labelled), images[0].shape[0])
         size = images[0][0].numel()
         ends = torch.searchsorted(labelled, torch.arange(len(images) + 1) * size).tolist()
-        for number, (start, stop) in enumerate(pairwise(ends)):
+        for index, (start, stop) in enumerate(pairwise(ends)):
             if stop > start:
-                features[start:stop] = images[number].flatten(1).T[labelled[start:stop] - number * size]
+                features[start:stop] = images[index].flatten(1).T[labelled[start:stop] - index * size]
         return cls(features.to(device), histograms[labelled].to(device), k, temperature)
 
     def scores(self, maps: Tensor) -> Tensor:
-        """What neighbours say of the points of maps: (N, C, g, g) → (N, K, g, g), which sum to 1 over K."""
+        """Return the class votes of the neighbours for each point of maps: (N, C, g, g) → (N, K, g, g).
+
+        The votes for a point sum to 1 over the K classes.
+        """
         n, channels, g, _ = maps.shape
         device = self.features.device
         queries = maps.permute(0, 2, 3, 1).reshape(-1, channels)
         nearest, cosines = neighbours(queries, self.features, min(self.k, len(self.features)), device)
         weights = (cosines.to(device) / self.temperature).softmax(1)
-        voted = torch.einsum("qk,qkc->qc", weights, self.labels[nearest.to(device)])
-        return voted.view(n, g, g, -1).permute(0, 3, 1, 2)
+        votes = torch.einsum("qk,qkc->qc", weights, self.labels[nearest.to(device)])
+        return votes.view(n, g, g, -1).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The points of a layer's map over a squashed image, and the labels around each."""
+"""Sampling points of a feature map in the coordinates of the squashed image, and the labels around each point."""
 
 from dataclasses import dataclass
 
@@ -13,52 +13,59 @@ from crosschannel.models import Backbone
 from transfer.interpolation import greatest, line_weights, nearest, pooled_centres, squashed_places
 from transfer.pascal.masks import IGNORED, labels_of
 
-_AT_ONCE = 64  # images
+_MASK_BATCH = 64  # masks per chunk of :meth:`Points.histograms`
 
 
 @dataclass(frozen=True)
 class Points:
-    """A square grid of points.
+    """Square grid of sampling points.
 
     Attributes:
-        centres: (g,) where they are along either axis, in pixels of the squashed image.
-        size: side of the squashed image.
+        centres: (g,) coordinates of the points along either axis, in pixels of the squashed image.
+        size: side of the squashed image, in pixels.
     """
 
     centres: Tensor
     size: int
 
     @classmethod
-    def of(cls, backbone: Backbone, layer: str, pooled: int, size: int) -> "Points":
-        """Those of a layer's map of square images of ``size`` pixels, averaged to ``pooled`` points a side."""
+    def from_layer(cls, backbone: Backbone, layer: str, pooled: int, size: int) -> "Points":
+        """Locate the points of a layer's map of a square image.
+
+        Args:
+            backbone: backbone of the layer.
+            layer: name of the layer.
+            pooled: side of the map after average pooling, in points.
+            size: side of the image, in pixels.
+        """
         blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=next(backbone.parameters()).device)
         with torch.no_grad():
             points = backbone(blank, [layer])[layer].shape[3]
         return cls(pooled_centres(backbone.origin(layer), backbone.stride(layer), points, pooled), size)
 
     def weights(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """What the rows and the columns of an image of that size take of the points."""
+        """Return the row weights (height, g) and column weights (width, g) that resample the grid to an image."""
         rows, columns = (line_weights(self.centres, squashed_places(side, self.size)) for side in (height, width))
         return rows, columns
 
     def labels(self, scores: Tensor, height: int, width: int) -> Tensor:
-        """The greatest of scores (N, K, g, g) at the pixels of an image: (N, height, width)."""
+        """Resample scores (N, K, g, g) to the pixels of an image, and return the best class: (N, height, width)."""
         return greatest(scores, *self.weights(height, width))
 
     def histograms(self, masks: Tensor, classes: int) -> Tensor:
-        """How often each class is among the labelled pixels that are nearest to a point.
+        """Return the class frequencies among the labelled pixels that are nearest to each point.
 
         Args:
-            masks: (N, L, L) uint8, of squashed images.
-            classes: there are.
+            masks: (N, L, L) uint8 masks of squashed images.
+            classes: number of classes.
 
         Returns:
-            (N, g, g, classes) float32; a point without labelled pixels has zeros.
+            (N, g, g, classes) float32; all zeros for points without labelled pixels.
         """
-        if len(masks) > _AT_ONCE:
-            return torch.cat([self.histograms(part, classes) for part in masks.split(_AT_ONCE)])
-        places = squashed_places(masks.shape[1], self.size)
-        cell = torch.searchsorted((self.centres[1:] + self.centres[:-1]) / 2, places).to(masks.device)
+        if len(masks) > _MASK_BATCH:
+            return torch.cat([self.histograms(chunk, classes) for chunk in masks.split(_MASK_BATCH)])
+        positions = squashed_places(masks.shape[1], self.size)
+        cell = torch.searchsorted((self.centres[1:] + self.centres[:-1]) / 2, positions).to(masks.device)
         g = len(self.centres)
         owner = (cell[:, None] * g + cell)[None] + g * g * torch.arange(len(masks), device=masks.device)[:, None, None]
         bins = owner * classes + masks.long()
@@ -68,20 +75,20 @@ class Points:
 
 
 def mask_at(images: ImageSet, index: int, classes: int) -> np.ndarray:
-    """The mask of an image at its own size, (H, W) uint8.
+    """Read the mask of an image at its original size, (H, W) uint8.
 
     Raises:
-        UserError: there is none, it does not fit, or the image has gone since its features were computed.
+        UserError: the mask is missing or does not fit the image, or the image has become unreadable.
     """
     try:
         record = images.record(index)
         return labels_of(record.fields.get("mask"), record.image(), classes)
     except (BrokenImage, OSError) as error:
-        raise UserError(f"the image {images.names[index]} could be read before, and now it cannot: {error}") from None
+        raise UserError(f"the image {images.names[index]} has become unreadable during the run: {error}") from None
 
 
 def small_mask(images: ImageSet, index: int, size: int, classes: int) -> Tensor:
-    """The mask of an image (see :func:`mask_at`) as a square, (size, size) uint8, by nearest pixels."""
+    """Read the mask of an image (see :func:`mask_at`) and squash it to (size, size) uint8, taking nearest pixels."""
     labels = mask_at(images, index, classes)
     rows, columns = (nearest(length, size) for length in labels.shape)
     return torch.from_numpy(labels[rows][:, columns])

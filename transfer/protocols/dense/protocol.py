@@ -1,7 +1,8 @@
-"""Dense probes: what the maps of a frozen backbone say of pixels, with no net on top that could learn it itself.
+"""Dense probes: segmentation by simple classifiers on the feature maps of a frozen backbone.
 
-A linear classifier of every point, as DINOv2 (Oquab et al., 2023) has it, and nearest neighbours among the points of
-training images (Balazevic et al., 2023). For any net with maps: CNNs and ViTs alike.
+Each point of a map is classified by a linear classifier, as in DINOv2 (Oquab et al., 2023), and by its nearest
+neighbours among the points of training images (Balazevic et al., 2023). Neither can learn much by itself, so the
+results reflect the features. Any backbone with feature maps can be measured, including ViTs.
 """
 
 from collections.abc import Sequence
@@ -34,11 +35,11 @@ from transfer.protocols.dense.config import DenseConfig
 from transfer.protocols.dense.linear import DenseHeads, DenseProbe, FeaturesAndMasks, PointHead
 from transfer.protocols.dense.memory import PointMemory
 from transfer.protocols.dense.points import Points
-from transfer.protocols.dense.scoring import metrics, read_masks, score_test_images
+from transfer.protocols.dense.scoring import compute_metrics, read_masks, score_test_images
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """Features and masks, the linear classifiers, then neighbours."""
+    """Extract features and read masks, then evaluate linear classifiers and nearest neighbours."""
     split, world, run = measurement.split, measurement.world, measurement.run
     config: DenseConfig = measurement.config
     size = config.size or measurement.backbone.input.size
@@ -47,30 +48,41 @@ def _measure(measurement: Measurement) -> Evaluation:
     measurement.announce(f"layers {', '.join(layers)}")
     features = FrozenFeatures(backbone, layers, config.grid, world.device, size)
     shapes = features.shapes()
-    points = {layer: Points.of(backbone, layer, shape[1], size) for layer, shape in shapes.items()}
+    points = {layer: Points.from_layer(backbone, layer, shape[1], size) for layer, shape in shapes.items()}
     rates = config.rates or [config.optim.lr]
-    learned, test = _features_and_masks(measurement, config, features, is_chosen=len(rates) > 1)
+    train_sets, test = _features_and_masks(measurement, config, features, hold_out_images=len(rates) > 1)
     torch.manual_seed(config.seed)
     heads = DenseHeads({layer: shape[0] for layer, shape in shapes.items()}, len(split.classes), rates)
-    train, held_out = learned[0], learned[1] if len(learned) > 1 else None
+    train, held_out = train_sets[0], train_sets[1] if len(train_sets) > 1 else None
     factors = heads.rate_factors(config.optim.lr)
     task = DenseProbe(heads, points, train, held_out, test, split.classes, factors, world)
-    stream = Stream(learned[0][0].images, IndexOnly(), config.seed)
+    stream = Stream(train_sets[0][0].images, IndexOnly(), config.seed)
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
-    found = loop.fit()
-    chosen = loop.evaluated_net.chosen({layer: found.metrics.get(f"{layer}/lr") for layer in layers})
-    world.broadcast_from_main(lambda: save_heads(run.path, chosen, split.classes))
-    rows, figures = dict(found.rows), dict(found.metrics)
+    evaluation = loop.fit()
+    best_heads = loop.evaluated_net.chosen({layer: evaluation.metrics.get(f"{layer}/lr") for layer in layers})
+    world.broadcast_from_main(lambda: save_heads(run.path, best_heads, split.classes))
+    rows, metrics = dict(evaluation.rows), dict(evaluation.metrics)
     for layer in layers if config.k else ():
-        by_neighbours = _by_neighbours(measurement, config, layer, points[layer], learned, test)
-        rows, figures = rows | by_neighbours.rows, figures | by_neighbours.metrics
-    return replace(found, rows=rows, metrics=figures)
+        knn = _evaluate_neighbours(measurement, config, layer, points[layer], train_sets, test)
+        rows, metrics = rows | knn.rows, metrics | knn.metrics
+    return replace(evaluation, rows=rows, metrics=metrics)
 
 
 def _features_and_masks(
-    measurement: Measurement, config: DenseConfig, features: FrozenFeatures, is_chosen: bool
+    measurement: Measurement, config: DenseConfig, features: FrozenFeatures, hold_out_images: bool
 ) -> tuple[list[FeaturesAndMasks], StoredFeatures]:
-    """Of training images, where a learning rate is chosen then of those by which it is; and features of test images."""
+    """Extract the features of all images, and read the masks of the training images.
+
+    Args:
+        measurement: the measurement in progress.
+        config: config of the protocol.
+        features: extractor of the frozen backbone's features.
+        hold_out_images: hold out training images to select the learning rate.
+
+    Returns:
+        features and masks of the training images and, if ``hold_out_images``, of the held-out ones; features of the
+        test images.
+    """
     split, world = measurement.split, measurement.world
     extract = Extraction(
         features,
@@ -84,59 +96,59 @@ def _features_and_masks(
         measurement.console,
     )
     view = Squashed(features.size, interpolation_of(features.backbone.input))
-    parts = {"training": split.train}
-    if is_chosen:
-        parts["training"], parts["held-out"] = hold_out(split.train, config.held_out, split.source)
-    stored = [extract(Stream(images, view), what) for what, images in parts.items()]
+    image_sets = {"training": split.train}
+    if hold_out_images:
+        image_sets["training"], image_sets["held-out"] = hold_out(split.train, config.held_out, split.source)
+    stored = [extract(Stream(images, view), name) for name, images in image_sets.items()]
     test = extract(Stream(split.test, view), "test")
     count = len(split.classes)
-    masks = [read_masks(part, config.mask_size, count, world, measurement.should_stop) for part in stored]
+    masks = [read_masks(entry, config.mask_size, count, world, measurement.should_stop) for entry in stored]
     return list(zip(stored, masks, strict=True)), test
 
 
 def _layers_with_maps(measurement: Measurement, backbone: Backbone, size: int) -> tuple[str, ...]:
-    """The layers asked for that have more than one position.
+    """Return the requested layers whose output is larger than 1 × 1.
 
     Raises:
-        UserError: none has.
+        UserError: a layer requested by its full name, or every requested layer, has a 1 × 1 output.
     """
-    wanted, config = measurement.choose_layers(), measurement.config
-    shapes = FrozenFeatures(backbone, wanted, config.grid, measurement.world.device, size).shapes()
-    found = tuple(layer for layer, shape in shapes.items() if min(shape[1:]) > 1)
-    named = [name.strip() for name in config.layer.split(",")]
-    flat = [layer for layer in shapes if layer not in found and (layer in named or not found)]
+    layers, config = measurement.choose_layers(), measurement.config
+    shapes = FrozenFeatures(backbone, layers, config.grid, measurement.world.device, size).shapes()
+    spatial = tuple(layer for layer, shape in shapes.items() if min(shape[1:]) > 1)
+    explicit = [name.strip() for name in config.layer.split(",")]
+    flat = [layer for layer in shapes if layer not in spatial and (layer in explicit or not spatial)]
     if flat:
-        raise UserError(f"layer {flat[0]!r} has one position only; a dense probe needs a map")
-    return found
+        raise UserError(f"layer {flat[0]!r} has a 1 × 1 output; a dense probe needs a larger feature map")
+    return spatial
 
 
-def _by_neighbours(
+def _evaluate_neighbours(
     measurement: Measurement,
     config: DenseConfig,
     layer: str,
     points: Points,
-    learned: Sequence[FeaturesAndMasks],
+    train_sets: Sequence[FeaturesAndMasks],
     test: StoredFeatures,
 ) -> Evaluation:
-    """Score nearest neighbours on a layer; the memory includes the held-out training images."""
+    """Evaluate nearest neighbours on one layer; they are searched among all training images, held-out ones included."""
     world, count = measurement.world, len(measurement.split.classes)
-    parts = [(part.maps[layer], points.histograms(masks, count)) for part, masks in learned]
-    memory = PointMemory.of(parts, config.memory, config.seed, config.k, config.temperature, world.device)
+    pairs = [(features.maps[layer], points.histograms(masks, count)) for features, masks in train_sets]
+    memory = PointMemory.from_maps(pairs, config.memory, config.seed, config.k, config.temperature, world.device)
     rows = score_test_images(
         test,
-        lambda part: {layer: memory.scores(test.maps[layer][part])},
+        lambda indices: {layer: memory.scores(test.maps[layer][indices])},
         {layer: points},
         measurement.split.classes,
         world,
         measurement.should_stop,
         "knn",
     )
-    figures = unweighted_metrics(metrics, rows)
+    metrics = unweighted_metrics(compute_metrics, rows)
     measurement.console.print(
-        f"{layer}: {len(memory.features):,} points remembered, mean IU of neighbours "
-        f"{100 * figures[f'{layer}/knn_mean_iu']:.1f}",
+        f"{layer}: mean IU of nearest neighbours among {len(memory.features):,} training points: "
+        f"{100 * metrics[f'{layer}/knn_mean_iu']:.1f}",
     )
-    return Evaluation(figures, len(rows["names"]), rows)
+    return Evaluation(metrics, len(rows["names"]), rows)
 
 
 def _predictor(run: FinishedRun) -> Predictor:
@@ -147,7 +159,7 @@ def _predictor(run: FinishedRun) -> Predictor:
     backbone = with_input_size(backbone, size)
     features = FrozenFeatures(backbone, [head.layer], config.grid, run.device, size)
     channels, side, _ = features.shapes()[head.layer]
-    points, view = Points.of(backbone, head.layer, side, size), Squashed(size, interpolation_of(backbone.input))
+    points, view = Points.from_layer(backbone, head.layer, side, size), Squashed(size, interpolation_of(backbone.input))
     classifier = PointHead(channels, len(head.classes), 1).to(run.device).eval()
     load_state(classifier, head.tensors, str(run.path))
 
@@ -159,23 +171,23 @@ def _predictor(run: FinishedRun) -> Predictor:
 
 
 def _show(result: Result) -> Table:
-    """Mean IU by layer."""
-    kinds = {"mean_iu": "linear, mean IU %", "knn_mean_iu": "neighbours, mean IU %"}
-    kinds = {kind: words for kind, words in kinds.items() if any(m.endswith(f"/{kind}") for m in result.metrics)}
+    """Format the mean IUs by layer."""
+    titles = {"mean_iu": "linear, mean IU %", "knn_mean_iu": "nearest neighbours, mean IU %"}
+    titles = {kind: title for kind, title in titles.items() if any(m.endswith(f"/{kind}") for m in result.metrics)}
     layers = [layer for layer in by_layer(result.metrics) if f"{layer}/mean_iu" in result.metrics]
-    rows = {layer: [f"{100 * result.metrics[f'{layer}/{kind}']:.1f}" for kind in kinds] for layer in layers}
-    return table(rows, ["layer", *kinds.values()])
+    rows = {layer: [f"{100 * result.metrics[f'{layer}/{kind}']:.1f}" for kind in titles] for layer in layers}
+    return table(rows, ["layer", *titles.values()])
 
 
 dense = Protocol(
     config=DenseConfig,
     open_data=open_masks,
     measure=_measure,
-    metrics=metrics,
+    metrics=compute_metrics,
     show=_show,
     section=LayersSection("Dense probes", r"mean_iu|knn_mean_iu", what="Test mean IU"),
     returns="``LAYER/mean_iu``, ``LAYER/iu/CLASS`` and ``LAYER/pixel_accuracy`` of the linear "
-    "classifiers, and ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of neighbours",
+    "classifiers, and ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of nearest neighbours",
     positional_key="layer",
     predict=_predictor,
     chance_level=constant_class,

@@ -1,4 +1,4 @@
-"""Masks as they are learned from, and how what a frozen layer says of test images is scored, at their own size."""
+"""Training masks of dense probes, and the evaluation of their predictions at the original size of test images."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,96 +16,103 @@ from transfer.pascal.segmentation import confusion_of, iou_figures, sparse
 from transfer.protocol import MetricArrays
 from transfer.protocols.dense.points import Points, mask_at, small_mask
 
-AT_ONCE, _MASKS = 8, 64  # images of an evaluation, and whose masks are read
+TEST_BATCH, _MASK_BATCH = 8, 64  # images per batch, for evaluation and for reading masks
 
 
 def read_masks(
     features: StoredFeatures, size: int, classes: int, world: World, should_stop: Callable[[], bool]
 ) -> Tensor:
-    """The masks of all images as squares, (n, size, size) uint8; the ranks share the reading.
+    """Read the masks of all images, squashed to (n, size, size) uint8; the ranks share the work.
 
     Raises:
-        UserError: a mask is missing or does not fit, or none of their pixels is labelled.
-        Interrupted: told to stop.
+        UserError: a mask is missing or does not fit its image, or no pixel is labelled.
+        Interrupted: ``should_stop`` returned True.
     """
-    images, found = features.images, [torch.empty(0, size, size, dtype=torch.uint8)]
+    images, batches = features.images, [torch.empty(0, size, size, dtype=torch.uint8)]
 
-    def read(part: slice) -> Tensor:
-        masks = (small_mask(images, int(index), size, classes)[None] for index in features.indices[part])
-        return torch.cat([found[0], *masks])
+    def read(rows: slice) -> Tensor:
+        masks = (small_mask(images, int(index), size, classes)[None] for index in features.indices[rows])
+        return torch.cat([batches[0], *masks])
 
-    for mine in world.zip_ranks(read(part) for part in features.shares(_MASKS, world, should_stop)):
-        found.append(world.concatenate(mine.to(world.device)).cpu())
-    masks = torch.cat(found)
+    for rank_masks in world.zip_ranks(read(rows) for rows in features.shares(_MASK_BATCH, world, should_stop)):
+        batches.append(world.concatenate(rank_masks.to(world.device)).cpu())
+    masks = torch.cat(batches)
     if not (masks != IGNORED).any():
-        raise UserError(f"no pixel of {len(masks)} images is labelled: all of their masks are {IGNORED}")
+        raise UserError(f"no pixel of the {len(masks)} training images is labelled: all of their masks are {IGNORED}")
     return masks
 
 
 def score_test_images(
     test: StoredFeatures,
-    scores: Callable[[slice], dict[str, Tensor]],
+    score: Callable[[slice], dict[str, Tensor]],
     points: Mapping[str, Points],
     classes: Sequence[str],
     world: World,
     should_stop: Callable[[], bool],
     kind: str,
 ) -> Rows:
-    """``LAYER/kind``: pixels of every test image at its own size, by true and predicted class, as
-    :func:`~transfer.pascal.segmentation.sparse` has them.
+    """Compute the confusion matrix of each test image at its original size.
 
     Args:
-        test: features of the images.
-        scores: rows → (N, K, g, g) by layer.
-        points: of the maps of those layers.
-        classes: K names.
-        world: shares out the images.
-        should_stop: asked before every batch.
-        kind: of what is scored.
+        test: features of the test images.
+        score: returns the scores (N, K, g, g) by layer of a slice of the features.
+        points: sampling points of the maps by layer.
+        classes: K class names.
+        world: ranks that share the images.
+        should_stop: checked before every batch.
+        kind: kind of classifier, "linear" or "knn".
+
+    Returns:
+        names, classes and ``LAYER/kind``: confusion matrices, see :func:`~transfer.pascal.segmentation.sparse`.
 
     Raises:
-        UserError: a mask does not fit, or none of their pixels is labelled.
-        Interrupted: told to stop.
+        UserError: a mask is missing or does not fit its image, or no pixel is labelled.
+        Interrupted: ``should_stop`` returned True.
     """
     count = len(classes)
     none = torch.empty(0, count, count, dtype=torch.int64)
 
-    def confusions(part: slice) -> dict[str, Tensor]:
-        if part.start == part.stop:
+    def confusions(rows: slice) -> dict[str, Tensor]:
+        if rows.start == rows.stop:
             return dict.fromkeys(points, none)
-        masks = [torch.from_numpy(mask_at(test.images, int(i), count)).to(world.device) for i in test.indices[part]]
-        found = {}
-        for layer, maps in scores(part).items():
-            labels = [points[layer].labels(one[None], *mask.shape)[0] for one, mask in zip(maps, masks, strict=True)]
-            found[layer] = torch.stack([confusion_of(*pair, count) for pair in zip(labels, masks, strict=True)]).cpu()
-        return found
+        masks = [torch.from_numpy(mask_at(test.images, int(i), count)).to(world.device) for i in test.indices[rows]]
+        by_layer = {}
+        for layer, scores in score(rows).items():
+            labels = [points[layer].labels(s[None], *mask.shape)[0] for s, mask in zip(scores, masks, strict=True)]
+            by_layer[layer] = torch.stack(
+                [confusion_of(*pair, count) for pair in zip(labels, masks, strict=True)]
+            ).cpu()
+        return by_layer
 
-    seen, columns = [torch.empty(0, dtype=torch.int64)], {layer: [none] for layer in points}
-    parts = test.shares(AT_ONCE, world, should_stop)
-    for part, found in world.zip_ranks((part, confusions(part)) for part in parts):
-        seen.append(test.indices[part])
-        for layer, one in found.items():
-            columns[layer].append(one)
-    indices, ordered = in_order(world, seen, columns)
+    batch_indices, columns = [torch.empty(0, dtype=torch.int64)], {layer: [none] for layer in points}
+    batches = test.shares(TEST_BATCH, world, should_stop)
+    for rows, by_layer in world.zip_ranks((rows, confusions(rows)) for rows in batches):
+        batch_indices.append(test.indices[rows])
+        for layer, layer_confusions in by_layer.items():
+            columns[layer].append(layer_confusions)
+    indices, ordered = in_order(world, batch_indices, columns)
     rows = {
         "names": np.array([test.images.names[int(i)] for i in indices]),
         "classes": np.array(classes),
         **{f"{layer}/{kind}": sparse(column.numpy()) for layer, column in ordered.items()},
     }
     if not any(len(column.values) for column in rows.values() if isinstance(column, Ragged)):
-        raise UserError(f"no pixel of {len(indices)} test images is labelled: all of their masks are {IGNORED}")
+        raise UserError(f"no pixel of the {len(indices)} test images is labelled: all of their masks are {IGNORED}")
     return rows
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
-    """``LAYER/mean_iu``, ``LAYER/pixel_accuracy`` and ``LAYER/iu/CLASS`` of the linear classifiers;
-    ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy`` of nearest neighbours."""
-    found: MetricArrays = {}
+def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
+    """Return the IUs and pixel accuracies by layer.
+
+    For linear classifiers these are ``LAYER/mean_iu``, ``LAYER/pixel_accuracy`` and ``LAYER/iu/CLASS``, for nearest
+    neighbours ``LAYER/knn_mean_iu`` and ``LAYER/knn_pixel_accuracy``.
+    """
+    metrics: MetricArrays = {}
     for name, column in rows.items():
         layer, _, kind = name.rpartition("/")
         if kind in ("linear", "knn"):
-            figures = iou_figures(column, weights, rows["classes"])
-            start = f"{layer}/" if kind == "linear" else f"{layer}/knn_"
-            kept = {"mean_iu", "pixel_accuracy"} | {one for one in figures if kind == "linear" and "/" in one}
-            found |= {start + one: values for one, values in figures.items() if one in kept}
-    return found
+            layer_metrics = iou_figures(column, weights, rows["classes"])
+            prefix = f"{layer}/" if kind == "linear" else f"{layer}/knn_"
+            selected = {"mean_iu", "pixel_accuracy"} | {m for m in layer_metrics if kind == "linear" and "/" in m}
+            metrics |= {prefix + metric: values for metric, values in layer_metrics.items() if metric in selected}
+    return metrics

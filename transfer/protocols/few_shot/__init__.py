@@ -1,1 +1,1 @@
-"""Few labels: logistic regression on frozen features of some images a class."""
+"""Few-shot classification: logistic regression on the frozen features of a few training images per class."""

@@ -1,4 +1,4 @@
-"""The keys of `transfer few-shot`."""
+"""Config of `transfer few-shot`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
@@ -9,30 +9,30 @@ from crosschannel.config.load import require
 from crosschannel.config.types import RUNTIME, Count, Positive, ProperFraction
 from transfer.config import FeaturesConfig
 
-_Share = Annotated[float, Interval(gt=0, le=1)]
+_LabelFraction = Annotated[float, Interval(gt=0, le=1)]
 
 
 @dataclass
 class FewShotConfig(FeaturesConfig):
-    """Classify with few labels: logistic regression on frozen features."""
+    """Classify with few labels by logistic regression on frozen features."""
 
     protocol: ClassVar[str] = "few-shot"
 
     val_share: ProperFraction = 0.05
-    """share of the images held out for validation where the data has no val/"""
-    share: list[_Share] = field(default_factory=lambda: [0.01, 0.1])
-    """shares of the training images of each class, one image at least; not looked at where shots are given"""
+    """fraction of the images held out for validation if the data has no val/"""
+    share: list[_LabelFraction] = field(default_factory=lambda: [0.01, 0.1])
+    """fractions of the training images of each class (at least 1 image) to train on; ignored if shots is set"""
     shots: list[Count] = field(default_factory=list)
-    """training images a class"""
+    """numbers of training images per class to train on; default: the fractions in share"""
     draws: Count = 5
-    """of each, different images every time"""
+    """number of random draws of training images for each setting; accuracies are averaged over the draws"""
     costs: list[Positive] = field(default_factory=lambda: [0.01, 0.1, 1.0, 10.0, 100.0])
-    """C of the logistic regression to choose among: 1 / C is the strength of the L2 penalty"""
+    """candidate values of C, the inverse strength of the L2 penalty; a single value is used without cross-validation"""
     folds: Annotated[int, Interval(ge=2, le=100)] = 3
-    """of the cross-validation that chooses C; fewer where a class has fewer images, and C = 1 where it has one"""
+    """cross-validation folds for selecting C, at most the images of the smallest class; C = 1 if it has only one"""
     jobs: Annotated[int, Interval(ge=0, le=4096), RUNTIME] = 0
-    """regressions that a rank fits at once; 0: as many as there are cores"""
+    """regressions that each rank fits in parallel; 0: one per CPU core"""
 
     def check(self) -> None:
-        require(len(self.share) + len(self.shots) > 0, "share or shots must be one or more numbers", self.share)
+        require(len(self.share) + len(self.shots) > 0, "share or shots must have at least one value", self.share)
         require(len(self.costs) > 0, "costs must be one or more numbers", self.costs)

@@ -1,5 +1,7 @@
-"""Few labels, ImageNet style: of 1 % or 10 % of the labels, or of so many images a class, logistic regression on each
-layer of a frozen backbone; several draws, and a penalty that is chosen by cross-validation on the drawn images alone.
+"""Few-shot evaluation with 1 % or 10 % of the labels, as is usual on ImageNet, or with k training images per class.
+
+For each layer of a frozen backbone, logistic regressions are fitted to several random draws of training images. Their
+penalty is selected by cross-validation on the drawn images.
 """
 
 from collections.abc import Sequence
@@ -26,31 +28,31 @@ from transfer.protocols.few_shot.regression import predict
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """Features of both parts, then regressions layer by layer."""
+    """Extract features of both splits, then fit regressions layer by layer."""
     backbone, split, world = measurement.backbone, measurement.split, measurement.world
     layers = measurement.choose_layers()
     config: FewShotConfig = measurement.config
-    settings = [f"shots/{k}" for k in config.shots] or [f"share/{share:g}" for share in config.share]
+    settings = [f"shots/{k}" for k in config.shots] or [f"share/{fraction:g}" for fraction in config.share]
     _check_shots(split.train.labels, config, split.classes)
     measurement.announce(f"layers {', '.join(layers)}")
     train, test = features_of_both(measurement, layers, centre_crop(backbone.input, config.size))
-    _check_shots(train.images.labels, config, split.classes)  # without those that could not be read
+    _check_shots(train.images.labels, config, split.classes)  # again, because unreadable images were left out
     rows = test.columns()
-    tasks = [(setting, draw) for setting in settings for draw in range(config.draws)]
-    own, labels = tasks[world.rank :: world.size], train.images.labels
-    drawn = {task: draw_images(labels, task[0], config.seed, task[1]) for task in own}
+    draws = [(setting, draw) for setting in settings for draw in range(config.draws)]
+    rank_draws, labels = draws[world.rank :: world.size], train.images.labels
+    drawn = {draw: draw_images(labels, draw[0], config.seed, draw[1]) for draw in rank_draws}
     with Processes(config.jobs) as processes:
         for layer in layers:
             measurement.check_interrupt()
-            mine = partial(_predictions, train.maps[layer], test.maps[layer], drawn, labels, config, processes)
-            found = {task: one for rank in world.gather_results(mine) for task, one in rank.items()}
+            predict_rank = partial(_predict, train.maps[layer], test.maps[layer], drawn, labels, config, processes)
+            predictions = {draw: row for rank in world.gather_results(predict_rank) for draw, row in rank.items()}
             for setting in settings:
-                hits = [found[setting, draw] == rows["labels"] for draw in range(config.draws)]
+                hits = [predictions[setting, draw] == rows["labels"] for draw in range(config.draws)]
                 rows[f"{layer}/{setting}"] = np.stack(hits, 1)
-    return Evaluation(unweighted_metrics(metrics, rows), len(rows["names"]), rows)
+    return Evaluation(unweighted_metrics(compute_metrics, rows), len(rows["names"]), rows)
 
 
-def _predictions(
+def _predict(
     train: Tensor,
     test: Tensor,
     drawn: dict[tuple[str, int], np.ndarray],
@@ -58,50 +60,62 @@ def _predictions(
     config: FewShotConfig,
     processes: Processes,
 ) -> dict[tuple[str, int], np.ndarray]:
-    """Classes of the test images by draw, from a layer's maps."""
+    """Predict the classes of the test images once per draw.
+
+    Args:
+        train, test: feature maps of one layer.
+        drawn: indices of the drawn training images, by (setting, draw).
+        labels: class indices of all training images.
+        config: config of the protocol.
+        processes: where the regressions are fitted.
+
+    Returns:
+        (m,) predicted class indices, by (setting, draw).
+    """
     used = np.unique(np.concatenate([np.empty(0, np.int64), *drawn.values()]))
     shared = [processes.share(maps.flatten(1).numpy()) for maps in (train[torch.from_numpy(used)], test)]
-    told = (config.costs, config.folds, config.seed)
-    work = [(np.searchsorted(used, images), labels[images], *told) for images in drawn.values()]
-    return dict(zip(drawn, processes.run(predict, shared, work), strict=True))
+    settings = (config.costs, config.folds, config.seed)
+    tasks = [(np.searchsorted(used, images), labels[images], *settings) for images in drawn.values()]
+    return dict(zip(drawn, processes.run(predict, shared, tasks), strict=True))
 
 
 def _check_shots(labels: np.ndarray, config: FewShotConfig, classes: Sequence[str]) -> None:
     counts = np.bincount(labels, minlength=len(classes))
-    fewest = int(counts.argmin())
-    if config.shots and max(config.shots) > counts[fewest]:
+    smallest = int(counts.argmin())
+    if config.shots and max(config.shots) > counts[smallest]:
         raise UserError(
-            f"shots must not be above the images of a class: {classes[fewest]} has {counts[fewest]}, "
-            f"got {max(config.shots)}"
+            f"shots must not exceed the number of training images of any class: {classes[smallest]} has "
+            f"{counts[smallest]}, got {max(config.shots)}"
         )
 
 
 def draw_images(labels: np.ndarray, setting: str, seed: int, draw: int) -> np.ndarray:
-    """The training images of one draw, by index: so many of each class.
+    """Draw training images of each class at random, and return their indices.
 
     Args:
-        labels: (n,).
-        setting: "shots/K" or "share/S".
-        seed, draw: which draw.
+        labels: (n,) class index of each training image.
+        setting: "shots/K" for K images per class, or "share/S" for the fraction S of each class.
+        seed: seed of the run.
+        draw: index of the draw.
     """
     kind, _, amount = setting.partition("/")
     order = epoch_order(len(labels), mix(seed, draw), 0)
-    found = []
-    for number in np.unique(labels):
-        of_class = order[labels[order] == number]
-        count = int(amount) if kind == "shots" else max(1, round(float(amount) * len(of_class)))
-        found.append(of_class[:count])
-    return np.concatenate(found)
+    indices = []
+    for label in np.unique(labels):
+        class_indices = order[labels[order] == label]
+        count = int(amount) if kind == "shots" else max(1, round(float(amount) * len(class_indices)))
+        indices.append(class_indices[:count])
+    return np.concatenate(indices)
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
-    """Shares of images that were classified right, averaged over draws."""
-    wanted = {name: row for name, row in rows.items() if name.partition("/")[2].startswith(("shots/", "share/"))}
-    return {name: weighted_mean(row.mean(1), weights) for name, row in wanted.items()}
+def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
+    """Return the top-1 accuracy by layer and setting, averaged over draws."""
+    hits = {name: row for name, row in rows.items() if name.partition("/")[2].startswith(("shots/", "share/"))}
+    return {name: weighted_mean(row.mean(1), weights) for name, row in hits.items()}
 
 
 def _show(result: Result) -> Table:
-    """Top-1 by layer and number of labels."""
+    """Format the top-1 accuracy by layer and setting."""
     return layers_table(result, lambda kind: f"{kind.replace('/', ' ')}, top-1 %")
 
 
@@ -109,10 +123,10 @@ few_shot = Protocol(
     config=FewShotConfig,
     open_data=open_labelled,
     measure=_measure,
-    metrics=metrics,
+    metrics=compute_metrics,
     show=_show,
     section=LayersSection("Few labels", r"(shots|share)/[\d.e-]+"),
-    returns="``LAYER/shots/K`` or ``LAYER/share/S``: top-1, mean over draws",
+    returns="``LAYER/shots/K`` or ``LAYER/share/S``, the top-1 accuracy averaged over draws",
     positional_key="layer",
     chance_level=majority_class,
 )

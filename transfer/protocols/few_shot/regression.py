@@ -1,4 +1,4 @@
-"""Logistic regression by L-BFGS, its penalty chosen by cross-validation."""
+"""Logistic regression by L-BFGS, with its penalty selected by cross-validation."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,56 +7,58 @@ import numpy as np
 
 from transfer.linear_models import project_onto_span
 
-_AT_ONCE = 4096  # test images
+_TEST_BATCH = 4096  # test images predicted at a time
 
 
 def predict(
     bank: np.ndarray,
     test: np.ndarray,
-    chosen: np.ndarray,
+    indices: np.ndarray,
     labels: np.ndarray,
     costs: Sequence[float],
     folds: int,
     seed: int,
 ) -> np.ndarray:
-    """Classes of test images by logistic regression, its C chosen by cross-validation on the training images.
+    """Fit a logistic regression, with C selected by cross-validation on its training images, and classify test images.
+
+    Features are centred per dimension, and divided by the standard deviation over all of their values.
 
     Args:
         bank: (N, d) features of training images.
-        test: (m, d).
-        chosen: (n,) those of the bank that are learned; they are centred, and scaled by one number.
-        labels: (n,) theirs, of two classes or more.
-        costs: values of C.
-        folds: of the cross-validation.
-        seed: of the folds.
+        test: (m, d) features of test images.
+        indices: (n,) indices into ``bank`` of the images to train on.
+        labels: (n,) their class indices, from two or more classes.
+        costs: candidate values of C.
+        folds: number of cross-validation folds.
+        seed: seed of the folds.
 
     Returns:
-        (m,) class numbers.
+        (m,) predicted class indices.
     """
     from sklearn.model_selection import StratifiedKFold
 
-    train = bank[chosen]
+    train = bank[indices]
     mean, scale = train.mean(0), train.std() + 1e-12
     x, directions = project_onto_span((train - mean) / scale)
     folds, cost = min(folds, int(np.unique(labels, return_counts=True)[1].min())), 1.0
     if len(costs) == 1:
         cost = costs[0]
     elif folds >= 2:
-        right = np.zeros(len(costs))
-        for learned, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(x, labels):
-            for number, one in enumerate(costs):
-                right[number] += (_fit(x[learned], labels[learned], one).predict(x[held_out]) == labels[held_out]).sum()
-        cost = costs[int(right.argmax())]
-    model, found = _fit(x, labels, cost), []
-    for start in range(0, len(test), _AT_ONCE):
-        z = (test[start : start + _AT_ONCE] - mean) / scale
-        found.append(model.predict(z if directions is None else z @ directions))
-    return np.concatenate(found)
+        correct = np.zeros(len(costs))
+        for fitted, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(x, labels):
+            for i, c in enumerate(costs):
+                correct[i] += (_fit(x[fitted], labels[fitted], c).predict(x[held_out]) == labels[held_out]).sum()
+        cost = costs[int(correct.argmax())]
+    model, predictions = _fit(x, labels, cost), []
+    for start in range(0, len(test), _TEST_BATCH):
+        z = (test[start : start + _TEST_BATCH] - mean) / scale
+        predictions.append(model.predict(z if directions is None else z @ directions))
+    return np.concatenate(predictions)
 
 
 def _fit(x: np.ndarray, labels: np.ndarray, cost: float):
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that 1,000 steps of L-BFGS were not enough for a large C
+        warnings.simplefilter("ignore")  # L-BFGS may not converge within 1,000 iterations for a large C
         return LogisticRegression(C=cost, max_iter=1000).fit(x, labels)

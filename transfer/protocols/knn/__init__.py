@@ -1,1 +1,1 @@
-"""Weighted k-nearest-neighbour classification in frozen features: no training, no choice of a learning rate."""
+"""Weighted k-nearest-neighbour classification on frozen features, without training or a learning rate to tune."""

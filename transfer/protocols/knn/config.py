@@ -1,4 +1,4 @@
-"""The keys of `transfer knn`."""
+"""Config of `transfer knn`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,14 +15,15 @@ class KNNConfig(FeaturesConfig):
     protocol: ClassVar[str] = "knn"
 
     val_share: ProperFraction = 0.05
-    """share of the images held out for validation where the data has no val/"""
+    """fraction of the images held out for validation if the data has no val/"""
     k: list[Count] = field(default_factory=lambda: [20])
-    """how many neighbours vote"""
+    """number of neighbours that vote; each value is evaluated"""
     temperature: list[Positive] = field(default_factory=lambda: [0.07])
-    """of their weights"""
+    """temperature of the vote weights, exp(cosine / temperature); each value is evaluated"""
     pooling: Pooling = "global"
-    """global (the mean over positions), average or bilinear to a grid of fewer than 10,000 numbers"""
+    """pooling of the feature maps: global, the mean over positions; average or bilinear, to a grid with fewer than
+    10,000 values per layer"""
 
     def check(self) -> None:
-        require(len(self.k) > 0 and len(set(self.k)) == len(self.k), "k must be one or more, and differ", self.k)
+        require(len(self.k) > 0 and len(set(self.k)) == len(self.k), "k must be one or more distinct numbers", self.k)
         require(len(self.temperature) > 0, "temperature must be one or more numbers", self.temperature)

@@ -1,6 +1,7 @@
-"""Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018): features are
-L2-normalised, and each of the k training images nearest to a query by cosine votes for its class with weight
-exp(cosine / temperature).
+"""k-NN evaluation of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018).
+
+Features are L2-normalised. Each of the k training images nearest to a query by cosine similarity votes for its class
+with weight exp(cosine / temperature).
 """
 
 import numpy as np
@@ -22,58 +23,59 @@ from transfer.protocols.knn.config import KNNConfig
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """Features of both parts, then neighbours layer by layer."""
+    """Extract features of both splits, then classify layer by layer."""
     backbone, split, world = measurement.backbone, measurement.split, measurement.world
     layers = measurement.choose_layers()
     config: KNNConfig = measurement.config
     _check_k(config, len(split.train))
     measurement.announce(f"layers {', '.join(layers)}")
     train, test = features_of_both(measurement, layers, centre_crop(backbone.input, config.size))
-    _check_k(config, len(train))  # without those that could not be read
+    _check_k(config, len(train))  # again, because unreadable images were left out
     rows = test.columns()
     labels = torch.from_numpy(train.images.labels)
     for layer in layers:
         measurement.check_interrupt()
-        bank, queries = (stored.maps[layer].flatten(1) for stored in (train, test))
-        own = queries.tensor_split(world.size)[world.rank]
-        found = neighbours(own, bank, max(config.k), world.device)
-        nearest, cosines = (world.concatenate(part.to(world.device)).cpu() for part in found)
+        bank, queries = (features.maps[layer].flatten(1) for features in (train, test))
+        rank_queries = queries.tensor_split(world.size)[world.rank]
+        rank_neighbours = neighbours(rank_queries, bank, max(config.k), world.device)
+        indices, cosines = (world.concatenate(tensor.to(world.device)).cpu() for tensor in rank_neighbours)
         for k in config.k:
             for temperature in config.temperature:
-                ranked = vote(labels[nearest[:, :k]], cosines[:, :k], temperature, len(split.classes))
+                ranked = vote(labels[indices[:, :k]], cosines[:, :k], temperature, len(split.classes))
                 name = f"{layer}/knn{k}" + ("" if temperature == config.temperature[0] else f"/t{temperature:g}")
                 rows[name] = ranked[:, 0].numpy() == rows["labels"]
-    return Evaluation(unweighted_metrics(metrics, rows), len(rows["names"]), rows)
+    return Evaluation(unweighted_metrics(compute_metrics, rows), len(rows["names"]), rows)
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
-    """Shares of images that were classified right, by layer, k and temperature."""
-    return {name: weighted_mean(row, weights) for name, row in rows.items() if "/knn" in name}
+def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
+    """Return the top-1 accuracy by layer, k and temperature."""
+    return {name: weighted_mean(hits, weights) for name, hits in rows.items() if "/knn" in name}
 
 
 def _check_k(config: KNNConfig, images: int) -> None:
     if max(config.k) > images:
-        raise UserError(f"k must not be above the number of training images ({images}), got {max(config.k)}")
+        raise UserError(f"k must not exceed the number of training images ({images}), got {max(config.k)}")
 
 
 def vote(labels: Tensor, cosines: Tensor, temperature: float, classes: int) -> Tensor:
-    """Classes by weight: each neighbour votes for its label with exp(cosine / temperature).
+    """Rank classes by the votes of neighbours, weighted by exp(cosine / temperature).
 
     Args:
-        labels, cosines: (N, k), nearest first.
-        temperature: of the weights.
-        classes: how many there are.
+        labels, cosines: (N, k) class index and cosine similarity of each neighbour, nearest first.
+        temperature: temperature of the weights.
+        classes: number of classes.
 
     Returns:
-        (N, ≤ 5) class numbers, the heaviest first.
+        (N, ≤ 5) class indices, highest total weight first.
     """
-    weights = ((cosines - cosines[:, :1]) / temperature).double().exp()  # a common factor changes nothing
+    # Subtracting the greatest cosine scales all weights alike, and avoids overflow.
+    weights = ((cosines - cosines[:, :1]) / temperature).double().exp()
     votes = torch.zeros(len(labels), classes, dtype=torch.float64).scatter_add_(1, labels, weights)
     return votes.topk(min(5, classes), 1).indices
 
 
 def _show(result: Result) -> Table:
-    """Accuracy by layer, k and temperature."""
+    """Format the accuracy by layer, k and temperature."""
     return layers_table(result, lambda kind: f"{kind}, top-1 %")
 
 
@@ -81,10 +83,10 @@ knn = Protocol(
     config=KNNConfig,
     open_data=open_labelled,
     measure=_measure,
-    metrics=metrics,
+    metrics=compute_metrics,
     show=_show,
     section=LayersSection("Nearest neighbours", r"knn\d+(/t.*)?"),
-    returns="``LAYER/knnK``, top-1; at further temperatures ``LAYER/knnK/tT``",
+    returns="``LAYER/knnK``, the top-1 accuracy; for all temperatures but the first, ``LAYER/knnK/tT``",
     positional_key="layer",
     chance_level=majority_class,
 )

@@ -1,1 +1,1 @@
-"""Linear probes on frozen layers: what can a linear classifier read out of each layer?"""
+"""Linear probes: linear classifiers on the layers of a frozen backbone."""

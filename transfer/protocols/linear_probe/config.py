@@ -1,4 +1,4 @@
-"""The keys of `transfer linear-probe`."""
+"""Config of `transfer linear-probe`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -18,24 +18,24 @@ class LinearProbeConfig(TrainedConfig, FrozenConfig):
     protocol: ClassVar[str] = "linear-probe"
 
     val_share: ProperFraction = 0.05
-    """share of the images held out for validation where the data has no val/"""
+    """fraction of the images held out for validation if the data has no val/"""
     pooling: Pooling = "average"
-    """to fewer than 10,000 numbers: average, or bilinear (the release), for any net; windows (the paper), for AlexNet;
-    global; deepcluster is windows"""
+    """pooling of the feature maps to fewer than 10,000 values per layer: average or bilinear (the release), for any
+    net; windows (the paper), for AlexNet; global, the mean over positions; deepcluster, an alias of windows"""
     norm: Norm = "channel"
-    """statistics of the affine-free BatchNorm before each classifier: by channel, by feature, or none of it"""
+    """statistics of the affine-free BatchNorm before each classifier: per channel or per feature; none: no BatchNorm"""
     zero: bool = True
-    """start from zero weights rather than PyTorch's"""
+    """initialise the classifiers with zeros instead of PyTorch's default"""
     rates: list[Positive] = field(default_factory=list)
-    """learning rates to try, one classifier each in the same pass; none: optim.lr alone"""
+    """candidate learning rates, each with its own classifier, all trained in one pass; if empty: optim.lr"""
     held_out: ProperFraction = 0.1
-    """share of the training images by which a rate is chosen, where there are several"""
+    """fraction of the training images held out to select the learning rate if there are several candidates"""
     ten_crops: bool = False
-    """validate on ten crops an image, their softmax outputs averaged"""
+    """validate on ten crops per image, averaging their softmax outputs"""
     cache: Cache = "off"
-    """keep features: off, memory or disk; training features are kept only where crops are not augmented"""
+    """where features are cached: off, memory or disk; training features are only cached if crops are not augmented"""
     crop: CropConfig = field(default_factory=lambda: CropConfig(0, 0, "random"))
-    """crops; size and resize of 0: what the backbone was trained on"""
+    """crops; a size or resize of 0 stands for the value of the backbone's input spec"""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig("sgd", 0.01, weight_decay=5e-4))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(compile=False))
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(eval_every=5000, checkpoint_every=1000))

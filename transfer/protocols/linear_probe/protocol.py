@@ -1,6 +1,7 @@
-"""The protocol of the paper's Fig. 7 (and DeepCluster's, by config). All layers are trained in one pass over the frozen
-net; with several learning rates each layer has a classifier a rate, and the rate is chosen on a held-out part of the
-training images, never on validation images.
+"""Linear probes as in the paper's Fig. 7, or in DeepCluster with its config.
+
+The classifiers of all layers are trained in one pass over the frozen backbone. With several learning rates, each layer
+has one classifier per rate, and the best rate is selected on held-out training images, never on validation images.
 """
 
 from dataclasses import replace
@@ -27,11 +28,11 @@ from transfer.prediction import FinishedRun, Prediction, Predictor, scores_of, v
 from transfer.protocol import Measurement, Protocol, unweighted_metrics
 from transfer.protocols.linear_probe.config import LinearProbeConfig
 from transfer.protocols.linear_probe.published import ATTRIBUTION, IMAGENET_PROBES
-from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, accuracy_by_class, metrics
+from transfer.protocols.linear_probe.task import LayerProbe, LinearProbe, Probes, accuracy_by_class, compute_metrics
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """Features (kept where they can be), classifiers, the loop."""
+    """Cache the features if possible, then train the classifiers."""
     split, world, run = measurement.split, measurement.world, measurement.run
     layers = measurement.choose_layers()
     config: LinearProbeConfig = measurement.config
@@ -42,7 +43,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     train, held_out, test = split.train, None, split.test
     if len(config.rates) > 1:
         train, held_out = hold_out(train, config.held_out, split.source)
-    batch = -(-max(64, config.train.batch // world.size) // 10) * 10  # ten crops of an image stay together
+    batch = -(-max(64, config.train.batch // world.size) // 10) * 10  # keeps ten crops of an image in one batch
     centre, view = CentreCrop(crop.size, crop.resize, interpolation), _test_view(config, input)
     stream = Stream(train, TrainingCrops(crop, interpolation), config.seed)
     if config.cache != "off":
@@ -53,7 +54,7 @@ def _measure(measurement: Measurement) -> Evaluation:
         test = extract(Stream(test, view), "validation")
         held_out = held_out and extract(Stream(held_out, view), "held-out")
         if crop.kind != "centre" or crop.mirror:
-            measurement.console.print("training crops are augmented: their features are computed anew every time")
+            measurement.console.print("training crops are augmented: their features are not cached")
         else:
             train = extract(Stream(train, centre), "training")
             stream = Stream(train.images, IndexOnly(), config.seed)
@@ -73,10 +74,10 @@ def _measure(measurement: Measurement) -> Evaluation:
         config.runtime.workers,
     )
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
-    found = loop.fit()
-    chosen = loop.evaluated_net.chosen({layer: found.metrics.get(f"{layer}/lr") for layer in layers})
-    world.broadcast_from_main(lambda: save_heads(run.path, chosen, split.classes))
-    return replace(found, metrics=found.metrics | unweighted_metrics(accuracy_by_class, found.rows))
+    evaluation = loop.fit()
+    best_probes = loop.evaluated_net.chosen({layer: evaluation.metrics.get(f"{layer}/lr") for layer in layers})
+    world.broadcast_from_main(lambda: save_heads(run.path, best_probes, split.classes))
+    return replace(evaluation, metrics=evaluation.metrics | unweighted_metrics(accuracy_by_class, evaluation.rows))
 
 
 def _test_view(config: LinearProbeConfig, input: InputSpec) -> View:
@@ -101,25 +102,31 @@ def _predictor(run: FinishedRun) -> Predictor:
 
 
 def _show(result: Result) -> Table:
-    """Accuracy by layer."""
+    """Format the accuracies and the selected learning rate by layer."""
     layers = [name.removesuffix("/top1") for name in result.metrics if name.endswith("/top1")]
-    kinds = [("top1", "top-1, %", "{:.1f}", 100), ("top5", "top-5, %", "{:.1f}", 100), ("lr", "rate", "{:g}", 1)]
-    shown = [kind for kind in kinds if f"{layers[0]}/{kind[0]}" in result.metrics]
+    columns = [
+        ("top1", "top-1, %", "{:.1f}", 100),
+        ("top5", "top-5, %", "{:.1f}", 100),
+        ("lr", "learning rate", "{:g}", 1),
+    ]
+    present = [column for column in columns if f"{layers[0]}/{column[0]}" in result.metrics]
     rows = {
-        layer: [words.format(factor * result.metrics[f"{layer}/{key}"]) for key, _, words, factor in shown]
+        layer: [
+            template.format(factor * result.metrics[f"{layer}/{metric}"]) for metric, _, template, factor in present
+        ]
         for layer in layers
     }
-    return table(rows, ["layer", *(head for _, head, _, _ in shown)])
+    return table(rows, ["layer", *(title for _, title, _, _ in present)])
 
 
 linear_probe = Protocol(
     config=LinearProbeConfig,
     open_data=open_labelled,
     measure=_measure,
-    metrics=metrics,
+    metrics=compute_metrics,
     show=_show,
     section=LayersSection("Linear probes", r"top\d", IMAGENET_PROBES, attribution=ATTRIBUTION),
-    returns="``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``",
+    returns="the accuracies ``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``",
     positional_key="layer",
     predict=_predictor,
     chance_level=majority_class,

@@ -1,5 +1,8 @@
-"""Published ImageNet top-1 (%) of linear classifiers on AlexNet's conv1 … conv5, from Zhang, Isola and Efros,
-"Split-Brain Autoencoders" (CVPR 2017), Table 2. The table corrects the colorization row of their earlier Fig. 7."""
+"""Published ImageNet top-1 accuracies (%) of linear classifiers on AlexNet's conv1 … conv5.
+
+Source: Zhang, Isola and Efros, "Split-Brain Autoencoders" (CVPR 2017), Table 2. It corrects the colorization row of
+Fig. 7 in their earlier paper.
+"""
 
 ATTRIBUTION = "Split-Brain Autoencoders (Zhang et al. 2017), Table 2, maps resized bilinearly"
 IMAGENET_PROBES: dict[str, tuple[float, ...]] = {

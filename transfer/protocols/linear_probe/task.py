@@ -1,4 +1,4 @@
-"""Linear classifiers on the layers of a frozen backbone, all trained in one pass: a task for the one loop."""
+"""Training task of the linear probe: classifiers on all layers of a frozen backbone, trained in one pass."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,27 +20,28 @@ from transfer.heads import LayerHeads
 from transfer.protocol import MetricArrays, unweighted_metrics, weighted_mean
 from transfer.protocols.linear_probe.config import Norm
 
-Images = ImageSet | StoredFeatures
+Images = ImageSet | StoredFeatures  # images, or cached features of images
 
 
 class LayerProbe(nn.Module):
-    """Affine-free BatchNorm and one linear classifier, or several that share it (one a learning rate).
+    """Affine-free BatchNorm, followed by one linear classifier per learning rate.
 
     Args:
-        shape: (C, g, g) of the features.
-        classes: of the classifiers.
-        count: how many classifiers.
-        norm: statistics by "channel" (the paper), by "feature", or "none".
-        zero: start from zero weights (the release) rather than PyTorch's.
+        shape: shape (C, g, g) of the features.
+        classes: number of classes.
+        count: number of classifiers.
+        norm: BatchNorm statistics per "channel" (the paper) or per "feature"; "none" for no BatchNorm.
+        zero: initialise the classifiers with zeros (the release) instead of PyTorch's default.
 
     Shape:
-        (N, C, g, g) → count times (N, classes).
+        (N, C, g, g) → list of ``count`` logits (N, classes).
     """
 
     def __init__(self, shape: Sequence[int], classes: int, count: int = 1, norm: Norm = "channel", zero: bool = True):
         super().__init__()
         length = int(np.prod(shape))
-        # The backbone is frozen, so the average over all batches so far is a better estimate than a moving one.
+        # momentum=None averages over all batches. The features of a frozen backbone do not drift, so this estimate is
+        # better than a moving average.
         if norm == "channel":
             self.norm = nn.BatchNorm2d(shape[0], affine=False, momentum=None)
         else:
@@ -57,25 +58,27 @@ class LayerProbe(nn.Module):
 
 
 class Probes(LayerHeads):
-    """A :class:`LayerProbe` a layer: features by layer → logits by layer, a list of one a learning rate."""
+    """One :class:`LayerProbe` per layer: features by layer → by layer, a list of logits, one per learning rate."""
 
     def __init__(self, shapes: dict[str, Sequence[int]], classes: int, rates: Sequence[float], norm: Norm, zero: bool):
         count = len(rates)
-        super().__init__({n: LayerProbe(shape, classes, count, norm, zero) for n, shape in shapes.items()}, rates)
+        super().__init__(
+            {layer: LayerProbe(shape, classes, count, norm, zero) for layer, shape in shapes.items()}, rates
+        )
 
 
 @dataclass(eq=False)
 class LinearProbe:
-    """The task: features without gradients, logits, and the sum of all classifiers' cross-entropies.
+    """Task that minimises the sum of the cross-entropies of all classifiers.
 
     Attributes:
-        net: the classifiers.
-        features: the frozen backbone.
-        train: training images, or their stored features.
+        net: classifiers to train.
+        features: extractor of the frozen backbone's features.
+        train: training images, or their cached features.
         held_out: held-out training images for selecting the learning rate; None for a single rate.
-        test: test images, or their stored features.
-        classes: their names.
-        view: view of images in evaluations.
+        test: test images, or their cached features.
+        classes: class names.
+        view: view of the images in evaluations.
         rate_factors: factors of the learning rate by parameter name.
         world: ranks that share the evaluation.
         batch: evaluation batch size per rank.
@@ -103,79 +106,95 @@ class LinearProbe:
         else:
             features = self.features(batch.images)
         labels = batch.labels.to(self.world.device, non_blocking=True)
-        logits = [one for layer in net(features).values() for one in layer]
-        loss = torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits]).sum()
+        logits = [rate_logits for layer_logits in net(features).values() for rate_logits in layer_logits]
+        loss = torch.stack([F.cross_entropy(scores, labels, reduction="sum") for scores in logits]).sum()
         return loss, loss.new_full((), len(labels))
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         layers, broken = self.net.layers, {}
-        chosen, rates = dict.fromkeys(layers, 0), {}
+        best, rate_metrics = dict.fromkeys(layers, 0), {}
         if self.held_out is not None:
-            ranked, names = self._rank(net, self.held_out, should_stop, broken)
+            ranked, columns = self._rank(net, self.held_out, should_stop, broken)
             for layer in layers:
-                tried = [
-                    unweighted_metrics(accuracy, self._rows({layer: one}, names))[f"{layer}/top1"]
-                    for one in ranked[layer]
+                accuracies = [
+                    unweighted_metrics(accuracy, self._rows({layer: classes}, columns))[f"{layer}/top1"]
+                    for classes in ranked[layer]
                 ]
-                chosen[layer] = int(np.argmax(tried))
-                rates |= {f"{layer}/held_out_top1": max(tried), f"{layer}/lr": self.net.rates[chosen[layer]]}
-        ranked, names = self._rank(net, self.test, should_stop, broken)
-        rows = self._rows({layer: ranked[layer][chosen[layer]] for layer in layers}, names)
-        figures = rates | unweighted_metrics(accuracy, rows)  # those of classes only after training
-        line = "top-1 " + "  ".join(f"{layer} {100 * figures[f'{layer}/top1']:.1f}" for layer in layers)
-        return Evaluation(figures, len(rows["names"]), {**rows, "classes": np.array(self.classes)}, broken, line)
+                best[layer] = int(np.argmax(accuracies))
+                rate_metrics |= {f"{layer}/held_out_top1": max(accuracies), f"{layer}/lr": self.net.rates[best[layer]]}
+        ranked, columns = self._rank(net, self.test, should_stop, broken)
+        rows = self._rows({layer: ranked[layer][best[layer]] for layer in layers}, columns)
+        # Per-class accuracies are computed once, after training.
+        metrics = rate_metrics | unweighted_metrics(accuracy, rows)
+        line = "top-1 " + "  ".join(f"{layer} {100 * metrics[f'{layer}/top1']:.1f}" for layer in layers)
+        return Evaluation(metrics, len(rows["names"]), {**rows, "classes": np.array(self.classes)}, broken, line)
 
-    def _rows(self, ranked: dict[str, np.ndarray], named: dict[str, np.ndarray]) -> Rows:
-        """``LAYER/prediction``, ``LAYER/top1`` and, where there are five classes, ``LAYER/top5`` of every image."""
-        rows = dict(named)
-        for layer, likeliest in ranked.items():
-            hits = likeliest == named["labels"][:, None]
-            rows |= {f"{layer}/prediction": likeliest[:, 0], f"{layer}/top1": hits[:, 0]}
-            if likeliest.shape[1] >= 5:
+    def _rows(self, ranked: dict[str, np.ndarray], columns: dict[str, np.ndarray]) -> Rows:
+        """Return the per-image rows: ``LAYER/prediction``, ``LAYER/top1`` and, from five classes on, ``LAYER/top5``.
+
+        Args:
+            ranked: (n, ≤ 5) class indices by layer, the most likely first.
+            columns: names and labels of the n images.
+        """
+        rows = dict(columns)
+        for layer, classes in ranked.items():
+            hits = classes == columns["labels"][:, None]
+            rows |= {f"{layer}/prediction": classes[:, 0], f"{layer}/top1": hits[:, 0]}
+            if classes.shape[1] >= 5:
                 rows[f"{layer}/top5"] = hits[:, :5].any(1)
         return rows
 
     def _rank(
         self, net: nn.Module, images: Images, should_stop: Callable[[], bool], broken: dict[str, str]
     ) -> tuple[dict[str, list[np.ndarray]], dict[str, np.ndarray]]:
-        """The likeliest classes by layer and learning rate, (n, ≤ 5) each, and names and labels of the n images.
-
-        The views of an image (ten crops) vote with the mean of their softmax outputs.
+        """Rank the classes of each image by their softmax outputs, averaged over its views (ten crops).
 
         Args:
-            net: the classifiers.
-            images: to be ranked.
-            should_stop: asked before every batch.
-            broken: gets the images that cannot be read.
+            net: classifiers.
+            images: images to classify, or their cached features.
+            should_stop: checked before every batch.
+            broken: filled with the reason for each unreadable image, by name.
+
+        Returns:
+            ranked: by layer, for each learning rate, (n, ≤ 5) class indices, the most likely first.
+            columns: names and labels of the n images.
         """
         layers, rates = self.net.layers, self.net.rates
         width = min(5, self.net.probes[0].classifiers[0].out_features)
         none = torch.empty(0, width, dtype=torch.int64, device=self.world.device)
-        found = {(layer, number): [none] for layer in layers for number in range(len(rates))}
-        seen: list[Tensor] = []
-        for features, indices in self._batches(images, should_stop, broken):
-            owners, views = torch.unique_consecutive(indices, return_counts=True)
-            seen.append(owners)
-            owner = torch.repeat_interleave(torch.arange(len(owners)), views).to(self.world.device)
-            for layer, logits in net(features).items():
-                for number, one in enumerate(logits):
-                    votes = one.new_zeros(len(owners), one.shape[1]).index_add_(0, owner, one.softmax(1))
-                    found[layer, number].append(votes.topk(width).indices)
-        indices, columns = in_order(self.world, seen, found)
+        top_classes = {(layer, rate): [none] for layer in layers for rate in range(len(rates))}
+        batch_indices: list[Tensor] = []
+        for features, view_indices in self._batches(images, should_stop, broken):
+            image_indices, views = torch.unique_consecutive(view_indices, return_counts=True)
+            batch_indices.append(image_indices)
+            owner = torch.repeat_interleave(torch.arange(len(image_indices)), views).to(self.world.device)
+            for layer, layer_logits in net(features).items():
+                for rate, logits in enumerate(layer_logits):
+                    votes = logits.new_zeros(len(image_indices), logits.shape[1]).index_add_(
+                        0, owner, logits.softmax(1)
+                    )
+                    top_classes[layer, rate].append(votes.topk(width).indices)
+        indices, ordered = in_order(self.world, batch_indices, top_classes)
         if not len(indices):
             raise UserError("none of the validation images can be read")
-        shown = images_of(images)
-        named = {"names": np.array([shown.names[int(i)] for i in indices]), "labels": shown.labels[indices.numpy()]}
-        return {layer: [columns[layer, n].numpy() for n in range(len(rates))] for layer in layers}, named
+        image_set = _image_set(images)
+        columns = {
+            "names": np.array([image_set.names[int(i)] for i in indices]),
+            "labels": image_set.labels[indices.numpy()],
+        }
+        return {layer: [ordered[layer, rate].numpy() for rate in range(len(rates))] for layer in layers}, columns
 
     def _batches(
         self, images: Images, should_stop: Callable[[], bool], broken: dict[str, str]
     ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """(features, image of every row) of this rank's share; an image's views are in one batch."""
+        """Yield batches of this rank: features by layer, and the image index of each row.
+
+        All views of an image are in the same batch.
+        """
         if isinstance(images, StoredFeatures):
-            for part in images.shares(self.batch, self.world, should_stop):
-                if part.start < part.stop:
-                    yield images.rows(part, self.world.device), images.indices[part]
+            for rows in images.shares(self.batch, self.world, should_stop):
+                if rows.start < rows.stop:
+                    yield images.rows(rows, self.world.device), images.indices[rows]
             return
 
         def compute(batch: ImageBatch) -> dict[str, Tensor]:
@@ -186,26 +205,26 @@ class LinearProbe:
         broken |= held_out.broken
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
-    """``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``."""
+def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
+    """Return the accuracies ``LAYER/top1``, ``LAYER/top5`` and ``LAYER/top1/CLASS``."""
     return accuracy(rows, weights) | accuracy_by_class(rows, weights)
 
 
 def accuracy(rows: Rows, weights: np.ndarray) -> MetricArrays:
-    """``LAYER/top1``, ``LAYER/top5``: shares of images whose class is the likeliest, or one of the five likeliest."""
-    return {name: weighted_mean(row, weights) for name, row in rows.items() if name.endswith(("/top1", "/top5"))}
+    """Return the top-1 and top-5 accuracies, ``LAYER/top1`` and ``LAYER/top5``."""
+    return {name: weighted_mean(hits, weights) for name, hits in rows.items() if name.endswith(("/top1", "/top5"))}
 
 
 def accuracy_by_class(rows: Rows, weights: np.ndarray) -> MetricArrays:
-    """``LAYER/top1/CLASS``: top-1 accuracy within each class that has images."""
-    figures: MetricArrays = {}
-    for layer_top1 in [name for name in rows if name.endswith("/top1")]:
-        for number, name in enumerate(rows.get("classes", ())):
-            of_class = rows["labels"] == number
-            if of_class.any():
-                figures[f"{layer_top1}/{name}"] = weighted_mean(rows[layer_top1][of_class], weights[:, of_class])
-    return figures
+    """Return the top-1 accuracy within each class that has images, ``LAYER/top1/CLASS``."""
+    metrics: MetricArrays = {}
+    for column in [name for name in rows if name.endswith("/top1")]:
+        for label, name in enumerate(rows.get("classes", ())):
+            in_class = rows["labels"] == label
+            if in_class.any():
+                metrics[f"{column}/{name}"] = weighted_mean(rows[column][in_class], weights[:, in_class])
+    return metrics
 
 
-def images_of(images: Images) -> ImageSet:
+def _image_set(images: Images) -> ImageSet:
     return images.images if isinstance(images, StoredFeatures) else images

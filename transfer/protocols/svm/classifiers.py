@@ -1,4 +1,4 @@
-"""One linear SVM a class, its C chosen by cross-validated average precision: VISSL's, on liblinear."""
+"""VISSL's linear SVMs on liblinear, one per class, with C selected by cross-validated average precision."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ import numpy as np
 from transfer.pascal.metrics import average_precision
 
 
-def chosen_scores(
+def cross_validated_scores(
     train: np.ndarray, test: np.ndarray, labels: np.ndarray, costs: Sequence[float], folds: int, seed: int
 ) -> np.ndarray:
-    """Decision values of test images by the SVM of one class, its C chosen by cross-validation.
+    """Train the SVM of one class, with C selected by cross-validation, and score the test images.
 
     Args:
-        train: (n, d) float64.
-        test: (m, d).
-        labels: (n,): 1 for a positive, 0 for a negative, -1 for an image that is not learned from.
-        costs: values of C.
-        folds: of the cross-validation.
-        seed: of liblinear's permutations.
+        train: (n, d) float64 features of training images.
+        test: (m, d) features of test images.
+        labels: (n,) 1 for a positive, 0 for a negative, -1 for an image to ignore.
+        costs: candidate values of C.
+        folds: number of cross-validation folds.
+        seed: seed of liblinear's permutations.
 
     Returns:
-        (m,).
+        (m,) decision values of the test images.
     """
     used = labels >= 0
     x, y = train[used], labels[used] == 1
@@ -32,13 +32,20 @@ def chosen_scores(
 def scores_by_cost(
     train: np.ndarray, test: np.ndarray, labels: np.ndarray, costs: Sequence[float], seed: int
 ) -> np.ndarray:
-    """Decision values of test images for every C: (costs, m); arguments as of :func:`chosen_scores`."""
+    """Train the SVM of one class once per C, and score the test images.
+
+    Args:
+        train, test, labels, costs, seed: see :func:`cross_validated_scores`.
+
+    Returns:
+        (costs, m) decision values of the test images.
+    """
     used = labels >= 0
     return np.stack([fit(train[used], labels[used] == 1, cost, seed).decision_function(test) for cost in costs])
 
 
 def fit(x: np.ndarray, positive: np.ndarray, cost: float, seed: int):
-    """An SVM with VISSL's settings: squared hinge, L2, dual; positives count twice."""
+    """Fit an SVM with VISSL's settings: squared hinge loss, L2 penalty, dual form, and weight 2 for positives."""
     from sklearn.svm import LinearSVC
 
     model = LinearSVC(
@@ -53,13 +60,15 @@ def fit(x: np.ndarray, positive: np.ndarray, cost: float, seed: int):
         random_state=seed % 2**32,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that 2,000 passes were not enough for a large C
+        warnings.simplefilter("ignore")  # liblinear may not converge within 2,000 iterations for a large C
         return model.fit(x, np.where(positive, 1, -1))
 
 
 def choose_cost(x: np.ndarray, positive: np.ndarray, costs: Sequence[float], folds: int, seed: int) -> float:
-    """The C of the greatest mean average precision over folds, the first of several; 1 where there is one positive and
-    a choice."""
+    """Select the C with the highest average precision, averaged over folds.
+
+    Ties go to the first value of ``costs``. With a single positive or negative, C is 1 unless ``costs`` has one value.
+    """
     from sklearn.model_selection import StratifiedKFold
 
     folds = min(folds, int(positive.sum()), int((~positive).sum()))
@@ -67,9 +76,9 @@ def choose_cost(x: np.ndarray, positive: np.ndarray, costs: Sequence[float], fol
         return costs[0]
     if folds < 2:
         return 1.0
-    found = np.zeros(len(costs))
-    for learned, held_out in StratifiedKFold(folds).split(x, positive):
-        for number, cost in enumerate(costs):
-            scores = fit(x[learned], positive[learned], cost, seed).decision_function(x[held_out])
-            found[number] += average_precision(scores, positive[held_out], np.ones((1, len(held_out))))[0]
-    return costs[int(found.argmax())]
+    precisions = np.zeros(len(costs))
+    for fitted, held_out in StratifiedKFold(folds).split(x, positive):
+        for i, cost in enumerate(costs):
+            scores = fit(x[fitted], positive[fitted], cost, seed).decision_function(x[held_out])
+            precisions[i] += average_precision(scores, positive[held_out], np.ones((1, len(held_out))))[0]
+    return costs[int(precisions.argmax())]

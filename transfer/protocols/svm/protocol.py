@@ -1,8 +1,8 @@
-"""Linear SVMs on the layers of a frozen backbone, with all labels and low-shot: the protocol of VISSL and of FAIR's
-benchmark (Goyal et al., "Scaling and benchmarking self-supervised visual representation learning", ICCV 2019).
+"""Linear SVMs on the layers of a frozen backbone, with all labels and low-shot, as in VISSL and in FAIR's benchmark
+(Goyal et al., "Scaling and benchmarking self-supervised visual representation learning", ICCV 2019).
 
-C is chosen by cross-validation on training images. Both benchmarks choose the C of low-shot on the test images
-(``choose: test``); only figures with this choice are comparable with theirs.
+C is selected by cross-validation on training images. Both benchmarks select the C of low-shot SVMs on the test images;
+for low-shot results that are comparable with theirs, set ``choose: test``.
 """
 
 from collections.abc import Sequence
@@ -29,45 +29,45 @@ from transfer.pascal.annotations import IGNORED, POSITIVE
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.metrics import average_precision
 from transfer.protocol import Measurement, MetricArrays, Protocol, unweighted_metrics
-from transfer.protocols.svm.classifiers import chosen_scores, scores_by_cost
+from transfer.protocols.svm.classifiers import cross_validated_scores, scores_by_cost
 from transfer.protocols.svm.config import SVMConfig
 
-_NEGATIVES = 19  # of a low-shot classifier, for each positive
+_NEGATIVES = 19  # negatives per positive of a low-shot SVM
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """Features of both parts, then the classifiers layer by layer; a layer that is done is kept."""
+    """Extract features of both splits, then train SVMs layer by layer; finished layers are saved for resumption."""
     backbone, split, world, run = measurement.backbone, measurement.split, measurement.world, measurement.run
     layers = measurement.choose_layers()
     config: SVMConfig = measurement.config
     measurement.announce(f"layers {', '.join(layers)}")
-    shots = _fillable(split.train.labels, config, measurement)
+    shots = _feasible_shots(split.train.labels, config, measurement)
     view = _view(config, backbone.input)
     train, test = features_of_both(measurement, layers, view)
-    labels = train.images.labels  # without those that could not be read
+    labels = train.images.labels  # of the images that could be read
     if len(labels) < len(split.train):
-        shots = _fillable(labels, config, measurement)
+        shots = _feasible_shots(labels, config, measurement)
     rows = {
         "names": np.array(list(test.images.names)),
         "classes": np.array(split.classes),
         "labels": test.images.labels,
     }
-    figures, scored = {}, {}
+    metrics, scores = {}, {}
     with Processes(config.jobs) as processes:
-        for number, layer in enumerate(layers):
-            kept = run.checkpoints / f"layer-{number}"
-            done = world.broadcast_from_main(partial(_kept, kept, rows["names"]))
-            if not done:
-                done = _classify(
-                    *(part.maps[layer] for part in (train, test)), labels, rows, shots, measurement, processes
+        for index, layer in enumerate(layers):
+            folder = run.checkpoints / f"layer-{index}"
+            layer_scores = world.broadcast_from_main(partial(_load_layer, folder, rows["names"]))
+            if not layer_scores:
+                layer_scores = _classify(
+                    *(features.maps[layer] for features in (train, test)), labels, rows, shots, measurement, processes
                 )
-                world.broadcast_from_main(partial(_keep, kept, {"names": rows["names"], **done}))
-            columns = {f"{layer}/{kind}": column for kind, column in done.items() if kind != "names"}
-            layer_figures = unweighted_metrics(metrics, {**rows, **columns})
-            words = "  ".join(f"{kind} {100 * value:.1f}" for kind, value in layer_figures.items())
-            measurement.console.print(f"mAP {words}")
-            figures, scored = figures | layer_figures, scored | columns
-    return Evaluation(figures, len(rows["names"]), {**rows, **scored})
+                world.broadcast_from_main(partial(_save_layer, folder, {"names": rows["names"], **layer_scores}))
+            columns = {f"{layer}/{kind}": column for kind, column in layer_scores.items() if kind != "names"}
+            layer_metrics = unweighted_metrics(compute_metrics, {**rows, **columns})
+            summary = "  ".join(f"{name} {100 * value:.1f}" for name, value in layer_metrics.items())
+            measurement.console.print(f"mAP {summary}")
+            metrics, scores = metrics | layer_metrics, scores | columns
+    return Evaluation(metrics, len(rows["names"]), {**rows, **scores})
 
 
 def _view(config: SVMConfig, input: InputSpec) -> Squashed:
@@ -76,13 +76,13 @@ def _view(config: SVMConfig, input: InputSpec) -> Squashed:
     return Squashed(size, interpolation_of(input), resize)
 
 
-def _keep(folder: Path, rows: Rows) -> None:
+def _save_layer(folder: Path, rows: Rows) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_rows(folder, rows)
 
 
-def _kept(folder: Path, names: np.ndarray) -> Rows:
-    """What was kept of a layer, if it is of the same images."""
+def _load_layer(folder: Path, names: np.ndarray) -> Rows:
+    """Load the saved scores of a layer; empty if there are none for these images."""
     try:
         rows = load_rows(folder, len(names))
     except UserError:
@@ -90,151 +90,180 @@ def _kept(folder: Path, names: np.ndarray) -> Rows:
     return rows if rows and np.array_equal(rows["names"], names) else {}
 
 
-def _normalised(maps: Tensor) -> np.ndarray:
-    """Features of length 1, (n, d)."""
+def _normalise(maps: Tensor) -> np.ndarray:
+    """Flatten feature maps and scale them to unit L2 norm: (n, C, g, g) → (n, d)."""
     flat = maps.flatten(1)
     return (flat / (flat.norm(dim=1, keepdim=True) + 1e-5)).numpy()
 
 
-def _fillable(labels: np.ndarray, config: SVMConfig, measurement: Measurement) -> list[int]:
-    """The numbers of positives that every class has, with their negatives; others are named.
+def _feasible_shots(labels: np.ndarray, config: SVMConfig, measurement: Measurement) -> list[int]:
+    """Return the values of ``low_shot`` for which every class has enough positives and negatives; log the others.
 
     Raises:
-        UserError: nothing is left to do, or a class has no positives.
+        UserError: a class has no positives or no negatives, or there is nothing to train.
     """
     positives, negatives = (labels == POSITIVE).sum(0), (labels != POSITIVE).sum(0) - (labels == IGNORED).sum(0)
-    for what, counts in (("positive", positives), ("negative", negatives)):
+    for kind, counts in (("positives", positives), ("negatives", negatives)):
         if (counts == 0).any():
             name = measurement.split.classes[int((counts == 0).argmax())]
-            raise UserError(f"the training images of {measurement.split.source!r} have no {what} of the class {name!r}")
-    found = []
+            raise UserError(f"the training images of {measurement.split.source!r} have no {kind} of the class {name!r}")
+    feasible = []
     for k in config.low_shot:
-        short = (positives < k) | (negatives < _NEGATIVES * k)
-        if short.any():
-            number = int(short.argmax())
+        infeasible = (positives < k) | (negatives < _NEGATIVES * k)
+        if infeasible.any():
+            label = int(infeasible.argmax())
             measurement.console.print(
-                f"low-shot {k} is left out: {measurement.split.classes[number]} has {positives[number]} positives and "
-                f"{negatives[number]} negatives, {k} and {_NEGATIVES * k} are needed",
+                f"low-shot {k} is skipped: {measurement.split.classes[label]} has {positives[label]} positives and "
+                f"{negatives[label]} negatives, {k} and {_NEGATIVES * k} are needed",
             )
         else:
-            found.append(k)
-    if not found and not config.full:
-        raise UserError("no class can fill any of the numbers of low_shot, and full is off: nothing is left to do")
-    return found
+            feasible.append(k)
+    if not feasible and not config.full:
+        raise UserError("the classes have too few images for every k in low_shot, and full is off: nothing to train")
+    return feasible
 
 
 def _classify(
     train: Tensor,
     test: Tensor,
     labels: np.ndarray,
-    scored: Rows,
+    test_rows: Rows,
     shots: Sequence[int],
     measurement: Measurement,
     processes: Processes,
 ) -> dict[str, np.ndarray]:
-    """``svm`` (n, K) decision values, and ``low_shot/k`` (n, draws, K), from a layer's maps of both parts."""
-    world, config = measurement.world, measurement.config
-    learned, directions = project_onto_span(_normalised(train))
-    others = _normalised(test) if directions is None else _normalised(test) @ directions
-    shared = [processes.share(learned), processes.share(others)]
-    by_rank, count = -(-labels.shape[1] // world.size), min(world.gather(processes.count))
+    """Train the SVMs of one layer, and score the test images.
 
-    def scores(labels: np.ndarray, all_costs: bool) -> np.ndarray:
+    Args:
+        train, test: feature maps of both splits.
+        labels: (N, K) labels of the training images.
+        test_rows: names, classes and labels of the test images.
+        shots: numbers of positives of the low-shot SVMs.
+        measurement: the measurement in progress.
+        processes: where the SVMs are fitted.
+
+    Returns:
+        decision values of the test images: ``svm`` (n, K), and ``low_shot/k`` (n, draws, K).
+    """
+    world, config = measurement.world, measurement.config
+    train_features, directions = project_onto_span(_normalise(train))
+    test_features = _normalise(test) if directions is None else _normalise(test) @ directions
+    shared = [processes.share(train_features), processes.share(test_features)]
+    classes_per_rank, chunk = -(-labels.shape[1] // world.size), min(world.gather(processes.count))
+
+    def score_classes(labels: np.ndarray, all_costs: bool) -> np.ndarray:
         settings = (config.costs, config.seed) if all_costs else (config.costs, config.folds, config.seed)
-        call, found = scores_by_cost if all_costs else chosen_scores, {}
-        for start in range(0, by_rank, count):  # so many classes a rank at once: stops are heard in between
+        score_class, by_class = scores_by_cost if all_costs else cross_validated_scores, {}
+        for start in range(0, classes_per_rank, chunk):  # in chunks, to check for interrupts in between
             measurement.check_interrupt()
             classes = range(labels.shape[1])
-            parts = [classes[rank :: world.size][start : start + count] for rank in range(world.size)]
-            tasks = [(labels[:, number], *settings) for number in parts[world.rank]]
-            made = world.gather_results(partial(processes.run, call, shared, tasks))
-            for part, values in zip(parts, made, strict=True):
-                found |= dict(zip(part, values, strict=True))
-        return np.stack([found[number] for number in range(labels.shape[1])], -1)
+            by_rank = [classes[rank :: world.size][start : start + chunk] for rank in range(world.size)]
+            tasks = [(labels[:, label], *settings) for label in by_rank[world.rank]]
+            gathered = world.gather_results(partial(processes.run, score_class, shared, tasks))
+            for rank_classes, rank_scores in zip(by_rank, gathered, strict=True):
+                by_class |= dict(zip(rank_classes, rank_scores, strict=True))
+        return np.stack([by_class[label] for label in range(labels.shape[1])], -1)
 
-    found = {}
+    scores = {}
     if config.full:
-        as_negative = np.where(labels == POSITIVE, 1, 0)  # difficult ones too
-        found["svm"] = scores(as_negative, all_costs=False).astype(np.float32)
+        binary = np.where(labels == POSITIVE, 1, 0)  # images with only difficult objects count as negatives
+        scores["svm"] = score_classes(binary, all_costs=False).astype(np.float32)
     on_test = config.choose == "test"
     for k in shots:
-        draws = [scores(draw_labels(labels, k, config.seed, draw), on_test) for draw in range(config.draws)]
-        by_draw = best_on_test(np.stack(draws), scored["labels"]) if on_test else np.stack(draws)
-        found[f"low_shot/{k}"] = by_draw.swapaxes(0, 1).astype(np.float32)
-    return found
+        draws = [score_classes(draw_labels(labels, k, config.seed, draw), on_test) for draw in range(config.draws)]
+        by_draw = best_on_test(np.stack(draws), test_rows["labels"]) if on_test else np.stack(draws)
+        scores[f"low_shot/{k}"] = by_draw.swapaxes(0, 1).astype(np.float32)
+    return scores
 
 
 def best_on_test(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Choose the cost with the greatest test mAP averaged over draws: (draws, costs, n, K) → (draws, n, K)."""
+    """Select the scores of the C with the highest test mAP, averaged over draws.
+
+    Args:
+        scores: (draws, costs, n, K) decision values.
+        truth: (n, K) labels.
+
+    Returns:
+        (draws, n, K) decision values.
+    """
     ones = np.ones((1, len(truth)))
-    figures = np.array([[_mean_ap(of_cost, truth, ones)[0] for of_cost in draw] for draw in scores])
-    return scores[:, int(figures.mean(0).argmax())]
+    mean_aps = np.array([[_mean_ap(cost_scores, truth, ones)[0] for cost_scores in draw] for draw in scores])
+    return scores[:, int(mean_aps.mean(0).argmax())]
 
 
 def draw_labels(labels: np.ndarray, k: int, seed: int, draw: int) -> np.ndarray:
-    """k positives and 19 · k negatives of each class: (n, K) of 1, 0, and -1 for all others; difficult ones are never
-    drawn."""
-    found = np.full(labels.shape, -1, np.int8)
-    for number in range(labels.shape[1]):
-        order = epoch_order(len(labels), mix(seed, draw, k), number)
-        positive, negative = (order[labels[order, number] == kind] for kind in (POSITIVE, 0))
-        found[positive[:k], number] = 1
-        found[negative[: _NEGATIVES * k], number] = 0
-    return found
+    """Draw k positives and 19 k negatives of each class at random.
+
+    Images with only difficult objects of a class are never drawn for it.
+
+    Returns:
+        (n, K) int8: 1 for the positives, 0 for the negatives, -1 for all other images.
+    """
+    drawn = np.full(labels.shape, -1, np.int8)
+    for label in range(labels.shape[1]):
+        order = epoch_order(len(labels), mix(seed, draw, k), label)
+        positives, negatives = (order[labels[order, label] == value] for value in (POSITIVE, 0))
+        drawn[positives[:k], label] = 1
+        drawn[negatives[: _NEGATIVES * k], label] = 0
+    return drawn
 
 
-def metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
-    """``LAYER/svm_map`` and ``LAYER/low_shot/K``: areas under precision envelopes, averaged over classes (and draws).
-    Images that have difficult objects of a class alone are left out of it."""
-    found: MetricArrays = {}
+def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
+    """Return the mAPs ``LAYER/svm_map`` and ``LAYER/low_shot/K``, the latter averaged over draws.
+
+    AP is the area under the envelope of the precision-recall curve. Images with only difficult objects of a class are
+    ignored for that class.
+    """
+    metrics: MetricArrays = {}
     for name, scores in rows.items():
         if name.endswith("/svm"):
-            found[f"{name}_map"] = _mean_ap(scores, rows["labels"], weights)
+            metrics[f"{name}_map"] = _mean_ap(scores, rows["labels"], weights)
         elif "/low_shot/" in name:
             draws = [_mean_ap(scores[:, draw], rows["labels"], weights) for draw in range(scores.shape[1])]
-            found[name] = np.mean(draws, 0)
-    return found
+            metrics[name] = np.mean(draws, 0)
+    return metrics
 
 
 def _mean_ap(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    by_class = []
-    for number in range(labels.shape[1]):
-        counted = labels[:, number] != IGNORED
-        positive = labels[counted, number] == POSITIVE
+    aps = []
+    for label in range(labels.shape[1]):
+        counted = labels[:, label] != IGNORED
+        positive = labels[counted, label] == POSITIVE
         if positive.any():
-            by_class.append(average_precision(scores[counted, number], positive, weights[:, counted], "envelope"))
-    return np.nanmean(by_class, 0)
+            aps.append(average_precision(scores[counted, label], positive, weights[:, counted], "envelope"))
+    return np.nanmean(aps, 0)
 
 
 def _show(result: Result) -> Table:
-    """Mean average precision by layer."""
+    """Format the mAP by layer."""
     on_test = result.config.get("choose") == "test"
 
     def title(kind: str) -> str:
         if kind == "svm_map":
             return "all labels, mAP %"
-        return f"{kind.replace('_', '-')}, mAP %" + (" (C chosen on the test images)" if on_test else "")
+        return f"{kind.replace('_', '-')}, mAP %" + (" (C selected on test images)" if on_test else "")
 
     return layers_table(result, title)
 
 
-def _chosen_on_test(kind: str, groups: Sequence[Group]) -> str:
+def _selection_note(kind: str, groups: Sequence[Group]) -> str:
+    """Return the end of a table's caption if the C of any of its runs was selected on the test images."""
     choices = {entry.first.config.get("choose") for entry in groups} if kind.startswith("low_shot") else set()
     if "test" not in choices:
         return ""
-    return "; C is chosen on the test images" + (" if choose=test" if len(choices) > 1 else "")
+    return "; C is selected on the test images" + (" if choose=test" if len(choices) > 1 else "")
 
 
 svm = Protocol(
     config=SVMConfig,
     open_data=open_devkit,
     measure=_measure,
-    metrics=metrics,
+    metrics=compute_metrics,
     show=_show,
     section=LayersSection(
-        "Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision", note=_chosen_on_test
+        "Linear SVMs", r"svm_map|low_shot/\d+", what="Test mean average precision", note=_selection_note
     ),
-    returns="``LAYER/svm_map``, and ``LAYER/low_shot/K`` for K positives, mean over draws",
+    returns="the mAPs ``LAYER/svm_map``, and ``LAYER/low_shot/K`` for K positives, averaged over draws",
     positional_key="layer",
     chance_level=random_ranking,
 )
