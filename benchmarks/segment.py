@@ -82,7 +82,7 @@ def alone(task: Segmentation, net: Segmenter, images: MaskedImages, count: int, 
     size as evaluations do."""
     groups = []
     for batch in load_batches(Stream(images, WholeImages(CLASSES)), 0, min(count, len(images)), 4):
-        groups += [task.input_of(group) for group in batch.groups]
+        groups += [task.preprocess_group(group) for group in batch.groups]
     net([groups[0]])
     begun, seen, place = time.perf_counter(), 0, 0
     while seen < count:

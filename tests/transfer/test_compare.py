@@ -60,7 +60,7 @@ def test_runs_that_cannot_be_paired_say_why():
 
 def test_intervals_of_map_cover_the_truth():
     """Of 200 simulated pairs of runs, 95 % intervals of the difference in mAP hold the true one in 90 to 99 %."""
-    from transfer.protocols.classify.task import metrics
+    from transfer.protocols.classify.task import compute_metrics
 
     generator = np.random.default_rng(0)
     classes = np.array(["a", "b", "c"])
@@ -76,7 +76,7 @@ def test_intervals_of_map_cover_the_truth():
         return tuple(runs)
 
     def difference(pair, weights):
-        return {"map": metrics(pair[0], weights)["map"] - metrics(pair[1], weights)["map"]}
+        return {"map": compute_metrics(pair[0], weights)["map"] - compute_metrics(pair[1], weights)["map"]}
 
     truth = np.mean([difference(scored(20_000), np.ones((1, 20_000)))["map"][0] for _ in range(5)])
     held = 0

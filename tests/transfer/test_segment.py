@@ -236,10 +236,10 @@ def test_a_vit_of_other_sizes_says_at_its_own_size_what_it_said():
 @pytest.mark.parametrize(
     ("stride", "skips", "words"),
     [
-        (2, (), r"stride 2: this backbone has layers of 4, 8, 16, 32; 0 takes the last one alone"),
-        (0, ("pool9",), r"skips 'pool9': give layers of a stride below 32; there are conv1, pool1"),
+        (2, (), r"stride 2: the layers of this backbone have strides 4, 8, 16, 32; 0 uses only the last one"),
+        (0, ("pool9",), r"skips 'pool9': expected layers with a stride below 32; available: conv1, pool1"),
         (0, ("pool5",), r"skips 'pool5'"),
-        (8, ("pool2",), r"stride 8: pool2, the finest of skips, has 16; leave one out"),
+        (8, ("pool2",), r"stride 8: pool2, the finest of skips, has stride 16; set only one of stride and skips"),
     ],
 )
 def test_layers_that_are_not_there_are_named(alexnet, stride, skips, words):
@@ -256,9 +256,9 @@ def test_a_batch_keeps_images_of_one_size_together():
         for i, (h, w) in enumerate([(2, 3), (4, 3), (2, 3)])
     ]
     batch = WholeImages.collate(samples, base_batch(3))
-    assert len(batch) == 3 and [group.places.tolist() for group in batch.groups] == [[0, 2], [1]]
+    assert len(batch) == 3 and [group.positions.tolist() for group in batch.groups] == [[0, 2], [1]]
     assert batch.groups[0].images.shape == (2, 3, 2, 3) and batch.groups[0].images[:, 0, 0, 0].tolist() == [0, 2]
-    assert batch.groups[1].masks.tolist() == [[[1] * 3] * 4] and batch.groups[1].inside.tolist() == [[4, 3]]
+    assert batch.groups[1].masks.tolist() == [[[1] * 3] * 4] and batch.groups[1].image_sizes.tolist() == [[4, 3]]
 
 
 def record_of(pixels: np.ndarray, mask: np.ndarray) -> Record:
@@ -397,7 +397,7 @@ BAD = [
     ("SBD that is nowhere", lambda f: None, ["--train-set=sbd:train"], "no SBD", True),
     ("a set that is none", lambda f: None, ["--test-set=sbd"], "test_set must be YEAR:SET or sbd:SET", True),
     ("no such place to train from", lambda f: None, ["--train-from=fc9"], "train_from 'fc9'", True),
-    ("no layer of a stride", lambda f: None, ["--stride=2"], "stride 2: this backbone has layers of", False),
+    ("no layer of a stride", lambda f: None, ["--stride=2"], "stride 2: the layers of this backbone", False),
     ("no such skip", lambda f: None, ["--skips=conv9"], "skips 'conv9'", False),
     ("scales that do not ascend", lambda f: None, ["--scale=[2,1]"], "scale must be two ascending factors", True),
     ("a batch of more than there is", lambda f: None, ["--train.batch=64"], "training images", False),

@@ -1,1 +1,1 @@
-"""PASCAL VOC classification by fine-tuning: 20 classes, several of them in an image."""
+"""Fine-tuning for PASCAL VOC classification: 20 classes, of which an image may show several."""

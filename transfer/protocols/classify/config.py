@@ -1,4 +1,4 @@
-"""The keys of `transfer classify`; their defaults are those of Krähenbühl et al. (2016), as in the paper's Table 2."""
+"""Config of `transfer classify`. The defaults follow Krähenbühl et al. (2016), as does Table 2 of the paper."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -14,25 +14,25 @@ from transfer.pascal.config import PascalConfig
 
 @dataclass
 class ClassifyConfig(PascalConfig, FineTuneConfig):
-    """Fine-tune a backbone to say which of PASCAL VOC's classes an image shows."""
+    """Fine-tune a backbone for multi-label classification of PASCAL VOC."""
 
     protocol: ClassVar[str] = "classify"
 
     crop: Literal["random-scale", "random-resized"] = "random-scale"
-    """random-scale: windows of the image at its own size, up to two source pixels a crop pixel; random-resized: squares
-    of a share of its area. The same in tests"""
+    """kind of crop, for training and test images. random-scale: a random window of the image with up to two source
+    pixels per crop pixel; random-resized: a square with a random fraction of the image's area"""
     area: tuple[AreaFraction, AreaFraction] = (0.1, 0.5)
-    """of random-resized"""
+    """random-resized: minimum and maximum fraction of the image's area"""
     dropout_on: Literal["outputs", "inputs"] = "outputs"
-    """apply dropout to the outputs of fc6 and fc7, or to their inputs (DeepCluster)"""
+    """where dropout is applied: to the outputs of fc6 and fc7, or to their inputs (DeepCluster)"""
     size: Annotated[int, Interval(ge=0, le=4096)] = 0
-    """side of the crops; 0: what the backbone was trained on"""
+    """side of the crops, in pixels; 0: the size that the backbone was trained on"""
     mirror: bool = True
-    """mirror half of the crops, in tests too"""
+    """mirror half of the crops, of training and test images"""
     test_crops: Count = 10
-    """crops of a test image, whose logits are summed"""
+    """number of random crops per test image, whose logits are summed"""
     score_train: bool = False
-    """score a crop of each training image too"""
+    """also evaluate on one crop of each training image"""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             "sgd", 1e-3, momentum=0.9, weight_decay=1e-6, bias_lr=2.0, bias_decay=True, clip=10.0
@@ -46,4 +46,4 @@ class ClassifyConfig(PascalConfig, FineTuneConfig):
 
     def check(self) -> None:
         super().check()
-        require(self.area[0] <= self.area[1], "area must be two ascending shares within 0..1", self.area)
+        require(self.area[0] <= self.area[1], "area must be two ascending fractions within 0..1", self.area)

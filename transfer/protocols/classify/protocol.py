@@ -1,7 +1,7 @@
 """PASCAL VOC classification, the columns "fc8", "fc6-8" and "all" of the paper's Table 2.
 
-Krähenbühl et al., "Data-dependent initializations of convolutional neural networks" (ICLR 2016) is what the paper
-follows; Caron et al., "Deep clustering" (ECCV 2018) differs in the config ``deepcluster``.
+Like the paper, it follows Krähenbühl et al., "Data-dependent initializations of convolutional neural networks" (ICLR
+2016). The config ``deepcluster`` has the settings of Caron et al., "Deep clustering" (ECCV 2018).
 """
 
 from functools import partial
@@ -20,11 +20,11 @@ from transfer.pascal.table2 import ap_table, pascal_section
 from transfer.prediction import FinishedRun, Prediction, Predictor, scores_of, views_of
 from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.classify.config import ClassifyConfig
-from transfer.protocols.classify.task import Classification, RandomScaleCrops, metrics
+from transfer.protocols.classify.task import Classification, RandomScaleCrops, compute_metrics
 
 
 def _open(data: Data, config: ClassifyConfig) -> Split:
-    """The image sets; what can be refused of the config is, before any net is loaded."""
+    """Open the image sets, and validate the config before the backbone is loaded."""
     split = open_devkit(data, config)
     check_choices(config)
     return split
@@ -38,7 +38,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     input = net.backbone.input
     size = config.size or input.size
     _check_size(net.backbone, size)
-    announce(measurement, net, f"{size} px")
+    announce(measurement, net, f"crops of {size} px")
     task = Classification(
         net=net,
         init_weights=partial(initialise, net, new, config),
@@ -66,7 +66,7 @@ def _view(config: ClassifyConfig, input: InputSpec, size: int, views: int) -> Vi
 
 
 def _check_size(backbone: Backbone, size: int) -> None:
-    """Raise a UserError for crops that are too small for the net."""
+    """Raise a UserError if the crops are too small for the backbone."""
     blank = torch.zeros(1, backbone.input.channels, size, size).to(next(backbone.parameters()))
     try:
         with torch.no_grad():
@@ -92,10 +92,10 @@ classify = Protocol(
     config=ClassifyConfig,
     open_data=_open,
     measure=_measure,
-    metrics=metrics,
+    metrics=compute_metrics,
     show=ap_table,
     section=pascal_section,
-    returns="``map``, ``one_crop/map`` and ``ap/CLASS``",
+    returns="the average precisions ``map``, ``one_crop/map`` and ``ap/CLASS``",
     positional_key="train_from",
     chapter="pascal",
     predict=_predictor,

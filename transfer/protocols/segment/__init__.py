@@ -1,1 +1,1 @@
-"""PASCAL VOC segmentation by fine-tuning: a class for every pixel."""
+"""Fine-tuning for PASCAL VOC semantic segmentation."""

@@ -1,4 +1,4 @@
-"""The keys of `transfer segment`; their defaults are those of the paper's Table 2: FCN-32s on whole images."""
+"""Config of `transfer segment`. The defaults are those of the paper's Table 2: FCN-32s on whole images."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -16,24 +16,25 @@ _Factor = Annotated[float, Interval(ge=0.05, le=20)]
 
 @dataclass
 class SegmentConfig(MasksConfig, FineTuneConfig):
-    """Fine-tune a backbone to say of which class every pixel is: a fully convolutional net."""
+    """Fine-tune a backbone as a fully convolutional network for semantic segmentation."""
 
     protocol: ClassVar[str] = "segment"
 
     stride: Annotated[int, Interval(ge=0, le=64)] = 0
-    """of the finest scores, in pixels: 32, 16 and 8 are FCN-32s, 16s and 8s; 0: of the last layer alone"""
+    """stride of the finest scores, in pixels (32, 16 and 8: FCN-32s, FCN-16s and FCN-8s); 0: scores of the last layer
+    only"""
     skips: Text | None = None
-    """layers that finer scores are added from, by commas (pool4,pool3 as published for VGG-16); default the last layer
-    of each stride"""
+    """layers with finer scores to add, comma-separated (VGG-16 as published: pool4,pool3); default: the last layer of
+    each stride"""
     pad: Annotated[int, Interval(ge=0, le=1024)] = 100
-    """zeros around the preprocessed image of nets with fc6, the first convolution's own counted in; others have none"""
+    """zero padding around the preprocessed image, including that of the first convolution; only for nets with fc6"""
     upsampling: Literal["deconvolution", "bilinear"] = "deconvolution"
-    """deconvolution: FCN's fixed one, by which scores fade beyond the first and last point of the map; bilinear: the
-    outermost scores go on"""
+    """upsampling of the scores beyond the outermost points of the map: fading to zero, as in FCN's fixed deconvolution
+    (deconvolution), or constant (bilinear)"""
     crop: Annotated[int, Interval(ge=0, le=4096)] = 0
-    """side of random square crops of training images; 0: whole images at their own size"""
+    """side of random square crops of the training images, in pixels; 0: whole images at their original size"""
     scale: tuple[_Factor, _Factor] = (0.5, 2.0)
-    """least and greatest factor by which images and masks are resized before they are cropped"""
+    """minimum and maximum factor by which training images and masks are resized before they are cropped"""
     mirror: bool = False
     """mirror half of the training images"""
     optim: OptimConfig = field(

@@ -1,5 +1,7 @@
-"""A fully convolutional net on any backbone (Long, Shelhamer, Darrell, CVPR 2015): scores of one or more layers, each a
-1×1 convolution from zero, added from coarse to fine and brought to the image's own pixels by fixed bilinear weights.
+"""Fully convolutional network on any backbone (Long, Shelhamer and Darrell, CVPR 2015).
+
+One or more layers are scored by 1×1 convolutions, initialised with zeros. The scores are added from coarse to fine, and
+upsampled to the pixels of the image by fixed bilinear weights.
 """
 
 import fnmatch
@@ -21,27 +23,29 @@ Upsampling = Literal["deconvolution", "bilinear"]
 
 
 class Segmenter(FineTuned):
-    """A score for every class and pixel.
+    """Fully convolutional segmentation network.
 
-    On an AlexNet with fc6 and fc7, padded by 100, this is FCN-32s: the weights by which scores are upsampled are those
-    of a 63×63 deconvolution of stride 32 whose output is cropped at 18. For other nets the same is done with the pixels
-    that their maps' points are centred on.
+    On an AlexNet with fc6 and fc7, with a padding of 100, this is FCN-32s: scores are upsampled with the weights of a
+    63×63 deconvolution of stride 32 whose output is cropped at offset 18. For other backbones, each score is placed at
+    the pixel that its point of the feature map is centred on.
 
     Args:
-        backbone: a copy to be trained.
-        classes: how many.
-        dropout: after fc6 and fc7, in training mode.
-        stride: of the finest scores; 0: of the last layer alone.
-        skips: layers that finer scores come from; default the last one of each stride.
-        pad: zeros around the preprocessed image where there is an fc6, what the first convolution pads counted in.
-        upsampling: whether scores fade beyond the outermost points of the map ("deconvolution"), or go on.
+        backbone: copy of a backbone to train.
+        classes: number of classes.
+        dropout: dropout probability after fc6 and fc7, in training mode.
+        stride: stride of the finest scores; 0: scores of the last layer only.
+        skips: layers with finer scores; default: the last layer of each stride.
+        pad: zero padding around the preprocessed image, including that of the first convolution; only for backbones
+            with fc6.
+        upsampling: scores beyond the outermost points of the map fade to zero ("deconvolution") or are constant
+            ("bilinear").
 
     Shape:
-        preprocessed images in groups of one size, (N, C, H, W) each → (N, classes, H, W) each. They are one call,
-        whatever their number, so that all ranks make as many.
+        list of preprocessed images (N, C, H, W), grouped by size → list of scores (N, classes, H, W). All groups of a
+        batch are passed in one call, so that every rank makes the same number of calls.
 
     Raises:
-        UserError: no layer of that stride or name.
+        UserError: there is no layer with this stride or name.
     """
 
     def __init__(
@@ -62,13 +66,13 @@ class Segmenter(FineTuned):
         self.pad = max(0, pad - _first_pad(backbone)) if "fc6" in backbone.layers else 0
         self.origins = [backbone.origin(layer) - self.pad for layer in layers]
         self.step = max(self.strides[0], *backbone.patch)
-        # What is padded to whole steps anyway is only known to fit at whole steps.
-        self.least = _least_side(backbone, layers[0], 1 if "fc6" in backbone.layers else self.step)
+        # Without fc6, inputs are padded to multiples of the step, so only such sides are tried.
+        self.min_side = _min_side(backbone, layers[0], 1 if "fc6" in backbone.layers else self.step)
         self.rounds_up = any(getattr(module, "ceil_mode", False) for module in backbone.modules())
         self.zero_scores()
 
     def zero_scores(self) -> None:
-        """Let the new layers score nothing."""
+        """Set the weights and biases of the score layers to zero."""
         for parameter in self.score.parameters():
             nn.init.zeros_(parameter)
 
@@ -76,105 +80,125 @@ class Segmenter(FineTuned):
         return [self._logits(x) for x in groups]
 
     def labels(self, x: Tensor, height: int = 0, width: int = 0) -> Tensor:
-        """The class of every pixel, (N, H, W), of preprocessed images of one size (N, C, h, w).
+        """Predict the class of every pixel.
 
         Args:
-            x: the images.
-            height, width: where they were resized from; 0: they were not.
+            x: (N, C, h, w) preprocessed images of one size.
+            height, width: size of the images before they were resized; 0: they were not resized.
+
+        Returns:
+            (N, H, W) class indices at the original size.
         """
         scores = self._scores(x)
-        places = [
+        positions = [
             squashed_places(length or side, side) for length, side in zip((height, width), x.shape[2:], strict=True)
         ]
-        return greatest(scores, *self._weights(scores, len(self.layers) - 1, places))
+        return greatest(scores, *self._weights(scores, len(self.layers) - 1, positions))
 
     def _logits(self, x: Tensor) -> Tensor:
         scores = self._scores(x)
-        places = [torch.arange(side) for side in x.shape[2:]]
-        return resample(scores, *self._weights(scores, len(self.layers) - 1, places))
+        positions = [torch.arange(side) for side in x.shape[2:]]
+        return resample(scores, *self._weights(scores, len(self.layers) - 1, positions))
 
     def _scores(self, x: Tensor) -> Tensor:
-        """Of the finest layer, those of the coarser ones added: (N, K, h, w)."""
+        """Return the scores of the finest layer, plus the upsampled scores of coarser layers: (N, K, h, w)."""
         has_fc = "fc6" in self.backbone.layers
         maps = self.backbone.features(
-            self._padded(x), [self.backbone.trunk_layer if has_fc else self.layers[0], *self.layers[1:]]
+            self._pad_input(x), [self.backbone.trunk_layer if has_fc else self.layers[0], *self.layers[1:]]
         )
         if has_fc:
             maps[self.layers[0]] = self.backbone.fully_connected(maps[self.backbone.trunk_layer], self.dropout)
         scores: Tensor | None = None
-        for number, (layer, score) in enumerate(zip(self.layers, self.score, strict=True)):
-            own = score(maps[layer])
+        for level, (layer, score) in enumerate(zip(self.layers, self.score, strict=True)):
+            finer = score(maps[layer])
             if scores is not None:
-                places = [self.origins[number] + self.strides[number] * torch.arange(side) for side in own.shape[2:]]
-                own = own.float() + resample(scores, *self._weights(scores, number - 1, places))
-            scores = own
+                positions = [self.origins[level] + self.strides[level] * torch.arange(side) for side in finer.shape[2:]]
+                finer = finer.float() + resample(scores, *self._weights(scores, level - 1, positions))
+            scores = finer
         return scores
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """Zeros around it and, unless the net's pools round up, after it: up to whole steps of the last map, and up to
-        what the net takes at all."""
+    def _pad_input(self, x: Tensor) -> Tensor:
+        """Pad images with zeros, up to the minimum size of the backbone.
+
+        Unless the backbone's pooling layers round up, also pad to a multiple of the step, so that no pixels are lost.
+        """
         sides = [length + 2 * self.pad for length in x.shape[2:]]
-        after = [max(self.least - side, 0 if self.rounds_up else -side % self.step) for side in sides]
+        after = [max(self.min_side - side, 0 if self.rounds_up else -side % self.step) for side in sides]
         return F.pad(x, (self.pad, self.pad + after[1], self.pad, self.pad + after[0]))
 
-    def _weights(self, scores: Tensor, level: int, places: Sequence[Tensor]) -> list[Tensor]:
-        """Row and column weights that bring scores of a level to places, in pixels of the image."""
+    def _weights(self, scores: Tensor, level: int, positions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the row and column weights that resample scores.
+
+        Args:
+            scores: (N, K, h, w) scores of a level.
+            level: index of the scored layer.
+            positions: row and column coordinates to resample to, in pixels of the image.
+        """
         fade = self.strides[level] if self.upsampling == "deconvolution" else 0
         return [
-            line_weights(self.origins[level] + self.strides[level] * torch.arange(points), where, fade)
-            for points, where in zip(scores.shape[2:], places, strict=True)
+            line_weights(self.origins[level] + self.strides[level] * torch.arange(points), axis_positions, fade)
+            for points, axis_positions in zip(scores.shape[2:], positions, strict=True)
         ]
 
 
 def last_map(backbone: Backbone) -> str:
-    """The layer that is scored first: fc7, else the last one that has more than one position."""
+    """Return the coarsest layer to score: fc7, or the last layer with more than one position."""
     if "fc6" in backbone.layers:
         return backbone.top_layer
     return backbone.map_layers[-1]
 
 
 def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> list[str]:
-    """The layers whose scores are added to those of the last one, from coarse to fine.
+    """Return the layers whose scores are added to those of the last one, from coarse to fine.
+
+    Args:
+        backbone: backbone of the layers.
+        stride: stride of the finest scores; 0: that of the finest layer in ``skips``, or no skips.
+        skips: names or patterns of layers; default: the last layer of each stride.
 
     Raises:
-        UserError: no layer of that stride or name.
+        UserError: there is no layer with this stride or name.
     """
     strides = {layer: backbone.strides[layer] for layer in backbone.body_layers if layer in backbone.strides}
     coarsest = strides[last_map(backbone)]
     if skips:
         skips = [layer for name in skips for layer in fnmatch.filter(strides, name) or [name]]
-        lacking = [layer for layer in skips if strides.get(layer, coarsest) >= coarsest]
-        if lacking:
+        invalid = [layer for layer in skips if strides.get(layer, coarsest) >= coarsest]
+        if invalid:
             finer = ", ".join(layer for layer, step in strides.items() if step < coarsest) or "none"
-            raise UserError(f"skips {lacking[0]!r}: give layers of a stride below {coarsest}; there are {finer}")
-        found = sorted(dict.fromkeys(skips), key=lambda layer: -strides[layer])
-        if stride and stride != strides[found[-1]]:
+            raise UserError(f"skips {invalid[0]!r}: expected layers with a stride below {coarsest}; available: {finer}")
+        by_stride = sorted(dict.fromkeys(skips), key=lambda layer: -strides[layer])
+        if stride and stride != strides[by_stride[-1]]:
             raise UserError(
-                f"stride {stride}: {found[-1]}, the finest of skips, has {strides[found[-1]]}; leave one out"
+                f"stride {stride}: {by_stride[-1]}, the finest of skips, has stride {strides[by_stride[-1]]}; set only "
+                "one of stride and skips"
             )
-        return found
+        return by_stride
     if stride and stride not in strides.values():
         known = ", ".join(str(step) for step in sorted(set(strides.values())) if step <= coarsest)
-        raise UserError(f"stride {stride}: this backbone has layers of {known}; 0 takes the last one alone")
-    last = {step: layer for layer, step in strides.items()}  # of each stride the last one
+        raise UserError(f"stride {stride}: the layers of this backbone have strides {known}; 0 uses only the last one")
+    last = {step: layer for layer, step in strides.items()}  # the last layer of each stride
     return [last[step] for step in sorted(last, reverse=True) if stride and stride <= step < coarsest]
 
 
 @torch.no_grad()
-def _least_side(backbone: Backbone, layer: str, step: int) -> int:
-    """The least side of a square, a multiple of ``step``, of which a net makes a layer's map; its own size at most."""
+def _min_side(backbone: Backbone, layer: str, step: int) -> int:
+    """Return the smallest side of a square input, a multiple of ``step``, for which a layer can be computed.
 
-    def fits(side: int) -> bool:
+    Sides up to the backbone's input size are tried.
+    """
+
+    def is_valid(side: int) -> bool:
         x = torch.zeros(1, backbone.input.channels, side, side).to(next(backbone.parameters()))
         try:
             backbone.features(x, [layer])
-        except Exception:  # a user's module may raise anything
+        except Exception:  # modules from users may raise anything
             return False
         return True
 
     sides = range(step, backbone.input.size, step)
     with eval_mode(backbone):
-        return step * (1 + bisect_left(sides, True, key=fits))
+        return step * (1 + bisect_left(sides, True, key=is_valid))
 
 
 def _first_pad(backbone: Backbone) -> int:

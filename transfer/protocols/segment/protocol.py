@@ -1,7 +1,7 @@
 """PASCAL VOC segmentation, the last column of the paper's Table 2.
 
-Long, Shelhamer and Darrell, "Fully convolutional networks for semantic segmentation" (CVPR 2015): FCN-32s on AlexNet,
-and for other nets the same decoder with FCN-16s' and 8s' skips.
+Long, Shelhamer and Darrell, "Fully convolutional networks for semantic segmentation" (CVPR 2015): FCN-32s on AlexNet.
+Other backbones get the same decoder, optionally with the skip connections of FCN-16s and FCN-8s.
 """
 
 from functools import partial
@@ -31,19 +31,19 @@ from transfer.prediction import FinishedRun, Predictor
 from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.segment.config import SegmentConfig
 from transfer.protocols.segment.net import Segmenter
-from transfer.protocols.segment.task import Segmentation, metrics
+from transfer.protocols.segment.task import Segmentation, compute_metrics
 from transfer.protocols.segment.views import MaskedCrops, WholeImages
 
 
 def _open(data: Data, config: SegmentConfig) -> Split:
-    """The image sets; what can be refused of the config is, before any net is loaded."""
+    """Open the image sets, and validate the config before the backbone is loaded."""
     split = open_masks(data, config)
     check_choices(config)
     return split
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """Fine-tune a fully convolutional net on a copy of the backbone."""
+    """Fine-tune a fully convolutional network on a copy of the backbone."""
     split = measurement.split
     config: SegmentConfig = measurement.config
     net, new = build_trainable(measurement, _build)
@@ -75,11 +75,11 @@ def _build(config: SegmentConfig, backbone: Backbone, classes: int) -> Segmenter
 
 
 def _check_sizes(net: Segmenter, crop: int) -> None:
-    """Raise a UserError for a net that does not take images of any size, or not of so small a crop."""
+    """Raise a UserError if the backbone does not take images of any size, or the crops are too small for it."""
     side = net.backbone.input.size
     for height, width in ((side, side + 40), (crop or 1, crop or 1)):
         blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))
-        hint = " (`transfer dense` gives it images of its own size)" if width > height else ""
+        hint = " (`transfer dense` resizes images to the backbone's own size)" if width > height else ""
         with wrap_external_errors(f"the backbone cannot take images of {width} × {height} px{hint}"), torch.no_grad():
             net.eval()([blank])
 
@@ -90,9 +90,9 @@ def _predictor(run: FinishedRun) -> Predictor:
 
     def labels(image: EncodedImage) -> torch.Tensor:
         x = torch.from_numpy(image.pixels()).permute(2, 0, 1)[None].to(run.device)
-        short = min(image.height, image.width)
-        if run.size and short > run.size:
-            size = [max(1, round(side * run.size / short)) for side in (image.height, image.width)]
+        short_side = min(image.height, image.width)
+        if run.size and short_side > run.size:
+            size = [max(1, round(side * run.size / short_side)) for side in (image.height, image.width)]
             x = nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
         return net.labels(net.preprocess(x), image.height, image.width)[0]
 
@@ -103,7 +103,7 @@ segment = Protocol(
     config=SegmentConfig,
     open_data=_open,
     measure=_measure,
-    metrics=metrics,
+    metrics=compute_metrics,
     show=iou_table,
     section=pascal_section,
     returns="``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` and ``iu/CLASS``",

@@ -1,4 +1,4 @@
-"""What is made of an image and its mask: whole, or a crop of both."""
+"""Views of an image and its mask: whole images, and random crops."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,64 +15,60 @@ from crosschannel.data.views import Batch, SampleRNG
 from transfer.interpolation import nearest
 from transfer.pascal.masks import IGNORED, labels_of
 
-# (H, W, 3) uint8 RGB, (H, W) uint8 labels, and height and width of what is image: the rest, below and to the right, is
-# none, and labelled to be ignored.
+# (H, W, 3) uint8 RGB, (H, W) uint8 labels, and (height, width) without padding. Padding lies below the image and to its
+# right, and is labelled as ignored.
 MaskSample = tuple[np.ndarray, np.ndarray, tuple[int, int]]
 
 
 @dataclass
 class SizeGroup:
-    """Images of one size.
+    """Images of one size in a batch.
 
     Attributes:
         images: (N, 3, H, W) uint8 RGB, channels_last in memory.
         masks: (N, H, W) uint8.
-        inside: (N, 2) height and width of what is image in each.
-        places: (N,) in the batch.
+        image_sizes: (N, 2) height and width of each image, without padding.
+        positions: (N,) index of each image in the batch.
     """
 
     images: Tensor
     masks: Tensor
-    inside: Tensor
-    places: Tensor
+    image_sizes: Tensor
+    positions: Tensor
 
 
 @dataclass
 class MaskBatch(Batch):
-    """Images of any sizes.
-
-    Attributes:
-        groups: those of one size together.
-    """
+    """Images of different sizes, grouped by size."""
 
     groups: list[SizeGroup]
 
 
 def group_sizes(samples: Sequence[MaskSample]) -> list[SizeGroup]:
-    """Stack samples of one size."""
+    """Stack samples of the same size."""
     by_size: dict[tuple[int, ...], list[int]] = {}
-    for place, (_, labels, _) in enumerate(samples):
-        by_size.setdefault(labels.shape, []).append(place)
+    for position, (_, labels, _) in enumerate(samples):
+        by_size.setdefault(labels.shape, []).append(position)
     groups = []
-    for places in by_size.values():
-        images, masks = (torch.from_numpy(np.stack([samples[place][i] for place in places])) for i in (0, 1))
-        inside = torch.tensor([samples[place][2] for place in places])
-        groups.append(SizeGroup(images.permute(0, 3, 1, 2), masks, inside, torch.tensor(places)))
+    for positions in by_size.values():
+        images, masks = (torch.from_numpy(np.stack([samples[position][i] for position in positions])) for i in (0, 1))
+        image_sizes = torch.tensor([samples[position][2] for position in positions])
+        groups.append(SizeGroup(images.permute(0, 3, 1, 2), masks, image_sizes, torch.tensor(positions)))
     return groups
 
 
 def collate_masks(samples: Sequence[MaskSample], base: Batch) -> MaskBatch:
-    """Samples as a batch."""
+    """Collate samples into a batch."""
     return MaskBatch(**vars(base), groups=group_sizes(samples))
 
 
 @dataclass(frozen=True)
 class WholeImages:
-    """Images at their own size.
+    """Whole images at their original size.
 
     Attributes:
-        classes: there are.
-        mirror: half of them.
+        classes: number of classes.
+        mirror: whether to mirror half of the images.
     """
 
     classes: int
@@ -91,14 +87,16 @@ class WholeImages:
 
 @dataclass(frozen=True)
 class MaskedCrops:
-    """Square crops of images resized by a random factor, mirrored half of the time; what the image does not fill is
-    ignored. Masks take the nearest pixel.
+    """Random square crops of images that are resized by a random factor.
+
+    Masks are resized by taking nearest pixels. Crops that are larger than the resized image are padded, and the padding
+    is labelled as ignored.
 
     Attributes:
-        classes: there are.
-        size: side of a crop.
-        scale: least and greatest factor; its logarithm is uniform.
-        mirror: whether to mirror at all.
+        classes: number of classes.
+        size: side of the crops, in pixels.
+        scale: minimum and maximum resize factor; its logarithm is uniform.
+        mirror: whether to mirror half of the crops.
     """
 
     classes: int
@@ -115,15 +113,15 @@ class MaskedCrops:
         window = [min(length, max(1, round(self.size / factor))) for length in labels.shape]
         top, left = (int(u[1 + i] * (labels.shape[i] - window[i] + 1)) for i in (0, 1))
         height, width = (min(self.size, max(1, round(length * factor))) for length in window)
-        part = torch.from_numpy(pixels[top : top + window[0], left : left + window[1]])[None].permute(0, 3, 1, 2)
-        part = F.interpolate(part, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+        patch = torch.from_numpy(pixels[top : top + window[0], left : left + window[1]])[None].permute(0, 3, 1, 2)
+        patch = F.interpolate(patch, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
         rows, columns = (nearest(*lengths) for lengths in zip(window, (height, width), strict=True))
         mask = labels[top + rows][:, left + columns]
         if self.mirror and u[3] < 0.5:
-            part, mask = flip_image(part), mask[:, ::-1]
+            patch, mask = flip_image(patch), mask[:, ::-1]
         crop = np.zeros((self.size, self.size, 3), np.uint8)
         target = np.full((self.size, self.size), IGNORED, np.uint8)
-        crop[:height, :width], target[:height, :width] = part, mask
+        crop[:height, :width], target[:height, :width] = patch, mask
         return crop, target, (height, width)
 
     collate = staticmethod(collate_masks)
