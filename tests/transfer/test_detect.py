@@ -32,7 +32,7 @@ from transfer.pascal.devkit import Objects, VOCImages
 from transfer.proposals.files import WithProposals, load_boxes, recall, save_boxes
 from transfer.proposals.selective_search import selective_search
 from transfer.protocol import Split
-from transfer.protocols.detect.config import KeepConfig, SampleConfig
+from transfer.protocols.detect.config import FilterConfig, SampleConfig
 from transfer.protocols.detect.net import FastRCNN, decode_boxes, encode_boxes
 from transfer.protocols.detect.protocol import target_statistics
 from transfer.protocols.detect.task import class_candidates, filter_adaptively
@@ -218,13 +218,13 @@ def test_the_adaptive_rule_is_fast_rcnns():
     import heapq
 
     generator = torch.Generator().manual_seed(0)
-    images, classes, keep = 7, 3, KeepConfig("adaptive", nms=0.3, most=100)
+    images, classes, config = 7, 3, FilterConfig("adaptive", nms=0.3, most=100)
     everything = []
     for _ in range(images):
         low = torch.rand(180, classes, 2, generator=generator) * 80
         boxes = torch.cat([low, low + 5 + torch.rand(180, classes, 2, generator=generator) * 40], -1)
         everything.append((boxes, torch.rand(180, classes, generator=generator)))
-    ours = filter_adaptively([class_candidates(*one, keep).numpy() for one in everything], classes, keep)
+    ours = filter_adaptively([class_candidates(*one, config).numpy() for one in everything], classes, config)
     heaps, thresholds = [[] for _ in range(classes)], [-np.inf] * classes
     kept = [[[] for _ in range(classes)] for _ in range(images)]
     for i, (boxes, scores) in enumerate(everything):
@@ -505,7 +505,7 @@ BAD = [
      "proposals are .npz", True),
     ("rpn with the other engine", lambda r, p: ["--proposals=[rpn]", "--sample.targets=fixed"], "needs engine", True),
     ("a method among files", lambda r, p: [f'--proposals=["{p[0]}","rpn"]'], "proposals must be one of", True),
-    ("a norm where there is no last stage", lambda r, p: ["--roi.norm=true"], "roi.norm is for the head c4", False),
+    ("a norm where there is no last stage", lambda r, p: ["--roi.norm=true"], "roi.norm needs the head c4", False),
     ("a batch that ranks cannot share", lambda r, p: ["--train.accumulate=3"], "must be a multiple", False),
     ("bounds of background", lambda r, p: ["--sample.background=[0.6,0.2]"], "must ascend", True),
     ("no such layer", lambda r, p: ["--roi.layer=conv9"], "no layer 'conv9'", False),

@@ -20,7 +20,7 @@ from transfer.cli import PROGRAM, main
 from transfer.pascal.detections import detection_figures, detection_rows
 from transfer.pascal.devkit import Objects, VOCImages
 from transfer.proposals.files import WithProposals, save_boxes
-from transfer.protocols.detect.config import DetectConfig, KeepConfig
+from transfer.protocols.detect.config import DetectConfig, FilterConfig
 from transfer.protocols.detect.net import FastRCNN
 from transfer.protocols.detect.task import filter_by_score
 from transfer.protocols.detect.views import AllRegions, SampledRegions
@@ -86,7 +86,7 @@ def engines(source: str, **keys):
     ]
     generator = torch.Generator().manual_seed(1)
     statistics = torch.randn(20, 4, generator=generator) * 0.1, torch.rand(20, 4, generator=generator) + 0.1
-    nets[0].set_targets(*statistics)
+    nets[0].set_target_statistics(*statistics)
     for layer in (nets[0].score.box_predictor.cls_score, nets[0].score.box_predictor.bbox_pred):
         torch.nn.init.normal_(layer.weight, std=0.05, generator=generator)
     nets[1].load_state_dict(nets[0].state_dict())
@@ -120,7 +120,7 @@ def test_both_engines_give_the_same_features_scores_boxes_and_losses(source, poo
         assert count == other_count == sum(len(one.boxes) for one in train[0].regions) > 20
         assert (loss - other).abs() / count <= 1e-4 and loss / count > 0.5
         inputs = ours.inputs(test.images, torch.device("cpu"))
-        maps, boxes = ours.map_of(inputs.x), [one.boxes for one in test.regions]
+        maps, boxes = ours.feature_map(inputs.x), [one.boxes for one in test.regions]
         kind = {"max": "ROIPool", "align": "ROIAlignV2"}[pooling]
         pooler = ROIPooler(theirs.plan.resolution, (1 / theirs.plan.stride,), 0, kind)
         pooled = pooler([maps], [Boxes(align_boxes(one, theirs.plan)) for one in boxes])
@@ -174,8 +174,8 @@ def test_what_is_kept_is_what_detectron2_keeps():
     boxes = torch.cat([corners, corners + 5 + torch.rand(300, 20, 2, generator=generator) * 60], -1)
     boxes = boxes.clamp(max=100)
     scores = torch.rand(300, 21, generator=generator).pow(8).softmax(1)
-    keep = KeepConfig(score=0.055, nms=0.3, most=100)
-    ours = filter_by_score(boxes, scores[:, :-1], keep)
+    config = FilterConfig(score=0.055, nms=0.3, most=100)
+    ours = filter_by_score(boxes, scores[:, :-1], config)
     (theirs,), _ = fast_rcnn_inference([boxes.flatten(1)], [scores], [(100, 100)], 0.055, 0.3, 100)
     assert len(ours) == len(theirs.scores) > 20
     assert torch.equal(ours[:, 0].long(), theirs.pred_classes) and torch.equal(ours[:, 1], theirs.scores)
@@ -269,7 +269,7 @@ def test_a_plain_detectron2_config_makes_the_same_detector(source, batches):
     model.roi_heads.box_predictor.load_state_dict(ours.score.box_predictor.state_dict())
     model.roi_heads.neck.load_state_dict(ours.score.neck.state_dict())
     _, test = batches
-    keep = KeepConfig(score=0.05, nms=0.3, most=100)
+    config = FilterConfig(score=0.05, nms=0.3, most=100)
     for number, (image, regions) in enumerate(zip(test.images, test.regions, strict=True)):
         size = tuple(image.shape[1:])
         given = Instances(size, proposal_boxes=Boxes(regions.boxes), objectness_logits=torch.zeros(len(regions.boxes)))
@@ -277,7 +277,7 @@ def test_a_plain_detectron2_config_makes_the_same_detector(source, batches):
             (found,) = model([{"image": image, "proposals": given, "height": size[0], "width": size[1]}])
             boxes, scores = ours.detect(replace_images(test, number))[0]
         limits = torch.tensor([size[1], size[0]] * 2)
-        kept = filter_by_score(torch.minimum(boxes.clamp(min=0), limits), scores, keep)
+        kept = filter_by_score(torch.minimum(boxes.clamp(min=0), limits), scores, config)
         theirs = found["instances"]
         assert len(theirs) == len(kept) > 0
         assert torch.allclose(theirs.scores, kept[:, 1], atol=1e-4)
@@ -288,7 +288,7 @@ def replace_images(batch, number):
     """One image of a batch."""
     part = slice(number, number + 1)
     return replace(
-        batch, images=batch.images[part], regions=batch.regions[part], sizes=batch.sizes[part],
+        batch, images=batch.images[part], regions=batch.regions[part], original_sizes=batch.original_sizes[part],
         indices=batch.indices[part],
     )  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""PASCAL VOC detection by fine-tuning: Fast R-CNN on proposals, Faster R-CNN."""
+"""Fine-tuning for PASCAL VOC detection: Fast R-CNN on precomputed proposals, and Faster R-CNN."""

@@ -1,5 +1,8 @@
-"""The keys of `transfer detect`; their defaults are Fast R-CNN on selective search, with py-faster-rcnn's rules for
-difficult objects and detections (the config ``paper`` has Fast R-CNN's)."""
+"""Config of `transfer detect`.
+
+The defaults are Fast R-CNN on selective search, with the rules of py-faster-rcnn for difficult objects and for
+filtering detections. The config ``paper`` has the rules of Fast R-CNN.
+"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -17,113 +20,116 @@ METHODS = ("selective-search", "selective-search-quality", "rpn")
 
 @dataclass
 class RoIConfig:
-    """How regions are looked at."""
+    """RoI pooling and head."""
 
     layer: Text = ""
-    """whose map they are pooled from; default the last one below pool5 where there is fc6, the last stage but one of
-    ResNets, else the last of a stride of 16 or less"""
+    """layer whose feature map regions are pooled from; default: the last layer below pool5 if the net has fc6, the
+    second-to-last stage of a ResNet, otherwise the last layer with a stride of 16 or less"""
     head: Literal["auto", "fc", "c4", "mlp"] = "auto"
-    """fc: the backbone's fc6 and fc7; c4: a ResNet's last stage; mlp: two new layers; auto: the first that there is"""
+    """layers on top of the pooled map. fc: the backbone's fc6 and fc7; c4: a ResNet's last stage; mlp: two new layers;
+    auto: the first of these that the backbone supports"""
     pooling: Literal["max", "align"] = "max"
-    """max: Fast R-CNN's, with rounded ends; align: RoIAlign"""
+    """pooling operation. max: Fast R-CNN's RoI pooling, which rounds box coordinates; align: RoIAlign"""
     resolution: Annotated[int, Interval(ge=0, le=64)] = 0
-    """side of what is pooled; 0: what fc6 covers (AlexNet 6, VGG 7), 14 for c4, 7 for mlp"""
+    """side of the pooled map, in points; 0: the kernel size of fc6 (AlexNet 6, VGG-16 7), 14 for c4, or 7 for mlp"""
     aligned: bool = True
-    """take the map's points where they are centred; false: as detectron2 has it"""
+    """place the points of the feature map at their true centres; false: as if its first cell started at the image's
+    corner, as in detectron2"""
     geometry: Literal["padded", "probe"] = "padded"
-    """of an AlexNet's trunk; padded: on the pixel grid"""
+    """padding of an AlexNet up to pool5. padded: as in pretraining, with the map's points on the pixel grid; probe: as
+    in the other protocols"""
     width: Annotated[int, Interval(ge=1, le=65536)] = 1024
-    """of the two layers of mlp"""
+    """width of the two layers of the mlp head"""
     norm: bool = False
-    """a BatchNorm after a ResNet's last stage"""
+    """append a BatchNorm to a ResNet's last stage (head c4)"""
 
 
 @dataclass
 class SampleConfig:
-    """Which regions are learned from, and what they are to say."""
+    """Training regions and their targets."""
 
     regions: Count = 64
-    """of an image and step"""
+    """number of regions sampled per image and step"""
     foreground: Fraction = 0.25
-    """greatest share of them that shows objects"""
+    """maximum fraction of the sampled regions that are foreground"""
     overlap: Fraction = 0.5
-    """least intersection over union of a region with the object that it shows"""
+    """minimum IoU of a foreground region with an object"""
     background: tuple[Fraction, Fraction] = (0.1, 0.5)
-    """of regions that show none: at least, and less than"""
+    """range of a background region's highest IoU with any object: minimum, and exclusive upper bound"""
     difficult: bool = False
-    """learn objects marked difficult too (Fast R-CNN and detectron2 do; py-faster-rcnn does not)"""
+    """train on objects marked difficult, as Fast R-CNN and detectron2 do (py-faster-rcnn does not)"""
     targets: Literal["by-class", "fixed"] = "by-class"
-    """of boxes: less the mean of their class, divided by its deviation; fixed: divided by .1, .1, .2, .2"""
+    """normalisation of box targets. by-class: mean and std of each class; fixed: mean 0, std 0.1, 0.1, 0.2 and 0.2"""
     beta: NonNegative = 1.0
-    """where the boxes' loss turns from squares to absolute values; 0: absolute values"""
+    """error at which the smooth L1 loss of the boxes changes from quadratic to linear; 0: L1 loss"""
 
     def check(self) -> None:
         require(
             self.background[0] < self.background[1] <= self.overlap,
-            "sample.background must ascend, and end at sample.overlap at most",
+            "sample.background must ascend, and its upper bound must not exceed sample.overlap",
             self.background,
         )
 
 
 @dataclass
-class KeepConfig:
-    """Which detections are kept."""
+class FilterConfig:
+    """Detection filter."""
 
     rule: Literal["score", "adaptive"] = "score"
-    """score: those above it (py-faster-rcnn); adaptive: of each class the best 40 an image, over all images (Fast
-    R-CNN)"""
+    """rule for keeping detections. score: those with a score above keep.score (py-faster-rcnn); adaptive: per class,
+    the best 40 per image on average (Fast R-CNN)"""
     score: Fraction = 0.05
-    """of the rule of that name"""
+    """score threshold of the rule score"""
     nms: Fraction = 0.3
-    """greatest overlap of two of one class"""
+    """maximum IoU of two detections of the same class (non-maximum suppression)"""
     most: Count = 100
-    """of an image; adaptive: of an image and class"""
+    """maximum number of detections per image; with the rule adaptive, per image and class"""
 
 
 @dataclass
 class RPNConfig:
-    """Faster R-CNN's proposals."""
+    """Region proposal network (Faster R-CNN)."""
 
     before: tuple[Count, Count] = (12000, 6000)
-    """boxes of an image before suppression: in training, in tests"""
+    """maximum number of proposals per image before non-maximum suppression, in training and in tests"""
     after: tuple[Count, Count] = (2000, 1000)
-    """and after it"""
+    """maximum number of proposals per image after non-maximum suppression, in training and in tests"""
     nms: Fraction = 0.7
-    """greatest overlap of two"""
+    """maximum IoU of two proposals (non-maximum suppression)"""
     anchors: list[Count] = field(default_factory=lambda: [32, 64, 128, 256, 512])
-    """sides, in pixels; each in the shapes 1:2, 1:1 and 2:1"""
+    """sides of the anchors, in pixels; each is used with the aspect ratios 1:2, 1:1 and 2:1"""
 
 
 @dataclass
 class DetectConfig(PascalConfig, FineTuneConfig):
-    """Fine-tune a backbone to find objects."""
+    """Fine-tune a backbone as an object detector."""
 
     protocol: ClassVar[str] = "detect"
 
     engine: Literal["torchvision", "detectron2"] = "torchvision"
-    """whose operations and heads: both compute the same; Faster R-CNN is detectron2's"""
+    """library whose operations and heads are used; both give the same results, but Faster R-CNN needs detectron2"""
     proposals: Annotated[str | list[str], File(packaged=METHODS)] = "selective-search"
-    """selective-search, selective-search-quality, rpn (Faster R-CNN), or files, one or a list: .npz of `transfer
-    proposals`, .mat as published"""
+    """source of the proposals: selective-search, selective-search-quality, rpn (Faster R-CNN), or one or more files
+    (.npz of `transfer proposals`, or published .mat files)"""
     most_proposals: Count = 2000
-    """of an image, the first ones"""
+    """maximum number of proposals per image; the first ones are used"""
     scales: list[Annotated[int, Interval(ge=16, le=8192)]] = field(default_factory=lambda: [480, 576, 688, 864, 1200])
-    """short sides of training images, one by chance …"""
+    """short sides that training images are resized to, in pixels; one is drawn at random for each image"""
     longest: Annotated[int, Interval(ge=16, le=1 << 16)] = 2000
-    """… unless the long side would pass this"""
+    """maximum long side of resized training images, in pixels"""
     test_scale: Annotated[int, Interval(ge=16, le=8192)] = 600
-    """short side of images that are scored …"""
+    """short side that test images are resized to, in pixels"""
     test_longest: Annotated[int, Interval(ge=16, le=1 << 16)] = 1000
-    """… unless the long side would pass this"""
+    """maximum long side of resized test images, in pixels"""
     mirror: bool = True
     """mirror half of the training images"""
     score_train: bool = False
-    """score the training images as well"""
+    """also evaluate on the training images"""
     sync_norm: bool = False
-    """BatchNorm over all ranks' images, on GPUs"""
+    """synchronise BatchNorm statistics across ranks; GPUs only"""
     roi: RoIConfig = field(default_factory=RoIConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    keep: KeepConfig = field(default_factory=KeepConfig)
+    keep: FilterConfig = field(default_factory=FilterConfig)
     rpn: RPNConfig = field(default_factory=RPNConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig("sgd", 1e-3, momentum=0.9, weight_decay=5e-4, bias_lr=2.0)
@@ -136,28 +142,28 @@ class DetectConfig(PascalConfig, FineTuneConfig):
 
     @property
     def proposal_files(self) -> list[str]:
-        """What holds the proposals; with a method its name."""
+        """Files of proposals; with a built-in method, only its name."""
         return [self.proposals] if isinstance(self.proposals, str) else list(self.proposals)
 
     @property
     def method(self) -> str:
-        """How proposals are had, of ``METHODS``; empty where files hold them."""
-        named = self.proposal_files
-        return named[0] if len(named) == 1 and named[0] in METHODS else ""
+        """Method that computes the proposals, one of ``METHODS``; empty if they are in files."""
+        sources = self.proposal_files
+        return sources[0] if len(sources) == 1 and sources[0] in METHODS else ""
 
     def check(self) -> None:
         super().check()
-        require(bool(self.scales), "scales must name a short side at least", self.scales)
-        require(bool(self.rpn.anchors), "rpn.anchors must name a side at least", self.rpn.anchors)
-        named = self.proposal_files
+        require(bool(self.scales), "scales must contain at least one short side", self.scales)
+        require(bool(self.rpn.anchors), "rpn.anchors must contain at least one side", self.rpn.anchors)
+        sources = self.proposal_files
         require(
-            all(named) and bool(named) and (len(named) == 1 or not set(named) & set(METHODS)),
+            all(sources) and bool(sources) and (len(sources) == 1 or not set(sources) & set(METHODS)),
             f"proposals must be one of {', '.join(METHODS)}, or files",
-            ", ".join(named) or "none",
+            ", ".join(sources) or "none",
         )
         if self.method == "rpn":
             require(self.engine == "detectron2", "proposals rpn (Faster R-CNN) needs engine detectron2", self.engine)
-            require(self.sample.targets == "fixed", "with proposals rpn, sample.targets must be fixed", "by-class")
-            require(self.keep.rule == "score", "with proposals rpn, keep.rule must be score", self.keep.rule)
-        require(not self.roi.norm or self.roi.head in ("auto", "c4"), "roi.norm is for the head c4", self.roi.head)
-        require(self.new_layers != "default", "new_layers is of fc6 and fc7 here: gaussian or kmeans", "default")
+            require(self.sample.targets == "fixed", "sample.targets must be fixed with proposals rpn", "by-class")
+            require(self.keep.rule == "score", "keep.rule must be score with proposals rpn", self.keep.rule)
+        require(not self.roi.norm or self.roi.head in ("auto", "c4"), "roi.norm needs the head c4", self.roi.head)
+        require(self.new_layers != "default", "new_layers must be gaussian or kmeans for detection", "default")

@@ -1,7 +1,7 @@
 """PASCAL VOC detection, a column of the paper's Table 2.
 
-Girshick, "Fast R-CNN" (ICCV 2015) on selective search's proposals, and for ResNets the protocol of MoCo and VISSL:
-Ren et al., "Faster R-CNN" (NeurIPS 2015) with the last stage as its head.
+Fast R-CNN (Girshick, ICCV 2015) on proposals of selective search. For ResNets also the protocol of MoCo and VISSL:
+Faster R-CNN (Ren et al., NeurIPS 2015) with the last stage as its head.
 """
 
 import importlib
@@ -43,31 +43,35 @@ from transfer.protocols.detect.config import DetectConfig
 from transfer.protocols.detect.net import Detector, FastRCNN, encode_boxes
 from transfer.protocols.detect.task import (
     Detection,
-    batch_of,
     detect_in_original_coordinates,
     filter_by_score,
+    single_image_batch,
 )
 from transfer.protocols.detect.views import AllRegions, SampledRegions, candidates, trainable_objects
 
-_LEAST_DEVIATION = 0.01  # of the box targets of a class that has hardly any
+_MIN_STD = 0.01  # lower bound for the std of box targets, for classes with few of them
 
 
 def _open(data: Data, config: DetectConfig) -> Split:
-    """The image sets; what can be refused of the config is, before any net is loaded or proposals are made."""
+    """Open the image sets, and validate the config before the backbone is loaded or proposals are computed."""
     check_engine(config)
     check_choices(config)
     split = open_devkit(data, config)
-    if not isinstance(data, str):  # a devkit's annotations are checked as they are read
+    if not isinstance(data, str):  # annotations of a devkit have already been checked
         for images in (split.train, split.test):
             _check_objects(images)
     if not config.method:
-        boxes = _of_files(config)
-        split = replace(split, train=_with(split.train, boxes, config), test=_with(split.test, boxes, config))
+        boxes = _load_proposals(config)
+        split = replace(
+            split,
+            train=_with_proposals(split.train, boxes, config),
+            test=_with_proposals(split.test, boxes, config),
+        )
     return split
 
 
 def _check_objects(images: ImageSet) -> None:
-    """Raise a UserError if the objects of an image are not Objects, or an object does not lie in its picture."""
+    """Raise a UserError if the objects of an image are not Objects, or a box lies outside its image."""
     for index, name in enumerate(images.names):
         objects = images.fields(index).get("objects")
         if not isinstance(objects, Objects):
@@ -78,27 +82,27 @@ def _check_objects(images: ImageSet) -> None:
 
 
 def check_engine(config: DetectConfig) -> None:
-    """Raise a UserError where the engine, or what makes proposals, is not installed."""
+    """Raise a UserError if the engine, or OpenCV for selective search, is not installed."""
     if config.engine == "detectron2":
         if importlib.util.find_spec("detectron2") is None:
             raise UserError(
-                "engine detectron2 needs detectron2: pip install 'git+https://github.com/facebookresearch/detectron2' "
-                "--no-build-isolation; --engine torchvision needs nothing more"
+                "detectron2 is not installed: pip install 'git+https://github.com/facebookresearch/detectron2' "
+                "--no-build-isolation, or use --engine torchvision"
             )
-        with wrap_external_errors("detectron2 is installed and cannot be imported"):
+        with wrap_external_errors("detectron2 is installed, but cannot be imported"):
             importlib.import_module("transfer.protocols.detect.with_detectron2")
     if config.method in MODES:
         check_opencv()
 
 
-def _of_files(config: DetectConfig) -> Boxes:
-    found: dict[str, np.ndarray] = {}
+def _load_proposals(config: DetectConfig) -> Boxes:
+    boxes: dict[str, np.ndarray] = {}
     for path in config.proposal_files:
-        found |= load_boxes(path, config.most_proposals)
-    return found
+        boxes |= load_boxes(path, config.most_proposals)
+    return boxes
 
 
-def _with(images: ImageSet, boxes: Boxes, config: DetectConfig) -> WithProposals:
+def _with_proposals(images: ImageSet, boxes: Boxes, config: DetectConfig) -> WithProposals:
     return WithProposals(images, boxes, ", ".join(config.proposal_files))
 
 
@@ -109,23 +113,25 @@ def _measure(measurement: Measurement) -> Evaluation:
     train, test, classes = measurement.split.train, measurement.split.test, measurement.split.classes
     on_gpu = world.device.type == "cuda"
     if config.train.deterministic and on_gpu and config.roi.pooling == "max":
-        raise UserError("train.deterministic: max pooling of regions is not, on GPUs; give --roi.pooling align")
+        raise UserError("train.deterministic: RoI max pooling is not deterministic on GPUs; set --roi.pooling align")
     check_ranks(config.train, world.size)
     net, new = build_trainable(measurement, _build)
-    _check_map(net)
+    _check_sizes(net)
     if config.sync_norm and world.size > 1 and on_gpu:
-        net = _synchronised(net)
+        net = _sync_batch_norm(net)
     if config.method in MODES:
-        train, test = (_with(images, _made(measurement, images, config), config) for images in (train, test))
+        train, test = (
+            _with_proposals(images, _compute_proposals(measurement, images, config), config) for images in (train, test)
+        )
     if config.sample.targets == "by-class":
-        net.set_targets(*target_statistics(train, len(classes), config))
+        net.set_target_statistics(*target_statistics(train, len(classes), config))
     plan, engine = net.plan, config.engine
-    regions = f"{plan.resolution} × {plan.resolution} regions of {plan.layer}"
+    regions = f"regions of {plan.layer} pooled to {plan.resolution} × {plan.resolution}"
     announce(measurement, net, f"{regions}, head {plan.head}, engine {engine}")
     view = SampledRegions(len(classes), config.sample, tuple(config.scales), config.longest, config.mirror)
 
     def init_weights(_stream: Stream) -> None:
-        torch.manual_seed(config.seed)  # engines have drawn differently by now
+        torch.manual_seed(config.seed)  # the engines have consumed different amounts of randomness
         initialise(net, new, config, initialisation_crops(train, net.backbone.input, config.seed))
         net.reset_scores()
 
@@ -136,18 +142,18 @@ def _measure(measurement: Measurement) -> Evaluation:
         test=test,
         classes=classes,
         view=AllRegions(config.test_scale, config.test_longest),
-        keep=config.keep,
+        filter_config=config.keep,
         world=world,
         workers=config.runtime.workers,
     )
     return fit(measurement, task, Stream(train, view, config.seed), config.test_scale)
 
 
-def _made(measurement: Measurement, images: ImageSet, config: DetectConfig) -> Boxes:
-    """Proposals that are made, or were, on this machine."""
+def _compute_proposals(measurement: Measurement, images: ImageSet, config: DetectConfig) -> Boxes:
+    """Run selective search, or load its results from the cache."""
     mode, workers = MODES[config.method], config.runtime.workers
     boxes = cached_boxes(images, mode, measurement.world, workers, measurement.should_stop, measurement.console)
-    return {name: found[: config.most_proposals] for name, found in boxes.items()}
+    return {name: image_boxes[: config.most_proposals] for name, image_boxes in boxes.items()}
 
 
 def _build(config: DetectConfig, backbone: Backbone, classes: int) -> Detector:
@@ -158,67 +164,75 @@ def _build(config: DetectConfig, backbone: Backbone, classes: int) -> Detector:
     return DetectronRCNN(backbone, classes, config)
 
 
-def _synchronised(net: Detector) -> Detector:
-    """Convert the detector's BatchNorm to SyncBatchNorm, in place."""
-    own = getattr(net.backbone.net, "convert_sync_batchnorm", nn.SyncBatchNorm.convert_sync_batchnorm)
-    return own(net)
+def _sync_batch_norm(net: Detector) -> Detector:
+    """Convert the BatchNorm layers of a detector to SyncBatchNorm, in place."""
+    convert = getattr(net.backbone.net, "convert_sync_batchnorm", nn.SyncBatchNorm.convert_sync_batchnorm)
+    return convert(net)
 
 
 @torch.no_grad()
-def _check_map(net: Detector) -> None:
-    """Raise a UserError for a net that does not take images of any size."""
+def _check_sizes(net: Detector) -> None:
+    """Raise a UserError if the backbone does not take images of any size."""
     side, step = net.backbone.input.size, net.plan.step
     height, width = (-(-length // step) * step for length in (side, side + 3 * net.plan.stride))
     blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))
     with wrap_external_errors(f"the backbone cannot take images of {width} × {height} px"):
-        net.eval().map_of(blank)
+        net.eval().feature_map(blank)
 
 
 def target_statistics(images: ImageSet, classes: int, config: DetectConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of box targets by class, (K, 4) each, over all regions that show an object (the objects
-    themselves among them), mirrored ones too. A class of which none is shown has R-CNNs' fixed ones."""
+    """Return the mean and std of the box targets per class, (K, 4) each.
+
+    They are computed over all foreground regions, which include the objects themselves, and their mirrored versions if
+    images are mirrored. Classes without foreground regions get mean 0 and the fixed stds of R-CNN.
+    """
     sums, squares, counts = np.zeros((classes, 4)), np.zeros((classes, 4)), np.zeros(classes)
     for index in range(len(images)):
         fields = images.fields(index)
-        # What lies outside of an image is cut off when it is learned; its size is not looked up for a mean.
-        truth, labels = trainable_objects(fields["objects"], np.inf, np.inf, config.sample.difficult)
-        boxes = candidates(fields["proposals"], truth, np.inf, np.inf)
-        if not len(truth):
+        # Training clips boxes to the image. The statistics skip this, because image sizes would have to be read.
+        objects, labels = trainable_objects(fields["objects"], np.inf, np.inf, config.sample.difficult)
+        boxes = candidates(fields["proposals"], objects, np.inf, np.inf)
+        if not len(objects):
             continue
-        shared = overlaps(boxes, truth)
-        rows = np.flatnonzero(shared.max(1) >= config.sample.overlap)
-        matched = shared[rows].argmax(1)
-        moves = encode_boxes(torch.from_numpy(boxes[rows]), torch.from_numpy(truth[matched])).numpy()
-        np.add.at(sums, labels[matched], moves)
-        np.add.at(squares, labels[matched], moves**2)
+        ious = overlaps(boxes, objects)
+        foreground = np.flatnonzero(ious.max(1) >= config.sample.overlap)
+        matched = ious[foreground].argmax(1)
+        deltas = encode_boxes(torch.from_numpy(boxes[foreground]), torch.from_numpy(objects[matched])).numpy()
+        np.add.at(sums, labels[matched], deltas)
+        np.add.at(squares, labels[matched], deltas**2)
         np.add.at(counts, labels[matched], 1)
-    known = counts[:, None] > 0
-    mean = np.divide(sums, counts[:, None], out=np.zeros_like(sums), where=known)
+    has_targets = counts[:, None] > 0
+    mean = np.divide(sums, counts[:, None], out=np.zeros_like(sums), where=has_targets)
     if config.mirror:
-        mean[:, 0] = 0  # as many to the left as to the right
-    variance = np.divide(squares, counts[:, None], out=np.zeros_like(sums), where=known) - mean**2
-    deviation = np.where(known, np.sqrt(variance.clip(min=_LEAST_DEVIATION**2)), np.array(BOX_STDS))
-    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
+        mean[:, 0] = 0  # mirrored regions have the opposite horizontal shift
+    variance = np.divide(squares, counts[:, None], out=np.zeros_like(sums), where=has_targets) - mean**2
+    std = np.where(has_targets, np.sqrt(variance.clip(min=_MIN_STD**2)), np.array(BOX_STDS))
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
 def _predictor(run: FinishedRun) -> Predictor:
     run.refuse_layer()
     config: DetectConfig = run.config
     check_engine(config)
-    find = _finder(config)
+    propose = _proposal_function(config)
     net, classes, _ = load_net(run, partial(_build, config))
     view = AllRegions(config.test_scale, config.test_longest)
 
-    def detections(image: EncodedImage) -> np.ndarray:
-        fields = {"proposals": find(image.pixels())[: config.most_proposals]} if find else {}
-        (found,) = detect_in_original_coordinates(net, batch_of(Record({"image": image.data}, fields=fields), view))
-        return filter_by_score(*found, config.keep).cpu().numpy()
+    def detect_objects(image: EncodedImage) -> np.ndarray:
+        fields = {"proposals": propose(image.pixels())[: config.most_proposals]} if propose else {}
+        (detections,) = detect_in_original_coordinates(
+            net, single_image_batch(Record({"image": image.data}, fields=fields), view)
+        )
+        return filter_by_score(*detections, config.keep).cpu().numpy()
 
-    return box_predictor(detections, classes)
+    return box_predictor(detect_objects, classes)
 
 
-def _finder(config: DetectConfig) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What makes proposals of new pictures; files of them are taken for those of selective search's fast mode."""
+def _proposal_function(config: DetectConfig) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return a function that computes the proposals of a new picture; None if the detector proposes regions itself.
+
+    If the run used files of proposals, selective search runs in its fast mode.
+    """
     if config.method == "rpn":
         return None
     check_opencv()
@@ -233,7 +247,7 @@ detect = Protocol(
     metrics=detection_figures,
     show=detection_table,
     section=pascal_section,
-    returns="``map``, ``ap50``, ``ap75``, ``ap`` and ``ap/CLASS``",
+    returns="the average precisions ``map``, ``ap50``, ``ap75``, ``ap`` and ``ap/CLASS``",
     chapter="pascal",
     predict=_predictor,
     annotations="whose field objects is a transfer.pascal.devkit.Objects",

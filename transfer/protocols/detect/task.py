@@ -1,4 +1,4 @@
-"""What fine-tuning for detection learns and how it is scored: a task for the one loop."""
+"""Fine-tuning task for object detection: evaluation, and filtering of detections."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,84 +18,91 @@ from transfer.pascal.detections import detection_figures, detection_rows, drawn,
 from transfer.pascal.devkit import Objects
 from transfer.pascal.segmentation import side_by_side
 from transfer.protocol import unweighted_metrics
-from transfer.protocols.detect.config import KeepConfig
+from transfer.protocols.detect.config import FilterConfig
 from transfer.protocols.detect.net import Detector
 from transfer.protocols.detect.views import AllRegions, DetectionBatch
 
-_AN_IMAGE = 40  # detections of a class that the adaptive rule keeps, over all images
-_SHOWN = 8
+_DETECTIONS_PER_IMAGE = 40  # limit of the adaptive rule, per class and on average over images
+_PICTURES = 8  # test images drawn after an evaluation
 
 
 @dataclass(kw_only=True, eq=False)
 class Detection(FineTuning):
-    """Fine-tuning task for detection.
+    """Fine-tuning task for object detection.
 
     Attributes:
-        train: training images if they are scored too, else None.
-        view: view of the images that are scored.
-        keep: which detections are kept.
+        train: training images, to be evaluated as well; None to evaluate test images only.
+        view: view of the images in evaluations.
+        filter_config: thresholds for filtering detections.
     """
 
     net: Detector
     train: ImageSet | None
     view: AllRegions
-    keep: KeepConfig
+    filter_config: FilterConfig
 
     def step(self, net: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
         return net(batch)
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
-        rows, broken = self._scored(net, self.test, should_stop)
-        figures = unweighted_metrics(detection_figures, rows)
-        line = f"mAP {100 * figures['map']:.1f}  AP {100 * figures['ap']:.1f}"
+        rows, broken = self._detect(net, self.test, should_stop)
+        metrics = unweighted_metrics(detection_figures, rows)
+        line = f"mAP {100 * metrics['map']:.1f}  AP {100 * metrics['ap']:.1f}"
         if self.train is not None:
-            found = unweighted_metrics(detection_figures, self._scored(net, self.train, should_stop)[0])
-            figures |= {"train/map": found["map"]}
-            line += f"  training images {100 * found['map']:.1f}"
-        return Evaluation(figures, len(rows["names"]), rows, broken, line, lambda: self._pictures(net))
+            train_metrics = unweighted_metrics(detection_figures, self._detect(net, self.train, should_stop)[0])
+            metrics |= {"train/map": train_metrics["map"]}
+            line += f"  training images {100 * train_metrics['map']:.1f}"
+        return Evaluation(metrics, len(rows["names"]), rows, broken, line, lambda: self._pictures(net))
 
-    def _scored(self, net: Detector, images: ImageSet, should_stop: Callable[[], bool]) -> tuple[Rows, dict[str, str]]:
+    def _detect(self, net: Detector, images: ImageSet, should_stop: Callable[[], bool]) -> tuple[Rows, dict[str, str]]:
+        """Return the detections and objects of images, and the reasons for broken images by name."""
+
         def compute(batch: DetectionBatch) -> list[Tensor]:
-            return [self.kept(*one) for one in detect_in_original_coordinates(net, batch)] if len(batch) else []
+            return [self._filter(*image) for image in detect_in_original_coordinates(net, batch)] if len(batch) else []
 
-        # One image at a time: what is no image of a batch would be scored with it.
+        # The batch size is 1, because padding in a batch would affect the scores.
         held_out = HeldOut(Stream(images, self.view), compute, self.world, 1, self.workers, should_stop)
-        indices, counts = [], [torch.empty(0, dtype=torch.int64)]
-        found = [torch.empty(0, 6)]
+        batch_indices, batch_counts = [], [torch.empty(0, dtype=torch.int64)]
+        batch_detections = [torch.empty(0, 6)]
         for batch, detections in held_out:
-            indices.append(batch.indices)
-            counts.append(torch.tensor([len(one) for one in detections], dtype=torch.int64))
-            found += [one.cpu() for one in detections]
-        everything = self.world.concatenate(torch.cat(found).to(self.world.device)).cpu()
-        numbers = self.world.concatenate(torch.cat(counts).to(self.world.device)).cpu()
-        seen = self.world.concatenate(torch.cat([numbers[:0], *indices]).to(self.world.device)).cpu()
-        order = seen.argsort()
-        column = Ragged(everything.numpy(), numbers.numpy())[order.numpy()]
+            batch_indices.append(batch.indices)
+            batch_counts.append(torch.tensor([len(rows) for rows in detections], dtype=torch.int64))
+            batch_detections += [rows.cpu() for rows in detections]
+        values = self.world.concatenate(torch.cat(batch_detections).to(self.world.device)).cpu()
+        counts = self.world.concatenate(torch.cat(batch_counts).to(self.world.device)).cpu()
+        indices = self.world.concatenate(torch.cat([counts[:0], *batch_indices]).to(self.world.device)).cpu()
+        order = indices.argsort()
+        column = Ragged(values.numpy(), counts.numpy())[order.numpy()]
         detections = np.split(column.values, np.cumsum(column.counts)[:-1])
-        if self.keep.rule == "adaptive":
-            detections = filter_adaptively(detections, len(self.classes), self.keep)
-        places = seen[order].tolist()
-        objects = [objects_of(images, index) for index in places]
-        return detection_rows([images.names[i] for i in places], self.classes, detections, objects), held_out.broken
+        if self.filter_config.rule == "adaptive":
+            detections = filter_adaptively(detections, len(self.classes), self.filter_config)
+        ordered = indices[order].tolist()
+        objects = [_objects(images, index) for index in ordered]
+        return detection_rows([images.names[i] for i in ordered], self.classes, detections, objects), held_out.broken
 
-    def kept(self, boxes: Tensor, probabilities: Tensor) -> Tensor:
-        """What is kept of one image's boxes (R, K, 4) and probabilities (R, K): (D, 6)."""
-        return (class_candidates if self.keep.rule == "adaptive" else filter_by_score)(boxes, probabilities, self.keep)
+    def _filter(self, boxes: Tensor, probabilities: Tensor) -> Tensor:
+        """Filter the boxes (R, K, 4) and probabilities (R, K) of one image: (D, 6) detections.
+
+        For the adaptive rule, these are only candidates.
+        """
+        return (class_candidates if self.filter_config.rule == "adaptive" else filter_by_score)(
+            boxes, probabilities, self.filter_config
+        )
 
     def _pictures(self, net: Detector) -> dict[str, np.ndarray]:
-        """Test images with their objects and, beside them, what is found; two images a row."""
+        """Draw the objects and the detections of test images side by side, two images per row."""
         pairs = []
-        for index in np.linspace(0, len(self.test) - 1, min(_SHOWN, len(self.test))).astype(int):
+        for index in np.linspace(0, len(self.test) - 1, min(_PICTURES, len(self.test))).astype(int):
             try:
                 record = self.test.record(int(index))
-                batch, pixels = batch_of(record, self.view), record.image().pixels()
+                batch, pixels = single_image_batch(record, self.view), record.image().pixels()
             except (BrokenImage, OSError):
                 continue
-            (found,) = detect_in_original_coordinates(net, batch)
-            best = filter_by_score(*found, self.keep).cpu().numpy()
+            (detections,) = detect_in_original_coordinates(net, batch)
+            best = filter_by_score(*detections, self.filter_config).cpu().numpy()
             pairs.append(
                 [
-                    drawn_objects(pixels, objects_of(self.test, int(index)), self.classes),
+                    drawn_objects(pixels, _objects(self.test, int(index)), self.classes),
                     drawn(pixels, best, self.classes),
                 ]
             )
@@ -103,70 +110,77 @@ class Detection(FineTuning):
         return {"detected": side_by_side(rows)} if rows else {}
 
 
-def objects_of(images: ImageSet, index: int) -> Objects:
-    """The objects of an image."""
+def _objects(images: ImageSet, index: int) -> Objects:
     return images.fields(index)["objects"]
 
 
-def batch_of(record: Record, view: AllRegions) -> DetectionBatch:
-    """One image as a batch."""
-    none = torch.zeros(1, dtype=torch.int64)
-    return view.collate([view(record, SampleRNG(0, ()))], Batch(none, none, none, []))
+def single_image_batch(record: Record, view: AllRegions) -> DetectionBatch:
+    """Return a batch of one image, with index, label and seed 0."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    return view.collate([view(record, SampleRNG(0, ()))], Batch(zero, zero, zero, []))
 
 
 def detect_in_original_coordinates(net: Detector, batch: DetectionBatch) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a net says of a batch, in pixels that the images had before they were resized, clipped to them: of each
-    boxes (R, K, 4) and probabilities (R, K)."""
-    for image, size, (boxes, probabilities) in zip(batch.images, batch.sizes.tolist(), net.detect(batch), strict=True):
+    """Yield the boxes (R, K, 4) and probabilities (R, K) of each image in a batch.
+
+    Boxes are in pixels of the image before it was resized, and clipped to the image.
+    """
+    for image, size, (boxes, probabilities) in zip(
+        batch.images, batch.original_sizes.tolist(), net.detect(batch), strict=True
+    ):
         height, width = size
         scale = boxes.new_tensor([width / image.shape[2], height / image.shape[1]]).repeat(2)
         limits = boxes.new_tensor([width, height, width, height])
         yield torch.minimum((boxes * scale).clamp(min=0), limits), probabilities
 
 
-def filter_by_score(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Tensor:
-    """Detections above a score, the best of those of a class that overlap, the best ones of the image.
+def filter_by_score(boxes: Tensor, probabilities: Tensor, config: FilterConfig) -> Tensor:
+    """Apply the score threshold, per-class NMS and the limit per image to the detections of one image.
 
     Args:
-        boxes, probabilities: (R, K, 4), (R, K).
-        keep: how.
+        boxes, probabilities: (R, K, 4) boxes and (R, K) probabilities of R regions and K classes.
+        config: thresholds.
 
     Returns:
-        (D, 6) float32: class, score, x₁ y₁ x₂ y₂; the best first.
+        (D, 6) float32: class, score, x₁ y₁ x₂ y₂; highest score first.
     """
-    regions, classes = (probabilities > keep.score).nonzero(as_tuple=True)
+    regions, classes = (probabilities > config.score).nonzero(as_tuple=True)
     scores, boxes = probabilities[regions, classes], boxes[regions, classes]
-    best = ops.batched_nms(boxes, scores, classes, keep.nms)[: keep.most]
+    best = ops.batched_nms(boxes, scores, classes, config.nms)[: config.most]
     return torch.cat([classes[best, None].to(boxes), scores[best, None], boxes[best]], 1)
 
 
-def class_candidates(boxes: Tensor, probabilities: Tensor, keep: KeepConfig) -> Tensor:
-    """The best of each class, for :func:`filter_adaptively`: (D, 6)."""
-    count, classes = min(keep.most, len(boxes)), probabilities.shape[1]
+def class_candidates(boxes: Tensor, probabilities: Tensor, config: FilterConfig) -> Tensor:
+    """Return the highest-scoring detections of each class in one image, for :func:`filter_adaptively`: (D, 6)."""
+    count, classes = min(config.most, len(boxes)), probabilities.shape[1]
     scores, regions = probabilities.topk(count, 0)  # (count, K)
-    numbers = torch.arange(classes, device=boxes.device).expand(count, classes)
-    chosen = boxes[regions, numbers]
-    return torch.cat([numbers[..., None].to(boxes), scores[..., None], chosen], -1).reshape(-1, 6)
+    labels = torch.arange(classes, device=boxes.device).expand(count, classes)
+    top_boxes = boxes[regions, labels]
+    return torch.cat([labels[..., None].to(boxes), scores[..., None], top_boxes], -1).reshape(-1, 6)
 
 
-def filter_adaptively(detections: Sequence[np.ndarray], classes: int, keep: KeepConfig) -> list[np.ndarray]:
-    """Fast R-CNN's rule: a class's threshold is such that no more than 40 an image are above it, over all images; then
-    the best of those that overlap.
+def filter_adaptively(detections: Sequence[np.ndarray], classes: int, config: FilterConfig) -> list[np.ndarray]:
+    """Apply Fast R-CNN's adaptive score thresholds, then per-class NMS.
+
+    The threshold of a class is such that, on average over all images, at most 40 detections per image exceed it.
 
     Args:
-        detections: (D, 6) of each image.
-        classes: K.
-        keep: how.
+        detections: (D, 6) candidates of each image.
+        classes: number of classes.
+        config: thresholds.
+
+    Returns:
+        (D', 6) detections of each image.
     """
-    everything = np.concatenate(detections)
-    most, thresholds = _AN_IMAGE * len(detections), np.full(classes, -np.inf)
-    for number in range(classes):
-        scores = everything[everything[:, 0] == number, 1]
-        if len(scores) > most:
-            thresholds[number] = np.partition(scores, len(scores) - most)[len(scores) - most]
-    found = []
-    for one in detections:
-        above = torch.from_numpy(one[one[:, 1] > thresholds[one[:, 0].astype(int)]])
-        best = ops.batched_nms(above[:, 2:], above[:, 1], above[:, 0], keep.nms)
-        found.append(above[best].numpy())
-    return found
+    candidates = np.concatenate(detections)
+    limit, thresholds = _DETECTIONS_PER_IMAGE * len(detections), np.full(classes, -np.inf)
+    for label in range(classes):
+        scores = candidates[candidates[:, 0] == label, 1]
+        if len(scores) > limit:
+            thresholds[label] = np.partition(scores, len(scores) - limit)[len(scores) - limit]
+    filtered = []
+    for rows in detections:
+        above = torch.from_numpy(rows[rows[:, 1] > thresholds[rows[:, 0].astype(int)]])
+        best = ops.batched_nms(above[:, 2:], above[:, 1], above[:, 0], config.nms)
+        filtered.append(above[best].numpy())
+    return filtered

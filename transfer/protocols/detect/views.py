@@ -1,4 +1,4 @@
-"""What is made of an image, its objects and its proposals: resized, and in training a sample of labelled regions."""
+"""Views for detection: a resized image with its proposals, and in training with a sample of labelled regions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from transfer.protocols.detect.config import SampleConfig
 
 @dataclass
 class Regions:
-    """The boxes of an image, in pixels of the resized image; see :mod:`transfer.boxes`.
+    """Regions and objects of an image, in pixels of the resized image; see :mod:`transfer.boxes`.
 
     Attributes:
-        boxes: (R, 4) float32 to be looked at.
-        labels: (R,) int64, what each shows; the number of classes is background. In training only.
-        targets: (R, 4) float32, the object that each shows (of background anything). In training only.
-        objects: (G, 4) float32 of all objects that are learned.
-        classes: (G,) int64.
+        boxes: (R, 4) float32 boxes of the regions.
+        labels: (R,) int64 class index of each region, the number of classes for background; only in training.
+        targets: (R, 4) float32 box of the object in each region, arbitrary for background; only in training.
+        objects: (G, 4) float32 boxes of the objects to train on.
+        classes: (G,) int64 class indices of the objects.
     """
 
     boxes: Tensor
@@ -38,36 +38,36 @@ class Regions:
 
 @dataclass
 class DetectionBatch(Batch):
-    """Images of any sizes.
+    """Images of different sizes, with their regions.
 
     Attributes:
-        images: (3, H, W) uint8 RGB each.
-        regions: of each.
-        sizes: (N, 2) height and width that each was of before it was resized.
+        images: resized images, (3, H, W) uint8 RGB each.
+        regions: regions of each image.
+        original_sizes: (N, 2) height and width of each image before it was resized.
     """
 
     images: list[Tensor]
     regions: list[Regions]
-    sizes: Tensor
+    original_sizes: Tensor
 
 
 RegionSample = tuple[Tensor, Regions, tuple[int, int]]
 
 
 def collate_regions(samples: Sequence[RegionSample], base: Batch) -> DetectionBatch:
-    """Samples as a batch."""
+    """Collate samples into a batch."""
     images, regions = [sample[0] for sample in samples], [sample[1] for sample in samples]
     sizes = torch.tensor([sample[2] for sample in samples], dtype=torch.int64).view(-1, 2)
-    return DetectionBatch(**vars(base), images=images, regions=regions, sizes=sizes)
+    return DetectionBatch(**vars(base), images=images, regions=regions, original_sizes=sizes)
 
 
 def resize_factor(height: int, width: int, short: int, longest: int) -> float:
-    """By what an image is resized so that its short side is ``short`` and its long side no longer than ``longest``."""
+    """Return the factor that resizes the short side to ``short``, but the long side to ``longest`` at most."""
     return min(short / min(height, width), longest / max(height, width))
 
 
 def resize_pixels(pixels: np.ndarray, factor: float) -> Tensor:
-    """(H, W, 3) uint8 → (3, h, w) uint8."""
+    """Resize an image (H, W, 3) uint8 by a factor: (3, h, w) uint8."""
     size = [max(1, round(side * factor)) for side in pixels.shape[:2]]
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return F.interpolate(image, size, mode="bilinear", antialias=True)[0]
@@ -75,14 +75,16 @@ def resize_pixels(pixels: np.ndarray, factor: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SampledRegions:
-    """A training image at a random scale, mirrored half of the time, with a sample of its regions if the record has
-    ``proposals``; else the net proposes them.
+    """Training image at a random scale, with a sample of its regions.
+
+    Records without ``proposals`` get no regions: the detector proposes them.
 
     Attributes:
-        classes: there are; background's label.
-        sample: which regions.
-        scales, longest: of the short side, and the greatest long side.
-        mirror: whether to mirror at all.
+        classes: number of classes, which is also the label of background.
+        sample: settings for sampling regions.
+        scales: short sides to choose from, in pixels.
+        longest: maximum long side, in pixels.
+        mirror: whether to mirror half of the images.
     """
 
     classes: int
@@ -96,28 +98,35 @@ class SampledRegions:
         image, objects, proposals = record.image(), record.fields["objects"], record.fields.get("proposals")
         u = rng.uniforms(3)
         pixels, height, width = image.pixels(), image.height, image.width
-        truth, classes = trainable_objects(objects, height, width, self.sample.difficult)
+        object_boxes, classes = trainable_objects(objects, height, width, self.sample.difficult)
         boxes, labels, targets = np.empty((0, 4)), np.empty(0, np.int64), np.empty((0, 4))
         if proposals is not None:
-            boxes = candidates(proposals, truth, height, width)
+            boxes = candidates(proposals, object_boxes, height, width)
             generator = np.random.default_rng(int(u[2] * 2**53))
-            boxes, labels, targets = sample_regions(boxes, truth, classes, self.classes, self.sample, generator)
+            boxes, labels, targets = sample_regions(boxes, object_boxes, classes, self.classes, self.sample, generator)
         if self.mirror and u[1] < 0.5:
             pixels = crops.flip_image(pixels)
-            boxes, targets, truth = (flip_boxes(one, width) for one in (boxes, targets, truth))
+            boxes, targets, object_boxes = (flip_boxes(array, width) for array in (boxes, targets, object_boxes))
         short = self.scales[int(u[0] * len(self.scales))]
-        resized_image = resize_pixels(pixels, resize_factor(height, width, short, self.longest))
-        scale = _scale(resized_image, height, width)
-        boxes, targets, truth = (torch.from_numpy(one * scale).float() for one in (boxes, targets, truth))
-        regions = Regions(boxes, torch.from_numpy(labels), targets, truth, torch.from_numpy(classes))
-        return resized_image, regions, (height, width)
+        resized = resize_pixels(pixels, resize_factor(height, width, short, self.longest))
+        scale = _box_scale(resized, height, width)
+        boxes, targets, object_boxes = (
+            torch.from_numpy(array * scale).float() for array in (boxes, targets, object_boxes)
+        )
+        regions = Regions(boxes, torch.from_numpy(labels), targets, object_boxes, torch.from_numpy(classes))
+        return resized, regions, (height, width)
 
     collate = staticmethod(collate_regions)
 
 
 @dataclass(frozen=True)
 class AllRegions:
-    """A whole image at one scale, with all of its proposals, if it has any."""
+    """Image at a fixed scale, with all of its proposals.
+
+    Attributes:
+        scale: short side, in pixels.
+        longest: maximum long side, in pixels.
+    """
 
     scale: int
     longest: int
@@ -128,66 +137,77 @@ class AllRegions:
         height, width = image.height, image.width
         pixels = resize_pixels(image.pixels(), resize_factor(height, width, self.scale, self.longest))
         boxes = clipped(proposals.astype(np.float64), height, width)
-        boxes = boxes[has_area(boxes)] * _scale(pixels, height, width)
-        none, no_labels = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
-        return pixels, Regions(torch.from_numpy(boxes).float(), no_labels, none, none, no_labels), (height, width)
+        boxes = boxes[has_area(boxes)] * _box_scale(pixels, height, width)
+        no_boxes, no_labels = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
+        return (
+            pixels,
+            Regions(torch.from_numpy(boxes).float(), no_labels, no_boxes, no_boxes, no_labels),
+            (height, width),
+        )
 
     collate = staticmethod(collate_regions)
 
 
 def trainable_objects(objects: Objects, height: int, width: int, difficult: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The objects that are learned: boxes (G, 4), the part of each that lies in the image, and classes (G,)."""
+    """Return the boxes (G, 4) and classes (G,) of the objects to train on, clipped to the image.
+
+    Args:
+        objects: annotated objects.
+        height, width: size of the image.
+        difficult: include objects marked difficult.
+    """
     boxes = clipped(from_voc(np.asarray(objects.boxes, np.float64)), height, width)
-    kept = has_area(boxes) & (difficult | ~objects.difficult)
-    return boxes[kept], objects.classes[kept]
+    selected = has_area(boxes) & (difficult | ~objects.difficult)
+    return boxes[selected], objects.classes[selected]
 
 
-def candidates(proposals: np.ndarray, truth: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The regions that there are to choose from: the objects themselves, and the proposals in the image."""
+def candidates(proposals: np.ndarray, objects: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the candidate regions (N, 4) of an image: the boxes of its objects, and its proposals clipped to it."""
     boxes = clipped(proposals.astype(np.float64), height, width)
-    return np.concatenate([truth, boxes[has_area(boxes)]])
+    return np.concatenate([objects, boxes[has_area(boxes)]])
 
 
 def sample_regions(
     boxes: np.ndarray,
-    truth: np.ndarray,
+    objects: np.ndarray,
     classes: np.ndarray,
-    background: int,
+    background_label: int,
     sample: SampleConfig,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Regions that are learned from, of one image.
+    """Sample foreground and background regions of an image for training.
 
     Args:
-        boxes: (N, 4) to choose from.
-        truth, classes: (G, 4), (G,) objects.
-        background: its label.
-        sample: how.
-        generator: of chance.
+        boxes: (N, 4) candidate regions.
+        objects, classes: (G, 4) boxes and (G,) class indices of the objects.
+        background_label: label of background regions.
+        sample: sampling settings.
+        generator: random generator.
 
     Returns:
-        boxes (R, 4), labels (R,), and the objects that they show (R, 4); of background the boxes themselves.
+        (R, 4) boxes of the regions, (R,) their labels, and (R, 4) target boxes: that of the matched object, or the
+        region's own box for background.
     """
-    if not len(truth):
+    if not len(objects):
         matched, best = np.zeros(len(boxes), np.int64), np.zeros(len(boxes))
     else:
-        shared = overlaps(boxes, truth)
-        matched, best = shared.argmax(1), shared.max(1)
+        ious = overlaps(boxes, objects)
+        matched, best = ious.argmax(1), ious.max(1)
     low, high = sample.background
     foreground = np.flatnonzero(best >= sample.overlap)
-    rest = np.flatnonzero((best >= low) & (best < high))
-    front = min(round(sample.foreground * sample.regions), len(foreground))
-    foreground = generator.choice(foreground, front, replace=False) if front else foreground[:0]
-    back = min(sample.regions - front, len(rest))
-    rest = generator.choice(rest, back, replace=False) if back else rest[:0]
-    chosen = np.concatenate([foreground, rest])
-    labels = np.full(len(chosen), background, np.int64)
-    targets = boxes[chosen].copy()
-    if front:
-        labels[:front], targets[:front] = classes[matched[foreground]], truth[matched[foreground]]
-    return boxes[chosen], labels, targets
+    background = np.flatnonzero((best >= low) & (best < high))
+    n_foreground = min(round(sample.foreground * sample.regions), len(foreground))
+    foreground = generator.choice(foreground, n_foreground, replace=False) if n_foreground else foreground[:0]
+    n_background = min(sample.regions - n_foreground, len(background))
+    background = generator.choice(background, n_background, replace=False) if n_background else background[:0]
+    sampled = np.concatenate([foreground, background])
+    labels = np.full(len(sampled), background_label, np.int64)
+    targets = boxes[sampled].copy()
+    if n_foreground:
+        labels[:n_foreground], targets[:n_foreground] = classes[matched[foreground]], objects[matched[foreground]]
+    return boxes[sampled], labels, targets
 
 
-def _scale(image: Tensor, height: int, width: int) -> np.ndarray:
-    """By what boxes of an image are multiplied once it was resized, (4,)."""
+def _box_scale(image: Tensor, height: int, width: int) -> np.ndarray:
+    """Return the factors (4,) that convert box coordinates of the original image to the resized one."""
     return np.tile([image.shape[2] / width, image.shape[1] / height], 2)

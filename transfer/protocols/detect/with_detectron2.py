@@ -1,4 +1,4 @@
-"""The engine on detectron2's region heads and proposal network, run by our loop."""
+"""Detector with the RoI heads and the region proposal network of detectron2, trained by crosschannel's loop."""
 
 from collections.abc import Sequence
 
@@ -17,70 +17,75 @@ from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from crosschannel.models.regions import Neck, RegionPlan
 from transfer.protocols.detect.config import DetectConfig, SampleConfig
-from transfer.protocols.detect.net import AT_ONCE, Detector, Inputs
+from transfer.protocols.detect.net import REGION_BATCH, Detector, Inputs
 from transfer.protocols.detect.views import Regions
 
-_RATIOS = [0.5, 1.0, 2.0]  # of anchors' sides
-_ANCHORS = 256  # of an image and step that the proposal network learns from
+_ASPECT_RATIOS = [0.5, 1.0, 2.0]  # of anchors
+_ANCHORS = 256  # anchors per image and step that train the proposal network
 
 
 class DetectronRCNN(Detector):
-    """Fast R-CNN or, with ``proposals: rpn``, Faster R-CNN. Weights have the same names as in the other engine."""
+    """Fast R-CNN or, with ``proposals: rpn``, Faster R-CNN; its weights have the same names as those of
+    :class:`~transfer.protocols.detect.net.FastRCNN`."""
 
     def __init__(self, backbone: Backbone, classes: int, config: DetectConfig):
         def heads(plan: RegionPlan, neck: Neck) -> CrosschannelROIHeads:
             return _heads(plan, neck, classes, config.sample)
 
         super().__init__(backbone, classes, config, heads)
-        self.score.box_head = self.above  # a method: the backbone's parts are not registered twice
-        self.rpn = _proposal_network(self.plan, self.maps, config) if config.method == "rpn" else None
+        self.score.box_head = self.backbone_head  # a method, so that the backbone's layers are not registered twice
+        self.rpn = _proposal_network(self.plan, self.map_channels, config) if config.method == "rpn" else None
 
     def losses(self, inputs: Inputs, regions: Sequence[Regions]) -> tuple[Tensor, Tensor]:
-        """detectron2's losses, of Fast R-CNN times the number of regions, of Faster R-CNN times that of images."""
-        features = {self.plan.layer: self.map_of(inputs.x)}
-        with EventStorage():  # where detectron2 writes its statistics
+        """Return detectron2's losses and a count.
+
+        detectron2 averages its losses. They are multiplied by the count, which is the number of regions for Fast R-CNN
+        and the number of images for Faster R-CNN.
+        """
+        features = {self.plan.layer: self.feature_map(inputs.x)}
+        with EventStorage():  # required by detectron2, which logs statistics to it
             if self.rpn is None:
                 sampled = [
-                    Instances(size, proposal_boxes=Boxes(one.boxes), gt_boxes=Boxes(one.targets), gt_classes=one.labels)
-                    for size, one in zip(inputs.sizes, regions, strict=True)
+                    Instances(size, proposal_boxes=Boxes(r.boxes), gt_boxes=Boxes(r.targets), gt_classes=r.labels)
+                    for size, r in zip(inputs.sizes, regions, strict=True)
                 ]
-                found, count = {}, sum(map(len, sampled))
+                losses, count = {}, sum(map(len, sampled))
             else:
                 truth = [
-                    Instances(size, gt_boxes=Boxes(one.objects), gt_classes=one.classes)
-                    for size, one in zip(inputs.sizes, regions, strict=True)
+                    Instances(size, gt_boxes=Boxes(r.objects), gt_classes=r.classes)
+                    for size, r in zip(inputs.sizes, regions, strict=True)
                 ]
-                proposals, found = self._proposals(inputs, features, truth)
+                proposals, losses = self._propose(inputs, features, truth)
                 sampled, count = self.score.label_and_sample_proposals(proposals, truth), len(truth)
-            found |= self.score.box_predictor.losses(self.score.predictions(features, sampled), sampled)
-        loss = torch.stack([part.float() for part in found.values()]).sum() * count
+            losses |= self.score.box_predictor.losses(self.score.predictions(features, sampled), sampled)
+        loss = torch.stack([value.float() for value in losses.values()]).sum() * count
         return loss, loss.new_tensor(float(count))
 
     def predict(self, inputs: Inputs, regions: Sequence[Regions]) -> list[tuple[Tensor, Tensor]]:
-        maps = self.map_of(inputs.x)
-        proposals = [one.boxes for one in regions]
+        maps = self.feature_map(inputs.x)
+        proposals = [r.boxes for r in regions]
         if self.rpn is not None:
-            made, _ = self._proposals(inputs, {self.plan.layer: maps})
-            proposals = [one.proposal_boxes.tensor for one in made]
-        found, predictor = [], self.score.box_predictor
-        for number, (size, boxes) in enumerate(zip(inputs.sizes, proposals, strict=True)):
-            parts = [(boxes.new_empty(0, self.classes, 4), boxes.new_empty(0, self.classes))]
-            for part in boxes.split(AT_ONCE) if len(boxes) else ():
-                there = [Instances(size, proposal_boxes=Boxes(part))]
-                scores, moves = self.score.predictions({self.plan.layer: maps[number : number + 1]}, there)
-                moved = predictor.predict_boxes((scores, moves), there)[0].view(-1, self.classes, 4)
-                parts.append((moved, predictor.predict_probs((scores.float(), moves), there)[0][:, :-1]))
-            found.append(tuple(torch.cat(kind) for kind in zip(*parts, strict=True)))
-        return found
+            instances, _ = self._propose(inputs, {self.plan.layer: maps})
+            proposals = [image_instances.proposal_boxes.tensor for image_instances in instances]
+        predictions, predictor = [], self.score.box_predictor
+        for i, (size, boxes) in enumerate(zip(inputs.sizes, proposals, strict=True)):
+            chunks = [(boxes.new_empty(0, self.classes, 4), boxes.new_empty(0, self.classes))]
+            for chunk in boxes.split(REGION_BATCH) if len(boxes) else ():
+                instances = [Instances(size, proposal_boxes=Boxes(chunk))]
+                scores, deltas = self.score.predictions({self.plan.layer: maps[i : i + 1]}, instances)
+                decoded = predictor.predict_boxes((scores, deltas), instances)[0].view(-1, self.classes, 4)
+                chunks.append((decoded, predictor.predict_probs((scores.float(), deltas), instances)[0][:, :-1]))
+            predictions.append(tuple(torch.cat(tensors) for tensors in zip(*chunks, strict=True)))
+        return predictions
 
-    def _proposals(self, inputs: Inputs, features: dict[str, Tensor], truth: list[Instances] | None = None):
-        """The proposal network, in float32: scores of 8 bits would rank thousands of boxes by chance."""
+    def _propose(self, inputs: Inputs, features: dict[str, Tensor], truth: list[Instances] | None = None):
+        """Run the proposal network in float32: with the precision of bfloat16, many of its scores would tie."""
         features = {name: maps.float() for name, maps in features.items()}
         try:
             with torch.autocast(inputs.x.device.type, enabled=False):
                 return self.rpn(ImageList(inputs.x, inputs.sizes), features, truth)
         except FloatingPointError:
-            raise UserError("the proposals became infinite; lower optim.lr or set optim.clip") from None
+            raise UserError("the proposals are no longer finite; lower optim.lr or set optim.clip") from None
 
 
 def _heads(plan: RegionPlan, neck: Neck, classes: int, sample: SampleConfig) -> CrosschannelROIHeads:
@@ -103,7 +108,7 @@ def _heads(plan: RegionPlan, neck: Neck, classes: int, sample: SampleConfig) -> 
 
 
 def _matcher(sample: SampleConfig) -> Matcher:
-    """What a region shows by its overlap: 1 an object, 0 background, -1 neither."""
+    """Return a matcher that labels regions by their IoU: 1 for foreground, 0 for background, -1 to ignore."""
     low, high = sample.background
     bounds, labels = ([low], [-1, 0]) if low else ([], [0])
     bounds.append(high)
@@ -114,18 +119,21 @@ def _matcher(sample: SampleConfig) -> Matcher:
 
 
 def _proposal_network(plan: RegionPlan, channels: int, config: DetectConfig) -> RPN:
-    sizes, keys = [float(side) for side in config.rpn.anchors], config.rpn
+    sizes, rpn = [float(side) for side in config.rpn.anchors], config.rpn
     return RPN(
         in_features=[plan.layer],
-        head=StandardRPNHead(in_channels=channels, num_anchors=len(sizes) * len(_RATIOS)),
+        head=StandardRPNHead(in_channels=channels, num_anchors=len(sizes) * len(_ASPECT_RATIOS)),
         anchor_generator=PixelCentreAnchors(
-            plan.origin + 0.5 if plan.aligned else 0.0, sizes=[sizes], aspect_ratios=[_RATIOS], strides=[plan.stride]
+            plan.origin + 0.5 if plan.aligned else 0.0,
+            sizes=[sizes],
+            aspect_ratios=[_ASPECT_RATIOS],
+            strides=[plan.stride],
         ),
         anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
         batch_size_per_image=_ANCHORS,
         positive_fraction=0.5,
-        pre_nms_topk=keys.before,
-        post_nms_topk=keys.after,
-        nms_thresh=keys.nms,
+        pre_nms_topk=rpn.before,
+        post_nms_topk=rpn.after,
+        nms_thresh=rpn.nms,
     )
