@@ -18,7 +18,7 @@ import torch
 from timing import apart, machine, peak_memory, real_data, table
 
 from crosschannel.data import CropConfig, Stream, TrainingCrops, open_training_images
-from crosschannel.data.shards import Row, index_text
+from crosschannel.data.shards import Row, format_index
 from crosschannel.runs.folder import read_metrics
 
 BYTES = 110_000  # of an ImageNet photograph
@@ -49,7 +49,7 @@ def make_shards(root: Path, count: int) -> None:
             file.truncate(rows[-1].offset + step)
             file.seek(rows[-1].offset - 512)
             file.write(info.tobuf())
-        path.with_name(path.name + ".idx").write_text(index_text(rows, path.stat().st_size))
+        path.with_name(path.name + ".idx").write_text(format_index(rows, path.stat().st_size))
 
 
 def opening(data: str) -> None:

@@ -17,7 +17,7 @@ from crosschannel.config.load import check_config
 from crosschannel.console import escape_control, progress, stderr_console
 from crosschannel.csv_files import write_rows
 from crosschannel.data.decode import BrokenImage, EncodedImage
-from crosschannel.data.pictures import named_pictures, only_this_name, picture_bytes, targets
+from crosschannel.data.pictures import convert_name_errors, list_pictures, output_paths, picture_bytes
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
 from crosschannel.models import Backbone
@@ -44,7 +44,7 @@ def main(config: PredictConfig) -> list[Path]:
     run, out = user_path(config.run), Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
-    pictures = targets(((source, out / stem) for source, stem in named_pictures(config.images)), "-mask.png")
+    pictures = output_paths(((source, out / stem) for source, stem in list_pictures(config.images)), "-mask.png")
     inputs = [run, *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("transfer predict", inputs, config.overwrite, makes_folders=True)
     console, failed = stderr_console(), []
@@ -59,7 +59,7 @@ def main(config: PredictConfig) -> list[Path]:
                 try:
                     data = picture_bytes(source)
                     found = predict(data)
-                    with only_this_name():
+                    with convert_name_errors():
                         scores.written += _save(found, target, outputs)
                     scores.add(escape_control(source), found, _thumbnail(found, data))
                 except BrokenImage as error:

@@ -12,7 +12,7 @@ from crosschannel.commands.config import ColorizeConfig
 from crosschannel.config.load import check_config
 from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, broken_image, open_picture, read_picture, to_rgb
-from crosschannel.data.pictures import SAMPLE, named_pictures, only_this_name, picture_bytes, targets
+from crosschannel.data.pictures import SAMPLE, convert_name_errors, list_pictures, output_paths, picture_bytes
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
 from crosschannel.hub import load_colorizer, source_files
@@ -45,14 +45,14 @@ def colorize(config: ColorizeConfig) -> list[Path]:
                 beside = "; give --out another folder" if config.out is None else ""
                 raise UserError(f"{error}{beside}") from None
         for _, target in pictures:
-            with contextlib.suppress(BrokenImage), only_this_name():
+            with contextlib.suppress(BrokenImage), convert_name_errors():
                 outputs.check(target)
         options = {"saturation": config.saturation, "gamut": config.gamut, "upsample": config.upsample}
         colorizer = load_colorizer(config.model, find_device(config.device), config.size, **options)
         for source, target in progress(pictures, "colouring", len(pictures)):
             try:
                 coloured = _colour(colorizer, source, config.temperature, format)
-                with only_this_name():
+                with convert_name_errors():
                     _save(coloured, target, format, outputs)
             except BrokenImage as error:
                 failed.append(str(source))
@@ -75,7 +75,7 @@ def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list
     endings = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
     if not config.images:
         raise UserError("no pictures named: give files or folders")
-    listings = [(name, named_pictures([name])) for name in config.images]
+    listings = [(name, list_pictures([name])) for name in config.images]
     pictures = [picture for _, listing in listings for picture in listing]
     out = None if config.out is None else Path(config.out)
     of_file = "" if out is None or out.is_dir() else endings.get(out.suffix.lower(), "")
@@ -86,13 +86,13 @@ def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list
             raise UserError(f"{out} is one file, and there are {len(pictures)} pictures; give --out a folder")
         if of_file != format:
             raise UserError(f"{out} does not end as {format} does")
-        return targets([(pictures[0][0], out.with_suffix(""))], out.suffix), [out.parent], format
+        return output_paths([(pictures[0][0], out.with_suffix(""))], out.suffix), [out.parent], format
     if out is not None:
         if not out.exists() and out.suffix.lower() in Image.registered_extensions():
             raise UserError(f"{out}: pictures are written as .png, .jpg or .jpeg")
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; --out takes a folder, or a name ending in .png or .jpg")
-        return targets(((source, out / stem) for source, stem in pictures), ending), [out], format
+        return output_paths(((source, out / stem) for source, stem in pictures), ending), [out], format
     found, folders = [], {}
     for name, listing in listings:
         path = Path(name.rpartition(":")[2]) if name == SAMPLE else user_path(name)
@@ -102,7 +102,7 @@ def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list
         for source, stem in listing:
             found.append((source, folder / (f"{stem}-coloured" if is_file else stem)))
         folders[folder] = None
-    return targets(found, ending), list(folders), format
+    return output_paths(found, ending), list(folders), format
 
 
 def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> None:

@@ -1,8 +1,8 @@
-"""Data: where images come from and what is made of them.
+"""Image sets, and the batches of samples that are drawn from them.
 
-``open_images`` turns what a user names into an :class:`ImageSet`; a :class:`Stream` turns an ImageSet into samples of a
-*view* (crops, mostly), whose order and draws are pure functions of (seed, epoch, position); ``load_batches`` batches
-them.
+``open_images`` opens a data source as one :class:`ImageSet` per split. A :class:`Stream` applies a *view* (usually a
+crop) to an ImageSet; its order and random numbers are pure functions of (seed, epoch, position). ``load_batches`` loads
+the samples in batches.
 """
 
 from typing import TYPE_CHECKING

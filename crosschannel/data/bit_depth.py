@@ -1,4 +1,4 @@
-"""Conversion of deeper samples to 8 bits, and a reader for the TIFF files that Pillow misreads."""
+"""Conversion of images with more than 8 bits per sample, and a reader for TIFF files that Pillow misreads."""
 
 import io
 import logging
@@ -11,38 +11,38 @@ from PIL import Image
 if TYPE_CHECKING:
     import tifffile
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # magic bytes; the last two are of BigTIFF
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # magic bytes of TIFF, then of BigTIFF
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
-# Photometric interpretation, samples per pixel and extra samples (2: alpha, not premultiplied)
+# (photometric interpretation, samples per pixel, extra samples); the extra sample 2 is alpha, not premultiplied
 _SUPPORTED = {(_WHITE_IS_ZERO, 1, ()), (_BLACK_IS_ZERO, 1, ()), (_RGB, 3, ()), (_RGB, 4, (2,))}
 _ORIENTATION, _PROFILE = 274, 34675  # TIFF tags
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # or it prints warnings about damaged files
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # otherwise it prints warnings about damaged files
 
 
 def scale_to_8_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     """Scale samples to 8 bits.
 
     Args:
-        values: floats from 0 (black) to 1 (white), or unsigned integers of up to 16 bits, whose largest value is white.
-            Wider and signed integers rarely use their full range, so their white value is unknown.
-        bits: bit depth of integer samples, which may be less than that of their type.
+        values: floats in [0, 1], or unsigned integers of at most 16 bits, whose largest value is white. Signed and
+            wider integers are not supported: they rarely use their full range, so their white level is unknown.
+        bits: bit depth of integer samples; it may be smaller than that of the dtype.
 
     Returns:
-        uint8 of the same shape.
+        uint8 array of the same shape.
 
     Raises:
-        ValueError: any other samples; the message names the remedy.
+        ValueError: the dtype is not supported or floats are outside [0, 1]; the message includes a remedy.
     """
-    remedy = "save it with 8 or 16 bits per sample"
+    remedy = "convert the image to 8 or 16 bits per sample"
     if values.dtype.kind == "f":
         low, high = float(values.min()), float(values.max())
         if not 0 <= low <= high <= 1:  # or NaN
-            raise ValueError(f"its floating-point samples are in {low:.6g}..{high:.6g} instead of 0..1; {remedy}")
+            raise ValueError(f"floating-point samples must be in 0..1, got {low:.6g}..{high:.6g}; {remedy}")
         white = 1
     elif values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         white = 2**bits - 1
     else:
-        raise ValueError(f"its samples are {values.dtype.name}, which has no defined white value; {remedy}")
+        raise ValueError(f"{values.dtype.name} samples have no defined white level; {remedy}")
     return np.rint(values * np.float32(255 / white)).astype(np.uint8)
 
 
@@ -50,10 +50,11 @@ def to_8_bit_picture(image: Image.Image) -> Image.Image:
     """Convert a Pillow image to at most 8 bits per sample.
 
     Returns:
-        The same image if it is no deeper, else a grey one; a transparent value becomes an alpha channel.
+        The image itself if it has at most 8 bits per sample, otherwise a greyscale image. A transparent grey value
+        becomes an alpha channel.
 
     Raises:
-        ValueError: :func:`scale_to_8_bit` refuses the samples.
+        ValueError: the samples cannot be scaled; see :func:`scale_to_8_bit`.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -69,18 +70,19 @@ def to_8_bit_picture(image: Image.Image) -> Image.Image:
 
 
 def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Image.Image, int] | None:
-    """Read the first picture of a TIFF file with tifffile if Pillow would misread it.
+    """Read the first page of a TIFF file with tifffile if Pillow would misread it.
 
     Args:
-        data: the encoded file.
-        check_size: called with height and width before any pixel is read; raises if the picture is too large.
+        data: contents of the file.
+        check_size: called with height and width before any pixel is decoded; raises if the image is too large.
 
     Returns:
-        An 8-bit grey, RGB or RGBA picture as stored (not rotated), and its EXIF orientation; None for files that are
-        left to Pillow.
+        An 8-bit greyscale, RGB or RGBA image as stored (not rotated), and its EXIF orientation; None if the file should
+        be read with Pillow.
 
     Raises:
-        ValueError: the file is cut off, is neither grey nor RGB, or has samples that :func:`scale_to_8_bit` refuses.
+        ValueError: the file is truncated or neither greyscale nor RGB, or its samples cannot be scaled; see
+            :func:`scale_to_8_bit`.
     """
     import tifffile
 
@@ -92,17 +94,15 @@ def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Imag
         return None
     check_size(page.imagelength, page.imagewidth)
     if (page.photometric, page.samplesperpixel, page.extrasamples) not in _SUPPORTED or page.imagedepth != 1:
-        raise ValueError("it is neither grey nor RGB")
-    if any(sum(extent) > len(data) for extent in zip(page.dataoffsets, page.databytecounts, strict=True)):
-        raise ValueError("the file is cut off")
+        raise ValueError("unsupported TIFF: neither greyscale nor RGB")
+    if any(sum(strip) > len(data) for strip in zip(page.dataoffsets, page.databytecounts, strict=True)):
+        raise ValueError("the file is truncated")
     try:
         values = page.asarray()
     except (ValueError, KeyError) as error:
         if "imagecodecs" not in str(error):
             raise
-        raise ValueError(
-            f"its compression ({page.compression.name}) needs a package: pip install imagecodecs"
-        ) from None
+        raise ValueError(f"{page.compression.name} compression requires imagecodecs: pip install imagecodecs") from None
     values = scale_to_8_bit(np.moveaxis(values, 0, -1) if page.axes.startswith("S") else values, page.bitspersample)
     picture = Image.fromarray(255 - values if page.photometric == _WHITE_IS_ZERO else values)
     if _PROFILE in page.tags:
@@ -111,9 +111,10 @@ def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Imag
 
 
 def _pillow_reads(page: "tifffile.TiffPage") -> bool:
-    """Whether Pillow reads a page correctly or refuses it.
+    """Whether Pillow reads a page correctly or raises an error.
 
-    It does for unsigned samples of at most 8 bits, and of 16 bits unless they are inverted or in separate raw planes.
+    True for unsigned samples of at most 8 bits, and for 16-bit samples unless they are inverted or stored in separate
+    uncompressed planes.
     """
     if page.sampleformat != 1 or not isinstance(page.bitspersample, int):
         return False

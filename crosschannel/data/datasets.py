@@ -1,4 +1,7 @@
-"""Kinds of ``--data``, one row each. Does not import torch: the launcher and the hints use it too."""
+"""The kinds of ``--data``, one row each.
+
+This module does not import torch, because the job launcher and the suggested next commands use it too.
+"""
 
 import fcntl
 import shutil
@@ -9,7 +12,7 @@ from typing import Any
 
 from crosschannel.data.images import ImageSet
 from crosschannel.data.layout import open_folder
-from crosschannel.data.members import unpacking
+from crosschannel.data.members import unpack_hint
 from crosschannel.data.remote import is_remote
 from crosschannel.data.sample import sample_images
 from crosschannel.data.shards import expand, holds_shards, open_shards
@@ -17,20 +20,20 @@ from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.factories import entry_point_names, import_object, is_factory
 from crosschannel.files import cache_folder, user_path
 
-ENTRY_POINTS = "crosschannel.datasets"  # group of other packages' functions, by the prefix that each opens
-TrainVal = tuple[ImageSet, ImageSet | None, str]  # training and validation images, if any, and a line that sums them up
+ENTRY_POINTS = "crosschannel.datasets"  # entry-point group: data prefix → function of another package
+TrainVal = tuple[ImageSet, ImageSet | None, str]  # training images, validation images if any, one-line summary
 
 
 @dataclass(frozen=True)
 class DataKind:
-    """A kind of data.
+    """A kind of data source.
 
     Attributes:
-        matches: whether a value of ``--data`` is of this kind; the first match wins.
-        open: opens the images.
-        paths: the local files and folders that they are read from.
-        needs_download: whether opening downloads them into the cache.
-        has_classes: whether they are known to have classes.
+        matches: returns whether a value of ``--data`` is of this kind; the first match wins.
+        open: opens the images of a source.
+        paths: returns the local files and folders that the images are read from.
+        needs_download: whether opening downloads the images into the cache.
+        has_classes: returns whether the images are known to have classes.
     """
 
     matches: Callable[[str], bool]
@@ -41,13 +44,13 @@ class DataKind:
 
 
 def kind_of(data: str) -> DataKind:
-    """The first kind that matches a value of ``--data``."""
+    """Return the first kind that matches a value of ``--data``."""
     return next(kind for kind in DATASETS.values() if kind.matches(data))
 
 
 def _open_builtin(data: str) -> TrainVal:
     if data != "builtin:sample":
-        raise UserError(f"no built-in data {data.removeprefix('builtin:')!r}: there is 'builtin:sample'")
+        raise UserError(f"unknown built-in data {data.removeprefix('builtin:')!r}; available: 'builtin:sample'")
     return *sample_images(), ""
 
 
@@ -56,20 +59,20 @@ def _open_torchvision(data: str) -> TrainVal:
 
 
 def _open_function(data: str) -> TrainVal:
-    """The return value of a user's function: training images, or a pair of training and validation images."""
-    from crosschannel.data.memory import as_image_set, holds_images  # it imports torch
+    """Call a user's function, which returns training images or a pair (training images, validation images)."""
+    from crosschannel.data.memory import as_image_set, holds_images  # imports torch
 
-    prefix, _, rest = data.partition(":")
+    prefix, _, argument = data.partition(":")
     function = import_object(import_path_of(data))
     with wrap_external_errors(f"{data} failed"):
-        value: Any = function(rest) if prefix in entry_point_names(ENTRY_POINTS) else function()
-    is_pair = isinstance(value, tuple) and len(value) == 2 and all(map(holds_images, value))
-    train, val = value if is_pair else (value, None)
+        images: Any = function(argument) if prefix in entry_point_names(ENTRY_POINTS) else function()
+    is_pair = isinstance(images, tuple) and len(images) == 2 and all(map(holds_images, images))
+    train, val = images if is_pair else (images, None)
     return as_image_set(train, "train"), None if val is None else as_image_set(val, "val"), ""
 
 
 def import_path_of(data: str) -> str:
-    """The function that a value of ``--data`` names, as module:name; empty if it names none."""
+    """Return the ``module:name`` of the function behind a value of ``--data``; empty for other kinds of data."""
     prefix, colon, _ = data.partition(":")
     if not colon or any(DATASETS[name].matches(data) for name in ("builtin", "torchvision", "remote")):
         return ""
@@ -79,55 +82,55 @@ def import_path_of(data: str) -> str:
 
 
 def _open_files(data: str) -> TrainVal:
-    """A folder of images, or local shards."""
+    """Open a folder of images, or local tar shards."""
     if not data:
         raise UserError("--data is empty")
-    path, remedy = user_path(data), unpacking(data)
+    path, remedy = user_path(data), unpack_hint(data)
     if remedy and not path.is_dir():
         raise UserError(f"{data} is compressed: its images cannot be read individually; {remedy}")
     if not path.is_dir() and ("{" in data or data.endswith(".tar")):
         return open_shards(str(path))
     if path.is_file():
-        raise UserError(f"{data} is a file: --data takes a folder of images, or tar shards")
+        raise UserError(f"{data} is a file; --data must be a folder of images, or tar shards")
     if not path.is_dir():
         raise UserError(f"no data at {data!r}: no such folder")
     if holds_shards(path):
         return open_shards(str(path))
     train, val, summary = open_folder(path)
-    if not len(train) and train.listing.left_out():
-        hints = [hint for file in sorted(path.iterdir()) if file.is_file() and (hint := unpacking(str(file)))]
-        raise UserError("; ".join([f"no images in {data!r}, only {train.listing.left_out()}", *hints[:1]]))
+    if not len(train) and train.listing.skipped():
+        hints = [hint for file in sorted(path.iterdir()) if file.is_file() and (hint := unpack_hint(str(file)))]
+        raise UserError("; ".join([f"no images in {data!r}, only {train.listing.skipped()}", *hints[:1]]))
     return train, val, summary
 
 
 def _open_remote(data: str) -> TrainVal:
-    if remedy := unpacking(data):
+    if remedy := unpack_hint(data):
         raise UserError(f"{data} is compressed: its images cannot be read individually; {remedy}")
     return open_shards(data)
 
 
 def _download(name: str) -> Path:
-    """Imagenette (320 px) through torchvision, into the cache."""
+    """Download Imagenette (320 px) into the cache with torchvision, and return its folder."""
     if name != "imagenette":
-        raise UserError(f"no data 'torchvision:{name}': there is 'torchvision:imagenette'")
+        raise UserError(f"unknown data 'torchvision:{name}'; available: 'torchvision:imagenette'")
     from torchvision.datasets import Imagenette
 
     root = cache_folder() / "imagenette2-320"
     root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_suffix(".lock").open("w") as lock:  # one of all ranks downloads, the others wait
+    with root.with_suffix(".lock").open("w") as lock:  # one rank downloads while the others wait
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if root.is_dir():
             return root
-        part = root.with_suffix(".part")  # renamed when complete
-        part.mkdir(exist_ok=True)
+        partial = root.with_suffix(".part")  # moved to root when complete
+        partial.mkdir(exist_ok=True)
         try:
-            shutil.rmtree(part / root.name, ignore_errors=True)
-            Imagenette(str(part), split="train", size="320px", download=True)
-            (part / root.name).rename(root)
+            shutil.rmtree(partial / root.name, ignore_errors=True)
+            Imagenette(str(partial), split="train", size="320px", download=True)
+            (partial / root.name).rename(root)
         except (OSError, RuntimeError) as error:
-            shutil.rmtree(part)
-            raise UserError(f"torchvision could not download Imagenette into {part}: {error}") from None
-        shutil.rmtree(part)
+            shutil.rmtree(partial)
+            raise UserError(f"torchvision could not download Imagenette into {partial}: {error}") from None
+        shutil.rmtree(partial)
     return root
 
 

@@ -1,7 +1,7 @@
 """Decode image files to uint8 RGB.
 
-:func:`read_picture` reads every format and is shared by all commands. For upright JPEGs without faults,
-:class:`EncodedImage` uses libjpeg-turbo: it gives the same pixels faster, at a reduced size if that is enough.
+:func:`read_picture` reads every format and is shared by all commands. For undamaged upright JPEGs,
+:class:`EncodedImage` uses libjpeg-turbo, which returns the same pixels faster and can decode at a reduced size.
 """
 
 import importlib.util
@@ -16,12 +16,12 @@ from crosschannel.data.bit_depth import TIFF, read_tiff, to_8_bit_picture
 
 READS_AVIF = "avif" in features.modules and features.check("avif")
 READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
-# Detected by magic bytes, not by file name. Some of Pillow's other readers run external programs.
+# Detected by magic bytes, not by file name. Other formats are disabled: some of Pillow's readers run external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if READS_AVIF else ()))
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs
 _AVIF, _HEIC = (b"avif", b"avis"), (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATION = 0x0112
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -31,28 +31,28 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
 
-# Photo editors write text and colour profiles longer than Pillow's limit of 1 MB per chunk. The total text of a file
-# stays bounded by MAX_TEXT_MEMORY.
+# Photo editors write text chunks and colour profiles above Pillow's limit of 1 MB per chunk. MAX_TEXT_MEMORY still
+# limits the total text of a file.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 class BrokenImage(Exception):
-    """Bytes that do not decode to an image; the message says why."""
+    """Raised for bytes that cannot be decoded to an image; the message is the reason."""
 
 
 class EncodedImage:
-    """An image. Of an upright JPEG only the header is read until its pixels are asked for.
+    """An encoded image. The pixels of upright JPEGs are decoded on demand, those of other files at construction.
 
     Args:
-        data: a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC file. It may be grey, palette, CMYK, 16-bit or have alpha
-            (composited over white).
+        data: contents of a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC file. Greyscale, palette, CMYK and 16-bit
+            images are supported; alpha is composited over white.
 
     Attributes:
-        data: the bytes.
-        width, height: of the upright image, in pixels.
+        data: contents of the file.
+        width, height: size of the upright image, in pixels.
 
     Raises:
-        BrokenImage: the bytes are no image, or would hold more than 178 million pixels.
+        BrokenImage: the data is not an image, or the image has more than 178 million pixels.
     """
 
     def __init__(self, data: bytes):
@@ -63,23 +63,23 @@ class EncodedImage:
         check_size(self.height, self.width)
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
-        """The upright 8-bit RGB image.
+        """Decode the upright 8-bit RGB image.
 
         Args:
-            shrink: 1, 2, 4 or 8: a JPEG may be decoded at this part of its size.
+            shrink: 1, 2, 4 or 8; JPEGs may be decoded at 1/shrink of their size, other images at full size.
 
         Returns:
             (H, W, 3) uint8, writable.
 
         Raises:
-            BrokenImage: the bytes are cut off or damaged.
+            BrokenImage: the data is truncated or damaged.
         """
         if self._picture is None:
-            # Only these fractions have fast inverse transforms; 7/8 is slower than full size.
-            least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
+            # libjpeg-turbo has fast inverse DCTs only for these fractions; 7/8 would be slower than full size.
+            min_size = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
             try:
-                return simplejpeg.decode_jpeg(self.data, "RGB", **(least if shrink > 1 else {}))
-            except Exception:  # a libjpeg warning or error: Pillow recovers more
+                return simplejpeg.decode_jpeg(self.data, "RGB", **(min_size if shrink > 1 else {}))
+            except Exception:  # a libjpeg warning or error; Pillow tolerates more damage
                 self._picture = read_picture(self.data)
         try:
             return np.array(to_rgb(self._picture))
@@ -88,29 +88,29 @@ class EncodedImage:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decode one image to upright 8-bit RGB: (H, W, 3) uint8; see :class:`EncodedImage`."""
+    """Decode an image to upright 8-bit RGB, (H, W, 3) uint8; see :class:`EncodedImage`."""
     return EncodedImage(data).pixels()
 
 
 def read_picture(data: bytes) -> Image.Image:
-    """Decode a picture upright, with at most 8 bits per sample, in the mode and with the ``info`` of the file.
+    """Decode a picture to at most 8 bits per sample and turn it upright, keeping its mode and ``info``.
 
-    Of several pictures in a file, this reads the first. The orientation is that of EXIF, or of XMP if EXIF has none.
+    Of a file with several pictures, only the first is read. The orientation is read from EXIF, or else from XMP.
 
     Raises:
-        BrokenImage: the bytes are no picture, are cut off or damaged, or hold more than 178 million pixels.
+        BrokenImage: the data is not an image, is truncated or damaged, or has more than 178 million pixels.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture, orientation = (data[:4] in TIFF and read_tiff(data, check_size)) or _read(data)
-            return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
-    except Exception as error:  # decoders raise all kinds of errors on invalid bytes
+            return picture.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else picture
+    except Exception as error:  # decoders raise all kinds of exceptions for invalid data
         raise broken_image(error) from None
 
 
 def _read(data: bytes) -> tuple[Image.Image, int]:
-    """Read a picture as stored (not rotated), and its EXIF orientation."""
+    """Read a picture with Pillow, as stored (not rotated), and its EXIF orientation."""
     image = open_picture(data)
     image.load()
     return to_8_bit_picture(image), _orientation(image)
@@ -124,11 +124,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def broken_image(error: Exception) -> BrokenImage:
-    """Any decoder's complaint as a BrokenImage with a reason that reads the same every time."""
+    """Convert the error of a decoder to a BrokenImage with a reproducible message."""
     if isinstance(error, BrokenImage):
         return error
     if isinstance(error, UnidentifiedImageError):
-        return BrokenImage("it is no image")
+        return BrokenImage("not an image")
     return BrokenImage(f"{error}".strip() or type(error).__name__)
 
 
@@ -136,7 +136,7 @@ def open_picture(data: bytes) -> Image.Image:
     """Open an encoded picture with Pillow without decoding its pixels.
 
     Raises:
-        BrokenImage: the file is empty, of an unsupported format, or has more than 178 million pixels.
+        BrokenImage: the file is empty, has an unsupported format or more than 178 million pixels.
     """
     if not data:
         raise BrokenImage("the file is empty")
@@ -144,7 +144,7 @@ def open_picture(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")
         brand = data[8:12] if data[4:8] == b"ftyp" else b""
         if brand in _AVIF and not READS_AVIF:
-            raise BrokenImage("it is an AVIF picture: pip install 'pillow>=11.3', or convert it to PNG or JPEG")
+            raise BrokenImage("AVIF requires a newer Pillow: pip install 'pillow>=11.3', or convert it to PNG or JPEG")
         image = _open_heic(data) if brand in _HEIC else Image.open(io.BytesIO(data), formats=FORMATS)
     check_size(image.height, image.width)
     return image
@@ -152,27 +152,27 @@ def open_picture(data: bytes) -> Image.Image:
 
 def _open_heic(data: bytes) -> Image.Image:
     if not READS_HEIC:
-        raise BrokenImage("it is a HEIC picture: pip install 'crosschannel[heif]', or convert it to PNG or JPEG")
+        raise BrokenImage("HEIC requires pillow-heif: pip install 'crosschannel[heif]', or convert it to PNG or JPEG")
     from pillow_heif import HeifImageFile
 
     return HeifImageFile(io.BytesIO(data))
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse pictures too large to decode safely."""
+    """Raise BrokenImage for images too large to decode safely."""
     if height * width > MAX_PIXELS:
-        raise BrokenImage(f"{width} × {height} is more than {MAX_PIXELS // 10**6} million pixels")
+        raise BrokenImage(f"{width} × {height} pixels exceed the limit of {MAX_PIXELS // 10**6} million")
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of what libjpeg-turbo alone can decode: an upright JPEG that is not CMYK."""
+    """Return (width, height) of an upright JPEG; None for CMYK and other files that libjpeg-turbo cannot decode."""
     if data[:2] != b"\xff\xd8":
         return None
     try:
         if _has_metadata(data) and _orientation(open_picture(data)) != 1:
             return None
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except Exception:  # left to Pillow, which recovers more
+    except Exception:  # read by Pillow, which tolerates more
         return None
     return None if space in ("CMYK", "YCCK") else (width, height)
 

@@ -1,4 +1,4 @@
-"""ImageSet: encoded images by index, wherever they are stored."""
+"""ImageSet, the interface to encoded images by index, for any kind of storage."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b, sha256
@@ -10,8 +10,10 @@ from crosschannel.data.record import Record
 
 
 class Names(Sequence[str]):
-    """A read-only list of strings in one buffer: a million file names cost their bytes, not a million objects,
-    and forked workers share them."""
+    """A read-only list of strings in one buffer.
+
+    It takes little more memory than the bytes of the names, and forked workers share it.
+    """
 
     def __init__(self, names: Iterable[str]):
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
@@ -28,27 +30,28 @@ class Names(Sequence[str]):
         return self._blob[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
 
     def hashes(self) -> np.ndarray:
-        """(len,) uint64, a hash of each name alone."""
+        """Return a hash of each name, (len,) uint64."""
         encoded = (name.encode("utf-8", "surrogateescape") for name in self)
         return np.array(
             [int.from_bytes(blake2b(name, digest_size=8).digest(), "little") for name in encoded], np.uint64
         )
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with any name or the order."""
+        """Return 16 hex digits that change if a name or the order changes."""
         return sha256(self._ends.tobytes() + self._blob).hexdigest()[:16]
 
 
 class ImageSet:
-    """Encoded images with labels, by index: the base class of all sets. Reading is thread- and fork-safe.
+    """Base class of image sets: encoded images and their labels, by index. Reading is thread- and fork-safe.
 
-    A set has the attributes below, :meth:`read` and :meth:`content_key`; the other methods have defaults.
+    Subclasses define the attributes below, :meth:`read` and :meth:`content_key`; the other methods have defaults.
 
     Attributes:
-        names: what each image is called in logs and results, unique.
-        labels: (len,) int64, -1 where unknown; of images with several classes a row each, as their protocol has it.
-        classes: class names by label; empty where there are none.
-        remote: reading waits for a network; such a set overrides :meth:`files_of`.
+        names: unique image names, used in logs and results.
+        labels: (len,) int64 class indices, -1 if unknown; for multi-label images one row per image, in the format of
+            the protocol.
+        classes: class names in label order; empty if the images have no classes.
+        remote: whether reading waits for a network; remote sets override :meth:`files_of`.
     """
 
     names: Names
@@ -60,37 +63,39 @@ class ImageSet:
         return len(self.names)
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes of one image."""
+        """Return the encoded bytes of one image."""
         raise NotImplementedError
 
     def files(self, index: int) -> Mapping[str, bytes]:
-        """All encoded files of an item."""
+        """Return all encoded files of one item, by name."""
         return {"image": self.read(index)}
 
     def label(self, index: int) -> int | np.ndarray:
-        """The label of one image, or its row of the labels."""
+        """Return the label of one image, or its row of ``labels``."""
         return self.labels[index]
 
     def fields(self, index: int) -> Mapping[str, Any]:
-        """Annotations other than the label, such as ``objects``, ``proposals`` or a ``mask``."""
+        """Return the annotations other than the label, such as ``objects``, ``proposals`` or a ``mask``."""
         return {}
 
     def record(self, index: int) -> Record:
-        """One item, as views take it."""
+        """Return one item as the input of a view."""
         return Record(self.files(index), self.label(index), self.fields(index))
 
     def files_of(self, indices: Sequence[int]) -> list[Mapping[str, bytes]]:
-        """All encoded files of several items; a remote set overrides this to read them at once."""
+        """Return all encoded files of several items; remote sets override this to read them concurrently."""
         return [self.files(index) for index in indices]
 
     def records(self, indices: Sequence[int]) -> list[Record]:
-        """Several items."""
+        """Return the records of several items."""
         files = self.files_of(indices)
-        return [Record(own, self.label(i), self.fields(i)) for i, own in zip(indices, files, strict=True)]
+        return [Record(item, self.label(i), self.fields(i)) for i, item in zip(indices, files, strict=True)]
 
     def content_key(self) -> str:
-        """A digest that changes with the images, as far as can be told without reading them: names, places, sizes
-        and times of change."""
+        """Return a digest that changes with the images.
+
+        To avoid reading every image, it may be computed from names, locations, sizes and modification times.
+        """
         raise NotImplementedError
 
 
@@ -109,12 +114,12 @@ class MemoryImages(ImageSet):
 
 
 def name_fingerprints(train: ImageSet, val: ImageSet) -> dict[str, str]:
-    """Fingerprints of the image names, which a resumed run checks."""
+    """Return fingerprints of the image names, which are checked when a run resumes."""
     return {"train": train.names.fingerprint(), "val": val.names.fingerprint()}
 
 
 class AnnotatedImages(ImageSet):
-    """Wrap another set and add fields in a subclass. To change its files, override ``files``."""
+    """Base class for sets that add fields to another set. To change its files, override ``files``."""
 
     def __init__(self, images: ImageSet):
         self.names, self.labels, self.classes, self.remote = images.names, images.labels, images.classes, images.remote
@@ -140,7 +145,7 @@ class AnnotatedImages(ImageSet):
 
 
 class Subset(ImageSet):
-    """Some images of another set, by index."""
+    """A subset of another image set, by index."""
 
     def __init__(self, images: ImageSet, indices: np.ndarray):
         self.names = Names(images.names[int(i)] for i in indices)

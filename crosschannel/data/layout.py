@@ -1,4 +1,4 @@
-"""Layout of a folder of images: its training and validation parts, and the names of splits."""
+"""Layouts of image folders: training and validation splits, recognised by the names of subfolders."""
 
 import csv
 import re
@@ -14,29 +14,29 @@ SPLITS = {
     "val": r"val(?:id|idation)?|dev",
     "test": r"test(?:ing)?|eval(?:uation)?",
 }
-_FILLERS = r"(?:set|data|images?|imgs?|split|[\W\d_])*"  # allowed around the word, as in train2017 or test_set
+_FILLERS = r"(?:set|data|images?|imgs?|split|[\W\d_])*"  # allowed around the split's word, as in train2017 or test_set
 
 
 def split_of(name: str) -> str:
-    """The split that a folder is named after ("train", "val" or "test"); empty for other names, such as classes."""
+    """Return the split that a folder is named after ("train", "val" or "test"); empty for other names."""
     matches = (split for split, word in SPLITS.items() if re.fullmatch(f"{_FILLERS}(?:{word}){_FILLERS}", name, re.I))
     return next(matches, "")
 
 
 def split_word(name: str) -> str:
-    """The split whose word occurs anywhere in a name, as in imagenet-train-0.tar; empty if there is none."""
+    """Return the split whose word occurs anywhere in a name, as in imagenet-train-0.tar; empty if none does."""
     matches = (split for split, word in SPLITS.items() if re.search(f"(?:^|[^a-z])(?:{word})(?:[^a-z]|$)", name, re.I))
     return next(matches, "")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders of training and validation images.
+    """The folders of training and validation images.
 
     Attributes:
         train: folder of training images.
-        val: folder of validation images, or of test images if there are no others; None if there are neither.
-        unused: names of the other folders, which are not used.
+        val: folder of validation images, or else of test images; None if there are neither.
+        unused: names of the other folders, which are ignored.
     """
 
     train: Path
@@ -48,7 +48,7 @@ def find_layout(root: Path) -> Layout:
     """Infer the layout of a folder from the names of its subfolders.
 
     Raises:
-        UserError: the names are ambiguous: which images are for training, or whether folders are splits or classes.
+        UserError: it is ambiguous which images are for training, or whether the folders are splits or classes.
     """
     folders = subfolders(root)
     splits: dict[str, list[str]] = {}
@@ -61,51 +61,52 @@ def find_layout(root: Path) -> Layout:
     for split, names in splits.items():
         if len(names) > 1:
             raise UserError(
-                f"{root} has both {names[0]}/ and {names[1]}/ as {split} images; move one of them elsewhere"
+                f"{root} has both {names[0]}/ and {names[1]}/ for {split} images; move one of them elsewhere"
             )
     split_names = {split: names[0] for split, names in splits.items()}
-    others = [name for name in folders if name not in split_names.values()]
-    if "train" not in split_names or (len(split_names) == 1 and others):
-        _check_lone_splits(root, [*split_names.values()], others)
+    other_names = [name for name in folders if name not in split_names.values()]
+    if "train" not in split_names or (len(split_names) == 1 and other_names):
+        _check_incomplete_splits(root, [*split_names.values()], other_names)
     val = split_names.get("val", split_names.get("test"))
-    unused = [*others, *(name for split, name in split_names.items() if name not in (split_names["train"], val))]
+    unused = [*other_names, *(name for split, name in split_names.items() if name not in (split_names["train"], val))]
     return Layout(root / split_names["train"], root / val if val else None, tuple(unused))
 
 
-def _check_lone_splits(root: Path, names: list[str], others: list[str]) -> None:
-    """Refuse splits without a counterpart, except a training folder with no other pictures beside it."""
-    classes = sorted(_with_pictures(root) & {*others})
+def _check_incomplete_splits(root: Path, names: list[str], other_names: list[str]) -> None:
+    """Raise an error for a split without its counterpart, unless it is train/ and no other folder has images."""
+    classes = sorted(_folders_with_images(root) & {*other_names})
     if classes:
         raise UserError(
-            f"{root} has {names[0]}/, the name of a split, beside {classes[0]}/: rename {names[0]}/ if it is a class, "
-            "else sort the images into train/CLASS/ and val/CLASS/"
+            f"{root} has {names[0]}/, which is named like a split, next to {classes[0]}/; rename {names[0]}/ if it is "
+            "a class, otherwise sort the images into train/CLASS/ and val/CLASS/"
         )
     if split_of(names[0]) != "train":
-        raise UserError(f"{root} has {names[0]}/ but no train/; give --data {root / names[0]} to use these images")
+        raise UserError(f"{root} has {names[0]}/ but no train/; pass --data {root / names[0]} to use these images")
 
 
 def _check_classes(root: Path, folders: list[str]) -> None:
-    """Refuse folders that would count as classes although their names look like splits."""
+    """Raise an error for folders that would be used as classes although they are named like splits."""
     splits = {name: split_word(name) for name in folders}
-    if len({*splits.values()} - {""}) > 1 and all(splits[name] for name in _with_pictures(root) & {*folders}):
+    if len({*splits.values()} - {""}) > 1 and all(splits[name] for name in _folders_with_images(root) & {*folders}):
         raise UserError(
             f"{root} has the folders {', '.join(folders)}, which look like splits rather than classes; "
-            "call them train, val and test, or put them into a folder of training images"
+            "rename them to train, val and test, or move them into a folder train/ if they are classes"
         )
 
 
-def _with_pictures(root: Path) -> set[str]:
-    """Names of the subfolders that hold pictures."""
+def _folders_with_images(root: Path) -> set[str]:
+    """Return the names of the subfolders that contain images."""
     return {file.partition("/")[0] for file in list_files(root)}
 
 
 def open_folder(root: Path) -> tuple[FolderImages, FolderImages | None, str]:
-    """Open the training and validation images of a folder; also return a line that summarises it.
+    """Open the training and validation images of a folder.
 
-    The validation images are None if the layout has none.
+    Returns:
+        Training images, validation images (None if there are none), and a one-line summary.
 
     Raises:
-        UserError: the layout is ambiguous, or training and validation have different classes.
+        UserError: the layout is ambiguous, or the validation images have classes that the training images lack.
     """
     for ilsvrc in (root, root / "ILSVRC"):
         if (ilsvrc / "Data" / "CLS-LOC" / "train").is_dir():
@@ -123,18 +124,18 @@ def open_folder(root: Path) -> tuple[FolderImages, FolderImages | None, str]:
 
 
 def _open_val(folder: Path, train: FolderImages) -> FolderImages | None:
-    """Open validation images with the classes of the training images; None for test images without these classes."""
+    """Open validation images with the training classes; return None for test images without these classes."""
     if split_of(folder.name) == "val":
         return FolderImages(folder, classes=train.classes)
     try:
         test = FolderImages(folder, classes=train.classes)
-    except UserError:  # other classes
+    except UserError:  # classes that the training images lack
         return None
     return test if len(test) and (not train.classes or (test.labels >= 0).all()) else None
 
 
 def _check_depth(root: Path, files: list[str]) -> None:
-    """Refuse splits one level down: the given folder is one too high, or each class has its own train/ and test/."""
+    """Raise an error if the splits are one level down, in a single subfolder or in a folder per class."""
     if any(file.count("/") < 2 for file in files):
         return
     parents = {tuple(file.split("/", 2)[:2]) for file in files}
@@ -144,7 +145,7 @@ def _check_depth(root: Path, files: list[str]) -> None:
         raise UserError(
             f"the splits of {root} are one level down, in {folders[0]}/"
             + (
-                f": give --data {root / folders[0]}"
+                f"; pass --data {root / folders[0]}"
                 if len(folders) == 1
                 else "; arrange them as train/CLASS/ and val/CLASS/"
             )
@@ -154,22 +155,22 @@ def _check_depth(root: Path, files: list[str]) -> None:
 def _summary(
     train: FolderImages, val: FolderImages | None, train_name: str, val_name: str, unused: tuple[str, ...]
 ) -> str:
-    parts = [format_count(len(train), "training image" if train_name else "image")]
+    counts = [format_count(len(train), "training image" if train_name else "image")]
     if train.classes:
-        parts[0] += f" in {format_count(len(train.classes), 'class', 'classes')}"
+        counts[0] += f" in {format_count(len(train.classes), 'class', 'classes')}"
     if train_name:
-        parts[0] += f" ({train_name}/)"
+        counts[0] += f" ({train_name}/)"
     if val is not None:
-        parts.append(f"{format_count(len(val), 'validation image')} ({val_name}/)")
-    line = ", ".join(parts)
+        counts.append(f"{format_count(len(val), 'validation image')} ({val_name}/)")
+    summary = ", ".join(counts)
     if unused:
-        line += f"; not used: {', '.join(f'{name}/' for name in unused)}"
-    left_out = (train.listing + (val.listing if val is not None else Listing())).left_out()
-    return line + (f"; left out: {left_out}" if left_out else "")
+        summary += f"; ignored: {', '.join(f'{name}/' for name in unused)}"
+    skipped = (train.listing + (val.listing if val is not None else Listing())).skipped()
+    return summary + (f"; skipped: {skipped}" if skipped else "")
 
 
 def _open_ilsvrc(root: Path) -> tuple[FolderImages, FolderImages | None]:
-    """Open ILSVRC in its distributed layout: Data/CLS-LOC/{train/WNID/, val/} and labels elsewhere."""
+    """Open ILSVRC as distributed: images in Data/CLS-LOC/{train/WNID/, val/}, validation labels in other files."""
     data = root / "Data" / "CLS-LOC"
     train = FolderImages(data / "train")
     if not (data / "val").is_dir():
@@ -178,6 +179,7 @@ def _open_ilsvrc(root: Path) -> tuple[FolderImages, FolderImages | None]:
 
 
 def _ilsvrc_val_labels(root: Path) -> dict[str, str]:
+    """Return the class (WordNet ID) of each validation image by file stem."""
     for table in (root / "LOC_val_solution.csv", root.parent / "LOC_val_solution.csv"):
         if table.is_file():
             try:
@@ -185,7 +187,7 @@ def _ilsvrc_val_labels(root: Path) -> dict[str, str]:
                 return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
             except (KeyError, IndexError, AttributeError, csv.Error):
                 raise UserError(
-                    f"{table} is damaged: a line needs an ImageId, and a PredictionString that begins with a class"
+                    f"{table} is damaged: every row needs an ImageId, and a PredictionString that starts with a class"
                 ) from None
     annotations = root / "Annotations" / "CLS-LOC" / "val"
     names = ((path.stem, re.search(r"<name>(n\d+)</name>", read_text(path))) for path in annotations.glob("*.xml"))

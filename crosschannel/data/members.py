@@ -1,4 +1,4 @@
-"""Members of tar shards: the ones that are data, the input image of each sample, and compressed archives."""
+"""Selection of the input image of each sample in a tar shard, and detection of compressed archives."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,8 @@ from crosschannel.data.folder import SYSTEM_NAMES, is_hidden
 from crosschannel.data.remote import is_remote
 from crosschannel.errors import UserError
 
-_INPUTS = ("input", "image", "img", "rgb", "photo")  # input image of a sample with several, as in 0001.input.jpg
-_SYSTEM_PREFIXES = ("PaxHeader", ".ipynb_checkpoints")  # of folder names
+_INPUT_ROLES = ("input", "image", "img", "rgb", "photo")  # names of the input image, as in 0001.input.jpg
+_SYSTEM_PREFIXES = ("PaxHeader", ".ipynb_checkpoints")  # of folders that archivers and notebooks create
 # Compressed archives: extension, magic bytes and unpacking program
 _COMPRESSED = (
     (".gz", b"\x1f\x8b", "gunzip"),
@@ -22,7 +22,7 @@ _COMPRESSED = (
 
 
 class Member(NamedTuple):
-    """An image in a tar: offset and size of its bytes, and its name."""
+    """An image in a tar: the offset and size of its data in bytes, and its name."""
 
     offset: int
     size: int
@@ -30,71 +30,70 @@ class Member(NamedTuple):
 
 
 def is_data(name: str) -> bool:
-    """Whether a member may be data, unlike the ._x and __MACOSX/x that archivers and systems add."""
+    """Whether a member may be data, as opposed to files of archivers and operating systems (._x, __MACOSX/x)."""
     *folders, base = name.split("/")
-    is_system = any(part.casefold() in SYSTEM_NAMES or part.startswith(_SYSTEM_PREFIXES) for part in folders)
+    is_system = any(name.casefold() in SYSTEM_NAMES or name.startswith(_SYSTEM_PREFIXES) for name in folders)
     return not is_system and not is_hidden(base)
 
 
-def images_of_samples(shard: Path, samples: dict[str, list[Member]]) -> list[Member]:
+def select_input_images(shard: Path, samples: dict[str, list[Member]]) -> list[Member]:
     """Choose the input image of each sample: ``KEY.jpg`` rather than ``KEY.seg.png``, or ``KEY.input.jpg``.
 
-    Members with dots that do not separate words (``2021.05.06.jpg``) are independent images, and so are members with
-    the same name.
+    Members whose dots do not separate words (``2021.05.06.jpg``) and members with the same name count as separate
+    images.
 
     Args:
-        shard: path of the tar, for messages.
-        samples: image members by key.
+        shard: path of the tar, for error messages.
+        samples: image members by sample key.
 
     Raises:
-        UserError: the input image of a sample is ambiguous, or the only image of a sample is of a kind that other
-            samples do not use as input.
+        UserError: the input image of a sample is ambiguous, or missing although the sample has another image.
     """
-    images, skipped = [], set()
+    images, other_roles = [], set()
     for key, members in samples.items():
-        parts = {member.name: part for member in members if _is_word(part := _part(member.name)) or not part}
-        inputs = [name for name, part in parts.items() if not part] or [
-            n for n, part in parts.items() if part in _INPUTS
+        roles = {member.name: role for member in members if _is_word(role := _role(member.name)) or not role}
+        inputs = [name for name, role in roles.items() if not role] or [
+            name for name, role in roles.items() if role in _INPUT_ROLES
         ]
-        if len(parts) > 1 and len(inputs) != 1:
+        if len(roles) > 1 and len(inputs) != 1:
             raise UserError(
-                f"{shard}: the sample {key} has several images ({', '.join(sorted(parts))}); "
-                f"call the one to read {key}.jpg or {key}.input.jpg"
+                f"{shard}: the sample {key} has several images ({', '.join(sorted(roles))}); "
+                f"rename the input image to {key}.jpg or {key}.input.jpg"
             )
-        if len(parts) > 1:
-            skipped |= {part for name, part in parts.items() if name not in inputs}
-        images += [m for m in members if m.name not in parts or len(parts) == 1 or m.name in inputs]
-    stray = next((image.name for image in images if _part(image.name) in skipped), None)
+        if len(roles) > 1:
+            other_roles |= {role for name, role in roles.items() if name not in inputs}
+        images += [m for m in members if m.name not in roles or len(roles) == 1 or m.name in inputs]
+    stray = next((image.name for image in images if _role(image.name) in other_roles), None)
     if stray:
-        raise UserError(f"{shard}: the sample of {stray} has no image of the kind that other samples have")
+        raise UserError(f"{shard}: the sample of {stray} lacks the input image that other samples have")
     return images
 
 
-def _is_word(part: str) -> bool:
-    return re.fullmatch(r"[a-z][\w-]*(\.[a-z][\w-]*)*", part) is not None
+def _is_word(text: str) -> bool:
+    return re.fullmatch(r"[a-z][\w-]*(\.[a-z][\w-]*)*", text) is not None
 
 
-def _part(name: str) -> str:
-    """Text between the key and the extension of a member: "seg" in 0001.seg.png."""
+def _role(name: str) -> str:
+    """Return the text between the key and the extension of a member: "seg" in 0001.seg.png."""
     return name.rpartition("/")[2].partition(".")[2].rpartition(".")[0].lower()
 
 
-def unpacking(name: str) -> str:
-    """Advice on unpacking a compressed archive, by its name; empty for other files."""
-    program = next((program for ending, _, program in _COMPRESSED if name.lower().endswith(ending)), "")
+def unpack_hint(name: str) -> str:
+    """Return how to unpack a compressed archive, judging by its name; empty for other files."""
+    program = next((program for suffix, _, program in _COMPRESSED if name.lower().endswith(suffix)), "")
     advice = "download it and unpack it: " if is_remote(name) else "unpack it: "
     return f"{advice}{program} {name.rpartition('/')[2] if is_remote(name) else name}" if program else ""
 
 
 def check_uncompressed(path: Path) -> None:
-    """Refuse a compressed archive by its first bytes.
+    """Check by its first bytes that a file is not a compressed archive.
 
     Raises:
-        UserError: the file is compressed; the message has the command that unpacks it.
+        UserError: the file is compressed; the message includes the command that unpacks it.
     """
     with path.open("rb") as file:
-        head = file.read(8)
-    for ending, magic, program in _COMPRESSED:
-        if head.startswith(magic):
-            remedy = f"unpack it: mv {path} {path}{ending} && {program} {path}{ending}"
+        first_bytes = file.read(8)
+    for suffix, magic, program in _COMPRESSED:
+        if first_bytes.startswith(magic):
+            remedy = f"unpack it: mv {path} {path}{suffix} && {program} {path}{suffix}"
             raise UserError(f"{path} is compressed despite its name; {remedy}")

@@ -1,4 +1,4 @@
-"""From what a user names (`--data`) to training and validation images."""
+"""Open a data source (``--data``) as training and validation images."""
 
 import os
 
@@ -11,61 +11,64 @@ from crosschannel.errors import UserError
 
 
 def open_images(data: str, val_share: float = 0.05) -> tuple[ImageSet, ImageSet]:
-    """Training and validation images of a data source.
+    """Open the training and validation images of a data source.
 
     Args:
-        data: a folder of any depth (the raw ILSVRC layout and subfolders named like splits, such as ``train`` and
-            ``val``, are recognised), tar shards (a folder of them, one file or a brace pattern; http too),
+        data: a folder of any depth (the raw ILSVRC layout and subfolders named after splits, such as ``train`` and
+            ``val``, are recognised), tar shards (a folder of shards, a file or a brace pattern, also over http),
             ``builtin:sample``, ``torchvision:imagenette``, or ``package.module:function``; see
             :data:`crosschannel.data.datasets.DATASETS`.
-        val_share: share of the images held out for validation where the source has no validation images of
-            its own; which ones depends on their names alone.
+        val_share: fraction of the images held out for validation if the source has no validation images; the selection
+            depends only on the image names.
 
     Raises:
-        UserError: no such data, no images in it, or an ambiguous layout.
+        UserError: the source does not exist, has no images, or has an ambiguous layout.
     """
     train, val = _open(data)
     if val is not None and not len(val):
-        raise UserError(f"the validation part of {data!r} has no images")
+        raise UserError(f"the validation split of {data!r} has no images")
     return (train, val) if val is not None else hold_out(train, val_share, data)
 
 
 def open_training_images(data: str) -> ImageSet:
-    """The training images alone: all images, where the source has no validation images of its own."""
+    """Open the training images of a data source, or all images if it has no validation images."""
     return _open(data)[0]
 
 
 def open_evaluated_images(data: str) -> ImageSet:
-    """All validation images of a data source, or all images where it has none of its own: none is held out."""
+    """Open the validation images of a data source, or all images if it has no validation images."""
     train, val = _open(data)
     if val is not None and not len(val):
-        raise UserError(f"the validation part of {data!r} has no images")
+        raise UserError(f"the validation split of {data!r} has no images")
     return train if val is None else val
 
 
-def hold_out(images: ImageSet, share: float, what: str = "the data") -> tuple[ImageSet, ImageSet]:
-    """Split images by a hash of their names into (the rest, about ``share`` of them, at least one)."""
-    if not 0 < share < 1:
-        raise UserError(f"val_share must be within 0..1, got {share}")
+def hold_out(images: ImageSet, fraction: float, source: str = "the data") -> tuple[ImageSet, ImageSet]:
+    """Split images by a hash of their names into (remaining, held-out) images.
+
+    About ``fraction`` of the images are held out, at least one and never all of them.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"val_share must be between 0 and 1, got {fraction}")
     if len(images) < 2:
-        raise UserError(f"{what!r} has one image only; at least two are needed, to hold one out for validation")
-    ranks = np.argsort(images.names.hashes(), kind="stable")
-    held = np.zeros(len(images), bool)
-    held[ranks[: min(len(images) - 1, max(1, round(share * len(images))))]] = True
-    return Subset(images, np.flatnonzero(~held)), Subset(images, np.flatnonzero(held))
+        raise UserError(f"{source!r} has only one image; at least two are required to hold one out for validation")
+    order = np.argsort(images.names.hashes(), kind="stable")
+    is_held_out = np.zeros(len(images), bool)
+    is_held_out[order[: min(len(images) - 1, max(1, round(fraction * len(images))))]] = True
+    return Subset(images, np.flatnonzero(~is_held_out)), Subset(images, np.flatnonzero(is_held_out))
 
 
 def _open(data: str) -> tuple[ImageSet, ImageSet | None]:
-    copy = staged_path(data)
-    train, val, summary = kind_of(copy).open(copy)
+    path = staged_path(data)
+    train, val, summary = kind_of(path).open(path)
     if not len(train):
-        raise UserError(f"no images in {data!r}: none of its files ends in .jpg, .png, .webp, .bmp, .tif or .gif")
+        raise UserError(f"no images in {data!r}: no file ends in .jpg, .png, .webp, .bmp, .tif or .gif")
     if summary and os.environ.get("RANK", "0") == "0":
         print_stderr(f"{data}: {summary}")
     return train, val
 
 
 def staged_path(data: str) -> str:
-    """The same data on this machine's own disk, where the launcher has copied it there."""
-    named, _, copy = os.environ.get("CROSSCHANNEL_STAGED_DATA", "").partition("\n")
-    return copy if copy and data == named else data
+    """Return the copy of a data source on the local disk if the launcher has staged one, otherwise the source."""
+    source, _, copy = os.environ.get("CROSSCHANNEL_STAGED_DATA", "").partition("\n")
+    return copy if copy and data == source else data

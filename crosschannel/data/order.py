@@ -1,7 +1,7 @@
 """Counter-based random numbers: order and augmentation as pure functions of (seed, epoch, position, attempt).
 
-Nothing here has a state, so neither the number of workers or ranks nor a restart can change what is drawn. The
-generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), written out so that no library's release changes it.
+Because there is no state, the numbers depend neither on the workers and ranks nor on restarts. The generator is
+SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), implemented here so that no library update changes it.
 """
 
 import numpy as np
@@ -22,13 +22,13 @@ def mix(*keys: int) -> int:
 
 
 def uniforms(count: int, *keys: int) -> list[float]:
-    """``count`` numbers in [0, 1), a pure function of the keys."""
+    """Return ``count`` uniform random numbers in [0, 1), a pure function of the keys."""
     base = mix(*keys)
     return [(mix(base, i) >> 11) * 2.0**-53 for i in range(count)]
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of ``range(length)`` in which an epoch visits its images: (length,) int64."""
+    """Return the order in which an epoch visits its images, a permutation of ``range(length)``: (length,) int64."""
     state = np.arange(length, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(seed, epoch))
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

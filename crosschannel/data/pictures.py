@@ -1,4 +1,4 @@
-"""Pictures that a user names one by one or by the folder, and where what is made of them goes."""
+"""Input pictures of a command, passed as files or folders, and the paths of its outputs."""
 
 import contextlib
 import errno
@@ -13,44 +13,44 @@ from crosschannel.data.sample import photographs
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, user_path
 
-Named = tuple[Path | str, str]
+PictureSource = tuple[Path | str, str]  # (path or sample, name without extension)
 SAMPLE = "builtin:sample"
-_OF_THE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+_NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
 
 
-def named_pictures(names: Sequence[str]) -> list[Named]:
-    """List the pictures that a user names: files, folders of them, or builtin:sample. Report skipped files.
+def list_pictures(names: Sequence[str]) -> list[PictureSource]:
+    """List the pictures that a user passes: files, folders or builtin:sample. Print how many files are skipped.
 
     Returns:
-        (what to read, its name without the extension, below the folder that was named) of each.
+        (source, name) of each picture; the name has no extension and is relative to the folder that was passed.
 
     Raises:
-        UserError: no such picture, or none at all.
+        UserError: a file or folder does not exist, or there are no pictures.
     """
-    found: list[Named] = []
+    pictures: list[PictureSource] = []
     if not names:
-        raise UserError("no pictures named: give files or folders")
+        raise UserError("no pictures; pass files or folders")
     for name in names:
         path = user_path(name)
         if name == SAMPLE:
-            found += ((f"{SAMPLE}/{photo}", Path(photo).stem) for photo in photographs().names)
+            pictures += ((f"{SAMPLE}/{photo}", Path(photo).stem) for photo in photographs().names)
         elif path.is_dir():
             listing = list_folder(path)
-            left_out = f"; left out: {listing.left_out()}" if listing.left_out() else ""
+            skipped = f"; skipped: {listing.skipped()}" if listing.skipped() else ""
             if not listing.files:
-                raise UserError(f"no pictures in the folder {name}{left_out}")
-            if left_out:
-                print_stderr(f"{name}: {format_count(len(listing.files), 'picture')}{left_out}")
-            found += ((path / file, str(Path(file).with_suffix(""))) for file in listing.files)
-        elif path.exists():  # what is no regular file is said when it is read
-            found.append((path, path.stem))
+                raise UserError(f"no pictures in the folder {name}{skipped}")
+            if skipped:
+                print_stderr(f"{name}: {format_count(len(listing.files), 'picture')}{skipped}")
+            pictures += ((path / file, str(Path(file).with_suffix(""))) for file in listing.files)
+        elif path.exists():  # reading it reports anything but a regular file
+            pictures.append((path, path.stem))
         else:
-            raise UserError(f"no picture or folder {name!r}")
-    return found
+            raise UserError(f"no such picture or folder: {name!r}")
+    return pictures
 
 
 def picture_bytes(source: Path | str) -> bytes:
-    """The encoded bytes of a picture of :func:`named_pictures`.
+    """Return the encoded bytes of a picture listed by :func:`list_pictures`.
 
     Raises:
         BrokenImage: the file cannot be read.
@@ -64,38 +64,38 @@ def picture_bytes(source: Path | str) -> bytes:
     return photographs().read(names.index(source.removeprefix(f"{SAMPLE}/")))
 
 
-def targets(pictures: Iterable[tuple[Path | str, Path]], ending: str) -> list[tuple[Path | str, Path]]:
-    """Where what is made of each picture goes; names that would collide are numbered.
+def output_paths(pictures: Iterable[tuple[Path | str, Path]], suffix: str) -> list[tuple[Path | str, Path]]:
+    """Return (source, output path) of each picture; paths that would collide are numbered.
 
     Args:
-        pictures: what is read, and the path that what is made of it has, without its ending.
-        ending: what follows.
+        pictures: (source, output path without suffix) of each picture.
+        suffix: suffix to append, including the extension.
 
     Raises:
-        UserError: it would go where a picture is read.
+        UserError: an output would overwrite one of the pictures.
     """
     pictures = list(pictures)
     inputs = {os.path.realpath(source) for source, _ in pictures}
-    taken: set[str] = set()  # by what they are once links are followed
-    found = []
+    used: set[str] = set()  # output paths with links resolved
+    outputs = []
     for source, stem in pictures:
-        target, number = stem.with_name(f"{stem.name}{ending}"), 1
-        while os.path.realpath(target) in taken:
-            target, number = stem.with_name(f"{stem.name}-{number}{ending}"), number + 1
+        target, number = stem.with_name(f"{stem.name}{suffix}"), 1
+        while os.path.realpath(target) in used:
+            target, number = stem.with_name(f"{stem.name}-{number}{suffix}"), number + 1
         if os.path.realpath(target) in inputs:
-            raise UserError(f"{target} would overwrite a picture that is read; give another --out")
-        taken.add(os.path.realpath(target))
-        found.append((source, target))
-    return found
+            raise UserError(f"{target} would overwrite an input picture; choose another --out")
+        used.add(os.path.realpath(target))
+        outputs.append((source, target))
+    return outputs
 
 
 @contextlib.contextmanager
-def only_this_name() -> Iterator[None]:
-    """A name that the file system does not take is a fault of this picture alone."""
+def convert_name_errors() -> Iterator[None]:
+    """Convert errors that are due to the file name to BrokenImage, so that only this picture fails."""
     try:
         yield
     except (UserError, OSError) as error:
-        reason = error.__cause__ if isinstance(error, UserError) else error
-        if getattr(reason, "errno", None) not in _OF_THE_NAME:
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        if getattr(cause, "errno", None) not in _NAME_ERRORS:
             raise
-        raise BrokenImage(f"it cannot be written: {reason.strerror}") from None
+        raise BrokenImage(f"could not be written: {cause.strerror}") from None

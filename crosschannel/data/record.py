@@ -1,4 +1,4 @@
-"""A record: one item of a data set as it is stored, before anything is decoded."""
+"""A record: one item of a dataset as stored, before decoding."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from crosschannel.data.decode import EncodedImage
 
 @dataclass(frozen=True)
 class Record:
-    """One item of a data set.
+    """One item of a dataset.
 
     Attributes:
-        files: encoded files by name: ``image``, and others that a data set has, such as a second frame.
-        label: class index, -1 if unknown; for images of several classes their row of the set's labels.
+        files: encoded files by name: ``image``, and any others of the dataset, such as a second frame.
+        label: class index, -1 if unknown; for multi-label images a row of the labels of the image set.
         fields: annotations, such as boxes or a mask.
     """
 
@@ -25,9 +25,9 @@ class Record:
     fields: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def image(self, name: str = "image") -> EncodedImage:
-        """The picture in one of the files.
+        """Return the image in one of the files.
 
         Raises:
-            BrokenImage: it cannot be read.
+            BrokenImage: the file cannot be decoded.
         """
         return EncodedImage(self.files[name])

@@ -1,5 +1,7 @@
-"""Files behind http(s), by libcurl: ranges of bytes, many at a time over kept-alive connections, patient with a server
-that comes and goes."""
+"""Byte-range reads over http(s) with libcurl.
+
+Requests are sent concurrently over persistent connections, and repeated while a server is unavailable.
+"""
 
 import io
 import os
@@ -11,12 +13,12 @@ from typing import NamedTuple
 
 from crosschannel.errors import UserError
 
-PATIENCE = 300.0  # seconds that a server may be away
+PATIENCE = 300.0  # seconds that a server may be unavailable
 _CONNECTIONS = 16
 
 
 class Range(NamedTuple):
-    """Bytes of a remote file; a ``size`` of 0 is the whole of it."""
+    """A byte range of a remote file; a ``size`` of 0 means the entire file."""
 
     url: str
     offset: int = 0
@@ -28,60 +30,66 @@ def is_remote(name: str) -> bool:
 
 
 def read_ranges(ranges: Sequence[Range], patience: float | None = None) -> list[bytes]:
-    """Parts of remote files, asked for all at once.
+    """Read byte ranges of remote files concurrently.
 
     Raises:
-        UserError: a server stayed away for ``patience`` seconds, has no such file, or cannot send parts of one.
+        UserError: a server is unavailable for ``patience`` seconds, has no such file, or does not support ranges.
     """
-    answers = _ask(ranges, patience)
-    for part, (status, _) in zip(ranges, answers, strict=True):
-        if status == 200 and part.size:
-            raise UserError(f"the server of {part.url} sends whole files only; shards need Range requests")
+    responses = _request(ranges, patience)
+    for byte_range, (status, _) in zip(ranges, responses, strict=True):
+        if status == 200 and byte_range.size:
+            raise UserError(f"the server of {byte_range.url} does not support Range requests, which shards require")
         if status not in (200, 206):
-            raise UserError(f"{part.url} could not be read: the server answered {status}")
-    return [data for _, data in answers]
+            raise UserError(f"could not read {byte_range.url}: the server returned status {status}")
+    return [data for _, data in responses]
 
 
 def read_file(url: str, patience: float | None = None) -> bytes | None:
-    """A whole remote file; None where the server has none.
+    """Read an entire remote file; return None if the server does not have it.
 
     Raises:
-        UserError: the server stayed away, or refuses.
+        UserError: the server is unavailable for ``patience`` seconds, or refuses the request.
     """
-    status, data = _ask([Range(url)], patience)[0]
+    status, data = _request([Range(url)], patience)[0]
     if status not in (200, 404):
-        raise UserError(f"{url} could not be read: the server answered {status}")
+        raise UserError(f"could not read {url}: the server returned status {status}")
     return data if status == 200 else None
 
 
-def _ask(ranges: Sequence[Range], patience: float | None) -> list[tuple[int, bytes]]:
-    """(status, body) of every request, once there is an answer other than "busy" (429, 5xx); growing pauses between."""
-    answers: dict[int, tuple[int, bytes]] = {}
+def _request(ranges: Sequence[Range], patience: float | None) -> list[tuple[int, bytes]]:
+    """Return (status, body) of every request.
+
+    Requests that fail or get the status 429 or 5xx are repeated, with growing pauses.
+
+    Raises:
+        UserError: a server is unavailable for ``patience`` seconds.
+    """
+    responses: dict[int, tuple[int, bytes]] = {}
     patience = PATIENCE if patience is None else patience
-    until, pause = time.monotonic() + patience, 0.1
+    deadline, pause = time.monotonic() + patience, 0.1
     while True:
-        open_ = [i for i in range(len(ranges)) if i not in answers]
+        pending = [i for i in range(len(ranges)) if i not in responses]
         problem = ""
-        for i, (status, data, error) in zip(open_, _client().run([ranges[i] for i in open_]), strict=True):
+        for i, (status, data, error) in zip(pending, _client().run([ranges[i] for i in pending]), strict=True):
             if error or status == 429 or status >= 500:
-                problem = error or f"it answers {status}"
+                problem = error or f"status {status}"
             else:
-                answers[i] = (status, data)
+                responses[i] = (status, data)
         if not problem:
-            return [answers[i] for i in range(len(ranges))]
-        if len(open_) > len(ranges) - len(answers):  # some came through: it is there
-            until, pause = time.monotonic() + patience, 0.1
+            return [responses[i] for i in range(len(ranges))]
+        if len(pending) > len(ranges) - len(responses):  # some requests succeeded: the server is available
+            deadline, pause = time.monotonic() + patience, 0.1
         if pause > 2:
             warnings.warn(f"waiting for {ranges[0].url.partition('?')[0]}: {problem}", stacklevel=2)
-        if time.monotonic() + pause > until:
-            url = next(ranges[i].url for i in open_ if i not in answers)
-            raise UserError(f"the server of {url} was away for {patience:.0f} s: {problem}")
+        if time.monotonic() + pause > deadline:
+            url = next(ranges[i].url for i in pending if i not in responses)
+            raise UserError(f"the server of {url} was unavailable for {patience:.0f} s: {problem}")
         time.sleep(pause)
         pause = min(10.0, 2 * pause)
 
 
 class _Client:
-    """libcurl's multi interface over a fixed set of handles."""
+    """libcurl's multi interface with a fixed number of connections."""
 
     def __init__(self) -> None:
         try:
@@ -94,40 +102,40 @@ class _Client:
             handle = pycurl.Curl()
             for option, value in (("FOLLOWLOCATION", 1), ("MAXREDIRS", 5), ("NOSIGNAL", 1), ("CONNECTTIMEOUT", 10)):
                 handle.setopt(getattr(pycurl, option), value)
-            handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)  # a minute without a byte is a lost connection
+            handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)  # a connection is lost after a minute without data
             handle.setopt(pycurl.LOW_SPEED_TIME, 60)
             self._idle.append(handle)
 
     def run(self, ranges: Sequence[Range]) -> list[tuple[int, bytes, str]]:
-        """(status, body, libcurl's complaint or "") of every request."""
+        """Return (status, body, libcurl's error message or "") of every request."""
         curl, results = self._curl, {}
-        waiting = deque(enumerate(ranges))
-        under_way: dict[object, tuple[int, io.BytesIO]] = {}
-        while waiting or under_way:
-            while waiting and self._idle:
-                number, part = waiting.popleft()
+        queue = deque(enumerate(ranges))
+        active: dict[object, tuple[int, io.BytesIO]] = {}
+        while queue or active:
+            while queue and self._idle:
+                index, byte_range = queue.popleft()
                 handle, body = self._idle.pop(), io.BytesIO()
-                handle.setopt(curl.URL, part.url)
+                handle.setopt(curl.URL, byte_range.url)
                 handle.setopt(curl.WRITEDATA, body)
-                if part.size:
-                    handle.setopt(curl.RANGE, f"{part.offset}-{part.offset + part.size - 1}")
+                if byte_range.size:
+                    handle.setopt(curl.RANGE, f"{byte_range.offset}-{byte_range.offset + byte_range.size - 1}")
                 else:
                     handle.unsetopt(curl.RANGE)
                 self._multi.add_handle(handle)
-                under_way[handle] = (number, body)
+                active[handle] = (index, body)
             self._multi.perform()
             _, done, failed = self._multi.info_read()
-            for handle, problem in [*((h, "") for h in done), *((h, text) for h, _, text in failed)]:
-                number, body = under_way.pop(handle)
-                results[number] = (handle.getinfo(curl.RESPONSE_CODE), body.getvalue(), problem)
+            for handle, message in [*((h, "") for h in done), *((h, text) for h, _, text in failed)]:
+                index, body = active.pop(handle)
+                results[index] = (handle.getinfo(curl.RESPONSE_CODE), body.getvalue(), message)
                 self._multi.remove_handle(handle)
                 self._idle.append(handle)
-            if under_way and not done and not failed:
+            if active and not done and not failed:
                 self._multi.select(1.0)
         return [results[i] for i in range(len(ranges))]
 
 
-_clients: dict[int, _Client] = {}  # by process: connections do not survive a fork
+_clients: dict[int, _Client] = {}  # by process ID: connections do not survive a fork
 
 
 def _client() -> _Client:

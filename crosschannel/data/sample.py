@@ -1,7 +1,7 @@
-"""The embedded sample: crops of the colour photographs inside scikit-image and scikit-learn, no download.
+"""The built-in sample dataset: crops of colour photographs that ship with scikit-image and scikit-learn.
 
-Ten photographs are ten classes. Training crops come from the left 70 % of a photograph, validation crops from
-the right 30 %, so that no pixel is in both.
+Each of the ten photographs is a class. Training crops come from its left 70 %, validation crops from its right 30 %, so
+that the splits share no pixels.
 """
 
 import io
@@ -28,14 +28,14 @@ PHOTOGRAPHS = {
     "china": ("sklearn", "datasets/images/china.jpg"),
     "flower": ("sklearn", "datasets/images/flower.jpg"),
 }
-_SHORT_SIDE, _CROP, _TRAIN_SHARE = 448, 128, 0.7
+_SHORT_SIDE, _CROP, _TRAIN_FRACTION = 448, 128, 0.7
 _TRAIN_CROPS, _VAL_CROPS = 48, 12
 
 
 @lru_cache(maxsize=1)
 def photographs() -> MemoryImages:
-    """The ten photographs as they are, for colouring."""
-    folders = {name: find_spec(name).submodule_search_locations[0] for name in ("skimage", "sklearn")}  # not imported
+    """Return the ten original photographs, for colorization."""
+    folders = {name: find_spec(name).submodule_search_locations[0] for name in ("skimage", "sklearn")}  # no import
     blobs = [Path(folders[package], name).read_bytes() for package, name in PHOTOGRAPHS.values()]
     names = [f"{key}{name[name.rindex('.') :]}" for key, (_, name) in PHOTOGRAPHS.items()]
     return MemoryImages(names, range(len(blobs)), blobs, tuple(PHOTOGRAPHS))
@@ -43,27 +43,27 @@ def photographs() -> MemoryImages:
 
 @lru_cache(maxsize=1)
 def sample_images() -> tuple[MemoryImages, MemoryImages]:
-    """Training (480) and validation (120) crops of 128 px, as PNG."""
-    split: dict[str, tuple[list[str], list[int], list[bytes]]] = {"train": ([], [], []), "val": ([], [], [])}
+    """Return 480 training and 120 validation crops of 128 px, encoded as PNG."""
+    splits: dict[str, tuple[list[str], list[int], list[bytes]]] = {"train": ([], [], []), "val": ([], [], [])}
     source = photographs()
     for label, name in enumerate(PHOTOGRAPHS):
         photo = open_picture(source.read(label)).convert("RGB")
         scale = _SHORT_SIDE / min(photo.size)
         photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
-        border = int(photo.width * _TRAIN_SHARE)
-        for part, left, right, count in (
+        border = int(photo.width * _TRAIN_FRACTION)
+        for split, left, right, count in (
             ("train", 0, border, _TRAIN_CROPS),
             ("val", border, photo.width, _VAL_CROPS),
         ):
-            names, labels, blobs = split[part]
+            names, labels, blobs = splits[split]
             for i in range(count):
-                u = uniforms(2, label, part == "val", i)
+                u = uniforms(2, label, split == "val", i)
                 x = left + int(u[0] * (right - left - _CROP + 1))
                 y = int(u[1] * (photo.height - _CROP + 1))
-                names.append(f"{part}/{name}/{i:03d}.png")
+                names.append(f"{split}/{name}/{i:03d}.png")
                 labels.append(label)
                 blobs.append(_png(np.asarray(photo.crop((x, y, x + _CROP, y + _CROP)))))
-    return MemoryImages(*split["train"], tuple(PHOTOGRAPHS)), MemoryImages(*split["val"], tuple(PHOTOGRAPHS))
+    return MemoryImages(*splits["train"], tuple(PHOTOGRAPHS)), MemoryImages(*splits["val"], tuple(PHOTOGRAPHS))
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -1,7 +1,7 @@
-"""Samples in an order that depends on (seed, epoch, position) alone.
+"""Streams of samples, whose order depends only on (seed, epoch, position).
 
-A training stream is endless: sample number c is position c mod N of epoch c div N. A rank asks for the numbers it
-is to see; who else runs, how many workers decode and whether the run was restarted changes nothing.
+A training stream is endless: sample number c is position c mod N of epoch c div N. Every rank requests its samples by
+number, so that they depend neither on the number of ranks and workers nor on restarts.
 """
 
 import atexit
@@ -28,31 +28,32 @@ from crosschannel.data.record import Record
 from crosschannel.data.views import Batch, Broken, SampleRNG, View
 from crosschannel.errors import WORKER_ERROR_PREFIX, UserError, is_worker_loss
 
-_ATTEMPTS = 20
-_EVALUATION = 2  # sets the draws of an evaluation apart from those of training
-_GRACE = 3.0  # seconds that a worker has to finish its batch
-_running: dict[Any, tuple[int, int]] = {}  # iterators of loaders with workers, and the caller of each
+_MAX_ATTEMPTS = 20  # images to try for a training sample
+_EVALUATION = 2  # separates the random numbers of evaluation from those of training
+_GRACE = 3.0  # seconds for a worker to finish its batch
+_running: dict[Any, tuple[int, int]] = {}  # iterators of loaders with workers → process and thread of the caller
 
 
 @dataclass
 class _IndexedSample:
-    """A sample of the view (None if no image was readable), its index, its RNG, and the broken images before it."""
+    """A sample of the view (None if no image was readable), its image index and RNG, and broken images before it."""
 
     content: Any
     index: int
     rng: SampleRNG
-    is_whole: bool
+    is_readable: bool
     broken: Broken
 
 
 class Stream(Dataset):
-    """Sample number → sample, a pure function of the seed.
+    """A dataset that maps sample numbers to samples, as a pure function of the seed.
 
     Args:
-        images: where the pixels come from.
-        view: what is made of them.
-        seed: of order and draws, for training: shuffled, without an end, and a broken image is replaced by another.
-            None for evaluations: sample c is view c mod V of image c div V, and its draws are the same in every run.
+        images: image set to read.
+        view: converts records to samples.
+        seed: seed of the order and the random numbers of training, which is shuffled and endless, and replaces broken
+            images by others. None for evaluation: sample c is view c mod V of image c div V, with the same random
+            numbers in every run.
     """
 
     def __init__(self, images: ImageSet, view: View, seed: int | None = None):
@@ -61,19 +62,22 @@ class Stream(Dataset):
 
     @property
     def reads(self) -> bool:
-        """Whether images are read at all."""
+        """Whether the view reads images."""
         return getattr(self.view, "reads", True)
 
     @property
     def count(self) -> int:
-        """Samples of one pass over the images."""
+        """Number of samples in one pass over the images."""
         return len(self.images) * self.view.views
 
     def __getitem__(self, number: int) -> _IndexedSample:
         return self._sample(number, self._read(self.image_index(number, 0)))
 
     def __getitems__(self, numbers: list[int]) -> list[_IndexedSample] | UserError:
-        """Several samples; where the images are gone, why (a worker's exception would arrive as a traceback)."""
+        """Return several samples, or a UserError if the images are not available.
+
+        The error is returned because an exception in a worker would arrive as a traceback.
+        """
         try:
             if not self.reads:
                 return [
@@ -82,28 +86,29 @@ class Stream(Dataset):
                 ]
             if not self.images.remote:
                 return [self[number] for number in numbers]
-            first = self.images.records([self.image_index(number, 0) for number in numbers])
-            return [self._sample(number, record) for number, record in zip(numbers, first, strict=True)]
+            records = self.images.records([self.image_index(number, 0) for number in numbers])
+            return [self._sample(number, record) for number, record in zip(numbers, records, strict=True)]
         except UserError as error:
             return error
 
     def collate(self, samples: list[_IndexedSample] | UserError) -> Batch | UserError:
-        """Samples as the view's batch."""
+        """Collate samples to a batch of the view; return errors unchanged."""
         if isinstance(samples, UserError):
             return samples
-        whole = [sample for sample in samples if sample.is_whole]
-        indices = np.array([sample.index for sample in whole], np.int64)
-        seeds = np.array([mix(*sample.rng.keys) for sample in whole], np.uint64).view(np.int64)
+        readable = [sample for sample in samples if sample.is_readable]
+        indices = np.array([sample.index for sample in readable], np.int64)
+        seeds = np.array([mix(*sample.rng.keys) for sample in readable], np.uint64).view(np.int64)
         broken = [entry for sample in samples for entry in sample.broken]
         labels = torch.from_numpy(np.asarray(self.images.labels)[indices])
         base = Batch(torch.from_numpy(indices), labels, torch.from_numpy(seeds), broken)
-        return self.view.collate([sample.content for sample in whole], base)
+        return self.view.collate([sample.content for sample in readable], base)
 
-    def _sample(self, number: int, first: Record | str) -> _IndexedSample:
+    def _sample(self, number: int, first_record: Record | str) -> _IndexedSample:
+        """Make a sample of the first readable image; ``first_record`` is the result of the first read."""
         broken: Broken = []
-        for attempt in range(1 if self.seed is None else _ATTEMPTS):
+        for attempt in range(1 if self.seed is None else _MAX_ATTEMPTS):
             index, rng = self.image_index(number, attempt), self.rng(number, attempt)
-            record = self._read(index) if attempt else first
+            record = self._read(index) if attempt else first_record
             if isinstance(record, str):
                 broken.append((index, record))
                 continue
@@ -114,16 +119,16 @@ class Stream(Dataset):
         return _IndexedSample(None, index, rng, False, broken)
 
     def _read(self, index: int) -> Record | str:
-        """A record, or the reason why this one image cannot be read."""
+        """Return a record, or the reason why the image cannot be read."""
         try:
             return self.images.record(index)
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # this machine's fault, not the image's
-                raise UserError(f"cannot read images: {error}") from None
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # a failure of the machine, not of the image
+                raise UserError(f"could not read images: {error}") from None
             return str(error)
 
     def image_index(self, number: int, attempt: int) -> int:
-        """The index of the image that a sample shows, after so many broken ones."""
+        """Return the index of the image of a sample, after ``attempt`` broken images."""
         if self.seed is None:
             return number // self.view.views
         epoch, position = divmod(number, len(self.images))
@@ -134,7 +139,7 @@ class Stream(Dataset):
         return int(self._order[1][position])
 
     def rng(self, number: int, attempt: int) -> SampleRNG:
-        """The draws of a sample."""
+        """Return the random numbers of a sample, after ``attempt`` broken images."""
         if self.seed is None:
             index, view = divmod(number, self.view.views)
             return SampleRNG(view, (0, index, view, _EVALUATION))
@@ -143,11 +148,11 @@ class Stream(Dataset):
 
 
 class BrokenImages:
-    """Counts broken images and stops a run once they are too many.
+    """Counts broken images, and raises an error when there are too many.
 
     Args:
-        limit: greatest share of broken ones among the images seen …
-        after: … once this many were seen.
+        limit: maximum fraction of broken images.
+        after: number of images before the limit applies.
     """
 
     def __init__(self, limit: float = 0.01, after: int = 1000):
@@ -155,36 +160,36 @@ class BrokenImages:
         self.seen = self.broken = 0
 
     def count(self, seen: int, broken: list[str]) -> None:
-        """Add to the tally, unless it passes the limit.
+        """Add images to the counts, unless they exceed the limit.
 
         Args:
-            seen: images asked for.
-            broken: names of those that could not be read.
+            seen: number of readable images.
+            broken: names of the broken images.
 
         Raises:
-            UserError: more than the allowed share is broken.
+            UserError: the fraction of broken images exceeds the limit.
         """
-        all_seen, all_broken = self.seen + seen + len(broken), self.broken + len(broken)
-        if all_seen > self.after and all_broken > self.limit * all_seen:
+        total_seen, total_broken = self.seen + seen + len(broken), self.broken + len(broken)
+        if total_seen > self.after and total_broken > self.limit * total_seen:
             raise UserError(
-                f"{all_broken} of {all_seen} images seen so far are broken, more than the allowed "
-                f"{self.limit:.3g} of them (the last one: {broken[-1] if broken else 'see the log'})"
+                f"{total_broken} of {total_seen} images read so far are broken, which exceeds the limit of "
+                f"{self.limit:.3g} (last broken image: {broken[-1] if broken else 'see the log'})"
             )
-        self.seen, self.broken = all_seen, all_broken
+        self.seen, self.broken = total_seen, total_broken
 
 
-class _Numbers:
-    """A batch sampler over sample numbers: range(start, stop) in steps of batches, `take` of each batch.
+class _RankBatchSampler:
+    """A batch sampler of one rank: the slice ``rank_slice`` of every batch of range(start, stop).
 
-    The last part may be empty: all ranks see the same number of batches.
+    The last slice may be empty, so that all ranks have the same number of batches.
     """
 
-    def __init__(self, start: int, stop: int, batch: int, take: slice):
-        self.start, self.stop, self.batch, self.take = start, stop, batch, take
+    def __init__(self, start: int, stop: int, batch: int, rank_slice: slice):
+        self.start, self.stop, self.batch, self.rank_slice = start, stop, batch, rank_slice
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(self.start, self.stop, self.batch):
-            yield list(range(first, min(first + self.batch, self.stop))[self.take])
+            yield list(range(first, min(first + self.batch, self.stop))[self.rank_slice])
 
     def __len__(self) -> int:
         return -(-(self.stop - self.start) // self.batch)
@@ -195,29 +200,30 @@ def load_batches(
     start: int,
     stop: int,
     batch: int,
-    take: slice = slice(None),
+    rank_slice: slice = slice(None),
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Any]:
-    """Batches over sample numbers ``start`` … ``stop``.
+    """Load the samples with numbers in range(start, stop) in batches.
 
     Args:
-        stream: number → sample.
-        start, stop: the sample numbers, half open.
-        batch: numbers a batch over all ranks.
-        take: the part of every batch that this rank loads.
-        workers: processes that decode; 0 decodes in this one.
-        pin: page-lock the batches, for copies to a GPU.
+        stream: samples to load.
+        start, stop: half-open range of sample numbers.
+        batch: batch size over all ranks.
+        rank_slice: slice of every batch that this rank loads.
+        workers: number of processes for decoding; 0 decodes in this process.
+        pin: whether to place batches in page-locked memory, for copies to a GPU.
 
     Yields:
-        the view's batches.
+        Batches of the view.
 
     Raises:
-        UserError: the place that holds the images is gone.
+        UserError: the images are not available.
+        RuntimeError: a worker exited unexpectedly.
     """
     loader = DataLoader(
         stream,
-        batch_sampler=_Numbers(start, stop, batch, take),
+        batch_sampler=_RankBatchSampler(start, stop, batch, rank_slice),
         collate_fn=stream.collate,
         num_workers=workers,
         worker_init_fn=_start_worker if workers else None,
@@ -234,7 +240,7 @@ def load_batches(
             if isinstance(loaded, UserError):
                 raise loaded
             yield loaded
-    except (ConnectionError, EOFError) as error:  # a worker was gone while it handed something over
+    except (ConnectionError, EOFError) as error:  # a worker died while it was sending data
         raise RuntimeError(f"{WORKER_ERROR_PREFIX} exited unexpectedly: {error}") from error
     finally:
         _end_workers(iterator)
@@ -242,9 +248,9 @@ def load_batches(
 
 @contextlib.contextmanager
 def workers_ended() -> Iterator[None]:
-    """On exit, end the workers of all loaders that this thread started in the block.
+    """End, on exit, the workers of all loaders that this thread started in the block.
 
-    Otherwise an abandoned loader runs as long as anything refers to it, such as the traceback of an error.
+    Otherwise an abandoned loader runs as long as something refers to it, such as the traceback of an error.
     """
     before = set(_running)
     try:
@@ -256,12 +262,12 @@ def workers_ended() -> Iterator[None]:
 
 
 def _caller() -> tuple[int, int]:
-    """IDs of this process and thread."""
+    """Return the IDs of this process and thread."""
     return os.getpid(), threading.get_ident()
 
 
 def _end_workers(iterator: Any) -> None:
-    """End the workers of a loader, if any; kill those that are still busy after ``_GRACE``, as they ignore SIGTERM."""
+    """End the workers of a loader, if any. Those still busy after ``_GRACE`` are killed, as they ignore SIGTERM."""
     if _running.pop(iterator, None) is None:
         return
     killer = threading.Timer(_GRACE, _kill, [iterator])
@@ -283,22 +289,22 @@ def _kill(iterator: Any) -> None:
 
 @atexit.register
 def _kill_all() -> None:
-    """Kill all workers at exit: Python waits for its children, and workers ignore its signals."""
+    """Kill all workers at exit, because Python waits for its child processes, which ignore signals."""
     iterators = [iterator for iterator, (process, _) in _running.items() if process == os.getpid()]  # not a parent's
     if iterators:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each worker
     for iterator in iterators:
-        del _running[iterator]  # its generator closes later, when no thread can start
+        del _running[iterator]  # its generator is closed later, when no thread can be started
         _kill(iterator)
 
 
 def _start_worker(worker: int) -> None:
-    """Workers leave signals to the main process, use one thread, and die with the main process."""
+    """Initialise a worker, which ignores signals, uses one thread and dies with the main process."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != multiprocessing.parent_process().pid:  # already dead; torch would not notice
+    if os.getppid() != multiprocessing.parent_process().pid:  # it is already dead, which torch would not notice
         os._exit(1)

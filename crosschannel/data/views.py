@@ -1,7 +1,7 @@
-"""Views: a view turns a record and its random numbers into a sample, and collates samples into a batch.
+"""Views, which convert records to samples and collate samples to batches.
 
-A run reads a :class:`~crosschannel.data.stream.Stream` of one view, which its task or protocol chooses. In evaluations
-a view may take several samples of each record.
+Every :class:`~crosschannel.data.stream.Stream` has one view, chosen by the task or protocol. In evaluation a view may
+make several samples of each record.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,34 +22,34 @@ Broken = list[tuple[int, str]]  # (index, reason) of images that could not be re
 
 @dataclass(frozen=True)
 class SampleRNG:
-    """The random numbers of one sample: pure functions of (seed, epoch, position, attempt).
+    """Random numbers of one sample, a pure function of (seed, epoch, position, attempt).
 
     Attributes:
-        view: index of the sample among those of its record.
-        keys: of the numbers.
+        view: index of the sample among the samples of its record.
+        keys: integers that determine the random numbers.
     """
 
     view: int
     keys: tuple[int, ...]
 
     def uniforms(self, count: int) -> list[float]:
-        """The first ``count`` numbers in [0, 1)."""
+        """Return the first ``count`` uniform random numbers in [0, 1)."""
         return uniforms(count, *self.keys)
 
     def generator(self) -> np.random.Generator:
-        """A generator for draws of any distribution and length."""
+        """Return a generator, for other distributions and any number of values."""
         return np.random.default_rng(mix(*self.keys))
 
 
 @dataclass
 class Batch:
-    """Samples of a step, or of an evaluation. Views add their tensors in a subclass.
+    """A batch of samples. Views add their tensors in a subclass.
 
     Attributes:
-        indices: (N,) int64 into the image set.
-        labels: (N,) int64, -1 where unknown; (N, classes) for images of several classes.
-        seeds: (N,) int64, per-sample seeds of :meth:`uniforms`.
-        broken: images that were replaced (training) or left out (evaluation).
+        indices: (N,) int64 indices into the image set.
+        labels: (N,) int64 class indices, -1 if unknown; (N, classes) for multi-label images.
+        seeds: (N,) int64 per-sample seeds of :meth:`uniforms`.
+        broken: images that were replaced (training) or skipped (evaluation).
     """
 
     indices: Tensor
@@ -61,38 +61,38 @@ class Batch:
         return len(self.indices)
 
     def uniforms(self, count: int) -> Tensor:
-        """Random numbers of the samples: (N, count) float64 in [0, 1), on the CPU.
+        """Return random numbers per sample: (N, count) float64 in [0, 1), on the CPU.
 
-        A sample has the same ones in any batch, on any rank and beside any broken image; they are independent of those
-        of its view.
+        The numbers of a sample do not depend on its batch, its rank or broken images. They are independent of the
+        random numbers of the view.
         """
         rows = [uniforms(count, seed, 1) for seed in self.seeds.tolist()]
         return torch.tensor(rows, dtype=torch.float64).view(len(self), count)
 
     def pin_memory(self) -> Self:
-        """Copy to page-locked memory."""
+        """Copy the tensors to page-locked memory."""
         return map_tensors(self, Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Self:
         """Move the tensors to a device, except indices and seeds: reading these back would synchronise a GPU."""
-        moved = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, indices=self.indices, seeds=self.seeds)
+        batch = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(batch, indices=self.indices, seeds=self.seeds)
 
 
 T = TypeVar("T")
 
 
-def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
-    """Apply a function to all tensors in a dataclass, and in the lists, tuples, dicts and dataclasses in it."""
+def map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
+    """Apply a function to all tensors in a dataclass, including nested lists, tuples, dicts and dataclasses."""
     if isinstance(value, Tensor):
-        return change(value)
+        return function(value)
     if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
+        return {key: map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [map_tensors(item, change) for item in value]
+        items = [map_tensors(item, function) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if is_dataclass(value):
-        return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
     return value
 
 
@@ -100,17 +100,18 @@ S = TypeVar("S")
 
 
 class View(Protocol[S]):
-    """A kind of sample. It travels to the loader's workers, so it holds settings and no decoded pixels. One with
-    ``reads = False`` is never called: its batches have no pixels.
+    """The interface of views. A view is sent to the loader's workers, so it should contain settings but no pixels.
+
+    A view with ``reads = False`` is never called, and its batches have no pixels.
 
     Attributes:
-        views: samples per record in evaluations.
+        views: number of samples per record in evaluation.
     """
 
     views: int
 
     def __call__(self, record: Record, rng: SampleRNG) -> S:
-        """One sample, a pure function of its record and ``rng``.
+        """Make a sample, as a pure function of the record and ``rng``.
 
         Raises:
             BrokenImage: the image cannot be read.
@@ -118,13 +119,13 @@ class View(Protocol[S]):
         ...
 
     def collate(self, samples: Sequence[S], base: Batch) -> Batch:
-        """A batch of samples, of which there may be none; ``base`` has the fields that all batches have."""
+        """Collate samples, possibly none, to a batch; ``base`` contains the fields that all batches have."""
         ...
 
 
 @dataclass
 class ImageBatch(Batch):
-    """Crops.
+    """A batch of crops.
 
     Attributes:
         images: (N, 3, S, S) uint8 RGB, channels_last in memory.
@@ -134,19 +135,19 @@ class ImageBatch(Batch):
 
 
 def stack_crops(crops: Sequence[np.ndarray]) -> Tensor:
-    """Stack crops (S, S, 3) uint8 of one size: (N, 3, S, S), channels_last in memory."""
+    """Stack crops (S, S, 3) uint8 of the same size to (N, 3, S, S), channels_last in memory."""
     stacked = np.stack(crops) if len(crops) else np.empty((0, 1, 1, 3), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def collate_crops(samples: Sequence[np.ndarray], base: Batch) -> ImageBatch:
-    """Batch crops (S, S, 3) of one size."""
+    """Collate crops (S, S, 3) uint8 of the same size to a batch."""
     return ImageBatch(**vars(base), images=stack_crops(samples))
 
 
 @dataclass(frozen=True)
 class TrainingCrops:
-    """A crop of training, as ``crop.kind`` has it; in evaluations, ``views`` of them from each image."""
+    """Training crops of the kind ``crop.kind``; in evaluation ``views`` random crops per image."""
 
     crop: CropConfig
     interpolation: str = "bilinear"
@@ -163,7 +164,7 @@ class TrainingCrops:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The centre square of ``size`` pixels once the short side is ``resize``."""
+    """The centre crop of ``size`` × ``size`` pixels, after resizing the short side to ``resize``."""
 
     size: int
     resize: int
@@ -180,7 +181,7 @@ class CentreCrop:
 
 @dataclass(frozen=True)
 class TenCrops:
-    """The four corners and the centre, then the same mirrored, once the short side is ``resize``."""
+    """The four corners and the centre, then the same mirrored, after resizing the short side to ``resize``."""
 
     size: int
     resize: int
@@ -197,7 +198,13 @@ class TenCrops:
 
 @dataclass(frozen=True)
 class Squashed:
-    """The whole image squashed to ``size`` × ``size`` pixels; ``resize``: short side of an intermediate resize."""
+    """The entire image, squashed to ``size`` × ``size`` pixels.
+
+    Attributes:
+        size: side of the result, in pixels.
+        interpolation: "bilinear" or "bicubic".
+        resize: short side after an intermediate resize that keeps the aspect ratio; 0 skips this resize.
+    """
 
     size: int
     interpolation: str = "bilinear"

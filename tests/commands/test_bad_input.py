@@ -159,7 +159,7 @@ def test_too_many_broken_files_stop_with_one_sentence(small, photo_folder, tmp_p
     options = [f"--data={tmp_path / 'data'}", "--train.steps=400", "--train.batch=40", f"--out={tmp_path / 'run'}"]
     options += ["--crop.size=32", "--crop.resize=32", "--runtime.eval_every=400", "--runtime.checkpoint_every=400"]
     assert main(["pretrain", *small[2:], *options]) == 2
-    assert "more than the allowed 0.01" in capsys.readouterr().err.splitlines()[-1]
+    assert "exceeds the limit of 0.01" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_folder_of_nothing_but_broken_files_stops_at_once(small, tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_words_after_it_are_positional(words, capsys):
     values = parsed("crosschannel", "colorize", ["--saturation", "2", "c.jpg", "--", *words])
     assert values["images"] == ["c.jpg", *words] and values["saturation"] == 2
     assert main(PROGRAMS["crosschannel"], ["colorize", "--model=gone", "--", *words]) == 2
-    assert f"no picture or folder {words[0]!r}" in capsys.readouterr().err
+    assert f"no such picture or folder: {words[0]!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -427,4 +427,4 @@ def test_names_that_cannot_be_read_or_written_do_not_stop_a_folder_of_pictures(f
     said = capsys.readouterr().err
     assert {"a.png", "z.png"} <= {path.name for path in out.iterdir()}
     assert "File name too long" in said and (out / f"{longest}.png").is_file()
-    assert "\x1b" not in said and "not a regular file" in said and "it is no image" in said
+    assert "\x1b" not in said and "not a regular file" in said and "not an image" in said

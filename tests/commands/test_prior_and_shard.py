@@ -91,7 +91,7 @@ def test_a_server_that_stays_away_ends_the_run_saved_and_it_goes_on_later(
     original = remote.read_ranges
     monkeypatch.setattr("crosschannel.data.shards.read_ranges", count_down)
     assert main([*run, f"--out={tmp_path / 'run'}"]) == 2
-    assert "was away" in capsys.readouterr().err.splitlines()[-1]
+    assert "was unavailable" in capsys.readouterr().err.splitlines()[-1]
     assert list((tmp_path / "run" / "checkpoints").glob("step-00000000[1-9]*"))
     server = start_server(shards, port)
     assert main([*run, f"--out={tmp_path / 'run'}"]) == 0

@@ -325,14 +325,14 @@ def read_all(folder: Path) -> None:
 
 def index_types(whole: bytes, draw: random.Random) -> bytes:
     """An index that lies, under the right digest."""
-    from crosschannel.data.shards import Row, index_text, parse_index
+    from crosschannel.data.shards import Row, format_index, parse_index
 
     rows = parse_index(whole.decode())
     size = int(whole.split(b"\t")[1])
     place = draw.randrange(len(rows))
     lies = [-1, 0, 10**6, 2**62, 2**63, 2**70]
     rows[place] = Row(draw.choice(lies), draw.choice(lies), draw.choice(lies), rows[place].name)
-    return index_text(rows, size).encode()
+    return format_index(rows, size).encode()
 
 
 def test_shards_and_what_lies_beside_them(shards):

@@ -60,7 +60,7 @@ def test_usual_names_of_splits_are_recognised(tmp_path, capsys, train, val):
 def test_test_images_beside_validation_images_are_not_used_and_reported(tmp_path, capsys, val, test):
     data = make(tmp_path, *split("train"), *split(val, count=1), *split(test, count=2))
     assert [len(images) for images in open_images(data)] == [6, 2]
-    assert f"({val}/); not used: {test}/" in capsys.readouterr().err
+    assert f"({val}/); ignored: {test}/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("files", [["test/1.jpg"], ["test/unknown/1.jpg"], ["test/notes.txt"]], ids=str)
@@ -68,30 +68,30 @@ def test_test_images_without_the_classes_are_not_used_for_validation(tmp_path, c
     data = make(tmp_path, *split("train"), *files)
     training, validation = open_images(data, 0.2)
     assert sorted(names(training) + names(validation)) == [n.partition("/")[2] for n in split("train")]
-    assert "not used: test/" in capsys.readouterr().err
+    assert "ignored: test/" in capsys.readouterr().err
 
 
 def test_folders_beside_splits_are_not_used_and_reported(tmp_path, capsys):
     data = make(tmp_path, *split("Train"), *split("Val"), "masks/1.png", "unlabeled/1.jpg", "devkit/readme.txt")
     assert [len(images) for images in open_images(data)] == [6, 6]
-    assert "not used: devkit/, masks/, unlabeled/" in capsys.readouterr().err
+    assert "ignored: devkit/, masks/, unlabeled/" in capsys.readouterr().err
     alone = make(tmp_path / "alone", *split("train"), "devkit/readme.txt")
     assert open_training_images(alone).classes == ("cat", "dog")
-    assert "(train/); not used: devkit/" in capsys.readouterr().err
+    assert "(train/); ignored: devkit/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (split("train") + split("Training") + split("val"), "both Training/ and train/ as train images"),
-        (split("train") + split("val") + split("valid"), "both val/ and valid/ as val images"),
-        (split("val"), r"val/ but no train/; give --data .*/val"),
-        (split("test") + split("val"), r"no train/; give --data"),
+        (split("train") + split("Training") + split("val"), "both Training/ and train/ for train images"),
+        (split("train") + split("val") + split("valid"), "both val/ and valid/ for val images"),
+        (split("val"), r"val/ but no train/; pass --data .*/val"),
+        (split("test") + split("val"), r"no train/; pass --data"),
         (["train/1.jpg", "cat/1.jpg", "dog/1.jpg"], "rename train/ if it is a class"),
         (["test/1.jpg", "cat/1.jpg"], "rename test/ if it is a class"),
         (split("imagenet_train") + split("imagenet_val"), "look like splits rather than classes"),
         (split("train-clean") + split("dev-clean") + split("test-clean"), "look like splits rather than classes"),
-        (split("photos/train") + split("photos/val"), r"one level down, in photos/: give --data .*/photos"),
+        (split("photos/train") + split("photos/val"), r"one level down, in photos/; pass --data .*/photos"),
         (
             ["a/train/1.jpg", "a/test/1.jpg", "b/train/1.jpg", "b/test/2.jpg"],
             "one level down, in a/; arrange them as train/CLASS/",
@@ -148,7 +148,7 @@ def test_hidden_folders_are_neither_data_nor_classes(tmp_path, capsys, hidden, p
     assert training.classes == validation.classes == ("cat", "dog")
     assert len(training) + len(validation) == len(files)
     if place:
-        assert f"left out: 1 folder ({hidden})" in capsys.readouterr().err
+        assert f"skipped: 1 folder ({hidden})" in capsys.readouterr().err
 
 
 def test_a_hidden_folder_given_as_data_is_read(tmp_path):
@@ -170,7 +170,7 @@ def test_files_of_other_endings_are_counted_in_one_line(tmp_path, capsys):
     data = make(tmp_path, *split(".", count=4), "dog/9.JPG", *others, "dog/README")
     assert sum(map(len, open_images(data))) == 9
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"{data}: 9 images in 2 classes; left out: 27 files (20 .xyz, 5 .txt, .cr2, without an ending)"]
+    assert lines == [f"{data}: 9 images in 2 classes; skipped: 27 files (20 .xyz, 5 .txt, .cr2, without extension)"]
 
 
 def test_a_folder_without_pictures_is_refused_with_its_endings(tmp_path):
@@ -181,7 +181,7 @@ def test_a_folder_without_pictures_is_refused_with_its_endings(tmp_path):
 def test_endings_that_need_another_package_are_listed_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr("crosschannel.data.folder.EXTENSIONS", (".jpg",))
     make(tmp_path, "a.heic", "b.avif", "c.jpg")
-    text = list_folder(tmp_path).left_out()
+    text = list_folder(tmp_path).skipped()
     assert "to read .heic: pip install 'crosschannel[heif]'" in text and "to read .avif: pip install" in text
 
 
@@ -193,7 +193,7 @@ def test_pictures_that_a_command_wrote_are_not_data(tmp_path, capsys, command):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         outputs.write_text(tmp_path / place, "picture")
     assert sum(map(len, open_images(data))) == 6 and open_training_images(data).classes == ("cat", "dog")
-    assert "left out: 3 pictures that crosschannel wrote" in capsys.readouterr().err
+    assert "skipped: 3 pictures written by crosschannel" in capsys.readouterr().err
     assert list_files(tmp_path / "made") == ["deep/x.png"]  # read if their folder is given itself
     (tmp_path / "made" / "deep" / NOTES).unlink()
     assert "made/deep/x.png" in list_files(tmp_path)
@@ -206,7 +206,7 @@ def test_folders_that_a_command_wrote_are_not_data(tmp_path, capsys):
     (tmp_path / "study" / "study.json").write_text(json.dumps(manifest))
     (tmp_path / "killed.part" / NOTES).write_text('{"command": "crosschannel study build"}\n')
     assert sum(map(len, open_images(data))) == 6
-    assert "left out: 3 folders (" in capsys.readouterr().err
+    assert "skipped: 3 folders (" in capsys.readouterr().err
     for folder in ("run", "study", "killed.part"):
         assert len(list_files(tmp_path / folder)) == 1
 

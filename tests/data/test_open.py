@@ -118,7 +118,7 @@ def test_the_embedded_sample_keeps_train_and_val_apart():
         ("nowhere/at/all", "no such folder"),
         ("builtin:other", "builtin:sample"),
         ("torchvision:cifar", "torchvision:imagenette"),
-        ("shards/train-{000000..000003}.tar", "no shard"),
+        ("shards/train-{000000..000003}.tar", "no such shard"),
     ],
 )
 def test_data_that_is_not_there_is_one_sentence(data, message):
@@ -132,7 +132,7 @@ def test_an_empty_folder_and_a_file_are_refused(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="is a file"):
         open_images(str(tmp_path / "x.jpg"))
-    with pytest.raises(UserError, match="one image only"):
+    with pytest.raises(UserError, match="only one image"):
         open_images(str(tmp_path))
 
 

@@ -50,7 +50,7 @@ def test_shards_give_the_same_crops_over_http_as_from_the_disk(shards, address, 
 def test_what_the_server_lacks_is_one_sentence(shards, address, tmp_path):
     with pytest.raises(UserError, match=r"no shards\.txt"):
         open_images(f"{address}/nowhere")
-    with pytest.raises(UserError, match=r"has no \.idx beside it that fits"):
+    with pytest.raises(UserError, match=r"has no matching \.idx next to it"):
         open_images(f"{address}/gone.tar")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from crosschannel import UserError
 from crosschannel.data import CentreCrop, CropConfig, Stream, open_images, open_training_images
-from crosschannel.data.shards import expand, index_text, scan
+from crosschannel.data.shards import expand, format_index, scan
 from crosschannel.data.write_shards import write_shards
 
 
@@ -89,7 +89,7 @@ def test_an_index_of_an_earlier_shard_of_the_same_size_is_noticed(tmp_path):
     tar(["a.jpg", "b.jpg"])
     rows = scan(tmp_path / "train-000000.tar")
     size = (tmp_path / "train-000000.tar").stat().st_size
-    (tmp_path / "train-000000.tar.idx").write_text(index_text(rows, size))
+    (tmp_path / "train-000000.tar.idx").write_text(format_index(rows, size))
     assert [*open_training_images(str(tmp_path)).names] == ["train-000000.tar/a.jpg", "train-000000.tar/b.jpg"]
     tar(["cc.jpg", "dd.jpg"])
     assert (tmp_path / "train-000000.tar").stat().st_size == size
@@ -103,7 +103,7 @@ def test_a_cut_off_shard_loses_its_last_image_only_and_says_so(shards, tmp_path)
     with tarfile.open(whole) as tar:
         last = [m for m in tar.getmembers() if m.name.endswith(".jpg")][-1]
     cut.write_bytes(whole.read_bytes()[: last.offset_data + last.size // 2])
-    with pytest.warns(UserWarning, match="damaged or cut off"):
+    with pytest.warns(UserWarning, match="damaged or truncated"):
         assert len(open_training_images(str(cut))) == count - 1
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_header_loses_what_follows_and_says_so(shards, tmp_path):
     data = bytearray(whole.read_bytes())
     data[third.offset : third.offset + 512] = b"\xff" * 512
     (tmp_path / "train-000000.tar").write_bytes(data)
-    with pytest.warns(UserWarning, match=f"at byte {third.offset}: 2 images"):
+    with pytest.warns(UserWarning, match=rf"at byte {third.offset} \(readable images: 2\)"):
         assert len(open_training_images(str(tmp_path))) == 2
 
 
@@ -258,14 +258,14 @@ def test_the_input_image_of_a_sample_with_several_is_read(tmp_path, endings, exp
 def test_a_sample_with_an_ambiguous_input_image_is_named(tmp_path, endings):
     content = [("a/0001.jpg", b"x"), *((f"a/0002.{ending}", b"1") for ending in endings)]
     with pytest.raises(
-        UserError, match=r"a\.tar: the sample a/0002 has several images .*call the one to read a/0002\.jpg"
+        UserError, match=r"a\.tar: the sample a/0002 has several images .*rename the input image to a/0002\.jpg"
     ):
         open_images(tar(tmp_path / "a.tar", content))
 
 
 def test_a_sample_without_its_input_image_is_named_rather_than_replaced_by_its_mask(tmp_path):
     content = [("1.input.jpg", b"x"), ("1.seg.png", b"x"), ("2.seg.png", b"x")]
-    with pytest.raises(UserError, match=r"the sample of 2\.seg\.png has no image"):
+    with pytest.raises(UserError, match=r"the sample of 2\.seg\.png lacks the input image"):
         open_images(tar(tmp_path / "a.tar", content))
 
 
@@ -311,4 +311,4 @@ def test_test_shards_are_for_validation_or_not_used(shards, tmp_path, capsys):
     assert "training images (2 shards), " in capsys.readouterr().err
     (tmp_path / "x-dev-0.tar").write_bytes(whole)
     assert {n.split("/")[0] for n in open_images(str(tmp_path))[1].names} == {"x-dev-0.tar"}
-    assert "validation images (1 shard); not used: 1 test shard" in capsys.readouterr().err
+    assert "validation images (1 shard); ignored: 1 test shard" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_the_number_of_workers_changes_nothing(images, workers):
 def test_ranks_share_a_batch_and_together_see_what_one_process_sees(images):
     stream = Stream(images, TrainingCrops(CROP), 1)
     one = load(stream, start=0, stop=96, batch=16)
-    ranks = [load(stream, start=0, stop=96, batch=16, take=slice(r * 4, r * 4 + 4)) for r in range(4)]
+    ranks = [load(stream, start=0, stop=96, batch=16, rank_slice=slice(r * 4, r * 4 + 4)) for r in range(4)]
     for step, batch in enumerate(one):
         assert torch.equal(torch.cat([ranks[r][step].images for r in range(4)]), batch.images)
 
@@ -98,7 +98,7 @@ def test_a_machine_out_of_files_is_not_taken_for_broken_images(images, workers):
             raise OSError(errno.EMFILE, "Too many open files")
 
     stream = Stream(Exhausted(["a"] * 9, [0] * 9, [b""] * 9), TrainingCrops(CROP), 0)
-    with pytest.raises(UserError, match=r"^cannot read images: .*Too many open files"):
+    with pytest.raises(UserError, match=r"^could not read images: .*Too many open files"):
         load(stream, start=0, stop=8, batch=4, workers=workers)
 
 

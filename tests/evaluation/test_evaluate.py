@@ -166,7 +166,7 @@ def test_a_broken_image_is_named_and_left_out(photo_folder, tmp_path, capsys):
     shutil.copytree(photo_folder, folder)
     (folder / "val" / "class0" / "text.jpg").write_text("no picture")
     assert main([*command(folder, tmp_path / "run"), "--methods", "grey", "random"]) == 0
-    assert "broken image class0/text.jpg: it is no image" in capsys.readouterr().err
+    assert "broken image class0/text.jpg: not an image" in capsys.readouterr().err
     assert load_result(tmp_path / "run").n == 10
 
 

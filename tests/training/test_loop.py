@@ -138,7 +138,7 @@ def test_a_diverging_run_stops_with_one_sentence(photo_folder, tmp_path):
 def test_too_many_broken_images_stop_a_run_which_is_saved(photo_folder, tmp_path):
     blobs = [b""] * 10 + [open_images(str(photo_folder))[0].read(i) for i in range(30)]
     images = MemoryImages([f"{i}.jpg" for i in range(40)], [0] * 40, blobs)
-    with pytest.raises(UserError, match="images seen so far are broken"):
+    with pytest.raises(UserError, match="images read so far are broken"):
         train(photo_folder, tmp_path / "a", images=images, steps=100)
     assert checkpoints.load(checkpoints.load_latest(tmp_path / "a" / "checkpoints"))["step"] > 40
 
@@ -169,7 +169,7 @@ def test_broken_held_out_images_are_named_and_not_counted(photo_folder, tmp_path
     shutil.copytree(photo_folder, folder)
     (folder / "val" / "class0" / "text.jpg").write_text("no picture")
     loop = train(folder, tmp_path / "a")
-    assert capsys.readouterr().err.count("broken held-out image class0/text.jpg: it is no image") == 1
+    assert capsys.readouterr().err.count("broken held-out image class0/text.jpg: not an image") == 1
     assert len(loop.evaluation.broken) == 1 and loop.evaluation.n == 10
 
 

@@ -238,8 +238,8 @@ def refusals(runs: Path, pictures: Path, tmp_path: Path):
         ([str(runs / "knn"), str(pictures)], "a knn run keeps nothing to predict with; runs of linear-probe, classify"),
         ([str(tmp_path / "nowhere"), str(pictures)], "is not a run folder: it does not exist"),
         ([str(unfinished), str(pictures)], "has no result.json"),
-        ([str(runs / "segment")], "no pictures named"),
-        ([str(runs / "segment"), str(tmp_path / "none.jpg")], "no picture or folder"),
+        ([str(runs / "segment")], "no pictures; pass files"),
+        ([str(runs / "segment"), str(tmp_path / "none.jpg")], "no such picture or folder"),
         ([str(runs / "linear-probe"), str(pictures), "--layer=conv9"], "layer 'conv9': the run has conv3, conv5"),
         (
             [str(runs / "segment"), str(pictures), "--layer=conv3"],
