@@ -1,23 +1,26 @@
-"""Large batches in parts: elementwise work on a CPU waits for memory unless its intermediate results stay in cache."""
+"""Splitting of large batches into chunks whose intermediate results fit in the CPU cache.
+
+Otherwise elementwise operations on a CPU are limited by memory bandwidth.
+"""
 
 import torch
 from torch import Tensor
 
-_NUMBERS = 1 << 19  # whose float32 intermediate results a few megabytes of cache hold
+_MAX_ELEMENTS = 1 << 19  # whose float32 intermediate results fit in a few megabytes of cache
 
 
 def cache_sized_chunks(*batches: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split batches of equal length along their first dimension, all alike; a GPU takes them whole.
+    """Split batches of equal length at the same points of their first dimension; do not split them on a GPU.
 
     Args:
-        batches: each (N, ...); the largest of them sets the length of a part.
+        batches: tensors (N, ...). The largest one determines the length of the chunks.
 
     Returns:
-        the parts of each batch.
+        The chunks of each batch.
     """
-    if torch.compiler.is_compiling():  # a compiler fuses what is elementwise, and lengths may be unknown
+    if torch.compiler.is_compiling():  # compilers fuse elementwise operations, and lengths may be symbolic
         return [(batch,) for batch in batches]
     count = max(1, len(batches[0]))
     largest = max(batch.numel() for batch in batches) or 1
-    length = max(1, _NUMBERS * count // largest) if batches[0].device.type == "cpu" else count
+    length = max(1, _MAX_ELEMENTS * count // largest) if batches[0].device.type == "cpu" else count
     return [batch.split(length) for batch in batches]

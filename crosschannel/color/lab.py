@@ -1,7 +1,7 @@
-"""sRGB ↔ CIE Lab (D65 white, 2° observer) on batches of images, on any device.
+"""Conversion between sRGB and CIE Lab (D65 white, 2° observer), for batches of images on any device.
 
-The constants are those of the sRGB standard (IEC 61966-2-1) and CIE 15 in the rounding that scikit-image uses,
-so that both agree to float32 accuracy.
+The constants are those of the sRGB standard (IEC 61966-2-1) and CIE 15, rounded as in scikit-image, so that the results
+agree with scikit-image to float32 accuracy.
 """
 
 from collections.abc import Callable
@@ -16,59 +16,59 @@ _RGB_TO_XYZ = torch.tensor(
     dtype=torch.float64,
 )
 _WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
-_TO_XYZ = (_RGB_TO_XYZ / _WHITE[:, None]).tolist()  # linear RGB → XYZ as shares of the white …
-_FROM_XYZ = (torch.linalg.inv(_RGB_TO_XYZ) * _WHITE).tolist()  # … and back
-_EPSILON = 0.008856  # below it the cube root is replaced by a line, in XYZ …
-_EPSILON_ROOT = 0.2068966  # … and in its cube root
+_TO_XYZ = (_RGB_TO_XYZ / _WHITE[:, None]).tolist()  # linear RGB → XYZ relative to the white point
+_FROM_XYZ = (torch.linalg.inv(_RGB_TO_XYZ) * _WHITE).tolist()  # XYZ relative to the white point → linear RGB
+_EPSILON = 0.008856  # XYZ value below which a line replaces the cube root
+_EPSILON_ROOT = 0.2068966  # the same threshold after the cube root
 _SLOPE = 7.787
-_KNEE = 0.04045  # where the sRGB curve's line ends
+_KNEE = 0.04045  # sRGB value up to which the sRGB curve is a line
 
 
-def _check(image: Tensor, what: str) -> None:
+def _check_shape(image: Tensor, name: str) -> None:
     if image.ndim != 4 or image.shape[1] != 3:
-        raise ValueError(f"{what} must have shape (N, 3, H, W), got {tuple(image.shape)}")
+        raise ValueError(f"{name} must have shape (N, 3, H, W), got {tuple(image.shape)}")
 
 
-def _mix(image: Tensor, matrix: list[list[float]]) -> Tensor:
-    """The 3×3 colour matrix applied to every pixel; spelled out, since a GPU may round matrix products to TF32."""
-    one, two, three = image.unbind(1)
-    rows = [(one * row[0]).add_(two, alpha=row[1]).add_(three, alpha=row[2]) for row in matrix]
+def _apply_matrix(image: Tensor, matrix: list[list[float]]) -> Tensor:
+    """Apply a colour matrix to every pixel, as sums because a GPU may compute matrix products in TF32."""
+    x, y, z = image.unbind(1)
+    rows = [(x * row[0]).add_(y, alpha=row[1]).add_(z, alpha=row[2]) for row in matrix]
     return torch.stack(rows, 1)
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent of positive numbers, in half the time of ``pow``."""
+    """Compute x ** exponent for positive x, in half the time of ``pow``."""
     return torch.exp2(torch.log2(x) * exponent)
 
 
-def _linear(rgb: Tensor) -> Tensor:
-    """The sRGB curve undone: a line, then a power.
+def _linearise(rgb: Tensor) -> Tensor:
+    """Convert sRGB to linear RGB, by a line up to the knee and a power above it.
 
-    Both branches are added up, each held at the border while the other rules: choosing by a mask takes longer than
-    all of the arithmetic.
+    The branches are summed, each clamped to its value at the knee in the range of the other. Selecting with a mask
+    would take longer than all the arithmetic.
     """
     curved = _power(rgb.clamp(min=_KNEE).add_(0.055).mul_(1 / 1.055), 2.4)
     return (rgb.clamp(max=_KNEE) * (1 / 12.92)).add_(curved).sub_(_KNEE / 12.92)
 
 
-def _root(xyz: Tensor) -> Tensor:
-    """CIE's f: a line up to ε, then the cube root, which starts a little above the line's end."""
+def _lab_f(xyz: Tensor) -> Tensor:
+    """Apply the function f of CIE Lab: a line up to ε, then the cube root, which starts slightly above the line."""
     line = _SLOPE * _EPSILON + 16 / 116
     step = _EPSILON ** (1 / 3) - line
-    beyond = (xyz - _EPSILON).mul_(1e30).clamp_(0, 1)  # whether the root rules
+    is_above = (xyz - _EPSILON).mul_(1e30).clamp_(0, 1)  # 1 above ε, otherwise 0
     root = _power(xyz.clamp(min=_EPSILON), 1 / 3)
-    return (xyz.clamp(max=_EPSILON) * _SLOPE).add_(root).add_(beyond, alpha=step).sub_(line + step - 16 / 116)
+    return (xyz.clamp(max=_EPSILON) * _SLOPE).add_(root).add_(is_above, alpha=step).sub_(line + step - 16 / 116)
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """sRGB to Lab.
+    """Convert sRGB to Lab.
 
     Args:
         rgb: (N, 3, H, W), float in [0, 1] or uint8 in [0, 255].
 
     Returns:
-        (N, 3, H, W): L in [0, 100], a and b within about ±110. The dtype is the input's; uint8 gives float32.
-        Half precision is computed in float32 and rounded at the end.
+        (N, 3, H, W), with L in [0, 100] and a and b within about ±110. The dtype is that of the input, and float32 for
+        uint8. Half precision is computed in float32 and rounded at the end.
 
     Raises:
         ValueError: the shape is not (N, 3, H, W).
@@ -77,13 +77,13 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def rgb_to_lightness(rgb: Tensor) -> Tensor:
-    """The L of :func:`rgb_to_lab` alone, in a third of its time.
+    """Convert sRGB to lightness, in a third of the time of :func:`rgb_to_lab`.
 
     Args:
         rgb: (N, 3, H, W), float in [0, 1] or uint8 in [0, 255].
 
     Returns:
-        (N, 1, H, W), L in [0, 100]: ``rgb_to_lab(rgb)[:, :1]`` to the last bits.
+        (N, 1, H, W), L in [0, 100]; equal to ``rgb_to_lab(rgb)[:, :1]`` up to rounding.
 
     Raises:
         ValueError: the shape is not (N, 3, H, W).
@@ -92,7 +92,7 @@ def rgb_to_lightness(rgb: Tensor) -> Tensor:
 
 
 class Lightness(nn.Module):
-    """:func:`rgb_to_lightness` of float images in plain words, for ``torch.jit.script`` and ``torch.fx``.
+    """:func:`rgb_to_lightness` for float images as a simple module, for ``torch.jit.script`` and ``torch.fx``.
 
     Shape:
         (N, 3, H, W) float in [0, 1] → (N, 1, H, W), L in [0, 100], of the same dtype.
@@ -114,75 +114,75 @@ class Lightness(nn.Module):
 
 
 def _convert(rgb: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of linear RGB on sRGB, part by part."""
-    _check(rgb, "rgb")
+    """Convert sRGB to linear RGB and apply a function to it, in chunks."""
+    _check_shape(rgb, "rgb")
     if rgb.dtype == torch.uint8:
-        table = _linear(torch.arange(256, device=rgb.device, dtype=torch.float32) / 255)
-        out, linear = torch.float32, lambda part: table.index_select(0, part.reshape(-1).int()).view(part.shape)
+        table = _linearise(torch.arange(256, device=rgb.device, dtype=torch.float32) / 255)
+        dtype, linear = torch.float32, lambda chunk: table.index_select(0, chunk.reshape(-1).int()).view(chunk.shape)
     else:
-        out, linear, rgb = rgb.dtype, _linear, rgb.to(torch.promote_types(rgb.dtype, torch.float32))
-    return torch.cat([function(linear(part)) for part in cache_sized_chunks(rgb.contiguous())[0]]).to(out)
+        dtype, linear, rgb = rgb.dtype, _linearise, rgb.to(torch.promote_types(rgb.dtype, torch.float32))
+    return torch.cat([function(linear(chunk)) for chunk in cache_sized_chunks(rgb.contiguous())[0]]).to(dtype)
 
 
 def _linear_to_lab(linear: Tensor) -> Tensor:
-    x, y, z = _root(_mix(linear, _TO_XYZ)).unbind(1)
+    x, y, z = _lab_f(_apply_matrix(linear, _TO_XYZ)).unbind(1)
     return torch.stack(((y * 116).sub_(16), (x - y).mul_(500), (y - z).mul_(200)), 1)
 
 
 def _linear_to_lightness(linear: Tensor) -> Tensor:
-    return (_root(_mix(linear, _TO_XYZ[1:2])) * 116).sub_(16)
+    return (_lab_f(_apply_matrix(linear, _TO_XYZ[1:2])) * 116).sub_(16)
 
 
 def _lab_to_rgb_unclipped(lab: Tensor) -> Tensor:
     y = (lab[:, 0] + 16) / 116
     f = torch.stack((y + lab[:, 1] / 500, y, (y - lab[:, 2] / 200).clamp(min=0)), 1)
     xyz = torch.where(f > _EPSILON_ROOT, f**3, (f - 16 / 116) / _SLOPE)
-    linear = _mix(xyz, _FROM_XYZ)
+    linear = _apply_matrix(xyz, _FROM_XYZ)
     curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear > 0.0031308, curved, 12.92 * linear)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Lab to sRGB, clipped to [0, 1].
+    """Convert Lab to sRGB, clipped to [0, 1].
 
     Args:
         lab: (N, 3, H, W) float, L in [0, 100].
 
     Returns:
-        (N, 3, H, W) in [0, 1], of the input's dtype. Colours outside the sRGB gamut are clipped channel by
-        channel, which changes their lightness; :func:`fit_gamut` first keeps it.
+        (N, 3, H, W) in [0, 1], in the dtype of the input. Colours outside the sRGB gamut are clipped per channel, which
+        changes their lightness; apply :func:`fit_gamut` first to preserve it.
 
     Raises:
         ValueError: the shape is not (N, 3, H, W).
     """
-    _check(lab, "lab")
+    _check_shape(lab, "lab")
     work = lab.to(torch.promote_types(lab.dtype, torch.float32))
     return _lab_to_rgb_unclipped(work).clamp(0, 1).to(lab.dtype)
 
 
 def fit_gamut(lab: Tensor, steps: int = 10) -> Tensor:
-    """Move colours that sRGB cannot show towards grey until it can; L and hue stay.
+    """Move colours outside the sRGB gamut towards grey until they are inside, preserving L and hue.
 
     Args:
         lab: (N, 3, H, W) float.
-        steps: halvings of the search along the chroma; 10 leave an error below 0.1 % of the chroma.
+        steps: number of bisection steps; 10 leave an error below 0.1 % of the chroma.
 
     Returns:
-        (N, 3, H, W), the same L, ab scaled per pixel by a factor in [0, 1].
+        (N, 3, H, W), with the same L, and ab scaled per pixel by a factor in [0, 1].
     """
-    _check(lab, "lab")
-    slack = 2e-4  # the rounding of the matrices; a twentieth of an 8-bit step
+    _check_shape(lab, "lab")
+    tolerance = 2e-4  # for the rounding of the matrices; a twentieth of an 8-bit step
     rgb = _lab_to_rgb_unclipped(lab)
-    outside = ((rgb < -slack) | (rgb > 1 + slack)).any(1)
+    outside = ((rgb < -tolerance) | (rgb > 1 + tolerance)).any(1)
     if not outside.any():
         return lab
     pixels = lab.permute(0, 2, 3, 1)[outside].T[None, :, :, None]
     low, high = torch.zeros_like(pixels[:, :1]), torch.ones_like(pixels[:, :1])
     for _ in range(steps):
-        middle = (low + high) / 2
-        rgb = _lab_to_rgb_unclipped(torch.cat((pixels[:, :1], pixels[:, 1:] * middle), 1))
-        fits = ((rgb >= -slack) & (rgb <= 1 + slack)).all(1, keepdim=True)
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+        factor = (low + high) / 2
+        rgb = _lab_to_rgb_unclipped(torch.cat((pixels[:, :1], pixels[:, 1:] * factor), 1))
+        fits = ((rgb >= -tolerance) & (rgb <= 1 + tolerance)).all(1, keepdim=True)
+        low, high = torch.where(fits, factor, low), torch.where(fits, high, factor)
     fitted = lab.permute(0, 2, 3, 1).clone()
     fitted[outside] = torch.cat((pixels[:, :1], pixels[:, 1:] * low), 1)[0, :, :, 0].T
     return fitted.permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""The ab prior: how often each bin occurs in photographs, and the loss weights that follow from it (Eq. 4)."""
+"""The ab prior: the frequency of each ab bin in photographs, and the rebalancing weights derived from it (Eq. 4)."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,43 +16,43 @@ from crosschannel.errors import UserError
 from crosschannel.files import Writer, atomic_write, user_path
 from crosschannel.stored import parse_json, read_arrays
 
-_LARGEST = 1 << 20  # bytes of a prior file's arrays
+_MAX_BYTES = 1 << 20  # size of the arrays of a prior file
 
 
 @dataclass
 class ABPrior:
-    """Distributions over the 313 bins.
+    """Distributions over the 313 ab bins.
 
     Attributes:
-        empirical: p (313,), share of pixels whose nearest bin this is.
-        smoothed: p̃ (313,), the mean soft-encoding of the pixels.
-        provenance: what it was estimated from (data, images, pixels, neighbours, sigma, library version).
-        packaged: its name, where it ships with the package.
+        empirical: p (313,), the fraction of pixels for which a bin is the nearest one.
+        smoothed: p̃ (313,), the mean soft encoding of the pixels.
+        provenance: origin of the prior (data, images, pixels, neighbours, sigma, library version).
+        packaged_name: name of the prior if it ships with the package, otherwise empty.
     """
 
     empirical: Tensor
     smoothed: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)
-    packaged: str = ""
+    packaged_name: str = ""
 
-    def fit_for(self, lam: float) -> "ABPrior":
-        """This prior, where it can be divided by at that λ of Eq. 4.
+    def check_lam(self, lam: float) -> "ABPrior":
+        """Check that the prior is accurate enough for λ in Eq. 4, and return it.
 
         Raises:
-            UserError: λ = 0 and a packaged prior: 600 photographs say next to nothing of rare colours, whose weights it
-                would put anywhere up to 2e7. With λ = 0.5 they are bounded.
+            UserError: λ is 0 and the prior is a packaged one. Its 600 photographs hardly determine the frequencies of
+                rare colours, which could get weights up to 2e7. λ = 0.5 bounds the weights.
         """
-        if lam == 0 and self.packaged:
+        if lam == 0 and self.packaged_name:
             images = self.provenance.get("images", "few")
             raise UserError(
-                f"the packaged prior {self.packaged} is of {images} photographs, too few for a lam of 0: "
-                "estimate one of your images with `crosschannel prior`"
+                f"the packaged prior {self.packaged_name} is from {images} photographs, too few for a lam of 0; "
+                "estimate a prior from your images with `crosschannel prior`"
             )
         return self
 
     def save(self, path: Path | str, write: Writer = atomic_write) -> None:
-        """Write a ``.npz`` file (float64 arrays and the provenance as JSON; no pickle)."""
-        with write(Path(path)) as part, part.open("wb") as file:
+        """Write the prior to a ``.npz`` file (float64 arrays, and the provenance as JSON; no pickle)."""
+        with write(Path(path)) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 empirical=self.empirical.double().numpy(),
@@ -62,7 +62,7 @@ class ABPrior:
 
 
 class PriorEstimator:
-    """Accumulates p and p̃ over batches of images in constant memory.
+    """Estimates p and p̃ from batches of images, in constant memory.
 
     Example::
 
@@ -79,7 +79,7 @@ class PriorEstimator:
         self.images = self.pixels = 0
 
     def add(self, rgb: Tensor) -> None:
-        """Count every pixel of (N, 3, H, W) images."""
+        """Add all pixels of images (N, 3, H, W)."""
         indices, weights = self.quantizer.encode(rgb_to_lab(rgb)[:, 1:])
         self.nearest += torch.bincount(indices[:, 0].flatten(), minlength=Q)
         self.soft += torch.bincount(indices.flatten(), weights.double().flatten(), minlength=Q)
@@ -87,9 +87,9 @@ class PriorEstimator:
         self.pixels += rgb.shape[0] * rgb.shape[2] * rgb.shape[3]
 
     def prior(self, **provenance: Any) -> ABPrior:
-        """The distributions of everything added so far."""
+        """Return the distributions of all images added so far."""
         if not self.pixels:
-            raise ValueError("no image was added")
+            raise ValueError("no images were added")
         return ABPrior(
             (self.nearest / self.nearest.sum()).cpu(),
             (self.soft / self.soft.sum()).cpu(),
@@ -104,53 +104,57 @@ class PriorEstimator:
 
 
 def rebalancing_weights(prior: Tensor, lam: float = 0.5, uniform: str = "all") -> Tensor:
-    """w ∝ ((1 - λ)·p̃ + λ/Q)⁻¹, scaled so that Σ p̃·w = 1 (Eq. 4). λ = 1 gives every bin weight 1.
+    """Return the weights w ∝ ((1 - λ)·p̃ + λ/Q)⁻¹, scaled so that Σ p̃·w = 1 (Eq. 4).
 
-    A bin that would get an infinite weight, since neither part covers it, gets that of the rarest seen bin.
+    λ = 1 gives every bin the weight 1. If both terms of a bin are 0, its weight would be infinite; it gets the largest
+    finite weight instead.
 
     Args:
         prior: p̃ (313,), non-negative.
         lam: λ in [0, 1].
-        uniform: the bins that λ is spread over: "all" Q, as the paper has it, or those "seen" (p̃ ≠ 0), as the release.
+        uniform: bins that λ is spread over: "all" Q bins (paper), or the bins "seen" in the prior, p̃ ≠ 0 (release).
 
     Returns:
         (313,) float64 weights.
+
+    Raises:
+        ValueError: ``lam`` is outside [0, 1].
     """
     if not 0 <= lam <= 1:
         raise ValueError(f"lam must be within 0..1, got {lam}")
     p = prior.double() / prior.double().sum()
-    covered = (p > 0).double() if uniform == "seen" else torch.ones_like(p)
-    mixed = (1 - lam) * p + lam * covered / covered.sum()
+    support = (p > 0).double() if uniform == "seen" else torch.ones_like(p)
+    mixed = (1 - lam) * p + lam * support / support.sum()
     mixed = mixed.clamp(min=mixed[mixed > 0].min())
     weights = 1 / mixed
     return weights / (p * weights).sum()
 
 
 def load_prior(source: str = "imagenet-256") -> ABPrior:
-    """Read a prior file written by ``crosschannel prior``, or the packaged one.
+    """Load a prior file written by ``crosschannel prior``, or a packaged prior.
 
     Args:
-        source: a path, or ``imagenet-256`` for the prior that ships with the package (600 ImageNet photographs
-            of 600 classes; see its ``provenance``).
+        source: a path, or ``imagenet-256`` for the packaged prior, estimated from 600 ImageNet photographs of 600
+            classes (see its ``provenance``).
 
     Raises:
-        UserError: no such file, or not a prior.
+        UserError: the file does not exist or is not a prior.
     """
-    packaged = files("crosschannel.color") / "priors" / f"{source}.npz"
-    path = packaged if "/" not in source and packaged.is_file() else user_path(source)
+    packaged_path = files("crosschannel.color") / "priors" / f"{source}.npz"
+    path = packaged_path if "/" not in source and packaged_path.is_file() else user_path(source)
     if not path.is_file():
-        raise UserError(f"no prior at {source!r}: give a file that `crosschannel prior` wrote, or 'imagenet-256'")
+        raise UserError(f"no prior at {source!r}; pass a file written by `crosschannel prior`, or 'imagenet-256'")
     try:
-        arrays = read_arrays(path, _LARGEST)
+        arrays = read_arrays(path, _MAX_BYTES)
     except UserError as error:
-        raise UserError(f"{source} is not a prior file that `crosschannel prior` wrote: {error}") from None
+        raise UserError(f"{source} is not a prior file of `crosschannel prior`: {error}") from None
     if arrays.keys() != {"empirical", "smoothed", "provenance"}:
-        raise UserError(f"{source} is not a prior file that `crosschannel prior` wrote: it holds {', '.join(arrays)}")
+        raise UserError(f"{source} is not a prior file of `crosschannel prior`: it contains {', '.join(arrays)}")
     distributions = []
     for p in (arrays["empirical"], arrays["smoothed"]):
         if p.shape != (Q,) or p.dtype != np.float64 or not np.isfinite(p).all() or (p < 0).any() or not p.sum() > 0:
-            raise UserError(f"{source} does not hold distributions over {Q} bins")
+            raise UserError(f"{source} does not contain distributions over {Q} bins")
         distributions.append(torch.from_numpy(p.copy()))
     provenance = parse_json(str(arrays["provenance"]), f"the provenance of {source}")
     provenance = provenance if isinstance(provenance, dict) else {}
-    return ABPrior(*distributions, provenance, source if path == packaged else "")
+    return ABPrior(*distributions, provenance, source if path == packaged_path else "")

@@ -1,4 +1,4 @@
-"""The ab plane in Q = 313 bins: soft-encoding H⁻¹ (targets) and the annealed mean H (decoding).
+"""Quantization of the ab plane into Q = 313 bins: the soft encoding H⁻¹ (targets) and the annealed mean H (decoding).
 
 Zhang, Isola, Efros, "Colorful Image Colorization", ECCV 2016, sections 2.1 and 2.3.
 """
@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-# Row a: (lowest b, highest b); each row is contiguous at a step of 10. The published set of in-gamut bins: it
-# is not what "the nearest bin of every sRGB colour" gives (261 bins), so the table is the definition.
+# a: (lowest b, highest b), in steps of 10. These are the published in-gamut bins, which differ from the nearest bins of
+# all sRGB colours (261 bins).
 _ROWS = {
     -90: (50, 90),
     -80: (20, 90),
@@ -33,24 +33,24 @@ _ROWS = {
     100: (-90, 0),
 }
 Q = 313
-_EXTENT, _CELL = 128, 2  # the look-up lattice covers [-128, 128)² in 2 × 2 cells; sRGB stays within ±108
+_EXTENT, _CELL = 128, 2  # the look-up grid covers [-128, 128)² with cells of 2 × 2; sRGB colours are within ±108
 
 
 def ab_bins() -> Tensor:
-    """Bin centres (313, 2) float32, a ascending, then b ascending: the channel order of the released nets."""
+    """Return the bin centres (313, 2) float32, sorted by a, then b: the channel order of the released nets."""
     rows = [(a, b) for a, (low, high) in _ROWS.items() for b in range(low, high + 1, 10)]
     return torch.tensor(rows, dtype=torch.float32)
 
 
 @lru_cache(maxsize=4)
 def _candidates(neighbours: int) -> Tensor:
-    """For every lattice cell the bins that can be among the k nearest of any of its points.
+    """Return, for every cell of the grid, the bins that can be among the k nearest to any point of the cell.
 
-    If d is the distance from the cell's centre to its k-th nearest bin and r the cell's half diagonal, every
-    point of the cell has its k nearest within d + r, hence within d + 2r of the centre.
+    If d is the distance from the cell's centre to its k-th nearest bin, and r is half the cell's diagonal, then the k
+    bins nearest to any point of the cell are within d + r of the point, hence within d + 2r of the centre.
 
     Returns:
-        (cells², m) int64, bins ascending, filled up with Q (a bin infinitely far away).
+        (cells², m) int64 bin indices in ascending order, padded with Q (a bin at infinity).
     """
     bins = ab_bins().double()
     axis = torch.arange(-_EXTENT, _EXTENT, _CELL, dtype=torch.float64) + _CELL / 2
@@ -63,15 +63,17 @@ def _candidates(neighbours: int) -> Tensor:
 
 
 def annealed_mean(logits: Tensor, bins: Tensor, temperature: float) -> Tensor:
-    """H(Z) = E[f_T(Z)], f_T(z) = softmax(log z / T): T = 1 is the mean, T → 0 the mode (Eq. 5).
+    """Return the annealed mean H(Z) = E[f_T(Z)], f_T(z) = softmax(log z / T) (Eq. 5).
+
+    It is the mean for T = 1, and approaches the mode for T → 0.
 
     Args:
         logits: (N, Q, h, w), unnormalised log-probabilities.
-        bins: (Q, 2) centres.
+        bins: (Q, 2) bin centres.
         temperature: T > 0.
 
     Returns:
-        (N, 2, h, w) float32 ab.
+        (N, 2, h, w) float32 ab values.
 
     Raises:
         ValueError: the temperature is not above 0.
@@ -80,15 +82,15 @@ def annealed_mean(logits: Tensor, bins: Tensor, temperature: float) -> Tensor:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
-        z = ((logits - logits.amax(1, keepdim=True)) / temperature).softmax(1)  # no overflow, however small T
+        z = ((logits - logits.amax(1, keepdim=True)) / temperature).softmax(1)  # no overflow for small T
         return torch.einsum("nqhw,qc->nchw", z, bins.to(z))
 
 
 class ABQuantizer(nn.Module):
-    """The published 313 bins of the ab plane.
+    """Quantizer with the 313 published bins of the ab plane.
 
     Args:
-        neighbours: bins a colour is spread over (k; the paper's 5, the release's 10).
+        neighbours: number k of bins that a colour is spread over (paper: 5, release: 10).
         sigma: standard deviation of the Gaussian weights, in ab units.
 
     Shape:
@@ -119,13 +121,13 @@ class ABQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft-encoding H⁻¹: the k nearest bins of every point, weighted by exp(-d² / 2σ²), normalised.
+        """Encode colours softly (H⁻¹): the k nearest bins of every point, with normalised weights exp(-d² / 2σ²).
 
-        Exact for every ab value; where two bins are equally far the lower index comes first. Ranks are taken
-        in float64, weights are float32.
+        The result is exact for all ab values; distances are compared in float64. Bins at the same distance are sorted
+        by index.
 
         Args:
-            ab: (N, 2, h, w) float.
+            ab: (N, 2, h, w) float ab values.
 
         Returns:
             indices (N, k, h, w) int64, nearest first, and weights (N, k, h, w) float32 that sum to 1 over k.
@@ -137,10 +139,12 @@ class ABQuantizer(nn.Module):
         cell = ((points + _EXTENT) / _CELL).floor().nan_to_num(0).clamp(0, 2 * _EXTENT / _CELL - 1).long()
         cell = cell[:, 0] * (2 * _EXTENT // _CELL) + cell[:, 1]
         indices, distances = self._nearest(points, self._candidates[cell], self._positions[cell])
-        beyond = (points.abs() >= _EXTENT).any(1)
-        if beyond.any():  # no sRGB colour comes here
-            every = torch.arange(Q, device=ab.device).expand(int(beyond.sum()), Q)
-            indices[beyond], distances[beyond] = self._nearest(points[beyond], every, self.bins.double()[every])
+        outside = (points.abs() >= _EXTENT).any(1)
+        if outside.any():  # never for sRGB colours
+            all_bins = torch.arange(Q, device=ab.device).expand(int(outside.sum()), Q)
+            indices[outside], distances[outside] = self._nearest(
+                points[outside], all_bins, self.bins.double()[all_bins]
+            )
         weights = (-(distances - distances[:, :1]) / (2 * self.sigma**2)).exp()
         weights = (weights / weights.sum(1, keepdim=True)).float()
         k = self.neighbours
@@ -150,12 +154,12 @@ class ABQuantizer(nn.Module):
         )
 
     def _nearest(self, points: Tensor, candidates: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The k nearest candidates of each point: (P, k) bin indices and squared distances."""
+        """Return the k nearest candidates of each point: (P, k) bin indices and squared distances."""
         squared = (positions - points[:, None]).square().sum(2)
         # Candidates ascend, so a stable sort breaks ties in favour of the lower bin.
         distances, order = squared.sort(dim=1, stable=True)
         return candidates.gather(1, order[:, : self.neighbours]), distances[:, : self.neighbours]
 
     def decode(self, logits: Tensor, temperature: float = 0.38) -> Tensor:
-        """Annealed mean of the predicted distribution; see :func:`annealed_mean`."""
+        """Return the annealed mean of the predicted distribution; see :func:`annealed_mean`."""
         return annealed_mean(logits, self.bins, temperature)

@@ -42,7 +42,7 @@ class Evaluator:
         self.shares = auc_shares(self.device)
         self.weights: Tensor | None = None
         if self.config.prior != OWN:
-            prior = load_prior(self.config.prior).fit_for(0).smoothed
+            prior = load_prior(self.config.prior).check_lam(0).smoothed
             self.weights = rebalancing_weights(prior, 0).to(self.device)
 
     def pictures(self, batch: PairBatch) -> Pictures:

@@ -20,7 +20,7 @@ from crosschannel.pretext.task import PairTask, PrimaryMetric
 
 
 def _classification(config: ColorizationConfig) -> Classification:
-    prior = load_prior(config.prior).fit_for(config.lam).smoothed
+    prior = load_prior(config.prior).check_lam(config.lam).smoothed
     return Classification(prior, config.lam, config.neighbours, config.sigma, config.grey_threshold, config.uniform)
 
 

@@ -71,18 +71,18 @@ def test_the_packaged_prior_says_what_it_was_estimated_from():
 @pytest.mark.parametrize("name", ["imagenet-256", "imagenet-256-k10"])
 def test_the_packaged_priors_are_refused_where_they_would_be_divided_by(name):
     prior = load_prior(name)
-    assert prior.fit_for(0.5) is prior and prior.fit_for(1) is prior
+    assert prior.check_lam(0.5) is prior and prior.check_lam(1) is prior
     assert rebalancing_weights(prior.smoothed, 0.5).max() < 50  # bounded
     assert rebalancing_weights(prior.smoothed, 0.0).max() > 1e6
-    with pytest.raises(UserError, match=f"packaged prior {name} is of 600 photographs, too few for a lam of 0"):
-        prior.fit_for(0)
+    with pytest.raises(UserError, match=f"packaged prior {name} is from 600 photographs, too few for a lam of 0"):
+        prior.check_lam(0)
 
 
 def test_a_prior_of_ones_own_is_taken_at_every_lambda(tmp_path):
     estimator = PriorEstimator()
     estimator.add(torch.rand(2, 3, 32, 32))
     estimator.prior().save(tmp_path / "mine.npz")
-    assert load_prior(str(tmp_path / "mine.npz")).fit_for(0).provenance["images"] == 2
+    assert load_prior(str(tmp_path / "mine.npz")).check_lam(0).provenance["images"] == 2
 
 
 def test_a_prior_survives_saving(tmp_path):
