@@ -62,7 +62,7 @@ def main() -> None:
         if min(rgb.shape[2:]) <= SHORT:
             continue
         lab = rgb_to_lab(rgb)
-        net.net.said = rgb_to_lab(net._small(rgb))[:, 1:, ::STRIDE, ::STRIDE] / 110
+        net.net.said = rgb_to_lab(net._resize_for_net(rgb))[:, 1:, ::STRIDE, ::STRIDE] / 110
         near = near_edges(lab)
         for way in WAYS:
             net.upsample = way

@@ -1,1 +1,1 @@
-"""From the predictions of a task to pictures in colour."""
+"""Colouring of pictures with the predictions of a pretext task."""

@@ -1,4 +1,4 @@
-"""Decoders convert the outputs of a colorization net to ab for every pixel of a picture."""
+"""Decoders, which convert the outputs of a colorization net to ab for every pixel of a picture."""
 
 import math
 from pkgutil import resolve_name
@@ -19,17 +19,17 @@ from crosschannel.pretext.split_brain import Halves, SplitBrain
 from crosschannel.pretext.task import Pretext
 
 TEMPERATURE = 0.38  # T of the annealed mean in the paper
-_FADING = 0.03  # chroma fades below this length of the mean over bins of p · e^{iθ}
+_FADING = 0.03  # chroma is faded if the mean of p · e^{iθ} over bins is shorter
 
 
 class Decoder(nn.Module):
-    """Outputs of a net → maps, which are upsampled to the size of a picture → ab of its pixels.
+    """Converts the outputs of a net to maps, and the maps, upsampled to the size of a picture, to ab.
 
     Args:
-        task: the task that names the decoder.
+        task: task that the decoder belongs to.
 
     Attributes:
-        temperature: default T of the annealed mean; None for a decoder without one.
+        temperature: default T of the annealed mean; None for decoders without a temperature.
     """
 
     temperature: float | None = None
@@ -38,10 +38,10 @@ class Decoder(nn.Module):
         super().__init__()
 
     def to_maps(self, outputs: Any, temperature: float | None = None) -> Tensor:
-        """Convert outputs to maps (N, C, h, w), with a point on every ``stride``-th pixel.
+        """Convert outputs to maps (N, C, h, w), with one point for every ``stride``-th pixel.
 
         Raises:
-            UserError: a temperature for a decoder without one.
+            UserError: a temperature is passed to a decoder without one.
         """
         raise NotImplementedError
 
@@ -50,41 +50,41 @@ class Decoder(nn.Module):
 
         Args:
             maps: (N, C, H, W), upsampled.
-            rgb: (N, 3, H, W) float in [0, 1], of which only the lightness may be used.
+            rgb: (N, 3, H, W) float in [0, 1]; only its lightness may be used.
 
         Returns:
-            (N, 2, H, W).
+            ab (N, 2, H, W).
         """
         return maps
 
     def distribution(self, outputs: Any) -> Tensor | None:
-        """Probabilities of the 313 ab bins, (N, 313, h, w); None if the net predicts something else."""
+        """Return the probabilities of the 313 ab bins, (N, 313, h, w); None if the net predicts something else."""
         return None
 
     def decoder_state(self) -> dict[str, Tensor]:
-        """Tensors of the decoder that files store beside the net's weights."""
+        """Return the tensors of the decoder that are stored in files together with the weights."""
         return {}
 
     def load_decoder_state(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
-        """Restore the decoder from a file.
+        """Restore the decoder from the tensors of a file.
 
         Raises:
-            UserError: unexpected or invalid tensors; the message starts with ``source``.
+            UserError: a tensor is unexpected or invalid; the message starts with ``source``.
         """
         if tensors:
-            raise UserError(f"{source} has the unexpected {min(tensors)}; is it for another net?")
+            raise UserError(f"{source} has the unexpected tensor {min(tensors)}; it may be for another net")
         if self.temperature is not None and temperature is not None:
             self.temperature = temperature
 
 
 class BinDecoder(Decoder):
-    """Logits of the 313 ab bins → ab, by the annealed mean.
+    """Converts logits of the 313 ab bins to ab, by the annealed mean.
 
     Args:
-        quantizer: the bins.
-        temperature: default T.
-        native: (2, 313) ab values of the bins. If set, decoding uses them with a softmax unless a temperature is
-            passed.
+        quantizer: quantizer with the bins.
+        temperature: default T of the annealed mean.
+        native: (2, 313) ab values of the bins. If set, and no temperature is passed, decoding takes the mean of these
+            values under the softmax.
     """
 
     def __init__(self, quantizer: ABQuantizer, temperature: float = TEMPERATURE, native: Tensor | None = None):
@@ -109,12 +109,12 @@ class BinDecoder(Decoder):
         if native is None:
             return
         if native.shape != (2, Q) or not native.is_floating_point() or not native.abs().max() < 1e3:
-            raise UserError(f"{source} holds an invalid decoder: native must be (2, {Q}) ab values")
+            raise UserError(f"{source} contains an invalid decoder: native must be (2, {Q}) ab values")
         self.native = native
 
 
 class RegressionDecoder(Decoder):
-    """Regressed ab, in the units of :class:`~crosschannel.pretext.regression.Regression`."""
+    """Decodes regressed ab, in the units of :class:`~crosschannel.pretext.regression.Regression`."""
 
     def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         refuse_temperature(temperature, "this net regresses ab")
@@ -129,7 +129,7 @@ def colorization_decoder(task: Colorization) -> Decoder:
 
 
 class SplitBrainDecoder(BinDecoder):
-    """ab of the half that sees lightness."""
+    """Decodes the ab predictions of the half with lightness input."""
 
     def __init__(self, task: SplitBrain):
         super().__init__(task.quantizer)
@@ -142,13 +142,16 @@ class SplitBrainDecoder(BinDecoder):
 
 
 class LarssonDecoder(Decoder):
-    """Distributions of hue and chroma → ab, as Larsson et al. (2016) do: median chroma, circular mean of hue, chroma
-    faded if the hue is uncertain; V = L + C/2, S = C/V, then RGB shifted to the original mean."""
+    """Decodes distributions of hue and chroma to ab, as in Larsson et al. (2016).
+
+    The median chroma and the circular mean of the hue are used, with the chroma faded if the hue is uncertain. They are
+    converted to RGB with V = L + C/2 and S = C/V, and RGB is shifted to its original mean.
+    """
 
     def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
-        """Probabilities of hue and chroma, (N, 64, h, w)."""
-        refuse_temperature(temperature, "this net takes the median chroma and the mean hue")
-        return torch.cat([part.softmax(1) for part in outputs.float().split(BINS, 1)], 1)
+        """Return the probabilities of hue and chroma, (N, 64, h, w)."""
+        refuse_temperature(temperature, "this net decodes by the median chroma and the mean hue")
+        return torch.cat([logits.softmax(1) for logits in outputs.float().split(BINS, 1)], 1)
 
     def to_ab(self, maps: Tensor, rgb: Tensor) -> Tensor:
         hue, chroma = maps.split(BINS, 1)
@@ -156,15 +159,15 @@ class LarssonDecoder(Decoder):
         angles = (torch.arange(BINS, device=maps.device) + 0.5) * (2 * math.pi / BINS)
         x, y = torch.einsum("nqhw,q->nhw", hue, angles.cos()), torch.einsum("nqhw,q->nhw", hue, angles.sin())
         certainty = (x * x + y * y).sqrt().clamp(max=_FADING * BINS) / (_FADING * BINS)
-        amount = median(chroma) * certainty
-        value = grey + amount / 2
-        saturation = torch.where(value > 0, amount / value.clamp(min=1e-6), 0).clamp(0, 1)
+        faded_chroma = median(chroma) * certainty
+        value = grey + faded_chroma / 2
+        saturation = torch.where(value > 0, faded_chroma / value.clamp(min=1e-6), 0).clamp(0, 1)
         coloured = hsv_to_rgb(torch.atan2(y, x) / (2 * math.pi) % 1, saturation, value)
         return rgb_to_lab((coloured + (grey - coloured.mean(1))[:, None]).clamp(0, 1))[:, 1:]
 
 
 class DahlDecoder(Decoder):
-    """Regressed UV in 0..1 → ab, with the luma of the picture."""
+    """Decodes regressed UV in 0..1 to ab, with the luma of the picture."""
 
     def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         refuse_temperature(temperature, "this net regresses UV")
@@ -181,19 +184,19 @@ def build_decoder(task: Pretext) -> Decoder:
 
 
 def refuse_temperature(temperature: float | None, reason: str) -> None:
-    """Raise a UserError for a temperature of a decoder without one."""
+    """Raise a UserError if a temperature is passed to a decoder without one."""
     if temperature is not None:
         raise UserError(f"{reason} and has no temperature")
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """HSV (N, H, W) each → RGB (N, 3, H, W); values past 1 stay."""
+    """Convert HSV, (N, H, W) each, to RGB (N, 3, H, W) without clipping."""
     steps = (torch.tensor([5.0, 3.0, 1.0]).to(hue)[:, None, None] + 6 * hue[:, None]) % 6
     return value[:, None] * (1 - saturation[:, None] * torch.minimum(steps, 4 - steps).clamp(0, 1))
 
 
 def median(probabilities: Tensor) -> Tensor:
-    """Medians of distributions over bins of equal width in 0..1: (N, Q, H, W) → (N, H, W), linear within a bin."""
+    """Return the medians of distributions over equally wide bins in 0..1: (N, Q, H, W) → (N, H, W), linear in a bin."""
     q = probabilities.shape[1]
     total = probabilities.cumsum(1)
     index = (total < 0.5).sum(1, keepdim=True).clamp(max=q - 1)
@@ -204,7 +207,7 @@ def median(probabilities: Tensor) -> Tensor:
 
 
 def yuv_to_rgb(yuv: Tensor) -> Tensor:
-    """The inverse of :func:`~crosschannel.pretext.dahl.rgb_to_yuv`, clipped to [0, 1]."""
+    """Invert :func:`~crosschannel.pretext.dahl.rgb_to_yuv`, and clip to [0, 1]."""
     y, u, v = yuv.unbind(1)
     blue, red = y + 2 * (1 - LUMA[2]) * (u - 0.5), y + 2 * (1 - LUMA[0]) * (v - 0.5)
     green = (y - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]

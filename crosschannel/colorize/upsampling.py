@@ -1,7 +1,7 @@
-"""From the grid of a net's predictions to every pixel of a picture: bilinearly, or so that colours stop at edges.
+"""Upsampling of a net's predictions to every pixel of a picture, bilinearly or so that colours stop at edges.
 
-At an edge a bilinear mean mixes what stands on either side of it. The joint bilateral one (Kopf et al., SIGGRAPH 2007)
-takes the same four points and trusts those whose lightness is the pixel's.
+At an edge, bilinear interpolation mixes the colours of both sides. Joint bilateral upsampling (Kopf et al., SIGGRAPH
+2007) uses the same four points, but gives more weight to points with a lightness close to that of the pixel.
 """
 
 from typing import Literal
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from crosschannel.pretext.grids import bilinear, corners
 
 Upsample = Literal["edges", "bilinear"]
-# Differences of lightness, chosen by the error of true colours near edges as benchmarks/upsampling.py has it:
-SIGMA_OF_GRIDS = 9.0  # from a net's grid to the picture that it sees …
-SIGMA_OF_PICTURES = 14.0  # … and from there to the full one
-_FLOOR = 1e-6  # of the trust in a point, so that where none is like the pixel the nearest count
+# Lightness differences, chosen by the error of true colours near edges in benchmarks/upsampling.py
+GRID_SIGMA = 9.0  # from the grid of a net to its input picture
+PICTURE_SIGMA = 14.0  # from the input picture of a net to the full picture
+_MIN_WEIGHT = 1e-6  # added to the lightness weight, so that points count by distance if none matches the pixel
 
 
 def upsample_rows(
@@ -25,48 +25,48 @@ def upsample_rows(
     scale: tuple[float, float],
     offset: float = 0.5,
     lightness: tuple[Tensor, Tensor] | None = None,
-    sigma: float = SIGMA_OF_GRIDS,
+    sigma: float = GRID_SIGMA,
 ) -> Tensor:
-    """Values of some rows of a larger picture, from the four points of a grid around each of its pixels.
+    """Upsample maps to some rows of a larger picture, from the four grid points around each pixel.
 
     Args:
-        maps: (N, C, h, w), the points.
-        rows: of the picture.
-        width: of the picture.
-        scale: points per pixel of the picture, down and across.
-        offset: where the first point is centred, in steps of the grid from its edge: 0.5 where points are the centres
-            of blocks, 0.5 / stride where they are the first pixels of blocks.
-        lightness: of the points (N, 1, h, w) and of those rows (N, 1, R, width), in 0..100; None weighs by distance
-            alone.
-        sigma: difference of lightness at which a point counts exp(-½) of its weight.
+        maps: (N, C, h, w) values at the grid points.
+        rows: rows of the picture.
+        width: width of the picture.
+        scale: grid points per pixel of the picture, vertically and horizontally.
+        offset: centre of the first point, in steps of the grid from its edge: 0.5 if points are the centres of blocks,
+            0.5 / stride if they are the first pixels of blocks.
+        lightness: lightness in 0..100 of the grid points (N, 1, h, w) and of the rows (N, 1, R, width); None weights
+            points by distance only.
+        sigma: lightness difference at which the weight of a point is multiplied by exp(-½).
 
     Returns:
-        (N, C, R, width); what lies past the last point repeats it.
+        (N, C, R, width); pixels beyond the outermost points repeat their values.
     """
     h, w = maps.shape[2:]
     y = _positions(torch.arange(rows.start, rows.stop, device=maps.device), scale[0], offset, h)
     x = _positions(torch.arange(width, device=maps.device), scale[1], offset, w)
     if lightness is None:
         return bilinear(maps, y, x)
-    of_points, of_pixels = lightness
-    total: Tensor | float = 0.0
-    found: Tensor | float = 0.0
-    for row, of_row in corners(y, h):
-        values, guide = maps[:, :, row], of_points[:, :, row]
-        for column, of_column in corners(x, w):
-            difference = (guide[:, :, :, column] - of_pixels).square_()
-            weight = difference.mul_(-0.5 / sigma**2).exp_().add_(_FLOOR).mul_(of_row[:, None] * of_column)
-            total, found = total + weight, found + weight * values[:, :, :, column]
-    return found / total
+    point_lightness, pixel_lightness = lightness
+    total_weight: Tensor | float = 0.0
+    weighted_sum: Tensor | float = 0.0
+    for row, row_weight in corners(y, h):
+        values, guide = maps[:, :, row], point_lightness[:, :, row]
+        for column, column_weight in corners(x, w):
+            difference = (guide[:, :, :, column] - pixel_lightness).square_()
+            weight = difference.mul_(-0.5 / sigma**2).exp_().add_(_MIN_WEIGHT).mul_(row_weight[:, None] * column_weight)
+            total_weight, weighted_sum = total_weight + weight, weighted_sum + weight * values[:, :, :, column]
+    return weighted_sum / total_weight
 
 
 def _positions(pixels: Tensor, scale: float, offset: float, count: int) -> Tensor:
-    """Of pixels, in steps from the first point."""
+    """Return the positions of pixels, in grid steps from the first point."""
     return ((pixels + 0.5) * scale - offset).clamp(0, count - 1)
 
 
-def lightness_at_points(lightness: Tensor, stride: int, is_of_blocks: bool) -> Tensor:
-    """Lightness (N, 1, H, W) at the points of a grid: of their pixels, or the mean of their blocks."""
-    if not is_of_blocks:
+def lightness_at_points(lightness: Tensor, stride: int, average_blocks: bool) -> Tensor:
+    """Return lightness (N, 1, H, W) at the grid points, as the mean of blocks or the first pixel of blocks."""
+    if not average_blocks:
         return lightness[:, :, ::stride, ::stride]
     return nn.functional.avg_pool2d(lightness, stride, ceil_mode=True, count_include_pad=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from crosschannel.colorize.colorizer import LONGEST, Colorizer
+from crosschannel.colorize.colorizer import MAX_ASPECT_RATIO, Colorizer
 from crosschannel.demo.config import DemoConfig
 from crosschannel.demo.files import PAGE, described, page_file, policy_of_page
 from crosschannel.demo.static import write_static
@@ -50,7 +50,7 @@ def demo(config: DemoConfig) -> None:
 
 def body_limit(size: int) -> int:
     """Bytes that a browser may send of a picture that is looked at with a short side of ``size``."""
-    return 8 + 4 * (size + _ROUNDED) * LONGEST * size
+    return 8 + 4 * (size + _ROUNDED) * MAX_ASPECT_RATIO * size
 
 
 def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
@@ -119,7 +119,7 @@ def _lightness(body: bytes, size: int) -> torch.Tensor:
         UserError: it is something else.
     """
     width, height = struct.unpack("<2I", body[:8]) if len(body) >= 8 else (0, 0)
-    if not (8 <= min(width, height) <= size + _ROUNDED and max(width, height) <= LONGEST * size):
+    if not (8 <= min(width, height) <= size + _ROUNDED and max(width, height) <= MAX_ASPECT_RATIO * size):
         raise UserError(f"the net does not look at {width} × {height}")
     if len(body) != 8 + 4 * width * height:
         raise UserError("these are not as many numbers as the picture has pixels")

@@ -102,7 +102,7 @@ def test_lightness_of_the_points_is_of_pixels_or_of_blocks():
 
 def test_a_net_that_sees_more_than_lightness_says_so():
     net, task = create("split-brain", SplitBrainConfig(), NetSpec("alexnet", 3, fc=0))
-    with pytest.raises(UserError, match="this net sees lab and not lightness alone"):
+    with pytest.raises(UserError, match="the input of this net is lab, not lightness"):
         Colorizer(net, task).predict_ab(torch.zeros(1, 1, 32, 32))
 
 
@@ -126,23 +126,23 @@ def test_files_pictures_arrays_and_uint8_batches_get_the_same_colours(colorizer,
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (None, "a Pillow image, a file name, an array or a tensor, not None"),
-        ([1, 2], "not list"),
+        (None, "a Pillow image, a file name, an array or a tensor, got None"),
+        ([1, 2], "got list"),
         (Image.Image, "the class Image"),
         (Image.new("RGB", (0, 5)), "at least one pixel, got 0 × 5"),
         (np.zeros((0, 5, 3), np.uint8), "at least one pixel"),
         (np.zeros((5, 0), np.uint8), "at least one pixel"),
         (torch.zeros(1, 3, 0, 5), "at least one pixel"),
         (torch.zeros(1, 5, 0, 3, dtype=torch.uint8), "at least one pixel"),
-        (np.zeros((8, 8, 3)), r"uint8; got \(8, 8, 3\) float64"),
+        (np.zeros((8, 8, 3)), r"must be uint8 .* got \(8, 8, 3\) float64"),
         (np.zeros((8, 8, 4), np.uint8), r"got \(8, 8, 4\)"),
         (torch.zeros(3, 8, 8), "add a dimension"),
         (torch.zeros(1, 4, 8, 8), r"\(N, 3, H, W\), got \(1, 4, 8, 8\)"),
         (torch.full((1, 3, 8, 8), 200.0), "divide by 255"),
         (torch.full((1, 3, 8, 8), -2.0), "not normalised yet"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "uint8, or float"),
-        ("nowhere.png", "cannot read the picture 'nowhere.png': No such file"),
-        ("nul\0.png", "cannot read the picture"),
+        ("nowhere.png", "could not read the picture 'nowhere.png': No such file"),
+        ("nul\0.png", "could not read the picture"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -154,7 +154,7 @@ def test_invalid_images_are_reported_in_one_sentence(colorizer, image, words):
 def test_unreadable_picture_files_are_named(colorizer, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     for path in (tmp_path / "text.jpg", tmp_path):
-        with pytest.raises(UserError, match=f"cannot read the picture '{path}'"):
+        with pytest.raises(UserError, match=f"could not read the picture '{path}'"):
             colorizer(path)
-    with pytest.raises(UserError, match=r"lightness is a tensor \(N, 1, H, W\)"):
+    with pytest.raises(UserError, match=r"lightness must be a tensor \(N, 1, H, W\)"):
         colorizer.predict_ab(torch.zeros(1, 3, 8, 8))

@@ -235,7 +235,7 @@ def test_odd_files_are_read_as_the_loader_reads_them(finished_run, tmp_path, pho
 
 def test_samples_without_a_defined_white_are_refused_from_python(finished_run):
     for values in (np.full((8, 8), 300, np.float32), np.full((8, 8), 300, np.int32)):
-        with pytest.raises(UserError, match=r"cannot be read.* 8 or 16 bits"):
+        with pytest.raises(UserError, match=r"could not read the picture: .* 8 or 16 bits"):
             load_colorizer(str(finished_run))(Image.fromarray(values))
 
 
