@@ -148,4 +148,4 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         console.print(f"held-out pictures: {pictures}")
     console.print(f"validation curve: {curve}")
     console.print(f"weights: {run.path / 'backbone.safetensors'}, {whole}")
-    console.print(f"held-out images: {metric.sentence(found.metrics[metric.name])}")
+    console.print(f"held-out images: {metric.describe(found.metrics[metric.name])}")

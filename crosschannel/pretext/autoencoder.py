@@ -1,5 +1,5 @@
-"""Autoencoder: the picture itself through AlexNet's pool5, the baseline of Table 2. No source defines it; this is a
-reconstruction."""
+"""Autoencoder: reconstruct RGB through AlexNet's pool5, the baseline of Table 2. The paper does not specify the
+architecture; this one is a reconstruction."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -29,8 +29,9 @@ _WIDTHS = (256, 128, 96, 64, 32)
 
 
 class EncoderDecoder(nn.Module):
-    """A backbone whose last map is thinned out to stride 32 (AlexNet at 180 px: 6×6×256 numbers, a tenth of the
-    picture's), and five up-convolutions back.
+    """A backbone with its last map subsampled to stride 32, and five transposed convolutions.
+
+    For AlexNet at 180 px the bottleneck is 6×6×256, about a tenth of the values of the input.
 
     Shape:
         (N, 3, H, W) → (N, 3, H, W).
@@ -40,7 +41,7 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, net: nn.Module):
         super().__init__()
-        self.net, self.step = net, 32 // net.last_stride
+        self.net, self.subsampling = net, 32 // net.last_stride
         widths = (net.out_channels, *_WIDTHS)
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
@@ -48,14 +49,14 @@ class EncoderDecoder(nn.Module):
         self.out = nn.Conv2d(_WIDTHS[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.net(x)[:, :, :: self.step, :: self.step]
+        y = self.net(x)[:, :, :: self.subsampling, :: self.subsampling]
         for up in self.ups:
             y = up(y).relu()
         return self.out(y)[:, :, : x.shape[2], : x.shape[3]]
 
 
 class Autoencoder(PairTask):
-    """Normalised RGB → the same, squared error."""
+    """Reconstruct normalised RGB; the loss is the squared error."""
 
     name = "autoencoder"
     rows: ClassVar[tuple[str, ...]] = ("predicted", "truth")
@@ -77,19 +78,19 @@ class Autoencoder(PairTask):
         return self.inputs(rgb)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Half the squared distance at every pixel, (N, H, W)."""
+        """Compute half the squared distance at every pixel, (N, H, W)."""
         return (outputs.float() - targets).square().sum(1) / 2
 
     @torch.no_grad()
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss, then the moments of the picture."""
+        """Return the summed loss, then the moments of the targets."""
         loss = (outputs.double() - targets).square().sum() / 2
         return torch.cat((loss[None], moments(targets)))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``loss`` a pixel, ``loss_constant`` of the best constant colour, ``loss_share``, their ratio."""
-        loss, count, *more = sums.tolist()
-        constant = constant_error(count, *more)
+        """Compute ``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
+        loss, count, *other_moments = sums.tolist()
+        constant = constant_error(count, *other_moments)
         check_contrast(constant / count)
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}
 

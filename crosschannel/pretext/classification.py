@@ -1,7 +1,7 @@
 """Rebalanced classification over the 313 ab bins (Eq. 2–4), from sparse soft targets.
 
-A dense N × 313 × h × w target never exists: the cross-entropy of a soft target with k bins needs the log-sum-exp
-of the logits and k of them.
+A dense N × 313 × h × w target is never built: the cross-entropy of a soft target with k bins needs only k of the logits
+and the log-sum-exp of all.
 """
 
 from collections.abc import Iterator
@@ -16,47 +16,52 @@ from crosschannel.pretext.task import PrimaryMetric, check_contrast, constant_cr
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
-    """Saves nothing but its inputs: the softmax is taken anew for the gradient, which is the only other array of the
-    logits' size. On a CPU all intermediate results are those of one part, which its cache holds."""
+    """Cross-entropy that saves only its inputs and recomputes the softmax in the backward pass.
+
+    The gradient is the only other array of the logits' size. On a CPU, intermediate results are computed in chunks that
+    fit into its cache.
+    """
 
     @staticmethod
     def forward(ctx, logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(logits, indices, weights)
         losses = [
-            -(part.float().log_softmax(1).gather(1, bins) * soft).sum(1)
-            for part, bins, soft in _parts(logits, logits, indices, weights)
+            -(chunk.float().log_softmax(1).gather(1, bins) * soft).sum(1)
+            for chunk, bins, soft in _chunks(logits, logits, indices, weights)
         ]
         return torch.cat(losses).view(len(logits), *logits.shape[2:])
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         logits, indices, weights = ctx.saved_tensors
-        dense = torch.channels_last if _side_by_side(logits) else torch.contiguous_format
-        change = torch.empty_like(logits, memory_format=dense)
-        for out, part, bins, soft, scale in _parts(logits, change, logits, indices, weights, gradient[:, None]):
-            softmax = part.float().softmax(1)
+        memory_format = torch.channels_last if _is_channels_last(logits) else torch.contiguous_format
+        logits_gradient = torch.empty_like(logits, memory_format=memory_format)
+        for out, chunk, bins, soft, scale in _chunks(
+            logits, logits_gradient, logits, indices, weights, gradient[:, None]
+        ):
+            softmax = chunk.float().softmax(1)
             out.copy_(softmax.scatter_add_(1, bins, -soft).mul_(scale))
-        return change, None, None
+        return logits_gradient, None, None
 
 
-def _side_by_side(logits: Tensor) -> bool:
+def _is_channels_last(logits: Tensor) -> bool:
     return logits.is_contiguous(memory_format=torch.channels_last)
 
 
-def _parts(logits: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Maps (N, C, h, w) in parts, as (pixels, C) where a pixel's logits lie side by side in memory, else as
-    (images, C, pixels): the layouts that softmax kernels are made for."""
-    rows = _side_by_side(logits)
-    views = [m.permute(0, 2, 3, 1).flatten(0, 2) if rows else m.flatten(2) for m in maps]
+def _chunks(logits: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split maps (N, C, h, w) into chunks (pixels, C) if the logits are channels-last, else (images, C, pixels): the
+    layouts for which softmax kernels are fast."""
+    channels_last = _is_channels_last(logits)
+    views = [m.permute(0, 2, 3, 1).flatten(0, 2) if channels_last else m.flatten(2) for m in maps]
     return zip(*cache_sized_chunks(*views), strict=True)
 
 
 def sparse_cross_entropy(logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-    """-Σ_q z_q log softmax(logits)_q at every pixel, z given by its non-zero entries.
+    """Compute -Σ_q z_q log softmax(logits)_q at every pixel, with the target z given by its non-zero entries.
 
     Args:
         logits: (N, Q, h, w), any float dtype; computed in float32.
-        indices: (N, k, h, w) int64 bins, distinct at a pixel.
+        indices: (N, k, h, w) int64 bins, distinct at each pixel.
         weights: (N, k, h, w) float32, summing to 1 over k.
 
     Returns:
@@ -66,15 +71,15 @@ def sparse_cross_entropy(logits: Tensor, indices: Tensor, weights: Tensor) -> Te
 
 
 class Classification(nn.Module):
-    """Class-rebalanced cross-entropy: v(z)·CE(z, softmax(logits)), v the weight of the target's likeliest bin.
+    """Class-rebalanced cross-entropy: v(z)·CE(z, softmax(logits)), where v is the weight of the target's nearest bin.
 
     Args:
         prior: p̃ (313,).
         lam: λ of the weights; 1 is plain classification.
-        uniform: the bins that λ is spread over, "all" or those "seen".
-        neighbours, sigma: of the soft-encoding.
-        grey_threshold: crops none of whose target |a| or |b| exceeds it give no gradient (the release's 5);
-            0 keeps all.
+        uniform: bins that λ is spread over: "all", or those "seen" in the prior.
+        neighbours, sigma: number of bins and std of the soft-encoding.
+        grey_threshold: crops in which no target |a| or |b| exceeds this value give no gradient (the release: 5);
+            0 keeps all crops.
 
     Shape:
         logits (N, 313, h, w) and ab (N, 2, h, w) → (N, h, w).
@@ -105,7 +110,7 @@ class Classification(nn.Module):
 
     @torch.no_grad()
     def score(self, logits: Tensor, ab: Tensor) -> Tensor:
-        """Sums for :meth:`metrics`, float64: the count of pixels, v·CE, v·H(z), then Σ v·z over pixels (313)."""
+        """Return sums over pixels for :meth:`metrics`, float64: pixel count, v·CE, v·H(z), then v·z (313,)."""
         indices, weights = self.quantizer.encode(ab)
         v = self.weights[indices[:, 0]].double()
         cross = (v * sparse_cross_entropy(logits, indices, weights)).sum()
@@ -116,11 +121,11 @@ class Classification(nn.Module):
 
     @staticmethod
     def metrics(sums: Tensor) -> dict[str, float]:
-        """Per-pixel nats from summed scores.
+        """Compute metrics per pixel, in nats, from summed scores.
 
-        ``loss`` is the rebalanced cross-entropy, ``kl`` the same less the (rebalanced) entropy of the targets,
-        ``kl_constant`` the kl of the constant distribution that fits these very images best, ``kl_share`` their
-        ratio: below 1 the net knows something of the pictures.
+        ``loss`` is the rebalanced cross-entropy. ``kl`` is the loss minus the (rebalanced) entropy of the targets,
+        ``target_entropy``. ``kl_constant`` is the KL divergence of the best constant distribution for these images.
+        ``kl_share`` is ``kl / kl_constant``: below 1 the net predicts better than a constant.
         """
         pixels, cross, entropy = sums[:3].tolist()
         histogram = sums[3:]
@@ -137,7 +142,7 @@ class Classification(nn.Module):
 
 
 def without_grey_gradient(loss: Tensor, ab: Tensor, threshold: float) -> Tensor:
-    """The same values, but crops whose |a| and |b| all stay within the threshold pass no gradient."""
+    """Detach the loss of crops in which no |a| or |b| exceeds the threshold; the values do not change."""
     if not threshold:
         return loss
     coloured = (ab.abs() > threshold).flatten(1).any(1)[:, None, None]

@@ -1,7 +1,7 @@
-"""Colorization: the ab channels of an image from its lightness (Zhang, Isola, Efros, ECCV 2016).
+"""Colorization: predict the ab channels of an image from its lightness (Zhang, Isola, Efros, ECCV 2016).
 
-"full" is rebalanced classification (λ = ½), "class" the same with λ = 1, "L2" regression, "L2, ft" a regression that
-starts from full.
+The variants of the paper: "full" is rebalanced classification (λ = ½), "class" is classification with λ = 1, "L2" is
+regression, and "L2, ft" is regression fine-tuned from "full".
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ _OUTPUTS = {"class": Classification.outputs, "l2": Regression.outputs}
 
 
 class Colorization(PairTask):
-    """L - 50 → logits of 313 ab bins, or ab, at every ``stride``-th pixel.
+    """Predict logits of 313 ab bins, or ab itself, at every ``stride``-th pixel from L - 50.
 
     Attributes:
-        objective: scores the outputs.
+        objective: loss and metrics of the outputs.
     """
 
     name = "colorization"
@@ -48,7 +48,7 @@ class Colorization(PairTask):
 
     @staticmethod
     def inference_config(config: ColorizationConfig) -> ColorizationConfig:
-        return replace(config, prior="imagenet-256", lam=config.lam or 0.5)  # a packaged prior has no λ = 0
+        return replace(config, prior="imagenet-256", lam=config.lam or 0.5)  # packaged priors do not support λ = 0
 
     @property
     def primary_metric(self) -> PrimaryMetric:
@@ -59,7 +59,7 @@ class Colorization(PairTask):
         return self.objective.score_length
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
-        """ab of every ``stride``-th pixel: subsampled, not averaged, as in the release."""
+        """Return ab of every ``stride``-th pixel: subsampled, not averaged, as in the release."""
         return rgb_to_lab(rgb[:, :, :: self.stride, :: self.stride])[:, 1:]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The keys of each pretext task. No torch here: help is quick."""
+"""Config dataclasses of the built-in pretext tasks. Does not import torch, to keep ``--help`` fast."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,99 +9,99 @@ from crosschannel.config.training import CropConfig
 from crosschannel.config.types import Count, File, Fraction, FractionBelowOne, LegacyDefault, NonNegative, Text
 from crosschannel.errors import UserError
 
-PRIORS = ("imagenet-256", "imagenet-256-k10")  # that ship with the package
+PRIORS = ("imagenet-256", "imagenet-256-k10")  # priors packaged with crosschannel
 Normalise = Literal["pixels", "images"]
 
 
 @dataclass
 class ColorizationConfig:
-    """What is predicted."""
+    """Colorization objective."""
 
     kind: Literal["class", "l2"] = "class"
-    """class: classification over 313 ab bins; l2: regression of ab in units of 110, as the release's nets have it"""
+    """class: classification into 313 ab bins; l2: regression of ab, in units of 110 as in the released nets"""
     lam: Fraction = 0.5
-    """λ of the class weights: 0.5 rebalanced, 1 plain classification; 0 needs a prior of many images"""
+    """λ of the class weights: 0.5 rebalances rare colours, 1 is plain classification; 0 needs a prior of many images"""
     uniform: Literal["all", "seen"] = "all"
-    """bins that λ is spread over: all, or those that the prior saw (the release)"""
+    """bins that λ is spread over: all (the paper), or those seen in the prior (the release)"""
     neighbours: Annotated[int, Interval(ge=1, le=313)] = 5
-    """bins that a target colour is spread over (the release: 10)"""
+    """number of nearest bins that a target colour is spread over (the release: 10)"""
     sigma: Annotated[float, Interval(gt=0, le=1000)] = 5.0
-    """standard deviation of that spread, in ab units"""
+    """std of the Gaussian weights of these bins, in ab units"""
     prior: Annotated[Text, File(packaged=PRIORS)] = "imagenet-256"
-    """the packaged ab prior, or a file written by `crosschannel prior`"""
+    """packaged ab prior, or a file written by `crosschannel prior`"""
     grey_threshold: NonNegative = 0.0
-    """crops with all |a|, |b| within it give no gradient (the release: 5); 0 keeps all"""
+    """ignore crops in which no |a| or |b| exceeds this value, in ab units (the release: 5); 0 keeps all crops"""
     normalise: Normalise = "pixels"
-    """divide the summed loss by all target pixels of the batch, or by its images"""
+    """pixels: average the loss over all target pixels of a batch; images: sum it per image, average over images"""
 
     def check(self) -> None:
         if self.kind == "class" and self.lam == 0 and self.prior in PRIORS:
             raise UserError(
-                f"the packaged prior {self.prior} is of 600 photographs, too few for a lam of 0: estimate one of your "
-                "images with `crosschannel prior`"
+                f"the packaged prior {self.prior} is of 600 photographs, too few for a lam of 0; estimate a prior of "
+                "your images with `crosschannel prior`"
             )
 
 
 @dataclass
 class LarssonConfig:
-    """What is predicted, and where."""
+    """Hypercolumn classifier of hue and chroma."""
 
     locations: Count = 128
-    """pixels of a crop that are trained on"""
+    """number of random pixels per crop that the loss is computed at"""
     margin: Annotated[float, Interval(ge=0, le=0.49)] = 0.2727
-    """share of the crop's side at each edge in which none of them lies (the release: [96, 256) of 352 pixels)"""
+    """border without such pixels, as a fraction of the crop's side (the release: pixels 96 to 255 of 352)"""
     window: Annotated[int, Interval(ge=1, le=63)] = 7
-    """side of the square around a location whose colours are its target, in pixels"""
+    """side of the square around a pixel whose colour histogram is the target, in pixels"""
     width: Count = 1024
-    """channels between the hypercolumn and the two distributions"""
+    """units of the hidden layer between hypercolumn and output"""
     dropout: FractionBelowOne = 0.5
-    """after fc6, fc7 and that layer"""
+    """dropout rate after fc6, fc7 and the hidden layer"""
     normalise: Normalise = "pixels"
-    """divide the summed loss by all locations of the batch, or by its images"""
+    """pixels: average the loss over all sampled pixels of a batch; images: sum it per image, average over images"""
 
 
 @dataclass
 class DahlConfig:
-    """How it is scored."""
+    """Regression loss on UV."""
 
     blurs: bool = True
-    """compare UV after blurs of 3×3 and 5×5 too"""
+    """average the loss over UV and its 3×3 and 5×5 blurs"""
     normalise: Normalise = "pixels"
-    """divide the summed loss by all pixels of the batch, or by its images"""
+    """pixels: average the loss over all pixels of a batch; images: sum it per image, average over images"""
 
 
 @dataclass
 class AutoencoderConfig:
-    """How it is scored."""
+    """Reconstruction loss."""
 
     normalise: Normalise = "pixels"
-    """divide the summed loss by all pixels of the batch, or by its images"""
+    """pixels: average the loss over all pixels of a batch; images: sum it per image, average over images"""
 
 
 @dataclass
 class SplitBrainConfig:
-    """What the two halves predict."""
+    """Targets and loss of the two halves."""
 
     neighbours: Annotated[int, Interval(ge=1, le=313), LegacyDefault(5)] = 1
-    """ab bins that a target colour is spread over; 1 (as published) is one-hot"""
+    """number of nearest ab bins that a target colour is spread over; 1 (as published) is one-hot"""
     sigma: Annotated[float, Interval(gt=0, le=1000)] = 5.0
-    """standard deviation of that spread, in ab units"""
+    """std of the Gaussian weights of these bins, in ab units"""
     lightness_bins: Annotated[int, Interval(ge=2, le=1000), LegacyDefault(100)] = 50
-    """bins of equal width over L in 0..100; 50 as published"""
+    """number of equally wide bins of L in 0..100 (published: 50)"""
     normalise: Normalise = "pixels"
-    """divide the summed loss by all target pixels of the batch, or by its images"""
+    """pixels: average the loss over all target pixels of a batch; images: sum it per image, average over images"""
 
 
 @dataclass
 class LabelsConfig:
-    """What it sees, and how it is scored."""
+    """Supervised classifier."""
 
     input: Literal["grey", "lab", "rgb"] = "rgb"
-    """grey: lightness alone; lab; rgb: normalised by ImageNet's mean and deviation"""
+    """input channels. grey: lightness; lab: Lab; rgb: RGB, normalised by ImageNet's mean and std"""
     dropout: FractionBelowOne = 0.5
-    """after fc6 and fc7, or before the classifier of a net without them"""
+    """dropout rate after fc6 and fc7, or before the classifier of a net without them"""
     smoothing: FractionBelowOne = 0.0
-    """label smoothing"""
+    """label smoothing factor"""
 
 
 @dataclass
@@ -114,23 +114,23 @@ class RotationConfig:
 
 @dataclass
 class JigsawConfig:
-    """Jigsaw puzzles and the head of the net."""
+    """Jigsaw puzzles and classifier."""
 
     tile: Annotated[int, Interval(ge=8, le=1024)] = 64
-    """side of a tile, in pixels; it is placed at random in its cell, a third of the crop's side"""
+    """side of a tile, in pixels; each tile is placed at random in its cell, a third of the crop wide and high"""
     permutations: Annotated[int, Interval(ge=2, le=10000)] = 1000
     """number of permutations (classes), chosen for large Hamming distances"""
     width: Count = 1024
-    """units of fc6, which sees one tile"""
+    """units of fc6, which is applied to each tile"""
     hidden: Annotated[int, Ge(0)] = 4096
-    """units of fc7, which sees all tiles; 0 leaves it out"""
+    """units of fc7, which combines all tiles; 0 removes it"""
     dropout: FractionBelowOne = 0.5
     """dropout rate after fc6 and fc7"""
     tile_norm: Literal["mean", "mean-std", "none"] = "mean-std"
-    """mean: subtract each tile's mean by channel, pixels in 0..255 (the release); mean-std: also divide by its standard
-    deviation"""
+    """normalisation per tile. mean: subtract the channel means, with pixels in 0..255 (the release); mean-std: also
+    divide by the tile's std"""
     grey: Fraction = 0.0
-    """share of images that are converted to grey"""
+    """fraction of images that are converted to greyscale"""
 
     def check_crop(self, crop: CropConfig) -> None:
         if self.tile > crop.size // 3:

@@ -1,5 +1,8 @@
-"""UV from grey by a residual decoder on VGG-16: a reconstruction of Dahl, "Automatic Colorization" (2016), which has no
-paper and no released definition; the shape is what re-implementations agree on."""
+"""UV from grey by a residual decoder on VGG-16, after Dahl, "Automatic Colorization" (2016).
+
+The method was published without a paper or a model definition; the architecture follows what re-implementations agree
+on.
+"""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -23,11 +26,11 @@ from crosschannel.pretext.task import (
 )
 
 _LAYERS = ("conv4_3", "conv3_3", "conv2_2", "conv1_2")
-_TIMES = 8  # what sides are padded to a multiple of
+_MULTIPLE = 8  # sides of the input are padded to a multiple of this
 
 
 class ResidualDecoder(nn.Module):
-    """VGG-16's conv1_2, conv2_2, conv3_3 and conv4_3, each normalised and added to what comes up from below it.
+    """Decoder that upsamples from VGG-16's conv4_3 and adds conv3_3, conv2_2 and conv1_2, each after BatchNorm.
 
     Shape:
         (N, 3, H, W) → (N, 2, H, W), logits of UV in 0..1.
@@ -50,7 +53,7 @@ class ResidualDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        x = nn.functional.pad(x, (0, -width % _TIMES, 0, -height % _TIMES), "replicate")
+        x = nn.functional.pad(x, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), "replicate")
         maps = self.net.forward_features(x, _LAYERS)
         y = self.from4(self.norms["conv4_3"](maps["conv4_3"])).relu()
         for layer, conv in (("conv3_3", self.from3), ("conv2_2", self.from2), ("conv1_2", self.from1)):
@@ -61,7 +64,7 @@ class ResidualDecoder(nn.Module):
 
 
 class Dahl(PairTask):
-    """Luma, three times over → UV, compared as it is and after two blurs. A reconstruction."""
+    """Predict UV from luma, repeated to three channels; the loss compares UV itself and after two blurs."""
 
     name = "dahl"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:DahlDecoder"
@@ -71,8 +74,8 @@ class Dahl(PairTask):
     def __init__(self, config: DahlConfig, stride: int, classes: Sequence[str] = ()):
         super().__init__(config, stride, classes)
         blurs = [_gaussian(size) for size in (3, 5)] if config.blurs else []
-        for number, kernel in enumerate(blurs):
-            self.register_buffer(f"blur{number}", kernel, persistent=False)
+        for index, kernel in enumerate(blurs):
+            self.register_buffer(f"blur{index}", kernel, persistent=False)
         self.blurs = len(blurs)
 
     @staticmethod
@@ -87,45 +90,47 @@ class Dahl(PairTask):
         return net
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
-        """UV in 0..1, (N, 2, H, W)."""
+        """Return UV in 0..1, (N, 2, H, W)."""
         return rgb_to_yuv(rgb.float() / 255)[:, 1:]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         error = outputs.float().sigmoid() - targets
         errors = [error]
         with torch.autocast(error.device.type, enabled=False):
-            for number in range(self.blurs):
-                kernel = getattr(self, f"blur{number}")
-                side = kernel.shape[2] // 2
-                padded = nn.functional.pad(error, (side,) * 4, "replicate")
-                errors.append(nn.functional.conv2d(padded, kernel, groups=2))  # a blur is linear
-        return torch.stack([one.square().mean(1) for one in errors]).mean(0)
+            for index in range(self.blurs):
+                kernel = getattr(self, f"blur{index}")
+                padding = kernel.shape[2] // 2
+                padded = nn.functional.pad(error, (padding,) * 4, "replicate")
+                errors.append(
+                    nn.functional.conv2d(padded, kernel, groups=2)
+                )  # blurring the error is blurring both images
+        return torch.stack([difference.square().mean(1) for difference in errors]).mean(0)
 
     @torch.no_grad()
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss, half the squared error of UV, then the moments of UV."""
+        """Return the summed loss, half the squared error of UV, then the moments of UV."""
         loss = self.loss(outputs, targets).double().sum()
         error = (outputs.float().sigmoid() - targets).double().square().sum() / 2
         return torch.cat((torch.stack((loss, error)), moments(targets - 0.5)))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``loss``; ``mse`` of UV a pixel; ``mse_constant`` of the best constant colour; ``loss_share``, their
-        ratio."""
-        loss, error, count, *more = sums.tolist()
-        constant, mse = constant_error(count, *more) / count, error / count
-        check_contrast(constant * 100**2)  # of UV in 0..1, as if in 0..100
+        """Compute metrics per pixel: ``loss``, ``mse`` of UV, ``mse_constant`` of the best constant colour, and the
+        ratio ``loss_share`` of the last two."""
+        loss, error, count, *other_moments = sums.tolist()
+        constant, mse = constant_error(count, *other_moments) / count, error / count
+        check_contrast(constant * 100**2)  # UV is in 0..1; the check is for a scale of about 100, like that of ab
         return {"loss": loss / count, "mse": mse, "mse_constant": constant, "loss_share": mse / constant}
 
 
 def _gaussian(size: int) -> Tensor:
-    """A blur of UV, (2, 1, size, size), of deviation size / 5."""
+    """Return a Gaussian kernel for both channels of UV, (2, 1, size, size), with std size / 5 pixels."""
     line = torch.exp(-((torch.arange(size) - size // 2) ** 2) / (2 * (size / 5) ** 2))
     kernel = torch.outer(line, line)
     return (kernel / kernel.sum()).expand(2, 1, size, size).contiguous()
 
 
 def rgb_to_yuv(rgb: Tensor) -> Tensor:
-    """RGB in [0, 1] → Y, and U and V moved into [0, 1]: (N, 3, H, W) each."""
+    """Convert RGB in [0, 1] to YUV with U and V shifted into [0, 1], (N, 3, H, W) each."""
     red, green, blue = rgb.unbind(1)
     y = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     u, v = (blue - y) / (2 * (1 - LUMA[2])), (red - y) / (2 * (1 - LUMA[0]))

@@ -1,19 +1,28 @@
-"""Bilinear interpolation between the points of a grid."""
+"""Bilinear interpolation on a grid of points."""
 
 import torch
 from torch import Tensor, nn
 
 
 def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Values of maps (N, C, h, w) at positions y (R,) and x (W,), in steps from the first point → (N, C, R, W)."""
-    places = [2 * at / max(1, count - 1) - 1 for at, count in ((x, maps.shape[3]), (y, maps.shape[2]))]
-    grid = torch.stack(torch.meshgrid(*places, indexing="xy"), -1)[None].to(maps)
+    """Interpolate maps (N, C, h, w) at rows y (R,) and columns x (W,), in grid steps from the first point.
+
+    Returns:
+        (N, C, R, W).
+    """
+    axes = [2 * at / max(1, count - 1) - 1 for at, count in ((x, maps.shape[3]), (y, maps.shape[2]))]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1)[None].to(maps)
     grid = grid.expand(len(maps), -1, -1, -1)
     return nn.functional.grid_sample(maps, grid, align_corners=True, padding_mode="border")
 
 
 def corners(positions: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The points before and after each position, in steps from the first of ``count`` points, and their weights."""
-    first = positions.floor().long().clamp(max=max(0, count - 2))
-    after = positions - first
-    return (first, 1 - after), ((first + 1).clamp(max=count - 1), after)
+    """Return the two points around each position on an axis and their weights: (lower, weight), (upper, weight).
+
+    Args:
+        positions: positions in grid steps from the first point.
+        count: number of points on the axis.
+    """
+    lower = positions.floor().long().clamp(max=max(0, count - 2))
+    fraction = positions - lower
+    return (lower, 1 - fraction), ((lower + 1).clamp(max=count - 1), fraction)

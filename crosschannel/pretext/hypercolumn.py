@@ -1,7 +1,8 @@
-"""Hypercolumns: what every layer of a net says of a pixel (Hariharan et al. 2015; Larsson et al. 2016).
+"""Hypercolumns: the activations of all layers of a net at a pixel (Hariharan et al. 2015; Larsson et al. 2016).
 
-Those of a VGG-16 have 12,417 numbers. In training they are built at some hundred pixels of a crop and nowhere else; a
-whole picture is worked off layer by layer, since what follows is linear: projecting a map and sampling it commute.
+A hypercolumn of VGG-16 has 12,417 dimensions. In training, hypercolumns are built at about a hundred random pixels per
+crop. For a whole picture they are not built at all: the hidden layer is a sum over layers, and as it is linear, each
+layer's map can be projected either before or after it is sampled.
 """
 
 import math
@@ -14,17 +15,17 @@ from crosschannel.models.layers import LayeredNet
 from crosschannel.pretext.config import LarssonConfig
 from crosschannel.pretext.grids import bilinear, corners
 
-BINS = 32  # of hue and of chroma
-_STRIDE = 4  # of whole pictures
+BINS = 32  # bins of hue, and of chroma
+_STRIDE = 4  # output stride in eval mode
 _SKIPPED = ("pool1", "pool2", "pool3", "pool4", "pool5")
 
 
 class Located(NamedTuple):
-    """Logits at some pixels.
+    """Logits at K pixels of each image.
 
     Attributes:
-        logits: (N, 64, K): hue, then chroma.
-        rows, columns: (N, K) int64, the pixels.
+        logits: (N, 64, K): 32 bins of hue, then 32 of chroma.
+        rows, columns: (N, K) int64, coordinates of the pixels.
     """
 
     logits: Tensor
@@ -33,15 +34,17 @@ class Located(NamedTuple):
 
 
 class HypercolumnNet(nn.Module):
-    """VGG-16 with fc6 and fc7 as convolutions (7×7 pad 3, 1×1), its hypercolumn, one hidden layer, two distributions.
+    """A classifier of hue and chroma, with one hidden layer, on the hypercolumns of VGG-16.
+
+    fc6 and fc7 are convolutions: 7×7 with padding 3, and 1×1.
 
     Args:
         net: VGG-16 with fc6 and fc7.
         config: see :class:`~crosschannel.pretext.config.LarssonConfig`.
 
     Shape:
-        (N, 1, H, W) → :class:`Located` at random pixels in training mode, else (N, 64, ⌈H/4⌉, ⌈W/4⌉) logits of every
-        4th pixel.
+        (N, 1, H, W) → in training mode :class:`Located` at random pixels; in eval mode logits of every 4th pixel,
+        (N, 64, ⌈H/4⌉, ⌈W/4⌉).
     """
 
     stride = _STRIDE
@@ -62,8 +65,8 @@ class HypercolumnNet(nn.Module):
         nn.init.normal_(self.hidden.weight, std=1e-4)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
-        """The input and every layer's map."""
-        found, dropout = {"": x}, self.config.dropout
+        """Return the maps of the hypercolumn by layer; "" is the input."""
+        maps, dropout = {"": x}, self.config.dropout
         for name in self.net.layers:
             if name == "fc6":
                 x = nn.functional.pad(x, (3, 3, 3, 3))
@@ -71,66 +74,73 @@ class HypercolumnNet(nn.Module):
             if name in ("fc6", "fc7"):
                 x = nn.functional.dropout(x, dropout, self.training)
             if name in self.layers:
-                found[name] = x
-        return found
+                maps[name] = x
+        return maps
 
     def grid(self, layer: str) -> tuple[float, float]:
-        """Pixels per step of a layer's map, and the pixel that its first point is centred on."""
+        """Return the stride of a layer's map, in pixels, and the pixel that its first point is centred on."""
         if not layer:
             return 1.0, 0.0
-        below = "pool5" if layer in ("fc6", "fc7") else layer  # padded, they stand where pool5 does
-        return float(self.net.shapes[below][1]), self.net.origins[below]
+        reference = "pool5" if layer in ("fc6", "fc7") else layer  # padding aligns fc6 and fc7 with pool5
+        return float(self.net.shapes[reference][1]), self.net.origins[reference]
 
     def forward(self, x: Tensor) -> Located | Tensor:
         maps = self.maps(x)
         if not self.training:
-            return self._everywhere(maps, x.shape[2], x.shape[3])
-        rows, columns = (self._random(side, len(x), x.device) for side in x.shape[2:])
-        hypercolumn = [_picked(found, rows, columns, self.grid(layer)) for layer, found in maps.items()]
+            return self._dense_logits(maps, x.shape[2], x.shape[3])
+        rows, columns = (self._random_coordinates(side, len(x), x.device) for side in x.shape[2:])
+        hypercolumn = [_sample_points(values, rows, columns, self.grid(layer)) for layer, values in maps.items()]
         hidden = self.activation(self.hidden(torch.cat(hypercolumn, 1)))
         return Located(self.out(nn.functional.dropout(hidden, self.config.dropout, True)), rows, columns)
 
-    def _random(self, side: int, images: int, device: torch.device) -> Tensor:
-        """Coordinates of locations, (images, locations)."""
+    def _random_coordinates(self, side: int, images: int, device: torch.device) -> Tensor:
+        """Draw pixel coordinates along one axis, (images, locations)."""
         low = min(round(self.config.margin * side), (side - 1) // 2)
         return torch.randint(low, side - low, (images, self.config.locations), device=device)
 
-    def _everywhere(self, maps: dict[str, Tensor], height: int, width: int) -> Tensor:
-        """Logits of every 4th pixel; no hypercolumn, but a sum over layers of what the hidden layer makes of each."""
+    def _dense_logits(self, maps: dict[str, Tensor], height: int, width: int) -> Tensor:
+        """Compute the logits of every 4th pixel without building hypercolumns.
+
+        The hidden layer is a sum of one projection per layer. A map is projected at its own resolution or at that of
+        the output, whichever is coarser.
+        """
         rows = torch.arange(0, height, self.stride, device=self.out.weight.device)
         columns = torch.arange(0, width, self.stride, device=self.out.weight.device)
         weights = self.hidden.weight[:, :, :, None].split(self.widths, 1)
         hidden = self.hidden.bias[:, None, None]
-        for (layer, found), weight in zip(maps.items(), weights, strict=True):
+        for (layer, values), weight in zip(maps.items(), weights, strict=True):
             grid = self.grid(layer)
             if grid[0] < self.stride:
-                found = nn.functional.conv2d(_sampled(found, rows, columns, grid), weight)
+                values = nn.functional.conv2d(_sample_grid(values, rows, columns, grid), weight)
             else:
-                found = _sampled(nn.functional.conv2d(found, weight), rows, columns, grid)
-            hidden = hidden + found
+                values = _sample_grid(nn.functional.conv2d(values, weight), rows, columns, grid)
+            hidden = hidden + values
         return self.out(self.activation(hidden).flatten(2)).unflatten(2, hidden.shape[2:])
 
 
-def _sampled(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
-    """Bilinear values of maps (N, C, h, w) where pixels of some rows (R,) and columns (K,) stand, (N, C, R, K); in
-    float32, to the pixel."""
-    y, x = (_steps(pixels, points, grid) for pixels, points in ((rows, maps.shape[2]), (columns, maps.shape[3])))
+def _sample_grid(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
+    """Sample maps (N, C, h, w) bilinearly, in float32, at the pixels of rows (R,) and columns (K,): (N, C, R, K)."""
+    y, x = (
+        _grid_positions(pixels, points, grid) for pixels, points in ((rows, maps.shape[2]), (columns, maps.shape[3]))
+    )
     return bilinear(maps.float(), y, x)
 
 
-def _picked(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
-    """The same at few pixels, by indexing (whose gradient is deterministic on GPUs too): rows and columns (N, K) →
-    (N, C, K)."""
+def _sample_points(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
+    """Sample maps (N, C, h, w) bilinearly at single pixels, given by rows and columns (N, K): (N, C, K).
+
+    Uses indexing, whose gradient is deterministic on GPUs too.
+    """
     image = torch.arange(len(maps), device=maps.device)[:, None]
-    found: Tensor | float = 0.0
+    sampled: Tensor | float = 0.0
     height, width = maps.shape[2:]
-    for y, of_row in corners(_steps(rows, height, grid), height):
-        for x, of_column in corners(_steps(columns, width, grid), width):
-            found = found + maps[image, :, y, x] * (of_row * of_column).to(maps.dtype)[:, :, None]
-    return found.transpose(1, 2)
+    for y, row_weight in corners(_grid_positions(rows, height, grid), height):
+        for x, column_weight in corners(_grid_positions(columns, width, grid), width):
+            sampled = sampled + maps[image, :, y, x] * (row_weight * column_weight).to(maps.dtype)[:, :, None]
+    return sampled.transpose(1, 2)
 
 
-def _steps(pixels: Tensor, points: int, grid: tuple[float, float]) -> Tensor:
-    """Pixels in steps from the first of a map's points."""
+def _grid_positions(pixels: Tensor, points: int, grid: tuple[float, float]) -> Tensor:
+    """Convert pixel coordinates to positions on a map, in grid steps from its first point, clamped to the map."""
     stride, origin = grid
     return ((pixels - origin) / stride).clamp(0, points - 1)

@@ -1,5 +1,5 @@
-"""Jigsaw: predict the order of an image's tiles (Noroozi, Favaro, "Unsupervised Learning of Visual Representations by
-Solving Jigsaw Puzzles", ECCV 2016).
+"""Jigsaw: predict how an image's tiles are permuted (Noroozi, Favaro, "Unsupervised Learning of Visual Representations
+by Solving Jigsaw Puzzles", ECCV 2016).
 """
 
 import itertools
@@ -26,13 +26,13 @@ from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, stack_r
 GRID = 3
 TILES = GRID * GRID
 _CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)
-_GAP = 2  # pixels between the tiles of a picture
-_MAX_FLATTENED = 9  # maps of at most this many positions are flattened, larger ones average-pooled
+_GAP = 2  # white border of each tile in pictures, in pixels
+_MAX_FLATTENED = 9  # maps with at most this many positions are flattened, larger ones are average-pooled
 
 
 @dataclass
 class TileBatch(Batch):
-    """Tiles of crops, in their own order.
+    """Tiles of crops, in their original order.
 
     Attributes:
         tiles: (N, 9, 3, t, t) uint8 RGB, row by row.
@@ -43,12 +43,12 @@ class TileBatch(Batch):
 
 @dataclass(frozen=True)
 class Tiles:
-    """Nine tiles: a crop is cut into 3×3 cells, and a tile placed at random in each, which leaves gaps between tiles.
+    """View of nine tiles: a crop is divided into 3×3 cells, and a tile is cut at random from each, which leaves gaps.
 
     Attributes:
-        crop: how the picture is cropped.
-        side: of a tile, in pixels.
-        train: a training crop; else the centre crop.
+        crop: settings of the crop.
+        side: side of a tile, in pixels.
+        train: whether to take a training crop instead of the centre crop.
     """
 
     crop: CropConfig
@@ -71,32 +71,32 @@ class Tiles:
 
 @lru_cache(maxsize=4)
 def distant_permutations(count: int) -> np.ndarray:
-    """Permutations of nine tiles with large Hamming distances between them: (count, 9) int64.
+    """Select permutations of nine tiles with large Hamming distances between them, (count, 9) int64.
 
-    Greedy, as in the paper: each is one of those with the largest sum of Hamming distances to all before it.
+    Greedy, as in the paper: each next permutation has the largest sum of Hamming distances to all selected before.
     """
     candidates = np.array(list(itertools.permutations(range(TILES))), np.int8).T.copy()
     distances = np.zeros(candidates.shape[1], np.int32)
-    chosen = [mix(0) % len(distances)]
-    while len(chosen) < count:
+    selected = [mix(0) % len(distances)]
+    while len(selected) < count:
         for row in candidates:
-            distances += row != row[chosen[-1]]
-        distances[chosen[-1]] = -len(distances) * TILES  # exclude it from later maxima
-        chosen.append(int(distances.argmax()))
-    return candidates[:, chosen].T.astype(np.int64)
+            distances += row != row[selected[-1]]
+        distances[selected[-1]] = -len(distances) * TILES  # exclude it from later maxima
+        selected.append(int(distances.argmax()))
+    return candidates[:, selected].T.astype(np.int64)
 
 
 class JigsawNet(nn.Module):
-    """A backbone that all nine tiles share, fc6 of each tile, fc7 of all, and a classifier of permutations.
+    """A backbone and fc6 shared by all nine tiles, then fc7 on their concatenation and a classifier of permutations.
 
     Args:
         net: the backbone.
-        channels: of a tile.
-        config: keys of the task.
+        channels: number of channels of a tile.
+        config: config of the task.
 
     Shape:
-        tiles (N, 9, C, t, t) and indices of permutations (N,) → logits (N, permutations). Without indices the tiles
-        keep their order.
+        tiles (N, 9, C, t, t) and permutation indices (N,) → logits (N, permutations). Without indices the tiles keep
+        their order.
     """
 
     stride = 1
@@ -124,7 +124,7 @@ class JigsawNet(nn.Module):
 
     def forward(self, tiles: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is not None:
-            tiles = shuffled(tiles, self.permutations[labels])
+            tiles = shuffle_tiles(tiles, self.permutations[labels])
         x = self.fc6(self._flatten_or_pool(self.net(tiles.flatten(0, 1)))).relu()
         x = dropout(x, self.dropout, self.training).unflatten(0, (-1, TILES)).flatten(1)
         if isinstance(self.fc7, nn.Linear):
@@ -132,13 +132,13 @@ class JigsawNet(nn.Module):
         return self.out(x)
 
 
-def shuffled(tiles: Tensor, permutations: Tensor) -> Tensor:
-    """Tiles (N, 9, …) in the labels (N, 9): place i shows tile ``permutations[i]``."""
+def shuffle_tiles(tiles: Tensor, permutations: Tensor) -> Tensor:
+    """Permute tiles (N, 9, …) by permutations (N, 9): position i gets tile ``permutations[i]``."""
     return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], permutations]
 
 
 class Jigsaw(Pretext):
-    """Nine tiles in one of many labels → which one."""
+    """Classify by which permutation nine tiles are shuffled."""
 
     name = "jigsaw"
     rows: ClassVar[tuple[str, ...]] = ("shuffled tiles", "reordered as predicted", "truth")
@@ -158,10 +158,10 @@ class Jigsaw(Pretext):
     @staticmethod
     def build(config: JigsawConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> JigsawNet:
         if spec.options.fc:
-            raise UserError(f"the task jigsaw adds its own fc6: model.fc must be 0, got {spec.options.fc}")
+            raise UserError(f"the task jigsaw adds its own fc6; set model.fc to 0 (got {spec.options.fc})")
         is_alexnet = family(spec.name).has_option("geometry")
         net = build_net(spec.replace(geometry="probe") if is_alexnet else spec, config.tile)
-        if is_alexnet:  # for small tiles; transfer restores stride 4
+        if is_alexnet:  # a smaller stride, since tiles are small; transfer restores stride 4
             net.get_submodule("conv1").conv.stride = (2, 2)
         jigsaw = JigsawNet(net, spec.in_channels, config)
         if getattr(net, "computes_past_its_layers", False):
@@ -175,7 +175,7 @@ class Jigsaw(Pretext):
         return torch.zeros(1, TILES, self.input.channels, self.config.tile, self.config.tile)
 
     def net_inputs(self, batch: TileBatch) -> Tensor:
-        """Normalised tiles, (N, 9, 3, t, t)."""
+        """Return the normalised tiles, (N, 9, 3, t, t)."""
         x = self.input.preprocess(batch.tiles.flatten(0, 1))
         if self.config.tile_norm != "none":
             x = x - x.mean((2, 3), keepdim=True)
@@ -184,7 +184,7 @@ class Jigsaw(Pretext):
         return x.unflatten(0, batch.tiles.shape[:2])
 
     def _tiles_and_labels(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
-        """Normalised tiles and the indices of their permutations, (N,)."""
+        """Return normalised tiles and the indices of the permutations to shuffle them by, (N,)."""
         draws = batch.uniforms(2).to(batch.tiles.device, non_blocking=True)
         if self.config.grey:
             luma = sum(weight * channel for weight, channel in zip(LUMA, batch.tiles.split(1, 2), strict=True))
@@ -200,30 +200,30 @@ class Jigsaw(Pretext):
 
     @torch.no_grad()
     def scores(self, net: nn.Module, batch: TileBatch) -> Tensor:
-        """Number of images, cross-entropy, number of correct permutations, sum of the shares of correct tiles."""
+        """Return sums over images: count, cross-entropy, correct permutations, fraction of correctly placed tiles."""
         tiles, labels = self._tiles_and_labels(batch)
         logits = net(tiles, labels).double()
         predicted = logits.argmax(1)
-        tiles_right = (net.permutations[predicted] == net.permutations[labels]).double().mean(1).sum()
+        correct_tiles = (net.permutations[predicted] == net.permutations[labels]).double().mean(1).sum()
         loss = cross_entropy(logits, labels, reduction="sum")
-        return torch.stack((loss.new_tensor(len(labels)), loss, (predicted == labels).sum().double(), tiles_right))
+        return torch.stack((loss.new_tensor(len(labels)), loss, (predicted == labels).sum().double(), correct_tiles))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``loss``; ``top1``, the share of correct permutations; ``tiles``, the share of correctly placed tiles."""
-        count, loss, right, tiles = sums.tolist()
-        return {"loss": loss / count, "top1": right / count, "tiles": tiles / count}
+        """Compute ``loss``, ``top1`` (accuracy on permutations) and ``tiles`` (fraction of correctly placed tiles)."""
+        count, loss, correct, tiles = sums.tolist()
+        return {"loss": loss / count, "top1": correct / count, "tiles": tiles / count}
 
     @torch.inference_mode()
     def pictures(self, net: nn.Module, batch: TileBatch) -> np.ndarray:
         tiles, labels = self._tiles_and_labels(batch)
         predicted = net(tiles, labels).argmax(1)
-        seen = shuffled(batch.tiles, net.permutations[labels])
-        back = shuffled(seen, net.permutations[predicted].argsort(1))
-        return stack_rows(*(as_arrays(mosaic(one)) for one in (seen, back, batch.tiles)))
+        shuffled = shuffle_tiles(batch.tiles, net.permutations[labels])
+        reordered = shuffle_tiles(shuffled, net.permutations[predicted].argsort(1))
+        return stack_rows(*(as_arrays(mosaic(tiles)) for tiles in (shuffled, reordered, batch.tiles)))
 
 
 def mosaic(tiles: Tensor) -> Tensor:
-    """Lay tiles out with white gaps and a frame: (N, 9, 3, t, t) uint8 → (N, 3, H, W)."""
+    """Join tiles into pictures with white gaps and a white frame: (N, 9, 3, t, t) uint8 → (N, 3, H, W)."""
     framed = nn.functional.pad(tiles, (_GAP,) * 4, value=255).unflatten(1, (GRID, GRID))
     pictures = framed.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # from (N, row, column, 3, y, x)
     return nn.functional.pad(pictures, (2 * _GAP,) * 4, value=255)

@@ -1,4 +1,7 @@
-"""Labels: the classes of the images' folders, the supervised rows of the paper's tables and its grey classifier."""
+"""Labels: supervised classification. Classes are image folders.
+
+Trains the supervised baselines of the paper's tables and its greyscale classifier.
+"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -15,12 +18,12 @@ from crosschannel.pretext.task import PairTask, PrimaryMetric
 
 
 class ClassificationNet(nn.Module):
-    """A backbone, the mean of its last map over positions, one linear layer.
+    """A backbone, global average pooling of its last map, and one linear layer.
 
     Args:
         net: the backbone.
-        classes: how many.
-        dropout: after fc6 and fc7, or before the linear layer where there are none.
+        classes: number of classes.
+        dropout: dropout rate after fc6 and fc7, or before the linear layer if the backbone has neither.
 
     Shape:
         (N, C, H, W) → (N, classes).
@@ -47,7 +50,10 @@ class ClassificationNet(nn.Module):
 
 
 def build_classifier(spec: NetSpec, size: int | None, classes: int, dropout: float) -> ClassificationNet:
-    """An untrained classifier on a backbone; an AlexNet with fc6 has the geometry of the transfer protocols."""
+    """Build an untrained classifier on a backbone.
+
+    An AlexNet with fc6 is built in the geometry of the transfer protocols.
+    """
     if spec.options.fc and family(spec.name).has_option("geometry"):
         spec = spec.replace(geometry="probe")
     net = ClassificationNet(build_net(spec, size), classes, dropout)
@@ -57,7 +63,7 @@ def build_classifier(spec: NetSpec, size: int | None, classes: int, dropout: flo
 
 
 class Labels(PairTask):
-    """An image → its class: softmax and cross-entropy. Images without a class give no gradient."""
+    """Classify an image by softmax and cross-entropy. Images without a class give no gradient."""
 
     name = "labels"
     needs_fc: ClassVar[bool] = True
@@ -72,11 +78,11 @@ class Labels(PairTask):
     @staticmethod
     def build(config: LabelsConfig, spec: NetSpec, size: int | None, classes: Sequence[str]) -> ClassificationNet:
         if len(classes) < 2:
-            raise UserError(f"the task labels needs images of two classes or more, by folder; here are {len(classes)}")
+            raise UserError(f"the task labels requires images in folders of at least two classes, got {len(classes)}")
         return build_classifier(spec, size, len(classes), config.dropout)
 
     def count(self, loss: Tensor, targets: Tensor) -> Tensor:
-        """The images that have a class."""
+        """Return the number of images that have a class."""
         return (targets >= 0).sum().clamp(min=1).to(loss)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
@@ -89,18 +95,18 @@ class Labels(PairTask):
 
     @torch.no_grad()
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Images that have a class, cross-entropy, how many are right at once and within five."""
+        """Return sums over images that have a class: count, cross-entropy, correct top-1, correct top-5."""
         outputs, targets = outputs[targets >= 0].double(), targets[targets >= 0]
         loss = nn.functional.cross_entropy(outputs, targets, reduction="sum")
-        order = outputs.topk(min(5, outputs.shape[1])).indices == targets[:, None]
-        return torch.stack((loss.new_tensor(len(targets)), loss, order[:, 0].sum(), order.any(1).sum())).double()
+        correct = outputs.topk(min(5, outputs.shape[1])).indices == targets[:, None]
+        return torch.stack((loss.new_tensor(len(targets)), loss, correct[:, 0].sum(), correct.any(1).sum())).double()
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``loss``, ``top1`` and ``top5``."""
-        count, loss, first, five = sums.tolist()
+        """Compute ``loss``, ``top1`` and ``top5``."""
+        count, loss, top1, top5 = sums.tolist()
         if not count:
             raise UserError("none of the held-out images has a class")
-        return {"loss": loss / count, "top1": first / count, "top5": five / count}
+        return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count}
 
     def details(self) -> dict[str, Any]:
         return {"pretext": self.name, "classes": len(self.classes)}

@@ -1,4 +1,4 @@
-"""A backbone and the head that predicts from its last map."""
+"""Pretext nets: a backbone and a head that predicts from its last map."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from crosschannel.models.nets import NetSpec, build_net, family
 
 
 class LinearHead(nn.Module):
-    """A 1×1 convolution on the last map. Where k-means starts the layers below it, it starts from zeros.
+    """A 1×1 convolution on the last map. It is zero-initialised if the backbone is initialised by k-means.
 
     Shape:
         (N, C, h, w) → (N, out, h, w).
@@ -26,7 +26,7 @@ class LinearHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ColorNet's conv8 and classifier: one 2× deconvolution, two convolutions, 1×1 to the outputs.
+    """ColorNet's conv8 and classifier: a 2× transposed convolution, two convolutions, and a 1×1 output convolution.
 
     Shape:
         (N, 512, h, w) → (N, out, 2h, 2w).
@@ -46,13 +46,14 @@ class Decoder(nn.Module):
 
 
 class PretextNet(nn.Module):
-    """L - 50 → what is predicted at every ``stride``-th pixel.
+    """A backbone and a head, with the outputs interpolated at every ``stride``-th pixel.
 
     Args:
-        net: a backbone net.
-        head: last map → (N, out, h, w).
-        stride: input pixels per target pixel; the first target is on pixel 0.
-        head_stride, origin: input pixels per step of the head's map, and the pixel that its first point is centred on.
+        net: the backbone; its input is L - 50.
+        head: module that maps the backbone's last map to (N, out, h, w).
+        stride: output stride, in input pixels; the first output is on pixel 0.
+        head_stride: stride of the head's map, in input pixels.
+        origin: input pixel that the first point of the head's map is centred on.
 
     Shape:
         (N, 1, H, W) → (N, out, ceil(H / stride), ceil(W / stride)).
@@ -71,7 +72,7 @@ class PretextNet(nn.Module):
         grids = self.stride, self.head_stride, self.origin, outputs.device
         rows = interpolation(height, outputs.shape[2], *grids).to(outputs.dtype)
         columns = interpolation(width, outputs.shape[3], *grids).to(outputs.dtype)
-        x = outputs.permute(0, 2, 3, 1)  # two products of few, large matrices, in channels_last
+        x = outputs.permute(0, 2, 3, 1)  # channels-last, so that both products are of few, large matrices
         x = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])
         return (columns @ x).permute(0, 3, 1, 2)
 
@@ -79,23 +80,23 @@ class PretextNet(nn.Module):
 def interpolation(
     targets: int, points: int, stride: int, head_stride: int, origin: float, device: torch.device | None = None
 ) -> Tensor:
-    """Linear interpolation as a matrix: targets on pixels stride·j from points on pixels origin + head_stride·i.
+    """Return the matrix of linear interpolation from points on pixels origin + head_stride·i to pixels stride·j.
 
     Returns:
-        (targets, points) float32, rows summing to 1; targets past the outermost points take their value.
+        (targets, points) float32 with rows that sum to 1; targets beyond the outermost points repeat their values.
     """
     position = ((stride * torch.arange(targets, device=device) - origin) / head_stride).clamp(0, points - 1)
     return (1 - (position[:, None] - torch.arange(points, device=device)).abs()).clamp(min=0)
 
 
 def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) -> PretextNet:
-    """The pretext net of a backbone: ColorNet predicts every 4th pixel through its decoder, the others every 8th
-    from a 1×1 convolution on their last map.
+    """Build a colorization net: ColorNet with its decoder predicts every 4th pixel, other backbones every 8th by a 1×1
+    convolution on their last map.
 
     Args:
-        spec: the backbone.
-        outputs: 313 logits, or 2 for the regression of ab.
-        image_size: side of square inputs, for nets with position embeddings.
+        spec: architecture of the backbone.
+        outputs: number of output channels: 313 logits, or 2 for regression of ab.
+        image_size: side of the input, in pixels, for nets with position embeddings.
     """
     net = build_net(spec, image_size)
     if family(spec.name).has_decoder:
@@ -107,7 +108,8 @@ def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) ->
 
 
 def freeze_unused(pretext: nn.Module, inputs: Tensor) -> None:
-    """Freeze parameters past the last feature (a final norm), which get no gradient: DDP would not accept them."""
+    """Freeze parameters that the outputs do not depend on, such as a final norm; DDP raises for parameters without a
+    gradient."""
     pretext.eval()(inputs).sum().backward()
     for parameter in pretext.train().parameters():
         parameter.requires_grad_(parameter.grad is not None)

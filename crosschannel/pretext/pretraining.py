@@ -1,4 +1,4 @@
-"""A pretext task for the loop: initial weights, steps, and the pass over held-out images."""
+"""Adapter from pretext tasks to the training loop: initialisation, steps and evaluation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
 from crosschannel.training.task import Evaluation
 
-_PICTURES = 8
+_MAX_PICTURES = 8
 
 
 @dataclass(eq=False)
@@ -28,15 +28,16 @@ class Pretraining:
     Attributes:
         net: the net of the pretext task.
         pretext: the pretext task.
-        val: held-out images, which are scored.
-        crop: how they are cropped.
+        val: held-out images for evaluation.
+        crop: settings of their crops.
         world: ranks that share the evaluation.
-        initial: "default", "gaussian", "kmeans" or "unit-variance".
-        start_state: weights to initialise from instead, by name; those that do not match are skipped.
-        seed: seed of the initial weights.
+        initial: initialisation method: "default", "gaussian", "kmeans" or "unit-variance".
+        start_state: state dict of a pretext net to initialise from instead; see :func:`load_initial_weights`.
+        seed: seed of the k-means initialisation.
         batch: evaluation batch size per rank.
         workers: loader workers for evaluation.
-        draw: (net, task, held-out batch) → rows of pictures, (H, W, 3) uint8, or None; default the task's own.
+        draw: function (net, task, held-out batch) → rows of pictures, (H, W, 3) uint8, or None; default: the
+            ``pictures`` method of the task.
     """
 
     net: nn.Module
@@ -57,7 +58,7 @@ class Pretraining:
         self.held_out = Stream(self.val, self.pretext.view(self.crop, train=False))
 
     def initialise(self, stream: Stream) -> bool:
-        """Initial weights; k-means takes a while and is saved."""
+        """Initialise the net; return whether that was slow enough for a checkpoint to be saved at once."""
         if self.start_state is not None:
             load_initial_weights(self.net, self.start_state)
             return False
@@ -66,7 +67,7 @@ class Pretraining:
         if self.initial in ("kmeans", "unit-variance"):
             batches = [self.pretext.net_inputs(b.to(self.world.device)) for b in load_batches(stream, 0, 800, 80)]
             if self.initial == "kmeans":
-                init.kmeans(self.net, batches, self.seed)  # the convolutions; fc6 and fc7 keep their own start
+                init.kmeans(self.net, batches, self.seed)  # convolutions only; fc6 and fc7 keep their default weights
                 head = getattr(self.net, "head", None)
                 if getattr(head, "is_zeroed_by_kmeans", False):
                     for parameter in head.parameters():
@@ -94,23 +95,23 @@ class Pretraining:
         sums = torch.zeros(length, dtype=torch.float64, device=self.world.device)
         for _, scored in held_out:
             sums += scored
-        figures = pretext.metrics(self.world.sum(sums))
+        metrics = pretext.metrics(self.world.sum(sums))
         primary = pretext.primary_metric
         for name in ("loss", primary.name):
-            if name not in figures:
+            if name not in metrics:
                 raise UserError(f"metrics() of the task {pretext.name} must return {name!r}")
         return Evaluation(
-            figures,
+            metrics,
             len(self.held_out.images) - len(held_out.broken),
             broken=held_out.broken,
-            line=f"held-out: loss {figures['loss']:.4f}, {figures[primary.name]:.4f} {primary.description}",
+            line=f"held-out: loss {metrics['loss']:.4f}, {metrics[primary.name]:.4f} {primary.description}",
             pictures=lambda: self.pictures(net),
         )
 
     def pictures(self, net: nn.Module) -> dict[str, np.ndarray]:
-        """Rows of what the task makes of up to eight held-out images, where any can be read."""
-        chosen = np.unique(np.linspace(0, len(self.held_out.images) - 1, _PICTURES).astype(int))
-        batch = self.held_out.collate([self.held_out[int(i)] for i in chosen])
+        """Draw predictions for up to eight held-out images; empty if none can be read."""
+        indices = np.unique(np.linspace(0, len(self.held_out.images) - 1, _MAX_PICTURES).astype(int))
+        batch = self.held_out.collate([self.held_out[int(i)] for i in indices])
         if not len(batch):
             return {}
         batch = batch.to(self.world.device)

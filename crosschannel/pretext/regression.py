@@ -1,4 +1,4 @@
-"""Euclidean regression of ab (Eq. 1), the paper's L2 variant."""
+"""Regression of ab with the Euclidean loss (Eq. 1), the paper's "L2" variant."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from crosschannel.pretext.task import (
     moments,
 )
 
-_UNIT = 110.0  # of the net's outputs: the release's scale of ab
+_UNIT = 110.0  # ab units per unit of the outputs, as in the released nets
 
 
 class Regression(nn.Module):
-    """½‖ab − âb‖² at every pixel, in ab units; the net's outputs are in units of 110, as those of the PyTorch release.
+    """Loss ½‖ab − âb‖² at every pixel, in ab units; outputs are in units of 110, as in the PyTorch release.
 
     Args:
-        grey_threshold: as in :class:`Classification`.
+        grey_threshold: see :class:`~crosschannel.pretext.classification.Classification`.
 
     Shape:
         outputs (N, 2, h, w) and ab (N, 2, h, w) → (N, h, w).
@@ -38,19 +38,19 @@ class Regression(nn.Module):
 
     @staticmethod
     def ab(outputs: Tensor) -> Tensor:
-        """ab (N, 2, h, w) of outputs."""
+        """Convert outputs to ab, (N, 2, h, w)."""
         return _UNIT * outputs.float()
 
     @torch.no_grad()
     def score(self, outputs: Tensor, ab: Tensor) -> Tensor:
-        """Sums for :meth:`metrics`, float64: the loss, then the moments of ab."""
+        """Return sums for :meth:`metrics`, float64: the loss, then the moments of ab."""
         loss = (ab.double() - self.ab(outputs)).square().sum() / 2
         return torch.cat((loss[None], moments(ab)))
 
     @staticmethod
     def metrics(sums: Tensor) -> dict[str, float]:
-        """``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
-        loss, count, *more = sums.tolist()
-        constant = constant_error(count, *more)
+        """Compute ``loss`` per pixel, ``loss_constant`` of the best constant colour, and their ratio ``loss_share``."""
+        loss, count, *other_moments = sums.tolist()
+        constant = constant_error(count, *other_moments)
         check_contrast(constant / count)
         return {"loss": loss / count, "loss_constant": constant / count, "loss_share": loss / constant}

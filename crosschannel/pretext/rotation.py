@@ -1,4 +1,4 @@
-"""Rotation: predict by which multiple of 90° an image is rotated (Gidaris, Singh, Komodakis, "Unsupervised
+"""Rotation: predict the angle by which an image is rotated (Gidaris, Singh, Komodakis, "Unsupervised
 Representation Learning by Predicting Image Rotations", ICLR 2018).
 """
 
@@ -21,7 +21,7 @@ _ROTATIONS = 4
 
 
 class Rotation(Pretext):
-    """RGB, rotated by 0°, 90°, 180° and 270° → which of the four; a batch has all four of each image."""
+    """Classify whether RGB is rotated by 0°, 90°, 180° or 270°; a batch contains every image at all four angles."""
 
     name = "rotation"
     needs_fc: ClassVar[bool] = True
@@ -46,32 +46,32 @@ class Rotation(Pretext):
 
     @torch.no_grad()
     def scores(self, net: nn.Module, batch: ImageBatch) -> Tensor:
-        """Number of rotated images, cross-entropy, number correct."""
+        """Return sums over rotated images: count, cross-entropy, correct predictions."""
         logits = net(self.net_inputs(batch)).double()
-        turns = rotation_labels(logits)
-        loss = cross_entropy(logits, turns, reduction="sum")
-        return torch.stack((loss.new_tensor(len(turns)), loss, (logits.argmax(1) == turns).sum().double()))
+        labels = rotation_labels(logits)
+        loss = cross_entropy(logits, labels, reduction="sum")
+        return torch.stack((loss.new_tensor(len(labels)), loss, (logits.argmax(1) == labels).sum().double()))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``loss`` and ``top1``."""
-        count, loss, right = sums.tolist()
-        return {"loss": loss / count, "top1": right / count}
+        """Compute ``loss`` and ``top1``."""
+        count, loss, correct = sums.tolist()
+        return {"loss": loss / count, "top1": correct / count}
 
     @torch.inference_mode()
     def pictures(self, net: nn.Module, batch: ImageBatch) -> np.ndarray:
-        """Each image at one of the four rotations, and rotated back by the predicted angle."""
-        turns = [number % _ROTATIONS for number in range(len(batch))]
-        seen = torch.stack([image.rot90(turn, (1, 2)) for image, turn in zip(batch.images, turns, strict=True)])
-        predicted = net(self.input.preprocess(seen)).argmax(1).tolist()
-        back = torch.stack([image.rot90(-turn, (1, 2)) for image, turn in zip(seen, predicted, strict=True)])
-        return stack_rows(as_arrays(seen), as_arrays(back))
+        """Draw each image at one of the four angles, and rotated back by the predicted angle."""
+        turns = [index % _ROTATIONS for index in range(len(batch))]
+        rotated = torch.stack([image.rot90(turn, (1, 2)) for image, turn in zip(batch.images, turns, strict=True)])
+        predicted = net(self.input.preprocess(rotated)).argmax(1).tolist()
+        restored = torch.stack([image.rot90(-turn, (1, 2)) for image, turn in zip(rotated, predicted, strict=True)])
+        return stack_rows(as_arrays(rotated), as_arrays(restored))
 
 
 def rotate_all(x: Tensor) -> Tensor:
-    """(N, C, S, S) → (4N, C, S, S): the batch at 0°, 90°, 180° and 270° counter-clockwise, concatenated."""
+    """Rotate a batch (N, C, S, S) by 0°, 90°, 180° and 270° counter-clockwise and concatenate: (4N, C, S, S)."""
     return torch.cat([x.rot90(turn, (2, 3)) for turn in range(_ROTATIONS)])
 
 
 def rotation_labels(logits: Tensor) -> Tensor:
-    """Labels for the logits of :func:`rotate_all`, (4N,)."""
+    """Return the labels for logits of :func:`rotate_all`, (4N,)."""
     return torch.arange(_ROTATIONS, device=logits.device).repeat_interleave(len(logits) // _ROTATIONS)

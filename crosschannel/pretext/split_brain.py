@@ -1,5 +1,7 @@
-"""Split-brain autoencoder: two halves of a net that never meet, one predicts ab from L, the other L from ab (Zhang,
-Isola, Efros, CVPR 2017). In transfer the net sees Lab, and its features are those of both halves."""
+"""Split-brain autoencoder: disjoint halves of a net predict ab from L and L from ab (Zhang, Isola, Efros, CVPR 2017).
+
+In transfer the input is Lab, and the features of both halves are concatenated.
+"""
 
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
@@ -24,14 +26,14 @@ from crosschannel.pretext.task import (
 
 
 class Halves(NamedTuple):
-    """Logits of ab bins (N, 313, h, w), from L, and of lightness bins (N, K, h, w), from ab."""
+    """Logits of ab bins (N, 313, h, w), predicted from L, and of lightness bins (N, K, h, w), predicted from ab."""
 
     ab: Tensor
     lightness: Tensor
 
 
 class SplitBrainNet(nn.Module):
-    """AlexNet in two halves, with a 1×1 convolution on the last map of each.
+    """AlexNet in two halves, each with a 1×1 convolution on its last map.
 
     Shape:
         (N, 3, H, W) → :class:`Halves` at every 16th pixel (180 px: 12×12).
@@ -49,13 +51,13 @@ class SplitBrainNet(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Halves:
-        of_lightness, of_ab = self.net(x).chunk(2, 1)
+        lightness_half, ab_half = self.net(x).chunk(2, 1)
         height, width = ((side + self.stride - 1) // self.stride for side in x.shape[2:])
-        return Halves(self.ab(of_lightness)[:, :, :height, :width], self.lightness(of_ab)[:, :, :height, :width])
+        return Halves(self.ab(lightness_half)[:, :, :height, :width], self.lightness(ab_half)[:, :, :height, :width])
 
 
 class SplitBrain(PairTask):
-    """L → 313 ab bins, and ab → bins of L; the cross-entropies are added."""
+    """Predict 313 ab bins from L, and bins of L from ab; the loss is the sum of both cross-entropies."""
 
     name = "split-brain"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:SplitBrainDecoder"
@@ -75,12 +77,12 @@ class SplitBrain(PairTask):
         require_family(spec, "alexnet", SplitBrain.name)
         if spec.options.variant not in ("crosschannel", "split-brain"):
             raise UserError(
-                f"the task split-brain uses its own AlexNet variant; drop model.variant (got {spec.options.variant})"
+                f"the task split-brain uses its own AlexNet variant; remove model.variant (got {spec.options.variant})"
             )
         return SplitBrainNet(build_net(spec.replace(variant="split-brain")), config.lightness_bins)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Tensor:
-        """Lab of every 16th pixel."""
+        """Return Lab of every 16th pixel."""
         return rgb_to_lab(rgb[:, :, :: self.stride, :: self.stride])
 
     def _lightness_bins(self, lab: Tensor) -> Tensor:
@@ -88,39 +90,47 @@ class SplitBrain(PairTask):
         return (lab[:, 0] * (bins / 100)).long().clamp(0, bins - 1)
 
     def loss(self, outputs: Halves, targets: Tensor) -> Tensor:
-        of_ab = sparse_cross_entropy(outputs.ab, *self.quantizer.encode(targets[:, 1:]))
-        return of_ab + _cross_entropy(outputs.lightness.float(), self._lightness_bins(targets))
+        ab_loss = sparse_cross_entropy(outputs.ab, *self.quantizer.encode(targets[:, 1:]))
+        return ab_loss + _cross_entropy(outputs.lightness.float(), self._lightness_bins(targets))
 
     @torch.no_grad()
     def score(self, outputs: Halves, targets: Tensor) -> Tensor:
-        """Count, cross-entropies of ab and of L, entropy of ab's targets; their summed histograms."""
+        """Return sums over pixels: count, cross-entropies of ab and L, entropy of the ab targets, histograms of the ab
+        and L targets."""
         indices, weights = self.quantizer.encode(targets[:, 1:])
         bins = self._lightness_bins(targets)
-        of_ab = sparse_cross_entropy(outputs.ab, indices, weights).double().sum()
-        of_lightness = _cross_entropy(outputs.lightness.double(), bins).sum()
+        ab_loss = sparse_cross_entropy(outputs.ab, indices, weights).double().sum()
+        lightness_loss = _cross_entropy(outputs.lightness.double(), bins).sum()
         entropy = -torch.special.xlogy(weights.double(), weights.double()).sum()
-        count = torch.tensor(float(bins.numel())).to(of_ab)
-        ab = torch.zeros(Q, dtype=torch.float64, device=weights.device)
-        ab.scatter_add_(0, indices.flatten(), weights.double().flatten())
-        lightness = torch.bincount(bins.flatten(), minlength=self.config.lightness_bins).double()
-        return torch.cat((torch.stack((count, of_ab, of_lightness, entropy)), ab, lightness))
+        count = torch.tensor(float(bins.numel())).to(ab_loss)
+        ab_histogram = torch.zeros(Q, dtype=torch.float64, device=weights.device)
+        ab_histogram.scatter_add_(0, indices.flatten(), weights.double().flatten())
+        lightness_histogram = torch.bincount(bins.flatten(), minlength=self.config.lightness_bins).double()
+        return torch.cat((torch.stack((count, ab_loss, lightness_loss, entropy)), ab_histogram, lightness_histogram))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``loss``, the two cross-entropies; ``kl_share_ab`` and ``kl_share_lightness``, each half's divergence as a
-        share of that of the constant distribution that fits these images best; ``kl_share``, their sum's."""
-        count, of_ab, of_lightness, entropy = sums[:4].tolist()
-        constants = [constant_cross_entropy(part) for part in (sums[4 : 4 + Q], sums[4 + Q :])]
+        """Compute metrics from summed scores.
+
+        ``loss`` is the sum of both cross-entropies per pixel. ``kl_share_ab`` and ``kl_share_lightness`` are the KL
+        divergences of the halves, each divided by that of the best constant distribution for these images.
+        ``kl_share`` is the same ratio for the sum of both divergences.
+        """
+        count, ab_loss, lightness_loss, entropy = sums[:4].tolist()
+        constants = [constant_cross_entropy(histogram) for histogram in (sums[4 : 4 + Q], sums[4 + Q :])]
         constants[0] -= entropy
         check_contrast(min(constants) / count)
-        found = [of_ab - entropy, of_lightness]
+        divergences = [ab_loss - entropy, lightness_loss]
         return {
-            "loss": (of_ab + of_lightness) / count,
-            "kl_share_ab": found[0] / constants[0],
-            "kl_share_lightness": found[1] / constants[1],
-            "kl_share": sum(found) / sum(constants),
+            "loss": (ab_loss + lightness_loss) / count,
+            "kl_share_ab": divergences[0] / constants[0],
+            "kl_share_lightness": divergences[1] / constants[1],
+            "kl_share": sum(divergences) / sum(constants),
         }
 
 
 def _cross_entropy(logits: Tensor, bins: Tensor) -> Tensor:
-    """At every pixel, (N, K, h, w) and (N, h, w) → (N, h, w); torch's own is not deterministic on GPUs."""
+    """Compute the cross-entropy at every pixel, (N, K, h, w) and (N, h, w) → (N, h, w).
+
+    ``torch.nn.functional.cross_entropy`` is not deterministic on GPUs.
+    """
     return -logits.log_softmax(1).gather(1, bins[:, None])[:, 0]

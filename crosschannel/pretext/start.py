@@ -1,4 +1,4 @@
-"""`--init-from`: the weights of another net as the start of this one."""
+"""`--init-from`: initialise a pretext net with the weights of another net."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec, family, spec_of
 from crosschannel.models.adapt import fold_input_scale
 
-# (theirs, ours) → factor of the weights: lightness is a hundred times grey of 0..1, nearly enough.
+# (source input, target input) → factor of the first convolution's weights. Lightness is about 100 × grey in 0..1.
 _SCALES = {
     ("rgb", "intensity"): 1.0,
     ("rgb", "grey"): 0.01,
@@ -19,57 +19,58 @@ _SCALES = {
 
 
 def load_initial_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a pretext net the weights that fit it, in place: its backbone whole, its head as far as it is the same.
+    """Load matching weights into a pretext net, in place: all of its backbone, and the tensors of its head that match.
 
-    BatchNorm that the other net lacks starts anew.
+    If ``state`` has no BatchNorm, the net's BatchNorm layers keep their initial values.
 
     Args:
-        net: has ``net``, the backbone.
-        state: of a pretext net, by name.
+        net: pretext net; ``net.net`` is the backbone.
+        state: state dict of a pretext net.
 
     Raises:
-        UserError: weights of its backbone are lacking or of another shape.
+        UserError: weights of the backbone are missing or differ in shape.
     """
-    own = net.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    initial = net.state_dict()
+    matching = {k: v for k, v in state.items() if k in initial and v.shape == initial[k].shape}
     has_norm = any(key.endswith("running_mean") for key in state)
-    needed = [key for key in own if key.startswith("net.") and (has_norm or not _is_of_a_norm(net, key))]
-    lacking = [key for key in needed if key not in fitting]
-    if lacking:
-        raise UserError(f"--init_from does not fit this net: it lacks {lacking[0]}")
-    unused = [key for key in state if key.startswith("net.") and key not in own]
+    required = [key for key in initial if key.startswith("net.") and (has_norm or not _is_norm_tensor(net, key))]
+    missing = [key for key in required if key not in matching]
+    if missing:
+        raise UserError(f"--init_from does not match this net: {missing[0]} is missing or differs in shape")
+    unused = [key for key in state if key.startswith("net.") and key not in initial]
     if any(".norm." in key for key in unused):
-        if not any("running_mean" in key for key in own):
-            raise UserError("--init_from has BatchNorm: give --model.norm true")
+        if not any("running_mean" in key for key in initial):
+            raise UserError("--init_from has BatchNorm; set --model.norm true")
         if family(spec_of(net.net).name).has_option("affine"):
-            raise UserError("--init_from has a BatchNorm with a scale and a shift: give --model.affine true too")
-    net.load_state_dict({**own, **fitting})
+            raise UserError("--init_from has BatchNorm with scale and shift; also set --model.affine true")
+    net.load_state_dict({**initial, **matching})
 
 
-def _is_of_a_norm(net: nn.Module, key: str) -> bool:
+def _is_norm_tensor(net: nn.Module, key: str) -> bool:
     return isinstance(net.get_submodule(key.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
 
 
 def convert_input(input: InputSpec, backbone: Backbone) -> Backbone:
-    """The same backbone, in place, for another input: where that can be, its first convolution sees there what it saw.
+    """Adapt the first convolution of a backbone to another input, in place, so that its outputs change little.
 
-    Normalised RGB becomes one channel of grey (the sum over channels of weights as they act on RGB in 0..1), grey of
-    0..1 lightness of 0..100 and the other way round; a picture of three grey channels is RGB.
+    Normalised RGB is converted to one channel of grey: the weights, rescaled for RGB in 0..1, are summed over channels.
+    Grey in 0..1 is converted to lightness in 0..100 and vice versa by a factor. Three channels of luma need no change
+    from RGB.
 
     Raises:
-        UserError: any other change.
+        UserError: any other conversion.
     """
     backbone.input = fold_input_scale(backbone.net, backbone.input)
-    theirs, ours = backbone.input.kind, input.kind
-    if theirs == ours or (theirs, ours) == ("rgb", "luma"):
+    source, target = backbone.input.kind, input.kind
+    if source == target or (source, target) == ("rgb", "luma"):
         return backbone
-    if (theirs, ours) not in _SCALES:
-        hint = "; give SOURCE,input=lab" if (theirs, ours) == ("grey", "lab") else ""
-        raise UserError(f"--init_from sees {theirs}, and the net to be trained {ours}{hint}")
+    if (source, target) not in _SCALES:
+        hint = "; try SOURCE,input=lab" if (source, target) == ("grey", "lab") else ""
+        raise UserError(f"--init_from has {source} input, which cannot be converted to {target}{hint}")
     first = next(module for module in backbone.net.modules() if isinstance(module, nn.Conv2d))
     weight = first.weight.detach()
-    if theirs == "rgb":
+    if source == "rgb":
         std = torch.tensor(backbone.input.std)[:, None, None]
         weight = (weight / std.to(weight)).sum(1, keepdim=True)
-    first.weight, first.in_channels = nn.Parameter(weight * _SCALES[theirs, ours]), 1
+    first.weight, first.in_channels = nn.Parameter(weight * _SCALES[source, target]), 1
     return backbone

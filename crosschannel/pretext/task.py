@@ -1,7 +1,8 @@
-"""A pretext task: it chooses its view of the data, and owns the forward pass, the loss and the score.
+"""Base classes of pretext tasks.
 
-Most tasks are a :class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. A task that predicts
-colours names the ``decoder`` that turns its outputs into pictures (:mod:`crosschannel.colorize.decoders`).
+A task selects its view of the data and defines the forward pass, the loss and the metrics. Most tasks are a
+:class:`PairTask`: RGB → ``inputs`` → net → ``loss`` against ``targets``. A task that predicts colours also has a
+``decoder``, which converts the net's outputs to ab (:mod:`crosschannel.colorize.decoders`).
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,14 @@ from crosschannel.models import InputSpec, NetSpec
 
 @dataclass(frozen=True)
 class PrimaryMetric:
-    """Primary metric of a task, by which runs are compared.
+    """The metric by which the runs of a task are compared.
 
     Attributes:
-        name: its key among the metrics.
-        description: text that follows its value.
+        name: key among the task's metrics.
+        description: text printed after the value.
         baseline: value at chance level; None if unknown.
-        baseline_name: name of the baseline in plots.
-        is_share: whether the value is a fraction of the baseline's loss (1: nothing learned, 0: perfect).
+        baseline_name: label of the baseline in plots.
+        is_ratio: whether the value is a loss divided by the baseline's loss (1: nothing learned, 0: perfect).
     """
 
     name: str
@@ -38,36 +39,36 @@ class PrimaryMetric:
 
     @classmethod
     def ratio(cls, name: str, baseline_name: str) -> "PrimaryMetric":
-        """A loss as a share of that of the best constant prediction."""
+        """Create the metric for a loss divided by that of the best constant prediction."""
         description = "× the loss of the best constant prediction (1 = nothing learned)"
         return cls(name, description, 1.0, baseline_name, is_ratio=True)
 
-    def sentence(self, value: float) -> str:
-        """Describe a value in words."""
+    def describe(self, value: float) -> str:
+        """Format a value with its description."""
         text = f"{value:.3g} {self.description}"
         return f"{text}: no better than a constant" if self.is_ratio and value >= self.baseline else text
 
 
 class Pretext(nn.Module):
-    """A pretext task: what its net sees, what it predicts, its loss and its score.
+    """Base class of pretext tasks.
 
     Args:
-        config: its keys.
-        stride: of its net: input pixels per step of what it predicts.
-        classes: of the images, by label.
+        config: config of the task.
+        stride: output stride of the net, in input pixels.
+        classes: class names of the images, by label.
 
     Attributes:
-        name: accepted by :func:`crosschannel.pretext.find_task`.
-        keys: the dataclass of its keys, for a user-defined task.
-        primary_metric: the metric by which runs are judged.
-        decoder: module:class of the decoder of a task that predicts colours; empty for other tasks.
-        uses_fc: whether a net that pretraining leaves fc6 and fc7 out of (VGG-16) has them here.
-        tells_classes: whether the outputs are logits of ``classes``.
-        input: preprocessing of any image; its sizes are not used.
-        rows: what the rows of its pictures show.
-        phases: names of the modules that each phase of a step updates, with an optimiser of its own, such as a
-            generator and a discriminator; empty: one phase updates the whole net.
-        score_length: numbers of a score.
+        name: name by which :func:`crosschannel.pretext.find_task` finds the task.
+        keys: config dataclass of a user-defined task.
+        primary_metric: the metric by which runs are compared.
+        decoder: ``module:class`` of the decoder of a task that predicts colours; empty for other tasks.
+        needs_fc: whether the task uses fc6 and fc7 of a net that is otherwise pretrained without them (VGG-16).
+        is_classifier: whether the outputs are logits of ``classes``.
+        input: preprocessing of the backbone's input; its ``size`` and ``resize`` are not used.
+        rows: captions of the rows that :meth:`pictures` draws.
+        phases: names of the modules that each phase of a step updates, such as a generator and a discriminator; every
+            phase has its own optimiser. Empty: a single phase that updates the whole net.
+        score_length: length of the vector that :meth:`scores` returns.
     """
 
     name: str
@@ -86,137 +87,144 @@ class Pretext(nn.Module):
 
     @staticmethod
     def input_of(config: Any, crop: CropConfig) -> InputSpec:
-        """The input of its backbone, which transfer uses too."""
+        """Return the input spec of the backbone, for pretraining and transfer."""
         return InputSpec("grey", crop.size, crop.resize)
 
     @staticmethod
     def build(config: Any, spec: NetSpec, size: int | None, classes: Sequence[str]) -> nn.Module:
-        """The untrained net: has ``net`` (the backbone) and ``stride``; inputs → outputs.
+        """Build the untrained net: inputs → outputs, with the attributes ``net`` (the backbone) and ``stride``.
+
+        Args:
+            config: config of the task.
+            spec: architecture of the backbone.
+            size: side of the input, in pixels, for nets with a fixed input size.
+            classes: class names of the images, by label.
 
         Raises:
-            UserError: a backbone that the task cannot stand on.
+            UserError: the task does not support this backbone.
         """
         raise NotImplementedError
 
     @staticmethod
     def inference_config(config: Any) -> Any:
-        """The keys as a trained net needs them: files that only training reads are not asked for."""
+        """Return the config for inference, without references to files that only training reads."""
         return config
 
     def view(self, crop: CropConfig, train: bool) -> View:
-        """The samples of training or of held-out images; default training crops and the centre crop."""
+        """Return the view for training or for held-out images; default: training crops, or the centre crop."""
         return TrainingCrops(crop) if train else CentreCrop(crop.size, crop.resize)
 
     def example_input(self, size: int) -> Tensor:
-        """A tensor of zeros, shaped like the net's input for crops of ``size`` pixels."""
+        """Return zeros in the shape of the net's input for crops of ``size`` pixels."""
         return torch.zeros(1, self.input.channels, size, size)
 
     def net_inputs(self, batch: Batch) -> Tensor:
-        """The net's input for a batch; data-dependent initialisation uses it."""
+        """Return the net's input for a batch; data-dependent initialisation also uses it."""
         raise NotImplementedError
 
     def losses(self, net: nn.Module, batch: Batch, phase: int = 0) -> tuple[Tensor, Tensor]:
-        """The summed loss of a batch and the count that it is divided by, both scalars.
+        """Return the summed loss of a batch and the count to divide it by, both scalars.
 
         Args:
-            net: inputs → outputs; DDP may wrap it, unless the task has phases.
-            batch: of the view, on the task's device. Random numbers come from :meth:`Batch.uniforms`, so that they
-                depend on the sample alone; dropout may use torch's own.
+            net: net that :meth:`build` returned; DDP may wrap it, unless the task has phases.
+            batch: batch of the view, on the task's device. Draw random numbers with :meth:`Batch.uniforms`, so that
+                they depend only on the sample; dropout may use torch's global RNG.
             phase: index of the phase.
         """
         raise NotImplementedError
 
     def scores(self, net: nn.Module, batch: Batch) -> Tensor:
-        """Sums for :meth:`metrics`, float64 (``score_length``,)."""
+        """Return sums over a held-out batch for :meth:`metrics`, float64 (``score_length``,)."""
         raise NotImplementedError
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """Figures of summed scores, ``loss`` among them."""
+        """Compute the metrics, including ``loss`` and the primary metric, from summed scores."""
         raise NotImplementedError
 
     def pictures(self, net: nn.Module, batch: Batch) -> np.ndarray | None:
-        """Rows of pictures, (H, W, 3) uint8, that show a held-out batch and what is predicted of it; None: there is
-        nothing to see."""
+        """Draw a held-out batch and its predictions in rows, (H, W, 3) uint8; None if there is nothing to draw."""
         return None
 
     def details(self) -> dict[str, Any]:
-        """What a net's provenance says of it."""
+        """Return the entries of this task in the net's provenance."""
         return {"pretext": self.name}
 
 
 class PairTask(Pretext):
-    """A task whose net maps ``inputs`` of a crop to outputs, which are compared with ``targets`` of the same crop."""
+    """Base class of tasks whose net maps ``inputs`` of a crop to outputs, to be compared with its ``targets``."""
 
     def inputs(self, rgb: Tensor) -> Tensor:
-        """RGB (N, 3, H, W), uint8 or float in [0, 1] → the net's input."""
+        """Convert RGB (N, 3, H, W), uint8 or float in [0, 1], to the net's input."""
         return self.input.preprocess(rgb)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Any:
-        """RGB (N, 3, H, W) uint8 and the images' labels (N,) → what the outputs are compared with."""
+        """Compute the targets of the outputs from RGB (N, 3, H, W) uint8 and class labels (N,)."""
         raise NotImplementedError
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """The loss of every prediction, (N, …)."""
+        """Compute the loss of every prediction, (N, …)."""
         raise NotImplementedError
 
     def count(self, loss: Tensor, targets: Any) -> Tensor:
-        """What the summed loss of a batch is divided by: a scalar."""
+        """Return the scalar that the summed loss of a batch is divided by."""
         return loss.new_full((), loss.numel() if self.config.normalise == "pixels" else len(loss))
 
     def score(self, outputs: Any, targets: Any) -> Tensor:
-        """Sums for :meth:`metrics`, float64 (``score_length``,)."""
+        """Return sums over a held-out batch for :meth:`metrics`, float64 (``score_length``,)."""
         raise NotImplementedError
 
     def net_inputs(self, batch: ImageBatch) -> Tensor:
         return self.inputs(batch.images)
 
     def losses(self, net: nn.Module, batch: ImageBatch, phase: int = 0) -> tuple[Tensor, Tensor]:
-        outputs, targets = self._pair(net, batch)
+        outputs, targets = self._outputs_and_targets(net, batch)
         loss = self.loss(outputs, targets)
         return loss.sum(), self.count(loss, targets)
 
     def scores(self, net: nn.Module, batch: ImageBatch) -> Tensor:
-        return self.score(*self._pair(net, batch))
+        return self.score(*self._outputs_and_targets(net, batch))
 
-    def _pair(self, net: nn.Module, batch: ImageBatch) -> tuple[Any, Any]:
+    def _outputs_and_targets(self, net: nn.Module, batch: ImageBatch) -> tuple[Any, Any]:
         return net(self.inputs(batch.images)), self.targets(batch.images, batch.labels)
 
 
-def check_contrast(of_the_best_constant: float) -> None:
-    """Raise a UserError where one answer fits all images, and there is nothing to be told from them."""
-    if of_the_best_constant < 1e-6:
-        raise UserError("the held-out images are all of one colour (grey, perhaps): there is nothing to score")
+def check_contrast(constant_loss: float) -> None:
+    """Raise a UserError if the best constant prediction has no loss, as for images that are all grey."""
+    if constant_loss < 1e-6:
+        raise UserError(
+            "the held-out images are all of one colour (perhaps grey) and cannot be scored; use colour images"
+        )
 
 
 def moments(x: Tensor) -> Tensor:
-    """Of maps (N, C, h, w): pixels, Σ ‖x‖², Σ x, for :func:`constant_error`: float64 (2 + C,)."""
+    """Return pixel count, Σ ‖x‖² and Σ x of maps (N, C, h, w) for :func:`constant_error`, float64 (2 + C,)."""
     x = x.double()
     count = torch.tensor(float(x[:, 0].numel())).to(x)
     return torch.stack((count, x.square().sum(), *x.sum((0, 2, 3))))
 
 
 def constant_error(count: float, square: float, *sums: float) -> float:
-    """Half the summed squared distance of pixels from the constant that fits them best, from their moments."""
-    return (square - sum(one * one for one in sums) / count) / 2
+    """Return half the summed squared distance of pixels to their mean, given their :func:`moments`."""
+    return (square - sum(total * total for total in sums) / count) / 2
 
 
 def constant_cross_entropy(histogram: Tensor) -> float:
-    """Summed nats of targets under the distribution that fits them best, from the sum of these targets (Q,)."""
+    """Return the summed cross-entropy, in nats, of targets under their mean distribution, given their sum (Q,)."""
     total = histogram.sum().clamp(min=1e-30)
     return -torch.special.xlogy(histogram, histogram / total).sum().item()
 
 
 def require_family(spec: NetSpec, name: str, task: str) -> None:
-    """Raise a UserError for a backbone other than the one that a task is defined on."""
+    """Raise a UserError unless the backbone is the architecture that a task is defined for."""
     if spec.name != name:
-        raise UserError(f"the task {task} stands on {name}, and model.name is {spec.name}")
+        raise UserError(f"the task {task} requires model.name {name}, got {spec.name}")
 
 
 def as_arrays(images: Tensor) -> np.ndarray:
-    """(N, 3, H, W) → (N, H, W, 3), on the CPU."""
+    """Convert images (N, 3, H, W) to an array (N, H, W, 3) on the CPU."""
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def stack_rows(*pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one size, a row each."""
-    return np.concatenate([np.concatenate(row, 1) for row in pictures])
+def stack_rows(*rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Join rows of pictures of the same size into one picture."""
+    return np.concatenate([np.concatenate(row, 1) for row in rows])

@@ -169,6 +169,6 @@ def test_a_pretraining_says_what_it_has_written_and_what_it_means(photo_folder, 
 def test_a_primary_metric_is_read_the_right_way_round():
     from crosschannel.pretext.task import PrimaryMetric
 
-    assert PrimaryMetric.ratio("kl_share", "best constant").sentence(1.11).endswith("no better than a constant")
-    assert PrimaryMetric.ratio("kl_share", "best constant").sentence(0.86).startswith("0.86 × the loss of the best")
-    assert PrimaryMetric("top1", "of the turns", 0.25).sentence(0.9) == "0.9 of the turns"
+    assert PrimaryMetric.ratio("kl_share", "best constant").describe(1.11).endswith("no better than a constant")
+    assert PrimaryMetric.ratio("kl_share", "best constant").describe(0.86).startswith("0.86 × the loss of the best")
+    assert PrimaryMetric("top1", "of the turns", 0.25).describe(0.9) == "0.9 of the turns"

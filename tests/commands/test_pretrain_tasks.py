@@ -179,9 +179,9 @@ def test_every_task_has_its_own_keys(photo_folder, capsys):
     said = capsys.readouterr().out
     assert "--objective.locations" in said and "--objective.lam" not in said
     for flags, words in (
-        (["--task=puzzle"], "no pretext task 'puzzle'"),
+        (["--task=puzzle"], "unknown pretext task 'puzzle'"),
         (["--task=larsson", "--objective.lam=1"], "no key 'objective.lam'"),
-        (["--task=larsson"], "the task larsson stands on vgg16"),
+        (["--task=larsson"], "the task larsson requires model.name vgg16"),
         (["--task=autoencoder"], "model.fc must be 0"),
         (["--task=dahl", "--model.name=vgg16", "--objective.blurs=3"], "objective.blurs"),
     ):
@@ -202,7 +202,7 @@ def test_labels_need_folders_of_classes(tmp_path, photos, capsys):
     for i in range(8):
         Image.fromarray(photos[i % 4][:50, :50]).save(tmp_path / f"{i}.png")
     assert main(command("labels", tmp_path, tmp_path / "run")) == 2
-    assert "needs images of two classes or more, by folder" in capsys.readouterr().err
+    assert "requires images in folders of at least two classes" in capsys.readouterr().err
 
 
 def test_colorizers_of_schema_2_load_as_before(alexnet_run, tmp_path, photos):

@@ -16,7 +16,7 @@ from crosschannel.data import CropConfig, Record, SampleRNG
 from crosschannel.models import NetSpec
 from crosschannel.pretext import create
 from crosschannel.pretext.config import JigsawConfig
-from crosschannel.pretext.jigsaw import TileBatch, Tiles, distant_permutations, mosaic, shuffled
+from crosschannel.pretext.jigsaw import TileBatch, Tiles, distant_permutations, mosaic, shuffle_tiles
 
 CONFIG = JigsawConfig(tile=28, permutations=10, width=8, hidden=16, dropout=0.0)
 
@@ -107,8 +107,8 @@ def test_the_inverse_permutation_restores_the_tiles(jigsaw, batch):
     assert picture.shape == (3 * height, 4 * width, 3)
     assert np.array_equal(picture[2 * height :, :width], truth[0].permute(1, 2, 0).numpy())
     for order in net.permutations:  # the inverse undoes it
-        seen = shuffled(batch.tiles, order.expand(4, -1))
-        assert torch.equal(shuffled(seen, order.argsort().expand(4, -1)), batch.tiles)
+        seen = shuffle_tiles(batch.tiles, order.expand(4, -1))
+        assert torch.equal(shuffle_tiles(seen, order.argsort().expand(4, -1)), batch.tiles)
 
 
 def test_conv1_has_stride_two_on_tiles_and_four_in_transfer(narrow_nets, photo_folder, tmp_path):

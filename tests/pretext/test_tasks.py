@@ -71,13 +71,13 @@ def test_every_task_trains_every_parameter_it_says_it_does_and_scores_itself(nam
 
 def test_tasks_stand_on_their_own_nets():
     for name, spec in (("larsson", "alexnet"), ("dahl", "colornet"), ("split-brain", "vgg16")):
-        with pytest.raises(UserError, match=f"the task {name} stands on"):
+        with pytest.raises(UserError, match=f"the task {name} requires model.name"):
             create(name, SPECS[name][0], NetSpec(spec, 3))
     with pytest.raises(UserError, match=r"model\.fc must be 0"):
         create("autoencoder", AutoencoderConfig(), NetSpec("alexnet", 3, fc=4096))
-    with pytest.raises(UserError, match="two classes or more"):
+    with pytest.raises(UserError, match="at least two classes"):
         create("labels", LabelsConfig(), NetSpec("alexnet", 3, fc=0), classes=("one",))
-    with pytest.raises(UserError, match="no pretext task 'puzzle'"):
+    with pytest.raises(UserError, match="unknown pretext task 'puzzle'"):
         find_task("puzzle")
 
 
@@ -101,7 +101,7 @@ def test_a_whole_picture_is_the_sparse_net_at_every_fourth_pixel(rgb):
         dense = net(x)
         rows, columns = torch.tensor([[0, 4, 40, 92]] * 2), torch.tensor([[0, 88, 20, 92]] * 2)
         taken = iter((rows, columns))
-        net._random = lambda side, images, device: next(taken)
+        net._random_coordinates = lambda side, images, device: next(taken)
         net.training = True  # of this module alone: the layers' statistics stay
         located = net(x)
     assert torch.equal(located.rows, rows) and located.logits.shape == (2, 64, 4)
@@ -117,17 +117,17 @@ def test_a_hypercolumn_is_every_layers_value_under_the_pixel(rgb):
         maps = net.maps(task.inputs(rgb))
         full = torch.nn.functional.interpolate(maps["conv2_1"], rgb.shape[2:], mode="bilinear")
     assert net.grid("conv2_1") == (2.0, 0.5)
-    from crosschannel.pretext.hypercolumn import _picked
+    from crosschannel.pretext.hypercolumn import _sample_points
 
     rows, columns = torch.tensor([[3, 50]] * 2), torch.tensor([[77, 0]] * 2)
-    found = _picked(maps["conv2_1"], rows, columns, net.grid("conv2_1"))
+    found = _sample_points(maps["conv2_1"], rows, columns, net.grid("conv2_1"))
     assert torch.allclose(found[:, :, 0], full[:, :, 3, 77], atol=1e-5)
     assert torch.allclose(found[:, :, 1], full[:, :, 50, 0], atol=1e-5)
 
 
 def test_locations_keep_off_the_edges_and_are_drawn_anew():
     net, _ = create("larsson", LarssonConfig(), NetSpec("vgg16", 1, fc=8))
-    drawn = net._random(352, 50, torch.device("cpu"))
+    drawn = net._random_coordinates(352, 50, torch.device("cpu"))
     assert drawn.shape == (50, 128) and drawn.min() == 96 and drawn.max() == 255  # the release: [96, 256)
     assert len(drawn.unique()) > 150
 
@@ -137,9 +137,9 @@ def test_hue_chroma_and_their_histograms_are_those_of_a_loop(rgb):
     targets = task.targets(rgb, LABELS)
     hsv = rgb2hsv(rgb[0].permute(1, 2, 0).numpy())
     chroma = hsv[:, :, 1] * hsv[:, :, 2]
-    assert torch.allclose(targets.amount[0].double(), torch.from_numpy(chroma), atol=1e-6)
+    assert torch.allclose(targets.chroma[0].double(), torch.from_numpy(chroma), atol=1e-6)
     bins = (hsv[:, :, 0] * 32).astype(int) % 32
-    apart = np.abs(targets.hue[0].numpy() - bins)
+    apart = np.abs(targets.hue_bin[0].numpy() - bins)
     assert (apart == 0).mean() > 0.95 and (np.minimum(apart, 32 - apart) <= 1).all()  # hues on a border of bins
     logits = torch.randn(2, 64, 3)
     rows, columns = torch.tensor([[0, 50, 95]] * 2), torch.tensor([[2, 60, 95]] * 2)
@@ -149,9 +149,9 @@ def test_hue_chroma_and_their_histograms_are_those_of_a_loop(rgb):
             rs = [min(max(int(rows[0, k]) + d, 0), 95) for d in range(-3, 4)]
             cs = [min(max(int(columns[0, k]) + d, 0), 95) for d in range(-3, 4)]
             places = [(r, c) for r in rs for c in cs]
-            grey, chroma = (float(maps[image, rows[0, k], columns[0, k]]) for maps in (targets.grey, targets.amount))
+            grey, chroma = (float(maps[image, rows[0, k], columns[0, k]]) for maps in (targets.grey, targets.chroma))
             total = 0.0
-            for part, which in ((slice(0, 32), targets.hue), (slice(32, 64), targets.chroma)):
+            for part, which in ((slice(0, 32), targets.hue_bin), (slice(32, 64), targets.chroma_bin)):
                 histogram = torch.zeros(32)
                 for r, c in places:
                     histogram[which[image, r, c]] += 1 / 49
