@@ -166,7 +166,7 @@ def check_run_folder(command: WrappedCommand, ranks: int) -> RunFolder | None:
         check_ranks(command.config.train, ranks)
     run = RunFolder(Path(command.config.out), getattr(command.config, "protocol", command.name), hold=False)
     if run.resuming:
-        run.check_science(command.config)
+        run.check_fixed_keys(command.config)
     return run
 
 

@@ -1,1 +1,1 @@
-"""What a command is told, where it works and what it found: config, run folder and result, written and read here."""
+"""Run folders: locks, stored configs, interrupts and results."""

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR2 and Ctrl-C set a flag; the loop acts on it at the next step boundary."""
+"""Interrupts: SIGTERM, SIGUSR2 and Ctrl-C set a flag, which the training loop checks at step boundaries."""
 
 import contextlib
 import signal
@@ -11,22 +11,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """A signal, or an interrupt on another rank, stopped the run. Progress is saved; the same command resumes it."""
+    """A signal on this or another rank stopped the run. Progress is saved, and the same command resumes it."""
 
 
 class InterruptFlag:
-    """Context manager that records a signal's name in ``name``. An ``Interrupted`` raised inside without arguments gets
-    this name. A second Ctrl-C raises KeyboardInterrupt.
+    """Context manager that stores the name of a received signal in ``name``.
+
+    An ``Interrupted`` raised in the block without arguments gets this name. A second Ctrl-C raises KeyboardInterrupt.
 
     Args:
-        last: nothing of worth follows in this process: signals that come later are ignored, so that its exit code stays
-            what it is. Otherwise they mean again what they meant before.
+        last: whether to ignore signals after the block, to preserve the exit code of a process that is about to end.
+            By default the previous handlers are restored.
     """
 
     def __init__(self, last: bool = False) -> None:
         self.name: str | None = None
         self._last = last
-        self._previous: dict[int, object] = {}
+        self._previous_handlers: dict[int, object] = {}
 
     @property
     def is_set(self) -> bool:
@@ -35,13 +36,13 @@ class InterruptFlag:
     def __enter__(self) -> "InterruptFlag":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                self._previous[number] = signal.signal(number, self._set)
+                self._previous_handlers[number] = signal.signal(number, self._set)
         return self
 
     def __exit__(self, _kind: type | None, error: BaseException | None, _trace: TracebackType | None) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, signal.SIG_IGN if self._last else handler)
-        self._previous.clear()
+        self._previous_handlers.clear()
         if isinstance(error, Interrupted) and not error.args:
             raise Interrupted(self.name or "another rank") from None
 
@@ -53,11 +54,11 @@ class InterruptFlag:
 
 @contextlib.contextmanager
 def restore_handlers() -> Iterator[None]:
-    """Put the handlers of the signals back afterwards."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """Restore the current signal handlers at the end of the block."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)

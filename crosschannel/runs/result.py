@@ -1,4 +1,4 @@
-"""What a finished run found, and how it lies in its folder: figures in ``result.json``, rows in ``predictions.npz``."""
+"""Results of finished runs: metrics in ``result.json``, rows per image in ``predictions.npz``."""
 
 import json
 import shlex
@@ -20,18 +20,18 @@ from crosschannel.stored import read_arrays, read_json
 from crosschannel.version import __version__
 
 ROWS = "predictions.npz"
-UNTRAINED = ("random:", "gaussian:", "kmeans:")  # how sources of baselines begin
-_TEXTS = ("names", "classes")  # columns of strings
-_COUNTS = "#counts"  # after the name of a ragged column: how many values each image has
+UNTRAINED = ("random:", "gaussian:", "kmeans:")  # prefixes of the sources of untrained baselines
+_TEXT_COLUMNS = ("names", "classes")
+_COUNTS_SUFFIX = "#counts"  # suffix of the array that stores the counts of a ragged column
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """A column of which images have different numbers of values, such as detections.
+    """A column with a varying number of values per image, such as detections.
 
     Attributes:
-        values: (total, …), those of the first image first.
-        counts: (n,) int64, how many each image has.
+        values: (total, …), the values of all images, in image order.
+        counts: (n,) int64, number of values per image.
     """
 
     values: np.ndarray
@@ -41,34 +41,34 @@ class Ragged:
         return len(self.counts)
 
     def __getitem__(self, images: np.ndarray) -> "Ragged":
-        """The column of some images, by index."""
+        """Select images by index."""
         starts = np.cumsum(self.counts) - self.counts
-        places = [np.arange(starts[i], starts[i] + self.counts[i]) for i in images]
-        return Ragged(self.values[np.concatenate([np.empty(0, np.int64), *places])], self.counts[images])
+        indices = [np.arange(starts[i], starts[i] + self.counts[i]) for i in images]
+        return Ragged(self.values[np.concatenate([np.empty(0, np.int64), *indices])], self.counts[images])
 
 
 Column = np.ndarray | Ragged
-# By name: "names" of the images, whatever a protocol's figures are computed from, (n, …) each; and "classes", which is
-# the one that is not by image.
+# Columns by name, (n, …) each: "names" of the images, and the values that a protocol computes its metrics from. Only
+# "classes" is not per image.
 Rows = Mapping[str, Column]
 
 
 @dataclass(repr=False)
 class Result:
-    """Figures of one run; printed, a small table of them.
+    """Result of a run; prints as a table of its metrics.
 
     Attributes:
-        protocol: such as "linear-probe".
-        backbone: its source.
-        data: what it was measured on.
-        config: the whole, as in ``config.yaml``.
-        seed: of the run.
-        n: images that the metrics are over.
-        version: of crosschannel.
-        metrics: a flat map of fractions, such as ``conv5/top1``.
-        science: the keys that tell runs apart besides backbone, data and seed, by dotted name; None in files of
-            versions that did not write them.
-        rows: columns by name: ``names`` of the n images, and what the figures are computed from (see
+        protocol: name of the protocol, such as "linear-probe".
+        backbone: source of the backbone.
+        data: source of the images, as passed to ``--data``.
+        config: complete config, as in ``config.yaml``.
+        seed: random seed of the run.
+        n: number of images that the metrics are computed on.
+        version: version of crosschannel.
+        metrics: values by name, such as ``conv5/top1``; accuracies are fractions.
+        science: config values that distinguish runs, by dotted name, except backbone, data and seed; None in results
+            of versions that did not store them.
+        rows: columns by name: ``names`` of the n images, and the values that the metrics are computed from (see
             :data:`Rows`).
     """
 
@@ -84,7 +84,7 @@ class Result:
     rows: dict[str, Column] = field(default_factory=dict, compare=False, metadata={"stored": False})
 
     def __repr__(self) -> str:
-        """The metrics, less those by class: ``conv5/top1`` in row conv5, column top1."""
+        """Format the metrics, except those per class, as a table: ``conv5/top1`` is in row conv5, column top1."""
         cells: dict[str, dict[str, str]] = {}
         classes = {str(name) for name in self.rows.get("classes", ())}
         for name, value in self.metrics.items():
@@ -92,27 +92,32 @@ class Result:
                 row, _, column = name.partition("/") if "/" in name else ("", "", name)
                 cells.setdefault(row, {})[column] = f"{value:.4g}"
         columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-        shown = {row: [found.get(column, "") for column in columns] for row, found in cells.items()}
-        return f"{self.protocol} of {self.backbone} on {self.data}, {self.n} images\n" + as_text(shown, ["", *columns])
+        table = {row: [values.get(column, "") for column in columns] for row, values in cells.items()}
+        return f"{self.protocol} of {self.backbone} on {self.data}, {self.n} images\n" + as_text(table, ["", *columns])
 
 
 def finish(
     run: RunFolder, config: Any, backbone: str, data: str, n: int, metrics: dict[str, float], rows: Rows | None = None
 ) -> Result:
-    """Write ``predictions.npz``, if there are rows, and ``result.json``, which marks the run as finished; return them.
+    """Write ``predictions.npz`` (if there are rows) and ``result.json``, which marks the run as finished.
 
     Args:
-        run: held, its config written.
-        config: of the run; has a seed.
-        backbone: its source.
-        data: what it was measured on.
-        n: images that the metrics are over.
-        metrics: a flat map of figures.
-        rows: a row per image.
+        run: locked run folder, with its config written.
+        config: config of the run; has a ``seed``.
+        backbone: source of the backbone.
+        data: source of the images.
+        n: number of images that the metrics are computed on.
+        metrics: metrics by name.
+        rows: columns with one row per image; see :data:`Rows`.
+
+    Returns:
+        the result, with its rows.
     """
-    columns = {name: one if isinstance(one, Ragged) else np.asarray(one) for name, one in (rows or {}).items()}
+    columns = {
+        name: column if isinstance(column, Ragged) else np.asarray(column) for name, column in (rows or {}).items()
+    }
     if columns:
-        _check_lengths(columns, n, f"the rows of {run.path}")
+        _check_lengths(columns, n, f"the predictions of {run.path}")
         save_rows(run.path, columns)
     stored = run.stored_config()
     result = {
@@ -132,11 +137,11 @@ def finish(
 
 
 def save_rows(run: Path, rows: Rows) -> None:
-    """Write ``predictions.npz`` at once or not at all."""
+    """Write ``predictions.npz`` atomically."""
     arrays: dict[str, np.ndarray] = {}
     for name, column in rows.items():
         if isinstance(column, Ragged):
-            arrays |= {name: column.values, name + _COUNTS: column.counts}
+            arrays |= {name: column.values, name + _COUNTS_SUFFIX: column.counts}
         else:
             arrays[name] = np.asarray(column)
     with atomic_write(run / ROWS) as part, part.open("wb") as file:
@@ -144,23 +149,23 @@ def save_rows(run: Path, rows: Rows) -> None:
 
 
 def load_rows(run: Path, n: int) -> dict[str, Column]:
-    """What :func:`save_rows` wrote; empty where there is nothing.
+    """Read the rows that :func:`save_rows` wrote; empty if the run stored none.
 
     Raises:
-        UserError: it is damaged, or has no row for each of ``n`` images.
+        UserError: the file is damaged, or does not have one row for each of the ``n`` images.
     """
     path = run / ROWS
     arrays = read_arrays(path) if path.is_file() else {}
     rows: dict[str, Column] = {}
     for name, array in arrays.items():
-        is_text = name in _TEXTS
+        is_text = name in _TEXT_COLUMNS
         if array.dtype.kind not in ("U" if is_text else "biuf") or (array.ndim != 1 if is_text else array.ndim < 1):
             kind = "a list of strings" if is_text else "numbers, one row per image"
             raise UserError(f"{path} is damaged: {name} is {array.dtype} of shape {array.shape}, not {kind}")
-        counts = arrays.get(name + _COUNTS)
-        if counts is not None and not _counts_rows(counts, array):
-            raise UserError(f"{path} is damaged: the rows of {name} are not those that it counts")
-        if not name.endswith(_COUNTS):
+        counts = arrays.get(name + _COUNTS_SUFFIX)
+        if counts is not None and not _counts_match(counts, array):
+            raise UserError(f"{path} is damaged: the counts of {name} do not match its values")
+        if not name.endswith(_COUNTS_SUFFIX):
             rows[name] = array if counts is None else Ragged(array, counts.astype(np.int64))
     if rows:
         _check_lengths(rows, n, f"{path} is damaged: it")
@@ -170,18 +175,18 @@ def load_rows(run: Path, n: int) -> dict[str, Column]:
 def _check_lengths(rows: Rows, n: int, source: str) -> None:
     lengths = {len(column) for name, column in rows.items() if name != "classes"}
     if "names" not in rows or lengths != {n}:
-        raise UserError(f"{source} does not hold a row for each of the {n} images")
+        raise UserError(f"{source} must have a row for each of the {n} images")
 
 
-def _counts_rows(counts: np.ndarray, values: np.ndarray) -> bool:
+def _counts_match(counts: np.ndarray, values: np.ndarray) -> bool:
     return counts.dtype.kind in "iu" and counts.ndim == 1 and (counts >= 0).all() and counts.sum() == len(values)
 
 
 def read_result(run: Path) -> Result:
-    """The figures of a finished run folder, without its rows.
+    """Read the result of a finished run, without its rows.
 
     Raises:
-        UserError: there are none, or they are damaged.
+        UserError: ``result.json`` is missing or damaged.
     """
     path = run / "result.json"
     if not path.is_file():
@@ -190,41 +195,44 @@ def read_result(run: Path) -> Result:
 
 
 def load_result(run: Path | str) -> Result:
-    """The result of a finished run folder, with its rows.
+    """Load the result of a finished run, with its rows.
+
+    Args:
+        run: the run folder.
 
     Raises:
-        UserError: no such folder, not finished, or damaged.
+        UserError: the folder does not exist, the run has not finished, or a file is damaged.
     """
     path = user_path(run)
     if not path.is_dir():
-        raise UserError(f"no run folder {str(run)!r}")
+        raise UserError(f"the run folder {str(run)!r} does not exist")
     result = read_result(path)
     return replace(result, rows=load_rows(path, result.n))
 
 
 def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Result]]:
-    """The results of run folders; those that have none (yet) are named and left out.
+    """Load the results of run folders; those without a result are skipped with a message.
 
     Raises:
-        UserError: a path is not there, a result is damaged, or none is finished.
+        UserError: a path does not exist, a result is damaged, or no run has finished.
     """
-    found, without = [], []
+    results, problems = [], []
     for path in map(user_path, paths):
         if not path.exists():
-            raise UserError(f"no run folder {str(path)!r}")
+            raise UserError(f"the run folder {str(path)!r} does not exist")
         if (path / "result.json").is_file():
-            found.append((path, load_result(path)))
+            results.append((path, load_result(path)))
         else:
-            without.append(missing_file(path, "result.json"))
-    if without and not found:
-        raise UserError(without[0])
-    for words in without:
-        console.print(f"left out: {words}")
-    return found
+            problems.append(missing_file(path, "result.json"))
+    if problems and not results:
+        raise UserError(problems[0])
+    for problem in problems:
+        console.print(f"skipped: {problem}")
+    return results
 
 
 def missing_file(run: Path, name: str) -> str:
-    """Explain in one sentence why a path lacks a file that a finished run has, and name the remedy."""
+    """Explain why a path lacks a file that finished runs have, and how to remedy it."""
     if not run.is_dir():
         return f"{run} is not a run folder: it {'is a file' if run.exists() else 'does not exist'}"
     if not is_run_folder(run):
@@ -238,6 +246,6 @@ def missing_file(run: Path, name: str) -> str:
     return f"{run} has no {name}: the run has not finished; `{resume}` resumes it"
 
 
-def write_provenance(run: RunFolder, input: Any, described: dict[str, Any]) -> None:
-    """Write ``backbone.json``: what a measured backbone is fed, and where its weights come from."""
-    run.write("backbone.json", json.dumps({"input": asdict(input), **described}, indent=2) + "\n")
+def write_provenance(run: RunFolder, input: Any, provenance: dict[str, Any]) -> None:
+    """Write ``backbone.json``: input spec and provenance of the evaluated backbone."""
+    run.write("backbone.json", json.dumps({"input": asdict(input), **provenance}, indent=2) + "\n")

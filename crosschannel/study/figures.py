@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from crosschannel.runs.resampling import resampled
+from crosschannel.runs.resampling import bootstrap_weights
 from crosschannel.study.config import Test
 
 SHOWN_MS, TOLERANCE_MS = 1000, 34  # how long a picture is to be there, and how far off that may be
@@ -142,7 +142,7 @@ def resampled_rates(fooled: np.ndarray, pairs: np.ndarray, resamples: int, seed:
     """
     generator, share = np.random.default_rng((seed, 1)), fooled / pairs
     parts = []
-    for weights in resampled(len(pairs), resamples, seed):
+    for weights in bootstrap_weights(len(pairs), resamples, seed):
         counts = weights.astype(np.int64) * pairs
         parts.append(generator.binomial(counts, share).sum(1) / counts.sum(1))
     return np.concatenate(parts)

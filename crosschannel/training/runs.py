@@ -26,7 +26,7 @@ def open_run(
         nonlocal run
         run = RunFolder(path, command, flag=flag)
         if run.resuming:
-            run.check_science(config)
+            run.check_fixed_keys(config)
 
     with flag or InterruptFlag() as flag:
         try:

@@ -113,8 +113,8 @@ def test_another_size_after_one_that_does_not_fit(code, photo_folder, capsys):
     assert transfer(["report", *map(str, sorted(Path("runs").iterdir())), "--out=page"]) == 0
     said = capsys.readouterr().err
     resume = "`transfer knn --config runs/begun/config.yaml --out runs/begun` resumes it"
-    assert f"left out: runs/begun has no result.json: the run has not finished; {resume}" in said
-    assert "left out: runs/notes.txt is not a run folder: it is a file" in said
+    assert f"skipped: runs/begun has no result.json: the run has not finished; {resume}" in said
+    assert "skipped: runs/notes.txt is not a run folder: it is a file" in said
     assert transfer(["compare", "runs/a", "runs/begun"]) == 2
     assert "two run folders that have finished, got 1" in capsys.readouterr().err
     assert transfer(["report", "runs/begun", "--out=other"]) == 2 and not Path("other").exists()

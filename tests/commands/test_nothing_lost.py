@@ -375,7 +375,7 @@ def test_a_file_that_has_changed_since_the_run_was_begun_is_refused(small, finis
         if not finished:
             (out / "result.json").unlink()
         other(path)
-        assert main(words) == 2 and "is not what it was when" in capsys.readouterr().err
+        assert main(words) == 2 and "has changed since" in capsys.readouterr().err
         shutil.copy(tmp_path / "copy", path)
     assert main(words) == 0
     (out / "result.json").unlink()

@@ -144,7 +144,7 @@ def probe(tmp_path) -> Path:
 def open_run(path: Path, config) -> None:
     run = RunFolder(path, "pretrain", hold=False)
     if run.resuming:
-        run.check_science(config)
+        run.check_fixed_keys(config)
         run.check_files({"objective.prior": Path(__file__)})
         run.is_done("x")
 

@@ -43,19 +43,19 @@ def test_the_config_file_is_complete_and_plain_yaml(tmp_path):
 
 def test_another_science_key_is_refused_with_the_difference(tmp_path):
     run = begin(tmp_path / "run")
-    run.check_science(Config())
-    run.check_science(Config(data="elsewhere", runtime=RuntimeConfig(workers=7)))
-    with pytest.raises(UserError, match=r"optim\.lr was 0\.001 and is now 0\.5.*; give another --out"):
-        run.check_science(Config(optim=OptimConfig(lr=0.5)))
+    run.check_fixed_keys(Config())
+    run.check_fixed_keys(Config(data="elsewhere", runtime=RuntimeConfig(workers=7)))
+    with pytest.raises(UserError, match=r"optim\.lr was 0\.001 and is now 0\.5.*; choose another --out"):
+        run.check_fixed_keys(Config(optim=OptimConfig(lr=0.5)))
 
 
 def test_a_key_that_an_older_file_lacks_is_no_difference(tmp_path):
     run = begin(tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("  clip: 0.0\n", ""))
-    run.check_science(Config())  # what such a run did is what the key's default does
+    run.check_fixed_keys(Config())  # what such a run did is what the key's default does
     with pytest.raises(UserError, match=r"optim\.clip was 0\.0 and is now 3\.0"):
-        run.check_science(Config(optim=OptimConfig(clip=3.0)))
+        run.check_fixed_keys(Config(optim=OptimConfig(clip=3.0)))
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.yaml"])

@@ -225,7 +225,7 @@ def test_a_finished_run_does_not_answer_for_other_images(small, finished_probe, 
     assert main([*small, f"--data={other}", f"--out={out}"]) == 0  # the same images elsewhere
     next((other / "val" / "class0").iterdir()).unlink()
     assert main([*small, f"--data={other}", f"--out={out}"]) == 2
-    assert "was begun on other images" in capsys.readouterr().err
+    assert "was started on other images" in capsys.readouterr().err
     (out / "images.json").unlink()  # as a run of an older version
     assert main([*small, f"--out={out}"]) == 0
     assert main([*small, f"--data={other}", f"--out={out}"]) == 2
@@ -283,7 +283,7 @@ BAD = [
     ("compare of one run", "compare {run}", "two run folders"),
     ("compare with a seed below 0", "compare {run} {run} --seed -1", "seed must be at least 0"),
     ("a result that was cut off", "report {tmp}/cut --out {tmp}/o", "damaged"),
-    ("compare with nothing", "compare {run} {tmp}/gone", "no run folder"),
+    ("compare with nothing", "compare {run} {tmp}/gone", "does not exist"),
     ("report of a folder that is no run", "report {tmp}/empty --out {tmp}/o", "it is not a run folder"),
     ("report of a damaged run", "report {tmp}/damaged --out {tmp}/o", "damaged"),
     ("report into a file", "report {run} --out {tmp}/text.safetensors", "is a file"),

@@ -214,7 +214,7 @@ def test_weights_that_have_changed_since_are_refused(voc, runs, photo_folder, tm
     assert load_predictor(tmp_path / "run")(data).scores
     weights.unlink()
     save(weights, "random:alexnet,fc=0,size=64,resize=72,seed=2")
-    with pytest.raises(UserError, match=r"trunk\.safetensors .* is not what it was"):
+    with pytest.raises(UserError, match=r"trunk\.safetensors .* has changed since"):
         load_predictor(tmp_path / "run")
 
 

@@ -88,8 +88,8 @@ def test_test_crops_are_the_same_in_every_run_and_differ_within_an_image(photo_f
 @pytest.mark.parametrize(
     ("rows", "figure", "words"),
     [
-        ({"names": ["a"]}, 1.0, "does not hold a row for each of the 20 images"),
-        ({"x": np.zeros(20)}, 1.0, "does not hold a row for each of the 20 images"),
+        ({"names": ["a"]}, 1.0, "must have a row for each of the 20 images"),
+        ({"x": np.zeros(20)}, 1.0, "must have a row for each of the 20 images"),
         ({"names": [str(i) for i in range(20)]}, np.float32(0.5), ""),
     ],
 )

@@ -13,7 +13,7 @@ REFUSED = [
     ("transfer", "report {run} --out {own}/w.txt", "is a file"),
     ("transfer", "report {run} --out {run}", "{run}"),
     ("transfer", "report {own} --out new/deep", "it is not a run folder"),
-    ("transfer", "report gone --out new", "no run folder"),
+    ("transfer", "report gone --out new", "the run folder 'gone' does not exist"),
     ("transfer", "compare {run} {own}", "two run folders that have finished"),
     ("transfer", "knn --backbone gone.pth --data {photos} --out new/deep", "no source"),
     ("transfer", "knn --backbone {net} --data gone --out new", "gone"),
