@@ -1,4 +1,4 @@
-"""Figures and pages of runs."""
+"""Report pages and plots of runs."""
 
 from crosschannel.report.curve import validation_curve
 from crosschannel.report.filters import filter_picture

@@ -1,4 +1,4 @@
-"""A report page: headings, text, tables and figures, written once as Markdown, HTML and LaTeX tables."""
+"""Report pages of headings, text, tables and figures, written as Markdown, HTML and LaTeX tables."""
 
 import base64
 import re
@@ -30,13 +30,13 @@ pre { background: #f5f7fa; padding: .8rem; overflow-x: auto; font-size: .85rem; 
 
 @dataclass
 class Table:
-    """Cells as text; the first column is a label.
+    """A table of text cells; the first column holds row labels.
 
     Attributes:
-        caption: above it.
-        head: column names.
-        rows: cells.
-        published: how many of the first rows are other people's figures; they are set apart.
+        caption: caption above the table.
+        head: column titles.
+        rows: cells, row by row.
+        published: number of leading rows with published results, which are set apart.
     """
 
     caption: str
@@ -62,7 +62,7 @@ class Table:
         return f'<p class="caption">{caption}</p><div class="scroll"><table aria-label="{caption}">{rows}</table></div>'
 
     def latex(self) -> str:
-        """A booktabs table."""
+        """Format a table for the LaTeX package booktabs."""
         rows = [" & ".join(map(latex_escape, row)) + r" \\" for row in self.rows]
         if 0 < self.published < len(rows):
             rows.insert(self.published, r"\midrule")
@@ -77,6 +77,8 @@ class Table:
 
 @dataclass
 class Heading:
+    """A section heading."""
+
     text: str
     level: int = 2
 
@@ -89,7 +91,7 @@ class Heading:
 
 @dataclass
 class Text:
-    """A paragraph; what stands in backticks is code."""
+    """A paragraph; text in backticks is set as code."""
 
     text: str
 
@@ -103,12 +105,12 @@ class Text:
 
 @dataclass
 class Figure:
-    """A picture beside the page; the HTML carries it inside.
+    """A picture file next to the page; the HTML page embeds it.
 
     Attributes:
-        path: where it is, or is going to be.
-        caption: below it.
-        draw: makes it with what opens its file; None where it is there.
+        path: path of the picture.
+        caption: caption below the picture.
+        draw: function that writes the picture, given a :data:`~crosschannel.files.Writer`; None if the file exists.
     """
 
     path: Path
@@ -126,7 +128,7 @@ class Figure:
 
 
 def copied(picture: Path, path: Path, caption: str) -> Figure:
-    """A picture that is there, to be copied beside the page."""
+    """Create a figure by copying an existing picture to ``path``."""
 
     def copy(write: Writer) -> None:
         with write(path) as part:
@@ -137,7 +139,7 @@ def copied(picture: Path, path: Path, caption: str) -> Figure:
 
 @dataclass
 class Listing:
-    """Text as it is, folded away under a line."""
+    """Preformatted text in a collapsed block below a summary line."""
 
     summary: str
     text: str
@@ -165,15 +167,18 @@ class Page:
         self.blocks += blocks
 
     def files(self, folder: Path) -> list[Path]:
-        """What it writes there: its figures, and the files of ``FILES``."""
+        """Return the paths that :meth:`write` writes: the figures, and ``FILES`` in the folder."""
         return [*(block.path for block in self.blocks if isinstance(block, Figure)), *(folder / name for name in FILES)]
 
     def write(self, folder: Path, write: Writer = atomic_write) -> list[Path]:
-        """Draw the figures and write the files of ``FILES``.
+        """Draw the figures and write ``FILES``.
 
         Args:
-            folder: where they go.
-            write: what opens them.
+            folder: output folder.
+            write: context manager that opens an output file.
+
+        Returns:
+            the paths of ``FILES``.
         """
         for block in self.blocks:
             if isinstance(block, Figure) and block.draw:
@@ -188,7 +193,7 @@ class Page:
         )
         tables = [block.latex() for block in self.blocks if isinstance(block, Table)]
         markdowns = "\n".join(block.markdown() for block in blocks)
-        texts = (markdowns, html, "% needs \\usepackage{booktabs}\n" + "\n".join(tables))
+        texts = (markdowns, html, "% requires \\usepackage{booktabs}\n" + "\n".join(tables))
         for name, text in zip(FILES, texts, strict=True):
             with write(folder / name) as part:
                 part.write_text(escape_control(text), encoding="utf-8")
@@ -196,17 +201,18 @@ class Page:
 
 
 def markdown(text: object) -> str:
-    """Escape text for one line of Markdown, so that it is no HTML, link, image or reference and ends no table cell.
+    """Escape text for one line of Markdown, so that it cannot form HTML, links, images, references or table cells.
 
-    Brackets become entities because a preceding backslash would undo an escape.
+    Brackets become entities, because a backslash in front of an escape would undo it.
     """
     line = " ".join(escape_control(text).split())
     line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
     line = re.sub(r"\](?=\s*[(\[:])", "&#93;", line)
-    return re.sub(r"(\\*)\|", r"\1\1\\|", line)  # double preceding backslashes, which would undo ours
+    return re.sub(r"(\\*)\|", r"\1\1\\|", line)  # double preceding backslashes, which would undo the escape
 
 
 def latex_escape(text: str) -> str:
+    """Escape the special characters of LaTeX."""
     special = {
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--",

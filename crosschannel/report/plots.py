@@ -1,4 +1,4 @@
-"""Accuracy by layer, as in the paper's Fig. 7."""
+"""Plots of accuracy by layer, as in the paper's Fig. 7."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,53 +18,54 @@ def accuracy_by_layer(
     out: Path,
     layers: Sequence[str],
     measured: Mapping[str, Curve],
-    what: str,
+    ylabel: str,
     published: Mapping[str, Curve] | None = None,
-    published_what: str = "",
+    published_ylabel: str = "",
     write: Writer = atomic_write,
 ) -> Path:
-    """Plot measured curves solid and published ones dotted.
+    """Plot accuracy by layer: measured curves solid, published curves dotted.
 
     Args:
-        out: a PNG.
-        layers: along the axis; a curve may lack some of them.
-        measured: curves by label.
-        what: the measured axis' words; a line break keeps them short.
-        published: other people's curves by label, over some or all of the layers.
-        published_what: where they are not comparable with the measured ones, the words of an axis of their own
-            beside; empty draws all on one.
-        write: what opens the file.
+        out: the PNG to write.
+        layers: layers on the x axis; curves may lack some of them.
+        measured: measured curves by label.
+        ylabel: title of the y axis; may contain a line break.
+        published: published curves by label, over some or all of the layers.
+        published_ylabel: title of the y axis of a second panel, for published curves that are not comparable with the
+            measured ones. Empty: a single panel for all curves.
+        write: context manager that opens the output file.
 
     Returns:
         ``out``.
     """
     from matplotlib.figure import Figure
 
-    apart = bool(published and published_what)
-    figure = Figure(figsize=(11 if apart else 7.5, 5), layout="constrained")
-    panels = figure.subplots(1, 2) if apart else [figure.subplots()]
-    _draw(panels[0], measured, COLOURS, "-", _places(layers))
-    panels[0].set_ylabel(what)
+    two_panels = bool(published and published_ylabel)
+    figure = Figure(figsize=(11 if two_panels else 7.5, 5), layout="constrained")
+    panels = figure.subplots(1, 2) if two_panels else [figure.subplots()]
+    _draw(panels[0], measured, COLOURS, "-", _layer_positions(layers))
+    panels[0].set_ylabel(ylabel)
     if published:
-        theirs = [layer for layer in layers if any(layer in curve for curve in published.values())]
-        _draw(panels[-1], published, _MUTED, ":", _places(theirs if apart else layers))
-    if apart:
-        panels[1].set_ylabel(published_what)
-    for axes, shown in zip(panels, (layers, theirs) if apart else (layers,), strict=True):
-        turned = len(shown) > 8
-        axes.set_xticks(range(len(shown)), shown, rotation=45 if turned else 0)
-        _finish(axes, -0.17 if turned else -0.1)
-    return _saved(figure, out, write)
+        published_layers = [layer for layer in layers if any(layer in curve for curve in published.values())]
+        _draw(panels[-1], published, _MUTED, ":", _layer_positions(published_layers if two_panels else layers))
+    if two_panels:
+        panels[1].set_ylabel(published_ylabel)
+    for axes, ticks in zip(panels, (layers, published_layers) if two_panels else (layers,), strict=True):
+        is_rotated = len(ticks) > 8
+        axes.set_xticks(range(len(ticks)), ticks, rotation=45 if is_rotated else 0)
+        axes.set_xlabel("Layer")
+        _style(axes, -0.3 if is_rotated else -0.15)
+    return _save(figure, out, write)
 
 
-def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], what: str, write: Writer = atomic_write) -> Path:
-    """Plot curves of nets whose layers are called differently: each net's from 0, the first, to 1, the last.
+def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], ylabel: str, write: Writer = atomic_write) -> Path:
+    """Plot accuracy by relative depth, for nets whose layers differ: 0 is the first layer of a curve, 1 the last.
 
     Args:
-        out: a PNG.
-        measured: curves by label, their layers in order.
-        what: the words of the upright axis.
-        write: what opens the file.
+        out: the PNG to write.
+        measured: curves by label, each with its layers in order.
+        ylabel: title of the y axis.
+        write: context manager that opens the output file.
 
     Returns:
         ``out``.
@@ -74,29 +75,29 @@ def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], what: str, write
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
     _draw(axes, measured, COLOURS, "-", lambda curve: {k: i / max(1, len(curve) - 1) for i, k in enumerate(curve)})
-    axes.set_xlabel("relative depth: a layer's place among those measured")
-    axes.set_ylabel(what)
-    _finish(axes, -0.15)
-    return _saved(figure, out, write)
+    axes.set_xlabel("Relative depth (0: first measured layer, 1: last)")
+    axes.set_ylabel(ylabel)
+    _style(axes, -0.15)
+    return _save(figure, out, write)
 
 
-def _places(layers: Sequence[str]) -> Callable[[Curve], Mapping[str, float]]:
-    """Each layer at its number among all."""
-    return lambda curve: {layer: place for place, layer in enumerate(layers) if layer in curve}
+def _layer_positions(layers: Sequence[str]) -> Callable[[Curve], Mapping[str, float]]:
+    """Return a function that maps the layers of a curve to their indices in ``layers``."""
+    return lambda curve: {layer: index for index, layer in enumerate(layers) if layer in curve}
 
 
-def _saved(figure, out: Path, write: Writer) -> Path:
+def _save(figure, out: Path, write: Writer) -> Path:
     with write(out) as part:
         figure.savefig(part, dpi=130, format="png")
     return out
 
 
-def _finish(axes, below: float) -> None:
+def _style(axes, legend_y: float) -> None:
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e4e7eb")
     columns = 2 if len(axes.lines) > 5 else 1
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncol=columns)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, legend_y), ncol=columns)
 
 
 def _draw(
@@ -104,18 +105,18 @@ def _draw(
     curves: Mapping[str, Curve],
     colours: Sequence[str],
     style: str,
-    placed: Callable[[Curve], Mapping[str, float]],
+    positions_of: Callable[[Curve], Mapping[str, float]],
 ) -> None:
-    """Curves where ``placed`` has their layers."""
+    """Draw curves with bands of ± 1 std; ``positions_of`` maps the layers of a curve to x positions."""
     for i, (label, curve) in enumerate(curves.items()):
-        found = placed(curve)
-        if not found:
+        positions = positions_of(curve)
+        if not positions:
             continue
-        places = list(found.values())
-        means, spreads = zip(*(curve[layer] for layer in found), strict=True)
+        x = list(positions.values())
+        means, stds = zip(*(curve[layer] for layer in positions), strict=True)
         colour = colours[i % len(colours)]
         axes.plot(
-            places,
+            x,
             means,
             style,
             color=colour,
@@ -123,6 +124,6 @@ def _draw(
             marker="o" if style == "-" else ".",
             markersize=4,
         )
-        if any(spreads):
-            low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
-            axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+        if any(stds):
+            low, high = ([mean + sign * std for mean, std in zip(means, stds, strict=True)] for sign in (-1, 1))
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)

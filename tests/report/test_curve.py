@@ -18,5 +18,6 @@ def test_it_shows_every_row_of_the_log(tmp_path, monkeypatch):
     losses, figures = (
         {line.get_label(): tuple(map(tuple, line.get_xydata())) for line in axes.lines} for axes in drawn[0].axes
     )
-    assert losses == {"train/loss": ((2, 3.0), (4, 2.5)), "val/loss": ((4, 2.75),)}
-    assert figures["val/kl_share"] == ((4, 0.9),) and [y for _, y in figures["best constant"]] == pytest.approx([1, 1])
+    assert losses == {"Training": ((2, 3.0), (4, 2.5)), "Validation": ((4, 2.75),)}
+    assert figures["Validation"] == ((4, 0.9),)
+    assert [y for _, y in figures["Baseline: best constant"]] == pytest.approx([1, 1])

@@ -51,5 +51,5 @@ def test_rgb_filters_are_shown_as_they_are():
 
 
 def test_nets_without_such_a_layer_are_refused():
-    with pytest.raises(UserError, match="make a picture"):
+    with pytest.raises(UserError, match="cannot draw filters"):
         filter_picture(Backbone(ModuleNet(nn.Sequential(nn.Linear(3, 3))), InputSpec("rgb")))
