@@ -1,1 +1,1 @@
-"""How good colourings are: the paper's Table 1 of any nets that colour, and of its baselines."""
+"""Evaluation of colorization methods, as in the paper's Table 1."""

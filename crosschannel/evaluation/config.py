@@ -1,4 +1,4 @@
-"""The keys of `crosschannel evaluate`, and how a method is written. No torch here: help is quick."""
+"""Config of `crosschannel evaluate`, and parsing of its methods. Does not import torch, to keep ``--help`` fast."""
 
 import re
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from crosschannel.config.types import RUNTIME, Count, Data, File, Out, Source, T
 from crosschannel.errors import UserError
 
 BASELINES = ("grey", "random", "truth")
-OWN = "own"  # the prior of the evaluated images
+OWN = "own"  # value of ``prior``: the colours of the evaluated images
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method as it is typed: ``[NAME=]SOURCE[,temperature=T]``, or a baseline.
+    """A colorization method as typed: ``[NAME=]SOURCE[,temperature=T]``, or a baseline.
 
     Attributes:
-        name: what its figures are called by.
-        source: of its net; a baseline's own name.
-        temperature: of the annealed mean; None takes the net's own decode.
+        name: prefix of the method's metrics.
+        source: source of the net, or name of the baseline.
+        temperature: temperature of the annealed mean; None: the default of the net's decoder.
     """
 
     name: str
@@ -38,90 +38,90 @@ class Method:
 
 
 def parse_method(text: str) -> Method:
-    """Read a method.
+    """Parse a method.
 
     Raises:
-        UserError: it names nothing, or its temperature is no number above 0.
+        UserError: the source is empty, or the temperature is not a number above 0.
     """
-    named = re.fullmatch(r"([A-Za-z0-9][\w.+-]*)=(.*)", text, re.DOTALL)
-    name, source = named.groups() if named else ("", text)
-    source, comma, heat = source.partition(",temperature=")
-    heat, _, rest = heat.partition(",")
-    source += f",{rest}" if rest else ""
+    match = re.fullmatch(r"([A-Za-z0-9][\w.+-]*)=(.*)", text, re.DOTALL)
+    name, source = match.groups() if match else ("", text)
+    source, separator, value = source.partition(",temperature=")
+    value, _, options = value.partition(",")
+    source += f",{options}" if options else ""
     temperature = None
-    if comma:
+    if separator:
         try:
-            temperature = float(heat)
+            temperature = float(value)
         except ValueError:
             temperature = 0.0
         if not 0 < temperature <= 1e9:
-            raise UserError(f"the method {text!r} needs a temperature above 0, got {heat!r}")
+            raise UserError(f"the method {text!r} needs a temperature above 0, got {value!r}")
     if not source:
-        raise UserError(f"the method {text!r} names no source")
-    plain = source.partition(",")[0].rstrip("/")
-    name = name or re.sub(r"[^\w.+-]", "-", Path(plain.rpartition(":")[2]).name or "net")
+        raise UserError(f"the method {text!r} has no source")
+    path = source.partition(",")[0].rstrip("/")
+    name = name or re.sub(r"[^\w.+-]", "-", Path(path.rpartition(":")[2]).name or "net")
     return Method(name, source, temperature)
 
 
 def parse_methods(texts: list[str]) -> list[Method]:
-    """Read all methods of a command.
+    """Parse all methods of a command.
 
     Raises:
-        UserError: none, or two of one name.
+        UserError: there are no methods, or their names are not unique.
     """
     if not texts:
-        raise UserError("no methods: give sources of nets that colour, or baselines such as grey and random")
+        raise UserError("no methods; pass sources of colorization nets, or baselines such as grey and random")
     methods = [parse_method(text) for text in texts]
     names = [method.name for method in methods]
-    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    require(twice is None, "two methods have one name; write them as NAME=SOURCE", twice)
+    duplicate = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    require(duplicate is None, "names of methods must be unique (use NAME=SOURCE)", duplicate)
     return methods
 
 
 def source_of(text: str) -> str:
-    """The source that a method names; empty for a baseline."""
+    """Return the source of a method; empty for a baseline."""
     method = parse_method(text)
     return "" if method.is_baseline else method.source
 
 
 @dataclass
 class EvaluateConfig(CommandConfig):
-    """Score colourings: Table 1 of any nets that colour, beside grey, random colours and the truth."""
+    """Evaluate colorization methods as in the paper's Table 1, with grey, random and true colours as baselines."""
 
     data: Annotated[Text, Data()]
-    """a folder of colour images, tar shards, builtin:sample or torchvision:imagenette; all of its val/, where it has
-    one, else all of it"""
+    """folder of colour images, tar shards, builtin:sample or torchvision:imagenette; uses the images in val/ if there
+    are any, else all images"""
     methods: Annotated[list[str], Source("colorizer", source_of)] = field(default_factory=lambda: list(BASELINES))
-    """nets that colour, as [NAME=]SOURCE[,temperature=T], and the baselines grey, random and truth"""
+    """colorization nets, as [NAME=]SOURCE[,temperature=T], and any of the baselines grey, random and truth"""
     out: Annotated[Out | None, RUNTIME] = None
     """run folder; default runs/evaluate-DATA-SEED"""
     random_from: Annotated[Text | None, Data()] = None
-    """images that the baseline random copies colours from; default other images of --data"""
+    """images whose colours the baseline random copies; default other images of --data"""
     prior: Annotated[Text, File(packaged=(OWN,))] = OWN
-    """what rebalances: own, the evaluated images' own colours (every bin counts the same), or a file written by
-    `crosschannel prior`"""
+    """colour distribution that rebalanced AuC corrects for: own, that of the evaluated images (every bin counts the
+    same), or a file written by `crosschannel prior`"""
     classifier: Annotated[Text | None, Source("classifier")] = None
-    """a net whose top-1 on the coloured pictures is scored (semantic interpretability): a run of the task labels,
-    timm:NAME or torchvision:NAME; classes are the folders of --data"""
+    """classifier whose top-1 accuracy on the coloured images is reported (semantic interpretability): a run of the
+    task labels, timm:NAME or torchvision:NAME; its classes are matched to the folders of --data"""
     lpips: Annotated[Text | None, Source()] = None
-    """torchvision:alexnet or torchvision:vgg16: report LPIPS on its features"""
+    """net for LPIPS, torchvision:alexnet or torchvision:vgg16; default: LPIPS is not computed"""
     realism: Annotated[Text | None, File()] = None
-    """fooled.csv of a `crosschannel study report`: how many people the methods fooled, for the table"""
+    """fooled.csv of a `crosschannel study report`; adds the percentage of people fooled by each method to the table"""
     size: Annotated[int, Interval(ge=16, le=2048)] = 256
-    """images are reduced to this short side and cropped to its centre square"""
+    """side of the images, in pixels: their short side is resized to it, and the centre square is cropped"""
     limit: Annotated[int, Ge(0)] = 0
-    """score so many images, chosen at random; 0 takes all"""
+    """number of images to evaluate, chosen at random; 0 for all"""
     upsample: Literal["bilinear", "edges"] = "bilinear"
-    """how predictions reach every pixel: bilinear, as in the paper, or edges, as `crosschannel colorize` does"""
+    """upsampling of predictions to all pixels: bilinear, as in the paper, or edges, as in `crosschannel colorize`"""
     gamut: Literal["map", "clip"] = "map"
-    """colours that sRGB cannot show in the pictures that are judged: map moves them towards grey, clip clips channels;
-    AuC is of ab as predicted"""
+    """treatment of colours outside sRGB in the coloured images: map moves them towards grey, clip clips RGB channels;
+    AuC is computed from ab as predicted"""
     resamples: Annotated[int, Interval(ge=1, le=100000)] = 1000
-    """of the bootstrap of the page's intervals"""
+    """number of bootstrap resamples for the confidence intervals in the report"""
     batch: Annotated[Count, RUNTIME] = 16
-    """images scored at a time"""
+    """number of images that are coloured and scored at a time"""
     workers: Annotated[Workers, RUNTIME] = 2
-    """processes that decode images"""
+    """number of processes that decode images"""
 
     def default_out(self, name: str, _recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
         return f"runs/{name}-{slug(self.data.rpartition(':')[2])}-{self.seed}"

@@ -1,4 +1,4 @@
-"""What a net costs: parameters, features and time an image, as the paper's Table 1 has them."""
+"""Cost of a colorization net: parameters, features and runtime per image, as in the paper's Table 1."""
 
 import time
 from collections.abc import Iterable
@@ -15,17 +15,26 @@ _RUNS = 5
 
 
 def cost(colorizer: Colorizer, size: int, device: torch.device) -> dict[str, float]:
-    """``parameters_mb`` and ``features_mb`` in float32, and ``runtime_ms``, the median of five passes: one picture of
-    ``size``² at that size, from the net's input to ab of its grid."""
+    """Measure the cost of a net for one image.
+
+    Args:
+        colorizer: the net.
+        size: side of the image, in pixels.
+        device: device of the net.
+
+    Returns:
+        ``parameters_mb`` and ``features_mb``, both for float32, and ``runtime_ms``, the median of five predictions of
+        ab at the net's output resolution.
+    """
     rgb = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     colorizer.predict(rgb)
     times = []
     for _ in range(_RUNS):
-        _wait(device)
-        begun = time.perf_counter()
+        _synchronise(device)
+        start = time.perf_counter()
         colorizer.predict(rgb)
-        _wait(device)
-        times.append(time.perf_counter() - begun)
+        _synchronise(device)
+        times.append(time.perf_counter() - start)
     parameters = sum(parameter.numel() for parameter in colorizer.net.parameters())
     return {
         "parameters_mb": 4 * parameters / _MB,
@@ -35,33 +44,37 @@ def cost(colorizer: Colorizer, size: int, device: torch.device) -> dict[str, flo
 
 
 class _NewTensors(TorchDispatchMode):
-    """Notes every tensor of numbers that is made, by its memory: what works in place makes none."""
+    """Records floating-point tensors with new storage; in-place operations and views create none.
+
+    Args:
+        known: tensors whose storage is not recorded.
+    """
 
     def __init__(self, known: Iterable[Tensor]):
         super().__init__()
         self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self.made: list[Tensor] = []  # held, so that no memory is used twice
+        self.recorded: list[Tensor] = []  # keeps the tensors alive, so that no address occurs twice
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         output = function(*arguments, **(keywords or {}))
         for tensor in output if isinstance(output, tuple | list) else (output,):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                place = tensor.untyped_storage().data_ptr()
-                if place not in self.known:
-                    self.known.add(place)
-                    self.made.append(tensor)
+                address = tensor.untyped_storage().data_ptr()
+                if address not in self.known:
+                    self.known.add(address)
+                    self.recorded.append(tensor)
         return output
 
 
 @torch.inference_mode()
 def features(colorizer: Colorizer, rgb: Tensor) -> int:
-    """Numbers that a net makes of a picture on its way to its outputs, all of them together."""
+    """Count the values of all feature maps that a net computes for an image, outputs included."""
     inputs = colorizer.task.inputs(rgb)
-    with _NewTensors([*colorizer.net.parameters(), *colorizer.net.buffers(), inputs]) as noted:
+    with _NewTensors([*colorizer.net.parameters(), *colorizer.net.buffers(), inputs]) as new_tensors:
         colorizer.net(inputs)
-    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in noted.made)
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in new_tensors.recorded)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

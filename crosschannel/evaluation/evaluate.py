@@ -1,6 +1,6 @@
-"""One pass over images: every method colours a batch on the device, everything is scored there, a row an image is kept.
+"""`crosschannel evaluate`: colour and score every batch by all methods, in one pass over the images.
 
-Rows are written in parts as they come, so that a run that was stopped goes on with the first part that is not there.
+Rows are saved in parts during the pass, so that a stopped run resumes at the first missing part.
 """
 
 import csv
@@ -42,10 +42,10 @@ from crosschannel.training.isolation import isolated
 from crosschannel.training.ranks import PATIENCE, World, joined_world
 from crosschannel.training.runs import open_run
 
-_PART = 512  # images of a part
-_MEANING = (
-    "AuC: the share of pixels whose colour is within a threshold of the truth, averaged over thresholds of 0 to 150; "
-    "rebalanced: as if all colours were equally common. What grey reaches is worth nothing."
+_PART_SIZE = 512  # images per part
+_EXPLANATION = (
+    "AuC: percentage of pixels whose ab is within a threshold of the true ab, averaged over thresholds from 0 to 150; "
+    "rebalanced: as if all colours were equally common. The baseline is grey, which predicts no colour."
 )
 
 
@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
 
     Raises:
         UserError: bad input.
-        Interrupted: told to stop; what is done is kept, and the same command goes on.
+        Interrupted: stopped by a signal; progress is saved, and the same command resumes the run.
     """
     config = check_config(config, EvaluateConfig)
     path = Path(config.out or config.default_out("evaluate"))
@@ -94,21 +94,22 @@ def _measure(
     config: EvaluateConfig, images: ImageSet, donors: ImageSet, run: RunFolder, world: World, console: Console
 ) -> None:
     methods = parse_methods(config.methods)
-    most = int(0.9 * LARGEST) // (4 * Q * (len(methods) + 1))  # pixels by bin, and the same of each method
-    if len(images) > most:
+    max_images = int(0.9 * LARGEST) // (4 * Q * (len(methods) + 1))  # float32 rows (n, 313): pixels, AuC per method
+    if len(images) > max_images:
         raise UserError(
-            f"{len(images)} images by {len(methods)} methods give more rows than a result holds: give --limit {most}"
+            f"the rows of {len(images)} images and {len(methods)} methods exceed the size of a result file; "
+            f"use --limit {max_images}"
         )
     stream = Stream(images, Pairs(config.size))
     if any(method.source == "random" for method in methods):
         stream = Stream(WithDonors(images, donors, config.seed), Pairs(config.size, donors))
     loaded = load_methods(methods, config.upsample, world.device)
-    fooled = people_fooled(config.realism) if config.realism else {}
+    fooled = read_fooled_rates(config.realism) if config.realism else {}
     names = [method.name for method in methods]
     if fooled and not fooled.keys() & set(names):
         raise UserError(
-            f"{config.realism} is of {', '.join(fooled)}, and the methods are {', '.join(names)}: "
-            "write them as NAME=SOURCE"
+            f"{config.realism} has rates of {', '.join(fooled)}, but the methods are {', '.join(names)}; "
+            "name them by NAME=SOURCE"
         )
     interpretability = lpips = None
     if config.classifier:
@@ -120,23 +121,23 @@ def _measure(
     world.broadcast_from_main(lambda: run.write_config(config))
     parts = run.path / "parts"
     world.broadcast_from_main(lambda: parts.mkdir(exist_ok=True))
-    starts = range(0, len(images), _PART)
+    starts = range(0, len(images), _PART_SIZE)
     for start in progress(starts, "colouring", len(starts)) if world.is_main else starts:
-        if not world.broadcast_from_main(partial(_is_there, parts, start)):
+        if not world.broadcast_from_main(partial(_has_part, parts, start)):
             _score_part(evaluator, stream, start, parts, run, world)
     world.broadcast_from_main(lambda: _finish(config, evaluator, stream, fooled, run, console))
 
 
-def _is_there(parts: Path, start: int) -> bool:
+def _has_part(parts: Path, start: int) -> bool:
     return (parts / f"{start:09d}.json").is_file()
 
 
 def _score_part(evaluator: Evaluator, stream: Stream, start: int, parts: Path, run: RunFolder, world: World) -> None:
-    """Score some images and write their rows."""
+    """Score the images of a part, and write their rows."""
     config, images = evaluator.config, stream.images
-    chosen = np.arange(start, min(len(images), start + _PART))
+    part_indices = np.arange(start, min(len(images), start + _PART_SIZE))
     held_out = HeldOut(
-        Stream(Subset(images, chosen), stream.view),
+        Stream(Subset(images, part_indices), stream.view),
         evaluator.score,
         world,
         config.batch,
@@ -153,20 +154,24 @@ def _score_part(evaluator: Evaluator, stream: Stream, start: int, parts: Path, r
             columns.setdefault(name, []).append(column)
         for name, levels in counts.items():
             curves[name] = curves.get(name, 0) + levels
-    _fill_in(world, columns)
-    found, rows = in_order(world, indices, columns)
-    nothing = torch.zeros(Q, LEVELS, dtype=torch.int64, device=world.device)
+    _add_missing_columns(world, columns)
+    scored_indices, rows = in_order(world, indices, columns)
+    no_pixels = torch.zeros(Q, LEVELS, dtype=torch.int64, device=world.device)
     levels = {
-        f"{name}/levels": world.sum(curves.get(name, nothing).clone()).cpu().numpy()
-        for name in (painter.method.name for painter in evaluator.methods)
+        f"{name}/levels": world.sum(curves.get(name, no_pixels).clone()).cpu().numpy()
+        for name in (method.method.name for method in evaluator.methods)
     }
-    arrays = {"indices": (found + start).numpy(), **{name: column.numpy() for name, column in rows.items()}, **levels}
+    arrays = {
+        "indices": (scored_indices + start).numpy(),
+        **{name: column.numpy() for name, column in rows.items()},
+        **levels,
+    }
     world.broadcast_from_main(lambda: _write_part(parts, start, arrays, held_out.broken))
 
 
-def _fill_in(world: World, columns: dict[str, list[Tensor]]) -> None:
-    """Give a rank that has seen no image the columns of the others, empty."""
-    shapes = {name: (parts[0].shape[1:], parts[0].dtype) for name, parts in columns.items()}
+def _add_missing_columns(world: World, columns: dict[str, list[Tensor]]) -> None:
+    """Add empty columns on ranks that scored no image, so that all ranks have the same columns."""
+    shapes = {name: (batches[0].shape[1:], batches[0].dtype) for name, batches in columns.items()}
     for rank in world.gather(shapes):
         for name, (shape, dtype) in rank.items():
             columns.setdefault(name, [torch.empty(0, *shape, dtype=dtype, device=world.device)])
@@ -180,7 +185,7 @@ def _write_part(parts: Path, start: int, arrays: dict[str, np.ndarray], broken: 
 
 
 def _read_parts(parts: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, str]]:
-    """All columns, all curves, all broken images."""
+    """Read all parts: columns by name, pixel counts by method, and errors by broken image."""
     columns: dict[str, list[np.ndarray]] = {}
     curves: dict[str, np.ndarray] = {}
     broken: dict[str, str] = {}
@@ -203,7 +208,7 @@ def _finish(
     run: RunFolder,
     console: Console,
 ) -> None:
-    """Figures, costs, the page and the result of a pass that is over."""
+    """Compute the metrics and costs after the pass, and write the report and the result."""
     rows, curves, broken = _read_parts(run.path / "parts")
     for name, reason in broken.items():
         console.print(f"broken image {name}: {reason}")
@@ -212,47 +217,49 @@ def _finish(
     if not len(indices):
         problem = "none of the images can be read"
     elif (rows["pixels"].sum(0) > 0).sum() < 2:
-        problem = f"the images of {config.data} are all grey: there is no colour to compare with"
+        problem = f"the images of {config.data} are all grey; use colour images"
     if problem:
-        shutil.rmtree(run.path / "parts")  # nobody wants to go on with them
+        shutil.rmtree(run.path / "parts")  # there is nothing to resume
         raise UserError(problem)
     rows = {"names": np.array([stream.images.names[int(index)] for index in indices]), **rows}
-    figures = {name: float(values[0]) for name, values in metrics(rows, np.ones((1, len(indices)))).items()}
-    names = [painter.method.name for painter in evaluator.methods]
-    for painter in evaluator.methods:
-        if painter.colorizer is not None:
-            found = cost(painter.colorizer, config.size, evaluator.device)
-            figures |= {f"{painter.method.name}/{name}": value for name, value in found.items()}
-    figures |= {f"{name}/fooled": rate for name, rate in fooled.items() if name in names}
-    page = write_page(run.path, config, rows, curves, figures, evaluator, stream, indices)
-    told = {"prior": config.prior, "random from": config.random_from, "classifier": config.classifier}
-    what = ", ".join([*config.methods, *(f"{key} {value}" for key, value in told.items() if value not in (None, OWN))])
-    finish(run, config, what, config.data, len(indices), figures, rows)
-    _show(figures, names)
-    stdout_console().print(_MEANING)
-    stdout_console().print(f"page: {page}")
+    values = {name: float(value[0]) for name, value in metrics(rows, np.ones((1, len(indices)))).items()}
+    names = [method.method.name for method in evaluator.methods]
+    for method in evaluator.methods:
+        if method.colorizer is not None:
+            costs = cost(method.colorizer, config.size, evaluator.device)
+            values |= {f"{method.method.name}/{name}": value for name, value in costs.items()}
+    values |= {f"{name}/fooled": rate for name, rate in fooled.items() if name in names}
+    page = write_page(run.path, config, rows, curves, values, evaluator, stream, indices)
+    options = {"prior": config.prior, "random from": config.random_from, "classifier": config.classifier}
+    source = ", ".join(
+        [*config.methods, *(f"{key} {value}" for key, value in options.items() if value not in (None, OWN))]
+    )
+    finish(run, config, source, config.data, len(indices), values, rows)
+    _print_table(values, names)
+    stdout_console().print(_EXPLANATION)
+    stdout_console().print(f"report: {page}")
 
 
-def people_fooled(path: str) -> dict[str, float]:
-    """What `crosschannel study report` found, by method.
+def read_fooled_rates(path: str) -> dict[str, float]:
+    """Read the fraction of people fooled by each method, from a ``fooled.csv`` of `crosschannel study report`.
 
     Raises:
-        UserError: the file is none of its.
+        UserError: it is not such a file.
     """
     lines = read_text(user_path(path)).splitlines()
     try:
         rows = list(csv.DictReader(lines))
-        found = {
+        rates = {
             cell_text(row["method"]): float(row["fooled"]) for row in rows if float(row["standard_error"] or 0) >= 0
         }
     except (csv.Error, KeyError, TypeError, ValueError, AttributeError):
-        found = {}
-    if not found or not all(0 <= rate <= 1 for rate in found.values()):
-        raise UserError(f"{path} is no fooled.csv of `crosschannel study report`")
-    return found
+        rates = {}
+    if not rates or not all(0 <= rate <= 1 for rate in rates.values()):
+        raise UserError(f"{path} is not a fooled.csv of `crosschannel study report`")
+    return rates
 
 
-def _show(figures: dict[str, float], names: list[str]) -> None:
-    """The measured table on stdout."""
-    found = measured("", {name: cells(figures, name, {}) for name in names})
-    stdout_console(soft_wrap=False).print(table({label: cells for label, *cells in found.rows}, found.head))
+def _print_table(values: dict[str, float], names: list[str]) -> None:
+    """Print the metrics of all methods as a table on stdout."""
+    results = measured("", {name: cells(values, name, {}) for name in names})
+    stdout_console(soft_wrap=False).print(table({label: cells for label, *cells in results.rows}, results.head))

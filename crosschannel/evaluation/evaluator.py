@@ -1,4 +1,4 @@
-"""What a batch of pictures is given to: every method colours it on the device, and all of that is scored there."""
+"""Evaluator: colours a batch with every method and scores the results, all on the device."""
 
 from dataclasses import dataclass
 
@@ -17,18 +17,19 @@ from crosschannel.color import (
 from crosschannel.evaluation.config import OWN, EvaluateConfig
 from crosschannel.evaluation.judges import LPIPS, Interpretability
 from crosschannel.evaluation.methods import ColorizationMethod, PairBatch, Pictures
-from crosschannel.evaluation.scores import auc_shares, colourfulness, error_levels, squared_error, to_8_bit
+from crosschannel.evaluation.scores import auc_weights, colourfulness, error_levels, squared_error, to_8_bit
 
 
 @dataclass
 class Evaluator:
-    """What a batch is given to.
+    """Colours and scores batches.
 
     Args:
-        config: its keys.
-        painters: the methods.
-        interpretability, lpips: where they are asked for.
-        device: where everything runs.
+        config: config of the evaluation.
+        methods: loaded colorization methods.
+        interpretability: classifier for semantic interpretability; None if not requested.
+        lpips: LPIPS net; None if not requested.
+        device: device of all nets.
     """
 
     config: EvaluateConfig
@@ -39,31 +40,36 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         self.quantizer = ABQuantizer(neighbours=1).to(self.device)
-        self.shares = auc_shares(self.device)
-        self.weights: Tensor | None = None
+        self.auc_weights = auc_weights(self.device)
+        self.bin_weights: Tensor | None = None
         if self.config.prior != OWN:
-            prior = load_prior(self.config.prior).check_lam(0).smoothed
-            self.weights = rebalancing_weights(prior, 0).to(self.device)
+            prior = load_prior(self.config.prior).fit_for(0).smoothed
+            self.bin_weights = rebalancing_weights(prior, 0).to(self.device)
 
     def pictures(self, batch: PairBatch) -> Pictures:
-        """A batch on the device."""
+        """Move a batch to the device, and compute its ab."""
         images = batch.images.to(self.device, non_blocking=True)
         donors = None if batch.donors is None else batch.donors.to(self.device, non_blocking=True)
         return Pictures(images.float() / 255, rgb_to_lab(images)[:, 1:], donors)
 
     @staticmethod
     def lightness(pictures: Pictures) -> Tensor:
-        """L of a batch, which every method keeps."""
+        """Return L of a batch, which all methods keep."""
         return rgb_to_lightness(pictures.rgb)
 
     def coloured(self, lightness: Tensor, ab: Tensor) -> Tensor:
-        """RGB as a file has it: the picture's own lightness with some ab."""
+        """Convert lightness and predicted ab to RGB within the gamut, rounded to 8 bits."""
         lab = torch.cat((lightness, ab), 1)
         return to_8_bit(lab_to_rgb(fit_gamut(lab) if self.config.gamut == "map" else lab))
 
     @torch.inference_mode()
     def score(self, batch: PairBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Columns of rows, a row an image; and by method how often each true bin had each error, (313, 152)."""
+        """Score a batch.
+
+        Returns:
+            columns with one row per image (see :func:`crosschannel.evaluation.metrics.metrics`), and for every method
+            the pixel counts by true bin and error level, (313, 152).
+        """
         if not len(batch):
             return {}, {}
         pictures = self.pictures(batch)
@@ -71,16 +77,16 @@ class Evaluator:
         bins = self.quantizer.encode(pictures.ab)[0][:, 0]
         rows: dict[str, Tensor] = {}
         curves: dict[str, Tensor] = {}
-        for painter in self.methods:
-            name = painter.method.name
-            ab = painter(pictures)
+        for method in self.methods:
+            name = method.method.name
+            ab = method(pictures)
             levels = error_levels(ab, pictures.ab, bins)
-            pixels, within = levels.sum(2), levels.double() @ self.shares
+            pixels, auc = levels.sum(2), levels.double() @ self.auc_weights
             rows["pixels"] = pixels.int()
-            rows[f"{name}/auc"] = within.float()
-            if self.weights is not None:
-                rows["pixels_weighted"] = pixels.double() @ self.weights
-                rows[f"{name}/auc_weighted"] = within @ self.weights
+            rows[f"{name}/auc"] = auc.float()
+            if self.bin_weights is not None:
+                rows["pixels_weighted"] = pixels.double() @ self.bin_weights
+                rows[f"{name}/auc_weighted"] = auc @ self.bin_weights
             curves[name] = levels.sum(0)
             rgb = self.coloured(lightness, ab)
             rows[f"{name}/mse"] = squared_error(rgb, pictures.rgb)
@@ -88,5 +94,5 @@ class Evaluator:
             if self.lpips is not None:
                 rows[f"{name}/lpips"] = self.lpips(rgb, pictures.rgb)
             if self.interpretability is not None:
-                rows[f"{name}/top1"] = self.interpretability.right(rgb, batch.labels.to(self.device))
+                rows[f"{name}/top1"] = self.interpretability.correct(rgb, batch.labels.to(self.device))
         return rows, curves

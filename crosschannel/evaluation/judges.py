@@ -1,4 +1,4 @@
-"""Nets that judge coloured pictures: a classifier (semantic interpretability), and LPIPS."""
+"""Nets that judge coloured images: a classifier (semantic interpretability), and LPIPS."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,91 +19,93 @@ _LPIPS_FILES = {"alexnet": "alex", "vgg16": "vgg"}
 
 
 class Interpretability:
-    """Whether a classifier knows what a coloured picture shows.
+    """Semantic interpretability: whether a classifier recognises the class of a coloured image.
 
     Args:
-        source: of the classifier.
-        classes: of the pictures, by label.
-        device: where it runs.
+        source: source of the classifier.
+        classes: class names of the images, by label.
+        device: device of the classifier.
 
     Raises:
-        UserError: no such classifier, or one of other classes.
+        UserError: the images have no classes, the classifier cannot be loaded, or its classes do not match.
     """
 
     def __init__(self, source: str, classes: tuple[str, ...], device: torch.device):
         if not classes:
-            raise UserError("--classifier needs images in folders of classes; --data has none")
+            raise UserError("--classifier requires images in class folders, which --data does not have")
         self.classifier = load_classifier(source, device)
-        self.outputs = _outputs_of(self.classifier, classes, source).to(device)
+        self.outputs = _output_indices(self.classifier, classes, source).to(device)
 
-    def right(self, rgb: Tensor, labels: Tensor) -> Tensor:
-        """1 where the class of the greatest logit is the picture's, 0 where not, -1 without a class: (N,) float."""
-        said = self.classifier(rgb).argmax(1)
-        right = (said == self.outputs[labels.clamp(min=0)]).float()
-        return torch.where(labels >= 0, right, -1.0)
+    def correct(self, rgb: Tensor, labels: Tensor) -> Tensor:
+        """Return 1 for a correct top-1 prediction, 0 for a wrong one and -1 without a class label, (N,) float."""
+        predicted = self.classifier(rgb).argmax(1)
+        correct = (predicted == self.outputs[labels.clamp(min=0)]).float()
+        return torch.where(labels >= 0, correct, -1.0)
 
 
-def _outputs_of(classifier: ImageClassifier, classes: tuple[str, ...], source: str) -> Tensor:
-    """The classifier's output of each class of the pictures: by name, else in order."""
+def _output_indices(classifier: ImageClassifier, classes: tuple[str, ...], source: str) -> Tensor:
+    """Return the index of the classifier's output for each class, matched by name if possible, else by order."""
     names = classifier.classes
     if names and all(name in names for name in classes):
         return torch.tensor([names.index(name) for name in classes])
-    numbered = classes == tuple(str(label) for label in range(len(classes)))  # shards that name no classes
-    if classifier.outputs == len(classes) and (numbered or not names):
+    is_numbered = classes == tuple(str(label) for label in range(len(classes)))  # from shards without class names
+    if classifier.outputs == len(classes) and (is_numbered or not names):
         return torch.arange(len(classes))
-    told = f", {names[0]} the first," if names else ""
+    first = f" (the first is {names[0]})" if names else ""
     raise UserError(
-        f"the classifier {source} tells {classifier.outputs} classes{told} and --data has {len(classes)} others, "
-        f"{classes[0]} the first"
+        f"the classes do not match: the classifier {source} has {classifier.outputs}{first}, --data has {len(classes)} "
+        f"(the first is {classes[0]})"
     )
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance (Zhang et al., CVPR 2018): squared differences of unit-length features of five
-    layers, weighted by channel, averaged over positions.
+    """Learned perceptual distance (Zhang et al., CVPR 2018).
+
+    Squared differences between the channel-normalised features of five layers are weighted by channel, averaged over
+    positions and summed over layers.
 
     Args:
         source: ``torchvision:alexnet`` or ``torchvision:vgg16``, with options.
-        device: where it runs.
+        device: device of the net.
 
     Raises:
-        UserError: another net, or its weights cannot be had.
+        UserError: LPIPS is not defined for this net, or weights are not available.
     """
 
     def __init__(self, source: str, device: torch.device):
         super().__init__()
         parsed = parse_source(source)
         if parsed.kind != "torchvision" or parsed.name not in _LPIPS_LAYERS:
-            raise UserError(f"lpips is defined on torchvision:alexnet and torchvision:vgg16, not on {source!r}")
+            raise UserError(f"lpips must be torchvision:alexnet or torchvision:vgg16, got {source!r}")
         self.layers = _LPIPS_LAYERS[parsed.name]
         self.backbone = load_backbone(source, self.layers, device=device)
         self.weights = [weight.to(device) for weight in lpips_weights(parsed.name)]
 
     @torch.inference_mode()
-    def forward(self, one: Tensor, two: Tensor) -> Tensor:
-        """RGB (N, 3, H, W) in [0, 1] each → (N,)."""
-        with wrap_external_errors(f"lpips cannot look at {one.shape[3]} × {one.shape[2]} pixels"):
-            ours, theirs = self.backbone(one), self.backbone(two)
-        total = torch.zeros(len(one), device=one.device)
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Compute the distances of two batches of RGB (N, 3, H, W) in [0, 1], (N,)."""
+        with wrap_external_errors(f"LPIPS cannot be computed for {first.shape[3]} × {first.shape[2]} pixels"):
+            first_features, second_features = self.backbone(first), self.backbone(second)
+        total = torch.zeros(len(first), device=first.device)
         for layer, weight in zip(self.layers, self.weights, strict=True):
-            difference = (_unit(ours[layer]) - _unit(theirs[layer])).square()
-            total += torch.einsum("nchw,c->nhw", difference, weight).mean((1, 2))
+            error = (_normalise(first_features[layer]) - _normalise(second_features[layer])).square()
+            total += torch.einsum("nchw,c->nhw", error, weight).mean((1, 2))
         return total
 
 
-def _unit(maps: Tensor) -> Tensor:
+def _normalise(maps: Tensor) -> Tensor:
     return maps / (maps.square().sum(1, keepdim=True) + 1e-8).sqrt()
 
 
 def lpips_weights(name: str) -> list[Tensor]:
-    """The published weights of the channels of five layers, from torchmetrics' package.
+    """Load the published channel weights of the five layers from the package torchmetrics.
 
     Raises:
-        UserError: torchmetrics is not there.
+        UserError: torchmetrics is not installed.
     """
-    found = find_spec("torchmetrics")
-    folder = Path(found.origin).parent / "functional" / "image" / "lpips_models" if found and found.origin else None
+    spec = find_spec("torchmetrics")
+    folder = Path(spec.origin).parent / "functional" / "image" / "lpips_models" if spec and spec.origin else None
     if folder is None or not (folder / f"{_LPIPS_FILES[name]}.pth").is_file():
-        raise UserError("LPIPS needs the weights in torchmetrics: pip install torchmetrics")
+        raise UserError("LPIPS requires the weights in torchmetrics; install them with `pip install torchmetrics`")
     state = read_state(folder / f"{_LPIPS_FILES[name]}.pth")
-    return [state[f"lin{number}.model.1.weight"].flatten() for number in range(5)]
+    return [state[f"lin{index}.model.1.weight"].flatten() for index in range(5)]

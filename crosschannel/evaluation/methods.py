@@ -1,4 +1,4 @@
-"""What is compared: nets that colour, and the three baselines."""
+"""Colorization methods: nets, and the baselines grey, random and truth."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,17 +22,17 @@ from crosschannel.errors import UserError
 from crosschannel.evaluation.config import Method
 from crosschannel.hub import load_colorizer
 
-_TRIES = 20  # donors that are looked at until one can be read
+_MAX_DONORS = 20  # donors per image to try until one can be read
 
 
 @dataclass
 class Pictures:
-    """A batch.
+    """A batch of images on the device.
 
     Attributes:
         rgb: (N, 3, S, S) float in [0, 1].
-        ab: (N, 2, S, S), theirs.
-        donors: (N, 3, S, S) uint8, of other pictures; None where nobody asks.
+        ab: true ab, (N, 2, S, S).
+        donors: images to copy colours from, (N, 3, S, S) uint8; None without the baseline random.
     """
 
     rgb: Tensor
@@ -40,73 +40,77 @@ class Pictures:
     donors: Tensor | None
 
 
-def _copied(pictures: Pictures) -> Tensor:
+def _copy_donor_ab(pictures: Pictures) -> Tensor:
     return rgb_to_lab(pictures.donors)[:, 1:]
 
 
 _BASELINES: dict[str, Callable[[Pictures], Tensor]] = {
     "grey": lambda pictures: torch.zeros_like(pictures.ab),
-    "random": _copied,
+    "random": _copy_donor_ab,
     "truth": lambda pictures: pictures.ab,
 }
 
 
 @dataclass
 class ColorizationMethod:
-    """A method that is loaded.
+    """A loaded colorization method.
 
     Attributes:
-        method: as it was typed.
-        colorizer: its net; None for a baseline.
+        method: the method as typed.
+        colorizer: the net; None for a baseline.
     """
 
     method: Method
     colorizer: Colorizer | None
 
     def __call__(self, pictures: Pictures) -> Tensor:
-        """ab (N, 2, S, S), as predicted."""
+        """Predict ab, (N, 2, S, S), which may be outside sRGB."""
         if self.colorizer is None:
             return _BASELINES[self.method.source](pictures)
         return self.colorizer.ab(pictures.rgb, self.method.temperature)
 
 
 def load_methods(methods: Sequence[Method], upsample: Upsample, device: torch.device) -> list[ColorizationMethod]:
-    """Load all nets, and say how their predictions reach every pixel.
+    """Load the nets of all methods.
+
+    Args:
+        methods: the methods as typed.
+        upsample: upsampling of predictions to all pixels.
+        device: device of the nets.
 
     Raises:
-        UserError: a source that colours nothing.
+        UserError: a source cannot be loaded, or is not a colorization net.
     """
-    found = []
+    loaded = []
     for method in methods:
         try:
             colorizer = None if method.is_baseline else load_colorizer(method.source, device, upsample=upsample)
             if colorizer is not None and method.temperature is not None and colorizer.decoder.temperature is None:
-                raise UserError("its net has no temperature")
+                raise UserError("the net does not support a temperature")
         except UserError as error:
             raise UserError(f"the method {method.name}: {error}") from None
-        found.append(ColorizationMethod(method, colorizer))
-    return found
+        loaded.append(ColorizationMethod(method, colorizer))
+    return loaded
 
 
 class WithDonors(AnnotatedImages):
-    """Another image set with the field ``donors``: indices of images from which colours are copied, in the order in
-    which they are tried.
+    """Image set with the field ``donors``: indices of images to copy colours from, in the order to try them.
 
     Args:
-        images: what is evaluated.
-        donors: where colours come from; an image is never its own donor, nor one of its name.
-        seed: of the choice.
+        images: evaluated images.
+        donors: images to copy colours from. A donor is never the image itself, nor an image of the same name.
+        seed: random seed of the donors.
     """
 
     def __init__(self, images: ImageSet, donors: ImageSet, seed: int):
         super().__init__(images)
         self.donors, self._seed = donors, seed
         if donors is images and len(images) < 2:
-            raise UserError("random colours are those of another image, and here is one only")
+            raise UserError("the baseline random copies the colours of another image, but there is only one image")
 
     def fields(self, index: int) -> Mapping[str, Any]:
-        draws = [mix(self._seed, index, attempt) for attempt in range(_TRIES)]
-        if self.donors is self._images:  # one of the others
+        draws = [mix(self._seed, index, attempt) for attempt in range(_MAX_DONORS)]
+        if self.donors is self._images:  # skip the image itself
             donors = [(index + 1 + draw % (len(self) - 1)) % len(self) for draw in draws]
         else:
             donors = [draw % len(self.donors) for draw in draws]
@@ -116,18 +120,18 @@ class WithDonors(AnnotatedImages):
 
 @dataclass
 class PairBatch(ImageBatch):
-    """Crops with those of their donors, (N, 3, S, S) uint8, or None."""
+    """Crops of images and of their donors, (N, 3, S, S) uint8 each; ``donors`` may be None."""
 
     donors: Tensor | None
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A view: the centre square, and that of the first donor that can be read.
+    """View of the centre square of an image and of its first readable donor.
 
     Attributes:
-        size: side of the squares.
-        donors: the images that the field ``donors`` refers to; None: no donors.
+        size: side of the squares, in pixels.
+        donors: images that the field ``donors`` refers to; None to read no donors.
     """
 
     size: int
@@ -141,7 +145,7 @@ class Pairs:
         for donor in record.fields["donors"]:
             with contextlib.suppress(BrokenImage, OSError):
                 return crop, self._crop(self.donors.record(donor))
-        raise BrokenImage("no image that could be read to copy colours from")
+        raise BrokenImage("could not read any of the images to copy colours from")
 
     def _crop(self, record: Record) -> np.ndarray:
         image = record.image()

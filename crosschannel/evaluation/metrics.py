@@ -1,64 +1,67 @@
-"""Rows of an evaluation → its figures, for all images or under resampling."""
+"""Metrics of an evaluation, computed from its rows, for all images or for bootstrap resamples."""
 
 import numpy as np
 
 from crosschannel.runs.result import Rows
 
-_OF_A_BIN = "auc"  # columns METHOD/auc: (n, 313), summed shares of thresholds by true bin
-_WEIGHTED = "auc_weighted"  # METHOD/auc_weighted: (n,), the same under the weights of a prior
-_MEANS = ("lpips", "colourfulness", "top1")  # METHOD/…: (n,)
-_ROUNDING = 1 / 12 / 255**2  # mean squared error of 8 bits: nothing comes closer than its 58.9 dB
-FIGURES = {  # of a method: (head of its column, factor, digits)
-    "auc_raw": ("AuC raw %", 100, 1),
-    "auc_rebalanced": ("AuC rebalanced %", 100, 1),
-    "top1": ("top-1 %", 100, 1),
-    "fooled": ("people fooled %", 100, 1),
-    "psnr": ("PSNR dB", 1, 2),
+_AUC = "auc"  # columns METHOD/auc, (n, 313): AuC summed over the pixels of each true bin
+_AUC_WEIGHTED = "auc_weighted"  # columns METHOD/auc_weighted, (n,): the sum over bins, weighted by a prior
+_MEANS = ("lpips", "colourfulness", "top1")  # columns METHOD/…, (n,): metrics that are averaged over images
+_MIN_ERROR = 1 / 12 / 255**2  # mean squared error of rounding to 8 bits; limits PSNR to 58.9 dB
+FIGURES = {  # metric → (column title, factor, decimals)
+    "auc_raw": ("Raw AuC, %", 100, 1),
+    "auc_rebalanced": ("Rebalanced AuC, %", 100, 1),
+    "top1": ("Top-1, %", 100, 1),
+    "fooled": ("People fooled, %", 100, 1),
+    "psnr": ("PSNR, dB", 1, 2),
     "lpips": ("LPIPS", 1, 3),
-    "colourfulness": ("colourfulness", 1, 1),
-    "parameters_mb": ("parameters MB", 1, 0),
-    "features_mb": ("features MB", 1, 0),
-    "runtime_ms": ("runtime ms", 1, 1),
+    "colourfulness": ("Colourfulness", 1, 1),
+    "parameters_mb": ("Parameters, MB", 1, 0),
+    "features_mb": ("Features, MB", 1, 0),
+    "runtime_ms": ("Runtime, ms", 1, 1),
 }
 
 
-def methods_of(rows: Rows) -> list[str]:
-    """What stands before the columns of each method: ``NAME/``, or nothing where there is one method."""
-    return [name.removesuffix(_OF_A_BIN) for name in rows if name == _OF_A_BIN or name.endswith(f"/{_OF_A_BIN}")]
+def method_prefixes(rows: Rows) -> list[str]:
+    """Return the column prefix of every method: ``NAME/``, or "" if the rows are those of a single method."""
+    return [name.removesuffix(_AUC) for name in rows if name == _AUC or name.endswith(f"/{_AUC}")]
 
 
 def metrics(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures by name, (R,) each.
+    """Compute the metrics by name, (R,) each.
+
+    Without a prior, a pixel of a bin has the weight 1 / (number of pixels of this bin in all images). Resamples use the
+    same weights: with their own counts, in which rare colours are often missing, AuC would be overestimated.
 
     Args:
-        rows: ``pixels`` (n, 313) by true bin; for each method ``METHOD/auc`` (n, 313), ``METHOD/mse`` (n,) and what
-            else was scored; under the weights of a prior ``pixels_weighted`` and ``METHOD/auc_weighted`` (n,).
-            Without, a pixel weighs one over how many of its bin all these images have, however they are weighted: a
-            resample of the images has seen fewer rare colours, and would be too good by its own.
-        weights: (R, n) of the images.
+        rows: ``pixels`` (n, 313), pixel counts by true bin; for each method ``METHOD/auc`` (n, 313), ``METHOD/mse``
+            (n,) and optional scores; with a prior also ``pixels_weighted`` and ``METHOD/auc_weighted``, both (n,).
+        weights: weights of the images, (R, n): one row per resample.
     """
     pixels = rows["pixels"].astype(np.float64)
     counts = pixels.sum(0)
-    of_bins = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
-    found: dict[str, np.ndarray] = {}
+    bin_weights = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
+    values: dict[str, np.ndarray] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
-        for method in methods_of(rows):
-            within = rows[method + _OF_A_BIN].astype(np.float64)
-            found[f"{method}auc_raw"] = (weights @ within.sum(1)) / (weights @ pixels.sum(1))
-            if method + _WEIGHTED in rows:
-                good, all_of_them = rows[method + _WEIGHTED].astype(np.float64), rows["pixels_weighted"]
+        for method in method_prefixes(rows):
+            auc = rows[method + _AUC].astype(np.float64)
+            values[f"{method}auc_raw"] = (weights @ auc.sum(1)) / (weights @ pixels.sum(1))
+            if method + _AUC_WEIGHTED in rows:
+                auc_weighted, pixels_weighted = rows[method + _AUC_WEIGHTED].astype(np.float64), rows["pixels_weighted"]
             else:
-                good, all_of_them = within @ of_bins, pixels @ of_bins
-            found[f"{method}auc_rebalanced"] = (weights @ good) / (weights @ all_of_them.astype(np.float64))
-            error = np.maximum(rows[f"{method}mse"].astype(np.float64), _ROUNDING)
-            found[f"{method}psnr"] = _mean(-10 * np.log10(error), weights)
+                auc_weighted, pixels_weighted = auc @ bin_weights, pixels @ bin_weights
+            values[f"{method}auc_rebalanced"] = (weights @ auc_weighted) / (
+                weights @ pixels_weighted.astype(np.float64)
+            )
+            error = np.maximum(rows[f"{method}mse"].astype(np.float64), _MIN_ERROR)
+            values[f"{method}psnr"] = _mean(-10 * np.log10(error), weights)
             for name in _MEANS:
                 if method + name in rows:
                     column = rows[method + name].astype(np.float64)
-                    known = column >= 0  # -1: of no class
-                    if known.any():
-                        found[method + name] = _mean(column[known], weights[:, known])
-    return found
+                    is_known = column >= 0  # -1: the image has no class
+                    if is_known.any():
+                        values[method + name] = _mean(column[is_known], weights[:, is_known])
+    return values
 
 
 def _mean(column: np.ndarray, weights: np.ndarray) -> np.ndarray:

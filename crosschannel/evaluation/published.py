@@ -1,6 +1,6 @@
-"""Figures of Zhang, Isola, Efros (ECCV 2016), Table 1: ImageNet, 256², one Titan X."""
+"""Published results of Zhang, Isola, Efros (ECCV 2016), Table 1: ImageNet at 256 × 256 pixels, one Titan X."""
 
-# People fooled, % (a method that gives the true colours would fool half of the time).
+# Trials in which people were fooled, %; indistinguishable colours would reach 50 %.
 FOOLED = {
     "random": 13.0,
     "Dahl 2016": 18.3,
@@ -11,16 +11,16 @@ FOOLED = {
     "full": 32.3,
 }
 HEAD = (
-    "AuC raw %",
-    "AuC rebalanced %",
-    "VGG-16 top-1 %",
-    "parameters MB",
-    "features MB",
-    "runtime ms",
-    "people fooled %",
+    "Raw AuC, %",
+    "Rebalanced AuC, %",
+    "VGG-16 top-1, %",
+    "Parameters, MB",
+    "Features, MB",
+    "Runtime, ms",
+    "People fooled, %",
 )
 
-# By method, less the last column, which is FOOLED; None: not reported.
+# Values by method for all columns of HEAD but the last, which is FOOLED. None: not reported.
 TABLE_1: dict[str, tuple[float | None, ...]] = {
     "ground truth": (100.0, 100.0, 68.3, None, None, None),
     "grey": (89.1, 58.0, 52.7, None, None, None),
@@ -36,7 +36,7 @@ TABLE_1: dict[str, tuple[float | None, ...]] = {
 
 
 def cell(head: str, value: float | None) -> str:
-    """A figure as the paper prints it: megabytes whole, all others with one decimal."""
+    """Format a value as in the paper: megabytes without decimals, other units with one."""
     if value is None:
         return "–"
     return f"{value:.0f}" if head.endswith("MB") else f"{value:.1f}"

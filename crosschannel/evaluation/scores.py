@@ -1,4 +1,4 @@
-"""Scores of coloured pictures, as tensor functions on batches."""
+"""Scores of coloured images, as tensor functions on batches."""
 
 import numpy as np
 import torch
@@ -6,25 +6,26 @@ from torch import Tensor
 
 from crosschannel.color.quantizer import Q
 
-FARTHEST = 150  # of the thresholds t = 0, 1, … of the error curve, in ab units
-LEVELS = FARTHEST + 2  # of ⌈distance⌉: 0 … 150, and beyond
+MAX_THRESHOLD = 150  # thresholds of the error curve are 0, 1, … 150, in ab units
+LEVELS = MAX_THRESHOLD + 2  # error levels: ⌈distance⌉ in 0 … 150, or larger
 
 
-def auc_shares(device: torch.device | str = "cpu") -> Tensor:
-    """The share of thresholds that an error is within, by its level: (152,) float64."""
+def auc_weights(device: torch.device | str = "cpu") -> Tensor:
+    """Return by error level the fraction of thresholds that are not exceeded, (152,) float64."""
     level = torch.arange(LEVELS, dtype=torch.float64, device=device)
-    return (FARTHEST + 1 - level) / (FARTHEST + 1)
+    return (MAX_THRESHOLD + 1 - level) / (MAX_THRESHOLD + 1)
 
 
 def error_levels(ab: Tensor, truth: Tensor, bins: Tensor) -> Tensor:
-    """How many pixels of each true bin have an error of each level.
+    """Count the pixels of each true bin by error level.
 
     Args:
-        ab, truth: (N, 2, H, W).
-        bins: (N, H, W) int64, of the truth.
+        ab: predicted ab, (N, 2, H, W).
+        truth: true ab, (N, 2, H, W).
+        bins: bins of the true ab, (N, H, W) int64.
 
     Returns:
-        (N, 313, 152) int64: by image, true bin and ⌈distance⌉; the last level is beyond 150.
+        counts by image, true bin and ⌈distance⌉, (N, 313, 152) int64; the last level contains distances above 150.
     """
     level = (ab - truth).norm(dim=1).ceil().clamp(max=LEVELS - 1).long()
     image = torch.arange(len(ab), device=ab.device)[:, None, None]
@@ -33,7 +34,7 @@ def error_levels(ab: Tensor, truth: Tensor, bins: Tensor) -> Tensor:
 
 
 def colourfulness(rgb: Tensor) -> Tensor:
-    """Hasler and Süsstrunk's measure (2003): 0 for grey, about 15 slightly and 45 quite colourful.
+    """Compute the colourfulness of Hasler and Süsstrunk (2003): 0 is grey, 15 slightly and 45 quite colourful.
 
     Args:
         rgb: (N, 3, H, W) in [0, 1].
@@ -42,21 +43,21 @@ def colourfulness(rgb: Tensor) -> Tensor:
         (N,).
     """
     red, green, blue = (255 * channel.flatten(1) for channel in rgb.double().unbind(1))
-    one, two = red - green, (red + green) / 2 - blue
-    spread = (one.var(1, correction=0) + two.var(1, correction=0)).sqrt()
-    return (spread + 0.3 * (one.mean(1).square() + two.mean(1).square()).sqrt()).float()
+    red_green, yellow_blue = red - green, (red + green) / 2 - blue
+    std = (red_green.var(1, correction=0) + yellow_blue.var(1, correction=0)).sqrt()
+    return (std + 0.3 * (red_green.mean(1).square() + yellow_blue.mean(1).square()).sqrt()).float()
 
 
 def squared_error(rgb: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error of RGB in [0, 1], (N,)."""
+    """Compute the mean squared error of RGB in [0, 1] per image, (N,)."""
     return (rgb.double() - truth.double()).square().flatten(1).mean(1).float()
 
 
 def as_array(rgb: Tensor) -> np.ndarray:
-    """The first of a batch of float RGB as a picture, (H, W, 3) uint8."""
+    """Convert the first image of a batch of float RGB to (H, W, 3) uint8."""
     return np.ascontiguousarray((rgb[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def to_8_bit(rgb: Tensor) -> Tensor:
-    """Float RGB as a file of 8 bits has it."""
+    """Round float RGB in [0, 1] to 8 bits, as in an image file."""
     return (rgb * 255).round() / 255

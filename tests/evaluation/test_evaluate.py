@@ -62,7 +62,13 @@ def test_every_method_has_its_figures_rows_and_place_on_the_page(run):
     assert result.metrics["full/parameters_mb"] > 1 and result.metrics["full/runtime_ms"] > 0
     assert "grey/parameters_mb" not in result.metrics
     page = (run / "report.md").read_text()
-    for words in ("Measured", "Published", "| full |", "| *Larsson et al. 2016* |", "own colours"):
+    for words in (
+        "Measured",
+        "Published",
+        "| full |",
+        "| *Larsson et al. 2016* |",
+        "the colours of the evaluated images",
+    ):
         assert words in page
     for name in ("curves", "gallery", "temperatures"):
         assert Image.open(run / f"{name}.png").size[0] > 300
@@ -87,7 +93,7 @@ def test_methods_are_compared_pair_by_pair(run, capsys):
 def test_runs_are_reported_a_method_a_row(run, tmp_path):
     assert transfer_main(["report", str(run), f"--out={tmp_path / 'page'}"]) == 0
     page = (tmp_path / "page" / "report.md").read_text()
-    assert "Colours of" in page and "| full |" in page and "| truth |" in page and "AuC rebalanced %" in page
+    assert "Colours of" in page and "| full |" in page and "| truth |" in page and "Rebalanced AuC, %" in page
 
 
 def test_figures_of_other_sizes_stand_in_tables_of_their_own(photo_folder, tmp_path):
@@ -112,7 +118,7 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(photo_folder, tmp
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["--methods", "grey", "random"]
-    monkeypatch.setattr(evaluate, "_PART", 3)
+    monkeypatch.setattr(evaluate, "_PART_SIZE", 3)
     assert main([*command(photo_folder, whole), *flags]) == 0
     write = evaluate._write_part
 
@@ -194,16 +200,16 @@ def test_bad_input_is_one_sentence(nets, photo_folder, tmp_path, capsys):
         Image.effect_noise((80, 80), 50).save(other / name / "1.png")
     full, out, judge = str(nets / "full"), tmp_path / "out", f"--classifier={nets / 'judge'}"
     for data, flags, words in (
-        (grey, ["--methods", "grey"], "are all grey: there is no colour to compare with"),
+        (grey, ["--methods", "grey"], "are all grey; use colour images"),
         (photo_folder, ["--methods", "random:alexnet"], "the method alexnet: 'random:alexnet' has no"),
         (photo_folder, ["--methods", str(nets / "judge")], "task labels, which colours nothing"),
-        (photo_folder, ["--methods", full, full], "two methods have one name"),
+        (photo_folder, ["--methods", full, full], "names of methods must be unique"),
         (photo_folder, ["--methods", f"{full},temperature=0"], "needs a temperature above 0"),
-        (photo_folder, ["--methods", f"{nets / 'l2'},temperature=0.4"], "its net has no temperature"),
-        (other, ["--methods", "grey", judge], "tells 10 classes, class0 the first, and --data has 3"),
-        (grey, ["--methods", "grey", judge], "needs images in folders of classes"),
+        (photo_folder, ["--methods", f"{nets / 'l2'},temperature=0.4"], "the net does not support a temperature"),
+        (other, ["--methods", "grey", judge], "has 10 (the first is class0), --data has 3"),
+        (grey, ["--methods", "grey", judge], "requires images in class folders"),
         (photo_folder, ["--methods", "grey", f"--classifier={full}"], "which tells no classes"),
-        (photo_folder, ["--methods", "grey", "--lpips=timm:resnet18"], "lpips is defined on torchvision:alexnet"),
+        (photo_folder, ["--methods", "grey", "--lpips=timm:resnet18"], "lpips must be torchvision:alexnet"),
         (photo_folder, ["--methods", "grey", "--prior=imagenet-256"], "too few for a lam of 0"),
         (tmp_path / "nowhere", ["--methods", "grey"], "no data at"),
     ):  # fmt: skip
@@ -245,4 +251,4 @@ def test_classifiers_of_timm_torchvision_and_our_own(nets, tmp_path):
 
 def test_the_page_states_what_was_run(run):
     assert json.loads((run / "result.json").read_text())["config"]["methods"][3:] == ["grey", "random", "truth"]
-    assert "How it was obtained" in (run / "report.md").read_text()
+    assert "Config of this run" in (run / "report.md").read_text()

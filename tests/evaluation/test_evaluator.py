@@ -18,7 +18,7 @@ from crosschannel.evaluation.evaluator import Evaluator
 from crosschannel.evaluation.judges import Interpretability
 from crosschannel.evaluation.methods import ColorizationMethod, PairBatch, Pairs, WithDonors
 from crosschannel.evaluation.metrics import metrics
-from crosschannel.evaluation.plots import over_photographs
+from crosschannel.evaluation.plots import auc_by_image_count
 from crosschannel.evaluation.scores import colourfulness
 from crosschannel.files import atomic_write
 from crosschannel.hub import classifiers
@@ -157,7 +157,7 @@ def test_classes_are_matched_by_name(monkeypatch):
     net = classifiers.ImageClassifier(says_the_second, lambda x: x, InputSpec("rgb", 8, 8), ("b", "c", "a"), "cpu")
     monkeypatch.setattr("crosschannel.evaluation.judges.load_classifier", lambda source, device: net)
     judge = Interpretability("any", ("a", "b", "c"), CPU)
-    assert judge.right(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, -1])).tolist() == [0, 0, 1, -1]
+    assert judge.correct(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, -1])).tolist() == [0, 0, 1, -1]
 
 
 def test_a_plot_over_photographs(tmp_path):
@@ -169,7 +169,7 @@ def test_a_plot_over_photographs(tmp_path):
         "net/auc": pixels * generator.random((60, 313)),
         "net/mse": np.full(60, 0.1),
     }
-    over_photographs(tmp_path / "x.png", rows, ["net"], 0, atomic_write)
+    auc_by_image_count(tmp_path / "x.png", rows, ["net"], 0, atomic_write)
     assert Image.open(tmp_path / "x.png").size[0] > 300
 
 

@@ -6,8 +6,8 @@ import torch
 
 from crosschannel.color import ABQuantizer, load_prior, rebalancing_weights, rgb_to_lab
 from crosschannel.evaluation.judges import LPIPS, lpips_weights
-from crosschannel.evaluation.metrics import methods_of, metrics
-from crosschannel.evaluation.scores import auc_shares, colourfulness, error_levels
+from crosschannel.evaluation.metrics import method_prefixes, metrics
+from crosschannel.evaluation.scores import auc_weights, colourfulness, error_levels
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def rows_of(predicted, truth):
     return {
         "names": np.array([str(i) for i in range(len(truth))]),
         "pixels": levels.sum(2).numpy(),
-        "net/auc": (levels.double() @ auc_shares()).numpy(),
+        "net/auc": (levels.double() @ auc_weights()).numpy(),
         "net/mse": np.full(len(truth), 0.1),
     }, bins
 
@@ -90,7 +90,7 @@ def test_resamples_are_rebalanced_by_the_colours_of_all_images(ab):
 def test_columns_of_one_method_need_no_name(ab):
     rows, _ = rows_of(ab, ab)
     alone = {name.removeprefix("net/"): column for name, column in rows.items()}
-    assert methods_of(rows) == ["net/"] and methods_of(alone) == [""]
+    assert method_prefixes(rows) == ["net/"] and method_prefixes(alone) == [""]
     assert metrics(alone, np.ones((1, 4)))["auc_raw"][0] == 1
 
 

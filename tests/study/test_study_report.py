@@ -147,11 +147,11 @@ def test_a_report_says_who_counts_and_how_often_they_were_fooled(answered, tmp_p
     assert main([*evaluated, "--size=32", "--workers=0", f"--out={tmp_path / 'ev'}"]) == 0
     assert load_result(tmp_path / "ev").metrics["grey/fooled"] == pytest.approx(float(found["grey"]["fooled"]))
     page = (tmp_path / "ev" / "report.md").read_text()
-    assert "people fooled %" in page and f"{100 * float(found['grey']['fooled']):.1f}" in page
+    assert "People fooled, %" in page and f"{100 * float(found['grey']['fooled']):.1f}" in page
     capsys.readouterr()
     bad = [word if "realism" not in word else f"--realism={out / 'trials.csv'}" for word in evaluated]
     assert main([*bad, "--size=32", "--workers=0", f"--out={tmp_path / 'ev2'}"]) == 2
-    assert "is no fooled.csv" in capsys.readouterr().err
+    assert "is not a fooled.csv" in capsys.readouterr().err
     others = [word if word != "grey" else "GREY=grey" for word in evaluated if word != "truth"]
     assert main([*others, "--size=32", "--workers=0", f"--out={tmp_path / 'ev3'}"]) == 2
     assert "the methods are GREY" in capsys.readouterr().err
