@@ -1,6 +1,10 @@
-"""detectron2's names for our backbones: ``import crosschannel.detectron2`` registers them, and a config that has
+"""Register any source as a detectron2 backbone with its box head.
 
+The following config trains Fast R-CNN, or Faster R-CNN with ``MODEL.PROPOSAL_GENERATOR.NAME: RPN``::
+
+    import crosschannel.detectron2
     from detectron2.config import get_cfg
+
     cfg = get_cfg()
     crosschannel.detectron2.add_crosschannel_config(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_crosschannel_backbone"
@@ -8,10 +12,9 @@
     cfg.MODEL.CROSSCHANNEL.SOURCE = "runs/alexnet-imagenet-0"  # any source
     cfg.INPUT.FORMAT = "RGB"
 
-makes Fast R-CNN, or Faster R-CNN with ``MODEL.PROPOSAL_GENERATOR.NAME: RPN``, on any source.
-``ROI_BOX_HEAD.POOLER_TYPE`` may be ROIPool or ROIAlignV2; its resolution follows from the net. The backbone undoes
-``PIXEL_MEAN`` and ``PIXEL_STD`` and makes of RGB what its net was trained on; :func:`pixel_mean` gives the mean by
-which padding is zero to the net.
+``ROI_BOX_HEAD.POOLER_TYPE`` must be ROIPool or ROIAlignV2; the resolution follows from the net. The backbone undoes
+``PIXEL_MEAN`` and ``PIXEL_STD`` and preprocesses RGB for its net. Set ``PIXEL_MEAN`` to :func:`pixel_mean`, so that
+padding is zero after preprocessing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,25 +44,26 @@ from crosschannel.models.regions import (
 
 
 def add_crosschannel_config(cfg: CfgNode) -> None:
-    """Give a config the keys of ``MODEL.CROSSCHANNEL``."""
+    """Add the keys of ``MODEL.CROSSCHANNEL`` to a config."""
     cfg.MODEL.CROSSCHANNEL = CfgNode()
     cfg.MODEL.CROSSCHANNEL.SOURCE = ""  # any source
-    cfg.MODEL.CROSSCHANNEL.LAYER = ""  # whose map regions are pooled from; default by the net
-    cfg.MODEL.CROSSCHANNEL.HEAD = "auto"  # fc, c4 or mlp
-    cfg.MODEL.CROSSCHANNEL.GEOMETRY = "padded"  # of an AlexNet's trunk, or probe
-    cfg.MODEL.CROSSCHANNEL.ALIGNED = True  # take the map's points where they are centred
-    cfg.MODEL.CROSSCHANNEL.FC = 4096  # width of the fc6 and fc7 that a trunk is given
-    cfg.MODEL.CROSSCHANNEL.DROPOUT = 0.5  # after fc6 and fc7
-    cfg.MODEL.CROSSCHANNEL.NORM = False  # a BatchNorm after a ResNet's last stage
+    cfg.MODEL.CROSSCHANNEL.LAYER = ""  # layer from whose map regions are pooled; default: depends on the net
+    cfg.MODEL.CROSSCHANNEL.HEAD = "auto"  # box head: auto, fc, c4 or mlp
+    cfg.MODEL.CROSSCHANNEL.GEOMETRY = "padded"  # geometry of AlexNet's trunk: padded or probe
+    cfg.MODEL.CROSSCHANNEL.ALIGNED = True  # align boxes with the pixels on which map positions are centred
+    cfg.MODEL.CROSSCHANNEL.FC = 4096  # width of fc6 and fc7 that are added to a trunk without them
+    cfg.MODEL.CROSSCHANNEL.DROPOUT = 0.5  # dropout probability after fc6 and fc7
+    cfg.MODEL.CROSSCHANNEL.NORM = False  # add a BatchNorm after the last stage of a ResNet
 
 
 class SourceBackbone(DetectronBackbone):
-    """A backbone up to the map that regions are pooled from, as detectron2 has it.
+    """detectron2 backbone: the layers of a source up to the map from which regions are pooled.
 
     Args:
-        source: which; what stands above that map is taken out of it.
-        plan: of its regions.
-        mean, deviation: of what ``GeneralizedRCNN`` has subtracted and divided by, a channel each, of 255.
+        source: the backbone; the layers of the box head are removed from it, in place.
+        plan: region plan of the backbone.
+        mean: values that ``GeneralizedRCNN`` subtracts, one per channel, in 0..255.
+        std: values by which ``GeneralizedRCNN`` divides, one per channel.
         format: "RGB" or "BGR".
 
     Shape:
@@ -67,21 +71,21 @@ class SourceBackbone(DetectronBackbone):
     """
 
     def __init__(
-        self, source: Backbone, plan: RegionPlan, mean: Sequence[float], deviation: Sequence[float], format: str = "RGB"
+        self, source: Backbone, plan: RegionPlan, mean: Sequence[float], std: Sequence[float], format: str = "RGB"
     ):
         super().__init__()
         self.source, self.plan, self._is_bgr = source, plan, format == "BGR"
         self._shape = ShapeSpec(channels=source.channels[plan.layer], stride=plan.stride)
-        needed = source.parameters_through(plan.layer)
+        trainable = source.parameters_through(plan.layer)
         for name, parameter in source.named_parameters():
-            parameter.requires_grad_(name in needed)
+            parameter.requires_grad_(name in trainable)
         for name in plan.parts:
-            _replace(source, source.get_module(name))
+            _remove(source, source.get_module(name))
         self.register_buffer("mean", torch.tensor(list(mean))[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(list(deviation))[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(list(std))[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        rgb = (image * self.deviation + self.mean) / 255
+        rgb = (image * self.std + self.mean) / 255
         x = self.source.preprocess(rgb.flip(1) if self._is_bgr else rgb)
         return self.source.features(x, [self.plan.layer])
 
@@ -93,19 +97,20 @@ class SourceBackbone(DetectronBackbone):
         return self.plan.step if self.plan.step > 1 else 0
 
 
-def _replace(net: nn.Module, part: nn.Module) -> None:
-    """Put nothing in the place of a part of a net."""
+def _remove(net: nn.Module, submodule: nn.Module) -> None:
+    """Replace a submodule by an identity, in place."""
     for module in net.modules():
         for name, child in module.named_children():
-            if child is part:
+            if child is submodule:
                 setattr(module, name, nn.Identity())
 
 
 class NormalisedOutputs(FastRCNNOutputLayers):
-    """Scores and boxes whose targets are normalised by class.
+    """Class scores and box regression with targets normalised per class.
 
     Attributes:
-        target_mean, target_std: (K, 4); by default none is subtracted and the deviations are those of R-CNNs.
+        target_mean: mean of the box targets, (K, 4); by default zero.
+        target_std: std of the box targets, (K, 4); by default the usual values of R-CNNs.
     """
 
     def __init__(self, input_shape: ShapeSpec, **options):
@@ -115,28 +120,29 @@ class NormalisedOutputs(FastRCNNOutputLayers):
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
         rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
-        shown = gt_classes[rows]
-        wanted = self.box2box_transform.get_deltas(proposal_boxes[rows], gt_boxes[rows])
-        wanted = (wanted - self.target_mean[shown]) / self.target_std[shown]
-        found = pred_deltas.view(-1, self.num_classes, 4)[rows, shown]
-        loss = nn.functional.smooth_l1_loss(found, wanted, reduction="sum", beta=self.smooth_l1_beta)
+        classes = gt_classes[rows]
+        targets = self.box2box_transform.get_deltas(proposal_boxes[rows], gt_boxes[rows])
+        targets = (targets - self.target_mean[classes]) / self.target_std[classes]
+        deltas = pred_deltas.view(-1, self.num_classes, 4)[rows, classes]
+        loss = nn.functional.smooth_l1_loss(deltas, targets, reduction="sum", beta=self.smooth_l1_beta)
         return loss / max(gt_classes.numel(), 1.0)
 
     def predict_boxes(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> tuple[Tensor, ...]:
-        scores, moves = predictions
-        moves = moves.float().view(-1, self.num_classes, 4) * self.target_std + self.target_mean
-        return super().predict_boxes((scores, moves.flatten(1)), proposals)
+        scores, deltas = predictions
+        deltas = deltas.float().view(-1, self.num_classes, 4) * self.target_std + self.target_mean
+        return super().predict_boxes((scores, deltas.flatten(1)), proposals)
 
 
 @ROI_HEADS_REGISTRY.register()
 class CrosschannelROIHeads(ROIHeads):
-    """Regions pooled from one map, and what a backbone has above it.
+    """RoI heads that pool regions from one map and apply the backbone's own layers above it.
 
     Args:
-        plan: how regions are looked at.
-        box_head: pooled maps (R, C, s, s) → maps (R, D, s', s'): the backbone's part of the head. It may be set later.
-        neck: those → features (R, D').
-        box_predictor: scores and boxes of them.
+        plan: region plan of the backbone.
+        box_head: the backbone's layers above the map, (R, C, s, s) → (R, D, s', s'); None if it is set later.
+        neck: new layers on top of the box head, (R, D, s', s') → features (R, D').
+        box_predictor: predicts scores and boxes from the features.
+        options: arguments of ``ROIHeads``.
     """
 
     @configurable
@@ -154,13 +160,13 @@ class CrosschannelROIHeads(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
-        source, plan = _planned(cfg)
+        source, plan = _load_source(cfg)
         neck = Neck(plan, norm=cfg.MODEL.CROSSCHANNEL.NORM and plan.head == "c4")
         outputs = FastRCNNOutputLayers.from_config(cfg, ShapeSpec(channels=neck.channels))
         outputs["box2box_transform"].weights = (1.0, 1.0, 1.0, 1.0)
         predictor = NormalisedOutputs(**outputs)
-        deviations = torch.tensor([1 / weight for weight in cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS])
-        predictor.target_std.copy_(deviations.expand_as(predictor.target_std))
+        target_std = torch.tensor([1 / weight for weight in cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS])
+        predictor.target_std.copy_(target_std.expand_as(predictor.target_std))
         head = SourceHead(source, plan, cfg.MODEL.CROSSCHANNEL.DROPOUT)
         return super().from_config(cfg) | {"plan": plan, "box_head": head, "neck": neck, "box_predictor": predictor}
 
@@ -174,24 +180,27 @@ class CrosschannelROIHeads(ROIHeads):
         if self.training:
             sampled = self.label_and_sample_proposals(proposals, targets)
             return [], self.box_predictor.losses(self.predictions(features, sampled), sampled)
-        found, _ = self.box_predictor.inference(self.predictions(features, proposals), proposals)
-        return found, {}
+        detections, _ = self.box_predictor.inference(self.predictions(features, proposals), proposals)
+        return detections, {}
 
     def predictions(self, features: Mapping[str, Tensor], proposals: Sequence[Instances]) -> tuple[Tensor, Tensor]:
-        """Scores (R, K + 1) and moves (R, 4 K) of proposals."""
-        boxes = [one.proposal_boxes.tensor for one in proposals]
-        # The operations that ROIPooler calls for one map, of any stride.
+        """Return scores (R, K + 1) and box deltas (R, 4 K) for the proposals of all images."""
+        boxes = [instances.proposal_boxes.tensor for instances in proposals]
+        # Equivalent to ROIPooler with a single map, but for any stride.
         pooled = pool_regions(features[self.plan.layer], boxes, self.plan)
         return self.box_predictor(self.neck(self.box_head(pooled)))
 
 
 class SourceHead(nn.Module):
-    """What a backbone has above the map that regions are pooled from.
+    """Box head: the layers of a backbone above the map from which regions are pooled.
 
     Args:
         source: the backbone.
-        plan: of its regions.
-        dropout: after fc6 and fc7.
+        plan: region plan of the backbone.
+        dropout: dropout probability after fc6 and fc7.
+
+    Shape:
+        (R, C, s, s) → (R, D, s', s').
     """
 
     def __init__(self, source: Backbone, plan: RegionPlan, dropout: float):
@@ -203,11 +212,11 @@ class SourceHead(nn.Module):
 
 
 class PixelCentreAnchors(DefaultAnchorGenerator):
-    """Anchors around the pixels that a map's points are centred on.
+    """Anchors centred on the same pixels as the positions of the map.
 
     Args:
-        shift: of the first anchor's centre from the image's corner, in pixels.
-        options: see detectron2's.
+        shift: distance of the first anchor's centre from the corner of the image, in pixels.
+        options: arguments of ``DefaultAnchorGenerator``.
     """
 
     def __init__(self, shift: float, **options):
@@ -220,28 +229,34 @@ class PixelCentreAnchors(DefaultAnchorGenerator):
 
 @BACKBONE_REGISTRY.register()
 def build_crosschannel_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SourceBackbone:
-    """Any source as detectron2's backbone."""
-    source, plan = _planned(cfg)
+    """Build the backbone of the source ``MODEL.CROSSCHANNEL.SOURCE``."""
+    source, plan = _load_source(cfg)
     return SourceBackbone(source, plan, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
 
 
-def _planned(cfg: CfgNode) -> tuple[Backbone, RegionPlan]:
-    """A config's backbone, to be trained, and how its regions are looked at."""
-    ours, box = cfg.MODEL.CROSSCHANNEL, cfg.MODEL.ROI_BOX_HEAD
-    with torch.random.fork_rng():  # twice the same, fresh weights too
+def _load_source(cfg: CfgNode) -> tuple[Backbone, RegionPlan]:
+    """Load a config's backbone for training, and plan its regions."""
+    options, box_head = cfg.MODEL.CROSSCHANNEL, cfg.MODEL.ROI_BOX_HEAD
+    with torch.random.fork_rng():  # backbone and heads are built by separate calls, which need the same new weights
         torch.manual_seed(max(0, cfg.SEED))
-        source = absorbed(trainable_copy(load_backbone(ours.SOURCE)))
+        source = absorbed(trainable_copy(load_backbone(options.SOURCE)))
         if lacks_fc(source):
-            source = with_fc(source, ours.FC)
-    source = for_regions(source, ours.GEOMETRY)
-    pooling = {"ROIPool": "max", "ROIAlignV2": "align"}.get(box.POOLER_TYPE)
-    if pooling is None or box.CLS_AGNOSTIC_BBOX_REG or box.BBOX_REG_LOSS_TYPE != "smooth_l1":
-        raise ValueError("POOLER_TYPE may be ROIPool or ROIAlignV2, boxes are by class, and their loss is smooth_l1")
-    return source, plan_regions(source, ours.LAYER, ours.HEAD, 0, pooling, ours.ALIGNED)
+            source = with_fc(source, options.FC)
+    source = for_regions(source, options.GEOMETRY)
+    pooling = {"ROIPool": "max", "ROIAlignV2": "align"}.get(box_head.POOLER_TYPE)
+    if pooling is None or box_head.CLS_AGNOSTIC_BBOX_REG or box_head.BBOX_REG_LOSS_TYPE != "smooth_l1":
+        raise ValueError(
+            "ROI_BOX_HEAD requires POOLER_TYPE ROIPool or ROIAlignV2, CLS_AGNOSTIC_BBOX_REG false and "
+            "BBOX_REG_LOSS_TYPE smooth_l1"
+        )
+    return source, plan_regions(source, options.LAYER, options.HEAD, 0, pooling, options.ALIGNED)
 
 
 def pixel_mean(backbone: Backbone) -> list[float]:
-    """For ``PIXEL_MEAN``: the RGB (of 255) that is zero to a net, so that what detectron2 pads with is."""
+    """Return the RGB value, in 0..255, that preprocessing maps to zero.
+
+    With this ``PIXEL_MEAN``, the zeros with which detectron2 pads batches are zeros to the net.
+    """
     if backbone.input.kind not in ("grey", "lab"):
         return [255 * value for value in backbone.input.mean]
     grey = torch.arange(0, 255, 0.01)

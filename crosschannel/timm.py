@@ -1,11 +1,17 @@
-"""timm's names for our nets: ``import crosschannel.timm`` registers them, and
+"""Register AlexNet, VGG-16 and ColorNet as timm models.
+
+Example::
+
+    import crosschannel.timm
 
     weights = {"file": "runs/alexnet-imagenet-0/backbone.safetensors"}
     timm.create_model("crosschannel_alexnet", num_classes=10, pretrained=True, pretrained_cfg_overlay=weights)
 
-makes one, of the shape that the file says it has; ``checkpoint_path=`` loads weights into a net whose shape is given
-(timm shows a net nothing but the tensors then). They take RGB in [0, 1] (mean 0, std 1 in their default configs) and
-turn it into L - 50 themselves, or, with ``in_chans=1``, L - 50 as it is.
+The options of the net (``norm``, ``fc_width``, ``geometry``) are read from the metadata of the file. With
+``checkpoint_path=`` timm passes only the tensors, so these options must be arguments.
+
+The models take RGB in [0, 1] (mean 0 and std 1 in their default configs) and convert it to L - 50. With
+``in_chans=1`` they take L - 50.
 """
 
 import inspect
@@ -24,13 +30,13 @@ from crosschannel.models import LayeredNet, NetSpec, build_net, family
 from crosschannel.models.nets import is_registered
 
 _MAX_FC_WIDTH = 65536
-# net: (side of its crops, side of its last map, layers at which features are taken by default)
+# By name: crop size, side of the last map at that size, layers of the feature maps
 _NETS = {
     "alexnet": (227, 1, ("conv1", "conv2", "conv3", "conv4", "conv5")),
     "vgg16": (224, 14, ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")),
     "colornet": (224, 28, ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "conv6_3", "conv7_3")),
 }
-_LEAST = 199  # pixels, so that AlexNet's fc6 has its 6 × 6 positions
+_MIN_SIZE = 199  # pixels, the smallest input for which the map below AlexNet's fc6 has 6 × 6 positions
 
 default_cfgs = generate_default_cfgs(
     {
@@ -39,7 +45,7 @@ default_cfgs = generate_default_cfgs(
             "num_classes": 1000,
             "input_size": (3, size, size),
             "pool_size": (pool, pool),
-            "min_input_size": (3, _LEAST, _LEAST) if family(name).fc else None,
+            "min_input_size": (3, _MIN_SIZE, _MIN_SIZE) if family(name).fc else None,
             "crop_pct": size / 256,
             "interpolation": "bilinear",
             "mean": (0.0, 0.0, 0.0),
@@ -56,18 +62,21 @@ default_cfgs = generate_default_cfgs(
 
 
 class CrosschannelNet(nn.Module):
-    """One of our nets with timm's methods.
+    """A crosschannel net with the interface of timm models.
 
     Args:
         name: alexnet, vgg16 or colornet.
-        num_classes: of the classifier on the mean over positions; 0 for none.
+        num_classes: number of classes of the classifier on globally pooled features; 0 omits the classifier.
         in_chans: 3 (RGB in [0, 1]) or 1 (L - 50).
-        global_pool: "avg", or "" for none.
-        drop_rate: of the dropout before the classifier.
-        norm: BatchNorm as in pretraining; False once it is absorbed.
-        fc_width: of fc6 and fc7 of AlexNet (by default 4096) and VGG-16 (0); 0 leaves them out.
-        geometry: of an AlexNet: "probe" (conv1 without padding), or "padded", as trunks without fc6 are trained. None
-            is "probe", and takes no weights of a trunk, which may be of either.
+        global_pool: "avg", or "" to return feature maps instead of logits.
+        drop_rate: dropout probability before the classifier.
+        norm: whether the net has BatchNorm, as in pretraining; False if BatchNorm is absorbed.
+        fc_width: width of fc6 and fc7, default 4096 for AlexNet and 0 for VGG-16; 0 omits them.
+        geometry: geometry of AlexNet: "probe" (conv1 without padding), or "padded", in which trunks without fc6 are
+            trained. None means "probe", but then weights of a trunk, which do not determine the geometry, are refused.
+
+    Raises:
+        ValueError: an invalid argument.
     """
 
     def __init__(
@@ -84,14 +93,14 @@ class CrosschannelNet(nn.Module):
         super().__init__()
         net_family = family(name)
         _require("in_chans", in_chans, in_chans in (1, 3), "3 (RGB in [0, 1]) or 1 (L - 50)")
-        _require("drop_rate", drop_rate, _is_number(drop_rate) and 0 <= drop_rate < 1, "within 0 … 1")
+        _require("drop_rate", drop_rate, _is_number(drop_rate) and 0 <= drop_rate < 1, "at least 0 and less than 1")
         _require("norm", norm, isinstance(norm, bool), "True or False")
-        most = _MAX_FC_WIDTH if net_family.has_option("fc") else 0
-        is_width = _is_count(fc_width) and fc_width <= most
-        width_rule = f"within 0..{most}" if most else f"0: {name} has no fully connected layers"
+        max_width = _MAX_FC_WIDTH if net_family.has_option("fc") else 0
+        is_width = _is_count(fc_width) and fc_width <= max_width
+        width_rule = f"within 0..{max_width}" if max_width else f"0, since {name} has no fully connected layers"
         _require("fc_width", fc_width, fc_width is None or is_width, width_rule)
         geometries = ("probe", "padded") if net_family.has_option("geometry") else ()
-        geometry_rule = " or ".join(map(repr, geometries)) or f"left out: {name} has one geometry"
+        geometry_rule = " or ".join(map(repr, geometries)) or f"omitted, since {name} has only one geometry"
         _require("geometry", geometry, geometry is None or geometry in geometries, geometry_rule)
         fc_width = net_family.fc if fc_width is None else fc_width
         options = net_family.supported_options(norm=norm, fc=fc_width, geometry=geometry or "probe")
@@ -100,15 +109,15 @@ class CrosschannelNet(nn.Module):
         self._fc_width, self._is_ambiguous = fc_width, name == "alexnet" and not fc_width and geometry is None
         self.num_features = self.head_hidden_size = self.net.out_channels
         self.drop_rate, self.grad_checkpointing = drop_rate, False
-        self._taken, shapes = _NETS[name][2], self.net.shapes
+        self._feature_layers, shapes = _NETS[name][2], self.net.shapes
         self.feature_info = [
             {"num_chs": shapes[layer][0], "reduction": shapes[layer][1], "module": f"net.{layer}"}
-            for layer in self._taken
+            for layer in self._feature_layers
         ]
         self.reset_classifier(num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        _require("num_classes", num_classes, _is_count(num_classes), "a whole number from 0")
+        _require("num_classes", num_classes, _is_count(num_classes), "a non-negative integer")
         _require("global_pool", global_pool, global_pool in (None, "avg", ""), "'avg' or ''")
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
@@ -119,7 +128,7 @@ class CrosschannelNet(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         if enable:
-            raise ValueError("these nets are small and have no gradient checkpointing")
+            raise ValueError("crosschannel nets do not support gradient checkpointing")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^net\.conv1", "blocks": r"^net\.(?:conv|fc)(\d+)"}
@@ -148,53 +157,74 @@ class CrosschannelNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of ``feature_info`` by index (an int: the last so many)."""
+        """Return intermediate feature maps.
+
+        Args:
+            x: batch of images.
+            indices: indices of the maps in ``feature_info``; an int: the last ``indices`` maps; None: all.
+            norm: ignored.
+            stop_early: ignored; the forward pass always stops after the last required layer.
+            output_fmt: "NCHW".
+            intermediates_only: omit the features of the last layer.
+
+        Returns:
+            The maps, or (features of the last layer, maps).
+        """
         _require("output_fmt", output_fmt, output_fmt == "NCHW", "'NCHW'")
-        layers = [self._taken[i] for i in self._map_indices(indices)]
-        wanted = layers if intermediates_only else [*layers, self.net.layers[-1]]
-        found = self.net.forward_features(self._input(x), wanted)
-        maps = [found[layer] for layer in layers]
-        return maps if intermediates_only else (found[self.net.layers[-1]], maps)
+        layers = [self._feature_layers[i] for i in self._map_indices(indices)]
+        required = layers if intermediates_only else [*layers, self.net.layers[-1]]
+        features = self.net.forward_features(self._input(x), required)
+        maps = [features[layer] for layer in layers]
+        return maps if intermediates_only else (features[self.net.layers[-1]], maps)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the classifier, for ``features_only``; nothing past the last map asked for is computed anyway."""
-        selected = self._map_indices(indices)
+        """Remove the classifier, for ``features_only``.
+
+        No layers are removed, since the forward pass stops after the last required one.
+
+        Returns:
+            Non-negative indices of the maps.
+        """
+        map_indices = self._map_indices(indices)
         if prune_head:
             self.reset_classifier(0)
-        return selected
+        return map_indices
 
     def _map_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         """Convert timm's ``out_indices`` to a list of non-negative indices."""
-        count = len(self._taken)
+        count = len(self._feature_layers)
         if indices is None:
             return list(range(count))
         is_last = isinstance(indices, int) and not isinstance(indices, bool)
         if is_last and 1 <= indices <= count:
             return list(range(count - indices, count))
         is_list = isinstance(indices, Sequence) and len(indices) > 0
-        fits = is_list and all(_is_count(i, -count) and i < count for i in indices)
+        is_valid = is_list and all(_is_count(i, -count) and i < count for i in indices)
         _require(
-            "out_indices", indices, fits, f"1 … {count} last maps, or indices of maps within {-count} … {count - 1}"
+            "out_indices",
+            indices,
+            is_valid,
+            f"an int within 1..{count} (last maps), or indices within {-count}..{count - 1}",
         )
         return [i % count for i in indices]
 
     def check_state(self, names: Collection[str]) -> None:
-        """Raise a ValueError for weights, named as in a backbone file, of a net of another shape than this one."""
-        found = "fc6.conv.weight" in names
-        if found != (self._fc_width > 0) and "conv1.conv.weight" in names:
-            says = "has fc6 and fc7" if found else "has no fc6: give fc_width=0"
-            raise ValueError(f"the file {says}, and this net is of fc_width={self._fc_width}; {_HINT}")
+        """Raise a ValueError if the tensor names of a backbone file do not match the options of this net."""
+        has_fc = "fc6.conv.weight" in names
+        if has_fc != (self._fc_width > 0) and "conv1.conv.weight" in names:
+            problem = "has fc6 and fc7" if has_fc else "has no fc6 (pass fc_width=0)"
+            raise ValueError(f"the file {problem}, but this net has fc_width={self._fc_width}; {_HINT}")
         if self._is_ambiguous:
-            raise ValueError(f"a trunk without fc6 is of either geometry: give geometry='padded' or 'probe'; {_HINT}")
+            raise ValueError(f"pass geometry='padded' or 'probe' for a trunk without fc6; {_HINT}")
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
-        """A backbone file has our names and no classifier; the classifier then stays as it is."""
+        """Load the state dict of this model or of a backbone file; the latter leaves the classifier unchanged."""
         if not any(key.startswith("net.") for key in state):
             self.check_state(state.keys())
-            own = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
-            state = {**own, **{f"net.{key}": value for key, value in state.items()}}
+            classifier = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
+            state = {**classifier, **{f"net.{key}": value for key, value in state.items()}}
         return super().load_state_dict(state, strict, assign)
 
 
@@ -211,79 +241,82 @@ def _is_count(value: object, minimum: int = 0) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= minimum
 
 
-_HINT = 'with pretrained=True, pretrained_cfg_overlay={"file": …} it is read off the file'
+_HINT = 'alternatively, pretrained=True, pretrained_cfg_overlay={"file": …} reads the options from the file'
 
 
-def _shape_of(file: str | None) -> dict[str, Any]:
-    """Options of a net as a backbone file of ours has it; none for any other file."""
+def _stored_options(file: str | None) -> dict[str, Any]:
+    """Return the name and options of the net in a crosschannel backbone file; empty for any other file."""
     path = Path(file) if file else None
     if path is not None and not path.is_file():
-        raise ValueError(f"no weights file {file}")
+        raise ValueError(f"weights file {file} does not exist")
     if path is None or not is_crosschannel_file(path):
         return {}
     meta = read_weights(path)[1]
     if meta.objective is not None:
-        raise ValueError(f"{file} holds a colorization head: give the backbone.safetensors beside it")
+        raise ValueError(f"{file} has a head; pass the backbone.safetensors in the same folder")
     spec = meta.net
     if not is_registered(spec):
-        raise ValueError(f"{file} holds a {spec.name} of another shape than those registered here: {spec}")
+        raise ValueError(f"{file} holds a {spec.name} with options that crosschannel.timm does not register: {spec}")
     options = spec.options
-    shape: dict[str, Any] = {"name": spec.name, "norm": options.norm}
+    stored: dict[str, Any] = {"name": spec.name, "norm": options.norm}
     if family(spec.name).has_option("fc"):
-        shape["fc_width"] = options.fc
+        stored["fc_width"] = options.fc
     if family(spec.name).has_option("geometry"):
-        shape["geometry"] = "probe" if options.fc else options.geometry
-    return shape
+        stored["geometry"] = "probe" if options.fc else options.geometry
+    return stored
 
 
-def _by_our_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What timm loads itself, under the names of the model. (timm takes any subset of them.)"""
+def _filter_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Convert a state dict that timm has read to the names of the model.
+
+    Names are checked here, since timm would load any subset.
+    """
     if not any(key.startswith("net.") for key in state):
         model.check_state(state.keys())
-        own = {f"fc.{key}": value for key, value in model.fc.state_dict().items()}
-        state = own | {f"net.{key}": value for key, value in state.items()}
-    odd = {key for key in model.state_dict().keys() ^ state.keys() if key.startswith("net.")}
-    if odd:
-        raise ValueError(f"the file is of another net: {min(odd)} is in one of both only")
+        classifier = {f"fc.{key}": value for key, value in model.fc.state_dict().items()}
+        state = classifier | {f"net.{key}": value for key, value in state.items()}
+    unmatched = {key for key in model.state_dict().keys() ^ state.keys() if key.startswith("net.")}
+    if unmatched:
+        raise ValueError(f"the file does not match this net: only one of them has {min(unmatched)}")
     return dict(state)
 
 
 def _check_names(name: str, options: Mapping[str, object]) -> None:
-    """Raise a TypeError for an argument that neither the nets nor timm's builder accept."""
+    """Raise a TypeError for an argument that neither the net nor timm's builder accepts."""
     arguments = [key for key in inspect.signature(CrosschannelNet).parameters if key != "name"]
     builder = inspect.signature(build_model_with_cfg).parameters.values()
     known = {*arguments, "features_only", *(entry.name for entry in builder if entry.kind is not entry.VAR_KEYWORD)}
     known |= {"out_indices", "feature_cls"} if options.get("features_only") else set()
     unknown = sorted(options.keys() - known)
     if unknown:
-        hint = "; it needs features_only=True" if unknown[0] in ("out_indices", "feature_cls") else ""
+        hint = " without features_only=True" if unknown[0] in ("out_indices", "feature_cls") else ""
         names = f"{', '.join(arguments)}, features_only and out_indices"
-        raise TypeError(f"crosschannel_{name} has no argument {unknown[0]!r}{hint or f': it has {names}'}")
+        raise TypeError(f"crosschannel_{name} has no argument {unknown[0]!r}{hint or f'; available: {names}'}")
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> nn.Module:
     _check_names(name, options)
     overlay = options.get("pretrained_cfg_overlay") or {}
-    shape = _shape_of(overlay.get("file")) if pretrained else {}
-    if shape.pop("name", name) != name:
-        raise ValueError(f"{overlay['file']} holds no {name}")
-    options = shape | options
+    stored = _stored_options(overlay.get("file")) if pretrained else {}
+    if stored.pop("name", name) != name:
+        raise ValueError(f"{overlay['file']} does not hold a {name} net")
+    options = stored | options
     model = build_model_with_cfg(
         CrosschannelNet,
         f"crosschannel_{name}",
         pretrained,
-        pretrained_filter_fn=_by_our_names,
+        pretrained_filter_fn=_filter_state,
         feature_cfg={"feature_cls": "getter", "out_indices": tuple(range(len(_NETS[name][2])))},
         name=name,
         **options,
     )
     if options.get("features_only"):
-        model._register_load_state_dict_pre_hook(partial(_under_the_wrapper, model))
+        model._register_load_state_dict_pre_hook(partial(_add_wrapper_prefix, model))
     return model
 
 
-def _under_the_wrapper(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """The names of a backbone file, as timm's wrapper for features has them."""
+def _add_wrapper_prefix(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename the tensors of a backbone file, in place, for timm's ``features_only`` wrapper."""
     if not any(key.startswith(("model.", "net.")) for key in state):
         model.model.check_state(state.keys())
     for key in [key for key in state if not prefix and not key.startswith("model.")]:
@@ -292,7 +325,7 @@ def _under_the_wrapper(model: nn.Module, state: dict[str, Tensor], prefix: str, 
 
 @register_model
 def crosschannel_alexnet(pretrained: bool = False, **options: Any) -> nn.Module:
-    """AlexNet without LRN, 227 px."""
+    """AlexNet without LRN, for 227 px images."""
     return _create("alexnet", pretrained, **options)
 
 

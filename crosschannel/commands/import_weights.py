@@ -28,7 +28,7 @@ def import_file(config: ImportConfig) -> Path:
     found.save(out, Provenance(str(path), details), outputs.write)
     kind = "colorizer" if found.has_head else "backbone"
     console = stdout_console()
-    whose = f" ({FORMATS[found.format].whose})" if found.format in FORMATS else ""
+    whose = f" ({FORMATS[found.format].authors})" if found.format in FORMATS else ""
     console.print(f"{out}: {found.spec.name} {kind} from {found.format}{whose}, input {found.input.kind}")
     if found.prefix_note:
         console.print(f"read: {found.prefix_note}")

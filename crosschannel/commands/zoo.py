@@ -11,7 +11,7 @@ def show(_config: ZooConfig) -> None:
     console = stdout_console()
     for name, entry in zoo.ZOO.items():
         fetched = " (fetched)" if zoo.cached_path(entry).is_file() else ""
-        console.print(f"zoo:{name}: {entry.what}{fetched}")
+        console.print(f"zoo:{name}: {entry.description}{fetched}")
         console.print(f"    {entry.url}")
         said = f"{entry.algorithm.upper()} {entry.checksum[:16]}…; importer {entry.format}; {entry.licence}"
         console.print(f"    {said}")

@@ -1,4 +1,4 @@
-"""Sources → backbones and colorizers; the files that weights are kept in."""
+"""Load backbones, classifiers and colorizers from source strings; read and write weights files."""
 
 from typing import TYPE_CHECKING
 

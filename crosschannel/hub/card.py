@@ -1,4 +1,4 @@
-"""A model card: what the weights are, how to load them, what they reach."""
+"""Model cards for exported weights: description, usage, training data, limitations and evaluation results."""
 
 import json
 import re
@@ -29,16 +29,16 @@ _CITATION = (
 
 
 def check_probes(probes: Sequence[Path]) -> None:
-    """Raise a UserError for a run that is not finished, or is no measurement of a trained backbone."""
+    """Raise a UserError unless all runs are finished evaluations of a trained backbone."""
     for path in probes:
         try:
             result = read_result(path)
         except UserError as error:
             raise UserError(f"{path} is not a finished probe run: {error}") from None
         if result.protocol in ("pretrain", "evaluate"):
-            raise UserError(f"{path} is not a finished probe run: it is one of `crosschannel {result.protocol}`")
+            raise UserError(f"{path} is not a finished probe run: it is a run of `crosschannel {result.protocol}`")
         if result.backbone.startswith(UNTRAINED):
-            raise UserError(f"{path} is of the untrained net {result.backbone}; a card has figures of its own net")
+            raise UserError(f"{path} evaluates the untrained net {result.backbone}; pass runs of the exported backbone")
 
 
 def write_card(
@@ -50,51 +50,62 @@ def write_card(
     write: Writer = atomic_write,
     hub: str = "",
 ) -> Path:
-    """Write ``README.md`` beside exported weights, and the sample picture of the run they come from.
+    """Write a model card, ``README.md``, for exported weights, with a sample picture of the pretraining run.
 
     Args:
-        folder: where the weights are.
-        backbone: what was exported; its provenance says the licence.
-        usage: lines of Python that load it in that folder, and use it.
-        run: the run folder that they come from, for its sample picture and its figures.
-        probes: finished probe runs of this backbone, for a table.
-        write: what opens the files.
-        hub: owner/name of the repository that it is going to be in; empty for none.
+        folder: folder of the weights.
+        backbone: exported backbone; its provenance includes the licence.
+        usage: lines of Python that load the weights from that folder and run the net.
+        run: run folder of the pretraining, for its metrics and sample picture; None without one.
+        probes: finished probe runs of this backbone, for the evaluation tables.
+        write: opens the output files.
+        hub: Hub repository for which the card is written, ``owner/name``; empty if it is not yet known.
+
+    Returns:
+        Path of the card.
     """
     details = backbone.provenance.details
-    licence = json.dumps(details["licence"])  # quoted, as YAML has it too
-    front = ["---", f"license: {licence}", "library_name: crosschannel", "pipeline_tag: image-feature-extraction"]
+    licence = json.dumps(details["licence"])  # a JSON string is valid YAML
+    header = [
+        "---",
+        f"license: {licence}",
+        "library_name: crosschannel",
+        "pipeline_tag: image-feature-extraction",
+    ]
     pretext = [f"- {json.dumps(details['pretext'])}"] if "pretext" in details else []
-    front += ["tags:", "- self-supervised-learning", *pretext, "- pytorch"]
+    header += ["tags:", "- self-supervised-learning", *pretext, "- pytorch"]
     name = markdown(folder.resolve().name)
-    front += [*_model_index(folder.resolve().name, probes), "---", ""]
+    header += [*_model_index(folder.resolve().name, probes), "---", ""]
     input = backbone.input
-    resizing = f"{input.interpolation}, times {input.scale:g}" if input.scale != 1 else input.interpolation
+    resizing = f"{input.interpolation}, values times {input.scale:g}" if input.scale != 1 else input.interpolation
     lines = [
         f"# {name}",
         "",
-        f"A net of [crosschannel](https://pypi.org/project/crosschannel/) {__version__} (`pip install crosschannel`).",
+        "A backbone for image feature extraction, exported with "
+        f"[crosschannel](https://pypi.org/project/crosschannel/) {__version__} (`pip install crosschannel`).",
+        "",
+        "## How to use",
         "",
         "```python",
         *usage,
         "```",
         "",
-        f"Anywhere: `{f'hf-hub:{hub}' if hub else 'hf-hub:OWNER/NAME'}` is a source of `crosschannel` and `transfer`"
-        + ("." if hub else ", once `crosschannel push` has put it there."),
+        f"On any machine, pass `{f'hf-hub:{hub}' if hub else 'hf-hub:OWNER/NAME'}` as a source to `crosschannel` or "
+        "`transfer`" + ("." if hub else ", after `crosschannel push` has uploaded the weights."),
         "",
-        "## What it is",
+        "## Model details",
         "",
         f"- layers: {markdown(', '.join(backbone.layers))}",
-        markdown(f"- input: {input.kind}, crops of {input.size} px from a short side of {input.resize}, {resizing}"),
+        markdown(f"- input: {input.kind}, {input.size} px crop, short side resized to {input.resize} px ({resizing})"),
         *(
             f"- {markdown(key)}: {markdown(Path(str(value)).name if key == 'data' else value)}"
             for key, value in details.items()
         ),
-        f"- from: {markdown(Path(backbone.provenance.source).name)}",
+        f"- source: {markdown(Path(backbone.provenance.source).name)}",
         "",
         "## Training data",
         "",
-        _data(details),
+        _training_data(details),
         "",
         "## Limitations",
         "",
@@ -103,45 +114,45 @@ def write_card(
     ]
     if run is not None and (run / "result.json").is_file():
         metrics = read_result(run).metrics
-        shown = (details.get("headline", "kl_share"), "loss_share", "loss")
-        figures = {key: value for key, value in metrics.items() if key in shown}
-        values = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
-        lines += [f"On held-out images: {markdown(values)}.", ""]
+        names = (details.get("headline", "kl_share"), "loss_share", "loss")
+        selected = {key: value for key, value in metrics.items() if key in names}
+        values = ", ".join(f"{key} {value:.4f}" for key, value in selected.items())
+        lines += [f"Pretext task on held-out images: {markdown(values)}.", ""]
     lines += _probe_table(probes)
     picture = last_pictures(run) if run else None
     if picture:
         with write(folder / PICTURE) as part:
             shutil.copyfile(picture, part)
-        rows = markdown(details.get("rows of its pictures", "lightness, predicted colours, truth"))
-        lines += [f"![held-out images: {rows}]({PICTURE})", "", f"Held-out images: {rows}.", ""]
+        rows = markdown(details.get("rows of its pictures", "lightness, predicted colours, ground truth"))
+        lines += [f"![held-out images: {rows}]({PICTURE})", "", f"Held-out images (rows: {rows}).", ""]
     lines += ["## Citation", "", "```bibtex", *_CITATION, "```", ""]
     with write(folder / CARD) as part:
-        part.write_text("\n".join(front + lines), encoding="utf-8")
+        part.write_text("\n".join(header + lines), encoding="utf-8")
     return folder / CARD
 
 
-def _data(details: dict[str, Any]) -> str:
+def _training_data(details: dict[str, Any]) -> str:
     if "data" not in details:
-        return "Not said by the file that the weights come from."
+        return "Unknown: the weights file does not state it."
     images = f", {details['images']} images" if "images" in details else ""
-    labels = "with their labels" if details.get("pretext") == "labels" else "without labels"
+    labels = "with labels" if details.get("pretext") == "labels" else "without labels"
     return f"{markdown(Path(str(details['data'])).name)}{images}, {labels}."
 
 
 def _limitations(details: dict[str, Any]) -> list[str]:
-    """What a person who takes the weights should know."""
+    """Return the items of the section "Limitations"."""
     lines = [
-        "- It has seen the images named above and no others: what is rare among them it knows badly, and whatever "
-        "bias they have it has too.",
-        "- It is a backbone: without a probe or fine-tuning it names nothing.",
+        "- The model was trained only on the data listed above. It may perform poorly on images that are rare in that "
+        "data, and it reproduces the biases of the data.",
+        "- The model extracts features. To predict classes, train a probe on them or fine-tune the model.",
     ]
     if details.get("pretext") in ("colorization", "larsson", "dahl", "split-brain"):
-        lines.append("- Colours that its head predicts are likely ones: they are no evidence of the true ones.")
+        lines.append("- Predicted colours are plausible, but they are not evidence of the true colours.")
     return lines
 
 
 def _model_index(name: str, probes: Sequence[Path]) -> list[str]:
-    """The figures of probes as the Hugging Face Hub reads them."""
+    """Return the metrics of probe runs in the Hugging Face Hub's ``model-index`` format, as lines of YAML."""
     results = []
     for path in probes:
         result = read_result(path)
@@ -151,7 +162,7 @@ def _model_index(name: str, probes: Sequence[Path]) -> list[str]:
         ]
         metrics = metrics or [
             {"type": name, "name": f"{result.protocol} {name}", "value": round(100 * value, 2)}
-            for name, value in _whole(result).items()
+            for name, value in _overall_metrics(result).items()
         ]
         data = Path(result.data).name
         task = {"type": "image-classification", "name": result.protocol}
@@ -162,30 +173,30 @@ def _model_index(name: str, probes: Sequence[Path]) -> list[str]:
 
 
 def _top1(result: Result) -> dict[str, float]:
-    """Top-1 by layer: of linear probes, else of the first k of nearest neighbours."""
-    found = {k.removesuffix("/top1"): v for k, v in result.metrics.items() if k.endswith("/top1")}
-    if not found:
+    """Return top-1 accuracy by layer: that of linear probes, otherwise that of nearest neighbours with the first k."""
+    accuracies = {k.removesuffix("/top1"): v for k, v in result.metrics.items() if k.endswith("/top1")}
+    if not accuracies:
         for name, value in result.metrics.items():
             if re.fullmatch(r"[^/]+/knn\d+", name):
-                found.setdefault(name.partition("/")[0], value)
-    return found
+                accuracies.setdefault(name.partition("/")[0], value)
+    return accuracies
 
 
-def _whole(result: Result) -> dict[str, float]:
-    """Figures that are of no layer and no class."""
+def _overall_metrics(result: Result) -> dict[str, float]:
+    """Return the metrics that are neither per layer nor per class."""
     return {name: value for name, value in result.metrics.items() if "/" not in name}
 
 
 def _probe_table(probes: Sequence[Path]) -> list[str]:
-    """Top-1 by layer of finished probe runs; of other measurements their figures."""
+    """Return one table per probe run: top-1 accuracy by layer, or the overall metrics of other protocols."""
     lines: list[str] = []
     for path in probes:
         result = read_result(path)
-        what = "top-1 in %" if _top1(result) else "in %"
-        found = {markdown(name): value for name, value in (_top1(result) or _whole(result)).items()}
+        unit = "top-1 accuracy in %" if _top1(result) else "metrics in %"
+        columns = {markdown(name): value for name, value in (_top1(result) or _overall_metrics(result)).items()}
         data = markdown(Path(result.data).name)
-        lines += [f"{markdown(result.protocol)} of {markdown(result.backbone)} on {data}, {result.n} images, {what}:"]
+        lines += [f"{markdown(result.protocol)}: {markdown(result.backbone)} on {data} ({result.n} images), {unit}:"]
         lines += [""]
-        lines += ["| " + " | ".join(found) + " |", "|" + "---|" * len(found)]
-        lines += ["| " + " | ".join(f"{100 * value:.1f}" for value in found.values()) + " |", ""]
+        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(f"{100 * value:.1f}" for value in columns.values()) + " |", ""]
     return lines

@@ -1,4 +1,4 @@
-"""Sources that tell classes: runs of the task labels, timm's and torchvision's own classifiers, a factory."""
+"""Load image classifiers: runs of the task ``labels``, models of timm and torchvision, and user-defined factories."""
 
 from collections.abc import Callable
 
@@ -11,21 +11,24 @@ from crosschannel.hub.load import has_head, load_backbone, load_pretext
 from crosschannel.hub.sources import parse_source
 from crosschannel.models import InputSpec
 
-_IMAGENET = 1000
+_IMAGENET_CLASSES = 1000
 
 
 class ImageClassifier(nn.Module):
-    """A net that tells classes, from RGB.
+    """An image classifier on RGB.
 
     Args:
-        net: preprocessed batch → logits (N, K).
-        preprocess: RGB in [0, 1] → what it takes.
-        input: its size and resize.
-        classes: names by output; empty where they are not known.
-        device: its device.
+        net: maps a preprocessed batch to logits (N, K).
+        preprocess: maps RGB in [0, 1] to a preprocessed batch.
+        input: input specification, for the crop size and the resize.
+        classes: class names by index; empty if they are unknown.
+        device: device of the net.
 
     Attributes:
-        outputs: K.
+        outputs: number of classes K.
+
+    Raises:
+        UserError: the net fails on a blank image.
     """
 
     def __init__(
@@ -38,15 +41,17 @@ class ImageClassifier(nn.Module):
     ):
         super().__init__()
         self.net, self.preprocess, self.input, self.classes = net, preprocess, input, classes
-        with torch.inference_mode(), wrap_external_errors("the classifier cannot be run"):
+        with torch.inference_mode(), wrap_external_errors("could not run the classifier"):
             self.outputs = self(torch.zeros(1, 3, input.size, input.size, device=device)).shape[1]
-        if self.outputs == _IMAGENET and not classes:
+        if self.outputs == _IMAGENET_CLASSES and not classes:
             self.classes = imagenet_classes()
 
     @torch.inference_mode()
     def forward(self, rgb: Tensor) -> Tensor:
-        """RGB (N, 3, S, S) in [0, 1], square → logits (N, K): its short side becomes ``input.resize``, its centre of
-        ``input.size`` is looked at."""
+        """Return the logits (N, K) of square RGB images (N, 3, S, S) in [0, 1].
+
+        Images are resized to ``input.resize`` and centre-cropped to ``input.size``.
+        """
         size, resize = self.input.size, self.input.resize
         if rgb.shape[2] != resize:
             mode = self.input.interpolation if self.input.interpolation in ("bilinear", "bicubic") else "bicubic"
@@ -56,27 +61,27 @@ class ImageClassifier(nn.Module):
 
 
 def load_classifier(source: str, device: torch.device | str = "cpu") -> ImageClassifier:
-    """Load a net that tells classes.
+    """Load the image classifier of a source.
 
     Raises:
-        UserError: no such source, or one without a classifier.
+        UserError: the source does not exist or has no classifier.
     """
     parsed = parse_source(source)
     if parsed.kind in ("torchvision", "timm"):
         loaded = torchvision_model(parsed) if parsed.kind == "torchvision" else timm_model(parsed)
-        if loaded.lacking:
-            raise UserError(f"{source} has no classifier: its file has no weights for {', '.join(loaded.lacking)}")
-        return _frozen(loaded.model, loaded.input, (), device)
+        if loaded.missing:
+            raise UserError(f"{source} has no classifier: its file has no weights for {', '.join(loaded.missing)}")
+        return _freeze(loaded.model, loaded.input, (), device)
     if has_head(source):
-        whole = load_pretext(source)
-        if not whole.task.is_classifier:
-            raise UserError(f"{source} is a net of the task {whole.task.name}, which tells no classes")
-        return _frozen(whole.net, whole.input, whole.task.classes, device)
+        checkpoint = load_pretext(source)
+        if not checkpoint.task.is_classifier:
+            raise UserError(f"{source} has no classifier: it was trained on the task {checkpoint.task.name}")
+        return _freeze(checkpoint.net, checkpoint.input, checkpoint.task.classes, device)
     backbone = load_backbone(source, device=device)
     return ImageClassifier(backbone.logits, backbone.preprocess, backbone.input, (), device)
 
 
-def _frozen(
+def _freeze(
     model: nn.Module, input: InputSpec, classes: tuple[str, ...], device: torch.device | str
 ) -> ImageClassifier:
     model = model.to(device).eval().requires_grad_(False)
@@ -84,7 +89,7 @@ def _frozen(
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """WordNet ids of ImageNet's 1,000 classes in their usual order; empty without timm, which has the list."""
+    """Return the WordNet ids of ImageNet's 1,000 classes in the usual order; empty if timm is not installed."""
     try:
         from timm.data import ImageNetInfo
     except ImportError:

@@ -1,8 +1,9 @@
-"""Our weights files: safetensors, with enough metadata to build the net again.
+"""Read and write this library's weights files: safetensors with the metadata needed to rebuild the net.
 
-Metadata (all strings, JSON where it is structured): ``format`` ("crosschannel.backbone", "crosschannel.colorizer", or
-"crosschannel.pretext" for the whole net of a task that colours nothing), ``schema``, ``net``, ``input``, ``layers``,
-``provenance``; a whole net has ``task``, ``objective``, ``classes``, ``temperature`` and ``look`` besides.
+Every file has the metadata ``format`` ("crosschannel.backbone"; "crosschannel.colorizer" for a net with a colorization
+head; "crosschannel.pretext" for a net with any other head), ``schema``, ``net``, ``input``, ``layers`` and
+``provenance``. Files of nets with a head also have ``task``, ``objective``, ``classes``, ``temperature`` and ``look``.
+All values but ``format`` are JSON.
 """
 
 import contextlib
@@ -31,25 +32,28 @@ from crosschannel.pretext import TASKS
 from crosschannel.pretext.task import Pretext
 from crosschannel.stored import parse_json
 
-LICENCE = "bsd-2-clause"  # of weights that were trained here from nothing
-_OF_A_HEAD = ("task", "objective", "classes", "temperature", "look")
-SCHEMA = 4  # 1: nets other than AlexNet said fc 4096 and had none; 2: only colorization; 3: no input scale
-COLORIZER, PRETEXT = "colorizer.safetensors", "pretext.safetensors"  # a run's whole net, by whether its task colours
+LICENCE = "bsd-2-clause"  # licence of weights that this library trained from scratch
+_HEAD_KEYS = ("task", "objective", "classes", "temperature", "look")
+SCHEMA = 4  # 1: fc is 4096 for nets that have no fc6; 2: only colorization; 3: no input scale
+COLORIZER, PRETEXT = "colorizer.safetensors", "pretext.safetensors"  # net with a colorization head or another head
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file of ours says of itself.
+    """Metadata of a weights file.
 
     Attributes:
         format: "crosschannel.backbone", "crosschannel.colorizer" or "crosschannel.pretext".
-        schema: version of this list.
-        net, input, layers, provenance: of the backbone.
-        objective: keys of the task; None for a backbone.
-        task: what was trained.
-        classes: names by label, of a task that needs them.
-        temperature: of the decode; None where it has none.
-        look: of a colorizer.
+        schema: version of the metadata.
+        net: spec of the net.
+        input: input specification of the net.
+        layers: layer names of the backbone.
+        provenance: source and details of the weights.
+        objective: config of the task; None for a backbone.
+        task: name of the pretext task.
+        classes: class names by label, for tasks that need them.
+        temperature: temperature of the decoder; None if it has none.
+        look: resizing of pictures before the net, for colorizers.
     """
 
     format: str
@@ -68,7 +72,16 @@ class Metadata:
 def save_backbone(
     path: Path, net: nn.Module, spec: NetSpec, input: InputSpec, provenance: Provenance, write: Writer = atomic_write
 ) -> None:
-    """Write a backbone as trained, BatchNorm included."""
+    """Write a backbone as trained, including its BatchNorm layers.
+
+    Args:
+        path: output file.
+        net: net of the backbone.
+        spec: spec of the net.
+        input: input specification of the net.
+        provenance: source and details of the weights.
+        write: opens the output file.
+    """
     meta = Metadata("crosschannel.backbone", SCHEMA, spec, input, list(net.layers), provenance)
     _write(path, net.state_dict(), meta, write)
 
@@ -80,82 +93,93 @@ def save_pretext(
     spec: NetSpec,
     input: InputSpec,
     provenance: Provenance,
-    look: ResizeSpec | None = None,
+    resize_spec: ResizeSpec | None = None,
     write: Writer = atomic_write,
     decoder: Decoder | None = None,
 ) -> None:
-    """Write the whole net of a task: a backbone with its head, and the decoder if it predicts colours."""
-    kind = "crosschannel.colorizer" if task.decoder else "crosschannel.pretext"
+    """Write the net of a pretext task: the backbone, its head and, for tasks that predict colours, the decoder.
+
+    Args:
+        path: output file.
+        net: net with backbone and head.
+        task: pretext task.
+        spec: spec of the backbone.
+        input: input specification of the backbone.
+        provenance: source and details of the weights.
+        resize_spec: resizing of pictures before the net.
+        write: opens the output file.
+        decoder: decoder of a colorization task; default: the task's own.
+    """
+    format = "crosschannel.colorizer" if task.decoder else "crosschannel.pretext"
     if decoder is None and task.decoder:
         decoder = build_decoder(task)
     temperature, tensors = (decoder.temperature, decoder.decoder_state()) if decoder else (None, {})
-    task_fields = (task.config, task.name, list(task.classes), temperature, look or ResizeSpec())
-    meta = Metadata(kind, SCHEMA, spec, input, list(net.net.layers), provenance, *task_fields)
+    task_fields = (task.config, task.name, list(task.classes), temperature, resize_spec or ResizeSpec())
+    meta = Metadata(format, SCHEMA, spec, input, list(net.net.layers), provenance, *task_fields)
     _write(path, {**net.state_dict(), **tensors}, meta, write)
 
 
 def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Writer) -> None:
     values = asdict(meta) | {"net": meta.net.to_dict()}
-    described = {k: value for k, value in values.items() if meta.objective is not None or k not in _OF_A_HEAD}
-    texts = {key: value if key == "format" else json.dumps(value) for key, value in described.items()}
+    values = {key: value for key, value in values.items() if meta.objective is not None or key not in _HEAD_KEYS}
+    texts = {key: value if key == "format" else json.dumps(value) for key, value in values.items()}
     with write(path) as part:
         write_tensors(part, state, texts)
 
 
 def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file in place; safetensors' own ``save_file`` makes a temporary file, which a kill leaves."""
+    """Write a safetensors file directly: a killed ``save_file`` of safetensors would leave a temporary file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     file.write_bytes(save(tensors, metadata))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:
-    """Tensors and metadata of one of our files.
+    """Read the tensors and metadata of one of this library's files.
 
     Raises:
-        UserError: the file is missing, cut off, no safetensors, or not ours.
+        UserError: the file is missing, truncated, not a safetensors file, or was not written by this library.
     """
     meta = read_metadata(path)
-    with _whole(path) as file:
+    with _open_safetensors(path) as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     _check_shapes(meta.net, state, "net." if meta.objective is not None else "", path)
     return state, meta
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Any]:
-    """A safetensors file, open."""
+def _open_safetensors(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise UserError(f"no weights file {path}")
+        raise UserError(f"weights file {path} does not exist")
     try:
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What one of our files says of itself.
+    """Read the metadata of one of this library's files.
 
     Raises:
-        UserError: as for :func:`read_weights`.
+        UserError: see :func:`read_weights`.
     """
-    with _whole(path) as file:
+    with _open_safetensors(path) as file:
         texts = file.metadata() or {}
     if not texts.get("format", "").startswith("crosschannel."):
-        raise UserError(f"{path} was not written by crosschannel: its metadata names no crosschannel format")
-    what = f"the metadata of {path}"
+        raise UserError(f"{path} was not written by crosschannel: its metadata lacks a crosschannel format")
+    origin = f"the metadata of {path}"
     known = {key: text for key, text in texts.items() if key in {entry.name for entry in fields(Metadata)}}
-    tree = {key: text if key == "format" else parse_json(text, f"{what}: {key}") for key, text in known.items()}
+    tree = {key: text if key == "format" else parse_json(text, f"{origin}: {key}") for key, text in known.items()}
     if isinstance(tree.get("schema"), int) and tree["schema"] > SCHEMA:
-        raise UserError(f"{path} was written by a newer crosschannel (schema {tree['schema']}); update it")
-    meta = build_stored(Metadata, tree, what)
+        raise UserError(f"{path} was written by a newer crosschannel (schema {tree['schema']}); update crosschannel")
+    meta = build_stored(Metadata, tree, origin)
     if "details" not in tree["provenance"]:
-        raise UserError(f"{what} is damaged: its provenance has no details")
+        raise UserError(f"{origin} is damaged: provenance lacks details")
     if (meta.format == "crosschannel.backbone") != (meta.objective is None):
-        fault = "needs an objective" if meta.objective is None else "has no objective"
-        raise UserError(f"{what} is damaged: a {meta.format} {fault}")
-    if meta.objective is not None and meta.task in TASKS:  # code of others is imported by load_pretext alone
-        meta = replace(meta, objective=build_stored(TASKS[meta.task].keys, meta.objective, f"{what}: objective"))
+        fault = "lacks an objective" if meta.objective is None else "cannot have an objective"
+        raise UserError(f"{origin} is damaged: a {meta.format} file {fault}")
+    if meta.objective is not None and meta.task in TASKS:  # only load_pretext imports user code
+        meta = replace(meta, objective=build_stored(TASKS[meta.task].keys, meta.objective, f"{origin}: objective"))
     row = family(meta.net.name)
     if meta.schema == 1 and not row.fc:
         meta = replace(meta, net=meta.net.replace(**row.supported_options(fc=0)))
@@ -163,17 +187,17 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def _check_shapes(spec: NetSpec, state: dict[str, Tensor], prefix: str, path: Path) -> None:
-    """The tensors are of the net that the metadata describes, before anything of its size is made."""
+    """Raise a UserError unless the tensors match the net in the metadata; checked before memory for it is allocated."""
     if spec.name not in FAMILIES:
         return
     with torch.device("meta"):
-        own = build_net(spec).state_dict()
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    _compare(own, {key: value for key, value in found.items() if key in own or not prefix}, str(path))
+        expected = build_net(spec).state_dict()
+    tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    _compare(expected, {key: value for key, value in tensors.items() if key in expected or not prefix}, str(path))
 
 
 def is_crosschannel_file(path: Path) -> bool:
-    """Whether a file's metadata says that this library has written it."""
+    """Whether the metadata of a file states a format of this library."""
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("format", "").startswith("crosschannel.")
@@ -181,10 +205,11 @@ def is_crosschannel_file(path: Path) -> bool:
         return False
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file is to be read by :func:`read_weights`: safetensors whose metadata does not name another writer.
+def is_own_format(path: Path) -> bool:
+    """Whether :func:`read_weights` should read a file.
 
-    A damaged file counts as ours, so that the reader says what is wrong with it.
+    It reads safetensors files of this library and those whose tensor names match no third-party format. Damaged ones
+    count too, so that :func:`read_weights` reports the damage.
     """
     if path.suffix != ".safetensors":
         return False
@@ -192,36 +217,47 @@ def is_ours(path: Path) -> bool:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             names = [f".{name}" for name in file.keys()]  # noqa: SIM118
-            known = any(part in name for part in (".features.", "._feature_blocks.", ".model1.") for name in names)
+            is_known = any(part in name for part in (".features.", "._feature_blocks.", ".model1.") for name in names)
     except (SafetensorError, OSError, ValueError):
         return True
-    return ("format" in metadata and metadata["format"].startswith("crosschannel.")) or not known
+    return ("format" in metadata and metadata["format"].startswith("crosschannel.")) or not is_known
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """``load_state_dict`` that says in one sentence what does not fit, or cannot be weights."""
-    own = module.state_dict()
-    _compare(own, state, what)
+def load_state(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load a state dict into a module, with strict checks of names, shapes, dtypes and values.
+
+    Args:
+        module: module to load into, in place.
+        state: tensors by name.
+        origin: file or source of the state dict, for messages.
+
+    Raises:
+        UserError: a missing or unexpected tensor, or one of the wrong shape or dtype; a value that is not finite; a
+            negative variance.
+    """
+    expected = module.state_dict()
+    _compare(expected, state, origin)
     for name, tensor in state.items():
-        if own[name].is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
-            raise UserError(f"{what} has {name} as {tensor.dtype}, and the net as {own[name].dtype}")
-        tensor = tensor.to(own[name].dtype)
+        if expected[name].is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
+            raise UserError(f"{origin} has {name} as {tensor.dtype}, but the net has it as {expected[name].dtype}")
+        tensor = tensor.to(expected[name].dtype)
         if not tensor.isfinite().all():
-            raise UserError(f"{what} holds numbers that are not finite, in {name}")
+            raise UserError(f"{origin} has values that are not finite in {name}")
         if name.endswith("running_var") and (tensor < 0).any():
-            raise UserError(f"{what} holds a negative variance, in {name}")
+            raise UserError(f"{origin} has a negative variance in {name}")
     state = OrderedDict(state)
-    state._metadata = getattr(own, "_metadata", None)  # module versions, which some torchvision modules read
+    state._metadata = getattr(expected, "_metadata", None)  # module versions, which some torchvision modules read
     with torch.no_grad():
         module.load_state_dict(state)
 
 
-def _compare(own: dict[str, Tensor], state: dict[str, Tensor], what: str) -> None:
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    for problem, keys in (("lacks", missing), ("has the unexpected", extra)):
+def _compare(expected: dict[str, Tensor], state: dict[str, Tensor], origin: str) -> None:
+    """Raise a UserError unless names and shapes of a state dict match."""
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    for problem, keys in (("lacks", missing), ("has the unexpected tensor", unexpected)):
         if keys:
-            raise UserError(f"{what} {problem} {keys[0]} (and {len(keys) - 1} more); is it for another net?")
-    for key in own:
-        ours, theirs = tuple(own[key].shape), tuple(state[key].shape)
-        if ours != theirs:
-            raise UserError(f"{what} has the wrong shape for {key}: {theirs} where the net has {ours}")
+            raise UserError(f"{origin} {problem} {keys[0]} (and {len(keys) - 1} more); is it for another net?")
+    for key in expected:
+        shape, stored_shape = tuple(expected[key].shape), tuple(state[key].shape)
+        if shape != stored_shape:
+            raise UserError(f"{origin} has the wrong shape for {key}: {stored_shape}, but the net has {shape}")

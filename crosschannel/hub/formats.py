@@ -1,7 +1,6 @@
-"""Other people's weights: a table a format, from our module names to theirs.
+"""Formats of third-party weights: one table per format that maps our module names to the stored ones.
 
-``import`` and ``export`` both read these tables; what a format does to a value besides renaming it stands in
-:mod:`crosschannel.hub.convert`.
+Import and export share these tables. Conversions of values are in :mod:`crosschannel.hub.convert`.
 """
 
 from collections.abc import Mapping
@@ -11,41 +10,43 @@ from crosschannel.models import InputSpec, NetSpec
 
 IMAGENET = InputSpec("rgb", 224, 256)
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
-_VGG_PLAIN = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-_VGG_BN = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
+_VGG_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_VGG_BN_INDICES = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A published naming of weights.
+    """Names of the weights in the files of a publication or a library.
 
     Attributes:
-        net: what it holds; channels, widths and BatchNorm are read off the tensors.
-        input: what its authors feed it; its kind follows the first convolution's channels.
-        names: our module → theirs.
-        optional: our modules that a file may lack as a whole (fully connected layers).
-        left_out: prefixes of theirs that a backbone has no place for.
-        whose: its authors.
+        net: spec of the net; input channels and the width of fc6 are read from the tensors.
+        input: input of the net; its kind follows from the channels of the first convolution.
+        names: stored module names by ours.
+        authors: authors of the format.
+        optional: prefixes of our modules that a file may omit together (fully connected layers).
+        ignored: stored prefixes that a backbone does not need.
     """
 
     net: NetSpec
     input: InputSpec
     names: Mapping[str, str]
-    whose: str
+    authors: str
     optional: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
-def _alexnet(places: tuple[int, ...], norms: tuple[int, ...] = (), prefix: str = "features") -> dict[str, str]:
-    names = {f"conv{i}.conv": f"{prefix}.{place}" for i, place in enumerate(places, 1)}
-    names |= {f"conv{i}.norm": f"{prefix}.{place}" for i, place in enumerate(norms, 1)}
+def _alexnet(convs: tuple[int, ...], norms: tuple[int, ...] = (), prefix: str = "features") -> dict[str, str]:
+    """Return the names of an AlexNet, by the indices of its convolutions and norms."""
+    names = {f"conv{i}.conv": f"{prefix}.{index}" for i, index in enumerate(convs, 1)}
+    names |= {f"conv{i}.norm": f"{prefix}.{index}" for i, index in enumerate(norms, 1)}
     return names | {"fc6.conv": "classifier.1", "fc7.conv": "classifier.4"}
 
 
-def _vgg(places: tuple[int, ...], norm: bool) -> dict[str, str]:
-    layers = dict(zip(_VGG, places, strict=True))
-    names = {f"conv{layer}.conv": f"features.{place}" for layer, place in layers.items()}
-    norms = {f"conv{layer}.norm": f"features.{place + 1}" for layer, place in layers.items()} if norm else {}
+def _vgg(convs: tuple[int, ...], norm: bool) -> dict[str, str]:
+    """Return the names of a VGG-16, by the indices of its convolutions."""
+    layers = dict(zip(_VGG, convs, strict=True))
+    names = {f"conv{layer}.conv": f"features.{index}" for layer, index in layers.items()}
+    norms = {f"conv{layer}.norm": f"features.{index + 1}" for layer, index in layers.items()} if norm else {}
     return names | norms | {"fc6.conv": "classifier.0", "fc7.conv": "classifier.3"}
 
 
@@ -54,11 +55,11 @@ def _rotnet() -> dict[str, str]:
     names = {f"{layer}.conv": f"_feature_blocks.{block}.0" for layer, block in blocks.items()}
     names |= {f"{layer}.norm": f"_feature_blocks.{block}.1" for layer, block in blocks.items()}
     fc = {"fc6.conv": 1, "fc6.norm": 2, "fc7.conv": 4, "fc7.norm": 5}
-    return names | {name: f"_feature_blocks.8.{place}" for name, place in fc.items()}
+    return names | {name: f"_feature_blocks.8.{index}" for name, index in fc.items()}
 
 
 def _eccv16() -> dict[str, str]:
-    counts = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3, 6: 3, 7: 3}  # block: convolutions, each followed by a ReLU; then BatchNorm
+    counts = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3, 6: 3, 7: 3}  # convolutions per block, each with a ReLU; then BatchNorm
     names = {
         f"net.conv{block}_{i}.conv": f"model{block}.{2 * (i - 1)}"
         for block, count in counts.items()
@@ -96,12 +97,12 @@ FORMATS: dict[str, Format] = {
         ("_feature_blocks.9",),
     ),
     "torchvision-vgg16": Format(
-        NetSpec("vgg16", 3, norm=False), IMAGENET, _vgg(_VGG_PLAIN, False), "torchvision", _FC, ("classifier",)
+        NetSpec("vgg16", 3, norm=False), IMAGENET, _vgg(_VGG_INDICES, False), "torchvision", _FC, ("classifier",)
     ),
     "torchvision-vgg16_bn": Format(
         NetSpec("vgg16", 3, affine=True),
         IMAGENET,
-        _vgg(_VGG_BN, True),
+        _vgg(_VGG_BN_INDICES, True),
         "torchvision; Caron et al. 2018",
         _FC,
         ("classifier", "sobel", "top_layer"),
@@ -114,7 +115,7 @@ FORMATS: dict[str, Format] = {
     ),
 }
 
-# `--as NAME`: formats that a name may stand for
+# Formats of each family, for `--as FAMILY`
 FAMILIES = {
     "alexnet": ("torchvision-alexnet", "deepcluster-alexnet", "rotnet-alexnet"),
     "vgg16": ("torchvision-vgg16", "torchvision-vgg16_bn"),

@@ -1,4 +1,4 @@
-"""Sources that are files: ours, somebody else's, published ones that are fetched first."""
+"""Load sources that are files: this library's files, third-party files, and published files to download."""
 
 import contextlib
 from dataclasses import replace
@@ -12,7 +12,7 @@ from crosschannel.factories import is_factory
 from crosschannel.files import user_path
 from crosschannel.hub import zoo
 from crosschannel.hub.convert import import_weights
-from crosschannel.hub.files import Metadata, is_ours, load_state, read_weights
+from crosschannel.hub.files import Metadata, is_own_format, load_state, read_weights
 from crosschannel.hub.huggingface import fetch_repository
 from crosschannel.hub.sources import WEIGHTS, Source
 from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family, widen_to_lab
@@ -24,16 +24,25 @@ Loaded = tuple[nn.Module, InputSpec, Provenance]
 
 
 def weights_path(source: Source, name: str) -> Path:
+    """Return the weights file of a source that is a path.
+
+    Args:
+        source: a file or a run folder.
+        name: file to choose in a run folder.
+
+    Raises:
+        UserError: the file does not exist or is not a weights file.
+    """
     path = user_path(source.name)
     if path.is_dir():
         if not (path / name).is_file():
             if source.text.startswith("hf-hub:"):
-                hint = "only crosschannel nets load from hf-hub:; load timm's as timm:NAME"
+                hint = "only crosschannel nets can be loaded from hf-hub: (use timm:NAME for timm nets)"
                 raise UserError(f"{source.text} has no {name}: {hint}")
             raise UserError(missing_file(path, name))
         return path / name
     if not path.exists():
-        raise UserError(f"no source {source.text!r}: neither a file or run folder nor a known kind{_hint(source.name)}")
+        raise UserError(f"unknown source {source.text!r}: no such file or run folder{_suggest_source(source.name)}")
     if not path.is_file():
         raise UserError(f"{path} is not a regular file")
     if path.suffix not in WEIGHTS:
@@ -41,8 +50,8 @@ def weights_path(source: Source, name: str) -> Path:
     return path
 
 
-def _hint(name: str) -> str:
-    """What a name that is no source was likely to mean."""
+def _suggest_source(name: str) -> str:
+    """Suggest a source for a name without a prefix; empty if there is none."""
     import torchvision
 
     if name in FAMILIES:
@@ -56,7 +65,7 @@ def _hint(name: str) -> str:
 
 
 def fetch_weights(source: Source) -> Source:
-    """Weights that are somewhere else as a path on this machine."""
+    """Download the weights of a ``zoo:`` or ``hf-hub:`` source; return the local path as a source."""
     if source.kind == "zoo":
         path = zoo.fetch(source.name)
         return replace(source, kind="path", name=str(path), licence=zoo.ZOO[source.name].licence)
@@ -65,48 +74,51 @@ def fetch_weights(source: Source) -> Source:
     return source
 
 
-def read_ours(path: Path, source: Source) -> tuple[dict[str, Tensor], Metadata]:
-    """Tensors and metadata of one of our files.
+def read_own_file(path: Path, source: Source) -> tuple[dict[str, Tensor], Metadata]:
+    """Read the tensors and metadata of one of this library's files.
 
-    Weights are data: a net of the user's own is made for the file of a run whose config names its factory, and for
-    none that was fetched.
+    A user-defined net is accepted only in a run folder whose config names its factory, and never in a download: loading
+    weights must not import code that the user did not choose.
 
     Raises:
-        UserError: another file of such a net; see :func:`~crosschannel.hub.files.read_weights`.
+        UserError: any other file of a user-defined net; see also :func:`~crosschannel.hub.files.read_weights`.
     """
     state, meta = read_weights(path)
-    check_code(path, source, meta.net.name, "model.name")
+    check_user_code(path, source, meta.net.name, "model.name")
     return state, meta
 
 
-def check_code(path: Path, source: Source, name: str, key: str) -> None:
-    """Refuse to import user code that a weights file names, unless it is in a run folder whose config names it too.
+def check_user_code(path: Path, source: Source, name: str, key: str) -> None:
+    """Refuse user code that a weights file names, unless the file is in a run folder whose config names it too.
 
     Args:
-        path: the weights.
-        source: their source.
-        name: of a net or a task; built-in ones pass.
-        key: the key of the config.
+        path: weights file.
+        source: source of the file.
+        name: name of a net or a task; built-in names are accepted.
+        key: config key of the net or the task.
 
     Raises:
-        UserError: the file was fetched, or no config beside it has that name.
+        UserError: the file was downloaded, or the config in the same folder does not have that name.
     """
     if not is_factory(name):
         return
     config = path.parent / "config.yaml"
-    named = flatten(read_yaml(config)).get(key) if config.is_file() else None
-    if source.text.startswith(("hf-hub:", "zoo:")) or named != name:
-        whose = "code of somebody's that is called only for the run folder of a pretraining here"
-        raise UserError(f"{source.text} is a net of {name}, {whose}")
+    configured = flatten(read_yaml(config)).get(key) if config.is_file() else None
+    if source.text.startswith(("hf-hub:", "zoo:")) or configured != name:
+        rule = "which is imported only if the config of a local run folder names it"
+        raise UserError(f"{source.text} needs the user-defined code {name}, {rule}")
 
 
 def load_path(source: Source, _data: object) -> Loaded:
+    """Load a weights file or the backbone of a run folder."""
     path = weights_path(source, "backbone.safetensors")
-    if not is_ours(path):
-        return _load_imported(path, source)
+    if not is_own_format(path):
+        return _load_third_party(path, source)
     if "key" in source.options:
-        raise UserError(f"{source.text!r}: {path.name} is a crosschannel file with one net; key is for checkpoints")
-    state, meta = read_ours(path, source)
+        raise UserError(
+            f"{source.text!r}: {path.name} is a crosschannel file with a single net; key applies to checkpoints only"
+        )
+    state, meta = read_own_file(path, source)
     if meta.objective is not None:
         state = {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
     spec, input = apply_source_options(source, meta.net, meta.input)
@@ -118,25 +130,25 @@ def load_path(source: Source, _data: object) -> Loaded:
     return net, input, Provenance(source.text, meta.provenance.details)
 
 
-def _load_imported(path: Path, source: Source) -> Loaded:
-    """Somebody else's file; ``input=lab`` says what three channels of a caffemodel are."""
+def _load_third_party(path: Path, source: Source) -> Loaded:
+    """Load a third-party file; the option ``input=lab`` marks three input channels as Lab."""
     kind = source.options.get("input") and source.choice("input", ("grey", "lab", "rgb"), "rgb")
-    found = import_weights(path, input=kind, key=source.options.get("key", ""))
-    spec, input = apply_source_options(source, found.spec, found.input)
-    net = found.backbone()
+    imported = import_weights(path, input=kind, key=source.options.get("key", ""))
+    spec, input = apply_source_options(source, imported.spec, imported.input)
+    net = imported.backbone()
     if family(spec.name).has_option("geometry"):
         net.set_geometry(spec.options.geometry)
-    details = {"format": found.format, "file": path.name, "preprocessing": f"the format {found.format}"}
-    details |= {"checkpoint": found.note} if found.note else {}
+    details = {"format": imported.format, "file": path.name, "preprocessing": f"the format {imported.format}"}
+    details |= {"checkpoint": imported.note} if imported.note else {}
     details |= {"licence": source.licence} if source.licence else {}
     return net, input, Provenance(source.text, details)
 
 
 def apply_source_options(source: Source, spec: NetSpec, input: InputSpec) -> tuple[NetSpec, InputSpec]:
-    """Geometry and input as the source asks for them.
+    """Apply the geometry and input options of a source.
 
-    Else an AlexNet with fc6 is the net of the transfer protocols, at 227 px whatever it was pretrained on; a trunk
-    stays as it was trained.
+    Without a geometry option, an AlexNet with fc6 gets the geometry of the transfer protocols and 227 px crops; a trunk
+    keeps the geometry it was trained in.
     """
     options = spec.options
     geometry = source.choice("geometry", ("probe", "padded"), "probe" if options.fc else options.geometry)
@@ -149,8 +161,8 @@ def apply_source_options(source: Source, spec: NetSpec, input: InputSpec) -> tup
 
 
 def resize_input(source: Source, input: InputSpec) -> InputSpec:
-    """The input as the source's options have it; a size alone leaves what images are resized to, where that will do."""
-    look = source.input_options()
-    if "size" in look:
-        look.setdefault("resize", max(look["size"], input.resize))
-    return input.changed(**look)
+    """Apply the input options of a source. A ``size`` option alone keeps ``resize``, unless it exceeds ``resize``."""
+    options = source.input_options()
+    if "size" in options:
+        options.setdefault("resize", max(options["size"], input.resize))
+    return input.changed(**options)

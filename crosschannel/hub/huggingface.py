@@ -1,4 +1,4 @@
-"""``hf-hub:owner/name``: a repository of the Hugging Face Hub, through its own library and cache."""
+"""Load from and push to repositories of the Hugging Face Hub, with the ``huggingface_hub`` library and its cache."""
 
 from pathlib import Path
 
@@ -9,10 +9,13 @@ FILES = ("backbone.safetensors", "colorizer.safetensors", "pretext.safetensors",
 
 
 def fetch_repository(name: str) -> Path:
-    """Return the folder with a repository's weights, from the local cache if the Hub cannot be reached.
+    """Download the weights of a repository, or take them from the local cache if the Hub is unreachable.
+
+    Returns:
+        Folder of the files.
 
     Raises:
-        UserError: no such repository, or neither reachable nor cached.
+        UserError: the repository does not exist, or is neither reachable nor cached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -22,14 +25,14 @@ def fetch_repository(name: str) -> Path:
         with downloading_from_hub(f"hf-hub:{name}"):
             return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except RepositoryNotFoundError:
-        raise UserError(f"the Hugging Face Hub has no repository {name!r} (or it is private)") from None
+        raise UserError(f"repository {name!r} does not exist on the Hugging Face Hub, or is private") from None
     except (LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"hf-hub:{name} is not cached and cannot be fetched: {reason}") from None
+        raise UserError(f"hf-hub:{name} is not cached and could not be downloaded: {reason}") from None
 
 
 def check_repository(name: str) -> None:
-    """Raise a UserError for a name that no repository can have."""
+    """Raise a UserError for an invalid repository name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -38,14 +41,17 @@ def check_repository(name: str) -> None:
         if name.count("/") != 1 or name.startswith("/") or name.endswith("/"):
             raise HFValidationError(name)
     except HFValidationError:
-        raise UserError(f"{name!r} is not a repository of the Hugging Face Hub; one looks like owner/name") from None
+        raise UserError(f"{name!r} is not a valid repository name for the Hugging Face Hub; use owner/name") from None
 
 
 def push_folder(folder: Path, name: str, private: bool = False) -> str:
-    """Create the repository if need be and upload a folder; returns its address.
+    """Upload a folder to a repository, which is created if it does not exist.
+
+    Returns:
+        URL of the repository.
 
     Raises:
-        UserError: not logged in, no such owner, or the Hub cannot be reached.
+        UserError: not logged in, no permission, or the Hub is unreachable.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
@@ -55,9 +61,9 @@ def push_folder(folder: Path, name: str, private: bool = False) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Upload weights")
     except HFValidationError:
-        raise UserError(f"{name!r} is not a repository of the Hugging Face Hub; one looks like owner/name") from None
+        raise UserError(f"{name!r} is not a valid repository name for the Hugging Face Hub; use owner/name") from None
     except LocalTokenNotFoundError:
         raise UserError("not logged in to the Hugging Face Hub: run `hf auth login`") from None
-    except Exception as error:  # of the HTTP library, whichever it is
-        raise UserError(f"cannot push to {name}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    except Exception as error:  # the exceptions depend on the HTTP library
+        raise UserError(f"could not push to {name}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     return f"https://huggingface.co/{name}"

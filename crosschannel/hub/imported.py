@@ -1,4 +1,4 @@
-"""What an importer gives: a net in our module, from somebody's file."""
+"""Imported third-party nets."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +14,21 @@ from crosschannel.models import InputSpec, NetSpec
 from crosschannel.models.backbone import Provenance
 from crosschannel.pretext.task import Pretext
 
-KINDS = {1: "grey", 2: "sobel", 3: "rgb"}  # of inputs, by the first convolution's channels
+INPUT_KINDS = {1: "grey", 2: "sobel", 3: "rgb"}  # default input kind by the channels of the first convolution
 
 
 @dataclass
 class Imported:
-    """A net in our module, from somebody's file.
+    """A net of this library with the weights of a third-party file.
 
     Attributes:
-        net: a backbone net, or that of a task where the file holds its head.
-        spec, input: its description.
-        format: what the file was taken for.
-        left_out: names in the file that a backbone has no place for.
+        net: backbone net, or backbone with head if the file has the head of a pretext task.
+        spec: spec of the net.
+        input: input specification of the net.
+        format: detected format of the file.
+        left_out: names in the file that were not used.
         prefix_note: description of the chosen net; empty if the file holds one net without a prefix.
-        task: its pretext task; None for a backbone.
+        task: pretext task of the head; None for a backbone.
         resize_spec: resizing of pictures before the net (colorization only).
         decoder: converts outputs to ab (colorization only).
     """
@@ -56,7 +57,7 @@ class Imported:
         return self.net.net if self.has_head else self.net
 
     def save(self, path: Path, provenance: Provenance, write: Writer = atomic_write) -> None:
-        """Write one of our files: a colorizer where there is a head, else a backbone."""
+        """Write a crosschannel file: a colorizer if there is a head, otherwise a backbone."""
         if self.task is not None:
             save_pretext(
                 path, self.net, self.task, self.spec, self.input, provenance, self.resize_spec, write, self.decoder
@@ -65,12 +66,21 @@ class Imported:
             save_backbone(path, self.net, self.spec, self.input, provenance, write)
 
 
-def load_imported_state(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load a state whose fully connected layers may be matrices and whose norms may not count batches."""
-    own = net.state_dict()
-    for key, tensor in own.items():
+def load_imported_state(net: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load a state dict, reshaping matrices of fc6 and fc7 to kernels and adding missing batch counters of norms.
+
+    Args:
+        net: net to load into, in place.
+        state: tensors by name; changed in place.
+        origin: file or source of the state dict, for messages.
+
+    Raises:
+        UserError: see :func:`~crosschannel.hub.files.load_state`.
+    """
+    expected = net.state_dict()
+    for key, tensor in expected.items():
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, torch.zeros_like(tensor))
         elif key.startswith(("fc6.", "fc7.")) and key in state and state[key].numel() == tensor.numel():
             state[key] = state[key].reshape(tensor.shape)
-    load_state(net, state, what)
+    load_state(net, state, origin)

@@ -1,4 +1,4 @@
-"""Sources that are nets of other libraries, and of the user's own code."""
+"""Load sources that are models of torchvision and timm, and user-defined factories."""
 
 import contextlib
 import inspect
@@ -21,7 +21,7 @@ from crosschannel.hub.formats import FORMATS, IMAGENET
 from crosschannel.hub.from_files import Loaded, resize_input
 from crosschannel.hub.library_weights import from_file, load_weights
 from crosschannel.hub.network import downloading, downloading_from_hub
-from crosschannel.hub.sources import Source, names_a_file
+from crosschannel.hub.sources import Source, has_weights_file
 from crosschannel.hub.state_dicts import Checkpoint, read_checkpoint
 from crosschannel.models import Backbone, InputSpec, wrap
 from crosschannel.models.backbone import Provenance
@@ -30,26 +30,26 @@ from crosschannel.models.timm_net import TimmNet, check_timm_name
 
 @dataclass
 class LibraryModel:
-    """Model of another library.
+    """A model of another library.
 
     Attributes:
-        model: the model with its classifier.
-        input: its preprocessing.
-        details: details for its provenance.
-        lacking: modules of its head without weights in the file; they are replaced by identities.
+        model: the model, with its classifier.
+        input: input specification of the model.
+        details: provenance details.
+        missing: modules of the head without weights in the file, replaced by identities.
     """
 
     model: nn.Module
     input: InputSpec
     details: dict[str, Any]
-    lacking: Sequence[str] = ()
+    missing: Sequence[str] = ()
 
 
 def torchvision_model(source: Source) -> LibraryModel:
-    """Build a torchvision model as its authors did; weights from a file may have no head or a different one.
+    """Build a torchvision model with its classifier; a weights file may lack the head or have a different one.
 
     Raises:
-        UserError: no such model, or its weights cannot be loaded.
+        UserError: the model does not exist, or its weights cannot be loaded.
     """
     import torchvision
 
@@ -60,24 +60,24 @@ def torchvision_model(source: Source) -> LibraryModel:
     entry = known.__members__.get(weights.rpartition(".")[2], known.DEFAULT)
     input = _torchvision_input(entry.transforms())
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
-    if names_a_file(source) and (local := _local_weights(source)):
+    if has_weights_file(source) and (local := _local_weights(source)):
         checkpoint = read_checkpoint(local)
-        input, details["preprocessing"] = _stated_input(source, checkpoint, input, f"torchvision's {entry.name}")
+        input, details["preprocessing"] = _stored_input(source, checkpoint, input, f"torchvision's {entry.name}")
         if source.untrained:
             return LibraryModel(_torchvision_net(source.name), input, details)
         model, loaded = from_file(partial(_torchvision_net, source.name), checkpoint, source.options.get("key", ""))
-        return LibraryModel(model, input, details | loaded.details, loaded.lacking)
+        return LibraryModel(model, input, details | loaded.details, loaded.missing)
     _refuse_key(source)
     input, details["preprocessing"] = resize_input(source, input), f"torchvision's {entry.name}"
     if source.untrained or weights.lower() == "none":
         return LibraryModel(_torchvision_net(source.name), input, details)
     if weights != "DEFAULT" and weights.rpartition(".")[2] not in known.__members__:
         names = ", ".join(known.__members__)
-        raise UserError(f"{source.text!r}: weights {weights!r} are neither a file nor torchvision's, which are {names}")
+        raise UserError(f"{source.text!r}: weights {weights!r} are neither a file nor one of torchvision's: {names}")
     is_cached = (Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]).is_file()
     with (
         contextlib.nullcontext() if is_cached else downloading(entry.url, source.text),
-        wrap_external_errors(f"torchvision could not load the weights {weights!r} of {source.name}"),
+        wrap_external_errors(f"torchvision could not load weights {weights!r} of {source.name}"),
     ):
         return LibraryModel(torchvision.models.get_model(source.name, weights=weights), input, details)
 
@@ -93,20 +93,21 @@ def _torchvision_net(name: str, **options: object) -> nn.Module:
 
 
 def load_torchvision(source: Source, _data: object) -> Loaded:
+    """Load a torchvision model as a backbone."""
     loaded = torchvision_model(source)
     provenance = Provenance(source.text, loaded.details)
-    format = f"torchvision-{source.name}"  # AlexNet and VGG-16 have the literature's layers, fc6 and fc7 among them
+    format = f"torchvision-{source.name}"  # AlexNet and VGG-16 become our nets, with the usual layers up to fc7
     if format in FORMATS:
         return import_state(loaded.model.state_dict(), format, source.text).net, loaded.input, provenance
     net = wrap(loaded.model, loaded.input).net
-    heads = {name.partition(".")[0] for name in loaded.lacking}
+    heads = {name.partition(".")[0] for name in loaded.missing}
     empty = [name for name in net.layers if name in heads and not list(net.get_module(name).parameters())]
     net.exclude_layers({name: f"layer {name!r} has no weights in {source.options['weights']}" for name in empty})
     return net, loaded.input, provenance
 
 
 def _torchvision_input(transform: Any) -> InputSpec:
-    """What a classifier's weights were trained on; nets for anything but classes get ImageNet's usual input."""
+    """Return the input that a classifier was trained on; other models get the usual ImageNet input."""
     if len(getattr(transform, "crop_size", None) or ()) != 1:
         return IMAGENET
     interpolation, mean, std = transform.interpolation.value, tuple(transform.mean), tuple(transform.std)
@@ -114,10 +115,10 @@ def _torchvision_input(transform: Any) -> InputSpec:
 
 
 def timm_model(source: Source) -> LibraryModel:
-    """Build a timm model with its classifier; weights from a file determine the number of classes.
+    """Build a timm model with its classifier; a weights file determines the number of classes.
 
     Raises:
-        UserError: no such model, or its weights cannot be loaded.
+        UserError: the model does not exist, or its weights cannot be loaded.
     """
     check_timm_name(source.name)
     import timm
@@ -132,7 +133,7 @@ def timm_model(source: Source) -> LibraryModel:
     if local:
         checkpoint = read_checkpoint(local)
         model, loaded = from_file(build, checkpoint, source.options.get("key", ""))
-        return LibraryModel(model, _timm_input(source, model, checkpoint)[0], details, loaded.lacking)
+        return LibraryModel(model, _timm_input(source, model, checkpoint)[0], details, loaded.missing)
     _refuse_key(source)
     with _timm_download(source) as pretrained:
         model = build(pretrained)
@@ -141,37 +142,38 @@ def timm_model(source: Source) -> LibraryModel:
 
 @contextlib.contextmanager
 def _timm_download(source: Source) -> Iterator[bool]:
-    """Yield whether to load timm's own weights; if the Hub cannot be reached, timm reads only its cache."""
+    """Yield whether to load timm's pretrained weights; if the Hub is unreachable, timm only uses its cache."""
     pretrained = "weights" not in source.options and not source.untrained
     with downloading_from_hub(source.text) if pretrained else contextlib.nullcontext():
         yield pretrained
 
 
 def _refuse_key(source: Source) -> None:
+    """Raise a UserError for the option ``key`` of a source without a weights file."""
     if "key" in source.options:
-        raise UserError(f"{source.text!r}: key chooses a net of a file, but weights= names no file")
+        raise UserError(f"{source.text!r}: key= chooses a net of a weights file, but weights= does not name a file")
 
 
 def _local_weights(source: Source) -> Path | None:
-    """Path in the option ``weights``; for an untrained net the file may be missing."""
+    """Return the path in the option ``weights``; None without one, or if the file of an untrained net is missing."""
     weights = source.options.get("weights", "none")
     path = None if weights.lower() == "none" else user_path(weights)
     if path and not path.is_file() and source.untrained:
         return None
     if path and not path.is_file():
-        raise UserError(f"{source.text!r}: no weights file {weights!r}")
+        raise UserError(f"{source.text!r}: weights file {weights!r} does not exist")
     return path
 
 
-def _stated_input(source: Source, checkpoint: Checkpoint, default: InputSpec, origin: str) -> tuple[InputSpec, str]:
-    """Return the input stored in a file, or else the default, with its origin."""
+def _stored_input(source: Source, checkpoint: Checkpoint, default: InputSpec, origin: str) -> tuple[InputSpec, str]:
+    """Return the input stored with a checkpoint, or the default if there is none, and its origin."""
     if checkpoint.config and checkpoint.config.get("architecture") in (None, source.name.partition(".")[0]):
-        return _input_of(source, checkpoint.config, default.kind, checkpoint.config_origin), checkpoint.config_origin
+        return _parse_input(source, checkpoint.config, default.kind, checkpoint.config_origin), checkpoint.config_origin
     return resize_input(source, default), f"{origin}, since {checkpoint.path.name} states none"
 
 
-def _input_of(source: Source, config: Mapping[str, Any], kind: str, origin: str) -> InputSpec:
-    """Convert a timm config to an input."""
+def _parse_input(source: Source, config: Mapping[str, Any], kind: str, origin: str) -> InputSpec:
+    """Convert a timm config to an input specification."""
     try:
         size = source.options.get("size", 0) or int((config.get("input_size") or (3, 224, 224))[-1])
         resize = source.options.get(
@@ -181,20 +183,21 @@ def _input_of(source: Source, config: Mapping[str, Any], kind: str, origin: str)
         input = InputSpec(kind, size, resize, config.get("interpolation") or "bilinear", mean, std)
         return input.changed(**source.input_options() | {"size": size, "resize": resize})
     except (UserError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise UserError(f"{source.text!r}: {origin} is not a description of an input: {error}") from None
+        raise UserError(f"{source.text!r}: {origin} is not a valid input specification: {error}") from None
 
 
 def _timm_input(source: Source, model: nn.Module, checkpoint: Checkpoint | None = None) -> tuple[InputSpec, str]:
-    """Return the input of a timm model with its origin."""
+    """Return the input of a timm model and its origin."""
     config = model.pretrained_cfg
     default = "" if "." in source.name else "default "
     origin = f"timm's {default}tag {config.get('tag')}" if config.get("tag") else "timm's default"
     kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
-    input = _input_of(source, config, kind, origin)
-    return _stated_input(source, checkpoint, input, origin) if checkpoint else (input, origin)
+    input = _parse_input(source, config, kind, origin)
+    return _stored_input(source, checkpoint, input, origin) if checkpoint else (input, origin)
 
 
 def load_timm(source: Source, _data: object) -> Loaded:
+    """Load a timm model as a backbone."""
     local, size = _local_weights(source), source.options.get("size", 0) or None
     check_timm_name(source.name)
     kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
@@ -205,7 +208,7 @@ def load_timm(source: Source, _data: object) -> Loaded:
     checkpoint = read_checkpoint(local) if local else _refuse_key(source)
     if checkpoint and not source.untrained:
         if not _has_same_positions(net.model, checkpoint):
-            net.set_image_size(size)  # the file was trained at that size
+            net.set_image_size(size)  # assume that the file was trained at this size
         classifiers = config.get("classifier") or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
         heads = {name.partition(".")[0] for name in classifiers}
@@ -216,37 +219,37 @@ def load_timm(source: Source, _data: object) -> Loaded:
 
 
 def _has_same_positions(model: nn.Module, checkpoint: Checkpoint) -> bool:
-    """Whether the position embeddings of a model and of a file have the same shape."""
+    """Whether the position embeddings of a model and a checkpoint have the same shape."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name.endswith("pos_embed")}
     stored = [(name, tensor.shape) for name, tensor in checkpoint.tensors.items() if name.endswith("pos_embed")]
-    return all(shape == shapes[own] for name, shape in stored for own in shapes if name.endswith(own))
+    return all(shape == shapes[key] for name, shape in stored for key in shapes if name.endswith(key))
 
 
 def load_factory(source: Source, _data: object) -> Loaded:
-    """A callable of the user's that returns an nn.Module (RGB, ImageNet's normalisation) or a Backbone."""
-    made, details = call_factory(source.name), {}
-    if not isinstance(made, nn.Module):
-        raise UserError(f"{source.name} returned {type(made).__name__}, not an nn.Module or a Backbone")
+    """Load the result of a user-defined factory: a Backbone, or an nn.Module for RGB with ImageNet's normalisation."""
+    module, details = call_factory(source.name), {}
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{source.name} returned {type(module).__name__}, not an nn.Module or a Backbone")
     local = _local_weights(source)
     checkpoint = read_checkpoint(local) if local else _refuse_key(source)
     if checkpoint and not source.untrained:
-        loaded = load_weights(_module_of(made), checkpoint, source.options.get("key", ""))
+        loaded = load_weights(_unwrap(module), checkpoint, source.options.get("key", ""))
         details |= {"weights": source.options["weights"], **loaded.details}
-    if isinstance(made, Backbone):
-        if not isinstance(made.input, InputSpec) or not isinstance(made.provenance, Provenance):
+    if isinstance(module, Backbone):
+        if not isinstance(module.input, InputSpec) or not isinstance(module.provenance, Provenance):
             raise UserError(f"{source.name} returned a Backbone without an InputSpec or a Provenance")
-        made.provenance.details |= details
-        json.dumps(made.provenance.to_dict())  # it is going to be written
-        return made.net, made.input.changed(**source.input_options()), made.provenance
+        module.provenance.details |= details
+        json.dumps(module.provenance.to_dict())  # raises if it cannot be stored
+        return module.net, module.input.changed(**source.input_options()), module.provenance
     input = replace(IMAGENET, kind=source.choice("input", ("rgb", "grey", "lab"), "rgb")).changed(
         **source.input_options()
     )
-    details["preprocessing"] = "the default for nets of your own"
+    details["preprocessing"] = "the default for user-defined nets"
     if checkpoint:
-        input, details["preprocessing"] = _stated_input(source, checkpoint, input, details["preprocessing"])
-    return wrap(made, input).net, input, Provenance(source.text, details)
+        input, details["preprocessing"] = _stored_input(source, checkpoint, input, details["preprocessing"])
+    return wrap(module, input).net, input, Provenance(source.text, details)
 
 
-def _module_of(made: nn.Module) -> nn.Module:
-    """The user's own module in what a factory returns."""
-    return made.wrapped_module if isinstance(made, Backbone) else made
+def _unwrap(module: nn.Module) -> nn.Module:
+    """Return the user's module inside a Backbone, or any other module itself."""
+    return module.wrapped_module if isinstance(module, Backbone) else module

@@ -1,4 +1,4 @@
-"""Load a weights file into a net of another library: without its head, with a different head, under any prefix."""
+"""Load weights files into models of other libraries; the head may be missing or different, names may have a prefix."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -12,65 +12,65 @@ from crosschannel.hub.state_dicts import Checkpoint, choose_net
 
 @dataclass
 class LoadedWeights:
-    """Result of loading a file into a net.
+    """Result of loading a weights file into a model.
 
     Attributes:
         note: description of the chosen net and of unused weights; empty if there is nothing to report.
-        lacking: modules of the head without weights in the file; they are replaced by identities.
+        missing: modules of the head without weights in the file, replaced by identities.
     """
 
     note: str = ""
-    lacking: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def details(self) -> dict[str, str]:
-        """Provenance entry with the note."""
+        """Provenance details with the note."""
         return {"checkpoint": self.note} if self.note else {}
 
 
 def load_weights(
     module: nn.Module, checkpoint: Checkpoint, key: str = "", heads: Collection[str] | None = None
 ) -> LoadedWeights:
-    """Load the net of a checkpoint whose names match those of a module, in place.
+    """Load the net of a checkpoint that matches a module's parameter names into the module.
 
     Args:
-        module: takes all its weights from the file.
-        checkpoint: content of the file.
+        module: module to load into, in place.
+        checkpoint: content of the weights file.
         key: see :func:`~crosschannel.hub.state_dicts.choose_net`.
-        heads: children of the module that may be missing or different in the file; weights of modules that the module
-            does not have are then ignored too. None: the file must hold exactly the module's weights.
+        heads: children of the module that may be missing or different in the file; weights of modules that do not exist
+            in ``module`` are then ignored, too. None: the file must hold exactly the module's weights.
 
     Raises:
-        UserError: missing or unexpected weights, or weights of another shape.
+        UserError: missing or unexpected weights, or weights of the wrong shape.
     """
     file, expected = str(checkpoint.path), module.state_dict()
     optional = {name for name in expected if _top_level(name) in (heads or ())}
-    uncounted = {name for name in expected if name.endswith("num_batches_tracked")}  # missing in old files
-    net = choose_net(checkpoint.tensors, expected.keys() - optional - uncounted, file, key)
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # missing in old files
+    net = choose_net(checkpoint.tensors, expected.keys() - optional - counters, file, key)
     state, known = net.tensors, {_top_level(name) for name in expected} - set(heads or ())
-    fits = {name: name in state and state[name].shape == expected[name].shape for name in optional - uncounted}
-    lacking = sorted({_owner(name) for name, fit in fits.items() if not fit})
+    fits = {name: name in state and state[name].shape == expected[name].shape for name in optional - counters}
+    missing = sorted({_parent(name) for name, fit in fits.items() if not fit})
     unused = set() if heads is None else {n for n in state.keys() - expected.keys() if _top_level(n) not in known}
-    unused |= {name for name in state if _owner(name) in lacking}
-    unchanged = {n: t for n, t in expected.items() if _owner(n) in lacking or (n in uncounted and n not in state)}
+    unused |= {name for name in state if _parent(name) in missing}
+    unchanged = {n: t for n, t in expected.items() if _parent(n) in missing or (n in counters and n not in state)}
     load_state(module, {n: t for n, t in state.items() if n not in unused} | unchanged, file)
-    for name in lacking:
+    for name in missing:
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, nn.Identity())
-    left_out = sorted({_owner(name) if _top_level(name) in (heads or ()) else _top_level(name) for name in unused})
+    left_out = sorted({_parent(name) if _top_level(name) in (heads or ()) else _top_level(name) for name in unused})
     notes = [net.note, f"left out: {', '.join(left_out)}" if left_out else ""]
-    return LoadedWeights("; ".join(filter(None, notes)), lacking)
+    return LoadedWeights("; ".join(filter(None, notes)), missing)
 
 
 def from_file(
     build: Callable[..., nn.Module], checkpoint: Checkpoint, key: str = ""
 ) -> tuple[nn.Module, LoadedWeights]:
-    """Build a net with the weights of a file: with the file's number of classes, or without a head.
+    """Build a model with the weights of a file: with the file's number of classes, or without a head.
 
-    The head of a net consists of the children whose weights have a shape that depends on the number of classes.
+    The head consists of the children with weights whose shape depends on the number of classes.
 
     Args:
-        build: (num_classes=…) → the net; without arguments, the default net.
+        build: builds the model; takes ``num_classes``, or no arguments for the default model.
         checkpoint, key: see :func:`load_weights`.
 
     Raises:
@@ -82,11 +82,11 @@ def from_file(
         binary = build(num_classes=2).state_dict()
     except UserError:  # not a classifier
         return net, load_weights(net, checkpoint, key)
-    by_class = [name for name, tensor in binary.items() if name not in default or default[name].shape != tensor.shape]
-    heads = {_top_level(name) for name in by_class}
-    needed = [name for name in default if _top_level(name) not in heads]
-    state = choose_net(checkpoint.tensors, needed, str(checkpoint.path), key).tensors
-    weights = [state[name] for name in by_class if name in state and state[name].shape[1:] == binary[name].shape[1:]]
+    per_class = [name for name, tensor in binary.items() if name not in default or default[name].shape != tensor.shape]
+    heads = {_top_level(name) for name in per_class}
+    required = [name for name in default if _top_level(name) not in heads]
+    state = choose_net(checkpoint.tensors, required, str(checkpoint.path), key).tensors
+    weights = [state[name] for name in per_class if name in state and state[name].shape[1:] == binary[name].shape[1:]]
     counts = {len(weight) for weight in weights if weight.ndim}
     if len(counts) == 1:
         net = build(num_classes=counts.pop())
@@ -97,5 +97,5 @@ def _top_level(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _owner(name: str) -> str:
+def _parent(name: str) -> str:
     return name.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""load_backbone and load_colorizer: a source string → a module that is ready to use."""
+"""Load backbones, pretext checkpoints and colorizers from source strings."""
 
 import contextlib
 import os
@@ -18,8 +18,8 @@ from crosschannel.data.memory import as_image_set
 from crosschannel.errors import UserError, describe, wrap_external_errors
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
-from crosschannel.hub.files import COLORIZER, PRETEXT, is_ours, load_state, read_weights
-from crosschannel.hub.from_files import check_code, fetch_weights, read_ours, weights_path
+from crosschannel.hub.files import COLORIZER, PRETEXT, is_own_format, load_state, read_weights
+from crosschannel.hub.from_files import check_user_code, fetch_weights, read_own_file, weights_path
 from crosschannel.hub.sources import KINDS, Source, inner_source, parse_source
 from crosschannel.models import Backbone, InputSpec
 from crosschannel.models.adapt import fold_input_scale
@@ -40,41 +40,41 @@ def load_backbone(
     """Load a backbone.
 
     Args:
-        source: a run folder, a weights file (ours or somebody else's), ``random:``, ``gaussian:``, ``kmeans:``,
+        source: a run folder, a crosschannel or third-party weights file, ``random:``, ``gaussian:``, ``kmeans:``,
             ``torchvision:``, ``timm:``, ``zoo:``, ``hf-hub:`` or ``package.module:factory``; see
             :mod:`crosschannel.hub.sources`.
-        layers: default layers of ``features``: names or patterns such as ``conv*``; default all.
-        frozen: eval mode and no gradients; else training mode, with gradients.
-        device: of the weights.
-        dtype: of the weights.
-        data: images for the statistics or k-means filters of an untrained net, by name, as a set, or as
-            (images, labels), if the source does not name any; default ``builtin:sample``.
+        layers: names or patterns, such as ``conv*``, of the layers that ``features`` returns by default; default: all.
+        frozen: return the backbone in eval mode without gradients, otherwise in training mode with gradients.
+        device: device of the returned backbone.
+        dtype: dtype of the returned backbone; default: as stored.
+        data: images for the BatchNorm statistics or k-means filters of an untrained net, if the source does not name
+            any: a value of ``--data``, an ImageSet, or (images, labels); default: ``builtin:sample``.
 
     Returns:
-        a Backbone.
+        The backbone.
 
     Raises:
-        UserError: no such source, a file that does not hold a backbone, an unknown layer.
+        UserError: the source does not exist or does not hold a backbone, or a layer is unknown.
     """
     if not (dtype is None or isinstance(dtype, torch.dtype)):
-        raise UserError(f"dtype is one of torch's, such as torch.float16, got {describe(dtype)}")
+        raise UserError(f"dtype must be a torch.dtype, such as torch.float16, got {describe(dtype)}")
     device, data = as_device(device), data if data is None or isinstance(data, str) else as_image_set(data)
     parsed = fetch_weights(parse_source(source))
     source = parsed.text
-    of_others = KINDS[inner_source(parsed).kind].is_user_code
-    grad = torch.is_grad_enabled()
-    with wrap_external_errors(f"{source!r} cannot be made") if of_others else contextlib.nullcontext():
-        with torch.random.fork_rng(devices=[]):  # nets are made with random weights before they get theirs
+    is_user_code = KINDS[inner_source(parsed).kind].is_user_code
+    is_grad_enabled = torch.is_grad_enabled()
+    with wrap_external_errors(f"could not build {source!r}") if is_user_code else contextlib.nullcontext():
+        with torch.random.fork_rng(devices=[]):  # building a net draws random weights, even if others are loaded
             net, input, provenance = KINDS[parsed.kind].load(parsed, data)
-        torch.set_grad_enabled(grad)  # whatever a factory has done
+        torch.set_grad_enabled(is_grad_enabled)  # a factory may have changed it
         provenance.source = source
         _note_input_options(parsed, input, provenance)
         backbone = Backbone(net, input, layers, provenance).to(device, dtype)
-        odd = [
+        invalid = [
             name for name in backbone.layers if not isinstance(name, str) or not name.isprintable() or len(name) > 200
         ]
-        if odd:
-            raise UserError(f"{source!r} has a layer that cannot be called so: {str(odd[0])[:80]!r}")
+        if invalid:
+            raise UserError(f"{source!r} has a layer with an invalid name: {str(invalid[0])[:80]!r}")
         return backbone.eval().requires_grad_(False) if frozen else backbone.train()
 
 
@@ -86,21 +86,22 @@ def _note_input_options(source: Source, input: InputSpec, provenance: Provenance
     """
     options = sorted(source.input_options())
     if input.kind in ("grey", "lab") and set(options) & {"mean", "std"}:
-        raise UserError(f"{source.text!r}: mean and std are for RGB, and this net takes {input.kind}")
+        raise UserError(f"{source.text!r}: mean and std apply to RGB, but this net takes {input.kind}")
     if options:
         origin = provenance.details.get("preprocessing", "the net's own")
-        provenance.details["preprocessing"] = f"{origin}, with {' and '.join(options)} of the source"
+        provenance.details["preprocessing"] = f"{origin}, with {' and '.join(options)} from the source"
 
 
 @dataclass
 class PretextCheckpoint:
-    """A net with its task.
+    """A pretrained net with the head of its pretext task.
 
     Attributes:
-        net, task: see :func:`crosschannel.pretext.create`.
-        input: what it was trained on.
+        net: backbone and head, see :func:`crosschannel.pretext.create`.
+        task: pretext task of the head.
+        input: input specification of the backbone.
         resize_spec: resizing of pictures before the net (colorization only).
-        provenance: of the weights.
+        provenance: source and details of the weights.
         decoder: converts outputs to ab (colorization only).
     """
 
@@ -113,22 +114,25 @@ class PretextCheckpoint:
 
 
 def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
-    """Load the whole net of a pretext task: a run folder, a file of one, ``zoo:eccv16`` or ``hf-hub:``.
+    """Load a net with the head of its pretext task.
+
+    Args:
+        source: a run folder, its ``colorizer.safetensors`` or ``pretext.safetensors``, ``zoo:eccv16`` or ``hf-hub:``.
 
     Raises:
-        UserError: no such source, or one that holds a backbone only.
+        UserError: the source does not exist, or holds a backbone without a head.
     """
     parsed = fetch_weights(parse_source(source))
     source = parsed.text
     if parsed.kind != "path":
-        raise UserError(f"{source!r} has no head; give a run folder or a colorizer.safetensors file")
-    path = weights_path(parsed, _whole_file(parsed.name))
-    if not is_ours(path):
-        return _imported(path, source)
-    state, meta = read_ours(path, parsed)
+        raise UserError(f"{source!r} has no head; pass a run folder or a colorizer.safetensors file")
+    path = weights_path(parsed, _checkpoint_name(parsed.name))
+    if not is_own_format(path):
+        return _load_third_party(path, source)
+    state, meta = read_own_file(path, parsed)
     if meta.objective is None:
-        raise UserError(f"{source} holds a backbone without its head; give its run folder")
-    check_code(path, parsed, meta.task, "task")
+        raise UserError(f"{source} holds a backbone without its head; pass its run folder")
+    check_user_code(path, parsed, meta.task, "task")
     row, objective = find_task(meta.task), meta.objective
     if meta.task not in TASKS:
         objective = build_stored(row.keys, objective, f"the metadata of {path}: objective")
@@ -139,39 +143,48 @@ def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
     if decoder is not None:
         decoder.load_decoder_state({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
     load_state(net, state, source)
-    input = fold_input_scale(net.net, meta.input)  # the task's own input has no scale
+    input = fold_input_scale(net.net, meta.input)  # the inputs that the task computes have no scale
     return PretextCheckpoint(net, task, input, meta.look, Provenance(source, meta.provenance.details), decoder)
 
 
 def load_colorizer(
     source: str | os.PathLike[str], device: str | torch.device = "cpu", size: int = 0, **options: Any
 ) -> Colorizer:
-    """Load a net that colours pictures: a run folder, a ``colorizer.safetensors``, ``zoo:eccv16`` or ``hf-hub:``.
+    """Load a colorizer.
 
     Args:
-        source: the net.
-        device: its device.
-        size: short side, in pixels, at which it sees a picture; 0: its own.
-        options: ``saturation``, ``gamut`` and ``upsample`` of a :class:`Colorizer`.
+        source: a run folder, a ``colorizer.safetensors`` file, ``zoo:eccv16`` or ``hf-hub:``.
+        device: device of the returned colorizer.
+        size: short side to which pictures are resized for the net, in pixels; 0: the ``resize`` of the net's input.
+        options: ``saturation``, ``gamut`` and ``upsample`` of :class:`Colorizer`.
 
     Raises:
-        UserError: no such source, a file that holds a backbone only, or a net of a task that colours nothing.
+        UserError: the source does not exist, holds a backbone without a head, or was trained on a task that does not
+            predict colours.
     """
-    whole = load_pretext(source)
-    if whole.decoder is None:
-        raise UserError(f"{source} is a net of the task {whole.task.name}, which colours nothing")
-    if hasattr(whole.net.net, "take_any_size"):
-        whole.net.net.take_any_size()
-    size = size or whole.input.resize
-    colorizer = Colorizer(whole.net, whole.task, size, whole.provenance, whole.resize_spec, whole.decoder, **options)
+    checkpoint = load_pretext(source)
+    if checkpoint.decoder is None:
+        raise UserError(f"{source} was trained on the task {checkpoint.task.name}, which does not predict colours")
+    if hasattr(checkpoint.net.net, "take_any_size"):
+        checkpoint.net.net.take_any_size()
+    size = size or checkpoint.input.resize
+    colorizer = Colorizer(
+        checkpoint.net,
+        checkpoint.task,
+        size,
+        checkpoint.provenance,
+        checkpoint.resize_spec,
+        checkpoint.decoder,
+        **options,
+    )
     return colorizer.to(as_device(device)).eval().requires_grad_(False)
 
 
 def has_head(source: str) -> bool:
-    """Whether a source holds a head besides its backbone: whether :func:`load_pretext` takes it.
+    """Whether a source holds the head of a pretext task, so that :func:`load_pretext` can load it.
 
     Raises:
-        UserError: no such source, or a damaged file.
+        UserError: the source does not exist, or its file is damaged.
     """
     parsed = fetch_weights(parse_source(source))
     if parsed.kind != "path":
@@ -180,19 +193,25 @@ def has_head(source: str) -> bool:
     if path.is_dir():
         return any((path / name).exists() for name in (COLORIZER, PRETEXT))
     path = weights_path(parsed, "")
-    return read_weights(path)[1].objective is not None if is_ours(path) else import_weights(path).has_head
+    return read_weights(path)[1].objective is not None if is_own_format(path) else import_weights(path).has_head
 
 
-def _whole_file(name: str) -> str:
-    """The file of a run folder that holds its whole net."""
+def _checkpoint_name(name: str) -> str:
+    """Return the name of the file with net and head in a run folder."""
     return PRETEXT if (user_path(name) / PRETEXT).exists() else COLORIZER
 
 
-def _imported(path: Path, source: str) -> PretextCheckpoint:
-    found = import_weights(path)
-    if found.task is None:
-        raise UserError(f"{source} holds a backbone without a head ({found.format})")
-    input = fold_input_scale(found.net.net, found.input)
+def _load_third_party(path: Path, source: str) -> PretextCheckpoint:
+    """Load the net and head of a third-party file."""
+    imported = import_weights(path)
+    if imported.task is None:
+        raise UserError(f"{source} holds a backbone without a head ({imported.format})")
+    input = fold_input_scale(imported.net.net, imported.input)
     return PretextCheckpoint(
-        found.net, found.task, input, found.resize_spec, Provenance(source, {"format": found.format}), found.decoder
+        imported.net,
+        imported.task,
+        input,
+        imported.resize_spec,
+        Provenance(source, {"format": imported.format}),
+        imported.decoder,
     )

@@ -1,4 +1,4 @@
-"""Connection checks: without a network, downloads fail at once instead of retrying for a minute."""
+"""Connection checks, so that downloads without a network fail at once instead of retrying for a minute."""
 
 import contextlib
 import socket
@@ -9,32 +9,34 @@ from urllib.parse import urlsplit
 
 from crosschannel.errors import UserError
 
-_CONNECT_TIMEOUT = 10.0  # seconds until a host that does not answer counts as unreachable
+_CONNECT_TIMEOUT = 10.0  # seconds until a host without a response counts as unreachable
 _PORTS = {"http": 80, "https": 443}
 
 
 def no_connection(url: str, source: str, reason: object) -> UserError:
-    """Create the error for a failed connection, with a remedy.
+    """Create the error for a failed connection; its message suggests a remedy.
 
     Args:
-        url: address of the download.
+        url: URL of the download.
         source: source string of the weights; empty for any other download.
-        reason: reason of the failure.
+        reason: reason for the failure.
     """
     command = f"run `crosschannel fetch {source}`" if source else "run this command"
-    fallback = ", or use --model (--backbone) with a run of your own" if source else ""
+    fallback = ", or pass one of your own runs as --model or --backbone" if source else ""
     host = urlsplit(url).hostname
-    return UserError(f"no connection? {host} cannot be reached ({reason}): {command} on a machine with one{fallback}")
+    return UserError(
+        f"no connection? {host} is unreachable ({reason}); {command} on a machine with network access{fallback}"
+    )
 
 
 def connection_problem(url: str) -> str:
-    """Reason why a web server, or the proxy in front of it, cannot be reached; empty if it can."""
+    """Return the reason why a web server, or the proxy for it, is unreachable; empty if it is reachable."""
     target = urlsplit(url)
     proxy = urllib.request.getproxies().get(target.scheme)
     if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
         target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     address = (target.hostname or "", target.port or _PORTS.get(target.scheme, 443))
-    problems = [f"no answer in {_CONNECT_TIMEOUT:g} s"]
+    problems = [f"no response within {_CONNECT_TIMEOUT:g} s"]
 
     def connect() -> None:
         try:
@@ -51,17 +53,17 @@ def connection_problem(url: str) -> str:
 
 @contextlib.contextmanager
 def downloading(url: str, source: str) -> Iterator[bool]:
-    """Let a library download a file, or fail at once without a connection.
+    """Run a block in which a library downloads a file; without a connection, the download fails at once.
 
     Args:
-        url: address of the file.
+        url: URL of the file.
         source: source string of the weights, for the message.
 
     Yields:
         Whether there is a connection.
 
     Raises:
-        UserError: the block fails and there is no connection; the message names a remedy.
+        UserError: the block fails and there is no connection; the message suggests a remedy.
     """
     problem, timeout = connection_problem(url), socket.getdefaulttimeout()
     if problem:
@@ -78,7 +80,7 @@ def downloading(url: str, source: str) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def downloading_from_hub(source: str) -> Iterator[None]:
-    """Do the same for huggingface_hub, which then reads only its cache if there is no connection."""
+    """Do the same for ``huggingface_hub``, which without a connection reads only its cache."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

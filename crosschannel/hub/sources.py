@@ -1,4 +1,4 @@
-"""Sources: one string names a backbone everywhere, options after commas.
+"""Source strings, which name a backbone in configs, commands and Python; options follow after commas.
 
 runs/alexnet-0          FILE.safetensors, .pth, .caffemodel      random:alexnet,input=grey,seed=1
 gaussian:alexnet,input=grey            kmeans:alexnet,input=lab,data=DIR      random:SOURCE
@@ -30,12 +30,12 @@ class SourceKind:
     """A kind of source.
 
     Attributes:
-        loader: module:function of (source, images for statistics) → net, input, provenance.
-        options: that may follow its name.
-        is_fresh: untrained nets, whose name may be a source again.
-        is_fetched: loading one downloads weights, unless an option names a file of them or says none.
-        of_a_library: whose nets are not ours.
-        of_the_user: whose code is the user's.
+        loader: ``module:function`` that maps (source, images for statistics) to (net, input, provenance).
+        options: names of the supported options.
+        is_untrained: untrained nets; the name may be another source.
+        is_fetched: loading downloads weights, unless the option ``weights`` is a file or ``none``.
+        is_library: nets of other libraries or user code.
+        is_user_code: nets of a user-defined factory.
     """
 
     loader: str
@@ -47,29 +47,32 @@ class SourceKind:
 
     @property
     def load(self) -> Callable[["Source", Any], Any]:
+        """The imported loader."""
         return resolve_name(f"crosschannel.hub.{self.loader}")
 
 
-_LOOK = frozenset({"size", "resize", "mean", "std", "interpolation"})  # attributes of a net's input
-_FILE = _LOOK | {"geometry", "input", "key"}
-_FRESH = _LOOK | {"input", "seed", "fc", "geometry", "variant"}
+_INPUT_OPTIONS = frozenset({"size", "resize", "mean", "std", "interpolation"})  # attributes of InputSpec
+_FILE_OPTIONS = _INPUT_OPTIONS | {"geometry", "input", "key"}
+_UNTRAINED_OPTIONS = _INPUT_OPTIONS | {"input", "seed", "fc", "geometry", "variant"}
 KINDS = {
-    "path": SourceKind("from_files:load_path", _FILE),
-    "zoo": SourceKind("from_files:load_path", _FILE, is_fetched=True),
-    "hf-hub": SourceKind("from_files:load_path", _FILE, is_fetched=True),
-    "random": SourceKind("untrained:load_random", _FRESH | {"data", "norm"}, is_untrained=True),
-    "gaussian": SourceKind("untrained:load_gaussian", _FRESH, is_untrained=True),
-    "kmeans": SourceKind("untrained:load_kmeans", _FRESH | {"data", "norm"}, is_untrained=True),
+    "path": SourceKind("from_files:load_path", _FILE_OPTIONS),
+    "zoo": SourceKind("from_files:load_path", _FILE_OPTIONS, is_fetched=True),
+    "hf-hub": SourceKind("from_files:load_path", _FILE_OPTIONS, is_fetched=True),
+    "random": SourceKind("untrained:load_random", _UNTRAINED_OPTIONS | {"data", "norm"}, is_untrained=True),
+    "gaussian": SourceKind("untrained:load_gaussian", _UNTRAINED_OPTIONS, is_untrained=True),
+    "kmeans": SourceKind("untrained:load_kmeans", _UNTRAINED_OPTIONS | {"data", "norm"}, is_untrained=True),
     "torchvision": SourceKind(
-        "libraries:load_torchvision", _LOOK | {"weights", "key"}, is_fetched=True, is_library=True
+        "libraries:load_torchvision", _INPUT_OPTIONS | {"weights", "key"}, is_fetched=True, is_library=True
     ),
-    "timm": SourceKind("libraries:load_timm", _LOOK | {"weights", "key", "input"}, is_fetched=True, is_library=True),
+    "timm": SourceKind(
+        "libraries:load_timm", _INPUT_OPTIONS | {"weights", "key", "input"}, is_fetched=True, is_library=True
+    ),
     "factory": SourceKind(
-        "libraries:load_factory", _LOOK | {"weights", "key", "input"}, is_library=True, is_user_code=True
+        "libraries:load_factory", _INPUT_OPTIONS | {"weights", "key", "input"}, is_library=True, is_user_code=True
     ),
 }
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".caffemodel")  # suffixes of weights files
-OPTION_TYPES: dict[str, Any] = {  # options that are not strings
+OPTION_TYPES: dict[str, Any] = {  # types of the options that are not strings
     "size": Side,
     "resize": Side,
     "mean": tuple[float, ...],
@@ -86,11 +89,11 @@ class Source:
 
     Attributes:
         kind: path, random, gaussian, kmeans, torchvision, timm, factory, zoo or hf-hub.
-        name: what follows the kind.
-        options: the remaining options by name, with values of the types in :data:`OPTION_TYPES`.
-        text: as the user wrote it.
-        licence: of published weights, once they are fetched.
-        untrained: build the net without its weights, but with their input.
+        name: name without the kind and the options.
+        text: the string as the user wrote it.
+        options: options by name, with values of the types in :data:`OPTION_TYPES`.
+        licence: licence of published weights, once they are downloaded.
+        untrained: build the net with the input of its weights, but do not load the weights.
     """
 
     kind: str
@@ -101,53 +104,58 @@ class Source:
     untrained: bool = False
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        """Return the value of an option that must be one of several.
+
+        Raises:
+            UserError: any other value.
+        """
         value = self.options.get(key, default)
         if value not in allowed:
             raise UserError(f"{self.text!r}: {key} must be one of {', '.join(allowed)}, got {value!r}")
         return value
 
     def input_options(self) -> dict[str, Any]:
-        """The attributes of a net's input that its options name, see :meth:`InputSpec.changed`."""
-        return {key: value for key, value in self.options.items() if key in _LOOK}
+        """Return the options that are attributes of the input, for :meth:`InputSpec.changed`."""
+        return {key: value for key, value in self.options.items() if key in _INPUT_OPTIONS}
 
 
 def parse_source(text: str | os.PathLike[str]) -> Source:
     """Parse a source string or a path.
 
     Raises:
-        UserError: another type, an empty name, an option without a value, or an option that this kind does not have.
+        UserError: neither a string nor a path, an empty name, an option without a value, or an unknown option.
     """
     text = os.fspath(text) if isinstance(text, os.PathLike) else text
     if not isinstance(text, str):
-        hint = "; crosschannel.wrap makes a backbone of a module" if hasattr(text, "forward") else ""
+        hint = "; use crosschannel.wrap to make a backbone from a module" if hasattr(text, "forward") else ""
         raise UserError(
-            f"a source is a name such as 'runs/a' or 'timm:resnet50', or a path, not {describe(text)}{hint}"
+            f"a source must be a string, such as 'runs/a' or 'timm:resnet50', or a path, not {describe(text)}{hint}"
         )
     if "\0" in text:
-        raise UserError(f"the source {text!r} holds a NUL character")
-    if text and user_path(text).exists():  # whatever its name looks like
+        raise UserError(f"the source {text!r} contains a NUL character")
+    if text and user_path(text).exists():  # existing files take precedence, even if they contain commas or colons
         return Source("path", text, text)
     head, *pairs = text.split(",")
     kind, colon, name = head.partition(":")
     if not colon or kind not in KINDS:
         kind, name = ("factory" if is_factory(head) else "path"), head
     if not name:
-        raise UserError(f"the source {text!r} names nothing")
+        raise UserError(f"the source {text!r} has an empty name")
     options, known = {}, KINDS[kind].options
-    if KINDS[kind].is_untrained:  # a twin is made as the other is, whatever its weights
+    if KINDS[kind].is_untrained:  # the options of the inner source apply, too
         known |= KINDS[parse_source(name).kind].options
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not value:
-            raise UserError(f"{text!r}: {pair!r} is not an option; options look like seed=1")
+            raise UserError(f"{text!r}: invalid option {pair!r}; options have the form seed=1")
         if key not in known:
-            raise UserError(f"{text!r}: no option {key!r}; there are {', '.join(sorted(known))}")
+            raise UserError(f"{text!r}: unknown option {key!r}; available: {', '.join(sorted(known))}")
         options[key] = _parse_option(key, value, text)
     return Source(kind, name, text, options)
 
 
 def _parse_option(key: str, text: str, source: str) -> Any:
-    """Parse the value of an option by its type; mean and std are one number, or three separated by colons."""
+    """Parse the value of an option according to its type; mean and std are one number or three, separated by colons."""
     name, hint = f"{source!r}: {key}", OPTION_TYPES.get(key, str)
     if key not in ("mean", "std"):
         return check_value(name, parse_text(text, hint, name), hint)
@@ -156,39 +164,39 @@ def _parse_option(key: str, text: str, source: str) -> Any:
     except ValueError:
         numbers = ()
     if len(numbers) not in (1, 3):
-        raise UserError(f"{name} is a number, or three such as 0.485:0.456:0.406, got {text!r}")
+        raise UserError(f"{name} must be a number, or three numbers such as 0.485:0.456:0.406, got {text!r}")
     return check_value(name, numbers * (3 // len(numbers)), hint)
 
 
 def inner_source(source: Source) -> Source:
-    """What a fresh net is the twin of; any other source itself."""
+    """Return the source whose architecture an untrained net has; any other source unchanged."""
     return parse_source(source.name) if KINDS[source.kind].is_untrained else source
 
 
 def source_paths(source: Source) -> list[str]:
-    """The weights that a source names by a path, which may not be there."""
+    """Return the weights that a source names by path, whether or not they exist."""
     from crosschannel.models import FAMILIES
 
-    named = inner_source(source)
-    is_path = named.kind == "path" and (named is source or named.name not in FAMILIES)
-    weights = [source.options["weights"]] if names_a_file(source) else []
-    return [named.name, *weights] if is_path else weights
+    inner = inner_source(source)
+    is_path = inner.kind == "path" and (inner is source or inner.name not in FAMILIES)
+    weights = [source.options["weights"]] if has_weights_file(source) else []
+    return [inner.name, *weights] if is_path else weights
 
 
 def is_fetched(source: Source) -> bool:
     """Whether loading a source downloads its weights."""
-    named = inner_source(source)
-    if named is not source:  # of its twin the description at most
-        return KINDS[named.kind].is_fetched and not KINDS[named.kind].is_library
-    given = source.options.get("weights", "").lower() == "none" or names_a_file(source)
-    return KINDS[source.kind].is_fetched and not given
+    inner = inner_source(source)
+    if inner is not source:  # an untrained net needs at most the spec stored with the inner source's weights
+        return KINDS[inner.kind].is_fetched and not KINDS[inner.kind].is_library
+    is_local = source.options.get("weights", "").lower() == "none" or has_weights_file(source)
+    return KINDS[source.kind].is_fetched and not is_local
 
 
 def known_layers(source: Source) -> tuple[str, ...]:
-    """The layers of a net of ours, as far as they can be told without loading it; empty for any other."""
+    """Return the layers of one of this library's nets, if they are known without loading it; empty otherwise."""
     import torch
 
-    from crosschannel.hub.files import is_ours, read_metadata
+    from crosschannel.hub.files import is_own_format, read_metadata
     from crosschannel.models import FAMILIES, NetSpec, build_net
     from crosschannel.models.input_spec import CHANNELS
 
@@ -201,48 +209,48 @@ def known_layers(source: Source) -> tuple[str, ...]:
         }
         with torch.device("meta"):
             return tuple(build_net(NetSpec(source.name, channels, **row.supported_options(**options))).layers)
-    named = inner_source(source)
-    path = user_path(named.name) if named.kind == "path" else Path()
+    inner = inner_source(source)
+    path = user_path(inner.name) if inner.kind == "path" else Path()
     path = path / "backbone.safetensors" if path.is_dir() else path
-    return tuple(read_metadata(path).layers) if path.is_file() and is_ours(path) else ()
+    return tuple(read_metadata(path).layers) if path.is_file() and is_own_format(path) else ()
 
 
-def names_a_file(source: Source) -> bool:
-    """Whether the option ``weights`` is a path: but for torchvision's, which may be the name of published ones."""
+def has_weights_file(source: Source) -> bool:
+    """Whether the option ``weights`` is a path; for torchvision it may be the name of published weights instead."""
     weights = "none" if KINDS[source.kind].is_untrained else source.options.get("weights", "none")
     is_path = source.kind != "torchvision" or Path(weights).suffix in WEIGHTS or user_path(weights).is_file()
     return weights.lower() != "none" and is_path
 
 
 def source_files(text: str) -> dict[str, Path]:
-    """The files that a source is read from by path, as far as they are there: weights, and the module of a factory."""
+    """Return the existing local files of a source: weights, and the module of a factory."""
     source = parse_source(text)
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     if KINDS[source.kind].is_untrained:
-        found |= source_files(source.name)
+        files |= source_files(source.name)
     elif source.kind == "path":
         path = user_path(source.name)
         names = ("backbone.safetensors", "colorizer.safetensors", "pretext.safetensors")
-        found |= {name: path / name for name in names} if path.is_dir() else {"weights": path}
+        files |= {name: path / name for name in names} if path.is_dir() else {"weights": path}
     elif source.kind == "factory":
-        with wrap_external_errors(f"cannot find {source.name!r}"), working_folder_importable():
+        with wrap_external_errors(f"could not find {source.name!r}"), working_folder_importable():
             spec = importlib.util.find_spec(source.name.partition(":")[0])
-        found |= {"module": Path(spec.origin)} if spec and spec.origin else {}
+        files |= {"module": Path(spec.origin)} if spec and spec.origin else {}
     if "weights" in source.options and not KINDS[source.kind].is_untrained:
-        found["weights"] = user_path(source.options["weights"])
-    return {key: path for key, path in found.items() if path.is_file()}
+        files["weights"] = user_path(source.options["weights"])
+    return {key: path for key, path in files.items() if path.is_file()}
 
 
 def user_imports(config: Any) -> dict[str, str]:
-    """Import paths (``package.module:name``) of user-defined nets, tasks, protocols and data, by config key."""
+    """Return the import paths (``package.module:name``) of user-defined nets, tasks, protocols and data, by key."""
     names = {"model.name": getattr(getattr(config, "model", None), "name", "")}
     names |= {key: getattr(config, key, "") for key in ("task", "protocol")}
-    named = {key: name for key, name in names.items() if is_factory(name)}
-    return named | {key: path for key, data in values_of_role(config, Data).items() if (path := import_path_of(data))}
+    imports = {key: name for key, name in names.items() if is_factory(name)}
+    return imports | {key: path for key, data in values_of_role(config, Data).items() if (path := import_path_of(data))}
 
 
 def user_packages(config: Any) -> list[str]:
-    """Top-level packages and modules of user-defined factories, tasks, protocols and data."""
+    """Return the top-level packages and modules of user-defined factories, tasks, protocols and data."""
     inner = [inner_source(parse_source(source)) for _, _, source in sources(config)]
     names = [source.name for source in inner if KINDS[source.kind].is_user_code]
     names += user_imports(config).values()
@@ -250,13 +258,13 @@ def user_packages(config: Any) -> list[str]:
 
 
 def input_files(config: Any) -> dict[str, Path]:
-    """The files that a command reads by path besides its images, by key, as far as they are there."""
-    found = {f"{key} {name}": path for key, _, source in sources(config) for name, path in source_files(source).items()}
-    named = {
+    """Return the existing files other than images that a command reads, by config key."""
+    files = {f"{key} {name}": path for key, _, source in sources(config) for name, path in source_files(source).items()}
+    paths = {
         f"{key} {number}" if number else key: user_path(name)
         for key, names in input_paths(config).items()
         for number, name in enumerate(names)
     }
-    for key, own in user_imports(config).items():
-        found |= {f"{key} {what}": path for what, path in source_files(own).items()}
-    return found | {key: path for key, path in named.items() if path.is_file()}
+    for key, import_path in user_imports(config).items():
+        files |= {f"{key} {name}": path for name, path in source_files(import_path).items()}
+    return files | {key: path for key, path in paths.items() if path.is_file()}

@@ -1,4 +1,4 @@
-"""``config.json`` for timm's ``local-dir:``, which makes a folder of exported weights a timm model."""
+"""Write ``config.json``, so that timm's ``local-dir:`` loads a folder of exported weights."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from crosschannel.models import Backbone
 
 CONFIG = "config.json"
 _PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # in timm's order
-_ENDINGS = (".safetensors", ".pth", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".bin")
 
 
 def write_config(
@@ -21,18 +21,18 @@ def write_config(
     overrides: dict[str, Any],
     write: Writer,
 ) -> list[str]:
-    """Write ``config.json`` beside exported weights.
+    """Write ``config.json`` into the folder of exported weights.
 
     Args:
         out: path of the weights file.
         backbone: the exported backbone.
         architecture: timm's name of the net.
-        arguments: arguments of ``timm.create_model`` for a net of this shape.
+        arguments: arguments of ``timm.create_model`` that build the net.
         overrides: entries of ``pretrained_cfg`` that differ from the backbone's input.
-        write: opens the file.
+        write: opens the output file.
 
     Returns:
-        Notes on how to load the folder, or why timm would read a different file.
+        Notes: how to load the folder, or why timm would not read these weights.
     """
     input = backbone.input
     config = {
@@ -50,15 +50,15 @@ def write_config(
     with write(out.parent / CONFIG) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     first = _read_by_timm(out.parent)
-    if out.suffix not in _ENDINGS:
-        return [f"timm's local-dir: reads {', '.join(_ENDINGS)} files, not {out.name}"]
+    if out.suffix not in _SUFFIXES:
+        return [f"timm's local-dir: reads {', '.join(_SUFFIXES)} files, not {out.name}"]
     if first != out.name:
-        return [f"timm's local-dir: reads {first} in this folder, not {out.name}; use an empty folder"]
-    return ['timm.create_model("local-dir:FOLDER", pretrained=True) loads this folder, too']
+        return [f"timm's local-dir: reads {first} in this folder, not {out.name}; export to an empty folder"]
+    return ['timm.create_model("local-dir:FOLDER", pretrained=True) also loads this folder']
 
 
 def _read_by_timm(folder: Path) -> str:
-    """Name of the weights file that timm reads from a folder; empty if there is none."""
+    """Return the name of the weights file that timm reads from a folder; empty if there is none."""
     preferred = [name for name in _PREFERRED if (folder / name).exists()]
-    others = [path.name for ending in _ENDINGS for path in sorted(folder.glob(f"*{ending}"))]
+    others = [path.name for suffix in _SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
     return next(iter([*preferred, *others]), "")

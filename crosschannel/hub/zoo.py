@@ -1,6 +1,6 @@
-"""``zoo:NAME``: published weights by one word, from where their authors publish them, checked and cached.
+"""Published weights by name (``zoo:NAME``), downloaded from their authors, verified and cached.
 
-Only weights whose address and checksum are published are listed; none are hosted by this project.
+The zoo lists only weights whose authors publish a URL and a checksum. This project does not host any weights.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from crosschannel.errors import UserError
 from crosschannel.files import cache_folder, digest
 from crosschannel.hub.network import connection_problem, no_connection
 
-_TIMEOUT, _CHUNK, _TRIES = 30, 1 << 20, 3
+_TIMEOUT, _CHUNK, _MAX_ATTEMPTS = 30, 1 << 20, 3  # seconds, bytes, attempts per download
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,23 @@ class Entry:
     """Published weights.
 
     Attributes:
-        url: where the authors publish them.
-        checksum: of the file, as the authors publish it: the first digits of its SHA-256 (in the file's name), or its
-            whole SHA-1 or SHA-512.
-        what: a line about them.
-        licence: of the weights.
-        format: the importer.
+        url: URL at which the authors publish the weights.
+        checksum: checksum that the authors publish: the first digits of the SHA-256 (in the file name), or the complete
+            SHA-1 or SHA-512.
+        description: one-line description.
+        licence: licence of the weights.
+        format: import format.
     """
 
     url: str
     checksum: str
-    what: str
+    description: str
     licence: str
     format: str
 
     @property
     def algorithm(self) -> str:
+        """Hash algorithm of the checksum, as named by :mod:`hashlib`."""
         return {40: "sha1", 128: "sha512"}.get(len(self.checksum), "sha256")
 
     def matches(self, path: Path) -> bool:
@@ -95,34 +96,38 @@ ZOO: dict[str, Entry] = {
 
 
 def weights_folder() -> Path:
+    """Return the folder of downloaded weights."""
     return cache_folder() / "weights"
 
 
 def cached_path(entry: Entry) -> Path:
-    """Where an entry's file is, once it is fetched."""
+    """Return the path of an entry's file after the download."""
     return weights_folder() / entry.url.rpartition("/")[2]
 
 
 def fetch(name: str) -> Path:
-    """The file of an entry.
+    """Return the local file of an entry, downloaded if necessary.
 
     Raises:
-        UserError: no such entry; or as :func:`fetch_into`.
+        UserError: unknown entry; see also :func:`fetch_into`.
     """
     if name not in ZOO:
-        raise UserError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
+        raise UserError(f"unknown zoo entry {name!r}; available: {', '.join(ZOO)}")
     return fetch_into(cached_path(ZOO[name]), ZOO[name], f"zoo:{name}")
 
 
 def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:
-    """A published file: there already, or downloaded, checked, and only then there.
+    """Download a published file unless it exists, and verify its checksum before it appears at its path.
 
-    A download that broke off goes on where it stopped.
+    Interrupted downloads resume.
 
     Args:
         path: target path.
         entry: entry of the published file.
         source: source string, for messages.
+
+    Returns:
+        The target path.
 
     Raises:
         UserError: no connection, a server that refuses the download, or a wrong checksum.
@@ -131,51 +136,52 @@ def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with path.with_name(path.name + ".lock").open("w") as lock:  # one of all ranks downloads, the others wait
+    with path.with_name(path.name + ".lock").open("w") as lock:  # one rank downloads while the others wait
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if path.is_file() and entry.matches(path):
             return path
         problem = connection_problem(entry.url)
         if problem:
             raise no_connection(entry.url, source, problem)
-        stderr_console().print(f"fetching {entry.url} into {path}")
+        stderr_console().print(f"downloading {entry.url} to {path}")
         _download(entry.url, part)
         if not entry.matches(part):
-            found, kind = digest(part, entry.algorithm)[:16], entry.algorithm.upper()
+            checksum, algorithm = digest(part, entry.algorithm)[:16], entry.algorithm.upper()
             part.unlink()
             raise UserError(
-                f"{entry.url} is not what its authors published: its {kind} begins {found}, not {entry.checksum[:16]}"
+                f"{entry.url} is not the file that its authors published: its {algorithm} starts with {checksum}, not "
+                f"{entry.checksum[:16]}"
             )
         part.replace(path)
     return path
 
 
 def _download(url: str, part: Path) -> None:
-    """Into ``part``, from where it ends."""
-    for attempt in range(1, _TRIES + 1):
+    """Download to the file ``part``, resuming from its current size."""
+    for attempt in range(1, _MAX_ATTEMPTS + 1):
         done = part.stat().st_size if part.is_file() else 0
         request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-                resumes = answer.status == 206
-                length = int(answer.headers.get("Content-Length") or 0) + (done if resumes else 0)
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+                resumes = response.status == 206
+                length = int(response.headers.get("Content-Length") or 0) + (done if resumes else 0)
                 bar = progress_in_bytes(url.rpartition("/")[2], length, done if resumes else 0)
                 with part.open("ab" if resumes else "wb") as file, bar as advance:
-                    while chunk := answer.read(_CHUNK):
+                    while chunk := response.read(_CHUNK):
                         file.write(chunk)
                         advance(len(chunk))
                     file.flush()
                     os.fsync(file.fileno())
             if part.stat().st_size >= length:
                 return
-            problem: object = f"it ended after {part.stat().st_size} of {length} bytes"
+            problem: object = f"the connection closed after {part.stat().st_size} of {length} bytes"
         except urllib.error.HTTPError as error:
-            if error.code == 416 and done:  # nothing is left to send
+            if error.code == 416 and done:  # range not satisfiable: the file is complete
                 return
-            problem = f"the server answered {error.code}"
+            problem = f"the server responded with status {error.code}"
             if error.code < 500:
-                raise UserError(f"{url} cannot be downloaded: {problem}") from None
+                raise UserError(f"could not download {url}: {problem}") from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             problem = getattr(error, "reason", error)
-        if attempt == _TRIES:
-            raise UserError(f"{url} cannot be downloaded: {problem}; the same command resumes where it stopped")
+        if attempt == _MAX_ATTEMPTS:
+            raise UserError(f"could not download {url}: {problem}; rerun the command to resume")

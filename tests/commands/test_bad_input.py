@@ -66,7 +66,7 @@ CASES = [
     ("empty picture folder", "colorize {tmp}/empty --model {run} --out {tmp}/o", "no pictures"),
     ("not a picture", "colorize {tmp}/text.jpg --model {run} --out {tmp}/o", "text.jpg"),
     ("over its own input", "colorize {tmp}/ok.png --model {run} --out {tmp}", "overwrite"),
-    ("missing model", "colorize {tmp}/ok.png --model {tmp}/gone --out {tmp}/o", "no source"),
+    ("missing model", "colorize {tmp}/ok.png --model {tmp}/gone --out {tmp}/o", "unknown source"),
     ("no model in the folder", "colorize {tmp}/ok.png --model {tmp}/foreign --out {tmp}/o", "not a run folder"),
     ("a backbone for a model", "colorize {tmp}/ok.png --model {run}/backbone.safetensors --out {tmp}/o", "head"),
     ("model without a head", "colorize {tmp}/ok.png --model random:alexnet --out {tmp}/o", "has no head"),

@@ -169,7 +169,7 @@ def test_a_zip_bomb_for_weights_is_refused_at_once(tmp_path):
             bomb.writestr(member.filename, whole.read(member), zipfile.ZIP_DEFLATED)
         bomb.writestr("a/data/9", bytes(1 << 26), zipfile.ZIP_DEFLATED)
     assert (tmp_path / "b.pth").stat().st_size < 100_000
-    with pytest.raises(UserError, match="larger than it says"):
+    with pytest.raises(UserError, match="it is a compressed archive"):
         read_state(tmp_path / "b.pth")
     read_state(tmp_path / "a.pth")
 

@@ -57,7 +57,7 @@ REFUSED = [
         "over",
     ),
     ("colorize into a file", "colorize {own}/pics/a.jpg --model {run} --out {own}/w.npz", "is a file"),
-    ("colorize without a model", "colorize {own}/pics/a.jpg --model {own}/gone --out {own}/new/deep", "no source"),
+    ("colorize without a model", "colorize {own}/pics/a.jpg --model {own}/gone --out {own}/new/deep", "unknown source"),
     ("import over its input", "import {own}/b.safetensors --out {own}/b.safetensors", "b.safetensors"),
     ("import over its input, told to", "import {own}/b.safetensors --out {own}/b.safetensors --overwrite", "reads"),
     (
@@ -65,7 +65,7 @@ REFUSED = [
         "import {own}/b.safetensors --out {run}/backbone.safetensors",
         "backbone.safetensors exists",
     ),
-    ("import of a pipe", "import {own}/pipe.safetensors --out {own}/n.safetensors", "no weights file"),
+    ("import of a pipe", "import {own}/pipe.safetensors --out {own}/n.safetensors", "does not exist"),
     ("import onto a pipe", "import {own}/b.safetensors --out {own}/pipe.safetensors", "not a regular file"),
     ("import of nonsense", "import {own}/w.npz --out {own}/n.safetensors", "w.npz"),
     ("export over its input", "export {own}/b.safetensors --out {own}/b.safetensors --card false", "reads"),

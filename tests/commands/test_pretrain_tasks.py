@@ -135,7 +135,7 @@ def test_what_does_not_says_so(runs, tmp_path, photos, capsys):
     Image.fromarray(photos[1][:90, :70]).save(tmp_path / "x.png")
     for task in ("autoencoder", "labels"):
         assert main(["colorize", str(tmp_path / "x.png"), f"--model={runs / task}", f"--out={tmp_path / 'o'}"]) == 2
-        assert f"is a net of the task {task}, which colours nothing" in capsys.readouterr().err
+        assert f"was trained on the task {task}, which does not predict colours" in capsys.readouterr().err
 
 
 def test_a_split_brain_net_is_probed_as_any_other_and_so_is_its_untrained_twin(runs, photo_folder, tmp_path):

@@ -294,7 +294,7 @@ def test_weights_that_are_no_numbers_colour_nothing(run, tmp_path, photo_folder,
     state[name].view(-1)[5] = value
     save_file(state, path, meta)
     assert main(["colorize", str(photo_folder / "val"), f"--model={run}", f"--out={tmp_path / 'out'}"]) == 2
-    assert f"not finite, in {name}" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert f"not finite in {name}" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_weights_of_others(tmp_path):

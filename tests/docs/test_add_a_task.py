@@ -198,7 +198,7 @@ def test_a_fetched_or_moved_file_imports_no_code(narrow_nets, photo_folder, tmp_
     Path("mytasks.py").write_text("raise SystemExit('imported')")
     sys.modules.pop("mytasks")
     assert load_backbone("moved.safetensors").layers[0] == "conv1"
-    with pytest.raises(UserError, match="a net of mytasks:Position, code of somebody's"):
+    with pytest.raises(UserError, match="needs the user-defined code mytasks:Position"):
         load_pretext("moved.safetensors")
     with pytest.raises(UserError, match="cannot import 'mytasks:Position': SystemExit: imported"):
         load_pretext("run")

@@ -70,7 +70,7 @@ def published(folder: Path, monkeypatch) -> None:
     path = zoo.cached_path(entry)
     torch.save(randomise(ECCV16()).state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(zoo.ZOO, "eccv16", zoo.Entry(entry.url, digest, entry.what, entry.licence, entry.format))
+    monkeypatch.setitem(zoo.ZOO, "eccv16", zoo.Entry(entry.url, digest, entry.description, entry.licence, entry.format))
 
 
 def plain(line: str) -> str:

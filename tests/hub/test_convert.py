@@ -234,30 +234,33 @@ def test_files_that_cannot_be_are_one_sentence_and_nothing_is_run(tmp_path, caps
         "evil.pth": ({"state_dict": Evil()}, "not a weights file"),
         "page.pth": (b"<!DOCTYPE html><html>404</html>", "a web page"),
         "empty.pth": (b"", "not a weights file"),
-        "numbers.pth": ([1, 2], "holds no named tensors"),
-        "other.pth": ({"encoder.weight": torch.zeros(2)}, "has no naming that is known"),
+        "numbers.pth": ([1, 2], "does not hold named tensors"),
+        "other.pth": ({"encoder.weight": torch.zeros(2)}, "do not match any known format"),
         "lacking.pth": ({k: v for k, v in whole.items() if k != "features.6.bias"}, "lacks conv3.conv.bias"),
         "extra.pth": ({**whole, "features.99.weight": torch.zeros(1)}, "features.99.weight (and 0 more)"),
         "shape.pth": ({**whole, "features.10.bias": torch.zeros(7)}, "wrong shape for conv5.conv.bias"),
-        "keys.pth": ({1: torch.zeros(2)}, "holds no named tensors"),
-        "sparse.pth": ({"features.0.weight": torch.eye(3).to_sparse()}, "holds no named tensors"),
+        "keys.pth": ({1: torch.zeros(2)}, "does not hold named tensors"),
+        "sparse.pth": ({"features.0.weight": torch.eye(3).to_sparse()}, "does not hold named tensors"),
         "repeated.pth": (
             {**whole, "classifier.1.weight": torch.zeros(1).expand(10**7, 9216)},
-            "has the unexpected fc6",
+            "has the unexpected tensor fc6",
         ),
-        "scalar.pth": ({**whole, "classifier.1.weight": torch.tensor(1.0)}, "do not fit together"),
-        "number.caffemodel": (field(100, 5), "a number stands where bytes belong"),
-        "8gb.caffemodel": (field(100, field(1, 1 << 33)), "a number stands where bytes belong"),
+        "scalar.pth": ({**whole, "classifier.1.weight": torch.tensor(1.0)}, "tensors of inconsistent shapes"),
+        "number.caffemodel": (field(100, 5), "a number instead of bytes"),
+        "8gb.caffemodel": (field(100, field(1, 1 << 33)), "a number instead of bytes"),
         "flat.caffemodel": (
             caffemodel([(f"conv{i}", "Convolution", [np.zeros(4)]) for i in range(1, 6)]),
-            "do not fit together",
+            "tensors of inconsistent shapes",
         ),
-        "cut.caffemodel": (caffemodel([("conv1", "Convolution", [np.zeros((96, 3, 11, 11))])])[:900], "not a whole"),
+        "cut.caffemodel": (
+            caffemodel([("conv1", "Convolution", [np.zeros((96, 3, 11, 11))])])[:900],
+            "damaged or not a caffemodel",
+        ),
         "huge.caffemodel": (bytes([0xA2, 6, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F]) + b"x", "claims 4294967295 bytes"),
         "text.caffemodel": (b"name: 'net' layer { }", "caffemodel"),
-        "shapes.caffemodel": (caffemodel([("conv1", "Convolution", [np.zeros((3, 3))])]), "no convolution of it"),
-        "cut.safetensors": (b"\xff\xff\xff\xff\0\0\0\0{}", "not a whole safetensors file"),
-        "4gb.safetensors": ((4 << 30).to_bytes(8, "little") + b"{}", "not a whole safetensors file"),
+        "shapes.caffemodel": (caffemodel([("conv1", "Convolution", [np.zeros((3, 3))])]), "no convolution named conv2"),
+        "cut.safetensors": (b"\xff\xff\xff\xff\0\0\0\0{}", "damaged or not a safetensors file"),
+        "4gb.safetensors": ((4 << 30).to_bytes(8, "little") + b"{}", "damaged or not a safetensors file"),
     }
     for name, (content, message) in cases.items():
         path = tmp_path / name
@@ -276,7 +279,7 @@ def test_a_caffemodel_of_wrong_shapes_says_which(tmp_path):
     for at, array, message in (
         (1, np.zeros(9), "conv2.conv.bias"),
         (0, np.zeros((256, 96, 5, 5)), "wrong shape for conv4.conv.weight"),
-        (0, np.zeros((256, 32, 5, 5)), "no AlexNet here is 96-256-384-384-256, conv2 in 3 groups, no LRN"),
+        (0, np.zeros((256, 32, 5, 5)), r"unsupported AlexNet \(96-256-384-384-256, 3 groups in conv2, no LRN\)"),
     ):
         changed = list(arrays)
         changed[at] = array.astype(np.float32)
@@ -292,11 +295,11 @@ def test_a_caffemodel_that_normalises_elsewhere_or_strides_otherwise_is_refused(
     at = names.index("conv1_bn")
     moved = [*layers[:at], layers[at + 2], *layers[at : at + 2], *layers[at + 3 :]]  # after the ReLU
     (tmp_path / "moved.caffemodel").write_bytes(caffemodel(moved))
-    with pytest.raises(UserError, match="conv1_bn normalises after ReLU; only what follows conv1 can be absorbed"):
+    with pytest.raises(UserError, match="conv1_bn follows ReLU; only a norm directly after conv1 can be absorbed"):
         import_weights(tmp_path / "moved.caffemodel")
     short = [(n, k, [a[:5] for a in arrays] if n == "conv1_scale" else arrays) for n, k, arrays in layers]
     (tmp_path / "short.caffemodel").write_bytes(caffemodel(short))
-    with pytest.raises(UserError, match="the norm after conv1 has 5 channels where conv1 has 96"):
+    with pytest.raises(UserError, match="the norm after conv1 has 5 channels, but conv1 has 96"):
         import_weights(tmp_path / "short.caffemodel")
     plain = caffemodel(write_caffenet(tmp_path, "plain"))
     first = layer("conv1", "Convolution", dict((n, a) for n, _, a in write_caffenet(tmp_path, "plain"))["conv1"])
@@ -304,7 +307,7 @@ def test_a_caffemodel_that_normalises_elsewhere_or_strides_otherwise_is_refused(
     strided = field(100, first[3 + length :] + field(106, field(6, 2)))
     assert first in plain
     (tmp_path / "strided.caffemodel").write_bytes(plain.replace(first, strided))
-    with pytest.raises(UserError, match="conv1 has stride 2, and our AlexNet has 4 there"):
+    with pytest.raises(UserError, match="conv1 has stride 2; expected 4"):
         import_weights(tmp_path / "strided.caffemodel")
 
 
@@ -314,7 +317,7 @@ def test_import_says_what_it_cannot_do(tmp_path, capsys):
     for flags, message in (
         (["--out=o.pth"], "must end in .safetensors"),
         ([f"--out={tmp_path / 'x' / 'o.safetensors'}"], "no folder"),
-        ([f"--out={tmp_path / 'o.safetensors'}", "--as=lenet"], "no format 'lenet'"),
+        ([f"--out={tmp_path / 'o.safetensors'}", "--as=lenet"], "unknown format 'lenet'"),
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=vgg16"], "of the family vgg16"),
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=rotnet-alexnet"], "lacks _feature_blocks.0.0"),
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=eccv16"], "lacks model1.0"),

@@ -68,7 +68,7 @@ def test_an_alexnet_of_torchvisions_shape_in_torchvision(tmp_path):
 
 def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, capsys):
     assert main(["export", alexnet, "--format=torchvision", f"--out={tmp_path / 'o.pth'}"]) == 2
-    assert "this one is alexnet (crosschannel, with BatchNorm)" in capsys.readouterr().err
+    assert "can be exported, not alexnet (crosschannel, with BatchNorm)" in capsys.readouterr().err
     for flags, message in (
         (["--out=o.pth"], "must end in .safetensors"),
         ([f"--out={tmp_path}"], "it is a folder"),
@@ -87,8 +87,8 @@ def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, cap
 
 def test_what_no_library_can_take_is_refused_and_leaves_nothing(alexnet, tmp_path, capsys):
     for source, form, message in (
-        (f"{alexnet},input=lab", "timm", "registers no net of this shape"),
-        ("random:vgg16,norm=false,input=rgb", "timm", "registers no net of this shape"),
+        (f"{alexnet},input=lab", "timm", "does not register this architecture"),
+        ("random:vgg16,norm=false,input=rgb", "timm", "does not register this architecture"),
         ("torchvision:resnet18,weights=none", "onnx", "read by hooks"),
     ):
         assert main(["export", source, f"--format={form}", f"--out={tmp_path / 'new' / 'net.out'}"]) == 2
@@ -199,7 +199,7 @@ def test_a_card_has_figures_of_its_own_trained_net_alone(finished_run_for_card, 
     twin = tmp_path / "twin"
     shutil.copytree(probe, twin)
     (twin / "result.json").write_text(json.dumps(stored | {"backbone": f"random:{stored['backbone']}"}))
-    for wrong, words in ((run, "it is one of `crosschannel pretrain`"), (twin, "is of the untrained net random:")):
+    for wrong, words in ((run, "it is a run of `crosschannel pretrain`"), (twin, "the untrained net random:")):
         flags = [f"--out={tmp_path / 'net' / 'backbone.safetensors'}", f"--probes={wrong}"]
         assert main(["export", str(run), *flags]) == 2 and words in capsys.readouterr().err
     assert not (tmp_path / "net").exists()
@@ -213,6 +213,6 @@ def test_a_card_says_what_a_stranger_asks(finished_run_for_card, tmp_path):
     metrics = load_result(probe).metrics
     shown = {metric["name"]: metric["value"] for metric in index["results"][0]["metrics"]}
     assert index["name"] == "net" and shown["conv5 linear-probe top-1"] == round(100 * metrics["conv5/top1"], 2)
-    said = ["hf-hub:OWNER/NAME", "## Training data", "without labels", "## Limitations", "no evidence of the true"]
+    said = ["hf-hub:OWNER/NAME", "## Training data", "without labels", "## Limitations", "not evidence of the true"]
     for words in (*said, "@inproceedings{zhang2016colorful"):
         assert words in text

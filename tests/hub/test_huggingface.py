@@ -111,7 +111,7 @@ def test_what_cannot_be_is_one_sentence(monkeypatch, capsys, tmp_path, finished_
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for source, message in (("hf-hub:a/b/c", "looks like owner/name"), ("hf-hub:me/nothing", "is not cached")):
+    for source, message in (("hf-hub:a/b/c", "use owner/name"), ("hf-hub:me/nothing", "is not cached")):
         with pytest.raises(UserError, match=message) as caught:
             load_backbone(source)
         assert "\n" not in str(caught.value)

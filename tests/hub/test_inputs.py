@@ -87,7 +87,7 @@ def test_source_options_override_every_input_attribute(weights, monkeypatch, sou
     monkeypatch.chdir(weights)
     backbone = load_backbone(source + "".join(f",{key}={value}" for key, value in options.items()))
     assert {key: getattr(backbone.input, key) for key in changed} == changed
-    assert f"with {' and '.join(sorted(options))} of the source" in describe_input(backbone)[0]
+    assert f"with {' and '.join(sorted(options))} from the source" in describe_input(backbone)[0]
 
 
 @pytest.mark.parametrize("place", ["pretrained_cfg", "default_cfg", "config.json", "config.json of old"])
@@ -101,7 +101,7 @@ def test_preprocessing_stored_with_a_file_is_used(weights, tmp_path, place, sour
         (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t", **STATED}))
     backbone = load_backbone(f"{source},weights={path}")
     assert backbone.input == AS_STATED
-    assert re.search(rf"\(from {place.split()[0]} (of|beside) w.pth;", describe_input(backbone)[0])
+    assert re.search(rf"\(from {place.split()[0]} (of|next to) w.pth;", describe_input(backbone)[0])
     assert load_backbone(f"{source},weights={path},mean=0.5").input.mean == (0.5,) * 3
 
 
@@ -145,14 +145,14 @@ def test_unrelated_config_json_is_ignored(weights, tmp_path, content):
 )
 def test_invalid_stored_preprocessing_is_reported_in_one_sentence(weights, tmp_path, change):
     torch.save({"model": torch.load(weights / "resnet.pth"), "pretrained_cfg": STATED | change}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"pretrained_cfg of w.pth is not a description of an input") as caught:
+    with pytest.raises(UserError, match=r"pretrained_cfg of w.pth is not a valid input specification") as caught:
         load_backbone(f"timm:resnet10t,weights={tmp_path / 'w.pth'}")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["random:alexnet,fc=0,size=64,norm=false", "timm:resnet10t,weights=none,input=grey"])
 def test_mean_is_refused_for_a_grey_input(source):
-    with pytest.raises(UserError, match="mean and std are for RGB, and this net takes grey"):
+    with pytest.raises(UserError, match="mean and std apply to RGB, but this net takes grey"):
         load_backbone(f"{source},mean=0.5")
 
 

@@ -171,20 +171,23 @@ def test_weights_of_a_torch_averaged_model_load(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda state: {"a": state, "b": state}, "several such nets, at a, b: choose one with key="),
-        (lambda state: {**state, **under("module.", state)}, "two tensors of one name"),
+        (lambda state: {"a": state, "b": state}, r"several matching nets \(a, b\); choose one with key="),
+        (lambda state: {**state, **under("module.", state)}, "two tensors with the same name"),
         (
             lambda state: {k: v for k, v in state.items() if k != "stage3.0.branch1.0.weight"},
             "lacks stage3.0.branch1.0.weight",
         ),
         (
             lambda state: {**state, "stage3.9.branch1.0.weight": torch.zeros(2)},
-            "has the unexpected stage3.9.branch1.0.weight",
+            "has the unexpected tensor stage3.9.branch1.0.weight",
         ),
-        (lambda state: {**under("encoder.", state), "encoder.stage2.7.w": torch.zeros(2)}, "unexpected stage2.7.w"),
+        (
+            lambda state: {**under("encoder.", state), "encoder.stage2.7.w": torch.zeros(2)},
+            "unexpected tensor stage2.7.w",
+        ),
         (lambda state: {**state, "conv1.0.weight": torch.zeros(64, 3, 3, 3)}, "wrong shape for conv1.0.weight"),
         (lambda state: {"optimizer": {"lr": torch.zeros(1)}}, "lacks conv1.0.weight"),
-        (lambda state: {"model": "resnet18"}, "holds no named tensors"),
+        (lambda state: {"model": "resnet18"}, "does not hold named tensors"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(tmp_path, net, content, message):
@@ -199,12 +202,12 @@ def test_weights_that_do_not_fit_are_named(tmp_path, net, content, message):
     [
         (
             "torchvision:shufflenet_v2_x0_5,weights=w.pth,key=gone",
-            "no such net at key=gone; it has some at one, two.net",
+            "no matching net at key=gone; available: one, two.net",
         ),
-        ("torchvision:resnet18,key=one,weights=none", "key chooses a net of a file"),
-        ("timm:resnet18,key=one,weights=none", "key chooses a net of a file"),
-        ("torchvision:resnet18,weights=gone.pth", "no weights file 'gone.pth'"),
-        ("torchvision:resnet18,weights=IMAGENET1K_V7", "which are IMAGENET1K_V1, DEFAULT"),
+        ("torchvision:resnet18,key=one,weights=none", "key= chooses a net of a weights file"),
+        ("timm:resnet18,key=one,weights=none", "key= chooses a net of a weights file"),
+        ("torchvision:resnet18,weights=gone.pth", "weights file 'gone.pth' does not exist"),
+        ("torchvision:resnet18,weights=IMAGENET1K_V7", "one of torchvision's: IMAGENET1K_V1, DEFAULT"),
         ("timm:resnet18.nothing", "timm's resnet18 has no tag 'nothing'; it has a1_in1k"),
     ],
 )
@@ -219,7 +222,7 @@ def test_source_without_valid_weights_is_reported_in_one_sentence(tmp_path, monk
 def test_import_reports_which_net_of_the_file_it_chose(tmp_path, trunk, capsys):
     torch.save({"model": zeros(trunk), "model_ema": under("module.", trunk)}, tmp_path / "a.pth")
     assert main(["import", str(tmp_path / "a.pth"), f"--out={tmp_path / 'ema.safetensors'}"]) == 0
-    assert "read: net model_ema.module (not model, which key= would choose)" in capsys.readouterr().out
+    assert "read: net model_ema.module (not model; key= chooses another)" in capsys.readouterr().out
     ours = load_backbone(str(tmp_path / "ema.safetensors")).net.conv1.conv.weight
     assert torch.equal(ours, trunk["features.0.weight"])
     assert main(["import", str(tmp_path / "a.pth"), "--key=model", f"--out={tmp_path / 'raw.safetensors'}"]) == 0

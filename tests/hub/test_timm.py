@@ -75,11 +75,11 @@ def test_without_metadata_a_wrong_shape_is_an_error_and_not_other_maps(trunk, wh
     create = timm.create_model
     name = "crosschannel_alexnet"
     for options, message in (
-        ({"checkpoint_path": trunk}, "has no fc6: give fc_width=0"),
-        ({"checkpoint_path": trunk, "fc_width": 0}, "of either geometry: give geometry='padded' or 'probe'"),
-        ({"checkpoint_path": trunk, "fc_width": 0, "features_only": True}, "of either geometry"),
+        ({"checkpoint_path": trunk}, r"has no fc6 \(pass fc_width=0\)"),
+        ({"checkpoint_path": trunk, "fc_width": 0}, "pass geometry='padded' or 'probe' for a trunk without fc6"),
+        ({"checkpoint_path": trunk, "fc_width": 0, "features_only": True}, "for a trunk without fc6"),
         ({"checkpoint_path": trunk, "features_only": True}, "has no fc6"),
-        ({"checkpoint_path": whole, "fc_width": 0}, "has fc6 and fc7, and this net is of fc_width=0"),
+        ({"checkpoint_path": whole, "fc_width": 0}, "has fc6 and fc7, but this net has fc_width=0"),
     ):
         with pytest.raises(ValueError, match=message):
             create(name, **options)
@@ -88,8 +88,11 @@ def test_without_metadata_a_wrong_shape_is_an_error_and_not_other_maps(trunk, wh
     trunks = {"num_classes": 10, "fc_width": 0}
     for options, message in (
         ({}, "has no fc6"),
-        (trunks, "of either geometry"),
-        ({**trunks, "geometry": "padded", "norm": False}, "the file is of another net: net.conv1.norm"),
+        (trunks, "for a trunk without fc6"),
+        (
+            {**trunks, "geometry": "padded", "norm": False},
+            "the file does not match this net: only one of them has net.conv1.norm",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             from_file(bare, **options)
@@ -99,7 +102,7 @@ def test_without_metadata_a_wrong_shape_is_an_error_and_not_other_maps(trunk, wh
     assert torch.equal(right.forward_features(RGB), again.forward_features(RGB))
     padded = create(name, checkpoint_path=trunk, fc_width=0, geometry="padded").eval()
     assert torch.allclose(padded.forward_features(RGB), load_backbone(trunk)(RGB, ["pool5"])["pool5"], atol=1e-5)
-    with pytest.raises(ValueError, match="holds no vgg16"):
+    with pytest.raises(ValueError, match="does not hold a vgg16 net"):
         from_file(trunk, "crosschannel_vgg16")
 
 
@@ -195,11 +198,11 @@ def test_timms_own_tests_of_models(tmp_path):
     [
         ("alexnet", {"geometry": "zz"}, "geometry must be 'probe' or 'padded', got 'zz'"),
         ("alexnet", {"geometry": 1}, "geometry must be"),
-        ("vgg16", {"geometry": "padded"}, "geometry must be left out: vgg16 has one geometry"),
+        ("vgg16", {"geometry": "padded"}, "geometry must be omitted, since vgg16 has only one geometry"),
         ("alexnet", {"fc_width": -1}, "fc_width must be within 0..65536"),
         ("alexnet", {"fc_width": 1.5}, "fc_width must be"),
         ("alexnet", {"fc_width": 10**6}, "fc_width must be"),
-        ("colornet", {"fc_width": 64}, "fc_width must be 0: colornet has no fully connected layers"),
+        ("colornet", {"fc_width": 64}, "fc_width must be 0, since colornet has no fully connected layers"),
         ("alexnet", {"norm": "no"}, "norm must be True or False"),
         ("vgg16", {"in_chans": 4}, "in_chans must be 3"),
         ("vgg16", {"num_classes": -1}, "num_classes must be"),
@@ -212,10 +215,14 @@ def test_timms_own_tests_of_models(tmp_path):
             for name in ("alexnet", "colornet")
             for indices in ((99,), (0, 7), (-8,), (), 0, 9, -1, True, ("conv1",), (0.5,), (True,))
         ),
-        ("alexnet", {"pretrained": True, "pretrained_cfg_overlay": {"file": "gone.pth"}}, "no weights file gone.pth"),
-        ("vgg16", {"colour": 1}, "crosschannel_vgg16 has no argument 'colour': it has num_classes, in_chans"),
+        (
+            "alexnet",
+            {"pretrained": True, "pretrained_cfg_overlay": {"file": "gone.pth"}},
+            "weights file gone.pth does not exist",
+        ),
+        ("vgg16", {"colour": 1}, "crosschannel_vgg16 has no argument 'colour'; available: num_classes, in_chans"),
         ("alexnet", {"img_size": 224}, "has no argument 'img_size'"),
-        ("alexnet", {"out_indices": (1,)}, "'out_indices'; it needs features_only=True"),
+        ("alexnet", {"out_indices": (1,)}, "'out_indices' without features_only=True"),
     ],
 )
 def test_invalid_arguments_are_named(name, options, message):

@@ -63,7 +63,7 @@ def test_one_word_fetches_checks_and_keeps(served, tmp_path, capsys):
     assert load_backbone("zoo:mine").layers[0] == "conv1"
     load_backbone("zoo:mine,geometry=padded")
     assert served.asked == [0]  # the second time from the cache
-    assert "fetching" in capsys.readouterr().err
+    assert "downloading" in capsys.readouterr().err
     assert {p.name for p in (tmp_path / "cache" / "weights").iterdir()} == {"weights.pth", "weights.pth.lock"}
 
 
@@ -73,7 +73,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(served, tmp_path):
     assert path.read_bytes() == served.content and served.asked == [0, served.most, 2 * served.most]
     path.unlink()
     served.most, served.asked = len(served.content) // 9, []
-    with pytest.raises(UserError, match="the same command resumes where it stopped"):
+    with pytest.raises(UserError, match="rerun the command to resume"):
         zoo.fetch("mine")
     served.most = 1 << 40
     assert zoo.fetch("mine").read_bytes() == served.content
@@ -81,11 +81,11 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(served, tmp_path):
 
 
 def test_a_file_that_is_not_what_was_published_is_thrown_away(served, tmp_path, monkeypatch, capsys):
-    for wrong, said in (("00000000", "its SHA256 begins"), ("0" * 40, "its SHA1 begins")):
+    for wrong, said in (("00000000", "its SHA256 starts with"), ("0" * 40, "its SHA1 starts with")):
         monkeypatch.setattr(zoo, "ZOO", {"mine": replace(zoo.ZOO["mine"], checksum=wrong)})
         assert main(["fetch", "mine"]) == 2
         error = capsys.readouterr().err
-        assert "not what its authors published" in error and said in error
+        assert "is not the file that its authors published" in error and said in error
     assert {path.suffix for path in (tmp_path / "cache" / "weights").iterdir()} == {".lock"}
 
 
@@ -100,9 +100,9 @@ def test_what_cannot_be_had_is_one_sentence(served, monkeypatch, capsys):
     entries = {"gone": replace(entry, url=entry.url + "x"), "nowhere": replace(entry, url="http://127.0.0.1:9/w.pth")}
     monkeypatch.setattr(zoo, "ZOO", entries)
     for name, message in (
-        ("gone", "answered 404"),
-        ("nowhere", "no connection? 127.0.0.1 cannot be reached (Connection refused)"),
-        ("zoo:other", "the zoo has no 'other'"),
+        ("gone", "responded with status 404"),
+        ("nowhere", "no connection? 127.0.0.1 is unreachable (Connection refused)"),
+        ("zoo:other", "unknown zoo entry 'other'"),
     ):
         assert main(["fetch", name]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
@@ -171,8 +171,8 @@ def test_missing_network_is_reported_at_once_in_one_sentence(no_network, source,
     assert main(["fetch", source]) == 2
     assert time.monotonic() - start < 15
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"no connection? {host} cannot be reached (no answer in 0.2 s): run `crosschannel fetch {source}`" in line
-    assert line.endswith("or use --model (--backbone) with a run of your own")
+    assert f"no connection? {host} is unreachable (no response within 0.2 s); run `crosschannel fetch {source}`" in line
+    assert line.endswith("or pass one of your own runs as --model or --backbone")
     assert not huggingface_hub.constants.HF_HUB_OFFLINE and socket.getdefaulttimeout() is None
 
 
@@ -183,7 +183,7 @@ def test_a_cached_repository_needs_no_network(no_network, tmp_path, monkeypatch)
     (folder / "refs" / "main").write_text(commit)
     (folder / "snapshots" / commit).mkdir(parents=True)
     (folder / "snapshots" / commit / "README.md").write_text("a net")
-    with pytest.raises(UserError, match=r"hf-hub:me/net has no backbone\.safetensors: only crosschannel nets load"):
+    with pytest.raises(UserError, match=r"hf-hub:me/net has no backbone\.safetensors: only crosschannel nets can be"):
         load_backbone("hf-hub:me/net")
 
 

@@ -154,8 +154,8 @@ def test_what_a_net_takes_is_said_in_python_and_in_its_source(mynets):
     source = "mynets:ViT,size=64,mean=0.5,std=0.1:0.2:0.3,interpolation=bicubic"
     assert load_backbone(source).input == said
     assert (said.size, said.resize, said.mean) == (64, 73, (0.5, 0.5, 0.5))  # 256 / 224 of it
-    for wrong, words in (("mean=x", "mean is a number"), ("std=0", "std"), ("interpolation=cubist", "interpolation"),
-                         ("mean=1:2", "mean is a number, or three")):  # fmt: skip
+    for wrong, words in (("mean=x", "mean must be"), ("std=0", "std"), ("interpolation=cubist", "interpolation"),
+                         ("mean=1:2", "mean must be a number, or three")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             load_backbone(f"mynets:ViT,size=64,{wrong}")
 
@@ -186,7 +186,7 @@ def test_weights_of_a_factory_are_bare_or_wrapped(mynets, tmp_path, wrapper):
     backbone = load_backbone("mynets:conv,weights=ck.pth,size=64")
     rgb = torch.rand(1, 3, 64, 64)
     assert torch.equal(backbone(rgb, ["head"])["head"][:, :, 0, 0], net(backbone.preprocess(rgb)))
-    with pytest.raises(UserError, match="no weights file"):
+    with pytest.raises(UserError, match=r"weights file 'gone\.pth' does not exist"):
         load_backbone("mynets:conv,weights=gone.pth")
     torch.save({"stem.0.weight": state["stem.0.weight"]}, tmp_path / "part.pth")
     with pytest.raises(UserError, match=r"part.pth lacks head.bias \(and"):
@@ -258,7 +258,7 @@ def test_wrong_types_are_reported_in_one_sentence(value, message):
 
 
 def test_modules_and_sources_are_not_interchangeable(tmp_path):
-    with pytest.raises(UserError, match=r"models\.alexnet\.AlexNet; crosschannel\.wrap makes a backbone"):
+    with pytest.raises(UserError, match=r"models\.alexnet\.AlexNet; use crosschannel\.wrap to make a backbone"):
         load_backbone(AlexNet(fc=0))
     with pytest.raises(UserError, match=r"not 'timm:resnet18'; crosschannel\.load_backbone"):
         wrap("timm:resnet18")
@@ -358,7 +358,7 @@ def test_layer_patterns_work_everywhere(mynets):
     [
         ("resnet50", "did you mean timm:resnet50"),
         ("alexnet", "did you mean random:alexnet"),
-        ("nonsense", "known kind$"),
+        ("nonsense", "no such file or run folder$"),
     ],
 )
 def test_a_name_alone_suggests_a_source(name, words):
@@ -416,7 +416,7 @@ def test_what_was_fetched_runs_no_factory(mynets, photo_folder, tmp_path, monkey
         shutil.copy(tmp_path / "run" / name, tmp_path / "alone" / name)
     for load in (load_backbone, load_colorizer, lambda name: load_backbone(f"random:{name}")):
         for source in ("hf-hub:somebody/net", "alone"):  # or a file from anywhere
-            with pytest.raises(UserError, match="called only for the run folder of a pretraining here"):
+            with pytest.raises(UserError, match="imported only if the config of a local run folder names it"):
                 load(source)
     capsys.readouterr()
     assert main(["push", "run", "somebody/net"]) == 2 and "a net of your own" in capsys.readouterr().err
@@ -461,7 +461,7 @@ def test_a_random_twin_is_made_as_the_net_is_whatever_its_weights(mynets, tmp_pa
     for name in ("position", "stem.weight", "blocks.0.attention.in_proj_weight"):
         assert torch.equal(states[1][name], states[2][name]) and not torch.equal(states[0][name], states[1][name])
     mynets.loaded = lambda: (net := mynets.ViT(), net.load_state_dict(torch.load(tmp_path / "ck.pth")))[0]
-    with pytest.raises(UserError, match="its ViT has no reset_parameters"):  # a position that is always the same
+    with pytest.raises(UserError, match="ViT, which has no reset_parameters"):  # a position that is always the same
         load_backbone("random:mynets:loaded,size=64")
 
 

@@ -77,7 +77,7 @@ BAD = [
     ("no such config", [], ["crosschannel", "pretrain", "--config", "turbo"], "no config 'turbo'"),
     ("no such data", [], ["SMALL", "--data=/gone"], "no data at /gone on this machine; --no-path-check"),
     ("no such weights", [], [*KNN, "--backbone=runs/gone"], "no weights at runs/gone"),
-    ("a source that cannot be", [], [*KNN, "--backbone=timm:x,y"], "not an option"),
+    ("a source that cannot be", [], [*KNN, "--backbone=timm:x,y"], "invalid option"),
     ("a prior that is gone", [], ["SMALL", "--objective.prior=/gone.npz"], "no prior at '/gone.npz'"),
     ("images of a fresh net that are gone", [], [*KNN, "--backbone=kmeans:alexnet,data=/gone"], "no data at /gone"),
     ("weights of a net that are gone", [], [*KNN, "--backbone=timm:resnet18,weights=/gone/my.pth"], "no weights at"),
