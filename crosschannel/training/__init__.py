@@ -1,2 +1,2 @@
-"""The one loop: a task gives ``step(net, batch)`` and ``evaluate(net)``; the loop owns order, precision, ranks,
-checkpoints, interrupts and logs."""
+"""The training loop: tasks provide ``step(net, batch)`` and ``evaluate(net)``; the loop handles data order, precision,
+ranks, checkpoints, interrupts and logging."""

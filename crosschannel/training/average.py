@@ -1,4 +1,4 @@
-"""The running average of a net's weights."""
+"""Exponential moving average (EMA) of a net's weights."""
 
 import copy
 
@@ -7,16 +7,16 @@ from torch import nn
 
 
 class WeightAverage:
-    """An exponential average of weights and BatchNorm statistics.
+    """Exponential moving average of weights and BatchNorm statistics.
 
-    The first steps are averaged faster, so that the start is forgotten.
+    The decay is smaller in the first steps, so that the initial weights fade quickly.
 
     Args:
-        net: what it follows.
-        decay: of the average, once the run is under way.
+        net: net whose weights are averaged.
+        decay: decay after the first steps.
 
     Attributes:
-        net: the average.
+        net: copy of the net with the averaged weights.
     """
 
     def __init__(self, net: nn.Module, decay: float):
@@ -24,15 +24,15 @@ class WeightAverage:
         self.decay = decay
 
     def restart(self, net: nn.Module) -> None:
-        """Begin anew at a net's weights."""
+        """Restart the average from the current weights of a net."""
         self.net.load_state_dict(net.state_dict())
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Follow the net after a step (from 0)."""
+        """Add the weights after a step (counted from 0) to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for mean, new in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(new, 1 - decay)
+        for average, current in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(current, 1 - decay)
             else:
-                mean.copy_(new)
+                average.copy_(current)

@@ -1,6 +1,6 @@
-"""Atomic, checksummed checkpoints: ``step-000000500-<16 hex digits of SHA-256>.pt``.
+"""Atomic checkpoints with a checksum in the file name: ``step-000000500-<16 hex digits of SHA-256>.pt``.
 
-The checksum is in the name, so one rename publishes both; a file whose bytes do not match its name is damaged.
+A single rename publishes the file and its checksum. A file whose content does not match its name is damaged.
 """
 
 import re
@@ -18,39 +18,39 @@ _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint and drop all but the newest ``keep``.
+    """Write a checkpoint, then delete all but the latest ``keep``.
 
     Raises:
-        UserError: the disk refuses.
+        UserError: the file could not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = ""
 
-    def named(part: Path) -> str:
+    def file_name(partial_file: Path) -> str:
         nonlocal name
-        name = f"step-{step:09d}-{_digest(part)}.pt"
+        name = f"step-{step:09d}-{_digest(partial_file)}.pt"
         return name
 
-    with atomic_write(folder / "checkpoint", named) as part, part.open("wb") as file:
+    with atomic_write(folder / "checkpoint", file_name) as partial_file, partial_file.open("wb") as file:
         torch.save({"schema": SCHEMA, "step": step, **state}, file)
-    for other in list_checkpoints(folder):  # the same step saved anew, or a damaged later one that was passed over
-        if _step(other) >= step and other.name != name:
-            other.unlink()
+    for path in list_checkpoints(folder):  # an earlier save of this step, or a damaged checkpoint of a later step
+        if _step(path) >= step and path.name != name:
+            path.unlink()
     prune(folder / name, keep)
     return folder / name
 
 
-def prune(load_latest: Path, keep: int) -> None:
-    """Drop the checkpoints before one, except so many that ``keep`` are left with it."""
-    for old in list_checkpoints(load_latest.parent):
-        if _step(old) < _step(load_latest):
+def prune(latest: Path, keep: int) -> None:
+    """Delete checkpoints older than ``latest``, so that ``keep`` remain, including ``latest``."""
+    for path in list_checkpoints(latest.parent):
+        if _step(path) < _step(latest):
             keep -= 1
             if keep < 1:
-                old.unlink()
+                path.unlink()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, newest first."""
+    """List the checkpoints in a folder, latest step first."""
     paths = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name) and path.is_file()]
     return sorted(paths, key=_step, reverse=True)
 
@@ -60,15 +60,15 @@ def load_latest(
     warn: Callable[[str], None] = lambda message: None,
     accept: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> Path | None:
-    """The newest checkpoint that is whole; None where there is none at all.
+    """Load the latest valid checkpoint and return its path; None if the folder has no checkpoints.
 
     Args:
-        folder: a run's ``checkpoints``.
-        warn: told about every damaged one.
-        accept: is given the state, and raises for one that is none of this run's.
+        folder: ``checkpoints`` folder of a run.
+        warn: called with a message about each invalid checkpoint.
+        accept: called with the state of a checkpoint; raises if the state does not fit the run.
 
     Raises:
-        UserError: there are some, but all are damaged; or one is of a newer version.
+        UserError: all checkpoints are invalid, or one was written by a newer version.
     """
     paths = list_checkpoints(folder)
     for path in paths:
@@ -77,36 +77,36 @@ def load_latest(
         except Damaged as error:
             problem = str(error)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            problem = f"it is of another net: {(str(error).splitlines() or [''])[0]}"
+            problem = f"it does not fit this run: {(str(error).splitlines() or [''])[0]}"
         else:
             return path
-        warn(f"{path} is damaged ({problem}); trying the one before it")
+        warn(f"could not load {path} ({problem}); trying the previous checkpoint")
     if paths:
-        raise UserError(f"all {len(paths)} checkpoints in {folder} are damaged; start anew in another folder")
+        raise UserError(f"all {len(paths)} checkpoints in {folder} are damaged; start a new run with another --out")
     return None
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be read; the message says why."""
+    """Error for a checkpoint that cannot be read; its message is the reason."""
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What :func:`save` wrote, on the CPU. Nothing but tensors and plain values is unpickled.
+    """Load a state that :func:`save` wrote, on the CPU. Only tensors and plain values are unpickled.
 
     Raises:
-        Damaged: the file is not what was written.
-        UserError: it is of a newer version.
+        Damaged: the file is damaged.
+        UserError: the file was written by a newer version.
     """
     if _digest(path) != _NAME.fullmatch(path.name)[2]:
         raise Damaged("its checksum does not match its name")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise whatever they like on bytes they cannot read
+    except Exception as error:  # unpickling damaged bytes can raise any type of error
         raise Damaged((str(error).splitlines() or [type(error).__name__])[0]) from None
     if not isinstance(state, dict) or not isinstance(state.get("schema"), int) or state.get("step") != _step(path):
-        raise Damaged("it holds no state of a run")
+        raise Damaged("it does not contain the state of a run")
     if state["schema"] > SCHEMA:
-        raise UserError(f"{path} was written by a newer crosschannel (schema {state['schema']}); update it")
+        raise UserError(f"{path} was written by a newer crosschannel (schema {state['schema']}); update crosschannel")
     return state
 
 

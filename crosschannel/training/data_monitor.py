@@ -1,5 +1,5 @@
-"""The supply of training images: broken ones are named and counted on all ranks, and a run stops where there are too
-many of them or no images at all."""
+"""Monitoring of training images: broken images are reported and counted over all ranks, and a run stops if there are
+too many of them or if no images are left."""
 
 from crosschannel.data import Batch, BrokenImages, Stream
 from crosschannel.errors import UserError
@@ -8,53 +8,55 @@ from crosschannel.training.ranks import World
 
 
 class DataMonitor:
-    """Watches what the loader gives.
+    """Checks loaded micro-batches for broken and missing images.
 
     Args:
-        stream: of training.
-        micro_batch: samples that a part must have.
-        world: all ranks hear of what one of them meets.
-        limit: greatest share of broken images.
-        log: names them.
+        stream: training stream.
+        micro_batch_size: samples per micro-batch.
+        world: ranks that share their reports.
+        limit: maximum fraction of broken images.
+        log: log that reports broken images.
     """
 
-    def __init__(self, stream: Stream, micro_batch: int, world: World, limit: float, log: TrainingLog):
-        self.names, self.micro_batch, self.world, self.log = stream.images.names, micro_batch, world, log
+    def __init__(self, stream: Stream, micro_batch_size: int, world: World, limit: float, log: TrainingLog):
+        self.names, self.micro_batch_size, self.world, self.log = stream.images.names, micro_batch_size, world, log
         self.tally = BrokenImages(limit)
-        self.ended = ""  # why there are no more images
-        self._named: set[str] = set()
+        self.end_reason = ""  # why there are no more images
+        self._reported: set[str] = set()
 
-    def end(self, why: str) -> None:
-        """There are no more images."""
-        self.ended = why
+    def end(self, reason: str) -> None:
+        """Record why no more images can be loaded."""
+        self.end_reason = reason
 
-    def has_updates(self, parts: list[Batch] | None) -> bool:
-        """Whether there is something to say of this rank's next images: some are broken, or there are no more."""
-        if parts and any(len(part) < self.micro_batch for part in parts):
+    def has_updates(self, micro_batches: list[Batch] | None) -> bool:
+        """Whether this rank has something to report: broken images in its next micro-batches, or no more images."""
+        if micro_batches and any(len(micro_batch) < self.micro_batch_size for micro_batch in micro_batches):
             self.end("no readable image was found in twenty attempts; check --data")
-        return bool(self.ended) or any(part.broken for part in parts or ())
+        return bool(self.end_reason) or any(micro_batch.broken for micro_batch in micro_batches or ())
 
-    def check(self, parts: list[Batch], news: bool, count: int) -> None:
-        """Name (once), count and limit the broken images of all ranks.
+    def check(self, micro_batches: list[Batch], has_updates: bool, count: int) -> None:
+        """Report (once per image), count and limit the broken images of all ranks.
 
         Args:
-            parts: this rank's images.
-            news: whether any rank has something to say.
-            count: images of the step, over all ranks.
+            micro_batches: this rank's micro-batches of the step.
+            has_updates: whether any rank has something to report.
+            count: images in the step, over all ranks.
 
         Raises:
             UserError: there are no more images, or too many are broken.
         """
-        found: list[tuple[str, str]] = []
-        if news:
-            own = [(self.names[index], why) for part in parts for index, why in part.broken]
-            ranks = self.world.gather((own, self.ended))
-            found = [entry for entries, _ in ranks for entry in entries]
-            self.ended = next((ended for _, ended in ranks if ended), "")
-        for name, why in found:
-            if name not in self._named:
-                self._named.add(name)
-                self.log.message(f"broken image {name}: {why}")
-        if self.ended:
-            raise UserError(self.ended)
-        self.tally.count(count, [name for name, _ in found])
+        broken: list[tuple[str, str]] = []
+        if has_updates:
+            local = [
+                (self.names[index], reason) for micro_batch in micro_batches for index, reason in micro_batch.broken
+            ]
+            reports = self.world.gather((local, self.end_reason))
+            broken = [entry for entries, _ in reports for entry in entries]
+            self.end_reason = next((end_reason for _, end_reason in reports if end_reason), "")
+        for name, reason in broken:
+            if name not in self._reported:
+                self._reported.add(name)
+                self.log.message(f"broken image {name}: {reason}")
+        if self.end_reason:
+            raise UserError(self.end_reason)
+        self.tally.count(count, [name for name, _ in broken])

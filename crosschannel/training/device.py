@@ -1,4 +1,4 @@
-"""Which device, and what `auto` means on it: a fixed table, looked up, never timed."""
+"""Choice of the device, and the values that ``auto`` stands for on it (a fixed table, not a benchmark)."""
 
 import re
 from pathlib import Path
@@ -23,36 +23,36 @@ AUTO = {
 
 
 def find_device(name: str) -> torch.device:
-    """``auto`` is the first GPU, else the CPU.
+    """Return the device with a name; ``auto`` is the first GPU, or the CPU if there is none.
 
     Raises:
-        UserError: no such device here.
+        UserError: invalid name, or the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UserError(f"no device {name!r}: there are auto, cpu, cuda and cuda:N")
+        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from None
     return device
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """Return a device, or find one by name.
+    """Convert the name of a device to a device; return a device unchanged.
 
     Raises:
-        UserError: neither a device nor a name, or no such device on this machine.
+        UserError: wrong type, invalid name, or the device is not available.
     """
     if not isinstance(device, str | torch.device):
-        raise UserError(f"a device is a string such as cuda:0 or a torch.device, got {describe(device)}")
+        raise UserError(f"a device must be a string such as cuda:0, or a torch.device, got {describe(device)}")
     return find_device(device) if isinstance(device, str) else device
 
 
 def device_kind(device: torch.device) -> str:
-    """The row of the table that holds for a device."""
+    """Return the key of a device in :data:`AUTO`."""
     if device.type == "cuda":
         return "cuda" if torch.cuda.is_bf16_supported(including_emulation=False) else "cuda-without-bfloat16"
     cpuinfo = Path("/proc/cpuinfo")
@@ -61,24 +61,25 @@ def device_kind(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context manager for a forward pass in "float32", "bfloat16" or "float16".
+    """Return a context manager for forward passes in "float32", "bfloat16" or "float16".
 
-    The weight cache is off: inside a caller's autocast it would be the caller's and outlive our optimiser steps.
+    The cache of cast weights is off: within a caller's autocast context, the cache would outlive optimiser steps and
+    return outdated weights.
     """
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 def resolve_auto(config: C, run: RunFolder, world: World) -> C:
-    """Replace ``auto`` in precision, channels_last and compile by the value stored in a resumed run, or by the default
-    for the device (:data:`AUTO`). Rank 0 decides for all ranks."""
+    """Replace ``auto`` in precision, channels_last and compile by the value stored in a resumed run, or else by the
+    default for the device (:data:`AUTO`). All ranks use rank 0's values."""
 
     def resolve() -> dict[str, Any]:
         precision, channels_last, compiled = AUTO[device_kind(world.device)]
-        table = {"precision": precision, "train.precision": precision}
-        table |= {"train.channels_last": channels_last, "train.compile": compiled}
+        defaults = {"precision": precision, "train.precision": precision}
+        defaults |= {"train.channels_last": channels_last, "train.compile": compiled}
         stored = flatten(run.stored_config()) if run.resuming else {}
-        auto = [key.name for key, value in items(config) if key.name in table and value == "auto"]
-        return {name: table[name] if stored.get(name, "auto") == "auto" else stored[name] for name in auto}
+        auto_keys = [key.name for key, value in items(config) if key.name in defaults and value == "auto"]
+        return {name: defaults[name] if stored.get(name, "auto") == "auto" else stored[name] for name in auto_keys}
 
     return override(config, world.broadcast_from_main(resolve))

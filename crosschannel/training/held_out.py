@@ -1,4 +1,4 @@
-"""One pass over held-out images: shared out among ranks, told to stop, its broken images gathered and named."""
+"""A pass over held-out images that is divided among ranks, can be interrupted, and collects broken images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,23 +17,24 @@ T = TypeVar("T")
 
 @dataclass
 class HeldOut(Generic[T]):
-    """Iterate to get every batch of this rank's share with what was computed of it; all ranks get as many batches.
+    """A pass over held-out images. Iteration yields each batch of this rank with its result; the number of batches is
+    the same on all ranks.
 
     Args:
-        stream: of an evaluation.
-        compute: batch → whatever is wanted of it; a UserError of one rank is raised on all.
-        world: shares out the images; all views of an image are in one batch.
-        batch: samples a rank takes at once.
-        workers: that decode.
-        should_stop: asked before every batch, on all ranks.
-        may_be_empty: not one image that can be read is no error.
+        stream: evaluation stream.
+        compute: function of a batch that returns its result. A UserError on one rank is raised on all ranks.
+        world: ranks that divide the images among them. All views of an image are in the same batch.
+        batch: samples per rank and batch, rounded up to whole images.
+        workers: loader workers; 0 decodes in this process.
+        should_stop: called for every batch, on all ranks; stops the pass if it returns True.
+        may_be_empty: accept a pass in which no image is readable.
 
     Attributes:
-        broken: after the pass, reasons by name of the images that could not be read, of all ranks.
+        broken: reasons why images could not be read, by image name, from all ranks; filled in after the pass.
 
     Raises:
-        Interrupted: told to stop.
-        UserError: the images are gone, or none could be read.
+        Interrupted: ``should_stop`` returned True.
+        UserError: the images are no longer available, or none is readable.
     """
 
     stream: Stream
@@ -47,11 +48,11 @@ class HeldOut(Generic[T]):
 
     @property
     def steps(self) -> int:
-        """Batches of the pass."""
-        return -(-self.stream.count // (self._share * self.world.size))
+        """Number of batches in the pass."""
+        return -(-self.stream.count // (self._rank_batch * self.world.size))
 
     @property
-    def _share(self) -> int:
+    def _rank_batch(self) -> int:
         views = self.stream.view.views
         return -(-self.batch // views) * views
 
@@ -61,37 +62,38 @@ class HeldOut(Generic[T]):
             self.stream,
             0,
             self.stream.count,
-            self._share * world.size,
-            world.shard(self._share),
+            self._rank_batch * world.size,
+            world.shard(self._rank_batch),
             self.workers,
             pin=world.device.type == "cuda",
         )
         broken: list[tuple[int, str]] = []
-        seen = 0
-        for batch, computed in world.zip_ranks((batch, self.compute(batch)) for batch in loader):
+        samples = 0
+        for batch, result in world.zip_ranks((batch, self.compute(batch)) for batch in loader):
             if self.should_stop():
                 raise Interrupted
             broken += batch.broken
-            seen += len(batch)
-            yield batch, computed
-        self.broken = {names[index]: reason for rank in world.gather(broken) for index, reason in rank}
-        if not world.any(seen > 0) and not self.may_be_empty:
+            samples += len(batch)
+            yield batch, result
+        self.broken = {names[index]: reason for entries in world.gather(broken) for index, reason in entries}
+        if not world.any(samples > 0) and not self.may_be_empty:
             name, reason = next(iter(self.broken.items()), ("", ""))
-            raise UserError(f"none of the held-out images can be read; the first is {name}: {reason}")
+            raise UserError(f"none of the held-out images is readable; the first is {name}: {reason}")
 
 
 def in_order(world: World, indices: list[Tensor], columns: dict[str, list[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the ranks have found of their images, for all ranks and in order of the images.
+    """Gather per-image results from all ranks and sort them by image index.
 
     Args:
-        world: its ranks.
-        indices: of a rank's images, batch by batch.
-        columns: (N, …) of the same images, batch by batch; each has a batch at least, which may be empty.
+        world: ranks whose results are gathered.
+        indices: image indices of this rank, one tensor (N,) per batch.
+        columns: results for these images by name, one tensor (N, …) per batch; at least one tensor each, which may be
+            empty.
 
     Returns:
-        all indices (n,), and the columns, on the CPU.
+        The sorted indices (n,) and the columns in that order, on the CPU of every rank.
     """
-    found = world.concatenate(torch.cat([torch.empty(0, dtype=torch.int64), *indices]).to(world.device)).cpu()
-    order = found.argsort()
-    gathered = {name: world.concatenate(torch.cat(parts).to(world.device)).cpu() for name, parts in columns.items()}
-    return found[order], {name: column[order] for name, column in gathered.items()}
+    all_indices = world.concatenate(torch.cat([torch.empty(0, dtype=torch.int64), *indices]).to(world.device)).cpu()
+    order = all_indices.argsort()
+    gathered = {name: world.concatenate(torch.cat(batches).to(world.device)).cpu() for name, batches in columns.items()}
+    return all_indices[order], {name: column[order] for name, column in gathered.items()}

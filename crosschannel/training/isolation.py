@@ -1,7 +1,7 @@
-"""Isolation of a call from the global state of torch, NumPy and Python, which is restored afterwards.
+"""Isolation of a call from the global state of torch, NumPy and Python.
 
-User code may call a measurement under ``torch.no_grad()``, autocast or another default device, or between two batches
-of its training. Such state must not change a result, and the measurement must not change such state.
+A user may call a protocol under ``torch.no_grad()``, autocast or another default device, or between two training
+steps. The results must not depend on that state, and the call must leave it unchanged.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ _PRECISIONS = ("", "cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn", "mkldnn", 
 
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Run a block with the global state of a fresh process and seeded generators; restore the state afterwards.
+    """Run a block with the global state of a new process and seeded RNGs, then restore the previous state.
 
-    Gradients are on, autocast is off, and new tensors are float32 on the CPU. Workers of loaders that the block started
-    are ended. The number of threads is unchanged.
+    In the block gradients are on, autocast is off, and new tensors are float32 on the CPU. Loader workers started in
+    the block are stopped. The number of threads is unchanged.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -45,11 +45,11 @@ def isolated(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _default_tensors() -> Iterator[None]:
-    """Create new tensors as float32 on the CPU by default."""
+    """Set the default dtype to float32 and the default device to the CPU."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
     try:
-        # A default device slows down every torch call: set one only to override another.
+        # A default device slows down every torch call; set it only if the current one is not the CPU.
         with contextlib.nullcontext() if device.type == "cpu" else torch.device("cpu"):
             yield
     finally:
@@ -58,7 +58,7 @@ def _default_tensors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _algorithms() -> Iterator[None]:
-    """Reset cuDNN's flags, determinism and float32 matmul precision to torch's defaults at import."""
+    """Reset cuDNN flags, determinism and float32 matmul precision to torch's defaults."""
     flags = [getattr(owner, name) for owner, name, _ in _FLAGS]
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -67,7 +67,7 @@ def _algorithms() -> Iterator[None]:
     if deterministic:
         torch.use_deterministic_algorithms(False)
     try:
-        with _exact_products():
+        with _full_precision_matmuls():
             yield
     finally:
         if torch.are_deterministic_algorithms_enabled() != deterministic:
@@ -77,12 +77,12 @@ def _algorithms() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exact_products() -> Iterator[None]:
-    """Compute float32 matmuls in float32. torch refuses to mix its older setting with the newer ``fp32_precision``."""
+def _full_precision_matmuls() -> Iterator[None]:
+    """Compute float32 matmuls in full float32 precision."""
     try:
         precision = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        with _exact_backends():
+    except RuntimeError:  # this older setting cannot be combined with the newer `fp32_precision`
+        with _full_precision_backends():
             yield
         return
     torch.set_float32_matmul_precision("highest")
@@ -93,29 +93,29 @@ def _exact_products() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exact_backends() -> Iterator[None]:
-    owners = [_backend(path) for path in _PRECISIONS]
-    precisions = [owner.fp32_precision for owner in owners]
-    for owner in owners:
-        owner.fp32_precision = "none"
+def _full_precision_backends() -> Iterator[None]:
+    backends = [_backend(path) for path in _PRECISIONS]
+    precisions = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "none"
     try:
         yield
     finally:
-        for owner, precision in zip(owners, precisions, strict=True):
-            if owner.fp32_precision != precision:  # most inherit it from a backend above
-                owner.fp32_precision = precision
+        for backend, precision in zip(backends, precisions, strict=True):
+            if backend.fp32_precision != precision:  # most inherit the value of a parent backend
+                backend.fp32_precision = precision
 
 
 def _backend(path: str) -> Any:
-    owner = torch.backends
+    backend = torch.backends
     for name in path.split(".") if path else ():
-        owner = getattr(owner, name)
-    return owner
+        backend = getattr(backend, name)
+    return backend
 
 
 @contextlib.contextmanager
 def _random_state(seed: int) -> Iterator[None]:
-    """Seed all global generators, then restore their states: a user's net may draw from any of them."""
+    """Seed all global RNGs, since a user's net may use any of them, then restore their states."""
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(gpus):

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress bar in a terminal, lines in a file; TensorBoard beside it."""
+"""Progress of a training run: a progress bar in a terminal, lines in a log file, and TensorBoard events."""
 
 import contextlib
 import sys
@@ -15,31 +15,31 @@ from crosschannel.errors import file_problem
 
 
 class TrainingLog:
-    """Rank 0's reports; other ranks (``idle``) neither say nor write anything.
+    """Log of a training run: messages, metrics and pictures.
 
     Args:
-        run: the run folder, for TensorBoard's events.
-        steps: where the run ends.
-        tensorboard: write events.
-        idle: do nothing at all.
-        quiet: say nothing.
+        run: run folder, in which TensorBoard events are written.
+        steps: optimiser steps of the complete run.
+        tensorboard: write TensorBoard events.
+        idle: neither print nor write (all ranks except rank 0).
+        quiet: print nothing.
     """
 
     def __init__(self, run: Path, steps: int, tensorboard: bool = True, idle: bool = False, quiet: bool = False):
         self.steps = steps
         self.console = stderr_console(quiet=idle or quiet)
         self._bar: Progress | None = None
-        self._events = run / "tensorboard" if tensorboard and not idle else None
-        self._purge: int | None = None
-        self._since, self._begun = 0, time.monotonic()
+        self._event_folder = run / "tensorboard" if tensorboard and not idle else None
+        self._purge_step: int | None = None
+        self._start_step, self._start_time = 0, time.monotonic()
 
     @contextlib.contextmanager
-    def started(self, step: int) -> Iterator[None]:
-        """While the run goes on, from a step on."""
-        self._purge = step + 1 if step else None
-        self._since, self._begun = step, time.monotonic()
+    def progress(self, step: int) -> Iterator[None]:
+        """Show progress from a step on, until the block ends."""
+        self._purge_step = step + 1 if step else None
+        self._start_step, self._start_time = step, time.monotonic()
         if self.console.is_terminal and not self.console.quiet:
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[figures]}")
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[metrics]}")
             self._bar = Progress(
                 *(TextColumn(c) if isinstance(c, str) else c for c in columns),
                 TimeElapsedColumn(),
@@ -48,7 +48,7 @@ class TrainingLog:
                 console=self.console,
             )
             self._bar.start()
-            self._bar.add_task("training", total=self.steps, completed=step, figures="")
+            self._bar.add_task("training", total=self.steps, completed=step, metrics="")
         try:
             yield
         finally:
@@ -56,31 +56,31 @@ class TrainingLog:
 
     @cached_property
     def _writer(self):
-        """TensorBoard's, made when there is something to write: a run that cannot start leaves nothing."""
+        """TensorBoard writer, created on first use, so that a run that fails to start leaves no files."""
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._events), purge_step=self._purge)
+        return SummaryWriter(str(self._event_folder), purge_step=self._purge_step)
 
     def _to_tensorboard(self, write: Callable[[Any], None]) -> None:
-        """What cannot be written ends the events, and nothing else."""
-        if self._events is None:
+        """Write to TensorBoard. An error turns TensorBoard off and does not stop the run."""
+        if self._event_folder is None:
             return
         try:
             write(self._writer)
-        except Exception as error:  # the writer's thread passes on whatever it met
-            self._events = None
-            self.message(f"no more TensorBoard events: {file_problem(error) or error}")
+        except Exception as error:  # the writer re-raises errors of any type from its thread
+            self._event_folder = None
+            self.message(f"TensorBoard logging stopped: {file_problem(error) or error}")
 
     def message(self, message: str) -> None:
-        """A line of its own."""
+        """Print a message on a new line."""
         self.console.print(message)
 
     def advance(self, step: int) -> None:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
-    def scalars(self, step: int, values: dict[str, Any], shown: str) -> None:
-        """Figures of a step: to TensorBoard, and ``shown`` to the bar or as a line."""
+    def scalars(self, step: int, values: dict[str, Any], text: str) -> None:
+        """Log the metrics of a step: ``values`` to TensorBoard, and ``text`` in the progress bar or on a line."""
 
         def add(writer) -> None:
             for name, value in values.items():
@@ -89,14 +89,14 @@ class TrainingLog:
 
         self._to_tensorboard(add)
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, figures=shown)
+            self._bar.update(self._bar.task_ids[0], completed=step, metrics=text)
         else:
-            spent = time.monotonic() - self._begun
-            left = spent / max(1, step - self._since) * (self.steps - step)
-            self.message(f"step {step}/{self.steps}  {shown}  {clock(left)} left")
+            elapsed = time.monotonic() - self._start_time
+            remaining = elapsed / max(1, step - self._start_step) * (self.steps - step)
+            self.message(f"step {step}/{self.steps}  {text}  {clock(remaining)} left")
 
     def picture(self, step: int, name: str, pixels) -> None:
-        """An (H, W, 3) uint8 picture, to TensorBoard."""
+        """Log a picture, (H, W, 3) uint8, to TensorBoard."""
         self._to_tensorboard(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
 
     def _close(self) -> None:
@@ -109,7 +109,7 @@ class TrainingLog:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format seconds as hours:minutes:seconds."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

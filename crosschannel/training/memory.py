@@ -1,14 +1,14 @@
-"""Settings of malloc. Does not import torch: they are set before torch allocates."""
+"""malloc settings. This module does not import torch, because they must be set before torch allocates memory."""
 
 import contextlib
 import ctypes
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory in the process (glibc only; a no-op elsewhere).
+    """Keep freed memory in the process (glibc only; a no-op with other C libraries).
 
-    Training on a CPU allocates the same large arrays in every step. Returning them to the system means page faults and
-    zero-filling, which can cost more than the arithmetic.
+    Training on a CPU allocates the same large tensors in every step. Returning them to the system causes page faults
+    and zero-filling, which can take longer than the computation itself.
     """
     m_trim_threshold, m_mmap_max = -1, -4
     with contextlib.suppress(AttributeError, OSError):

@@ -1,4 +1,4 @@
-"""The run folder of a command on several ranks."""
+"""Run folders of commands that run on several ranks."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,15 +14,16 @@ from crosschannel.training.ranks import World
 def open_run(
     path: Path, command: str, config: Any, world: World, flag: InterruptFlag | None = None
 ) -> Iterator[RunFolder]:
-    """Open a command's run folder on all ranks. Rank 0 locks it; its errors are raised on every rank. Signals are
-    caught for as long as the lock is held.
+    """Open the run folder of a command on all ranks.
+
+    Rank 0 locks the folder, and its errors are raised on every rank. Signals set ``flag`` as long as the lock is held.
 
     Raises:
-        UserError: another process holds it, it belongs to something else, or it was started with other settings.
+        UserError: the folder is locked by another process, is not a run of this command, or has other settings.
     """
     run = None
 
-    def take() -> None:
+    def lock_folder() -> None:
         nonlocal run
         run = RunFolder(path, command, flag=flag)
         if run.resuming:
@@ -30,7 +31,7 @@ def open_run(
 
     with flag or InterruptFlag() as flag:
         try:
-            world.broadcast_from_main(take)
+            world.broadcast_from_main(lock_folder)
             run = run or RunFolder(path, command, hold=False, flag=flag)
             yield run
         finally:

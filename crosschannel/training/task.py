@@ -1,4 +1,4 @@
-"""What the loop trains: a task has ``step`` and ``evaluate``, which returns an :class:`Evaluation`."""
+"""The interface between the training loop and a task, which has ``step`` and ``evaluate``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from crosschannel.data import Batch, Stream
 
 @dataclass
 class Evaluation:
-    """What an evaluation found, the same on all ranks.
+    """Results of an evaluation, the same on all ranks.
 
     Attributes:
-        figures: a flat map, such as ``conv5/top1``.
-        n: images that they are over.
-        rows: what they are computed from, a row per image (see :data:`crosschannel.runs.result.Rows`).
-        broken: reasons by name of the images that could not be read; they are left out.
-        line: the figures in a few words.
-        pictures: makes them, by name, (H, W, 3) uint8; called on rank 0 alone.
+        metrics: metrics by name, such as ``conv5/top1``.
+        n: number of images scored.
+        rows: per-image data from which the metrics are computed (see :data:`crosschannel.runs.result.Rows`).
+        broken: reasons why images could not be read, by image name; these images are not scored.
+        line: summary of the metrics, for the log.
+        pictures: returns pictures by name, (H, W, 3) uint8; called only on rank 0.
     """
 
     metrics: dict[str, float]
@@ -32,27 +32,34 @@ class Evaluation:
 
 
 class Task(Protocol):
-    """What a command trains. ``net`` holds the weights; the loop hands back the same net, wrapped or averaged.
+    """Model, loss and evaluation of a command that trains.
 
-    ``rate_factors`` are factors of the learning rate by parameter name (empty: 1 for all).
+    Attributes:
+        net: net with the weights to train. The loop passes it to ``step`` and ``evaluate``, possibly wrapped (DDP,
+            ``torch.compile``) or with averaged weights.
+        rate_factors: factors of the learning rate by parameter name; 1 for parameters not listed.
     """
 
     net: nn.Module
     rate_factors: Mapping[str, float]
 
     def initialise(self, stream: Stream) -> bool:
-        """Set the initial weights; whether that took so long that they should be saved at once."""
+        """Set the initial weights; return whether that was slow enough to save them at once."""
         ...
 
     def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss of a batch and the count that it is to be divided by (both scalars).
+        """Return the summed loss of a batch and the count to divide it by, both scalars.
 
-        A task with ``phases`` (names of the modules that each phase of a step updates, with an optimiser of its own)
-        also takes the index of the phase, ``phase=0``, ….
+        A task may have an attribute ``phases``: a tuple of module names for each phase of a step. Each phase updates
+        its modules with a separate optimiser, and ``step`` takes the index of the phase as ``phase=0``, ….
         """
         ...
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
-        """Score held-out images. Raises Interrupted when told to stop, and a UserError (on all ranks) where there is
-        nothing to evaluate on."""
+        """Score held-out images.
+
+        Raises:
+            Interrupted: ``should_stop`` returned True.
+            UserError: there is nothing to evaluate on; raised on all ranks.
+        """
         ...

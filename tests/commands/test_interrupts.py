@@ -230,5 +230,6 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_run_still_ends_the_same(
         data[len(data) // 3] ^= 1
     newest.write_bytes(data)
     assert main([*small, f"--out={out}"]) == 0
-    assert f"{newest.name} is damaged" in capsys.readouterr().err.replace("\n", "")
+    err = capsys.readouterr().err.replace("\n", "")
+    assert "could not load" in err and newest.name in err
     assert_same_end(out, finished_run)

@@ -314,7 +314,7 @@ def test_metrics_and_pictures_that_cannot_be_written_end_no_run(small, finished_
     monkeypatch.setattr("crosschannel.training.loop.atomic_write", full)
     assert main([*small, f"--out={tmp_path / 'run'}"]) == 0
     said = capsys.readouterr().err
-    assert "metrics.jsonl has gaps from step 4 on" in said and "no picture of step 5" in said
+    assert "metrics.jsonl has gaps from step 4 on" in said and "could not save the picture of step 5" in said
     ours, theirs = (load_file(path / "backbone.safetensors") for path in (tmp_path / "run", finished_run))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
