@@ -150,7 +150,7 @@ def test_help_imports_no_torch(command):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("crosschannel.cli pretrain --data=x --model.name=resnet", "no net 'resnet'"),
+        ("crosschannel.cli pretrain --data=x --model.name=resnet", "unknown net 'resnet'"),
         ("slurm.cli status .", "no jobs below ."),
         (
             "slurm.cli submit --profile=local --dry-run -- crosschannel pretrain --config=quickstart --out=x",

@@ -1,4 +1,4 @@
-"""Backbones with named layers, and initialisation."""
+"""Backbones with named layers, their initialisation, and their adaptation for fine-tuning."""
 
 from typing import TYPE_CHECKING
 

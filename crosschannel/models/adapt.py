@@ -1,4 +1,4 @@
-"""A backbone made ready for fine-tuning: a copy that takes Lab, has no BatchNorm, or has fc6 and fc7."""
+"""Adaptation of a backbone for fine-tuning: Lab input, BatchNorm folded into convolutions, and new fc6 and fc7."""
 
 import copy
 from dataclasses import replace
@@ -13,28 +13,33 @@ from crosschannel.models.nets import NetSpec, build_net, family, find_spec
 
 
 def trainable_copy(backbone: Backbone) -> Backbone:
-    """A copy with gradients, in float32."""
+    """Return a copy of a backbone in float32 with trainable parameters."""
     return copy.deepcopy(backbone).requires_grad_(True).float()
 
 
 def with_input(backbone: Backbone, kind: str) -> Backbone:
-    """The same backbone, in place, for another input: a grey net gets ab filters of zero.
+    """Change the input of a backbone from grey to Lab, in place: its first convolution gets zero ab filters.
 
     Raises:
-        UserError: any other change.
+        UserError: any other change of input.
     """
-    own = backbone.input.kind
-    if kind == own:
+    current = backbone.input.kind
+    if kind == current:
         return backbone
-    if kind != "lab" or own != "grey" or not backbone.is_sequential:
-        raise UserError(f"input {kind}: this backbone takes {own}; only a grey net of ours becomes one of Lab")
+    if kind != "lab" or current != "grey" or not backbone.is_sequential:
+        raise UserError(
+            f"input {kind}: this backbone takes {current}, and only built-in nets with grey input can change, to lab"
+        )
     widen_to_lab(backbone.net)
     backbone.input = replace(backbone.input, kind="lab")
     return backbone
 
 
 def absorbed(backbone: Backbone) -> Backbone:
-    """The same backbone, in place, with BatchNorm folded into the convolutions before it, where that is exact."""
+    """Fold BatchNorm into the preceding convolutions of a backbone, in place, if that is exact in eval mode.
+
+    Backbones for which it is not exact are returned unchanged.
+    """
     if backbone.is_sequential and can_absorb(backbone.net):
         absorb_batchnorm(backbone.net)
     return backbone
@@ -42,9 +47,9 @@ def absorbed(backbone: Backbone) -> Backbone:
 
 @torch.no_grad()
 def fold_input_scale(net: LayeredNet, input: InputSpec) -> InputSpec:
-    """Multiply a net's first convolution by its input's scale, in place; return the input specification without it.
+    """Fold the scale of an input into the net's first convolution, in place; return the input with scale 1.
 
-    For export and inference only. For fine-tuning, keep the scale in the input: with a folded scale the first
+    This is for export and inference. For fine-tuning, keep the scale in the input: with a folded scale, the first
     convolution would learn 1 / scale² times too fast.
     """
     if input.scale == 1:
@@ -63,13 +68,13 @@ def without_input_scale(backbone: Backbone) -> Backbone:
 
 
 def lacks_fc(backbone: Backbone) -> bool:
-    """Whether it is the trunk of a net that has fc6 and fc7 in transfer."""
+    """Return whether a backbone lacks fc6 and fc7 although its family has them in transfer protocols."""
     spec = find_spec(backbone.net)
     return spec is not None and bool(family(spec.name).fc) and not spec.options.fc
 
 
 def with_fc(backbone: Backbone, width: int) -> Backbone:
-    """A trunk with fresh fc6 and fc7, in the geometry and at the input size of the transfer protocols."""
+    """Return a backbone with new fc6 and fc7, in the geometry and at the input size of the transfer protocols."""
     spec = backbone.net.spec.replace(fc=width, geometry="probe")
     net = build_net(spec)
     net.load_state_dict({**net.state_dict(), **backbone.net.state_dict()})
@@ -79,5 +84,5 @@ def with_fc(backbone: Backbone, width: int) -> Backbone:
 
 
 def build_untrained(spec: NetSpec, input: InputSpec, source: str) -> Backbone:
-    """A net of a description, for weights to be loaded into."""
+    """Build an untrained backbone from a net specification."""
     return Backbone(build_net(spec, input.size), input, provenance=Provenance(source))

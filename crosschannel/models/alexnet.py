@@ -1,7 +1,8 @@
-"""AlexNet for feature learning: CaffeNet without LRN, one set of weights, two geometries; and its published kin.
+"""AlexNet for representation learning: CaffeNet without LRN in two geometries that share weights, and its variants in
+the literature.
 
-"padded" is the pretraining net, a fully convolutional one whose maps sit on the pixel grid (conv1's output i is
-centred on pixel 4i, pool1's on 8i, pool2's on 16i); "probe" is the net of the transfer protocols at a 227 crop.
+"padded" is the geometry of pretraining: fully convolutional, with maps on the pixel grid (position i of conv1 is
+centred on pixel 4i, of pool1 on 8i, of pool2 on 16i). "probe" is the geometry of transfer protocols, for 227 px crops.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,19 +17,19 @@ from crosschannel.models.nets import Geometry, NetSpec
 
 @dataclass(frozen=True)
 class Variant:
-    """What published AlexNets differ in.
+    """Architecture options in which published AlexNets differ.
 
     Attributes:
-        widths: of conv1 … conv5.
-        groups: of conv2, conv4 and conv5.
-        pad: of conv1 in "probe" geometry.
-        ceil: pools round their sizes up, as Caffe does.
-        lrn: local response normalisation after pool1 and pool2 (CaffeNet), before them, or none.
-        affine: BatchNorm, where there is any, has a scale and a shift.
-        fc_norm: fc6 and fc7 have BatchNorm too …
-        fc_bias: … and a bias.
-        slope: of LeakyReLU below zero; 0 is ReLU.
-        halves: two halves that never meet, one of L and one of a and b: every layer is in two groups.
+        widths: output channels of conv1 to conv5.
+        groups: number of groups in conv2, conv4 and conv5.
+        pad: padding of conv1 in "probe" geometry.
+        ceil: whether pools round output sizes up, as Caffe does.
+        lrn: local response normalisation: after pool1 and pool2 (CaffeNet), before them, or none ("").
+        affine: whether BatchNorm, if any, has a scale and a shift.
+        fc_norm: whether fc6 and fc7 have BatchNorm.
+        fc_bias: whether fc6 and fc7 have biases.
+        slope: negative slope of LeakyReLU; 0 for ReLU.
+        halves: split every layer into two independent halves: one sees only L, the other only ab (split-brain).
     """
 
     widths: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
@@ -45,15 +46,15 @@ class Variant:
 
 _NARROW = (64, 192, 384, 256, 256)
 VARIANTS = {
-    "crosschannel": Variant(),  # Zhang et al. 2016, and the released context, inpainting and k-means nets without LRN
+    "crosschannel": Variant(),  # Zhang et al. 2016; also the released context, inpainting and k-means nets without LRN
     "split-brain": Variant(halves=True),  # Zhang et al. 2017
     "bigan": Variant(slope=0.2),  # Donahue et al. 2017
     "caffenet": Variant(lrn="after-pool"),
     "alexnet-lrn": Variant(lrn="before-pool"),  # Krizhevsky et al. 2012, BVLC's AlexNet
-    "ungrouped": Variant(groups=1),  # the released context prediction net
+    "ungrouped": Variant(groups=1),  # released context prediction net
     "ungrouped-caffenet": Variant(groups=1, lrn="after-pool"),
     "ungrouped-alexnet-lrn": Variant(groups=1, lrn="before-pool"),
-    "narrow": Variant(_NARROW, groups=1, pad=2),  # RotNet's in Caffe
+    "narrow": Variant(_NARROW, groups=1, pad=2),  # RotNet in Caffe
     "deepcluster": Variant(groups=1, pad=2, ceil=False, affine=True, fc_norm=False),
     "torchvision": Variant(_NARROW, groups=1, pad=2, ceil=False),
     "rotnet": Variant(_NARROW, groups=1, pad=2, ceil=False, affine=True, fc_bias=False),
@@ -77,8 +78,8 @@ def _rows(geometry: Geometry, fc: int, fc7: int, variant: Variant) -> list[Row]:
     ]
     if variant.lrn:
         for number in (2, 1):
-            place = next(i for i, row in enumerate(rows) if row.name == f"pool{number}")
-            rows.insert(place + (variant.lrn == "after-pool"), LRN(f"norm{number}"))
+            index = next(i for i, row in enumerate(rows) if row.name == f"pool{number}")
+            rows.insert(index + (variant.lrn == "after-pool"), LRN(f"norm{number}"))
     if fc:
         options = {"norm": variant.fc_norm, "bias": variant.fc_bias, "slope": slope, "groups": halves}
         shape = {"pad": 5, "dilation": 2} if padded else {}
@@ -87,21 +88,21 @@ def _rows(geometry: Geometry, fc: int, fc7: int, variant: Variant) -> list[Row]:
 
 
 class AlexNet(LayeredNet):
-    """Layers conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5, fc6, fc7 (all as maps).
+    """AlexNet with layers conv1, pool1, conv2, pool2, conv3, conv4, conv5, pool5, fc6, fc7 (all as maps).
 
     Args:
         in_channels: 1 for L - 50, 3 for Lab or RGB.
         geometry: "padded" (pretraining) or "probe" (transfer).
-        norm: BatchNorm between every convolution and its ReLU.
-        fc: width of fc6 and fc7; 0 leaves them out.
-        variant: a name in ``VARIANTS``; those with LRN have layers norm1 and norm2 besides.
-        fc7: width of fc7 where it is another; 0 is fc6's.
+        norm: BatchNorm between each convolution and its ReLU.
+        fc: width of fc6 and fc7; 0 omits both layers.
+        variant: key of ``VARIANTS``. Variants with LRN have two more layers, norm1 and norm2.
+        fc7: width of fc7 if it differs from fc6, else 0.
 
     Shape:
-        At a 227 crop in probe geometry: conv1 55², pool1 27², conv2 27², pool2 13², conv3-5 13², pool5 6², fc 1².
+        For a 227 px crop in probe geometry: conv1 55², pool1 27², conv2 27², pool2 13², conv3-5 13², pool5 6², fc 1².
     """
 
-    last_stride: ClassVar[int] = 16  # of the padded net, whose padding puts it on the pixel grid
+    last_stride: ClassVar[int] = 16  # in padded geometry, which aligns the last map with the pixel grid
     last_origin: ClassVar[float] = 0.0
 
     def __init__(
@@ -115,7 +116,7 @@ class AlexNet(LayeredNet):
     ):
         self.variant, self.variant_name = VARIANTS[variant], variant
         if self.variant.halves and in_channels != 3:
-            raise UserError(f"a {variant} net sees L and ab, three channels, and not {in_channels}: give input=lab")
+            raise UserError(f"a {variant} net takes Lab input (3 channels), not {in_channels}; pass input=lab")
         super().__init__(_rows(geometry, fc, fc7, self.variant), in_channels, norm, affine=self.variant.affine)
         self.geometry, self.fc, self.fc7_width = geometry, fc, fc7
         for name in ("fc6", "fc7") if fc else ():
@@ -128,7 +129,7 @@ class AlexNet(LayeredNet):
     def from_spec(cls, spec: NetSpec, _image_size: int | None = None) -> "AlexNet":
         options = spec.options
         if options.variant not in VARIANTS:
-            raise UserError(f"no AlexNet variant {options.variant!r}: there are {', '.join(VARIANTS)}")
+            raise UserError(f"unknown AlexNet variant {options.variant!r}; available: {', '.join(VARIANTS)}")
         return cls(spec.in_channels, **asdict(options))
 
     @property
@@ -137,7 +138,7 @@ class AlexNet(LayeredNet):
         return NetSpec("alexnet", self.in_channels, **options, variant=self.variant_name, fc7=self.fc7_width)
 
     def set_geometry(self, geometry: Geometry) -> "AlexNet":
-        """Switch the geometry in place; the weights stay."""
+        """Switch the geometry in place; the weights are unchanged."""
         for row in _rows(geometry, self.fc, self.fc7_width, self.variant):
             module = self.get_submodule(row.name)
             if isinstance(row, Conv):
@@ -149,7 +150,7 @@ class AlexNet(LayeredNet):
         return self
 
     def pad_trunk(self) -> "AlexNet":
-        """Pad all layers below pool5 as in "padded" geometry, in place: their maps sit on the pixel grid."""
+        """Pad all layers below pool5 as in "padded" geometry, in place, which aligns their maps with the pixel grid."""
         for row in _rows("padded", 0, 0, self.variant):
             module = self.get_submodule(row.name)
             if isinstance(row, Conv):

@@ -1,4 +1,4 @@
-"""Backbone: the contract between a net and everything that uses one."""
+"""The interface of backbones, through which all other code uses nets."""
 
 import contextlib
 import copy
@@ -20,20 +20,25 @@ from crosschannel.models.positions import ResizePositions
 
 
 def split_names(names: object) -> list[str]:
-    """Split a comma-separated string of names; a list of names stays a list.
+    """Split a comma-separated string of layer names; also accepts a list of names.
 
     Raises:
         UserError: any other type, or an empty list.
     """
     items = names.split(",") if isinstance(names, str) else names
     if not isinstance(items, list | tuple) or not items or not all(isinstance(name, str) for name in items):
-        raise UserError(f"layers are names or patterns, in a list or separated by commas, not {describe(names)}")
+        raise UserError(f"layers must be names or patterns, in a list or separated by commas, not {describe(names)}")
     return [name.strip() for name in items]
 
 
 @dataclass
 class Provenance:
-    """Where weights come from; what a result needs to say about them."""
+    """Origin of weights, as recorded in results.
+
+    Attributes:
+        source: source string.
+        details: further facts about the weights.
+    """
 
     source: str = ""
     details: dict[str, Any] = field(default_factory=dict)
@@ -44,35 +49,36 @@ class Provenance:
 
 @contextlib.contextmanager
 def explain_size_errors(size: int) -> Iterator[None]:
-    """A net that cannot take crops of a size says so in one sentence, and how it is told another."""
-    told = "SOURCE,size=N or crosschannel.wrap(net, size=N) says what it takes"
-    with wrap_external_errors(f"the backbone cannot take crops of {size} px ({told})"):
+    """Turn errors of a forward pass into a UserError that explains how to set the crop size."""
+    remedy = "set another size with SOURCE,size=N or crosschannel.wrap(net, size=N)"
+    with wrap_external_errors(f"the backbone cannot take crops of {size} px ({remedy})"):
         yield
 
 
 def copy_inference_tensors(backbone: "Backbone") -> "Backbone":
-    """Return the backbone, or a copy that autograd accepts if its weights were made in ``torch.inference_mode()``.
+    """Return a copy of the backbone if its weights were created in ``torch.inference_mode()``, since autograd does not
+    support such weights; else the backbone itself.
 
     Raises:
         UserError: the backbone cannot be copied.
     """
     if not any(tensor.is_inference() for tensor in (*backbone.parameters(), *backbone.buffers())):
         return backbone
-    with wrap_external_errors("a backbone with weights made under torch.inference_mode() is copied, which failed"):
+    with wrap_external_errors("could not copy the backbone, whose weights were created in torch.inference_mode()"):
         return copy.deepcopy(backbone)
 
 
 class Backbone(nn.Module):
-    """A net with named layers, the input that it was trained on, and where its weights come from.
+    """A net with named layers, the specification of its input, and the origin of its weights.
 
     Args:
-        net: has ``layers`` (names in order) and ``forward_features(x, layers)``.
-        input: what ``preprocess`` makes of RGB.
-        layers: default layers of ``features``: names or patterns; default all.
-        provenance: source and details of the weights.
+        net: module with ``layers`` (names in order) and ``forward_features(x, layers)``.
+        input: input that the net was trained on; ``preprocess`` converts RGB to it.
+        layers: names or patterns of the layers that ``features`` returns by default; default: all layers.
+        provenance: origin of the weights.
 
     Raises:
-        UserError: another type of net, input or provenance, or an unknown layer.
+        UserError: invalid type of net, input or provenance, or an unknown layer.
 
     Example::
 
@@ -81,7 +87,7 @@ class Backbone(nn.Module):
         maps = backbone.features(backbone.preprocess(rgb), ["conv5"])
     """
 
-    _has_seen_floats = False  # whether the range of one batch of floats was checked
+    _range_checked = False  # whether the value range of a float batch has been checked
 
     def __init__(
         self,
@@ -94,19 +100,22 @@ class Backbone(nn.Module):
         if not isinstance(net, nn.Module) or not hasattr(net, "layers") or not hasattr(net, "forward_features"):
             problem = f"{type(net).__name__} without them" if isinstance(net, nn.Module) else describe(net)
             raise UserError(
-                f"Backbone takes a net with layers and forward_features, not {problem}; crosschannel.wrap(net) makes a "
-                "backbone of any nn.Module"
+                f"Backbone takes a net with layers and forward_features, not {problem}; crosschannel.wrap(net) turns "
+                "any nn.Module into a backbone"
             )
         check_input(input)
         if not isinstance(provenance, Provenance | None):
-            raise UserError(f"provenance is a Provenance, not {describe(provenance)}")
+            raise UserError(f"provenance must be a Provenance, not {describe(provenance)}")
         self.net, self.input, self.provenance = net, input, provenance or Provenance()
         self.layers: tuple[str, ...] = tuple(net.layers)
-        self.default_layers = self._known(layers) if layers else self.layers
+        self.default_layers = self._resolve_layers(layers) if layers else self.layers
         self._shapes: dict[str, tuple[int, int]] | None = None
 
-    def _known(self, layers: str | Sequence[str]) -> tuple[str, ...]:
-        """Resolve names and patterns to layers, in the order given; layers of one pattern in the net's order."""
+    def _resolve_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        """Resolve names and patterns to layer names.
+
+        The order of ``layers`` is kept; layers that match the same pattern are in the net's order.
+        """
         if (
             layers
             and isinstance(layers, list | tuple)
@@ -116,87 +125,90 @@ class Backbone(nn.Module):
         return tuple(dict.fromkeys(layer for name in split_names(layers) for layer in self.find_layers(name)))
 
     def layer_error(self, name: str) -> UserError:
-        """The error that there is no layer of a name: it lists those there are."""
+        """Return the error for an unknown layer, which lists the available layers."""
         nested = self._unlisted_layers("*.*") or self._unlisted_layers("*.*.*")
-        hint = f", and deeper ones by their dotted names, such as {nested[0]}" if nested else ""
-        return UserError(f"no layer {name!r}; this backbone has {', '.join(self.layers)}{hint}")
+        hint = f", and nested submodules by their dotted names, such as {nested[0]}" if nested else ""
+        return UserError(f"unknown layer {name!r}; available: {', '.join(self.layers)}{hint}")
 
     def find_layers(self, pattern: str) -> list[str]:
-        """List the layers that match a name, "all" or a pattern such as ``conv*``; deeper ones only if no other does.
+        """List the layers that match a name, "all" or a pattern such as ``conv*``.
+
+        Nested submodules that ``layers`` does not list are matched only if no listed layer matches.
 
         Raises:
-            UserError: none.
+            UserError: no layer matches.
         """
         if pattern == "all":
             return list(self.layers)
         if self.has_layer(pattern):
             return [pattern]
-        found = [layer for layer in self.layers if fnmatchcase(layer, pattern)]
-        found = found or self._unlisted_layers(pattern)
-        if not found:
+        matches = [layer for layer in self.layers if fnmatchcase(layer, pattern)]
+        matches = matches or self._unlisted_layers(pattern)
+        if not matches:
             raise self.layer_error(pattern)
-        return found
+        return matches
 
     def _unlisted_layers(self, pattern: str) -> list[str]:
-        """Layers that match a pattern but are not in ``layers``."""
-        return self.net.deeper(pattern) if hasattr(self.net, "deeper") else []
+        """List the nested submodules that match a pattern and are not in ``layers``."""
+        return self.net.nested_matches(pattern) if hasattr(self.net, "nested_matches") else []
 
     def find_layer(self, pattern: str) -> str:
         """Return the single layer that matches a name or a pattern.
 
         Raises:
-            UserError: no match, or several.
+            UserError: no layer matches, or several do.
         """
         matches = self.find_layers(pattern)
         if len(matches) > 1:
-            raise UserError(f"layer {pattern!r} fits {', '.join(matches)}; name one of them")
+            raise UserError(f"layer {pattern!r} matches {', '.join(matches)}; choose one of them")
         return matches[0]
 
     def has_layer(self, name: str) -> bool:
-        """Whether features of that name can be had; nets of other libraries may have more than ``layers`` lists."""
+        """Return whether features of a layer are available; it may be a nested submodule that is not in ``layers``."""
         return name in self.layers or getattr(self.net, "has_layer", self.layers.__contains__)(name)
 
     def choose_layers(self, wanted: str | Sequence[str]) -> tuple[str, ...]:
-        """The layers that a user names, in the net's order; deeper ones than the net lists come last.
+        """Resolve a user's choice of layers, in the net's order; nested submodules not in ``layers`` come last.
 
         Args:
             wanted: "all", or names and patterns such as ``conv*`` and ``blocks.*``, separated by commas or in a list.
 
         Raises:
-            UserError: a name that fits no layer; the message lists those there are.
+            UserError: a name or pattern matches no layer; the message lists the available layers.
         """
-        found = self._known(wanted)
-        listed = [layer for layer in self.layers if layer in found]
-        return (*listed, *(layer for layer in found if layer not in listed))
+        matches = self._resolve_layers(wanted)
+        listed = [layer for layer in self.layers if layer in matches]
+        return (*listed, *(layer for layer in matches if layer not in listed))
 
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """RGB (N, 3, H, W), float in [0, 1] or uint8 → what the net was trained on. Pad after this, where zero is grey.
+        """Convert RGB (N, 3, H, W), float in [0, 1] or uint8, to the input that the net was trained on.
+
+        Pad images with zeros after this step, not before: zero is grey in the result.
 
         Raises:
-            UserError: any other batch. The range of floats is checked; on a GPU only for the first batch, since the
-                check synchronises.
+            UserError: invalid batch. The range of floats is checked; on a GPU only for the first batch, since the check
+                synchronises.
         """
-        if not self._has_seen_floats and isinstance(rgb, Tensor) and rgb.is_floating_point() and not is_traced(rgb):
+        if not self._range_checked and isinstance(rgb, Tensor) and rgb.is_floating_point() and not is_traced(rgb):
             check_pictures(rgb)
-            self._has_seen_floats = True
+            self._range_checked = True
         return self.input.preprocess(rgb)
 
     def features(self, x: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps (N, C, h, w) by layer name, each after its norm and ReLU.
+        """Compute feature maps (N, C, h, w) by layer name, each after its norm and ReLU.
 
         Args:
-            x: a preprocessed batch.
-            layers: names or patterns; the forward pass stops after the last one.
+            x: preprocessed batch.
+            layers: names or patterns; the forward pass stops after the last of these layers.
 
         Raises:
-            UserError: a layer that the net does not have; the message lists those it has.
+            UserError: unknown layer; the message lists the available layers.
         """
-        return self.net.forward_features(x, self.default_layers if layers is None else self._known(layers))
+        return self.net.forward_features(x, self.default_layers if layers is None else self._resolve_layers(layers))
 
     @property
     def trunk_layer(self) -> str:
-        """The layer that the head stands on: pool5 where there are fc6 and fc7, else the last one that is no
-        classifier."""
+        """Layer below the head: pool5 if the net has fc6 and fc7, else the last layer that is not a classifier."""
         if "fc6" in self.layers:
             return self.layers[self.layers.index("fc6") - 1]
         is_classifier = getattr(self.net, "is_classifier", lambda name: False)
@@ -204,41 +216,43 @@ class Backbone(nn.Module):
 
     @property
     def top_layer(self) -> str:
-        """The last layer below any classifier: fc7 where there is one, else :attr:`trunk_layer`."""
+        """Last layer that is not a classifier: fc7 if the net has it, else :attr:`trunk_layer`."""
         return "fc7" if "fc7" in self.layers else self.trunk_layer
 
     @property
     def body_layers(self) -> tuple[str, ...]:
-        """The layers below any classifier."""
+        """All layers up to :attr:`top_layer`."""
         return self.layers[: self.layers.index(self.top_layer) + 1]
 
     @property
     def map_layers(self) -> list[str]:
-        """Those of :attr:`body_layers` that a forward pass reaches and that have more than one position.
+        """Body layers that a forward pass reaches and whose maps are larger than 1×1.
 
         Raises:
-            UserError: there are none.
+            UserError: there are no such layers.
         """
         strides = self.strides
-        found = [layer for layer in self.body_layers if layer in strides and 2 * strides[layer] <= self.input.size]
-        if not found:
-            raise UserError("no layer of this backbone has more than one position")
-        return found
+        layers = [layer for layer in self.body_layers if layer in strides and 2 * strides[layer] <= self.input.size]
+        if not layers:
+            raise UserError("this backbone has no layer with a map larger than 1×1")
+        return layers
 
     def take_any_size(self) -> None:
-        """Let a timm ViT take images of any size, in place: position embeddings are resized for each batch. Those of
-        wrapped modules always are."""
+        """Let a timm ViT accept images of any size, in place: position embeddings are resized for each batch.
+
+        For wrapped modules this is always the case.
+        """
         if hasattr(self.net, "take_any_size"):
             self.net.take_any_size()
 
     @property
     def is_sequential(self) -> bool:
-        """Whether the net is a sequence of named layers with known shapes and origins (the built-in nets)."""
+        """Whether the net is a sequence of layers with known shapes and origins (one of the built-in nets)."""
         return getattr(self.net, "is_sequential", False)
 
     @property
     def runs_user_code(self) -> bool:
-        """Whether the forward pass is user code, so that its errors are reported as the user's."""
+        """Whether the forward pass is user code, whose errors are reported as such."""
         return getattr(self.net, "runs_user_code", True)
 
     @property
@@ -253,7 +267,7 @@ class Backbone(nn.Module):
 
     @property
     def timm_name(self) -> str:
-        """timm's name of the net; empty for other nets."""
+        """timm's name for the net; empty for other nets."""
         return getattr(self.net, "timm_name", "")
 
     @property
@@ -263,7 +277,7 @@ class Backbone(nn.Module):
 
     @property
     def patch(self) -> tuple[int, int]:
-        """Pixels per patch of a wrapped ViT, down and across; 1 × 1 for any other net."""
+        """Patch size of a wrapped ViT in pixels, vertically and horizontally; (1, 1) for other nets."""
         return getattr(self.net, "patch", (1, 1))
 
     def fully_connected(self, x: Tensor, dropout: float = 0.0, drop_inputs: bool = False) -> Tensor:
@@ -272,10 +286,10 @@ class Backbone(nn.Module):
         Args:
             x: (N, C, h, w) map of the layer :attr:`trunk_layer`.
             dropout: dropout probability in training mode.
-            drop_inputs: drop the inputs of both layers instead of their outputs.
+            drop_inputs: apply dropout to the inputs of both layers instead of their outputs.
 
         Returns:
-            (N, D, h', w'); x itself for a net without them.
+            (N, D, h', w'); x itself for a net without fc6 and fc7.
         """
         for name in ("fc6", "fc7"):
             if name in self.layers:
@@ -288,14 +302,14 @@ class Backbone(nn.Module):
         return x
 
     def get_module(self, layer: str) -> nn.Module:
-        """The module that a layer's map comes out of."""
+        """Return the module whose output is the map of a layer."""
         return self.net.get_module(layer) if hasattr(self.net, "get_module") else self.net.get_submodule(layer)
 
     def head(self, x: Tensor) -> Tensor:
-        """What stands above the last pooled map: fc6 and fc7 of an AlexNet, then the mean over positions.
+        """Apply the layers above the trunk: fc6 and fc7, if the net has them, then the mean over positions.
 
         Args:
-            x: (N, C, h, w), of the layer :attr:`trunk_layer`.
+            x: (N, C, h, w) map of the layer :attr:`trunk_layer`.
 
         Returns:
             (N, D).
@@ -303,45 +317,44 @@ class Backbone(nn.Module):
         return self.fully_connected(x).mean((2, 3))
 
     def logits(self, x: Tensor) -> Tensor:
-        """What the net's own classifier says of a preprocessed batch: (N, K).
+        """Return the logits of the net's own classifier for a preprocessed batch, (N, K).
 
         Raises:
-            UserError: the net has none.
+            UserError: the net has no classifier.
         """
-        found = self.net.logits(x) if hasattr(self.net, "logits") else None
-        if found is None:
+        logits = self.net.logits(x) if hasattr(self.net, "logits") else None
+        if logits is None:
             raise UserError(f"{self.provenance.source or type(self.net).__name__} has no classifier")
-        return found
+        return logits
 
     def parameters_through(self, layer: str) -> set[str]:
-        """Names of the parameters that a layer's map depends on; those above it are all others.
+        """Return the names of the parameters that a layer's map depends on; all others are above the layer.
 
         Raises:
-            UserError: no such layer.
+            UserError: unknown layer.
         """
-        named = dict(self.named_parameters())
-        wanted = {name: parameter.requires_grad for name, parameter in named.items()}
+        parameters = dict(self.named_parameters())
+        requires_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
         try:
             with eval_mode(self), torch.enable_grad():
                 self.requires_grad_(True)
                 maps = self.features(self._blank(self.input.size), [layer])[layer]
-                gradients = torch.autograd.grad(maps.sum(), list(named.values()), allow_unused=True)
+                gradients = torch.autograd.grad(maps.sum(), list(parameters.values()), allow_unused=True)
         finally:
-            for name, parameter in named.items():
-                parameter.requires_grad_(wanted[name])
-        return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(requires_grad[name])
+        return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
     def modules_through(self, layer: str) -> set[str]:
-        """Names of the modules without children that run for a layer's map: those whose statistics and dropout it
-        depends on.
+        """Return the names of the leaf modules that run to compute a layer's map, such as its BatchNorm and dropout.
 
         Raises:
-            UserError: no such layer.
+            UserError: unknown layer.
         """
-        found: set[str] = set()
+        executed: set[str] = set()
         leaves = [(name, module) for name, module in self.named_modules() if not any(module.children())]
         handles = [
-            module.register_forward_hook(lambda _m, _i, _o, name=name: found.add(name)) for name, module in leaves
+            module.register_forward_hook(lambda _m, _i, _o, name=name: executed.add(name)) for name, module in leaves
         ]
         try:
             with eval_mode(self), torch.no_grad():
@@ -349,73 +362,73 @@ class Backbone(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return executed
 
     def forward(self, rgb: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """``features(preprocess(rgb))``, in the arithmetic of the weights."""
+        """Return ``features(preprocess(rgb))``, computed in the dtype of the weights."""
         x = self.preprocess(rgb)
         first = next(self.parameters(), x)
         return self.features(x.to(first.dtype), layers)
 
     @property
     def channels(self) -> dict[str, int]:
-        """Channels of every layer."""
+        """Number of channels by layer."""
         return {name: channels for name, (channels, _) in self._measure().items()}
 
     @property
     def strides(self) -> dict[str, int]:
-        """Input pixels per step of every layer's map."""
+        """Stride of the map by layer, in input pixels."""
         return {name: stride for name, (_, stride) in self._measure().items()}
 
     def width(self, layer: str) -> int:
-        """Channels of any layer's map, including layers below those listed in ``layers``."""
-        return (self.channels if layer in self.layers else {}).get(layer) or self._grown([layer])[layer][0]
+        """Return the number of channels of a layer or nested submodule."""
+        return (self.channels if layer in self.layers else {}).get(layer) or self._measure_growth([layer])[layer][0]
 
     def stride(self, layer: str) -> int:
-        """Input pixels per step of any layer's map, deeper ones than ``layers`` lists too."""
-        return (self.strides if layer in self.layers else {}).get(layer) or self._grown([layer])[layer][1]
+        """Return the stride of the map of a layer or nested submodule, in input pixels."""
+        return (self.strides if layer in self.layers else {}).get(layer) or self._measure_growth([layer])[layer][1]
 
     def origin(self, layer: str) -> float:
-        """The input pixel (from 0) that the first point of a layer's map is centred on.
+        """Return the input pixel (counted from 0) on which the first position of a layer's map is centred.
 
-        As the net states it; else told by how the map grows. Windows that are padded alike on both sides give maps of
-        floor((size + a) / stride) points, whose first one is centred on (stride - a - 1) / 2; those of nets that take
-        whole patches tile the image.
+        Built-in nets know this value. For other nets it is derived from the size of the map for different input sizes:
+        windows with equal padding on both sides give floor((size + a) / stride) positions, of which the first is
+        centred on (stride - a - 1) / 2. Nets that accept only whole patches tile the image.
         """
         if self.is_sequential:
             return self.net.origins[layer]
         stride = self.stride(layer)
-        points = -(-self.input.size // stride)
-        side, grows = points, stride
+        positions = -(-self.input.size // stride)
+        side, extra_pixels = positions, stride
 
-        def has_grown(more: int) -> bool:
-            return self._sizes(points * stride + more, [layer])[layer][1] > side
+        def has_grown(extra: int) -> bool:
+            return self._sizes(positions * stride + extra, [layer])[layer][1] > side
 
-        with eval_mode(self), contextlib.suppress(Exception):  # whatever a user's module raises
-            side = self._sizes(points * stride, [layer])[layer][1]
-            grows = 1 + bisect_left(range(1, stride), True, key=has_grown)
-        return (grows - 1 + (points - side) * stride) / 2
+        with eval_mode(self), contextlib.suppress(Exception):  # a user's module may raise any error
+            side = self._sizes(positions * stride, [layer])[layer][1]
+            extra_pixels = 1 + bisect_left(range(1, stride), True, key=has_grown)
+        return (extra_pixels - 1 + (positions - side) * stride) / 2
 
     def _measure(self) -> dict[str, tuple[int, int]]:
-        """Channels and stride by layer: as the net states them, else by how much a map grows with the input.
+        """Return channels and stride by layer; measured unless the net is built-in.
 
-        A map of one position whatever the input (a global mean) counts as growing by one in 128 pixels.
+        A map that is 1×1 for any input (a global mean) gets a stride of 128.
         """
         if self.is_sequential:
-            return self.net.shapes  # they change with the geometry
+            return self.net.shapes  # not cached, because they depend on the geometry
         if self._shapes is None:
-            self._shapes = self._grown(self.layers)
+            self._shapes = self._measure_growth(self.layers)
         return self._shapes
 
-    def _grown(self, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Channels and stride of some layers, by how much their maps grow."""
+    def _measure_growth(self, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return channels and stride by layer; the stride follows from how much the map grows with the input."""
         size = self.input.size
         with eval_mode(self):
             with explain_size_errors(size):
                 small = self._sizes(size, layers)
             try:
                 large = self._sizes(size + 128, layers)
-            except Exception:  # a net with a fixed input size, such as a ViT: its maps tile the input
+            except Exception:  # a net with a fixed input size, such as a ViT, whose maps tile the input
                 strides = {name: round(size / side) for name, (_, side) in small.items()}
             else:
                 strides = {name: round(128 / max(1, large[name][1] - side)) for name, (_, side) in small.items()}
@@ -423,11 +436,12 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _sizes(self, side: int, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return channels and side of the maps for a square input."""
         maps = self.features(self._blank(side), layers)
         return {name: (m.shape[1], m.shape[3]) for name, m in maps.items()}
 
     def _blank(self, side: int) -> Tensor:
-        """A preprocessed image of zeros."""
+        """Return zeros in the shape of a preprocessed image."""
         first = next(self.parameters(), torch.zeros(0, device="cpu"))
         return first.new_zeros(1, self.input.channels, side, side)
 
@@ -438,22 +452,22 @@ def wrap(
     layers: Mapping[str, str] | Sequence[str] | None = None,
     source: str = "",
     resize_positions: ResizePositions | None = None,
-    **given: Any,
+    **overrides: Any,
 ) -> Backbone:
-    """Any module as a backbone.
+    """Turn any module into a backbone.
 
     Args:
-        module: takes (N, C, H, W). One that has ``layers`` (names) and ``forward_features(x, layers)`` is taken as it
-            is; of any other the named submodules are the layers, as far as a forward pass reaches them and they give
-            maps (see :class:`~crosschannel.models.module_net.ModuleNet`). A Backbone is returned unchanged.
-            DataParallel, DistributedDataParallel and torch.compile wrappers are removed.
-        input: what it was trained on; default RGB with ImageNet's statistics at 224 px.
-        layers: public names → submodule names, or only submodule names, in order of execution; default: see above.
-        source: what results call it; default the name of its class.
-        resize_positions: for a ViT with a fixed image size whose position embeddings have no common name such as
+        module: module that takes (N, C, H, W). If it has ``layers`` (names) and ``forward_features(x, layers)``, these
+            are used. For any other module, the layers are the named submodules that a forward pass reaches and whose
+            outputs are feature maps (see :class:`~crosschannel.models.module_net.ModuleNet`). A Backbone is returned
+            unchanged. DataParallel, DistributedDataParallel and torch.compile wrappers are removed.
+        input: input that the module was trained on; default: RGB with ImageNet's mean and std at 224 px.
+        layers: layer names → submodule names, or submodule names, in order of execution; default: see ``module``.
+        source: name of the backbone in results; default: the name of the module's class.
+        resize_positions: only for ViTs with a fixed image size whose position embeddings lack a common name such as
             ``pos_embed``: their name or names (``"embed.table"``), or a function (module, height, width) → tensors by
-            dotted name, which replace the module's own in a forward pass on images of that size.
-        given: attributes of the input, over what it has: ``size=128, mean=0.5, std=0.5, interpolation="bicubic"``.
+            dotted name, which replace the module's own tensors in a forward pass on images of that size.
+        overrides: attributes that override those of the input: ``size=128, mean=0.5, interpolation="bicubic"``.
 
     Raises:
         UserError: not an nn.Module, no named submodules, or an invalid input.
@@ -464,19 +478,19 @@ def wrap(
         transfer.knn(backbone, "torchvision:imagenette")
     """
     if not isinstance(module, nn.Module):
-        hint = "; crosschannel.load_backbone(source) loads one by name" if isinstance(module, str) else ""
+        hint = "; crosschannel.load_backbone(source) loads a backbone by name" if isinstance(module, str) else ""
         raise UserError(f"crosschannel.wrap takes an nn.Module, not {describe(module)}{hint}")
     if input is not None:
         check_input(input)
     if not isinstance(layers, Mapping | list | tuple | None):
-        raise UserError(f"layers map public names to submodules, or list submodules, got {describe(layers)}")
+        raise UserError(f"layers must map layer names to submodules, or list submodules, got {describe(layers)}")
     module = unwrap(module)
     if isinstance(module, Backbone):
-        return _with_input(module, (input or module.input).changed(**given), layers, resize_positions)
-    input = (input or InputSpec("rgb", 224, 256)).changed(**given)
+        return _with_input(module, (input or module.input).changed(**overrides), layers, resize_positions)
+    input = (input or InputSpec("rgb", 224, 256)).changed(**overrides)
     provenance = Provenance(source or type(module).__name__)
-    named = getattr(module, "layers", None)
-    if layers is None and isinstance(named, tuple | list) and hasattr(module, "forward_features"):
+    module_layers = getattr(module, "layers", None)
+    if layers is None and isinstance(module_layers, tuple | list) and hasattr(module, "forward_features"):
         return Backbone(module, input, provenance=provenance)
     net = ModuleNet(module, layers, resize_positions)
     if layers is None:
@@ -488,9 +502,9 @@ def wrap(
 def _with_input(
     backbone: Backbone, input: InputSpec, layers: object, resize_positions: ResizePositions | None
 ) -> Backbone:
-    """Return a backbone with the given input; the same one if its input is equal."""
+    """Return a backbone with another input; the same backbone if the input is equal."""
     if layers is not None or resize_positions is not None:
-        raise UserError("layers and resize_positions are for a module, not for a Backbone; wrap its module")
+        raise UserError("layers and resize_positions are for a module, not for a Backbone; wrap its module instead")
     if input == backbone.input:
         return backbone
     return Backbone(backbone.net, input, backbone.default_layers, backbone.provenance)

@@ -1,6 +1,6 @@
-"""ColorNet, the colorization net of the paper's Fig. 2 (the release's "v2", VGG-styled), up to conv7.
+"""ColorNet: the VGG-style colorization net of the paper's Fig. 2 ("v2" in the release), up to conv7.
 
-The decoder (conv8) and the classifier are its pretext head: see :mod:`crosschannel.pretext.nets`.
+Its decoder (conv8) and colour classifier form the pretext head: see :mod:`crosschannel.pretext.nets`.
 """
 
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from crosschannel.models.layers import Conv, LayeredNet
 from crosschannel.models.nets import NetSpec
 
-# block: (width, convolutions, stride of the last, dilation)
+# block: (width, number of convolutions, stride of the last convolution, dilation)
 _BLOCKS = {
     "conv1": (64, 2, 2, 1),
     "conv2": (128, 2, 2, 1),
@@ -21,7 +21,7 @@ _BLOCKS = {
 
 
 def colornet_rows() -> list[Conv]:
-    """Its layers, in order."""
+    """Return the layers of ColorNet, in order."""
     return [
         Conv(
             f"{block}_{i}",
@@ -38,13 +38,14 @@ def colornet_rows() -> list[Conv]:
 
 
 class ColorNet(LayeredNet):
-    """Layers conv1_1, conv1_2, … conv7_3, at 1/8 resolution from conv3_3 on; BatchNorm (no affine) ends a block,
-    after the ReLU.
+    """ColorNet with layers conv1_1, conv1_2, … conv7_3, at 1/8 resolution from conv3_3 on.
+
+    Each block ends in BatchNorm, after the ReLU.
 
     Args:
         in_channels: 1 for L - 50.
-        norm: BatchNorm at block ends.
-        affine: with a scale and a shift.
+        norm: BatchNorm at the end of each block.
+        affine: whether BatchNorm has a scale and a shift.
     """
 
     def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False):

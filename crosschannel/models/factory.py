@@ -1,4 +1,4 @@
-"""A net of the user's own as the pretext tasks need it: ``--model.name package.module:factory``."""
+"""User-defined nets for pretext tasks: ``--model.name package.module:factory``."""
 
 from typing import ClassVar
 
@@ -14,43 +14,43 @@ from crosschannel.models.nets import NetSpec
 
 
 class FactoryNet(ModuleNet):
-    """What a factory of the user's returns, up to its last map.
+    """A net from a user's factory function, up to its last feature map.
 
-    A factory that takes ``in_channels`` (or ``in_chans``) is given it; else the first convolution is replaced by one of
-    the same shape with so many channels, freshly initialised.
+    If the factory has a parameter ``in_channels`` or ``in_chans``, the number of input channels is passed to it.
+    Otherwise the first convolution is replaced by a newly initialised one with that number of input channels.
 
     Args:
         name: package.module:factory.
-        in_channels: of the input.
-        image_size: side of square inputs.
+        in_channels: number of input channels.
+        image_size: side of square inputs, in pixels; default 224.
 
     Attributes:
         model: the user's module.
-        last_stride, last_origin: input pixels per step of the last map, and the pixel that its first point is centred
-            on.
+        last_stride: stride of the last map, in input pixels.
+        last_origin: input pixel on which the first position of the last map is centred.
 
     Raises:
-        UserError: the factory fails, or its net cannot take such inputs, or has no map.
+        UserError: the factory fails, or its net rejects such inputs or has no feature map.
     """
 
-    computes_past_its_layers: ClassVar[bool] = True  # such as a classifier
+    computes_past_its_layers: ClassVar[bool] = True  # for example, a classifier
 
     def __init__(self, name: str, in_channels: int = 3, image_size: int | None = None):
-        made = call_factory(name, in_channels)
+        model = call_factory(name, in_channels)
         resize_positions = None
-        if isinstance(made, Backbone):
-            made, resize_positions = made.wrapped_module, getattr(made.net, "resize_positions", None)
-        if not isinstance(made, nn.Module):
-            raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module or a Backbone")
-        _widen(made.requires_grad_(True), in_channels, name)
-        super().__init__(made, resize_positions=resize_positions)
+        if isinstance(model, Backbone):
+            model, resize_positions = model.wrapped_module, getattr(model.net, "resize_positions", None)
+        if not isinstance(model, nn.Module):
+            raise UserError(f"{name} returned {type(model).__name__}, not an nn.Module or a Backbone")
+        _set_input_channels(model.requires_grad_(True), in_channels, name)
+        super().__init__(model, resize_positions=resize_positions)
         self.name, self.in_channels = name, in_channels
         size = image_size or 224
         kind = next(kind for kind, channels in CHANNELS.items() if channels == in_channels)
         with wrap_external_errors(f"{name} cannot take crops of {size} px"), eval_mode(self):
             blank = torch.zeros(2, in_channels, size, size)
             with torch.no_grad():
-                made(blank)
+                model(blank)
             self.discover_layers(blank)
             backbone = Backbone(self, InputSpec(kind, size, size))
             last = backbone.map_layers[-1]
@@ -70,14 +70,16 @@ class FactoryNet(ModuleNet):
         return self.forward_features(x, self.layers[-1:])[self.layers[-1]]
 
 
-def _widen(model: nn.Module, channels: int, name: str) -> None:
-    """Let the first convolution take so many channels, in place."""
-    for place, conv in model.named_modules():
+def _set_input_channels(model: nn.Module, channels: int, name: str) -> None:
+    """Replace the first convolution, in place, by one with that number of input channels, unless it has it already."""
+    for path, conv in model.named_modules():
         if isinstance(conv, nn.Conv2d):
-            if conv.in_channels != channels and conv.groups == 1 and place:
+            if conv.in_channels != channels and conv.groups == 1 and path:
                 shape = (conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-                fresh = nn.Conv2d(channels, *shape, bias=conv.bias is not None, padding_mode=conv.padding_mode)
-                parent, _, name_there = place.rpartition(".")
-                setattr(model.get_submodule(parent), name_there, fresh.to(conv.weight))
+                new_conv = nn.Conv2d(channels, *shape, bias=conv.bias is not None, padding_mode=conv.padding_mode)
+                parent, _, attribute = path.rpartition(".")
+                setattr(model.get_submodule(parent), attribute, new_conv.to(conv.weight))
             return
-    raise UserError(f"{name} has no convolution that could see {channels} channels: let it take in_channels")
+    raise UserError(
+        f"{name} has no convolution to adapt to {channels} input channels; give the factory a parameter in_channels"
+    )

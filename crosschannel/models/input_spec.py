@@ -1,4 +1,4 @@
-"""The input that a net was trained on: channels, size, resize and normalisation."""
+"""Specification of a net's input: channels, crop size, resize and normalisation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,25 +18,26 @@ from crosschannel.models.pictures import check_pictures
 InputKind = Literal["grey", "lab", "rgb", "sobel", "intensity", "luma"]
 _MODES = "nearest|nearest-exact|bilinear|bicubic|box|hamming|lanczos|random"
 CHANNELS = {"grey": 1, "lab": 3, "rgb": 3, "sobel": 2, "intensity": 1, "luma": 3}
-_MAX_STD = 50.0  # below ImageNet's 57 to 58 for RGB in 0..255; above 1 since calibration divides std by a factor
-LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
+# Rejects values for RGB in 0..255 (ImageNet: 57 to 58). May exceed 1, because calibration divides std by a factor.
+_MAX_STD = 50.0
+LUMA = (0.299, 0.587, 0.114)  # RGB weights of luma in ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The input that a net was trained on.
+    """Input that a net was trained on.
 
     Attributes:
         kind: "grey" (L - 50), "lab" (L - 50, a, b), "rgb" (normalised by mean and std), "sobel" (horizontal and
-            vertical derivatives of the mean of normalised RGB, as DeepCluster has them), "intensity" (that mean, as
-            Larsson et al. have it) or "luma" (normalised RGB of a grey picture: three times its luma).
-        size: side of its square crops, in pixels.
-        resize: short side that an image is resized to before its centre is cropped.
-        interpolation: of that resize.
-        mean: of RGB in [0, 1], for all but "grey" and "lab".
-        std: of the same.
-        scale: factor on every channel of "grey" and "lab"; not 1 for rescaled nets of the literature. It belongs to the
-            input and is never trained.
+            vertical derivatives of the channel mean of normalised RGB, as in DeepCluster), "intensity" (the channel
+            mean of normalised RGB, as in Larsson et al.) or "luma" (luma in all three channels, normalised as RGB).
+        size: side of square crops, in pixels.
+        resize: length to which the short side of an image is resized before the centre crop, in pixels.
+        interpolation: interpolation of the resize.
+        mean: mean of RGB in [0, 1]; not used for "grey" and "lab".
+        std: standard deviation of RGB in [0, 1]; not used for "grey" and "lab".
+        scale: factor of all channels of "grey" and "lab"; differs from 1 for rescaled nets from the literature. It is
+            part of the input and never trained.
 
     Raises:
         UserError: an invalid value, such as a mean for RGB in 0..255, or a crop larger than ``resize``.
@@ -45,7 +46,7 @@ class InputSpec:
     kind: InputKind = "grey"
     size: Side = 227
     resize: Side = 256
-    interpolation: Annotated[str, Pattern(_MODES, "one that torch or timm has")] = "bilinear"
+    interpolation: Annotated[str, Pattern(_MODES, "an interpolation mode of torch or timm")] = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
     scale: Positive = 1.0
@@ -61,7 +62,7 @@ class InputSpec:
         self.check()
 
     def check(self) -> None:
-        require(len(self.mean) == len(self.std) == 3, "mean and std must have three numbers", (self.mean, self.std))
+        require(len(self.mean) == len(self.std) == 3, "mean and std must have three values", (self.mean, self.std))
         require(self.resize >= self.size, f"input resize must be at least its size, {self.size}", self.resize)
         if self.kind not in ("grey", "lab"):
             rule = "input mean must be within 0..1, for RGB in [0, 1], such as 0.485 (divide by 255)"
@@ -71,7 +72,7 @@ class InputSpec:
 
     @staticmethod
     def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Convert stored attributes to this version: ``resize`` becomes at least the crop size, as applied then."""
+        """Convert attributes stored by an earlier version, which read ``resize`` as at least the crop size."""
         tree = dict(tree)
         size, resize = tree.get("size"), tree.get("resize")
         if isinstance(size, int) and isinstance(resize, int):
@@ -83,18 +84,19 @@ class InputSpec:
         return CHANNELS[self.kind]
 
     def changed(self, **overrides: Any) -> "InputSpec":
-        """The same with other attributes; ``resize`` follows ``size`` in proportion, unless it is among them.
+        """Return a copy with other attributes. ``resize`` is scaled with ``size`` unless it is given.
 
         Args:
-            overrides: attributes to change; None keeps one. A single number for mean or std applies to all channels.
+            overrides: new values of attributes; None means no change. A single number for mean or std applies to all
+                channels.
 
         Raises:
-            UserError: an unknown attribute, or an invalid value.
+            UserError: unknown attribute or invalid value.
         """
         overrides = {key: value for key, value in overrides.items() if value is not None}
-        known = [entry.name for entry in fields(self)]
-        for key in overrides.keys() - set(known):
-            raise UserError(f"an input has no {key!r}; it has {', '.join(known)}")
+        names = [entry.name for entry in fields(self)]
+        for key in overrides.keys() - set(names):
+            raise UserError(f"unknown input attribute {key!r}; available: {', '.join(names)}")
         for key in overrides.keys() & {"mean", "std"}:
             if isinstance(overrides[key], Real) and not isinstance(overrides[key], bool):
                 overrides[key] = (float(overrides[key]),) * 3
@@ -107,7 +109,7 @@ class InputSpec:
         """Convert (N, 3, H, W) RGB, float in [0, 1] or uint8, to the net's input, (N, ``channels``, H, W) float.
 
         Raises:
-            UserError: any other batch. The range of floats is checked on the CPU only, where the check is fast.
+            UserError: invalid batch. The range of floats is checked only on the CPU, where the check is fast.
         """
         check_pictures(rgb, check_range=isinstance(rgb, Tensor) and rgb.device.type == "cpu")
         if self.kind in ("grey", "lab"):
@@ -120,8 +122,8 @@ class InputSpec:
         normalised = (rgb - mean) / std
         if self.kind in ("rgb", "luma"):
             return normalised
-        mean_of_rgb = normalised.mean(1, keepdim=True)
-        return sobel(mean_of_rgb) if self.kind == "sobel" else mean_of_rgb
+        intensity = normalised.mean(1, keepdim=True)
+        return sobel(intensity) if self.kind == "sobel" else intensity
 
 
 def _as_tuple(values: Any) -> Any:
@@ -133,18 +135,18 @@ def _as_tuple(values: Any) -> Any:
 
 
 def check_input(input: object) -> None:
-    """Raise a UserError for anything but an InputSpec."""
+    """Raise a UserError if a value is not an InputSpec."""
     if not isinstance(input, InputSpec):
         example = 'crosschannel.InputSpec("rgb", 224, 256)'
-        raise UserError(f"an input is an InputSpec, such as {example}, not {describe(input)}")
+        raise UserError(f"an input must be an InputSpec, such as {example}, not {describe(input)}")
 
 
 def sobel(grey: Tensor) -> Tensor:
-    """(N, 1, H, W) → (N, 2, H, W): left less right and upper less lower neighbours, zeros around."""
+    """Apply Sobel filters with zero padding, (N, 1, H, W) → (N, 2, H, W): left minus right, and above minus below."""
     left_right = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]).to(grey)
     return nn.functional.conv2d(grey, torch.stack((left_right, left_right.T))[:, None], padding=1)
 
 
 def centre_lightness(lab: Tensor) -> Tensor:
-    """L or Lab with 50 subtracted from L, so that zero is mid-grey."""
+    """Subtract 50 from the L channel of L or Lab, so that zero is mid-grey."""
     return torch.cat((lab[:, :1] - 50, lab[:, 1:]), 1)

@@ -1,4 +1,4 @@
-"""Nets as tables: a row a layer, a named module a row, and the walk that stops at the last layer asked for."""
+"""Sequential nets that are defined by a table with one row per layer."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,8 +13,18 @@ Order = Literal["conv-norm-relu", "conv-relu-norm"]
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with its ReLU (leaky where it has a slope) and, where the net has one, its normalisation; ``split``
-    is :class:`SplitConv`."""
+    """A convolution, its ReLU and, if the net has normalisation, its BatchNorm.
+
+    Attributes:
+        name: layer name.
+        out: output channels.
+        kernel, stride, pad, dilation: geometry of the convolution.
+        groups: number of groups.
+        norm: whether the row has BatchNorm in a net with normalisation.
+        bias: whether the convolution has a bias.
+        slope: negative slope of LeakyReLU; 0 for ReLU.
+        split: whether the convolution is a :class:`SplitConv`.
+    """
 
     name: str
     out: int
@@ -31,7 +41,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Pool:
-    """Max pooling; as Caffe does it, sizes round up."""
+    """Max pooling. With ``ceil``, output sizes are rounded up, as in Caffe."""
 
     name: str
     kernel: int
@@ -42,7 +52,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class LRN:
-    """Local response normalisation across channels, with the constants of Krizhevsky et al. (2012)."""
+    """Local response normalisation across channels; the defaults are those of Krizhevsky et al. (2012)."""
 
     name: str
     size: int = 5
@@ -54,8 +64,10 @@ Row = Conv | Pool | LRN
 
 
 class SplitConv(nn.Conv2d):
-    """A convolution of Lab whose first half of filters sees L alone, the second a and b alone: the weights in between
-    are zero and stay so."""
+    """A convolution of Lab in which the first half of the filters sees only L and the second half only ab.
+
+    All other weights are zero and remain zero in training.
+    """
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -63,11 +75,11 @@ class SplitConv(nn.Conv2d):
         mask[: self.out_channels // 2, :1] = 1
         mask[self.out_channels // 2 :, 1:] = 1
         self.register_buffer("mask", mask, persistent=False)
-        self.keep_apart()
+        self.mask_weights()
 
     @torch.no_grad()
-    def keep_apart(self) -> None:
-        """Set the weights in between to zero, after new values were given to all."""
+    def mask_weights(self) -> None:
+        """Set the weights between the halves to zero; needed after all weights have been re-initialised."""
         self.weight.mul_(self.mask)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,30 +87,31 @@ class SplitConv(nn.Conv2d):
 
 
 def conv_block(row: Conv, channels: int, norm: bool, affine: bool, order: Order) -> nn.Sequential:
-    """The modules of one row: ``conv``, ``relu`` and, if asked for, a BatchNorm ``norm``."""
-    kind = SplitConv if row.split else nn.Conv2d
-    conv = kind(channels, row.out, row.kernel, row.stride, row.pad, row.dilation, row.groups, row.bias)
-    parts: dict[str, nn.Module] = {"conv": conv}
+    """Build the modules of a row: ``conv``, ``relu`` and, if requested, BatchNorm as ``norm``."""
+    conv_class = SplitConv if row.split else nn.Conv2d
+    conv = conv_class(channels, row.out, row.kernel, row.stride, row.pad, row.dilation, row.groups, row.bias)
+    modules: dict[str, nn.Module] = {"conv": conv}
     if norm and row.norm:
-        parts["norm"] = nn.BatchNorm2d(row.out, affine=affine)
-    parts["relu"] = nn.LeakyReLU(row.slope, inplace=True) if row.slope else nn.ReLU(inplace=True)
-    if order == "conv-relu-norm" and "norm" in parts:
-        parts["norm"] = parts.pop("norm")
-    return nn.Sequential(OrderedDict(parts))
+        modules["norm"] = nn.BatchNorm2d(row.out, affine=affine)
+    modules["relu"] = nn.LeakyReLU(row.slope, inplace=True) if row.slope else nn.ReLU(inplace=True)
+    if order == "conv-relu-norm" and "norm" in modules:
+        modules["norm"] = modules.pop("norm")
+    return nn.Sequential(OrderedDict(modules))
 
 
 def dense(block: nn.Sequential, x: Tensor) -> Tensor:
-    """What a row of :func:`conv_block` makes of a map, by a matrix product where its kernel covers the whole map: a
-    convolution would bring all its weights into another order first, which takes longer.
+    """Apply a :func:`conv_block` to a map, as a matrix product if its kernel covers the whole map.
+
+    This is faster than the convolution, which would first copy all weights to another memory format.
 
     Shape:
         (N, C, h, w) → (N, out, h', w').
     """
     conv = block.conv
-    covers = conv.kernel_size == tuple(x.shape[2:]) and conv.padding == (0, 0) and conv.groups == 1
-    if not covers or conv.dilation != (1, 1):
+    covers_map = conv.kernel_size == tuple(x.shape[2:]) and conv.padding == (0, 0) and conv.groups == 1
+    if not covers_map or conv.dilation != (1, 1):
         return block(x)
-    order = (0, 1, 2, 3) if conv.weight.is_contiguous() else (0, 2, 3, 1)  # as the weights lie in memory
+    order = (0, 1, 2, 3) if conv.weight.is_contiguous() else (0, 2, 3, 1)  # memory order of the weights
     rows, weight = x.permute(order).flatten(1), conv.weight.permute(order).flatten(1)
     y = nn.functional.linear(rows, weight, conv.bias)[:, :, None, None]
     for name, module in block.named_children():
@@ -107,22 +120,22 @@ def dense(block: nn.Sequential, x: Tensor) -> Tensor:
 
 
 class LayeredNet(nn.Module):
-    """A sequence of named layers built from a table.
-
-    Args:
-        rows: the table; the names are the net's layers, in order.
-        in_channels: of the input.
-        norm: BatchNorm in the rows that allow it.
-        order: where it stands.
-        affine: whether it has a scale and a shift.
-
-    Attributes:
-        layers: names in order.
+    """A sequence of named layers that is defined by a table.
 
     ``forward`` can be scripted and traced symbolically (``torch.jit.script``, ``torch.fx``).
 
+    Args:
+        rows: table with one row per layer, in order.
+        in_channels: number of input channels.
+        norm: use BatchNorm in rows that allow it.
+        order: position of BatchNorm, before or after the ReLU.
+        affine: whether BatchNorm has a scale and a shift.
+
+    Attributes:
+        layers: layer names, in order.
+
     Shape:
-        input (N, in_channels, H, W); every layer is (N, C, h, w).
+        input (N, in_channels, H, W); every layer (N, C, h, w).
     """
 
     is_sequential: ClassVar[bool] = True
@@ -152,13 +165,13 @@ class LayeredNet(nn.Module):
         self.out_channels = channels
 
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The layers asked for; nothing past the last of them is computed."""
-        found: dict[str, Tensor] = {}
+        """Return the maps of the requested layers; the forward pass stops after the last of them."""
+        features: dict[str, Tensor] = {}
         for name in self.layers[: 1 + max(self.layers.index(layer) for layer in layers)]:
             x = self._modules[name](x)
             if name in layers:
-                found[name] = x
-        return found
+                features[name] = x
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.children():
@@ -167,22 +180,22 @@ class LayeredNet(nn.Module):
 
     @property
     def in_channels(self) -> int:
-        """Of the input."""
+        """Number of input channels."""
         return self._modules[self.layers[0]].conv.in_channels
 
     @property
     def has_norm(self) -> bool:
-        """Whether there is any BatchNorm (it may have been absorbed)."""
+        """Whether the net has BatchNorm; False after it was absorbed."""
         return any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
 
     @property
     def is_affine(self) -> bool:
-        """Whether its BatchNorm has a scale and a shift."""
+        """Whether BatchNorm has a scale and a shift."""
         return any(isinstance(module, nn.BatchNorm2d) and module.affine for module in self.modules())
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Channels and stride (input pixels per step) of every layer's map."""
+        """Channels and stride (in input pixels) by layer."""
         shapes, channels, stride = {}, 0, 1
         for name in self.layers:
             module = self._modules[name]
@@ -195,34 +208,35 @@ class LayeredNet(nn.Module):
 
     @property
     def origins(self) -> dict[str, float]:
-        """The input pixel (from 0) that the first point of every layer's map is centred on; below 0 it lies outside."""
-        origins, origin, before = {}, 0.0, 1
-        for name, (_, after) in self.shapes.items():
+        """Input pixel (counted from 0) on which the first position of the map is centred, by layer; negative if that
+        is outside the image."""
+        origins, origin, stride_before = {}, 0.0, 1
+        for name, (_, stride_after) in self.shapes.items():
             module = self._modules[name]
             window = module.conv if isinstance(module, nn.Sequential) else module
             if isinstance(window, nn.Conv2d | nn.MaxPool2d):
                 kernel, pad, dilation = (
-                    one[0] if isinstance(one, tuple) else one
-                    for one in (window.kernel_size, window.padding, window.dilation)
+                    value[0] if isinstance(value, tuple) else value
+                    for value in (window.kernel_size, window.padding, window.dilation)
                 )
-                origin += before * (dilation * (kernel - 1) / 2 - pad)
-            origins[name], before = origin, after
+                origin += stride_before * (dilation * (kernel - 1) / 2 - pad)
+            origins[name], stride_before = origin, stride_after
         return origins
 
 
 def can_absorb(net: LayeredNet) -> bool:
-    """Whether there is BatchNorm that :func:`absorb_batchnorm` can fold into convolutions."""
+    """Return whether the net has BatchNorm that :func:`absorb_batchnorm` can fold into convolutions."""
     blocks = [block for block in net.children() if isinstance(getattr(block, "norm", None), nn.BatchNorm2d)]
     return bool(blocks) and all(list(block._modules).index("norm") == 1 for block in blocks)
 
 
 @torch.no_grad()
 def absorb_batchnorm(net: LayeredNet) -> LayeredNet:
-    """Fold every BatchNorm into the convolution before it, in place; exact in eval mode.
+    """Fold every BatchNorm into the preceding convolution, in place; exact in eval mode.
 
     Raises:
-        ValueError: a norm stands after the ReLU (ColorNet): folding it into the *next* convolution would change
-            the zero-padded borders.
+        ValueError: a BatchNorm follows the ReLU (ColorNet): folding it into the *next* convolution would change the
+            zero-padded borders.
     """
     for name, block in net.named_children():
         norm = getattr(block, "norm", None)
@@ -244,12 +258,12 @@ def absorb_batchnorm(net: LayeredNet) -> LayeredNet:
 
 @torch.no_grad()
 def widen_to_lab(net: LayeredNet) -> LayeredNet:
-    """Give a grey net's first convolution two more input channels (a, b) with zero weights, in place.
+    """Add two input channels (a, b) with zero weights to a grey net's first convolution, in place.
 
-    The function of L is unchanged; fine-tuning can then use colour.
+    The output is unchanged, and fine-tuning can then use colour.
 
     Raises:
-        ValueError: it is not of one input channel.
+        ValueError: the net does not have exactly one input channel.
     """
     block = net._modules[net.layers[0]]
     grey = block.conv

@@ -1,4 +1,4 @@
-"""Any ``nn.Module`` as a layered net, read by forward hooks."""
+"""Layers of an arbitrary ``nn.Module``, whose features are read by forward hooks."""
 
 import contextlib
 import copy
@@ -20,13 +20,15 @@ from crosschannel.models.positions import (
 )
 from crosschannel.models.tokens import Layout, Survey, survey_outputs, tensor_of
 
-# As torch's optimisers do it: the compiler, whose import takes a second, is loaded at the first call.
+# Like torch's optimisers, load the compiler (whose import takes a second) at the first call.
 _uncompiled = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the net inside DataParallel, DistributedDataParallel (whose forward pass communicates with other ranks) or
-    torch.compile (whose graph does not support hooks)."""
+    """Remove DataParallel, DistributedDataParallel and torch.compile wrappers.
+
+    The forward pass of DistributedDataParallel communicates with other ranks, and compiled graphs do not support hooks.
+    """
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
@@ -44,18 +46,18 @@ def _summarise(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
-def _parts(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Dotted names of a module's parts, in order: its children, and those of lists and dicts of modules."""
+def _child_names(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of a module's children, in order; ModuleLists and ModuleDicts are expanded."""
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield from _parts(child, f"{prefix}{name}.")
+            yield from _child_names(child, f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
 @contextlib.contextmanager
 def no_autocast() -> Iterator[None]:
-    """Turn off autocast and its cache; an enclosing autocast would reuse weights that were cast without gradients."""
+    """Turn off autocast and its cache: an enclosing autocast would reuse weights that were cast without gradients."""
     off = {"enabled": False, "cache_enabled": False}
     with torch.autocast("cpu", **off), torch.autocast("cuda", **off):
         yield
@@ -63,7 +65,7 @@ def no_autocast() -> Iterator[None]:
 
 @contextlib.contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Switch every module to eval mode without autocast (fixed statistics, no dropout), then restore its mode."""
+    """Switch all modules to eval mode and turn off autocast, then restore the mode of each module."""
     training = [module for module in net.modules() if module.training]
     net.eval()
     try:
@@ -75,22 +77,24 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 class ModuleNet(nn.Module):
-    """Any ``nn.Module``: its named submodules are its layers, read by forward hooks.
+    """A net whose layers are the named submodules of a module, read by forward hooks.
+
+    All outputs are converted to maps (N, C, h, w). Vectors (N, C) become 1×1 maps. Tokens (N, L, C) or (L, N, C) become
+    maps of the patches, and ``NAME_class`` is the class token of layer ``NAME``. Channels-last maps (N, h, w, C) are
+    permuted. The layout of each output is detected in one forward pass, see
+    :func:`crosschannel.models.tokens.survey_outputs`. Requests for outputs of other types raise an error.
 
     Args:
-        model: takes (N, C, H, W); it is called as it is and left as soon as the last layer asked for is known.
-        layers: public names → submodule names, or only submodule names, in order of execution. Default: every direct
-            child; every member of lists and dicts of modules (``blocks.3``); for a net with a single child, the
-            children of that child. Deeper submodules are available by dotted name (``layer3.0``).
+        model: module that takes (N, C, H, W). It is not modified; its forward pass stops after the last requested
+            layer.
+        layers: layer names → submodule names, or submodule names, in order of execution. Default: all direct children,
+            where ModuleLists and ModuleDicts are replaced by their members (``blocks.3``), and a module with a single
+            child by that child. Nested submodules are available by dotted name (``layer3.0``).
         resize_positions: see :func:`crosschannel.wrap`.
 
     Attributes:
         model: the module.
         left_out: listed layers without features → reason; filled in by :meth:`discover_layers`.
-
-    Vectors (N, C) become a map of one position. Tokens (N, L, C) or (L, N, C) become a map of the patches;
-    ``NAME_class`` is the class token. Maps (N, h, w, C) are permuted. One forward pass shows the layout of every
-    output, see :func:`crosschannel.models.tokens.survey_outputs`. A request for any other output raises an error.
     """
 
     uses_hooks: ClassVar[bool] = True
@@ -103,12 +107,12 @@ class ModuleNet(nn.Module):
     ):
         super().__init__()
         self.model = model
-        names = layers or self._parts()
+        names = layers or self._default_names()
         self._paths = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
         if not self._paths:
             raise UserError(f"{type(model).__name__} has no named submodules to take features from")
         if not all(isinstance(name, str) for pair in self._paths.items() for name in pair):
-            raise UserError(f"layers are names of submodules, got {describe(layers)}")
+            raise UserError(f"layers must be names of submodules, got {describe(layers)}")
         for name in self._paths:
             if not self.has_layer(name):
                 raise UserError(f"layer {name!r}: {type(model).__name__} has no submodule {self._paths[name]!r}")
@@ -118,23 +122,25 @@ class ModuleNet(nn.Module):
         if isinstance(self.resize_positions, list | tuple):
             check_names(model, self.resize_positions)
         elif self.resize_positions is not None and not callable(self.resize_positions):
-            raise UserError(f"resize_positions is a name, names or a function, got {type(resize_positions).__name__}")
+            raise UserError(
+                f"resize_positions must be a name, names or a function, got {type(resize_positions).__name__}"
+            )
         self._survey: Survey | None = None
-        self._size_error: str | None = None  # set when the first images of another size arrive
+        self._size_error: str | None = None  # determined for the first images of another size
 
-    def _parts(self) -> list[str]:
-        found = list(_parts(self.model))
-        while len(found) == 1 and (inner := list(_parts(self.model.get_submodule(found[0]), f"{found[0]}."))):
-            found = inner  # a net in a wrapper
-        return found
+    def _default_names(self) -> list[str]:
+        names = list(_child_names(self.model))
+        while len(names) == 1 and (inner := list(_child_names(self.model.get_submodule(names[0]), f"{names[0]}."))):
+            names = inner  # the single child wraps the actual net
+        return names
 
     def discover_layers(self, x: Tensor) -> None:
-        """Look at one forward pass: list the layers that it reaches and that give maps, in order of execution.
+        """Run one forward pass and list the layers that it reaches and whose outputs are maps, in order of execution.
 
-        A net that does not take ``x`` keeps its list: what is wrong is said when features are asked for.
+        If the forward pass fails, the list is unchanged, and the error is raised when features are requested.
 
         Args:
-            x: (N, C, H, W).
+            x: (N, C, H, W); only its shape, dtype and device matter.
         """
         layouts = self._run_survey(x)
         if self._survey.failed:
@@ -149,10 +155,10 @@ class ModuleNet(nn.Module):
         reached = [name for name in self.layers if name not in self.left_out]
         self.layers = tuple(sorted(reached, key=lambda name: order[names[name]]))
         if not self.layers:
-            raise UserError(f"no part of {type(self.model).__name__} gives a feature map (N, C, h, w)")
+            raise UserError(f"no submodule of {type(self.model).__name__} returns a feature map (N, C, h, w)")
 
     def _run_survey(self, x: Tensor) -> dict[str, Layout | str]:
-        """Detect the layouts of all outputs for images like ``x``."""
+        """Detect the layouts of all outputs for images of the shape of ``x``."""
         with eval_mode(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
             self._survey = survey_outputs(self.model, x.detach())
         return self._survey.layouts
@@ -164,53 +170,53 @@ class ModuleNet(nn.Module):
 
     @property
     def patch(self) -> tuple[int, int]:
-        """Pixels per patch, down and across; 1 × 1 for nets without tokens."""
+        """Patch size in pixels, vertically and horizontally; (1, 1) for nets without tokens."""
         return self._survey.patch if self._survey else (1, 1)
 
-    @_uncompiled  # hooks that leave the forward pass are not for compilers
+    @_uncompiled  # compilers do not support hooks that abort the forward pass
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Return the requested layers; the forward pass stops after the last of them.
+        """Return the maps of the requested layers; the forward pass stops after the last of them.
 
         Raises:
-            UserError: a layer gives no map, or the net does not accept images of this size.
+            UserError: the output of a layer is not a map, or the net does not accept images of this size.
         """
         if self._survey is None or any(self._path(name) not in self._survey.layouts for name in layers):
             self._run_survey(x)
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
 
-        def reader(name: str):
-            def read(_module, _inputs, output):
-                found[name] = self._as_map(name, output, x).clone()  # an in-place ReLU may follow
-                if len(found) == len(set(layers)):
+        def make_hook(name: str):
+            def read_output(_module, _inputs, output):
+                features[name] = self._as_map(name, output, x).clone()  # an in-place ReLU may follow
+                if len(features) == len(set(layers)):
                     raise _LastLayerReached
 
-            return read
+            return read_output
 
-        values = self._replacements_for(x)
-        handles = [self.get_module(name).register_forward_hook(reader(name)) for name in layers]
+        changes = self._replacements_for(x)
+        handles = [self.get_module(name).register_forward_hook(make_hook(name)) for name in layers]
         try:
-            self._call(x, values)
+            self._call(x, changes)
         except _LastLayerReached:
             pass
         finally:
             for handle in handles:
                 handle.remove()
-        return {name: found[name] for name in layers if name in found}
+        return {name: features[name] for name in layers if name in features}
 
-    def _call(self, x: Tensor, values: Sequence[Replacement]) -> Tensor:
-        """Run the model with some attributes replaced."""
-        if not values:
+    def _call(self, x: Tensor, changes: Sequence[Replacement]) -> Tensor:
+        """Run the model with some attributes temporarily replaced."""
+        if not changes:
             return self.model(x)
         try:
-            with temporary_attributes(values):
+            with temporary_attributes(changes):
                 return self.model(x)
         except (UserError, _LastLayerReached, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever a user's module raises
+        except Exception as error:  # a user's module may raise any error
             raise UserError(self._size_message(*x.shape[2:], _summarise(error))) from error
 
     def _replacements_for(self, x: Tensor) -> list[Replacement]:
-        """Replacements for attributes of a ViT that depend on the image size, such as position embeddings.
+        """List replacements for attributes of a ViT that depend on the image size, such as position embeddings.
 
         Raises:
             UserError: the model accepts only one image size and has no position embeddings with a known name.
@@ -224,73 +230,83 @@ class ModuleNet(nn.Module):
             return [(self.model.get_submodule(owners[name][0]), owners[name][2], t) for name, t in tensors.items()]
         if not self._size_error_for(x):
             return []
-        values = replacements(self.model, survey, height, width, self.resize_positions or ())
-        if not values:
+        changes = replacements(self.model, survey, height, width, self.resize_positions or ())
+        if not changes:
             raise UserError(self._size_message(height, width, self._size_error_for(x)))
-        return values
+        return changes
 
     @torch.no_grad()
     def _size_error_for(self, x: Tensor) -> str:
-        """Error message of the model for images of another size and aspect ratio; empty if it accepts them
-        unchanged."""
+        """Return the model's error message for images of another size and aspect ratio; empty if it accepts them."""
         if self._size_error is None:
             step = self._survey.step
-            other = x.new_zeros(1, x.shape[1], self._survey.height + step, self._survey.width + 2 * step)
+            resized = x.new_zeros(1, x.shape[1], self._survey.height + step, self._survey.width + 2 * step)
             model = self.model
             if x.is_cuda and any(isinstance(module, nn.Embedding) for module in model.modules()):
-                model, other = copy.deepcopy(model).cpu(), other.cpu()  # a GPU does not recover from a wrong index
+                model, resized = (
+                    copy.deepcopy(model).cpu(),
+                    resized.cpu(),
+                )  # CUDA does not recover from an invalid index
             try:
                 with eval_mode(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
-                    model(other)
+                    model(resized)
                 self._size_error = ""
-            except Exception as error:  # whatever a user's module raises
+            except Exception as error:  # a user's module may raise any error
                 self._size_error = _summarise(error)
         return self._size_error
 
     def _size_message(self, height: int, width: int, error: str) -> str:
         name, survey = type(self.model).__name__, self._survey
         tensors = candidates(self.model, survey, () if callable(self.resize_positions) else self.resize_positions or ())
-        remedy = f"resize_positions={tensors[0]!r}) resizes" if tensors else "resize_positions=…) takes a function for"
+        remedy = f"resize_positions={tensors[0]!r})" if tensors else "resize_positions=FUNCTION)"
         return (
-            f"{name} takes images of {survey.width} × {survey.height} px, not of {width} × {height} ({error}); if its "
-            f"position embeddings have a fixed size, crosschannel.wrap(net, {remedy} them"
+            f"{name} accepts images of {survey.width} × {survey.height} px, not of {width} × {height} ({error}); if "
+            f"its position embeddings have a fixed size, resize them with crosschannel.wrap(net, {remedy}"
         )
 
     def exclude_layers(self, layers: Mapping[str, str]) -> None:
-        """Remove layers from the list; ``layers`` maps names to reasons."""
+        """Remove layers from ``layers``; the argument maps their names to reasons."""
         self.left_out |= {name: reason for name, reason in layers.items() if name in self.layers}
         self.layers = tuple(name for name in self.layers if name not in layers)
 
     def has_layer(self, name: str) -> bool:
-        """Whether there is a submodule of that name, at any depth."""
+        """Return whether a layer or submodule of that name exists, at any depth."""
         try:
             self.get_module(name)
         except AttributeError:
             return False
         return bool(name)
 
-    def deeper(self, pattern: str) -> list[str]:
-        """Dotted names of the submodules that a pattern fits, part by part: ``layer*.0`` is not ``layer1.0.conv1``."""
-        wanted = pattern.split(".")
-        named = ((name, name.split(".")) for name, _ in self.model.named_modules())
+    def nested_matches(self, pattern: str) -> list[str]:
+        """List unlisted submodules whose dotted names match a pattern, component by component.
+
+        ``layer*.0`` matches ``layer1.0``, but not ``layer1.0.conv1``.
+        """
+        patterns = pattern.split(".")
+        split_paths = ((name, name.split(".")) for name, _ in self.model.named_modules())
         return [
             name
-            for name, parts in named
-            if name and len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)) and name not in self.layers
+            for name, parts in split_paths
+            if name
+            and len(parts) == len(patterns)
+            and all(map(fnmatchcase, parts, patterns))
+            and name not in self.layers
         ]
 
     def is_classifier(self, name: str) -> bool:
-        """Whether a layer is a linear layer, or a sequence that ends in one: what a model says, not what it sees."""
+        """Return whether a layer is a classifier: a linear layer, or a Sequential that ends in one."""
         module = self.get_module(name)
-        parts = [part for part in module.modules() if not any(part.children()) and any(True for _ in part.parameters())]
-        return isinstance(module, nn.Linear | nn.Sequential) and bool(parts) and isinstance(parts[-1], nn.Linear)
+        leaves = [
+            leaf for leaf in module.modules() if not any(leaf.children()) and any(True for _ in leaf.parameters())
+        ]
+        return isinstance(module, nn.Linear | nn.Sequential) and bool(leaves) and isinstance(leaves[-1], nn.Linear)
 
     def get_module(self, name: str) -> nn.Module:
-        """The submodule that a layer is."""
+        """Return the submodule of a layer."""
         return self.model.get_submodule(self._path(name))
 
     def _is_token(self, name: str) -> bool:
-        """Whether a name means the class token of a submodule, and not a submodule of its own."""
+        """Return whether a name refers to the class token of a submodule, and not to a submodule."""
         try:
             self.model.get_submodule(self._paths.get(name, name))
         except AttributeError:
@@ -298,7 +314,7 @@ class ModuleNet(nn.Module):
         return False
 
     def _path(self, name: str) -> str:
-        """Dotted name of a layer's submodule."""
+        """Return the dotted name of a layer's submodule."""
         path = self._paths.get(name, name)
         return path.removesuffix("_class") if self._is_token(name) else path
 
@@ -312,13 +328,13 @@ class ModuleNet(nn.Module):
         if tensor is not None and layout is not None:
             feature_map = layout.class_token(tensor) if self._is_token(name) else layout.as_map(tensor, height, width)
         if feature_map is None or len(feature_map) != len(x):
-            raise UserError(f"layer {name!r} gives no feature map (N, C, h, w) for images of {width} × {height} px")
+            raise UserError(f"layer {name!r} has no feature map (N, C, h, w) for images of {width} × {height} px")
         return feature_map
 
     def forward(self, x: Tensor) -> Tensor:
         return self._call(x, self._replacements_for(x))
 
     def logits(self, x: Tensor) -> Tensor | None:
-        """Return the model's own output if it is one vector per image."""
+        """Return the model's own output if it is one vector per image, else None."""
         output = self._call(x, self._replacements_for(x))
         return output if isinstance(output, Tensor) and output.ndim == 2 else None

@@ -1,9 +1,9 @@
-"""Backbone families, one row each, and the description of a net. Does not import torch, so that commands check names
-quickly.
+"""Registry of backbone families, and the specification of a net. Does not import torch, so that commands can check
+names quickly.
 
-A net states its own facts as attributes, which :class:`~crosschannel.models.backbone.Backbone` reads: ``spec`` (its
-description, also after BatchNorm is absorbed or the input is widened), ``layers``, ``shapes``, ``last_stride`` and
-``last_origin`` (the grid of its last map).
+Nets have attributes that :class:`~crosschannel.models.backbone.Backbone` and pretext tasks read: ``spec`` (the current
+specification, after any absorbed BatchNorm or widened input), ``layers``, ``shapes``, ``last_stride`` and
+``last_origin`` (the grid of the last map).
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,10 @@ Geometry = Literal["padded", "probe"]
 
 @dataclass(frozen=True)
 class NetOptions:
-    """Options of a family: the fields of a subclass. The class attributes are for families without the option."""
+    """Base of the options of a family, which are the fields of a subclass.
+
+    The class attributes are the values for families that lack an option.
+    """
 
     norm: ClassVar[bool] = True
     fc: ClassVar[int] = 0
@@ -41,11 +44,11 @@ class AlexNetOptions(NetOptions):
     """Options of AlexNet.
 
     Attributes:
-        norm: BatchNorm as in pretraining; False once it is absorbed.
-        fc: width of fc6 and fc7, 0 for none.
-        geometry: "padded" or "probe".
-        variant: a name in :data:`crosschannel.models.alexnet.VARIANTS`.
-        fc7: width of fc7 if it differs from that of fc6, else 0.
+        norm: whether the net has BatchNorm; False after it was absorbed.
+        fc: width of fc6 and fc7; 0 omits both layers.
+        geometry: "padded" (pretraining) or "probe" (transfer).
+        variant: key of :data:`crosschannel.models.alexnet.VARIANTS`.
+        fc7: width of fc7 if it differs from fc6, else 0.
     """
 
     norm: bool = True
@@ -60,7 +63,7 @@ class ColorNetOptions(NetOptions):
     """Options of ColorNet.
 
     Attributes:
-        norm: BatchNorm as in pretraining; False once it is absorbed.
+        norm: whether the net has BatchNorm; False after it was absorbed.
         affine: whether BatchNorm has a scale and a shift.
     """
 
@@ -73,8 +76,8 @@ class VGG16Options(NetOptions):
     """Options of VGG-16.
 
     Attributes:
-        norm: BatchNorm as in pretraining; False once it is absorbed.
-        fc: width of fc6 and fc7, 0 for none.
+        norm: whether the net has BatchNorm; False after it was absorbed.
+        fc: width of fc6 and fc7; 0 omits both layers.
         affine: whether BatchNorm has a scale and a shift.
     """
 
@@ -88,12 +91,12 @@ class Family:
     """A family of backbones.
 
     Attributes:
-        import_path: module:class below this package.
-        options: dataclass of the options of its nets.
+        import_path: module:class, relative to ``crosschannel.models``.
+        options: dataclass of the family's options.
         size: side of the crops in transfer protocols, in pixels.
         first: name of the first convolution; empty if it depends on the net.
         fc: default width of fc6 and fc7.
-        has_decoder: whether its pretext head is ColorNet's decoder, rather than a 1×1 convolution on the last map.
+        has_decoder: whether the pretext head is ColorNet's decoder rather than a 1×1 convolution on the last map.
     """
 
     import_path: str
@@ -104,11 +107,11 @@ class Family:
     has_decoder: bool = False
 
     def has_option(self, option: str) -> bool:
-        """Whether the family supports an option."""
+        """Return whether the family supports an option."""
         return option in {entry.name for entry in fields(self.options)}
 
     def supported_options(self, **options: Any) -> dict[str, Any]:
-        """Keep the options that the family supports."""
+        """Select the options that the family supports."""
         return {name: value for name, value in options.items() if self.has_option(name)}
 
 
@@ -122,28 +125,28 @@ _FACTORY = Family("factory:FactoryNet")
 
 
 def family(name: str) -> Family:
-    """The row of a net's name.
+    """Return the family of a net name.
 
     Raises:
-        UserError: no net can have that name.
+        UserError: invalid net name.
     """
     if name.startswith("timm:"):
         return _TIMM
     if is_factory(name):
         return _FACTORY
     if name not in FAMILIES:
-        raise UserError(f"no net {name!r}: there are {', '.join(FAMILIES)}, timm:NAME and package.module:factory")
+        raise UserError(f"unknown net {name!r}; choose {', '.join(FAMILIES)}, timm:NAME or package.module:factory")
     return FAMILIES[name]
 
 
 @dataclass(frozen=True, init=False)
 class NetSpec:
-    """Everything needed to build a net without its weights; stored in files and as ``net.spec``.
+    """Specification from which a net can be built, without its weights; stored in files and as ``net.spec``.
 
     Args:
-        name: a family, timm:NAME or package.module:factory.
-        in_channels: 1 (grey) or 3 (Lab, RGB).
-        options: those of the family.
+        name: family, timm:NAME or package.module:factory.
+        in_channels: number of input channels: 1 (grey) or 3 (Lab, RGB).
+        options: options of the family.
 
     Raises:
         UserError: invalid net name.
@@ -159,18 +162,18 @@ class NetSpec:
             object.__setattr__(self, key, value)
 
     def replace(self, in_channels: int | None = None, **options: Any) -> "NetSpec":
-        """A copy with other channels or options."""
+        """Return a copy with another number of input channels or other options."""
         channels = self.in_channels if in_channels is None else in_channels
         return NetSpec(self.name, channels, **(asdict(self.options) | options))
 
     def to_dict(self) -> dict[str, Any]:
-        """The description as files store it: flat, with the options that earlier versions expect."""
+        """Convert to a flat dict for files, with all options that earlier versions expect."""
         stored = {name: getattr(self.options, name) for name in _STORED_OPTIONS}
         return {"name": self.name, "in_channels": self.in_channels, **stored, **asdict(self.options)}
 
     @classmethod
     def from_dict(cls, tree: Any) -> "NetSpec":
-        """Inverse of :meth:`to_dict`.
+        """Create a specification from a dict (inverse of :meth:`to_dict`).
 
         Raises:
             UserError: a key is missing or unknown, or a value is invalid.
@@ -178,55 +181,57 @@ class NetSpec:
         is_mapping = isinstance(tree, Mapping)
         values = {key: tree[key] for key in ("name", "in_channels") if key in tree} if is_mapping else tree
         header = build(_SpecHeader, values)
-        row = family(header.name)
-        others = {key: value for key, value in tree.items() if key not in values}
-        stored = {key: value for key, value in others.items() if key not in _STORED_OPTIONS or row.has_option(key)}
-        return cls(header.name, header.in_channels, **asdict(build(row.options, stored)))
+        net_family = family(header.name)
+        options = {key: value for key, value in tree.items() if key not in values}
+        known = {
+            key: value for key, value in options.items() if key not in _STORED_OPTIONS or net_family.has_option(key)
+        }
+        return cls(header.name, header.in_channels, **asdict(build(net_family.options, known)))
 
 
 @dataclass
 class _SpecHeader:
-    """Name and input channels of a stored description."""
+    """Name and input channels of a stored specification."""
 
     name: str = "alexnet"
     in_channels: Annotated[int, Interval(ge=1, le=64)] = 1
 
 
-_STORED_OPTIONS = ("norm", "fc", "geometry", "variant", "affine", "fc7")  # in every file of earlier versions
+_STORED_OPTIONS = ("norm", "fc", "geometry", "variant", "affine", "fc7")  # earlier versions store them in every file
 
 
 def is_registered(spec: NetSpec) -> bool:
-    """Whether :mod:`crosschannel.timm` registers this spec (grey input only)."""
+    """Return whether :mod:`crosschannel.timm` registers a spec (only grey input)."""
     options = {name: getattr(spec.options, name) for name in ("norm", "fc", "geometry")}
     return spec.name in FAMILIES and spec == NetSpec(spec.name, **family(spec.name).supported_options(**options))
 
 
 def build_net(spec: NetSpec, image_size: int | None = None) -> "nn.Module":
-    """Build the untrained net of a description.
+    """Build an untrained net from its specification.
 
     Args:
-        spec: the description.
-        image_size: side of square inputs, in pixels, for nets with position embeddings.
+        spec: specification of the net.
+        image_size: side of square inputs in pixels, for nets with position embeddings.
 
     Raises:
-        UserError: no net of that name.
+        UserError: unknown net name.
     """
     return resolve_name(f"crosschannel.models.{family(spec.name).import_path}").from_spec(spec, image_size)
 
 
 def find_spec(net: "nn.Module") -> NetSpec | None:
-    """The description of one of our nets, as it is now; None for any other net."""
+    """Return the current specification of a net; None if the net was not built by this library."""
     spec = getattr(net, "spec", None)
     return spec if isinstance(spec, NetSpec) else None
 
 
 def spec_of(net: "nn.Module") -> NetSpec:
-    """The description of one of our nets, as it is now.
+    """Return the current specification of a net.
 
     Raises:
-        UserError: it is not one of ours.
+        UserError: the net was not built by this library.
     """
     spec = find_spec(net)
     if spec is None:
-        raise UserError(f"a {type(net).__name__} is not a net of this library; export it with its own")
+        raise UserError(f"{type(net).__name__} was not built by crosschannel; export it with the library that built it")
     return spec

@@ -1,40 +1,40 @@
-"""Validation of the batches of RGB pictures that users pass in."""
+"""Validation of batches of RGB pictures."""
 
 import torch
 from torch import Tensor
 
 from crosschannel.errors import UserError, describe
 
-_LOW, _HIGH = -0.25, 1.25  # range of floats: bicubic and Lanczos resizing overshoot [0, 1] slightly
+_MIN, _MAX = -0.25, 1.25  # accepted range of floats: bicubic and Lanczos resizing overshoot [0, 1] slightly
 
 
 def check_pictures(rgb: object, check_range: bool = True) -> None:
-    """Raise a UserError unless the input is a batch of RGB pictures, (N, 3, H, W), uint8 or float in [0, 1].
+    """Raise a UserError unless the argument is a batch of RGB pictures, (N, 3, H, W), uint8 or float in [0, 1].
 
     Args:
-        rgb: the batch.
-        check_range: whether to check the range of floats, which synchronises with a GPU. Values are never checked while
-            a graph is traced or captured.
+        rgb: value to check.
+        check_range: whether to check the range of floats, which synchronises with a GPU. The range is never checked
+            while a graph is traced or captured.
     """
     if not isinstance(rgb, Tensor):
         raise UserError(
-            f"a batch of pictures is a tensor (N, 3, H, W), not {describe(rgb)}; "
-            "torchvision.transforms.functional.pil_to_tensor(picture)[None] makes one"
+            f"a batch of pictures must be a tensor (N, 3, H, W), not {describe(rgb)}; convert a PIL image with "
+            "torchvision.transforms.functional.pil_to_tensor(picture)[None]"
         )
     if rgb.ndim != 4 or rgb.shape[1] != 3:
-        raise UserError(f"a batch of RGB pictures is (N, 3, H, W), got {tuple(rgb.shape)}{_remedy(rgb)}")
+        raise UserError(f"a batch of RGB pictures must be (N, 3, H, W), got {tuple(rgb.shape)}{_remedy(rgb)}")
     if rgb.dtype != torch.uint8 and not rgb.is_floating_point():
-        raise UserError(f"a batch of pictures is uint8, or float in [0, 1], got {rgb.dtype}; convert it with .to()")
+        raise UserError(f"a batch of pictures must be uint8 or float in [0, 1], got {rgb.dtype}; convert it with .to()")
     if is_traced(rgb):
         return
     if 0 in rgb.shape[2:]:
-        raise UserError(f"pictures have at least one pixel, got {tuple(rgb.shape)}")
+        raise UserError(f"pictures must have at least one pixel, got {tuple(rgb.shape)}")
     if check_range and rgb.is_floating_point() and rgb.numel():
         _check_range(rgb.detach())
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether a tensor has no values to check because a graph is being traced or captured."""
+    """Return whether a tensor has no values to check, because a graph is being traced or captured."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.jit.is_scripting():
         return True
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -45,21 +45,21 @@ def is_traced(x: Tensor) -> bool:
 
 def _check_range(rgb: Tensor) -> None:
     low, high = torch.stack(rgb.aminmax()).tolist()
-    if low >= _LOW and high <= _HIGH:
+    if low >= _MIN and high <= _MAX:
         return
-    values = f"floats are RGB in [0, 1], got {low:.4g} … {high:.4g}"
+    problem = f"float pictures must be RGB in [0, 1], got {low:.4g} … {high:.4g}"
     if low != low or high != high:
-        raise UserError("floats are RGB in [0, 1], got NaN")
-    if low < _LOW:
-        raise UserError(f"{values}: give pictures that are not normalised yet; preprocessing does that")
-    raise UserError(f"{values}: divide by 255, or give uint8")
+        raise UserError("float pictures must be RGB in [0, 1], got NaN")
+    if low < _MIN:
+        raise UserError(f"{problem}: pass pictures that are not normalised; preprocess() normalises them")
+    raise UserError(f"{problem}: divide by 255, or pass uint8")
 
 
 def _remedy(rgb: Tensor) -> str:
     if rgb.ndim == 3 and rgb.shape[0] == 3:
         return "; add a dimension with [None]"
     if rgb.ndim == 4 and rgb.shape[3] == 3:
-        return "; turn it with .permute(0, 3, 1, 2)"
+        return "; permute it with .permute(0, 3, 1, 2)"
     if rgb.ndim == 4 and rgb.shape[1] == 1:
         return "; repeat the channel with .expand(-1, 3, -1, -1)"
     return ""

@@ -1,7 +1,7 @@
-"""Position embeddings that are resized to the size of the images during a forward pass.
+"""Resizing of position embeddings to the image size, for the duration of a forward pass.
 
-The module itself does not change: resized tensors temporarily shadow its own (and pass gradients on to them), and
-attributes that store the image size take the current one.
+The module is not modified. During the forward pass, resized tensors shadow the module's own tensors (and pass gradients
+on to them), and attributes that store the image size have the current size.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from crosschannel.errors import UserError
 from crosschannel.models.tokens import Survey, TokenGrid
 
-# Name or names of position embeddings, or (module, height, width) → tensors by dotted name.
+# Name or names of position embeddings, or a function (module, height, width) → tensors by dotted name.
 ResizePositions = str | Sequence[str] | Callable[[nn.Module, int, int], Mapping[str, Tensor]]
 Replacement = tuple[nn.Module, str, Any]  # module, attribute, value
 
@@ -30,7 +30,7 @@ _ABSENT = object()
 
 
 class _Side(int):
-    """Integer that equals both the height and the width of an image, for modules that compare it with each."""
+    """Integer that equals both the height and the width of an image, for modules that compare one size with both."""
 
     def __new__(cls, height: int, width: int) -> "_Side":
         side = super().__new__(cls, height)
@@ -47,13 +47,14 @@ class _Side(int):
 
 
 def replacements(model: nn.Module, survey: Survey, height: int, width: int, names: Sequence[str]) -> list[Replacement]:
-    """List the attributes of a module to replace for images that differ in size from those of its survey.
+    """List the attributes to replace in a module for images of another size than in its survey.
 
     Args:
-        model: the module.
-        survey: its survey; it has a token grid.
+        model: module with position embeddings.
+        survey: survey of the module, with a token grid.
         height, width: size of the images, in pixels.
-        names: further names of position embeddings, dotted or only their last part; common names are always included.
+        names: additional names of position embeddings (dotted names, or their last components); common names are always
+            included.
     """
     grid = _grid_of(survey, height, width)
     changes: list[Replacement] = []
@@ -65,21 +66,21 @@ def replacements(model: nn.Module, survey: Survey, height: int, width: int, name
             if isinstance(module, nn.Embedding):
                 lengths[len(tensor)] = len(resized)
     for module in model.modules():
-        changes += _indices(module, lengths)
-        changes += _sizes(module, survey, grid, height, width)
+        changes += _index_replacements(module, lengths)
+        changes += _size_replacements(module, survey, grid, height, width)
     return changes
 
 
 @contextlib.contextmanager
 def temporary_attributes(values: Sequence[Replacement]) -> Iterator[None]:
-    """Replace attributes of modules temporarily; parameters and buffers stay registered behind them."""
-    before = [(module, name, vars(module).get(name, _ABSENT)) for module, name, _ in values]
+    """Replace attributes of modules for the duration of a block; parameters and buffers remain registered."""
+    previous = [(module, name, vars(module).get(name, _ABSENT)) for module, name, _ in values]
     try:
         for module, name, value in values:
             vars(module)[name] = value
         yield
     finally:
-        for module, name, value in before:
+        for module, name, value in previous:
             if value is _ABSENT:
                 vars(module).pop(name, None)
             else:
@@ -87,15 +88,17 @@ def temporary_attributes(values: Sequence[Replacement]) -> Iterator[None]:
 
 
 def resize(positions: Tensor, old: TokenGrid, new: TokenGrid) -> Tensor | None:
-    """Resize position embeddings to another grid, bicubic with antialiasing; class and register tokens keep theirs.
+    """Resize position embeddings to another grid, with bicubic interpolation and antialiasing.
+
+    The embeddings of class and register tokens are unchanged.
 
     Args:
-        positions: (…, L, …), with the patches and none, some or all of the other tokens, or (…, h, w, …).
-        old: their current grid.
-        new: the target grid.
+        positions: (…, L, …) for the patches and none, some or all of the other tokens; or (…, h, w, …).
+        old: current grid.
+        new: target grid.
 
     Returns:
-        Embeddings in the same layout, or None if the shape does not fit ``old``.
+        Embeddings in the same layout; None if the shape does not fit ``old``.
     """
     shape = tuple(positions.shape)
     for axis in range(len(shape) - 1):
@@ -116,7 +119,7 @@ def resize(positions: Tensor, old: TokenGrid, new: TokenGrid) -> Tensor | None:
 
 
 def candidates(model: nn.Module, survey: Survey, names: Sequence[str]) -> list[str]:
-    """Names of tensors whose shape fits position embeddings but whose name does not."""
+    """List the tensors that have the shape of position embeddings, but not a name of position embeddings."""
     return [
         name
         for name, _, _, tensor in _named_tensors(model)
@@ -125,16 +128,16 @@ def candidates(model: nn.Module, survey: Survey, names: Sequence[str]) -> list[s
 
 
 def check_names(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise a UserError if a module lacks one of the named position embeddings."""
-    for wanted in names:
-        if not any(_has_name(name, wanted) for name, *_ in _named_tensors(model)):
+    """Raise a UserError if a module lacks one of the position embeddings in ``names``."""
+    for target in names:
+        if not any(_has_name(name, target) for name, *_ in _named_tensors(model)):
             raise UserError(
-                f"resize_positions {wanted!r}: {type(model).__name__} has no parameter or buffer of that name"
+                f"resize_positions {target!r}: {type(model).__name__} has no parameter or buffer with that name"
             )
 
 
 def _interpolate(maps: Tensor, new: TokenGrid) -> Tensor:
-    """Interpolate (h, w, …) to the size of a grid, (height, width, …)."""
+    """Interpolate maps (h, w, …) to the size of a grid."""
     x = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
     x = x.permute(2, 0, 1)[None].float()
     x = F.interpolate(x, (new.height, new.width), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
@@ -142,14 +145,18 @@ def _interpolate(maps: Tensor, new: TokenGrid) -> Tensor:
 
 
 def _grid_of(survey: Survey, height: int, width: int) -> TokenGrid:
-    """Grid of images of another size: whole patches, at least one."""
-    down, across = survey.patch
-    return TokenGrid(max(1, height // down), max(1, width // across), survey.grid.before, survey.grid.after)
+    """Return the grid for images of another size: the number of whole patches, but at least 1×1."""
+    patch_height, patch_width = survey.patch
+    return TokenGrid(
+        max(1, height // patch_height), max(1, width // patch_width), survey.grid.before, survey.grid.after
+    )
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Yield dotted name, module, attribute and tensor of all floating-point parameters, buffers and other tensors,
-    except those of linear, convolutional and attention layers. An ``nn.Embedding`` has the name of its module."""
+    """Yield dotted name, module, attribute and tensor of floating-point parameters, buffers and other tensors.
+
+    Linear, convolutional and attention layers are skipped. The weight of an ``nn.Embedding`` has the module's name.
+    """
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention):
             continue
@@ -162,15 +169,20 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tens
 def _is_position(name: str, names: Sequence[str]) -> bool:
     parts = [part.lower() for part in name.split(".")[-2:]]
     is_common = any(_POSITIONS.search(part) for part in parts) and not any("rel" in part for part in parts)
-    return is_common or any(_has_name(name, wanted) for wanted in names)
+    return is_common or any(_has_name(name, target) for target in names)
 
 
-def _has_name(name: str, wanted: str) -> bool:
-    return f".{name}".endswith(f".{wanted.removesuffix('.weight')}")
+def _has_name(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target.removesuffix('.weight')}")
 
 
-def _indices(module: nn.Module, lengths: Mapping[int, int]) -> list[Replacement]:
-    """Replace stored index tensors (0, 1, …) that look up embeddings."""
+def _index_replacements(module: nn.Module, lengths: Mapping[int, int]) -> list[Replacement]:
+    """List replacements for stored position indices (0, 1, …), with which modules look up embeddings.
+
+    Args:
+        module: module whose tensors are searched.
+        lengths: old number of positions → new number.
+    """
     tensors = {**module._buffers, **vars(module)}
     changes = []
     for name, value in tensors.items():
@@ -182,8 +194,10 @@ def _indices(module: nn.Module, lengths: Mapping[int, int]) -> list[Replacement]
     return changes
 
 
-def _sizes(module: nn.Module, survey: Survey, grid: TokenGrid, height: int, width: int) -> list[Replacement]:
-    """Replace size attributes that equal the image size, grid size or number of tokens of the survey."""
+def _size_replacements(
+    module: nn.Module, survey: Survey, grid: TokenGrid, height: int, width: int
+) -> list[Replacement]:
+    """List replacements for attributes that store the image size, grid size or number of tokens of the survey."""
     old, changes = survey.grid, []
     pairs = {(survey.height, survey.width): (height, width), (old.height, old.width): (grid.height, grid.width)}
     patches, new_patches = old.height * old.width, grid.height * grid.width

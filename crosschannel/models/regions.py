@@ -1,4 +1,4 @@
-"""Regions of images in a backbone: from which layer boxes are pooled, where on its map, and what stands on top."""
+"""Region features for detection: the layer that boxes are pooled from, the pooling, and the head on pooled maps."""
 
 import math
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ from crosschannel.models.nets import family, find_spec
 
 Head = Literal["auto", "fc", "c4", "mlp"]
 Pooling = Literal["max", "align"]
-BOX_STDS = (0.1, 0.1, 0.2, 0.2)  # by which R-CNNs divide what moves boxes to objects
-_COARSEST = 16  # input pixels per step of a map that boxes are pooled from, where there is any such
+BOX_STDS = (0.1, 0.1, 0.2, 0.2)  # standard deviations by which R-CNNs divide box regression targets
+_MAX_STRIDE = 16  # preferred maximum stride of the map that boxes are pooled from, in input pixels
 
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """How the regions of a backbone are looked at.
+    """How region features are computed from a backbone.
 
     Attributes:
-        layer: whose map they are pooled from.
-        head: what stands on the pooled map: "fc" (the backbone's fc6 and fc7), "c4" (its last stage, then the mean over
-            positions) or "mlp" (nothing of the backbone).
-        parts: the layers of the head, of the backbone.
-        channels: of what the head gives; for "mlp" of the flattened pooled map.
-        resolution: side of the pooled map.
-        stride: input pixels per step of the map.
-        origin: the pixel that the map's first point is centred on.
-        pooling: "max" (Fast R-CNN's, with rounded ends) or "align" (RoIAlign, without).
-        aligned: take the map's points where they are centred; False: as if the first one's cell began at the image's
-            corner, as detectron2 has it.
-        step: images are padded to multiples of it; 1 for nets that lose nothing at the border.
+        layer: layer whose map boxes are pooled from.
+        head: part of the backbone that is applied to pooled maps: "fc" (fc6 and fc7), "c4" (the last stage, then the
+            mean over positions) or "mlp" (none; two new layers are used).
+        parts: layers of the backbone in the head, in order.
+        channels: output channels of the head; for "mlp", the length of the flattened pooled map.
+        resolution: side of pooled maps.
+        stride: stride of the map, in input pixels.
+        origin: input pixel on which the first position of the map is centred.
+        pooling: "max" (as in Fast R-CNN, with rounded box edges) or "align" (RoIAlign, without rounding).
+        aligned: whether positions of the map are taken to be where they are centred. False: the first cell of the map
+            is assumed to start at the image corner, as in detectron2.
+        step: images are padded to multiples of this number of pixels; 1 for nets that do not discard partial patches.
     """
 
     layer: str
@@ -52,7 +52,7 @@ class RegionPlan:
 
     @property
     def top(self) -> str:
-        """The last layer that anything depends on."""
+        """Last layer of the backbone that region features depend on."""
         return self.parts[-1] if self.parts else self.layer
 
 
@@ -64,45 +64,52 @@ def plan_regions(
     pooling: Pooling = "max",
     aligned: bool = True,
 ) -> RegionPlan:
-    """How the regions of a backbone are looked at.
+    """Plan how region features are computed from a backbone.
 
     Args:
-        backbone: an AlexNet or a VGG with fc6 and fc7, a ResNet, or any other with maps.
-        layer: default the last convolution below the last pool of nets with fc6, the stage below the last one of
-            ResNets, and of others the last layer of a stride of 16 or less.
-        head: "auto" takes fc6 and fc7 where they are, the last stage of ResNets, else "mlp".
-        resolution: 0 takes what fc6 covers; 14 for "c4" and 7 for "mlp".
+        backbone: AlexNet or VGG with fc6 and fc7, a ResNet, or any other backbone with feature maps.
+        layer: layer whose map boxes are pooled from. Default: the layer below the last pool for the head "fc", the
+            second-last stage of a ResNet for "c4", and the last layer with a stride of at most 16 for "mlp".
+        head: see :class:`RegionPlan`. "auto" selects "fc" for nets with fc6, "c4" for ResNets, else "mlp".
+        resolution: side of pooled maps. 0 selects the kernel size of fc6 for "fc", 14 for "c4" and 7 for "mlp".
         pooling, aligned: see :class:`RegionPlan`.
 
     Raises:
-        UserError: no such layer, or a head that the backbone does not have.
+        UserError: unknown layer, or a layer, head or resolution that does not fit the backbone.
     """
     stage = _last_stage(backbone)
     if head == "auto":
         head = "fc" if "fc6" in backbone.layers else "c4" if stage else "mlp"
     if head == "fc":
         if "fc6" not in backbone.layers:
-            raise UserError("head fc: this backbone has no fc6; give c4, mlp or auto")
+            raise UserError("head fc: this backbone has no fc6; choose c4, mlp or auto")
         parts = tuple(name for name in ("fc6", "fc7") if name in backbone.layers)
-        below, covers = _before(backbone, backbone.trunk_layer), backbone.get_module("fc6").conv.kernel_size[0]
-        if resolution not in (0, covers):
-            raise UserError(f"resolution {resolution}: fc6 of this backbone covers {covers} × {covers}")
-        resolution = covers
+        input_layer, fc6_kernel = (
+            _previous(backbone, backbone.trunk_layer),
+            backbone.get_module("fc6").conv.kernel_size[0],
+        )
+        if resolution not in (0, fc6_kernel):
+            raise UserError(f"resolution {resolution}: fc6 of this backbone requires {fc6_kernel} × {fc6_kernel}")
+        resolution = fc6_kernel
     elif head == "c4":
         if not stage:
-            raise UserError("head c4: only ResNets have it; give mlp or auto")
-        parts, below, resolution = (stage,), _before(backbone, stage), resolution or 14
+            raise UserError("head c4: this backbone is not a ResNet; choose mlp or auto")
+        parts, input_layer, resolution = (stage,), _previous(backbone, stage), resolution or 14
     else:
-        parts, below, resolution = (), _last_fine(backbone), resolution or 7
-    layer = backbone.find_layer(layer) if layer else below
-    if head != "mlp" and layer != below:
-        raise UserError(f"layer {layer}: the head {head} stands on {below}; leave one of both out, or give head mlp")
+        parts, input_layer, resolution = (), _last_fine_layer(backbone), resolution or 7
+    layer = backbone.find_layer(layer) if layer else input_layer
+    if head != "mlp" and layer != input_layer:
+        raise UserError(
+            f"layer {layer}: head {head} needs layer {input_layer}; omit one of the two, or choose head mlp"
+        )
     channels = backbone.channels[parts[-1]] if parts else backbone.width(layer) * resolution**2
-    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    patches = backbone.patch != (1, 1) or (first is not None and first.kernel_size == first.stride)
+    first_conv = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    has_patches = backbone.patch != (1, 1) or (first_conv is not None and first_conv.kernel_size == first_conv.stride)
     is_listed = layer in backbone.layers
-    through = backbone.layers[: backbone.layers.index(layer) + 1] if is_listed else ()
-    strides = [backbone.strides[name] for name in backbone.map_layers if name in through] or [backbone.stride(layer)]
+    layers_below = backbone.layers[: backbone.layers.index(layer) + 1] if is_listed else ()
+    strides = [backbone.strides[name] for name in backbone.map_layers if name in layers_below] or [
+        backbone.stride(layer)
+    ]
     return RegionPlan(
         layer,
         head,
@@ -113,13 +120,16 @@ def plan_regions(
         backbone.origin(layer),
         pooling,
         aligned,
-        math.lcm(*backbone.patch, *strides) if patches else 1,
+        math.lcm(*backbone.patch, *strides) if has_patches else 1,
     )
 
 
 def for_regions(backbone: Backbone, geometry: Literal["padded", "probe"]) -> Backbone:
-    """The same backbone, in place, for images of any size: an AlexNet with fc6 as the transfer protocols have it, and
-    its trunk padded onto the pixel grid or not; a ViT whose positions are resized."""
+    """Adapt a backbone to images of any size, in place.
+
+    AlexNet with fc6 gets the geometry of the transfer protocols, and with "padded" its trunk is padded to align maps
+    with the pixel grid. The position embeddings of a ViT are resized for each batch.
+    """
     backbone.take_any_size()
     spec = find_spec(backbone.net)
     if spec is not None and family(spec.name).has_option("geometry") and spec.options.fc:
@@ -130,41 +140,45 @@ def for_regions(backbone: Backbone, geometry: Literal["padded", "probe"]) -> Bac
 
 
 def align_boxes(boxes: Tensor, plan: RegionPlan) -> Tensor:
-    """Boxes (N, 4), x₁ y₁ x₂ y₂ in pixels from 0 with the ends outside, as operations take them that divide by the
-    stride."""
+    """Shift boxes so that RoI operations, which divide by the stride, sample the map at the right positions.
+
+    Args:
+        boxes: (N, 4), x₁ y₁ x₂ y₂ in pixels counted from 0, with exclusive ends.
+        plan: region plan of the map.
+    """
     if not plan.aligned:
         return boxes
-    if plan.pooling == "align":  # which takes a map's point i to be centred on (i + 1/2) · stride
+    if plan.pooling == "align":  # RoIAlign assumes that position i of a map is centred on (i + 1/2) · stride
         return boxes + (plan.stride / 2 - 0.5 - plan.origin)
-    shift = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(boxes)  # the last pixel, not the one behind it
+    shift = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(boxes)  # RoI max pooling takes inclusive ends
     return boxes - plan.origin - shift
 
 
 def pool_regions(maps: Tensor, boxes: Sequence[Tensor], plan: RegionPlan) -> Tensor:
-    """What lies in boxes.
+    """Pool maps within boxes.
 
     Args:
-        maps: (N, C, h, w) of the plan's layer.
-        boxes: (R, 4) of each image, in pixels of the net's input.
-        plan: how.
+        maps: (N, C, h, w) maps of the plan's layer.
+        boxes: boxes (R, 4) of each image, in pixels of the net's input.
+        plan: region plan.
 
     Returns:
-        (sum of R, C, resolution, resolution) float32.
+        (sum of all R, C, resolution, resolution) float32.
     """
-    there = [align_boxes(one, plan) for one in boxes]
+    aligned = [align_boxes(image_boxes, plan) for image_boxes in boxes]
     if plan.pooling == "max":
-        return ops.roi_pool(maps.float(), there, plan.resolution, 1 / plan.stride)
-    return ops.roi_align(maps.float(), there, plan.resolution, 1 / plan.stride, sampling_ratio=0, aligned=True)
+        return ops.roi_pool(maps.float(), aligned, plan.resolution, 1 / plan.stride)
+    return ops.roi_align(maps.float(), aligned, plan.resolution, 1 / plan.stride, sampling_ratio=0, aligned=True)
 
 
 def head_maps(parts: Sequence[nn.Module], pooled: Tensor, dropout: float, training: bool) -> Tensor:
-    """What the parts of a head make of pooled maps.
+    """Apply the backbone's part of a head to pooled maps.
 
     Args:
-        parts: modules of the plan's parts.
-        pooled: (R, C, s, s).
-        dropout: after fc6 and fc7 each, when training.
-        training: whether it is.
+        parts: modules of the layers in ``RegionPlan.parts``.
+        pooled: pooled maps (R, C, s, s).
+        dropout: dropout probability after each of fc6 and fc7, in training.
+        training: whether dropout is active.
 
     Returns:
         (R, D, s', s').
@@ -178,31 +192,32 @@ def head_maps(parts: Sequence[nn.Module], pooled: Tensor, dropout: float, traini
 
 
 class Neck(nn.Sequential):
-    """What is new between a backbone's part of a head and what scores its regions: two layers for the head "mlp", a
-    BatchNorm where one is asked for, else nothing.
+    """New layers between the backbone's part of a head and the box predictors.
+
+    These are two fully connected layers for the head "mlp", BatchNorm if requested, and otherwise none.
 
     Args:
-        plan: of the regions.
-        width: of the two layers.
-        norm: a BatchNorm, which "mlp" has not.
+        plan: region plan.
+        width: width of the two layers.
+        norm: whether to use BatchNorm (ignored for "mlp").
 
     Attributes:
-        channels: of what it gives.
+        channels: length of the output vectors.
 
     Shape:
         (R, C, s, s) → (R, channels).
     """
 
     def __init__(self, plan: RegionPlan, width: int = 1024, norm: bool = False):
-        parts: list[nn.Module] = [nn.BatchNorm2d(plan.channels)] if norm else []
+        modules: list[nn.Module] = [nn.BatchNorm2d(plan.channels)] if norm else []
         if plan.head == "mlp":
             layers = nn.Linear(plan.channels, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-            parts = [nn.Flatten(), *layers]
-        super().__init__(*parts)
+            modules = [nn.Flatten(), *layers]
+        super().__init__(*modules)
         self.channels = width if plan.head == "mlp" else plan.channels
 
     def reset(self) -> None:
-        """New initial weights, those of He et al. (2015)."""
+        """Re-initialise the weights as in He et al. (2015)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
@@ -215,18 +230,19 @@ class Neck(nn.Sequential):
         return x.mean((2, 3)) if x.ndim == 4 else x
 
 
-def _before(backbone: Backbone, layer: str) -> str:
+def _previous(backbone: Backbone, layer: str) -> str:
+    """Return the layer before another one."""
     return backbone.layers[backbone.layers.index(layer) - 1]
 
 
 def _last_stage(backbone: Backbone) -> str:
-    """The layer of a ResNet's last stage; empty for other nets."""
+    """Return the layer that is the last stage of a ResNet; empty for other nets."""
     last = getattr(getattr(backbone.net, "model", None), "layer4", None)
-    found = (name for name in backbone.layers if last is not None and backbone.get_module(name) is last)
-    return next(found, "")
+    matches = (name for name in backbone.layers if last is not None and backbone.get_module(name) is last)
+    return next(matches, "")
 
 
-def _last_fine(backbone: Backbone) -> str:
-    """The last map of a stride of 16 or less, else the last map."""
-    maps = backbone.map_layers
-    return next((name for name in reversed(maps) if backbone.strides[name] <= _COARSEST), maps[-1])
+def _last_fine_layer(backbone: Backbone) -> str:
+    """Return the last layer with a stride of at most 16, else the last layer with a map."""
+    layers = backbone.map_layers
+    return next((name for name in reversed(layers) if backbone.strides[name] <= _MAX_STRIDE), layers[-1])

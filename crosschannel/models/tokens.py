@@ -1,5 +1,4 @@
-"""Output layouts of a module, detected in one forward pass: which outputs are maps, and which tokens of a ViT are
-patches."""
+"""Detection of output layouts in one forward pass: which outputs are maps, and which tokens of a ViT are patches."""
 
 import math
 from collections.abc import Iterator
@@ -9,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-_IMAGES = 4  # images per survey: one, and three copies of it with one changed pixel each
-_MAX_REPEATS = 16  # copies of a token, to give its map one stride
+_IMAGES = 4  # images per survey: a noise image, and three copies with one changed pixel each
+_MAX_REPEATS = 16  # maximum copies of a token that give its map the same stride in both directions
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Position of the patches of an image among the tokens of a ViT.
+    """Grid of patches among the tokens of a ViT.
 
     Attributes:
         height, width: size of the grid, in patches.
@@ -46,9 +45,10 @@ class Layout:
     Attributes:
         kind: "vector" (N, C), "map" (N, C, h, w), "channels_last" (N, h, w, C), "tokens" (N, L, C) or "sequence_first"
             (L, N, C).
-        patch: pixels per token, down and across.
+        patch: pixels per token, vertically and horizontally.
         before, after: see :class:`TokenGrid`.
-        repeat: copies of every row and column; they give patches that are not square a map with one stride.
+        repeat: number of copies of each row and column, so that non-square patches have the same stride in both
+            directions.
     """
 
     kind: Literal["vector", "map", "channels_last", "tokens", "sequence_first"]
@@ -58,7 +58,10 @@ class Layout:
     repeat: tuple[int, int] = (1, 1)
 
     def as_map(self, output: Tensor, height: int, width: int) -> Tensor | None:
-        """Convert an output for images of ``height`` × ``width`` pixels to (N, C, h, w); None if its layout differs."""
+        """Convert an output for images of ``height`` × ``width`` pixels to (N, C, h, w).
+
+        Returns None if the output does not have this layout.
+        """
         if output.ndim != {"vector": 2, "map": 4, "channels_last": 4}.get(self.kind, 3):
             return None
         if self.kind == "vector":
@@ -77,7 +80,8 @@ class Layout:
         return output
 
     def class_token(self, output: Tensor) -> Tensor | None:
-        """Return the first token before the patches, or else the last one after them, as a map of one position."""
+        """Return the first token before the patches, or else the last token after them, as a 1×1 map; None if there
+        is neither."""
         if self.kind not in ("tokens", "sequence_first") or not self.before + self.after or output.ndim != 3:
             return None
         return self._batch_first(output)[:, 0 if self.before else -1, :, None, None]
@@ -86,7 +90,7 @@ class Layout:
         return output.transpose(0, 1) if self.kind == "sequence_first" else output
 
     def _grid(self, length: int, height: int, width: int) -> tuple[int, int] | None:
-        """Rows and columns of patches; models either drop or pad a partial patch."""
+        """Return rows and columns of patches; None if ``length`` does not fit. Models drop or pad partial patches."""
         rows, columns = (
             (math.floor(side / step + 1e-6), math.ceil(side / step - 1e-6))
             for side, step in zip((height, width), self.patch, strict=True)
@@ -100,9 +104,9 @@ class Survey:
     """Layouts of the outputs of all submodules for images of one size.
 
     Attributes:
-        height, width: size of the images.
+        height, width: size of the images, in pixels.
         layouts: layouts by dotted name, in order of execution; a string is the reason why an output is not a map.
-        grid: the patches among all tokens; None for models without tokens.
+        grid: grid of patches among all tokens; None for models without tokens.
         failed: whether the forward pass raised an error.
     """
 
@@ -113,7 +117,7 @@ class Survey:
     failed: bool = False
 
     def levels(self) -> Iterator[TokenGrid]:
-        """Yield the grid and its successive halvings, as in hierarchical models; nothing without tokens."""
+        """Yield the grid and its successive halvings, as in hierarchical models; yield nothing without tokens."""
         grid = self.grid
         while grid is not None:
             yield grid
@@ -121,14 +125,14 @@ class Survey:
 
     @property
     def patch(self) -> tuple[int, int]:
-        """Pixels per patch, down and across."""
+        """Patch size in pixels, vertically and horizontally."""
         if self.grid is None:
             return 1, 1
         return round(self.height / self.grid.height), round(self.width / self.grid.width)
 
     @property
     def step(self) -> int:
-        """Required divisor of image sides, in pixels: the patch size of the coarsest tokens."""
+        """Number of pixels that must divide image sides: the patch size of the coarsest tokens."""
         patches = [layout.patch for layout in self.layouts.values() if isinstance(layout, Layout)]
         sides = {round(side) for patch in patches if patch < (self.height, self.width) for side in patch}
         return math.lcm(*self.patch, *sides)
@@ -138,12 +142,12 @@ class Survey:
 def survey_outputs(model: nn.Module, x: Tensor) -> Survey:
     """Detect the layouts of all outputs of a module in eval mode, in one forward pass.
 
-    Changing one pixel locates tokens in the image, as long as they have not been mixed: the first pixel lies in the
-    first patch, the last pixel of the first row in the last patch of that row, and the last pixel in the last patch.
-    Tokens that none of these pixels affects are class and register tokens.
+    Changes of single pixels locate tokens in the image, as long as tokens have not been mixed: the first pixel lies in
+    the first patch, the last pixel of the first row in the last patch of that row, and the last pixel in the last
+    patch. Tokens that are not affected are class and register tokens.
 
     Args:
-        model: takes (N, C, H, W).
+        model: module that takes (N, C, H, W).
         x: (N, C, H, W); only its shape, dtype and device matter.
     """
     images = _images(x)
@@ -168,26 +172,26 @@ def survey_outputs(model: nn.Module, x: Tensor) -> Survey:
     for name, module in model.named_modules(remove_duplicate=False):
         handles.append(module.register_forward_pre_hook(detect_input_grids, with_kwargs=True))
         handles.append(module.register_forward_hook(lambda _m, _i, output, name=name: record(name, output)))
-    result = Survey(*x.shape[2:])
+    survey = Survey(*x.shape[2:])
     try:
         model(images)
-    except Exception:  # whatever a user's module raises
-        result.failed = True
+    except Exception:  # a user's module may raise any error
+        survey.failed = True
     finally:
         for handle in handles:
             handle.remove()
     first = next(iter(grids.values()), None)  # before class and register tokens are added
     same_size = [g for g in grids.values() if first and (g.height, g.width) == (first.height, first.width)]
-    result.grid = max(same_size, key=lambda grid: grid.extra, default=None)
-    is_ambiguous = any(shape and _is_ambiguous(shape, result) for shape in shapes.values())
+    survey.grid = max(same_size, key=lambda grid: grid.extra, default=None)
+    is_ambiguous = any(shape and _is_ambiguous(shape, survey) for shape in shapes.values())
     other_shapes = _shapes_at_other_height(model, images[:1]) if is_ambiguous else {}
     for name, shape in shapes.items():
-        result.layouts[name] = _layout(name, shape, result, grids, other_shapes.get(name))
-    return result
+        survey.layouts[name] = _layout(name, shape, survey, grids, other_shapes.get(name))
+    return survey
 
 
 def tensor_of(output: object) -> Tensor | None:
-    """Return the tensor of an output: the output itself, the only item of a tuple, or ``last_hidden_state``."""
+    """Return the tensor of an output: the output itself, the only item of a tuple, or its ``last_hidden_state``."""
     if isinstance(output, tuple | list):
         values = [value for value in output if value is not None]
         output = values[0] if len(values) == 1 else None
@@ -196,6 +200,7 @@ def tensor_of(output: object) -> Tensor | None:
 
 
 def _images(x: Tensor) -> Tensor:
+    """Return a noise image and three copies with a changed first pixel, last pixel of the first row, and last pixel."""
     noise = torch.randn(1, *x.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu").to(x)
     images = noise.repeat(_IMAGES, 1, 1, 1)
     for index, (row, column) in enumerate(((0, 0), (0, -1), (-1, -1)), 1):
@@ -204,7 +209,7 @@ def _images(x: Tensor) -> Tensor:
 
 
 def _token_grid(tokens: Tensor) -> TokenGrid | None:
-    """Locate the patches of :func:`_images` among tokens; None if tokens are already mixed, or it is another tensor."""
+    """Locate the patches of :func:`_images` among tokens; None if the tokens are mixed or the tensor has no tokens."""
     if tokens.ndim != 3 or _IMAGES not in tokens.shape[:2]:
         return None
     tokens = tokens if len(tokens) == _IMAGES else tokens.transpose(0, 1)
@@ -221,20 +226,27 @@ def _token_grid(tokens: Tensor) -> TokenGrid | None:
 
 
 def _layout(
-    name: str, shape: tuple[int, ...] | None, survey: Survey, grids: dict[int, TokenGrid], other: tuple[int, ...] | None
+    name: str,
+    shape: tuple[int, ...] | None,
+    survey: Survey,
+    grids: dict[int, TokenGrid],
+    other_shape: tuple[int, ...] | None,
 ) -> Layout | str:
-    """Layout of an output of the given shape; ``other`` is its shape for an image of another height."""
-    reason = f"layer {name!r} gives no feature map (N, C, h, w)"
+    """Return the layout of an output, or the reason why it is not a map.
+
+    ``shape`` is the output's shape in the survey, ``other_shape`` its shape for an image of another height.
+    """
+    reason = f"layer {name!r} has no feature map (N, C, h, w)"
     if shape is None or len(shape) not in (2, 3, 4) or _IMAGES not in shape[: 2 if len(shape) == 3 else 1]:
         return reason
     if len(shape) == 2:
         return Layout("vector")
     if len(shape) == 4:
-        return _map_layout(name, shape, survey, other)
+        return _map_layout(name, shape, survey, other_shape)
     kind, length = ("tokens", shape[1]) if shape[0] == _IMAGES else ("sequence_first", shape[0])
     grid = _grid_of_length(length, survey, grids)
     if grid is None:
-        return f"{reason}: {length} tokens are no grid of patches"
+        return f"{reason}: its {length} tokens do not form a grid of patches"
     repeat = _repeats(grid, survey)
     if repeat is None:
         return f"{reason}: patches of {survey.patch[0]} × {survey.patch[1]} px have no common stride"
@@ -242,30 +254,30 @@ def _layout(
     return Layout(kind, patch, grid.before, grid.after, repeat)
 
 
-def _map_layout(name: str, shape: tuple[int, ...], survey: Survey, other: tuple[int, ...] | None) -> Layout | str:
-    first, last = _fits(shape[2:], survey), _fits(shape[1:3], survey)
-    if first and last and other is not None and len(other) == 4:
-        first, last = other[1] == shape[1], other[1] != shape[1]
-    is_last = last and not first
-    sides = shape[1:3] if is_last else shape[2:]
+def _map_layout(name: str, shape: tuple[int, ...], survey: Survey, other_shape: tuple[int, ...] | None) -> Layout | str:
+    is_first, is_last = _fits(shape[2:], survey), _fits(shape[1:3], survey)
+    if is_first and is_last and other_shape is not None and len(other_shape) == 4:
+        is_first, is_last = other_shape[1] == shape[1], other_shape[1] != shape[1]
+    channels_last = is_last and not is_first
+    sides = shape[1:3] if channels_last else shape[2:]
     grid = next((grid for grid in survey.levels() if (grid.height, grid.width) == sides), None)
     repeat = _repeats(grid, survey) if grid else None
-    return Layout("channels_last" if is_last else "map", repeat=repeat or (1, 1))
+    return Layout("channels_last" if channels_last else "map", repeat=repeat or (1, 1))
 
 
 def _is_ambiguous(shape: tuple[int, ...], survey: Survey) -> bool:
-    """Whether the channels of a map could be first or last."""
+    """Return whether a map could be channels-first or channels-last."""
     return len(shape) == 4 and shape[1] > 1 and _fits(shape[2:], survey) and _fits(shape[1:3], survey)
 
 
 def _fits(sides: tuple[int, ...], survey: Survey) -> bool:
-    """Whether a map may have these sides: they fit a patch grid or the aspect ratio of the images."""
+    """Return whether a map may have these sides: those of a patch grid, or the aspect ratio of the images."""
     is_grid = any((grid.height, grid.width) == sides for grid in survey.levels())
     return is_grid or sides[0] * survey.width == sides[1] * survey.height
 
 
 def _grid_of_length(length: int, survey: Survey, grids: dict[int, TokenGrid]) -> TokenGrid | None:
-    """Find the patch grid of a sequence of that length."""
+    """Return the grid of patches in a sequence with ``length`` tokens; None if there is no such grid."""
     if length in grids:
         return grids[length]
     if survey.grid is not None:
@@ -279,19 +291,19 @@ def _grid_of_length(length: int, survey: Survey, grids: dict[int, TokenGrid]) ->
 
 
 def _repeats(grid: TokenGrid, survey: Survey) -> tuple[int, int] | None:
-    """Copies of rows and columns that make patches square; None if too many are needed."""
-    down, across = survey.height / grid.height, survey.width / grid.width
-    if abs(down - across) < 0.1 * max(down, across):
+    """Return the number of copies of rows and columns that make patches square; None if too many are needed."""
+    height, width = survey.height / grid.height, survey.width / grid.width
+    if abs(height - width) < 0.1 * max(height, width):
         return 1, 1
-    down, across = round(down), round(across)
-    step = math.gcd(down, across)
-    repeat = down // step, across // step
+    height, width = round(height), round(width)
+    step = math.gcd(height, width)
+    repeat = height // step, width // step
     return repeat if math.prod(repeat) <= _MAX_REPEATS else None
 
 
 def _shapes_at_other_height(model: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
-    """Shapes of the outputs for an image of half or twice the height; empty if the module accepts neither."""
-    for other in (image[:, :, : image.shape[2] // 2], image.repeat(1, 1, 2, 1)):
+    """Return the shapes of outputs by name for an image of half or twice the height; empty if both are rejected."""
+    for resized in (image[:, :, : image.shape[2] // 2], image.repeat(1, 1, 2, 1)):
         shapes: dict[str, tuple[int, ...]] = {}
 
         def record(name: str, output: object) -> None:
@@ -303,8 +315,8 @@ def _shapes_at_other_height(model: nn.Module, image: Tensor) -> dict[str, tuple[
             for name, module in model.named_modules(remove_duplicate=False)
         ]
         try:
-            model(other)
-        except Exception:  # whatever a user's module raises
+            model(resized)
+        except Exception:  # a user's module may raise any error
             continue
         finally:
             for handle in handles:

@@ -1,4 +1,4 @@
-"""VGG-16 (Simonyan and Zisserman, 2015; configuration D, torchvision's layout) with named layers."""
+"""VGG-16 (Simonyan and Zisserman, 2015; configuration D in torchvision's layout) with named layers."""
 
 from dataclasses import asdict
 from typing import ClassVar
@@ -22,20 +22,20 @@ def _rows(fc: int) -> list[Row]:
 
 
 class VGG16(LayeredNet):
-    """Layers conv1_1, conv1_2, pool1, … conv5_3: the thirteen convolutions, stride 16 at the end; and pool5, fc6, fc7.
+    """VGG-16 with layers conv1_1, conv1_2, pool1, … conv5_3 (stride 16), and optionally pool5, fc6, fc7.
 
     Args:
         in_channels: 1 for L - 50, 3 for Lab or RGB.
-        norm: BatchNorm between every convolution and its ReLU.
-        affine: with a scale and a shift.
-        fc: width of fc6 (7×7 convolutions) and fc7; 0 leaves them and pool5 out. They have no BatchNorm.
+        norm: BatchNorm between each convolution and its ReLU, except in fc6 and fc7.
+        affine: whether BatchNorm has a scale and a shift.
+        fc: width of fc6 (a 7×7 convolution) and fc7; 0 omits both layers and pool5.
 
     Shape:
-        At a 224 crop: conv1 224², conv2 112², conv3 56², conv4 28², conv5 14², pool5 7², fc 1².
+        For a 224 px crop: conv1 224², conv2 112², conv3 56², conv4 28², conv5 14², pool5 7², fc 1².
     """
 
     last_stride: ClassVar[int] = 16
-    last_origin: ClassVar[float] = 7.5  # four 2×2 pools
+    last_origin: ClassVar[float] = 7.5  # because of four 2×2 pools
 
     def __init__(self, in_channels: int = 1, norm: bool = True, affine: bool = False, fc: int = 0):
         super().__init__(_rows(fc), in_channels, norm, affine=affine)

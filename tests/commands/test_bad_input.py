@@ -44,7 +44,7 @@ CASES = [
         "model.affine is",
     ),
     ("lambda of two", "pretrain --data {photos} --objective.lam 2 --out {tmp}/o", "objective.lam"),
-    ("unknown net", "pretrain --data {photos} --model.name lexnet --out {tmp}/o", "no net 'lexnet'"),
+    ("unknown net", "pretrain --data {photos} --model.name lexnet --out {tmp}/o", "unknown net 'lexnet'"),
     ("unknown device", "pretrain --data {photos} --device abacus --out {tmp}/o", "abacus"),
     (
         "packaged prior",

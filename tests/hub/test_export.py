@@ -159,7 +159,7 @@ def test_the_card_says_what_it_is_and_what_it_reaches(finished_run_for_card, tmp
     backbone = load_backbone(str(folder))  # the folder is a source
     assert backbone.provenance.details["licence"] == "cc0-1.0" and len(backbone.provenance.details["config_hash"]) == 16
     assert spec_of(backbone.net).name == "alexnet"
-    with pytest.raises(UserError, match="not a net of this library"):
+    with pytest.raises(UserError, match="was not built by crosschannel"):
         spec_of(nn.Linear(1, 1))
 
 

@@ -204,11 +204,11 @@ def test_weights_that_do_not_fit_are_named(tmp_path, net, content, message):
             "torchvision:shufflenet_v2_x0_5,weights=w.pth,key=gone",
             "no matching net at key=gone; available: one, two.net",
         ),
-        ("torchvision:resnet18,key=one,weights=none", "key= chooses a net of a weights file"),
-        ("timm:resnet18,key=one,weights=none", "key= chooses a net of a weights file"),
-        ("torchvision:resnet18,weights=gone.pth", "weights file 'gone.pth' does not exist"),
-        ("torchvision:resnet18,weights=IMAGENET1K_V7", "one of torchvision's: IMAGENET1K_V1, DEFAULT"),
-        ("timm:resnet18.nothing", "timm's resnet18 has no tag 'nothing'; it has a1_in1k"),
+        ("torchvision:resnet18,key=one,weights=none", "key chooses a net of a file"),
+        ("timm:resnet18,key=one,weights=none", "key chooses a net of a file"),
+        ("torchvision:resnet18,weights=gone.pth", "no weights file 'gone.pth'"),
+        ("torchvision:resnet18,weights=IMAGENET1K_V7", "which are IMAGENET1K_V1, DEFAULT"),
+        ("timm:resnet18.nothing", "timm's resnet18 has no tag 'nothing'; available tags: a1_in1k"),
     ],
 )
 def test_source_without_valid_weights_is_reported_in_one_sentence(tmp_path, monkeypatch, net, source, message):

@@ -296,10 +296,10 @@ def test_a_factory_in_the_working_folder(my_nets):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("", "empty name"),
-        ("random:", "empty name"),
-        ("nowhere/run", "unknown source"),
-        ("random:lexnet", "no net 'lexnet'"),
+        ("", "names nothing"),
+        ("random:", "names nothing"),
+        ("nowhere/run", "no source"),
+        ("random:lexnet", "unknown net 'lexnet'"),
         ("random:alexnet,seed=x", "whole number"),
         ("random:alexnet,seed", "invalid option"),
         ("random:alexnet,speed=1", "unknown option 'speed'"),

@@ -63,7 +63,7 @@ def test_channels_and_strides():
 
 def test_an_unknown_layer_lists_those_there_are():
     backbone = Backbone(AlexNet(fc=0), InputSpec())
-    with pytest.raises(UserError, match=r"no layer 'conv9'.*conv1, pool1"):
+    with pytest.raises(UserError, match=r"unknown layer 'conv9'.*conv1, pool1"):
         backbone.features(torch.zeros(1, 1, 64, 64), ["conv9"])
 
 
@@ -119,7 +119,7 @@ def test_tokens_and_channels_last_maps_of_any_module_become_maps():
     assert (
         backbone.channels["encoder"] == 8 and backbone.has_layer("encoder.ln") and not backbone.has_layer("encoder.x")
     )
-    with pytest.raises(UserError, match="'conv_proj_class' gives no feature map"):
+    with pytest.raises(UserError, match="'conv_proj_class' has no feature map"):
         backbone(torch.rand(1, 3, 64, 64), ["conv_proj_class"])
 
     class SequenceFirst(nn.Module):
@@ -132,7 +132,7 @@ def test_tokens_and_channels_last_maps_of_any_module_become_maps():
 
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(ModuleNet(SequenceFirst()).forward_features(x, ["tokens"])["tokens"], x)
-    with pytest.raises(UserError, match=r"no layer 'encoder\.x'"):
+    with pytest.raises(UserError, match=r"unknown layer 'encoder\.x'"):
         backbone(torch.rand(1, 3, 64, 64), ["encoder.x"])
 
 

@@ -148,7 +148,7 @@ def test_a_frozen_net_stays_frozen_and_vectors_will_do(batch):
     plain = nn.Sequential(nn.Conv2d(1, 4, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
     calibrate(plain, [batch, batch.flip(0)])
     assert plain(batch).isfinite().all()
-    with pytest.raises(ValueError, match="centre must have 1 numbers"):
+    with pytest.raises(ValueError, match="centre must have one value per channel"):
         calibrate(plain, [batch], [50.0, 0.0, 0.0])
 
 

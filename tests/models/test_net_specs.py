@@ -51,7 +51,7 @@ def test_a_changed_description_keeps_the_rest():
         ),
         ({"name": "alexnet", "fc": -1}, "fc must be"),
         ({"name": "alexnet", "width": 3}, "no key 'width'"),
-        ({"name": "nothing"}, "no net 'nothing'"),
+        ({"name": "nothing"}, "unknown net 'nothing'"),
     ],
 )
 def test_a_damaged_description_is_refused(stored, words):

@@ -128,7 +128,7 @@ def test_patterns_match_part_by_part(mynets):
     assert backbone.choose_layers("blocks.*.mlp") == ("blocks.0.mlp", "blocks.1.mlp", "blocks.2.mlp")
     assert backbone.choose_layers("norm,blocks.[01]") == ("blocks.0", "blocks.1", "norm")
     with pytest.raises(
-        UserError, match=r"no layer 'conv\*'; this backbone has stem, blocks.0, .* such as blocks.0.attention"
+        UserError, match=r"unknown layer 'conv\*'; available: stem, blocks.0, .* such as blocks.0.attention"
     ):
         backbone.choose_layers("conv*")
 
@@ -200,16 +200,16 @@ def test_a_picture_or_numbers_up_to_255_are_refused(mynets):
         r"tensor \(N, 3, H, W\), not PIL\.Image\.Image": Image.new("RGB", (64, 64)),
         r"\(N, 3, H, W\), not list": [rgb[0]],
         r"\(N, 3, H, W\), got \(3, 64, 64\); add a dimension": rgb[0],
-        r"got \(1, 64, 64, 3\); turn it": rgb.permute(0, 2, 3, 1),
+        r"got \(1, 64, 64, 3\); permute it": rgb.permute(0, 2, 3, 1),
         r"got \(1, 1, 64, 64\); repeat": rgb[:, :1],
         r"got \(1, 4, 64, 64\)": torch.rand(1, 4, 64, 64),
-        "uint8, or float": (rgb * 255).long(),
+        "uint8 or float": (rgb * 255).long(),
         "got torch.bool": rgb > 0.5,
         "at least one pixel": rgb[:, :, :0],
-        "divide by 255, or give uint8": 255 * rgb,
+        "divide by 255, or pass uint8": 255 * rgb,
         "… [78].*divide by 255": (1 + 7 * rgb).double(),
-        "not normalised yet": (rgb - 0.45) / 0.225,
-        "normalised yet": 2 * rgb.half() - 1,
+        "are not normalised": (rgb - 0.45) / 0.225,
+        "not normalised": 2 * rgb.half() - 1,
         "got NaN": rgb.log().log(),
     }
     for message, batch in wrong.items():
@@ -253,7 +253,7 @@ def test_wrong_types_are_reported_in_one_sentence(value, message):
             call(value)
     for call in (lambda it: wrap(nn.Sequential(nn.Conv2d(3, 4, 3)), it), lambda it: Backbone(AlexNet(fc=0), it)):
         if value is not None:
-            with pytest.raises(UserError, match="an input is an InputSpec"):
+            with pytest.raises(UserError, match="an input must be an InputSpec"):
                 call(value)
 
 
@@ -284,8 +284,8 @@ def test_modules_and_sources_are_not_interchangeable(tmp_path):
         ({"resize": None}, "input resize must be a whole number, got None"),
         ({"kind": "rbg"}, "input kind must be 'grey' or 'lab' or 'rgb'"),
         ({"kind": None}, "input kind must be .*, got None"),
-        ({"interpolation": "cubist"}, "input interpolation must be one that torch or timm has"),
-        ({"mean": (0.5, 0.5)}, "must have three numbers"),
+        ({"interpolation": "cubist"}, "input interpolation must be an interpolation mode of torch or timm"),
+        ({"mean": (0.5, 0.5)}, "must have three values"),
         ({"mean": 0.5}, "input mean must be a list, each a number, got 0.5"),
         ({"mean": "abc"}, "input mean must be a list, each a number, got 'abc'"),
         ({"mean": (123.675, 116.28, 103.53)}, "within 0..1, for RGB in .* got .123.675"),
@@ -297,7 +297,7 @@ def test_modules_and_sources_are_not_interchangeable(tmp_path):
         ({"std": (0.5, float("nan"), 0.5)}, "input std must be"),
         ({"std": (0.5, float("inf"), 0.5)}, "input std must be"),
         ({"std": (0.5, True, 0.5)}, "input std must be a list, each a number, got"),
-        ({"std": [0.5] * 4}, "must have three numbers"),
+        ({"std": [0.5] * 4}, "must have three values"),
     ],
     ids=str,
 )
@@ -314,7 +314,7 @@ def test_inputs_accept_arrays_and_numpy_integers():
         values = {"mean": kind([0.5, 0.25, 0.0]), "std": kind([0.5, 0.5, 1.0])}
         assert InputSpec("rgb", np.int64(224), np.int32(256), **values) == plain
     assert InputSpec("rgb", 224, 256, std=(1 / 255,) * 3).std[0] == 1 / 255  # Caffe's
-    with pytest.raises(UserError, match="an input has no 'sizes'; it has kind, size"):
+    with pytest.raises(UserError, match="unknown input attribute 'sizes'; available: kind, size"):
         wrap(nn.Sequential(nn.Conv2d(3, 4, 3)), sizes=64)
 
 
@@ -344,11 +344,16 @@ def test_layer_patterns_work_everywhere(mynets):
     assert list(backbone(rgb, "all")) == list(backbone.layers)
     alexnet = load_backbone("random:alexnet,fc=0,size=64,resize=72", layers=["conv[35]"])
     assert list(alexnet(rgb)) == ["conv3", "conv5"]
-    for wrong, error in (("conv9*", r"no layer 'conv9\*'"), (5, "names or patterns"), ([], "names"), ([None], "names")):
+    for wrong, error in (
+        ("conv9*", r"unknown layer 'conv9\*'"),
+        (5, "names or patterns"),
+        ([], "names"),
+        ([None], "names"),
+    ):
         with pytest.raises(UserError, match=error):
             alexnet(rgb, wrong)
     assert plan_regions(alexnet, "conv4*").layer == "conv4"
-    with pytest.raises(UserError, match=r"'conv\*' fits conv1, conv2, .*; name one"):
+    with pytest.raises(UserError, match=r"'conv\*' matches conv1, conv2, .*; choose one"):
         plan_regions(alexnet, "conv*")
     assert plan_regions(backbone, "blocks.1.mlp").layer == "blocks.1.mlp"  # deeper than those listed
 

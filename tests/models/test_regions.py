@@ -95,10 +95,10 @@ def test_every_kind_of_net_has_its_plan(source, layer, head, resolution, parts):
 @pytest.mark.parametrize(
     ("source", "keys", "words"),
     [
-        ("random:alexnet,fc=8", {"layer": "conv9"}, "no layer 'conv9'"),
-        ("random:alexnet,fc=8", {"layer": "conv4"}, "the head fc stands on conv5"),
-        ("random:alexnet,fc=8", {"resolution": 7}, "fc6 of this backbone covers 6 × 6"),
-        ("random:alexnet,fc=8", {"head": "c4"}, "only ResNets have it"),
+        ("random:alexnet,fc=8", {"layer": "conv9"}, "unknown layer 'conv9'"),
+        ("random:alexnet,fc=8", {"layer": "conv4"}, "head fc needs layer conv5"),
+        ("random:alexnet,fc=8", {"resolution": 7}, "fc6 of this backbone requires 6 × 6"),
+        ("random:alexnet,fc=8", {"head": "c4"}, "this backbone is not a ResNet"),
         ("random:timm:test_resnet", {"head": "fc"}, "has no fc6"),
     ],
 )

@@ -126,7 +126,7 @@ def test_class_token_is_the_first_before_or_the_last_after_the_patches(tokens, i
     vit.blocks[1].register_forward_hook(lambda _m, _i, output: captured.update(tokens=output))
     x = torch.randn(2, 3, SIZE, SIZE)
     if index is None:
-        with pytest.raises(UserError, match="gives no feature map"):
+        with pytest.raises(UserError, match="has no feature map"):
             backbone.features(x, ["blocks.1_class"])
         return
     with torch.no_grad():
@@ -172,7 +172,9 @@ def test_a_module_that_interpolates_its_positions_is_left_alone():
 def test_positions_with_an_uncommon_name_need_a_name_or_a_function():
     vit = ViT(name="table").eval()
     x = torch.randn(1, 3, 32, 80)
-    with pytest.raises(UserError, match=r"ViT takes images of 48 × 48 px, not of 80 × 32 .*resize_positions='table'\)"):
+    with pytest.raises(
+        UserError, match=r"ViT accepts images of 48 × 48 px, not of 80 × 32 .*resize_positions='table'\)"
+    ):
         wrap(vit, size=SIZE).features(x)
     calls = []
 

@@ -203,5 +203,7 @@ def test_a_net_that_cannot_be_copied_is_refused():
     with torch.inference_mode():
         module = Net()
     module.journal = (line for line in "no generator can be copied")
-    with pytest.raises(UserError, match=r"torch\.inference_mode\(\) is copied, which failed"):
+    with pytest.raises(
+        UserError, match=r"could not copy the backbone, whose weights were created in torch\.inference_mode\(\)"
+    ):
         knn(module)

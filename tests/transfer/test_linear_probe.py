@@ -259,9 +259,9 @@ def folder_of(path, photo_folder, train=("class0", "class1"), val=("class0", "cl
 
 
 BAD = [
-    ("unknown layer", "--layer conv9", "no layer 'conv9'; this backbone has conv1, pool1"),
-    ("no such backbone", "--backbone {tmp}/gone", "unknown source"),
-    ("a backbone file that is none", "--backbone {tmp}/text.safetensors", "not a safetensors file"),
+    ("unknown layer", "--layer conv9", "unknown layer 'conv9'; available: conv1, pool1"),
+    ("no such backbone", "--backbone {tmp}/gone", "no source"),
+    ("a backbone file that is none", "--backbone {tmp}/text.safetensors", "not a whole safetensors file"),
     ("a folder that is no run", "--backbone {tmp}/empty", "not a run folder"),
     ("no such data", "--data {tmp}/gone", "gone"),
     ("zero images", "--data {tmp}/empty", "no images"),

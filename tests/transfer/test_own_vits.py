@@ -103,4 +103,5 @@ def test_vits_of_a_fixed_size_are_measured_on_images_of_any_size(own, protocol, 
 def test_positions_of_an_unusual_name_are_refused_with_the_remedy(own, protocol, capsys):
     assert main(own(protocol, "unusual")) == 2
     said = capsys.readouterr().err
-    assert "takes images of 64 × 64 px" in said and "crosschannel.wrap(net, resize_positions='table') resizes" in said
+    assert "accepts images of 64 × 64 px" in said
+    assert "resize them with crosschannel.wrap(net, resize_positions='table')" in said

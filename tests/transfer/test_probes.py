@@ -197,7 +197,7 @@ def test_layers_are_names_lists_and_patterns(alexnet):
     assert alexnet.choose_layers("all") == alexnet.layers
     assert alexnet.choose_layers("conv5, conv1") == ("conv1", "conv5")
     assert alexnet.choose_layers("pool*") == ("pool1", "pool2", "pool5")
-    with pytest.raises(UserError, match="no layer 'conv9'; this backbone has conv1, pool1"):
+    with pytest.raises(UserError, match="unknown layer 'conv9'; available: conv1, pool1"):
         alexnet.choose_layers("conv9")
 
 

@@ -134,10 +134,10 @@ def test_wrong_runs_sources_and_configs_are_refused(value):
     [
         (lambda: crosschannel.wrap("random:alexnet"), "wrap takes an nn.Module, not 'random:alexnet'"),
         (lambda: crosschannel.wrap(nn.Conv2d), r"not the class Conv2d \(give an instance\)"),
-        (lambda: crosschannel.wrap(NET, input="rgb"), "an input is an InputSpec"),
-        (lambda: crosschannel.wrap(NET, layers=3), "layers map public names to submodules"),
+        (lambda: crosschannel.wrap(NET, input="rgb"), "an input must be an InputSpec"),
+        (lambda: crosschannel.wrap(NET, layers=3), "layers must map layer names to submodules"),
         (lambda: crosschannel.wrap(NET, size="32"), "size must be a whole number"),
-        (lambda: crosschannel.wrap(NET, sizes=32), "an input has no 'sizes'"),
+        (lambda: crosschannel.wrap(NET, sizes=32), "unknown input attribute 'sizes'"),
         (lambda: crosschannel.load_backbone(Path("nowhere")), "no source 'nowhere'"),
         (lambda: crosschannel.load_backbone("random:alexnet", device="gpu"), "unknown device 'gpu'"),
         (lambda: crosschannel.load_backbone("random:alexnet", device=[1]), "a device must be a string"),
