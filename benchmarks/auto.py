@@ -1,5 +1,8 @@
-"""Does every choice of the `auto` table train equally well? A short training in each arithmetic, several seeds, from
-the same weights on the same crops: `python benchmarks/auto.py [--steps 100] [--seeds 0 1]`."""
+"""Held-out KL of short trainings with each row of the `auto` table: `python benchmarks/auto.py [--seeds 0 1]`.
+
+The precisions and memory formats that `auto` selects should train equally well. All rows start from the same weights
+and see the same crops.
+"""
 
 import argparse
 import json
@@ -7,7 +10,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from timing import machine, table
+from timing import describe_machine, print_table
 
 from crosschannel.cli import main as crosschannel
 from crosschannel.training.device import AUTO
@@ -15,9 +18,9 @@ from crosschannel.training.device import AUTO
 REFERENCE = ("float32", False, False)
 
 
-def share(choice: tuple[str, bool, bool], seed: int, steps: int) -> float:
-    """The held-out KL as a share of the best constant's, after so many steps of `--config quickstart`."""
-    precision, channels_last, compiled = choice
+def kl_ratio(settings: tuple[str, bool, bool], seed: int, steps: int) -> float:
+    """Train `--config quickstart` and return the held-out KL, relative to the best constant prediction."""
+    precision, channels_last, compiled = settings
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "config": "quickstart",
@@ -30,8 +33,8 @@ def share(choice: tuple[str, bool, bool], seed: int, steps: int) -> float:
             "runtime.eval_every": 10**6,
             "runtime.tensorboard": False,
         }
-        code = crosschannel(["pretrain", *(f"--{key}={str(value).lower()}" for key, value in flags.items())])
-        assert code == 0
+        status = crosschannel(["pretrain", *(f"--{key}={str(value).lower()}" for key, value in flags.items())])
+        assert status == 0
         return json.loads((Path(folder) / "run" / "result.json").read_text())["metrics"]["kl_share"]
 
 
@@ -40,16 +43,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
-    choices = {"reference": REFERENCE, **AUTO}
-    shares = {kind: [share(choice, seed, options.steps) for seed in options.seeds] for kind, choice in choices.items()}
-    print(machine(), f"{options.steps} steps of quickstart, seeds {options.seeds}", sep="; ")
+    table = {"reference": REFERENCE, **AUTO}
+    ratios = {name: [kl_ratio(row, seed, options.steps) for seed in options.seeds] for name, row in table.items()}
+    print(describe_machine(), f"{options.steps} steps of quickstart, seeds {options.seeds}", sep="; ")
     rows = [
-        (kind, *map(str, choices[kind]), " ".join(f"{s:.3f}" for s in values), f"{statistics.mean(values):.3f}")
-        for kind, values in shares.items()
+        (name, *map(str, table[name]), " ".join(f"{r:.3f}" for r in values), f"{statistics.mean(values):.3f}")
+        for name, values in ratios.items()
     ]
-    table(
-        "Held-out share of the best constant's KL",
-        ("device", "precision", "channels_last", "compile", "by seed", "mean"),
+    print_table(
+        "KL ratio to the best constant prediction on held-out images",
+        ("row of the table", "precision", "channels_last", "compile", "per seed", "mean"),
         rows,
     )
 

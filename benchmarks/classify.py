@@ -1,9 +1,10 @@
-"""PASCAL classification against what one would write with torchvision, and SVMs against a plain scikit-learn loop:
-`python benchmarks/classify.py`. Needs voc-mini below $CROSSCHANNEL_TEST_DATA.
+"""PASCAL classification and SVMs compared with torchvision and scikit-learn: `python benchmarks/classify.py`.
 
-1. The input: crops of random scale of the same images, by our stream and by Pillow and torchvision in a DataLoader.
-2. The whole step: the same AlexNet, fine-tuned whole, by `transfer classify` and by a minimal script.
-3. SVMs of one layer, C by cross-validation, by `transfer svm` and by scikit-learn alone.
+Needs voc-mini below $CROSSCHANNEL_TEST_DATA.
+
+1. Input: random-scale crops of the same images, by our stream and by Pillow and torchvision in a DataLoader.
+2. Training step: fine-tuning all layers of the same AlexNet, by `transfer classify` and by a minimal script.
+3. SVMs on one layer, C by cross-validation: the code of `transfer svm` and a scikit-learn loop.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
-from timing import machine, race, real_data, table
+from timing import describe_machine, print_table, race, real_data
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -37,8 +38,8 @@ from transfer.protocols.svm.classifiers import cross_validated_scores
 SIZE, BATCH = 227, 16
 
 
-class Files(Dataset):
-    """What a user would write: Pillow, and torchvision's functional transforms on the same windows."""
+class BaselineImages(Dataset):
+    """The input pipeline of a typical script: Pillow and torchvision's functional transforms, on the same windows."""
 
     def __init__(self, images: VOCImages, length: int):
         self.paths = [images.image_path(i) for i in range(len(images))]
@@ -50,8 +51,8 @@ class Files(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image = v2.functional.pil_to_tensor(Image.open(self.paths[index % len(self.paths)]).convert("RGB"))
         height, width = image.shape[1:]
-        most = min(2.0, height / SIZE, width / SIZE)
-        scale = float(torch.empty(1).uniform_(min(0.5, most), most))
+        max_scale = min(2.0, height / SIZE, width / SIZE)
+        scale = float(torch.empty(1).uniform_(min(0.5, max_scale), max_scale))
         side = int(SIZE * scale)
         top, left = int(torch.randint(height - side + 1, (1,))), int(torch.randint(width - side + 1, (1,)))
         crop = v2.functional.resized_crop(image, top, left, side, side, [SIZE, SIZE], antialias=False)
@@ -59,7 +60,7 @@ class Files(Dataset):
         return crop, self.labels[index % len(self.paths)]
 
 
-def input_pipeline(images: VOCImages, workers: int) -> None:
+def compare_input(images: VOCImages, workers: int) -> None:
     count = 20 * len(images)
     stream = Stream(images, RandomScaleCrops(SIZE), 0)
 
@@ -67,17 +68,17 @@ def input_pipeline(images: VOCImages, workers: int) -> None:
         for _ in load_batches(stream, 0, count, BATCH, workers=workers):
             pass
 
-    def theirs() -> None:
-        for _ in DataLoader(Files(images, count), BATCH, num_workers=workers):
+    def baseline() -> None:
+        for _ in DataLoader(BaselineImages(images, count), BATCH, num_workers=workers):
             pass
 
-    best = race({"ours": ours, "Pillow and torchvision": theirs}, rounds=3)
+    best = race({"crosschannel": ours, "Pillow and torchvision": baseline}, rounds=3)
     rows = [[name, count / seconds, best["Pillow and torchvision"] / seconds] for name, seconds in best.items()]
-    table(f"Random-scale crops of {SIZE} px, {workers} workers", ["side", "images/s", "ratio"], rows)
+    print_table(f"Random-scale crops of {SIZE} px; workers: {workers}", ["", "images/s", "speed-up"], rows)
 
 
-class Restated(nn.Module):
-    """The paper's AlexNet on lightness, as a script would have it."""
+class BaselineNet(nn.Module):
+    """The paper's AlexNet on lightness, as a script would define it."""
 
     def __init__(self, fc: int):
         super().__init__()
@@ -93,18 +94,18 @@ class Restated(nn.Module):
         return self.net(v2.functional.rgb_to_grayscale(rgb) / 2.55 - 50)
 
 
-def by_hand(images: VOCImages, steps: int, fc: int, device: torch.device, workers: int) -> tuple[float, float]:
-    """Seconds of all steps but the first few, and the part of them that waits for images."""
-    net = Restated(fc).to(device).train()
+def time_script(images: VOCImages, steps: int, fc: int, device: torch.device, workers: int) -> tuple[float, float]:
+    """Return the seconds of all steps after the first five, and how many of these are spent waiting for images."""
+    net = BaselineNet(fc).to(device).train()
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=1e-6)
-    loader = iter(DataLoader(Files(images, BATCH * steps), BATCH, num_workers=workers))
-    begun, waited = 0.0, 0.0
+    loader = iter(DataLoader(BaselineImages(images, BATCH * steps), BATCH, num_workers=workers))
+    start, waiting = 0.0, 0.0
     for step in range(steps):
         if step == 5:
-            begun, waited = time.perf_counter(), 0.0
-        asked = time.perf_counter()
+            start, waiting = time.perf_counter(), 0.0
+        wait_start = time.perf_counter()
         pixels, labels = next(loader)
-        waited += time.perf_counter() - asked
+        waiting += time.perf_counter() - wait_start
         labels = labels.to(device)
         losses = nn.functional.binary_cross_entropy_with_logits(
             net(pixels.to(device).float()), (labels == 1).float(), (labels >= 0).float(), reduction="sum"
@@ -113,23 +114,25 @@ def by_hand(images: VOCImages, steps: int, fc: int, device: torch.device, worker
         (losses / BATCH).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 10.0)
         optimizer.step()
-    return time.perf_counter() - begun, waited
+    return time.perf_counter() - start, waiting
 
 
-def ours(devkit: Path, steps: int, fc: int, device: torch.device, workers: int, precision: str) -> tuple[float, float]:
-    """Seconds of all steps but the first few, and those inside the task's forward pass."""
-    marks: list[float] = []
-    inside: list[float] = []
+def time_protocol(
+    devkit: Path, steps: int, fc: int, device: torch.device, workers: int, precision: str
+) -> tuple[float, float]:
+    """Return the seconds of all steps after the first five, and of their forward passes."""
+    starts: list[float] = []
+    forward: list[float] = []
     original, evaluate = Classification.step, Classification.evaluate
 
-    def step(*arguments):
-        marks.append(time.perf_counter())
-        found = original(*arguments)
-        inside.append(time.perf_counter() - marks[-1])
-        return found
+    def timed_step(*arguments):
+        starts.append(time.perf_counter())
+        result = original(*arguments)
+        forward.append(time.perf_counter() - starts[-1])
+        return result
 
-    def ended(*arguments):
-        marks.append(time.perf_counter())
+    def timed_evaluate(*arguments):
+        starts.append(time.perf_counter())
         return evaluate(*arguments)
 
     config = ClassifyConfig(
@@ -138,7 +141,7 @@ def ours(devkit: Path, steps: int, fc: int, device: torch.device, workers: int, 
         train=TrainConfig(BATCH, steps=steps, precision=precision, compile=False),
         runtime=RuntimeConfig(workers, log_every=10**9, checkpoint_every=10**9, eval_every=10**9, tensorboard=False),
     )  # fmt: skip
-    Classification.step, Classification.evaluate = step, ended
+    Classification.step, Classification.evaluate = timed_step, timed_evaluate
     try:
         backbone = load_backbone("gaussian:alexnet,fc=0", device=device)
         split = open_devkit(str(devkit), PascalConfig("", ""))
@@ -146,33 +149,34 @@ def ours(devkit: Path, steps: int, fc: int, device: torch.device, workers: int, 
             transfer.classify(backbone, split, "all", config, out=Path(out) / "run")
     finally:
         Classification.step, Classification.evaluate = original, evaluate
-    return marks[-1] - marks[5], sum(inside[5:])
+    return starts[-1] - starts[5], sum(forward[5:])
 
 
-def whole_step(devkit: Path, images: VOCImages, steps: int, fc: int, device: torch.device, workers: int) -> None:
+def compare_training(devkit: Path, images: VOCImages, steps: int, fc: int, device: torch.device, workers: int) -> None:
     rows, count = [], BATCH * (steps - 5)
-    theirs, waited = by_hand(images, steps, fc, device, workers)
-    rows.append(["a script with torchvision, float32", count / theirs, 1.0, f"{100 * waited / theirs:.0f} % waiting"])
+    baseline, waiting = time_script(images, steps, fc, device, workers)
+    rows.append(["script, float32", count / baseline, 1.0, f"{100 * waiting / baseline:.0f} % waiting for images"])
     for precision in ("float32", "auto"):
-        seconds, inside = ours(devkit, steps, fc, device, workers, precision)
-        share = f"{100 * inside / seconds:.0f} % forward"
-        rows.append([f"transfer classify, {precision}", count / seconds, theirs / seconds, share])
-    table(f"Fine-tuning all of an AlexNet (fc {fc}), batch {BATCH}", ["side", "images/s", "ratio", "share"], rows)
+        seconds, forward = time_protocol(devkit, steps, fc, device, workers, precision)
+        fraction = f"{100 * forward / seconds:.0f} % forward pass"
+        rows.append([f"transfer classify, {precision}", count / seconds, baseline / seconds, fraction])
+    title = f"Fine-tuning all layers of AlexNet (fc {fc}), batch {BATCH}"
+    print_table(title, ["", "images/s", "speed-up", "fraction of the time"], rows)
 
 
-def svms(images: tuple[VOCImages, VOCImages], costs: list[float]) -> None:
-    """On conv5 of a random AlexNet, pooled to 6² positions: 9,216 numbers."""
+def compare_svms(images: tuple[VOCImages, VOCImages], costs: list[float]) -> None:
+    """Fit 20 SVMs on conv5 of a random AlexNet, pooled to 6 × 6 positions: 9,216 features."""
     backbone = load_backbone("random:alexnet,fc=0")
     features = []
-    for part in images:
-        batches = load_batches(Stream(part, RandomScaleCrops(SIZE)), 0, len(part), 64)
+    for split in images:
+        batches = load_batches(Stream(split, RandomScaleCrops(SIZE)), 0, len(split), 64)
         with torch.no_grad():
             maps = torch.cat([backbone(batch.images, ["conv5"])["conv5"] for batch in batches])
         flat = nn.functional.adaptive_avg_pool2d(maps, 6).flatten(1)
         features.append((flat / flat.norm(dim=1, keepdim=True)).numpy())
     labels, options = images[0].labels == 1, {"class_weight": {1: 2, -1: 1}, "max_iter": 2000}
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for number in range(20):
         y = np.where(labels[:, number], 1, -1)
         folds = min(3, int(labels[:, number].sum()))
@@ -181,21 +185,20 @@ def svms(images: tuple[VOCImages, VOCImages], costs: list[float]) -> None:
             for c in costs
         ]
         LinearSVC(C=costs[int(np.argmax(scores))], **options).fit(features[0], y).decision_function(features[1])
-    plain = time.perf_counter() - begun
+    baseline = time.perf_counter() - start
 
-    rows = [["a scikit-learn loop", plain, 1.0]]
+    rows = [["a scikit-learn loop", baseline, 1.0]]
     for jobs in (1, 2):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with Processes(jobs) as processes:
-            short, directions = project_onto_span(features[0])
-            shared = [processes.share(array) for array in (short, features[1] @ directions)]
+            projected, directions = project_onto_span(features[0])
+            shared = [processes.share(array) for array in (projected, features[1] @ directions)]
             tasks = [(labels[:, number].astype(np.int8), costs, 3, 0) for number in range(20)]
             processes.run(cross_validated_scores, shared, tasks)
-        seconds = time.perf_counter() - begun
-        rows.append([f"ours, {jobs} process{'es' * (jobs > 1)}", seconds, plain / seconds])
-    table(
-        f"20 SVMs on {len(images[0])} images of 9,216 numbers, {len(costs)} values of C", ["side", "s", "ratio"], rows
-    )
+        seconds = time.perf_counter() - start
+        rows.append([f"crosschannel, {jobs} process{'es' * (jobs > 1)}", seconds, baseline / seconds])
+    title = f"20 SVMs on {len(images[0])} images × 9,216 features, {len(costs)} values of C by cross-validation"
+    print_table(title, ["", "s", "speed-up"], rows)
 
 
 def main() -> None:
@@ -208,10 +211,10 @@ def main() -> None:
     keep_freed_memory()
     device, devkit = find_device(options.device), real_data("voc-mini") / "VOCdevkit"
     split = open_devkit(str(devkit), PascalConfig("", ""))
-    print(machine())
-    input_pipeline(split.train, options.workers)
-    whole_step(devkit, split.train, options.steps, options.fc, device, options.workers)
-    svms((split.train, split.test), [0.1, 1.0, 10.0, 100.0])
+    print(describe_machine())
+    compare_input(split.train, options.workers)
+    compare_training(devkit, split.train, options.steps, options.fc, device, options.workers)
+    compare_svms((split.train, split.test), [0.1, 1.0, 10.0, 100.0])
 
 
 if __name__ == "__main__":

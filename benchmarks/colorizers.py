@@ -1,13 +1,15 @@
-"""What colouring costs: our ColorNet against our net of Larsson et al., 256², beside the paper's Table 1:
-`python benchmarks/colorizers.py`. Weights are random; they cost the same. Then the memory of training Larsson's net at
-128 pixels of a crop, against a hypercolumn of every 4th pixel.
+"""Cost of colorization compared with the paper's Table 1: `python benchmarks/colorizers.py`.
+
+Measures ColorNet and our implementation of Larsson et al. on one picture of 256². Weights are random, which does not
+change the cost. Then measures the memory of training Larsson's net with 128 pixels per crop, compared with a
+hypercolumn at every 4th pixel.
 """
 
 import json
 import sys
 
 import torch
-from timing import apart, machine, peak_memory, table
+from timing import describe_machine, peak_memory, print_table, run_in_subprocess
 
 from crosschannel.colorize.colorizer import Colorizer
 from crosschannel.evaluation.cost import cost
@@ -21,28 +23,28 @@ NETS = {
     "L2": ("colorization", ColorizationConfig(kind="l2"), NetSpec("colornet"), "L2"),
     "Larsson et al.": ("larsson", LarssonConfig(), NetSpec("vgg16", 1, fc=4096), "Larsson et al. 2016"),
 }
-HEAD = ["", "parameters MB", "paper", "features MB", "paper", "runtime ms", "times full", "paper"]
+HEAD = ["", "parameters, MB", "paper", "features, MB", "paper", "runtime, ms", "relative to full", "paper"]
 
 
-def costs() -> None:
+def print_costs() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, rows = {}, []
+    costs, rows = {}, []
     for name, (task, config, spec, _) in NETS.items():
         net, pretext = create(task, config, spec)
-        found[name] = cost(Colorizer(net.eval(), pretext, 256).to(device).requires_grad_(False), 256, device)
+        costs[name] = cost(Colorizer(net.eval(), pretext, 256).to(device).requires_grad_(False), 256, device)
     for name, (*_, published) in NETS.items():
         parameters, features, runtime = TABLE_1[published][3:]
-        mine = found[name]
+        measured = costs[name]
         rows.append([
-            name, mine["parameters_mb"], parameters, mine["features_mb"], features,
-            mine["runtime_ms"], mine["runtime_ms"] / found["full"]["runtime_ms"], runtime / TABLE_1["full"][5],
+            name, measured["parameters_mb"], parameters, measured["features_mb"], features, measured["runtime_ms"],
+            measured["runtime_ms"] / costs["full"]["runtime_ms"], runtime / TABLE_1["full"][5],
         ])  # fmt: skip
-    table(f"One picture of 256², batch 1, float32. {machine()}", HEAD, rows)
+    print_table(f"One picture of 256², float32, batch 1. {describe_machine()}", HEAD, rows)
 
 
-def step(everywhere: bool) -> None:
-    """Peak memory of one forward and backward pass of 2 crops: sparse, or with hypercolumns on the whole grid."""
-    net, task = create("larsson", LarssonConfig(locations=56 * 56 if everywhere else 128), NetSpec("vgg16", 1, fc=4096))
+def print_step_memory(dense: bool) -> None:
+    """Print the peak memory of a forward and backward pass of 2 crops: at sampled pixels, or at every 4th pixel."""
+    net, task = create("larsson", LarssonConfig(locations=56 * 56 if dense else 128), NetSpec("vgg16", 1, fc=4096))
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     before = peak_memory()
     labels = torch.zeros(2, dtype=torch.int64)
@@ -52,11 +54,11 @@ def step(everywhere: bool) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        return step(sys.argv[1] == "everywhere")
-    costs()
-    rows = [[words, apart(__file__, which)["mib"]] for words, which in
-            (("128 pixels a crop", "sparse"), ("every 4th pixel", "everywhere"))]  # fmt: skip
-    table("Memory of a training step of Larsson's net, 2 crops of 224 px, gradients included", ["", "MiB"], rows)
+        return print_step_memory(sys.argv[1] == "dense")
+    print_costs()
+    rows = [[pixels, run_in_subprocess(__file__, mode)["mib"]] for pixels, mode in
+            (("128 pixels per crop", "sparse"), ("every 4th pixel", "dense"))]  # fmt: skip
+    print_table("Memory of a training step of Larsson's net: 2 crops of 224 px, including gradients", ["", "MiB"], rows)
     return None
 
 

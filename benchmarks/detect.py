@@ -1,11 +1,12 @@
-"""PASCAL detection: both engines side by side, and against what one would write with torchvision:
-`python benchmarks/detect.py`. Needs voc-mini below $CROSSCHANNEL_TEST_DATA; detectron2 (or its sources on PYTHONPATH)
-for its rows; OpenCV's contributed modules for the third part.
+"""Speed of PASCAL detection, its metrics and selective search: `python benchmarks/detect.py`.
 
-1. A training step of two images of 64 regions at 600 px, and a test image of 2,000 regions, on torchvision's AlexNet:
-   ours by either engine, and torchvision's own RoIHeads on the same layers.
-2. Average precisions of as many detections as VOC2007's test images give, and intervals of them.
-3. Selective search: recall, and images a second with one and two processes.
+Needs voc-mini below $CROSSCHANNEL_TEST_DATA, detectron2 (or its sources on PYTHONPATH) for the detectron2 rows, and
+opencv-contrib for part 3.
+
+1. A training step of two images with 64 regions each, and a test image with 2,000 regions, at 600 px on torchvision's
+   AlexNet: both of our engines, and torchvision's RoIHeads on the same layers.
+2. Average precisions of as many images as VOC2007's test set has, and their confidence intervals.
+3. Selective search: recall, and images/s with one and two processes.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import machine, race, real_data, table
+from timing import describe_machine, print_table, race, real_data
 from torch import nn
 from torchvision.models import alexnet
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -40,16 +41,16 @@ from transfer.protocols.detect.views import AllRegions, DetectionBatch, SampledR
 _SOURCE = "torchvision:alexnet,weights=none"
 
 
-class Restated(nn.Module):
+class BaselineNet(nn.Module):
     """AlexNet's convolutions, torchvision's RoIHeads with its own sampling, fc6 and fc7."""
 
     def __init__(self):
         super().__init__()
         net = alexnet()
-        self.features, fully = net.features[:-1], net.classifier
+        self.features, classifier = net.features[:-1], net.classifier
         self.heads = RoIHeads(
             MultiScaleRoIAlign(["0"], 6, 2),
-            nn.Sequential(nn.Flatten(), *fully[:6]),
+            nn.Sequential(nn.Flatten(), *classifier[:6]),
             _Predictor(),
             0.5, 0.5, 64, 0.25, None, 0.05, 0.3, 100,
         )  # fmt: skip
@@ -57,8 +58,8 @@ class Restated(nn.Module):
     def forward(self, x, boxes, truth=None):
         maps = {"0": self.features(x)}
         sizes = [tuple(x.shape[2:])] * len(x)
-        found, losses = self.heads(maps, boxes, sizes, truth)
-        return sum(losses.values()) if truth else found
+        detections, losses = self.heads(maps, boxes, sizes, truth)
+        return sum(losses.values()) if truth else detections
 
 
 class _Predictor(nn.Module):
@@ -70,9 +71,9 @@ class _Predictor(nn.Module):
         return self.scores(x), self.boxes(x)
 
 
-def some_proposals(images: VOCImages, count: int) -> WithProposals:
-    """Boxes near the objects, and anywhere, as many as selective search may give."""
-    generator, found = np.random.default_rng(0), {}
+def random_proposals(images: VOCImages, count: int) -> WithProposals:
+    """Draw up to ``count`` boxes per image: near the objects first, then anywhere."""
+    generator, proposals = np.random.default_rng(0), {}
     for index, name in enumerate(images.names):
         truth = from_voc(images.fields(index)["objects"].boxes)
         near = np.repeat(truth, 40, 0)
@@ -81,87 +82,87 @@ def some_proposals(images: VOCImages, count: int) -> WithProposals:
         image = EncodedImage(images.read(index))
         boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 200, low.shape)])])
         boxes = clipped(boxes, image.height, image.width)
-        found[name] = boxes[(boxes[:, 2:] > boxes[:, :2] + 2).all(1)][:count].astype(np.float32)
-    return WithProposals(images, found, "random boxes")
+        proposals[name] = boxes[(boxes[:, 2:] > boxes[:, :2] + 2).all(1)][:count].astype(np.float32)
+    return WithProposals(images, proposals, "random boxes")
 
 
-def engines(device: torch.device) -> dict[str, Detector]:
+def detectors(device: torch.device) -> dict[str, Detector]:
     config = PROGRAM.parse("detect", ["--config=paper", "--data=x", "--backbone=x"])
-    kinds = {"engine torchvision": FastRCNN}
+    kinds = {"--engine torchvision": FastRCNN}
     try:
         from transfer.protocols.detect.with_detectron2 import DetectronRCNN
 
-        kinds["engine detectron2"] = DetectronRCNN
+        kinds["--engine detectron2"] = DetectronRCNN
     except ImportError:
-        print("\nno detectron2: put it on PYTHONPATH for its rows")
+        print("\ndetectron2 is not installed; install it or put its sources on PYTHONPATH for its rows")
     return {name: kind(trainable_copy(load_backbone(_SOURCE)), 20, config).to(device) for name, kind in kinds.items()}
 
 
-def steps(images: WithProposals, device: torch.device, rounds: int, precision: str) -> None:
+def compare_steps(images: WithProposals, device: torch.device, rounds: int, precision: str) -> None:
     config = PROGRAM.parse("detect", ["--config=paper", "--data=x", "--backbone=x"])
     view = SampledRegions(20, config.sample, (600,), 1000)
     batch: DetectionBatch = next(load_batches(Stream(images, view, 0), 0, 2, 2))
     test: DetectionBatch = next(load_batches(Stream(images, AllRegions(600, 1000)), 0, 1, 1))
-    nets, restated = engines(device), Restated().to(device)
-    first = next(iter(nets.values()))
-    inputs = first.inputs(batch.images, device).x, first.inputs(test.images, device).x
-    boxes = [one.boxes.to(device) for one in batch.regions], [one.boxes.to(device) for one in test.regions]
-    truth = [{"boxes": o.objects.to(device), "labels": o.classes.to(device) + 1} for o in batch.regions]
+    nets, baseline = detectors(device), BaselineNet().to(device)
+    any_net = next(iter(nets.values()))
+    inputs = any_net.inputs(batch.images, device).x, any_net.inputs(test.images, device).x
+    boxes = [r.boxes.to(device) for r in batch.regions], [r.boxes.to(device) for r in test.regions]
+    truth = [{"boxes": r.objects.to(device), "labels": r.classes.to(device) + 1} for r in batch.regions]
 
-    def trains(net: nn.Module, loss_of) -> object:
+    def training_step(net: nn.Module, compute_loss) -> object:
         optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
 
         def step() -> None:
             net.train()
             with autocast(device, precision):
-                loss = loss_of()
+                loss = compute_loss()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            _wait(device)
+            _synchronize(device)
 
         return step
 
-    def tests(net: nn.Module, found_of) -> object:
-        def one() -> None:
+    def test_pass(net: nn.Module, detect) -> object:
+        def run() -> None:
             net.eval()
             with torch.inference_mode(), autocast(device, precision):
-                found_of()
-            _wait(device)
+                detect()
+            _synchronize(device)
 
-        return one
+        return run
 
-    def ours(net: Detector) -> torch.Tensor:
+    def mean_loss(net: Detector) -> torch.Tensor:
         loss, count = net(batch)
         return loss / count
 
-    def detections(net: Detector) -> None:
-        for one in detect_in_original_coordinates(net, test):
-            filter_by_score(*one, config.keep)
+    def detect_objects(net: Detector) -> None:
+        for detections in detect_in_original_coordinates(net, test):
+            filter_by_score(*detections, config.keep)
 
-    by_hand = "a script on torchvision's RoIHeads"
-    training = {by_hand: trains(restated, lambda: restated(inputs[0], boxes[0], truth))}
-    testing = {by_hand: tests(restated, lambda: restated(inputs[1], boxes[1]))}
+    script = "a script on torchvision's RoIHeads"
+    training = {script: training_step(baseline, lambda: baseline(inputs[0], boxes[0], truth))}
+    testing = {script: test_pass(baseline, lambda: baseline(inputs[1], boxes[1]))}
     for name, net in nets.items():
-        training[name] = trains(net, lambda net=net: ours(net))
-        testing[name] = tests(net, lambda net=net: detections(net))
+        training[name] = training_step(net, lambda net=net: mean_loss(net))
+        testing[name] = test_pass(net, lambda net=net: detect_objects(net))
     trained, tested = race(training, rounds), race(testing, rounds)
     rows = [
-        [name, trained[name], trained[by_hand] / trained[name], tested[name], tested[by_hand] / tested[name]]
+        [name, trained[name], trained[script] / trained[name], tested[name], tested[script] / tested[name]]
         for name in training
     ]
     regions = f"{len(boxes[1][0]):,} regions"
-    head = ["side", "step of 2 × 64 regions, s", "times as fast", f"test image of {regions}, s", "times as fast"]
-    table(f"Fast R-CNN on torchvision's AlexNet at 600 px, {precision}", head, rows)
+    head = ["", "step of 2 images × 64 regions, s", "speed-up", f"test image with {regions}, s", "speed-up"]
+    print_table(f"Fast R-CNN on torchvision's AlexNet at 600 px, {precision}", head, rows)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def figures(count: int, resamples: int) -> None:
-    """Random detections of as many images."""
+def time_metrics(count: int, resamples: int) -> None:
+    """Time the metrics of random detections on ``count`` images."""
     generator = np.random.default_rng(0)
     detections, objects = [], []
     for _ in range(count):
@@ -173,35 +174,39 @@ def figures(count: int, resamples: int) -> None:
         boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 150, (30, 2))])])
         labels = np.concatenate([np.repeat(objects[-1].classes, 10), generator.integers(0, 20, 30)])
         detections.append(np.concatenate([labels[:, None], generator.random((60, 1)), boxes], 1))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     rows = detection_rows([str(i) for i in range(count)], CLASSES, detections, objects)
-    matched = time.perf_counter() - begun
-    begun = time.perf_counter()
+    overlap_seconds = time.perf_counter() - start
+    start = time.perf_counter()
     detection_figures(rows, np.ones((1, count)))
-    once = time.perf_counter() - begun
-    begun = time.perf_counter()
+    metric_seconds = time.perf_counter() - start
+    start = time.perf_counter()
     intervals(lambda weights: detection_figures(rows, weights), count, resamples, 0.95, 0)
-    many = time.perf_counter() - begun
-    rows = [["overlaps", matched], ["all figures", once], [f"intervals of {resamples:,} resamples", many]]
-    table(f"{count:,} images, 60 detections each, 20 classes, ten overlaps", ["what", "s"], rows)
+    interval_seconds = time.perf_counter() - start
+    rows = [
+        ["overlaps with the objects", overlap_seconds],
+        ["all metrics", metric_seconds],
+        [f"confidence intervals, {resamples:,} resamples", interval_seconds],
+    ]
+    print_table(f"{count:,} images, 60 detections each, 20 classes, ten IoU thresholds", ["", "s"], rows)
 
 
-def selective_search(images: VOCImages, count: int) -> None:
-    few = Subset(images, np.linspace(0, len(images) - 1, count).astype(int))
-    truths = [from_voc(few.fields(index)["objects"].boxes) for index in range(count)]
+def time_selective_search(images: VOCImages, count: int) -> None:
+    subset = Subset(images, np.linspace(0, len(images) - 1, count).astype(int))
+    truths = [from_voc(subset.fields(index)["objects"].boxes) for index in range(count)]
     rows = []
     for mode in ("fast", "quality"):
         speeds = []
         for workers in (1, 2):
-            begun = time.perf_counter()
-            stream, boxes = Stream(few, Searched(mode)), []
+            start = time.perf_counter()
+            stream, boxes = Stream(subset, Searched(mode)), []
             for batch in load_batches(stream, 0, count, 1, workers=workers):
                 boxes += batch.boxes
-            speeds.append(count / (time.perf_counter() - begun))
-        every = np.mean([len(one) for one in boxes])
-        rows.append([mode, f"{every:.0f}", f"{100 * recall(truths, boxes):.1f} %", *speeds])
-    head = ["mode", "boxes an image", "recall at .5", "images/s, one process", "two"]
-    table(f"Selective search, {count} images, at most 2,000 boxes", head, rows)
+            speeds.append(count / (time.perf_counter() - start))
+        mean_count = np.mean([len(image_boxes) for image_boxes in boxes])
+        rows.append([mode, f"{mean_count:.0f}", f"{100 * recall(truths, boxes):.1f} %", *speeds])
+    head = ["mode", "boxes per image", "recall at IoU 0.5", "images/s, one process", "two processes"]
+    print_table(f"Selective search, {count} images, at most 2,000 boxes each", head, rows)
 
 
 def main() -> None:
@@ -214,13 +219,13 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     device, devkit = find_device(options.device), real_data("voc-mini") / "VOCdevkit"
-    print(machine())
+    print(describe_machine())
     images = VOCImages(Path(devkit), [("2007", "test")])
-    proposals = some_proposals(images, 2000)
+    proposals = random_proposals(images, 2000)
     for precision in ("float32", "bfloat16"):
-        steps(proposals, device, options.rounds, precision)
-    figures(options.images, options.resamples)
-    selective_search(images, options.searched)
+        compare_steps(proposals, device, options.rounds, precision)
+    time_metrics(options.images, options.resamples)
+    time_selective_search(images, options.searched)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Images a second of the whole input pipeline, from encoded files to uint8 crops in the training process, against
-Pillow and torchvision's transforms in a DataLoader on the same files: `python benchmarks/loader.py`.
+"""Images/s of the input pipeline compared with Pillow and torchvision in a DataLoader: `python benchmarks/loader.py`.
 
-Needs photographs: imagenet-full (as they were taken) and imagenet-256 (short side 256) below $CROSSCHANNEL_TEST_DATA.
+Both sides turn the same encoded files into uint8 crops in the training process. Needs imagenet-full (original sizes)
+and imagenet-256 (short side 256) below $CROSSCHANNEL_TEST_DATA.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timing import apart, machine, real_data, table
+from timing import describe_machine, print_table, real_data, run_in_subprocess
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -27,14 +27,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from range_server import start_server
 
 BATCH = 64
+BASELINE = "Pillow + torchvision"
 CROPS = {
     "random": CropConfig(176, 256, "random"),
     "random-resized": CropConfig(128, 144, "random-resized", (0.25, 1.0)),
 }
 
 
-class UsualImages(Dataset):
-    """What a user would write: open with Pillow, torchvision's transforms."""
+class BaselineImages(Dataset):
+    """The input pipeline of a typical script: Pillow and torchvision's transforms."""
 
     def __init__(self, folder: Path, crop: CropConfig):
         self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -51,101 +52,112 @@ class UsualImages(Dataset):
         return self.transform(Image.open(self.paths[index]).convert("RGB"))
 
 
-def usual(folder: Path, crop: CropConfig, workers: int) -> Iterable[torch.Tensor]:
-    dataset = UsualImages(folder, crop)
+def load_baseline(folder: Path, crop: CropConfig, workers: int) -> Iterable[torch.Tensor]:
+    dataset = BaselineImages(folder, crop)
     sampler = torch.utils.data.RandomSampler(dataset, num_samples=10**9)
     return DataLoader(dataset, BATCH, sampler=sampler, num_workers=workers, prefetch_factor=4 if workers else None)
 
 
-def ours(data: Path | str, crop: CropConfig, workers: int) -> Iterable[torch.Tensor]:
+def load_ours(data: Path | str, crop: CropConfig, workers: int) -> Iterable[torch.Tensor]:
     stream = Stream(open_training_images(str(data)), TrainingCrops(crop), 0)
     return (batch.images for batch in load_batches(stream, 0, 10**9, BATCH, workers=workers))
 
 
-def speeds(sides: dict[str, Callable[[], Iterable[torch.Tensor]]], batches: int, rounds: int) -> dict[str, float]:
-    """The most images a second of each side; sides take turns, and start-up is not counted."""
-    best = dict.fromkeys(sides, 0.0)
+def best_speeds(
+    loaders: dict[str, Callable[[], Iterable[torch.Tensor]]], batches: int, rounds: int
+) -> dict[str, float]:
+    """Return the highest images/s of each loader over alternating rounds, start-up excluded."""
+    best = dict.fromkeys(loaders, 0.0)
     for _ in range(rounds):
-        for name, make in sides.items():
-            running = iter(make())
+        for name, make in loaders.items():
+            loader = iter(make())
             for _ in range(4):  # workers start, caches fill
-                next(running)
-            begun = time.perf_counter()
-            count = sum(len(images) for images in islice(running, batches))
-            best[name] = max(best[name], count / (time.perf_counter() - begun))
-            del running
+                next(loader)
+            start = time.perf_counter()
+            count = sum(len(images) for images in islice(loader, batches))
+            best[name] = max(best[name], count / (time.perf_counter() - start))
+            del loader
     return best
 
 
 def compare(options: argparse.Namespace, raw: Path, small: Path, shards: Path) -> None:
     for kind, crop in CROPS.items():
         for workers in options.workers:
-            sides = {
-                ("raw photographs", "usual"): lambda c=crop, w=workers: usual(raw, c, w),
-                ("raw photographs", "crosschannel"): lambda c=crop, w=workers: ours(raw, c, w),
-                ("256 px files", "usual"): lambda c=crop, w=workers: usual(small, c, w),
-                ("256 px files", "crosschannel"): lambda c=crop, w=workers: ours(small, c, w),
-                ("256 px shards", "crosschannel"): lambda c=crop, w=workers: ours(shards, c, w),
+            loaders = {
+                ("raw photographs", BASELINE): lambda c=crop, w=workers: load_baseline(raw, c, w),
+                ("raw photographs", "crosschannel"): lambda c=crop, w=workers: load_ours(raw, c, w),
+                ("256 px files", BASELINE): lambda c=crop, w=workers: load_baseline(small, c, w),
+                ("256 px files", "crosschannel"): lambda c=crop, w=workers: load_ours(small, c, w),
+                ("256 px shards", "crosschannel"): lambda c=crop, w=workers: load_ours(shards, c, w),
             }
-            best = speeds(sides, options.batches, options.rounds)
+            best = best_speeds(loaders, options.batches, options.rounds)
             rows = []
-            for (data, side), speed in best.items():
-                same = best[("256 px files" if "256" in data else data, "usual")]
-                rows.append((data, side, round(speed), speed / same, speed / best[("raw photographs", "usual")]))
-            head = ("data", "side", "images/s", "times usual", "times usual on raw")
-            table(f"{kind} crops of {crop.size} px, {workers} workers", head, rows)
+            for (data, name), speed in best.items():
+                baseline = best[("256 px files" if "256" in data else data, BASELINE)]
+                rows.append((data, name, round(speed), speed / baseline, speed / best[("raw photographs", BASELINE)]))
+            head = ("data", "loader", "images/s", "speed-up", "speed-up over the baseline on raw photographs")
+            print_table(f"{kind} crops of {crop.size} px; workers: {workers}", head, rows)
 
 
-def startup(options: argparse.Namespace, small: Path, shards: Path) -> None:
+def time_startup(options: argparse.Namespace, small: Path, shards: Path) -> None:
     crop, rows = CROPS["random"], []
     for workers in options.workers:
-        for name, make, data in (("usual", usual, small), ("crosschannel", ours, shards)):
-            begun = time.perf_counter()
-            next(iter(make(data, crop, workers)))
-            rows.append((name, workers, time.perf_counter() - begun))
-    table("From opening the data to the first batch", ("side", "workers", "s"), rows)
+        for name, load, data in ((BASELINE, load_baseline, small), ("crosschannel", load_ours, shards)):
+            start = time.perf_counter()
+            next(iter(load(data, crop, workers)))
+            rows.append((name, workers, time.perf_counter() - start))
+    print_table("From opening the data to the first batch", ("loader", "workers", "s"), rows)
 
 
-def over_http(options: argparse.Namespace, shards: Path, port: int = 8765) -> None:
+def compare_http(options: argparse.Namespace, shards: Path, port: int = 8765) -> None:
     crop, address = CROPS["random"], f"http://127.0.0.1:{port}"
     server = start_server(shards, port)
     try:
         for workers in options.workers:
-            before, begun = busy(server.pid), time.perf_counter()
-            sides = {"disk": lambda w=workers: ours(shards, crop, w), "http": lambda w=workers: ours(address, crop, w)}
-            best = speeds(sides, options.batches, options.rounds)
-            share = (busy(server.pid) - before) / (time.perf_counter() - begun)
+            before, start = cpu_seconds(server.pid), time.perf_counter()
+            loaders = {
+                "disk": lambda w=workers: load_ours(shards, crop, w),
+                "http": lambda w=workers: load_ours(address, crop, w),
+            }
+            best = best_speeds(loaders, options.batches, options.rounds)
+            cpu_load = (cpu_seconds(server.pid) - before) / (time.perf_counter() - start)
             rows = [(name, round(speed), speed / best["disk"]) for name, speed in best.items()]
-            title = f"256 px shards from the disk and from a local server, {workers} workers"
-            table(f"{title} (the server took {share:.0%} of a core)", ("", "images/s", "of disk"), rows)
+            title = f"256 px shards from disk and from a local HTTP server; workers: {workers}"
+            print_table(
+                f"{title} (the server used {cpu_load:.0%} of a core)", ("", "images/s", "relative to disk"), rows
+            )
     finally:
         server.kill()
 
 
-def busy(pid: int) -> float:
-    """Seconds of processor time that a process has taken."""
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def resident(pid: int) -> int:
-    """Bytes of a process that no other shares, and its part of those that others share."""
+def proportional_set_size(pid: int) -> int:
+    """Return the memory of a process in bytes, with shared pages divided by the number of processes that share them."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
 
 
-def memory(shards: Path) -> None:
-    """Run in a process of its own: memory of the process and its workers along two epochs, as JSON."""
+def measure_memory(shards: Path) -> None:
+    """Print the memory of this process and its workers in the course of ten epochs, as JSON.
+
+    Must run in a new process.
+    """
     stream = Stream(open_training_images(str(shards)), TrainingCrops(CROPS["random"]), 0)
     per_epoch = len(stream.images) // BATCH
-    seen = []
+    measurements = []
     for number, _ in enumerate(load_batches(stream, 0, 10**9, BATCH, workers=2)):
         if number in (5, per_epoch // 2, per_epoch, 2 * per_epoch, 10 * per_epoch):
             children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-            seen.append((number * BATCH, sum(resident(int(pid)) for pid in (os.getpid(), *children)) / 2**20))
+            pids = (os.getpid(), *children)
+            measurements.append((number * BATCH, sum(proportional_set_size(int(pid)) for pid in pids) / 2**20))
         if number > 10 * per_epoch:
             break
-    print(json.dumps({"memory": seen}))
+    print(json.dumps({"memory": measurements}))
 
 
 def main() -> None:
@@ -155,22 +167,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the pipeline alone: no pipeline gets more than its processes
+    torch.set_num_threads(1)  # so that neither pipeline uses more cores than it has processes
     if options.memory:
-        memory(options.memory)
+        measure_memory(options.memory)
         return
     print(
-        machine(), f"batches of {BATCH}, best of {options.rounds} runs of {options.batches} batches, in turns", sep="; "
+        describe_machine(),
+        f"batches of {BATCH}, best of {options.rounds} alternating runs of {options.batches} batches",
+        sep="; ",
     )
     raw, small = real_data("imagenet-full"), real_data("imagenet-256")
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
         crosschannel(["shard", str(small), str(shards), "--size=256", "--shard_mb=16"])
         compare(options, raw, small, shards)
-        startup(options, small, shards)
-        rows = apart(sys.argv[0], "--memory", str(shards))["memory"]
-        table("Memory of the process and two workers", ("images seen", "MiB"), rows)
-        over_http(options, shards)
+        time_startup(options, small, shards)
+        rows = run_in_subprocess(sys.argv[0], "--memory", str(shards))["memory"]
+        print_table("Memory of the process and two workers", ("images read", "MiB"), rows)
+        compare_http(options, shards)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""PASCAL segmentation against what one would write with torchvision, and dense neighbours against faiss:
-`python benchmarks/segment.py`. Needs voc-mini below $CROSSCHANNEL_TEST_DATA, and faiss-cpu for the last part.
+"""PASCAL segmentation and dense neighbours compared with torchvision and faiss: `python benchmarks/segment.py`.
 
-1. An evaluation over whole images against the forward passes alone, and the memory that it holds on the way.
-2. A training step on crops: `transfer segment`'s task and loop against a minimal script.
-3. Neighbours of the points of test images among those of training images: ours against faiss' exact index.
+Needs voc-mini below $CROSSCHANNEL_TEST_DATA, and faiss-cpu for part 3.
+
+1. Evaluation on whole images compared with the forward passes only, and its memory.
+2. Training step on crops, by `transfer segment` and by a minimal script.
+3. Nearest neighbours of test feature vectors among training feature vectors, by our search and by faiss's exact index.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from timing import machine, race, real_data, table
+from timing import describe_machine, print_table, race, real_data
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -40,62 +41,65 @@ from transfer.protocols.segment.views import WholeImages
 CROP, BATCH, CLASSES = 224, 8, 21
 
 
-def resident() -> float:
-    """MiB that this process holds now."""
+def resident_mib() -> float:
+    """Return the resident memory of this process, in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def evaluation(images: MaskedImages, count: int, fc: int, device: torch.device, workers: int) -> None:
-    """Whole images again and again."""
-    many = Subset(images, np.arange(count) % len(images))
-    many.classes = images.classes
+def compare_evaluation(images: MaskedImages, count: int, fc: int, device: torch.device, workers: int) -> None:
+    """Evaluate on ``count`` whole images, repeating the data set."""
+    repeated = Subset(images, np.arange(count) % len(images))
+    repeated.classes = images.classes
     net = Segmenter(load_backbone(f"gaussian:alexnet,fc={fc}", device=device), CLASSES, stride=8).to(device).eval()
-    held: list[float] = []
+    memory: list[float] = []
     task = Segmentation(
         net=net,
         init_weights=lambda _: None,
-        test=many,
+        test=repeated,
         classes=images.classes,
         world=join_world(device),
         workers=workers,
     )
 
-    def watch() -> bool:
-        held.append(resident())
+    def record_memory() -> bool:
+        memory.append(resident_mib())
         return False
 
     with torch.inference_mode():
-        passes = alone(task, net, images, count, device)
-        begun = time.perf_counter()
-        task.evaluate(net, watch)
-        whole = time.perf_counter() - begun
-    rows = [["forward passes alone", count / passes, 1.0], ["evaluation", count / whole, whole / passes]]
-    table(f"{count} whole images, FCN-8s, fc {fc}, {workers} workers", ["what", "images/s", "cost"], rows)
+        forward = time_forward(task, net, images, count, device)
+        start = time.perf_counter()
+        task.evaluate(net, record_memory)
+        total = time.perf_counter() - start
+    rows = [["forward passes only", count / forward, 1.0], ["complete evaluation", count / total, total / forward]]
+    title = f"{count} whole test images, FCN-8s on AlexNet (fc {fc}); workers: {workers}"
+    print_table(title, ["", "images/s", "relative time"], rows)
     print(
-        f"held after a quarter of the images {held[len(held) // 4]:.0f} MiB, at the end {held[-1]:.0f} MiB, "
-        f"at most {max(held):.0f} MiB"
+        f"memory after a quarter of the images: {memory[len(memory) // 4]:.0f} MiB, at the end: {memory[-1]:.0f} MiB, "
+        f"maximum: {max(memory):.0f} MiB"
     )
 
 
-def alone(task: Segmentation, net: Segmenter, images: MaskedImages, count: int, device: torch.device) -> float:
-    """Seconds of the forward passes (logits of all classes) over images that are there, preprocessed, and grouped by
-    size as evaluations do."""
+def time_forward(task: Segmentation, net: Segmenter, images: MaskedImages, count: int, device: torch.device) -> float:
+    """Return the seconds of the forward passes of ``count`` images, up to the logits of all classes.
+
+    The images are preprocessed before, and grouped by size as in an evaluation.
+    """
     groups = []
     for batch in load_batches(Stream(images, WholeImages(CLASSES)), 0, min(count, len(images)), 4):
         groups += [task.preprocess_group(group) for group in batch.groups]
     net([groups[0]])
-    begun, seen, place = time.perf_counter(), 0, 0
-    while seen < count:
-        x = groups[place % len(groups)]
+    start, done, index = time.perf_counter(), 0, 0
+    while done < count:
+        x = groups[index % len(groups)]
         net([x])
-        seen, place = seen + len(x), place + 1
+        done, index = done + len(x), index + 1
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - begun) * count / seen
+    return (time.perf_counter() - start) * count / done
 
 
-class Files(Dataset):
-    """What a user would write: Pillow, and torchvision's transforms of image and mask together."""
+class BaselineImages(Dataset):
+    """The input pipeline of a typical script: Pillow, and torchvision's joint transforms of image and mask."""
 
     def __init__(self, images: MaskedImages, length: int):
         self.images, self.length = images, length
@@ -111,14 +115,14 @@ class Files(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        place = index % len(self.images)
-        image = tv_tensors.Image(v2.functional.pil_to_tensor(Image.open(self.images.images[place]).convert("RGB")))
-        mask = tv_tensors.Mask(torch.from_numpy(np.array(Image.open(self.images.masks[place].path))))
+        index %= len(self.images)
+        image = tv_tensors.Image(v2.functional.pil_to_tensor(Image.open(self.images.images[index]).convert("RGB")))
+        mask = tv_tensors.Mask(torch.from_numpy(np.array(Image.open(self.images.masks[index].path))))
         return self.transform(image, mask)
 
 
-class Restated(nn.Module):
-    """FCN-32s on the paper's AlexNet, as a script would have it."""
+class BaselineNet(nn.Module):
+    """FCN-32s on the paper's AlexNet, as a script would define it."""
 
     def __init__(self, fc: int):
         super().__init__()
@@ -137,34 +141,35 @@ class Restated(nn.Module):
         return up[:, :, 18 : 18 + rgb.shape[2], 18 : 18 + rgb.shape[3]]
 
 
-def by_hand(images: MaskedImages, steps: int, fc: int, device: torch.device, workers: int) -> float:
-    """Seconds of all steps but the first few."""
-    net = Restated(fc).to(device).train()
+def time_script(images: MaskedImages, steps: int, fc: int, device: torch.device, workers: int) -> float:
+    """Return the seconds of all steps after the first five."""
+    net = BaselineNet(fc).to(device).train()
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1e-4, momentum=0.9, weight_decay=5e-4)
-    begun = 0.0
-    for step, (pixels, masks) in enumerate(DataLoader(Files(images, BATCH * steps), BATCH, num_workers=workers)):
+    start = 0.0
+    loader = DataLoader(BaselineImages(images, BATCH * steps), BATCH, num_workers=workers)
+    for step, (pixels, masks) in enumerate(loader):
         if step == 5:
-            begun = time.perf_counter()
+            start = time.perf_counter()
         loss = F.cross_entropy(net(pixels.to(device).float()), masks.to(device).long(), ignore_index=255)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
-def ours(devkit: Path, steps: int, fc: int, device: torch.device, workers: int, precision: str) -> float:
-    """Seconds of all steps but the first few."""
-    marks: list[float] = []
+def time_protocol(devkit: Path, steps: int, fc: int, device: torch.device, workers: int, precision: str) -> float:
+    """Return the seconds of all steps after the first five."""
+    starts: list[float] = []
     original, evaluate = Segmentation.step, Segmentation.evaluate
 
-    def step(*arguments):
-        marks.append(time.perf_counter())
+    def timed_step(*arguments):
+        starts.append(time.perf_counter())
         return original(*arguments)
 
-    def ended(*arguments):
-        marks.append(time.perf_counter())
+    def timed_evaluate(*arguments):
+        starts.append(time.perf_counter())
         return evaluate(*arguments)
 
     config = PROGRAM.parse("segment", ["--config=voc-mini", f"--data={devkit}", "--backbone=x", f"--device={device}"])
@@ -173,65 +178,67 @@ def ours(devkit: Path, steps: int, fc: int, device: torch.device, workers: int, 
     config.train = TrainConfig(BATCH, steps=steps, precision=precision, compile=False)
     config.runtime = RuntimeConfig(workers, 10**9, 2, 10**9, 10**9, tensorboard=False)
     split = open_masks(str(devkit), config)
-    few = Subset(split.test, np.arange(2))
-    few.classes = split.classes
-    Segmentation.step, Segmentation.evaluate = step, ended
+    test = Subset(split.test, np.arange(2))
+    test.classes = split.classes
+    Segmentation.step, Segmentation.evaluate = timed_step, timed_evaluate
     try:
         backbone = load_backbone("gaussian:alexnet,fc=0", device=device)
         with tempfile.TemporaryDirectory() as out:
-            transfer.segment(backbone, (split.train, few), config, out=Path(out) / "run")
+            transfer.segment(backbone, (split.train, test), config, out=Path(out) / "run")
     finally:
         Segmentation.step, Segmentation.evaluate = original, evaluate
-    return marks[-1] - marks[5]
+    return starts[-1] - starts[5]
 
 
-def training(devkit: Path, images: MaskedImages, steps: int, fc: int, device: torch.device, workers: int) -> None:
+def compare_training(
+    devkit: Path, images: MaskedImages, steps: int, fc: int, device: torch.device, workers: int
+) -> None:
     count = BATCH * (steps - 5)
-    theirs = by_hand(images, steps, fc, device, workers)
-    rows = [["a script with torchvision, float32", count / theirs, 1.0]]
+    baseline = time_script(images, steps, fc, device, workers)
+    rows = [["script with torchvision, float32", count / baseline, 1.0]]
     for precision in ("float32", "auto"):
-        seconds = ours(devkit, steps, fc, device, workers, precision)
-        rows.append([f"transfer segment, {precision}", count / seconds, theirs / seconds])
-    table(f"FCN-32s on AlexNet (fc {fc}), crops of {CROP} px, batch {BATCH}", ["side", "images/s", "ratio"], rows)
+        seconds = time_protocol(devkit, steps, fc, device, workers, precision)
+        rows.append([f"transfer segment, {precision}", count / seconds, baseline / seconds])
+    title = f"FCN-32s on AlexNet (fc {fc}), crops of {CROP} px, batch {BATCH}"
+    print_table(title, ["", "images/s", "speed-up"], rows)
 
 
-def dense_neighbours(images: tuple[MaskedImages, MaskedImages], device: torch.device) -> None:
-    """Points of conv5 of a random AlexNet at 227 px: 13 × 13 an image."""
+def compare_neighbours(images: tuple[MaskedImages, MaskedImages], device: torch.device) -> None:
+    """Search among the conv5 features of a random AlexNet at 227 px: 13 × 13 points per image."""
     try:
         import faiss
     except ImportError:
-        print("\nno faiss: pip install faiss-cpu for the last part")
+        print("\nfaiss is not installed; pip install faiss-cpu for part 3")
         return
     faiss.omp_set_num_threads(torch.get_num_threads())
     backbone = load_backbone("random:alexnet,fc=0,data=builtin:sample")
-    sides = []
+    features = []
     with torch.no_grad():
-        for part in images:
-            batches = load_batches(Stream(part, Squashed(227)), 0, len(part), 32)
+        for split in images:
+            batches = load_batches(Stream(split, Squashed(227)), 0, len(split), 32)
             maps = torch.cat([backbone(batch.images, ["conv5"])["conv5"] for batch in batches])
-            sides.append(maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]))
-    bank, queries = sides
-    unit = [F.normalize(side, dim=1).numpy() for side in sides]
+            features.append(maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]))
+    bank, queries = features
+    unit_bank, unit_queries = (F.normalize(vectors, dim=1).numpy() for vectors in features)
     index = faiss.IndexFlatIP(bank.shape[1])
-    index.add(unit[0])
-    found = {}
-    held = bank.to(device)
+    index.add(unit_bank)
+    results = {}
+    device_bank = bank.to(device)
 
-    def by_us() -> None:
-        found["ours"] = neighbours(queries, held, 30, device)
+    def search_ours() -> None:
+        results["ours"] = neighbours(queries, device_bank, 30, device)
 
-    def by_faiss() -> None:
-        found["faiss"] = index.search(unit[1], 30)
+    def search_faiss() -> None:
+        results["faiss"] = index.search(unit_queries, 30)
 
-    best = race({"ours": by_us, "faiss, IndexFlatIP": by_faiss}, rounds=3)
-    (where, cosines), (theirs, places) = found["ours"], found["faiss"]
-    same = (where.numpy() == places).mean()
+    best = race({"crosschannel": search_ours, "faiss, IndexFlatIP": search_faiss}, rounds=3)
+    (indices, cosines), (faiss_cosines, faiss_indices) = results["ours"], results["faiss"]
+    agreement = (indices.numpy() == faiss_indices).mean()
     rows = [[name, seconds, best["faiss, IndexFlatIP"] / seconds] for name, seconds in best.items()]
-    title = f"30 neighbours of {len(queries):,} points among {len(bank):,}, {bank.shape[1]} channels"
-    table(title, ["side", "s", "ratio"], rows)
-    print(
-        f"greatest difference of cosines {np.abs(cosines.numpy() - theirs).max():.1e}; {100 * same:.2f} % the same ones"
-    )
+    title = f"30 neighbours of {len(queries):,} points among {len(bank):,} points, {bank.shape[1]} channels"
+    print_table(title, ["", "s", "speed-up"], rows)
+    difference = np.abs(cosines.numpy() - faiss_cosines).max()
+    print(f"{100 * agreement:.2f} % of the neighbours agree; maximum difference of the cosines: {difference:.1e}")
 
 
 def main() -> None:
@@ -245,10 +252,10 @@ def main() -> None:
     keep_freed_memory()
     device, devkit = find_device(options.device), real_data("voc-mini") / "VOCdevkit"
     split = open_masks(str(devkit), PROGRAM.parse("segment", ["--config=voc-mini", f"--data={devkit}", "--backbone=x"]))
-    print(machine())
-    evaluation(split.test, options.images, options.fc, device, options.workers)
-    training(devkit, split.train, options.steps, options.fc, device, options.workers)
-    dense_neighbours((split.train, split.test), device)
+    print(describe_machine())
+    compare_evaluation(split.test, options.images, options.fc, device, options.workers)
+    compare_training(devkit, split.train, options.steps, options.fc, device, options.workers)
+    compare_neighbours((split.train, split.test), device)
 
 
 if __name__ == "__main__":

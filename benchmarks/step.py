@@ -1,5 +1,6 @@
-"""Training images a second by net, memory format, precision and compilation, the share of a step that is not the
-network's, and peak memory: `python benchmarks/step.py [--nets alexnet …]`. Every row is a process of its own.
+"""Training throughput by net, memory format, precision and compilation: `python benchmarks/step.py [--nets …]`.
+
+Also measures the fraction of a step that is spent outside the network, and peak memory. Each row runs in a new process.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from timing import apart, machine, peak_memory, table
+from timing import describe_machine, peak_memory, print_table, run_in_subprocess
 from torch import nn
 
 from crosschannel.config.training import RuntimeConfig, ScheduleConfig, TrainConfig, TrainedConfig
@@ -32,9 +33,9 @@ NETS = {
     "vgg16": (NetSpec("vgg16"), 176, 4, 256),
     "timm:resnet50": (NetSpec("timm:resnet50"), 128, 16, 512),
 }
-# variant: (precision, channels_last, compile, memory kept)
+# variant: (precision, channels_last, compile, keep freed memory)
 VARIANTS = {
-    "eager, memory returned": ("float32", False, False, False),
+    "eager, freed memory returned to the system": ("float32", False, False, False),
     "eager": ("float32", False, False, True),
     "channels_last": ("float32", True, False, True),
     "compiled": ("float32", False, True, True),
@@ -46,10 +47,10 @@ VARIANTS = {
 
 
 def measure(name: str, variant: str, device: torch.device, seconds: float) -> dict[str, float]:
-    """One row: whole steps of the loop on one batch of photographs, and the same without colour, targets and loss."""
+    """Measure one row: complete training steps, and steps without colour conversion, targets and loss, on one batch."""
     spec, crop_size, cpu_batch, gpu_batch = NETS[name]
-    precision, channels_last, compiled, keep = VARIANTS[variant]
-    if keep:
+    precision, channels_last, compiled, keep_memory = VARIANTS[variant]
+    if keep_memory:
         keep_freed_memory()
     batch_size = gpu_batch if device.type == "cuda" else cpu_batch
     crop = CropConfig(crop_size, round(crop_size * 1.1))
@@ -70,20 +71,20 @@ def measure(name: str, variant: str, device: torch.device, seconds: float) -> di
     def step() -> None:
         loop.update(loop.gradients(model, [batch]))
 
-    whole = repeat(step, device, seconds)
-    loop.task = NetworkAlone(task, batch)
-    network = repeat(step, device, seconds)
+    total = time_best(step, device, seconds)
+    loop.task = NetworkOnly(task, batch)
+    network = time_best(step, device, seconds)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory()
     return {
         "batch": batch_size,
-        "images_per_s": batch_size / whole,
-        "rest": 1 - network / whole,
+        "images_per_s": batch_size / total,
+        "outside_network": 1 - network / total,
         "peak_gib": peak / 2**30,
     }
 
 
-class NetworkAlone:
-    """The task with its inputs made beforehand and a loss that costs nothing: the mean of the outputs."""
+class NetworkOnly:
+    """The task with precomputed inputs and a loss of negligible cost: the mean of the outputs."""
 
     def __init__(self, task: Pretraining, batch: Batch):
         self.lightness = task.pretext.inputs(batch.images.to(task.world.device))
@@ -93,20 +94,20 @@ class NetworkAlone:
         return outputs.sum(), torch.tensor(outputs.numel(), device=outputs.device)
 
 
-def repeat(call, device: torch.device, seconds: float) -> float:
-    """Seconds of the fastest call, after two that warm up."""
-    best, until, count = float("inf"), None, 0
-    while until is None or time.perf_counter() < until or count < 5:
+def time_best(call, device: torch.device, seconds: float) -> float:
+    """Return the seconds of the fastest call within ``seconds``, after two warm-up calls."""
+    best, deadline, count = float("inf"), None, 0
+    while deadline is None or time.perf_counter() < deadline or count < 5:
         if device.type == "cuda":
             torch.cuda.synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
         count += 1
         if count > 2:
-            until = until or begun + seconds
-            best = min(best, time.perf_counter() - begun)
+            deadline = deadline or start + seconds
+            best = min(best, time.perf_counter() - start)
     return best
 
 
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of every measurement")
+    parser.add_argument("--seconds", type=float, default=6.0, help="duration of each measurement")
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = find_device(options.device)
@@ -123,20 +124,20 @@ def main() -> None:
         print(json.dumps(measure(*options.row, device, options.seconds)))
         return
     kind = device_kind(device)
-    print(machine(), f"{torch.get_num_threads()} threads; best step of {options.seconds:g} s", sep="; ")
+    print(describe_machine(), f"{torch.get_num_threads()} threads; best step within {options.seconds:g} s", sep="; ")
     print(f"`auto` on this device ({kind}): precision, channels_last, compile = {AUTO[kind]}")
     for net in options.nets:
         rows, first = [], None
         for variant in options.variants:
-            row = apart(
+            row = run_in_subprocess(
                 sys.argv[0], "--row", net, variant, "--device", options.device, "--seconds", str(options.seconds)
             )
             first = first or row["images_per_s"]
-            speed = row["images_per_s"]
-            rows.append((variant, speed, speed / first, f"{row['rest']:.1%}", f"{row['peak_gib']:.2f}"))
+            speed, outside = row["images_per_s"], f"{row['outside_network']:.1%}"
+            rows.append((variant, speed, speed / first, outside, f"{row['peak_gib']:.2f}"))
         _, crop, _, _ = NETS[net]
-        head = ("", "images/s", f"times {options.variants[0]}", "outside the network", "peak GiB")
-        table(f"{net}, {crop} px, batch {row['batch']:g}", head, rows)
+        head = ("", "images/s", "speed-up", "outside the network", "peak memory, GiB")
+        print_table(f"{net}, {crop} px, batch {row['batch']:g}", head, rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""On a real cluster: seconds from the command to RUNNING and to the first step, from a signal to a saved checkpoint.
+"""Latency of SLURM jobs: from the command to RUNNING and to the first step, and from a signal to a saved checkpoint.
 
-`python benchmarks/submit.py --out FOLDER [--nodes 2] [--model alexnet] [--partition NAME …]` on a login node, any
-flags of `submit` included; the folder is on the shared file system. Without a cluster, `--test-cluster` starts that of
-the tests (root).
+    python benchmarks/submit.py --out FOLDER [--nodes 2] [--model alexnet] [--partition NAME …]
+
+Run it on a login node, with FOLDER on the shared file system; unknown flags are passed on to `submit`. Without a
+cluster, `--test-cluster` starts the cluster of the tests (requires root).
 """
 
 import argparse
@@ -14,52 +15,53 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from timing import machine, table
+from timing import describe_machine, print_table
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "slurm")]
 
 from crosschannel.runs.folder import read_metrics  # noqa: E402
-from crosschannel.training.checkpoints import found  # noqa: E402
+from crosschannel.training.checkpoints import list_checkpoints  # noqa: E402
 from slurm.job_folder import JobFolder  # noqa: E402
 
 
-def until(condition: Callable[[], bool], seconds: float = 600) -> float:
-    """Wait for something; how long that took."""
-    begun = time.monotonic()
+def wait_until(condition: Callable[[], bool], timeout: float = 600) -> float:
+    """Wait until a condition holds and return the seconds that this took."""
+    start = time.monotonic()
     while not condition():
-        if time.monotonic() - begun > seconds:
-            raise SystemExit("it did not come to pass")
+        if time.monotonic() - start > timeout:
+            raise SystemExit(f"the job did not reach the expected state within {timeout:g} s")
         time.sleep(0.05)
-    return time.monotonic() - begun
+    return time.monotonic() - start
 
 
 def measure(out: Path, options: argparse.Namespace) -> dict[str, float]:
-    """One submission, from the command to a checkpoint after SIGUSR2."""
+    """Submit a job, wait for its first step, and send it SIGUSR2."""
     command = [
-        sys.executable, "-m", "slurm.cli", "submit", f"--nodes={options.nodes}", *options.more,
+        sys.executable, "-m", "slurm.cli", "submit", f"--nodes={options.nodes}", *options.submit_flags,
         "--", "crosschannel", "pretrain", "--data=builtin:sample", f"--model.name={options.model}", "--model.fc=0",
         "--train.steps=100000", "--train.batch=32", "--crop.size=96", "--crop.resize=108", "--runtime.log_every=1",
         "--runtime.tensorboard=false", "--runtime.checkpoint_every=100000", f"--out={out}",
     ]  # fmt: skip
-    begun = time.monotonic()
+    start = time.monotonic()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    spent = {"the command itself": time.monotonic() - begun}
+    seconds = {"crosschannel-slurm submit": time.monotonic() - start}
     job = JobFolder(out).jobs()[-1].id
 
     def state() -> str:
         return subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True).stdout.strip()
 
-    until(lambda: state() == "RUNNING")
-    spent["command to RUNNING"] = time.monotonic() - begun
-    until(lambda: bool(read_metrics(out)))
-    spent["command to the first step"] = time.monotonic() - begun
+    wait_until(lambda: state() == "RUNNING")
+    seconds["from the command to RUNNING"] = time.monotonic() - start
+    wait_until(lambda: bool(read_metrics(out)))
+    seconds["from the command to the first step logged"] = time.monotonic() - start
     time.sleep(5)
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    spent["signal to a saved checkpoint"] = until(lambda: bool(found(out / "checkpoints")))
-    spent["signal to back in the queue"] = spent["signal to a saved checkpoint"] + until(lambda: state() != "RUNNING")
+    to_checkpoint = wait_until(lambda: bool(list_checkpoints(out / "checkpoints")))
+    seconds["from SIGUSR2 to a saved checkpoint"] = to_checkpoint
+    seconds["from SIGUSR2 to the requeued job"] = to_checkpoint + wait_until(lambda: state() != "RUNNING")
     subprocess.run([sys.executable, "-m", "slurm.cli", "cancel", str(out)], check=True, stderr=subprocess.DEVNULL)
-    return spent
+    return seconds
 
 
 def main() -> None:
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("--model", default="alexnet")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--test-cluster", action="store_true")
-    options, options.more = parser.parse_known_args()
+    options, options.submit_flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as scratch:
         cluster = None
         if options.test_cluster:
@@ -84,9 +86,9 @@ def main() -> None:
         finally:
             if cluster:
                 cluster.stop()
-        print(machine(), f"{options.nodes} nodes, {options.model}", sep="; ")
-        rows = [(what, " ".join(f"{spent[what]:.1f}" for spent in rounds)) for what in rounds[0]]
-        table("Seconds, one run after the other", ("what", "s"), rows)
+        print(describe_machine(), f"{options.nodes} nodes, {options.model}", sep="; ")
+        rows = [(interval, ", ".join(f"{seconds[interval]:.1f}" for seconds in rounds)) for interval in rounds[0]]
+        print_table("Latencies of consecutive runs", ("", f"s, {len(rounds)} runs"), rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
-"""Timing side by side, and tables. The sides of a comparison take turns, so that a busy moment of the machine meets
-all of them; the best of the rounds stands for each."""
+"""Timing of alternatives, and Markdown tables.
+
+The alternatives of a comparison run alternately, so that other load on the machine affects all of them. The fastest
+round of each counts.
+"""
 
 import json
 import os
@@ -13,23 +16,23 @@ from typing import Any
 
 import torch
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))  # on any machine, unless it is told otherwise
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))  # the default is the same on every machine
 
 
-def race(sides: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Seconds of the fastest of ``rounds`` calls of each side, after one that warms it up."""
-    for call in sides.values():
+def race(alternatives: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
+    """Return the seconds of the fastest of ``rounds`` calls of each alternative, after a warm-up call."""
+    for call in alternatives.values():
         call()
-    best = dict.fromkeys(sides, float("inf"))
+    best = dict.fromkeys(alternatives, float("inf"))
     for _ in range(rounds):
-        for name, call in sides.items():
-            begun = time.perf_counter()
+        for name, call in alternatives.items():
+            start = time.perf_counter()
             call()
-            best[name] = min(best[name], time.perf_counter() - begun)
+            best[name] = min(best[name], time.perf_counter() - start)
     return best
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a Markdown table."""
     cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(head), *cells]) for i in range(len(head))]
@@ -39,8 +42,8 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Non
     sys.stdout.flush()
 
 
-def machine() -> str:
-    """The processor, its cores in use, and the library's versions, in a line."""
+def describe_machine() -> str:
+    """Return the processor, its number of cores, the GPU if any, and torch's version, in one line."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     model = next((line.split(":")[1].strip() for line in cpuinfo.splitlines() if "model name" in line), "")
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -49,21 +52,21 @@ def machine() -> str:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most."""
+    """Return the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def apart(script: str, *arguments: str) -> dict[str, Any]:
-    """The last line of another process' output, as JSON: for peaks of memory and for settings of a whole process."""
+def run_in_subprocess(script: str, *arguments: str) -> dict[str, Any]:
+    """Run a script and return the last line of its output as JSON: for peak memory and process-wide settings."""
     command = [sys.executable, script, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def real_data(name: str) -> Path:
-    """A folder of photographs: below $CROSSCHANNEL_TEST_DATA, or ../shared/data."""
+    """Return a folder of photographs below $CROSSCHANNEL_TEST_DATA (default ../shared/data)."""
     root = Path(os.environ.get("CROSSCHANNEL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (root / name).is_dir():
-        sys.exit(f"no photographs at {root / name}: set CROSSCHANNEL_TEST_DATA")
+        sys.exit(f"no photographs at {root / name}; set CROSSCHANNEL_TEST_DATA")
     return root / name
