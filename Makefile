@@ -1,12 +1,12 @@
-# The two commands of the README: `make quickstart` and `make test`; `make test-system` and `make test-all` test more;
-# `make docs` builds the site of the documentation.
+# The README uses `make quickstart` and `make test`. `make test-all` adds the slow tests, `make test-system` runs the
+# system tests, and `make docs` builds the documentation site.
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 RUN := runs/quickstart-0
 
-# Where the tests of whole systems are; SLURM's take longest, and begin first.
+# Files with system tests. Those of SLURM come first because they take longest.
 SYSTEM = tests/slurm $(filter-out tests/slurm/%,$(shell grep -rl 'mark\.system' tests --include='*.py' | sort))
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
@@ -46,16 +46,17 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Flags of one's own: make test FLAGS="-k probe -x".
+# Pass flags to pytest with: make test FLAGS="-k probe -x".
 test: lint
 	$(PYTEST) $(FLAGS)
 
-# The long checks too.
+# Includes the slow tests.
 test-all: lint
 	$(PYTEST) -m 'not system' $(FLAGS)
 
-# Whole systems: the built wheel with its dependencies alone, jobs of the local launcher, and a real SLURM and a real
-# browser, which need root (Debian's packages are installed if they are missing). Jobs mostly wait for each other.
+# System tests: the built wheel with only its required dependencies, jobs of the local launcher, a real SLURM and a real
+# browser. SLURM and the browser need root; missing Debian packages are installed. Processes may outnumber cores, since
+# jobs mostly wait for each other.
 test-system: $(VENV)/.installed-test
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v slurmctld && command -v chromium; } >/dev/null; then \
 		(apt-get update -q && apt-get install -qy --no-install-recommends slurmctld slurmd slurm-client munge chromium) \
