@@ -1,4 +1,4 @@
-"""Batches that tests make without a stream."""
+"""Batches for tests that do not use a stream."""
 
 import torch
 
@@ -6,6 +6,6 @@ from crosschannel.data import Batch
 
 
 def base_batch(count: int, labels: torch.Tensor | None = None) -> Batch:
-    """The fields that all batches have."""
-    numbers = torch.arange(count)
-    return Batch(numbers, torch.zeros(count, dtype=torch.int64) if labels is None else labels, numbers, [])
+    """Return a batch with only the fields that all batches share."""
+    indices = torch.arange(count)
+    return Batch(indices, torch.zeros(count, dtype=torch.int64) if labels is None else labels, indices, [])

@@ -1,4 +1,4 @@
-"""Pages in a real browser: servers of ours, and waiting for what a page says."""
+"""Servers for browser tests, and waiting for the state of a page."""
 
 import socket
 import subprocess
@@ -17,10 +17,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(*words, port: int) -> Iterator[tuple[str, subprocess.Popen]]:
-    """A Python program that serves, once it answers: its address, and its process."""
+def served(*arguments, port: int) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Run ``python -m`` with these arguments; yield the address and the process once the server answers."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, words)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", *map(str, arguments)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     address = f"http://127.0.0.1:{port}/"
     try:
@@ -37,15 +37,17 @@ def served(*words, port: int) -> Iterator[tuple[str, subprocess.Popen]]:
         process.wait()
 
 
-def until(page, holds: str, seconds: float = 30) -> None:
-    """Wait until an expression holds in a page. (Playwright's own waiting evaluates text in the page, which our pages'
-    policies forbid.)"""
+def until(page, condition: str, seconds: float = 30) -> None:
+    """Wait until a JavaScript expression is true in a page.
+
+    Playwright's own waiting evaluates strings in the page, which our content security policy forbids.
+    """
     from playwright.sync_api import Error
 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with suppress(Error):  # the page is about to be another one
-            if page.evaluate(holds):
+        with suppress(Error):  # the page is navigating
+            if page.evaluate(condition):
                 return
         page.wait_for_timeout(40)
-    raise AssertionError(f"never: {holds}")
+    raise AssertionError(f"not true within {seconds} s: {condition}")

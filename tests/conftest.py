@@ -1,5 +1,8 @@
-"""Fixtures that many tests share. Real photographs come from the embedded sample; the larger real data sets are
-found through CROSSCHANNEL_TEST_DATA (default ../shared/data), and tests that need them skip by name without."""
+"""Shared fixtures.
+
+Photographs come from the embedded sample. Larger data sets are read from CROSSCHANNEL_TEST_DATA (default
+../shared/data); tests that need them are skipped if the folder is missing.
+"""
 
 import contextlib
 import functools
@@ -14,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-# Two workers of pytest-xdist share two cores; the nets are so small that a second thread would mostly wait.
+# pytest-xdist already runs a worker per core, and the nets are so small that a second thread would mostly wait.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
@@ -24,7 +27,7 @@ from forked import sessions as forked_sessions
 from PIL import Image
 
 torch.set_num_threads(1)
-# A shell's background job ignores Ctrl-C, and nohup a hang-up; so would its children.
+# Background jobs of a shell ignore SIGINT, and nohup ignores SIGHUP. Children of the tests would inherit that.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _handler)
@@ -32,59 +35,62 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_finish() -> None:
-    """Exempt imported modules from garbage collection, which would copy them into each forked command."""
+    """Exempt imported modules from garbage collection, which would copy their memory in each forked command."""
     gc.freeze()
 
 
 _MARK = "CROSSCHANNEL_TEST_MODULE"
-_POOLS = (b"resource_tracker", b"forkserver", b"loky")  # of libraries, which keep them for the next call
+_POOLS = (b"resource_tracker", b"forkserver", b"loky")  # helper processes that libraries keep for the next call
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_process_is_left(request) -> Iterator[None]:
-    """Processes that the tests of a module leave running are killed, and are an error."""
+def no_leftover_processes(request) -> Iterator[None]:
+    """Kill processes that the tests of a module leave running, and fail if there are any."""
     mark = f"{_MARK}={request.module.__name__}-{os.getpid()}"
-    before = _left(mark)
+    before = _marked_processes(mark)
     name, value = mark.split("=")
     os.environ[name] = value
     yield
     del os.environ[name]
     deadline = time.monotonic() + 5
-    while (left := _left(mark, before)) and time.monotonic() < deadline:  # some are about to end
+    while (left := _marked_processes(mark, before)) and time.monotonic() < deadline:  # some may be about to exit
         time.sleep(0.1)
-    for process in left:
+    for pid in left:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    assert not left, f"left running: {left}"
+            os.kill(pid, signal.SIGKILL)
+    assert not left, f"processes left running: {left}"
 
 
-def _left(mark: str, before: Collection[int] = ()) -> dict[int, str]:
-    """Other running processes, by number, with their command lines: those with a variable in their environment, and
-    forks, whose environment is that of the tests' start: children of this process and sessions of forked commands."""
-    left = {}
-    for process in {int(path.name) for path in Path("/proc").glob("[0-9]*")} - {os.getpid(), *before}:
-        folder = Path("/proc", str(process))
+def _marked_processes(mark: str, ignored: Collection[int] = ()) -> dict[int, str]:
+    """Return the command lines of other processes that the tests started, by process id.
+
+    These have the variable ``mark`` in their environment. Forks do not, since /proc shows the environment with which
+    the tests were started; they are children of this process or members of a forked command's session.
+    """
+    processes = {}
+    for pid in {int(path.name) for path in Path("/proc").glob("[0-9]*")} - {os.getpid(), *ignored}:
+        folder = Path("/proc", str(pid))
         with contextlib.suppress(OSError):
             _, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            forked = int(parent) == os.getpid() or int(session) in forked_sessions
-            if forked or mark.encode() in (folder / "environ").read_bytes():
+            is_fork = int(parent) == os.getpid() or int(session) in forked_sessions
+            if is_fork or mark.encode() in (folder / "environ").read_bytes():
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                if command and not any(pool in command for pool in _POOLS):  # a zombie has none
-                    left[process] = command.decode(errors="replace")
-    return left
+                if command and not any(pool in command for pool in _POOLS):  # zombies have no command line
+                    processes[pid] = command.decode(errors="replace")
+    return processes
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     path = Path(os.environ.get("CROSSCHANNEL_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not path.is_dir():
-        pytest.skip(f"no real data at {path} (set CROSSCHANNEL_TEST_DATA)")
+        pytest.skip(f"no test data at {path}; set CROSSCHANNEL_TEST_DATA")
     return path
 
 
 @pytest.fixture(scope="session")
 def photos() -> list[np.ndarray]:
-    """The embedded photographs, (H, W, 3) uint8."""
+    """Embedded photographs, (H, W, 3) uint8."""
     from crosschannel.data.sample import photographs
 
     images = photographs()
@@ -93,7 +99,7 @@ def photos() -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory, photos) -> Path:
-    """40 JPEG crops of real photographs in train/CLASS and 10 in val/CLASS."""
+    """Folder of JPEG crops of the embedded photographs: 40 in train/CLASS and 10 in val/CLASS."""
     root = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for label, photo in enumerate(photos):
@@ -108,18 +114,18 @@ def photo_folder(tmp_path_factory, photos) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_crops() -> Iterator[None]:
-    """Untrained nets take their statistics from 2 batches of crops instead of 10; not so in a test's ``all_crops``."""
+def few_initial_crops() -> Iterator[None]:
+    """Initialise untrained nets from 2 batches of crops instead of 10, except in tests that use ``all_crops``."""
     from crosschannel.hub import untrained
 
-    whole = untrained.real_batches
+    original = untrained.real_batches
 
-    @functools.wraps(whole)
-    def few(data, input, count=10, batch=16, seed=0):
-        return whole(data, input, min(count, 2), batch, seed)
+    @functools.wraps(original)
+    def few_batches(data, input, count=10, batch=16, seed=0):
+        return original(data, input, min(count, 2), batch, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(untrained, "real_batches", few)
+        patch.setattr(untrained, "real_batches", few_batches)
         yield
 
 
@@ -131,24 +137,27 @@ def all_crops(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def undrawn_curves() -> Iterator[None]:
-    """The curve of a pretraining, a third of a small one's time, is drawn in its own test alone."""
+def placeholder_curves() -> Iterator[None]:
+    """Write a placeholder for the validation curve, whose plot takes a third of a small run's time.
+
+    The plot has its own tests.
+    """
     from crosschannel.commands import pretrain
     from crosschannel.files import atomic_write
 
-    def undrawn(run, out, *_):
+    def write_placeholder(run, out, *_):
         with atomic_write(out) as part:
-            part.write_bytes(b"not drawn")
+            part.write_bytes(b"placeholder")
         return out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "validation_curve", undrawn)
+        patch.setattr(pretrain, "validation_curve", write_placeholder)
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def small_classifiers() -> Iterator[None]:
-    """torchvision's AlexNet and VGG have 64 units a fully connected layer instead of 4096: a tenth of the weights."""
+    """Reduce fc layers of torchvision's AlexNet and VGG from 4,096 to 64 units: a tenth of the weights."""
     from torch import nn
     from torchvision import models
 
@@ -162,7 +171,7 @@ def small_classifiers() -> Iterator[None]:
         yield
 
 
-def _narrow(patch: pytest.MonkeyPatch) -> None:
+def _patch_widths(patch: pytest.MonkeyPatch) -> None:
     from crosschannel.models import alexnet, colornet, vgg
 
     for name in ("crosschannel", "caffenet", "split-brain"):
@@ -173,17 +182,17 @@ def _narrow(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def narrow_net() -> Iterator[None]:
-    """AlexNet, VGG-16 and ColorNet at a quarter of their widths, in this process and its forks."""
+    """Divide the widths of AlexNet, VGG-16 and ColorNet by four, in this process and its forks."""
     with pytest.MonkeyPatch.context() as patch:
-        _narrow(patch)
+        _patch_widths(patch)
         yield
 
 
 @pytest.fixture(scope="module")
 def narrow_nets() -> Iterator[pytest.MonkeyPatch]:
-    """The same for all tests and fixtures of a module, but those with ``full_nets``."""
+    """Like ``narrow_net``, for all tests and fixtures of a module except those that use ``full_nets``."""
     with pytest.MonkeyPatch.context() as patch:
-        _narrow(patch)
+        _patch_widths(patch)
         yield patch
 
 
@@ -191,18 +200,18 @@ def narrow_nets() -> Iterator[pytest.MonkeyPatch]:
 def full_nets(narrow_nets) -> Iterator[None]:
     narrow_nets.undo()
     yield
-    _narrow(narrow_nets)
+    _patch_widths(narrow_nets)
 
 
 @pytest.fixture(scope="session")
 def chromium():
-    """Debian's browser, by Playwright."""
+    """Debian's Chromium, driven by Playwright."""
     import shutil
 
     playwright = pytest.importorskip("playwright.sync_api")
     path = shutil.which("chromium")
     if path is None:
-        pytest.skip("no chromium here")
+        pytest.skip("chromium is not installed")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser

@@ -1,8 +1,8 @@
-"""Crash points: every moment at which a command changes the files below a folder.
+"""Crash points: the moments before each change that a command makes to the files below a folder.
 
-A forked child runs the command under hooks on the operating system's calls (Python's audit events, ``os.write`` and
-``os.fsync``), so that files that are written past :mod:`crosschannel.files` count too. SQLite is tested the same way,
-by a layer below its files that fails at the n-th call.
+The command runs in a forked child with hooks on system calls (Python's audit events, ``os.write`` and ``os.fsync``).
+These also cover files that are not written by :mod:`crosschannel.files`. The approach is that of SQLite's own tests,
+whose file layer fails at the n-th call.
 """
 
 import errno
@@ -22,22 +22,22 @@ from crosschannel.files import PART
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FAILURES = {"open": errno.ENOSPC, "write": errno.ENOSPC, "mkdir": errno.ENOSPC, "sync": errno.EIO, "rename": errno.EIO}
-_SECONDS = 120  # a child that hangs ends then
+_SECONDS = 120  # after which a hanging child is killed
 
 
-class Moments:
-    """Calls ``act(number, kind, path)`` before each change to a file below a folder, and after half of each write.
+class ChangeHooks:
+    """Hooks that call ``act(number, kind, path)`` before each file change below a folder and halfway through writes.
 
     Args:
-        root: the folder.
-        act: may raise an OSError to make the change fail.
+        root: folder whose files are watched.
+        act: callback; an OSError that it raises makes the change fail.
     """
 
     def __init__(self, root: Path, act: Callable[[int, str, Path], None]):
         self.root, self.act, self.count, self.active = os.path.realpath(root), act, 0, True
 
     def install(self) -> None:
-        """Hook this process; there is no way back."""
+        """Install the hooks in this process. They cannot be removed."""
         self._write, self._fsync, self._connect = os.write, os.fsync, sqlite3.connect
         os.write, os.fsync, sqlite3.connect = self.write, self.fsync, self.connect
         sys.addaudithook(self.audit)
@@ -69,7 +69,7 @@ class Moments:
         self._fsync(handle)
 
     def connect(self, database: Path, **options: object) -> sqlite3.Connection:
-        """Connect to a database whose every statement is a moment."""
+        """Connect to a database and treat each of its statements as a change."""
         connection = self._connect(database, **options)
         connection.set_trace_callback(lambda _statement: self.reach("sql", str(database)))
         return connection
@@ -82,7 +82,7 @@ class Moments:
             return
         path = Path(f"/proc/self/fd/{folder}", os.fsdecode(path)) if folder not in (-1, None) else os.fsdecode(path)
         if self.is_below(path):
-            self.active = False  # what `act` does is not a moment
+            self.active = False  # changes made by `act` do not count
             try:
                 self.act(self.count, kind, Path(os.path.realpath(path)))
             finally:
@@ -91,12 +91,12 @@ class Moments:
 
 
 def run_hooked(work: Callable[[], int], root: Path, act: Callable[[int, str, Path], None]) -> tuple[int, str]:
-    """Run a function in a folder, in a forked child with hooks; return its exit status and output."""
+    """Run a function with hooks in a forked child with working directory ``root``; return exit status and output."""
 
     def hooked() -> int:
         signal.alarm(_SECONDS)
         os.chdir(root)
-        Moments(root, act).install()
+        ChangeHooks(root, act).install()
         return work()
 
     with Forked(hooked) as child:
@@ -104,10 +104,12 @@ def run_hooked(work: Callable[[], int], root: Path, act: Callable[[int, str, Pat
 
 
 def states(work: Callable[[], int], root: Path, copies: Path) -> list[str]:
-    """Run a function once in a folder and copy that at each moment to ``COPIES/N``: what ``kill -9`` leaves there.
+    """Run a function once in a folder and copy the folder to ``COPIES/N`` at each crash point.
+
+    The copies are the states that ``kill -9`` would leave.
 
     Returns:
-        For each copy, the change that came next.
+        For each copy, the change that followed.
     """
 
     def copy(number: int, kind: str, path: Path) -> None:
@@ -124,16 +126,16 @@ def states(work: Callable[[], int], root: Path, copies: Path) -> list[str]:
 def failures(
     work: Callable[[], int], folder: Callable[[int], Path], note: Path, every: bool
 ) -> Iterator[tuple[Path, str, int, str]]:
-    """Run a function again and again, each time with another change of a file refused, in a folder of its own.
+    """Run a function repeatedly, each time in a new folder and with another file change failing.
 
     Args:
-        work: works below the working directory, which is that folder.
+        work: function that writes below its working directory, which is the new folder.
         folder: makes the n-th folder.
-        note: a file for the list of changes, outside these folders.
-        every: all changes; otherwise one to each file, of one kind after another.
+        note: file for the list of changes, outside these folders.
+        every: whether each change fails once; otherwise one change per file, with alternating kinds of change.
 
     Yields:
-        the folder, the change, the exit status and the output.
+        Folder, failed change, exit status and output.
     """
     changes: list[str] = []
 
@@ -156,19 +158,21 @@ def failures(
 
     _, status, output = attempt(0, None)
     assert status == 0, output
-    for target in range(len(changes)) if every else _one_of_each_file(changes):
+    for target in range(len(changes)) if every else _one_per_file(changes):
         root, status, output = attempt(target + 1, target)
         yield root, changes[target], status, output
 
 
-def _one_of_each_file(changes: list[str]) -> list[int]:
-    """Numbers of changes, one to each file, whatever numbers are in its name; the kinds take turns."""
-    files: dict[str, dict[str, int]] = {}  # the first change of each kind
-    becomes = ""
-    for number, change in reversed(list(enumerate(changes))):
+def _one_per_file(changes: list[str]) -> list[int]:
+    """Return the index of one change per file, with alternating kinds.
+
+    File names that differ only in numbers or digests count as one file.
+    """
+    files: dict[str, dict[str, int]] = {}  # index of the first change of each kind
+    renamed_to = ""
+    for index, change in reversed(list(enumerate(changes))):
         kind, path = change.split(" ", 1)
-        becomes = path if kind == "rename" else becomes
-        path = becomes if re.search(PART, path) else path
-        files.setdefault(re.sub(r"[0-9a-f]{12,}|\d+", "N", path), {})[kind] = number
-    chosen = (list(kinds.values())[turn % len(kinds)] for turn, kinds in enumerate(files.values()))
-    return sorted(chosen)
+        renamed_to = path if kind == "rename" else renamed_to
+        path = renamed_to if re.search(PART, path) else path
+        files.setdefault(re.sub(r"[0-9a-f]{12,}|\d+", "N", path), {})[kind] = index
+    return sorted(list(kinds.values())[i % len(kinds)] for i, kinds in enumerate(files.values()))

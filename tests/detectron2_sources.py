@@ -1,7 +1,7 @@
-"""detectron2 for tests: the Python sources of v0.6, which the package index has as pb1-detectron2, without its compiled
-extension. They stay outside the virtual environment, in build/.
+"""detectron2 for tests: the Python sources of v0.6 without the compiled extension.
 
-DETECTRON2_SOURCES names a folder of other sources, such as a checkout of upstream's.
+They are downloaded from the package index, where they are called pb1-detectron2, to build/, outside the virtual
+environment. Set DETECTRON2_SOURCES to use the sources in another folder, such as an upstream checkout.
 """
 
 import fcntl
@@ -23,8 +23,8 @@ _NAME, _SHA256 = "pb1-detectron2", "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773
 
 
 def add_detectron2() -> str:
-    """Make ``import detectron2`` work in this process; returns its version. Skips where the index lacks it."""
-    folder = Path(os.environ.get("DETECTRON2_SOURCES") or _downloaded())
+    """Make detectron2 importable in this process and return its version; skip the test if the index lacks it."""
+    folder = Path(os.environ.get("DETECTRON2_SOURCES") or _download_once())
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
         sys.modules.setdefault("detectron2._C", ModuleType("detectron2._C"))
@@ -37,28 +37,28 @@ def add_detectron2() -> str:
     return importlib.import_module("detectron2").__version__
 
 
-def _downloaded() -> Path:
+def _download_once() -> Path:
     folder = ROOT / "build" / "detectron2-0.6"
     folder.parent.mkdir(exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock, tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         fcntl.lockf(lock, fcntl.LOCK_EX)  # one worker downloads, the others wait
         if not folder.is_dir():
-            top = _unpack(_download(Path(temporary)))
-            top.rename(folder)
+            unpacked = _unpack(_download(Path(temporary)))
+            unpacked.rename(folder)
     return folder
 
 
 def _download(folder: Path) -> Path:
-    """The archive, checked against its hash by pip; anything but an index that lacks it is an error."""
+    """Download the archive with pip, which checks its hash; skip the test if the index lacks it."""
     requirement = folder / "requirements.txt"
     requirement.write_text(f"{_NAME}==0.6 --hash=sha256:{_SHA256}\n")
-    words = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--require-hashes"]
-    command = [sys.executable, "-m", "pip", "download", *words, "-r", str(requirement), "--dest", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    flags = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--require-hashes"]
+    command = [sys.executable, "-m", "pip", "download", *flags, "-r", str(requirement), "--dest", str(folder)]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=300)
     archives = list(folder.glob("*.tar.gz"))
-    if not archives and "DO NOT MATCH" not in done.stderr:
-        pytest.skip(f"the package index has no {_NAME} 0.6: {done.stderr.strip()[-200:]}")
-    assert archives and done.returncode == 0, done.stderr
+    if not archives and "DO NOT MATCH" not in completed.stderr:
+        pytest.skip(f"the package index has no {_NAME} 0.6: {completed.stderr.strip()[-200:]}")
+    assert archives and completed.returncode == 0, completed.stderr
     return archives[0]
 
 

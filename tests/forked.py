@@ -1,6 +1,6 @@
-"""Commands in processes of their own without the seconds that Python and torch take to start: forks of the tests.
+"""Commands in forks of the test process, which saves the seconds that Python and torch take to start.
 
-Tests of the interpreter's start and end use ``subprocess`` instead.
+Tests of interpreter start-up and shutdown use ``subprocess`` instead.
 """
 
 import contextlib
@@ -13,20 +13,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 
-sessions: list[int] = []  # of all forked children
+sessions: list[int] = []  # session ids of all forked children
 
 
 class Forked:
-    """A function in a forked child, whose result is the exit status; the parts of ``subprocess.Popen`` that tests use.
+    """A function in a forked child, with the parts of ``subprocess.Popen``'s interface that tests use.
 
-    The child leads a session of its own.
+    The child leads a new session. The function's return value is its exit status.
 
     Args:
-        work: the function, such as ``lambda: main(arguments)``.
-        environment: variables added to the child's.
+        work: function to run, such as ``lambda: main(arguments)``.
+        environment: additional environment variables of the child.
 
     Attributes:
-        stderr: lines of the child's stdout and stderr.
+        stderr: the child's stdout and stderr, as one stream.
     """
 
     def __init__(self, work: Callable[[], int], environment: Mapping[str, str] | None = None):
@@ -80,7 +80,7 @@ class Forked:
         return self.returncode
 
     def wait_and_read(self) -> tuple[int, str]:
-        """Return the exit status and the rest of the output."""
+        """Return the exit status and all output that has not been read yet."""
         output = self.stderr.read()
         return self.wait(), output
 
@@ -92,13 +92,15 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def wait_for(self, text: str) -> None:
-        """Wait until the child prints a text."""
+        """Wait until the child prints a line that contains ``text``."""
         lines = []
         for line in self.stderr:
             lines.append(line)
             if text in line:
                 return
-        raise AssertionError(f"ended with {self.wait()} before it printed {text!r}:\n{''.join(lines)}")
+        raise AssertionError(
+            f"the child exited with status {self.wait()} before it printed {text!r}:\n{''.join(lines)}"
+        )
 
     def __enter__(self) -> "Forked":
         return self
@@ -110,7 +112,7 @@ class Forked:
 
 
 def rank_environments(ranks: int) -> Iterator[dict[str, str]]:
-    """The variables that torchrun sets for each rank on this machine."""
+    """Yield the environment variables that torchrun sets for each rank on one machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -122,13 +124,13 @@ def rank_environments(ranks: int) -> Iterator[dict[str, str]]:
 
 
 def run_on_ranks(work: Callable[[], int], ranks: int = 2) -> list[tuple[int, str]]:
-    """Run a function on several ranks; return the exit status and the output of each."""
+    """Run a function on several ranks; return the exit status and output of each."""
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(Forked(work, environment)) for environment in rank_environments(ranks)]
         return [child.wait_and_read() for child in children]
 
 
 def check_on_ranks(work: Callable[[], int], ranks: int = 2) -> None:
-    """Run a function on several ranks, all of which must return 0."""
+    """Run a function on several ranks and check that it returns 0 on all of them."""
     outcomes = run_on_ranks(work, ranks)
     assert [status for status, _ in outcomes] == [0] * ranks, "\n".join(output for _, output in outcomes)

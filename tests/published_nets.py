@@ -1,11 +1,11 @@
-"""Other people's nets restated from their published descriptions, to compare imported weights with."""
+"""Third-party nets, re-implemented from their published descriptions: references for imported weights."""
 
 import torch
 from torch import nn
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights that keep a signal alive, BatchNorm with statistics of its own."""
+    """Draw weights that preserve the scale of activations, and BatchNorm statistics; return the net in eval mode."""
     torch.manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
@@ -21,7 +21,7 @@ def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def convs(rows, norm: bool, channels: int) -> list[nn.Module]:
-    """rows: (width, kernel, stride, padding) or "M" for a pool."""
+    """Return convolutions with ReLU for rows of (width, kernel, stride, padding), and max-pooling for rows "M"."""
     layers: list[nn.Module] = []
     for row in rows:
         if row == "M":
@@ -35,7 +35,7 @@ def convs(rows, norm: bool, channels: int) -> list[nn.Module]:
 
 
 class DeepCluster(nn.Module):
-    """Sobel stem, 96-256-384-384-256 without groups, BatchNorm, two fully connected layers, a top layer."""
+    """DeepCluster's AlexNet: Sobel stem, BatchNorm, widths 96-256-384-384-256 without groups, fc6, fc7, top layer."""
 
     def __init__(self, sobel: bool):
         super().__init__()
@@ -54,7 +54,7 @@ class DeepCluster(nn.Module):
             edges.weight.data = torch.tensor(kernels, dtype=torch.float32)[:, None]
 
     def forward(self, x):
-        """fc7 after its ReLU, and the last pool."""
+        """Return the last pooled map, and fc7 after its ReLU."""
         pool5 = self.features(self.sobel(x) if self.sobel is not None else x)
         return pool5, self.classifier(pool5.flatten(1))
 
@@ -85,7 +85,7 @@ class RotNet(nn.Module):
 
 
 class ECCV16(nn.Module):
-    """The public PyTorch colorization net: (L - 50) / 100 in, ab / 110 out."""
+    """The published PyTorch colorization net. Its input is (L - 50) / 100, its output ab / 110."""
 
     def __init__(self):
         super().__init__()
@@ -107,7 +107,7 @@ class ECCV16(nn.Module):
         self.model_out = nn.Conv2d(313, 2, 1, bias=False)
 
     def forward(self, lightness):
-        """L in 0..100 → logits and ab, at a quarter of the resolution."""
+        """Return logits and ab at a quarter of the resolution of ``lightness``, which is in [0, 100]."""
         x = (lightness - 50) / 100
         for number in range(1, 9):
             x = getattr(self, f"model{number}")(x)

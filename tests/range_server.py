@@ -1,4 +1,4 @@
-"""A small HTTP server that honours Range requests, for tests and benchmarks: python range_server.py FOLDER PORT."""
+"""Small HTTP server with Range requests, for tests and benchmarks: ``python range_server.py FOLDER PORT``."""
 
 import contextlib
 import http.server
@@ -10,24 +10,24 @@ from pathlib import Path
 
 
 class RangeHandler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections are kept
-    disable_nagle_algorithm, wbufsize = True, 1 << 16  # an answer in one piece, at once
+    protocol_version = "HTTP/1.1"  # keep-alive
+    disable_nagle_algorithm, wbufsize = True, 1 << 16  # send each response at once
     root: Path
 
     def do_GET(self) -> None:
         path = self.root / self.path.lstrip("/")
         if not path.is_file():
-            return self._answer(404, b"")
-        span = self.headers.get("Range")
-        if span is None:
-            return self._answer(200, path.read_bytes())
-        first, last = map(int, span.removeprefix("bytes=").split("-"))
+            return self._respond(404, b"")
+        byte_range = self.headers.get("Range")
+        if byte_range is None:
+            return self._respond(200, path.read_bytes())
+        first, last = map(int, byte_range.removeprefix("bytes=").split("-"))
         with path.open("rb") as file:
             file.seek(first)
             data = file.read(last - first + 1)
-        return self._answer(206, data)
+        return self._respond(206, data)
 
-    def _answer(self, status: int, data: bytes) -> None:
+    def _respond(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -45,13 +45,13 @@ def make_server(folder: Path, port: int = 0) -> http.server.ThreadingHTTPServer:
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen:
-    """A server in a process of its own, once it answers."""
+    """Start a server in a new process and wait until it accepts connections."""
     process = subprocess.Popen([sys.executable, __file__, str(folder), str(port)])
     for _ in range(600):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return process
         time.sleep(0.05)
-    raise RuntimeError("the server did not start")
+    raise RuntimeError("the server did not start within 30 s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Dependencies point one way, and help waits for no torch."""
+"""Import rules: dependencies point one way, and ``--help`` does not import torch."""
 
 import ast
 import re
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# From the ground up: a part may import those before it, and its own.
-FLOOR = ("version", "lazy", "errors", "files", "stored", "config", "command")
-FLOOR += ("console", "csv_files", "factories", "runs")
+# Bottom to top: a package may import those before it. Those of BASE may also import each other.
+BASE = ("version", "lazy", "errors", "files", "stored", "config", "command")
+BASE += ("console", "csv_files", "factories", "runs")
 ORDER = (
     "color",
     "data",
@@ -29,47 +29,47 @@ ORDER = (
     "detectron2",
     "commands",
 )
-LINES = ("program", "cli")  # what is typed: nothing below knows it
+COMMAND_LINE = ("program", "cli")
 
 
 def imported(path: Path) -> set[str]:
-    """Project modules and names that a file imports, within functions too, but not under TYPE_CHECKING."""
+    """Return the project modules and names that a file imports, inside functions too, except under TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
-    for_types = {
+    type_checking = {
         inner
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    found = set()
+    names = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node not in for_types:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import) and node not in for_types:
-            found |= {alias.name for alias in node.names}
-    return {name for name in found if name.split(".")[0] in ("crosschannel", "transfer", "slurm")}
+        if isinstance(node, ast.ImportFrom) and node.module and node not in type_checking:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import) and node not in type_checking:
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.split(".")[0] in ("crosschannel", "transfer", "slurm")}
 
 
-FILES = [p for part in ("crosschannel", "transfer", "slurm") for p in sorted((ROOT / part).rglob("*.py"))]
+FILES = [p for package in ("crosschannel", "transfer", "slurm") for p in sorted((ROOT / package).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path):
-    place = path.relative_to(ROOT).with_suffix("").parts
+    module = path.relative_to(ROOT).with_suffix("").parts
     for name in imported(path):
         top, _, rest = name.partition(".")
         part = rest.split(".")[0]
-        if place[0] == "crosschannel":
+        if module[0] == "crosschannel":
             assert top == "crosschannel", f"{path.name} imports {name}"
-        if place[0] == "transfer":
+        if module[0] == "transfer":
             assert top != "slurm", f"{path.name} imports {name}"
-        if place[0] != "crosschannel" or top != "crosschannel" or len(place) < 2:
+        if module[0] != "crosschannel" or top != "crosschannel" or len(module) < 2:
             continue
-        ranks = {part: number for number, part in enumerate((*FLOOR, *ORDER, *LINES))}
-        own, theirs = place[1], part
-        if own in ranks and theirs in ranks and own != theirs:
-            both_floor = own in FLOOR and theirs in FLOOR
-            assert both_floor or ranks[theirs] < ranks[own], f"{'/'.join(place)} imports {name}"
+        levels = {part: level for level, part in enumerate((*BASE, *ORDER, *COMMAND_LINE))}
+        importer, imports = module[1], part
+        if importer in levels and imports in levels and importer != imports:
+            both_in_base = importer in BASE and imports in BASE
+            assert both_in_base or levels[imports] < levels[importer], f"{'/'.join(module)} imports {name}"
 
 
 def test_submodules_do_not_import_the_top_level_package():
@@ -81,11 +81,12 @@ def test_submodules_do_not_import_the_top_level_package():
 def test_imports_have_no_cycles():
     modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
     graph = {name: imported(path) & modules.keys() - {name} for name, path in modules.items()}
-    lazy = {name for name, path in modules.items() if "lazy_names(" in path.read_text()}  # import nothing themselves
-    while free := [name for name, needs in graph.items() if not needs - lazy]:
-        for name in free:
+    # Modules with lazy_names() import nothing when they are loaded.
+    lazy = {name for name, path in modules.items() if "lazy_names(" in path.read_text()}
+    while leaves := [name for name, needs in graph.items() if not needs - lazy]:
+        for name in leaves:
             graph.pop(name)
-        graph = {name: needs - set(free) for name, needs in graph.items()}
+        graph = {name: needs - set(leaves) for name, needs in graph.items()}
     assert not graph, f"import cycles among {sorted(graph)}"
 
 
@@ -93,16 +94,16 @@ EXAMPLE_TASKS = {"rotation": "Rotation", "jigsaw": "Jigsaw"}
 
 
 @pytest.mark.parametrize("task", EXAMPLE_TASKS)
-def test_a_task_touches_its_own_file_the_table_and_its_keys_alone(task):
-    own = {f"crosschannel/pretext/{name}.py" for name in (task, "__init__", "config")}
-    words = re.compile(rf"[\"'.]{task}[\"':.]|\b{EXAMPLE_TASKS[task]}(Config|Net)?\b")
-    touched = {str(path.relative_to(ROOT)) for path in FILES if words.search(path.read_text())}
-    assert touched == own
+def test_only_its_file_the_task_table_and_the_config_mention_a_task(task):
+    allowed = {f"crosschannel/pretext/{name}.py" for name in (task, "__init__", "config")}
+    pattern = re.compile(rf"[\"'.]{task}[\"':.]|\b{EXAMPLE_TASKS[task]}(Config|Net)?\b")
+    mentions = {str(path.relative_to(ROOT)) for path in FILES if pattern.search(path.read_text())}
+    assert mentions == allowed
     assert (ROOT / "configs" / "pretrain" / f"{task}-paper.yaml").is_file()
 
 
-def test_protocols_know_backbones_only_through_load_backbone_and_wrap():
-    """And through sources, their inputs, and the files of weights."""
+def test_protocols_get_backbones_only_from_load_backbone_and_wrap():
+    """Protocols may also parse sources, and read and write weight files."""
     allowed = {"crosschannel.hub.sources", "crosschannel.hub.files"}
     allowed |= {f"crosschannel.hub.files.{name}" for name in ("load_state", "write_tensors")}
     names = ("KINDS", "input_files", "known_layers", "parse_source")
@@ -112,7 +113,7 @@ def test_protocols_know_backbones_only_through_load_backbone_and_wrap():
         assert not re.search(r"\b(build_net|Backbone\()", path.read_text()), path
 
 
-def test_nothing_imports_a_command_line_that_stands_above_it():
+def test_only_command_lines_import_command_lines():
     for path in FILES:
         if path.name != "cli.py" and path.parts[-2] != "slurm":
             assert not re.search(r"^\s*(from|import) (crosschannel|transfer|slurm)\.cli\b", path.read_text(), re.M), (
@@ -130,25 +131,25 @@ HELP = [
 
 
 def outcome(command: str) -> tuple[str, str, bool]:
-    """Output of a command line in a process of its own, its errors, and whether it imported torch."""
-    module, *words = command.split()
+    """Run a command line in a new process; return its output, its errors and whether it imported torch."""
+    module, *arguments = command.split()
     code = (
-        f"import sys; sys.argv = {['x', *words]}\nfrom {module} import main\n"
+        f"import sys; sys.argv = {['x', *arguments]}\nfrom {module} import main\n"
         "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *said, has_torch = done.stderr.splitlines()
-    return done.stdout, "\n".join(said), has_torch == "True"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *errors, has_torch = completed.stderr.splitlines()
+    return completed.stdout, "\n".join(errors), has_torch == "True"
 
 
 @pytest.mark.parametrize("command", HELP)
 def test_help_imports_no_torch(command):
-    said, problems, has_torch = outcome(f"{command} --help")
-    assert said.startswith("usage: ") and not problems and not has_torch
+    output, errors, has_torch = outcome(f"{command} --help")
+    assert output.startswith("usage: ") and not errors and not has_torch
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "text"),
     [
         ("crosschannel.cli pretrain --data=x --model.name=resnet", "unknown net 'resnet'"),
         ("slurm.cli status .", "no jobs below ."),
@@ -162,6 +163,6 @@ def test_help_imports_no_torch(command):
         ),
     ],
 )
-def test_a_command_answers_without_importing_torch(command, words):
-    said, problems, has_torch = outcome(command)
-    assert words in said + problems and not has_torch
+def test_a_command_answers_without_importing_torch(command, text):
+    output, errors, has_torch = outcome(command)
+    assert text in output + errors and not has_torch

@@ -1,4 +1,4 @@
-"""A folder as what can be compared before and after."""
+"""Snapshots of folders, to check that a command changed nothing."""
 
 import hashlib
 import stat
@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def snapshot(root: Path) -> dict[str, tuple]:
-    """Kind, rights and content of everything below a folder, by relative path."""
-    found = {}
+    """Return file type, permissions and content digest (of links: the target) of each path below a folder."""
+    entries = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
         content: object = None
@@ -15,5 +15,5 @@ def snapshot(root: Path) -> dict[str, tuple]:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
         elif stat.S_ISLNK(status.st_mode):
             content = str(path.readlink())
-        found[str(path.relative_to(root))] = (stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode), content)
-    return found
+        entries[str(path.relative_to(root))] = (stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode), content)
+    return entries

@@ -11,13 +11,13 @@ SMALL = [
 
 @pytest.fixture
 def small(photo_folder) -> list[str]:
-    """A pretraining of twelve small steps; add --out."""
+    """Command of a pretraining of twelve small steps, without --out."""
     return ["pretrain", f"--data={photo_folder}", *SMALL]
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, photo_folder):
-    """A finished run of `small`, never interrupted."""
+    """Folder of a finished run of `small` that was never interrupted."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert main(["pretrain", f"--data={photo_folder}", *SMALL, f"--out={out}"]) == 0
     return out
@@ -25,7 +25,7 @@ def finished_run(tmp_path_factory, photo_folder):
 
 @pytest.fixture(scope="session")
 def alexnet_run(tmp_path_factory, photo_folder):
-    """A finished run of an AlexNet trunk, for tests that look at its layers."""
+    """Folder of a finished run of an AlexNet without fully connected layers, for tests of its layers."""
     out = tmp_path_factory.mktemp("runs") / "alexnet"
     flags = ["--model.name=alexnet", "--model.fc=0", "--train.steps=2", f"--out={out}"]
     assert main(["pretrain", f"--data={photo_folder}", *SMALL, *flags]) == 0

@@ -1,4 +1,4 @@
-"""What two runs must share to be the same run."""
+"""Comparison of finished runs that must be identical."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from crosschannel.training import checkpoints
 
 
 def equal(a, b) -> bool:
-    """Bit for bit, through dictionaries and lists."""
+    """Return whether nested dicts and lists of tensors are bit-identical."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -22,12 +22,16 @@ def equal(a, b) -> bool:
 
 
 def without_speed(row: dict) -> dict:
-    """A row of the log without what depends on the clock."""
+    """Return a row of the log without the value that depends on the clock."""
     return {key: value for key, value in row.items() if key != "train/images_per_s"}
 
 
 def assert_same_end(run: Path, reference: Path, log: bool = True) -> None:
-    """Weights, optimiser state and, unless rows are known to be missing, the log of two finished runs are equal."""
+    """Check that two finished runs have equal weights, metrics and checkpoints.
+
+    Args:
+        log: whether their logs must be equal too; false if rows are known to be missing.
+    """
     for name in ("backbone.safetensors", "colorizer.safetensors"):
         assert equal(load_file(run / name), load_file(reference / name)), name
     results = [vars(read_result(path)) for path in (run, reference)]

@@ -1,4 +1,4 @@
-"""Writes caffemodels and prototxts from a list of layers: an encoder of the wire format, apart from the reader."""
+"""Writes caffemodels and prototxts from a list of layers, with an encoder that is independent of the reader."""
 
 import struct
 from pathlib import Path
@@ -31,13 +31,13 @@ def blob(array: np.ndarray, legacy: bool = False, packed: bool = True) -> bytes:
     array = np.asarray(array, np.float32)
     data = array.astype("<f4").tobytes()
     if packed:
-        numbers = field(5, data)
+        values = field(5, data)
     else:
-        numbers = b"".join(varint(5 << 3 | 5) + struct.pack("<f", x) for x in array.ravel())
+        values = b"".join(varint(5 << 3 | 5) + struct.pack("<f", x) for x in array.ravel())
     if legacy:
         sizes = (1,) * (4 - array.ndim) + array.shape
-        return b"".join(field(i, size) for i, size in enumerate(sizes, 1)) + numbers
-    return field(7, field(1, b"".join(varint(size) for size in array.shape))) + numbers
+        return b"".join(field(i, size) for i, size in enumerate(sizes, 1)) + values
+    return field(7, field(1, b"".join(varint(size) for size in array.shape))) + values
 
 
 def layer(name: str, kind: str, arrays=(), v1: bool = False, parameters: bytes = b"", **options) -> bytes:
@@ -49,16 +49,17 @@ def layer(name: str, kind: str, arrays=(), v1: bool = False, parameters: bytes =
 
 
 def model(layers, v1: bool = False) -> bytes:
-    """layers: (name, type, arrays) or (name, type, arrays, encoded parameters) …"""
-    written = (layer(name, kind, arrays, v1, *parameters) for name, kind, arrays, *parameters in layers)
-    return field(1, b"test") + b"".join(written)
+    """Encode layers given as (name, type, arrays) or (name, type, arrays, encoded parameters)."""
+    encoded = (layer(name, kind, arrays, v1, *parameters) for name, kind, arrays, *parameters in layers)
+    return field(1, b"test") + b"".join(encoded)
 
 
 class Net:
-    """A net that grows layer by layer, as prototxt and as caffemodel.
+    """A net that is built layer by layer and written as a prototxt and a caffemodel.
 
     Args:
-        channels, side: of its input.
+        channels: number of input channels.
+        side: height and width of the input.
     """
 
     def __init__(self, channels: int, side: int):
@@ -73,12 +74,12 @@ class Net:
         self.top = out
 
     def convolution(self, name, arrays, kind="Convolution", **options: int) -> None:
-        """options: pad, kernel_size, group, stride, dilation, as a prototxt has them."""
-        numbers = {"pad": 3, "kernel_size": 4, "group": 5, "stride": 6, "dilation": 18}
+        """Add a convolution; options are named as in a prototxt: pad, kernel_size, group, stride, dilation."""
+        field_numbers = {"pad": 3, "kernel_size": 4, "group": 5, "stride": 6, "dilation": 18}
         outputs = arrays[0].shape[kind == "Deconvolution"]
         text = " ".join(f"{key}: {value}" for key, value in {"num_output": outputs, **options}.items())
         text += "" if len(arrays) > 1 else " bias_term: false"
-        encoded = field(106, b"".join(field(numbers[key], value) for key, value in options.items()))
+        encoded = field(106, b"".join(field(field_numbers[key], value) for key, value in options.items()))
         self.add(name, kind, arrays, f"convolution_param {{ {text} }}", parameters=encoded)
 
     def relu(self, name, slope: float = 0.0) -> None:
@@ -95,12 +96,12 @@ class Net:
         self.add(name, "LRN", options=options, parameters=field(118, field(1, 5) + real(2, alpha) + real(3, 0.75)))
 
     def batchnorm(self, name, statistics, inplace=True, eps: float = 1e-5) -> None:
-        """statistics: mean, variance and the factor that both are to be divided by."""
+        """Add a BatchNorm layer; ``statistics`` are the mean, the variance and the factor that divides both."""
         options = f"batch_norm_param {{ use_global_stats: true eps: {eps} }}"
         self.add(name, "BatchNorm", statistics, options, inplace, field(139, real(3, eps)))
 
     def write(self, folder: Path) -> Path:
-        """net.prototxt and net.caffemodel; returns the latter."""
+        """Write net.prototxt and net.caffemodel; return the path of the latter."""
         (folder / "net.prototxt").write_text(self.text)
         (folder / "net.caffemodel").write_bytes(model(self.layers))
         return folder / "net.caffemodel"

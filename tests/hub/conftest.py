@@ -6,7 +6,7 @@ from transfer.cli import main as transfer
 
 @pytest.fixture(scope="session")
 def finished_run_for_card(tmp_path_factory, photo_folder):
-    """A pretraining of four steps and a probe of it."""
+    """Folders of a pretraining of four steps and of a linear probe on it."""
     root = tmp_path_factory.mktemp("card")
     quick = ["--train.steps=4", "--runtime.workers=0", "--runtime.tensorboard=false", f"--data={photo_folder}"]
     assert crosschannel(["pretrain", "--config=quickstart", *quick, "--train.batch=8", f"--out={root / 'run'}"]) == 0

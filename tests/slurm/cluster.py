@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: a controller and two nodes of eight cores and eight (pretend) GPUs each."""
+"""A real SLURM on this machine: a controller and two nodes, each with eight cores and eight simulated GPUs."""
 
 import fcntl
 import os
@@ -49,19 +49,23 @@ PartitionName=scavenge Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=1 Pre
 """
 
 
-def missing() -> str:
-    """Why no cluster can be started here; empty where one can."""
+def missing_requirements() -> str:
+    """Return why no cluster can be started on this machine, or "" if one can."""
     if os.geteuid() != 0:
-        return "a test cluster needs root"
-    lacking = [program for program in PROGRAMS if not shutil.which(program, path=_PATH)]
-    return f"a test cluster needs {', '.join(lacking)}" if lacking else ""
+        return "a test cluster requires root"
+    missing = [program for program in PROGRAMS if not shutil.which(program, path=_PATH)]
+    return f"a test cluster requires {', '.join(missing)}" if missing else ""
 
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 class Cluster:
-    """Start the daemons in a folder; ``environment`` is what SLURM's commands need."""
+    """A running cluster whose configuration and logs are in a folder.
+
+    Attributes:
+        environment: environment variables for SLURM's commands.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -69,16 +73,17 @@ class Cluster:
         for name in ("state", "spool-n1", "spool-n2"):
             (folder / name).mkdir(parents=True)
         with (Path(tempfile.gettempdir()) / "crosschannel-test-cluster.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # against another worker of the tests
-            _authentication()
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other test workers may start munged too
+            _start_munged()
         host = socket.gethostname().partition(".")[0]
         if host not in Path("/etc/hosts").read_text().split():
             with Path("/etc/hosts").open("a") as hosts:
                 hosts.write(f"127.0.0.1 {host}\n")
         port, first, second = _free_ports(3)
-        job = 1 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # ranks meet at a port of their job's
+        # The rendezvous port of a job depends on its id, so ids must differ between test workers.
+        job = 1 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
         conf = CONF.format(host=host, dir=folder, port=port, first=first, second=second, job=job)
-        if second != first + 1:  # a range would be wrong
+        if second != first + 1:  # the range requires consecutive ports
             conf = conf.replace(f"[{first}-{second}]", f"{first},{second}")
         (folder / "slurm.conf").write_text(conf)
         (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/tty[0-7]\n")
@@ -92,13 +97,13 @@ class Cluster:
         subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=60)
 
     def ask(self, *command: str) -> str:
-        """Output of a SLURM command; empty where it fails."""
+        """Return the stdout of a SLURM command, which may fail."""
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60).stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What SLURM says of a job."""
-        words = self.ask("scontrol", "--oneliner", "show", "job", number).split()
-        return dict(word.partition("=")[::2] for word in words)
+        """Return the fields of `scontrol show job`."""
+        fields = self.ask("scontrol", "--oneliner", "show", "job", number).split()
+        return dict(field.partition("=")[::2] for field in fields)
 
     def seconds_running(self, number: str) -> int:
         days, _, clock = self.job(number)["RunTime"].rpartition("-")
@@ -106,7 +111,7 @@ class Cluster:
         return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
     def release(self, number: str) -> None:
-        """Start a requeued job now: SLURM would let it wait for two minutes."""
+        """Start a requeued job now; SLURM would hold it for two minutes."""
         self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def stop(self) -> None:
@@ -116,8 +121,8 @@ class Cluster:
             subprocess.run(["kill", file.read_text().strip()], capture_output=True)
 
 
-def _authentication() -> None:
-    """munged with a key, where none runs."""
+def _start_munged() -> None:
+    """Start munged, SLURM's authentication service, unless it is running."""
     if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
         return
     if not Path("/etc/munge/munge.key").is_file():
@@ -130,11 +135,11 @@ def _authentication() -> None:
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = sorted(each.getsockname()[1] for each in sockets)
-    for each in sockets:
-        each.close()
+    for probe in sockets:
+        probe.bind(("127.0.0.1", 0))
+    ports = sorted(probe.getsockname()[1] for probe in sockets)
+    for probe in sockets:
+        probe.close()
     return ports
 
 
@@ -147,22 +152,25 @@ def last_step(run) -> int:
 
 
 def wait(cluster, run, event, count=1, seconds=400):
-    """Until something has happened so often. A job that SLURM holds back after a requeue is let go after some seconds:
-    at once its nodes could still take it for the one that they have just ended."""
-    held: dict[str, float] = {}
+    """Wait until a run's event log has ``count`` entries of a kind.
 
-    def there():
+    A job that SLURM holds after a requeue is released after five seconds. If it were released at once, its nodes could
+    still confuse it with the attempt that they have just ended.
+    """
+    held_since: dict[str, float] = {}
+
+    def reached():
         for job in JobFolder(run).jobs():
             if cluster.job(job.id).get("Reason") != "BeginTime":
-                held.pop(job.id, None)
-            elif time.monotonic() - held.setdefault(job.id, time.monotonic()) > 5:
+                held_since.pop(job.id, None)
+            elif time.monotonic() - held_since.setdefault(job.id, time.monotonic()) > 5:
                 cluster.release(job.id)
         if event != "failed":
             assert "failed" not in events(run), JobFolder(run).events()[-1]["cause"]
         return events(run).count(event) >= count
 
     try:
-        until(there, seconds)
+        until(reached, seconds)
     except AssertionError:
         logs = [f"{path}: {path.read_text()[-2000:]}" for path in (Path(run) / "slurm").glob("*_log.*")]
         raise AssertionError("\n".join([f"no {event!r} in {events(run)}", *logs])) from None

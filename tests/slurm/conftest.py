@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing, wait
+from cluster import Cluster, missing_requirements, wait
 from launch import SMALL, launch, pace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "commands"))  # same_end.py
@@ -15,15 +15,15 @@ STEPS = 300
 
 @pytest.fixture
 def small(photo_folder, tmp_path) -> list[str]:
-    """A pretraining of small steps, to be started in tmp_path; add --train.steps and --out."""
+    """Command of a pretraining to run in tmp_path, without --train.steps and --out."""
     pace(tmp_path, 0)
     return ["crosschannel", "pretrain", f"--data={photo_folder}", *SMALL]
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    if why := missing():
-        pytest.skip(why)
+    if reason := missing_requirements():
+        pytest.skip(reason)
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     yield cluster
     cluster.stop()
@@ -31,41 +31,41 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def slurm(tmp_path):
-    """`crosschannel-slurm …` in a folder of the test's own."""
+    """Function that runs `crosschannel-slurm …` in tmp_path."""
     return partial(launch, tmp_path)
 
 
 @pytest.fixture
 def sl(cluster, tmp_path):
-    """`crosschannel-slurm …` on the cluster."""
+    """Function that runs `crosschannel-slurm …` in tmp_path, on the cluster."""
     return partial(launch, tmp_path, environment=cluster.environment)
 
 
-def submitted(folder: Path, cluster: Cluster, data: Path, steps: int, *flags: str) -> str:
-    """Submit a pretraining of the paced net to ``runs/a`` in a folder; returns its job."""
+def submit_pretraining(folder: Path, cluster: Cluster, data: Path, steps: int, *flags: str) -> str:
+    """Submit a pretraining of the paced net with --out=runs/a in a folder; return its job id."""
     command = ["crosschannel", "pretrain", f"--data={data}", *SMALL, "--out=runs/a"]
-    said = launch(
+    output = launch(
         folder, "submit", "--nodes=2", *flags, "--", *command, f"--train.steps={steps}", environment=cluster.environment
     )
-    return re.search(r"job (\S+): ", said)[1]
+    return re.search(r"job (\S+): ", output)[1]
 
 
 @pytest.fixture
 def two(cluster, photo_folder, tmp_path):
-    """Submit a two-node pretraining whose steps last so many seconds; returns its job."""
+    """Function that submits a two-node pretraining with steps of at least ``pause`` seconds and returns its job id."""
 
     def submit(pause, *flags, steps=STEPS):
         pace(tmp_path, pause)
-        return submitted(tmp_path, cluster, photo_folder, steps, *flags)
+        return submit_pretraining(tmp_path, cluster, photo_folder, steps, *flags)
 
     return submit
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(cluster, tmp_path_factory, photo_folder):
-    """The two-node run that nothing happened to."""
+    """Folder of a two-node run that was never interrupted."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     pace(folder, 0)
-    submitted(folder, cluster, photo_folder, STEPS)
+    submit_pretraining(folder, cluster, photo_folder, STEPS)
     wait(cluster, folder / "runs/a", "finished")
     return folder / "runs/a"

@@ -1,4 +1,4 @@
-"""`crosschannel-slurm …` as a process, and a command small enough to submit."""
+"""Run `crosschannel-slurm …` in a process, with a pretraining of adjustable speed to submit."""
 
 import os
 import subprocess
@@ -38,29 +38,33 @@ def net(in_channels=3):
 
 
 def pace(folder: Path, seconds: float) -> None:
-    """Let steps of paced:net in a folder last so long at least: a run is as long as a test needs it."""
+    """Make each step of paced:net in a folder take at least ``seconds``; also changes a running job."""
     (folder / "paced.py").write_text(PACED)
     (folder / "pause.new").write_text(str(seconds))
     (folder / "pause.new").replace(folder / "pause")
 
 
-def launch(cwd: Path, *words, code: int = 0, environment: dict[str, str] | None = None) -> str:
-    """Run it in a folder, with one thread a rank, on a wide terminal; returns its output."""
-    more = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
-    environment = {**(environment or os.environ), **more}
-    done = subprocess.run(
-        [sys.executable, "-m", "slurm.cli", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True,
-        timeout=120,
+def launch(cwd: Path, *arguments, code: int = 0, environment: dict[str, str] | None = None) -> str:
+    """Run `crosschannel-slurm` in a folder, with one thread per rank and a wide terminal; return its output.
+
+    Args:
+        code: expected exit status.
+    """
+    overrides = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    environment = {**(environment or os.environ), **overrides}
+    completed = subprocess.run(
+        [sys.executable, "-m", "slurm.cli", *map(str, arguments)], cwd=cwd, env=environment, capture_output=True,
+        text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    assert completed.returncode == code, completed.stdout + completed.stderr
+    assert "Traceback" not in completed.stderr
+    return completed.stdout + completed.stderr
 
 
 def until(condition, seconds=90):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"it did not come to pass within {seconds} s"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
         time.sleep(0.2)
 
 

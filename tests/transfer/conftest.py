@@ -12,13 +12,13 @@ SMALL = [
 
 @pytest.fixture
 def small(photo_folder) -> list[str]:
-    """A probe of 24 small steps on 40 photographs; add --out."""
+    """Command of a linear probe of 24 small steps on 40 photographs, without --out."""
     return ["linear-probe", *SMALL, f"--data={photo_folder}"]
 
 
 @pytest.fixture(scope="module")
 def finished_probe(tmp_path_factory, photo_folder):
-    """A finished run of `small`, never interrupted; its net is as wide as its module's."""
+    """Folder of a finished, uninterrupted run of `small`, with the widths that the test module uses."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert main(["linear-probe", *SMALL, f"--data={photo_folder}", f"--out={out}"]) == 0
     return out
