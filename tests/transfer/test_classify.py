@@ -160,7 +160,7 @@ BAD = [
         "a class outside the 20",
         lambda f: (f / "Annotations/000003.xml").write_text(annotation([("cake", False)])),
         [],
-        "none of PASCAL's 20",
+        "not one of PASCAL's 20",
     ),
     ("an empty set", lambda f: (f / "ImageSets/Main/test.txt").write_text(""), [], "is empty"),
     ("a year that is not there", lambda f: None, ["--train-set=2012:trainval"], "has no VOC2012"),

@@ -13,7 +13,7 @@ from crosschannel.files import atomic_write
 from crosschannel.runs.result import load_result, save_rows
 from transfer.cli import main
 from transfer.groups import group
-from transfer.pascal.plots import confusion_matrix
+from transfer.pascal.plots import plot_confusion_matrix
 from transfer.pascal.published import TABLE_2
 from transfer.pascal.segmentation import sparse
 from transfer.protocols.linear_probe.published import IMAGENET_PROBES
@@ -92,7 +92,7 @@ def test_detection_and_classification_have_figures_by_class_of_their_own(tmp_pat
         (Path(run) / "result.json").write_text(json.dumps(stored))
     text = report(tmp_path, *runs)["report.md"]
     for words, value in (("classification", "25.0"), ("detection", "75.0")):
-        part = text.partition(f"**Average precision of {words} by class")[2].partition("\n\n**")[0]
+        part = text.partition(f"**Average precision of {words} per class")[2].partition("\n\n**")[0]
         assert f"| dog | {value} |" in part and part.count("dog") == 1
     assert text.count("segmentation") == 2 and "VOC07" not in text  # a column, and the sentence above it
 
@@ -127,7 +127,7 @@ def test_next_comes_a_card_of_one_trained_backbone(tmp_path, capsys):
 def test_a_confusion_matrix_of_many_classes_shows_the_largest(tmp_path):
     classes = [f"class {i}" for i in range(150)]
     pixels = sparse(np.diag(np.arange(150))[None])
-    confusion_matrix(tmp_path / "c.png", {"classes": np.array(classes), "confusion": pixels}, atomic_write)
+    plot_confusion_matrix(tmp_path / "c.png", {"classes": np.array(classes), "confusion": pixels}, atomic_write)
     assert max(Image.open(tmp_path / "c.png").size) < 2500
 
 
@@ -174,7 +174,7 @@ def test_pascal_runs_fill_their_column_of_table_2(tmp_path):
 def test_pascal_runs_on_some_images_have_a_table_of_their_own(tmp_path):
     runs = [make_run(tmp_path / f"c{n}", "classify", n=n, value=n / 10_000, train_from="fc8") for n in (128, 4952)]
     text = report(tmp_path, *runs)["report.md"]
-    apart = text.index("128 images: not comparable with figures on all of PASCAL VOC")
+    apart = text.index("128 images: not comparable with results on all of PASCAL VOC")
     assert (
         "| runs/a-0 | 1.3 | – |" in text[apart:] and "(published)" not in text[apart : text.index("| runs/a-0 | 1.3")]
     )

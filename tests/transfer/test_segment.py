@@ -393,7 +393,7 @@ def test_every_packaged_config_is_valid_and_papers_is_the_papers():
 
 BAD = [
     ("a mask that is gone", lambda f: (f / "SegmentationClass/000003.png").unlink(), [], "lacks", True),
-    ("no segmentation sets", lambda f: shutil.rmtree(f / "ImageSets/Segmentation"), [], "no image set", True),
+    ("no segmentation sets", lambda f: shutil.rmtree(f / "ImageSets/Segmentation"), [], "unknown image set", True),
     ("SBD that is nowhere", lambda f: None, ["--train-set=sbd:train"], "no SBD", True),
     ("a set that is none", lambda f: None, ["--test-set=sbd"], "test_set must be YEAR:SET or sbd:SET", True),
     ("no such place to train from", lambda f: None, ["--train-from=fc9"], "train_from 'fc9'", True),
@@ -421,7 +421,7 @@ def test_bad_input_is_one_sentence(voc, command, tmp_path, capsys, monkeypatch, 
     ("number", "labels", "words"),
     [
         ("000045", lambda mask: np.zeros((5, 5), np.uint8), r"is 5 × 5, and its image"),
-        ("000002", lambda mask: np.full_like(mask, 77), "has the label 77: there are 0 to 20, and 255"),
+        ("000002", lambda mask: np.full_like(mask, 77), "has the label 77; labels must be 0 to 20, or 255"),
     ],
 )
 def test_a_bad_mask_ends_the_run_with_its_name_and_nothing_is_lost(

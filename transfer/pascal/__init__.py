@@ -1,1 +1,1 @@
-"""PASCAL VOC: the devkit, its metrics, the published figures."""
+"""PASCAL VOC: devkit, metrics and published results."""

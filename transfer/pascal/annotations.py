@@ -1,4 +1,4 @@
-"""Annotations of the devkit: the objects of an image, checked against its picture."""
+"""Annotations of the devkit: the objects of an image, checked against the image file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-POSITIVE, NEGATIVE, IGNORED = 1, 0, -1  # labels of an image; ignored: the class has difficult objects only
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1  # labels of an image; IGNORED: all objects of the class are difficult
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
-_MAX_BYTES = 1 << 22  # of an annotation file
+_MAX_BYTES = 1 << 22  # size limit of an annotation file
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Objects:
     """Annotated objects of an image.
 
     Attributes:
-        boxes: (G, 4) float64 x₁ y₁ x₂ y₂ in pixels from 1, both ends inside, as the files have them.
-        classes: (G,) int64 into ``CLASSES``.
-        difficult: (G,) bool.
+        boxes: (G, 4) float64 x₁ y₁ x₂ y₂, in the devkit's 1-based pixel coordinates with inclusive ends.
+        classes: (G,) int64 indices into ``CLASSES``.
+        difficult: (G,) bool, whether each object is marked difficult.
     """
 
     boxes: np.ndarray
@@ -41,36 +41,36 @@ class Objects:
         labels[self.classes[~self.difficult]] = POSITIVE
         return labels
 
-    def check(self, size: tuple[int, int] | None, what: str) -> None:
-        """Raise a UserError if the arrays do not fit together or a box does not lie in the picture.
+    def check(self, size: tuple[int, int] | None, name: str) -> None:
+        """Raise a UserError if the arrays have inconsistent shapes or a box does not lie in the image.
 
         Args:
-            size: width and height of the upright picture; None: unknown.
-            what: name or file of the image, for the message.
+            size: width and height of the upright image; None: unknown.
+            name: name or file of the image, for the message.
         """
         boxes, difficult = np.asarray(self.boxes), np.asarray(self.difficult)
         shape = (len(self.classes), 4)
         if boxes.shape != shape or boxes.dtype.kind not in "iuf" or len(difficult) != shape[0]:
-            raise UserError(f"{what}: the boxes of {shape[0]} objects must be {shape} numbers, got {boxes.shape}")
+            raise UserError(f"{name}: boxes must be {shape} real numbers, one row per object, got {boxes.shape}")
         if shape[0] and difficult.dtype.kind != "b":
-            raise UserError(f"{what}: difficult must be True or False for each object, got {difficult.dtype}")
+            raise UserError(f"{name}: difficult must be True or False for each object, got {difficult.dtype}")
         invalid = invalid_box(from_voc(boxes.astype(np.float64)), size)
         if invalid:
             number, fault = invalid
             box = " ".join(f"{edge:g}" for edge in boxes[number])
-            raise UserError(f"{what}: the box of object {number + 1} ({box}) {fault}")
+            raise UserError(f"{name}: the box of object {number + 1} ({box}) {fault}")
 
 
 def read_annotation(path: Path, size: tuple[int, int] | None = None) -> Objects:
     """Read the objects of an image.
 
     Args:
-        path: the XML file.
-        size: width and height of the picture, upright by its EXIF orientation; None: unknown.
+        path: XML file.
+        size: width and height of the image after its EXIF rotation; None: unknown.
 
     Raises:
-        UserError: the file is missing or not an annotation, it states another size than the picture's, or an object
-            has an unknown class or a box that does not lie in the picture.
+        UserError: the file is missing or not an annotation, it states a size other than the image's, or an object
+            has an unknown class or a box that does not lie in the image.
     """
     root = _read_xml(path)
     if root.tag != "annotation":
@@ -90,39 +90,39 @@ def _read_xml(path: Path) -> ElementTree.Element:
     except FileNotFoundError:
         raise UserError(f"the devkit lacks the annotation {path}") from None
     except OSError as error:
-        raise UserError(f"cannot read the annotation {path}: {error.strerror}") from None
+        raise UserError(f"could not read the annotation {path}: {error.strerror}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: an unknown encoding
         raise UserError(f"the annotation {path} is damaged: {error}") from None
 
 
 def _check_size(root: ElementTree.Element, actual: tuple[int, int] | None, path: Path) -> None:
-    """Raise a UserError if the annotation states another size than the picture's; tools write 0 for an unknown size."""
+    """Raise a UserError if the annotation states a size other than the image's. Some tools write 0 if it is unknown."""
     texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
     if not all(texts):
         return
     try:
         stated = tuple(round(float(text)) for text in texts)
     except (ValueError, OverflowError):
-        raise UserError(f"the annotation {path} is damaged: its size is {' × '.join(texts)}") from None
+        raise UserError(f"the annotation {path} is damaged: it states the size {' × '.join(texts)}") from None
     if not actual or not all(stated) or all(abs(a - b) <= 1 for a, b in zip(stated, actual, strict=True)):
         return
-    turned = ", turned by its EXIF orientation or with width and height swapped" if stated[::-1] == actual else ""
+    cause = ", rotated by its EXIF orientation or with width and height swapped" if stated[::-1] == actual else ""
     raise UserError(
-        f"the annotation {path} is of a picture of {stated[0]} × {stated[1]} pixels, and the picture is {actual[0]} × "
-        f"{actual[1]}{turned}: boxes and size must be those of the upright picture"
+        f"the annotation {path} states a size of {stated[0]} × {stated[1]} pixels, but the image is {actual[0]} × "
+        f"{actual[1]}{cause}: size and boxes must be those of the upright image"
     )
 
 
 def _rows(root: ElementTree.Element, path: Path) -> Iterator[tuple[list[float], int, bool]]:
-    """Yield box, class and difficulty of every object."""
+    """Yield the box, class index and difficult flag of every object."""
     for number, entry in enumerate(root.iter("object"), 1):
         name = entry.findtext("name", "").strip()
         if name not in CLASSES:
-            raise UserError(f"{path} has an object of the class {name!r}, which is none of PASCAL's 20")
+            raise UserError(f"{path} has an object of the class {name!r}, which is not one of PASCAL's 20")
         difficult = entry.findtext("difficult", "").strip() or "0"
         if difficult not in ("0", "1"):
             raise UserError(
-                f"the annotation {path} is damaged: object {number} has difficult {difficult!r}, not 0 or 1"
+                f"the annotation {path} is damaged: object {number} has difficult = {difficult!r}, expected 0 or 1"
             )
         edges = [entry.findtext(f"bndbox/{edge}", "") for edge in _EDGES]
         try:

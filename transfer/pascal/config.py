@@ -1,4 +1,4 @@
-"""Keys of every protocol on PASCAL VOC."""
+"""Config keys shared by all protocols on PASCAL VOC."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from transfer.config import SETS, MeasureConfig
 
 Sets = Annotated[str, SETS]
 _WITH_SBD = Pattern(
-    r"(\d{4}|sbd):[\w-]+(,(\d{4}|sbd):[\w-]+)*", "YEAR:SET or sbd:SET, such as 2012:train, or several by commas"
+    r"(\d{4}|sbd):[\w-]+(,(\d{4}|sbd):[\w-]+)*", "YEAR:SET or sbd:SET, such as 2012:train, or several, comma separated"
 )
 SetsWithMasks = Annotated[str, _WITH_SBD]
 
@@ -20,18 +20,18 @@ class PascalConfig(MeasureConfig):
     """Keys of every protocol on PASCAL VOC."""
 
     data: Annotated[Text, Data("download")] = ""
-    """the VOCdevkit folder (VOC2007 and the like are in it)"""
+    """VOCdevkit folder, which contains VOC2007 etc."""
     train_set: Sets = "2007:trainval"
-    """image sets that are learned, such as 2007:trainval,2012:trainval"""
+    """image sets to train on, such as 2007:trainval,2012:trainval"""
     test_set: Sets = "2007:test"
-    """image sets that are scored"""
+    """image sets to test on"""
     download: Annotated[bool, RUNTIME] = False
-    """fetch what is not there from the archives that torchvision knows, with their checksums"""
+    """download missing years from torchvision's URLs and verify their checksums"""
 
     def check(self) -> None:
-        twice = set(named_sets(self.train_set)) & set(named_sets(self.test_set))
-        if twice:
-            raise UserError(f"{':'.join(min(twice))} is in both train_set and test_set")
+        duplicates = set(parse_sets(self.train_set)) & set(parse_sets(self.test_set))
+        if duplicates:
+            raise UserError(f"{':'.join(min(duplicates))} is in both train_set and test_set")
 
 
 @dataclass
@@ -39,20 +39,20 @@ class MasksConfig(PascalConfig):
     """Keys of every protocol on PASCAL VOC's segmentation masks."""
 
     train_set: SetsWithMasks = "sbd:train"
-    """image sets that are learned: YEAR:SET of the devkit, sbd:SET of SBD"""
+    """image sets to train on: YEAR:SET of the devkit or sbd:SET of SBD"""
     test_set: SetsWithMasks = "2011:seg11valid"
-    """image sets that are scored; 2011:seg11valid is VOC2011's val without what SBD's train has"""
+    """image sets to test on; 2011:seg11valid is VOC2011's val minus the images of SBD's train"""
     sbd: Annotated[Text | None, File(download="download")] = None
-    """folder of the Semantic Boundaries Dataset (img, cls, train.txt are in it, or in dataset); default
-    benchmark_RELEASE/dataset in the devkit or beside it"""
+    """folder of the Semantic Boundaries Dataset, with img, cls and train.txt in it or in its dataset subfolder;
+    default: benchmark_RELEASE/dataset in or beside the devkit"""
 
     def check(self) -> None:
         super().check()
-        for year, name in (one for sets in (self.train_set, self.test_set) for one in named_sets(sets)):
+        for year, name in (entry for sets in (self.train_set, self.test_set) for entry in parse_sets(sets)):
             if name == "seg11valid" and year != "2011":
-                raise UserError(f"{year}:{name}: seg11valid is a set of 2011")
+                raise UserError(f"unknown image set {year}:{name}: seg11valid exists for 2011 only")
 
 
-def named_sets(sets: str) -> list[tuple[str, str]]:
-    """(year, image set) of each that is named."""
-    return [tuple(one.split(":")) for one in re.split(",", sets)]
+def parse_sets(sets: str) -> list[tuple[str, str]]:
+    """Parse a comma-separated list of image sets into pairs (year, set name)."""
+    return [tuple(entry.split(":")) for entry in re.split(",", sets)]

@@ -1,4 +1,4 @@
-"""Mask files as labels: the devkit's PNGs and SBD's MATLAB files. Ambiguous files are refused, not converted."""
+"""Mask files: PNGs of the devkit and MATLAB files of SBD. Ambiguous files raise an error instead of being converted."""
 
 import io
 from dataclasses import dataclass
@@ -10,14 +10,16 @@ from PIL import Image
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes
 
-IGNORED = 255  # label of pixels that are neither learned nor scored
-_SMALL_DEPTHS = {2: 85, 4: 17}  # bit depth → factor by which Pillow scales its grey values
+IGNORED = 255  # label of pixels excluded from training and scoring
+_SMALL_DEPTHS = {2: 85, 4: 17}  # bit depth → factor by which Pillow scales grey values of that depth
 _ORIENTATION = 0x0112  # EXIF tag
 
 
 def _palette() -> np.ndarray:
-    """Compute PASCAL VOC's colours by label, (256, 3) uint8: a label's three lowest bits are bit 7 of the channels, the
-    next three are bit 6, and so on."""
+    """Compute PASCAL VOC's colours by label, (256, 3) uint8.
+
+    A label's three lowest bits are bit 7 of the three channels, the next three bits are bit 6, and so on.
+    """
     colours = np.zeros((256, 3), np.uint8)
     for label in range(256):
         for bit in range(8):
@@ -27,16 +29,16 @@ def _palette() -> np.ndarray:
 
 
 PALETTE = _palette()
-_LABELS = np.array([*range(21), IGNORED])  # labels that have a colour in PASCAL's masks
+_LABELS = np.array([*range(21), IGNORED])  # labels that occur in PASCAL's masks
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask: a PNG of the devkit, or a MATLAB file of SBD.
+    """A mask file: a PNG like the devkit's or a MATLAB file like SBD's.
 
     Attributes:
         path: path of the file.
-        is_pascal: whether its classes are PASCAL's, so that PASCAL's colours stand for labels too.
+        is_pascal: whether the classes are PASCAL's, so that PASCAL's colours are accepted as labels.
     """
 
     path: Path
@@ -50,21 +52,21 @@ class MaskFile:
         """
         try:
             data = read_bytes(self.path)
-            return self._from_matlab(data) if self.path.suffix == ".mat" else self._from_picture(data)
+            return self._from_matlab(data) if self.path.suffix == ".mat" else self._from_png(data)
         except UserError:
             raise
         except FileNotFoundError:
             raise UserError(f"the devkit lacks the mask {self.path}") from None
         except PermissionError as error:
-            raise UserError(f"cannot read the mask {self.path}: {error.strerror}") from None
+            raise UserError(f"could not read the mask {self.path}: {error.strerror}") from None
         except Exception as error:  # decoders raise any exception on unreadable bytes
             raise UserError(f"the mask {self.path} is damaged: {error}") from None
 
-    def _from_picture(self, data: bytes) -> np.ndarray:
+    def _from_png(self, data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             picture.load()
             if picture.getexif().get(_ORIENTATION, 1) != 1:
-                raise self._refusal("is turned by an EXIF orientation: save it upright")
+                raise self._error("has an EXIF orientation: save it upright")
             pixels, mode = np.array(picture), picture.mode
             palette = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         depth = data[24] if data[12:16] == b"IHDR" else 0
@@ -77,13 +79,13 @@ class MaskFile:
         if mode.startswith("I"):
             return pixels.astype(np.int64)
         if depth != 8 or mode not in ("LA", "RGB", "RGBA"):
-            raise self._refusal(f"is a {depth}-bit PNG of mode {mode}")
+            raise self._error(f"is a {depth}-bit PNG of mode {mode}")
         if mode != "RGB" and (pixels[..., -1] < 255).any():
-            raise self._refusal("is partly transparent")
+            raise self._error("is partly transparent")
         return pixels[..., 0] if mode == "LA" else self._from_colours(pixels[..., :3])
 
     def _from_palette(self, indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
-        """Return the labels of a palette PNG: its indices, unless its colours are PASCAL's in another order."""
+        """Return the labels of a palette PNG: its indices, unless its palette has PASCAL's colours in another order."""
         padded = np.zeros((256, 3), np.uint8)
         padded[: len(palette)] = palette
         used = np.unique(indices)
@@ -96,11 +98,11 @@ class MaskFile:
 
     def _from_colours(self, pixels: np.ndarray) -> np.ndarray:
         if not self.is_pascal:
-            raise self._refusal("is in colours")
+            raise self._error("is a colour image")
         labels = labels_of_colours(pixels)
         if (labels < 0).any():
             colour = ", ".join(map(str, pixels[labels < 0][0]))
-            raise self._refusal(f"is in colours, and ({colour}) is none of PASCAL's")
+            raise self._error(f"is a colour image, and ({colour}) is not one of PASCAL's colours")
         return labels
 
     def _from_matlab(self, data: bytes) -> np.ndarray:
@@ -110,18 +112,18 @@ class MaskFile:
         if labels.dtype.kind == "f":
             invalid = labels[~np.isfinite(labels) | (labels != np.round(labels)) | (np.abs(labels) > 1 << 16)]
             if invalid.size:
-                raise self._refusal(f"has the label {invalid[0]:g}")
+                raise self._error(f"has the label {invalid[0]:g}")
             return labels.astype(np.int64)
         if labels.dtype.kind not in "iub":
-            raise self._refusal(f"holds values of the type {labels.dtype}")
+            raise self._error(f"contains values of the type {labels.dtype}")
         return labels.astype(np.int64)
 
-    def _refusal(self, fault: str) -> UserError:
-        return UserError(f"the mask {self.path} {fault}; a mask is a palette or grey PNG whose values are labels")
+    def _error(self, fault: str) -> UserError:
+        return UserError(f"the mask {self.path} {fault}; a mask must be a palette or grey PNG whose values are labels")
 
 
 def labels_of_colours(colours: np.ndarray) -> np.ndarray:
-    """Map PASCAL's colours (…, 3) uint8 to labels (…) int64, and any other colour to -1."""
+    """Map PASCAL's colours (…, 3) uint8 to labels (…) int64, and all other colours to -1."""
     codes = PALETTE[_LABELS].astype(np.int64) @ [1 << 16, 1 << 8, 1]
     order = np.argsort(codes)
     pixel_codes = colours.astype(np.int64) @ [1 << 16, 1 << 8, 1]

@@ -1,6 +1,6 @@
-"""The figures of PASCAL VOC, each exact, vectorised, and weighted by image so that it can be bootstrapped.
+"""Metrics of PASCAL VOC: exact, vectorised, and weighted by image to support bootstrapping.
 
-Weights are (R, n): R resamples of n items; every function gives R figures at once.
+Weights are (R, n): R resamples of n items. Each function computes its metrics for all R resamples at once.
 """
 
 from dataclasses import dataclass
@@ -15,59 +15,59 @@ Kind = Literal["sum", "11-point", "envelope"]
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, kind: Kind = "sum") -> np.ndarray:
-    """Average precision of a ranking.
+    """Compute the average precision of a ranking.
 
     Args:
-        scores: (n,), higher ranks first; equal ones are taken together.
+        scores: (n,) scores, ranked in descending order; items with equal scores share a rank.
         positive: (n,) bool.
-        weights: (R, n).
-        kind: "sum": precisions weighted by the steps of recall, as scikit-learn has it since 0.19; "11-point": the mean
-            of the greatest precision at recalls of at least 0, .1, … 1 (VOC 2007); "envelope": the area under the
-            precision made monotone (VOC 2010 on; VISSL).
+        weights: (R, n) item weights.
+        kind: "sum": precisions weighted by the increments of recall, like scikit-learn since 0.19; "11-point": mean of
+            the maximum precision at recall ≥ 0, .1, … 1 (VOC 2007); "envelope": area under the monotone envelope of the
+            precision (VOC 2010 and later; VISSL).
 
     Returns:
-        (R,) float64; NaN where no positive has weight.
+        (R,) float64; NaN if the positives have no weight.
     """
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
-    return _area(positive[order], ends, weights.T[order], (weights * positive).sum(1), kind)
+    return _ranking_area(positive[order], ends, weights.T[order], (weights * positive).sum(1), kind)
 
 
-def _area(hits: np.ndarray, ends: np.ndarray, weights: np.ndarray, total: np.ndarray, kind: Kind) -> np.ndarray:
-    """The area of a ranking.
+def _ranking_area(hits: np.ndarray, ends: np.ndarray, weights: np.ndarray, total: np.ndarray, kind: Kind) -> np.ndarray:
+    """Compute the average precision of a sorted ranking.
+
+    Ranks without a positive change none of the three areas, so their weights are summed up to the next hit.
 
     Args:
-        hits: (n,) bool, from the best rank on.
-        ends: (n,) bool, whether no equal score follows.
-        weights: (n, R).
-        total: (R,) weight of all there is to find.
+        hits: (n,) bool, whether each item is a positive; the best rank first.
+        ends: (n,) bool, whether each item is the last of its tie group.
+        weights: (n, R) item weights.
+        total: (R,) weight of all positives.
         kind: see :func:`average_precision`.
-
-    Only ranks at which something is found move any of the three areas: runs of others are added up at once.
     """
-    groups = np.cumsum(ends) - ends  # of equal scores
-    found = np.zeros(int(groups[-1]) + 1 if len(groups) else 0, bool)
-    np.logical_or.at(found, groups, hits)
-    stops = np.flatnonzero(ends)[found] + 1  # just behind every group in which something is found
+    tie_groups = np.cumsum(ends) - ends
+    has_hit = np.zeros(int(tie_groups[-1]) + 1 if len(tie_groups) else 0, bool)
+    np.logical_or.at(has_hit, tie_groups, hits)
+    stops = np.flatnonzero(ends)[has_hit] + 1  # end of each tie group that contains a hit
     if not len(stops):
         return np.where(total > 0, 0.0, np.nan)
     starts = np.append(0, stops[:-1])
-    seen = np.cumsum(np.add.reduceat(weights[: stops[-1]], starts, axis=0), 0)
-    right = np.cumsum(np.add.reduceat(weights[: stops[-1]] * hits[: stops[-1], None], starts, axis=0), 0)
-    return _under(seen, right, total, kind)
+    ranked = np.cumsum(np.add.reduceat(weights[: stops[-1]], starts, axis=0), 0)
+    true_positives = np.cumsum(np.add.reduceat(weights[: stops[-1]] * hits[: stops[-1], None], starts, axis=0), 0)
+    return _curve_area(ranked, true_positives, total, kind)
 
 
-def _under(seen: np.ndarray, right: np.ndarray, total: np.ndarray, kind: Kind) -> np.ndarray:
-    """The area under a curve.
+def _curve_area(ranked: np.ndarray, true_positives: np.ndarray, total: np.ndarray, kind: Kind) -> np.ndarray:
+    """Compute the area under a precision-recall curve.
 
     Args:
-        seen, right: (H, R), summed weights of what is ranked, and of what is found, at each of H ranks.
-        total: (R,) weight of all there is to find.
+        ranked, true_positives: (H, R) cumulative weights of all items and of the positives, at each of H ranks.
+        total: (R,) weight of all positives.
         kind: see :func:`average_precision`.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(seen > 0, right / np.maximum(seen, 1e-300), 0.0)
-        recall = right / total
+        precision = np.where(ranked > 0, true_positives / np.maximum(ranked, 1e-300), 0.0)
+        recall = true_positives / total
     if kind != "sum":
         precision = np.maximum.accumulate(precision[::-1], 0)[::-1]
     if kind == "11-point":
@@ -78,19 +78,19 @@ def _under(seen: np.ndarray, right: np.ndarray, total: np.ndarray, kind: Kind) -
 
 
 def tie_against(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Scores in which a positive loses a tie: score − 1e-5 · label, as the published figures have it."""
+    """Rank positives below negatives with equal scores: score − 1e-5 · label, as in the code for published results."""
     return scores.astype(np.float64) - 1e-5 * positive
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of one class against the truth, the best-scored first.
+    """Detections of one class matched to the ground truth, by descending score.
 
     Attributes:
-        scores: (D,) of the detections that count.
-        images: (D,) which image each is of.
-        hits: (D,) bool, whether it found an object that no better one had found.
-        positives: (n,) objects to be found, by image; difficult ones are none.
+        scores: (D,) scores, without detections of difficult objects.
+        images: (D,) image indices.
+        hits: (D,) bool, whether the detection is a true positive, i.e. the first to match its object.
+        positives: (n,) number of objects per image, not counting difficult ones.
     """
 
     scores: np.ndarray
@@ -101,90 +101,102 @@ class Matches:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Detections of one class, the best-scored first, each beside the object that it overlaps most; of equal scores
-    those of the first image come first.
+    """Detections of one class with the object that each overlaps most, by descending score, then by image.
 
     Attributes:
-        scores: (D,).
-        images: (D,) which image each is of.
-        overlaps: (D,) float64, intersection over union with that object; 0 where there is none.
-        objects: (D,) int64, its number among all.
-        hard: (D,) bool, whether it is difficult.
-        positives: (n,) objects to be found, by image.
+        scores: (D,) scores.
+        images: (D,) image indices.
+        overlaps: (D,) float64, IoU with the object; 0 if the detection overlaps none.
+        objects: (D,) int64, index of the object among the objects of all images.
+        difficult: (D,) bool, whether the object is difficult.
+        positives: (n,) number of objects per image, not counting difficult ones.
     """
 
     scores: np.ndarray
     images: np.ndarray
     overlaps: np.ndarray
     objects: np.ndarray
-    hard: np.ndarray
+    difficult: np.ndarray
     positives: np.ndarray
 
     def matches(self, iou: float = 0.5) -> Matches:
-        """Which detections are right, as the VOC devkit has it: the best-scored one that overlaps an object enough
-        finds it, others are wrong, and those on difficult objects do not count."""
-        enough = self.overlaps >= iou
-        right = np.flatnonzero(enough & ~self.hard)
-        _, first = np.unique(self.objects[right], return_index=True)
-        hits = np.zeros(len(enough), bool)
-        hits[right[first]] = True
-        counts = ~(enough & self.hard)
-        return Matches(self.scores[counts], self.images[counts], hits[counts], self.positives)
+        """Match detections to objects by the rule of the VOC devkit.
+
+        The highest-scoring detection of an object with at least the given IoU is a true positive. Detections of
+        difficult objects are ignored, and all others are false positives.
+        """
+        overlapping = self.overlaps >= iou
+        candidates = np.flatnonzero(overlapping & ~self.difficult)
+        _, first = np.unique(self.objects[candidates], return_index=True)
+        hits = np.zeros(len(overlapping), bool)
+        hits[candidates[first]] = True
+        counted = ~(overlapping & self.difficult)
+        return Matches(self.scores[counted], self.images[counted], hits[counted], self.positives)
 
 
 def best_objects(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The object that each box overlaps most: (D, 4), (G, 4) → overlaps (D,) and places (D,), 0 where there is none."""
+    """Return the greatest IoU of each box (D, 4) with the objects (G, 4), and the index of that object, (D,) each.
+
+    Both are 0 if there are no objects.
+    """
     if not len(truths):
         return np.zeros(len(boxes)), np.zeros(len(boxes), np.int64)
-    shared = overlaps(boxes, truths)
-    return shared.max(1), shared.argmax(1)
+    ious = overlaps(boxes, truths)
+    return ious.max(1), ious.argmax(1)
 
 
 def detection_ap(matches: Matches, weights: np.ndarray, *kinds: Kind) -> list[np.ndarray]:
-    """Average precisions of detections: (R,) for each kind, from image weights (R, n); NaN where there is nothing to
-    find.
+    """Compute the average precision of detections, in several variants.
 
-    Detections of equal scores are ranked by image, as the devkit's sort leaves them: each is a rank of its own. Between
-    two that find something, others are counted by image, so that no array has a row a detection.
+    Like in the devkit, every detection has a rank of its own, and equal scores are ranked by image. Detections between
+    two hits are counted per image, which avoids an array with one row per detection.
+
+    Args:
+        matches: matched detections of one class.
+        weights: (R, n) image weights.
+        kinds: variants of average precision, see :func:`average_precision`.
+
+    Returns:
+        (R,) for each kind; NaN if the positives have no weight.
     """
     total = weights @ matches.positives.astype(np.float64)
     hits, images = matches.hits, matches.images
-    finds = np.flatnonzero(hits)
-    if not len(finds):
+    hit_ranks = np.flatnonzero(hits)
+    if not len(hit_ranks):
         return [np.where(total > 0, 0.0, np.nan) for _ in kinds]
-    images, gaps = images[: finds[-1] + 1], np.cumsum(hits[: finds[-1] + 1]) - hits[: finds[-1] + 1]
-    counts = csr_array((np.ones(len(images)), (gaps, images)), (len(finds), weights.shape[1]))
-    seen = np.cumsum(counts @ weights.T, 0)
-    right = np.cumsum(weights.T[images[finds]], 0)
-    return [_under(seen, right, total, kind) for kind in kinds]
+    images, gaps = images[: hit_ranks[-1] + 1], np.cumsum(hits[: hit_ranks[-1] + 1]) - hits[: hit_ranks[-1] + 1]
+    counts = csr_array((np.ones(len(images)), (gaps, images)), (len(hit_ranks), weights.shape[1]))
+    ranked = np.cumsum(counts @ weights.T, 0)
+    true_positives = np.cumsum(weights.T[images[hit_ranks]], 0)
+    return [_curve_area(ranked, true_positives, total, kind) for kind in kinds]
 
 
 def segmentation_figures(confusions: np.ndarray) -> dict[str, np.ndarray]:
-    """The four figures of fully convolutional nets (Long et al., 2015).
+    """Compute the segmentation metrics of fully convolutional nets (Long et al., 2015).
 
     Args:
-        confusions: (R, K, K) pixels by true and predicted class, summed over images.
+        confusions: (R, K, K) pixel counts by true and predicted class, summed over images.
 
     Returns:
-        ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` (R,), and ``iu`` (R, K); means are over classes
-        that occur (in the truth or the prediction for IU, in the truth for accuracy).
+        ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` (R,), and ``iu`` (R, K). Means are over classes
+        that occur: in the ground truth or the prediction for IU, in the ground truth for accuracy.
     """
-    right = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)
+    correct = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)
     true, predicted = confusions.sum(2), confusions.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        iu = right / (true + predicted - right)
-        accuracy, share = right / true, true / true.sum(1, keepdims=True)
+        iu = correct / (true + predicted - correct)
+        accuracy, frequency = correct / true, true / true.sum(1, keepdims=True)
         return {
-            "mean_iu": _mean_of_numbers(iu),
-            "pixel_accuracy": right.sum(1) / true.sum(1),
-            "mean_accuracy": _mean_of_numbers(accuracy),
-            "fw_iu": np.where(true > 0, share * iu, 0.0).sum(1),
+            "mean_iu": _nanmean(iu),
+            "pixel_accuracy": correct.sum(1) / true.sum(1),
+            "mean_accuracy": _nanmean(accuracy),
+            "fw_iu": np.where(true > 0, frequency * iu, 0.0).sum(1),
             "iu": iu,
         }
 
 
-def _mean_of_numbers(values: np.ndarray) -> np.ndarray:
-    """(R, K) → (R,), without those that are none."""
-    known = ~np.isnan(values)
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Average over classes, (R, K) → (R,), ignoring NaN. Unlike np.nanmean, do not warn about all-NaN rows."""
+    valid = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0.0).sum(1) / known.sum(1)
+        return np.where(valid, values, 0.0).sum(1) / valid.sum(1)

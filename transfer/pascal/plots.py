@@ -1,4 +1,4 @@
-"""Plots of PASCAL's classes: figures by class, and which class is taken for which."""
+"""Plots of PASCAL VOC results: bars per class, and confusion matrices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,63 +12,71 @@ from crosschannel.runs.result import Result, Rows
 from transfer.groups import Group
 from transfer.pascal.segmentation import summed
 
-_SHOWN = 40  # classes of a confusion matrix, which has a row and a column for each
+_MAX_CLASSES = 40  # of a confusion matrix; with more, the plot is unreadable
 
 
-def classes_of(result: Result, prefix: str) -> list[str]:
-    """The classes that have figures of a prefix such as ``ap/``."""
+def class_names(result: Result, prefix: str) -> list[str]:
+    """Return the classes that have a metric with a prefix such as ``ap/``."""
     return [name.removeprefix(prefix) for name in result.metrics if name.startswith(prefix)]
 
 
-def bars_by_class(out: Path, groups: Sequence[Group], prefix: str, axis: str, write: Writer) -> None:
-    """Bars by class, a colour a run."""
+def plot_class_bars(out: Path, groups: Sequence[Group], prefix: str, axis: str, write: Writer) -> None:
+    """Plot a metric as bars per class, in one colour per group of runs.
+
+    Args:
+        out: PNG file to write.
+        groups: groups of runs; bars show the mean over seeds.
+        prefix: start of the metric names, such as ``ap/``.
+        axis: label of the metric axis.
+        write: writer of output files.
+    """
     from matplotlib.figure import Figure as Canvas
 
-    classes = list(dict.fromkeys(name for entry in groups for name in classes_of(entry.first, prefix)))
+    classes = list(dict.fromkeys(name for group in groups for name in class_names(group.first, prefix)))
     canvas = Canvas(figsize=(9, 0.26 * len(classes) * max(1.0, len(groups) / 3) + 1.2), layout="constrained")
     axes, height = canvas.subplots(), 0.8 / len(groups)
-    for number, entry in enumerate(groups):
-        found = [entry.over_seeds(prefix + name) for name in classes]
-        places = [i + (number - (len(groups) - 1) / 2) * height for i, one in enumerate(found) if one]
+    for number, group in enumerate(groups):
+        values = [group.over_seeds(prefix + name) for name in classes]
+        positions = [i + (number - (len(groups) - 1) / 2) * height for i, value in enumerate(values) if value]
         axes.barh(
-            places,
-            [100 * one[0] for one in found if one],
+            positions,
+            [100 * value[0] for value in values if value],
             height,
-            xerr=[100 * one[1] for one in found if one] if len(entry.runs) > 1 else None,
+            xerr=[100 * value[1] for value in values if value] if len(group.runs) > 1 else None,
             color=COLOURS[number % len(COLOURS)],
-            label=escape_control(entry.label),
+            label=escape_control(group.label),
         )
     axes.set_yticks(range(len(classes)), classes)
     axes.invert_yaxis()
     axes.set_xlabel(axis)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06 - 0.6 / len(classes)))
-    with write(out) as part:
-        canvas.savefig(part, dpi=120, format="png")
+    with write(out) as file:
+        canvas.savefig(file, dpi=120, format="png")
 
 
-def confusion_matrix(out: Path, rows: Rows, write: Writer) -> None:
-    """The pixels of all images by true class (rows, each of 100 %) and predicted class."""
+def plot_confusion_matrix(out: Path, rows: Rows, write: Writer) -> None:
+    """Plot the pixels of all images by true class (rows, normalised to 100 %) and predicted class (columns)."""
     from matplotlib.figure import Figure as Canvas
 
     names, column = list(rows["classes"]), rows["confusion"]
     pixels = summed(column, np.ones((1, len(column))), len(names))[0]
-    largest = np.sort(np.argsort(-pixels.sum(1), kind="stable")[:_SHOWN])
-    shares = (100 * pixels / np.maximum(pixels.sum(1, keepdims=True), 1))[np.ix_(largest, largest)]
-    title = f"the {_SHOWN} of {len(names)} classes with the most pixels" if len(names) > _SHOWN else ""
-    names = [names[number] for number in largest]
+    largest = np.sort(np.argsort(-pixels.sum(1), kind="stable")[:_MAX_CLASSES])
+    percent = (100 * pixels / np.maximum(pixels.sum(1, keepdims=True), 1))[np.ix_(largest, largest)]
+    title = f"the {_MAX_CLASSES} of {len(names)} classes with the most pixels" if len(names) > _MAX_CLASSES else ""
+    names = [names[label] for label in largest]
     side = 0.36 * len(names) + 2
     canvas = Canvas(figsize=(side, side), layout="constrained")
     axes = canvas.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set_title(title)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    for i, j in zip(*np.nonzero(shares >= 1), strict=True):
-        colour = "white" if shares[i, j] > 55 else "black"
-        number = axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
-        number.set_in_layout(False)  # it is inside the axes: to measure it takes time
-    with write(out) as part:
-        canvas.savefig(part, dpi=120, format="png")
+    for i, j in zip(*np.nonzero(percent >= 1), strict=True):
+        colour = "white" if percent[i, j] > 55 else "black"
+        text = axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        text.set_in_layout(False)  # it lies inside the axes, and measuring it is slow
+    with write(out) as file:
+        canvas.savefig(file, dpi=120, format="png")

@@ -1,9 +1,9 @@
-"""Figures that papers report on PASCAL VOC, in percent. Zhang et al., ECCV 2016, Table 2."""
+"""Published results on PASCAL VOC, in percent: Zhang et al., ECCV 2016, Table 2."""
 
 COLUMNS = ("classification fc8", "classification fc6-8", "classification all", "detection", "segmentation")
 ATTRIBUTION = (
-    "Zhang et al. 2016, Table 2, classification and detection on VOC 2007, segmentation on VOC 2012; methods with a * "
-    "pretrained some of the layers only, and ~ is a figure that the text gives as approximate"
+    "Zhang et al. 2016, Table 2: classification and detection on VOC 2007, segmentation on VOC 2012; a * marks methods "
+    "that pretrained only some of the layers, a ~ marks values that the text gives as approximate"
 )
 
 # AlexNet: mAP, mAP, mAP, mAP, mean IU (Table 2); None: not reported.
@@ -21,5 +21,5 @@ TABLE_2: dict[str, tuple[float | None, ...]] = {
     "Zhang et al. (colorization, Lab)": (52.4, 61.5, 65.6, 47.9, 35.6),
 }
 
-# (pretraining, column) of approximate figures: the paper's text has "approximately equal to" its own 35.0.
+# (pretraining, column) of approximate values: the paper's text calls this value "approximately equal to" its own 35.0.
 UNCERTAIN = {("Donahue et al. (BiGAN) *", "segmentation")}

@@ -1,4 +1,4 @@
-"""Segmentations: scores as confusions, in figures, tables and pictures."""
+"""Segmentation on PASCAL VOC: confusion matrices, metrics, tables and pictures."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,20 +17,24 @@ from transfer.pascal.metrics import segmentation_figures
 from transfer.prediction import Prediction, Predictor
 from transfer.protocol import MetricArrays
 
-_SIDE, _GAP = 240, 6  # pixels of a picture among others, and between them
+_SIDE, _GAP = 240, 6  # of pictures shown side by side: largest side, and gap between them, in pixels
 
 
 def confusion_of(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Pixels by true and predicted class, where they are: (H, W), (H, W) → (classes, classes) int64; those labelled 255
-    are left out."""
+    """Count the pixels of predicted and true labels (H, W) by true and predicted class: (classes, classes) int64.
+
+    Pixels with the true label 255 are ignored. The result is on the device of the arguments.
+    """
     counted = truth != IGNORED
     pairs = torch.where(counted, truth.long() * classes + predicted, classes * classes)
     return torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)
 
 
 def sparse(confusions: np.ndarray) -> Ragged:
-    """Confusions (n, K, K) as a column: of every image the cells that are not zero, (cell, pixels); of most images few
-    classes are seen."""
+    """Convert confusion matrices (n, K, K) to a ragged column of non-zero cells, rows (cell, pixels).
+
+    Most images show few classes, so most cells are zero.
+    """
     flat = confusions.reshape(len(confusions), -1)
     images, cells = np.nonzero(flat)
     values = np.stack([cells, flat[images, cells]], 1).astype(np.int64)
@@ -38,10 +42,18 @@ def sparse(confusions: np.ndarray) -> Ragged:
 
 
 def summed(column: Ragged, weights: np.ndarray, classes: int) -> np.ndarray:
-    """Confusions of weighted images: a column of :func:`sparse`, (R, n) → (R, K, K) float64.
+    """Sum confusion matrices over weighted images.
+
+    Args:
+        column: column from :func:`sparse`, n images.
+        weights: (R, n) image weights.
+        classes: number K of classes.
+
+    Returns:
+        (R, K, K) float64.
 
     Raises:
-        ValueError: it is of other classes.
+        ValueError: a cell of the column does not exist for K classes.
     """
     ends = np.append(0, np.cumsum(column.counts))
     cells = csr_array((column.values[:, 1], column.values[:, 0], ends), (len(column), classes**2), dtype=np.float64)
@@ -49,49 +61,49 @@ def summed(column: Ragged, weights: np.ndarray, classes: int) -> np.ndarray:
 
 
 def iou_figures(column: Ragged, weights: np.ndarray, classes: Sequence[str]) -> MetricArrays:
-    """The figures of segmentations.
+    """Compute segmentation metrics.
 
     Args:
-        column: of :func:`sparse`, n images.
-        weights: (R, n).
-        classes: K names.
+        column: column from :func:`sparse`, n images.
+        weights: (R, n) image weights.
+        classes: K class names.
 
     Returns:
-        ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu``, and ``iu/CLASS`` of classes that occur in any
-        image's truth or prediction; (R,) each.
+        ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu``, and ``iu/CLASS`` for each class in the ground
+        truth or prediction of any image; (R,) each.
     """
-    found = segmentation_figures(summed(column, weights, len(classes)))
-    whole = summed(column, np.ones((1, len(column))), len(classes))[0]
-    occurs = (whole.sum(0) + whole.sum(1)) > 0
-    by_class = found.pop("iu")
-    return found | {f"iu/{name}": by_class[:, number] for number, name in enumerate(classes) if occurs[number]}
+    metrics = segmentation_figures(summed(column, weights, len(classes)))
+    total = summed(column, np.ones((1, len(column))), len(classes))[0]
+    occurs = (total.sum(0) + total.sum(1)) > 0
+    by_class = metrics.pop("iu")
+    return metrics | {f"iu/{name}": by_class[:, label] for label, name in enumerate(classes) if occurs[label]}
 
 
 def iou_table(result: Result) -> Table:
-    """Intersection over union by class, in percent, and the four figures."""
+    """Tabulate per-class intersection over union and the four overall metrics, in percent."""
     metrics = result.metrics
     rows = {"IU of " + name.removeprefix("iu/"): value for name, value in metrics.items() if name.startswith("iu/")}
     rows |= {f"mean IU of {len(rows)} classes": metrics["mean_iu"]}
-    words = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy", "fw_iu": "frequency-weighted IU"}
-    rows |= {label: metrics[name] for name, label in words.items()}
+    labels = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy", "fw_iu": "frequency-weighted IU"}
+    rows |= {label: metrics[name] for name, label in labels.items()}
     return table({label: [f"{100 * value:.1f}"] for label, value in rows.items()}, ["class", "%"])
 
 
-def as_picture(labels: np.ndarray) -> Image.Image:
-    """Labels (H, W) as a palette picture, as the devkit has them."""
+def palette_image(labels: np.ndarray) -> Image.Image:
+    """Convert labels (H, W) to a palette image like the masks of the devkit."""
     picture = Image.fromarray(labels.astype(np.uint8), "P")
     picture.putpalette(PALETTE.ravel().tolist())
     return picture
 
 
 def overlay(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) uint8 under the colours of its labels; what is background keeps its own."""
-    mixed = (pixels.astype(np.uint16) * 2 + PALETTE[labels].astype(np.uint16) * 3) // 5
-    return np.where((labels > 0)[..., None], mixed, pixels).astype(np.uint8)
+    """Blend an image (H, W, 3) uint8 with the colours of its labels (H, W); the background stays unchanged."""
+    blended = (pixels.astype(np.uint16) * 2 + PALETTE[labels].astype(np.uint16) * 3) // 5
+    return np.where((labels > 0)[..., None], blended, pixels).astype(np.uint8)
 
 
 def side_by_side(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Pictures (H, W, 3) in rows, each fitted into a square on white: (H, W, 3) uint8."""
+    """Arrange rows of pictures (H, W, 3), each fitted into a white square, in one picture (H, W, 3) uint8."""
     height, width = (len(rows) * (_SIDE + _GAP) - _GAP, max(map(len, rows)) * (_SIDE + _GAP) - _GAP)
     sheet = Image.new("RGB", (width, height), "white")
     for i, row in enumerate(rows):
@@ -103,21 +115,21 @@ def side_by_side(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def mask_predictor(labels: Callable[[EncodedImage], Tensor], classes: Sequence[str]) -> Predictor:
-    """A predictor of masks: a palette picture, the image under its colours, and every class's share of the pixels.
+def mask_predictor(predict_labels: Callable[[EncodedImage], Tensor], classes: Sequence[str]) -> Predictor:
+    """Return a predictor of masks: a palette image, an overlay on the image, and the fraction of pixels per class.
 
     Args:
-        labels: image → (H, W) of its own size.
-        classes: names by label.
+        predict_labels: function of an image that returns labels (H, W) of its size.
+        classes: class names by label.
     """
 
     def predict(data: bytes) -> Prediction:
         image = EncodedImage(data)
-        found = labels(image).cpu().numpy().astype(np.uint8)
-        shares = np.bincount(found.ravel(), minlength=len(classes)) / found.size
-        mixed = Image.fromarray(overlay(image.pixels(), found))
-        scores = dict(zip(classes, shares.tolist(), strict=True))
+        labels = predict_labels(image).cpu().numpy().astype(np.uint8)
+        fractions = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
+        blended = Image.fromarray(overlay(image.pixels(), labels))
+        scores = dict(zip(classes, fractions.tolist(), strict=True))
         colours = {name: tuple(PALETTE[label].tolist()) for label, name in enumerate(classes)}
-        return Prediction(scores, {"mask": as_picture(found), "overlay": mixed}, colours)
+        return Prediction(scores, {"mask": palette_image(labels), "overlay": blended}, colours)
 
     return predict

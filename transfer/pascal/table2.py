@@ -1,132 +1,151 @@
-"""Runs on PASCAL VOC as the paper's Table 2 has them: a column each of classification (fc8, fc6-8, all), detection and
-segmentation, beside the published figures where they are over the same images; and figures by class."""
+"""Report section of runs on PASCAL VOC, in the format of Table 2 of Zhang et al. 2016.
+
+The table has columns for classification (fc8, fc6-8, all), detection and segmentation. Published results are included
+for runs on the same images. Per-class metrics follow.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.table import Table as Printed
+from rich.table import Table as ConsoleTable
 
 from crosschannel.console import table
 from crosschannel.report import Block, Figure, Heading, Table, Text
 from crosschannel.report.page import copied
 from crosschannel.runs.result import Result
 from transfer.groups import Group, data_label, over_seeds, test_set_label
-from transfer.pascal.plots import bars_by_class, classes_of, confusion_matrix
+from transfer.pascal.plots import class_names, plot_class_bars, plot_confusion_matrix
 from transfer.pascal.published import ATTRIBUTION, COLUMNS, TABLE_2, UNCERTAIN
 
-# protocol: (images that the published figures are over, the sets that they learned from and are over, its figure)
-_OF = {
+# protocol: (number of test images, training and test sets, metric) of the published results
+_PUBLISHED_SETUP = {
     "classify": (4952, ("2007:trainval", "2007:test"), "map"),
     "detect": (4952, ("2007:trainval", "2007:test"), "map"),
     "segment": (736, ("sbd:train", "2011:seg11valid"), "mean_iu"),
 }
-# Figures of single classes: protocol, what their names begin with, in words.
-_BY_CLASS = (
+# Per-class metrics: protocol, prefix of the metric names, title.
+_CLASS_METRICS = (
     ("classify", "ap/", "Average precision of classification"),
     ("detect", "ap/", "Average precision of detection"),
     ("segment", "iu/", "Intersection over union"),
 )
-# Pictures of a run, in words.
+# Captions of the sample pictures of a run, by the start of their file names.
 _PICTURES = {
-    "top": "the likeliest images of each class; a frame is green if it is there, red if not, grey if it is difficult",
-    "detected": "test images with their objects and, beside them, what is found (from a score of .3 on)",
-    "segmented": "test images, their masks and what is predicted, in PASCAL's colours (white is left out)",
+    "top": "highest-scoring test images per class; frame colour: green if the class is present, red if absent, grey if "
+    "difficult",
+    "detected": "test images with annotated objects, each followed by its detections with a score of at least .3",
+    "segmented": "test images, ground truth and predictions, in PASCAL's colours (white: ignored)",
 }
-_CLASSIFY = {"fc8": 0, "head": 0, "fc6": 1, "pool": 1, "all": 2}
+_CLASSIFY_COLUMNS = {"fc8": 0, "head": 0, "fc6": 1, "pool": 1, "all": 2}
 
 
-def column_of(result: Result) -> int | None:
-    """The column of Table 2 that a run belongs to."""
+def table_column(result: Result) -> int | None:
+    """Return the index of a run's column in Table 2."""
     if result.protocol == "classify":
-        return _CLASSIFY.get(str(result.config.get("train_from")))
+        return _CLASSIFY_COLUMNS.get(str(result.config.get("train_from")))
     return {"detect": 3, "segment": 4}.get(result.protocol)
 
 
-def is_whole(result: Result) -> bool:
-    """Whether a run is over the images that the published figures are over, and learned from those that they did."""
-    images, sets, _ = _OF.get(result.protocol, (0, ("", ""), ""))
-    own = tuple(result.config.get(key, named) for key, named in zip(("train_set", "test_set"), sets, strict=True))
-    return result.n == images and own == sets
+def is_comparable(result: Result) -> bool:
+    """Return whether a run has the same training and test images as the published results."""
+    images, sets, _ = _PUBLISHED_SETUP.get(result.protocol, (0, ("", ""), ""))
+    run_sets = tuple(
+        result.config.get(key, default) for key, default in zip(("train_set", "test_set"), sets, strict=True)
+    )
+    return result.n == images and run_sets == sets
 
 
 def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
-    """Runs on the same devkit: those over all images beside the published figures, others apart by their number."""
-    parts: dict[int, list[Group]] = {}
-    for entry in groups:
-        parts.setdefault(0 if is_whole(entry.first) else entry.first.n, []).append(entry)
-    for size, members in sorted(parts.items()):
+    """Yield the report section of runs on one devkit.
+
+    Runs that are comparable with the published results share a table with them. The others get one table per number of
+    test images.
+
+    Args:
+        groups: groups of runs.
+        plots: path prefix of the plots.
+    """
+    by_size: dict[int, list[Group]] = {}
+    for group in groups:
+        by_size.setdefault(0 if is_comparable(group.first) else group.first.n, []).append(group)
+    for size, members in sorted(by_size.items()):
         yield Heading(f"PASCAL VOC on {data_label(members[0].first.data)}")
         yield Text(
-            "Mean average precision (of detection by 11 points at an overlap of .5), and mean intersection over union "
-            "for segmentation, in percent."
+            "Mean average precision for classification and detection (11-point, IoU .5), and mean intersection over "
+            "union for segmentation, in percent."
         )
-        yield _table(members, whole=not size)
-        start = plots.with_name(f"{plots.name}-{size or 'all'}")
-        for protocol, prefix, words in _BY_CLASS:
-            found = [e for e in members if e.first.protocol == protocol and classes_of(e.first, prefix)]
-            if found:
-                counts = sorted({len(classes_of(entry.first, prefix)) for entry in found})
-                plot = start.with_name(f"{start.name}-{protocol}-{prefix[:-1]}.png")
-                caption = f"{words} by class, in percent; means are over {' or '.join(map(str, counts))} classes."
-                axis = f"{words.lower()}, % ({test_set_label(found[0].first, 0)})"
-                yield Figure(plot, caption, partial(bars_by_class, plot, found, prefix, axis))
-                yield _by_class(
-                    found, prefix, f"{words} by class, % ({test_set_label(found[0].first, 0)}{over_seeds(found)})"
+        yield _table(members, comparable=not size)
+        prefix = plots.with_name(f"{plots.name}-{size or 'all'}")
+        for protocol, metric_prefix, title in _CLASS_METRICS:
+            selected = [g for g in members if g.first.protocol == protocol and class_names(g.first, metric_prefix)]
+            if selected:
+                counts = sorted({len(class_names(group.first, metric_prefix)) for group in selected})
+                plot = prefix.with_name(f"{prefix.name}-{protocol}-{metric_prefix[:-1]}.png")
+                caption = f"{title} per class, in percent; means are over {' or '.join(map(str, counts))} classes."
+                axis = f"{title.lower()}, % ({test_set_label(selected[0].first, 0)})"
+                yield Figure(plot, caption, partial(plot_class_bars, plot, selected, metric_prefix, axis))
+                yield _class_table(
+                    selected,
+                    metric_prefix,
+                    f"{title} per class, % ({test_set_label(selected[0].first, 0)}{over_seeds(selected)})",
                 )
-        for number, entry in enumerate(members):
-            run, result = entry.runs[0]
+        for number, group in enumerate(members):
+            run, result = group.runs[0]
             if "confusion" in result.rows:
-                plot = start.with_name(f"{start.name}-confusion-{number}.png")
-                words = f"{entry.label}: of the pixels of each class (rows), the share that is called so, in percent."
-                yield Figure(plot, words, partial(confusion_matrix, plot, result.rows))
-            for kind, words in _PICTURES.items():
+                plot = prefix.with_name(f"{prefix.name}-confusion-{number}.png")
+                caption = f"{group.label}: confusion matrix of pixels, in percent of each true class (row)."
+                yield Figure(plot, caption, partial(plot_confusion_matrix, plot, result.rows))
+            for kind, caption in _PICTURES.items():
                 pictures = sorted((run / "samples").glob(f"{kind}-*.png"))
                 if pictures:
-                    copy = start.with_name(f"{start.name}-{kind}-{number}.png")
-                    yield copied(pictures[-1], copy, f"{entry.label}: {words}.")
+                    copy = prefix.with_name(f"{prefix.name}-{kind}-{number}.png")
+                    yield copied(pictures[-1], copy, f"{group.label}: {caption}.")
 
 
-def _by_class(groups: Sequence[Group], prefix: str, caption: str) -> Table:
-    classes = list(dict.fromkeys(name for entry in groups for name in classes_of(entry.first, prefix)))
-    rows = [[name, *(entry.cell(prefix + name) for entry in groups)] for name in classes]
-    return Table(caption, ["class", *(entry.label for entry in groups)], rows)
+def _class_table(groups: Sequence[Group], prefix: str, caption: str) -> Table:
+    classes = list(dict.fromkeys(name for group in groups for name in class_names(group.first, prefix)))
+    rows = [[name, *(group.cell(prefix + name) for group in groups)] for name in classes]
+    return Table(caption, ["class", *(group.label for group in groups)], rows)
 
 
-def _table(groups: Sequence[Group], whole: bool) -> Table:
-    """A row a backbone; where two of its runs are of one column, each has a row of its own."""
+def _table(groups: Sequence[Group], comparable: bool) -> Table:
+    """Build Table 2, with the published rows if the runs are comparable.
+
+    Each backbone has one row; runs that would share a cell get rows of their own.
+    """
     rows: dict[str, list[str]] = {}
-    for entry in groups:
-        column, figure = column_of(entry.first), _OF.get(entry.first.protocol, ("map",))[-1]
-        label, empty = entry.backbone, ["–"] * len(COLUMNS)
+    for group in groups:
+        column, metric = table_column(group.first), _PUBLISHED_SETUP.get(group.first.protocol, ("map",))[-1]
+        label, empty = group.backbone, ["–"] * len(COLUMNS)
         if column is None or rows.get(label, empty)[column] != "–":
-            label = f"{entry.label}, {_words(entry)}"
-        rows.setdefault(label, empty)[2 if column is None else column] = entry.cell(figure)
-    first, theirs = groups[0].first, []
-    caption = f"{test_set_label(first, 0)}: not comparable with figures on all of PASCAL VOC{over_seeds(groups)}"
-    if whole:
+            label = f"{group.label}, {_train_from(group)}"
+        rows.setdefault(label, empty)[2 if column is None else column] = group.cell(metric)
+    first, published = groups[0].first, []
+    caption = f"{test_set_label(first, 0)}: not comparable with results on all of PASCAL VOC{over_seeds(groups)}"
+    if comparable:
         caption = f"{data_label(first.data)}{over_seeds(groups)}; published: {ATTRIBUTION}"
-        theirs = [
-            [f"{name} (published)", *(_published(name, *cell) for cell in zip(COLUMNS, values, strict=True))]
+        published = [
+            [f"{name} (published)", *(_format_published(name, *cell) for cell in zip(COLUMNS, values, strict=True))]
             for name, values in TABLE_2.items()
         ]
-    own = [[label, *cells] for label, cells in rows.items()]
-    return Table(f"PASCAL VOC, {caption}", ["pretraining", *COLUMNS], theirs + own, len(theirs))
+    run_rows = [[label, *cells] for label, cells in rows.items()]
+    return Table(f"PASCAL VOC, {caption}", ["pretraining", *COLUMNS], published + run_rows, len(published))
 
 
-def _words(entry: Group) -> str:
-    return f"trained from {entry.first.config.get('train_from', '?')}"
+def _train_from(group: Group) -> str:
+    return f"trained from {group.first.config.get('train_from', '?')}"
 
 
-def _published(name: str, column: str, value: float | None) -> str:
+def _format_published(name: str, column: str, value: float | None) -> str:
     if value is None:
         return "–"
     return f"~{value:.0f}" if (name, column) in UNCERTAIN else f"{value}"
 
 
-def ap_table(result: Result) -> Printed:
-    """Average precision by class, in percent, and the mean."""
-    rows = {name: [f"{100 * result.metrics[f'ap/{name}']:.1f}"] for name in classes_of(result, "ap/")}
+def ap_table(result: Result) -> ConsoleTable:
+    """Tabulate the average precision per class and its mean, in percent."""
+    rows = {name: [f"{100 * result.metrics[f'ap/{name}']:.1f}"] for name in class_names(result, "ap/")}
     rows[f"mean of {len(rows)} classes"] = [f"{100 * result.metrics['map']:.1f}"]
     if "one_crop/map" in result.metrics:
         rows["mean, one crop"] = [f"{100 * result.metrics['one_crop/map']:.1f}"]

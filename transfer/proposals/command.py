@@ -10,7 +10,7 @@ from crosschannel.training.device import find_device
 from crosschannel.training.ranks import World
 from transfer.boxes import from_voc
 from transfer.config import ProposalsConfig
-from transfer.pascal.config import named_sets
+from transfer.pascal.config import parse_sets
 from transfer.pascal.devkit import VOCImages, devkit_folder
 from transfer.proposals.compute import make_boxes
 from transfer.proposals.files import check_pictures, recall
@@ -29,7 +29,7 @@ def main(config: ProposalsConfig) -> list[Path]:
     out, root, mode = Path(config.out), devkit_folder(config.data), MODES[config.method]
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
-    sets = {f"{year}-{name}": VOCImages(root, [(year, name)]) for year, name in named_sets(config.sets)}
+    sets = {f"{year}-{name}": VOCImages(root, [(year, name)]) for year, name in parse_sets(config.sets)}
     outputs = Outputs("transfer proposals", [root], config.overwrite, makes_folders=True)
     console, world = stderr_console(), World(0, 1, find_device("cpu"))
     written = []

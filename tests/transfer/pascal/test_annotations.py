@@ -80,10 +80,13 @@ BAD = {
     "an edge missing": (entry(1, 2, 3), "is damaged: the box of object 1 has .* ymax missing"),
     "an edge without a number": (entry(1, 2, "right", 4), "xmax right"),
     "no box": ("<object><name>dog</name></object>", "xmin missing"),
-    "a name of others": (entry(1, 1, 9, 9, name="zebra"), "class 'zebra', which is none of PASCAL's 20"),
+    "a name of others": (entry(1, 1, 9, 9, name="zebra"), "class 'zebra', which is not one of PASCAL's 20"),
     "a name in capitals": (entry(1, 1, 9, 9, name="Boat"), "class 'Boat'"),
     "no name": ("<object><bndbox/></object>", "class ''"),
-    "an odd flag": (entry(1, 1, 9, 9, extra="<difficult>yes</difficult>"), "object 1 has difficult 'yes', not 0 or 1"),
+    "an odd flag": (
+        entry(1, 1, 9, 9, extra="<difficult>yes</difficult>"),
+        "object 1 has difficult = 'yes', expected 0 or 1",
+    ),
 }
 
 
@@ -159,7 +162,9 @@ def test_boxes_refer_to_the_upright_picture(tmp_path, orientation):
     if orientation < 5:
         assert VOCImages(tmp_path, [("2007", "test")]).labels[0].sum() == 1
         return
-    with pytest.raises(UserError, match=r"of 64 × 48 pixels, and the picture is 48 × 64, turned by its EXIF"):
+    with pytest.raises(
+        UserError, match=r"states a size of 64 × 48 pixels, but the image is 48 × 64, rotated by its EXIF"
+    ):
         VOCImages(tmp_path, [("2007", "test")])
     upright = document(entry(10, 10, 40, 60), size="<size><width>48</width><height>64</height></size>")
     (folder / "Annotations" / "000007.xml").write_text(upright)
@@ -248,9 +253,9 @@ MEMORY = {
     "outside": (objects([1, 1, 400, 40]), "b1: the box of object 1 .* does not lie in the picture, which is 64 × 48"),
     "swapped": (objects([30, 1, 20, 40]), "has no area"),
     "shares of the sides": (objects([0.1, 0.1, 0.9, 0.9]), "must be pixels"),
-    "complex": (objects([1, 1, 9, 9], dtype=complex), r"must be \(1, 4\) numbers"),
-    "three edges": (objects([1, 1, 9]), r"must be \(1, 4\) numbers, got \(1, 3\)"),
-    "a class too few": (Objects(np.ones((2, 4)), np.array([3]), np.array([False])), r"must be \(1, 4\) numbers"),
+    "complex": (objects([1, 1, 9, 9], dtype=complex), r"must be \(1, 4\) real numbers"),
+    "three edges": (objects([1, 1, 9]), r"must be \(1, 4\) real numbers, one row per object, got \(1, 3\)"),
+    "a class too few": (Objects(np.ones((2, 4)), np.array([3]), np.array([False])), r"must be \(1, 4\) real numbers"),
     "flags that are numbers": (Objects(SOUND.boxes, SOUND.classes, np.array([0])), "difficult must be True or False"),
     "a label": (3, "must be transfer.pascal.devkit.Objects, got int"),
 }

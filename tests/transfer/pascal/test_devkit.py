@@ -84,7 +84,7 @@ def test_the_folder_of_a_year_stands_for_its_devkit_even_if_data_are_staged(smal
 
 def test_the_folder_of_a_year_under_another_name_is_refused(small):
     (small / "VOC2007").rename(small / "mine")
-    with pytest.raises(UserError, match="it is the folder of one year, which must be called VOC2007"):
+    with pytest.raises(UserError, match="it is the folder of one year, and must be named VOC2007"):
         open_devkit(str(small / "mine"), config())
 
 
@@ -150,15 +150,15 @@ DAMAGE = {
     ),
     "a class of others": (
         lambda f: (f / "Annotations/000003.xml").write_text(annotation([("zebra", False)])),
-        r"class 'zebra', which is none of PASCAL's 20",
+        r"class 'zebra', which is not one of PASCAL's 20",
     ),
     "an empty set": (lambda f: (f / "ImageSets/Main/trainval.txt").write_text("\n"), r"trainval\.txt is empty"),
-    "no such set": (lambda f: (f / "ImageSets/Main/trainval.txt").unlink(), r"no image set .*; there are test"),
+    "no such set": (lambda f: (f / "ImageSets/Main/trainval.txt").unlink(), r"unknown image set .*; available: test"),
     "no such year": (lambda f: f.rename(f.with_name("VOC2012")), r"has no VOC2007/ImageSets: it has VOC2012"),
-    "no devkit": (lambda f: shutil.rmtree(f), r"it is no VOC devkit; --download true"),
+    "no devkit": (lambda f: shutil.rmtree(f), r"it is not a VOC devkit; --download true"),
     "an image twice": (
         lambda f: (f / "ImageSets/Main/trainval.txt").write_text("000003\n000003\n"),
-        r"name an image twice: VOC2007/000003",
+        r"list an image twice: VOC2007/000003",
     ),
 }  # fmt: skip
 
@@ -197,7 +197,7 @@ def test_what_is_not_there_is_fetched_once_and_checked(small, tmp_path, monkeypa
     with pytest.raises(UserError, match="there is no archive of VOC1999"):
         open_devkit(str(place), config(download=True, test_set="1999:test"))
     shutil.rmtree(tmp_path / "new")
-    with pytest.raises(UserError, match="VOC2007 cannot be had from"):
+    with pytest.raises(UserError, match="could not download VOC2007 from"):
         open_devkit(str(place), config(download=True))
     server.shutdown()
 

@@ -115,7 +115,7 @@ def test_an_opaque_grey_mask_is_read_as_its_grey_values(tmp_path):
 ODD = PALETTE[TRUTH].astype(int)
 ODD[2, 3] = (1, 2, 3)
 REFUSED = {
-    "a colour that is none of PASCAL's": (png(ODD, 8, 2), r"\(1, 2, 3\) is none of PASCAL's"),
+    "a colour that is none of PASCAL's": (png(ODD, 8, 2), r"\(1, 2, 3\) is not one of PASCAL's"),
     "16-bit colours": (png(PALETTE[TRUTH].astype(int) * 257, 16, 2), "16-bit PNG of mode RGB"),
     "16-bit colours and alpha": (png(np.full((HEIGHT, WIDTH, 4), 65535), 16, 6), "16-bit PNG of mode RGBA"),
     "16-bit grey and alpha": (png(np.full((HEIGHT, WIDTH, 2), 65535), 16, 4), "16-bit PNG"),
@@ -140,7 +140,7 @@ def test_ambiguous_and_damaged_masks_are_refused(tmp_path, case):
 
 
 def test_colours_are_not_labels_of_other_classes(tmp_path):
-    with pytest.raises(UserError, match=r"2007_000032\.png is in colours; a mask is a palette or grey PNG"):
+    with pytest.raises(UserError, match=r"2007_000032\.png is a colour image; a mask must be a palette or grey PNG"):
         read(tmp_path, png(PALETTE[TRUTH], 8, 2), 30, is_pascal=False)
 
 

@@ -18,7 +18,7 @@ from crosschannel.data.images import AnnotatedImages
 from transfer.cli import PROGRAM
 from transfer.disjoint import check_disjoint
 from transfer.pascal.masks import CLASSES, MaskedImages, MaskFile, labels_of, open_masks
-from transfer.pascal.segmentation import PALETTE, as_picture, confusion_of, iou_figures, sparse, summed
+from transfer.pascal.segmentation import PALETTE, confusion_of, iou_figures, palette_image, sparse, summed
 from transfer.targets import Masks
 
 
@@ -81,7 +81,7 @@ def test_another_label_can_be_the_ignored_one(voc):
 
     signed = replace(split, train=Signed(split.train), test=Signed(split.test), targets=Masks(CLASSES, ignore_index=-1))
     assert open_masks(signed, config()).test.fields(0)["mask"].tolist() == [[255, 0], [1, 2]]
-    with pytest.raises(UserError, match="contains the label 255, which no class can have; the ignored label is 0"):
+    with pytest.raises(UserError, match="contains the label 255, which cannot be a class; the ignored label is 0"):
         open_masks(replace(split, targets=Masks(CLASSES, ignore_index=0)), config()).test.fields(0)
 
 
@@ -98,7 +98,7 @@ def test_seg11valid_is_what_the_rule_says(years):
     for place in (elsewhere, elsewhere / "dataset"):
         assert len(open_masks(str(years), config(sbd=str(place))).test) == 8
     with pytest.raises(
-        UserError, match=r"no SBD \(img, cls, train\.txt\) in .* or beside it: give its folder by --sbd"
+        UserError, match=r"found no SBD folder \(img, cls, train\.txt\) in or beside .*; set --sbd to it"
     ):
         open_masks(str(years), config())
 
@@ -175,14 +175,14 @@ def test_what_is_missing_is_named_at_once(voc, years):
     masks = voc / "VOC2007" / "SegmentationClass"
     (masks / "000003.png").unlink()
     sets = {"train_set": "2007:trainval", "test_set": "2007:test"}
-    with pytest.raises(UserError, match=r"the devkit lacks .*SegmentationClass/000003\.png that its image sets name"):
+    with pytest.raises(UserError, match=r"the devkit lacks .*SegmentationClass/000003\.png listed in its image sets"):
         open_masks(str(voc), config(**sets))
     shutil.rmtree(masks)
     with pytest.raises(UserError, match=r"000000\.png and 39 more masks"):
         open_masks(str(voc), config(**sets))
-    with pytest.raises(UserError, match="2012:seg11valid: seg11valid is a set of 2011"):
+    with pytest.raises(UserError, match="unknown image set 2012:seg11valid: seg11valid exists for 2011 only"):
         PROGRAM.parse("segment", ["--data=x", "--backbone=x", "--test-set=2012:seg11valid"])
-    with pytest.raises(UserError, match=r"no image set .*nope\.txt; there are train, val"):
+    with pytest.raises(UserError, match=r"unknown image set .*nope\.txt; available: train, val"):
         open_masks(str(years), config(train_set="sbd:nope"))
 
 
@@ -201,7 +201,7 @@ def test_masks_that_do_not_fit_are_one_sentence_that_names_the_file(tmp_path):
     with pytest.raises(UserError, match=r"the mask .*a\.png is 3 × 2, and its image 4 × 2"):
         labels_of(MaskFile(path), encoded(2, 4), 21)
     save_mask(path, np.full((2, 3), 21, np.uint8))
-    with pytest.raises(UserError, match=r"the mask .*a\.png has the label 21: there are 0 to 20, and 255"):
+    with pytest.raises(UserError, match=r"the mask .*a\.png has the label 21; labels must be 0 to 20, or 255"):
         labels_of(MaskFile(path), image, 21)
     path.write_text("no picture")
     with pytest.raises(UserError, match=r"the mask .*a\.png is damaged"):
@@ -234,7 +234,7 @@ def test_the_palette_is_pascals():
     }
     for label, colour in known.items():
         assert tuple(PALETTE[label]) == colour
-    picture = as_picture(np.array([[0, 15], [255, 20]]))
+    picture = palette_image(np.array([[0, 15], [255, 20]]))
     assert picture.mode == "P" and np.array(picture).tolist() == [[0, 15], [255, 20]]
     assert picture.convert("RGB").getpixel((1, 0)) == (192, 128, 128)
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix
 
 from transfer.boxes import from_voc
-from transfer.pascal.detections import detection_rows, overlaps_of
+from transfer.pascal.detections import class_overlaps, detection_rows
 from transfer.pascal.devkit import Objects
 from transfer.pascal.metrics import (
     Matches,
@@ -116,7 +116,7 @@ def matches_of(boxes, scores, truths, difficult):
     """Of one class, boxes as the devkit's files have them."""
     found = [np.hstack([np.zeros((len(b), 1)), s[:, None], from_voc(b)]) for b, s in zip(boxes, scores, strict=True)]
     objects = [Objects(t, np.zeros(len(t), np.int64), d) for t, d in zip(truths, difficult, strict=True)]
-    return overlaps_of(detection_rows([str(i) for i in range(len(boxes))], ("x",), found, objects), 0).matches()
+    return class_overlaps(detection_rows([str(i) for i in range(len(boxes))], ("x",), found, objects), 0).matches()
 
 
 def test_detections_of_weighted_images_are_those_of_images_that_are_repeated():
