@@ -33,7 +33,7 @@ from transfer.cli import PROGRAM
 from transfer.pascal.detections import detection_figures, detection_rows
 from transfer.pascal.devkit import CLASSES, Objects, VOCImages
 from transfer.proposals.files import WithProposals, recall
-from transfer.proposals.selective_search import Searched
+from transfer.proposals.selective_search import SelectiveSearch
 from transfer.protocols.detect.net import Detector, FastRCNN
 from transfer.protocols.detect.task import detect_in_original_coordinates, filter_by_score
 from transfer.protocols.detect.views import AllRegions, DetectionBatch, SampledRegions
@@ -198,8 +198,8 @@ def time_selective_search(images: VOCImages, count: int) -> None:
     for mode in ("fast", "quality"):
         speeds = []
         for workers in (1, 2):
-            start = time.perf_counter()
-            stream, boxes = Stream(subset, Searched(mode)), []
+            begun = time.perf_counter()
+            stream, boxes = Stream(few, SelectiveSearch(mode)), []
             for batch in load_batches(stream, 0, count, 1, workers=workers):
                 boxes += batch.boxes
             speeds.append(count / (time.perf_counter() - start))

@@ -498,11 +498,11 @@ def test_every_packaged_config_is_valid_and_papers_is_the_papers():
 
 
 BAD = [
-    ("proposals of other images", lambda r, p: [f'--proposals=["{p[1]}"]'], "has no proposals of 40 of the 40", True),
+    ("proposals of other images", lambda r, p: [f'--proposals=["{p[1]}"]'], "lacks proposals for 40 of the 40", True),
     ("boxes beyond the images", lambda r, p: [f'--proposals=["{far(r, p)}"]'], "does not lie in the picture", True),
     ("no such file", lambda r, p: ['--proposals=["none.npz"]'], "none.npz", True),
     ("a file that is none", lambda r, p: [f'--proposals=["{r / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"}"]'],
-     "proposals are .npz", True),
+     "a proposals file must be .npz", True),
     ("rpn with the other engine", lambda r, p: ["--proposals=[rpn]", "--sample.targets=fixed"], "needs engine", True),
     ("a method among files", lambda r, p: [f'--proposals=["{p[0]}","rpn"]'], "proposals must be one of", True),
     ("a norm where there is no last stage", lambda r, p: ["--roi.norm=true"], "roi.norm needs the head c4", False),
@@ -549,7 +549,7 @@ def test_bad_input_is_one_sentence(voc, command, proposals, tmp_path, capsys, mo
 
 
 def test_a_missing_engine_or_opencv_is_said_before_anything_is_made(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("transfer.proposals.compute.make_boxes", None)
+    monkeypatch.setattr("transfer.proposals.compute.compute_boxes", None)
     monkeypatch.setattr("transfer.protocol.load_backbone", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     assert main([*command, "--engine=detectron2", f"--out={tmp_path / 'a'}"]) == 2
@@ -569,7 +569,7 @@ def test_a_damaged_file_of_proposals_is_one_sentence(proposals, tmp_path):
         with pytest.raises(UserError, match="damaged"):
             load_boxes(path)
     savemat(tmp_path / "other.mat", {"x": np.zeros(3)})
-    with pytest.raises(UserError, match="no images and boxes"):
+    with pytest.raises(UserError, match="lacks the variables images and boxes"):
         load_boxes(tmp_path / "other.mat")
 
 

@@ -76,7 +76,7 @@ def test_a_proposal_outside_its_picture_is_refused(images, tmp_path, name, case)
     boxes = {image: np.array(GOOD, float) for image in images.names}
     boxes[images.names[2]] = np.array([*GOOD, box], float)
     path = WRITERS[name](tmp_path / name, boxes)
-    with pytest.raises(UserError, match=rf"{name}: proposal 4 of VOC2007/000002 .*{words}"):
+    with pytest.raises(UserError, match=rf"{name}: proposal 4 for VOC2007/000002 .*{words}"):
         WithProposals(images, load_boxes(path), str(path))
 
 
@@ -111,7 +111,7 @@ def test_cells_without_boxes_are_refused_by_name(tmp_path, case):
     cells[0, 0], cells[0, 1] = np.array([[1.0, 1, 20, 20]]), CELLS[case]
     names[0, 0], names[1, 0] = "000001", "000002"
     savemat(tmp_path / "a.mat", {"boxes": cells, "images": names})
-    with pytest.raises(UserError, match=r"a\.mat: the proposals of 000002 must be \(P, 4\) real numbers"):
+    with pytest.raises(UserError, match=r"a\.mat: the proposals for 000002 must be \(P, 4\) real numbers"):
         load_boxes(tmp_path / "a.mat")
 
 
@@ -133,7 +133,7 @@ def test_arrays_without_boxes_are_reported_as_damaged(images, tmp_path):
 def test_an_image_that_is_listed_twice_is_refused(tmp_path):
     path = npz(tmp_path / "a.npz", {"VOC2007/000001": np.array(GOOD), "VOC2007/000002": np.array(GOOD)})
     np.savez(path, **(dict(np.load(path)) | {"names": np.array(["VOC2007/000001"] * 2)}))
-    with pytest.raises(UserError, match=r"a\.npz has proposals of VOC2007/000001 twice"):
+    with pytest.raises(UserError, match=r"a\.npz lists VOC2007/000001 twice"):
         load_boxes(path)
 
 
@@ -164,7 +164,7 @@ def test_a_file_for_other_pictures_of_the_same_names_is_refused_and_unchanged(tw
     for flags in ([], ["--overwrite"]):
         assert proposals(second, tmp_path, *flags) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"{path} has proposals of another picture called VOC2007/000000; delete it, or give" in error
+        assert f"{path} has proposals for another image named VOC2007/000000; delete it or choose" in error
     shutil.copytree(first, tmp_path / "copy")  # the same pictures at another place and time
     assert proposals(tmp_path / "copy", tmp_path) == 0 and path.read_bytes() == before
 

@@ -1,1 +1,1 @@
-"""Object proposals: boxes that may hold an object, found in images or read from files."""
+"""Object proposals: boxes that may contain an object, computed by selective search or read from files."""

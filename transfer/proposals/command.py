@@ -1,4 +1,4 @@
-"""`transfer proposals`: the boxes of a devkit's image sets, a file each."""
+"""`transfer proposals`: compute proposals for the image sets of a devkit, one file per set."""
 
 from pathlib import Path
 
@@ -12,18 +12,17 @@ from transfer.boxes import from_voc
 from transfer.config import ProposalsConfig
 from transfer.pascal.config import parse_sets
 from transfer.pascal.devkit import VOCImages, devkit_folder
-from transfer.proposals.compute import make_boxes
+from transfer.proposals.compute import compute_boxes
 from transfer.proposals.files import check_pictures, recall
 from transfer.proposals.selective_search import MODES, check_opencv
 
 
 def main(config: ProposalsConfig) -> list[Path]:
-    """Write ``YEAR-SET-METHOD.npz`` for each image set; returns the files. What is there already stays as it is.
+    """Write ``YEAR-SET-METHOD.npz`` for each image set, and return the files. Existing proposals are not recomputed.
 
     Raises:
-        UserError: OpenCV, or something of the devkit, is missing, or a file would be replaced that is not this
-            command's own.
-        Interrupted: told to stop; the same command goes on.
+        UserError: OpenCV or a file of the devkit is missing, or an output exists that this command did not write.
+        Interrupted: a signal stopped the command; the same command resumes it.
     """
     check_opencv()
     out, root, mode = Path(config.out), devkit_folder(config.data), MODES[config.method]
@@ -41,14 +40,15 @@ def main(config: ProposalsConfig) -> list[Path]:
                 check_pictures(path, images)
         for name, images in sets.items():
             path = out / f"{name}-{config.method}.npz"
-            boxes = make_boxes(images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write)
-            places = [index for index, one in enumerate(images.names) if one in boxes]
-            truths = [from_voc(images.fields(index)["objects"].boxes) for index in places]
-            found = recall(truths, [boxes[images.names[index]] for index in places])
+            boxes = compute_boxes(
+                images, mode, path, world, config.workers, lambda: flag.is_set, console, outputs.write
+            )
+            indices = [index for index, image in enumerate(images.names) if image in boxes]
+            truths = [from_voc(images.fields(index)["objects"].boxes) for index in indices]
+            object_recall = recall(truths, [boxes[images.names[index]] for index in indices])
             count = sum(map(len, boxes.values())) / max(1, len(boxes))
             console.print(
-                f"{path}: {len(boxes)} images, {count:.0f} boxes each; {100 * found:.1f} % of the objects overlap one "
-                "by half or more",
+                f"{path}: {len(boxes)} images, {count:.0f} boxes each, recall {100 * object_recall:.1f} % at IoU .5",
             )
             written.append(path)
     return written

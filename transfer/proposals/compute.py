@@ -1,4 +1,4 @@
-"""Proposals made of images, once: shared out among ranks and workers, kept as they are found, gone on with later."""
+"""Computation of proposals, distributed over ranks and workers. Partial results are saved, so that it can resume."""
 
 import contextlib
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from crosschannel.files import Writer, atomic_write, cache_folder
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.ranks import World
 from transfer.proposals.files import Boxes, load_boxes, load_digests, picture_digests, save_boxes
-from transfer.proposals.selective_search import MOST, Mode, Searched, check_opencv
+from transfer.proposals.selective_search import MAX_BOXES, Mode, SelectiveSearch, check_opencv
 
-_AT_ONCE = 8  # images of a rank between two files
+_BATCH = 8  # images per rank in each partial file
 
 
 def cached_boxes(
@@ -29,25 +29,26 @@ def cached_boxes(
     should_stop: Callable[[], bool] = lambda: False,
     console: Console | None = None,
 ) -> Boxes:
-    """Selective search's boxes of images: from the user's cache folder, or made and kept there.
+    """Load selective search boxes from the user's cache folder, or compute and cache them.
 
     Args:
-        images: what they are of; another time of change of a file makes other ones of them.
+        images: images to search. The cache is keyed by their names, sizes and mtimes.
         mode: "fast" or "quality".
-        world, workers: share the work.
-        should_stop: asked between images, on all ranks.
-        console: for progress.
+        world: ranks that share the images.
+        workers: worker processes per rank.
+        should_stop: polled between batches, on all ranks.
+        console: console for the progress bar; None: no progress bar.
 
     Raises:
         UserError: OpenCV is missing.
-        Interrupted: told to stop; what was found is kept, and the same call goes on.
+        Interrupted: ``should_stop`` returned True. Partial results are saved; the same call resumes.
     """
     key = sha256(f"{images.names.fingerprint()} {images.content_key()}".encode()).hexdigest()[:16]
     path = cache_folder() / "proposals" / f"selective-search-{mode}-{key}.npz"
-    return make_boxes(images, mode, path, world, workers, should_stop, console)
+    return compute_boxes(images, mode, path, world, workers, should_stop, console)
 
 
-def make_boxes(
+def compute_boxes(
     images: ImageSet,
     mode: Mode,
     out: Path,
@@ -57,41 +58,46 @@ def make_boxes(
     console: Console | None = None,
     write: Writer = atomic_write,
 ) -> Boxes:
-    """Find the boxes of images that a file does not have yet, and write them to it; what is found meanwhile lies in a
-    folder beside it. Images that cannot be read are named, and left out of the file.
+    """Add the boxes of missing images to a file, and return all of its boxes.
+
+    Partial results are saved in a hidden folder next to the file, which is removed in the end. Unreadable images are
+    reported and left out of the file.
 
     Args:
         images, mode, world, workers, should_stop, console: see :func:`cached_boxes`.
-        out: the ``.npz`` file.
-        write: how the file is written.
+        out: ``.npz`` file, which may exist.
+        write: writer of the file.
     """
     check_opencv()
     parts = out.with_name(f".{out.name}.parts")
-    there = _load(out, world)
-    before = there | world.broadcast_from_main(lambda: _kept(parts, images))
-    left = np.array([index for index, name in enumerate(images.names) if name not in before], np.int64)
-    own: dict[str, np.ndarray] = {}
-    if len(left):
-        own = _search(Subset(images, left), mode, parts, world, workers, should_stop, console)
-    found = before | {name: boxes for rank in world.gather(own) for name, boxes in rank.items()}
-    if len(found) > len(there):
+    existing = _load(out, world)
+    known = existing | world.broadcast_from_main(lambda: _load_parts(parts, images))
+    missing = np.array([index for index, name in enumerate(images.names) if name not in known], np.int64)
+    rank_boxes: dict[str, np.ndarray] = {}
+    if len(missing):
+        rank_boxes = _search(Subset(images, missing), mode, parts, world, workers, should_stop, console)
+    all_boxes = known | {name: boxes for rank in world.gather(rank_boxes) for name, boxes in rank.items()}
+    if len(all_boxes) > len(existing):
 
         def finish() -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            ordered = {name: found[name] for name in images.names if name in found}
+            ordered = {name: all_boxes[name] for name in images.names if name in all_boxes}
             digests = picture_digests(images, ordered)
             save_boxes(out, ordered, {"method": f"selective-search-{mode}"}, write, digests)
 
         world.broadcast_from_main(finish)
-    for path in parts.glob("*.npz"):  # another run may be writing its own
+    for path in parts.glob("*.npz"):  # not the whole folder: another run may be writing to it
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         parts.rmdir()
-    return found
+    return all_boxes
 
 
 def _load(path: Path, world: World) -> dict[str, np.ndarray]:
-    """What a file has, where it is there: read by every rank that sees it, so that it need not be sent."""
+    """Load the boxes of a file, or an empty dict if it does not exist.
+
+    Every rank reads the file if all ranks see it, which avoids a broadcast of the boxes.
+    """
     if all(world.gather(path.is_file())):
         return load_boxes(path)
     return world.broadcast_from_main(lambda: load_boxes(path) if path.is_file() else {})
@@ -106,26 +112,28 @@ def _search(
     should_stop: Callable[[], bool],
     console: Console | None,
 ) -> dict[str, np.ndarray]:
-    """The boxes of this rank's share, which are kept as they are found."""
-    found: dict[str, np.ndarray] = {}
-    held_out = HeldOut(Stream(images, Searched(mode, MOST)), lambda _: None, world, _AT_ONCE, workers, should_stop)
+    """Compute the boxes of this rank's images, and save each batch to a partial file."""
+    rank_boxes: dict[str, np.ndarray] = {}
+    held_out = HeldOut(
+        Stream(images, SelectiveSearch(mode, MAX_BOXES)), lambda _: None, world, _BATCH, workers, should_stop
+    )
     for batch, _ in progress(held_out, f"selective search ({mode})", held_out.steps, console):
         names = [images.names[int(index)] for index in batch.indices]
         if names:
             boxes = dict(zip(names, batch.boxes, strict=True))
             digest = sha256("\n".join(names).encode()).hexdigest()[:16]
             parts.mkdir(parents=True, exist_ok=True)
-            part = Subset(images, batch.indices.numpy())
-            save_boxes(parts / f"{digest}.npz", boxes, {}, digests=picture_digests(part, boxes))
-            found |= boxes
-    for name, why in held_out.broken.items():
+            batch_images = Subset(images, batch.indices.numpy())
+            save_boxes(parts / f"{digest}.npz", boxes, {}, digests=picture_digests(batch_images, boxes))
+            rank_boxes |= boxes
+    for name, reason in held_out.broken.items():
         if console is not None:
-            console.print(f"no proposals of {name}: {why}")
-    return found
+            console.print(f"no proposals for {name}: {reason}")
+    return rank_boxes
 
 
-def _kept(parts: Path, images: ImageSet) -> dict[str, np.ndarray]:
-    """Load the boxes that an interrupted search left for the same pictures; damaged files are deleted."""
+def _load_parts(parts: Path, images: ImageSet) -> dict[str, np.ndarray]:
+    """Load the partial results of an interrupted search, except for images that have changed; delete damaged files."""
     boxes: dict[str, np.ndarray] = {}
     stored: dict[str, str] = {}
     for path in sorted(parts.glob("*.npz")):

@@ -1,4 +1,4 @@
-"""Selective search (Uijlings et al., IJCV 2013), by OpenCV's contributed modules."""
+"""Selective search (Uijlings et al., IJCV 2013), from OpenCV's contributed modules."""
 
 import ctypes
 from collections.abc import Sequence
@@ -12,33 +12,33 @@ from crosschannel.errors import UserError
 
 Mode = Literal["fast", "quality"]
 MODES: dict[str, Mode] = {"selective-search": "fast", "selective-search-quality": "quality"}  # by method
-_SIDE = 500  # pixels, the long side of VOC's images, to which larger ones are reduced
-MOST = 2000  # boxes of an image
+_SIDE = 500  # pixels; larger images are resized to this long side, that of VOC's images
+MAX_BOXES = 2000  # per image
 
 
 def check_opencv() -> None:
-    """Raise a UserError where OpenCV, or its contributed modules, are missing."""
+    """Raise a UserError if OpenCV or its contributed modules are missing."""
     try:
         import cv2
 
         cv2.ximgproc.segmentation  # noqa: B018
     except (ImportError, AttributeError):
         raise UserError(
-            "selective search needs OpenCV's contributed modules: pip install opencv-contrib-python-headless (in place "
-            "of any other opencv-python)"
+            "selective search requires OpenCV's contributed modules: pip install opencv-contrib-python-headless (in "
+            "place of any other opencv-python)"
         ) from None
 
 
-def selective_search(pixels: np.ndarray, mode: Mode = "fast", most: int = MOST) -> np.ndarray:
-    """Boxes of an image, likelier ones first; the same ones in every run.
+def selective_search(pixels: np.ndarray, mode: Mode = "fast", max_boxes: int = MAX_BOXES) -> np.ndarray:
+    """Compute the boxes of an image, most likely objects first. The result is deterministic.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
         mode: "fast" or "quality".
-        most: how many at most.
+        max_boxes: maximum number of boxes.
 
     Returns:
-        (P, 4) int32 x₁ y₁ x₂ y₂ in pixels from 0, the ends outside.
+        (P, 4) int32 x₁ y₁ x₂ y₂ in 0-based pixels with exclusive ends.
     """
     import cv2
 
@@ -50,40 +50,40 @@ def selective_search(pixels: np.ndarray, mode: Mode = "fast", most: int = MOST) 
     search.setBaseImage(cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), size, interpolation=cv2.INTER_AREA))
     {"fast": search.switchToSelectiveSearchFast, "quality": search.switchToSelectiveSearchQuality}[mode]()
     _seed_c()
-    found = search.process().astype(np.float64).reshape(-1, 4)
-    corners = np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], 1)
+    rects = search.process().astype(np.float64).reshape(-1, 4)
+    corners = np.concatenate([rects[:, :2], rects[:, :2] + rects[:, 2:]], 1)
     corners = np.round(corners * np.tile([width / size[0], height / size[1]], 2)).astype(np.int32)
     corners = corners.clip(0, np.tile([width, height], 2))
     corners = corners[((corners[:, 2:] - corners[:, :2]) >= 2).all(1)]
     _, first = np.unique(corners, axis=0, return_index=True)
-    return corners[np.sort(first)][:most].astype(np.int32)
+    return corners[np.sort(first)][:max_boxes].astype(np.int32)
 
 
 def _seed_c() -> None:
-    """OpenCV ranks by the C library's random numbers."""
+    """Seed the C library's random numbers, by which OpenCV ranks the boxes."""
     try:
         ctypes.CDLL(None).srand(0)
-    except (OSError, TypeError, AttributeError):  # no such library: the order differs from run to run
+    except (OSError, TypeError, AttributeError):  # not available on this platform: the order varies between runs
         return
 
 
 @dataclass
 class BoxesBatch(Batch):
-    """Boxes of images, (P, 4) int32 each."""
+    """Batch of boxes, (P, 4) int32 for each image."""
 
     boxes: list[np.ndarray]
 
 
 @dataclass(frozen=True)
-class Searched:
-    """The boxes of an image, found by a worker of the loader."""
+class SelectiveSearch:
+    """View that computes the boxes of an image in a loader worker."""
 
     mode: Mode
-    most: int = MOST
+    max_boxes: int = MAX_BOXES
     views: ClassVar[int] = 1
 
     def __call__(self, record: Record, _rng: SampleRNG) -> np.ndarray:
-        return selective_search(record.image().pixels(), self.mode, self.most)
+        return selective_search(record.image().pixels(), self.mode, self.max_boxes)
 
     @staticmethod
     def collate(samples: Sequence[np.ndarray], base: Batch) -> BoxesBatch:
