@@ -1,1 +1,1 @@
-"""Submits either command line, unchanged, to a SLURM cluster, and keeps it going until it is done."""
+"""Submits `crosschannel` and `transfer` commands to a SLURM cluster, and restarts them until they finish."""

@@ -1,4 +1,4 @@
-"""The command after ``--``: parsed and checked on the login node as it would be where it runs."""
+"""Wrapped commands, given after ``--``. They are parsed and checked at submission as they will be in the job."""
 
 import importlib.util
 import re
@@ -47,12 +47,12 @@ PROGRAMS: dict[str, tuple[str, Program]] = {
 
 @dataclass
 class WrappedCommand:
-    """A command that a job is to run.
+    """Command that a job runs.
 
     Attributes:
         module: module of the program.
-        invocation: the parsed command.
-        config: config of the invocation.
+        invocation: parsed command line.
+        config: config of the command.
     """
 
     module: str
@@ -65,7 +65,7 @@ class WrappedCommand:
 
     @property
     def has_run_folder(self) -> bool:
-        """Whether it resumes, and shares its work among ranks."""
+        """Whether the command has a run folder, so that it can resume and use several ranks."""
         return hasattr(self.config, "default_out")
 
     @property
@@ -74,24 +74,27 @@ class WrappedCommand:
 
     @property
     def text(self) -> str:
-        """As it is typed."""
+        """Command line, as it would be typed."""
         return shlex.join([self.program, self.name, *self.invocation.words])
 
     @property
     def local_data(self) -> str:
-        """The data that a node can copy to its own disk; empty for none."""
-        if not self.has_run_folder or allows_download(self.config):  # it may not be there yet
+        """Data to copy to the node-local disk; "" if there is none."""
+        if not self.has_run_folder or allows_download(self.config):  # the data may not exist yet
             return ""
         return next((data for data in values_of_role(self.config, Data).values() if _data_paths(data)), "")
 
     @property
     def local_packages(self) -> list[str]:
-        """User packages that the command names and that are not installed."""
+        """Packages named in the command that are user code and not installed."""
         return [name for name in user_packages(self.config) if is_local(name)]
 
-    def frozen(self, folder: Path) -> list[str]:
-        """Module and arguments for the job. A command with a run folder gets its config as a file, so that later edits
-        of the config do not change queued jobs."""
+    def freeze(self, folder: Path) -> list[str]:
+        """Return module and arguments of the job.
+
+        The config of a command with a run folder is written to a file in ``folder``, so that later edits of the
+        original config do not affect queued jobs.
+        """
         if not self.has_run_folder:
             return [self.module, *self.name.split(), *self.invocation.words]
         debug = ["--debug"] if self.invocation.common.debug else []
@@ -100,67 +103,72 @@ class WrappedCommand:
         return [self.module, self.name, f"--config={path.absolute()}", *debug]
 
 
-def read_command(words: Sequence[str]) -> WrappedCommand:
+def read_command(argv: Sequence[str]) -> WrappedCommand:
     """Parse a command, and check its values.
 
     Raises:
-        UserError: as the command itself would say it.
+        UserError: the error that the command itself would raise.
     """
-    program, *rest = words or [""]
+    program, *rest = argv or [""]
     if Path(program).name not in PROGRAMS or not rest:
-        raise UserError("after -- comes a command such as: crosschannel pretrain --config imagenette")
+        raise UserError("a command must follow --, such as: -- crosschannel pretrain --config imagenette")
     module, table = PROGRAMS[Path(program).name]
     invocation = table.invocation(rest)
     for flag in ("help", "print_config"):
         if getattr(invocation.common, flag):
-            raise UserError(f"--{flag} is for the command itself: {Path(program).name} {invocation.name} --{flag}")
+            raise UserError(f"--{flag} cannot be submitted; run {Path(program).name} {invocation.name} --{flag}")
     return WrappedCommand(module, invocation, invocation.load())
 
 
-def sweep(words: Sequence[str], axes: Sequence[str]) -> list[WrappedCommand]:
-    """One command for every combination of ``KEY=VALUE,VALUE…`` axes, each with a run folder of its own below --out.
+def sweep(argv: Sequence[str], axes: Sequence[str]) -> list[WrappedCommand]:
+    """Expand a command into one command per combination of values, each with its own run folder below --out.
+
+    Args:
+        argv: arguments of the command.
+        axes: axes of the sweep, each ``KEY=VALUE,VALUE…``; empty for a single command.
 
     Raises:
-        UserError: an axis without values, a command without --out, or a value that the command refuses.
+        UserError: an axis has no values, --out is missing, or the command does not accept a value.
     """
     if not axes:
-        return [read_command(words)]
-    base = read_command(words)
+        return [read_command(argv)]
+    base = read_command(argv)
     if not base.has_run_folder:
-        raise UserError(f"a sweep is for commands with a run folder; {base.name} has none")
+        raise UserError(f"a sweep requires a command with a run folder; {base.name} has none")
     if "out" not in base.invocation.read():
-        raise UserError("a sweep needs --out: the folder that its run folders go into")
-    choices, (options, operands) = [_axis(axis) for axis in axes], split_at_separator(words)
+        raise UserError("a sweep requires --out, the folder for its run folders")
+    choices, (options, operands) = [_parse_axis(axis) for axis in axes], split_at_separator(argv)
     commands = []
     for combination in product(*choices):
-        place = Path(base.config.out) / "_".join(f"{key}={value}" for key, value in combination).replace("/", "-")
-        flags = [*(f"--{key}={value}" for key, value in combination), f"--out={place}"]
+        run_dir = Path(base.config.out) / "_".join(f"{key}={value}" for key, value in combination).replace("/", "-")
+        flags = [*(f"--{key}={value}" for key, value in combination), f"--out={run_dir}"]
         commands.append(read_command([*options, *flags, "--", *operands]))
     if len({command.config.out for command in commands}) < len(commands):
-        raise UserError(f"--sweep names a value twice: {', '.join(axes)}")
+        raise UserError(f"--sweep lists a value twice: {', '.join(axes)}")
     return commands
 
 
-def _axis(text: str) -> list[tuple[str, str]]:
-    key, equals, values = text.partition("=")
-    found = re.findall(r"(?:\[[^\]]*\]|[^,\[])+", values)  # at commas, but not at those inside brackets
-    if not equals or not key or not found:
-        raise UserError(f"--sweep takes KEY=VALUE,VALUE… such as optim.lr=1e-3,3e-4, got {text!r}")
-    return [(key.removeprefix("--"), value) for value in found]
+def _parse_axis(text: str) -> list[tuple[str, str]]:
+    """Parse ``KEY=VALUE,VALUE…`` into pairs (key, value)."""
+    key, equals, choices = text.partition("=")
+    values = re.findall(r"(?:\[[^\]]*\]|[^,\[])+", choices)  # split at commas outside brackets
+    if not equals or not key or not values:
+        raise UserError(f"--sweep must be KEY=VALUE,VALUE…, such as optim.lr=1e-3,3e-4, got {text!r}")
+    return [(key.removeprefix("--"), value) for value in values]
 
 
 def check_run_folder(command: WrappedCommand, ranks: int) -> RunFolder | None:
-    """What can be known before a job starts: the run folder is free or this run's, the batch fits the ranks.
+    """Check what can be checked before a job starts: run folder, number of ranks and batch size.
 
     Returns:
-        the run folder; None for a command that has none.
+        the run folder; None if the command has none.
 
     Raises:
-        UserError: anything else.
+        UserError: the run folder belongs to another run, or the command or its batch size does not fit the ranks.
     """
     if not command.has_run_folder:
         if ranks > 1:
-            raise UserError(f"{command.name} does not share its work: give it one rank, not {ranks}")
+            raise UserError(f"{command.name} runs on one rank only, got {ranks} ranks")
         return None
     if isinstance(command.config, TrainedConfig):
         check_ranks(command.config.train, ranks)
@@ -171,43 +179,46 @@ def check_run_folder(command: WrappedCommand, ranks: int) -> RunFolder | None:
 
 
 def check_paths(command: WrappedCommand) -> None:
-    """Data and weights that are named by a path exist here.
+    """Check that data, weights, packages and input files exist on this machine.
 
     Raises:
-        UserError: one does not.
+        UserError: one of them does not exist.
     """
-    config, later = command.config, "on this machine; --no-path-check leaves that to the job"
-    named = {} if allows_download(config) else values_of_role(config, Data)
-    paths = [("data", path) for data in named.values() for path in _data_paths(data)]
+    config, hint = command.config, "on this machine; --no-path-check skips this check"
+    data_by_key = {} if allows_download(config) else values_of_role(config, Data)
+    paths = [("data", path) for data in data_by_key.values() for path in _data_paths(data)]
     for source in (parse_source(source) for _, _, source in sources(config)):
         paths += [("weights", path) for path in source_paths(source)]
         paths += [("data", path) for path in _data_paths(source.options.get("data", ""))]
         inner = inner_source(source)
         module = inner.name.partition(":")[0].partition(".")[0]
-        with wrap_external_errors(f"cannot find {module} for {source.text!r}"), working_folder_importable():
+        with (
+            wrap_external_errors(f"could not find the package {module} of {source.text!r}"),
+            working_folder_importable(),
+        ):
             if KINDS[inner.kind].is_user_code and importlib.util.find_spec(module) is None:
-                raise UserError(f"no package {module} for {source.text!r} {later}")
-    for own in user_imports(config).values():
-        if not source_files(own):
-            raise UserError(f"no package {own.partition(':')[0]} for {own!r} {later}")
+                raise UserError(f"no package {module} for {source.text!r} {hint}")
+    for name in user_imports(config).values():
+        if not source_files(name):
+            raise UserError(f"no package {name.partition(':')[0]} for {name!r} {hint}")
     for kind, path in paths:
         if not user_path(path).exists():
-            raise UserError(f"no {kind} at {path} {later}")
+            raise UserError(f"no {kind} at {path} {hint}")
     for key, names in input_paths(config).items():
         for name in names:
             if not is_remote(name) and not user_path(name).exists():
-                raise UserError(f"no {key.rpartition('.')[2]} at {name!r} {later}")
+                raise UserError(f"no {key.rpartition('.')[2]} at {name!r} {hint}")
 
 
 def prefetch(command: WrappedCommand) -> None:
-    """Download what a node without a network would miss: named weights and data.
+    """Download weights and data here, because compute nodes may not have network access.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: a download failed.
     """
-    for _, role, named in sources(command.config):
-        if is_fetched(parse_source(named)):
-            getattr(crosschannel.hub, f"load_{role.loads}")(named)
+    for _, role, source in sources(command.config):
+        if is_fetched(parse_source(source)):
+            getattr(crosschannel.hub, f"load_{role.loads}")(source)
     for data in values_of_role(command.config, Data).values():
         if kind_of(data).needs_download:
             open_images(data)
@@ -216,5 +227,5 @@ def prefetch(command: WrappedCommand) -> None:
 
 
 def _data_paths(data: str) -> list[str]:
-    """The local files and folders that data are read from."""
+    """Return the local files and folders that data are read from."""
     return kind_of(data).paths(data) if data else []

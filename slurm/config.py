@@ -1,4 +1,4 @@
-"""What `crosschannel-slurm submit` can be told: a profile is a file of these keys."""
+"""Config keys of the `crosschannel-slurm` commands. A profile is a YAML file of the keys of `submit`."""
 
 import math
 import re
@@ -12,82 +12,81 @@ from crosschannel.config.load import require
 from crosschannel.config.training import PlainConfig
 from crosschannel.config.types import HIDDEN, Count, Line, NonNegative
 
-# options of sbatch that have keys of their own …
-_KEYS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}
-# … and those that the launcher stands on
-_OURS = {"array", "error", "open-mode", "output"}
+_KEY_OPTIONS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}  # sbatch options that have keys
+_LAUNCHER_OPTIONS = {"array", "error", "open-mode", "output"}  # sbatch options that the launcher sets
 
 
 @dataclass
 class SubmitConfig(PlainConfig):
-    """Submit a command to SLURM, as one would type it on this machine."""
+    """Submit a command to SLURM. The command itself is typed as it would be on this machine."""
 
     command: Annotated[list[str], HIDDEN] = field(default_factory=list)
-    """what the job runs: given after --"""
+    """command that the job runs, after --"""
     cluster: Literal["slurm", "local"] = "slurm"
-    """slurm, or local: processes on this machine"""
+    """where the job runs: on SLURM, or as processes on this machine"""
     name: Line = ""
-    """of the job; default the run folder's"""
+    """job name; default: name of the run folder"""
     nodes: Annotated[int, Interval(ge=1, le=100_000)] = 1
-    """machines"""
+    """number of nodes"""
     gpus_per_node: Annotated[int, Interval(ge=0, le=1024)] = 0
-    """GPUs on each; 0 for a partition of CPUs"""
+    """GPUs per node; 0: CPU only"""
     tasks_per_node: Annotated[int, Interval(ge=0, le=1024)] = 0
-    """ranks on each; 0: one a GPU, or one"""
+    """ranks per node; 0: one per GPU, or one without GPUs"""
     cpus_per_task: Annotated[int, Interval(ge=0, le=4096)] = 0
-    """cores a rank, its loader workers included; 0: the cluster's default"""
+    """CPU cores per rank, for its loader workers too; 0: the cluster's default"""
     mem_gb: NonNegative = 0.0
-    """memory a node, GB; 0: the cluster's default"""
+    """memory per node, in GB; 0: the cluster's default"""
     hours: Annotated[float, Interval(gt=0, le=100_000)] = 24.0
-    """time limit of one attempt; the run goes on in the next one"""
+    """time limit of each attempt, in hours; a run that reaches it resumes in the next attempt"""
     partition: Line = ""
-    """where it queues"""
+    """partition to queue in"""
     account: Line = ""
-    """who pays"""
+    """account that is charged"""
     qos: Line = ""
-    """quality of service"""
+    """quality of service (QOS)"""
     constraint: Line = ""
-    """features that nodes must have"""
+    """required node features"""
     sbatch: dict[str, Line] = field(default_factory=dict)
-    """any other option of sbatch, such as --sbatch.reservation=NAME; an empty value for one that takes none"""
+    """other options of sbatch, such as --sbatch.reservation=NAME; leave the value empty for options without one"""
     srun: list[Line] = field(default_factory=list)
-    """options of srun, such as ["--mpi=none"]"""
+    """additional options of srun, such as ["--mpi=none"]"""
     setup: list[str] = field(default_factory=list)
-    """shell lines before the job: modules, a virtual environment"""
+    """shell commands to run before the job, for example to load modules or activate a virtual environment"""
     python: Line = ""
-    """what starts Python, such as "apptainer exec --nv image.sif python"; default this Python"""
+    """command that starts Python, such as "apptainer exec --nv image.sif python"; default: this interpreter"""
     env: dict[str, str] = field(default_factory=dict)
-    """environment variables of the job"""
+    """environment variables to set in the job"""
     backend: Literal["auto", "nccl", "gloo"] = "auto"
-    """of torch.distributed; auto: nccl with GPUs, else gloo"""
+    """torch.distributed backend; auto: nccl with GPUs, else gloo"""
     interface: Line = ""
-    """network interface of gloo and NCCL, such as ib0; default their choice"""
+    """network interface for NCCL and gloo, such as ib0; default: they choose one"""
     scratch: Line = ""
-    """folder on a node's own disk that the data are copied to first, such as $SLURM_TMPDIR"""
+    """folder on a node-local disk, such as $SLURM_TMPDIR, to which the data are copied before the run"""
     signal_before_s: Count = 180
-    """seconds before the time limit that the job is told to save and leave"""
+    """seconds before the time limit at which the job is asked to save and stop"""
     restarts: Annotated[int, Ge(0)] = 3
-    """how often a job starts again whose rank was killed (no memory, kill -9); preemption and time-outs do not count"""
+    """how often to restart a job after a rank was killed (out of memory, kill -9); preemption and time-outs do not
+    count"""
     sweep: list[str] = field(default_factory=list)
-    """KEY=VALUE,VALUE…, any number of times: one run for every combination, as a job array"""
+    """KEY=VALUE,VALUE…: submit one run for every combination of values, as a job array; may be repeated"""
     parallel: Annotated[int, Interval(ge=0, le=100_000)] = 0
-    """most runs of a sweep that go on at once; 0: 256, on this machine one"""
+    """maximum number of runs of a sweep at a time; 0: 256 on SLURM, 1 on this machine"""
     turns: Annotated[str, HIDDEN] = ""
-    """folder of the sweep on this machine that a run is of"""
+    """sweep folder of a run that belongs to a sweep on this machine"""
     code: list[str] = field(default_factory=list)
-    """additional packages that the job imports; the packages that the command names are copied anyway"""
+    """additional packages to copy for the job; packages named in the command are always copied"""
     cwd: str = ""
-    """where the command runs; default this folder"""
+    """working directory of the command; default: the current one"""
     code_copy: str = ""
-    """an earlier copy of the code to run; default a new copy"""
+    """earlier copy of the code to run; default: make a new copy"""
     dry_run: bool = False
     """print the batch script and submit nothing"""
     path_check: bool = True
-    """refuse data and weights that this machine does not see"""
+    """check that data and weights exist on this machine"""
 
     @property
     def minutes(self) -> int:
-        """The time limit, as SLURM counts."""
+        """Time limit in whole minutes, SLURM's unit."""
         return math.ceil(60 * self.hours)
 
     @property
@@ -99,49 +98,53 @@ class SubmitConfig(PlainConfig):
         return self.nodes * self.ranks_per_node
 
     def check(self) -> None:
-        ours = (_KEYS | _OURS) & {key.replace("_", "-") for key in self.sbatch}
+        reserved = (_KEY_OPTIONS | _LAUNCHER_OPTIONS) & {key.replace("_", "-") for key in self.sbatch}
         require(
             self.signal_before_s < 60 * self.minutes,
             "signal_before_s must be less than the time limit",
             self.signal_before_s,
         )
         on_slurm = self.cluster == "slurm"
-        require(on_slurm or self.nodes == 1, "this machine is one node; nodes must be 1", self.nodes)
-        shares = not on_slurm and self.sweep and self.parallel > 1 and self.gpus_per_node
-        require(not shares, "runs of a sweep on this machine would share its GPUs; parallel must be 1", self.parallel)
-        words = "sbatch: these are settled by keys of their own or by the launcher"
-        odd = [key for key in self.sbatch if not re.fullmatch(r"[a-z][a-z0-9_-]*", key)]
-        odd += [key for key in self.env if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key)]
-        require(not odd, "names in sbatch and env must be those of options and of variables", odd)
-        require(not ours, words, ", ".join(sorted(ours)))
-        require(not self.cwd or Path(self.cwd).is_dir(), "cwd: there is no such folder", self.cwd)
-        here = not self.code_copy or Path(self.code_copy).is_dir()
-        require(here, "code_copy: there is no such folder", self.code_copy)
+        require(on_slurm or self.nodes == 1, "nodes must be 1 with cluster: local", self.nodes)
+        shares_gpus = not on_slurm and self.sweep and self.parallel > 1 and self.gpus_per_node
+        require(
+            not shares_gpus,
+            "parallel must be 1 for a sweep with GPUs on this machine, because its runs would share the GPUs",
+            self.parallel,
+        )
+        rule = "sbatch must not contain options that have keys of their own or are set by the launcher"
+        invalid = [key for key in self.sbatch if not re.fullmatch(r"[a-z][a-z0-9_-]*", key)]
+        invalid += [key for key in self.env if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key)]
+        require(not invalid, "keys of sbatch must be option names, and keys of env variable names", invalid)
+        require(not reserved, rule, ", ".join(sorted(reserved)))
+        require(not self.cwd or Path(self.cwd).is_dir(), "cwd must be an existing folder", self.cwd)
+        exists = not self.code_copy or Path(self.code_copy).is_dir()
+        require(exists, "code_copy must be an existing folder", self.code_copy)
 
 
 @dataclass
 class StatusConfig(PlainConfig):
-    """Show runs: job, state, nodes, step, loss, speed, time left, starts."""
+    """Show runs with job, state, nodes, step, loss, speed, time left and number of starts."""
 
     runs: list[str] = field(default_factory=lambda: ["runs"])
-    """run folders, or folders of them"""
+    """run folders, or folders that contain run folders"""
 
 
 @dataclass
 class LogsConfig(PlainConfig):
-    """Show what all ranks of a run's last job wrote."""
+    """Print the logs of all ranks of a run's last job."""
 
     run: str
-    """a run folder"""
+    """run folder"""
     follow: bool = False
-    """go on until the job has ended"""
+    """keep printing new lines until the job ends"""
     lines: Annotated[int, Ge(0)] = 0
-    """only so many last lines of each file; 0: all"""
+    """number of lines to print from the end of each log; 0: all"""
 
 
 @dataclass
 class CancelConfig(PlainConfig):
-    """End the jobs of runs; what they have saved stays."""
+    """Cancel the jobs of runs. Saved checkpoints are kept."""
 
     runs: list[str]
-    """run folders, or folders of them"""
+    """run folders, or folders that contain run folders"""

@@ -1,4 +1,4 @@
-"""submitit's executors, and the environment that jobs are submitted in."""
+"""submitit's executors, and the environment in which jobs are submitted."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from crosschannel.errors import UserError
 from slurm.config import SubmitConfig
 
-# Variables that hold a site's defaults, and the option of each: sbatch gets one unless submit sets its option.
+# Variables with a site's defaults → sbatch options. They are passed to sbatch unless submit sets the option.
 _SITE_DEFAULTS = {
     "SBATCH_ACCOUNT": "account", "SBATCH_CLUSTERS": "clusters", "SLURM_CLUSTERS": "clusters",
     "SBATCH_CONSTRAINT": "constraint", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos",
@@ -24,8 +24,8 @@ _SITE_DEFAULTS = {
 }  # fmt: skip
 _CONNECTION = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
 _SLURM_VARIABLES = ("SLURM_", "SRUN_", "SBATCH_", "SALLOC_", "SUBMITIT_")
-_PERCENT = "crosschannelpercentsign"  # replaces % while submitit writes the patterns of log files
-SBATCH_S, TIMED_OUT = 60, 124  # seconds that sbatch may take, and timeout(1)'s exit code after them
+_PERCENT = "crosschannelpercentsign"  # stands in for % while submitit writes the log file patterns
+SBATCH_S, TIMED_OUT = 60, 124  # time limit of sbatch in seconds, and exit code of timeout(1) when it is exceeded
 
 
 class _SlurmExecutor(submitit.SlurmExecutor):
@@ -36,7 +36,10 @@ class _SlurmExecutor(submitit.SlurmExecutor):
         return 2
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        """Return the batch script. sbatch and srun expand %j and the like in log file names; %% is a percent sign."""
+        """Return the batch script, with percent signs in the folder escaped.
+
+        sbatch and srun expand patterns such as %j in log file names; %% is a literal percent sign.
+        """
         folder = str(self.folder).replace("%", _PERCENT)
         return _make_sbatch_string(command, folder, **self.parameters).replace(_PERCENT, "%%")
 
@@ -44,50 +47,63 @@ class _SlurmExecutor(submitit.SlurmExecutor):
         return ["timeout", str(SBATCH_S), *super()._make_submission_command(submission_file_path)]
 
 
-submitit.slurm.slurm.SlurmExecutor = _SlurmExecutor  # submitit looks this name up to build the executor of an array
+submitit.slurm.slurm.SlurmExecutor = _SlurmExecutor  # used by submitit to build the executor of an array
 
 
-def check_home(home: Path, cluster: str) -> None:
+def check_job_dir(job_dir: Path, cluster: str) -> None:
     """Raise a UserError if the folder's path cannot be part of a log file pattern.
 
-    submitit expands four patterns anywhere in a path, sbatch has no escape for a backslash or a line break, and
-    srun 22.05 fails on some pairs of escaped percent signs.
+    submitit expands four patterns anywhere in a path, sbatch cannot escape backslashes and line breaks, and srun 22.05
+    fails on some pairs of escaped percent signs.
     """
-    match = re.search(r"%[jtAa]" if cluster == "local" else r"%[jtAa]|[\\\n\r]|%.*%", str(home.absolute()))
+    match = re.search(r"%[jtAa]" if cluster == "local" else r"%[jtAa]|[\\\n\r]|%.*%", str(job_dir.absolute()))
     if match:
-        raise UserError(f"{home.parent}: a path with {match[0]!r} cannot hold a job's logs; give another --out")
+        raise UserError(
+            f"logs cannot be written to {job_dir.parent}: its path contains {match[0]!r}; choose another --out"
+        )
 
 
-def build_executor(config: SubmitConfig, home: Path, places: Sequence[Path], code: Path) -> submitit.core.core.Executor:
-    """submitit's executor with everything that the config asks for."""
+def build_executor(
+    config: SubmitConfig, job_dir: Path, run_dirs: Sequence[Path], code: Path
+) -> submitit.core.core.Executor:
+    """Build the executor of a submission.
+
+    Args:
+        config: config of the submission.
+        job_dir: folder of batch scripts, pickles and logs.
+        run_dirs: run folders of the jobs.
+        code: copy of the code, which is put on PYTHONPATH.
+    """
     python = config.python or shlex.quote(sys.executable)
     if config.cluster == "local":
         if config.setup:
             lines = "; ".join([*config.setup, f'exec {python} "$@"'])
             python = f"bash -c {shlex.quote(lines)} bash"
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        executor = submitit.LocalExecutor(home, python=python)
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        executor = submitit.LocalExecutor(job_dir, python=python)
         executor.update_parameters(
-            timeout_min=60 * config.hours * len(places),  # those of a sweep wait for one another
+            timeout_min=60 * config.hours * len(run_dirs),  # includes waiting for the other runs of a sweep
             tasks_per_node=config.ranks_per_node,
             gpus_per_node=config.gpus_per_node,
-            visible_gpus=[int(gpu) for gpu in seen] if all(gpu.isdecimal() for gpu in seen) else (),
+            visible_gpus=[int(gpu) for gpu in gpus] if all(gpu.isdecimal() for gpu in gpus) else (),
             signal_delay_s=config.signal_before_s,
         )
         return executor
     exports = [f"export {key}={shlex.quote(value)}" for key, value in config.env.items()]
     path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    runs = " ".join(shlex.quote(str(place.absolute())) for place in places)
+    runs = " ".join(shlex.quote(str(run_dir.absolute())) for run_dir in run_dirs)
     after = f"{shlex.quote(sys.executable)} -m slurm.after $? {config.ranks} {config.restarts} {runs}"
-    cores = [f"--cpus-per-task={config.cpus_per_task}"] if config.cpus_per_task else []  # srun does not inherit it
-    asked = {
-        "job_name": config.name or places[0].name,
+    cores = (
+        [f"--cpus-per-task={config.cpus_per_task}"] if config.cpus_per_task else []
+    )  # srun does not inherit the option from sbatch
+    parameters = {
+        "job_name": config.name or run_dirs[0].name,
         "time": config.minutes,
         "nodes": config.nodes,
         "ntasks_per_node": config.ranks_per_node,
         "signal_delay_s": config.signal_before_s,
         "array_parallelism": config.parallel or 256,
-        # The shell outlives SIGTERM, so that it can say what became of the job.
+        # The shell ignores SIGTERM, so that it can still run slurm.after.
         "setup": ["trap : TERM", *config.setup, *exports, path],
         "teardown": [after, "exit $?"],
         "srun_args": ["--kill-on-bad-exit=1", "--export=ALL", *cores, *config.srun],
@@ -103,14 +119,14 @@ def build_executor(config: SubmitConfig, home: Path, places: Sequence[Path], cod
         "qos": config.qos,
         "constraint": config.constraint,
     }
-    executor = _SlurmExecutor(home, python=python)
-    executor.update_parameters(**asked, **{key: value for key, value in optional.items() if value})
+    executor = _SlurmExecutor(job_dir, python=python)
+    executor.update_parameters(**parameters, **{key: value for key, value in optional.items() if value})
     return executor
 
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Other environment variables for a while."""
+    """Set environment variables for the duration of a block, and restore the whole environment afterwards."""
     before = dict(os.environ)
     os.environ.update(values)
     try:
@@ -120,23 +136,23 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def variables_of_sbatch(config: SubmitConfig) -> list[str]:
-    """Describe the variables of sbatch in the environment: those passed on, and those ignored."""
+def describe_sbatch_variables(config: SubmitConfig) -> list[str]:
+    """Return messages about the SBATCH variables in the environment that are passed on, and about ignored ones."""
     with outside_of_jobs(config, Path()) if config.cluster == "slurm" else environment({}):
         remaining = set(os.environ)
     passed_on = sorted(_SITE_DEFAULTS.keys() & remaining)
     ignored = sorted(key for key in os.environ if key.startswith("SBATCH_") and key not in remaining)
     lines = [f"from the environment: {', '.join(f'{key}={os.environ[key]}' for key in passed_on)}"] * bool(passed_on)
-    return lines + [f"ignored: {', '.join(ignored)}; the keys of submit set these options"] * bool(ignored)
+    return lines + [f"ignored: {', '.join(ignored)}; set these options by keys of submit"] * bool(ignored)
 
 
 @contextlib.contextmanager
 def outside_of_jobs(config: SubmitConfig, code: Path) -> Iterator[None]:
-    """Enter the environment for submitting a job.
+    """Set up the environment in which a job is submitted, for the duration of a block.
 
-    SLURM's variables are removed: they would override the batch script's options, or belong to the job that this
-    process runs in. Local jobs inherit the environment, so they also get the variables that a batch script would set,
-    and are detached from the terminal.
+    SLURM's variables are removed, because they would override options of the batch script, or belong to the job in
+    which this process runs. Local jobs inherit this environment, so the variables that a batch script would set are
+    added for them. They are also detached from the terminal.
     """
     site_defaults = {
         key for key, option in _SITE_DEFAULTS.items() if not (getattr(config, option, "") or option in config.sbatch)
@@ -152,16 +168,16 @@ def outside_of_jobs(config: SubmitConfig, code: Path) -> Iterator[None]:
             return
         path = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ |= {**config.env, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
-        hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited
-        streams = [os.dup(number) for number in range(3)]
-        nothing = os.open(os.devnull, os.O_RDWR)
+        sighup_handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by child processes
+        streams = [os.dup(descriptor) for descriptor in range(3)]
+        devnull = os.open(os.devnull, os.O_RDWR)
         try:
-            for number in range(3):
-                os.dup2(nothing, number)
+            for descriptor in range(3):
+                os.dup2(devnull, descriptor)
             yield
         finally:
-            for number, stream in enumerate(streams):
-                os.dup2(stream, number)
+            for descriptor, stream in enumerate(streams):
+                os.dup2(stream, descriptor)
                 os.close(stream)
-            os.close(nothing)
-            signal.signal(signal.SIGHUP, hang_up)
+            os.close(devnull)
+            signal.signal(signal.SIGHUP, sighup_handler)

@@ -1,7 +1,6 @@
-"""What a run folder's ``slurm`` folder holds: the submission, the jobs, how every rank ended, what happened.
+"""The ``slurm`` folder of a run: its submission, jobs, events, and how each rank ended.
 
-Nothing but the standard library is needed, as for everything that the batch script itself runs: it may be outside the
-job's container.
+Uses only the standard library, because the batch script imports it and may run outside the job's container.
 """
 
 import contextlib
@@ -23,16 +22,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class End:
-    """How one rank of one attempt ended.
+    """End of one rank of an attempt.
 
     Attributes:
-        rank: its number.
-        code: exit code; None where a signal ended it.
-        signal: name of that signal.
-        told: it had been told to stop before.
-        time: seconds since the epoch.
-        host: where it ran.
-        words: the last line that it wrote.
+        rank: global rank.
+        code: exit code; None if a signal ended the process.
+        signal: name of that signal; None if the process exited.
+        told: whether the rank had been asked to stop.
+        time: time of the end, in seconds since the epoch.
+        host: name of the node.
+        words: last line of the rank's log.
     """
 
     rank: int
@@ -46,8 +45,15 @@ class End:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job: "started", "interrupted", "killed", "requeued", "failed", "finished",
-    "cancelled", at a time in seconds since the epoch."""
+    """Event in the life of a job.
+
+    Attributes:
+        time: seconds since the epoch.
+        job: job id.
+        attempt: index of the attempt.
+        event: "started", "interrupted", "killed", "requeued", "failed", "finished" or "cancelled".
+        cause: human-readable cause or detail.
+    """
 
     time: float
     job: str
@@ -58,15 +64,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Job:
-    """One submission of a run.
+    """Submission of a run.
 
     Attributes:
-        id: as SLURM (``12`` or ``12_3``) or the local executor names it.
+        id: job id of SLURM (``12`` or ``12_3``) or of the local executor.
         cluster: "slurm" or "local".
-        nodes, ranks: that it has.
-        logs: folder of the files that its ranks write.
-        host: where it was submitted from.
-        time: when.
+        nodes, ranks: number of nodes and of ranks.
+        logs: folder of the ranks' logs.
+        host: name of the submitting machine.
+        time: time of the submission, in seconds since the epoch.
     """
 
     id: str
@@ -78,17 +84,20 @@ class Job:
     time: float
 
 
-def _known(kind: type[T], rows: Iterable[dict[str, Any]]) -> Iterator[T]:
-    """Rows with the right fields and types; damaged ones are left out. (A batch script may not have pydantic.)"""
+def _parse_rows(kind: type[T], rows: Iterable[dict[str, Any]]) -> Iterator[T]:
+    """Yield a dataclass instance per valid row. Rows with missing, unknown or wrongly typed fields are skipped.
+
+    pydantic may not be available to a batch script.
+    """
     hints = get_type_hints(kind)
     for row in rows:
-        is_whole = all(_is_of_type(row.get(name), hint) for name, hint in hints.items() if name in row)
-        with contextlib.suppress(TypeError):  # a field is missing, or unknown
-            if is_whole:
+        is_valid = all(_has_type(row.get(name), hint) for name, hint in hints.items() if name in row)
+        with contextlib.suppress(TypeError):  # missing or unknown fields
+            if is_valid:
                 yield kind(**row)
 
 
-def _is_of_type(value: Any, hint: Any) -> bool:
+def _has_type(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
     if isinstance(value, bool):
@@ -96,12 +105,12 @@ def _is_of_type(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and "\0" not in str(value)
 
 
-def no_jobs(run: str) -> str:
-    """Explain in one sentence why a folder has no jobs, and which run to name instead."""
+def no_jobs_reason(run: str) -> str:
+    """Return an error message for a folder without jobs. It suggests a run below the folder, if there is one."""
     runs = sorted(path.parents[1] for path in Path(run).glob("*/slurm/jobs.jsonl"))
     if runs:
-        return f"{run} holds {len(runs)} runs with jobs; name one of them, such as {shlex.quote(str(runs[0]))}"
-    reason = "it was not submitted by crosschannel-slurm" if Path(run).is_dir() else "there is no such folder"
+        return f"{run} is a folder of runs ({len(runs)} with jobs); choose one, such as {shlex.quote(str(runs[0]))}"
+    reason = "it was not submitted by crosschannel-slurm" if Path(run).is_dir() else "the folder does not exist"
     return f"{run} has no jobs: {reason}"
 
 
@@ -109,7 +118,7 @@ class JobFolder:
     """The ``slurm`` folder of a run.
 
     Args:
-        run: the run folder.
+        run: run folder.
     """
 
     def __init__(self, run: Path | str):
@@ -117,8 +126,8 @@ class JobFolder:
         self.path = self.run / "slurm"
 
     def jobs(self) -> list[Job]:
-        """All submissions of the run, oldest first."""
-        jobs = _known(Job, read_rows(self.path / "jobs.jsonl"))
+        """Return all submissions of the run, oldest first."""
+        jobs = _parse_rows(Job, read_rows(self.path / "jobs.jsonl"))
         return [job for job in jobs if re.fullmatch(r"\d+(_\d+)?", job.id)]
 
     def add_job(self, job: Job) -> None:
@@ -126,28 +135,28 @@ class JobFolder:
         append_line(self.path / "jobs.jsonl", asdict(job))
 
     def events(self, job: str | None = None) -> list[dict[str, Any]]:
-        """What happened (to one job, or to all), oldest first: ``time``, ``job``, ``attempt``, ``event``, ``cause``."""
-        found = _known(Event, read_rows(self.path / "events.jsonl"))
-        return [asdict(event) for event in found if job in (None, event.job)]
+        """Return the events of one job, or of all jobs, oldest first, as dicts with the fields of :class:`Event`."""
+        events = _parse_rows(Event, read_rows(self.path / "events.jsonl"))
+        return [asdict(event) for event in events if job in (None, event.job)]
 
     def add_event(self, job: str, attempt: int, event: str, cause: str = "") -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         append_line(self.path / "events.jsonl", asdict(Event(time.time(), job, attempt, event, cause)))
 
     def ends(self, job: str, attempt: int) -> dict[int, End]:
-        """How the ranks of an attempt ended, so far."""
+        """Return the ends of an attempt's ranks that have ended so far, by rank."""
         paths = (self.path / "ends").glob(f"{job}-{attempt}-*.json")
-        return {end.rank: end for end in _known(End, chain.from_iterable(map(read_rows, paths)))}
+        return {end.rank: end for end in _parse_rows(End, chain.from_iterable(map(read_rows, paths)))}
 
     def write_end(self, job: str, attempt: int, end: End) -> None:
         folder = self.path / "ends"
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{job}-{attempt}-{end.rank}.json", json.dumps(asdict(end)))
 
-    def bad_mark(self, job: str, attempt: int) -> Path:
-        """A file that is there once a rank of an attempt has ended badly: the others need not read all ends."""
+    def failure_marker(self, job: str, attempt: int) -> Path:
+        """Return a file that exists once a rank of an attempt ended badly, so that others need not read all ends."""
         return self.path / "ends" / f"{job}-{attempt}.bad"
 
     def attempts(self, job: str, rank: int) -> int:
-        """How many attempts of a job a rank has ended."""
+        """Return how many attempts of a job have ended on a rank."""
         return len(list((self.path / "ends").glob(f"{job}-*-{rank}.json")))

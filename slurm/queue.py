@@ -1,6 +1,6 @@
-"""SLURM's own commands: what is queued, a job's record, requeue, cancel.
+"""Wrappers of SLURM commands: list the queue, show, requeue and cancel jobs.
 
-Standard library only; no accounting needed.
+Uses only the standard library, and does not require SLURM's accounting.
 """
 
 import contextlib
@@ -9,8 +9,8 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-PATIENCE_S = 15  # time limit for squeue: a person waits for the answer
-_FILTERS = ("SQUEUE_", "SCANCEL_", "SCONTROL_")  # prefixes of variables that filter or format what a user sees
+PATIENCE_S = 15  # time limit for squeue, short because a user waits for the result
+_FILTERS = ("SQUEUE_", "SCANCEL_", "SCONTROL_")  # prefixes of the user's variables for filters and output formats
 
 
 @dataclass(frozen=True)
@@ -18,23 +18,23 @@ class Queued:
     """A job in the queue.
 
     Attributes:
-        state: as squeue names it.
-        reason: why it waits, or where it runs.
+        state: state as printed by squeue, such as PENDING.
+        reason: why the job waits, or the nodes on which it runs.
     """
 
     state: str
     reason: str
 
 
-class NoAnswer(Exception):
-    """SLURM does not answer; the message gives the reason."""
+class SlurmError(Exception):
+    """A SLURM command failed; the message gives the reason."""
 
 
-def ask(*command: str, seconds: float = 60) -> str:
-    """Run a SLURM command and return its output; filters and formats in the user's variables have no effect.
+def run_slurm(*command: str, seconds: float = 60) -> str:
+    """Run a SLURM command and return its output, ignoring filters and formats in the user's environment.
 
     Raises:
-        NoAnswer: there is no such command, it fails, or it takes too long.
+        SlurmError: the command does not exist, fails, or exceeds the time limit.
     """
     program, environment = command[0], {k: v for k, v in os.environ.items() if not k.startswith(_FILTERS)}
     try:
@@ -43,57 +43,57 @@ def ask(*command: str, seconds: float = 60) -> str:
         )
         return completed.stdout.decode(errors="replace")
     except FileNotFoundError:
-        raise NoAnswer(f"there is no {program} here") from None
+        raise SlurmError(f"{program} is not installed here") from None
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"{program} has not answered for {seconds:g} s") from None
+        raise SlurmError(f"{program} did not respond within {seconds:g} s") from None
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
-        raise NoAnswer(f"{program}: {lines[-1].removeprefix(f'{program}: ').removeprefix('error: ')}") from None
+        raise SlurmError(f"{program}: {lines[-1].removeprefix(f'{program}: ').removeprefix('error: ')}") from None
     except OSError as error:
-        raise NoAnswer(f"{program}: {error.strerror}") from None
+        raise SlurmError(f"{program}: {error.strerror}") from None
 
 
 def _succeeds(*command: str) -> bool:
     """Return whether a SLURM command succeeds."""
-    with contextlib.suppress(NoAnswer):
-        ask(*command)
+    with contextlib.suppress(SlurmError):
+        run_slurm(*command)
         return True
     return False
 
 
 def queue() -> tuple[dict[str, Queued] | None, str]:
-    """This user's jobs by id (``12`` or ``12_3``); None, and the reason, if SLURM does not answer."""
+    """Return this user's jobs by id (``12`` or ``12_3``) and ""; or None and the reason if squeue fails."""
     try:
-        output = ask(
+        output = run_slurm(
             "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%R", seconds=PATIENCE_S
         )
-    except NoAnswer as problem:
+    except SlurmError as problem:
         return None, str(problem)
-    found = {}
+    jobs = {}
     for line in output.splitlines():
         job, state, reason = line.split("|", 2)
-        found[job] = Queued(state, reason)
-    return found, ""
+        jobs[job] = Queued(state, reason)
+    return jobs, ""
 
 
-def record(job: str) -> dict[str, str]:
-    """What ``scontrol show job`` says of a job, by key; empty where it says nothing."""
+def job_record(job: str) -> dict[str, str]:
+    """Return the fields of ``scontrol show job``; empty if it fails."""
     try:
-        return dict(re.findall(r"(\S+?)=(\S*)", ask("scontrol", "--oneliner", "show", "job", job)))
-    except NoAnswer:
+        return dict(re.findall(r"(\S+?)=(\S*)", run_slurm("scontrol", "--oneliner", "show", "job", job)))
+    except SlurmError:
         return {}
 
 
 def requeue(job: str) -> bool:
-    """Put a running job back into the queue; whether that went well."""
+    """Put a running job back into the queue, and return whether that succeeded."""
     return _succeeds("scontrol", "requeue", job)
 
 
 def cancel(job: str) -> bool:
-    """Cancel a job; whether that went well."""
+    """Cancel a job, and return whether that succeeded."""
     return _succeeds("scancel", job)
 
 
 def send_sigterm(job: str) -> bool:
-    """Send SIGTERM to the ranks of a running job; whether that went well."""
+    """Send SIGTERM to the ranks of a running job, and return whether that succeeded."""
     return _succeeds("scancel", "--signal=TERM", job)

@@ -1,4 +1,4 @@
-"""A copy of the code that a job runs, so that later edits do not change what is queued; with git's word on it."""
+"""Copies of the code for jobs, so that later edits do not affect queued jobs. Each copy records its git state."""
 
 import compileall
 import fnmatch
@@ -19,45 +19,45 @@ from crosschannel.version import __version__
 PACKAGES = ("crosschannel", "transfer", "slurm")
 
 
-def snapshot(target: Path, more: Sequence[str] = ()) -> None:
+def snapshot(target: Path, user_packages: Sequence[str] = ()) -> None:
     """Copy this library, its configs and the user's packages, and record their git state.
 
     Args:
-        target: a new folder, to be put on PYTHONPATH.
-        more: the user's top-level packages and modules that the job imports.
+        target: folder to create, which the job puts on PYTHONPATH.
+        user_packages: top-level packages and modules of the user that the job imports.
 
     Raises:
-        UserError: no such package.
+        UserError: a package was not found.
     """
-    sources = {name: _source(name) for name in (*PACKAGES, *more)}  # all are there before anything is made
+    sources = {name: _source(name) for name in (*PACKAGES, *user_packages)}  # before any file is written
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     states = {}
     for name, source in sources.items():
         if source.is_dir():
-            shutil.copytree(source, part / name, ignore=_left_out)
+            shutil.copytree(source, part / name, ignore=_ignored_names)
         else:
             shutil.copy(source, part / source.name)
         states |= _git_state(source.parent, part)
     if not (part / "crosschannel" / "configs").is_dir():
         shutil.copytree(config_folder(), part / "configs")
-    described = {"version": __version__, "packages": [*PACKAGES, *more], "git": states}
-    (part / "code.json").write_text(json.dumps(described, indent=2) + "\n")
-    compileall.compile_dir(part, quiet=2)  # once, and not by every rank
+    metadata = {"version": __version__, "packages": [*PACKAGES, *user_packages], "git": states}
+    (part / "code.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    compileall.compile_dir(part, quiet=2)  # so that not every rank compiles it
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
 
 
 def _source(name: str) -> Path:
     source = _find_source(name)
-    if source is None or name == "configs":  # a folder of ours in the copy
-        raise UserError(f"no package {name!r} to take along: code names top-level packages or modules of yours")
+    if source is None or name == "configs":  # the copy may contain a folder of that name
+        raise UserError(f"no package {name!r} to copy; code must list your top-level packages or modules")
     return source
 
 
 def _find_source(name: str) -> Path | None:
-    """The folder of a package, with or without ``__init__.py``, or the file of a module; None if there is none."""
+    """Return the folder of a package, with or without ``__init__.py``, or the file of a module; None if not found."""
     with working_folder_importable():
         spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is not None and spec.submodule_search_locations:
@@ -65,24 +65,24 @@ def _find_source(name: str) -> Path | None:
     return Path(spec.origin).resolve() if spec is not None and spec.has_location else None
 
 
-def _left_out(folder: str, names: list[str]) -> set[str]:
-    """Compiled files, and folders of runs, which hold the copy itself."""
+def _ignored_names(folder: str, names: list[str]) -> set[str]:
+    """Select compiled files, and run folders, which may contain the copy itself."""
     runs = {name for name in names if is_run_folder(Path(folder, name)) or Path(folder, name, "slurm").is_dir()}
     return runs | set(fnmatch.filter(names, "*.pyc")) | {"__pycache__"} & set(names)
 
 
 def is_local(package: str) -> bool:
-    """Whether a package is user code outside site-packages, which may change while a job is queued."""
+    """Return whether a package is user code outside site-packages, which may change while a job is queued."""
     source = _find_source(package)
     if package in PACKAGES or source is None:
         return False
-    in_packages = {"site-packages", "dist-packages"} & {parent.name for parent in source.parents}
-    return not in_packages and Path(sysconfig.get_path("stdlib")).resolve() not in source.parents
+    is_installed = {"site-packages", "dist-packages"} & {parent.name for parent in source.parents}
+    return not is_installed and Path(sysconfig.get_path("stdlib")).resolve() not in source.parents
 
 
 def _git_state(folder: Path, target: Path) -> dict[str, dict[str, object]]:
-    """The commit of a checkout and, as ``FOLDER.patch``, what differs from it; nothing outside a checkout."""
-    top, commit = (_git(folder, "rev-parse", what).decode().strip() for what in ("--show-toplevel", "HEAD"))
+    """Return the commit of a checkout, and write its uncommitted changes to ``FOLDER.patch``; {} outside a checkout."""
+    top, commit = (_git(folder, "rev-parse", arg).decode().strip() for arg in ("--show-toplevel", "HEAD"))
     if not commit:
         return {}
     patch, name = _git(folder, "diff", "--binary", "HEAD"), f"{Path(top).name}.patch"
@@ -93,9 +93,9 @@ def _git_state(folder: Path, target: Path) -> dict[str, dict[str, object]]:
 
 
 def _git(folder: Path, *command: str) -> bytes:
-    """What git says; nothing where there is no git or no checkout."""
+    """Return the output of a git command; empty if git fails or is not installed."""
     try:
-        asked = ["git", "-C", str(folder), *command]
-        return subprocess.run(asked, capture_output=True, timeout=60, check=True).stdout
+        argv = ["git", "-C", str(folder), *command]
+        return subprocess.run(argv, capture_output=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return b""

@@ -1,4 +1,4 @@
-"""Copies data to a node's own disk before the work begins, once a node."""
+"""Staging: copies data to a node-local disk, once per node, before the run starts."""
 
 import fcntl
 import os
@@ -11,28 +11,28 @@ from crosschannel.files import user_path
 
 
 def stage(data: str, scratch: str, attempt: str = "") -> str:
-    """Copy a folder, or shards with what lies beside them, unless they are there.
+    """Copy a folder, or shards with their index and class files, unless the copies are up to date.
 
-    All ranks of a node call it: one copies, the others wait.
+    All ranks of a node call this function. One of them copies while the others wait.
 
     Args:
-        data: a folder, a shard or a brace pattern of shards.
-        scratch: a folder on the node's disk; variables such as ``$SLURM_TMPDIR`` are filled in.
-        attempt: whoever comes second in the same attempt does not look again.
+        data: folder, shard or brace pattern of shards.
+        scratch: folder on the node's disk; variables such as ``$SLURM_TMPDIR`` are expanded.
+        attempt: id of the attempt. Copies made in the same attempt are not checked again.
 
     Returns:
-        the same data below ``scratch``.
+        path of the copied data, in the form of ``data``.
 
     Raises:
-        OSError: it cannot be copied.
-        ValueError: ``scratch`` holds a variable that is not set, or there is not enough room.
+        OSError: the data cannot be copied.
+        ValueError: ``scratch`` contains an unset variable, or the disk has too little free space.
     """
-    place = os.path.expandvars(scratch)
-    if "$" in place:
-        raise ValueError(f"{scratch} holds a variable that is not set here")
+    expanded = os.path.expandvars(scratch)
+    if "$" in expanded:
+        raise ValueError(f"scratch {scratch} contains a variable that is not set on this node")
     source = user_path(data).absolute()
     name = sha256(str(source).encode()).hexdigest()[:16]
-    target = Path(place) / f"crosschannel-{os.getuid()}-{name}"
+    target = Path(expanded) / f"crosschannel-{os.getuid()}-{name}"
     target.mkdir(parents=True, exist_ok=True)
     with (target / ".lock").open("a+") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -45,18 +45,19 @@ def stage(data: str, scratch: str, attempt: str = "") -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy the files that are missing or outdated, each atomically."""
     root = source if source.is_dir() else source.parent
     if source.is_dir():
         files = [Path(top, name) for top, _, names in os.walk(source, followlinks=True) for name in names]
     else:
         shards = [Path(name) for name in expand(str(source))]
-        beside = [shard.with_name(shard.name + ".idx") for shard in shards] + [root / CLASSES]
-        files = [*shards, *(path for path in beside if path.is_file())]
-    todo = [path for path in files if not _is_copy(path, target / path.relative_to(root))]
-    needed, free = sum(path.stat().st_size for path in todo), shutil.disk_usage(target).free
+        companions = [shard.with_name(shard.name + ".idx") for shard in shards] + [root / CLASSES]
+        files = [*shards, *(path for path in companions if path.is_file())]
+    outdated = [path for path in files if not _is_copy(path, target / path.relative_to(root))]
+    needed, free = sum(path.stat().st_size for path in outdated), shutil.disk_usage(target).free
     if needed > free:
-        raise ValueError(f"{needed / 2**30:.1f} GiB are needed in {target} and {free / 2**30:.1f} GiB are free")
-    for path in todo:
+        raise ValueError(f"the data need {needed / 2**30:.1f} GiB in {target}, but {free / 2**30:.1f} GiB are free")
+    for path in outdated:
         copy = target / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         part = copy.with_name(copy.name + ".part")
@@ -65,7 +66,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _is_copy(path: Path, copy: Path) -> bool:
+    """Return whether a file exists and has the size and mtime of the original."""
     if not copy.is_file():
         return False
-    ours, theirs = copy.stat(), path.stat()
-    return (ours.st_size, ours.st_mtime_ns // 10**6) == (theirs.st_size, theirs.st_mtime_ns // 10**6)
+    copied, original = copy.stat(), path.stat()
+    return (copied.st_size, copied.st_mtime_ns // 10**6) == (original.st_size, original.st_mtime_ns // 10**6)

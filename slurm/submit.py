@@ -1,4 +1,4 @@
-"""`crosschannel-slurm submit` and `resume`: check everything here, then hand the command to submitit."""
+"""`crosschannel-slurm submit` and `resume`: check a command on this machine, then submit it with submitit."""
 
 import contextlib
 import os
@@ -26,10 +26,10 @@ from slurm.executor import (
     SBATCH_S,
     TIMED_OUT,
     build_executor,
-    check_home,
+    check_job_dir,
+    describe_sbatch_variables,
     environment,
     outside_of_jobs,
-    variables_of_sbatch,
 )
 from slurm.job_folder import Job, JobFolder
 from slurm.snapshot import snapshot
@@ -38,76 +38,78 @@ from slurm.watch import is_active, state_of
 
 
 def submit(config: SubmitConfig) -> list[Path]:
-    """Check, prefetch, copy the code, queue; returns the run folders.
+    """Check the command, download what it needs, copy the code and queue the jobs. Return the run folders.
 
     Raises:
-        UserError: the command or its paths are refused, a run has a job already, or SLURM refuses.
+        UserError: the command or its paths are invalid, a run already has a job, or SLURM rejected the job.
     """
-    here = Path(_here())
-    code_copy, cwd = str(here / config.code_copy) if config.code_copy else "", str(here / config.cwd)
+    working_dir = Path(_working_dir())
+    code_copy, cwd = str(working_dir / config.code_copy) if config.code_copy else "", str(working_dir / config.cwd)
     with contextlib.chdir(cwd):
-        places = _submit(replace(config, cwd=cwd, code_copy=code_copy))
-    if places and not config.dry_run:
-        whole = places[0].parent if config.sweep else places[0]
-        whole, first = (shlex.quote(str(path if cwd == str(here) else Path(cwd, path))) for path in (whole, places[0]))
-        print_stderr(f"status: crosschannel-slurm status {whole}")
+        run_dirs = _submit(replace(config, cwd=cwd, code_copy=code_copy))
+    if run_dirs and not config.dry_run:
+        top = run_dirs[0].parent if config.sweep else run_dirs[0]
+        top, first = (
+            shlex.quote(str(path if cwd == str(working_dir) else Path(cwd, path))) for path in (top, run_dirs[0])
+        )
+        print_stderr(f"status: crosschannel-slurm status {top}")
         print_stderr(f"logs:   crosschannel-slurm logs {first} -f")
-        print_stderr(f"cancel: crosschannel-slurm cancel {whole}")
-    return places
+        print_stderr(f"cancel: crosschannel-slurm cancel {top}")
+    return run_dirs
 
 
 def _submit(config: SubmitConfig) -> list[Path]:
-    """In the folder that the command runs in."""
-    with contextlib.ExitStack() as held:
-        return _submit_held(config, held)
+    """Submit from the command's working directory, and release the locks afterwards."""
+    with contextlib.ExitStack() as locks:
+        return _submit_locked(config, locks)
 
 
-def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]:
-    """While the run folders' jobs are held: of two that submit at once, one sees the job of the other."""
-    todo, (queued, problem) = [], queue.queue()
+def _submit_locked(config: SubmitConfig, locks: contextlib.ExitStack) -> list[Path]:
+    """Lock the job folders and submit. The locks let concurrent submissions see each other's jobs."""
+    pending, (queued, problem) = [], queue.queue()
     if config.cluster == "slurm" and queued is None and shutil.which("squeue") and not config.dry_run:
-        raise UserError(f"SLURM does not answer: {problem}; nothing was submitted, try again later")
+        raise UserError(f"SLURM did not respond: {problem}; nothing was submitted, try again later")
     for command in sweep(config.command, config.sweep):
         run = check_run_folder(command, config.ranks)
         if run is not None and run.finished:
             stored = run.stored_config().get("data")
-            print_stderr(f"{run.path} is finished, on {stored}: nothing to do")
+            print_stderr(f"{run.path} has already finished on {stored}: nothing to do")
             continue
         if config.path_check:
             check_paths(command)
-        place = run.path if run else Path("runs") / f"{command.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run_dir = run.path if run else Path("runs") / f"{command.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         if not config.dry_run:
-            held.enter_context(FolderLock(JobFolder(place).path))
-        for job in JobFolder(place).jobs()[-1:]:
+            locks.enter_context(FolderLock(JobFolder(run_dir).path))
+        for job in JobFolder(run_dir).jobs()[-1:]:
             if is_active(job, queued):
-                raise UserError(f"{place} has job {job.id} already; crosschannel-slurm cancel ends it")
-            unknown = job.cluster == "slurm" and state_of(job, JobFolder(place), queued) == "UNKNOWN"
-            if unknown and not config.dry_run:
-                raise UserError(f"job {job.id} of {place} may still be queued: {problem}; try again on a login node")
-        todo.append((place, command))
-    if not todo:
+                raise UserError(f"{run_dir} already has job {job.id}; crosschannel-slurm cancel stops it")
+            is_unknown = job.cluster == "slurm" and state_of(job, JobFolder(run_dir), queued) == "UNKNOWN"
+            if is_unknown and not config.dry_run:
+                raise UserError(f"job {job.id} of {run_dir} may still be queued: {problem}; try again on a login node")
+        pending.append((run_dir, command))
+    if not pending:
         return []
-    places = [place for place, _ in todo]
-    home = (places[0].parent if config.sweep else places[0]) / "slurm"
-    check_home(home, config.cluster)
-    code = Path(config.code_copy or home / "code" / time.strftime("%Y%m%d-%H%M%S")).absolute()
+    run_dirs = [run_dir for run_dir, _ in pending]
+    job_dir = (run_dirs[0].parent if config.sweep else run_dirs[0]) / "slurm"
+    check_job_dir(job_dir, config.cluster)
+    code = Path(config.code_copy or job_dir / "code" / time.strftime("%Y%m%d-%H%M%S")).absolute()
     if config.dry_run:
-        _print_script(config, home, places, code)
-        return places
+        _print_script(config, job_dir, run_dirs, code)
+        return run_dirs
     missing = next((program for program in ("sbatch", "srun") if not shutil.which(program)), None)
     if config.cluster == "slurm" and missing:
-        raise UserError(f"there is no {missing} here: submit on a login node, or take --profile local")
-    for line in variables_of_sbatch(config):
+        raise UserError(f"{missing} is not installed here: submit on a login node, or pass --profile local")
+    for line in describe_sbatch_variables(config):
         print_stderr(line)
     with environment(config.env):
-        for _, command in todo:
+        for _, command in pending:
             prefetch(command)
-    new = [path for path in {home, *(JobFolder(place).path for place in places)} if _is_empty(path)]
+    new = [path for path in {job_dir, *(JobFolder(run_dir).path for run_dir in run_dirs)} if _is_empty(path)]
     try:
         if not code.is_dir():
-            own = [name for _, command in todo for name in command.local_packages]
-            snapshot(code, list(dict.fromkeys([*config.code, *own])))
-        return _queue(config, home, todo, code)
+            local_packages = [name for _, command in pending for name in command.local_packages]
+            snapshot(code, list(dict.fromkeys([*config.code, *local_packages])))
+        return _queue(config, job_dir, pending, code)
     except UserError:
         for path in new:
             for entry in path.iterdir() if path.is_dir() else ():
@@ -115,37 +117,47 @@ def _submit_held(config: SubmitConfig, held: contextlib.ExitStack) -> list[Path]
                     shutil.rmtree(entry)
                 elif entry.name != LOCK:
                     entry.unlink()
-            with contextlib.suppress(OSError):  # that of a lock goes with it
+            with contextlib.suppress(OSError):  # FolderLock removes a folder that still holds its lock file
                 path.rmdir()
         raise
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether nothing is in a folder but its lock, or it is not there."""
+    """Return whether a folder does not exist, or contains at most a lock file."""
     return not folder.is_dir() or {entry.name for entry in folder.iterdir()} <= {LOCK}
 
 
-def _print_script(config: SubmitConfig, home: Path, places: Sequence[Path], code: Path) -> None:
+def _print_script(config: SubmitConfig, job_dir: Path, run_dirs: Sequence[Path], code: Path) -> None:
+    """Print the batch script of a submission."""
     if config.cluster == "local":
-        print(f"{config.ranks} processes on this machine, without a batch script")
+        print(f"no batch script: local processes, one per rank (ranks: {config.ranks})")
         return
-    executor = build_executor(config, home, places, code)
+    executor = build_executor(config, job_dir, run_dirs, code)
     if config.sweep:
-        executor.parameters["map_count"] = len(places)
+        executor.parameters["map_count"] = len(run_dirs)
     print(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedCommand]], code: Path) -> list[Path]:
-    """Hand the commands to submitit, as one job or one array, and note the jobs in their run folders."""
-    executor, tasks, cwd = build_executor(config, home, [place for place, _ in todo], code), [], config.cwd
-    turns = config.turns or (str(home.absolute()) if config.sweep and config.cluster == "local" else "")
-    for place, command in todo:
-        folder = JobFolder(place)
+def _queue(
+    config: SubmitConfig, job_dir: Path, pending: Sequence[tuple[Path, WrappedCommand]], code: Path
+) -> list[Path]:
+    """Submit commands with submitit, as one job or one array, and record the jobs in their run folders.
+
+    Args:
+        config: config of the submission.
+        job_dir: folder of batch scripts, pickles and logs.
+        pending: run folder and command of each job.
+        code: copy of the code.
+    """
+    executor, tasks, cwd = build_executor(config, job_dir, [run_dir for run_dir, _ in pending], code), [], config.cwd
+    turns = config.turns or (str(job_dir.absolute()) if config.sweep and config.cluster == "local" else "")
+    for run_dir, command in pending:
+        folder = JobFolder(run_dir)
         folder.path.mkdir(parents=True, exist_ok=True)
         task = Task(
-            run=str(place.absolute()),
+            run=str(run_dir.absolute()),
             cwd=cwd,
-            command=command.frozen(folder.path),
+            command=command.freeze(folder.path),
             scratch=config.scratch,
             data=command.local_data,
             interface=config.interface,
@@ -163,32 +175,33 @@ def _queue(config: SubmitConfig, home: Path, todo: Sequence[tuple[Path, WrappedC
             else:
                 jobs.extend(map(executor.submit, tasks))
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
-            for job in jobs:  # on this machine: those that have started already
+            for job in jobs:  # local jobs that have already started
                 with contextlib.suppress(OSError):
                     os.kill(int(job.job_id), signal.SIGTERM)
-            raise UserError(f"SLURM refuses the job: {_reason(error)}") from error
-    for (place, command), task, job in zip(todo, tasks, jobs, strict=True):
-        folder, logs, host = JobFolder(place), str(home.absolute()), socket.gethostname()
-        words = [command.program, *task.command[1:]]
-        told = {"command": words, "sweep": [], "turns": turns, "cwd": cwd, "code_copy": str(code)}
-        stored = {**asdict(config), **told}
+            raise UserError(f"SLURM rejected the job: {_sbatch_error(error)}") from error
+    for (run_dir, command), task, job in zip(pending, tasks, jobs, strict=True):
+        folder, logs, host = JobFolder(run_dir), str(job_dir.absolute()), socket.gethostname()
+        argv = [command.program, *task.command[1:]]
+        overrides = {"command": argv, "sweep": [], "turns": turns, "cwd": cwd, "code_copy": str(code)}
+        stored = {**asdict(config), **overrides}
         text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
         write_text(folder.path / "submission.yaml", f"# {escape_control(command.text)}\n{text}")
         folder.add_job(Job(job.job_id, config.cluster, config.nodes, config.ranks, logs, host, time.time()))
-        print_stderr(f"job {job.job_id}: {place}")
-    return [place for place, _ in todo]
+        print_stderr(f"job {job.job_id}: {run_dir}")
+    return [run_dir for run_dir, _ in pending]
 
 
-def _here() -> str:
-    """The working folder by the name that the shell has for it: automounters know no other."""
+def _working_dir() -> str:
+    """Return the working directory as the shell spells it ($PWD). Under an automounter, its resolved path may not exist
+    on other nodes."""
     name = os.environ.get("PWD", "")
     return name if name and Path(name).is_dir() and Path(name).samefile(Path.cwd()) else str(Path.cwd())
 
 
-def _reason(error: Exception) -> str:
-    """What sbatch said."""
+def _sbatch_error(error: Exception) -> str:
+    """Extract sbatch's error message from an exception of submitit."""
     if getattr(error.__cause__ or error, "returncode", None) == TIMED_OUT:
-        return f"sbatch has not answered for {SBATCH_S} s; check squeue before submitting again"
+        return f"sbatch did not respond within {SBATCH_S} s; check squeue before submitting again"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith("sbatch:")] or lines[-1:]
-    return " ".join(line.removeprefix("sbatch:").strip().removeprefix("error:").strip() for line in said)
+    messages = [line for line in lines if line.startswith("sbatch:")] or lines[-1:]
+    return " ".join(line.removeprefix("sbatch:").strip().removeprefix("error:").strip() for line in messages)

@@ -1,21 +1,22 @@
-"""From how the ranks ended to what happens next. Standard library only."""
+"""Outcome of an attempt, derived from how its ranks ended. Uses only the standard library."""
 
 from dataclasses import dataclass
 
 from crosschannel.errors import WORKER_LOST
 from slurm.job_folder import End
 
-INTERRUPTED = 75  # the exit code of a run that was told to stop, has saved and will go on
-_BY_SIGNAL = {"SIGTERM", "SIGUSR2", "SIGINT"}  # what ends a process that was told to stop before it could listen
+INTERRUPTED = 75  # exit code of a run that was asked to stop and saved a checkpoint
+_STOP_SIGNALS = {"SIGTERM", "SIGUSR2", "SIGINT"}  # they end a process that has not installed its handlers yet
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of an attempt.
+    """Outcome of an attempt.
 
     Attributes:
-        event: "finished", "interrupted" (told to stop; goes on), "killed" (a rank died from outside) or "failed".
-        cause: of the rank that ended first in that way.
+        event: "finished", "interrupted" (asked to stop, can resume), "killed" (a rank was killed externally) or
+            "failed".
+        cause: description of the rank that first ended in this way.
         code: exit code of the attempt.
     """
 
@@ -25,44 +26,46 @@ class Verdict:
 
 
 def judge(ends: dict[int, End], ranks: int) -> Verdict:
-    """The one cause of an attempt's end.
+    """Determine the outcome of an attempt and its cause.
 
-    A rank that dies takes the others with it: they lose their connections or are ended. So a rank that was killed
-    from outside, or left no word at all, comes before errors, and of errors the earliest counts.
+    When a rank dies, the others lose their connections or are terminated. A rank that was killed externally or left no
+    end file therefore takes precedence over errors, and the earliest error takes precedence over later ones.
 
     Args:
-        ends: by rank.
-        ranks: how many there were.
+        ends: end of each rank, by rank.
+        ranks: number of ranks.
     """
     missing = sorted(set(range(ranks)) - set(ends))
     killed = [end for end in ends.values() if _killed(end)]
     errors = [end for end in ends.values() if end not in killed and ended_badly(end)]
-    # Some may have saved, or lost their connections, while others were not yet listening.
-    surprised = any(end.told and end.signal in _BY_SIGNAL for end in ends.values()) and all(end.told for end in errors)
+    # A stop signal may end ranks that have no handlers yet, so that the other ranks lose their connections.
+    stopped_early = any(end.told and end.signal in _STOP_SIGNALS for end in ends.values()) and all(
+        end.told for end in errors
+    )
     if killed:
         end = min(killed, key=lambda end: end.time)
         return Verdict("killed", f"rank {end.rank} on {end.host} was killed ({end.signal or end.words})", 137)
     if missing:
-        return Verdict("killed", f"rank {missing[0]} ended without a word (its node or its launcher died)", 137)
-    if errors and not surprised:
+        return Verdict("killed", f"rank {missing[0]} left no exit status (its node or launcher died)", 137)
+    if errors and not stopped_early:
         end = min(errors, key=lambda end: (end.told, end.time))
-        how = f"exit code {end.code}" if end.signal is None else end.signal
-        words = f": {end.words}" if end.words else ""
-        return Verdict("failed", f"rank {end.rank} on {end.host}: {how}{words}", end.code or 1)
+        status = f"exit code {end.code}" if end.signal is None else end.signal
+        last_line = f": {end.words}" if end.words else ""
+        return Verdict("failed", f"rank {end.rank} on {end.host}: {status}{last_line}", end.code or 1)
     if all(end.code == 0 for end in ends.values()):
         return Verdict("finished", "", 0)
-    return Verdict("interrupted", "told to stop, and saved", INTERRUPTED)
+    return Verdict("interrupted", "saved and stopped", INTERRUPTED)
 
 
 def ended_badly(end: End) -> bool:
-    """Whether the other ranks have nothing to wait for."""
+    """Return whether a rank ended by an error or a kill, so that the other ranks must end too."""
     return end.code != 0 and not _stopped(end)
 
 
 def _stopped(end: End) -> bool:
-    return end.code == INTERRUPTED or (end.told and end.signal in {*_BY_SIGNAL, "SIGKILL"})
+    return end.code == INTERRUPTED or (end.told and end.signal in {*_STOP_SIGNALS, "SIGKILL"})
 
 
 def _killed(end: End) -> bool:
-    """From outside: other signals that nobody sent (SIGSEGV, SIGABRT) are bugs."""
+    """Return whether a rank was killed externally. Other signals, such as SIGSEGV or SIGABRT, indicate a bug."""
     return not end.told and (end.signal == "SIGKILL" or end.code == WORKER_LOST)

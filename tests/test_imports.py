@@ -155,7 +155,7 @@ def test_help_imports_no_torch(command):
         ("slurm.cli status .", "no jobs below ."),
         (
             "slurm.cli submit --profile=local --dry-run -- crosschannel pretrain --config=quickstart --out=x",
-            "1 process",
+            "ranks: 1",
         ),
         (
             "slurm.cli submit --dry-run -- transfer knn --backbone=nowhere.pth --data=builtin:sample --out=x",

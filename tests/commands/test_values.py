@@ -98,7 +98,11 @@ BAD = [
     ("crosschannel-slurm", "submit --dry-run -- transfer knn --backbone b --data x --k=[0]", "k must be"),
     ("crosschannel-slurm", "logs x --lines=-1", "lines"),
     ("crosschannel-slurm", "submit --name=a\nb -- crosschannel zoo", "name must be one line"),
-    ("crosschannel-slurm", 'submit --env={"x;y":"1"} -- crosschannel zoo', "names in sbatch and env"),
+    (
+        "crosschannel-slurm",
+        'submit --env={"x;y":"1"} -- crosschannel zoo',
+        "keys of sbatch must be option names",
+    ),
     ("crosschannel-slurm", "submit --sbatch.comment=a\nb -- crosschannel zoo", "sbatch must be one line"),
 ]
 MAINS = {"crosschannel": crosschannel.cli, "transfer": transfer.cli, "crosschannel-slurm": slurm.cli}

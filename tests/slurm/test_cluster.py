@@ -39,7 +39,7 @@ def test_a_second_job_on_a_run_folder_is_refused_twice(cluster, sl, small, two, 
     job = two(0.5)
     wait_for_step(cluster, run, 2)
     said = sl("submit", *again, code=2)
-    assert f"runs/a has job {job} already" in said
+    assert f"runs/a already has job {job};" in said
     (run / "slurm" / "jobs.jsonl").rename(run / "slurm" / "hidden")  # as if it had been started by hand
     sl("submit", *again)
     wait(cluster, run, "failed", seconds=90)
@@ -75,7 +75,7 @@ def test_cancel_then_resume_on_one_node(cluster, sl, two, tmp_path):
     wait_for_step(cluster, run, 6)
     said = sl("status")
     assert re.search(rf"runs/a +{job} +running +2 +\d+/200 +\d", said)
-    assert "saves and ends" in sl("cancel", "runs/a")
+    assert "to save and stop" in sl("cancel", "runs/a")
     until(lambda: job not in cluster.ask("squeue", "-h", "-o", "%i").split(), 60)
     assert "cancelled" in sl("status") and list((run / "checkpoints").glob("step-*.pt"))
     pace(tmp_path, 0)

@@ -47,7 +47,7 @@ def test_a_run_on_two_ranks_ends_and_is_shown(finished):
     said = launch(folder, "logs", "runs/a")
     assert re.search(r"^\[0\] step 60/60", said, re.M) and "[1] " in said
     said = launch(folder, "submit", "--profile=local", "--", *_typed(finished))
-    assert re.search(r"runs/a is finished, on .*: nothing to do", said)
+    assert re.search(r"runs/a has already finished on .*: nothing to do", said)
 
 
 def _typed(run):

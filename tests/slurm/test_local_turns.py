@@ -17,7 +17,7 @@ def test_cancel_saves_and_resume_goes_on_with_fewer_ranks(slurm, small, tmp_path
     slurm("submit", "--profile=local", "--tasks-per-node=2", "--", *command)
     until(lambda: logged(run) >= 3)
     assert "has job" in slurm("submit", "--profile=local", "--", *command, code=2)
-    assert "saves and ends" in slurm("cancel", "runs/a")
+    assert "to save and stop" in slurm("cancel", "runs/a")
     assert wait_for_the_end(run) == "CANCELLED"
     assert list((run / "checkpoints").glob("*.pt"))
     pace(tmp_path, 0)

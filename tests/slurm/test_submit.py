@@ -68,8 +68,8 @@ def test_every_profile_submits(slurm, small, profile):
 
 KNN = ["transfer", "knn", "--data=builtin:sample"]
 BAD = [
-    ("no command", [], [], "after -- comes a command"),
-    ("not ours", [], ["python", "x.py"], "after -- comes a command"),
+    ("no command", [], [], "a command must follow --"),
+    ("not ours", [], ["python", "x.py"], "a command must follow --"),
     ("no such command", [], ["crosschannel", "train"], "unknown command 'train'"),
     ("a bad flag", [], ["SMALL", "--learning-rate=1"], "no key 'learning_rate'"),
     ("a bad value", [], ["SMALL", "--optim.lr=x"], "optim.lr must be a number, got 'x'"),
@@ -84,16 +84,16 @@ BAD = [
     ("a factory of a fresh net that is gone", [], [*KNN, "--backbone=random:nomodule.x:make"], "no package nomodule"),
     ("a factory that is gone", [], [*KNN, "--backbone=nomodule.x:make"], "no package nomodule for"),
     ("a batch that ranks cannot share", ["--nodes=3"], ["SMALL"], "train.batch (8) must be a multiple of ranks"),
-    ("ranks for a command that has no use for them", ["--nodes=2"], ["crosschannel", "zoo"], "does not share its work"),
-    ("a config to print", [], ["crosschannel", "zoo", "--print_config"], "--print_config is for the command itself"),
+    ("ranks for a command that has no use for them", ["--nodes=2"], ["crosschannel", "zoo"], "runs on one rank only"),
+    ("a config to print", [], ["crosschannel", "zoo", "--print_config"], "--print_config cannot be submitted; run"),
     ("no nodes", ["--nodes=0"], ["SMALL"], "nodes must be within 1..100000, got 0"),
     ("no time", ["--hours=0"], ["SMALL"], "hours must be above 0"),
     ("no such key", ["--node=2"], ["SMALL"], "no key 'node'; did you mean"),
     ("no such profile", ["--profile=h100"], ["SMALL"], "no profile 'h100'"),
-    ("a sweep without values", ["--sweep=seed="], ["SMALL", "--out=s"], "--sweep takes KEY=VALUE,VALUE"),
+    ("a sweep without values", ["--sweep=seed="], ["SMALL", "--out=s"], "--sweep must be KEY=VALUE,VALUE"),
     ("a sweep of a value that cannot be", ["--sweep=seed=0,x"], ["SMALL", "--out=s"], "seed must be a whole number"),
-    ("a sweep without a place", ["--sweep=seed=0,1"], ["SMALL"], "a sweep needs --out"),
-    ("nodes on this machine", ["--profile=local", "--nodes=2"], ["SMALL"], "this machine is one node"),
+    ("a sweep without a place", ["--sweep=seed=0,1"], ["SMALL"], "a sweep requires --out"),
+    ("nodes on this machine", ["--profile=local", "--nodes=2"], ["SMALL"], "nodes must be 1 with cluster: local"),
     ("a package that is none", ["--code=[nothing]", "--profile=local"], ["SMALL", "--out=s"], "no package 'nothing"),
 ]  # fmt: skip
 
@@ -121,7 +121,7 @@ def test_runs_that_are_none_are_refused(slurm, words):
 def test_no_sbatch_is_said(slurm, small, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     said = slurm("submit", "--", *small, "--out=runs/a", code=2)
-    assert "there is no sbatch here" in said
+    assert "sbatch is not installed here" in said
 
 
 def test_a_forgotten_dash_is_said_with_the_whole_command(slurm):
@@ -141,7 +141,7 @@ def test_a_job_that_sbatch_refuses_leaves_nothing(slurm, small, tmp_path, monkey
         monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
         before = sorted(tmp_path.rglob("*"))
         said = slurm("submit", "--partition=gpu", *axes, "--", *small, f"--out={out}", code=2)
-        assert "SLURM refuses the job: invalid partition specified: gpu" in said
+        assert "SLURM rejected the job: invalid partition specified: gpu" in said
         assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -164,7 +164,7 @@ def test_a_queued_config_is_what_was_typed_even_if_its_file_is_edited(small, tmp
     file = tmp_path / "mine.yaml"
     file.write_text("train: {batch: 4}\noptim: {lr: 0.5, betas: [0.5, 0.6]}\n")
     typed = read_command(["crosschannel", "pretrain", f"--config={file}", "--data=builtin:sample", "--seed=3"])
-    module, name, *words = typed.frozen(tmp_path)
+    module, name, *words = typed.freeze(tmp_path)
     file.write_text("train: {batch: 5}\n")
     again = read_command([module.partition(".")[0], name, *words])
     assert (
@@ -182,7 +182,7 @@ def test_a_finished_run_is_not_queued_and_a_changed_one_is_refused(slurm, small,
     assert "optim.lr was 0.001 and is now 0.5" in slurm("submit", "--dry-run", "--", *command, "--optim.lr=0.5", code=2)
     (run.path / "result.json").write_text("{}")
     said = slurm("submit", "--dry-run", "--", *command)
-    assert f"runs/a is finished, on {read_command(command).config.data}: nothing to do" in said
+    assert f"runs/a has already finished on {read_command(command).config.data}: nothing to do" in said
 
 
 def test_every_form_of_source_is_submitted_as_it_is_typed(slurm, photo_folder, tmp_path):
@@ -226,7 +226,7 @@ def test_every_method_of_an_evaluation_is_fetched_and_its_classifier(monkeypatch
 
 def test_debug_goes_along(slurm, small, tmp_path):
     slurm("submit", "--dry-run", "--", *small, "--debug", "--out=runs/a")
-    assert "--debug" in read_command([*small, "--debug"]).frozen(tmp_path)
+    assert "--debug" in read_command([*small, "--debug"]).freeze(tmp_path)
 
 
 def test_a_dry_run_of_a_sweep_prints_the_script_of_the_array(slurm, small):
@@ -239,7 +239,7 @@ def test_the_folder_that_a_command_runs_in_is_where_its_run_is(slurm, small, tmp
     (tmp_path / "there" / "runs" / "ünïcode 🎨" / "thesis.tex").write_text("years of work")
     out = "--out=runs/ünïcode 🎨"
     assert "is not empty" in slurm("submit", "--dry-run", "--cwd=there", "--", *small, out, code=2)
-    assert "there is no such folder" in slurm("submit", "--dry-run", "--cwd=gone", "--", *small, out, code=2)
+    assert "cwd must be an existing folder" in slurm("submit", "--dry-run", "--cwd=gone", "--", *small, out, code=2)
     assert Path.cwd() == tmp_path
 
 
@@ -284,7 +284,7 @@ def test_data_are_copied_once_and_whole(tmp_path, photo_folder, monkeypatch):
     assert not cut.exists()
     stage(str(photo_folder), "$SCRATCH", "7-2")
     assert cut.exists()
-    with pytest.raises(ValueError, match="a variable that is not set"):
+    with pytest.raises(ValueError, match="contains a variable that is not set"):
         stage(str(photo_folder), "$NOT_SET_HERE/x")
 
 
@@ -340,7 +340,7 @@ def test_a_rank_reads_the_copy_of_its_data_under_their_own_name(tmp_path, photo_
     task = Task(str(tmp_path / "run"), ".", ["look", str(data)], scratch=str(tmp_path / "scratch"), data=str(data))
     folder = JobFolder(tmp_path / "run")
     folder.path.mkdir(parents=True)
-    assert task._work(job, folder, 0, local=True) == 0
+    assert task._run_command(job, folder, 0, local=True) == 0
 
 
 def test_local_code_of_any_layout_is_copied(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ CASES = [
     ("kill -9 and an abort in the other's threads", [end(0, None, "SIGABRT", time=1), end(1, None, "SIGKILL", time=2)],
      "killed", 137, "rank 1"),
     ("a loader worker was killed", [end(0, 71, words="a loader worker"), end(1, 2, time=1)], "killed", 137, "loader"),
-    ("a node that left no word", [end(0, 1)], "killed", 137, "rank 1 ended without a word"),
+    ("a node that left no word", [end(0, 1)], "killed", 137, "rank 1 left no exit status"),
 ]  # fmt: skip
 
 
