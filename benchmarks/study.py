@@ -35,7 +35,7 @@ from rich.table import Table
 
 from crosschannel.data.sample import photographs
 from crosschannel.study.answers import read_answers
-from crosschannel.study.figures import SHOWN_MS, TOLERANCE_MS, timing_of
+from crosschannel.study.metrics import SHOWN_MS, TOLERANCE_MS, summarise_timing
 
 CONNECTION_LOST = (ConnectionError, http.client.HTTPException, OSError)
 
@@ -150,11 +150,11 @@ def main() -> None:
         seconds = time.monotonic() - start
         sessions, trials = read_answers(study)
         timing = None
-        if options.browser:
-            complete_session_in_browser(port)
-            all_sessions, rows = read_answers(study)
-            session_id = next(session["id"] for session in all_sessions if session["participant"] == "browser")
-            timing = timing_of([row for row in rows if row["session"] == session_id])
+        if asked.browser:
+            look(port)
+            seen, rows = read_answers(study)
+            own = next(session["id"] for session in seen if session["participant"] == "browser")
+            timing = summarise_timing([row for row in rows if row["session"] == own])
         server.kill()
     stored = {trial["token"]: trial["answer"] for trial in trials if trial["answer"]}
     answers = {trial: side for person in people for trial, side in person.answers.items()}
@@ -175,7 +175,7 @@ def main() -> None:
     if timing is not None:
         console.print(
             f"{timing.pictures} pictures in Chromium: {100 * timing.within:.1f} % within {SHOWN_MS} ± {TOLERANCE_MS} "
-            f"ms (median {timing.median:.1f}, {timing.least:.1f} to {timing.most:.1f})"
+            f"ms (median {timing.median:.1f}, {timing.shortest:.1f} to {timing.longest:.1f})"
         )
 
 

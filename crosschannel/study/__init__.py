@@ -1,1 +1,1 @@
-"""Real or fake: the perception study of the paper as web pages, from its pictures to its figures."""
+"""Real or fake: the paper's perception study as web pages, with commands to build, serve and evaluate it."""

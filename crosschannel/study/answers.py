@@ -1,4 +1,4 @@
-"""Sessions and answers of a study, in SQLite. What was acknowledged is on the disk; a session goes on where it was."""
+"""Sessions and answers of a study, in SQLite. Acknowledged answers are on disk, and sessions can resume."""
 
 import random
 import secrets
@@ -22,26 +22,26 @@ DATABASE = "answers.db"
 Side = Literal["left", "right"]
 SIDES: tuple[Side, Side] = ("left", "right")
 ColourVision = Literal["normal", "deficient", "unknown"]
-_BUSY_S = 5  # seconds that a request waits for a locked database
+_BUSY_S = 5  # seconds to wait for a locked database
 _CODE = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # no characters that look alike
 
 
 class Refused(Exception):
-    """A request that cannot be granted; the message is for the participant."""
+    """The request is not allowed; the message is shown to the participant."""
 
 
 class Unavailable(Exception):
-    """The database is temporarily unusable (locked, or on a full disk); the same request may succeed later."""
+    """The database is temporarily not usable (locked, or the disk is full); the same request may succeed later."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a browser measured of a pair.
+    """Times that a browser measured for a pair.
 
     Attributes:
-        first_ms, second_ms: how long each picture was there.
-        response_ms: from then to the answer.
-        hidden: the page was out of sight meanwhile.
+        first_ms, second_ms: display time of each picture.
+        response_ms: time from the end of the second picture to the answer.
+        hidden: whether the page was not visible for some of the time.
     """
 
     first_ms: float
@@ -52,13 +52,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class State:
-    """Where a session stands; nothing in it tells which picture is fake.
+    """Progress of a session. It does not reveal which picture is fake.
 
     Attributes:
-        number: of the pair that is next, from 0; all of them once the session has ended.
-        total, practice: pairs of the session, and how many of them are to practise.
-        trial: what the pair is called; empty once the session has ended.
-        first: the side whose picture comes first.
+        number: index of the next pair, from 0; equal to ``total`` at the end of the session.
+        total: number of pairs of the session, including practice.
+        practice: number of practice pairs.
+        trial: token of the next pair; "" at the end of the session.
+        first: side whose picture is shown first; "" at the end of the session.
     """
 
     number: int
@@ -69,17 +70,17 @@ class State:
 
 
 class Answers:
-    """The database of a study.
+    """Database of a study.
 
     Args:
-        folder: of the study.
-        manifest: what it holds.
+        folder: study folder.
+        manifest: manifest of the study.
 
     Attributes:
-        digest: of the manifest's file: which pictures the answers are to.
+        digest: SHA-256 of the manifest's file, which identifies the pictures.
 
     Raises:
-        UserError: the answers are of other pictures, or the file is damaged.
+        UserError: the answers are for other pictures, or the file is damaged.
     """
 
     def __init__(self, folder: Path, manifest: Manifest):
@@ -92,13 +93,13 @@ class Answers:
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         except sqlite3.Error as error:
-            raise UserError(f"{self.path} cannot be used: {error}") from None
+            raise UserError(f"could not open {self.path}: {error}") from None
         try:
             self._open()
         except BaseException as error:
             self._db.close()
             if isinstance(error, sqlite3.Error | Unavailable):
-                raise UserError(f"{self.path} cannot be used: {error}") from None
+                raise UserError(f"could not open {self.path}: {error}") from None
             raise
 
     def _open(self) -> None:
@@ -112,16 +113,18 @@ class Answers:
         self._db.execute("PRAGMA journal_mode = WAL")
 
     def close(self) -> None:
-        """Merge the write-ahead log into the database file, so that a copy of that file alone is complete."""
+        """Merge the write-ahead log into the database file, so that a copy of this file is complete."""
         try:
             with self._locked() as db:
                 busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                 if busy:
-                    raise Unavailable("another program reads it")
-                with suppress(sqlite3.OperationalError):  # a reader is connected: the empty log goes when it does
+                    raise Unavailable("another program is reading it")
+                with suppress(
+                    sqlite3.OperationalError
+                ):  # if a reader is connected, the empty log is removed when it disconnects
                     db.execute("PRAGMA journal_mode = DELETE")
         except Unavailable as error:
-            print_stderr(f"{self.path}: {error}; copy {self.path.name}-wal with it")
+            print_stderr(f"{self.path}: {error}; copy it together with {self.path.name}-wal")
         finally:
             self._db.close()
 
@@ -130,7 +133,7 @@ class Answers:
         """Lend the connection to one thread at a time.
 
         Raises:
-            Unavailable: SQLite failed, or other threads hold the connection too long.
+            Unavailable: SQLite failed, or other threads held the connection for too long.
         """
         if not self._lock.acquire(timeout=2 * _BUSY_S):
             raise Unavailable("database is locked")
@@ -143,28 +146,28 @@ class Answers:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Run a block in a transaction: on disk once the block has ended, or rolled back."""
+        """Run a block in a transaction. Changes are on disk after the block, or rolled back if it raises."""
         with self._locked() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                if db.in_transaction:  # on a full disk SQLite has rolled back already
+                if db.in_transaction:  # if the disk is full, SQLite has already rolled back
                     db.execute("ROLLBACK")
                 raise
 
     def begin(self, participant: str, colour_vision: ColourVision | None = None) -> str:
-        """Begin a session with the method that has the fewest sessions; return its token.
+        """Begin a session with the method that has the fewest sessions, and return its token.
 
-        A session that has shown nothing yet (its reply was lost) is reused.
+        A session that has not loaded a picture yet is reused, because its reply may have been lost.
 
         Args:
             participant: code of the participant.
-            colour_vision: answer of the participant; None if not asked.
+            colour_vision: reported colour vision; None if not asked.
 
         Raises:
-            Refused: this participant has a session already.
+            Refused: the participant already has a session.
             Unavailable: the session cannot be saved at the moment.
         """
         with self._writing() as db:
@@ -178,11 +181,11 @@ class Answers:
                     db.execute("UPDATE sessions SET colour_vision = ? WHERE token = ?", (colour_vision, known["token"]))
                     return known["token"]
                 raise Refused(
-                    "This code has taken part already. If you were interrupted, go on in the browser you began with."
+                    "This code has already taken part. If you were interrupted, continue in the browser you started in."
                 )
             sessions = Counter(dict.fromkeys(self.manifest.methods, 0))
             sessions.update(dict(db.execute("SELECT method, COUNT(*) FROM sessions GROUP BY method")))
-            method = self._least(self.manifest.methods, sessions, 1)[0]
+            method = self._select_rarest(self.manifest.methods, sessions, 1)[0]
             token = secrets.token_urlsafe(32)
             code = "-".join("".join(self._random.choices(_CODE, k=4)) for _ in range(3))
             row = (token, participant, method, code, time.time(), colour_vision)
@@ -194,14 +197,14 @@ class Answers:
             db.executemany(
                 "INSERT INTO trials (session, number, kind, photograph, fake, first, token) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(session, number, *trial) for number, trial in enumerate(self._drawn(db, method))],
+                [(session, number, *trial) for number, trial in enumerate(self._draw_trials(db, method))],
             )
         return token
 
-    def _drawn(self, db: sqlite3.Connection, method: str) -> Iterator[tuple[str, int, Side, Side, str]]:
-        """The pairs of a session: kind, photograph, side of the fake one, side of the first one, token."""
-        shown: Counter[int] = Counter()
-        shown.update(
+    def _draw_trials(self, db: sqlite3.Connection, method: str) -> Iterator[tuple[str, int, Side, Side, str]]:
+        """Draw the pairs of a session: kind, photograph, side of the fake, side of the first picture, and token."""
+        judgements: Counter[int] = Counter()
+        judgements.update(
             dict(
                 db.execute(
                     "SELECT photograph, COUNT(*) FROM trials JOIN sessions ON session = id "
@@ -210,22 +213,22 @@ class Answers:
                 )
             )
         )
-        judged = self._least(self._judged, shown, self.manifest.pairs)
-        least = len(judged) - self.manifest.checks  # those that were judged most are checks, which do not count
-        kinds = [("pair" if place < least else "check", photograph) for place, photograph in enumerate(judged)]
-        self._random.shuffle(kinds)
+        selected = self._select_rarest(self._judged, judgements, self.manifest.pairs)
+        pair_count = len(selected) - self.manifest.checks  # the most often judged photographs become attention checks
+        trials = [("pair" if rank < pair_count else "check", photograph) for rank, photograph in enumerate(selected)]
+        self._random.shuffle(trials)
         practice = self._random.sample(self._practice, self.manifest.practice)
-        kinds = [*(("practice", photograph) for photograph in practice), *kinds]
-        for kind, photograph in kinds:
+        trials = [*(("practice", photograph) for photograph in practice), *trials]
+        for kind, photograph in trials:
             first = "left" if self.manifest.first == "left" else self._random.choice(SIDES)
             yield kind, photograph, self._random.choice(SIDES), first, secrets.token_urlsafe(16)
 
-    def _least(self, items: Any, counts: Counter, number: int) -> list:
-        """So many of the items that were had least, those had as often drawn at random."""
+    def _select_rarest(self, items: Any, counts: Counter, number: int) -> list:
+        """Return the items with the lowest counts, in ascending order; ties are broken at random."""
         return sorted(items, key=lambda item: (counts[item], self._random.random()))[:number]
 
     def state(self, session: str) -> State | None:
-        """Where a session stands; None where there is no such session."""
+        """Return the progress of a session; None if it does not exist."""
         with self._locked():
             return self._state(session)
 
@@ -237,14 +240,14 @@ class Answers:
         ).fetchall()
         if not rows:
             return None
-        following = next((row for row in rows if row["answer"] is None), None)
+        next_row = next((row for row in rows if row["answer"] is None), None)
         practice = sum(row["kind"] == "practice" for row in rows)
-        if following is None:
+        if next_row is None:
             return State(len(rows), len(rows), practice, "", "")
-        return State(following["number"], len(rows), practice, following["token"], following["first"])
+        return State(next_row["number"], len(rows), practice, next_row["token"], next_row["first"])
 
     def picture(self, session: str, trial: str, side: str) -> str | None:
-        """The file of a picture of the pair that is next, and of no other; that it was asked for is counted."""
+        """Return the file of a picture, and count that it was loaded; None if it does not belong to the next pair."""
         with self._writing() as db:
             state = self._state(session)
             if state is None or not trial or state.trial != trial or side not in SIDES:
@@ -259,19 +262,19 @@ class Answers:
         return self.manifest.photographs[row["photograph"]].files[fake if row["fake"] == side else TRUTH]
 
     def answer(self, session: str, trial: str, side: Side, timing: Timing) -> tuple[State, bool | None]:
-        """Take the answer to the pair that is next; one that is known already changes nothing.
+        """Record the answer to the next pair. Repeating the answer to an earlier pair has no effect.
 
         Args:
-            session: its token.
-            trial: the pair's token.
-            side: whose picture is said to be fake.
-            timing: what the browser measured.
+            session: token of the session.
+            trial: token of the pair.
+            side: side of the picture that the participant called fake.
+            timing: times measured by the browser.
 
         Returns:
-            where the session stands then; and for a pair of practice whether the answer was right.
+            the progress of the session, and whether the answer was right; None unless the pair is for practice.
 
         Raises:
-            Refused: no such session, a pair of another one, or one that is not next.
+            Refused: the session does not exist, or the pair is not its next one.
         """
         with self._writing() as db:
             state = self._state(session)
@@ -281,7 +284,7 @@ class Answers:
                 (trial, session),
             ).fetchone()
             if state is None or row is None:
-                raise Refused("There is no such pair.")
+                raise Refused("This pair does not exist.")
             if row["answer"] is None:
                 if state.trial != trial:
                     raise Refused("This pair is not the next one.")
@@ -305,13 +308,13 @@ class Answers:
         return state, right if row["kind"] == "practice" else None
 
     def participant(self, session: str) -> str | None:
-        """Whose session this is; None where there is no such session."""
+        """Return the participant code of a session; None if it does not exist."""
         with self._locked() as db:
             row = db.execute("SELECT participant FROM sessions WHERE token = ?", (session,)).fetchone()
         return row["participant"] if row else None
 
     def code(self, session: str) -> str | None:
-        """What a participant shows who has come to the end."""
+        """Return the completion code of a session; None if it has not finished."""
         with self._locked() as db:
             row = db.execute(
                 "SELECT code FROM sessions WHERE token = ? AND finished IS NOT NULL", (session,)
@@ -320,25 +323,28 @@ class Answers:
 
 
 def read_answers(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read the sessions and trials of a study, even while a server writes them.
+    """Read the sessions and trials of a study, which a server may be writing at the same time.
+
+    Returns:
+        the rows of the tables ``sessions`` and ``trials``.
 
     Raises:
-        UserError: there are none, or they cannot be read.
+        UserError: there are no answers, or they cannot be read.
     """
     folder, manifest = read_study(folder)
     path = folder / DATABASE
     if not path.is_file():
-        raise UserError(f"{folder} has no answers yet: crosschannel study serve collects them")
+        raise UserError(f"{folder} has no answers yet; collect answers with `crosschannel study serve`")
     check_file(path)
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as db:
             db.row_factory = sqlite3.Row
-            db.execute("BEGIN")  # one snapshot of both tables
+            db.execute("BEGIN")  # one consistent snapshot of both tables
             check_answers(db, path, manifest, digest(folder / MANIFEST))
             sessions = db.execute("SELECT * FROM sessions ORDER BY id").fetchall()
             trials = db.execute(
                 "SELECT trials.* FROM trials JOIN sessions ON session = id ORDER BY session, number"
             ).fetchall()
     except sqlite3.Error as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"could not read {path}: {error}") from None
     return [dict(row) for row in sessions], [dict(row) for row in trials]

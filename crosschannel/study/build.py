@@ -1,4 +1,4 @@
-"""`crosschannel study build`: the pictures of a study, under names that say nothing."""
+"""`crosschannel study build`: write the pictures of a study, under random file names."""
 
 import hashlib
 import io
@@ -12,6 +12,7 @@ from PIL import Image
 
 from crosschannel.console import escape_control, progress, stderr_console
 from crosschannel.data import ImageSet, Stream
+from crosschannel.data.folder import format_count
 from crosschannel.data.open import open_evaluated_images
 from crosschannel.data.order import epoch_order
 from crosschannel.errors import UserError
@@ -25,24 +26,25 @@ from crosschannel.study.manifest import CHECK, MANIFEST, PICTURES, TRUTH, Manife
 from crosschannel.training.device import find_device
 from crosschannel.version import __version__
 
-_GREY = 10.0  # the greatest chroma that any pixel of a photograph has which is left out as grey …
-_SHARE = 0.01  # … but for so many of its pixels
+_GREY_CHROMA = 10.0  # chroma up to which a pixel counts as grey
+_MIN_COLOURED = 0.01  # minimum fraction of pixels above it in a photograph that is not grey
 _CHECK = ColorizationMethod(Method(CHECK, "random"), None)
 
 
 def build(config: StudyBuildConfig) -> Path:
-    """Make a study; returns its folder.
+    """Build a study, and return its folder.
 
     Raises:
-        UserError: no data, a method that colours nothing, too few photographs in colour, or a folder that is not empty.
+        UserError: the data are missing, a method is not a colorization model, there are too few photographs in colour,
+            or the output folder is not empty.
     """
     out, methods, device = Path(config.out), parse_methods(config.methods), find_device(config.device)
     with atomic_folder(out, "crosschannel study build", rf"{PICTURES}|{re.escape(MANIFEST)}") as part:
         images = open_evaluated_images(config.data)
         loaded = load_methods(methods, config.upsample, device)
         checks = max(round(config.pairs * config.checks), int(config.checks > 0))
-        shown = [*loaded, *[_CHECK] * bool(checks)]
-        wanted = config.images + config.practice
+        fakes = [*loaded, *[_CHECK] * bool(checks)]
+        required = config.images + config.practice
         (part / PICTURES).mkdir()
         manifest = Manifest(
             data=config.data,
@@ -60,35 +62,39 @@ def build(config: StudyBuildConfig) -> Path:
             before_ms=config.before_ms,
             between_ms=config.between_ms,
         )
-        evaluator = Evaluator(EvaluateConfig(config.data, gamut=config.gamut), shown, None, None, device)
-        found = _photographs(config, images, evaluator, manifest.left_out)
-        for _ in progress(range(wanted), "colouring", wanted):
-            name, pictures = next(found, ("", None))
+        evaluator = Evaluator(EvaluateConfig(config.data, gamut=config.gamut), fakes, None, None, device)
+        candidates = _select_photographs(config, images, evaluator, manifest.left_out)
+        for _ in progress(range(required), "colouring", required):
+            name, pictures = next(candidates, ("", None))
             if pictures is None:
                 raise UserError(
-                    f"only {len(manifest.photographs)} of the {len(images)} images of {config.data!r} are photographs "
-                    f"in colour that can be read, and images + practice is {wanted}: give fewer --images"
+                    f"only {len(manifest.photographs)} of the {len(images)} images of {config.data!r} are readable and "
+                    f"in colour, but images + practice is {required}; reduce --images"
                 )
             photograph = Photograph(name, len(manifest.photographs) < config.practice, {})
-            for key, data in _encoded(evaluator, pictures):
+            for key, data in _encode_versions(evaluator, pictures):
                 photograph.files[key] = f"{secrets.token_hex(16)}.png"
                 (part / PICTURES / photograph.files[key]).write_bytes(data)
                 manifest.sha256[photograph.files[key]] = hashlib.sha256(data).hexdigest()
             manifest.photographs.append(photograph)
         manifest.write(part)
     console = stderr_console()
-    for name, why in manifest.left_out.items():
-        console.print(f"left out {name}: {why}")
+    for name, reason in manifest.left_out.items():
+        console.print(f"excluded {name}: {reason}")
     console.print(
-        f"{out}: {config.images} photographs by {len(methods)} methods, {config.practice} more to practise on",
+        f"{out}: {format_count(config.images, 'photograph')} by {format_count(len(methods), 'method')}, "
+        f"{config.practice} more for practice",
     )
     return out
 
 
-def _photographs(
+def _select_photographs(
     config: StudyBuildConfig, images: ImageSet, evaluator: Evaluator, left_out: dict[str, str]
 ) -> Iterator[tuple[str, Pictures]]:
-    """Photographs in colour, in random order, each a batch of one; others are noted."""
+    """Yield name and pictures (a batch of one) of colour photographs, in random order.
+
+    The reasons for excluding other images are added to ``left_out``.
+    """
     stream = Stream(WithDonors(images, images, config.seed), Pairs(config.size, images))
     for index in map(int, epoch_order(len(images), config.seed, 0)):
         batch = stream.collate([stream[index]])
@@ -99,24 +105,26 @@ def _photographs(
             continue
         pictures = evaluator.pictures(batch)
         chroma = pictures.ab.norm(dim=1)
-        if (chroma > _GREY).float().mean() < _SHARE:
+        if (chroma > _GREY_CHROMA).float().mean() < _MIN_COLOURED:
             left_out[escape_control(images.names[index])] = "it is grey"
         else:
             yield escape_control(images.names[index]), pictures
 
 
 @torch.inference_mode()
-def _encoded(evaluator: Evaluator, pictures: Pictures) -> Iterator[tuple[str, bytes]]:
-    """The photograph and all that is made of it as files of one size: nothing is compressed, so that nothing can be
-    told from how well it could be."""
+def _encode_versions(evaluator: Evaluator, pictures: Pictures) -> Iterator[tuple[str, bytes]]:
+    """Yield the photograph and its coloured versions as PNG files, by :attr:`Photograph.files` key.
+
+    The files are uncompressed and equally long, so that their size does not reveal which one is fake.
+    """
     lightness = evaluator.lightness(pictures)
-    found = {TRUTH: pictures.rgb}
-    found |= {painter.method.name: evaluator.coloured(lightness, painter(pictures)) for painter in evaluator.methods}
+    versions = {TRUTH: pictures.rgb}
+    versions |= {method.method.name: evaluator.coloured(lightness, method(pictures)) for method in evaluator.methods}
     lengths = set()
-    for key, rgb in found.items():
+    for key, rgb in versions.items():
         file = io.BytesIO()
         Image.fromarray(as_array(rgb)).save(file, "PNG", compress_level=0)
         lengths.add(len(file.getvalue()))
         yield key, file.getvalue()
     if len(lengths) != 1:
-        raise RuntimeError(f"files of one picture differ in length: {sorted(lengths)}")
+        raise RuntimeError(f"versions of a photograph have files of different lengths: {sorted(lengths)}")

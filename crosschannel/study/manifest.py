@@ -1,4 +1,4 @@
-"""What a study's folder holds: its pictures, and a manifest that names each with its checksum."""
+"""Study folder: its pictures, and a manifest that lists them with their checksums."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ MANIFEST, PICTURES = STUDY, "pictures"
 Gamut = Literal["map", "clip"]
 First = Literal["left", "random"]
 Pause = Annotated[int, Interval(ge=0, le=60_000)]
-TRUTH, CHECK = "truth", "check"  # what an image's files are called by, beside the methods' names
+TRUTH, CHECK = "truth", "check"  # keys of a photograph's files, in addition to the names of methods
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Photograph:
     """A photograph of a study.
 
     Attributes:
-        name: in the image set that it is from.
-        practice: whether it is one of those to practise on.
-        files: below ``pictures``, by method, :data:`TRUTH` and :data:`CHECK` (the colours of another photograph).
+        name: name in the image set.
+        practice: whether it is used for practice.
+        files: files below ``pictures``, by method, :data:`TRUTH` and :data:`CHECK` (the colours of another photograph).
     """
 
     name: str
@@ -36,23 +36,22 @@ class Photograph:
 
 @dataclass
 class Manifest:
-    """What ``study.json`` says.
+    """Content of ``study.json``. The defaults apply to studies built before these fields existed.
 
     Attributes:
-        data: where the photographs are from.
-        methods: by name, as they were typed.
-        size: side of all pictures.
-        pairs, practice, checks: how many pairs a participant judges, how many to practise, and how many of the former
-            are attention checks.
-        left_out: photographs that are grey, or could not be read, and why.
-        sha256: of every picture, by its file.
-        version: of crosschannel.
-        photographs: all that are shown.
+        data: source of the photographs.
+        methods: methods as typed on the command line, by name.
+        size: side of all pictures, in pixels.
+        pairs: number of pairs that each participant judges.
+        practice: number of practice pairs.
+        checks: number of attention checks among ``pairs``.
+        left_out: reason for each excluded photograph (grey or unreadable), by name.
+        sha256: checksum of each picture, by file name.
+        version: version of crosschannel.
+        photographs: photographs of the study.
         gamut: treatment of colours outside sRGB, as in `crosschannel colorize`.
-        first: first picture of a pair.
+        first: which picture of a pair is shown first.
         before_ms, between_ms: pauses before the first picture and between the two, in ms.
-
-    The defaults hold for studies built before these fields existed.
     """
 
     data: str
@@ -75,21 +74,23 @@ class Manifest:
 
 
 def read_study(folder: str | Path) -> tuple[Path, Manifest]:
-    """A study's folder and its manifest.
+    """Return the folder and the manifest of a study.
 
     Raises:
-        UserError: it is none, or damaged.
+        UserError: the folder is not a study, or its manifest is damaged.
     """
     folder = user_path(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{folder} is no study: it has no {MANIFEST}; crosschannel study build makes one")
+        raise UserError(
+            f"{folder} is not a study: it has no {MANIFEST}; create a study with `crosschannel study build`"
+        )
     manifest = build_stored(Manifest, read_json(path), str(path))
-    named = {file for photograph in manifest.photographs for file in photograph.files.values()}
-    needed = {TRUTH, *manifest.methods, *[CHECK] * bool(manifest.checks)}
-    whole = all(needed <= photograph.files.keys() for photograph in manifest.photographs)
-    if not whole or named != manifest.sha256.keys() or any(Path(file).name != file for file in named):
-        raise UserError(f"{path} is damaged: it does not name all pictures")
+    listed = {file for photograph in manifest.photographs for file in photograph.files.values()}
+    required = {TRUTH, *manifest.methods, *[CHECK] * bool(manifest.checks)}
+    is_complete = all(required <= photograph.files.keys() for photograph in manifest.photographs)
+    if not is_complete or listed != manifest.sha256.keys() or any(Path(file).name != file for file in listed):
+        raise UserError(f"{path} is damaged: it does not list all pictures")
     practice = sum(photograph.practice for photograph in manifest.photographs)
     if practice < manifest.practice or len(manifest.photographs) - practice < manifest.pairs:
         raise UserError(f"{path} is damaged: it has too few photographs")
@@ -97,12 +98,12 @@ def read_study(folder: str | Path) -> tuple[Path, Manifest]:
 
 
 def check_pictures(folder: Path, manifest: Manifest) -> None:
-    """Compare every picture with its checksum.
+    """Verify the checksum of each picture.
 
     Raises:
-        UserError: one is missing or damaged.
+        UserError: a picture is missing or damaged.
     """
     for file, expected in manifest.sha256.items():
         path = folder / PICTURES / file
         if not path.is_file() or digest(path) != expected:
-            raise UserError(f"{path} is missing or damaged: build the study again")
+            raise UserError(f"{path} is missing or damaged; rebuild the study")

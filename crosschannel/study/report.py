@@ -1,4 +1,4 @@
-"""`crosschannel study report`: a page, and tables for others, of what the answers say."""
+"""`crosschannel study report`: a report page, and CSV files of fooling rates and of all answers."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from PIL import Image
 
 from crosschannel.console import stdout_console
 from crosschannel.csv_files import write_rows
+from crosschannel.data.folder import format_count
 from crosschannel.errors import UserError
 from crosschannel.evaluation.plots import labelled_rows
 from crosschannel.evaluation.published import FOOLED
@@ -17,182 +18,210 @@ from crosschannel.files import FolderLock, Outputs, Writer
 from crosschannel.report import Block, Figure, Heading, Page, Table, Text
 from crosschannel.study.answers import DATABASE, read_answers
 from crosschannel.study.config import StudyReportConfig
-from crosschannel.study.figures import (
+from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH, Manifest, check_pictures, read_study
+from crosschannel.study.metrics import (
     SHOWN_MS,
     TOLERANCE_MS,
-    Fooled,
+    FoolingRate,
     Participant,
-    by_photograph,
-    participants_of,
-    rates,
-    timing_of,
+    collect_participants,
+    count_by_photograph,
+    fooling_rates,
+    summarise_timing,
 )
-from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH, Manifest, check_pictures, read_study
 
-FIGURES, TRIALS = "fooled.csv", "trials.csv"
-_SHOWN = 6  # pictures at either end
-_FEW = 10  # participants: of fewer, the bootstrap is too sure
+RATES, TRIALS = "fooled.csv", "trials.csv"
+_EXAMPLES = 6  # pictures that fooled most often, and as many that fooled least often
+_MIN_PARTICIPANTS = 10  # with fewer, the bootstrap underestimates the errors
 
 
 def report(config: StudyReportConfig) -> list[Path]:
-    """Write the page and its tables; returns the files.
+    """Write the report page and the CSV files, and return all files.
 
     Raises:
-        UserError: no study, no answers to count, or files in the way.
+        UserError: the study is missing or damaged, there are no answers to include, or an output file exists.
     """
     folder, manifest = read_study(config.study)
     sessions, trials = read_answers(folder)
     check_pictures(folder, manifest)
-    everyone = participants_of(sessions, trials, config.unfinished)
-    normal_vision = [person for person in everyone if person.colour_vision in ("normal", None)]
-    kept = [person for person in normal_vision if person.attention >= config.attention]
-    if not kept:
-        begun, ended = len(sessions), sum(session["finished"] is not None for session in sessions)
+    participants = collect_participants(sessions, trials, config.unfinished)
+    normal_vision = [person for person in participants if person.colour_vision in ("normal", None)]
+    included = [person for person in normal_vision if person.attention >= config.attention]
+    if not included:
+        started, finished = len(sessions), sum(session["finished"] is not None for session in sessions)
         raise UserError(
-            f"nobody to count: {begun} sessions begun, {ended} finished, {len(everyone) - len(kept)} excluded"
+            f"no participants to include: {format_count(started, 'session')} started, {finished} finished, "
+            f"{len(participants) - len(included)} excluded"
         )
-    found, p = rates(kept, list(manifest.methods), config.resamples, config.level, config.seed, config.p_values)
+    rates, p_values = fooling_rates(
+        included, list(manifest.methods), config.resamples, config.level, config.seed, config.p_values
+    )
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
     inputs = [folder / MANIFEST, folder / DATABASE, folder / PICTURES]
     outputs = Outputs("crosschannel study report", inputs, config.overwrite)
     page = Page("Real or fake")
-    page.add(Text(_setting(config, manifest, sessions, everyone, normal_vision, kept)))
-    page.add(*_tables(config, found, p), *_attention(normal_vision, kept, config))
-    page.add(*_timing(kept, trials))
-    for method in found:
-        page.add(*_pictures(folder, manifest, kept, method, out))
+    page.add(Text(_describe(config, manifest, sessions, participants, normal_vision, included)))
+    page.add(*_tables(config, rates, p_values), *_attention(normal_vision, included, config))
+    page.add(*_timing(included, trials))
+    for method in rates:
+        page.add(*_pictures(folder, manifest, included, method, out))
     with FolderLock(out):
-        for path in (*page.files(out), out / FIGURES, out / TRIALS):
+        for path in (*page.files(out), out / RATES, out / TRIALS):
             outputs.check(path)
         written = page.write(out, outputs.write)
-        written += [outputs.write_text(out / FIGURES, _fooled_csv(found))]
+        written += [outputs.write_text(out / RATES, _fooled_csv(rates))]
         written += [outputs.write_text(out / TRIALS, _trials_csv(manifest, sessions, trials))]
     console = stdout_console()
-    for method, one in found.items():
-        console.print(f"{method}: {_cell(one)} % fooled, {one.participants} participants")
-    console.print(f"report: {out / 'report.html'} (and report.md, {FIGURES}, {TRIALS})")
+    for method, rate in rates.items():
+        console.print(f"{method}: {_cell(rate)} % fooled, {format_count(rate.participants, 'participant')}")
+    console.print(f"report: {out / 'report.html'} (and report.md, {RATES}, {TRIALS})")
     return written
 
 
-def _setting(
+def _describe(
     config: StudyReportConfig,
     manifest: Manifest,
     sessions: Sequence[Mapping[str, Any]],
-    everyone: Sequence[Participant],
+    participants: Sequence[Participant],
     normal_vision: Sequence[Participant],
-    kept: Sequence[Participant],
+    included: Sequence[Participant],
 ) -> str:
+    """Describe participants and set-up of the study."""
     finished = sum(session["finished"] is not None for session in sessions)
     judged = sum(not photograph.practice for photograph in manifest.photographs)
-    unasked = sum(person.colour_vision is None for person in kept)
+    not_asked = sum(person.colour_vision is None for person in included)
     gamut = "moved towards grey" if manifest.gamut == "map" else "clipped channel by channel"
     order = "the left one first" if manifest.first == "left" else "in random order"
     return (
-        f"{len(sessions)} people began and {finished} finished; {len(kept)} are counted"
-        + (", those who did not finish too" if config.unfinished else "")
-        + f" ({len(normal_vision) - len(kept)} recognised fewer than {config.attention:.0%} of the attention checks; "
-        f"{len(everyone) - len(normal_vision)} did not report normal colour vision"
-        + (f"; {unasked} of those counted were not asked about it" if unasked else "")
+        f"{format_count(len(sessions), 'person', 'people')} started and {finished} finished; "
+        f"{len(included)} {'is' if len(included) == 1 else 'are'} included"
+        + (", even if they did not finish" if config.unfinished else "")
+        + f" ({len(normal_vision) - len(included)} recognised fewer than {config.attention:.0%} of the attention "
+        f"checks; {len(participants) - len(normal_vision)} did not report normal colour vision"
+        + (f"; {not_asked} of those included were not asked about it" if not_asked else "")
         + f"). Each judged {manifest.pairs} of {judged} photographs of {manifest.data} "
-        f"({manifest.size} px), {manifest.checks} of these pairs being attention checks, by one method; each picture "
-        f"was to be shown for one second, {order}, after pauses of {manifest.before_ms} and {manifest.between_ms} ms. "
-        f"Colours outside sRGB were {gamut}. Fooled: the true photograph was said to be the fake one. A perfect "
-        "method fools half of the time; colours more typical than the true ones can fool more often."
+        f"({manifest.size} px), coloured by one method; {manifest.checks} of these pairs were attention checks. Each "
+        f"picture was meant to be shown for one second, {order}, after pauses of {manifest.before_ms} and "
+        f"{manifest.between_ms} ms. "
+        f"Colours outside sRGB were {gamut}. Fooled means that the true photograph was called the fake. A perfect "
+        "method fools people half of the time; colours that are more typical than the true ones can fool more often."
     )
 
 
-def _cell(one: Fooled) -> str:
-    return f"{100 * one.rate:.1f}" + ("" if np.isnan(one.error) else f" ± {100 * one.error:.1f}")
+def _cell(rate: FoolingRate) -> str:
+    return f"{100 * rate.rate:.1f}" + ("" if np.isnan(rate.error) else f" ± {100 * rate.error:.1f}")
 
 
-def _interval(one: Fooled) -> str:
-    return "–" if np.isnan(one.low) else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+def _interval(rate: FoolingRate) -> str:
+    return "–" if np.isnan(rate.low) else f"{100 * rate.low:.1f} to {100 * rate.high:.1f}"
 
 
-def _p_value(p: float) -> str:
+def _format_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _tables(config: StudyReportConfig, found: Mapping[str, Fooled], p: Mapping[tuple[str, str], float]) -> list[Block]:
-    rows = [[name, _cell(one), _interval(one), str(one.participants), str(one.pairs)] for name, one in found.items()]
-    head = ["method", "fooled, %", f"{config.level:.0%} interval", "participants", "pairs"]
-    theirs = [[name, f"{rate:.1f}"] for name, rate in FOOLED.items()]
-    blocks: list[Block] = [
-        Table("People fooled; ± is the standard error, bootstrapped over participants and their pairs", head, rows),
+def _tables(
+    config: StudyReportConfig, rates: Mapping[str, FoolingRate], p_values: Mapping[tuple[str, str], float]
+) -> list[Block]:
+    """Build the tables of fooling rates, published rates and p-values."""
+    rows = [
+        [name, _cell(rate), _interval(rate), str(rate.participants), str(rate.pairs)] for name, rate in rates.items()
     ]
-    if any(one.participants < _FEW for one in found.values()):
-        blocks.append(Text(f"Of fewer than {_FEW} participants, errors and intervals come out too small."))
-    published = "Published (Zhang et al. 2016, Table 1)"
-    blocks.append(Table(published, ["method", "fooled, %"], theirs, published=len(theirs)))
-    if p:
-        names = [name for name in found if any(name in pair for pair in p)]
-        cells = [[one, *("" if one == other else _p_value(p[one, other]) for other in names)] for one in names]
-        question = "Could two methods fool equally often? Two-sided"
+    head = ["method", "fooled, %", f"{config.level:.0%} interval", "participants", "pairs"]
+    published_rows = [[name, f"{rate:.1f}"] for name, rate in FOOLED.items()]
+    blocks: list[Block] = [
+        Table("Fooling rates; ± is the standard error, bootstrapped over participants and their pairs", head, rows),
+    ]
+    if any(rate.participants < _MIN_PARTICIPANTS for rate in rates.values()):
+        blocks.append(
+            Text(f"With fewer than {_MIN_PARTICIPANTS} participants, errors and intervals are underestimated.")
+        )
+    caption = "Published (Zhang et al. 2016, Table 1)"
+    blocks.append(Table(caption, ["method", "fooled, %"], published_rows, published=len(published_rows)))
+    if p_values:
+        names = [name for name in rates if any(name in pair for pair in p_values)]
+        cells = [
+            [row, *("" if row == column else _format_p(p_values[row, column]) for column in names)] for row in names
+        ]
+        question = "Do two methods fool equally often? Two-sided"
         if config.p_values == "one-sided":
             question = "Does the method of the row fool more often than that of the column? One-sided"
-        caption = f"{question} p by the same bootstrap (ties count half), not corrected for multiple comparisons"
+        caption = (
+            f"{question} p-values from the same bootstrap (ties count half), not corrected for multiple comparisons"
+        )
         blocks.append(Table(caption, ["", *names], cells))
     return blocks
 
 
-def _attention(everyone: Sequence[Participant], kept: Sequence[Participant], config: StudyReportConfig) -> list[Block]:
-    def share(of: Sequence[Participant]) -> str:
-        checks = np.concatenate([np.empty(0, bool), *(one.checks for one in of)])
+def _attention(
+    candidates: Sequence[Participant], included: Sequence[Participant], config: StudyReportConfig
+) -> list[Block]:
+    """Report how many attention checks were passed, before and after excluding inattentive participants."""
+
+    def pass_rate(participants: Sequence[Participant]) -> str:
+        checks = np.concatenate([np.empty(0, bool), *(participant.checks for participant in participants)])
         return f"{100 * checks.mean():.1f} % of {len(checks)}" if len(checks) else "none were shown"
 
-    words = (
-        f"Attention checks (another photograph's colours) recognised: {share(everyone)} by all, {share(kept)} by those "
-        f"who are counted; the paper's participants recognised 87 %. Left out: who recognised fewer than "
-        f"{config.attention:.0%}."
+    text = (
+        f"Attention checks (fakes with the colours of another photograph) recognised: {pass_rate(candidates)} by all "
+        f"participants, {pass_rate(included)} by those included; 87 % in the paper. Participants who recognised fewer "
+        f"than {config.attention:.0%} were excluded."
     )
-    return [Heading("Attention"), Text(words)]
+    return [Heading("Attention"), Text(text)]
 
 
-def _timing(kept: Sequence[Participant], trials: Sequence[Mapping[str, Any]]) -> list[Block]:
-    sessions = {one.session for one in kept}
-    found = timing_of([trial for trial in trials if trial["session"] in sessions and trial["kind"] != "practice"])
-    if found is None:
+def _timing(included: Sequence[Participant], trials: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """Report the display times of pictures."""
+    sessions = {participant.session for participant in included}
+    timing = summarise_timing(
+        [trial for trial in trials if trial["session"] in sessions and trial["kind"] != "practice"]
+    )
+    if timing is None:
         return []
-    words = (
-        f"Of those who are counted: {100 * found.within:.1f} % of {found.pictures} pictures were there for {SHOWN_MS} "
-        f"± {TOLERANCE_MS} ms by the browser's own clock (median {found.median:.0f}, {found.least:.0f} to "
-        f"{found.most:.0f} ms). The page was out of sight during {found.hidden} of {found.pairs} pairs; the pictures "
-        f"of {found.again} were loaded more than once. All of these pairs are counted."
+    text = (
+        f"{100 * timing.within:.1f} % of the {timing.pictures} pictures seen by included participants were displayed "
+        f"for {SHOWN_MS} ± {TOLERANCE_MS} ms, measured by the browser (median {timing.median:.0f} ms, range "
+        f"{timing.shortest:.0f} to {timing.longest:.0f} ms). The page was hidden during {timing.hidden} of "
+        f"{timing.pairs} pairs, and the pictures of {timing.reloaded} were loaded more than once. All of these pairs "
+        "are included."
     )
-    return [Heading("Timing"), Text(words)]
+    return [Heading("Timing"), Text(text)]
 
 
-def _pictures(folder: Path, manifest: Manifest, kept: Sequence[Participant], method: str, out: Path) -> Iterator[Block]:
-    """The photographs whose fakes fooled most and least often, as the paper's Fig. 6."""
-    judged = by_photograph(kept, method)
-    share = {number: fooled / of for number, (fooled, of) in judged.items()}
-    count = min(_SHOWN, len(judged) // 2)
+def _pictures(
+    folder: Path, manifest: Manifest, included: Sequence[Participant], method: str, out: Path
+) -> Iterator[Block]:
+    """Show the photographs whose fakes fooled most and least often, like the paper's Fig. 6."""
+    counts = count_by_photograph(included, method)
+    rates = {index: fooled / judged for index, (fooled, judged) in counts.items()}
+    count = min(_EXAMPLES, len(counts) // 2)
     if not count:
         return
-    most = sorted(judged, key=lambda n: (-share[n], -judged[n][1]))[:count]  # of equals, those judged most often
-    least = sorted(judged.keys() - set(most), key=lambda n: (share[n], -judged[n][1]))[:count]
+    # Among equal rates, photographs that were judged more often come first.
+    highest = sorted(counts, key=lambda n: (-rates[n], -counts[n][1]))[:count]
+    lowest = sorted(counts.keys() - set(highest), key=lambda n: (rates[n], -counts[n][1]))[:count]
 
-    def label(number: int) -> str:
-        fooled, of = judged[number]
-        return f"{Path(manifest.photographs[number].name).name}: fooled {fooled} of {of}"
+    def label(index: int) -> str:
+        fooled, judged = counts[index]
+        return f"{Path(manifest.photographs[index].name).name}: fooled {fooled} of {judged}"
 
     labels, rows = [], []
-    for pair in zip(most, least, strict=True):
+    for pair in zip(highest, lowest, strict=True):
         labels.append(";  ".join(map(label, pair)))
-        files = [manifest.photographs[number].files[key] for number in pair for key in (TRUTH, method)]
+        files = [manifest.photographs[index].files[key] for index in pair for key in (TRUTH, method)]
         rows.append([_pixels(folder / PICTURES / file) for file in files])
     path = out / f"fooled-{method}.png"
 
     def draw(write: Writer) -> None:
         labelled_rows(path, rows, ["true", method, "true", method], labels, write)
 
-    yield Heading(f"What fooled: {method}")
+    yield Heading(f"Pictures that fooled most and least often: {method}")
     yield Figure(
         path,
-        f"On the left the {count} pictures that fooled the largest share of those who saw them, on the right the "
-        f"{count} that fooled the smallest; beside each the true photograph.",
+        f"Left: the {format_count(count, 'picture')} that fooled most often. Right: the {count} that fooled least. "
+        "Each is next to its true photograph.",
         draw,
     )
 
@@ -208,18 +237,18 @@ def _as_csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return file.getvalue()
 
 
-def _fooled_csv(found: Mapping[str, Fooled]) -> str:
-    """What `crosschannel evaluate --realism` reads."""
+def _fooled_csv(rates: Mapping[str, FoolingRate]) -> str:
+    """Format the fooling rates as CSV for `crosschannel evaluate --realism`."""
     head = ["method", "fooled", "standard_error", "low", "high", "participants", "pairs"]
     rows = []
-    for name, one in found.items():
-        spread = ["" if np.isnan(value) else value for value in (one.error, one.low, one.high)]
-        rows.append([name, one.rate, *spread, one.participants, one.pairs])
+    for name, rate in rates.items():
+        spread = ["" if np.isnan(value) else value for value in (rate.error, rate.low, rate.high)]
+        rows.append([name, rate.rate, *spread, rate.participants, rate.pairs])
     return _as_csv(head, rows)
 
 
 def _trials_csv(manifest: Manifest, sessions: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]]) -> str:
-    """Every answer, without the codes of participants: they are numbers here."""
+    """Format all answers as CSV, with session ids in place of participant codes."""
     methods = {session["id"]: session["method"] for session in sessions}
     finished = {session["id"]: session["finished"] is not None for session in sessions}
     vision = {session["id"]: session.get("colour_vision") or "" for session in sessions}

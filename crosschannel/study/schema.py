@@ -1,4 +1,4 @@
-"""Creation, extension and checks of the tables of a study's answers."""
+"""Schema of the database of a study's answers: creates, migrates and validates its tables."""
 
 import sqlite3
 from contextlib import closing
@@ -57,20 +57,20 @@ _TRIAL = """
 
 
 def check_file(path: Path) -> None:
-    """Raise a UserError if a file is neither empty nor an SQLite database: SQLite would overwrite a short one."""
+    """Raise a UserError if a file is neither empty nor an SQLite database, since SQLite may overwrite a short file."""
     try:
         with path.open("rb") as file:
             head = file.read(16)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"could not read {path}: {error.strerror}") from None
     if head and head != b"SQLite format 3\0":
-        raise UserError(f"{path} cannot be used: it is no SQLite database; restore a backup")
+        raise UserError(f"{path} is not an SQLite database; restore a backup")
 
 
 def create_tables(db: sqlite3.Connection) -> None:
-    """Create the tables in an empty database; add columns that an earlier version lacks."""
+    """Create the tables in an empty database, or add the columns that databases of earlier versions lack."""
     columns = _columns(db)
     if not columns:
         for statement in _SCHEMA.split(";"):
@@ -80,7 +80,7 @@ def create_tables(db: sqlite3.Connection) -> None:
 
 
 def check_answers(db: sqlite3.Connection, path: Path, manifest: Manifest, digest: str) -> None:
-    """Check that a database holds answers to the pictures of a manifest, in valid tables with valid values.
+    """Check that a database contains answers for the pictures of a manifest, with valid tables and values.
 
     Args:
         db: connection to the database.
@@ -89,7 +89,7 @@ def check_answers(db: sqlite3.Connection, path: Path, manifest: Manifest, digest
         digest: SHA-256 of the manifest's file.
 
     Raises:
-        UserError: other pictures, a missing table or column, or a value that is out of range.
+        UserError: the answers are for other pictures, a table or column is missing, or a value is out of range.
     """
     columns = _columns(db)
     _check_columns(path, columns)
@@ -97,13 +97,13 @@ def check_answers(db: sqlite3.Connection, path: Path, manifest: Manifest, digest
     if row is None and db.execute("SELECT 1 FROM sessions").fetchone():
         raise UserError(f"{path} is damaged: its table study is empty; restore a backup")
     if row is not None and row[0] != digest:
-        raise UserError(f"{path} holds answers to other pictures than {MANIFEST} names")
+        raise UserError(f"{path} has answers for other pictures than those in {MANIFEST}")
     methods = list(manifest.methods)
     vision = "colour_vision" if "colour_vision" in columns["sessions"] else "NULL"
     rule = _SESSION.format(methods=", ".join("?" * len(methods)), vision=vision)
     row = db.execute(f"SELECT id FROM sessions WHERE NOT IFNULL({rule}, 0)", methods).fetchone()
     if row is not None:
-        raise UserError(f"{path} is damaged: session {row[0]} has a value that is out of range; restore a backup")
+        raise UserError(f"{path} is damaged: session {row[0]} has a value out of range; restore a backup")
     kinds = "'practice', 'pair'" + ", 'check'" * bool(manifest.checks)
     rule = _TRIAL.format(kinds=kinds, photographs=len(manifest.photographs))
     row = db.execute(
@@ -111,24 +111,25 @@ def check_answers(db: sqlite3.Connection, path: Path, manifest: Manifest, digest
     ).fetchone()
     if row is not None:
         trial = f"pair {row[1]} of session {row[0]}"
-        raise UserError(f"{path} is damaged: {trial} has a value that is out of range; restore a backup")
+        raise UserError(f"{path} is damaged: {trial} has a value out of range; restore a backup")
 
 
 def _check_columns(path: Path, columns: dict[str, set[str]]) -> None:
+    """Raise a UserError if a table or column of the schema is missing."""
     with closing(sqlite3.connect(":memory:")) as db:
         create_tables(db)
         expected = _columns(db)
-    expected["sessions"].remove("colour_vision")  # studies of earlier versions did not ask for it
+    expected["sessions"].remove("colour_vision")  # studies of earlier versions lack it
     for table in ("study", "sessions", "trials"):
         if table not in columns:
-            raise UserError(f"{path} is damaged, or is no database of a study: it has no table {table!r}")
+            raise UserError(f"{path} is damaged or not the database of a study: it has no table {table!r}")
         missing = sorted(expected[table] - columns[table])
         if missing:
             raise UserError(f"{path} is damaged: its table {table!r} has no column {missing[0]!r}; restore a backup")
 
 
 def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
-    """The column names of every table."""
+    """Return the column names of each table."""
     columns: dict[str, set[str]] = {}
     query = "SELECT m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c WHERE m.type = 'table'"
     for table, column in db.execute(query):

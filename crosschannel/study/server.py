@@ -1,4 +1,4 @@
-"""`crosschannel study serve`: the pages of a study. They tell a browser nothing but which pair is next."""
+"""`crosschannel study serve`: web pages of a study. They do not reveal which picture of a pair is fake."""
 
 import re
 from collections.abc import Mapping
@@ -24,22 +24,22 @@ try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from pydantic import BaseModel, ConfigDict, Field
 except ImportError:
-    raise UserError("web pages need more: pip install 'crosschannel[web]'") from None
+    raise UserError("the web server requires extra packages: pip install 'crosschannel[web]'") from None
 
-_CODE = re.compile(r"[\w.@+-]{1,100}")  # of participants
-_LIMIT = 4096  # bytes of a request
-_RETRY_S = 5  # until a failed page is requested again
+_CODE = re.compile(r"[\w.@+-]{1,100}")  # participant codes
+_LIMIT = 4096  # size limit of a request body, in bytes
+_RETRY_S = 5  # seconds until a failed page is requested again
 _STATIC = {"study.css": "text/css", "study.js": "text/javascript", "retry.js": "text/javascript"}
-_PAGES = {"", "begin", "pairs", "end"}  # seen by people; study.js requests the others
+_PAGES = {"", "begin", "pairs", "end"}  # HTML pages; the other addresses are for study.js
 _VISIONS: dict[ColourVision, str] = {"normal": "Yes", "deficient": "No", "unknown": "I do not know"}
-_PAIRS_A_MINUTE = 5  # with reading, and thinking
-_WAIT = 1e7  # ms that an answer may take, or a picture be there
+_PAIRS_PER_MINUTE = 5  # estimate, including the time to read and think
+_MAX_MS = 1e7  # limit of measured times
 
-Milliseconds = Annotated[float, Field(ge=0, le=_WAIT, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, le=_MAX_MS, allow_inf_nan=False)]
 
 
 class Answer(BaseModel):
-    """What a browser sends for a pair."""
+    """Answer to a pair, as sent by study.js."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -55,14 +55,14 @@ def run(config: StudyServeConfig) -> None:
     """Serve a study until Ctrl-C.
 
     Raises:
-        UserError: no study, a damaged one or one that another process serves; an unreadable file; or an address that
-            is not available.
+        UserError: the study is missing, damaged or served by another process, a file is unreadable, or the address is
+            not available.
     """
     folder, manifest = read_study(config.study)
     check_pictures(folder, manifest)
-    words = read_text(user_path(config.consent)) if config.consent else ""
+    consent = read_text(user_path(config.consent)) if config.consent else ""
     codes = read_codes(config.codes) if config.codes else None
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", words)]
+    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", consent)]
     with FolderLock(folder), ended_by_signals():
         answers = Answers(folder, manifest)
         try:
@@ -73,20 +73,21 @@ def run(config: StudyServeConfig) -> None:
 
 
 def read_codes(path: str) -> set[str]:
-    """The participant codes of a file, one a line.
+    """Read participant codes from a file with one code per line.
 
     Raises:
-        UserError: a line that can be none, or no lines at all.
+        UserError: a code is invalid, or the file contains none.
     """
     lines = read_text(user_path(path)).removeprefix("\ufeff").splitlines()
     codes = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
-    wrong = next((number for number, code in codes.items() if not _CODE.fullmatch(code)), None)
-    if wrong is not None:
+    invalid = next((number for number, code in codes.items() if not _CODE.fullmatch(code)), None)
+    if invalid is not None:
         raise UserError(
-            f"{path}, line {wrong}: {codes[wrong]!r} is no participant code (letters, digits and . @ + - _, no spaces)"
+            f"{path}, line {invalid}: invalid participant code {codes[invalid]!r}; codes may contain letters, digits "
+            "and . @ + - _, but no spaces"
         )
     if not codes:
-        raise UserError(f"{path} has no participant codes")
+        raise UserError(f"{path} contains no participant codes")
     return set(codes.values())
 
 
@@ -98,32 +99,34 @@ def create(
     consent: list[str],
     codes: set[str] | None,
 ) -> FastAPI:
-    """The application.
+    """Create the web application.
 
     Args:
-        folder: of the study.
-        manifest: what it holds.
-        answers: its database.
-        config: title and contact.
-        consent: paragraphs of the first page; empty ones take ours.
-        codes: of the participants that are let in; None lets in any.
+        folder: study folder.
+        manifest: manifest of the study.
+        answers: database of the study.
+        config: config with the title and the contact.
+        consent: paragraphs of the first page; the default text is used if all are empty.
+        codes: accepted participant codes; None: accept any code.
     """
     app = create_app()
     pages = Environment(loader=PackageLoader("crosschannel.study", "pages"), autoescape=True, undefined=StrictUndefined)
     static = {name: (files("crosschannel.study") / "static" / name).read_bytes() for name in _STATIC}
-    told = {"title": config.title, "contact": config.contact, "manifest": manifest}
+    common = {"title": config.title, "contact": config.contact, "manifest": manifest}
     reported: set[str] = set()
-    # A browser sends cookies to all ports of a host: each study has one of its own.
+    # Browsers send cookies to all ports of a host, so the cookie name differs between studies.
     cookie = f"study-{answers.digest[:8]}"
     Session = Annotated[str, Cookie(alias=cookie, max_length=100)]
 
     def page(name: str, status: int = 200, **values: object) -> HTMLResponse:
-        return HTMLResponse(pages.get_template(name).render(**told, **values), status)
+        return HTMLResponse(pages.get_template(name).render(**common, **values), status)
 
     def report(error: Unavailable) -> None:
         if str(error) not in reported:
             reported.add(str(error))
-            print_stderr(f"{answers.path.parent}: {error}; participants are asked to wait until it works again")
+            print_stderr(
+                f"{answers.path.parent}: {error}; participants are asked to wait until the problem is resolved"
+            )
 
     def busy_page(error: Unavailable, form: Mapping[str, list[str]] = MappingProxyType({})) -> Response:
         report(error)
@@ -132,11 +135,11 @@ def create(
         return response
 
     def first_page(status: int = 200, code: str = "", vision: str = "", problem: str = "") -> HTMLResponse:
-        minutes = max(1, round((manifest.practice + manifest.pairs) / _PAIRS_A_MINUTE))
-        takes = "one minute" if minutes == 1 else f"{minutes} minutes"
-        paragraphs = [part for part in consent if part]
+        minutes = max(1, round((manifest.practice + manifest.pairs) / _PAIRS_PER_MINUTE))
+        duration = "one minute" if minutes == 1 else f"{minutes} minutes"
+        paragraphs = [paragraph for paragraph in consent if paragraph]
         values = {"code": code, "vision": vision, "problem": problem, "visions": _VISIONS}
-        return page("first.html", status, consent=paragraphs, minutes=takes, **values)
+        return page("first.html", status, consent=paragraphs, minutes=duration, **values)
 
     @app.exception_handler(Unavailable)
     def unavailable(request: Request, error: Unavailable) -> Response:
@@ -148,27 +151,27 @@ def create(
 
     @app.exception_handler(RequestValidationError)
     def unreadable(_request: Request, _error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"problem": "This cannot be read."}, 422)
+        return JSONResponse({"problem": "The request is invalid."}, 422)
 
     @app.get("/")
     def consent_page(code: str | None = None, study: Session = "") -> Response:
-        whose = answers.participant(study)
-        if whose is not None and code in (None, whose):
-            return _go("pairs")
+        participant = answers.participant(study)
+        if participant is not None and code in (None, participant):
+            return _redirect("pairs")
         return first_page(code=(code or "")[:100])
 
     @app.post("/begin")
     async def begin(request: Request) -> Response:
         form = parse_qs((await request.body()).decode("utf-8", "replace"))
         try:
-            return await run_in_threadpool(_begun, request, form)
+            return await run_in_threadpool(_begin_session, request, form)
         except Unavailable as error:
             return busy_page(error, form)
 
-    def _begun(request: Request, form: Mapping[str, list[str]]) -> Response:
+    def _begin_session(request: Request, form: Mapping[str, list[str]]) -> Response:
         code, vision = (form.get(name, [""])[0].strip() for name in ("code", "colour_vision"))
         if code and code == answers.participant(request.cookies.get(cookie, "")):
-            return _go("pairs")
+            return _redirect("pairs")
 
         def refuse(status: int, problem: str) -> Response:
             return first_page(status, code[:100], vision, problem)
@@ -176,18 +179,18 @@ def create(
         if form.get("agreed") != ["yes"]:
             return refuse(400, "Please agree to take part first.")
         if not _CODE.fullmatch(code):
-            return refuse(400, "Please give your participant code: letters and digits, without spaces.")
+            return refuse(400, "Please enter your participant code: letters and digits, without spaces.")
         if vision not in _VISIONS:
-            return refuse(400, "Please say whether you have normal colour vision.")
+            return refuse(400, "Please answer whether you have normal colour vision.")
         if codes is not None and code not in codes:
-            return refuse(403, "This code is not one of this study's.")
+            return refuse(403, "This code is not valid for this study.")
         try:
             session = answers.begin(code, cast(ColourVision, vision))
         except Refused as error:
             return refuse(409, str(error))
-        answer = _go("pairs")
-        # Without a path the cookie is for the folder that this page is in, wherever a proxy has put it.
-        answer.set_cookie(
+        response = _redirect("pairs")
+        # Without a path, the cookie applies to the folder of this page, even behind a proxy that adds a prefix.
+        response.set_cookie(
             cookie,
             session,
             path=None,
@@ -196,25 +199,27 @@ def create(
             secure=request.url.scheme == "https",
             max_age=10**7,
         )
-        return answer
+        return response
 
     @app.get("/pairs")
     def pairs_page(study: Session = "") -> Response:
         state = answers.state(study)
         if state is None:
-            return _go("./")
-        return page("pairs.html") if state.trial else _go("end")
+            return _redirect("./")
+        return page("pairs.html") if state.trial else _redirect("end")
 
     @app.get("/state")
     def state(study: Session = "") -> Response:
-        found = answers.state(study)
-        return JSONResponse({"problem": "There is no such session."}, 404) if found is None else _told(found)
+        progress = answers.state(study)
+        return (
+            JSONResponse({"problem": "This session does not exist."}, 404) if progress is None else _as_json(progress)
+        )
 
     @app.get("/picture/{trial}/{side}")
     def picture(trial: str, side: str, study: Session = "") -> Response:
         file = answers.picture(study, trial, side)
         if file is None:
-            return JSONResponse({"problem": "There is no such picture."}, 404)
+            return JSONResponse({"problem": "This picture does not exist."}, 404)
         try:
             return Response((folder / PICTURES / file).read_bytes(), media_type="image/png")
         except OSError as error:
@@ -227,29 +232,30 @@ def create(
             state, right = answers.answer(study, answer.trial, answer.side, timing)
         except Refused as error:
             return JSONResponse({"problem": str(error)}, 409)
-        return _told(state, right)
+        return _as_json(state, right)
 
     @app.get("/end")
     def end_page(study: Session = "") -> Response:
         code = answers.code(study)
-        return _go("./") if code is None else page("end.html", code=code)
+        return _redirect("./") if code is None else page("end.html", code=code)
 
     @app.get("/static/{name}")
     def static_file(name: str) -> Response:
         if name not in static:
-            return JSONResponse({"problem": "There is no such file."}, 404)
+            return JSONResponse({"problem": "This file does not exist."}, 404)
         return Response(static[name], media_type=_STATIC[name])
 
     return app
 
 
-def _go(place: str) -> RedirectResponse:
-    """To another page beside this one."""
-    return RedirectResponse(place, 303)
+def _redirect(page: str) -> RedirectResponse:
+    """Redirect to another page of the study, by relative address."""
+    return RedirectResponse(page, 303)
 
 
-def _told(state: State, right: bool | None = None) -> JSONResponse:
-    told = {"number": state.number, "total": state.total, "practice": state.practice}
+def _as_json(state: State, right: bool | None = None) -> JSONResponse:
+    """Return the progress of a session, and whether the last answer was right, for study.js."""
+    content = {"number": state.number, "total": state.total, "practice": state.practice}
     if state.trial:
-        told |= {"trial": state.trial, "first": state.first}
-    return JSONResponse(told if right is None else {**told, "right": right})
+        content |= {"trial": state.trial, "first": state.first}
+    return JSONResponse(content if right is None else {**content, "right": right})

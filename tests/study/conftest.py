@@ -10,7 +10,7 @@ from crosschannel.study.manifest import Manifest, read_study
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory, photo_folder) -> Path:
-    """Folder of a study of two methods without nets: 6 pairs, 2 of them attention checks, and 2 practice pairs."""
+    """A study of two methods that need no net: 6 pairs, of which 2 are checks, and 2 for practice."""
     out = tmp_path_factory.mktemp("studies") / "study"
     command = ["study", "build", f"--data={photo_folder}", "--methods", "grey", "donors=random", f"--out={out}"]
     assert main([*command, "--images=7", "--pairs=6", "--practice=2", "--checks=0.34", "--size=64"]) == 0

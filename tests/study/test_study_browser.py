@@ -14,7 +14,7 @@ import pytest
 from browsers import free_port, served, until
 
 from crosschannel.study.answers import DATABASE, read_answers
-from crosschannel.study.figures import timing_of
+from crosschannel.study.metrics import summarise_timing
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -30,7 +30,7 @@ def begin(page, address: str, code: str) -> None:
     page.get_by_label("Yes").check()
     page.get_by_label("I am 18 or older").check()
     page.get_by_role("button", name="Begin").click()
-    page.wait_for_selector("#go:not([hidden])")
+    page.wait_for_selector("#next:not([hidden])")
 
 
 def judge(page, side: str) -> None:
@@ -43,22 +43,22 @@ def test_a_session_with_a_reload_in_the_middle(chromium, study):
     with on_a_port(folder) as (address, _):
         page = chromium.new_page()
         begin(page, address, "p1")
-        assert page.inner_text("#where") == "Practice, pair 1 of 2"
-        page.click("#go")
-        until(page, "document.querySelectorAll('canvas.shown').length == 1")
+        assert page.inner_text("#position") == "Practice, pair 1 of 2"
+        page.click("#next")
+        until(page, "document.querySelectorAll('canvas.visible').length == 1")
         assert page.is_disabled("#choose-left")
         judge(page, "left")
-        page.wait_for_selector("#said.right, #said.wrong")
-        page.click("#go")
+        page.wait_for_selector("#message.right, #message.wrong")
+        page.click("#next")
         judge(page, "right")
-        until(page, "document.getElementById('go').textContent.includes('practice is over')")
-        page.click("#go")
+        until(page, "document.getElementById('next').textContent.includes('Practice is over')")
+        page.click("#next")
         judge(page, "left")
-        until(page, "document.getElementById('where').textContent == 'Pair 2 of 6'")
+        until(page, "document.getElementById('position').textContent == 'Pair 2 of 6'")
         page.reload()
-        page.wait_for_selector("#go:not([hidden])")
-        assert page.inner_text("#where") == "Pair 2 of 6" and page.inner_text("#go") == "Go on"
-        page.click("#go")
+        page.wait_for_selector("#next:not([hidden])")
+        assert page.inner_text("#position") == "Pair 2 of 6" and page.inner_text("#next") == "Continue"
+        page.click("#next")
         for _ in range(5):
             judge(page, "right")
             until(page, "document.getElementById('choose-right')?.disabled !== false")
@@ -68,7 +68,7 @@ def test_a_session_with_a_reload_in_the_middle(chromium, study):
         assert page.url.endswith("/end") and page.inner_text("output") == code
     sessions, trials = read_answers(folder)
     assert sessions[0]["code"] == code and [t["answer"] for t in trials] == ["left", "right", "left", *["right"] * 5]
-    assert timing_of(trials).median == pytest.approx(1000, abs=34)
+    assert summarise_timing(trials).median == pytest.approx(1000, abs=34)
 
 
 def test_pictures_come_left_first_with_the_pauses_of_the_study(chromium, study):
@@ -79,18 +79,18 @@ def test_pictures_come_left_first_with_the_pauses_of_the_study(chromium, study):
         begin(page, address, "p1")
         page.evaluate(
             "() => { window.events = []; const now = () => performance.now();"
-            " document.getElementById('go').addEventListener('click', () => window.events.push(['go', now()]));"
-            " for (const id of ['said', 'left', 'right']) new MutationObserver(() => window.events.push("
+            " document.getElementById('next').addEventListener('click', () => window.events.push(['next', now()]));"
+            " for (const id of ['message', 'left', 'right']) new MutationObserver(() => window.events.push("
             "[id, now(), document.getElementById(id).className, document.getElementById(id).textContent]))"
             ".observe(document.getElementById(id), { attributeFilter: ['class'], childList: true }); }"
         )
-        page.click("#go")
+        page.click("#next")
         judge(page, "left")
         events = page.evaluate("window.events")
         page.close()
     times = {}
     for name, now, *more in events:
-        if name == "said" and more[1] == "Look …":
+        if name == "message" and more[1] == "Look …":
             times["ready"] = now
         if name in ("left", "right"):
             times.setdefault(name, []).append(now)
@@ -111,7 +111,7 @@ def test_a_participant_who_meets_a_locked_database_begins_once_it_is_free(chromi
             page.get_by_role("button", name="Begin").click()
             page.wait_for_selector("text=cannot save answers", timeout=60000)
             db.execute("ROLLBACK")
-        page.wait_for_selector("#go:not([hidden])", timeout=60000)
+        page.wait_for_selector("#next:not([hidden])", timeout=60000)
         page.close()
     assert [session["participant"] for session in read_answers(folder)[0]] == ["p1"]
 
@@ -129,13 +129,13 @@ def test_a_phone_and_the_keyboard_alone(chromium, study):
         page.keyboard.press("Space")
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        page.wait_for_selector("#go:not([hidden])")
+        page.wait_for_selector("#next:not([hidden])")
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 360
         for number in range(8):
             if number < 3:
-                page.wait_for_selector("#go:not([hidden])")
-                assert page.evaluate("document.activeElement.id") == "go"
+                page.wait_for_selector("#next:not([hidden])")
+                assert page.evaluate("document.activeElement.id") == "next"
                 page.keyboard.press("Enter")
             page.wait_for_selector("#choose-left:not([disabled])", timeout=15000)
             page.keyboard.press("ArrowLeft" if number % 2 else "ArrowRight")
@@ -152,17 +152,17 @@ def test_a_killed_server_loses_nothing_and_sessions_go_on(chromium, study):
     page = chromium.new_page()
     with on_a_port(folder, port) as (address, process):
         begin(page, address, "p3")
-        page.click("#go")
+        page.click("#next")
         judge(page, "left")
-        page.wait_for_selector("#said.right, #said.wrong")
+        page.wait_for_selector("#message.right, #message.wrong")
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert [t["answer"] for t in read_answers(folder)[1]].count("left") == 1
-    page.click("#go")
-    until(page, "document.getElementById('said').textContent.includes('connection is lost')")
+    page.click("#next")
+    until(page, "document.getElementById('message').textContent.includes('connection was lost')")
     with on_a_port(folder, port):
         judge(page, "right")
-        until(page, "document.getElementById('go').textContent.includes('practice is over')")
+        until(page, "document.getElementById('next').textContent.includes('Practice is over')")
     assert [t["answer"] for t in read_answers(folder)[1]][:3] == ["left", "right", None]
     page.close()
 
@@ -217,9 +217,9 @@ def test_pages_work_below_another_address(chromium, study):
         page = chromium.new_page()
         begin(page, f"http://127.0.0.1:{proxy.server_address[1]}/faces/", "p4")
         assert re.search(r"/faces/pairs$", page.url)
-        page.click("#go")
+        page.click("#next")
         judge(page, "left")
-        page.wait_for_selector("#said.right, #said.wrong")
+        page.wait_for_selector("#message.right, #message.wrong")
         assert page.context.cookies()[0]["path"] == "/faces"
         page.close()
         proxy.shutdown()

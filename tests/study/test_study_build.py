@@ -50,9 +50,9 @@ def test_grey_photographs_and_broken_ones_are_left_out_and_named(photo_folder, t
     said = capsys.readouterr().err
     left_out = read_study(tmp_path / "s")[1].left_out
     assert left_out["a-grey-scan.jpg"] == "it is grey" and "broken.jpg" in left_out
-    assert "left out a-grey-scan.jpg: it is grey" in said and "left out broken.jpg" in said
+    assert "excluded a-grey-scan.jpg: it is grey" in said and "excluded broken.jpg" in said
     assert main([*words, "--images=11", "--size=64", f"--out={tmp_path / 't'}"]) == 2
-    assert "give fewer --images" in capsys.readouterr().err
+    assert "reduce --images" in capsys.readouterr().err
     assert not (tmp_path / "t").exists() and not (tmp_path / "t.part").exists()
 
 
@@ -92,9 +92,9 @@ def test_a_study_has_the_order_and_pauses_of_the_paper_by_default(built, photo_f
         (["--between_ms=60001"], "between_ms"),
         (["--first=right"], "first"),
         (["--gamut=none"], "gamut"),
-        (["--methods", "truth"], "methods are what is fake"),
-        (["--methods", "check=grey"], "methods are what is fake"),
-        (["--methods", "grey", "--images=3", "--pairs=4"], "images must be at least pairs"),
+        (["--methods", "truth"], "methods must not be truth"),
+        (["--methods", "check=grey"], "methods must not be truth"),
+        (["--methods", "grey", "--images=3", "--pairs=4"], "is fewer than --pairs"),
         (["--methods", "a=random:alexnet"], "the method a"),
         ([], "no methods"),
     ],
@@ -132,7 +132,7 @@ def test_damage_is_found(study):
         (folder / MANIFEST).write_text(json.dumps({**tree, **change}))
         with pytest.raises(UserError, match="damaged"):
             read_study(folder)
-    with pytest.raises(UserError, match="is no study"):
+    with pytest.raises(UserError, match="is not a study"):
         read_study(folder / PICTURES)
 
 

@@ -12,7 +12,13 @@ from crosschannel.cli import main
 from crosschannel.runs.result import load_result
 from crosschannel.study.answers import Answers, Timing, read_answers
 from crosschannel.study.config import StudyReportConfig
-from crosschannel.study.figures import Participant, participants_of, rates, resampled_rates, timing_of
+from crosschannel.study.metrics import (
+    Participant,
+    collect_participants,
+    fooling_rates,
+    resample_rates,
+    summarise_timing,
+)
 from crosschannel.study.report import _tables
 
 METHODS = {"weak": 0.15, "good": 0.32}
@@ -33,7 +39,7 @@ def test_known_rates_are_within_their_intervals():
     hits, differs, errors = dict.fromkeys(METHODS, 0), 0, []
     generator = np.random.default_rng(1)
     for number in range(200):
-        found, p = rates(simulated(generator, 40), list(METHODS), 500, 0.95, number)
+        found, p = fooling_rates(simulated(generator, 40), list(METHODS), 500, 0.95, number)
         for method, rate in METHODS.items():
             hits[method] += found[method].low <= rate <= found[method].high
         errors.append(found["good"].error)
@@ -60,7 +66,7 @@ def test_standard_errors_have_the_variance_of_participants_and_of_their_pairs(be
     for number in range(400):
         person_rates = generator.beta(size * rate, size * (1 - rate), people) if between else np.full(people, rate)
         fooled = generator.binomial(pairs, person_rates)
-        variances.append(resampled_rates(fooled, np.full(people, pairs), 400, number).var())
+        variances.append(resample_rates(fooled, np.full(people, pairs), 400, number).var())
     assert np.mean(variances) == pytest.approx(over_people + over_pairs, rel=0.03)
     assert np.sqrt(np.mean(variances) / over_people) == pytest.approx(ratio, abs=0.03)
 
@@ -85,8 +91,8 @@ def test_p_values_match_an_enumeration_of_all_resamples():
         for method, rows in answers.items()
         for n, fooled in enumerate(rows)
     ]
-    _, one_sided = rates(people, ["a", "b"], 100_000, 0.95, 0, "one-sided")
-    _, two_sided = rates(people, ["a", "b"], 100_000, 0.95, 0)
+    _, one_sided = fooling_rates(people, ["a", "b"], 100_000, 0.95, 0, "one-sided")
+    _, two_sided = fooling_rates(people, ["a", "b"], 100_000, 0.95, 0)
     assert one_sided["a", "b"] == pytest.approx(below + ties / 2, abs=0.006)
     assert one_sided["a", "b"] + one_sided["b", "a"] == pytest.approx(1, abs=1e-4)
     assert two_sided["a", "b"] == two_sided["b", "a"] == pytest.approx(2 * (below + ties / 2), abs=0.012)
@@ -101,7 +107,7 @@ def test_equal_methods_seldom_differ():
             for method in ("a", "b")
             for _ in range(40)
         ]
-        found.append(rates(people, ["a", "b"], 500, 0.95, number)[1]["a", "b"])
+        found.append(fooling_rates(people, ["a", "b"], 500, 0.95, number)[1]["a", "b"])
     assert np.mean(np.array(found) < 0.05) < 0.03 and 0.25 < np.mean(np.array(found) < 0.5) < 0.43
 
 
@@ -129,8 +135,10 @@ def test_a_report_says_who_counts_and_how_often_they_were_fooled(answered, tmp_p
     said = capsys.readouterr()
     assert "fooled.csv" in said.out and "next:" in said.err
     text = (out / "report.md").read_text()
-    assert "9 people began and 8 finished; 7 are counted (1 recognised fewer than 50% of the attention checks; " in text
-    assert "0 did not report normal colour vision; 7 of those counted were not asked about it)" in text
+    assert (
+        "9 people started and 8 finished; 7 are included (1 recognised fewer than 50% of the attention checks; " in text
+    )
+    assert "0 did not report normal colour vision; 7 of those included were not asked about it)" in text
     assert "| full | 32.3 |" in re.sub(r"\*", "", text)
     with (out / "trials.csv").open() as file:
         trials = list(csv.DictReader(file))
@@ -158,7 +166,7 @@ def test_a_report_says_who_counts_and_how_often_they_were_fooled(answered, tmp_p
     assert (
         main(["study", "report", str(answered), f"--out={out}", "--attention=0", "--unfinished"]) == 0
     )  # its own files
-    assert "9 are counted" in (out / "report.md").read_text()
+    assert "9 are included" in (out / "report.md").read_text()
 
 
 @pytest.fixture
@@ -184,8 +192,8 @@ def test_people_without_normal_colour_vision_are_left_out_and_counted(with_visio
     out = tmp_path / "report"
     assert main(["study", "report", str(folder), f"--out={out}", "--resamples=100"]) == 0
     text = (out / "report.md").read_text()
-    assert "6 people began and 6 finished; 4 are counted" in text
-    assert "2 did not report normal colour vision; 2 of those counted were not asked about it" in text
+    assert "6 people started and 6 finished; 4 are included" in text
+    assert "2 did not report normal colour vision; 2 of those included were not asked about it" in text
     with (out / "fooled.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (row["participants"], float(row["fooled"])) == ("4", 0)  # those left out were fooled every time
@@ -195,7 +203,7 @@ def test_people_without_normal_colour_vision_are_left_out_and_counted(with_visio
 
 
 def test_the_caption_names_the_kind_of_p_values():
-    fooled, p = rates(simulated(np.random.default_rng(3), 5), list(METHODS), 100, 0.95, 0)
+    fooled, p = fooling_rates(simulated(np.random.default_rng(3), 5), list(METHODS), 100, 0.95, 0)
     for test, label in (("two-sided", "Two-sided p"), ("one-sided", "One-sided p")):
         *_, table = _tables(StudyReportConfig("study", out="out", p_values=test), fooled, p)
         assert label in table.caption
@@ -203,7 +211,7 @@ def test_the_caption_names_the_kind_of_p_values():
 
 def test_one_participant_says_nothing_about_others():
     people = [one for one in simulated(np.random.default_rng(3), 3) if one.method == "good" or one.session == 0]
-    found, p = rates(people, list(METHODS), 100, 0.95, 0)
+    found, p = fooling_rates(people, list(METHODS), 100, 0.95, 0)
     assert found["weak"].participants == 1 and np.isnan([found["weak"].error, found["weak"].low]).all() and not p
     assert found["good"].error > 0
 
@@ -221,7 +229,7 @@ def test_no_answers_yet(study, tmp_path, capsys):
     answers = Answers(folder, manifest)
     answers.begin("p")
     answers.close()
-    assert main(words) == 2 and "1 sessions begun, 0 finished" in capsys.readouterr().err
+    assert main(words) == 2 and "1 session started, 0 finished" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 
@@ -234,10 +242,10 @@ def test_counts_of_participants_and_timing():
         {**base, "kind": "check", "fake": "left", "answer": "left", "hidden": 1, "loads": 4},
         {**base, "kind": "pair", "fake": "left", "answer": None},
     ]
-    assert participants_of([session], trials) == []
-    (one,) = participants_of([session], trials, unfinished=True)
+    assert collect_participants([session], trials) == []
+    (one,) = collect_participants([session], trials, unfinished=True)
     assert one.fooled.tolist() == [True] and one.checks.tolist() == [True] and one.attention == 1
     assert one.session == 1
-    timing = timing_of(trials)
-    assert (timing.within, timing.hidden, timing.again, timing.pairs) == (0.5, 1, 1, 3)
-    assert timing_of([]) is None
+    timing = summarise_timing(trials)
+    assert (timing.within, timing.hidden, timing.reloaded, timing.pairs) == (0.5, 1, 1, 3)
+    assert summarise_timing([]) is None

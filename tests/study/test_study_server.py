@@ -231,7 +231,8 @@ def test_only_known_codes(study):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a\n\nb c\n", "line 3: 'b c' is no participant code"), ("\n", "has no participant codes")]
+    ("text", "words"),
+    [("a\n\nb c\n", "line 3: invalid participant code 'b c'"), ("\n", "contains no participant codes")],
 )
 def test_codes_that_nobody_could_give(text, words, tmp_path):
     (tmp_path / "codes.txt").write_text(text)
@@ -314,14 +315,14 @@ def test_answers_of_other_pictures_are_refused(study):
     (folder / "answers.db").write_bytes(b"no database" * 100)
     for path in Path(folder).glob("answers.db-*"):
         path.unlink()
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match="is not an SQLite database"):
         Answers(folder, manifest)
 
 
 EDITS = {
     "no sessions": "DROP TABLE sessions",
     "no trials": "DROP TABLE trials",
-    "no study": "DROP TABLE study",
+    "not a study": "DROP TABLE study",
     "no manifest": "DELETE FROM study",
     "a column less": "ALTER TABLE trials DROP COLUMN first_ms",
     "a table of another shape": "DROP TABLE trials; CREATE TABLE trials (session, answer)",
@@ -495,7 +496,7 @@ def test_serve_says_what_is_wrong(tmp_path, study, capsys):
     import socket
 
     assert main(["study", "serve", str(tmp_path)]) == 2
-    assert "is no study" in capsys.readouterr().err
+    assert "is not a study" in capsys.readouterr().err
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

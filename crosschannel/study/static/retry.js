@@ -1,4 +1,4 @@
-// Resend the first page's form after the server failed to save it.
+// Resend the form of the first page after the server could not save it.
 "use strict";
 
 const form = document.getElementById("again");

@@ -1,86 +1,86 @@
-// The pairs of a session: load, show each picture for a second, ask, send. Where it stands, the server knows.
+// Pairs of a session: load the pictures, show each for a second, send the answer. The server stores the progress.
 "use strict";
 
 const SHOWN_MS = 1000;
 const BEFORE_MS = Number(document.getElementById("stage").dataset.before); // pause before the first picture
-const BETWEEN_MS = Number(document.getElementById("stage").dataset.between); // and between the two
-const PATIENCE_MS = 60000; // for an answer of the server: pictures are 200 KB
-const LONGEST_MS = 1e7; // that is sent: whoever comes back the next day has taken long
+const BETWEEN_MS = Number(document.getElementById("stage").dataset.between); // pause between the two pictures
+const TIMEOUT_MS = 60000; // of a request; a picture has about 200 KB
+const MAX_MS = 1e7; // limit of the times that are sent, for participants who return much later
 const SIDES = ["left", "right"];
 const find = (id) => document.getElementById(id);
 const buttons = { left: find("choose-left"), right: find("choose-right") };
 const canvases = { left: find("left"), right: find("right") };
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
-const frame = () => new Promise((done) => requestAnimationFrame(done));
+const nextFrame = () => new Promise((done) => requestAnimationFrame(done));
 
-let pair = null; // what is on the page: {trial, first, number, …}
-let timing = null; // of it, once it can be answered
+let pair = null; // current pair: {trial, first, number, …}
+let timing = null; // times of the current pair; null until it can be answered
 let wasHidden = false;
 
-function say(words, kind = "") {
-  find("said").textContent = words;
-  find("said").className = kind;
+function showMessage(text, kind = "") {
+  find("message").textContent = text;
+  find("message").className = kind;
 }
 
-// What the server says to a request, read as "json" or "blob"; null where it refuses. Lost connections are outlived: it
-// is asked again until all of its answer is here.
-async function ask(path, kind, options = {}) {
+// Send a request, and return the response as "json" or "blob"; null if the server rejects the request. Requests are
+// repeated after lost connections and server errors, until a response is complete.
+async function request(path, kind, options = {}) {
   for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
     try {
-      const signal = AbortSignal.timeout(PATIENCE_MS);
-      const answer = await fetch(path, { cache: "no-store", credentials: "same-origin", signal, ...options });
-      if (answer.status < 500) return answer.ok ? await answer[kind]() : null;
-      say("The server cannot save answers at the moment; trying again …", "problem");
+      const signal = AbortSignal.timeout(TIMEOUT_MS);
+      const response = await fetch(path, { cache: "no-store", credentials: "same-origin", signal, ...options });
+      if (response.status < 500) return response.ok ? await response[kind]() : null;
+      showMessage("The server cannot save answers at the moment; trying again …", "problem");
     } catch (_error) {
-      say("The connection is lost; trying again …", "problem"); // or broke during the response
+      showMessage("The connection was lost; trying again …", "problem"); // possibly during the response
     }
     await sleep(wait);
   }
 }
 
-async function bitmap(side) {
-  const file = await ask(`picture/${pair.trial}/${side}`, "blob");
+async function loadPicture(side) {
+  const file = await request(`picture/${pair.trial}/${side}`, "blob");
   return file && createImageBitmap(file);
 }
 
-// The next frame that is painted `ms` after another, as near as frames allow.
-async function after(start, ms) {
-  let before = start;
+// Wait for the frame that is closest to `ms` after the frame at `start`, and return its time.
+async function frameAfter(start, ms) {
+  let previous = start;
   for (;;) {
-    const now = await frame();
-    if (now - start + (now - before) / 2 >= ms) return now;
-    before = now;
+    const now = await nextFrame();
+    if (now - start + (now - previous) / 2 >= ms) return now;
+    previous = now;
   }
 }
 
-// Show a picture for a second, a pause after a frame. Changes in a frame's callback are painted in that frame, so its
-// time is the time of display.
+// Show a picture for a second, after a pause that begins at the frame `start`. Changes in a frame's callback are
+// painted in that frame, so its time is the display time.
 async function show(side, start, pause) {
-  const begun = await after(start, pause);
-  canvases[side].classList.add("shown");
-  const ended = await after(begun, SHOWN_MS);
-  canvases[side].classList.remove("shown");
-  return { begun, ended };
+  const begin = await frameAfter(start, pause);
+  canvases[side].classList.add("visible");
+  const end = await frameAfter(begin, SHOWN_MS);
+  canvases[side].classList.remove("visible");
+  return { begin, end };
 }
 
 async function present() {
-  place();
-  find("go").hidden = true;
-  say("Loading …");
-  const pictures = await Promise.all(SIDES.map(bitmap));
-  if (pictures.some((picture) => picture === null)) return load(); // answered elsewhere meanwhile
+  showPosition();
+  find("next").hidden = true;
+  showMessage("Loading …");
+  const pictures = await Promise.all(SIDES.map(loadPicture));
+  if (pictures.some((picture) => picture === null)) return load(); // the pair was answered in another tab
   SIDES.forEach((side, number) => canvases[side].getContext("2d").drawImage(pictures[number], 0, 0));
-  say("Look …");
+  showMessage("Look …");
   wasHidden = document.hidden;
-  const first = await show(pair.first, await frame(), BEFORE_MS);
-  const second = await show(pair.first === "left" ? "right" : "left", first.ended, BETWEEN_MS);
-  timing = { first_ms: first.ended - first.begun, second_ms: second.ended - second.begun, asked: performance.now() };
+  const first = await show(pair.first, await nextFrame(), BEFORE_MS);
+  const second = await show(pair.first === "left" ? "right" : "left", first.end, BETWEEN_MS);
+  timing = { first_ms: first.end - first.begin, second_ms: second.end - second.begin, answerable: performance.now() };
   for (const side of SIDES) {
     const canvas = canvases[side];
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
     buttons[side].disabled = false;
   }
-  say("Which one is fake?");
+  showMessage("Which one is fake?");
 }
 
 async function choose(side) {
@@ -88,62 +88,62 @@ async function choose(side) {
   const body = {
     trial: pair.trial,
     side,
-    first_ms: Math.min(timing.first_ms, LONGEST_MS),
-    second_ms: Math.min(timing.second_ms, LONGEST_MS),
-    response_ms: Math.min(performance.now() - timing.asked, LONGEST_MS),
+    first_ms: Math.min(timing.first_ms, MAX_MS),
+    second_ms: Math.min(timing.second_ms, MAX_MS),
+    response_ms: Math.min(performance.now() - timing.answerable, MAX_MS),
     hidden: wasHidden,
   };
   timing = null;
-  for (const one of SIDES) buttons[one].disabled = true;
+  for (const button of Object.values(buttons)) button.disabled = true;
   const headers = { "Content-Type": "application/json" };
-  const now = await ask("answer", "json", { method: "POST", headers, body: JSON.stringify(body) });
-  if (now === null) return load();
-  if (now.right === undefined) {
-    advance(now);
+  const state = await request("answer", "json", { method: "POST", headers, body: JSON.stringify(body) });
+  if (state === null) return load();
+  if (state.right === undefined) {
+    advance(state);
     if (pair) present();
     return;
   }
   const other = side === "left" ? "right" : "left";
-  if (now.right) say(`Right: the ${side} one was fake.`, "right");
-  else say(`No: the ${other} one was fake.`, "wrong");
-  advance(now);
-  if (pair) offer(now.number === now.practice ? "The practice is over. Show the first pair" : "Show the next pair");
+  if (state.right) showMessage(`Right: the ${side} one was fake.`, "right");
+  else showMessage(`Wrong: the ${other} one was fake.`, "wrong");
+  advance(state);
+  if (pair) offerNext(state.number === state.practice ? "Practice is over. Show the first pair" : "Show the next pair");
 }
 
-// Take the next pair, or go to the end.
+// Set the current pair, or go to the last page if there is none.
 function advance(state) {
   pair = state.trial ? state : null;
   if (!pair) location.assign("end");
 }
 
-// Say which pair this is.
-function place() {
-  const practising = pair.number < pair.practice;
-  const [number, total] = practising
+// Show the number of the current pair.
+function showPosition() {
+  const isPractice = pair.number < pair.practice;
+  const [number, total] = isPractice
     ? [pair.number + 1, pair.practice]
     : [pair.number - pair.practice + 1, pair.total - pair.practice];
-  find("where").textContent = `${practising ? "Practice, pair" : "Pair"} ${number} of ${total}`;
+  find("position").textContent = `${isPractice ? "Practice, pair" : "Pair"} ${number} of ${total}`;
   find("progress").max = pair.total;
   find("progress").value = pair.number;
 }
 
-function offer(words) {
-  find("go").textContent = words;
-  find("go").hidden = false;
-  find("go").focus({ preventScroll: true });
+function offerNext(label) {
+  find("next").textContent = label;
+  find("next").hidden = false;
+  find("next").focus({ preventScroll: true });
 }
 
 async function load() {
-  const state = await ask("state", "json");
+  const state = await request("state", "json");
   if (state === null) {
     location.assign("./");
     return;
   }
   advance(state);
   if (!pair) return;
-  place();
-  say("");
-  offer(pair.number ? "Go on" : "Show the first pair");
+  showPosition();
+  showMessage("");
+  offerNext(pair.number ? "Continue" : "Show the first pair");
 }
 
 document.addEventListener("visibilitychange", () => {
@@ -158,5 +158,5 @@ document.addEventListener("keydown", (event) => {
   }
 });
 for (const side of SIDES) buttons[side].addEventListener("click", () => choose(side));
-find("go").addEventListener("click", present);
+find("next").addEventListener("click", present);
 load();
