@@ -1,6 +1,6 @@
-"""Web server of the study and the demo: security headers, a limit on request bodies, graceful shutdown.
+"""Web server of the study and the demo, with security headers, limited request bodies and graceful shutdown.
 
-It needs FastAPI and uvicorn (the extra ``web``).
+It requires FastAPI and uvicorn, from the extra ``web``.
 """
 
 import contextlib
@@ -20,33 +20,33 @@ try:
     import uvicorn
     from fastapi import FastAPI
 except ImportError:
-    raise UserError("web pages need more: pip install 'crosschannel[web]'") from None
+    raise UserError("the web server requires extra packages: pip install 'crosschannel[web]'") from None
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# A page may load its own files and nothing else, and no other page may frame it.
+# Pages may load only files of their own origin, and cannot be framed by other pages.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_SHUTDOWN_S = 5  # for requests in flight at shutdown
+_SHUTDOWN_S = 5  # seconds for requests in flight at shutdown
 
 
 def create_app() -> FastAPI:
-    """An application that describes itself to nobody."""
+    """Create a FastAPI application without documentation pages."""
     return FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
 
-class Guarded:
-    """An ASGI application behind security headers and a limit on request bodies.
+class GuardedApp:
+    """ASGI middleware that adds security headers and limits request bodies.
 
-    A request with a longer body gets status 413, and its connection is closed without reading the rest.
+    A request with a longer body gets status 413, and its connection is closed without reading all of it.
 
     Args:
-        app: the application.
-        limit: largest body, in bytes.
+        app: ASGI application to wrap.
+        limit: maximum size of a request body, in bytes.
         policy: Content-Security-Policy of the responses.
     """
 
@@ -66,14 +66,14 @@ class Guarded:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
+            await self._handle(scope, receive, send)
 
-    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
+    async def _handle(self, scope: Message, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 names = {name for name, _ in self._headers}
-                own = [(name, value) for name, value in message.get("headers", []) if name.lower() not in names]
-                message = {**message, "headers": [*own, *self._headers]}
+                headers = [(name, value) for name, value in message.get("headers", []) if name.lower() not in names]
+                message = {**message, "headers": [*headers, *self._headers]}
             await send(message)
 
         body = b""
@@ -85,43 +85,50 @@ class Guarded:
             body += message.get("body", b"")
             more = bool(message.get("more_body")) and len(body) <= self.limit
         if max(len(body), _declared_length(scope)) > self.limit:
-            text = f"more than {self.limit} bytes".encode()
+            text = f"request body exceeds {self.limit} bytes".encode()
             headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
             headers.append((b"connection", b"close"))
-            await guarded({"type": "http.response.start", "status": 413, "headers": headers})
+            await send_with_headers({"type": "http.response.start", "status": 413, "headers": headers})
             await send({"type": "http.response.body", "body": text})
             return
-        parts = [{"type": "http.request", "body": body, "more_body": False}]
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def read() -> Message:
-            return parts.pop() if parts else await receive()
+        async def receive_body() -> Message:
+            return messages.pop() if messages else await receive()
 
-        await self.app(scope, read, guarded)
+        await self.app(scope, receive_body, send_with_headers)
 
 
 def _declared_length(scope: Message) -> int:
-    """Content-Length of a request; 0 if it has none. (uvicorn rejects invalid numbers.)"""
+    """Return the Content-Length of a request, or 0 if it has none. uvicorn rejects invalid lengths."""
     values = [value for name, value in scope["headers"] if name == b"content-length" and value.isdigit()]
     return int(values[0]) if values else 0
 
 
-def serve(app: Guarded, host: str, port: int, what: str) -> None:
+def serve(app: GuardedApp, host: str, port: int, name: str) -> None:
     """Serve requests until SIGTERM, SIGHUP or Ctrl-C.
 
+    Args:
+        app: application to serve.
+        host, port: address to listen on.
+        name: name of the application, for messages.
+
     Raises:
-        UserError: the address cannot be listened on.
+        UserError: the address is not available.
     """
     check_value("host", host, Host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind((host, port))
+            listener.bind((host, port))
         except OSError as error:
-            raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port") from None
-        address = ipaddress.ip_address(listening.getsockname()[0])
-        everywhere = ", on every interface of this machine" if address.is_unspecified else ""
-        print_stderr(f"{what}: http://{f'[{host}]' if ':' in host else host}:{port}/{everywhere} (Ctrl-C ends it)")
+            raise UserError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
+            ) from None
+        address = ipaddress.ip_address(listener.getsockname()[0])
+        interfaces = ", on all interfaces of this machine" if address.is_unspecified else ""
+        print_stderr(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}/{interfaces} (Ctrl-C to stop)")
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -131,35 +138,35 @@ def serve(app: Guarded, host: str, port: int, what: str) -> None:
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
-        print_stderr(f"{what}: ended")
+            uvicorn.Server(config).run(sockets=[listener])
+        print_stderr(f"{name}: stopped")
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Turn the first SIGTERM, SIGHUP or Ctrl-C in the block into a KeyboardInterrupt; ignore later ones during cleanup.
+def interrupt_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block on the first SIGTERM, SIGHUP or Ctrl-C, and ignore further ones.
 
     uvicorn re-raises the signal that stopped it for the previous handler. The default handler of SIGTERM would end the
-    process with open files.
+    process before files are closed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
-    def stop(_number: int, _frame: object) -> None:
-        for number in previous:
-            signal.signal(number, signal.SIG_IGN)
+    def stop(_signum: int, _frame: object) -> None:
+        for signum in previous:
+            signal.signal(signum, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    def hang_up(_number: int, _frame: object) -> None:
-        signal.raise_signal(signal.SIGTERM)  # uvicorn handles it, but not SIGHUP
+    def hang_up(_signum: int, _frame: object) -> None:
+        signal.raise_signal(signal.SIGTERM)  # uvicorn handles SIGTERM, but not SIGHUP
 
-    for number, handler in previous.items():
+    for signum, handler in previous.items():
         if handler != signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, hang_up if number == signal.SIGHUP else stop)
+            signal.signal(signum, hang_up if signum == signal.SIGHUP else stop)
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

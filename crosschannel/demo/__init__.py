@@ -1,1 +1,1 @@
-"""Colour pictures in a browser: a page that a server of ours answers, or that any static host serves."""
+"""Demo page that colours pictures in a browser, with a prediction server or as static files."""

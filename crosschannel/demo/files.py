@@ -1,4 +1,4 @@
-"""Files of the demo page, served by the server or written by ``--static``."""
+"""Files of the demo page, used by the server and by ``--static``."""
 
 from importlib.resources import files
 from typing import Any
@@ -10,32 +10,39 @@ from crosschannel.demo.config import DemoConfig
 PAGE = ("index.html", "demo.css", "demo.js", "worker.js", "colour.js", "zip.js")
 
 
-def described(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
-    """Settings of a colorizer that the page's scripts need."""
-    task, look = colorizer.task, colorizer.resize_spec
+def model_settings(colorizer: Colorizer, config: DemoConfig) -> dict[str, Any]:
+    """Return the content of ``net.json``: the settings of a colorizer that the page's scripts need."""
+    task, resize = colorizer.task, colorizer.resize_spec
     return {
         "size": colorizer.size,
         "stride": task.stride,
-        "interpolation": look.interpolation,
-        "squash": look.squash,
-        "half_pixel": look.half_pixel,
+        "interpolation": resize.interpolation,
+        "squash": resize.squash,
+        "half_pixel": resize.half_pixel,
         "temperature": colorizer.decoder.temperature,
         "bins": ABQuantizer().bins.double().numpy().tolist() if colorizer.decoder.temperature is not None else [],
         "most_pixels": round(config.megapixels * 1e6),
     }
 
 
-def page_file(name: str, config: DemoConfig, policy: str, where: str) -> bytes:
-    """Read a file of the page; render it if it is the template."""
+def page_file(name: str, config: DemoConfig, policy: str, notice: str) -> bytes:
+    """Read a file of the page, and render it if it is the HTML template.
+
+    Args:
+        name: name of the file.
+        config: config with the title of the page.
+        policy: Content-Security-Policy of the page.
+        notice: notice to visitors about where their pictures are processed.
+    """
     data = (files("crosschannel.demo") / "page" / name).read_bytes()
     if name != "index.html":
         return data
     from jinja2 import Environment, StrictUndefined
 
-    made = Environment(autoescape=True, undefined=StrictUndefined).from_string(data.decode())
-    return made.render(title=config.title, policy=policy, where=where).encode()
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(data.decode())
+    return template.render(title=config.title, policy=policy, notice=notice).encode()
 
 
-def policy_of_page(policy: str) -> str:
-    """Remove ``frame-ancestors`` from a policy: browsers ignore it in a <meta> tag."""
-    return "; ".join(part for part in policy.split("; ") if not part.startswith("frame-ancestors"))
+def meta_policy(policy: str) -> str:
+    """Return a policy without ``frame-ancestors``, which browsers ignore in a <meta> tag."""
+    return "; ".join(rule for rule in policy.split("; ") if not rule.startswith("frame-ancestors"))

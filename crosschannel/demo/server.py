@@ -1,4 +1,4 @@
-"""`crosschannel demo`: a server of the page, and of what the net says of lightness. It keeps nothing."""
+"""`crosschannel demo`: serve the demo page and the model's predictions. The server does not store any pictures."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import torch
 
 from crosschannel.colorize.colorizer import MAX_ASPECT_RATIO, Colorizer
 from crosschannel.demo.config import DemoConfig
-from crosschannel.demo.files import PAGE, described, page_file, policy_of_page
+from crosschannel.demo.files import PAGE, meta_policy, model_settings, page_file
 from crosschannel.demo.static import write_static
 from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.hub import load_colorizer
@@ -20,41 +20,47 @@ from crosschannel.hub.export import Decoded
 from crosschannel.training.device import find_device
 
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".json": "application/json"}
-_ROUNDED = 4  # pixels by which a short side may be longer than asked for: sides are multiples of 8
-_LEAST = 2.0**-20  # of a probability that is told
-_QUEUE = 30  # pictures that may wait
-_WHERE = (
-    "The server is sent a small grey copy of each picture, says what colours are likely, and keeps nothing. All else "
-    "stays on your machine."
+_ROUNDING = 4  # pixels by which the short side may exceed the configured size, since sides are multiples of 8
+_MIN_PROBABILITY = 2.0**-20  # smaller probabilities are raised to it
+_MAX_WAITING = 30  # pictures that wait or are processed at a time
+_NOTICE = (
+    "Your browser sends a small greyscale copy of each picture to the server, which predicts likely colours and stores "
+    "nothing. Everything else stays on your machine."
 )
 
 
 def demo(config: DemoConfig) -> None:
-    """Serve the page until Ctrl-C, or write it into a folder.
+    """Serve the page until Ctrl-C, or write it to a folder.
 
     Raises:
-        UserError: a net that colours nothing, an address that cannot be listened on, or a folder that is in the way.
+        UserError: the model is not a colorization model, the address is not available, or the folder is not empty.
     """
     colorizer = load_colorizer(config.model, "cpu" if config.static else find_device(config.device), config.size)
     if config.static:
         write_static(colorizer, config, Path(config.static))
         return
-    from crosschannel.web import POLICY, Guarded, ended_by_signals, serve
+    from crosschannel.web import POLICY, GuardedApp, interrupt_on_signals, serve
 
     limit = body_limit(colorizer.size)
     policy = f"{POLICY}; worker-src 'self'"
     app = create(colorizer, config, policy)
-    with ended_by_signals():
-        serve(Guarded(app, limit, policy), config.host, config.port, "demo")
+    with interrupt_on_signals():
+        serve(GuardedApp(app, limit, policy), config.host, config.port, "demo")
 
 
 def body_limit(size: int) -> int:
-    """Bytes that a browser may send of a picture that is looked at with a short side of ``size``."""
-    return 8 + 4 * (size + _ROUNDED) * MAX_ASPECT_RATIO * size
+    """Return the size limit of a request, in bytes, for models with inputs of short side ``size``."""
+    return 8 + 4 * (size + _ROUNDING) * MAX_ASPECT_RATIO * size
 
 
 def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
-    """The application of the server."""
+    """Create the web application.
+
+    Args:
+        colorizer: model that predicts colours.
+        config: config of the demo.
+        policy: Content-Security-Policy of the page.
+    """
     from fastapi import Request
     from fastapi.concurrency import run_in_threadpool
     from fastapi.responses import Response
@@ -62,11 +68,11 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
     from crosschannel.web import create_app
 
     app, decoded = create_app(), Decoded(colorizer).eval()
-    turn, waiting = asyncio.Lock(), 0
+    lock, waiting = asyncio.Lock(), 0
     device = next(colorizer.parameters()).device
-    pages = {name: page_file(name, config, policy_of_page(policy), _WHERE) for name in PAGE}
+    pages = {name: page_file(name, config, meta_policy(policy), _NOTICE) for name in PAGE}
     pages["net.js"] = (files("crosschannel.demo") / "page" / "net-server.js").read_bytes()
-    pages["net.json"] = json.dumps(described(colorizer, config)).encode()
+    pages["net.json"] = json.dumps(model_settings(colorizer, config)).encode()
 
     @app.get("/")
     async def index() -> Response:
@@ -75,20 +81,20 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
     @app.get("/{name}")
     async def file(name: str) -> Response:
         if name not in pages:
-            return Response("there is no such file", 404, media_type="text/plain")
+            return Response("this file does not exist", 404, media_type="text/plain")
         return Response(pages[name], media_type=TYPES[Path(name).suffix])
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
         nonlocal waiting
         body = await request.body()
-        if waiting >= _QUEUE:
+        if waiting >= _MAX_WAITING:
             return Response("too many pictures are waiting; try again in a minute", 503, media_type="text/plain")
         waiting += 1
         try:
-            lightness = _lightness(body, colorizer.size)
-            async with turn:  # one picture at a time: each takes all cores
-                if await request.is_disconnected():  # who left does not keep others waiting
+            lightness = _parse_lightness(body, colorizer.size)
+            async with lock:  # one picture at a time, since each uses all cores
+                if await request.is_disconnected():  # do not let other visitors wait for it
                     return Response(status_code=400)
                 data = await run_in_threadpool(answer, lightness)
         except UserError as error:
@@ -99,31 +105,32 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
 
     @torch.inference_mode()
     def answer(lightness: torch.Tensor) -> bytes:
-        with wrap_external_errors(f"this net cannot look at {lightness.shape[3]} × {lightness.shape[2]} pixels"):
-            *distribution, ab = (part[0].float().cpu().numpy() for part in decoded(lightness.to(device)))
+        """Encode the prediction: number of bins, height, width, ab, and the log-probabilities of the bins if any."""
+        with wrap_external_errors(f"the model cannot process {lightness.shape[3]} × {lightness.shape[2]} pixels"):
+            *distribution, ab = (output[0].float().cpu().numpy() for output in decoded(lightness.to(device)))
         if not np.isfinite(ab).all():
-            raise UserError("this net gives colours that are no numbers: its weights are damaged")
+            raise UserError("the model predicts colours that are not finite: its weights are damaged")
         bins = len(distribution[0]) if distribution else 0
         data = struct.pack("<3I", bins, *ab.shape[1:]) + np.ascontiguousarray(ab, "<f4").tobytes()
-        for part in distribution:
-            data += np.log(np.maximum(part, _LEAST)).astype("<f2").tobytes()
+        for probabilities in distribution:
+            data += np.log(np.maximum(probabilities, _MIN_PROBABILITY)).astype("<f2").tobytes()
         return data
 
     return app
 
 
-def _lightness(body: bytes, size: int) -> torch.Tensor:
-    """What a browser sent, (1, 1, H, W) in 0..100.
+def _parse_lightness(body: bytes, size: int) -> torch.Tensor:
+    """Parse the body of a request into lightness (1, 1, H, W) in 0..100.
 
     Raises:
-        UserError: it is something else.
+        UserError: the size is not accepted, or the values are invalid.
     """
     width, height = struct.unpack("<2I", body[:8]) if len(body) >= 8 else (0, 0)
-    if not (8 <= min(width, height) <= size + _ROUNDED and max(width, height) <= MAX_ASPECT_RATIO * size):
-        raise UserError(f"the net does not look at {width} × {height}")
+    if not (8 <= min(width, height) <= size + _ROUNDING and max(width, height) <= MAX_ASPECT_RATIO * size):
+        raise UserError(f"the model does not accept {width} × {height} pixels")
     if len(body) != 8 + 4 * width * height:
-        raise UserError("these are not as many numbers as the picture has pixels")
+        raise UserError("the number of values does not match the size of the picture")
     lightness = torch.from_numpy(np.frombuffer(body, "<f4", offset=8).astype(np.float32)).view(1, 1, height, width)
     if not lightness.isfinite().all():
-        raise UserError("lightness must be numbers in 0..100")
+        raise UserError("lightness must be finite numbers")
     return lightness.clamp(0, 100)

@@ -14,7 +14,7 @@ from crosschannel.files import FolderLock, read_text, user_path
 from crosschannel.study.answers import Answers, ColourVision, Refused, State, Timing, Unavailable
 from crosschannel.study.config import StudyServeConfig
 from crosschannel.study.manifest import PICTURES, Manifest, check_pictures, read_study
-from crosschannel.web import FastAPI, Guarded, create_app, ended_by_signals, serve
+from crosschannel.web import FastAPI, GuardedApp, create_app, interrupt_on_signals, serve
 
 try:
     from fastapi import Cookie, Request
@@ -63,11 +63,11 @@ def run(config: StudyServeConfig) -> None:
     consent = read_text(user_path(config.consent)) if config.consent else ""
     codes = read_codes(config.codes) if config.codes else None
     paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", consent)]
-    with FolderLock(folder), ended_by_signals():
+    with FolderLock(folder), interrupt_on_signals():
         answers = Answers(folder, manifest)
         try:
             app = create(folder, manifest, answers, config, paragraphs, codes)
-            serve(Guarded(app, _LIMIT), config.host, config.port, f"study {folder}")
+            serve(GuardedApp(app, _LIMIT), config.host, config.port, f"study {folder}")
         finally:
             answers.close()
 

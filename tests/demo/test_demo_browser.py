@@ -117,7 +117,7 @@ def test_pictures_that_come_while_others_are_looked_at(page, pictures):
     for paths in ([wide], [large, small, clear]):  # the second does not wait for the first
         page.set_input_files("#files", [str(path) for path in paths])
     until(page, "document.querySelectorAll('#strip li').length === 3", 120)
-    said = "document.getElementById('said').textContent"
+    said = "document.getElementById('message').textContent"
     until(page, f"{said}.includes('3 coloured') && {said}.includes('3.0 megapixels')")
     with zipfile.ZipFile(io.BytesIO(downloaded(page, "#save-all"))) as archive:
         names = archive.namelist()
@@ -134,14 +134,14 @@ def test_pictures_chosen_while_the_page_loads_are_coloured_afterwards(chromium, 
     page = chromium.new_page(accept_downloads=True)
     page.route("**/net.json", lambda route: routes.append(route))
     page.goto(address)
-    said = "document.getElementById('said').textContent"
+    said = "document.getElementById('message').textContent"
     until(page, f"{said} === 'Loading the model …'")
     page.set_input_files("#files", [str(wide)])
-    until(page, f"{said} === 'Loading the model … 1 picture waits for it.'")
+    until(page, f"{said} === 'Loading the model … 1 picture is waiting.'")
     page.set_input_files("#files", [str(small)])
-    until(page, f"{said} === 'Loading the model … 2 pictures wait for it.'")
+    until(page, f"{said} === 'Loading the model … 2 pictures are waiting.'")
     drop(page, "dropped.png", png())
-    until(page, f"{said} === 'Loading the model … 3 pictures wait for it.'")
+    until(page, f"{said} === 'Loading the model … 3 pictures are waiting.'")
     assert page.evaluate("document.querySelectorAll('#strip li').length") == 0
     page.wait_for_timeout(500)
     for route in routes:
@@ -163,10 +163,10 @@ def test_a_missing_description_is_reported_while_pictures_wait(chromium, address
     page.goto(address)
     image = {"name": "a.png", "mimeType": "image/png", "buffer": png()}
     page.set_input_files("#files", image)
-    until(page, "document.getElementById('said').textContent.includes('1 picture waits')")
+    until(page, "document.getElementById('message').textContent.includes('1 picture is waiting')")
     routes[0].fulfill(status=404, body="gone")
     for _ in range(2):
-        until(page, "/load it again/i.test(document.getElementById('said').textContent)")
+        until(page, "/reload the page/i.test(document.getElementById('message').textContent)")
         page.set_input_files("#files", image)  # changes nothing
     page.close()
 
@@ -178,7 +178,7 @@ def test_a_picture_chosen_before_the_script_loads_is_coloured(chromium, address)
     page.wait_for_selector("#files")
     page.set_input_files("#files", {"name": "a.png", "mimeType": "image/png", "buffer": png()})
     routes[0].continue_()
-    until(page, "document.getElementById('said').textContent === 'Coloured.'", 120)
+    until(page, "document.getElementById('message').textContent === 'Coloured.'", 120)
     page.close()
 
 
@@ -200,7 +200,7 @@ def test_a_page_that_is_not_whole_says_so(chromium, address):
         if missing != "net.json":
             page.wait_for_selector("body[data-ready]", timeout=60000)
             page.set_input_files("#files", {"name": "a.png", "mimeType": "image/png", "buffer": png()})
-        until(page, "/load it again/i.test(document.getElementById('said').textContent)")
+        until(page, "/reload the page/i.test(document.getElementById('message').textContent)")
         page.close()
 
 
@@ -213,12 +213,12 @@ def png() -> bytes:
 def test_what_cannot_be_is_said(page, pictures):
     _, small, large, words = pictures
     page.set_input_files("#files", [str(large)])
-    until(page, "document.getElementById('said').textContent.includes('megapixels')")
+    until(page, "document.getElementById('message').textContent.includes('megapixels')")
     page.set_input_files("#files", [str(words)])
-    until(page, "document.getElementById('said').textContent.includes('not a picture')")
-    assert page.is_hidden("#shown")
+    until(page, "document.getElementById('message').textContent.includes('not a picture')")
+    assert page.is_hidden("#result")
     add(page, small)
-    assert page.is_visible("#shown") and page.is_hidden("#save-all")
+    assert page.is_visible("#result") and page.is_hidden("#save-all")
     page.evaluate("document.getElementById('split').value = 20")
     page.dispatch_event("#split", "input")
     assert "80%" in page.evaluate("document.getElementById('before').style.clipPath")

@@ -18,13 +18,13 @@ from crosschannel.demo.config import DemoConfig
 from crosschannel.demo.files import PAGE
 from crosschannel.demo.server import body_limit, create
 from crosschannel.hub import load_colorizer
-from crosschannel.web import POLICY, Guarded
+from crosschannel.web import POLICY, GuardedApp
 
 
 @pytest.fixture(scope="module")
 def demo(trained):
     colorizer = load_colorizer(str(trained))
-    app = Guarded(create(colorizer, DemoConfig(title="Try <it>"), POLICY), body_limit(colorizer.size))
+    app = GuardedApp(create(colorizer, DemoConfig(title="Try <it>"), POLICY), body_limit(colorizer.size))
     return TestClient(app, base_url="http://demo"), colorizer
 
 
@@ -84,7 +84,7 @@ def test_other_things_are_refused_in_a_sentence(data, demo):
 def test_a_queue_has_an_end(demo, monkeypatch):
     lightness = body(np.full((demo[1].size, demo[1].size), 50))
     assert demo[0].post("/predict", content=lightness).status_code == 200
-    monkeypatch.setattr("crosschannel.demo.server._QUEUE", 0)
+    monkeypatch.setattr("crosschannel.demo.server._MAX_WAITING", 0)
     answer = demo[0].post("/predict", content=lightness)
     assert answer.status_code == 503 and "try again" in answer.text
 
@@ -99,7 +99,7 @@ def test_a_net_that_fails_says_so(trained):
     assert answer.status_code == 400 and "its weights are damaged" in answer.text
     colorizer.net.forward = lambda _: 1 / 0
     answer = browser.post("/predict", content=lightness)
-    assert answer.status_code == 400 and answer.text.startswith("this net cannot look at")
+    assert answer.status_code == 400 and answer.text.startswith("the model cannot process")
 
 
 def test_too_much_is_not_taken(demo):

@@ -20,7 +20,7 @@ from crosschannel.study.answers import DATABASE, Answers, read_answers
 from crosschannel.study.config import StudyServeConfig
 from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH, read_study
 from crosschannel.study.server import create, read_codes
-from crosschannel.web import Guarded
+from crosschannel.web import GuardedApp
 
 TIMING = {"first_ms": 1000.0, "second_ms": 1001.5, "response_ms": 700.0, "hidden": False}
 
@@ -30,7 +30,7 @@ def app(study):
     folder, manifest = study
     answers = Answers(folder, manifest)
     config = StudyServeConfig(str(folder), title="Faces & places", contact="me@example.org")
-    yield Guarded(create(folder, manifest, answers, config, [], None), 4096)
+    yield GuardedApp(create(folder, manifest, answers, config, [], None), 4096)
     answers.close()
 
 
@@ -223,7 +223,7 @@ def test_a_form_that_is_not_filled_in(change, status, app, study):
 def test_only_known_codes(study):
     folder, manifest = study
     answers = Answers(folder, manifest)
-    app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), ["Our own words."], {"in"}), 4096)
+    app = GuardedApp(create(folder, manifest, answers, StudyServeConfig(str(folder)), ["Our own words."], {"in"}), 4096)
     assert "Our own words." in client(app).get("/").text and "computer" not in client(app).get("/").text
     assert client(app).post("/begin", data=form("out")).status_code == 403
     begun(app, "in")
@@ -432,7 +432,7 @@ def full(answers) -> Iterator[None]:
 def test_requests_to_a_locked_database_can_be_retried(hurried, study, capsys):
     folder, manifest = study
     answers = Answers(folder, manifest)
-    app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
+    app = GuardedApp(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
     one, two = begun(app, "p1"), client(app)
     trial = one.get("/state").json()["trial"]
     with locked(folder):
@@ -455,7 +455,7 @@ def test_requests_to_a_locked_database_can_be_retried(hurried, study, capsys):
 def test_a_full_disk_loses_nothing_acknowledged(study, capsys):
     folder, manifest = study
     answers = Answers(folder, manifest)
-    app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
+    app = GuardedApp(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
     with full(answers):
         for number in range(1, 100):
             status = client(app).post("/begin", data=form(f"p{number}")).status_code
@@ -473,7 +473,7 @@ def test_a_full_disk_loses_nothing_acknowledged(study, capsys):
 def test_pages_retry_after_the_database_is_closed(study):
     folder, manifest = study
     answers = Answers(folder, manifest)
-    app = Guarded(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
+    app = GuardedApp(create(folder, manifest, answers, StudyServeConfig(str(folder)), [], None), 4096)
     someone = begun(app, "p1")
     answers._db.close()
     for path in ("/", "/pairs", "/end"):

@@ -21,7 +21,7 @@ import uvicorn
 from crosschannel.cli import PROGRAM
 from crosschannel.errors import UserError
 from crosschannel.study.answers import DATABASE, read_answers
-from crosschannel.web import Guarded, ended_by_signals, serve
+from crosschannel.web import GuardedApp, interrupt_on_signals, serve
 
 ADDRESSES = ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%eth0", "::ffff:10.0.0.1", "255.255.255.255"]
 NAMES = ["localhost", "cafe", "node-3.cluster.example", "3com", "4node", "my_host"]
@@ -53,7 +53,7 @@ def test_other_hosts_are_refused(command, host):
     with pytest.raises(UserError, match="host must be a host name or a full IP address"):
         PROGRAM.parse(name, [*words, f"--host={host}"])
     with pytest.raises(UserError, match="host must be a host name or a full IP address"):
-        serve(Guarded(app, 1), host, free_port(), "page")
+        serve(GuardedApp(app, 1), host, free_port(), "page")
 
 
 async def app(_scope, receive, send) -> None:
@@ -66,7 +66,7 @@ async def app(_scope, receive, send) -> None:
 def port():
     """Port of a server that accepts bodies of 1000 bytes."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(Guarded(app, 1000), port=port, lifespan="off", log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(GuardedApp(app, 1000), port=port, lifespan="off", log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -132,7 +132,7 @@ def test_signals_end_a_block_once_and_their_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         closed = []
-        with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        with pytest.raises(KeyboardInterrupt), interrupt_on_signals():
             try:
                 signal.raise_signal(number)
             finally:

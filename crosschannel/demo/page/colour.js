@@ -1,5 +1,5 @@
-// The colorizer's arithmetic, as crosschannel has it in Python: lightness, resizing, decode, upsampling, gamut.
-// Pictures are planes of numbers; nothing here knows a page.
+// JavaScript port of crosschannel's colorizer: lightness, resizing, decoding, upsampling and gamut mapping. It works on
+// typed arrays and does not depend on the page.
 
 const WHITE = [0.95047, 1.0, 1.08883];
 const RGB_TO_XYZ = [
@@ -9,12 +9,12 @@ const RGB_TO_XYZ = [
 ];
 const FROM_XYZ = inverse(RGB_TO_XYZ).map((row) => row.map((value, column) => value * WHITE[column]));
 const LUMINANCE = RGB_TO_XYZ[1];
-const SIGMA_OF_GRIDS = 9.0; // differences of lightness at which a point counts less
-const SIGMA_OF_PICTURES = 14.0;
-const FLOOR = 1e-6;
-const SLACK = 2e-4;
-const HALVINGS = 10;
-const LONGEST = 4; // the net sees at most this many times its short side
+const GRID_SIGMA = 9.0; // standard deviation of lightness differences, when upsampling the prediction grid …
+const PICTURE_SIGMA = 14.0; // … and when upsampling from the input to the picture
+const MIN_WEIGHT = 1e-6; // added to the weights, for pixels without a similar point
+const GAMUT_TOLERANCE = 2e-4; // by which sRGB values in 0..1 may exceed their range
+const BISECTIONS = 10;
+const MAX_ASPECT = 4; // maximum ratio of the long to the short side of the input
 
 function inverse(m) {
   const [[a, b, c], [d, e, f], [g, h, i]] = m;
@@ -31,38 +31,37 @@ const LINEAR = Float64Array.from({ length: 256 }, (_, level) => {
   return x > 0.04045 ? ((x + 0.055) / 1.055) ** 2.4 : x / 12.92;
 });
 
-// L in 0..100 of pixels with four (or three) numbers each.
+// Lightness L in 0..100 of interleaved pixels with four (or three) channels.
 export function lightnessOf(pixels, channels = 4) {
-  const found = new Float32Array(pixels.length / channels);
-  for (let i = 0, at = 0; i < found.length; i++, at += channels) {
+  const lightness = new Float32Array(pixels.length / channels);
+  for (let i = 0, j = 0; i < lightness.length; i++, j += channels) {
     const y =
-      LUMINANCE[0] * LINEAR[pixels[at]] + LUMINANCE[1] * LINEAR[pixels[at + 1]] + LUMINANCE[2] * LINEAR[pixels[at + 2]];
-    found[i] = 116 * (y > 0.008856 ? Math.cbrt(y) : 7.787 * y + 16 / 116) - 16;
+      LUMINANCE[0] * LINEAR[pixels[j]] + LUMINANCE[1] * LINEAR[pixels[j + 1]] + LUMINANCE[2] * LINEAR[pixels[j + 2]];
+    lightness[i] = 116 * (y > 0.008856 ? Math.cbrt(y) : 7.787 * y + 16 / 116) - 16;
   }
-  return found;
+  return lightness;
 }
 
-// Width and height that the net sees.
-export function workingSize(width, height, net) {
+// Width and height of the model's input.
+export function inputSize(width, height, net) {
   if (net.squash) return [net.size, net.size];
   const factor = net.size / Math.min(width, height);
-  const side = (length) => Math.min(LONGEST * net.size, Math.max(8, roundEven((length * factor) / 8) * 8));
+  const side = (length) => Math.min(MAX_ASPECT * net.size, Math.max(8, roundEven((length * factor) / 8) * 8));
   return [side(width), side(height)];
 }
 
-// Halves to the even number, as Python rounds.
+// Round halves to the even number, like Python.
 function roundEven(x) {
-  const whole = Math.floor(x);
-  const rest = x - whole;
-  if (rest !== 0.5) return Math.round(x);
-  return whole % 2 ? whole + 1 : whole;
+  const floor = Math.floor(x);
+  if (x - floor !== 0.5) return Math.round(x);
+  return floor % 2 ? floor + 1 : floor;
 }
 
 const FILTERS = {
-  bilinear: { support: 1, at: (x) => Math.max(0, 1 - Math.abs(x)) },
+  bilinear: { support: 1, kernel: (x) => Math.max(0, 1 - Math.abs(x)) },
   bicubic: {
     support: 2,
-    at: (signed) => {
+    kernel: (signed) => {
       const x = Math.abs(signed);
       if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
       return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
@@ -70,33 +69,33 @@ const FILTERS = {
   },
 };
 
-// Which pixels of a line make up each pixel of a shorter or longer one, and by how much.
-function weightsOf(from, to, { support, at }) {
+// First source pixel and weights for each target pixel, when a line of pixels is resized.
+function resizeWeights(from, to, { support, kernel }) {
   const scale = from / to;
   const stretch = Math.max(1, scale);
-  return Array.from({ length: to }, (_, place) => {
-    const centre = (place + 0.5) * scale;
+  return Array.from({ length: to }, (_, target) => {
+    const centre = (target + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - support * stretch + 0.5));
-    const last = Math.min(from, Math.trunc(centre + support * stretch + 0.5));
-    const weights = Float64Array.from({ length: last - first }, (_, i) => at((first + i - centre + 0.5) / stretch));
-    const total = weights.reduce((sum, one) => sum + one, 0);
-    return { first, weights: weights.map((one) => one / total) };
+    const end = Math.min(from, Math.trunc(centre + support * stretch + 0.5));
+    const weights = Float64Array.from({ length: end - first }, (_, i) => kernel((first + i - centre + 0.5) / stretch));
+    const total = weights.reduce((sum, weight) => sum + weight, 0);
+    return { first, weights: weights.map((weight) => weight / total) };
   });
 }
 
 const toByte = (x) => (x < 0 ? 0 : x > 255 ? 255 : Math.floor(x + 0.5));
 
-// A picture resized as Pillow does it, to 8 bits after each direction. Rows are given as they come.
+// Resizes a picture like Pillow, with rounding to 8 bits after each direction. Rows are added one strip at a time.
 export class Resizer {
   constructor(width, height, toWidth, toHeight, interpolation) {
     const filter = FILTERS[interpolation];
     Object.assign(this, { width, height, toWidth, toHeight, row: 0 });
-    this.across = width === toWidth ? null : weightsOf(width, toWidth, filter);
-    this.down = height === toHeight ? null : weightsOf(height, toHeight, filter);
+    this.across = width === toWidth ? null : resizeWeights(width, toWidth, filter);
+    this.down = height === toHeight ? null : resizeWeights(height, toHeight, filter);
     this.rows = new Uint8ClampedArray(toWidth * height * 3);
   }
 
-  // Rows of pixels with four numbers each.
+  // Add rows of RGBA pixels.
   add(pixels) {
     const count = pixels.length / (4 * this.width);
     for (let y = 0; y < count; y++, this.row++) {
@@ -109,8 +108,8 @@ export class Resizer {
           }
           const { first, weights } = this.across[x];
           let sum = 0;
-          for (let i = 0, at = (y * this.width + first) * 4 + channel; i < weights.length; i++, at += 4) {
-            sum += weights[i] * pixels[at];
+          for (let i = 0, j = (y * this.width + first) * 4 + channel; i < weights.length; i++, j += 4) {
+            sum += weights[i] * pixels[j];
           }
           this.rows[to] = toByte(sum);
         }
@@ -118,32 +117,32 @@ export class Resizer {
     }
   }
 
-  // The picture, three numbers a pixel.
+  // Return the resized picture as RGB pixels.
   finish() {
     if (!this.down) return this.rows;
     const line = this.toWidth * 3;
-    const found = new Uint8ClampedArray(line * this.toHeight);
+    const resized = new Uint8ClampedArray(line * this.toHeight);
     this.down.forEach(({ first, weights }, y) => {
       for (let x = 0; x < line; x++) {
         let sum = 0;
         for (let i = 0; i < weights.length; i++) sum += weights[i] * this.rows[(first + i) * line + x];
-        found[y * line + x] = toByte(sum);
+        resized[y * line + x] = toByte(sum);
       }
     });
-    return found;
+    return resized;
   }
 }
 
-// ab of a grid from a distribution over bins, (bins, points): the annealed mean at a temperature.
+// ab (2, points) of a distribution over bins (bins, points): the annealed mean at a temperature.
 export function annealedMean(distribution, bins, points, temperature) {
   const ab = new Float32Array(2 * points);
   const powers = new Float64Array(bins.length);
   for (let point = 0; point < points; point++) {
-    let most = 0;
-    for (let bin = 0; bin < bins.length; bin++) most = Math.max(most, distribution[bin * points + point]);
+    let max = 0;
+    for (let bin = 0; bin < bins.length; bin++) max = Math.max(max, distribution[bin * points + point]);
     let total = 0;
     for (let bin = 0; bin < bins.length; bin++) {
-      powers[bin] = (distribution[bin * points + point] / most) ** (1 / temperature);
+      powers[bin] = (distribution[bin * points + point] / max) ** (1 / temperature);
       total += powers[bin];
     }
     let a = 0;
@@ -158,74 +157,74 @@ export function annealedMean(distribution, bins, points, temperature) {
   return ab;
 }
 
-// For each pixel of a line: the points before and after it, and how far it is between them.
-function between(start, count, scale, offset, points) {
+// For each pixel of a line, the grid point before it, and the fraction of the way to the next point.
+function locateOnGrid(start, count, scale, offset, points) {
   const first = new Int32Array(count);
-  const rest = new Float32Array(count);
+  const fraction = new Float32Array(count);
   for (let i = 0; i < count; i++) {
-    const at = Math.min(points - 1, Math.max(0, (start + i + 0.5) * scale - offset));
-    first[i] = Math.min(Math.floor(at), Math.max(0, points - 2));
-    rest[i] = at - first[i];
+    const position = Math.min(points - 1, Math.max(0, (start + i + 0.5) * scale - offset));
+    first[i] = Math.min(Math.floor(position), Math.max(0, points - 2));
+    fraction[i] = position - first[i];
   }
-  return { first, rest };
+  return { first, fraction };
 }
 
-// ab of rows of a picture from those of a grid of points.
-//   grid: {ab, width, height, lightness}; of the points
-//   rows: {start, count, width, lightness}; of the picture
-export function upsampled(grid, rows, scale, offset, sigma) {
+// Upsample ab from a grid of points to rows of a picture; points with similar lightness have more weight.
+//   grid: {ab, width, height, lightness} of the points
+//   rows: {start, count, width, lightness} of the rows
+export function upsample(grid, rows, scale, offset, sigma) {
   const pixels = rows.count * rows.width;
   const points = grid.width * grid.height;
-  const found = new Float32Array(2 * pixels);
-  const down = between(rows.start, rows.count, scale[0], offset, grid.height);
-  const across = between(0, rows.width, scale[1], offset, grid.width);
+  const ab = new Float32Array(2 * pixels);
+  const down = locateOnGrid(rows.start, rows.count, scale[0], offset, grid.height);
+  const across = locateOnGrid(0, rows.width, scale[1], offset, grid.width);
   const factor = -0.5 / (sigma * sigma);
-  for (let y = 0, at = 0; y < rows.count; y++) {
+  for (let y = 0, pixel = 0; y < rows.count; y++) {
     const lines = [down.first[y], Math.min(down.first[y] + 1, grid.height - 1)];
-    const ofLines = [1 - down.rest[y], down.rest[y]];
-    for (let x = 0; x < rows.width; x++, at++) {
+    const lineWeights = [1 - down.fraction[y], down.fraction[y]];
+    for (let x = 0; x < rows.width; x++, pixel++) {
       const columns = [across.first[x], Math.min(across.first[x] + 1, grid.width - 1)];
-      const ofColumns = [1 - across.rest[x], across.rest[x]];
+      const columnWeights = [1 - across.fraction[x], across.fraction[x]];
       let total = 0;
       let a = 0;
       let b = 0;
       for (let i = 0; i < 2; i++) {
         for (let j = 0; j < 2; j++) {
           const point = lines[i] * grid.width + columns[j];
-          const difference = grid.lightness[point] - rows.lightness[at];
-          const weight = ofLines[i] * ofColumns[j] * (Math.exp(difference * difference * factor) + FLOOR);
+          const difference = grid.lightness[point] - rows.lightness[pixel];
+          const weight = lineWeights[i] * columnWeights[j] * (Math.exp(difference * difference * factor) + MIN_WEIGHT);
           total += weight;
           a += weight * grid.ab[point];
           b += weight * grid.ab[points + point];
         }
       }
-      found[at] = a / total;
-      found[pixels + at] = b / total;
+      ab[pixel] = a / total;
+      ab[pixels + pixel] = b / total;
     }
   }
-  return found;
+  return ab;
 }
 
-// Lightness at the points of a net's grid: of their pixels, or the mean of their blocks.
-export function atPoints(lightness, width, height, stride, ofBlocks) {
+// Lightness at the points of the prediction grid: the mean of the block of each point, or its first pixel.
+export function gridLightness(lightness, width, height, stride, averageBlocks) {
   const columns = Math.ceil(width / stride);
   const rows = Math.ceil(height / stride);
-  const found = new Float32Array(columns * rows);
+  const values = new Float32Array(columns * rows);
   for (let row = 0; row < rows; row++) {
     for (let column = 0; column < columns; column++) {
-      const side = ofBlocks ? stride : 1;
+      const side = averageBlocks ? stride : 1;
       let sum = 0;
       let count = 0;
       for (let y = row * stride; y < Math.min(height, row * stride + side); y++) {
         for (let x = column * stride; x < Math.min(width, column * stride + side); x++, count++) sum += lightness[y * width + x];
       }
-      found[row * columns + column] = sum / count;
+      values[row * columns + column] = sum / count;
     }
   }
-  return found;
+  return values;
 }
 
-// sRGB of a colour, unclipped, into `rgb`.
+// Convert a Lab colour to sRGB, unclipped, and store it in `rgb`.
 function toRgb(lightness, a, b, rgb) {
   const y = (lightness + 16) / 116;
   const f = [y + a / 500, y, Math.max(0, y - b / 200)];
@@ -236,24 +235,23 @@ function toRgb(lightness, a, b, rgb) {
   }
 }
 
-const isShown = (rgb) => rgb.every((value) => value >= -SLACK && value <= 1 + SLACK);
+const isInGamut = (rgb) => rgb.every((value) => value >= -GAMUT_TOLERANCE && value <= 1 + GAMUT_TOLERANCE);
 
-// Lightness and ab of pixels into the colours of pixels of four numbers, whose fourth is kept; colours that sRGB cannot
-// show move towards grey until it can.
-export function paint(pixels, lightness, ab, saturation) {
+// Set the RGB channels of RGBA pixels from lightness and ab. Colours outside sRGB are moved towards grey.
+export function colourPixels(pixels, lightness, ab, saturation) {
   const count = lightness.length;
   const rgb = [0, 0, 0];
   for (let i = 0; i < count; i++) {
     const a = ab[i] * saturation;
     const b = ab[count + i] * saturation;
     toRgb(lightness[i], a, b, rgb);
-    if (!isShown(rgb)) {
+    if (!isInGamut(rgb)) {
       let low = 0;
       let high = 1;
-      for (let halving = 0; halving < HALVINGS; halving++) {
+      for (let step = 0; step < BISECTIONS; step++) {
         const middle = (low + high) / 2;
         toRgb(lightness[i], a * middle, b * middle, rgb);
-        if (isShown(rgb)) low = middle;
+        if (isInGamut(rgb)) low = middle;
         else high = middle;
       }
       toRgb(lightness[i], a * low, b * low, rgb);
@@ -262,28 +260,28 @@ export function paint(pixels, lightness, ab, saturation) {
   }
 }
 
-// ab of every pixel that the net has seen, from what it says of its grid.
-export function lookAt(seen, ab, net) {
-  const columns = Math.ceil(seen.width / net.stride);
-  const rows = Math.ceil(seen.height / net.stride);
-  const guide = atPoints(seen.lightness, seen.width, seen.height, net.stride, net.half_pixel);
-  const grid = { ab, width: columns, height: rows, lightness: guide };
-  const all = { start: 0, count: seen.height, width: seen.width, lightness: seen.lightness };
+// Upsample predicted ab from the grid of the model to every pixel of its input.
+export function upsamplePrediction(input, ab, net) {
+  const columns = Math.ceil(input.width / net.stride);
+  const rows = Math.ceil(input.height / net.stride);
+  const lightness = gridLightness(input.lightness, input.width, input.height, net.stride, net.half_pixel);
+  const grid = { ab, width: columns, height: rows, lightness };
+  const allRows = { start: 0, count: input.height, width: input.width, lightness: input.lightness };
   const scale = [1 / net.stride, 1 / net.stride];
-  return upsampled(grid, all, scale, net.half_pixel ? 0.5 : 0.5 / net.stride, SIGMA_OF_GRIDS);
+  return upsample(grid, allRows, scale, net.half_pixel ? 0.5 : 0.5 / net.stride, GRID_SIGMA);
 }
 
-// ab of some rows of a picture, from those of every pixel that the net has seen.
-export function rowsOf(seen, maps, picture, start, count, lightness) {
+// Upsample ab from the pixels of the model's input to rows of the picture.
+export function upsampleRows(input, ab, picture, start, count, lightness) {
   const rows = { start, count, width: picture.width, lightness };
-  if (seen.width === picture.width && seen.height === picture.height) {
-    const pixels = seen.width * seen.height;
-    const part = (from) => maps.subarray(from + start * seen.width, from + (start + count) * seen.width);
-    const found = new Float32Array(2 * count * seen.width);
-    found.set(part(0));
-    found.set(part(pixels), count * seen.width);
-    return found;
+  if (input.width === picture.width && input.height === picture.height) {
+    const pixels = input.width * input.height;
+    const rowsOfChannel = (offset) => ab.subarray(offset + start * input.width, offset + (start + count) * input.width);
+    const selected = new Float32Array(2 * count * input.width);
+    selected.set(rowsOfChannel(0));
+    selected.set(rowsOfChannel(pixels), count * input.width);
+    return selected;
   }
-  const grid = { ab: maps, width: seen.width, height: seen.height, lightness: seen.lightness };
-  return upsampled(grid, rows, [seen.height / picture.height, seen.width / picture.width], 0.5, SIGMA_OF_PICTURES);
+  const grid = { ab, width: input.width, height: input.height, lightness: input.lightness };
+  return upsample(grid, rows, [input.height / picture.height, input.width / picture.width], 0.5, PICTURE_SIGMA);
 }

@@ -1,56 +1,58 @@
-// The page: pictures in, a slider between before and after, downloads. The work is the worker's.
+// The page: file input, slider between original and result, downloads. A worker processes the pictures.
 
 const find = (id) => document.getElementById(id);
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
-const MOST = 50; // pictures at a time: what the net says of each is kept
-const waiting = new Map();
+const MAX_PICTURES = 50; // limits the memory for predictions
+const pendingRequests = new Map(); // requests to the worker, by id: {resolve, reject}
 const pictures = []; // {key, name, width, height, before, button}
-let net = null; // the description of the model
-let current = null;
-let asked = 0;
-let drawn = 0; // of the renderings that were asked for, the last that is on the page
-let adding = Promise.resolve();
+let net = null; // settings of the model
+let current = null; // selected picture
+let requestCount = 0;
+let drawCount = 0;
+let addQueue = Promise.resolve();
 let waitingFiles = 0; // files added while the page was loading
 let isLoading = true;
-let loaded = null; // promise of whether the description has loaded
-let broken = null; // why the worker does nothing any more
+let loaded = null; // promise of whether the settings were loaded
+let workerError = null; // error that stopped the worker
 
 worker.onmessage = ({ data }) => {
-  const { done, failed } = waiting.get(data.id);
-  waiting.delete(data.id);
-  if (data.problem) failed(new Error(data.problem));
-  else done(data.found);
+  const { resolve, reject } = pendingRequests.get(data.id);
+  pendingRequests.delete(data.id);
+  if (data.problem) reject(new Error(data.problem));
+  else resolve(data.result);
 };
 
 worker.onerror = (event) => {
   event.preventDefault();
-  broken = new Error(`a part of this page could not be loaded${event.message ? ` (${event.message})` : ""}; load it again`);
-  for (const { failed } of waiting.values()) failed(broken);
-  waiting.clear();
+  const detail = event.message ? ` (${event.message})` : "";
+  workerError = new Error(`a part of this page could not be loaded${detail}; reload the page`);
+  for (const { reject } of pendingRequests.values()) reject(workerError);
+  pendingRequests.clear();
 };
 
-function ask(task, more) {
-  if (broken) return Promise.reject(broken);
-  const id = ++asked;
-  return new Promise((done, failed) => {
-    waiting.set(id, { done, failed });
-    worker.postMessage({ id, task, ...more });
+// Run a task in the worker, and return a promise of its result.
+function runTask(task, parameters) {
+  if (workerError) return Promise.reject(workerError);
+  const id = ++requestCount;
+  return new Promise((resolve, reject) => {
+    pendingRequests.set(id, { resolve, reject });
+    worker.postMessage({ id, task, ...parameters });
   });
 }
 
-function say(words, isProblem = false) {
-  find("said").textContent = words;
-  find("said").className = isProblem ? "problem" : "";
+function showMessage(text, isProblem = false) {
+  find("message").textContent = text;
+  find("message").className = isProblem ? "problem" : "";
 }
 
-// How large a picture is, from its head alone.
-async function sizeOf(file) {
+// Width and height of a picture, without decoding it.
+async function readSize(file) {
   const image = new Image();
   const address = URL.createObjectURL(file);
   try {
-    await new Promise((done, failed) => {
-      image.onload = done;
-      image.onerror = () => failed(new Error("it is not a picture that this browser reads"));
+    await new Promise((resolve, reject) => {
+      image.onload = resolve;
+      image.onerror = () => reject(new Error("it is not a picture in a format that this browser can read"));
       image.src = address;
     });
     return [image.naturalWidth, image.naturalHeight];
@@ -59,69 +61,71 @@ async function sizeOf(file) {
   }
 }
 
-// Colour pictures one at a time once the description of the model has loaded; later ones queue behind them.
-function add(files) {
+// Colour pictures one at a time, after the settings of the model are loaded and earlier pictures are done.
+function addFiles(files) {
   if (!files.length) return;
   waitingFiles += files.length;
-  if (isLoading) sayLoading();
-  adding = adding.then(async () => {
+  if (isLoading) showLoading();
+  addQueue = addQueue.then(async () => {
     if (!(await loaded)) return;
     const problems = [];
     for (const file of files) {
-      say(`Colouring ${file.name} …`);
+      showMessage(`Colouring ${file.name} …`);
       try {
-        await addOne(file);
+        await addPicture(file);
       } catch (error) {
-        problems.push(`Cannot colour ${file.name}: ${error.message}.`);
+        problems.push(`Could not colour ${file.name}: ${error.message}.`);
       }
     }
     const count = pictures.length === 1 ? "Coloured." : `${pictures.length} coloured.`;
-    say([...(pictures.length ? [count] : []), ...problems].join(" "), problems.length > 0);
+    showMessage([...(pictures.length ? [count] : []), ...problems].join(" "), problems.length > 0);
   });
 }
 
-function sayLoading() {
-  const count = waitingFiles === 1 ? "1 picture waits" : `${waitingFiles} pictures wait`;
-  say(waitingFiles ? `Loading the model … ${count} for it.` : "Loading the model …");
+function showLoading() {
+  const count = waitingFiles === 1 ? "1 picture is waiting" : `${waitingFiles} pictures are waiting`;
+  showMessage(waitingFiles ? `Loading the model … ${count}.` : "Loading the model …");
 }
 
-async function addOne(file) {
-  const [width, height] = await sizeOf(file);
+async function addPicture(file) {
+  const [width, height] = await readSize(file);
   if (width * height > net.most_pixels) {
-    throw new Error(`it has ${((width * height) / 1e6).toFixed(1)} megapixels, and ${net.most_pixels / 1e6} are the most`);
+    throw new Error(`it has ${((width * height) / 1e6).toFixed(1)} megapixels; the limit is ${net.most_pixels / 1e6}`);
   }
-  if (pictures.length === MOST) throw new Error(`${MOST} pictures are the most at a time; load the page again for more`);
+  if (pictures.length === MAX_PICTURES) {
+    throw new Error(`the limit is ${MAX_PICTURES} pictures at a time; reload the page for more`);
+  }
   const key = pictures.length;
-  const picture = { key, name: file.name, ...(await ask("open", { key, file, net })) };
+  const picture = { key, name: file.name, ...(await runTask("open", { key, file, net })) };
   pictures.push(picture);
-  list(picture);
-  await choose(picture);
+  addToStrip(picture);
+  await select(picture);
 }
 
-function list(picture) {
+function addToStrip(picture) {
   const item = document.createElement("li");
   picture.button = document.createElement("button");
   picture.button.textContent = picture.name;
-  picture.button.addEventListener("click", () => choose(picture));
+  picture.button.addEventListener("click", () => select(picture));
   item.append(picture.button);
   find("strip").append(item);
   find("strip").hidden = find("save-all").hidden = pictures.length < 2;
 }
 
-async function choose(picture) {
+async function select(picture) {
   current = picture;
-  find("shown").hidden = false;
-  for (const one of pictures) one.button.setAttribute("aria-pressed", String(one === picture));
-  const widest = Math.max(480, picture.width); // and so that all of it is seen
-  find("compare").style.maxWidth = `min(${widest}px, ${(75 * picture.width) / picture.height}vh)`;
+  find("result").hidden = false;
+  for (const other of pictures) other.button.setAttribute("aria-pressed", String(other === picture));
+  const maxWidth = Math.max(480, picture.width); // further limited by the height of the window
+  find("compare").style.maxWidth = `min(${maxWidth}px, ${(75 * picture.width) / picture.height}vh)`;
   const canvas = find("before");
   canvas.width = picture.width;
   canvas.height = picture.height;
   canvas.getContext("2d").drawImage(picture.before, 0, 0);
-  await paint();
+  await render();
 }
 
-// The temperature that was chosen; null: the net's own decode.
+// Selected temperature; null: default decoding of the model.
 function temperature() {
   const input = find("temperature");
   return input.dataset.touched ? Number(input.value) : null;
@@ -131,42 +135,42 @@ function settings() {
   return { temperature: temperature(), saturation: Number(find("saturation").value) };
 }
 
-// What is on the page, by the sliders; of several askings in a row only the last is painted.
-let isPainting = false;
+// Render the selected picture with the current settings. Calls during a rendering cause one further rendering.
+let isRendering = false;
 let isStale = false;
-async function paint() {
+async function render() {
   isStale = true;
-  if (isPainting) return;
-  isPainting = true;
+  if (isRendering) return;
+  isRendering = true;
   try {
     while (isStale) {
       isStale = false;
       const picture = current;
-      const { after } = await ask("render", { key: picture.key, ...settings() });
+      const { after } = await runTask("render", { key: picture.key, ...settings() });
       const canvas = find("after");
       canvas.width = picture.width;
       canvas.height = picture.height;
       canvas.getContext("2d").drawImage(after, 0, 0);
-      canvas.dataset.drawn = String(++drawn);
+      canvas.dataset.drawn = String(++drawCount);
     }
   } catch (error) {
-    say(error.message, true);
+    showMessage(error.message, true);
   } finally {
-    isPainting = false;
+    isRendering = false;
   }
 }
 
-function split() {
-  const share = Number(find("split").value);
-  find("before").style.clipPath = `inset(0 ${100 - share}% 0 0)`;
-  find("after").style.clipPath = `inset(0 0 0 ${share}%)`; // what is transparent shows neither through the other
-  find("line").style.left = `${share}%`;
+function updateSplit() {
+  const percent = Number(find("split").value);
+  find("before").style.clipPath = `inset(0 ${100 - percent}% 0 0)`;
+  find("after").style.clipPath = `inset(0 0 0 ${percent}%)`; // else it would show through transparent pixels
+  find("line").style.left = `${percent}%`;
 }
 
-function describe() {
-  const heat = temperature();
-  find("temperature-said").textContent = heat === null ? "as the net has it" : heat.toFixed(2);
-  find("saturation-said").textContent = Number(find("saturation").value).toFixed(2);
+function updateLabels() {
+  const value = temperature();
+  find("temperature-value").textContent = value === null ? "default" : value.toFixed(2);
+  find("saturation-value").textContent = Number(find("saturation").value).toFixed(2);
 }
 
 function download(blob, name) {
@@ -177,106 +181,107 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
-const coloured = (name) => `${name.replace(/\.[^.]*$/, "")}-coloured.png`;
+const outputName = (name) => `${name.replace(/\.[^.]*$/, "")}-coloured.png`;
 
-async function busily(button, work) {
+// Disable a button while its action runs, and show errors of the action.
+async function runAction(button, action) {
   button.disabled = true;
   try {
-    await work();
+    await action();
   } catch (error) {
-    say(error.message, true);
+    showMessage(error.message, true);
   } finally {
     button.disabled = false;
   }
 }
 
-// Names of all files, no two alike, nor for systems that do not tell A from a.
-function namesOf(some) {
-  const seen = new Map();
-  return some.map(({ name }) => {
-    const stem = coloured(name);
-    const count = seen.get(stem.toLowerCase()) || 0;
-    seen.set(stem.toLowerCase(), count + 1);
-    return count ? stem.replace(/\.png$/, `-${count + 1}.png`) : stem;
+// Output file names of pictures, unique on case-insensitive file systems too.
+function uniqueNames(files) {
+  const counts = new Map();
+  return files.map(({ name }) => {
+    const output = outputName(name);
+    const count = counts.get(output.toLowerCase()) || 0;
+    counts.set(output.toLowerCase(), count + 1);
+    return count ? output.replace(/\.png$/, `-${count + 1}.png`) : output;
   });
 }
 
 find("save").addEventListener("click", () =>
-  busily(find("save"), async () => {
+  runAction(find("save"), async () => {
     const { key, name } = current;
-    say(`Packing ${coloured(name)} …`);
-    const { blob } = await ask("save", { key, ...settings() });
-    download(blob, coloured(name));
-    say("");
+    showMessage(`Preparing ${outputName(name)} …`);
+    const { blob } = await runTask("save", { key, ...settings() });
+    download(blob, outputName(name));
+    showMessage("");
   }),
 );
 find("save-all").addEventListener("click", () =>
-  busily(find("save-all"), async () => {
-    const some = [...pictures];
-    const chosen = settings();
-    const names = namesOf(some);
+  runAction(find("save-all"), async () => {
+    const selected = [...pictures];
+    const parameters = settings();
+    const names = uniqueNames(selected);
     const files = [];
-    for (const [place, { key }] of some.entries()) {
-      say(`Packing ${names[place]} …`);
-      files.push({ name: names[place], blob: (await ask("save", { key, ...chosen })).blob });
+    for (const [index, { key }] of selected.entries()) {
+      showMessage(`Preparing ${names[index]} …`);
+      files.push({ name: names[index], blob: (await runTask("save", { key, ...parameters })).blob });
     }
-    const { zipped } = await import("./zip.js");
-    download(await zipped(files), "coloured.zip");
-    say(`${files.length} packed.`);
+    const { createZip } = await import("./zip.js");
+    download(await createZip(files), "coloured.zip");
+    showMessage(`${files.length} pictures saved to coloured.zip.`);
   }),
 );
 find("temperature").addEventListener("input", () => {
   find("temperature").dataset.touched = "yes";
-  describe();
-  paint();
+  updateLabels();
+  render();
 });
 find("saturation").addEventListener("input", () => {
-  describe();
-  paint();
+  updateLabels();
+  render();
 });
-find("split").addEventListener("input", split);
+find("split").addEventListener("input", updateSplit);
 find("compare").addEventListener("pointermove", (event) => {
   if (event.pointerType === "mouse" && !event.buttons) return;
   const box = find("compare").getBoundingClientRect();
   find("split").value = String((100 * (event.clientX - box.left)) / box.width);
-  split();
+  updateSplit();
 });
 
-find("files").addEventListener("change", addChosen);
+find("files").addEventListener("change", addSelectedFiles);
 for (const kind of ["dragover", "dragleave", "drop"]) {
   window.addEventListener(kind, (event) => {
     event.preventDefault();
     find("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop") add([...event.dataTransfer.files]);
+    if (kind === "drop") addFiles([...event.dataTransfer.files]);
   });
 }
 
-function addChosen() {
-  add([...find("files").files]);
+function addSelectedFiles() {
+  addFiles([...find("files").files]);
   find("files").value = "";
 }
 
-// Fetch the description of the model; return whether that worked.
-async function loadDescription() {
+// Load the settings of the model, and return whether that succeeded.
+async function loadSettings() {
   try {
-    const answer = await fetch("net.json");
-    if (!answer.ok) throw new Error(`the server says ${answer.status}`);
-    net = await answer.json();
+    const response = await fetch("net.json");
+    if (!response.ok) throw new Error(`the server responded with status ${response.status}`);
+    net = await response.json();
   } catch (error) {
-    say(`This page could not be loaded whole: ${error.message}. Load it again.`, true);
+    showMessage(`A part of this page could not be loaded: ${error.message}. Please reload the page.`, true);
     return false;
   } finally {
     isLoading = false;
   }
-  find("heat").hidden = net.temperature === null;
+  find("temperature-control").hidden = net.temperature === null;
   find("temperature").value = String(net.temperature ?? 1);
-  split();
-  describe();
-  say("");
+  updateSplit();
+  updateLabels();
+  showMessage("");
   document.body.dataset.ready = "yes";
   return true;
 }
 
-sayLoading();
-loaded = loadDescription();
-addChosen(); // files chosen before this script ran
+showLoading();
+loaded = loadSettings();
+addSelectedFiles(); // selected before this script ran

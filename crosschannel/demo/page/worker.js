@@ -1,30 +1,38 @@
-// Does the work beside the page: looks at pictures once, keeps what the net says of each, paints as often as asked.
+// Worker of the page: predicts the colours of each picture once, and renders them whenever the settings change.
 
-import { Resizer, annealedMean, lightnessOf, lookAt, paint, rowsOf, workingSize } from "./colour.js";
+import {
+  Resizer,
+  annealedMean,
+  colourPixels,
+  inputSize,
+  lightnessOf,
+  upsamplePrediction,
+  upsampleRows,
+} from "./colour.js";
 import { predict } from "./net.js";
 
-const STRIP = 1 << 20; // pixels held at a time
-const PREVIEW = 1200; // longest side of what the page shows
+const STRIP_PIXELS = 1 << 20; // pixels processed at a time
+const PREVIEW_SIDE = 1200; // longest side of the previews
 const pictures = new Map();
 let net = null;
 
-function canvasOf(width, height) {
+function createContext(width, height) {
   return new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
 }
 
-// Strips of a picture of that size, on a ground of that colour or none: their first row, and pixels of four numbers.
-function* strips(bitmap, width, height, ground = null) {
-  const most = Math.max(1, Math.floor(STRIP / width));
-  for (let start = 0; start < height; start += most) {
-    const count = Math.min(most, height - start);
-    const canvas = canvasOf(width, count);
-    canvas.imageSmoothingQuality = "high";
-    if (ground) {
-      canvas.fillStyle = ground;
-      canvas.fillRect(0, 0, width, count);
+// Strips of a picture resized to width × height, over a background colour if any: first row, row count, RGBA pixels.
+function* strips(bitmap, width, height, background = null) {
+  const maxRows = Math.max(1, Math.floor(STRIP_PIXELS / width));
+  for (let start = 0; start < height; start += maxRows) {
+    const count = Math.min(maxRows, height - start);
+    const context = createContext(width, count);
+    context.imageSmoothingQuality = "high";
+    if (background) {
+      context.fillStyle = background;
+      context.fillRect(0, 0, width, count);
     }
-    canvas.drawImage(bitmap, 0, -start, width, height);
-    yield { start, count, image: canvas.getImageData(0, 0, width, count) };
+    context.drawImage(bitmap, 0, -start, width, height);
+    yield { start, count, image: context.getImageData(0, 0, width, count) };
   }
 }
 
@@ -32,74 +40,75 @@ async function open(key, file, description) {
   net = description;
   const bitmap = await createImageBitmap(file);
   const { width, height } = bitmap;
-  const [seenWidth, seenHeight] = workingSize(width, height, net);
-  const resizer = new Resizer(width, height, seenWidth, seenHeight, net.interpolation);
+  const [inputWidth, inputHeight] = inputSize(width, height, net);
+  const resizer = new Resizer(width, height, inputWidth, inputHeight, net.interpolation);
   for (const { image } of strips(bitmap, width, height, "white")) resizer.add(image.data);
   const lightness = lightnessOf(resizer.finish(), 3);
-  const seen = { width: seenWidth, height: seenHeight, lightness };
-  const said = await predict(lightness, seenWidth, seenHeight);
-  const scale = Math.min(1, PREVIEW / Math.max(width, height));
+  const input = { width: inputWidth, height: inputHeight, lightness };
+  const prediction = await predict(lightness, inputWidth, inputHeight);
+  const scale = Math.min(1, PREVIEW_SIDE / Math.max(width, height));
   const preview = { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
   preview.strips = [...strips(bitmap, preview.width, preview.height)].map((strip) => ({
     ...strip,
     lightness: lightnessOf(strip.image.data),
   }));
   bitmap.close();
-  pictures.set(key, { file, width, height, seen, said, preview, maps: null, heat: undefined });
-  const grey = canvasOf(preview.width, preview.height);
-  for (const { start, image } of preview.strips) grey.putImageData(image, 0, start);
-  return { width: preview.width, height: preview.height, before: grey.canvas.transferToImageBitmap() };
+  pictures.set(key, { file, width, height, input, prediction, preview, ab: null, temperature: undefined });
+  const original = createContext(preview.width, preview.height);
+  for (const { start, image } of preview.strips) original.putImageData(image, 0, start);
+  return { width: preview.width, height: preview.height, before: original.canvas.transferToImageBitmap() };
 }
 
-// ab of every pixel that the net has seen, at a temperature; null: by the net's own decode.
-function mapsOf(picture, temperature) {
-  if (picture.heat !== temperature) {
-    const { distribution, ab } = picture.said;
+// ab of each input pixel, decoded at a temperature; null: with the default decoding of the model.
+function decodeInput(picture, temperature) {
+  if (picture.temperature !== temperature) {
+    const { distribution, ab } = picture.prediction;
     const decoded =
       temperature === null || !distribution ? ab : annealedMean(distribution, net.bins, ab.length / 2, temperature);
-    picture.maps = lookAt(picture.seen, decoded, net);
-    picture.heat = temperature;
+    picture.ab = upsamplePrediction(picture.input, decoded, net);
+    picture.temperature = temperature;
   }
-  return picture.maps;
+  return picture.ab;
 }
 
 function render(key, temperature, saturation) {
   const picture = pictures.get(key);
-  const maps = mapsOf(picture, temperature);
+  const ab = decodeInput(picture, temperature);
   const { preview } = picture;
-  const canvas = canvasOf(preview.width, preview.height);
+  const context = createContext(preview.width, preview.height);
   for (const { start, count, image, lightness } of preview.strips) {
     const pixels = new ImageData(new Uint8ClampedArray(image.data), preview.width, count);
-    paint(pixels.data, lightness, rowsOf(picture.seen, maps, preview, start, count, lightness), saturation);
-    canvas.putImageData(pixels, 0, start);
+    colourPixels(pixels.data, lightness, upsampleRows(picture.input, ab, preview, start, count, lightness), saturation);
+    context.putImageData(pixels, 0, start);
   }
-  return { after: canvas.canvas.transferToImageBitmap() };
+  return { after: context.canvas.transferToImageBitmap() };
 }
 
-// Canvases beyond a browser's limit, which phones have, stay empty without a word.
-function holds(canvas, { width, height }) {
-  if (!canvas) return false;
-  canvas.fillRect(width - 1, height - 1, 1, 1);
-  const is = canvas.getImageData(width - 1, height - 1, 1, 1).data[3] === 255;
-  canvas.clearRect(width - 1, height - 1, 1, 1);
-  return is;
+// Whether a canvas can store pixels: browsers, especially on phones, silently ignore drawing above a size limit.
+function isUsable(context, { width, height }) {
+  if (!context) return false;
+  context.fillRect(width - 1, height - 1, 1, 1);
+  const isStored = context.getImageData(width - 1, height - 1, 1, 1).data[3] === 255;
+  context.clearRect(width - 1, height - 1, 1, 1);
+  return isStored;
 }
 
 async function save(key, temperature, saturation) {
   const picture = pictures.get(key);
-  const maps = mapsOf(picture, temperature);
+  const ab = decodeInput(picture, temperature);
   const bitmap = await createImageBitmap(picture.file);
-  const canvas = canvasOf(picture.width, picture.height);
-  if (!holds(canvas, picture)) {
-    throw new Error(`this browser cannot hold ${((picture.width * picture.height) / 1e6).toFixed(0)} megapixels; try another`);
+  const context = createContext(picture.width, picture.height);
+  if (!isUsable(context, picture)) {
+    const megapixels = ((picture.width * picture.height) / 1e6).toFixed(0);
+    throw new Error(`this browser does not support pictures of ${megapixels} megapixels; try another browser`);
   }
   for (const { start, count, image } of strips(bitmap, picture.width, picture.height)) {
     const lightness = lightnessOf(image.data);
-    paint(image.data, lightness, rowsOf(picture.seen, maps, picture, start, count, lightness), saturation);
-    canvas.putImageData(image, 0, start);
+    colourPixels(image.data, lightness, upsampleRows(picture.input, ab, picture, start, count, lightness), saturation);
+    context.putImageData(image, 0, start);
   }
   bitmap.close();
-  return { blob: await canvas.canvas.convertToBlob({ type: "image/png" }) };
+  return { blob: await context.canvas.convertToBlob({ type: "image/png" }) };
 }
 
 const tasks = {
@@ -107,14 +116,14 @@ const tasks = {
   render: ({ key, temperature, saturation }) => render(key, temperature, saturation),
   save: ({ key, temperature, saturation }) => save(key, temperature, saturation),
 };
-let last = Promise.resolve();
+let queue = Promise.resolve(); // tasks run one after the other
 
 onmessage = ({ data }) => {
-  last = last.then(async () => {
+  queue = queue.then(async () => {
     try {
-      const found = await tasks[data.task](data);
-      const moved = Object.values(found).filter((value) => value instanceof ImageBitmap);
-      postMessage({ id: data.id, found }, moved);
+      const result = await tasks[data.task](data);
+      const bitmaps = Object.values(result).filter((value) => value instanceof ImageBitmap);
+      postMessage({ id: data.id, result }, bitmaps);
     } catch (error) {
       postMessage({ id: data.id, problem: String(error.message || error) });
     }

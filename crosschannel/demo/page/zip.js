@@ -1,4 +1,4 @@
-// A ZIP of files as they are: pictures are packed already.
+// Uncompressed ZIP files, for pictures that are already compressed.
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   let value = n;
@@ -6,40 +6,41 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   return value;
 });
 
-function checksum(bytes) {
+function crc32(bytes) {
   let value = 0xffffffff;
   for (const byte of bytes) value = TABLE[(value ^ byte) & 255] ^ (value >>> 8);
   return (value ^ 0xffffffff) >>> 0;
 }
 
+// A record of little-endian fields: [size in bytes, value].
 function record(signature, fields) {
   const size = fields.reduce((sum, [bytes]) => sum + bytes, 4);
   const view = new DataView(new ArrayBuffer(size));
   view.setUint32(0, signature, true);
-  let at = 4;
+  let offset = 4;
   for (const [bytes, value] of fields) {
-    if (bytes === 2) view.setUint16(at, value, true);
-    else view.setUint32(at, value, true);
-    at += bytes;
+    if (bytes === 2) view.setUint16(offset, value, true);
+    else view.setUint32(offset, value, true);
+    offset += bytes;
   }
   return view.buffer;
 }
 
-// files: [{name, blob}] → a Blob.
-export async function zipped(files) {
+// Pack files [{name, blob}] into a ZIP Blob.
+export async function createZip(files) {
   const parts = [];
-  const index = [];
+  const directory = [];
   let offset = 0;
   for (const { name, blob } of files) {
     const bytes = new Uint8Array(await blob.arrayBuffer());
     const label = new TextEncoder().encode(name);
     const shared = [
-      [2, 20], // version that can read it
+      [2, 20], // version needed to extract
       [2, 0x0800], // names are UTF-8
-      [2, 0], // stored
+      [2, 0], // no compression
       [2, 0],
-      [2, 0x21], // 1 January 1980: when it was made is nobody's business
-      [4, checksum(bytes)],
+      [2, 0x21], // 1 January 1980, in place of the actual date
+      [4, crc32(bytes)],
       [4, bytes.length],
       [4, bytes.length],
       [2, label.length],
@@ -47,11 +48,11 @@ export async function zipped(files) {
     ];
     const head = record(0x04034b50, shared);
     parts.push(head, label, blob);
-    index.push(record(0x02014b50, [[2, 20], ...shared, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]), label);
+    directory.push(record(0x02014b50, [[2, 20], ...shared, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]), label);
     offset += head.byteLength + label.length + bytes.length;
-    if (offset > 0xf0000000) throw new Error("together they have more than 4 GB: download them one by one");
+    if (offset > 0xf0000000) throw new Error("the pictures exceed 4 GB in total; download them one by one");
   }
-  const length = index.reduce((sum, part) => sum + part.byteLength, 0);
+  const length = directory.reduce((sum, part) => sum + part.byteLength, 0);
   const end = [[2, 0], [2, 0], [2, files.length], [2, files.length], [4, length], [4, offset], [2, 0]];
-  return new Blob([...parts, ...index, record(0x06054b50, end)], { type: "application/zip" });
+  return new Blob([...parts, ...directory, record(0x06054b50, end)], { type: "application/zip" });
 }
