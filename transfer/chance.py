@@ -4,7 +4,7 @@ import numpy as np
 
 from crosschannel.runs.result import Ragged, Rows
 from transfer.pascal.annotations import IGNORED, POSITIVE
-from transfer.pascal.segmentation import summed
+from transfer.pascal.segmentation import sum_confusions
 
 
 def majority_class(rows: Rows) -> str:
@@ -25,6 +25,6 @@ def random_ranking(rows: Rows) -> str:
 def constant_class(rows: Rows) -> str:
     """Of pixels, in confusions of images by true and predicted class."""
     column = next(column for column in rows.values() if isinstance(column, Ragged))
-    pixels = summed(column, np.ones((1, len(column))), len(rows["classes"]))[0].sum(1)
+    pixels = sum_confusions(column, np.ones((1, len(column))), len(rows["classes"]))[0].sum(1)
     share = pixels.max() / pixels.sum() / np.count_nonzero(pixels)
     return f"naming the commonest class at every pixel: {100 * share:.1f} % mean IU"

@@ -6,7 +6,7 @@ import numpy as np
 
 from transfer import chance
 from transfer.pascal.metrics import average_precision
-from transfer.pascal.segmentation import iou_figures, sparse
+from transfer.pascal.segmentation import iou_metrics, sparse_confusions
 
 RANDOM = np.random.default_rng(3)
 
@@ -40,6 +40,6 @@ def test_one_class_for_all_pixels():
     guessed[:, np.arange(4), np.arange(1, 5)] = truths[:, :4]
     classes = [f"c{number}" for number in range(5)]
     ones = np.ones((1, 6))
-    expected = iou_figures(sparse(constant), ones, classes)["mean_iu"][0]
-    rows = {"names": np.array(list("abcdef")), "classes": np.array(classes), "conv1/linear": sparse(guessed)}
+    expected = iou_metrics(sparse_confusions(constant), ones, classes)["mean_iu"][0]
+    rows = {"names": np.array(list("abcdef")), "classes": np.array(classes), "conv1/linear": sparse_confusions(guessed)}
     assert abs(percent(chance.constant_class(rows)) - 100 * expected) < 0.06

@@ -19,7 +19,7 @@ from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.interpolation import line_weights, pooled_centres, resample, squashed_places
 from transfer.neighbours import neighbours
-from transfer.pascal.segmentation import summed
+from transfer.pascal.segmentation import sum_confusions
 from transfer.protocols.dense.linear import DenseHeads
 from transfer.protocols.dense.memory import PointMemory
 from transfer.protocols.dense.points import Points
@@ -177,14 +177,14 @@ def test_a_run_says_what_every_layer_sees(finished, command, voc, capsys):
     assert result.n == 20
     for layer in ("conv3", "conv5"):
         for kind, name in (("linear", "mean_iu"), ("knn", "knn_mean_iu")):
-            whole = summed(result.rows[f"{layer}/{kind}"], np.ones((1, 20)), 21)[0]
+            whole = sum_confusions(result.rows[f"{layer}/{kind}"], np.ones((1, 20)), 21)[0]
             union = whole.sum(0) + whole.sum(1) - np.diag(whole)
             assert result.metrics[f"{layer}/{name}"] == pytest.approx(
                 np.mean((np.diag(whole) / np.maximum(union, 1))[union > 0])
             )
         assert result.metrics[f"{layer}/lr"] in (1e-3, 1e-2) and f"{layer}/iu/background" in result.metrics
     mask = np.array(Image.open(voc / "VOC2007" / "SegmentationClass" / "000040.png"))
-    first = summed(result.rows["conv5/knn"], np.eye(20)[:1], 21)[0]
+    first = sum_confusions(result.rows["conv5/knn"], np.eye(20)[:1], 21)[0]
     assert (first.sum(1) == np.bincount(mask[mask != 255], minlength=21)).all()
     always = np.bincount(
         np.concatenate(
@@ -205,7 +205,7 @@ def test_two_ranks_find_what_one_process_finds(command, finished, tmp_path):
     check_on_ranks(lambda: main([*command, f"--out={tmp_path / 'two'}"]))
     one, two = load_result(finished), load_result(tmp_path / "two")
     assert list(one.rows["names"]) == list(two.rows["names"])
-    each, other = (summed(run.rows["conv5/knn"], np.eye(20), 21) for run in (one, two))
+    each, other = (sum_confusions(run.rows["conv5/knn"], np.eye(20), 21) for run in (one, two))
     assert np.abs(each - other).sum() <= 0.002 * each.sum()
     assert one.metrics["conv5/knn_mean_iu"] == pytest.approx(two.metrics["conv5/knn_mean_iu"], abs=1e-3)
     assert one.metrics["conv5/mean_iu"] == pytest.approx(two.metrics["conv5/mean_iu"], abs=2e-3)

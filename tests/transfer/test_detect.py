@@ -27,7 +27,7 @@ from crosschannel.runs.result import load_result
 from crosschannel.training.optim import rate
 from transfer.boxes import from_voc, overlaps
 from transfer.cli import PROGRAM, main
-from transfer.pascal.detections import detection_figures, detection_rows
+from transfer.pascal.detections import detection_metrics, detection_rows
 from transfer.pascal.devkit import Objects, VOCImages
 from transfer.proposals.files import WithProposals, load_boxes, recall, save_boxes
 from transfer.proposals.selective_search import selective_search
@@ -256,9 +256,9 @@ def test_figures_of_a_perfect_and_of_an_empty_answer():
     objects = [Objects(boxes, np.array([0, 2]), np.array([False, False]))] * 3
     perfect = np.concatenate([np.array([[0, 0.9], [2, 0.8]]), from_voc(boxes)], 1)
     ones = np.ones((1, 3))
-    found = detection_figures(detection_rows("abc", ("x", "y", "z"), [perfect] * 3, objects), ones)
+    found = detection_metrics(detection_rows("abc", ("x", "y", "z"), [perfect] * 3, objects), ones)
     assert all(value[0] == pytest.approx(1) for value in found.values()) and "ap/y" not in found
-    none = detection_figures(detection_rows("abc", ("x", "y", "z"), [np.empty((0, 6))] * 3, objects), ones)
+    none = detection_metrics(detection_rows("abc", ("x", "y", "z"), [np.empty((0, 6))] * 3, objects), ones)
     assert all(value[0] == 0 for value in none.values()) and none.keys() == found.keys()
 
 
@@ -267,7 +267,7 @@ def test_a_resample_of_images_is_a_weight(finished):
     chosen = np.random.default_rng(0).integers(0, 20, 20)
     weights = np.bincount(chosen, minlength=20)[None].astype(float)
     taken = {name: column if name == "classes" else column[chosen] for name, column in rows.items()}
-    weighted, expected = detection_figures(rows, weights), detection_figures(taken, np.ones((1, 20)))
+    weighted, expected = detection_metrics(rows, weights), detection_metrics(taken, np.ones((1, 20)))
     # Equal scores of one image twice stand beside each other, once each of weight two.
     assert weighted["map"][0] == pytest.approx(expected["map"][0], abs=0.02)
 

@@ -17,7 +17,7 @@ from crosschannel.models.adapt import trainable_copy
 from crosschannel.models.regions import pool_regions
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
-from transfer.pascal.detections import detection_figures, detection_rows
+from transfer.pascal.detections import detection_metrics, detection_rows
 from transfer.pascal.devkit import Objects, VOCImages
 from transfer.proposals.files import WithProposals, save_boxes
 from transfer.protocols.detect.config import DetectConfig, FilterConfig
@@ -213,7 +213,7 @@ def test_ap_is_detectron2s_evaluators_at_its_rounding(tmp_path):
     found = [sum(int(((o.classes == k) & ~o.difficult).sum()) for o in objects) for k in range(3)]
     assert all(count % 10 for count in found), found
     (tmp_path / "set.txt").write_text("\n".join(names))
-    figures = detection_figures(detection_rows(names, CLASSES[:3], detections, objects), np.ones((1, 30)))
+    figures = detection_metrics(detection_rows(names, CLASSES[:3], detections, objects), np.ones((1, 30)))
     aps = {}
     for number, name in enumerate(CLASSES[:3]):
         lines = [

@@ -20,7 +20,7 @@ from crosschannel.files import Outputs
 from crosschannel.hub.files import save_backbone
 from crosschannel.runs.result import load_result
 from transfer.cli import main
-from transfer.pascal.segmentation import PALETTE, confusion_of, summed
+from transfer.pascal.segmentation import PALETTE, confusion_of, sum_confusions
 from transfer.predict import Scores, load_predictor
 from transfer.prediction import Prediction
 
@@ -128,7 +128,7 @@ def test_predicted_masks_are_those_that_were_scored(runs, voc, kind):
     result = load_result(runs / kind)
     layer = max(("conv3", "conv5"), key=lambda one: result.metrics.get(f"{one}/mean_iu", 0))
     column = result.rows["confusion" if kind == "segment" else f"{layer}/linear"]
-    confusions = [summed(column, row[None], 21)[0] for row in np.eye(20)]
+    confusions = [sum_confusions(column, row[None], 21)[0] for row in np.eye(20)]
     predict = load_predictor(runs / kind, CPU)
     folder = voc / "VOC2007"
     for row, name in list(enumerate(result.rows["names"]))[:4]:

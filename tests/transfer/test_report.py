@@ -15,7 +15,7 @@ from transfer.cli import main
 from transfer.groups import group
 from transfer.pascal.plots import plot_confusion_matrix
 from transfer.pascal.published import TABLE_2
-from transfer.pascal.segmentation import sparse
+from transfer.pascal.segmentation import sparse_confusions
 from transfer.protocols.linear_probe.published import IMAGENET_PROBES
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -126,7 +126,7 @@ def test_next_comes_a_card_of_one_trained_backbone(tmp_path, capsys):
 
 def test_a_confusion_matrix_of_many_classes_shows_the_largest(tmp_path):
     classes = [f"class {i}" for i in range(150)]
-    pixels = sparse(np.diag(np.arange(150))[None])
+    pixels = sparse_confusions(np.diag(np.arange(150))[None])
     plot_confusion_matrix(tmp_path / "c.png", {"classes": np.array(classes), "confusion": pixels}, atomic_write)
     assert max(Image.open(tmp_path / "c.png").size) < 2500
 

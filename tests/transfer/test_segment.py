@@ -26,9 +26,9 @@ from crosschannel.data.views import SampleRNG
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
 from transfer.finetuning import prepare
-from transfer.pascal.masks import labels_of, open_masks
-from transfer.pascal.metrics import segmentation_figures
-from transfer.pascal.segmentation import confusion_of, summed
+from transfer.pascal.masks import open_masks, read_labels
+from transfer.pascal.metrics import segmentation_metrics
+from transfer.pascal.segmentation import confusion_of, sum_confusions
 from transfer.protocol import Split
 from transfer.protocols.segment.net import Segmenter, choose_skips
 from transfer.protocols.segment.views import MaskedCrops, WholeImages
@@ -307,7 +307,7 @@ def test_a_run_folder_holds_its_weights_rows_and_pictures(finished, command, voc
     written = {"config.yaml", "images.json", "metrics.jsonl", "checkpoints", "samples", "backbone.json"}
     assert names == written | {"predictions.npz", "result.json", "net.safetensors"}
     result = load_result(finished)
-    confusions = np.stack([summed(result.rows["confusion"], row[None], 21)[0] for row in np.eye(20)])
+    confusions = np.stack([sum_confusions(result.rows["confusion"], row[None], 21)[0] for row in np.eye(20)])
     assert result.n == 20
     for name, confusion in zip(result.rows["names"], confusions, strict=True):
         mask = np.array(Image.open(voc / "VOC2007" / "SegmentationClass" / f"{name.partition('/')[2]}.png"))
@@ -517,8 +517,8 @@ def best_at(images: Subset, step: int) -> float:
     """Mean IU of the true masks, averaged to a grid and brought back."""
     total = np.zeros((21, 21), np.int64)
     for index in range(len(images)):
-        mask = torch.from_numpy(labels_of(images.fields(index)["mask"], EncodedImage(images.read(index)), 21)).long()
+        mask = torch.from_numpy(read_labels(images.fields(index)["mask"], EncodedImage(images.read(index)), 21)).long()
         one_hot = F.one_hot(torch.where(mask == 255, 21, mask), 22)[..., :21].permute(2, 0, 1)[None].float()
         small = F.interpolate(one_hot, [-(-side // step) for side in mask.shape], mode="area")
         total += confusion_of(F.interpolate(small, mask.shape, mode="bilinear")[0].argmax(0), mask, 21).numpy()
-    return float(segmentation_figures(total[None])["mean_iu"][0])
+    return float(segmentation_metrics(total[None])["mean_iu"][0])

@@ -26,7 +26,7 @@ _CLASS, _SCORE, _BOX, _OVERLAP, _OBJECT = 0, 1, slice(2, 6), 6, 7
 def detection_rows(
     names: Sequence[str], classes: Sequence[str], detections: Sequence[np.ndarray], objects: Sequence[Objects]
 ) -> Rows:
-    """Build the per-image rows that :func:`detection_figures` reads.
+    """Build the per-image rows that :func:`detection_metrics` reads.
 
     Args:
         names: n image names.
@@ -75,7 +75,7 @@ def class_overlaps(rows: Rows, label: int) -> Overlaps:
     return Overlaps(values[:, _SCORE], images, values[:, _OVERLAP], object_indices, difficult, positives)
 
 
-def detection_figures(rows: Rows, weights: np.ndarray) -> MetricArrays:
+def detection_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """Compute detection metrics.
 
     Args:
@@ -133,7 +133,7 @@ def detection_table(result: Result) -> Table:
     return table
 
 
-def drawn(
+def draw_detections(
     pixels: np.ndarray, detections: np.ndarray, classes: Sequence[str], min_score: float = _MIN_SCORE
 ) -> np.ndarray:
     """Draw labelled boxes on a copy of an image, in the colours of their classes.
@@ -165,11 +165,11 @@ def drawn(
     return np.asarray(picture)
 
 
-def drawn_objects(pixels: np.ndarray, objects: Objects, classes: Sequence[str]) -> np.ndarray:
+def draw_objects(pixels: np.ndarray, objects: Objects, classes: Sequence[str]) -> np.ndarray:
     """Draw the boxes of annotated objects, including difficult ones, on a copy of an image."""
     boxes = from_voc(objects.boxes)
     detections = np.concatenate([objects.classes[:, None], np.ones((len(boxes), 1)), boxes], 1)
-    return drawn(pixels, detections, classes)
+    return draw_detections(pixels, detections, classes)
 
 
 def box_predictor(detect: Callable[[EncodedImage], np.ndarray], classes: Sequence[str]) -> Predictor:
@@ -187,7 +187,7 @@ def box_predictor(detect: Callable[[EncodedImage], np.ndarray], classes: Sequenc
         best = {name: 0.0 for name in classes}
         for label, score in detections[::-1, :2].tolist():
             best[classes[int(label)]] = score
-        picture = Image.fromarray(drawn(image.pixels(), detections, classes))
+        picture = Image.fromarray(draw_detections(image.pixels(), detections, classes))
         colours = {name: tuple(PALETTE[label + 1].tolist()) for label, name in enumerate(classes)}
         boxes = [(classes[int(label)], score, *box) for label, score, *box in detections.tolist()]
         return Prediction(best, {"boxes": picture}, colours, boxes)

@@ -35,7 +35,7 @@ CLASSES = ("background", *OBJECTS)
 _SBD = Path("benchmark_RELEASE") / "dataset"
 
 
-def labels_of(mask: Any, image: EncodedImage, classes: int) -> np.ndarray:
+def read_labels(mask: Any, image: EncodedImage, classes: int) -> np.ndarray:
     """Return the labels of a mask, (H, W) uint8, after checking them.
 
     Args:
@@ -120,7 +120,7 @@ class _RemappedMasks(AnnotatedImages):
         mask = fields.get("mask")
         labels = mask.read() if isinstance(mask, MaskFile) else _as_array(mask)
         if labels.dtype.kind not in "iu":
-            return fields  # labels_of raises an error for it
+            return fields  # read_labels raises an error for it
         if (labels == IGNORED).any():
             raise UserError(
                 f"the mask of {self.names[index]} contains the label {IGNORED}, which cannot be a class; "

@@ -77,7 +77,7 @@ def _curve_area(ranked: np.ndarray, true_positives: np.ndarray, total: np.ndarra
     return np.where(total > 0, area, np.nan)
 
 
-def tie_against(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+def break_ties_against_positives(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Rank positives below negatives with equal scores: score − 1e-5 · label, as in the code for published results."""
     return scores.astype(np.float64) - 1e-5 * positive
 
@@ -171,7 +171,7 @@ def detection_ap(matches: Matches, weights: np.ndarray, *kinds: Kind) -> list[np
     return [_curve_area(ranked, true_positives, total, kind) for kind in kinds]
 
 
-def segmentation_figures(confusions: np.ndarray) -> dict[str, np.ndarray]:
+def segmentation_metrics(confusions: np.ndarray) -> dict[str, np.ndarray]:
     """Compute the segmentation metrics of fully convolutional nets (Long et al., 2015).
 
     Args:

@@ -10,7 +10,7 @@ from crosschannel.files import Writer
 from crosschannel.report.plots import COLOURS
 from crosschannel.runs.result import Result, Rows
 from transfer.groups import Group
-from transfer.pascal.segmentation import summed
+from transfer.pascal.segmentation import sum_confusions
 
 _MAX_CLASSES = 40  # of a confusion matrix; with more, the plot is unreadable
 
@@ -60,7 +60,7 @@ def plot_confusion_matrix(out: Path, rows: Rows, write: Writer) -> None:
     from matplotlib.figure import Figure as Canvas
 
     names, column = list(rows["classes"]), rows["confusion"]
-    pixels = summed(column, np.ones((1, len(column))), len(names))[0]
+    pixels = sum_confusions(column, np.ones((1, len(column))), len(names))[0]
     largest = np.sort(np.argsort(-pixels.sum(1), kind="stable")[:_MAX_CLASSES])
     percent = (100 * pixels / np.maximum(pixels.sum(1, keepdims=True), 1))[np.ix_(largest, largest)]
     title = f"the {_MAX_CLASSES} of {len(names)} classes with the most pixels" if len(names) > _MAX_CLASSES else ""

@@ -13,7 +13,7 @@ from crosschannel.console import table
 from crosschannel.data.decode import EncodedImage
 from crosschannel.runs.result import Ragged, Result
 from transfer.pascal.mask_files import IGNORED, PALETTE
-from transfer.pascal.metrics import segmentation_figures
+from transfer.pascal.metrics import segmentation_metrics
 from transfer.prediction import Prediction, Predictor
 from transfer.protocol import MetricArrays
 
@@ -30,7 +30,7 @@ def confusion_of(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     return torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[:-1].view(classes, classes)
 
 
-def sparse(confusions: np.ndarray) -> Ragged:
+def sparse_confusions(confusions: np.ndarray) -> Ragged:
     """Convert confusion matrices (n, K, K) to a ragged column of non-zero cells, rows (cell, pixels).
 
     Most images show few classes, so most cells are zero.
@@ -41,11 +41,11 @@ def sparse(confusions: np.ndarray) -> Ragged:
     return Ragged(values, np.bincount(images, minlength=len(flat)).astype(np.int64))
 
 
-def summed(column: Ragged, weights: np.ndarray, classes: int) -> np.ndarray:
+def sum_confusions(column: Ragged, weights: np.ndarray, classes: int) -> np.ndarray:
     """Sum confusion matrices over weighted images.
 
     Args:
-        column: column from :func:`sparse`, n images.
+        column: column from :func:`sparse_confusions`, n images.
         weights: (R, n) image weights.
         classes: number K of classes.
 
@@ -60,11 +60,11 @@ def summed(column: Ragged, weights: np.ndarray, classes: int) -> np.ndarray:
     return (cells.T @ weights.T).T.reshape(-1, classes, classes)
 
 
-def iou_figures(column: Ragged, weights: np.ndarray, classes: Sequence[str]) -> MetricArrays:
+def iou_metrics(column: Ragged, weights: np.ndarray, classes: Sequence[str]) -> MetricArrays:
     """Compute segmentation metrics.
 
     Args:
-        column: column from :func:`sparse`, n images.
+        column: column from :func:`sparse_confusions`, n images.
         weights: (R, n) image weights.
         classes: K class names.
 
@@ -72,8 +72,8 @@ def iou_figures(column: Ragged, weights: np.ndarray, classes: Sequence[str]) -> 
         ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu``, and ``iu/CLASS`` for each class in the ground
         truth or prediction of any image; (R,) each.
     """
-    metrics = segmentation_figures(summed(column, weights, len(classes)))
-    total = summed(column, np.ones((1, len(column))), len(classes))[0]
+    metrics = segmentation_metrics(sum_confusions(column, weights, len(classes)))
+    total = sum_confusions(column, np.ones((1, len(column))), len(classes))[0]
     occurs = (total.sum(0) + total.sum(1)) > 0
     by_class = metrics.pop("iu")
     return metrics | {f"iu/{name}": by_class[:, label] for label, name in enumerate(classes) if occurs[label]}

@@ -14,7 +14,7 @@ from crosschannel.data.images import MemoryImages
 from transfer.boxes import clipped, from_voc, invalid_box
 from transfer.pascal.annotations import CLASSES, Objects, read_annotation
 from transfer.pascal.config import PascalConfig
-from transfer.pascal.detections import detection_figures, detection_rows
+from transfer.pascal.detections import detection_metrics, detection_rows
 from transfer.pascal.devkit import VOCImages, open_devkit
 
 WIDTH, HEIGHT = 64, 48
@@ -116,7 +116,7 @@ def test_a_perfect_detector_misses_no_accepted_object(path):
     visible = [clipped(from_voc(objects.boxes), HEIGHT, WIDTH) for objects in accepted]
     detections = [np.concatenate([[[CLASSES.index("boat"), 0.9]], boxes], 1) for boxes in visible]
     rows = detection_rows([str(i) for i in range(len(accepted))], CLASSES, detections, accepted)
-    assert len(accepted) > 30 and detection_figures(rows, np.ones((1, len(accepted))))["ap50"][0] == 1
+    assert len(accepted) > 30 and detection_metrics(rows, np.ones((1, len(accepted))))["ap50"][0] == 1
 
 
 @pytest.mark.parametrize("root", ["html", "Annotation", "annotations", "object"])

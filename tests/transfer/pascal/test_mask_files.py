@@ -14,7 +14,7 @@ from scipy.io import savemat
 from crosschannel import UserError
 from crosschannel.data.decode import EncodedImage
 from transfer.pascal.mask_files import PALETTE, MaskFile, labels_of_colours
-from transfer.pascal.masks import labels_of
+from transfer.pascal.masks import read_labels
 
 HEIGHT, WIDTH = 6, 10
 TRUTH = np.random.default_rng(0).choice([0, 1, 4, 15, 20, 255], (HEIGHT, WIDTH))
@@ -49,7 +49,7 @@ def encoded(height: int = HEIGHT, width: int = WIDTH) -> EncodedImage:
 def read(tmp_path: Path, data: bytes, classes: int = 21, is_pascal: bool = True) -> np.ndarray:
     path = tmp_path / "2007_000032.png"
     path.write_bytes(data)
-    return labels_of(MaskFile(path, is_pascal), encoded(), classes)
+    return read_labels(MaskFile(path, is_pascal), encoded(), classes)
 
 
 def palette(colours: np.ndarray) -> tuple[bytes, bytes]:
@@ -177,7 +177,7 @@ INTEGERS = [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int6
 def test_sbds_labels_of_any_type_are_read_exactly(tmp_path, dtype):
     truth = np.where(TRUTH == 255, 7, TRUTH) if dtype is not bool else TRUTH > 4
     path = matlab(tmp_path / "2008_000002.mat", truth.astype(dtype))
-    assert (labels_of(MaskFile(path), encoded(), 21) == truth).all()
+    assert (read_labels(MaskFile(path), encoded(), 21) == truth).all()
 
 
 def changed(value: float) -> np.ndarray:
@@ -208,27 +208,27 @@ def test_sbds_files_without_labels_are_refused(tmp_path, case):
     labels, words = MATLAB[case]
     path = matlab(tmp_path / "2008_000002.mat", labels)
     with pytest.raises(UserError, match=rf"2008_000002\.mat.*{words}"):
-        labels_of(MaskFile(path), encoded(), 21)
+        read_labels(MaskFile(path), encoded(), 21)
 
 
 def test_a_matlab_file_without_a_mask_is_reported_as_damaged(tmp_path):
     savemat(tmp_path / "a.mat", {"x": np.zeros(3)})
     with pytest.raises(UserError, match=r"the mask .*a\.mat is damaged"):
-        labels_of(MaskFile(tmp_path / "a.mat"), encoded(), 21)
+        read_labels(MaskFile(tmp_path / "a.mat"), encoded(), 21)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64])
 def test_arrays_of_integers_are_labels(dtype):
     truth = np.where(TRUTH == 255, 7, TRUTH)
-    labels = labels_of(truth.astype(dtype), encoded(), 21)
+    labels = read_labels(truth.astype(dtype), encoded(), 21)
     assert labels.dtype == np.uint8 and (labels == truth).all()
-    assert (labels_of(truth.tolist(), encoded(), 21) == truth).all()
+    assert (read_labels(truth.tolist(), encoded(), 21) == truth).all()
 
 
 def test_tensors_are_labels():
     import torch
 
-    assert (labels_of(torch.tensor(TRUTH), encoded(), 21) == TRUTH).all()
+    assert (read_labels(torch.tensor(TRUTH), encoded(), 21) == TRUTH).all()
 
 
 ARRAYS = {
@@ -251,7 +251,7 @@ ARRAYS = {
 @pytest.mark.parametrize("case", ARRAYS)
 def test_arrays_that_are_not_labels_are_refused(case):
     with pytest.raises(UserError, match="the mask of an image"):
-        labels_of(ARRAYS[case], encoded(), 21)
+        read_labels(ARRAYS[case], encoded(), 21)
 
 
 def test_small_inputs_that_once_failed(real_data):
@@ -260,7 +260,7 @@ def test_small_inputs_that_once_failed(real_data):
         pytest.skip(f"no cases at {cases}")
 
     def labels(name: str) -> set[int]:
-        return set(np.unique(labels_of(MaskFile(cases / name), encoded(48, 64), 21)).tolist())
+        return set(np.unique(read_labels(MaskFile(cases / name), encoded(48, 64), 21)).tolist())
 
     assert labels("mask_boat_palette.png") == labels("mask_boat_in_colours.png") == {0, 4}
     assert labels("mask_one_bit.png") == {0, 1}

@@ -17,8 +17,15 @@ from crosschannel.data.decode import EncodedImage
 from crosschannel.data.images import AnnotatedImages
 from transfer.cli import PROGRAM
 from transfer.disjoint import check_disjoint
-from transfer.pascal.masks import CLASSES, MaskedImages, MaskFile, labels_of, open_masks
-from transfer.pascal.segmentation import PALETTE, confusion_of, iou_figures, palette_image, sparse, summed
+from transfer.pascal.masks import CLASSES, MaskedImages, MaskFile, open_masks, read_labels
+from transfer.pascal.segmentation import (
+    PALETTE,
+    confusion_of,
+    iou_metrics,
+    palette_image,
+    sparse_confusions,
+    sum_confusions,
+)
 from transfer.targets import Masks
 
 
@@ -47,7 +54,7 @@ def test_masks_are_those_of_the_files(voc):
     split = open_masks(str(voc), config(train_set="2007:trainval", test_set="2007:test"))
     assert (len(split.train), len(split.test)) == (40, 20) and split.classes == CLASSES and len(CLASSES) == 21
     image = EncodedImage(split.test.read(3))
-    labels = labels_of(split.test.fields(3)["mask"], image, 21)
+    labels = read_labels(split.test.fields(3)["mask"], image, 21)
     expected = np.array(Image.open(voc / "VOC2007" / "SegmentationClass" / "000043.png"))
     assert labels.shape == (image.height, image.width) and (labels == expected).all() and (labels[0] == 255).all()
 
@@ -70,7 +77,7 @@ def test_another_label_can_be_the_ignored_one(voc):
     assert opened.classes == names
     for index in range(3):
         image = EncodedImage(split.test.read(index))
-        before, after = (labels_of(one.test.fields(index)["mask"], image, 22) for one in (split, opened))
+        before, after = (read_labels(one.test.fields(index)["mask"], image, 22) for one in (split, opened))
         assert ((before == 255) == (after == 255)).all() and (after[after != 255] == before[before != 255] + 1).all()
 
     class Signed(AnnotatedImages):
@@ -91,7 +98,7 @@ def test_seg11valid_is_what_the_rule_says(years):
     assert split.train.names[0] == "SBD/000000"
     assert [Path(name).name for name in split.test.names] == [f"{i:06d}" for i in range(12, 20)]
     assert split.test.names[0] == "VOC2011/000012"  # 2012's files
-    labels = labels_of(split.train.fields(0)["mask"], EncodedImage(split.train.read(0)), 21)
+    labels = read_labels(split.train.fields(0)["mask"], EncodedImage(split.train.read(0)), 21)
     assert labels.shape == (70, 90) and labels.max() <= 5 and labels.dtype == np.uint8
     elsewhere = years.parent / "elsewhere"
     shutil.move(years.parent / "benchmark_RELEASE", elsewhere)
@@ -168,7 +175,7 @@ def test_masks_of_ones_own_classes(tmp_path, photos):
     split = open_masks((images, images), config())
     assert split.classes == ("ground", "sky")
     with pytest.raises(UserError, match="300 classes are too many"):
-        labels_of(images.fields(0)["mask"], EncodedImage(images.read(0)), 300)
+        read_labels(images.fields(0)["mask"], EncodedImage(images.read(0)), 300)
 
 
 def test_what_is_missing_is_named_at_once(voc, years):
@@ -195,25 +202,25 @@ def encoded(height: int, width: int) -> EncodedImage:
 def test_masks_that_do_not_fit_are_one_sentence_that_names_the_file(tmp_path):
     path, image = tmp_path / "a.png", encoded(2, 3)
     with pytest.raises(UserError, match=r"lacks the mask .*a\.png"):
-        labels_of(MaskFile(path), image, 21)
+        read_labels(MaskFile(path), image, 21)
     save_mask(path, np.array([[0, 12, 255], [20, 255, 1]], np.uint8))
-    assert labels_of(MaskFile(path), image, 21).tolist() == [[0, 12, 255], [20, 255, 1]]
+    assert read_labels(MaskFile(path), image, 21).tolist() == [[0, 12, 255], [20, 255, 1]]
     with pytest.raises(UserError, match=r"the mask .*a\.png is 3 × 2, and its image 4 × 2"):
-        labels_of(MaskFile(path), encoded(2, 4), 21)
+        read_labels(MaskFile(path), encoded(2, 4), 21)
     save_mask(path, np.full((2, 3), 21, np.uint8))
     with pytest.raises(UserError, match=r"the mask .*a\.png has the label 21; labels must be 0 to 20, or 255"):
-        labels_of(MaskFile(path), image, 21)
+        read_labels(MaskFile(path), image, 21)
     path.write_text("no picture")
     with pytest.raises(UserError, match=r"the mask .*a\.png is damaged"):
-        labels_of(MaskFile(path), image, 21)
+        read_labels(MaskFile(path), image, 21)
     (tmp_path / "a.mat").write_bytes(b"no matrix")
     with pytest.raises(UserError, match=r"the mask .*a\.mat is damaged"):
-        labels_of(MaskFile(tmp_path / "a.mat"), image, 21)
+        read_labels(MaskFile(tmp_path / "a.mat"), image, 21)
     for odd, words in ((3, r"must be \(H, W\) integers, got int64 of shape \(\)"), (np.ones((2, 3)), "got float64")):
         with pytest.raises(UserError, match=words):
-            labels_of(odd, image, 21)
+            read_labels(odd, image, 21)
     with pytest.raises(UserError, match=r"the mask of an image has the label -1"):
-        labels_of(np.full((2, 3), -1), image, 3)
+        read_labels(np.full((2, 3), -1), image, 3)
 
 
 def test_a_subset_keeps_its_masks(voc):
@@ -255,9 +262,9 @@ def test_mean_iu_is_torchmetrics_and_scikit_learns_on_random_masks_with_ignored_
     for t, p, found in zip(truth, predicted, confusions, strict=True):
         counted = t != 255
         assert (confusion_matrix(t[counted], p[counted], labels=range(5)) == found).all()
-    column = sparse(confusions)
-    assert (summed(column, np.eye(6), 5) == confusions).all() and (column[np.array([4, 1])].counts > 0).all()
-    figures = iou_figures(column, np.ones((1, 6)), "abcde")
+    column = sparse_confusions(confusions)
+    assert (sum_confusions(column, np.eye(6), 5) == confusions).all() and (column[np.array([4, 1])].counts > 0).all()
+    figures = iou_metrics(column, np.ones((1, 6)), "abcde")
     counted = truth != 255
     expected = jaccard_score(truth[counted], predicted[counted], average=None, labels=range(5))
     assert [figures[f"iu/{name}"][0] for name in "abcde"] == pytest.approx(expected)
@@ -265,8 +272,8 @@ def test_mean_iu_is_torchmetrics_and_scikit_learns_on_random_masks_with_ignored_
     assert figures["mean_iu"][0] == pytest.approx(index(torch.tensor(predicted), torch.tensor(truth)).item(), abs=1e-6)
     weights = np.array([[2.0, 0, 1, 0, 0, 3]])  # a resample of whole images
     repeated = np.repeat(np.arange(6), weights[0].astype(int))
-    again = iou_figures(column[repeated], np.ones((1, 6)), "abcde")
-    assert iou_figures(column, weights, "abcde")["mean_iu"] == pytest.approx(again["mean_iu"])
+    again = iou_metrics(column[repeated], np.ones((1, 6)), "abcde")
+    assert iou_metrics(column, weights, "abcde")["mean_iu"] == pytest.approx(again["mean_iu"])
 
 
 def test_labels_follow_from_colours():

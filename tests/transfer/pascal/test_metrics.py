@@ -10,9 +10,9 @@ from transfer.pascal.devkit import Objects
 from transfer.pascal.metrics import (
     Matches,
     average_precision,
+    break_ties_against_positives,
     detection_ap,
-    segmentation_figures,
-    tie_against,
+    segmentation_metrics,
 )
 
 ONE = np.ones((1, 5))
@@ -61,9 +61,10 @@ def test_hand_worked_eleven_points_and_envelope():
 def test_a_tie_goes_against_the_positive():
     scores, positive = np.array([0.5, 0.5, 0.1]), np.array([True, False, False])
     assert average_precision(scores, positive, np.ones((1, 3)))[0] == pytest.approx(0.5)  # taken together
-    assert average_precision(tie_against(scores, positive), positive, np.ones((1, 3)))[0] == pytest.approx(0.5)
+    broken = break_ties_against_positives(scores, positive)
+    assert average_precision(broken, positive, np.ones((1, 3)))[0] == pytest.approx(0.5)
     three = np.array([0.5, 0.5, 0.5]), np.array([True, False, False])
-    assert average_precision(tie_against(*three), three[1], np.ones((1, 3)))[0] == pytest.approx(1 / 3)
+    assert average_precision(break_ties_against_positives(*three), three[1], np.ones((1, 3)))[0] == pytest.approx(1 / 3)
 
 
 def test_nothing_to_find_is_no_number():
@@ -183,7 +184,7 @@ def test_segmentation_figures_are_those_of_their_definitions():
     counted = truth != 255
     matrix = confusion(truth, predicted, 7)
     assert (matrix == confusion_matrix(truth[counted], predicted[counted], labels=range(7))).all()
-    found = segmentation_figures(matrix[None])
+    found = segmentation_metrics(matrix[None])
     ious, accuracies, shares = [], [], []
     for k in range(7):
         t, p = (truth == k) & counted, (predicted == k) & counted
@@ -207,5 +208,5 @@ def test_mean_iu_is_torchmetrics(monkeypatch):
     truth[generator.random(truth.shape) < 0.2] = 255
     index = torchmetrics.JaccardIndex("multiclass", num_classes=5, ignore_index=255)
     expected = index(torch.from_numpy(predicted), torch.from_numpy(truth)).item()
-    found = segmentation_figures(confusion(truth, predicted, 5)[None])["mean_iu"][0]
+    found = segmentation_metrics(confusion(truth, predicted, 5)[None])["mean_iu"][0]
     assert found == pytest.approx(expected, abs=1e-6)

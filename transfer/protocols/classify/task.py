@@ -18,7 +18,7 @@ from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.task import Evaluation
 from transfer.finetuning import FineTunedClassifier, FineTuning
 from transfer.pascal.annotations import IGNORED, POSITIVE
-from transfer.pascal.metrics import average_precision, tie_against
+from transfer.pascal.metrics import average_precision, break_ties_against_positives
 from transfer.protocol import MetricArrays, unweighted_metrics
 
 _TOP, _TILE, _FRAME = 5, 96, 4  # images drawn per class; side of a tile and width of its frame, in pixels
@@ -174,7 +174,7 @@ def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
             labels = rows["labels"][:, label]
             counted, positive = labels != IGNORED, labels == POSITIVE
             if positive.any():
-                scores = tie_against(rows[column][counted, label], positive[counted])
+                scores = break_ties_against_positives(rows[column][counted, label], positive[counted])
                 by_class[f"ap/{class_name}"] = average_precision(scores, positive[counted], weights[:, counted])
         aps = np.stack(list(by_class.values()))
         defined = ~np.isnan(aps)  # the AP of a class is undefined in resamples without positives of that class

@@ -15,7 +15,7 @@ from transfer.feature_cache import StoredFeatures
 from transfer.heads import LayerHeads
 from transfer.interpolation import resample
 from transfer.pascal.masks import IGNORED
-from transfer.pascal.metrics import segmentation_figures
+from transfer.pascal.metrics import segmentation_metrics
 from transfer.pascal.segmentation import confusion_of
 from transfer.protocol import unweighted_metrics
 from transfer.protocols.dense.points import Points
@@ -145,4 +145,4 @@ class DenseProbe:
                     predicted = self.points[layer].labels(scores, *truth.shape[1:])
                     confusions[i, j] += confusion_of(predicted, truth, count)
         totals = self.world.sum(confusions).cpu().numpy()
-        return {layer: segmentation_figures(totals[i])["mean_iu"].tolist() for i, layer in enumerate(self.net.layers)}
+        return {layer: segmentation_metrics(totals[i])["mean_iu"].tolist() for i, layer in enumerate(self.net.layers)}

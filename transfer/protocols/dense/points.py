@@ -11,7 +11,7 @@ from crosschannel.data.decode import BrokenImage
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from transfer.interpolation import greatest, line_weights, nearest, pooled_centres, squashed_places
-from transfer.pascal.masks import IGNORED, labels_of
+from transfer.pascal.masks import IGNORED, read_labels
 
 _MASK_BATCH = 64  # masks per chunk of :meth:`Points.histograms`
 
@@ -82,7 +82,7 @@ def mask_at(images: ImageSet, index: int, classes: int) -> np.ndarray:
     """
     try:
         record = images.record(index)
-        return labels_of(record.fields.get("mask"), record.image(), classes)
+        return read_labels(record.fields.get("mask"), record.image(), classes)
     except (BrokenImage, OSError) as error:
         raise UserError(f"the image {images.names[index]} has become unreadable during the run: {error}") from None
 

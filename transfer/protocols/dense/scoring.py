@@ -12,7 +12,7 @@ from crosschannel.training.held_out import in_order
 from crosschannel.training.ranks import World
 from transfer.feature_cache import StoredFeatures
 from transfer.pascal.masks import IGNORED
-from transfer.pascal.segmentation import confusion_of, iou_figures, sparse
+from transfer.pascal.segmentation import confusion_of, iou_metrics, sparse_confusions
 from transfer.protocol import MetricArrays
 from transfer.protocols.dense.points import Points, mask_at, small_mask
 
@@ -63,7 +63,8 @@ def score_test_images(
         kind: kind of classifier, "linear" or "knn".
 
     Returns:
-        names, classes and ``LAYER/kind``: confusion matrices, see :func:`~transfer.pascal.segmentation.sparse`.
+        names, classes and ``LAYER/kind``: confusion matrices from
+        :func:`~transfer.pascal.segmentation.sparse_confusions`.
 
     Raises:
         UserError: a mask is missing or does not fit its image, or no pixel is labelled.
@@ -94,7 +95,7 @@ def score_test_images(
     rows = {
         "names": np.array([test.images.names[int(i)] for i in indices]),
         "classes": np.array(classes),
-        **{f"{layer}/{kind}": sparse(column.numpy()) for layer, column in ordered.items()},
+        **{f"{layer}/{kind}": sparse_confusions(column.numpy()) for layer, column in ordered.items()},
     }
     if not any(len(column.values) for column in rows.values() if isinstance(column, Ragged)):
         raise UserError(f"no pixel of the {len(indices)} test images is labelled: all of their masks are {IGNORED}")
@@ -111,7 +112,7 @@ def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     for name, column in rows.items():
         layer, _, kind = name.rpartition("/")
         if kind in ("linear", "knn"):
-            layer_metrics = iou_figures(column, weights, rows["classes"])
+            layer_metrics = iou_metrics(column, weights, rows["classes"])
             prefix = f"{layer}/" if kind == "linear" else f"{layer}/knn_"
             selected = {"mean_iu", "pixel_accuracy"} | {m for m in layer_metrics if kind == "linear" and "/" in m}
             metrics |= {prefix + metric: values for metric, values in layer_metrics.items() if metric in selected}

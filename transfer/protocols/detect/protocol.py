@@ -31,7 +31,7 @@ from transfer.finetuning import (
     initialise,
     load_net,
 )
-from transfer.pascal.detections import box_predictor, detection_figures, detection_table
+from transfer.pascal.detections import box_predictor, detection_metrics, detection_table
 from transfer.pascal.devkit import Objects, open_devkit
 from transfer.pascal.table2 import pascal_section
 from transfer.prediction import FinishedRun, Predictor
@@ -244,7 +244,7 @@ detect = Protocol(
     config=DetectConfig,
     open_data=_open,
     measure=_measure,
-    metrics=detection_figures,
+    metrics=detection_metrics,
     show=detection_table,
     section=pascal_section,
     returns="the average precisions ``map``, ``ap50``, ``ap75``, ``ap`` and ``ap/CLASS``",

@@ -14,7 +14,7 @@ from crosschannel.runs.result import Ragged, Rows
 from crosschannel.training.held_out import HeldOut
 from crosschannel.training.task import Evaluation
 from transfer.finetuning import FineTuning
-from transfer.pascal.detections import detection_figures, detection_rows, drawn, drawn_objects
+from transfer.pascal.detections import detection_metrics, detection_rows, draw_detections, draw_objects
 from transfer.pascal.devkit import Objects
 from transfer.pascal.segmentation import side_by_side
 from transfer.protocol import unweighted_metrics
@@ -46,10 +46,10 @@ class Detection(FineTuning):
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         rows, broken = self._detect(net, self.test, should_stop)
-        metrics = unweighted_metrics(detection_figures, rows)
+        metrics = unweighted_metrics(detection_metrics, rows)
         line = f"mAP {100 * metrics['map']:.1f}  AP {100 * metrics['ap']:.1f}"
         if self.train is not None:
-            train_metrics = unweighted_metrics(detection_figures, self._detect(net, self.train, should_stop)[0])
+            train_metrics = unweighted_metrics(detection_metrics, self._detect(net, self.train, should_stop)[0])
             metrics |= {"train/map": train_metrics["map"]}
             line += f"  training images {100 * train_metrics['map']:.1f}"
         return Evaluation(metrics, len(rows["names"]), rows, broken, line, lambda: self._pictures(net))
@@ -102,8 +102,8 @@ class Detection(FineTuning):
             best = filter_by_score(*detections, self.filter_config).cpu().numpy()
             pairs.append(
                 [
-                    drawn_objects(pixels, _objects(self.test, int(index)), self.classes),
-                    drawn(pixels, best, self.classes),
+                    draw_objects(pixels, _objects(self.test, int(index)), self.classes),
+                    draw_detections(pixels, best, self.classes),
                 ]
             )
         rows = [[picture for pair in pairs[i : i + 2] for picture in pair] for i in range(0, len(pairs), 2)]

@@ -17,7 +17,7 @@ from crosschannel.training.held_out import HeldOut, in_order
 from crosschannel.training.task import Evaluation
 from transfer.finetuning import FineTuning
 from transfer.pascal.masks import IGNORED
-from transfer.pascal.segmentation import PALETTE, confusion_of, iou_figures, side_by_side, sparse
+from transfer.pascal.segmentation import PALETTE, confusion_of, iou_metrics, side_by_side, sparse_confusions
 from transfer.protocol import MetricArrays, unweighted_metrics
 from transfer.protocols.segment.net import Segmenter
 from transfer.protocols.segment.views import MaskBatch, SizeGroup, WholeImages, group_sizes
@@ -76,7 +76,7 @@ class Segmentation(FineTuning):
         rows = {
             "names": np.array([self.test.names[int(i)] for i in indices]),
             "classes": np.array(self.classes),
-            "confusion": sparse(columns["confusion"].numpy()),
+            "confusion": sparse_confusions(columns["confusion"].numpy()),
         }
         if not len(rows["confusion"].values):
             raise UserError(f"no pixel of the {len(rows['names'])} test images is labelled: all of their masks are 255")
@@ -101,4 +101,4 @@ class Segmentation(FineTuning):
 
 def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
     """Return ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` and ``iu/CLASS`` over all pixels."""
-    return iou_figures(rows["confusion"], weights, rows["classes"])
+    return iou_metrics(rows["confusion"], weights, rows["classes"])

@@ -13,7 +13,7 @@ from crosschannel.data.crops import flip_image
 from crosschannel.data.record import Record
 from crosschannel.data.views import Batch, SampleRNG
 from transfer.interpolation import nearest
-from transfer.pascal.masks import IGNORED, labels_of
+from transfer.pascal.masks import IGNORED, read_labels
 
 # (H, W, 3) uint8 RGB, (H, W) uint8 labels, and (height, width) without padding. Padding lies below the image and to its
 # right, and is labelled as ignored.
@@ -77,7 +77,7 @@ class WholeImages:
 
     def __call__(self, record: Record, rng: SampleRNG) -> MaskSample:
         image = record.image()
-        labels, pixels = labels_of(record.fields.get("mask"), image, self.classes), image.pixels()
+        labels, pixels = read_labels(record.fields.get("mask"), image, self.classes), image.pixels()
         if self.mirror and rng.uniforms(1)[0] < 0.5:
             pixels, labels = flip_image(pixels), np.ascontiguousarray(labels[:, ::-1])
         return pixels, labels, labels.shape
@@ -107,7 +107,7 @@ class MaskedCrops:
 
     def __call__(self, record: Record, rng: SampleRNG) -> MaskSample:
         image = record.image()
-        labels, pixels = labels_of(record.fields.get("mask"), image, self.classes), image.pixels()
+        labels, pixels = read_labels(record.fields.get("mask"), image, self.classes), image.pixels()
         u = rng.uniforms(4)
         factor = self.scale[0] * (self.scale[1] / self.scale[0]) ** u[0]
         window = [min(length, max(1, round(self.size / factor))) for length in labels.shape]
