@@ -1,7 +1,7 @@
 """Self-supervised visual representation learning by cross-channel prediction.
 
-The names below are the Python face of the library; they are imported on first use, so that ``import crosschannel``
-costs milliseconds.
+The names below are the public Python interface. They are imported on first use, so that ``import crosschannel`` takes
+milliseconds.
 """
 
 from typing import TYPE_CHECKING

@@ -1,9 +1,9 @@
-"""`crosschannel COMMAND …`."""
+"""Command line of `crosschannel`."""
 
 import sys
 
 from crosschannel.command import Command
-from crosschannel.commands.next_steps import measure
+from crosschannel.commands.next_steps import probe_templates
 from crosschannel.program import Program, run_program
 
 PROGRAM = Program(
@@ -20,7 +20,7 @@ PROGRAM = Program(
         "colorize": Command(
             "crosschannel.commands.config:ColorizeConfig",
             "crosschannel.commands.colorize:colorize",
-            "colour pictures with a trained net",
+            "colorize pictures with a trained model",
             ("images",),
             next_steps=(
                 "crosschannel colorize {images[0]} --model {model} --saturation 1.3",
@@ -30,13 +30,13 @@ PROGRAM = Program(
         "evaluate": Command(
             "crosschannel.evaluation.config:EvaluateConfig",
             "crosschannel.evaluation.evaluate:main",
-            "score colourings: AuC, PSNR, a classifier's top-1, cost",
+            "score colorizations: AuC, PSNR, top-1 of a classifier, cost",
             next_steps="crosschannel.commands.next_steps:evaluate",
         ),
         "prior": Command(
             "crosschannel.commands.config:PriorConfig",
             "crosschannel.commands.prior:estimate_prior",
-            "estimate the ab prior of a collection of images",
+            "estimate the ab prior of a set of images",
             next_steps=(
                 "crosschannel pretrain --config colornet --objective.prior {out} --data {data}",
                 "crosschannel pretrain --config alexnet --objective.prior {out} --data {data}",
@@ -55,7 +55,7 @@ PROGRAM = Program(
         "export": Command(
             "crosschannel.commands.config:ExportConfig",
             "crosschannel.commands.export:export",
-            "a backbone for other libraries, with a model card",
+            "export a backbone to other libraries, with a model card",
             ("backbone",),
             {"layers": "layer"},
             next_steps="crosschannel.commands.next_steps:export",
@@ -63,55 +63,55 @@ PROGRAM = Program(
         "import": Command(
             "crosschannel.commands.config:ImportConfig",
             "crosschannel.commands.import_weights:import_file",
-            "other people's weights as ours",
+            "convert third-party weights to a crosschannel file",
             ("file",),
             {"as": "name"},
-            next_steps=measure("{out}"),
+            next_steps=probe_templates("{out}"),
         ),
         "push": Command(
             "crosschannel.commands.config:PushConfig",
             "crosschannel.commands.export:push",
-            "a backbone to the Hugging Face Hub",
+            "upload a backbone to the Hugging Face Hub",
             ("backbone", "repository"),
-            next_steps=measure("hf-hub:{repository}"),
+            next_steps=probe_templates("hf-hub:{repository}"),
         ),
         "zoo": Command(
             "crosschannel.commands.config:ZooConfig",
             "crosschannel.commands.zoo:show",
-            "list published weights that have a name",
+            "list published weights that are available by name",
             next_steps=("crosschannel fetch eccv16", "crosschannel colorize photo.jpg"),
         ),
         "fetch": Command(
             "crosschannel.commands.config:FetchConfig",
             "crosschannel.commands.zoo:fetch_source",
-            "download weights ahead, on a login node",
+            "download weights in advance, for example on a login node",
             ("source",),
             next_steps="crosschannel.commands.next_steps:fetch",
         ),
         "study build": Command(
             "crosschannel.study.config:StudyBuildConfig",
             "crosschannel.study.build:build",
-            "the pictures of a perception study: real or fake?",
+            "create the pictures of a perception study: real or fake?",
             next_steps=("crosschannel study serve {out}",),
         ),
         "study serve": Command(
             "crosschannel.study.config:StudyServeConfig",
             "crosschannel.study.server:run",
-            "its web pages, for participants",
+            "serve the web pages of a study to participants",
             ("study",),
             next_steps=("crosschannel study report {study} --out {study}-report",),
         ),
         "study report": Command(
             "crosschannel.study.config:StudyReportConfig",
             "crosschannel.study.report:report",
-            "how often people were fooled",
+            "report how often participants of a study were fooled",
             ("study",),
             next_steps=("crosschannel evaluate --methods METHODS --data DATA --realism {out}/fooled.csv",),
         ),
         "demo": Command(
             "crosschannel.demo.config:DemoConfig",
             "crosschannel.demo.server:demo",
-            "a web page that colours pictures",
+            "serve a web page that colorizes pictures",
             next_steps="crosschannel.commands.next_steps:demo",
         ),
         "layers": Command(
@@ -119,7 +119,7 @@ PROGRAM = Program(
             "crosschannel.commands.layers:show",
             "list the layers of a backbone",
             ("backbone",),
-            next_steps=measure("{backbone}"),
+            next_steps=probe_templates("{backbone}"),
         ),
         "configs": Command(
             "crosschannel.commands.config:ConfigsConfig",
@@ -135,7 +135,7 @@ PROGRAM = Program(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 bad input, 75 interrupted and saved."""
+    """Run a command line and return the exit code: 0 done, 2 bad input, 75 interrupted after saving."""
     return run_program(PROGRAM, argv)
 
 

@@ -1,4 +1,4 @@
-"""Commands (a config dataclass and a function that takes the config) and their invocations from a command line."""
+"""Commands, each a config dataclass and a function that takes the config, and their invocation from a command line."""
 
 import contextlib
 import os
@@ -24,18 +24,19 @@ class Command:
     """One command of a program.
 
     Attributes:
-        config: the config dataclass, or "module:dataclass" without torch imports, so that help is fast. A method
-            ``default_out(name, file_values)`` gives the command a run folder: it returns the default of ``out``.
+        config: config dataclass, or "module:dataclass" in a module that does not import torch, so that help is fast. A
+            method ``default_out(name, file_values)`` marks a command with a run folder and returns the default of
+            ``out``.
         function: "module:function" that takes the config.
-        help: one line for the list of commands.
-        positional: names of keys that are positional arguments.
-        aliases: keys by alias, without dashes, such as ``{"as": "name"}``.
-        next_steps: commands to suggest afterwards, with ``{key}`` for values of the config, or "module:function" that
-            returns them.
-        selector: key that selects the dataclass, such as ``task``; ``config`` is then "module:function" that takes its
-            value (None if it is not set).
-        config_flag: name of the flag for a config file, without dashes.
-        configs: folder of packaged configs; None uses the program's.
+        help: one-line description for the list of commands.
+        positional: names of the keys that are positional arguments.
+        aliases: key names by alias, without dashes, such as ``{"as": "name"}``.
+        next_steps: templates of commands to suggest afterwards, with ``{key}`` for values of the config, or
+            "module:function" that returns the commands.
+        selector: key that selects the dataclass, such as ``task``. ``config`` is then a "module:function" that takes
+            the value of that key, or None if it is not set.
+        config_flag: name of the flag for config files, without dashes.
+        configs: folder of packaged configs; None uses the program's folder.
         head, tail: parts of the usage line before and after the flags.
     """
 
@@ -51,10 +52,10 @@ class Command:
     head: str = ""
     tail: str = ""
 
-    def config_class(self, selected: str | None = None) -> type:
-        """Return the config dataclass; if the command has a selector, the one for that value."""
+    def config_class(self, selector_value: str | None = None) -> type:
+        """Return the config dataclass, chosen by the value of the selector if the command has one."""
         config = self.config if isinstance(self.config, type) else resolve_name(self.config)
-        return config(selected) if self.selector else config
+        return config(selector_value) if self.selector else config
 
     def run(self, config: Any) -> None:
         """Call the command's function."""
@@ -68,9 +69,10 @@ class Command:
 
 
 def format_command(template: str, /, **values: Any) -> str:
-    """Format a command line, quoted for the shell. A word that is only ``{key}`` becomes one word per list element.
+    """Format a command line, quoted for the shell.
 
-    Trailing slashes of values are dropped, so that ``{out}-report`` works for ``--out runs/a/``.
+    A ``{key}`` that is a word by itself expands to one word per element of a list. Trailing slashes of values are
+    dropped, so that ``{out}-report`` works for ``--out runs/a/``.
     """
     values = {key: value.rstrip("/") if isinstance(value, str) else value for key, value in values.items()}
     words: list[str] = []
@@ -81,54 +83,54 @@ def format_command(template: str, /, **values: Any) -> str:
 
 
 class Invocation:
-    """A command and the words after its name.
+    """Command with its command-line arguments.
 
     Args:
-        command: the command.
-        name: its name.
-        words: as typed.
+        command: command to invoke.
+        name: name of the command.
+        argv: arguments after the name of the command.
         configs: folder of packaged configs.
 
     Attributes:
-        common: flags that every command has.
-        path: the config file that ``--config`` names, the last if there are several; None without it.
-        file_values: values from these files, later over earlier ones, as a nested mapping.
-        config_class: the config dataclass, chosen by the selector if there is one.
+        common: values of the flags that every command accepts.
+        path: config file of ``--config``, the last one if there are several, or None.
+        file_values: values of all config files as a nested mapping; later files override earlier ones.
+        config_class: config dataclass, chosen by the selector if the command has one.
 
     Raises:
-        UserError: there is no such config, or the selector selects nothing.
+        UserError: an unknown config, or an invalid value of the selector.
     """
 
-    def __init__(self, command: Command, name: str, words: Sequence[str], configs: Path):
-        self.command, self.name, self.words, self.configs = command, name, words, configs
-        self.common = read_common(words, command.config_flag, command.selector)
+    def __init__(self, command: Command, name: str, argv: Sequence[str], configs: Path):
+        self.command, self.name, self.argv, self.configs = command, name, argv, configs
+        self.common = read_common(argv, command.config_flag, command.selector)
         self.path, self.file_values = None, {}
         for name_or_file in self.common.config or ():
             self.path = find_config(name_or_file, configs, command.config_flag)
             self.file_values = merge(self.file_values, read_config(self.path, command.config_flag))
-        selected = self.common.selector or self.file_values.get(command.selector)
-        if not isinstance(selected, str | None):
-            raise UserError(f"{command.selector} must be a name, got {selected!r}")
-        self.config_class = command.config_class(selected)
+        selector_value = self.common.selector or self.file_values.get(command.selector)
+        if not isinstance(selector_value, str | None):
+            raise UserError(f"{command.selector} must be a name, got {selector_value!r}")
+        self.config_class = command.config_class(selector_value)
 
     def parser(self, **options: Any) -> CommandParser:
         command = self.command
         return CommandParser(self.config_class, command.positional, command.aliases, command.config_flag, **options)
 
     def read(self) -> dict[str, Any]:
-        """Merge flags over the values of the config file: a nested mapping by key."""
-        tree = merge(self.file_values, self.parser().read(self.words))
+        """Merge the flags over the values of the config files, as a nested mapping."""
+        tree = merge(self.file_values, self.parser().read(self.argv))
         expanded = {key: str(user_path(tree[key])) for key in ("out", "model") if str(tree.get(key)).startswith("~")}
-        return tree | expanded  # a shell does not expand the ~ of --out=~/x
+        return tree | expanded  # shells do not expand the ~ in --out=~/x
 
     def load(self, is_partial: bool = False) -> Any:
-        """Build the config: flags over the config file over defaults.
+        """Build the config. Flags override config files, which override defaults.
 
         Args:
             is_partial: allow an empty backbone or data, and leave ``out`` unset. Keys without a default stay required.
 
         Raises:
-            UserError: an unknown key, an invalid value, or a missing key; one sentence.
+            UserError: an unknown key, an invalid value, or a missing required key.
         """
         config = build(self.config_class, self.read())
         if is_partial:
@@ -140,14 +142,14 @@ class Invocation:
             name = self.path.stem if self.path else self.name
             config = replace(config, out=config.default_out(name, self.file_values))
         if self.path and os.path.realpath(self.path) == os.path.realpath(getattr(config, "out", None) or ""):
-            raise UserError(f"--out {config.out} would overwrite the {self.command.config_flag}; give another --out")
+            raise UserError(f"--out {config.out} would overwrite the {self.command.config_flag}; choose another --out")
         return config
 
     def config_text(self) -> str:
-        """Return the whole config as YAML. A missing value is null, or "" for a backbone or data with that default.
+        """Return the full config as YAML. Missing values are null, or "" for a backbone or data with that default.
 
         Raises:
-            UserError: as :meth:`load`; if a key without a default is missing, rules between keys are not checked.
+            UserError: as for :meth:`load`. If a required key is missing, the rules between keys are not checked.
         """
         tree = self.read()
         with contextlib.suppress(MissingKeysError):
@@ -157,33 +159,34 @@ class Invocation:
         return to_yaml(merge(defaults, tree))
 
     def help_text(self, program: str) -> str:
-        """Format the usage, the packaged configs, and every key with its default (from ``--config``, if given)."""
+        """Format the usage, the packaged configs, and every key with its default or its value in ``--config``."""
         command, flag = self.command, self.command.config_flag
         keys = {key.name: key for key in keys_of(self.config_class)}
         positional = [keys[name] for name in command.positional if not keys[name].is_hidden]
         usage = [f"{program} {self.name}{command.head}"]
         usage += [f"{key.name.upper()} …" if key.element else key.name.upper() for key in positional]
         title = command.help if command.head else docstring_title(self.config_class) or command.help
-        lines, end = textwrap.wrap(title, terminal_width()), ""
+        lines, epilog = textwrap.wrap(title, terminal_width()), ""
         if self.configs.is_dir() or hasattr(self.config_class, "default_out"):
             usage.append(f"[--{flag} NAME|FILE]")
-            end = f"--print_config prints the full {flag}; --debug shows the traceback of an error."
-        listed = list_configs(self.configs)
-        if listed:
-            lines += ["", f"{flag}s (--{flag} NAME, or a path to a YAML file):", *listed]
+            epilog = f"--print_config prints the full {flag}; --debug prints the traceback of errors."
+        config_lines = list_configs(self.configs)
+        if config_lines:
+            lines += ["", f"{flag}s (--{flag} NAME, or a path to a YAML file):", *config_lines]
         usage_line = " ".join([*usage, f"[--KEY VALUE …]{command.tail}"])
-        options = {"usage": usage_line, "description": "\n".join(lines), "epilog": end}
+        options = {"usage": usage_line, "description": "\n".join(lines), "epilog": epilog}
         return self.parser(file_values=flatten(self.file_values), **options).format_help()
 
 
 def list_configs(folder: Path) -> list[str]:
-    """List configs, one a line: the name, and the first sentence of the comment at the top of the file."""
+    """List the configs of a folder, one per line: name, and first sentence of the comment at the top of the file."""
     paths = sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
-    longest = max((len(path.stem) for path in paths), default=0)
-    room = max(20, terminal_width() - longest - 4)
-    return [f"  {path.stem:<{longest}}  {textwrap.shorten(_comment(path), room, placeholder=' …')}" for path in paths]
+    indent = max((len(path.stem) for path in paths), default=0)
+    width = max(20, terminal_width() - indent - 4)
+    return [f"  {path.stem:<{indent}}  {textwrap.shorten(_summary(path), width, placeholder=' …')}" for path in paths]
 
 
-def _comment(path: Path) -> str:
+def _summary(path: Path) -> str:
+    """Return the first sentence of the comment at the top of a YAML file."""
     lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     return re.split(r"\.(?= [A-Z])|\.$", " ".join(line.lstrip("# ") for line in lines))[0]

@@ -1,5 +1,4 @@
-"""Where commands write: consoles whose output is harmless to a terminal, streams whose failure ends nothing, and the
-progress bar of commands that go through a list once."""
+"""Terminal output: consoles that escape control characters, fault-tolerant standard streams, and progress bars."""
 
 import contextlib
 import io
@@ -18,19 +17,19 @@ from rich.text import Text
 T = TypeVar("T")
 
 
-# Control characters but tab and newline, marks that reorder or hide text, and halves of characters.
-_STEERING = re.compile(
+# Control characters except tab and newline, characters that reorder or hide text, and lone surrogates.
+_UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 
 
 def escape_control(text: object) -> str:
-    """Text in which nothing steers a terminal. File names, and what other libraries say, come from anywhere."""
-    return _STEERING.sub(lambda match: ascii(match[0])[1:-1], str(text))
+    """Escape characters that control a terminal. File names and messages of libraries may contain any character."""
+    return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
 class _PlainConsole(Console):
-    """A console that prints strings, table cells and progress labels literally, without markup or control codes."""
+    """Console that prints strings, table cells and progress labels literally, without markup or control characters."""
 
     def __init__(self, **options: Any):
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -44,28 +43,28 @@ class _PlainConsole(Console):
 
 
 def stderr_console(quiet: bool = False) -> Console:
-    """For what a person should know."""
+    """Return a console for status messages, warnings and progress."""
     return _PlainConsole(stderr=True, quiet=quiet, soft_wrap=True)
 
 
 def stdout_console(**options: Any) -> Console:
-    """For what a command was asked for."""
+    """Return a console for the results that a command prints."""
     return _PlainConsole(**{"soft_wrap": True, **options})
 
 
-def table(rows: Mapping[str, Sequence[str | Text]], head: Sequence[str]) -> Table:
-    """Cells by the label of their row; the first column of ``head`` is the labels'."""
-    made = Table()
-    for number, column in enumerate(head):
-        made.add_column(column, justify="right" if number else "left")
+def table(rows: Mapping[str, Sequence[str | Text]], header: Sequence[str]) -> Table:
+    """Build a table from cells by row label. The first column of ``header`` is that of the labels."""
+    result = Table()
+    for index, column in enumerate(header):
+        result.add_column(column, justify="right" if index else "left")
     for label, cells in rows.items():
-        made.add_row(label, *cells)
-    return made
+        result.add_row(label, *cells)
+    return result
 
 
-def as_text(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> str:
-    """The cells of :func:`table` as plain text in columns."""
-    lines = [head, *([label, *cells] for label, cells in rows.items())]
+def as_text(rows: Mapping[str, Sequence[str]], header: Sequence[str]) -> str:
+    """Format the same rows as :func:`table` in aligned columns of plain text."""
+    lines = [header, *([label, *cells] for label, cells in rows.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         " ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for label, *cells in lines
@@ -73,28 +72,28 @@ def as_text(rows: Mapping[str, Sequence[str]], head: Sequence[str]) -> str:
 
 
 def print_stderr(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr, with control characters escaped."""
     print(escape_control(text), file=sys.stderr)
 
 
 def progress(items: Iterable[T], description: str, total: int, console: Console | None = None) -> Iterator[T]:
-    """The items, with a bar in a terminal that is not told to be quiet."""
+    """Iterate over items with a progress bar, unless the console is quiet or not a terminal."""
     console = console or stderr_console()
-    silent = console.quiet or not console.is_terminal
-    return iter(track(items, description, total, console=console, disable=silent, transient=True))
+    is_disabled = console.quiet or not console.is_terminal
+    return iter(track(items, description, total, console=console, disable=is_disabled, transient=True))
 
 
 @contextlib.contextmanager
 def progress_in_bytes(description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar of what is transferred, in a terminal.
+    """Show a progress bar of a transfer if stderr is a terminal.
 
     Args:
-        description: of what.
-        total: bytes; 0 where that is not known.
-        done: bytes that are there already.
+        description: label of the bar.
+        total: size in bytes, or 0 if it is unknown.
+        done: number of bytes that were transferred before.
 
-    Returns:
-        to be called with the number of every further bytes.
+    Yields:
+        a function to call with the number of bytes of each chunk.
     """
     console = stderr_console()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -103,8 +102,8 @@ def progress_in_bytes(description: str, total: int, done: int = 0) -> Iterator[C
         yield lambda count: bar.advance(task, count)
 
 
-class _Tolerant:
-    """A text stream that writes what it can: a log that nobody can read any more is no reason to stop."""
+class _TolerantStream:
+    """Text stream that ignores write errors, so that a run continues if its log cannot be written."""
 
     def __init__(self, stream: io.TextIOBase):
         self._stream = stream
@@ -124,20 +123,20 @@ class _Tolerant:
 
 @contextlib.contextmanager
 def open_streams() -> Iterator[None]:
-    """Make sure that there are standard streams, and that a failing stderr ends nothing.
+    """Open missing standard streams, and ignore write errors on stderr.
 
-    Where a process is started without one of them, the next file that it opened would take its place, and what is meant
-    for a terminal would be written into that file.
+    If a process starts without one of the streams, the next file that it opens gets the descriptor of that stream, and
+    terminal output would be written into the file.
     """
-    for number in range(3):
+    for descriptor in range(3):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-    before = sys.stdout, sys.stderr
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, i.e. this one
+    original = sys.stdout, sys.stderr
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = _Tolerant(sys.stderr or open(2, "w", closefd=False))  # noqa: SIM115
+    sys.stderr = _TolerantStream(sys.stderr or open(2, "w", closefd=False))  # noqa: SIM115
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = original

@@ -1,26 +1,26 @@
-"""The one exception for everything that a user can put right."""
+"""The exception for errors that users can fix, and conversion of other errors to it."""
 
 import contextlib
 import re
 from collections.abc import Iterator
 
-WORKER_LOST = 71  # exit code where the system killed a loader worker (sysexits.h: EX_OSERR): not the command's fault
-WORKER_ERROR_PREFIX = "DataLoader worker"  # first words of torch's message about it
+WORKER_LOST = 71  # exit code if the system killed a DataLoader worker (EX_OSERR of sysexits.h)
+WORKER_ERROR_PREFIX = "DataLoader worker"  # start of torch's message in that case
 
 
 class UserError(Exception):
-    """Bad input: one sentence that names the offender and what would be right.
+    """Bad input. The message is one sentence that names the offender, the problem and the remedy.
 
-    Command lines catch it once, print it on stderr without a traceback and exit with code 2.
+    Command lines print it on stderr without a traceback, and exit with code 2.
     """
 
 
 def describe(value: object) -> str:
-    """Describe a value of the wrong type, for a message."""
+    """Describe a value of the wrong type for an error message."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return repr(value)[:80]
     if isinstance(value, type):
-        return f"the class {value.__name__} (give an instance)"
+        return f"the class {value.__name__} (pass an instance)"
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{name} of shape {tuple(value.shape)}"
@@ -28,37 +28,37 @@ def describe(value: object) -> str:
 
 
 def file_problem(error: BaseException) -> str:
-    """What a user can put right about files, disks and memory, in a sentence; empty for anything else.
+    """Describe an error about files, disks or memory in one sentence, or return "" for any other error.
 
-    Libraries wrap the system's complaint in errors of their own (torch in RuntimeErrors, safetensors in its words).
+    Libraries wrap operating-system errors in their own: torch in a RuntimeError, safetensors in its message.
     """
     if isinstance(error, MemoryError):
-        return "there is not enough memory"
+        return "out of memory"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and not isinstance(cause, ConnectionError | TimeoutError) and cause.strerror:
             return f"{cause.filename}: {cause.strerror}" if cause.filename else f"cannot write: {cause.strerror}"
         cause = cause.__cause__ or cause.__context__
-    native = re.search(r"(?:^|: )([^:]*) \(os error \d+\)", str(error))  # Rust's
-    return f"cannot write: {native[1]}" if native else ""
+    rust_error = re.search(r"(?:^|: )([^:]*) \(os error \d+\)", str(error))
+    return f"cannot write: {rust_error[1]}" if rust_error else ""
 
 
 def is_worker_loss(error: BaseException) -> bool:
-    """Whether an error says that the system killed a DataLoader worker, wherever torch reports it."""
+    """Whether an error is torch's report that the system killed a DataLoader worker."""
     pattern = rf"{WORKER_ERROR_PREFIX}.*(killed by signal|exited unexpectedly)"
     return isinstance(error, RuntimeError) and re.search(pattern, str(error), re.DOTALL) is not None
 
 
 @contextlib.contextmanager
-def wrap_external_errors(what: str) -> Iterator[None]:
-    """Run other people's code: whatever it raises, and its ``sys.exit``, becomes a UserError about ``what``."""
+def wrap_external_errors(context: str) -> Iterator[None]:
+    """Convert any exception of third-party code, even ``SystemExit``, to a UserError that starts with ``context``."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException as error:
         try:
-            said = " ".join(str(error).split())
-        except Exception:  # such as an exception that cannot say what it is
-            said = ""
-        raise UserError(f"{what}: {type(error).__name__}" + (f": {said[:300]}" if said else "")) from error
+            message = " ".join(str(error).split())
+        except Exception:  # the error's own __str__ may fail
+            message = ""
+        raise UserError(f"{context}: {type(error).__name__}" + (f": {message[:300]}" if message else "")) from error

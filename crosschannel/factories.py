@@ -1,4 +1,4 @@
-"""Registries of tasks and protocols, and user-defined objects imported by name, ``package.module:name``."""
+"""Registries of tasks and protocols, and import of user-defined objects by their path, ``package.module:name``."""
 
 import contextlib
 import importlib
@@ -16,12 +16,12 @@ from crosschannel.errors import UserError, wrap_external_errors
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a registry: a pretext task, or a protocol.
+    """Registry entry of a pretext task or a protocol.
 
     Attributes:
-        import_path: module:name.
-        config: the dataclass of its keys, or module:class of it.
-        help: one line.
+        import_path: "module:name" of the task or protocol.
+        config: dataclass of its keys, or "module:class" of that dataclass.
+        help: one-line description.
     """
 
     import_path: str
@@ -30,33 +30,36 @@ class Entry:
 
     @classmethod
     def custom(cls, import_path: str, keys: type, documented: type) -> "Entry":
-        """The entry of a user-defined object; its help is the first line of a class's docstring."""
-        doc = (documented.__doc__ or "").strip() or import_path
-        return cls(import_path, keys, doc.splitlines()[0])
+        """Create the entry of a user-defined object, with the first docstring line of ``documented`` as its help."""
+        docstring = (documented.__doc__ or "").strip() or import_path
+        return cls(import_path, keys, docstring.splitlines()[0])
 
     @property
     def keys(self) -> type:
-        """The dataclass of its keys."""
+        """Dataclass of the keys."""
         return self.config if isinstance(self.config, type) else resolve_name(self.config)
 
     def load(self) -> Any:
-        """Import the task or the protocol."""
+        """Import the task or protocol."""
         return resolve_name(self.import_path)
 
 
 def find_entry(
     name: str, registry: Mapping[str, Entry], group: str, user_entry: Callable[[str], Entry]
 ) -> Entry | None:
-    """Look up an entry by name: built in, an installed package's entry point, or ``package.module:name``.
+    """Look up an entry by its built-in name, the name of an entry point, or ``package.module:name``.
 
     Args:
-        name: as typed.
+        name: name or import path, as the user typed it.
         registry: built-in entries by name.
-        group: group of entry points.
-        user_entry: import path of a user-defined object → its entry.
+        group: entry-point group of installed packages.
+        user_entry: function that creates the entry of a user-defined object from its import path.
+
+    Returns:
+        the entry, or None if the name is unknown.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: the object cannot be imported.
     """
     if name in registry:
         return registry[name]
@@ -65,14 +68,17 @@ def find_entry(
 
 
 def is_factory(name: str) -> bool:
-    """Whether a name is written as one of a factory."""
+    """Whether a name has the form ``package.module:name``."""
     return re.fullmatch(r"(?!timm:)[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
 @contextlib.contextmanager
 def working_folder_importable() -> Iterator[None]:
-    """Add the working directory to ``sys.path``: first, like ``python -m``, or last under ``PYTHONSAFEPATH``, so that a
-    job's copy of the code takes precedence."""
+    """Temporarily add the working directory to ``sys.path``.
+
+    It comes first, as for ``python -m``, or last under ``PYTHONSAFEPATH``, so that a job's copy of the code takes
+    precedence.
+    """
     sys.path.insert(len(sys.path) if sys.flags.safe_path else 0, "")
     try:
         yield
@@ -82,14 +88,14 @@ def working_folder_importable() -> Iterator[None]:
 
 
 def import_object(name: str) -> Any:
-    """Import a user's ``package.module:name``.
+    """Import a user-defined object, ``package.module:name``.
 
     Raises:
-        UserError: it cannot be imported, or the module is Python's own.
+        UserError: the object cannot be imported, or its module belongs to the standard library.
     """
     module, _, attribute = name.partition(":")
     if module.partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{name!r}: {module} is in the standard library; name a module of yours")
+        raise UserError(f"{name!r}: {module} is in the standard library; use a module of your own")
     with wrap_external_errors(f"cannot import {name!r}"), working_folder_importable():
         imported = getattr(importlib.import_module(module), attribute)
     if "" not in sys.path:  # for lazy imports in the module, and for unpickling in spawned workers
@@ -98,24 +104,24 @@ def import_object(name: str) -> Any:
 
 
 def entry_point_names(group: str) -> dict[str, str]:
-    """The entry points of a group that installed packages define: their ``module:name``, by their names."""
+    """Return the entry points of a group in all installed packages: ``module:name`` by entry-point name."""
     return {point.name: point.value for point in entry_points(group=group)}
 
 
 def call_factory(name: str, in_channels: int | None = None) -> Any:
-    """What a factory returns.
+    """Import a factory and call it.
 
     Args:
-        name: package.module:factory.
-        in_channels: of the input, for a factory that takes ``in_channels`` or ``in_chans``.
+        name: import path, ``package.module:factory``.
+        in_channels: number of input channels, passed if the factory has a parameter ``in_channels`` or ``in_chans``.
 
     Raises:
-        UserError: it cannot be imported, or fails.
+        UserError: the factory cannot be imported, or fails.
     """
     factory, options = import_object(name), {}
     if in_channels is not None:
-        with contextlib.suppress(TypeError, ValueError):  # of what tells nobody what it takes
-            takes = inspect.signature(factory).parameters
-            options = {key: in_channels for key in ("in_channels", "in_chans") if key in takes}
+        with contextlib.suppress(TypeError, ValueError):  # some callables have no signature
+            parameters = inspect.signature(factory).parameters
+            options = {key: in_channels for key in ("in_channels", "in_chans") if key in parameters}
     with wrap_external_errors(f"{name}() failed"):
         return factory(**options)

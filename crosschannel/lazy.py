@@ -1,4 +1,4 @@
-"""Public names of a package, imported on first use: importing torch takes seconds, and few commands need it at once."""
+"""Lazy import of a package's public names, since importing torch takes seconds and few commands need it at startup."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -8,12 +8,12 @@ from typing import Any
 def lazy_names(
     package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Define ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` for a package that imports its public names on first use.
 
     Args:
-        package: its ``__name__``.
-        modules: public names, separated by spaces, by full name of the module that defines them. A submodule that is
-            public itself has its own name as its value.
+        package: ``__name__`` of the package.
+        modules: public names, separated by spaces, by the full name of the module that defines them. A public submodule
+            maps to its own name.
     """
     module_of = {name: module for module, names in modules.items() for name in names.split()}
 

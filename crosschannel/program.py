@@ -1,4 +1,4 @@
-"""A program: a table of commands. Bad input is caught here: one sentence on stderr and exit code 2."""
+"""Command-line programs, each a table of commands. Bad input is reported in one sentence on stderr with exit code 2."""
 
 import contextlib
 import multiprocessing
@@ -30,10 +30,10 @@ class Program:
 
     Attributes:
         name: name of the executable.
-        summary: one line for its help.
+        summary: one-line description for its help.
         commands: commands by name.
-        configs: subfolder of ``configs/`` that holds one folder of packaged configs per command.
-        user_command: name → user-defined command, or None if there is none.
+        configs: subfolder of ``configs/`` with one folder of packaged configs per command.
+        user_command: function that returns the user-defined command of a name, or None.
         entry_points: entry-point group of user-defined commands.
     """
 
@@ -46,14 +46,14 @@ class Program:
 
     @property
     def installed_commands(self) -> list[str]:
-        """Names of user-defined commands that installed packages add."""
+        """Names of the user-defined commands in installed packages."""
         return sorted(entry_point_names(self.entry_points)) if self.entry_points else []
 
     def command(self, name: str) -> Command:
-        """A command by name.
+        """Return a command by name.
 
         Raises:
-            UserError: there is none.
+            UserError: an unknown command.
         """
         command = self.commands.get(name) or self.user_command(name)
         if command is None:
@@ -64,33 +64,34 @@ class Program:
         return command
 
     def folder(self, name: str) -> Path:
-        """The folder of a command's packaged configs."""
+        """Return the folder of a command's packaged configs."""
         return self.command(name).configs or config_folder() / self.configs / name
 
-    def invocation(self, words: Sequence[str]) -> Invocation:
-        """Parse a command line that begins with a command's name (one or two words), without running the command.
+    def invocation(self, argv: Sequence[str]) -> Invocation:
+        """Create the invocation of a command line that starts with the name of a command (one or two words).
 
         Raises:
-            UserError: there is no such command, or no such config.
+            UserError: an unknown command or config.
         """
-        length = 2 if " ".join(words[:2]) in self.commands else 1
-        name = " ".join(words[:length])
-        return Invocation(self.command(name), name, words[length:], self.folder(name))
+        length = 2 if " ".join(argv[:2]) in self.commands else 1
+        name = " ".join(argv[:length])
+        return Invocation(self.command(name), name, argv[length:], self.folder(name))
 
-    def parse(self, name: str, words: Sequence[str]) -> Any:
-        """Parse and check the config of a command, see :meth:`Invocation.load`."""
-        return self.invocation([*name.split(), *words]).load()
+    def parse(self, name: str, argv: Sequence[str]) -> Any:
+        """Parse and validate the config of a command; see :meth:`Invocation.load`."""
+        return self.invocation([*name.split(), *argv]).load()
 
 
 def usage(program: Program) -> str:
+    """Format the help of a program."""
     lines = "\n".join(f"  {name:<14}{command.help}" for name, command in program.commands.items())
     if program.installed_commands:
         lines += f"\n\nfrom installed packages: {', '.join(program.installed_commands)}"
     return (
         f"usage: {program.name} COMMAND [--KEY VALUE …]\n\n"
         f"{program.summary}\n\ncommands:\n{lines}\n\n"
-        f"{program.name} COMMAND --help lists a command's keys; --version prints the version;\n"
-        "--debug shows tracebacks; --completion prints the line that enables shell completion."
+        f"{program.name} COMMAND --help lists the keys of a command; --version prints the version;\n"
+        "--debug prints tracebacks; --completion prints the line that enables shell completion."
     )
 
 
@@ -99,15 +100,15 @@ def run_program(
     argv: list[str] | None = None,
     translate: Callable[[list[str]], list[str]] = lambda argv: argv,
 ) -> int:
-    """Run a command line, and return its exit code.
+    """Run a command line and return its exit code.
 
-    0: done; 1: broken pipe; 2: bad input or a file error; 71: a loader worker was killed; 75: interrupted, progress
-    saved; 130: Ctrl-C.
+    Exit codes are 0: done; 1: broken pipe; 2: bad input or a file error; 71: a loader worker was killed; 75:
+    interrupted after saving; 130: Ctrl-C.
 
     Args:
-        program: the program.
-        argv: arguments; None takes those of this process, and kills leftover loader workers at the end.
-        translate: rewrites the arguments before they are parsed, such as ``resume RUN`` to ``submit``.
+        program: program to run.
+        argv: arguments. With None, they are those of this process, and leftover loader workers are killed on exit.
+        translate: function that rewrites the arguments before they are parsed, such as ``resume RUN`` to ``submit``.
     """
     with open_streams(), _kill_leftover_workers() if argv is None else restore_handlers():
         argv = list(sys.argv[1:] if argv is None else argv)
@@ -116,7 +117,7 @@ def run_program(
             try:
                 return _dispatch(program, translate(argv))
             finally:
-                sys.stdout.flush()  # here, so that a failure is reported
+                sys.stdout.flush()  # inside the try block, so that a write error is reported
         except UserError as error:
             if debug:
                 traceback.print_exc()
@@ -141,7 +142,7 @@ def run_program(
 
 @contextlib.contextmanager
 def _kill_leftover_workers() -> Iterator[None]:
-    """Kill loader workers on exit: they ignore SIGTERM, and Python would wait for them for ever."""
+    """Kill loader workers on exit. They ignore SIGTERM, and Python would wait for them forever."""
     try:
         yield
     finally:
@@ -150,7 +151,7 @@ def _kill_leftover_workers() -> Iterator[None]:
 
 
 def _silence_stdout() -> None:
-    """Send stdout to /dev/null if it cannot be flushed, so that the interpreter does not fail on it at exit."""
+    """Redirect stdout to /dev/null if it cannot be flushed, since the interpreter would report an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         return
@@ -176,12 +177,12 @@ def _dispatch(program: Program, argv: list[str]) -> int:
         return _run_command(program, argv)
 
 
-def _show_warning(message, category, *_place, **_more) -> None:
+def _show_warning(message, category, *_location, **_options) -> None:
     print_stderr(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}")
 
 
 def _run_command(program: Program, argv: list[str]) -> int:
-    """Run a command; raises UserError for bad input."""
+    """Run a command and return its exit code. Raises UserError for bad input."""
     invocation = program.invocation(argv)
     if invocation.common.help:
         print(invocation.help_text(program.name), end="")
@@ -190,9 +191,9 @@ def _run_command(program: Program, argv: list[str]) -> int:
         print(invocation.config_text(), end="")
         return 0
     config, is_main = invocation.load(), os.environ.get("RANK", "0") == "0"
-    if hasattr(config, "protocol") and is_main:  # print which config a measurement uses
+    if hasattr(config, "protocol") and is_main:  # results depend on the config, so print which one is used
         names = ", ".join(invocation.common.config or ())
-        settings = f"config {names}" if names else "no --config, the defaults that --help shows"
+        settings = f"config {names}" if names else "no --config; using the defaults in --help"
         print_stderr(f"{program.name} {invocation.name}: {settings}")
     keep_freed_memory()
     try:
@@ -208,15 +209,15 @@ def _run_command(program: Program, argv: list[str]) -> int:
             f"{program.name}: a loader worker was killed, probably out of memory; run the same command again to resume"
         )
         return WORKER_LOST
-    following = invocation.command.suggest(config) if is_main else []
-    if following:
-        print_stderr("\n  ".join(["next:", *following]))
+    next_steps = invocation.command.suggest(config) if is_main else []
+    if next_steps:
+        print_stderr("\n  ".join(["next:", *next_steps]))
     return 0
 
 
 @contextlib.contextmanager
 def _quiet_hooks() -> Iterator[None]:
-    """Silence errors that are reported elsewhere: lost loader workers in finalizers, and TensorBoard's thread."""
+    """Silence errors that are reported elsewhere: killed loader workers in finalizers, and TensorBoard's thread."""
     hook, thread_hook = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = lambda args: None if is_worker_loss(args.exc_value) else hook(args)
     threading.excepthook = lambda args: (
@@ -225,7 +226,7 @@ def _quiet_hooks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if is_worker_loss(error):  # the rest of the loader may fail while the process ends
+        if is_worker_loss(error):  # other parts of the loader may fail during shutdown
             hook = lambda _args: None  # noqa: E731
         raise
     finally:

@@ -1,6 +1,6 @@
-"""What is read back from disk is data, not truth: JSON, YAML and arrays, checked for form, type and size in one place.
+"""Readers of JSON, YAML and .npz files that check syntax, types and sizes, since files may be damaged or hostile.
 
-A bad file is one :class:`UserError`; lines of a log that are damaged are left out.
+A bad file raises a :class:`UserError`. Damaged lines of a log are skipped.
 """
 
 import io
@@ -15,29 +15,33 @@ from typing import Any
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes, read_text
 
-_LONGEST_YAML = 1 << 20  # characters
-LARGEST = 1 << 29  # bytes of the arrays of a file
+_MAX_YAML_LENGTH = 1 << 20  # in characters
+LARGEST = 1 << 29  # maximum total size of the arrays in a file, in bytes
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     return parse_json(read_text(path), str(path))
 
 
-def parse_json(text: str, what: str) -> Any:
-    """What a JSON text says; ``what`` names it where it is damaged."""
+def parse_json(text: str, name: str) -> Any:
+    """Parse JSON. ``name`` identifies the text in the error message.
+
+    Raises:
+        UserError: the text is damaged.
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} is damaged: {error}") from None
+        raise UserError(f"{name} is damaged: {error}") from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines; none where there is no file. What is damaged or cut off is left out."""
+    """Read the objects of a JSON Lines file, or an empty list if it does not exist. Damaged lines are skipped."""
     rows = []
     for line in read_bytes(path).splitlines() if path.is_file() else ():
         try:
@@ -49,44 +53,45 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
-    """The keys of a YAML file; ``what`` names it in messages.
+def read_yaml(path: Path, name: str = "") -> dict[str, Any]:
+    """Read a YAML file that contains a mapping. ``name`` identifies it in error messages; default: its path.
 
     Raises:
-        UserError: as :func:`parse_yaml`, or it holds no keys.
+        UserError: as for :func:`parse_yaml`, or the file does not contain a mapping.
     """
-    what = what or str(path)
-    tree = parse_yaml(read_text(path), what)
+    name = name or str(path)
+    tree = parse_yaml(read_text(path), name)
     if not isinstance(tree, dict):
-        raise UserError(f"{what} is damaged: it holds no keys")
+        raise UserError(f"{name} is damaged: it does not contain a mapping of keys")
     return tree
 
 
-def parse_yaml(text: str, what: str) -> Any:
-    """The value of a YAML text; 1e-3 is a number, and a date is a string.
+def parse_yaml(text: str, name: str) -> Any:
+    """Parse YAML. 1e-3 is a number, and dates are strings. ``name`` identifies the text in error messages.
 
     Raises:
-        UserError: it is no YAML, has a key twice (the second would win in silence), or aliases (a bomb).
+        UserError: invalid YAML, a duplicate key (YAML would silently use the last value), or an alias (which can expand
+            exponentially).
     """
     import yaml
 
-    if len(text) > _LONGEST_YAML:
-        raise UserError(f"{what} is longer than {_LONGEST_YAML} characters")
+    if len(text) > _MAX_YAML_LENGTH:
+        raise UserError(f"{name} is longer than {_MAX_YAML_LENGTH} characters")
     loader = _yaml_loader()
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
-            raise UserError(f"{what} has an alias (*name); write the value out")
-        _check_keys(yaml.compose(text, loader), what)
+            raise UserError(f"{name} has an alias (*name), which is not supported; repeat the value")
+        _check_duplicates(yaml.compose(text, loader), name)
         return yaml.load(text, loader)
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise UserError(f"{what} is no YAML: {_first_line(error)}") from None
+        raise UserError(f"{name} is not valid YAML: {_summarise(error)}") from None
     except RecursionError:
-        raise UserError(f"{what} is nested too deeply") from None
+        raise UserError(f"{name} is nested too deeply") from None
 
 
 @cache
 def _yaml_loader() -> type:
-    """PyYAML's safe loader with the numbers of YAML 1.2: 017 is seventeen, and 12:30 is a string."""
+    """Return PyYAML's safe loader with the number syntax of YAML 1.2: 017 is 17, and 12:30 is a string."""
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -102,37 +107,38 @@ def _yaml_loader() -> type:
     return Loader
 
 
-def _check_keys(node: Any, what: str) -> None:
-    """No mapping has a key twice: the second would win in silence."""
+def _check_duplicates(node: Any, name: str) -> None:
+    """Raise a UserError if a mapping of a YAML tree has a duplicate key."""
     import yaml
 
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-        if twice is not None:
-            raise UserError(f"{what} has the key {twice!r} twice")
+        duplicate = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if duplicate is not None:
+            raise UserError(f"{name} has the key {duplicate!r} twice")
         for _, value in node.value:
-            _check_keys(value, what)
+            _check_duplicates(value, name)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_keys(value, what)
+            _check_duplicates(value, name)
 
 
-def _first_line(error: Exception) -> str:
+def _summarise(error: Exception) -> str:
+    """Return the problem that a YAML error reports, with its line number if known."""
     mark = getattr(error, "problem_mark", None)
-    words = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
-    return words + (f" in line {mark.line + 1}" if mark else "")
+    problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return problem + (f" in line {mark.line + 1}" if mark else "")
 
 
 def read_arrays(path: Path, limit: int = LARGEST) -> dict[str, Any]:
-    """The arrays of a ``.npz`` file by name, none of them pickled.
+    """Read the arrays of a ``.npz`` file, by name. Pickled arrays are rejected.
 
     Args:
-        path: the file.
-        limit: bytes that they may have altogether.
+        path: path of the file.
+        limit: maximum total size of the arrays, in bytes.
 
     Raises:
-        UserError: it is damaged, or claims to hold what it does not.
+        UserError: the file is damaged, or its headers do not match the data.
     """
     import numpy as np
 
@@ -141,17 +147,17 @@ def read_arrays(path: Path, limit: int = LARGEST) -> dict[str, Any]:
             members = archive.infolist()
             if sum(member.file_size for member in members) > limit:
                 raise ValueError(f"it would unpack to more than {limit} bytes")
-            found = {}
+            arrays = {}
             for member in members:
                 data = io.BytesIO(archive.read(member))
-                head = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, in_columns, dtype = head[np.lib.format.read_magic(data)](data)
+                readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, is_fortran, dtype = readers[np.lib.format.read_magic(data)](data)
                 if dtype.hasobject or prod(shape) * dtype.itemsize != len(data.getvalue()) - data.tell():
-                    raise ValueError(f"{member.filename} is not what its head says")
+                    raise ValueError(f"{member.filename} has a header that does not match its data")
                 values = np.frombuffer(data.read(), dtype)
-                found[member.filename.removesuffix(".npy")] = values.reshape(shape, order="F" if in_columns else "C")
-            return found
+                arrays[member.filename.removesuffix(".npy")] = values.reshape(shape, order="F" if is_fortran else "C")
+            return arrays
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # decoders raise whatever they like on bytes they cannot read
-        raise UserError(f"{path} is damaged or no .npz file: {error or type(error).__name__}") from None
+    except Exception as error:  # zipfile and NumPy raise exceptions of many types for damaged files
+        raise UserError(f"{path} is damaged or not an .npz file: {error or type(error).__name__}") from None

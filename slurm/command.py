@@ -74,8 +74,8 @@ class WrappedCommand:
 
     @property
     def text(self) -> str:
-        """Command line, as it would be typed."""
-        return shlex.join([self.program, self.name, *self.invocation.words])
+        """As it is typed."""
+        return shlex.join([self.program, self.name, *self.invocation.argv])
 
     @property
     def local_data(self) -> str:
@@ -96,7 +96,7 @@ class WrappedCommand:
         original config do not affect queued jobs.
         """
         if not self.has_run_folder:
-            return [self.module, *self.name.split(), *self.invocation.words]
+            return [self.module, *self.name.split(), *self.invocation.argv]
         debug = ["--debug"] if self.invocation.common.debug else []
         path = folder / "config.yaml"
         write_text(path, to_yaml(self.config))

@@ -1,1 +1,1 @@
-"""One module a command: its config (a dataclass is its YAML file, its flags and its help) and its function."""
+"""Functions of the `crosschannel` commands, one module per command, and their config dataclasses (``config``)."""

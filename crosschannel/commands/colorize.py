@@ -1,4 +1,4 @@
-"""`crosschannel colorize`: colour pictures with a trained net."""
+"""`crosschannel colorize`: colorize pictures with a trained model."""
 
 import contextlib
 import io
@@ -18,32 +18,32 @@ from crosschannel.files import FolderLock, Outputs, user_path
 from crosschannel.hub import load_colorizer, source_files
 from crosschannel.training.device import find_device
 
-# EXIF tags that speak of the picture, whatever its file; so do two groups of more, of the camera and of the place.
-_TOLD = {
+# EXIF tags to copy, since they describe the picture and not the file. The Exif and GPS groups are copied too.
+_COPIED_TAGS = {
     ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.Software,
     ExifTags.Base.DateTime, ExifTags.Base.Artist, ExifTags.Base.Copyright,
 }  # fmt: skip
 
 
 def colorize(config: ColorizeConfig) -> list[Path]:
-    """Colour every picture named; returns the files written.
+    """Colorize all pictures of a config and return the files written.
 
     Raises:
-        UserError: nothing to colour, a bad key, an output that would replace what is not this command's own; or, after
-            all others are done, pictures that could not be read or written.
+        UserError: no pictures, an invalid key, or an existing output that this command did not write. Pictures that
+            cannot be read or written are skipped, and raise it at the end.
     """
     config = check_config(config, ColorizeConfig)
-    pictures, folders, format = _places(config)
+    pictures, folders, format = _list_outputs(config)
     inputs = [*source_files(config.model).values(), *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("crosschannel colorize", inputs, config.overwrite, makes_folders=True)
     console, written, failed = stderr_console(), [], []
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         for folder in folders:
             try:
-                held.enter_context(FolderLock(folder))
+                locks.enter_context(FolderLock(folder))
             except UserError as error:
-                beside = "; give --out another folder" if config.out is None else ""
-                raise UserError(f"{error}{beside}") from None
+                remedy = "; choose another folder with --out" if config.out is None else ""
+                raise UserError(f"{error}{remedy}") from None
         for _, target in pictures:
             with contextlib.suppress(BrokenImage), convert_name_errors():
                 outputs.check(target)
@@ -51,7 +51,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
         colorizer = load_colorizer(config.model, find_device(config.device), config.size, **options)
         for source, target in progress(pictures, "colouring", len(pictures)):
             try:
-                coloured = _colour(colorizer, source, config.temperature, format)
+                coloured = _colour_picture(colorizer, source, config.temperature, format)
                 with convert_name_errors():
                     _save(coloured, target, format, outputs)
             except BrokenImage as error:
@@ -59,96 +59,96 @@ def colorize(config: ColorizeConfig) -> list[Path]:
                 console.print(f"cannot colour {source}: {error}")
                 continue
             written.append(target)
-    where = written[0] if len(written) == 1 else ", ".join(map(str, folders))
-    console.print(f"{len(written)} coloured: {where}")
+    destination = written[0] if len(written) == 1 else ", ".join(map(str, folders))
+    console.print(f"{len(written)} coloured: {destination}")
     if failed:
-        raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be coloured, the first is {failed[0]}")
+        raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be coloured; the first is {failed[0]}")
     return written
 
 
-def _places(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list[Path], str]:
-    """(picture, file to write) of each, the folders that these are in or below, and their format.
+def _list_outputs(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list[Path], str]:
+    """Return pairs of a picture and its output file, the top folders of the output files, and their format.
 
     Raises:
-        UserError: no such picture, none at all, or one file to write for several.
+        UserError: no pictures, a missing picture, or a single output file for several pictures.
     """
-    endings = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+    formats = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
     if not config.images:
-        raise UserError("no pictures named: give files or folders")
+        raise UserError("no pictures; pass files or folders")
     listings = [(name, list_pictures([name])) for name in config.images]
     pictures = [picture for _, listing in listings for picture in listing]
     out = None if config.out is None else Path(config.out)
-    of_file = "" if out is None or out.is_dir() else endings.get(out.suffix.lower(), "")
-    format = config.format or of_file or "png"
-    ending = ".png" if format == "png" else ".jpg"
-    if of_file:
+    out_format = "" if out is None or out.is_dir() else formats.get(out.suffix.lower(), "")
+    format = config.format or out_format or "png"
+    extension = ".png" if format == "png" else ".jpg"
+    if out_format:
         if len(pictures) > 1:
-            raise UserError(f"{out} is one file, and there are {len(pictures)} pictures; give --out a folder")
-        if of_file != format:
-            raise UserError(f"{out} does not end as {format} does")
+            raise UserError(f"{out} is a single file, but there are {len(pictures)} pictures; choose a folder as --out")
+        if out_format != format:
+            raise UserError(f"the extension of {out} does not match --format {format}")
         return output_paths([(pictures[0][0], out.with_suffix(""))], out.suffix), [out.parent], format
     if out is not None:
         if not out.exists() and out.suffix.lower() in Image.registered_extensions():
-            raise UserError(f"{out}: pictures are written as .png, .jpg or .jpeg")
+            raise UserError(f"{out} has an unsupported extension; use .png, .jpg or .jpeg")
         if out.exists() and not out.is_dir():
-            raise UserError(f"{out} is a file; --out takes a folder, or a name ending in .png or .jpg")
-        return output_paths(((source, out / stem) for source, stem in pictures), ending), [out], format
-    found, folders = [], {}
+            raise UserError(f"{out} is a file; --out must be a folder, or a name that ends in .png, .jpg or .jpeg")
+        return output_paths(((source, out / stem) for source, stem in pictures), extension), [out], format
+    stems, folders = [], {}
     for name, listing in listings:
         path = Path(name.rpartition(":")[2]) if name == SAMPLE else user_path(name)
         path = path if path.name not in ("", "..") else path.resolve()
         is_file = path.exists() and not path.is_dir() and name != SAMPLE
         folder = path.parent if is_file else path.with_name(f"{path.name}-coloured")
         for source, stem in listing:
-            found.append((source, folder / (f"{stem}-coloured" if is_file else stem)))
+            stems.append((source, folder / (f"{stem}-coloured" if is_file else stem)))
         folders[folder] = None
-    return output_paths(found, ending), list(folders), format
+    return output_paths(stems, extension), list(folders), format
 
 
 def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with outputs.write(target) as part:
         try:
-            kept = {key: picture.info[key] for key in ("exif", "icc_profile", "dpi") if key in picture.info}
-            picture.save(part, format, **kept, **({"quality": 95} if format == "jpeg" else {}))
-        except (OSError, ValueError, OverflowError, SystemError, struct.error) as error:  # more than the format holds
-            if getattr(error, "errno", None):  # the disk's complaint, not the encoder's
+            metadata = {key: picture.info[key] for key in ("exif", "icc_profile", "dpi") if key in picture.info}
+            picture.save(part, format, **metadata, **({"quality": 95} if format == "jpeg" else {}))
+        except (OSError, ValueError, OverflowError, SystemError, struct.error) as error:  # the format cannot store it
+            if getattr(error, "errno", None):  # an error of the disk, not of the encoder
                 raise
             raise BrokenImage(f"it cannot be written as {format}: {error}") from None
 
 
-def _colour(colorizer: Colorizer, source: Path | str, temperature: float | None, format: str) -> Image.Image:
-    """The coloured picture: upright, in the colour space of the original, with its alpha (PNG), EXIF and resolution."""
+def _colour_picture(colorizer: Colorizer, source: Path | str, temperature: float | None, format: str) -> Image.Image:
+    """Return the coloured picture: upright, with the original colour space, alpha (PNG only), EXIF and resolution."""
     data = picture_bytes(source)
     upright, exif = read_picture(data), _exif(data)
     coloured = _from_srgb(colorizer(_to_srgb(upright), temperature), upright.info.get("icc_profile"))
     if format == "png" and ("A" in upright.getbands() or "transparency" in upright.info):
         coloured.putalpha(upright.convert("RGBA").getchannel("A"))
     dpi = upright.info.get("dpi", (0, 0))
-    if all(1 <= side <= 65535 for side in dpi):  # NaN is not
+    if all(1 <= value <= 65535 for value in dpi):  # false for NaN
         coloured.info["dpi"] = dpi
-    if 0 < len(exif) < 65_000:  # a JPEG holds no more
+    if 0 < len(exif) < 65_000:  # a JPEG cannot store more
         coloured.info["exif"] = exif
     return coloured
 
 
 def _exif(data: bytes) -> bytes:
-    """What a picture says of itself, but for how its file lies and how it is turned; empty for nothing."""
+    """Return the EXIF tags that describe a picture, without orientation and file layout, or b"" if there are none."""
     try:
-        found, kept = open_picture(data).getexif(), Image.Exif()
-        groups = {place: dict(found.get_ifd(place)) for place in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
-        for tag in _TOLD & found.keys():
-            kept[tag] = found[tag]
-        for place, group in groups.items():
+        exif, copy = open_picture(data).getexif(), Image.Exif()
+        groups = {ifd: dict(exif.get_ifd(ifd)) for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
+        for tag in _COPIED_TAGS & exif.keys():
+            copy[tag] = exif[tag]
+        for ifd, group in groups.items():
             if group:
-                kept.get_ifd(place).update(group)
-        return kept.tobytes() if len(kept) or any(groups.values()) else b""
-    except Exception:  # no EXIF that Pillow can read, or tags that it cannot write back
+                copy.get_ifd(ifd).update(group)
+        return copy.tobytes() if len(copy) or any(groups.values()) else b""
+    except Exception:  # EXIF that Pillow cannot read, or tags that it cannot write
         return b""
 
 
 def _from_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
-    """A picture in the space of an RGB profile, which it then has; of profiles of other spaces sRGB's stands for it."""
+    """Convert an sRGB picture to an RGB profile and embed it. Profiles of other colour spaces become sRGB."""
     if icc is None:
         return picture
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -160,12 +160,12 @@ def _from_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
         else:
             picture.info["icc_profile"] = srgb.tobytes()
     except (ImageCms.PyCMSError, OSError):
-        pass  # a damaged profile was not applied
+        pass  # _to_srgb ignored the damaged profile too
     return picture
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """8-bit sRGB; an embedded ICC profile is applied, alpha is dropped."""
+    """Convert to 8-bit sRGB: an embedded ICC profile is applied, and alpha is dropped."""
     icc = image.info.get("icc_profile")
     if "A" in image.getbands():
         image = image.convert("L" if image.mode == "LA" else "RGB")
@@ -174,7 +174,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
             return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):
-            pass  # a damaged profile, or one that does not fit the pixels: take them as they are
+            pass  # a profile that is damaged or does not match the pixels is ignored
     try:
         return to_rgb(image)
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""The keys of every command: a dataclass is its YAML file, its flags and its help. No torch here: help is quick."""
+"""Configs of the commands: a dataclass defines the YAML keys, flags and help of a command.
+
+Does not import torch, so that help is fast.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
@@ -30,58 +33,60 @@ from crosschannel.pretext.config import ColorizationConfig
 
 @dataclass
 class ModelConfig:
-    """The net."""
+    """Model."""
 
     name: str = "alexnet"
-    """alexnet, colornet, vgg16, timm:NAME, or package.module:factory, a function of yours"""
+    """architecture: alexnet, colornet, vgg16, timm:NAME, or a user-defined package.module:factory"""
     fc: FCWidth = 4096
-    """width of AlexNet's fc6 and fc7, and of VGG-16's in tasks that use them; 0 leaves them out"""
+    """width of fc6 and fc7 in AlexNet, and in VGG-16 for tasks that use them; 0 omits these layers"""
     norm: bool = True
-    """BatchNorm; false for weights that have none"""
+    """use BatchNorm; false for initial weights without it"""
     affine: bool = False
-    """ColorNet's and VGG-16's BatchNorm has a scale and a shift, as the released ColorNet's has"""
+    """ColorNet, VGG-16: use BatchNorm with a scale and a shift, as in the released ColorNet"""
     variant: Text = "crosschannel"
     """variant of AlexNet: crosschannel, caffenet (LRN, for norm: false), rotnet (64-192-384-256-256, no groups), …"""
     init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
-    """initial weights; kmeans and unit-variance look at training images"""
+    """weight initialisation; kmeans and unit-variance depend on training images"""
 
     def check(self) -> None:
         from crosschannel.models import FAMILIES, family
 
-        able = [name for name, row in FAMILIES.items() if row.has_option("affine")]
-        fits = family(self.name).has_option("affine") or not self.affine
-        require(fits, f"model.affine is for {' and '.join(able)}", self.name)
-        has_variants = family(self.name).has_option("variant") or self.variant == ModelConfig.variant
-        require(has_variants, "model.variant applies to alexnet only", self.variant)
-        require(self.variant != "split-brain", "this model.variant belongs to --task split-brain", self.variant)
+        supported = [name for name, row in FAMILIES.items() if row.has_option("affine")]
+        affine_is_valid = family(self.name).has_option("affine") or not self.affine
+        require(affine_is_valid, f"model.affine applies to {' and '.join(supported)} only", self.name)
+        variant_is_valid = family(self.name).has_option("variant") or self.variant == ModelConfig.variant
+        require(variant_is_valid, "model.variant applies to alexnet only", self.variant)
+        require(self.variant != "split-brain", "this model.variant is reserved for --task split-brain", self.variant)
 
 
 @dataclass
 class PretrainConfig(TrainedConfig):
-    """Learn a representation by predicting a part of an image from another."""
+    """Pretrain a model on a pretext task, such as predicting colour from lightness."""
 
     data: Annotated[Text, Data()]
-    """a folder of images, tar shards, builtin:sample, torchvision:imagenette or package.module:function"""
+    """images: a folder, tar shards, builtin:sample, torchvision:imagenette or package.module:function"""
     task: Text = "colorization"
-    """what is learned (`--task list` names all); each has an objective of its own, see --task NAME --help"""
+    """pretext task (`--task list` lists all); `--task NAME --help` lists the keys of its objective"""
     out: Annotated[Out | None, RUNTIME] = None
     """run folder; default runs/CONFIG-DATA-SEED"""
     init_from: Annotated[Text | None, Source()] = None
-    """a source (run folder, weights file, kmeans:alexnet, …) whose weights to start from"""
+    """source of the initial weights: a run folder, a weights file, kmeans:alexnet, …"""
     val_share: ProperFraction = 0.05
-    """share of the images held out where the data has no val/"""
+    """fraction of the images to hold out for validation if the data has no val/ split"""
     val_images: Count = 10000
-    """most images that an evaluation looks at"""
+    """maximum number of images per evaluation"""
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ColorizationConfig = field(default_factory=ColorizationConfig)
     crop: CropConfig = field(default_factory=CropConfig)
 
-    def default_out(self, name: str, recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
-        """A run folder that names config, images and seed; images that the config names, or is called after, it does
-        not."""
+    def default_out(self, name: str, file_values: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """Return the default run folder, named after config, images and seed.
+
+        The images are omitted if the config file sets them or its name contains theirs.
+        """
         images = slug(self.data.rpartition(":")[2]).strip(".")
-        own = [] if not images or recipe.get("data") == self.data or images in name.split("-") else [images]
-        return f"runs/{'-'.join([name, *own])}-{self.seed}"
+        suffix = [] if not images or file_values.get("data") == self.data or images in name.split("-") else [images]
+        return f"runs/{'-'.join([name, *suffix])}-{self.seed}"
 
     def check(self) -> None:
         size, resize = self.crop.size, self.crop.resize
@@ -93,115 +98,119 @@ class PretrainConfig(TrainedConfig):
 
 @cache
 def pretrain_keys(task: str | None) -> type[PretrainConfig]:
-    """The keys of `crosschannel pretrain --task NAME`.
+    """Return the config dataclass of `crosschannel pretrain --task NAME`.
 
     Raises:
-        UserError: there is no such task.
+        UserError: an unknown task.
     """
     if task in (None, PretrainConfig.task):
         return PretrainConfig
     objective = find_task(task).keys
-    task_type = Annotated[Text, LegacyDefault(PretrainConfig.task)]  # runs from before there were several tasks
-    own = [("task", task_type, field(default=task))]
-    own += [("objective", objective, field(default_factory=objective))]
-    named = {"__module__": __name__, "__doc__": PretrainConfig.__doc__}
-    return make_dataclass("PretrainConfig", own, bases=(PretrainConfig,), namespace=named)
+    task_type = Annotated[Text, LegacyDefault(PretrainConfig.task)]  # for runs older than the key
+    fields = [("task", task_type, field(default=task))]
+    fields += [("objective", objective, field(default_factory=objective))]
+    namespace = {"__module__": __name__, "__doc__": PretrainConfig.__doc__}
+    return make_dataclass("PretrainConfig", fields, bases=(PretrainConfig,), namespace=namespace)
 
 
 @dataclass
 class ColorizeConfig(CommandConfig):
-    """Colour pictures: files or folders in, files of the same size out, their lightness kept."""
+    """Colorize pictures or folders of pictures, and preserve their size and lightness."""
 
     ignored = ("seed",)
 
     model: Annotated[str, Source("colorizer")] = "zoo:eccv16"
-    """a run folder, its colorizer.safetensors, zoo:eccv16 (the paper's net, downloaded once), hf-hub:owner/name or an
-    eccv16 .pth"""
+    """source of the model: a run folder, its colorizer.safetensors, zoo:eccv16 (the paper's model, downloaded once),
+    hf-hub:owner/name or an eccv16 .pth file"""
     out: Out | None = None
-    """folder for the coloured pictures, or of a single one the file (.png, .jpg); default photo-coloured.png beside
-    photo.jpg, and the folder scans-coloured beside scans"""
+    """output folder, or output file (.png, .jpg) of a single picture; default photo-coloured.png next to photo.jpg, and
+    the folder scans-coloured next to the folder scans"""
     images: Annotated[list[str], File(packaged=("builtin:sample",))] = field(default_factory=list)
-    """picture files, folders of them, or builtin:sample"""
+    """picture files, folders of pictures, or builtin:sample"""
     temperature: Positive | None = None
-    """of the annealed mean: lower is more vivid, 1 is the mean; default the net's own (0.38)"""
+    """temperature of the annealed mean: 1 is the mean, lower is more vivid; default: the model's own, usually 0.38"""
     saturation: Annotated[float, Interval(ge=0, le=10)] = 1.0
-    """what the predicted ab are multiplied by; 1 leaves them, 0 is grey"""
+    """factor that multiplies the predicted ab; 1 leaves them unchanged, 0 gives grey"""
     upsample: Literal["edges", "bilinear"] = "edges"
-    """how predictions reach every pixel: edges: so that colours stop at them; bilinear: as in the paper"""
+    """upsampling of the predictions to full resolution. edges: colours stop at edges of the picture; bilinear: as in
+    the paper"""
     gamut: Literal["map", "clip"] = "map"
-    """colours that sRGB cannot show: map moves them towards grey and keeps their lightness, clip clips channels"""
+    """treatment of colours outside sRGB. map: move towards grey at constant lightness; clip: clip the RGB channels"""
     size: Annotated[int, Interval(ge=0, le=4096)] = 0
-    """short side at which the net looks at a picture; 0 takes the net's own"""
+    """short side of the model's input, in pixels; 0 uses the model's own input size"""
     format: Literal["png", "jpeg"] | None = None
-    """of the files written; default by the ending of --out, else png"""
+    """format of the output files; default: by the extension of --out, else png"""
     overwrite: bool = False
-    """replace files that this command has not written; pictures to be coloured stay in any case"""
+    """replace files that this command did not write; input pictures are never replaced"""
 
 
 @dataclass
 class PriorConfig(CommandConfig):
-    """Estimate how often each of the 313 ab bins occurs in a collection of images."""
+    """Estimate the frequency of each of the 313 ab bins in a set of images."""
 
     data: Annotated[str, Data()]
-    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
+    """images: a folder, tar shards, builtin:sample or torchvision:imagenette"""
     out: Out
-    """the file to write (.npz)"""
+    """output file (.npz)"""
     size: Side = 256
-    """images are reduced to this short side and cropped to its centre square"""
+    """side to which the centre square of larger images is reduced, in pixels"""
     neighbours: Annotated[int, Interval(ge=1, le=313)] = 5
-    """bins that a colour is spread over"""
+    """number of bins that each colour is spread over"""
     sigma: Annotated[float, Interval(gt=0, le=1000)] = 5.0
     """standard deviation of that spread, in ab units"""
     limit: Annotated[int, Ge(0)] = 0
-    """look at so many images, chosen at random; 0 takes all"""
+    """number of images to use, chosen at random; 0 uses all"""
     overwrite: bool = False
-    """replace a file that this command has not written"""
+    """replace a file that this command did not write"""
 
 
 @dataclass
 class ShardConfig(CommandConfig):
-    """Pack images into tar shards (webdataset layout) with an index, optionally reduced in size."""
+    """Pack images into indexed tar shards (webdataset layout), optionally reduced in size."""
 
     ignored = ("device",)
 
     data: Annotated[str, Data()]
-    """a folder of images, tar shards, builtin:sample or torchvision:imagenette"""
+    """images: a folder, tar shards, builtin:sample or torchvision:imagenette"""
     out: str
-    """an empty or new folder"""
+    """output folder, new or empty"""
     size: Annotated[int, Interval(ge=0, le=65536)] = 0
-    """reduce larger images to this short side; 0 keeps the files as they are"""
+    """short side to which larger images are reduced, in pixels; 0 copies the files unchanged"""
     shard_mb: Annotated[int, Interval(ge=1, le=1 << 20)] = 256
-    """megabytes of a shard"""
+    """size at which a shard is closed and the next one started, in MiB"""
     val_share: ProperFraction = 0.05
-    """share held out for validation where the data has no val/"""
+    """fraction of the images to hold out for validation if the data has no val/ split"""
 
 
 @dataclass
 class ExportConfig(PlainConfig):
-    """Write a backbone for other libraries, with a model card beside it."""
+    """Export a backbone to other libraries, with a model card."""
 
     backbone: Annotated[str, Source()]
-    """a source, such as a run folder"""
+    """source of the backbone, such as a run folder"""
     out: Out
-    """the file to write"""
+    """output file"""
     format: Literal["safetensors", "torchvision", "timm", "onnx", "detectron2"] = "safetensors"
-    """safetensors (ours), torchvision (VGG-16, and AlexNets of its shape), timm, onnx, or detectron2"""
+    """output format: safetensors (crosschannel's own), torchvision (VGG-16, and AlexNets of torchvision's shape), timm,
+    onnx or detectron2"""
     part: Literal["backbone", "colorizer"] = "backbone"
-    """what of it: colorizer is the whole net with its decode, for onnx: lightness in, distribution and ab out"""
+    """part to export. backbone: feature maps; colorizer: the full model with its decoder, from lightness to colour
+    distribution and ab, for format onnx"""
     licence: str | None = None
-    """of the weights, as the Hugging Face Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
+    """licence of the weights, as spelled on the Hugging Face Hub; default: that of the weights file (crosschannel runs:
+    bsd-2-clause)"""
     layer: Text = "all"
-    """maps that an onnx file gives: one layer, several (by commas), patterns such as conv*, or all"""
+    """outputs of an onnx file: a layer, several separated by commas, a pattern such as conv*, or all"""
     probes: Annotated[list[str], File()] = field(default_factory=list)
-    """finished probe runs of this backbone, for a table in the card"""
+    """run folders of finished probes of this backbone, for a table in the model card"""
     card: bool = True
-    """write README.md beside the file"""
+    """write a model card, README.md, next to the file"""
     overwrite: bool = False
-    """replace files that this command has not written; what it reads stays in any case"""
+    """replace files that this command did not write; input files are never replaced"""
 
     def check(self) -> None:
-        require(self.part == "backbone" or self.format == "onnx", "part colorizer is for format onnx", self.format)
-        require(self.part == "backbone" or self.layer == "all", "part colorizer has no layers to choose", self.layer)
+        require(self.part == "backbone" or self.format == "onnx", "part colorizer requires format onnx", self.format)
+        require(self.part == "backbone" or self.layer == "all", "part colorizer requires layer all", self.layer)
 
 
 @dataclass
@@ -209,40 +218,42 @@ class PushConfig(PlainConfig):
     """Upload a backbone (and its colorization head) with a model card to the Hugging Face Hub."""
 
     backbone: Annotated[str, Source()]
-    """a source, such as a run folder"""
+    """source of the backbone, such as a run folder"""
     repository: str
-    """owner/name"""
+    """repository on the Hub, owner/name"""
     licence: str | None = None
-    """of the weights, as the Hub spells it; default what their file says (runs of ours: bsd-2-clause)"""
+    """licence of the weights, as spelled on the Hub; default: that of the weights file (crosschannel runs:
+    bsd-2-clause)"""
     probes: Annotated[list[str], File()] = field(default_factory=list)
-    """finished probe runs of this backbone, for a table in the card"""
+    """run folders of finished probes of this backbone, for a table in the model card"""
     private: bool = False
     """create a private repository"""
 
 
 @dataclass
 class ImportConfig(PlainConfig):
-    """Read a .pth, .safetensors or .caffemodel file of somebody else's and write one of ours."""
+    """Convert a third-party .pth, .safetensors or .caffemodel file to a crosschannel file."""
 
     file: Annotated[str, File()]
-    """the weights file"""
+    """weights file to convert"""
     out: Out
-    """the .safetensors file to write"""
+    """output file (.safetensors)"""
     name: str | None = None
-    """(also --as) what it is: alexnet, vgg16, colornet, caffe, or a format; default by the names in it"""
+    """(also --as) architecture (alexnet, vgg16, colornet, caffe) or format of the weights; default: inferred from the
+    tensor names"""
     input: Literal["grey", "lab", "rgb"] | None = None
-    """grey, lab or rgb, where the first convolution's channels leave it open"""
+    """colour space of the input, if the channels of the first convolution leave it ambiguous"""
     key: str = ""
-    """entry to read from a checkpoint of several nets, such as state_dict or teacher; default: averaged weights"""
+    """entry to read from a checkpoint with several models, such as state_dict or teacher; default: averaged weights"""
     licence: str = "unknown"
-    """of the weights, for the metadata"""
+    """licence of the weights, stored in the metadata"""
     overwrite: bool = False
-    """replace a file that this command has not written; what it reads stays in any case"""
+    """replace a file that this command did not write; input files are never replaced"""
 
 
 @dataclass
 class ZooConfig(PlainConfig):
-    """List the weights that `zoo:NAME` knows."""
+    """List the published weights that are available as `zoo:NAME`."""
 
 
 @dataclass
@@ -250,17 +261,17 @@ class LayersConfig(PlainConfig):
     """List the layers of a backbone, with their channels and strides."""
 
     backbone: Annotated[str, Source()]
-    """a source: a run folder, timm:NAME, package.module:factory …"""
+    """source of the backbone: a run folder, timm:NAME, package.module:factory, …"""
 
 
 @dataclass
 class ConfigsConfig(PlainConfig):
-    """List the packaged configs, those of every command in its own group."""
+    """List the packaged configs, grouped by command."""
 
 
 @dataclass
 class FetchConfig(PlainConfig):
-    """Download the weights of a source into its cache, so that a node without a network finds them."""
+    """Download the weights of a source to its cache, for use on nodes without a network."""
 
     source: str
-    """zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"""
+    """source of the weights: zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"""

@@ -1,4 +1,4 @@
-"""`crosschannel configs`: the packaged configs, a line each, below the command that takes them."""
+"""`crosschannel configs`: list the packaged configs of every command."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from crosschannel.console import stdout_console
 
 
 def show(_config: Any) -> None:
-    """Print the packaged configs."""
-    console, top = stdout_console(), config_folder()
+    """Print the packaged configs, one per line, below the command that takes them."""
+    console, root = stdout_console(), config_folder()
     folders: dict[str, Path] = {}
-    for folder in sorted({path.parent for path in top.rglob("*.yaml")}):
-        words = folder.relative_to(top).parts
-        folders[" ".join([*(words if words[0] == "transfer" else ("crosschannel", *words)), "--config"])] = folder
+    for folder in sorted({path.parent for path in root.rglob("*.yaml")}):
+        parts = folder.relative_to(root).parts
+        folders[" ".join([*(parts if parts[0] == "transfer" else ("crosschannel", *parts)), "--config"])] = folder
     folders["crosschannel-slurm submit --profile"] = Path(__file__).parents[2] / "slurm" / "profiles"
     for command, folder in folders.items():
         console.print(command)

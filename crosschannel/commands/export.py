@@ -1,4 +1,4 @@
-"""`crosschannel export` and `crosschannel push`: a backbone for other libraries and other people."""
+"""`crosschannel export` and `crosschannel push`: write a backbone for other libraries, or upload it."""
 
 import shutil
 import tempfile
@@ -21,33 +21,33 @@ from crosschannel.runs.folder import last_pictures
 
 
 def export(config: ExportConfig) -> Path:
-    """Returns the file written.
+    """Export a backbone and return the output file.
 
     Raises:
-        UserError: a net that the format has no shape for, or an output that cannot be.
+        UserError: a model that the format does not support, or an invalid output file.
     """
     config = check_config(config, ExportConfig)
     out = Path(config.out)
     if config.format == "safetensors" and out.suffix != ".safetensors" and not out.is_dir():
         raise UserError(f"--out must end in .safetensors for this format, got {out}")
     if not out.parent.parent.is_dir():
-        raise UserError(f"cannot write {out}: no folder {out.parent.parent}")
+        raise UserError(f"cannot write {out}: folder {out.parent.parent} does not exist")
     run, probes = _run_folder(config.backbone), [Path(probe) for probe in config.probes]
     inputs = [*source_files(config.backbone).values(), *probes, *([run] if run else [])]
     outputs = Outputs("crosschannel export", inputs, config.overwrite, makes_folders=True)
-    beside = [CARD, *([PICTURE] if run and last_pictures(run) else [])] if config.card else []
-    if out.name in beside:
-        raise UserError(f"{out} would be replaced by the model card; give another --out, or --card false")
-    beside += [CONFIG] if config.format == "timm" else []
-    if out.name in beside:
-        raise UserError(f"{out} would be replaced by timm's {CONFIG}; give another --out")
+    companions = [CARD, *([PICTURE] if run and last_pictures(run) else [])] if config.card else []
+    if out.name in companions:
+        raise UserError(f"{out} would be overwritten by the model card; choose another --out or pass --card false")
+    companions += [CONFIG] if config.format == "timm" else []
+    if out.name in companions:
+        raise UserError(f"{out} would be overwritten by timm's {CONFIG}; choose another --out")
     outputs.check(out)
-    for name in beside:
+    for name in companions:
         outputs.check(out.parent / name)
     check_probes(probes)
     backbone = load_backbone(config.backbone)
     backbone.default_layers = backbone.choose_layers(config.layer)
-    _settle_licence(backbone, config.licence)
+    _set_licence(backbone, config.licence)
     with output_folder(out.parent):
         if config.part == "colorizer":
             exported = colorizer_to_onnx(load_colorizer(config.backbone), out, outputs.write)
@@ -64,32 +64,33 @@ def export(config: ExportConfig) -> Path:
     return out
 
 
-def _settle_licence(backbone: Backbone, licence: str | None) -> None:
-    """The licence of the weights: as given, as their file says, or unknown."""
+def _set_licence(backbone: Backbone, licence: str | None) -> None:
+    """Set the licence of the weights to ``licence``, else to that of their file, else to "unknown"."""
     details = backbone.provenance.details
     details["licence"] = licence or details.get("licence") or "unknown"
 
 
 def _run_folder(source: str) -> Path | None:
+    """Return the folder of a source that is a finished run, or None."""
     path = user_path(source.partition(",")[0])
     return path if (path / "result.json").is_file() else None
 
 
 def push(config: PushConfig) -> str:
-    """Returns the repository's address.
+    """Upload a backbone to the Hugging Face Hub and return the URL of the repository.
 
     Raises:
-        UserError: a bad source or repository, not logged in, or no network.
+        UserError: an invalid source or repository, no login, or no network.
     """
     probes = [Path(probe) for probe in config.probes]
     check_probes(probes)
     check_repository(config.repository)
     backbone, run = load_backbone(config.backbone), _run_folder(config.backbone)
     if is_factory(spec_of(backbone.net).name):
-        raise UserError(f"{config.backbone} is a net of your own: whoever loads it from the Hub has not got its code")
-    _settle_licence(backbone, config.licence)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / config.repository.rpartition("/")[2]
+        raise UserError(f"{config.backbone} is a user-defined model, which others could not load without its code")
+    _set_licence(backbone, config.licence)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / config.repository.rpartition("/")[2]
         folder.mkdir()
         to_safetensors(backbone, folder / "backbone.safetensors")
         for name in (COLORIZER, PRETEXT):
@@ -97,6 +98,6 @@ def push(config: PushConfig) -> str:
                 shutil.copyfile(run / name, folder / name)
         usage = how_to_load(f"hf-hub:{config.repository}", backbone)
         write_card(folder, backbone, usage, run, probes, hub=config.repository)
-        address = push_folder(folder, config.repository, config.private)
-    stdout_console().print(address)
-    return address
+        url = push_folder(folder, config.repository, config.private)
+    stdout_console().print(url)
+    return url

@@ -1,4 +1,4 @@
-"""`crosschannel import`: other people's weights as one of our files."""
+"""`crosschannel import`: convert third-party weights to a crosschannel file."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from crosschannel.models.backbone import Provenance
 
 
 def import_file(config: ImportConfig) -> Path:
-    """Returns the file written.
+    """Convert a weights file and return the output file.
 
     Raises:
-        UserError: a damaged or unknown file, weights that do not fit, or an output that cannot be.
+        UserError: a damaged or unknown file, weights that do not fit the architecture, or an invalid output file.
     """
     out = Path(config.out)
     if out.suffix != ".safetensors":
@@ -23,15 +23,15 @@ def import_file(config: ImportConfig) -> Path:
     path = user_path(config.file)
     outputs = Outputs("crosschannel import", [path], config.overwrite)
     outputs.check(out)
-    found = import_weights(path, config.name, config.input, config.key)
-    details = {"format": found.format, "file": path.name, "licence": config.licence}
-    found.save(out, Provenance(str(path), details), outputs.write)
-    kind = "colorizer" if found.has_head else "backbone"
+    imported = import_weights(path, config.name, config.input, config.key)
+    details = {"format": imported.format, "file": path.name, "licence": config.licence}
+    imported.save(out, Provenance(str(path), details), outputs.write)
+    kind = "colorizer" if imported.has_head else "backbone"
     console = stdout_console()
-    whose = f" ({FORMATS[found.format].authors})" if found.format in FORMATS else ""
-    console.print(f"{out}: {found.spec.name} {kind} from {found.format}{whose}, input {found.input.kind}")
-    if found.prefix_note:
-        console.print(f"read: {found.prefix_note}")
-    if found.left_out:
-        console.print(f"left out, a backbone has no place for them: {', '.join(found.left_out)}")
+    authors = f" ({FORMATS[imported.format].authors})" if imported.format in FORMATS else ""
+    console.print(f"{out}: {imported.spec.name} {kind} from {imported.format}{authors}, input {imported.input.kind}")
+    if imported.prefix_note:
+        console.print(f"read: {imported.prefix_note}")
+    if imported.left_out:
+        console.print(f"left out, not part of a backbone: {', '.join(imported.left_out)}")
     return out

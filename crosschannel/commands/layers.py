@@ -1,4 +1,4 @@
-"""`crosschannel layers`: what a backbone's layers are called."""
+"""`crosschannel layers`: list the layers of a backbone."""
 
 from crosschannel.commands.config import LayersConfig
 from crosschannel.console import stderr_console, stdout_console, table
@@ -7,10 +7,10 @@ from crosschannel.models.describe import describe_input
 
 
 def show(config: LayersConfig) -> None:
-    """Print the layers in order of execution, the input of the net, and the layers left out.
+    """Print the layers in execution order, the expected input, and the layers without features.
 
     Raises:
-        UserError: no such source.
+        UserError: an invalid source.
     """
     backbone = load_backbone(config.backbone)
     channels, strides = backbone.channels, backbone.strides
@@ -18,5 +18,5 @@ def show(config: LayersConfig) -> None:
     stdout_console(soft_wrap=False).print(table(rows, ["layer", "channels", "stride"]))
     for line in describe_input(backbone):
         stderr_console().print(line)
-    for why in getattr(backbone.net, "left_out", {}).values():
-        stderr_console().print(f"left out: {why}")
+    for reason in getattr(backbone.net, "left_out", {}).values():
+        stderr_console().print(f"left out: {reason}")

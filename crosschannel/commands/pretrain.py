@@ -1,4 +1,4 @@
-"""`crosschannel pretrain`: learn a representation by a pretext task."""
+"""`crosschannel pretrain`: train a model on a pretext task."""
 
 from functools import partial
 from hashlib import sha256
@@ -39,15 +39,15 @@ from crosschannel.version import __version__
 
 
 def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
-    """Run (or resume) a pretraining; returns its run folder.
+    """Start or resume a pretraining run, and return its run folder.
 
     Args:
-        config: keys of the command.
-        flag: stop signals; default: those received during the call.
+        config: config of the command.
+        flag: interrupt flag; by default, signals are caught for the duration of the call.
 
     Raises:
         UserError: bad input.
-        Interrupted: told to stop; the run is saved and goes on when started again.
+        Interrupted: a signal stopped the run after saving; the same call resumes it.
     """
     config = check_config(config, PretrainConfig)
     path = Path(config.out or config.default_out("pretrain"))
@@ -67,22 +67,23 @@ def pretrain(config: PretrainConfig, flag: InterruptFlag | None = None) -> Path:
             console.print(f"{path}: {len(train)} training and {len(val)} held-out images")
             config = resolve_auto(config, run, world)
             loop = _build(config, run, world, train, val)
-            found = loop.fit()
-            world.broadcast_from_main(lambda: _finish(config, loop, found, console))
+            evaluation = loop.fit()
+            world.broadcast_from_main(lambda: _finish(config, loop, evaluation, console))
     return path
 
 
 def main(config: PretrainConfig) -> Path:
-    """Run `crosschannel pretrain`; afterwards this process ignores signals, to preserve its exit code."""
+    """Run `crosschannel pretrain`. Afterwards the process ignores signals, so that its exit code is preserved."""
     return pretrain(config, InterruptFlag(last=True))
 
 
 def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet, val: ImageSet) -> Loop:
+    """Build the training loop of a run."""
     torch.manual_seed(config.seed)
-    kind, model, size = find_task(config.task).load(), config.model, config.crop.size
-    input, row = kind.input_of(config.objective, config.crop), family(model.name)
-    fc = model.fc if row.fc or kind.needs_fc else 0  # pretraining leaves VGG-16's out
-    options = row.supported_options(norm=model.norm, fc=fc, affine=model.affine, variant=model.variant)
+    task_class, model, size = find_task(config.task).load(), config.model, config.crop.size
+    input, architecture = task_class.input_of(config.objective, config.crop), family(model.name)
+    fc = model.fc if architecture.fc or task_class.needs_fc else 0  # most tasks pretrain VGG-16 without fc6 and fc7
+    options = architecture.supported_options(norm=model.norm, fc=fc, affine=model.affine, variant=model.variant)
     spec = NetSpec(model.name, input.channels, **options)
     net, pretext = create(config.task, config.objective, spec, size, train.classes)
     with torch.no_grad(), wrap_external_errors(f"this net cannot take crops of {size} px"):
@@ -95,7 +96,7 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
         config.crop,
         world,
         config.model.init,
-        None if list_checkpoints(run.checkpoints) else _start_state(config.init_from, input),
+        None if list_checkpoints(run.checkpoints) else _initial_state(config.init_from, input),
         config.seed,
         config.train.batch // world.size or 1,
         config.runtime.workers,
@@ -104,8 +105,8 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
     return Loop(task, Stream(train, pretext.view(config.crop, train=True), config.seed), config, run, world)
 
 
-def _start_state(source: str | None, input: InputSpec) -> dict[str, Tensor] | None:
-    """Weights of a pretext net by name: with its head, where the source has one."""
+def _initial_state(source: str | None, input: InputSpec) -> dict[str, Tensor] | None:
+    """Load the initial state dict of a pretext net from a source, with the weights of a head if the source has one."""
     if source is None:
         return None
     backbone = convert_input(input, load_backbone(source))
@@ -114,8 +115,8 @@ def _start_state(source: str | None, input: InputSpec) -> dict[str, Tensor] | No
     return head | {f"net.{name}": tensor for name, tensor in backbone.net.state_dict().items()}
 
 
-def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Console) -> None:
-    """Weights, curve and result of a run that has ended."""
+def _finish(config: PretrainConfig, loop: Loop, evaluation: Evaluation, console: Console) -> None:
+    """Write the weights, validation curve and result of a completed run, and print a summary."""
     run, net = loop.run, loop.evaluated_net
     pretext = loop.task.pretext
     spec, input = spec_of(net.net), pretext.input_of(config.objective, config.crop)
@@ -134,18 +135,18 @@ def _finish(config: PretrainConfig, loop: Loop, found: Evaluation, console: Cons
         details["licence"] = LICENCE
     provenance = Provenance(str(run.path), details)
     save_backbone(run.path / "backbone.safetensors", net.net, spec, input, provenance)
-    whole = run.path / (COLORIZER if pretext.decoder else PRETEXT)
-    save_pretext(whole, net, pretext, spec, input, provenance)
+    pretext_path = run.path / (COLORIZER if pretext.decoder else PRETEXT)
+    save_pretext(pretext_path, net, pretext, spec, input, provenance)
     metric = pretext.primary_metric
     baseline = None if metric.baseline is None else (metric.baseline, metric.baseline_name)
     curve = validation_curve(run.path, run.path / "curve.png", metric.name, baseline)
-    finish(run, config, str(run.path / "backbone.safetensors"), config.data, found.n, found.metrics)
+    finish(run, config, str(run.path / "backbone.safetensors"), config.data, evaluation.n, evaluation.metrics)
     tally = loop.monitor.tally
     if tally.broken:
-        console.print(f"{tally.broken} of {tally.seen} images seen were broken")
+        console.print(f"{tally.broken} of {tally.seen} training samples were broken")
     pictures = last_pictures(run.path)
     if pictures:
         console.print(f"held-out pictures: {pictures}")
     console.print(f"validation curve: {curve}")
-    console.print(f"weights: {run.path / 'backbone.safetensors'}, {whole}")
-    console.print(f"held-out images: {metric.describe(found.metrics[metric.name])}")
+    console.print(f"weights: {run.path / 'backbone.safetensors'}, {pretext_path}")
+    console.print(f"held-out images: {metric.describe(evaluation.metrics[metric.name])}")

@@ -1,4 +1,4 @@
-"""`crosschannel prior`: the ab prior of a collection of images."""
+"""`crosschannel prior`: estimate the ab prior of a set of images."""
 
 import datetime
 from pathlib import Path
@@ -19,20 +19,20 @@ from crosschannel.version import __version__
 
 
 def estimate_prior(config: PriorConfig) -> ABPrior:
-    """Stream the (training) images once, in constant memory, and write the prior.
+    """Estimate the prior in one pass over the (training) images, in constant memory, and write it.
 
     Raises:
-        UserError: no image can be read, or a key is out of range.
+        UserError: no image can be read, or an invalid output file.
     """
     inputs = [path for path in (user_path(config.data),) if path.exists()]
     out, outputs = Path(config.out), Outputs("crosschannel prior", inputs, config.overwrite)
     outputs.check(out)
     device = find_device(config.device)
     images = open_training_images(config.data)
-    chosen = epoch_order(len(images), config.seed, 0)[: config.limit or None]
+    selected = epoch_order(len(images), config.seed, 0)[: config.limit or None]
     estimator = PriorEstimator(config.neighbours, config.sigma, device)
     console, broken = stderr_console(), 0
-    for index in progress(chosen, "ab prior", len(chosen)):
+    for index in progress(selected, "ab prior", len(selected)):
         try:
             image = EncodedImage(images.read(int(index)))
             side = min(image.width, image.height)
@@ -44,7 +44,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
             continue
         estimator.add(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device))
     if not estimator.images:
-        raise UserError(f"none of the {len(chosen)} images in {config.data!r} can be read")
+        raise UserError(f"none of the {len(selected)} images in {config.data!r} can be read")
     prior = estimator.prior(
         data=Path(config.data).name or config.data,
         size=config.size,
@@ -53,7 +53,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
         date=datetime.date.today().isoformat(),
     )
     prior.save(out, outputs.write)
-    seen = int((prior.smoothed > 0).sum())
-    said = f"{out}: {estimator.images} images, {estimator.pixels} pixels, {seen} of 313 bins seen"
-    console.print(said)
+    occupied = int((prior.smoothed > 0).sum())
+    summary = f"{out}: {estimator.images} images, {estimator.pixels} pixels, {occupied} of 313 bins occur"
+    console.print(summary)
     return prior

@@ -16,31 +16,31 @@ from crosschannel.files import atomic_folder, partial_path, write_text
 
 
 def shard(config: ShardConfig) -> None:
-    """Write ``train-NNNNNN.tar`` and ``val-NNNNNN.tar``, an ``.idx`` beside each, and ``classes.txt``.
+    """Write ``train-NNNNNN.tar`` and ``val-NNNNNN.tar``, each with an ``.idx`` file, and ``classes.txt``.
 
-    All is written to ``OUT.part``, which becomes OUT once it is whole.
+    The files are written to ``OUT.part``, which is renamed to OUT when it is complete.
 
     Raises:
-        UserError: no data, a key out of range, an output folder that is not empty, or no image that can be read.
+        UserError: no data, a non-empty output folder, or no image that can be read.
     """
     out = Path(config.out)
     splits = dict(zip(("train", "val"), open_images(config.data, config.val_share), strict=True))
     for name in splits["train"].classes:
         if re.search("[\n\ud800-\udfff]", name):
-            raise UserError(f"the class {name!r} cannot be a line of {CLASSES}; rename its folder")
+            raise UserError(f"the class name {name!r} cannot be written to {CLASSES}; rename its folder")
     part = partial_path(out)
     if os.path.realpath(part) in (
         os.path.realpath(config.data),
         *map(str, Path(os.path.realpath(config.data)).parents),
     ):
-        raise UserError(f"{config.data} lies in {part}, where the shards are written first; give another out")
+        raise UserError(f"{config.data} is in {part}, where the shards are written first; choose another out")
     with atomic_folder(out, "crosschannel shard", rf"(train|val)-\d{{6,}}\.tar(\.idx)?|{CLASSES}|{LISTING}") as part:
         _write(config, splits, part)
     stderr_console().print(f"shards: {out}")
 
 
 def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None:
-    """All that the folder of shards holds."""
+    """Write the contents of the output folder to ``part``."""
     console, written = stderr_console(), []
     with Progress(console=console, disable=not console.is_terminal) as bars:
         for split, images in splits.items():
@@ -54,8 +54,8 @@ def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None
                 config.seed,
                 lambda n, bar=bar: bars.advance(bar, n),
             )
-            for name, why in broken:
-                console.print(f"broken image {name}: {why}")
+            for name, reason in broken:
+                console.print(f"broken image {name}: {reason}")
             if not shards:
                 raise UserError(f"none of the {len(images)} {split} images of {config.data!r} can be read")
             console.print(f"{len(images) - len(broken)} {split} images in {len(shards)} shards")

@@ -1,4 +1,4 @@
-"""The command line of a config: argparse splits it and formats help; each value is parsed by the type of its key."""
+"""Command lines of configs. argparse splits arguments and formats help; key types determine how values are parsed."""
 
 import inspect
 import shutil
@@ -16,11 +16,11 @@ from crosschannel.config.types import Data, File, Source
 from crosschannel.errors import UserError
 from crosschannel.stored import parse_yaml
 
-_COMMON = ("config", "help", "print_config", "debug")  # flags of every command
+_COMMON = ("config", "help", "print_config", "debug")  # flags that every command accepts
 
 
 class _Parser(ArgumentParser):
-    """An argparse parser with the flags that all commands share; it raises :class:`UserError` instead of exiting."""
+    """Argument parser with the flags common to all commands; raises :class:`UserError` instead of exiting."""
 
     def __init__(self, config_flag: str = "config", **options: Any):
         super().__init__(add_help=False, allow_abbrev=False, **options)
@@ -36,40 +36,41 @@ class _Parser(ArgumentParser):
 
 
 def terminal_width() -> int:
-    """Width for printed text: that of the terminal, at most 100 columns."""
+    """Return the width of printed text: the terminal width, at most 100 columns."""
     return min(shutil.get_terminal_size((80, 24)).columns, 100)
 
 
-def split_at_separator(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split words at the first ``--``: those after it are positional, even with a leading dash."""
-    words = list(words)
-    end = words.index("--") if "--" in words else len(words)
-    return words[:end], words[end + 1 :]
+def split_at_separator(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split arguments at the first ``--``. Arguments after it are positional, even with a leading dash."""
+    argv = list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    return argv[:end], argv[end + 1 :]
 
 
-def read_common(words: Sequence[str], config_flag: str = "config", selector: str = "") -> Namespace:
-    """Read the flags that all commands share, and the selector; ignore all others.
+def read_common(argv: Sequence[str], config_flag: str = "config", selector: str = "") -> Namespace:
+    """Parse the common flags and the selector, and ignore all other arguments.
 
     Returns:
-        ``config`` (a list) and ``selector``, None if absent, and the switches ``help``, ``print_config`` and ``debug``.
+        a namespace with ``config`` (list of values) and ``selector``, both None if absent, and the switches ``help``,
+        ``print_config`` and ``debug``.
     """
     parser = _Parser(config_flag)
     parser.set_defaults(selector=None)
     if selector:
         parser.add_argument(f"--{selector}", dest="selector")
-    return parser.parse_known_args(_rename_flags(split_at_separator(words)[0]))[0]
+    return parser.parse_known_args(_rename_flags(split_at_separator(argv)[0]))[0]
 
 
 class CommandParser(_Parser):
-    """The parser of a command: a flag for every key of its config.
+    """Parser of a command, with one flag per key of its config.
 
     Args:
-        config: dataclass of the keys.
-        positional: names of keys that are positional arguments; a list takes all remaining words, and a hidden key
-            those after ``--`` alone.
-        aliases: keys by alias, without dashes.
-        config_flag: name of the flag for a config file, also accepted as ``--config``.
-        file_values: values from a config file, shown in help instead of defaults, by dotted name.
+        config: dataclass that declares the keys.
+        positional: names of the keys that are positional arguments. A list key takes all remaining arguments, and a
+            hidden key takes only the arguments after ``--``.
+        aliases: key names by alias, without dashes.
+        config_flag: name of the flag for config files; ``--config`` is accepted too.
+        file_values: values from config files by dotted name, shown in help in place of the defaults.
         options: arguments of :class:`argparse.ArgumentParser`, such as ``usage`` and ``description``.
     """
 
@@ -94,10 +95,10 @@ class CommandParser(_Parser):
             section = self.add_argument_group(docstring_title(groups[group][0].owner).rstrip(".") if group else None)
             for key in sorted(groups[group], key=self._sort_key):
                 default = file_values.get(key.name, key.default)
-                text = SUPPRESS if key.is_hidden else _describe(key, default)
+                text = SUPPRESS if key.is_hidden else _help_text(key, default)
                 if key.name not in positional:
                     section.add_argument(*self._flags(key), dest=key.name, help=text, **self._arguments(key))
-                elif text is not SUPPRESS:  # for help only; read() assigns the values
+                elif text is not SUPPRESS:  # only for help; read() assigns the values
                     section.add_argument(key.name, nargs="*", metavar=key.name.upper(), help=text)
 
     def _sort_key(self, key: Key) -> tuple[bool, bool, bool]:
@@ -109,102 +110,110 @@ class CommandParser(_Parser):
         return [*entry, f"--{key.name}", *(flag for flag, name in self.aliases.items() if name == key.name)]
 
     def _arguments(self, key: Key) -> dict[str, Any]:
-        """Arguments of ``add_argument``. A list flag takes several words, or one if a positional argument is a list (it
-        would be ambiguous). Repeating a flag extends a list of strings."""
+        """Return the arguments of ``add_argument`` for a key.
+
+        A list flag takes several values, or only one if a positional argument is a list (several would be ambiguous).
+        Repeating a flag extends a list of strings.
+        """
         arguments: dict[str, Any] = {"metavar": _metavar(key)}
         if key.type is bool:
             return arguments | {"nargs": "?", "const": "true"}
         if any(self.keys[name].element and not self.keys[name].is_hidden for name in self.positional):
-            return arguments | {"action": "append" if _holds_strings(key.hint) else "store"}
-        if _holds_strings(key.hint):
+            return arguments | {"action": "append" if _includes_string_list(key.hint) else "store"}
+        if _includes_string_list(key.hint):
             return arguments | {"action": "extend", "nargs": "*"}
         return arguments | ({"nargs": "*"} if key.element else {})
 
-    def read(self, words: Sequence[str]) -> dict[str, Any]:
-        """Read flags and positional arguments as a layer of values: a nested mapping by key.
+    def read(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Parse flags and positional arguments into a nested mapping of values.
 
         Raises:
-            UserError: an unknown flag, a flag without a value, or too many words.
+            UserError: an unknown flag, a flag without a value, or too many positional arguments.
         """
-        options, operands = split_at_separator(words)
+        options, operands = split_at_separator(argv)
         options = list(_rename_flags(options, self.aliases, [k for k, key in self.keys.items() if key.type is bool]))
-        last = {word.partition("=")[0].removeprefix("--"): number for number, word in enumerate(options)}
-        for name in last:  # entries of a dict key, such as --extra.NAME
+        last_index = {option.partition("=")[0].removeprefix("--"): index for index, option in enumerate(options)}
+        for name in last_index:  # entries of a dict key, such as --extra.NAME
             if "." in name and name.partition(".")[0] in self.keys:
                 self.add_argument(f"--{name}", dest=name)
         for action in [action for action in self._actions if not action.option_strings]:
-            self._remove_action(action)  # positional arguments may stand between flags
-        parsed, rest = self.parse_known_args(options)
-        unknown = next((word for word in rest if word.startswith("-") and word != "-"), None)
+            self._remove_action(action)  # so that flags and positional arguments can be interleaved
+        parsed, remaining = self.parse_known_args(options)
+        unknown = next((argument for argument in remaining if argument.startswith("-") and argument != "-"), None)
         if unknown is not None:
             name = unknown.partition("=")[0].removeprefix("--")
             if name in self.positional:
-                raise UserError(f"{name} is a positional argument: give it without --{name}")
+                raise UserError(f"{name} is a positional argument; pass it without --{name}")
             if name and unknown.startswith("--"):
                 raise UnknownKeyError(name, [*self.keys, *_COMMON])
-            raise UserError(f"unrecognized argument {unknown}; a positional argument with a dash goes after --")
+            raise UserError(f"unrecognized argument {unknown}; put positional arguments with a leading dash after --")
         values = {name: value for name, value in vars(parsed).items() if name not in _COMMON}
-        in_order = sorted(values, key=lambda name: last.get(name, 0))  # of a group and its key, the last one wins
+        in_order = sorted(values, key=lambda name: last_index.get(name, 0))  # so that later flags override earlier ones
         layer = nest({name: parse_text(values[name], self._hint(name), name) for name in in_order})
         hidden = [name for name in self.positional if self.keys[name].is_hidden]
         if hidden:
-            return layer | self._assign(rest, ()) | self._assign(operands, hidden)
-        return layer | self._assign([*rest, *operands], self.positional)
+            return layer | self._assign(remaining, ()) | self._assign(operands, hidden)
+        return layer | self._assign([*remaining, *operands], self.positional)
 
     def _hint(self, name: str) -> Any:
-        """Type of a key, of a group, or of an entry of a dict key."""
+        """Return the type of a key, a group, or an entry of a dict key."""
         if name in self.keys:
             return self.keys[name].hint
         base_type = self.keys[name.partition(".")[0]].type if "." in name else dict
         return get_args(base_type)[1] if get_args(base_type) else Any
 
-    def _assign(self, words: list[str], names: Sequence[str]) -> dict[str, Any]:
-        """Positional arguments by key."""
+    def _assign(self, queue: list[str], names: Sequence[str]) -> dict[str, Any]:
+        """Assign positional arguments to keys, in order."""
         values: dict[str, Any] = {}
         for name in names:
-            if words:
-                values[name], words = (words, []) if self.keys[name].element else (words[0], words[1:])
-        if words:
-            raise UserError(f"unexpected argument {words[0]!r}; --help lists the arguments")
+            if queue:
+                values[name], queue = (queue, []) if self.keys[name].element else (queue[0], queue[1:])
+        if queue:
+            raise UserError(f"unexpected argument {queue[0]!r}; --help lists the arguments")
         return values
 
 
 def _rename_flags(
-    words: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({}), switches: Sequence[str] = ()
+    argv: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({}), switches: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Normalise flags: ``--val-share`` → ``--val_share``, aliases and old names → keys, ``--no-mirror`` →
-    ``--mirror=false``, and ``--mirror`` → ``--mirror=true`` unless true or false follows."""
-    for word, following in pairwise([*words, ""]):
-        flag, equals, value = word.partition("=")
+    """Normalise the flags of a command line.
+
+    ``--val-share`` becomes ``--val_share``, aliases and old names become keys, ``--no-mirror`` becomes
+    ``--mirror=false``, and ``--mirror`` becomes ``--mirror=true`` unless true or false follows.
+    """
+    for argument, following in pairwise([*argv, ""]):
+        flag, equals, value = argument.partition("=")
         name = aliases.get(flag, flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else "")
         name = RENAMED.get(name, name)
         if name.removeprefix("no_") in switches and not equals:
             is_explicit = name in switches and following.lower() in ("true", "false")
             yield f"--{name}" if is_explicit else f"--{name.removeprefix('no_')}={str(name in switches).lower()}"
         else:
-            yield f"--{name}{equals}{value}" if name else word
+            yield f"--{name}{equals}{value}" if name else argument
 
 
 def parse_text(text: str | list[str], hint: Any, name: str) -> Any:
-    """Parse the text of a value by its type: strings unchanged, all else as YAML; lists of numbers may be ``1,2``.
+    """Parse the text of a value according to its type.
+
+    Strings are returned unchanged, and other types are parsed as YAML. Lists of numbers may be written ``1,2``.
 
     Args:
-        text: one word, or several.
-        hint: type of the value.
-        name: its name in messages.
+        text: one argument, or several.
+        hint: type annotation of the value.
+        name: name of the value in error messages.
     """
-    words = text if isinstance(text, list) else [text]
-    base_type, joined = unwrap_optional(hint), ",".join(words)
+    arguments = text if isinstance(text, list) else [text]
+    base_type, joined = unwrap_optional(hint), ",".join(arguments)
     if is_optional(hint):
         if joined == "":
             raise UserError(f"{name} must not be empty")
         if joined == "null":
             return None
-    if _holds_strings(hint):
-        lists = [index for index, word in enumerate(words) if word.startswith("[")]
-        if lists:  # the last YAML list replaces the words before it
-            return [*parse_yaml(words[lists[-1]], name), *words[lists[-1] + 1 :]]
-        return joined if len(words) == 1 and element_type(base_type) is None else words
+    if _includes_string_list(hint):
+        lists = [index for index, argument in enumerate(arguments) if argument.startswith("[")]
+        if lists:  # the last YAML list replaces the arguments before it
+            return [*parse_yaml(arguments[lists[-1]], name), *arguments[lists[-1] + 1 :]]
+        return joined if len(arguments) == 1 and element_type(base_type) is None else arguments
     if base_type is str or (
         get_origin(base_type) is Literal and all(isinstance(choice, str) for choice in get_args(base_type))
     ):
@@ -213,21 +222,21 @@ def parse_text(text: str | list[str], hint: Any, name: str) -> Any:
     return parse_yaml(f"[{joined}]" if is_sequence and not joined.startswith("[") else joined, name)
 
 
-def _holds_strings(hint: Any) -> bool:
-    """Whether a type is a list of strings, or one or several strings."""
+def _includes_string_list(hint: Any) -> bool:
+    """Whether a type is a list of strings, or a union that includes one."""
     base_type = unwrap_optional(hint)
     return element_type(base_type) is str or list[str] in get_args(base_type)
 
 
 def docstring_title(config: type) -> str:
-    """Return the first line of a dataclass's docstring, or "" if it was generated."""
+    """Return the first line of a dataclass's docstring, or "" if the class only has the generated one."""
     text = (config.__doc__ or "").strip()
-    return "" if text.startswith(f"{config.__name__}(") else text.partition("\n")[0]  # dataclasses generate one
+    return "" if text.startswith(f"{config.__name__}(") else text.partition("\n")[0]
 
 
 def _mro_index(config: type, field: str) -> int:
-    """Index in the MRO of the class that declares a field, to list a command's own groups before shared ones."""
-    return next(depth for depth, base in enumerate(config.__mro__) if field in inspect.get_annotations(base))
+    """Return the MRO index of the class that declares a field, to sort a command's own groups before inherited ones."""
+    return next(index for index, base in enumerate(config.__mro__) if field in inspect.get_annotations(base))
 
 
 class _Formatter(RawDescriptionHelpFormatter):
@@ -239,41 +248,41 @@ class _Formatter(RawDescriptionHelpFormatter):
 
 
 def choices_of(key: Key) -> list[str]:
-    """Return the allowed values of a Literal or bool key; empty for other types."""
+    """Return the allowed values of a Literal or bool key, or an empty list for other types."""
     members = [choice for member in (key.type, *get_args(key.type)) for choice in get_args(member)]
     has_bool = key.type is bool or bool in get_args(key.type)
     return [*dict.fromkeys(choice for choice in members if isinstance(choice, str)), *["true", "false"] * has_bool]
 
 
 def _metavar(key: Key) -> str:
-    """Placeholder of a value in help, such as N or FILE."""
+    """Return the placeholder of a key's value in help, such as N or FILE."""
     choices = choices_of(key)
     if choices:
         return "|".join(choices)
-    kinds = {int: "N", float: "X", dict: "VALUE"}
-    roles = {Source: "SOURCE", Data: "DATA", File: "FILE"}
-    role = next((metavar for role, metavar in roles.items() if key.role(role)), "")
+    type_metavars = {int: "N", float: "X", dict: "VALUE"}
+    role_metavars = {Source: "SOURCE", Data: "DATA", File: "FILE"}
+    role = next((metavar for role, metavar in role_metavars.items() if key.role(role)), "")
     name = key.name.rpartition(".")[2].upper()
     return (
-        kinds.get(key.element or get_origin(key.type) or key.type)
+        type_metavars.get(key.element or get_origin(key.type) or key.type)
         or role
         or (name.rstrip("S") if key.element else name)
     )
 
 
-def _describe(key: Key, default: Any) -> str:
-    """Help of a key for argparse: its description, with range and default (or "required") in parentheses."""
+def _help_text(key: Key, default: Any) -> str:
+    """Format the help of a key for argparse: its description, then range and default (or "required") in parentheses."""
     allowed = "" if str in (key.element, key.type) else describe_range(key.hint)
     facts = [allowed] if allowed else []
     if key.is_required:
         facts.append("required")
     elif default not in (None, "", [], {}, MISSING) and default is not False and "default" not in key.description:
-        facts.append(f"default {_format(default)}")
+        facts.append(f"default {_format_value(default)}")
     text = f"{key.description} ({'; '.join(facts)})" if facts else key.description
     return text.replace("%", "%%")
 
 
-def _format(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(_format, value))
+        return ",".join(map(_format_value, value))
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

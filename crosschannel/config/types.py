@@ -1,10 +1,11 @@
-"""Types of config keys: a range or pattern is annotated-types metadata, which pydantic checks and help prints.
+"""Types of config keys. Ranges and patterns are annotated-types metadata, which pydantic validates and help prints.
 
     lr: Annotated[float, Gt(0)] = 1e-3
     data: Annotated[Text, Data()] = ""
 
-A key is part of a run's *science* (it changes the result, so a resumed run refuses another value) unless it is marked
-``RUNTIME``. Roles mark the keys that name a backbone, images or files, so that no code depends on names of keys.
+Keys are fixed for the lifetime of a run, since they affect its results, unless they are marked ``RUNTIME``: a resumed
+run rejects other values. Roles mark the keys that name a backbone, images or files, so that code does not depend on key
+names.
 """
 
 import re
@@ -17,7 +18,7 @@ from annotated_types import Ge, Gt, Interval, Predicate
 
 
 class Pattern(Predicate):
-    """Regular expression that a string matches as a whole, with the phrase for messages and help."""
+    """Regular expression that the entire string must match, and a phrase that describes it in messages and help."""
 
     phrase: str
 
@@ -27,10 +28,10 @@ class Pattern(Predicate):
 
 
 class Mark(Enum):
-    """Markers of a key; unlike roles, they have no attributes."""
+    """Marks of a key. Unlike roles, they have no attributes."""
 
     RUNTIME = "may change when a run is resumed"
-    SEED = "random seed: runs that differ only here are repetitions"
+    SEED = "random seed; runs that differ only in it are repetitions"
     HIDDEN = "not shown in help"
 
 
@@ -39,11 +40,11 @@ RUNTIME, SEED, HIDDEN = Mark.RUNTIME, Mark.SEED, Mark.HIDDEN
 
 @dataclass(frozen=True)
 class Source:
-    """Role of a key that names a backbone, or several (see :mod:`crosschannel.hub.sources`).
+    """Role of a key that names one or several backbones (see :mod:`crosschannel.hub.sources`).
 
     Attributes:
-        loads: kind of object that the source is loaded as.
-        extract: function that takes the source out of the key's value; returns "" if there is none.
+        loads: kind of object that is loaded from the source.
+        extract: function that extracts the source from the key's value, or returns "" if the value contains none.
     """
 
     loads: Literal["backbone", "colorizer", "classifier"] = "backbone"
@@ -52,10 +53,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Data:
-    """Role of a key that names a data set. A resumed run may use another path: images are compared by their names.
+    """Role of a key that names a data set. A resumed run may use another path, since images are compared by name.
 
     Attributes:
-        download: name of the boolean key that allows a download; empty if there is none.
+        download: name of the boolean key that permits downloading the data, or "".
     """
 
     download: str = ""
@@ -63,11 +64,11 @@ class Data:
 
 @dataclass(frozen=True)
 class File:
-    """Role of a key that names files or folders to read.
+    """Role of a key that names input files or folders.
 
     Attributes:
-        packaged: values that name files of the package, not paths.
-        download: as in :class:`Data`; files with it may have another path when a run is resumed.
+        packaged: values that name files of the package instead of paths.
+        download: as in :class:`Data`; if it is set, a resumed run may use another path.
     """
 
     packaged: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ class File:
 
 @dataclass(frozen=True)
 class LegacyDefault:
-    """Value to assume for runs that predate the key, if it differs from the default."""
+    """Value that applies to runs older than the key, if it differs from the default."""
 
     value: Any
 
@@ -88,18 +89,18 @@ ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
 FractionBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Side = Annotated[int, Interval(ge=1, le=4096)]  # of an image that a net sees, in pixels
+Side = Annotated[int, Interval(ge=1, le=4096)]  # side of a model's input image, in pixels
 FCWidth = Annotated[int, Interval(ge=0, le=65536)]
 Seed = Annotated[int, Ge(0), SEED]
 Device = Annotated[str, Pattern(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N"), RUNTIME]
-Text = Annotated[str, Pattern("[^\ud800-\udfff]*", "UTF-8 text")]  # for strings that are written to files
+Text = Annotated[str, Pattern("[^\ud800-\udfff]*", "UTF-8 text")]  # strings that are written to files
 Out = Annotated[str, Pattern("[^\ud800-\udfff]+", "the name of a file or folder, in UTF-8")]
 Line = Annotated[str, Pattern(r"[^\n\r]*", "one line")]
 Host = Annotated[
     str,
     Pattern(
-        # A full IPv4 address, an IPv6 address, or a name. The last label of a name must not look like a number, since
-        # the system also parses 0, 127.1 and 0x7f000001 as addresses.
+        # An IPv4 address in full, an IPv6 address, or a host name. The last label of a host name must not look like a
+        # number, since the system also parses 0, 127.1 and 0x7f000001 as addresses.
         r"((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(\.(?!$)|$)){4}|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[\w.-]+)?"
         r"|([A-Za-z0-9_-]{1,63}\.)*(?=[A-Za-z_]|[A-Za-z0-9_-]*[g-wyzG-WYZ_-])[A-Za-z0-9_-]{1,63}",
         "a host name or a full IP address, such as 127.0.0.1 (this machine only) or 0.0.0.0 (every interface)",

@@ -285,9 +285,9 @@ def test_places_of_coloured_pictures(finished_run, tmp_path, photos, monkeypatch
     assert made == {"photo-coloured.png", "photo-coloured-1.png", "scans-coloured/a.png", "scans-coloured/deep/b.png"}
     assert main(["colorize", "photo.jpg", model]) == 0  # its own file may be replaced
     for words, said in (
-        (["photo.jpg", "scans", "--out=one.png"], "one.png is one file, and there are 3 pictures"),
-        (["photo.jpg", "--out=one.webp"], "pictures are written as .png, .jpg or .jpeg"),
-        (["photo.jpg", "--out=one.png", "--format=jpeg"], "does not end as jpeg does"),
+        (["photo.jpg", "scans", "--out=one.png"], "one.png is a single file, but there are 3 pictures"),
+        (["photo.jpg", "--out=one.webp"], "unsupported extension; use .png, .jpg or .jpeg"),
+        (["photo.jpg", "--out=one.png", "--format=jpeg"], "does not match --format jpeg"),
     ):
         assert main(["colorize", *words, model]) == 2
         assert said in capsys.readouterr().err

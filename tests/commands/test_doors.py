@@ -266,7 +266,9 @@ def test_a_class_that_is_no_line_is_refused_before_anything_is_packed(photo_fold
         for path in sorted((photo_folder / "train" / f"class{number}").iterdir()):
             (tmp_path / "in" / name / path.name).write_bytes(path.read_bytes())
     assert main(["shard", str(tmp_path / "in"), str(tmp_path / "out"), "--val_share=0.3"]) == 2
-    assert "cannot be a line" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert "cannot be written to classes.txt" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == [
+        "in"
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])

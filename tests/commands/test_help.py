@@ -38,10 +38,10 @@ def test_help_names_every_key_in_words(program, name, capsys, monkeypatch):
 def test_help_says_defaults_ranges_and_what_is_needed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     text = " ".join(helped(CROSSCHANNEL, "pretrain", capsys).split())
-    assert "--data DATA a folder of images, tar shards, builtin:sample, torchvision:imagenette or package." in text
+    assert "--data DATA images: a folder, tar shards, builtin:sample, torchvision:imagenette or package." in text
     assert "(between 0 and 1; default 0.05)" in text and "--optim.betas [X ...]" in text
     assert "--model.norm [true|false]" in text and "--crop.kind random|random-in-centre" in text
-    assert text.index("The net:") < text.index("Optimiser:")  # a command's own groups come first
+    assert text.index("Model:") < text.index("Optimiser:")  # a command's own groups come first
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--task", "larsson")
     assert "--objective.locations" in helped(CROSSCHANNEL, "pretrain", capsys, "--config", "larsson")
     probe = " ".join(helped(TRANSFER, "linear-probe", capsys).split())

@@ -21,7 +21,7 @@ from tree import snapshot
 
 from crosschannel.cli import main
 from crosschannel.commands import shard as shard_command
-from crosschannel.files import LOCK, NOTES, FolderLock
+from crosschannel.files import LOCK, RECORDS, FolderLock
 from crosschannel.hub import save_backbone
 from crosschannel.models import AlexNet, InputSpec, NetSpec
 from crosschannel.models.backbone import Provenance
@@ -49,7 +49,7 @@ def places(tmp_path, photo_folder, finished_run, narrow_net):
 
 
 REFUSED = [
-    ("colorize over a picture", "colorize {own}/pics/a.jpg --model {run} --out {own}/pics", "a.png exists"),
+    ("colorize over a picture", "colorize {own}/pics/a.jpg --model {run} --out {own}/pics", "a.png already exists"),
     ("colorize over its input", "colorize {own}/pics/a.png --model {run} --out {own}/pics", "overwrite"),
     (
         "colorize over its input, told to",
@@ -59,27 +59,31 @@ REFUSED = [
     ("colorize into a file", "colorize {own}/pics/a.jpg --model {run} --out {own}/w.npz", "is a file"),
     ("colorize without a model", "colorize {own}/pics/a.jpg --model {own}/gone --out {own}/new/deep", "unknown source"),
     ("import over its input", "import {own}/b.safetensors --out {own}/b.safetensors", "b.safetensors"),
-    ("import over its input, told to", "import {own}/b.safetensors --out {own}/b.safetensors --overwrite", "reads"),
+    (
+        "import over its input, told to",
+        "import {own}/b.safetensors --out {own}/b.safetensors --overwrite",
+        "is an input of",
+    ),
     (
         "import over a run's",
         "import {own}/b.safetensors --out {run}/backbone.safetensors",
-        "backbone.safetensors exists",
+        "backbone.safetensors already exists",
     ),
     ("import of a pipe", "import {own}/pipe.safetensors --out {own}/n.safetensors", "does not exist"),
     ("import onto a pipe", "import {own}/b.safetensors --out {own}/pipe.safetensors", "not a regular file"),
     ("import of nonsense", "import {own}/w.npz --out {own}/n.safetensors", "w.npz"),
-    ("export over its input", "export {own}/b.safetensors --out {own}/b.safetensors --card false", "reads"),
-    ("export over a result", "export {run} --format timm --out {run}/result.json --card false", "reads"),
+    ("export over its input", "export {own}/b.safetensors --out {own}/b.safetensors --card false", "is an input of"),
+    ("export over a result", "export {run} --format timm --out {run}/result.json --card false", "is an input of"),
     (
         "export over a result, told to",
         "export {run} --format timm --out {run}/result.json --card false --overwrite",
         "r",
     ),
     ("export onto a device", "export {run} --format timm --out /dev/null --card false", "not a regular file"),
-    ("export beside a card", "export {own}/b.safetensors --out {own}/n.safetensors", "README.md exists"),
+    ("export beside a card", "export {own}/b.safetensors --out {own}/n.safetensors", "README.md already exists"),
     ("export in no shape", "export {own}/b.safetensors --format torchvision --out {own}/x/n.pth", "torchvision has no"),
     ("export of a pipe", "export {own}/pipe.safetensors --out {own}/n.safetensors --card false", "regular file"),
-    ("prior over a photo", "prior --data {photos} --out {own}/photo.jpg", "photo.jpg exists"),
+    ("prior over a photo", "prior --data {photos} --out {own}/photo.jpg", "photo.jpg already exists"),
     ("prior onto a device", "prior --data {photos} --out /dev/full", "not a regular file"),
     ("prior into a folder", "prior --data {photos} --out {own}/pics", "it is a folder"),
     ("prior of nothing", "prior --data {own}/gone --out {own}/p.npz", "gone"),
@@ -123,7 +127,7 @@ def test_the_same_command_again_replaces_what_it_wrote_unless_that_was_edited(pl
     assert main(words) == 0
     size = path.stat().st_size  # safetensors orders its metadata at random
     assert main(words) == 0 and path.stat().st_size == size
-    assert {p.name for p in path.parent.glob(".*")} == {NOTES}  # no lock, nothing half-written
+    assert {p.name for p in path.parent.glob(".*")} == {RECORDS}  # no lock, nothing half-written
     path.write_text("edited")
     assert main(words) == 2 and "--overwrite" in capsys.readouterr().err and path.read_text() == "edited"
     assert main([*words, "--overwrite"]) == 0 and path.stat().st_size == size
@@ -165,7 +169,7 @@ def test_remarks_in_the_config_of_a_run_outlive_a_resume(small, finished_run, tm
     assert main([*small, f"--out={out}"]) == 0 and (out / "config.yaml").read_text() == text
 
 
-@pytest.mark.parametrize("name", [LOCK, NOTES])
+@pytest.mark.parametrize("name", [LOCK, RECORDS])
 def test_links_that_are_called_as_files_of_ours_lead_nowhere(places, tmp_path, name):
     precious, out = tmp_path / "precious", tmp_path / "out"
     precious.write_text("precious")

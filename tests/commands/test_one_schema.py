@@ -112,12 +112,12 @@ def test_flags_are_parsed_by_the_type_of_their_key(words, name, value):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--solver.step=1"], "no key 'solver.step'; did you mean solver.steps?"),
+        (["--solver.step=1"], "unknown key 'solver.step'; did you mean solver.steps?"),
         (["--solver.steps=0"], "solver.steps must be within 1..100, got 0"),
         (["--solver.steps=2.5"], "solver.steps must be a whole number, got 2.5"),
         (["--solver.steps=13"], "solver.steps must not be 13"),
         (["--solver.betas=0.1"], "solver.betas must be two numbers such as 0.5,1.0"),
-        (["--solver=3"], "solver is a group of keys: give one, such as --solver.steps"),
+        (["--solver=3"], "solver is a group of keys, got '3'; set one of its keys, such as --solver.steps"),
         (["--colour=blue"], "colour must be 'red' or 'off' or None, got 'blue'"),
         (["--colour="], "colour must not be empty"),
         (["--sizes=3,0"], "sizes must be within 1..9"),
@@ -126,7 +126,7 @@ def test_flags_are_parsed_by_the_type_of_their_key(words, name, value):
         (["--coats"], "expected one argument"),
         (["--glossy=maybe"], "glossy must be true or false, got 'maybe'"),
         (["-x"], "unrecognized argument -x"),
-        (["--images=b"], "images is a positional argument: give it without --images"),
+        (["--images=b"], "images is a positional argument; pass it without --images"),
         (["--extra={a: 1}"], "extra must be a dictionary, each value a string"),
         (["--coats=12:30"], "coats must be a whole number, got '12:30'"),
     ],
@@ -138,8 +138,8 @@ def test_a_bad_flag_prints_one_line_and_exits_with_2(words, message, capsys):
 
 
 def test_missing_keys_are_named(capsys):
-    assert run_program(PROGRAM, ["paint"]) == 2 and "missing: images" in capsys.readouterr().err
-    assert run_program(PROGRAM, ["paint", "a.png"]) == 2 and "missing: data" in capsys.readouterr().err
+    assert run_program(PROGRAM, ["paint"]) == 2 and "required: images" in capsys.readouterr().err
+    assert run_program(PROGRAM, ["paint", "a.png"]) == 2 and "required: data" in capsys.readouterr().err
 
 
 def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path):
@@ -166,7 +166,7 @@ def test_a_required_key_may_be_zero_or_false_and_may_stand_in_a_group():
 
     program = Program("p", "P.", {"c": Command(Outer, "painting:paint", "c")})
     assert program.parse("c", ["--inner.x=0", "--on=false"]) == Outer(Inner(0), False)
-    with pytest.raises(UserError, match=r"missing: inner\.x"):
+    with pytest.raises(UserError, match=r"keys are required: inner\.x"):
         program.parse("c", ["--on", "--inner={}"])
 
 
@@ -189,9 +189,9 @@ def test_configs_round_trip_through_yaml_and_are_checked_in_python():
         with pytest.raises(UserError):
             check_config(bad)
     assert repr(check_config(SolverConfig(betas=[0, 1])).betas) == "(0.0, 1.0)"  # as in every stored file
-    with pytest.raises(UserError, match="takes a config, SolverConfig"):
+    with pytest.raises(UserError, match="expected a config, SolverConfig"):
         check_config(config, SolverConfig)
-    with pytest.raises(UserError, match=r"^it is damaged, or of another version: no key 'newer'"):
+    with pytest.raises(UserError, match=r"^it is damaged or from another version: unknown key 'newer'"):
         build_stored(PaintConfig, {"images": [], "newer": 1}, "it")
 
 

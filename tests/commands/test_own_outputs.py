@@ -51,4 +51,4 @@ def test_a_stopped_run_resumes_after_pictures_were_coloured_in_its_data(small, f
     (tmp_path / "run" / "result.json").unlink()
     assert main(run) == 2
     err = capsys.readouterr().err
-    assert "begun on other images" in err and "finish it with the version that began it" in err
+    assert "started on other images" in err and "finish the run with the version that started it" in err

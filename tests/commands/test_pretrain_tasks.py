@@ -180,7 +180,7 @@ def test_every_task_has_its_own_keys(photo_folder, capsys):
     assert "--objective.locations" in said and "--objective.lam" not in said
     for flags, words in (
         (["--task=puzzle"], "unknown pretext task 'puzzle'"),
-        (["--task=larsson", "--objective.lam=1"], "no key 'objective.lam'"),
+        (["--task=larsson", "--objective.lam=1"], "unknown key 'objective.lam'"),
         (["--task=larsson"], "the task larsson requires model.name vgg16"),
         (["--task=autoencoder"], "model.fc must be 0"),
         (["--task=dahl", "--model.name=vgg16", "--objective.blurs=3"], "objective.blurs"),
@@ -232,7 +232,7 @@ def test_a_colorizer_becomes_onnx(finished_run, tmp_path, photos, capsys):
     assert distribution.shape == (3, 313, 9, 13) and np.allclose(distribution.sum(1), 1, atol=1e-4)
     capsys.readouterr()
     assert main(["export", str(finished_run), "--part=colorizer", f"--out={tmp_path / 'x.safetensors'}"]) == 2
-    assert "part colorizer is for format onnx" in capsys.readouterr().err
+    assert "part colorizer requires format onnx" in capsys.readouterr().err
 
 
 @pytest.mark.slow

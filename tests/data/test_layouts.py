@@ -10,7 +10,7 @@ from crosschannel.data import open_images
 from crosschannel.data.folder import list_files, list_folder
 from crosschannel.data.layout import SPLITS, split_of, split_word
 from crosschannel.data.open import open_evaluated_images, open_training_images
-from crosschannel.files import NOTES, RUN_HEADER, Outputs
+from crosschannel.files import RECORDS, RUN_HEADER, Outputs
 
 
 def make(root, *names):
@@ -195,7 +195,7 @@ def test_pictures_that_a_command_wrote_are_not_data(tmp_path, capsys, command):
     assert sum(map(len, open_images(data))) == 6 and open_training_images(data).classes == ("cat", "dog")
     assert "skipped: 3 pictures written by crosschannel" in capsys.readouterr().err
     assert list_files(tmp_path / "made") == ["deep/x.png"]  # read if their folder is given itself
-    (tmp_path / "made" / "deep" / NOTES).unlink()
+    (tmp_path / "made" / "deep" / RECORDS).unlink()
     assert "made/deep/x.png" in list_files(tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_folders_that_a_command_wrote_are_not_data(tmp_path, capsys):
     (tmp_path / "run" / "config.yaml").write_text(f"{RUN_HEADER} knn (crosschannel 0.1.0)\n")
     manifest = {"methods": {}, "photographs": [], "sha256": {}, "data": "x"}
     (tmp_path / "study" / "study.json").write_text(json.dumps(manifest))
-    (tmp_path / "killed.part" / NOTES).write_text('{"command": "crosschannel study build"}\n')
+    (tmp_path / "killed.part" / RECORDS).write_text('{"command": "crosschannel study build"}\n')
     assert sum(map(len, open_images(data))) == 6
     assert "skipped: 3 folders (" in capsys.readouterr().err
     for folder in ("run", "study", "killed.part"):
@@ -223,7 +223,7 @@ def test_outputs_of_commands_beside_training_images_are_not_classes(tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"methods": 1}', "\xff", "{", '["command"]'])
 def test_invalid_markers_hide_nothing(tmp_path, content):
     make(tmp_path, "a/1.jpg", "b/2.jpg")
-    for name in ("study.json", "config.yaml", NOTES):
+    for name in ("study.json", "config.yaml", RECORDS):
         (tmp_path / "a" / name).write_text(content, encoding="latin-1")
     assert list_files(tmp_path) == ["a/1.jpg", "b/2.jpg"]
 

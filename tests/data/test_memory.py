@@ -109,7 +109,7 @@ class Unreadable(Examples):
         (X, "got numpy.ndarray of shape"),
         ((X, X), "got tuple"),
         ((X, None), "got tuple"),
-        (Examples, r"the class Examples \(give an instance\)"),
+        (Examples, r"the class Examples \(pass an instance\)"),
         ((X, Y[:3]), "6 images and 3 labels"),
         ((X[:0], Y[:0]), "images: no images"),
         ((X, Y / 2), "labels must be integer class indices"),

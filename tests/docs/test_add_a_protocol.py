@@ -109,7 +109,7 @@ def test_the_module_is_part_of_the_run_and_of_a_job(photo_folder, tmp_path, caps
     assert main(command(photo_folder, run, "--layer=conv3")) == 0
     assert any("protocol" in key for key in json.loads((run / "inputs.json").read_text()))
     job = ["submit", "--profile=local", "--", "transfer", *command(photo_folder, tmp_path / "job", "--k=3")]
-    assert slurm(job) == 2 and "no key 'k'" in capsys.readouterr().err
+    assert slurm(job) == 2 and "unknown key 'k'" in capsys.readouterr().err
 
 
 def test_a_run_whose_module_is_gone_is_reported_beside_others(photo_folder, tmp_path, capsys):

@@ -17,7 +17,7 @@ from tree import snapshot
 from crosschannel import UserError
 from crosschannel.files import (
     LOCK,
-    NOTES,
+    RECORDS,
     FolderLock,
     Outputs,
     append_line,
@@ -114,7 +114,7 @@ def write(path, text, command="crosschannel one", **options):
 def test_a_command_replaces_its_own_output_and_nobody_elses(tmp_path):
     path = tmp_path / "a.txt"
     assert write(path, "first") == "first" and write(path, "second") == "second"
-    with pytest.raises(UserError, match="its content is not what `crosschannel two` wrote there"):
+    with pytest.raises(UserError, match="its content was not written by `crosschannel two`"):
         write(path, "theirs", command="crosschannel two")
     path.write_text("edited by hand")
     with pytest.raises(UserError, match="--overwrite"):
@@ -133,11 +133,11 @@ def test_what_a_command_reads_is_never_replaced(tmp_path):
     alias.symlink_to("in.txt")
     hard.hardlink_to(path)
     for name in (path, alias, hard, tmp_path / "." / "in.txt"):
-        with pytest.raises(UserError, match="reads"):
+        with pytest.raises(UserError, match="is an input of"):
             write(name, "x", inputs=[path], overwrite=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text("{}")
-    with pytest.raises(UserError, match="reads"):
+    with pytest.raises(UserError, match="is an input of"):
         write(tmp_path / "run" / "result.json", "x", inputs=[tmp_path / "run"], overwrite=True)
     assert path.read_text() == "precious" and (tmp_path / "run" / "result.json").read_text() == "{}"
 
@@ -146,7 +146,7 @@ def test_what_a_command_reads_is_never_replaced(tmp_path):
     "notes", ["", "nonsense\n[1]\n", '{"command": 3}\n', '{"command": "crosschannel one"}\n', "\xff\x00"]
 )
 def test_damaged_notes_prove_nothing(tmp_path, notes):
-    (tmp_path / NOTES).write_bytes(notes.encode("latin-1"))
+    (tmp_path / RECORDS).write_bytes(notes.encode("latin-1"))
     (tmp_path / "a.txt").write_text("mine")
     with pytest.raises(UserError):
         write(tmp_path / "a.txt", "x")
@@ -202,7 +202,7 @@ def test_a_lock_leaves_nothing_of_its_own(tmp_path):
 def test_a_file_that_is_called_as_the_lock_is_not_ours(tmp_path):
     (tmp_path / LOCK).write_text("[[package]]\nname = 'mine'\n")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="in the way"):
+    with pytest.raises(UserError, match="was not created by crosschannel"):
         FolderLock(tmp_path)
     assert snapshot(tmp_path) == before
     (tmp_path / LOCK).write_text("process 1 on a machine that lost its power")
@@ -213,7 +213,7 @@ def test_a_file_that_is_called_as_the_lock_is_not_ours(tmp_path):
 def test_the_same_output_is_noted_once(tmp_path):
     for _ in range(3):
         write(tmp_path / "a.txt", "x")
-    assert len((tmp_path / NOTES).read_text().splitlines()) == 1
+    assert len((tmp_path / RECORDS).read_text().splitlines()) == 1
 
 
 def take_turns(folder: Path, seconds: float) -> int:

@@ -24,9 +24,9 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         ("a: 1\nb: {c: 1, c: 2}\n", "the key 'c' twice"),
         ("a: 1\na: 1\n", "the key 'a' twice"),
         ("- {x: 1, x: 2}\n", "twice"),
-        ("a: [1\n", "no YAML"),
-        ("a: \x01\n", "no YAML"),
-        ("[" * 20_000, "nested|no YAML"),
+        ("a: [1\n", "not valid YAML"),
+        ("a: \x01\n", "not valid YAML"),
+        ("[" * 20_000, "nested|not valid YAML"),
         ("a: " + "x" * (1 << 20), "longer"),
     ],
 )

@@ -316,7 +316,7 @@ def test_import_says_what_it_cannot_do(tmp_path, capsys):
     base = ["import", str(tmp_path / "a.pth")]
     for flags, message in (
         (["--out=o.pth"], "must end in .safetensors"),
-        ([f"--out={tmp_path / 'x' / 'o.safetensors'}"], "no folder"),
+        ([f"--out={tmp_path / 'x' / 'o.safetensors'}"], "does not exist"),
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=lenet"], "unknown format 'lenet'"),
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=vgg16"], "of the family vgg16"),
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=rotnet-alexnet"], "lacks _feature_blocks.0.0"),

@@ -72,7 +72,7 @@ def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, cap
     for flags, message in (
         (["--out=o.pth"], "must end in .safetensors"),
         ([f"--out={tmp_path}"], "it is a folder"),
-        ([f"--out={tmp_path / 'x' / 'y' / 'o.safetensors'}"], "no folder"),
+        ([f"--out={tmp_path / 'x' / 'y' / 'o.safetensors'}"], "does not exist"),
         ([f"--out={tmp_path / 'o.safetensors'}", f"--probes=[{tmp_path}]"], "is not a finished probe run"),
     ):
         assert main(["export", alexnet, *flags]) == 2
@@ -80,7 +80,7 @@ def test_a_net_that_cannot_fit_is_refused_with_the_reason(alexnet, tmp_path, cap
     (tmp_path / "README.md").write_text("# My thesis\n")
     assert main(["export", alexnet, f"--out={tmp_path / 'o.safetensors'}"]) == 2
     assert (
-        "README.md exists, and its content is not what `crosschannel export` wrote there" in capsys.readouterr().err
+        "README.md already exists, and its content was not written by `crosschannel export`" in capsys.readouterr().err
         and not (tmp_path / "o.safetensors").exists()
     )
 

@@ -283,5 +283,5 @@ def test_export_warns_if_timm_would_read_another_file_of_the_folder(trunk, tmp_p
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     assert main(["export", trunk, "--format=timm", f"--out={tmp_path / 'other' / 'net.pth'}"]) == 2
-    assert "config.json exists" in capsys.readouterr().err and not (tmp_path / "other" / "net.pth").exists()
+    assert "config.json already exists" in capsys.readouterr().err and not (tmp_path / "other" / "net.pth").exists()
     assert main(["export", trunk, "--format=timm", f"--out={tmp_path / 'new' / 'config.json'}"]) == 2

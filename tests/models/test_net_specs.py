@@ -41,16 +41,16 @@ def test_a_changed_description_keeps_the_rest():
 @pytest.mark.parametrize(
     ("stored", "words"),
     [
-        (None, "the file is damaged, or of another version: expected a mapping of keys"),
-        ([], "the file is damaged, or of another version: expected a mapping of keys"),
-        ({"name": 3}, "the file is damaged, or of another version: name must be a string, got 3"),
+        (None, "the file is damaged or from another version: expected a mapping of keys"),
+        ([], "the file is damaged or from another version: expected a mapping of keys"),
+        ({"name": 3}, "the file is damaged or from another version: name must be a string, got 3"),
         ({"name": "alexnet", "in_channels": 0}, "in_channels must be"),
         (
             {"name": "alexnet", "fc": "x"},
-            "the file is damaged, or of another version: fc must be a whole number, got 'x'",
+            "the file is damaged or from another version: fc must be a whole number, got 'x'",
         ),
         ({"name": "alexnet", "fc": -1}, "fc must be"),
-        ({"name": "alexnet", "width": 3}, "no key 'width'"),
+        ({"name": "alexnet", "width": 3}, "unknown key 'width'"),
         ({"name": "nothing"}, "unknown net 'nothing'"),
     ],
 )

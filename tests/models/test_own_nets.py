@@ -242,7 +242,7 @@ def test_values_are_not_checked_while_a_graph_is_traced():
         (3, "3"),
         (torch.rand(1, 3, 8, 8), r"torch\.Tensor of shape \(1, 3, 8, 8\)"),
         ([nn.ReLU()], "list"),
-        (nn.Conv2d, r"the class Conv2d \(give an instance\)"),
+        (nn.Conv2d, r"the class Conv2d \(pass an instance\)"),
         (torch.utils.data.TensorDataset(torch.rand(2, 3)), r"torch\.utils\.data\.dataset\.TensorDataset"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -322,7 +322,7 @@ def test_inputs_of_earlier_versions_are_read():
     """Earlier versions stored crops larger than ``resize``, and resized images to the larger of both."""
     stored = asdict(InputSpec("rgb", 224, 256)) | {"size": 512, "resize": 445}
     assert build_stored(InputSpec, stored, "a file") == InputSpec("rgb", 512, 512)
-    with pytest.raises(UserError, match="a file is damaged, or of another version: input mean must be within"):
+    with pytest.raises(UserError, match="a file is damaged or from another version: input mean must be within"):
         build_stored(InputSpec, stored | {"mean": [123.0, 116.0, 103.0]}, "a file")
 
 
@@ -424,7 +424,7 @@ def test_what_was_fetched_runs_no_factory(mynets, photo_folder, tmp_path, monkey
             with pytest.raises(UserError, match="imported only if the config of a local run folder names it"):
                 load(source)
     capsys.readouterr()
-    assert main(["push", "run", "somebody/net"]) == 2 and "a net of your own" in capsys.readouterr().err
+    assert main(["push", "run", "somebody/net"]) == 2 and "a user-defined model" in capsys.readouterr().err
     assert main(["export", "run", "--out=e/b.safetensors"]) == 2 and "from its run folder" in capsys.readouterr().err
 
 

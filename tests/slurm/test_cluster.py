@@ -51,7 +51,7 @@ def test_a_second_job_on_a_run_folder_is_refused_twice(cluster, sl, small, two, 
 
 def test_a_bad_flag_queues_nothing(cluster, sl, small, tmp_path):
     before = set(cluster.ask("squeue", "-h", "-o", "%i").split())
-    assert "no key 'learning_rate'" in sl("submit", "--", *small, "--learning-rate=1", "--out=runs/a", code=2)
+    assert "unknown key 'learning_rate'" in sl("submit", "--", *small, "--learning-rate=1", "--out=runs/a", code=2)
     assert "Invalid partition" in sl("submit", "--partition=nowhere", "--", *small, "--out=runs/b", code=2)
     assert set(cluster.ask("squeue", "-h", "-o", "%i").split()) <= before and not (tmp_path / "runs/a").exists()
 

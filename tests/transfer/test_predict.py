@@ -277,7 +277,7 @@ def test_files_of_others_are_not_overwritten(runs, pictures, tmp_path, capsys):
     words = ["predict", str(runs / "segment"), str(pictures / "grey.png"), f"--out={out}"]
     assert (
         main(words) == 2
-        and "exists, and its content is not what `transfer predict` wrote there" in capsys.readouterr().err
+        and "already exists, and its content was not written by `transfer predict`" in capsys.readouterr().err
     )
     assert (out / "grey-mask.png").read_bytes() == b"mine"
     assert main([*words, "--overwrite"]) == 0

@@ -58,9 +58,9 @@ def test_keys_of_groups_go_by_their_last_part():
     assert changed.schedule.warmup == 0.2 and changed.layer == "a" and config.layer != "a"
     assert changed.crop.kind == config.crop.kind
     for key, words in (
-        ("kind", "may be schedule.kind or crop.kind"),
+        ("kind", "ambiguous key 'kind': schedule.kind or crop.kind"),
         ("epoch", "did you mean epochs"),
-        ("foo", "no key"),
+        ("foo", "unknown key"),
     ):
         with pytest.raises(UserError, match=words):
             override(config, {key: 1})

@@ -109,7 +109,7 @@ def test_image_sets_from_any_editor_are_read(small, case):
 def test_image_sets_that_are_not_utf_8_are_refused(small, encoding):
     path = small / "VOC2007" / "ImageSets" / "Main" / "trainval.txt"
     path.write_bytes(path.read_text().encode(encoding))
-    with pytest.raises(UserError, match=r"trainval\.txt is damaged: it is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"trainval\.txt is damaged: not UTF-8 text"):
         open_devkit(str(small), config())
 
 
