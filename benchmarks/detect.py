@@ -176,15 +176,19 @@ def time_metrics(count: int, resamples: int) -> None:
         detections.append(np.concatenate([labels[:, None], generator.random((60, 1)), boxes], 1))
     start = time.perf_counter()
     rows = detection_rows([str(i) for i in range(count)], CLASSES, detections, objects)
-    matched = time.perf_counter() - begun
-    begun = time.perf_counter()
+    overlap_seconds = time.perf_counter() - start
+    start = time.perf_counter()
     detection_metrics(rows, np.ones((1, count)))
-    once = time.perf_counter() - begun
-    begun = time.perf_counter()
+    metric_seconds = time.perf_counter() - start
+    start = time.perf_counter()
     intervals(lambda weights: detection_metrics(rows, weights), count, resamples, 0.95, 0)
-    many = time.perf_counter() - begun
-    rows = [["overlaps", matched], ["all figures", once], [f"intervals of {resamples:,} resamples", many]]
-    table(f"{count:,} images, 60 detections each, 20 classes, ten overlaps", ["what", "s"], rows)
+    interval_seconds = time.perf_counter() - start
+    rows = [
+        ["overlaps with the objects", overlap_seconds],
+        ["all metrics", metric_seconds],
+        [f"confidence intervals, {resamples:,} resamples", interval_seconds],
+    ]
+    print_table(f"{count:,} images, 60 detections each, 20 classes, ten IoU thresholds", ["", "s"], rows)
 
 
 def time_selective_search(images: VOCImages, count: int) -> None:
@@ -194,8 +198,8 @@ def time_selective_search(images: VOCImages, count: int) -> None:
     for mode in ("fast", "quality"):
         speeds = []
         for workers in (1, 2):
-            begun = time.perf_counter()
-            stream, boxes = Stream(few, SelectiveSearch(mode)), []
+            start = time.perf_counter()
+            stream, boxes = Stream(subset, SelectiveSearch(mode)), []
             for batch in load_batches(stream, 0, count, 1, workers=workers):
                 boxes += batch.boxes
             speeds.append(count / (time.perf_counter() - start))

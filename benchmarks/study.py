@@ -150,11 +150,11 @@ def main() -> None:
         seconds = time.monotonic() - start
         sessions, trials = read_answers(study)
         timing = None
-        if asked.browser:
-            look(port)
-            seen, rows = read_answers(study)
-            own = next(session["id"] for session in seen if session["participant"] == "browser")
-            timing = summarise_timing([row for row in rows if row["session"] == own])
+        if options.browser:
+            complete_session_in_browser(port)
+            all_sessions, rows = read_answers(study)
+            session_id = next(session["id"] for session in all_sessions if session["participant"] == "browser")
+            timing = summarise_timing([row for row in rows if row["session"] == session_id])
         server.kill()
     stored = {trial["token"]: trial["answer"] for trial in trials if trial["answer"]}
     answers = {trial: side for person in people for trial, side in person.answers.items()}
