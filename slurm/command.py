@@ -74,7 +74,7 @@ class WrappedCommand:
 
     @property
     def text(self) -> str:
-        """As it is typed."""
+        """Command line, as it would be typed."""
         return shlex.join([self.program, self.name, *self.invocation.argv])
 
     @property

@@ -90,7 +90,7 @@ BAD = [
     ("no time", ["--hours=0"], ["SMALL"], "hours must be above 0"),
     ("no such key", ["--node=2"], ["SMALL"], "unknown key 'node'; did you mean"),
     ("no such profile", ["--profile=h100"], ["SMALL"], "unknown profile 'h100'"),
-    ("a sweep without values", ["--sweep=seed="], ["SMALL", "--out=s"], "--sweep takes KEY=VALUE,VALUE"),
+    ("a sweep without values", ["--sweep=seed="], ["SMALL", "--out=s"], "--sweep must be KEY=VALUE,VALUE"),
     ("a sweep of a value that cannot be", ["--sweep=seed=0,x"], ["SMALL", "--out=s"], "seed must be a whole number"),
     ("a sweep without a place", ["--sweep=seed=0,1"], ["SMALL"], "a sweep requires --out"),
     ("nodes on this machine", ["--profile=local", "--nodes=2"], ["SMALL"], "nodes must be 1 with cluster: local"),

@@ -202,4 +202,4 @@ def test_a_set_of_only_broken_pictures_is_refused(two_devkits, tmp_path, capsys)
     for path in (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages").glob("*.jpg"):
         path.write_bytes(b"no picture")
     assert proposals(tmp_path / "VOCdevkit", tmp_path / "out") == 2
-    assert "can be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "images is readable" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -208,7 +208,7 @@ def test_masks_that_do_not_fit_are_one_sentence_that_names_the_file(tmp_path):
     with pytest.raises(UserError, match=r"the mask .*a\.png is 3 × 2, and its image 4 × 2"):
         read_labels(MaskFile(path), encoded(2, 4), 21)
     save_mask(path, np.full((2, 3), 21, np.uint8))
-    with pytest.raises(UserError, match=r"the mask .*a\.png has the label 21; labels are 0 to 20, or 255"):
+    with pytest.raises(UserError, match=r"the mask .*a\.png has the label 21; labels must be 0 to 20, or 255"):
         read_labels(MaskFile(path), image, 21)
     path.write_text("no picture")
     with pytest.raises(UserError, match=r"the mask .*a\.png is damaged"):
