@@ -112,7 +112,7 @@ class SubmitConfig(PlainConfig):
             "parallel must be 1 for a sweep with GPUs on this machine, because its runs would share the GPUs",
             self.parallel,
         )
-        rule = "sbatch must not contain options that have keys of their own or are set by the launcher"
+        rule = "sbatch must not contain options that have their own keys or that the launcher sets"
         invalid = [key for key in self.sbatch if not re.fullmatch(r"[a-z][a-z0-9_-]*", key)]
         invalid += [key for key in self.env if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key)]
         require(not invalid, "keys of sbatch must be option names, and keys of env variable names", invalid)

@@ -38,7 +38,7 @@ from slurm.watch import is_active, state_of
 
 
 def submit(config: SubmitConfig) -> list[Path]:
-    """Check the command, download what it needs, copy the code and queue the jobs. Return the run folders.
+    """Check the command, download its weights and data, copy the code and queue the jobs. Return the run folders.
 
     Raises:
         UserError: the command or its paths are invalid, a run already has a job, or SLURM rejected the job.

@@ -33,5 +33,5 @@ def import_file(config: ImportConfig) -> Path:
     if imported.prefix_note:
         console.print(f"read: {imported.prefix_note}")
     if imported.left_out:
-        console.print(f"left out, not part of a backbone: {', '.join(imported.left_out)}")
+        console.print(f"not imported (not part of a backbone): {', '.join(imported.left_out)}")
     return out

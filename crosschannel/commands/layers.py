@@ -19,4 +19,4 @@ def show(config: LayersConfig) -> None:
     for line in describe_input(backbone):
         stderr_console().print(line)
     for reason in getattr(backbone.net, "left_out", {}).values():
-        stderr_console().print(f"left out: {reason}")
+        stderr_console().print(f"excluded: {reason}")

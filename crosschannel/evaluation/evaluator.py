@@ -43,7 +43,7 @@ class Evaluator:
         self.auc_weights = auc_weights(self.device)
         self.bin_weights: Tensor | None = None
         if self.config.prior != OWN:
-            prior = load_prior(self.config.prior).fit_for(0).smoothed
+            prior = load_prior(self.config.prior).check_lam(0).smoothed
             self.bin_weights = rebalancing_weights(prior, 0).to(self.device)
 
     def pictures(self, batch: PairBatch) -> Pictures:

@@ -45,8 +45,8 @@ class Imported:
 
     @property
     def note(self) -> str:
-        """Description of the chosen net and of the names left out."""
-        left_out = f"left out: {', '.join(self.left_out)}" if self.left_out else ""
+        """Description of the chosen net and of the unused tensors."""
+        left_out = f"unused: {', '.join(self.left_out)}" if self.left_out else ""
         return "; ".join(filter(None, [self.prefix_note, left_out]))
 
     @property

@@ -151,7 +151,7 @@ def _timm_download(source: Source) -> Iterator[bool]:
 def _refuse_key(source: Source) -> None:
     """Raise a UserError for the option ``key`` of a source without a weights file."""
     if "key" in source.options:
-        raise UserError(f"{source.text!r}: key= chooses a net of a weights file, but weights= does not name a file")
+        raise UserError(f"{source.text!r}: key= selects a net in a weights file, but weights= does not name a file")
 
 
 def _local_weights(source: Source) -> Path | None:

@@ -58,7 +58,7 @@ def load_weights(
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, nn.Identity())
     left_out = sorted({_parent(name) if _top_level(name) in (heads or ()) else _top_level(name) for name in unused})
-    notes = [net.note, f"left out: {', '.join(left_out)}" if left_out else ""]
+    notes = [net.note, f"unused: {', '.join(left_out)}" if left_out else ""]
     return LoadedWeights("; ".join(filter(None, notes)), missing)
 
 

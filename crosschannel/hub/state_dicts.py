@@ -165,7 +165,7 @@ def choose_net(tensors: Mapping[str, Tensor], required: Collection[str], file: s
     names = [name for name in clean if name.startswith(prefix) and not name.startswith(nested)]
     note = f"net {_join_prefixes([raw[prefix]])}" if matches and (raw[prefix] or rejected) else ""
     if rejected and max_count == len(required):
-        note += f" (not {_join_prefixes(raw[other] for other in rejected)}; key= chooses another)"
+        note += f" (not {_join_prefixes(raw[other] for other in rejected)}; key= selects another)"
     return NetState({name.removeprefix(prefix): tensors[clean[name]] for name in names}, note)
 
 

@@ -1,8 +1,8 @@
 """Hypercolumns: the activations of all layers of a net at a pixel (Hariharan et al. 2015; Larsson et al. 2016).
 
 A hypercolumn of VGG-16 has 12,417 dimensions. In training, hypercolumns are built at about a hundred random pixels per
-crop. For a whole picture they are not built at all: the hidden layer is a sum over layers, and as it is linear, each
-layer's map can be projected either before or after it is sampled.
+crop. For a whole picture they are not built at all: the hidden layer is linear and sums over layers, so each map can
+be projected either before or after sampling.
 """
 
 import math

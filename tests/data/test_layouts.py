@@ -160,7 +160,7 @@ def test_system_files_are_not_counted(tmp_path, capsys):
     data = make(tmp_path, *split("."), ".DS_Store", "cat/Thumbs.db", "cat/desktop.ini", "dog/._0.jpg", ".hidden.jpg")
     assert len(list_files(tmp_path)) == 6
     open_images(data)
-    assert "left out" not in capsys.readouterr().err
+    assert "skipped" not in capsys.readouterr().err
 
 
 def test_files_of_other_endings_are_counted_in_one_line(tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_any_prefix_and_any_head(tmp_path, net, prefix, head):
     assert ("fc" in backbone.layers) == has_fc and ("fc" in backbone.net.left_out) != has_fc
     note = backbone.provenance.details["checkpoint"]
     assert f"net state_dict.{prefix}".removesuffix(".") in note
-    assert ("left out: fc.0, fc.2" in note) == (head == "an MLP")
+    assert ("unused: fc.0, fc.2" in note) == (head == "an MLP")
 
 
 FAMILIES = ["mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "squeezenet1_0"]
@@ -204,10 +204,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path, net, content, message):
             "torchvision:shufflenet_v2_x0_5,weights=w.pth,key=gone",
             "no matching net at key=gone; available: one, two.net",
         ),
-        ("torchvision:resnet18,key=one,weights=none", "key chooses a net of a file"),
-        ("timm:resnet18,key=one,weights=none", "key chooses a net of a file"),
-        ("torchvision:resnet18,weights=gone.pth", "no weights file 'gone.pth'"),
-        ("torchvision:resnet18,weights=IMAGENET1K_V7", "which are IMAGENET1K_V1, DEFAULT"),
+        ("torchvision:resnet18,key=one,weights=none", "key= selects a net in a weights file"),
+        ("timm:resnet18,key=one,weights=none", "key= selects a net in a weights file"),
+        ("torchvision:resnet18,weights=gone.pth", "weights file 'gone.pth' does not exist"),
+        ("torchvision:resnet18,weights=IMAGENET1K_V7", "torchvision's: IMAGENET1K_V1, DEFAULT"),
         ("timm:resnet18.nothing", "timm's resnet18 has no tag 'nothing'; available tags: a1_in1k"),
     ],
 )
@@ -222,7 +222,7 @@ def test_source_without_valid_weights_is_reported_in_one_sentence(tmp_path, monk
 def test_import_reports_which_net_of_the_file_it_chose(tmp_path, trunk, capsys):
     torch.save({"model": zeros(trunk), "model_ema": under("module.", trunk)}, tmp_path / "a.pth")
     assert main(["import", str(tmp_path / "a.pth"), f"--out={tmp_path / 'ema.safetensors'}"]) == 0
-    assert "read: net model_ema.module (not model; key= chooses another)" in capsys.readouterr().out
+    assert "read: net model_ema.module (not model; key= selects another)" in capsys.readouterr().out
     ours = load_backbone(str(tmp_path / "ema.safetensors")).net.conv1.conv.weight
     assert torch.equal(ours, trunk["features.0.weight"])
     assert main(["import", str(tmp_path / "a.pth"), "--key=model", f"--out={tmp_path / 'raw.safetensors'}"]) == 0

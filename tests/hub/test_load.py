@@ -296,9 +296,9 @@ def test_a_factory_in_the_working_folder(my_nets):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("", "names nothing"),
-        ("random:", "names nothing"),
-        ("nowhere/run", "no source"),
+        ("", "has an empty name"),
+        ("random:", "has an empty name"),
+        ("nowhere/run", "unknown source"),
         ("random:lexnet", "unknown net 'lexnet'"),
         ("random:alexnet,seed=x", "whole number"),
         ("random:alexnet,seed", "invalid option"),

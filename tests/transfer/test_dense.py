@@ -305,8 +305,8 @@ def test_deeper_layers_than_a_net_lists_can_be_named(voc, tmp_path):
 
 
 BAD = [
-    (["--layer=fc6", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc6' has one position only"),
-    (["--layer=conv5,fc7", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc7' has one position only"),
+    (["--layer=fc6", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc6' has a 1 × 1 output"),
+    (["--layer=conv5,fc7", "--backbone=gaussian:alexnet,fc=8"], "layer 'fc7' has a 1 × 1 output"),
     (["--layer=conv9"], "unknown layer 'conv9'"),
     (["--rates=0.1,0.1"], "rates must differ"),
     (["--test-set=2007:trainval"], "is in both train_set and test_set"),

@@ -260,14 +260,18 @@ def folder_of(path, photo_folder, train=("class0", "class1"), val=("class0", "cl
 
 BAD = [
     ("unknown layer", "--layer conv9", "unknown layer 'conv9'; available: conv1, pool1"),
-    ("no such backbone", "--backbone {tmp}/gone", "no source"),
-    ("a backbone file that is none", "--backbone {tmp}/text.safetensors", "not a whole safetensors file"),
+    ("no such backbone", "--backbone {tmp}/gone", "unknown source"),
+    ("a backbone file that is none", "--backbone {tmp}/text.safetensors", "not a safetensors file"),
     ("a folder that is no run", "--backbone {tmp}/empty", "not a run folder"),
     ("no such data", "--data {tmp}/gone", "gone"),
     ("zero images", "--data {tmp}/empty", "no images"),
     ("an empty val", "--data {tmp}/noval", "has no images"),
     ("one class only", "--data {tmp}/one", "of one class only"),
-    ("a val with a class that train lacks", "--data {tmp}/more", "has the class 'class2', which the training images"),
+    (
+        "a val with a class that train lacks",
+        "--data {tmp}/more",
+        "has the class 'class2', which is not among the training images",
+    ),
     ("images without a class", "--data {tmp}/flat", "KEY.json is not read"),
     ("pooling that a layer has not", "--layer pool1 --pooling windows", "not for 'pool1'"),
     ("a crop larger than its image", "--crop.size 90 --crop.resize 80", "crop.size (90)"),

@@ -9,7 +9,7 @@ from slurm.cli import main as slurm
 from transfer.cli import main as transfer
 
 REFUSED = [
-    ("transfer", "report {run} --out {own}", "report.md exists"),
+    ("transfer", "report {run} --out {own}", "report.md already exists"),
     ("transfer", "report {run} --out {own}/w.txt", "is a file"),
     ("transfer", "report {run} --out {run}", "{run}"),
     ("transfer", "report {own} --out new/deep", "it is not a run folder"),

@@ -148,7 +148,7 @@ def best_objects(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.
 def detection_ap(matches: Matches, weights: np.ndarray, *kinds: Kind) -> list[np.ndarray]:
     """Compute the average precision of detections, in several variants.
 
-    Like in the devkit, every detection has a rank of its own, and equal scores are ranked by image. Detections between
+    Like in the devkit, every detection has its own rank, and equal scores are ranked by image. Detections between
     two hits are counted per image, which avoids an array with one row per detection.
 
     Args:

@@ -112,7 +112,7 @@ def _class_table(groups: Sequence[Group], prefix: str, caption: str) -> Table:
 def _table(groups: Sequence[Group], comparable: bool) -> Table:
     """Build Table 2, with the published rows if the runs are comparable.
 
-    Each backbone has one row; runs that would share a cell get rows of their own.
+    Each backbone has one row; runs that would share a cell get separate rows.
     """
     rows: dict[str, list[str]] = {}
     for group in groups:
