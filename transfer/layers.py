@@ -1,11 +1,11 @@
-"""Figures by layer (``conv5/top1``): the section of a report that protocols on frozen layers share."""
+"""Per-layer metrics (``conv5/top1``) of protocols on frozen layers: report section and result table."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.table import Table as Printed
+from rich.table import Table as RichTable
 
 from crosschannel.console import table
 from crosschannel.report import Block, Figure, Heading, Table, Text, accuracy_by_depth, accuracy_by_layer
@@ -13,87 +13,95 @@ from crosschannel.runs.result import Result
 from transfer.groups import Group, by_test_size, data_label, over_seeds, test_set_label
 from transfer.protocols import load_metric_spec
 
-LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # of the published figures
-_WORDS = {
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "mean_iu": "mean IU of a linear classifier",
-    "knn_mean_iu": "mean IU of nearest neighbours",
-    "svm_map": "mean average precision of SVMs",
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")  # layers of the published results
+_TITLES = {
+    "top1": "Top-1 accuracy",
+    "top5": "Top-5 accuracy",
+    "mean_iu": "Linear mean IU",
+    "knn_mean_iu": "Nearest-neighbour mean IU",
+    "svm_map": "Linear SVM mAP",
 }
-_NUMBERED = {  # kinds with a number after a slash
-    "shots": "accuracy from {} images a class",
-    "share": "accuracy from a share {} of the labels",
-    "low_shot": "mean average precision from {} positives a class",
+_NUMBERED_TITLES = {  # kinds with a number after a slash
+    "shots": "Few-shot top-1 accuracy at k = {}",
+    "share": "Top-1 accuracy with {} of the labels",
+    "low_shot": "Low-shot SVM mAP at k = {}",
 }
-_PATTERNS = {  # of kinds with numbers in them
-    r"knn\d+(/t.*)?": "Nearest neighbours: images whose class their nearest training images vote for",
-    r"(shots|share)/.*": "Few labels: top-1 accuracy of a classifier that learns from them alone, mean over draws",
-    r"low_shot/.*": "Few positives: SVMs that learn from them and the negatives, mean over draws",
+_NUMBERED_DEFINITIONS = {  # regular expression of the kind → definition
+    r"knn\d+(/t.*)?": "k-NN: fraction of images whose k nearest training images vote for the correct class",
+    r"(shots|share)/.*": "Few labels: a classifier is trained on k images or a fraction of the images per class; mean "
+    "over draws",
+    r"low_shot/.*": "Low-shot: SVMs are trained on k positives per class and their negatives; mean over draws",
 }
-_MEANINGS = {
-    "top1": "images whose class is the one said first",
-    "top5": "images whose class is among the five said first",
-    "mean_iu": "intersection over union of predicted and true pixels, mean over classes, by a linear classifier",
-    "knn_mean_iu": "the same by the nearest points of the training images",
-    "svm_map": "linear SVMs on all labels, mean over classes",
+_DEFINITIONS = {
+    "top1": "fraction of images whose class has the highest score",
+    "top5": "fraction of images whose class is among the five highest scores",
+    "mean_iu": "intersection over union of a linear classifier, mean over classes",
+    "knn_mean_iu": "intersection over union of nearest-neighbour predictions, mean over classes",
+    "svm_map": "average precision of SVMs trained on all labels, mean over classes",
 }
 
 
-def _words(kind: str) -> str:
-    """A kind of figure as a plot's axis and a table's caption have it."""
-    if kind in _WORDS:
-        return _WORDS[kind]
+def _title(kind: str) -> str:
+    """Return the name of a kind of metric, for axes and captions."""
+    if kind in _TITLES:
+        return _TITLES[kind]
     name, _, number = kind.partition("/")
-    if name in _NUMBERED:
-        return _NUMBERED[name].format(number)
+    if name in _NUMBERED_TITLES:
+        return _NUMBERED_TITLES[name].format(number)
     neighbours = re.fullmatch(r"knn(\d+)(?:/t(.*))?", kind)
     if neighbours is None:
         return kind
     k, temperature = neighbours.groups()
-    words = "accuracy of the nearest neighbour" if k == "1" else f"accuracy of {k} nearest neighbours"
-    return f"{words} at temperature {temperature}" if temperature else words
+    title = "Nearest-neighbour top-1 accuracy" if k == "1" else f"{k}-NN top-1 accuracy"
+    return f"{title} at temperature {temperature}" if temperature else title
 
 
-def _with_unit(kind: str, unit: str) -> str:
-    return f"{_words(kind)}, {unit}" if unit else _words(kind)
+def _title_with_unit(kind: str, unit: str) -> str:
+    return f"{_title(kind)}, {unit}" if unit else _title(kind)
 
 
-def _meaning(kind: str) -> str:
-    """A kind of figure in a sentence; empty for one that is not known."""
-    if kind in _MEANINGS:
-        return f"{_WORDS[kind][0].upper()}{_WORDS[kind][1:]}: {_MEANINGS[kind]}."
-    return next((f"{words}." for pattern, words in _PATTERNS.items() if re.fullmatch(pattern, kind)), "")
+def _definition(kind: str) -> str:
+    """Return a one-sentence definition of a kind of metric; empty for unknown kinds."""
+    if kind in _DEFINITIONS:
+        return f"{_TITLES[kind]}: {_DEFINITIONS[kind]}."
+    return next((f"{text}." for pattern, text in _NUMBERED_DEFINITIONS.items() if re.fullmatch(pattern, kind)), "")
 
 
-def by_layer(metrics: Iterable[str]) -> list[str]:
-    """The layers that figures are of, in order."""
+def layer_names(metrics: Iterable[str]) -> list[str]:
+    """Return the layers of metric names, in order, without duplicates."""
     return list(dict.fromkeys(name.partition("/")[0] for name in metrics))
 
 
-def layers_table(result: Result, words: Callable[[str], str]) -> Printed:
-    """Figures by layer; ``words`` maps a kind of figure to the head of its column."""
+def layers_table(result: Result, column_title: Callable[[str], str]) -> RichTable:
+    """Format the metrics of a result with one row per layer.
+
+    Args:
+        result: result with metrics ``LAYER/KIND``.
+        column_title: kind of metric → title of its column.
+    """
     spec = load_metric_spec(result.protocol)
     kinds = list(dict.fromkeys(name.partition("/")[2] for name in result.metrics))
     rows = {
         layer: [spec.format_of(kind)(result.metrics[f"{layer}/{kind}"]) for kind in kinds]
-        for layer in by_layer(result.metrics)
+        for layer in layer_names(result.metrics)
     }
-    return table(rows, ["layer", *map(words, kinds)])
+    return table(rows, ["layer", *map(column_title, kinds)])
 
 
 @dataclass(frozen=True)
 class LayersSection:
-    """A protocol's section of figures by layer: for nets of the same layers a plot of the first kind and a table of
-    each; if there are others, a plot of all by relative depth first.
+    """Report section of a protocol with per-layer metrics.
+
+    Runs whose networks have the same layer names share a plot of the first kind of metric and one table per kind. If
+    the networks have different layer names, a plot of all runs by relative depth comes first.
 
     Args:
-        title: of the section.
-        kinds: pattern of what follows the layer in a figure's name.
-        published: ImageNet's top-1 (%) of the layers conv1 … conv5, by author.
-        what: kind of figure.
-        attribution: source of the published figures.
-        note: a kind of figure and the runs of a table → the end of its caption.
+        title: title of the section.
+        kinds: regular expression of the kinds of metrics to show; a kind is the metric name without the layer.
+        published: published ImageNet top-1 accuracies (%) of conv1 … conv5, by method.
+        what: metric in the introduction of the section.
+        attribution: source of the published results.
+        note: (kind of metric, runs of a table) → text appended to the table's caption.
     """
 
     title: str
@@ -105,93 +113,112 @@ class LayersSection:
 
     def __call__(self, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
         for number, members in enumerate(by_test_size(groups)):
-            start = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}")
-            yield from _section(self, members, start)
+            prefix = plots.with_name(f"{plots.name}{f'-{number}' if number else ''}")
+            yield from _section(self, members, prefix)
 
 
-def _section(protocol: LayersSection, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
-    """Runs on as many images."""
-    first, what = groups[0].first, protocol.what
+def _section(section: LayersSection, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+    """Yield the blocks of runs with equal numbers of test images."""
+    first, what = groups[0].first, section.what
     metrics = dict.fromkeys(metric for entry in groups for metric in entry.first.metrics)
-    found = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(protocol.kinds, k)]
-    yield Heading(f"{protocol.title} on {data_label(first.data)}")
-    if not found:
-        yield Text("These runs have no figures by layer.")
+    kinds = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(section.kinds, k)]
+    yield Heading(f"{section.title} on {data_label(first.data)}")
+    if not kinds:
+        yield Text("These runs have no per-layer metrics.")
         return
-    main = found[0]
-    shown = load_metric_spec(first.protocol).format_of(main)
-    curves = {entry.label: _curve(entry, main, shown.factor) for entry in groups}
+    main = kinds[0]
+    number_format = load_metric_spec(first.protocol).format_of(main)
+    curves = {entry.label: _curve(entry, main, number_format.factor) for entry in groups}
     classes = sum(metric.count("/") == 2 and "/top1/" in metric for metric in first.metrics)
-    classes //= max(1, len(by_layer(first.metrics)))
-    where = test_set_label(first, classes)
-    error = f"One figure's standard error is at most {50 / first.n**0.5:.1f} points; " if "accuracy" in what else ""
-    meant = " ".join(filter(None, dict.fromkeys(_meaning(kind) for kind in found)))
-    unit = {"%": " in percent", "": ""}.get(shown.unit, f" in {shown.unit}")
-    yield Text(f"{what}{unit} on {where}. {error}`transfer compare` pairs runs image by image. {meant}".rstrip())
-    alike: dict[tuple[str, ...], list[Group]] = {}
+    classes //= max(1, len(layer_names(first.metrics)))
+    test_set = test_set_label(first, classes)
+    error = (
+        f"The standard error of a value is at most {50 / first.n**0.5:.1f} percentage points; "
+        if "accuracy" in what
+        else ""
+    )
+    definitions = " ".join(filter(None, dict.fromkeys(_definition(kind) for kind in kinds)))
+    unit = {"%": " in percent", "": ""}.get(number_format.unit, f" in {number_format.unit}")
+    yield Text(
+        f"{what}{unit} on {test_set}. {error}`transfer compare` computes paired confidence intervals of differences. "
+        f"{definitions}".rstrip()
+    )
+    by_layers: dict[tuple[str, ...], list[Group]] = {}
     for entry in groups:
-        own = tuple(curves[entry.label])
-        home = next((layers for layers in alike if set(own) <= set(layers) or set(layers) <= set(own)), own)
-        alike.setdefault(home, []).append(entry)
-    axis = f"{_with_unit(main, shown.unit)}\n({where})"
-    if len(alike) > 1:
+        names = tuple(curves[entry.label])
+        match = next((layers for layers in by_layers if set(names) <= set(layers) or set(layers) <= set(names)), names)
+        by_layers.setdefault(match, []).append(entry)
+    axis_title = f"{_title_with_unit(main, number_format.unit)}\n({test_set})"
+    if len(by_layers) > 1:
         plot = plots.with_name(f"{plots.name}-depth.png")
-        caption = f"{_words(main)} by relative depth: nets whose layers are called differently."
-        yield Figure(plot, caption, lambda write: accuracy_by_depth(plot, curves, axis, write))
-    for number, members in enumerate(alike.values()):
-        named = plots.with_name(f"{plots.name}{f'-layers-{number}' if len(alike) > 1 else ''}.png")
-        own = {entry.label: curves[entry.label] for entry in members}
-        yield from _alike(protocol, found, members, own, where, axis, classes == 1000, named)
+        caption = f"{_title(main)} by relative depth, for networks with different layer names."
+        yield Figure(plot, caption, lambda write: accuracy_by_depth(plot, curves, axis_title, write))
+    for number, members in enumerate(by_layers.values()):
+        plot_path = plots.with_name(f"{plots.name}{f'-layers-{number}' if len(by_layers) > 1 else ''}.png")
+        member_curves = {entry.label: curves[entry.label] for entry in members}
+        yield from _same_layers(
+            section, kinds, members, member_curves, test_set, axis_title, classes == 1000, plot_path
+        )
 
 
 def _curve(entry: Group, kind: str, factor: float) -> dict[str, tuple[float, float]]:
-    """Mean and deviation of a kind of figure by layer, times a factor."""
-    found = {layer: entry.over_seeds(f"{layer}/{kind}") for layer in by_layer(entry.first.metrics)}
-    return {layer: (factor * spread[0], factor * spread[1]) for layer, spread in found.items() if spread is not None}
+    """Return mean and standard deviation over seeds per layer, times ``factor``."""
+    spreads = {layer: entry.mean_and_std(f"{layer}/{kind}") for layer in layer_names(entry.first.metrics)}
+    return {layer: (factor * spread[0], factor * spread[1]) for layer, spread in spreads.items() if spread is not None}
 
 
-def _alike(
-    protocol: LayersSection,
-    found: Sequence[str],
+def _same_layers(
+    section: LayersSection,
+    kinds: Sequence[str],
     groups: Sequence[Group],
     curves: dict[str, dict[str, tuple[float, float]]],
-    where: str,
-    axis: str,
-    many_classes: bool,
+    test_set: str,
+    axis_title: str,
+    has_1000_classes: bool,
     plot: Path,
 ) -> Iterator[Block]:
-    """Runs of nets with the same layers, beside published figures of such nets."""
-    first, main = groups[0].first, found[0]
+    """Yield a plot and tables of runs whose networks have the same layer names, with published results if there are
+    any for these layers."""
+    first, main = groups[0].first, kinds[0]
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
-    is_imagenet = many_classes and first.n >= 49_000
-    published = _curves(protocol.published) if set(LAYERS) <= set(layers) else {}
-    shown = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
-    caption = f"{_words(main)} by layer." + (
-        f" Dotted: published figures ({protocol.attribution})." if published else ""
+    is_imagenet = has_1000_classes and first.n >= 49_000
+    published = _published_curves(section.published) if set(LAYERS) <= set(layers) else {}
+    plotted = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
+    caption = f"{_title(main)} by layer." + (
+        f" Dotted lines: published results, {section.attribution}." if published else ""
     )
     if published and not is_imagenet:
-        caption += " The two panels are of different data: their heights cannot be compared."
-    apart = "" if is_imagenet else "top-1 accuracy, %\n(published: ImageNet, 1,000 classes)"
-    yield Figure(plot, caption, lambda write: accuracy_by_layer(plot, shown, curves, axis, published, apart, write))
+        caption += " The panels show different data sets; their values are not comparable."
+    published_title = "" if is_imagenet else "Top-1 accuracy, %\n(published results, ImageNet, 1,000 classes)"
+    yield Figure(
+        plot,
+        caption,
+        lambda write: accuracy_by_layer(plot, plotted, curves, axis_title, published, published_title, write),
+    )
     spec = load_metric_spec(first.protocol)
-    for kind in found:
-        show = spec.format_of(kind)
+    for kind in kinds:
+        number_format = spec.format_of(kind)
         rows = [
-            [entry.label, *(entry.cell(f"{layer}/{kind}", show.factor, show.decimals) for layer in layers)]
+            [
+                entry.label,
+                *(entry.cell(f"{layer}/{kind}", number_format.factor, number_format.decimals) for layer in layers),
+            ]
             for entry in groups
         ]
-        other = []
+        published_rows = []
         if kind == "top1" and is_imagenet:
-            other = [
+            published_rows = [
                 [name, *(f"{curve[layer][0]:.1f}" if layer in curve else "–" for layer in layers)]
                 for name, curve in published.items()
             ]
-        caption = f"{_with_unit(kind, show.unit)}, by layer ({where}{over_seeds(groups)})"
-        caption += f"; published: {protocol.attribution}" if other else ""
-        yield Table(caption + protocol.note(kind, groups), ["backbone", *layers], other + rows, len(other))
+        caption = f"{_title_with_unit(kind, number_format.unit)}, by layer ({test_set}{over_seeds(groups)})"
+        caption += f"; published: {section.attribution}" if published_rows else ""
+        yield Table(
+            caption + section.note(kind, groups), ["backbone", *layers], published_rows + rows, len(published_rows)
+        )
 
 
-def _curves(published: Mapping[str, tuple[float, ...]]) -> dict[str, dict[str, tuple[float, float]]]:
+def _published_curves(published: Mapping[str, tuple[float, ...]]) -> dict[str, dict[str, tuple[float, float]]]:
     return {
         f"{name} (published)": {layer: (value, 0.0) for layer, value in zip(LAYERS, values, strict=True)}
         for name, values in published.items()

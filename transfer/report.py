@@ -1,7 +1,7 @@
-"""`transfer report RUN … --out DIR`: any number of finished runs as one page of tables and plots.
+"""`transfer report RUN … --out DIR`: one page of tables and plots from any number of finished runs.
 
-Runs that differ in their seed alone become one row, the mean and standard deviation over seeds. Published figures are
-marked as such, and never share an axis with figures of other data. What a protocol's runs look like is the protocol's.
+Runs that differ only in their seed become one row, with the mean and the standard deviation over seeds. Published
+results are marked, and never share an axis with results on other data. Each protocol renders its own section.
 """
 
 import contextlib
@@ -24,40 +24,40 @@ from crosschannel.runs.folder import last_pictures
 from crosschannel.runs.result import Result, finished_runs
 from transfer.comparison import Difference, compare
 from transfer.config import ReportConfig
-from transfer.groups import Group, data_label, group, over_seeds, science_of, test_set_label
+from transfer.groups import Group, data_label, group, over_seeds, recipe_of, test_set_label
 from transfer.protocols import is_protocol, load_metric_spec
 
-_MEANINGS = {  # of what pretraining is judged by
-    "loss": "what the task is trained to lower",
-    "loss_constant": "the loss of the one prediction that fits these images best",
-    "loss_share": "loss as a share of that: 1 is knowing nothing of the pictures, 0 everything",
-    "target_entropy": "the part of the loss that no net can avoid",
-    "kl_share": "kl as a share of kl_constant: 1 is knowing nothing of the pictures, 0 everything",
-    "kl": "how far predicted colours are from the true ones, in nats a pixel; 0 for a perfect net",
-    "kl_constant": "the same for the one prediction that fits these images best",
-    "top1": "share of the images in their class",
+_DEFINITIONS = {  # metrics of pretraining runs
+    "loss": "training objective",
+    "loss_constant": "loss of the best constant prediction for these images",
+    "loss_share": "ratio of the loss to that of the best constant prediction (0 is perfect)",
+    "target_entropy": "entropy of the targets, a lower bound of the loss",
+    "kl_share": "ratio of the KL divergence to that of the best constant prediction (0 is perfect)",
+    "kl": "KL divergence between predicted and true colours in nats per pixel (0 is perfect)",
+    "kl_constant": "KL divergence of the best constant prediction for these images",
+    "top1": "top-1 accuracy, as a fraction",
 }
 Section = Callable[[Sequence[Group], Path], Iterator[Block]]
 
 
 def main(config: ReportConfig) -> list[Path]:
-    """`transfer report`: write the page; returns its files."""
+    """Run `transfer report`: write the page and return its files."""
     config = check_config(config, ReportConfig)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
     if not config.runs:
-        raise UserError("no runs named: give run folders")
+        raise UserError("no runs to report; pass at least one run folder")
     runs = finished_runs(dict.fromkeys(config.runs), stderr_console())
-    groups = _labelled(group(runs), config.label)
+    groups = _apply_labels(group(runs), config.label)
     chapters: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for entry in groups:
         chapters[_chapter(entry.first.protocol)[0], entry.first.data].append(entry)
     page = Page(config.title)
     for number, ((chapter, _), members) in enumerate(chapters.items()):
         _, section = _chapter(members[0].first.protocol)
-        page.add(*section(members, out / f"{slug(chapter)}-{number}"), *_less_random(members))
-    page.add(Heading("How each was obtained"), *_origins(groups))
+        page.add(*section(members, out / f"{slug(chapter)}-{number}"), *_gains_over_random(members))
+    page.add(Heading("How to reproduce these runs"), *_listings(groups))
     outputs = Outputs("transfer report", [path for path, _ in runs], config.overwrite)
     with FolderLock(out):
         for path in page.files(out):
@@ -68,117 +68,124 @@ def main(config: ReportConfig) -> list[Path]:
 
 
 def _chapter(protocol: str) -> tuple[str, Section]:
-    """Which runs stand together, and how they are shown."""
+    """Return the name of a protocol's report section and the function that renders it."""
     spec = None
-    with contextlib.suppress(UserError):  # a user's code that is not here any more
+    with contextlib.suppress(UserError):  # user code that can no longer be imported
         spec = load_metric_spec(protocol)
-    if spec is None:  # of pretraining, of a newer version, or of code that is gone
-        return protocol, _plain_section
+    if spec is None:  # pretraining, a protocol of a newer version, or user code that cannot be imported
+        return protocol, _generic_section
     return spec.chapter or protocol, spec.section
 
 
-def _labelled(groups: list[Group], labels: Sequence[str]) -> list[Group]:
-    """Groups by the labels that a user gives: RUN=TEXT or BACKBONE=TEXT.
+def _apply_labels(groups: list[Group], labels: Sequence[str]) -> list[Group]:
+    """Set the labels of groups in place.
+
+    Args:
+        groups: groups of runs.
+        labels: RUN=TEXT or BACKBONE=TEXT.
 
     Raises:
-        UserError: a label of nothing that is shown.
+        UserError: a label matches no run, a group has two labels, or two groups have the same label.
     """
-    more = {id(entry): entry.label.removeprefix(entry.backbone) for entry in groups}
+    suffixes = {id(entry): entry.label.removeprefix(entry.backbone) for entry in groups}
     texts: dict[int, dict[str, None]] = defaultdict(dict)
     for label in labels:
-        places = [place for place, mark in enumerate(label) if mark == "="]
-        meant = {label[:place].rstrip("/"): label[place + 1 :] for place in places}
-        named = [
-            (entry, meant[name])
+        positions = [position for position, character in enumerate(label) if character == "="]
+        candidates = {label[:position].rstrip("/"): label[position + 1 :] for position in positions}
+        matches = [
+            (entry, candidates[name])
             for entry in groups
             for name in (entry.backbone.rstrip("/"), *(str(path) for path, _ in entry.runs))
-            if name in meant
+            if name in candidates
         ]
-        if not named:
-            raise UserError(f"the label {label!r} is of none of the runs; write RUN=TEXT or BACKBONE=TEXT")
-        for entry, text in named:
-            entry.label = text + more[id(entry)]
+        if not matches:
+            raise UserError(f"the label {label!r} matches none of the runs; write RUN=TEXT or BACKBONE=TEXT")
+        for entry, text in matches:
+            entry.label = text + suffixes[id(entry)]
             texts[id(entry)][text] = None
             if len(texts[id(entry)]) > 1:
                 runs, both = ", ".join(str(path) for path, _ in entry.runs), " and ".join(map(repr, texts[id(entry)]))
-                raise UserError(f"{runs}: one row of the page has two labels, {both}; give it one")
-    seen: dict[tuple[str, str, str], Path] = {}
+                raise UserError(f"{runs}: one row of the report has two labels, {both}; keep one of them")
+    runs_by_label: dict[tuple[str, str, str], Path] = {}
     for entry in groups:
-        place, run = (entry.first.protocol, entry.first.data, entry.label), entry.runs[0][0]
-        if labels and place in seen:
-            raise UserError(f"{seen[place]} and {run} are both called {entry.label!r}; give them different labels")
-        seen[place] = run
+        key, run = (entry.first.protocol, entry.first.data, entry.label), entry.runs[0][0]
+        if labels and key in runs_by_label:
+            raise UserError(
+                f"{runs_by_label[key]} and {run} have the same label {entry.label!r}; give them different labels"
+            )
+        runs_by_label[key] = run
     return groups
 
 
-def _less_random(groups: Sequence[Group]) -> Iterator[Block]:
-    """What each backbone has over its random twin, of the same recipe and images, with paired intervals."""
+def _gains_over_random(groups: Sequence[Group]) -> Iterator[Block]:
+    """Yield tables of the gain of each backbone over the same architecture with random weights, if the report has such
+    runs with the same settings and images."""
     rows: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
     for entry in groups:
-        for twin in groups:
-            if twin.backbone == f"random:{entry.backbone}" and science_of(twin.first) == science_of(entry.first):
-                seeds = {result.seed: result for _, result in twin.runs}
-                mine = next((result for _, result in entry.runs if result.seed in seeds), entry.first)
-                found = _differences(mine, seeds.get(mine.seed, twin.first))
-                if found:
+        for baseline in groups:
+            if baseline.backbone == f"random:{entry.backbone}" and recipe_of(baseline.first) == recipe_of(entry.first):
+                by_seed = {result.seed: result for _, result in baseline.runs}
+                trained = next((result for _, result in entry.runs if result.seed in by_seed), entry.first)
+                differences = _differences(trained, by_seed.get(trained.seed, baseline.first))
+                if differences:
                     spec, cells = load_metric_spec(entry.first.protocol), []
-                    for d in found:
+                    for d in differences:
                         show = spec.format_of(d.metric)
                         cells.append(f"{show(d.first - d.second, '+')} ({show(d.low, '+')} to {show(d.high, '+')})")
-                    units = {spec.format_of(d.metric).unit for d in found}
+                    units = {spec.format_of(d.metric).unit for d in differences}
                     unit = units.pop() if len(units) == 1 else ""
-                    unit = {"%": ", in points", "": ""}.get(unit, f", in {unit}")
-                    rows[entry.first.protocol, unit, *(d.metric for d in found)].append([entry.label, *cells])
+                    unit = {"%": ", percentage points", "": ""}.get(unit, f", {unit}")
+                    rows[entry.first.protocol, unit, *(d.metric for d in differences)].append([entry.label, *cells])
     for (protocol, unit, *metrics), lines in rows.items():
-        caption = f"{protocol}: less its random twin{unit}, with paired 95 % intervals over images (one seed)"
+        caption = f"Gain over random initialisation{unit}, 95 % CI ({protocol}; paired bootstrap over images, one seed)"
         yield Table(caption, ["backbone", *metrics], lines)
 
 
 def _differences(first: Result, second: Result) -> list[Difference]:
-    """Of the first kind of figure; none where a run has no rows."""
+    """Compare the first kind of metric of two results; empty if the results cannot be paired."""
     try:
-        found = compare(first, second, resamples=1000)
+        differences = compare(first, second, resamples=1000)
     except UserError:
         return []
-    kind = found[0].metric.partition("/")[2]
-    return [d for d in found if d.metric.partition("/")[2] == kind]
+    kind = differences[0].metric.partition("/")[2]
+    return [d for d in differences if d.metric.partition("/")[2] == kind]
 
 
-def _plain_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
-    """Every metric of runs that have no section of their own, and the last held-out pictures of each."""
-    parts: dict[tuple, list[Group]] = defaultdict(list)
+def _generic_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
+    """Yield tables of all metrics and the latest sample pictures, for commands without a report section."""
+    subsections: dict[tuple, list[Group]] = defaultdict(list)
     for entry in groups:
-        config = flatten(entry.first.config)  # objectives of one task have losses of their own
-        parts[entry.first.n, config.get("task", ""), config.get("objective.kind", "")].append(entry)
-    for (_, task, kind), members in parts.items():
+        config = flatten(entry.first.config)  # losses of different objectives are not comparable
+        subsections[entry.first.n, config.get("task", ""), config.get("objective.kind", "")].append(entry)
+    for (_, task, kind), members in subsections.items():
         first = members[0].first
         title = first.protocol.capitalize().replace("Pretrain", "Pretraining")
-        title += f" by the task {task}" if task else ""
+        title += f" with the task {task}" if task else ""
         title += f" ({kind})" if kind else ""
         metrics = list(dict.fromkeys(m for entry in members for m in entry.first.metrics if m.count("/") < 2))
         yield Heading(f"{title} on {data_label(first.data)}")
         rows = [[entry.label, *(entry.cell(metric, 1, 4) for metric in metrics)] for entry in members]
-        meant = [f"{metric}: {_MEANINGS[metric]}" for metric in metrics if metric in _MEANINGS]
+        definitions = [f"{metric}: {_DEFINITIONS[metric]}" for metric in metrics if metric in _DEFINITIONS]
         yield Table(f"{title}: {test_set_label(first, 0)}{over_seeds(members)}", ["run", *metrics], rows)
-        yield from [Text("; ".join(meant))] * bool(meant)
-        start = plots.with_name("-".join([plots.name, "pictures", *filter(None, (task, kind)), str(first.n)]))
-        seen = f": {rows}" if (rows := _picture_row_labels(task)) else ""
+        yield from [Text("; ".join(definitions))] * bool(definitions)
+        prefix = plots.with_name("-".join([plots.name, "pictures", *filter(None, (task, kind)), str(first.n)]))
+        row_labels = f", rows: {rows}" if (rows := _picture_row_labels(task)) else ""
         for number, entry in enumerate(members):
             pictures = last_pictures(entry.runs[0][0])
             if pictures:
-                path = start.with_name(f"{start.name}-{number}.png")
-                yield copied(pictures, path, f"{entry.label}: held-out images{seen}.")
+                path = prefix.with_name(f"{prefix.name}-{number}.png")
+                yield copied(pictures, path, f"{entry.label}: held-out images{row_labels}.")
 
 
 def _picture_row_labels(task: str) -> str:
-    """Labels of the rows in a task's sample pictures; empty if the task cannot be imported."""
+    """Return the row labels of a task's sample pictures; empty if the task cannot be imported."""
     with contextlib.suppress(UserError):
         return ", ".join(find_task(task).load().rows)
     return ""
 
 
-def _origins(groups: list[Group]) -> Iterator[Block]:
-    """For every run: the command that makes it again, where the weights come from, and the whole config."""
+def _listings(groups: list[Group]) -> Iterator[Block]:
+    """Yield the command that repeats each run, the provenance of the weights, and the config."""
     for entry in groups:
         for path, result in entry.runs:
             program = "transfer" if is_protocol(result.protocol) else "crosschannel"

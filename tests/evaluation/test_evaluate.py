@@ -93,7 +93,7 @@ def test_methods_are_compared_pair_by_pair(run, capsys):
 def test_runs_are_reported_a_method_a_row(run, tmp_path):
     assert transfer_main(["report", str(run), f"--out={tmp_path / 'page'}"]) == 0
     page = (tmp_path / "page" / "report.md").read_text()
-    assert "Colours of" in page and "| full |" in page and "| truth |" in page and "Rebalanced AuC, %" in page
+    assert "Colorization of" in page and "| full |" in page and "| truth |" in page and "Rebalanced AuC, %" in page
 
 
 def test_figures_of_other_sizes_stand_in_tables_of_their_own(photo_folder, tmp_path):
@@ -101,7 +101,7 @@ def test_figures_of_other_sizes_stand_in_tables_of_their_own(photo_folder, tmp_p
     for run, size in zip(runs, (32, 40), strict=True):
         assert main([*command(photo_folder, run), "--methods", "grey", f"--size={size}"]) == 0
     assert transfer_main(["report", *map(str, runs), f"--out={tmp_path / 'page'}"]) == 0
-    parts = (tmp_path / "page" / "report.md").read_text().split("**Colours: ")
+    parts = (tmp_path / "page" / "report.md").read_text().split("**Colorization quality (")
     assert ["of 32 px" in parts[1], "| grey (a) |" in parts[1], "| grey (b) |" in parts[1]] == [True, True, False]
     assert ["of 40 px" in parts[2], "| grey (b) |" in parts[2], "| grey (a) |" in parts[2]] == [True, True, False]
 

@@ -272,7 +272,7 @@ def test_runs_are_compared_and_reported_by_layer(finished, command, tmp_path, ca
     assert main(["report", str(finished), f"--out={tmp_path / 'page'}"]) == 0
     text = (tmp_path / "page" / "report.md").read_text()
     value = 100 * load_result(finished).metrics["conv5/knn_mean_iu"]
-    assert "Dense probes" in text and "nearest neighbours, %, by layer" in text and f"{value:.1f}" in text
+    assert "Dense probes" in text and "Nearest-neighbour mean IU, %, by layer" in text and f"{value:.1f}" in text
 
 
 def test_masks_of_255_alone_are_said_before_anything_is_learned(voc, command, tmp_path, capsys):

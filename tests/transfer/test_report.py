@@ -49,7 +49,7 @@ def test_seeds_are_averaged_and_other_settings_are_told_apart(tmp_path):
     runs += [make_run(tmp_path / "b", pooling="bilinear", value=0.1)]
     groups = group([(path, load_result(path)) for path in runs])
     assert [len(entry.runs) for entry in groups] == [3, 1]
-    assert groups[0].over_seeds("conv1/top1") == pytest.approx((0.51, 0.01))
+    assert groups[0].mean_and_std("conv1/top1") == pytest.approx((0.51, 0.01))
     assert groups[1].label == "runs/a-0 (pooling=bilinear)"
     text = report(tmp_path, *runs)["report.md"]
     assert "51.0 ± 1.0" in text and "| 10.0 | 10.0 |" in text
@@ -102,7 +102,7 @@ def test_pretraining_tasks_have_tables_of_their_own(tmp_path):
     stored = json.loads((tmp_path / "labels" / "result.json").read_text())
     (tmp_path / "labels" / "result.json").write_text(json.dumps(stored | {"metrics": {"top1": 0.25}}))
     text = report(tmp_path, *runs)["report.md"]
-    assert "Pretraining by the task labels on imagenette" in text and "| 0.2500 |" in text and "– |" not in text
+    assert "Pretraining with the task labels on imagenette" in text and "| 0.2500 |" in text and "– |" not in text
 
 
 def test_a_choice_on_the_test_images_is_said(tmp_path):
@@ -111,7 +111,7 @@ def test_a_choice_on_the_test_images_is_said(tmp_path):
     stored["metrics"] = {"conv5/svm_map": 0.5, "conv5/low_shot/4": 0.25}
     (tmp_path / "a" / "result.json").write_text(json.dumps(stored))
     text = report(tmp_path, run)["report.md"]
-    words = "mean average precision from 4 positives a class, %, by layer (imagenette, 1,000 images)"
+    words = "Low-shot SVM mAP at k = 4, %, by layer (imagenette, 1,000 images)"
     assert f"**{words}; C is selected on the test images**" in text and text.count("selected on the test images") == 1
 
 
@@ -138,11 +138,11 @@ def test_random_twins_of_several_seeds_are_one_row(tmp_path):
 
 def test_published_figures_share_a_table_with_imagenet_runs_only(tmp_path):
     small = report(tmp_path / "small", make_run(tmp_path / "a"))["report.md"]
-    assert "(published)" not in small and "their heights cannot be compared" in small
+    assert "(published)" not in small and "their values are not comparable" in small
     large = report(tmp_path / "large", make_run(tmp_path / "b", n=50_000, classes=1000))
     for name, values in IMAGENET_PROBES.items():
         assert f"*{name} (published)* | " + " | ".join(f"*{v}*" for v in values) in large["report.md"]
-    assert "cannot be compared" not in large["report.md"] and r"\midrule" in large["tables.tex"]
+    assert "not comparable" not in large["report.md"] and r"\midrule" in large["tables.tex"]
 
 
 def test_the_axis_of_a_small_scale_plot_says_so(tmp_path, monkeypatch):
@@ -196,17 +196,17 @@ def test_nets_of_other_layers_share_a_page(tmp_path):
 
 def test_a_label_of_nothing_is_refused(tmp_path, capsys):
     assert main(["report", make_run(tmp_path / "a"), f"--out={tmp_path / 'out'}", "--label=gone=x"]) == 2
-    assert "the label 'gone=x' is of none of the runs" in capsys.readouterr().err
+    assert "the label 'gone=x' matches none of the runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ("{a}=x {a}=y", "{a}: one row of the page has two labels, 'x' and 'y'; give it one"),
-        ("{a}=x runs/a-0=y", "one row of the page has two labels, 'x' and 'y'"),
-        ("{b1}=x {b2}=y", "{b1}, {b2}: one row of the page has two labels, 'x' and 'y'"),
-        ("{a}=x {b1}=x", "{a} and {b1} are both called 'x'; give them different labels"),
-        ("{b2}=runs/a-0", "{a} and {b1} are both called 'runs/a-0'"),
+        ("{a}=x {a}=y", "{a}: one row of the report has two labels, 'x' and 'y'; keep one of them"),
+        ("{a}=x runs/a-0=y", "one row of the report has two labels, 'x' and 'y'"),
+        ("{b1}=x {b2}=y", "{b1}, {b2}: one row of the report has two labels, 'x' and 'y'"),
+        ("{a}=x {b1}=x", "{a} and {b1} have the same label 'x'; give them different labels"),
+        ("{b2}=runs/a-0", "{a} and {b1} have the same label 'runs/a-0'"),
     ],
 )
 def test_labels_that_collide_are_refused_by_name(tmp_path, capsys, labels, words):
@@ -231,7 +231,8 @@ def test_what_a_net_has_over_its_random_twin_has_an_interval(tmp_path):
         (tmp_path / run / "result.json").write_text(json.dumps(stored))
         rows = {"names": np.array([f"{i}.jpg" for i in range(100)]), "labels": np.zeros(100, np.int64)}
         save_rows(Path(run), rows | {"conv1/top1": np.arange(100) < right})
-    found = report(tmp_path, *runs)["report.md"].partition("linear-probe: less its random twin")[2]
+    caption = "Gain over random initialisation, percentage points, 95 % CI (linear-probe"
+    found = report(tmp_path, *runs)["report.md"].partition(caption)[2]
     ((more, low, high),) = re.findall(r"\| runs/a-0 \| \+([\d.]+) \(\+([\d.]+) to \+([\d.]+)\) \|", found)
     draws = np.random.default_rng(0).binomial(100, 0.2, 100_000)  # of the twenty images that they differ on
     assert float(more) == 20
@@ -244,7 +245,7 @@ def test_any_protocol_has_its_place_and_says_how_it_was_obtained(tmp_path):
     for protocol, run in zip(("linear-probe", "knn", "pretrain"), runs, strict=True):
         program = "crosschannel" if protocol == "pretrain" else "transfer"
         assert f"{program} {protocol} --config {run}/config.yaml --out NEW" in pages["report.md"]
-    assert "kl_share" in pages["report.md"] and "of 20 nearest neighbours" in pages["tables.tex"]
+    assert "kl_share" in pages["report.md"] and "20-NN top-1 accuracy" in pages["tables.tex"]
 
 
 def test_the_html_is_well_formed_and_carries_its_plots(tmp_path):

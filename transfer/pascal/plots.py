@@ -36,7 +36,7 @@ def plot_class_bars(out: Path, groups: Sequence[Group], prefix: str, axis: str, 
     canvas = Canvas(figsize=(9, 0.26 * len(classes) * max(1.0, len(groups) / 3) + 1.2), layout="constrained")
     axes, height = canvas.subplots(), 0.8 / len(groups)
     for number, group in enumerate(groups):
-        values = [group.over_seeds(prefix + name) for name in classes]
+        values = [group.mean_and_std(prefix + name) for name in classes]
         positions = [i + (number - (len(groups) - 1) / 2) * height for i, value in enumerate(values) if value]
         axes.barh(
             positions,

@@ -26,7 +26,7 @@ from transfer.chance import constant_class
 from transfer.feature_cache import Extraction, StoredFeatures
 from transfer.features import FrozenFeatures, interpolation_of, with_input_size
 from transfer.heads import load_head, save_heads
-from transfer.layers import LayersSection, by_layer
+from transfer.layers import LayersSection, layer_names
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
 from transfer.prediction import FinishedRun, Predictor, views_of
@@ -174,7 +174,7 @@ def _show(result: Result) -> Table:
     """Format the mean IUs by layer."""
     titles = {"mean_iu": "linear, mean IU %", "knn_mean_iu": "nearest neighbours, mean IU %"}
     titles = {kind: title for kind, title in titles.items() if any(m.endswith(f"/{kind}") for m in result.metrics)}
-    layers = [layer for layer in by_layer(result.metrics) if f"{layer}/mean_iu" in result.metrics]
+    layers = [layer for layer in layer_names(result.metrics) if f"{layer}/mean_iu" in result.metrics]
     rows = {layer: [f"{100 * result.metrics[f'{layer}/{kind}']:.1f}" for kind in titles] for layer in layers}
     return table(rows, ["layer", *titles.values()])
 
