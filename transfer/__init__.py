@@ -1,6 +1,6 @@
-"""Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.
+"""Evaluate pretrained backbones: probes on frozen layers, fine-tuning, and comparisons of runs.
 
-Every protocol is a function and a command; the names below are imported on first use.
+Every protocol is a function and a command. The public names are imported on first use.
 """
 
 from typing import TYPE_CHECKING

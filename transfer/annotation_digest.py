@@ -1,4 +1,4 @@
-"""Digest of annotations, so that a resumed run detects changes."""
+"""Digest of the annotations of an image set, to detect changes when a run resumes."""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -15,20 +15,20 @@ from crosschannel.files import read_bytes
 
 
 def annotation_digest(images: ImageSet) -> str:
-    """Hash the annotations of an image set to 16 hex digits, which change with any label, box or mask.
+    """Return a digest of all labels, boxes and masks of an image set, 16 hex digits.
 
     Raises:
         UserError: a mask cannot be read.
     """
     digest = sha256(np.ascontiguousarray(images.labels).tobytes())
     for index in range(len(images)):
-        for part in _parts(list(images.fields(index).values()) or images.label(index)):
-            digest.update(part)
+        for chunk in _chunks(list(images.fields(index).values()) or images.label(index)):
+            digest.update(chunk)
     return digest.hexdigest()[:16]
 
 
-def _parts(annotation: Any) -> Iterator[bytes]:
-    """Yield the content of an annotation: the file's for a path, nothing for an object of an unknown type."""
+def _chunks(annotation: Any) -> Iterator[bytes]:
+    """Yield the bytes of an annotation; for a path, the bytes of the file. Objects of unknown types are skipped."""
     if isinstance(annotation, int):
         yield b"%d" % annotation
     elif isinstance(annotation, np.ndarray | np.generic | torch.Tensor):
@@ -40,10 +40,10 @@ def _parts(annotation: Any) -> Iterator[bytes]:
         try:
             yield read_bytes(annotation)
         except OSError as error:
-            raise UserError(f"cannot read {annotation}: {error.strerror}") from None
+            raise UserError(f"could not read {annotation}: {error.strerror}") from None
     elif is_dataclass(annotation):
         for field in fields(annotation):
-            yield from _parts(getattr(annotation, field.name))
+            yield from _chunks(getattr(annotation, field.name))
     elif isinstance(annotation, tuple | list):
-        for part in annotation:
-            yield from _parts(part)
+        for element in annotation:
+            yield from _chunks(element)

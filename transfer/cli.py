@@ -1,4 +1,4 @@
-"""`transfer COMMAND …`: a command a protocol, and those on finished runs."""
+"""The `transfer` program: one command per protocol, and the commands on finished runs."""
 
 import sys
 
@@ -8,33 +8,33 @@ from transfer.protocols import ENTRY_POINTS, PROTOCOLS, protocol_command, user_c
 
 PROGRAM = Program(
     "transfer",
-    "Measure what a backbone has learned: probes on frozen layers, fine-tuning, and comparisons of runs.",
+    "Evaluate pretrained backbones: probes on frozen layers, fine-tuning, and comparisons of runs.",
     {
         **{name: protocol_command(entry.config, entry.help) for name, entry in PROTOCOLS.items()},
         "proposals": Command(
             "transfer.config:ProposalsConfig",
             "transfer.proposals.command:main",
-            "boxes that may hold an object, by selective search",
+            "compute object proposals by selective search",
             next_steps="transfer.next_steps:proposals",
         ),
         "predict": Command(
             "transfer.config:PredictConfig",
             "transfer.predict:main",
-            "what a finished run says of any pictures: masks, boxes or scores",
+            "predict masks, boxes or class scores for pictures with a finished run",
             ("run", "images"),
             next_steps=("transfer report {run} --out report", "transfer compare {run} RUN"),
         ),
         "compare": Command(
             "transfer.config:CompareConfig",
             "transfer.comparison:main",
-            "the difference of two runs, with an interval over images",
+            "compare two runs, with confidence intervals over images",
             ("runs",),
             next_steps="transfer.next_steps:compare",
         ),
         "report": Command(
             "transfer.config:ReportConfig",
             "transfer.report:main",
-            "any number of runs as one page of tables and plots",
+            "write one page of tables and plots from any number of runs",
             ("runs",),
             next_steps="transfer.next_steps:report",
         ),
@@ -46,7 +46,7 @@ PROGRAM = Program(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 bad input, 75 interrupted and saved."""
+    """Run a command line and return the exit code: 0 success, 2 bad input, 75 interrupted with progress saved."""
     return run_program(PROGRAM, argv)
 
 

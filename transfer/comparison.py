@@ -1,7 +1,7 @@
-"""`transfer compare RUN RUN`: do two runs differ by more than the choice of images explains?
+"""`transfer compare RUN RUN`: paired bootstrap confidence intervals of the differences between two runs.
 
-Both were scored on the same images, so every resample weighs the images of both alike: a figure's difference, whatever
-the figure (a mean, an average precision), has an interval of its own.
+Both runs must be scored on the same images. Every bootstrap resample applies the same image weights to both runs. This
+works for any metric, for means as well as for average precisions.
 """
 
 from collections import Counter
@@ -25,12 +25,12 @@ from transfer.protocols import load_metric_spec
 
 
 class Difference(NamedTuple):
-    """A metric of two runs.
+    """Difference of a metric between two runs.
 
     Attributes:
-        metric: its name.
-        first, second: what each run has.
-        low, high: interval of first − second.
+        metric: name of the metric.
+        first, second: value in each run.
+        low, high: bounds of the confidence interval of first − second.
     """
 
     metric: str
@@ -43,16 +43,16 @@ class Difference(NamedTuple):
 def compare(
     first: Result | Path | str, second: Result | Path | str, resamples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> list[Difference]:
-    """Differences of the metrics that two runs share, those of single classes left out.
+    """Compare the metrics that two runs have in common, except per-class metrics.
 
     Args:
         first, second: results with rows, or finished run folders.
-        resamples: of the bootstrap.
-        level: of the percentile interval.
-        seed: of the bootstrap.
+        resamples: number of bootstrap resamples.
+        level: confidence level of the percentile intervals.
+        seed: seed of the bootstrap.
 
     Raises:
-        UserError: the runs share no such metric, or were scored on other images.
+        UserError: the runs have no such metric in common, or were scored on different images.
     """
     check_config(CompareConfig([], resamples, level, seed=seed))
     first, second = as_result(first), as_result(second)
@@ -64,66 +64,66 @@ def compare(
         if count > 1:
             raise UserError(
                 f"{result.protocol} of {result.backbone} on {result.data} has {count} rows for the image {name!r}; "
-                "images are paired by name, so each must be scored once"
+                "images are paired by name, so image names must be unique"
             )
-    places = {name: i for i, name in enumerate(second.rows["names"])}
-    if len(places) != len(first.rows["names"]) or any(name not in places for name in first.rows["names"]):
+    indices = {name: i for i, name in enumerate(second.rows["names"])}
+    if len(indices) != len(first.rows["names"]) or any(name not in indices for name in first.rows["names"]):
         raise UserError("the two runs were scored on different images; only runs on the same images can be paired")
-    order = np.array([places[name] for name in first.rows["names"]])
-    theirs = {name: column if name == "classes" else column[order] for name, column in second.rows.items()}
-    ours, others = (load_metric_spec(result.protocol).metrics for result in (first, second))
+    order = np.array([indices[name] for name in first.rows["names"]])
+    second_rows = {name: column if name == "classes" else column[order] for name, column in second.rows.items()}
+    first_metrics, second_metrics = (load_metric_spec(result.protocol).metrics for result in (first, second))
 
-    def both(weights: np.ndarray) -> MetricArrays:
+    def differences(weights: np.ndarray) -> MetricArrays:
         try:
-            mine, yours = ours(first.rows, weights), others(theirs, weights)
+            first_values, second_values = first_metrics(first.rows, weights), second_metrics(second_rows, weights)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UserError(f"the rows of one of the two runs are damaged: {error}") from None
-        return {name: mine[name] - yours[name] for name in mine if name in yours}
+        return {name: first_values[name] - second_values[name] for name in first_values if name in second_values}
 
-    shared = [name for name in both(np.ones((1, first.n))) if name in first.metrics and name in second.metrics]
-    shown = [name for name in shared if not _is_of_one_class(name, first.rows)]
-    if not shown:
-        raise UserError("the two runs share no metric that can be computed of their images")
-    found = intervals(both, first.n, resamples, level, seed)
-    return [Difference(name, first.metrics[name], second.metrics[name], *found[name]) for name in shown]
+    common = [name for name in differences(np.ones((1, first.n))) if name in first.metrics and name in second.metrics]
+    compared = [name for name in common if not _is_per_class(name, first.rows)]
+    if not compared:
+        raise UserError("the two runs have no metric in common that can be computed per image")
+    bounds = intervals(differences, first.n, resamples, level, seed)
+    return [Difference(name, first.metrics[name], second.metrics[name], *bounds[name]) for name in compared]
 
 
 def select_method(result: Result, method: str) -> Result:
-    """What a run of several methods found of one: its columns and figures, called as if there were no other.
+    """Select the metrics and rows of one method of a multi-method run, and remove the method's prefix from their names.
 
     Raises:
         UserError: the run has no such method.
     """
-    mine = f"{method}/"
-    if not any(name.startswith(mine) for name in result.metrics):
+    prefix = f"{method}/"
+    if not any(name.startswith(prefix) for name in result.metrics):
         known = dict.fromkeys(name.partition("/")[0] for name in result.metrics)
-        raise UserError(f"a {result.protocol} run has no method {method!r}; it has {', '.join(known)}")
-    metrics = {name.removeprefix(mine): value for name, value in result.metrics.items() if name.startswith(mine)}
-    own = {name: column for name, column in result.rows.items() if name.startswith(mine) or "/" not in name}
-    rows = {name.removeprefix(mine): column for name, column in own.items()}
+        raise UserError(f"this {result.protocol} run has no method {method!r}; available: {', '.join(known)}")
+    metrics = {name.removeprefix(prefix): value for name, value in result.metrics.items() if name.startswith(prefix)}
+    columns = {name: column for name, column in result.rows.items() if name.startswith(prefix) or "/" not in name}
+    rows = {name.removeprefix(prefix): column for name, column in columns.items()}
     return replace(result, metrics=metrics, backbone=f"{result.backbone}: {method}", rows=rows)
 
 
-def _is_of_one_class(metric: str, rows: Rows) -> bool:
+def _is_per_class(metric: str, rows: Rows) -> bool:
     return metric.rpartition("/")[2] in set(rows.get("classes", ()))
 
 
 def _path_and_method(text: str) -> tuple[str, str]:
-    """A run folder, and the method after a colon, where one is named."""
+    """Split RUN:METHOD into run folder and method; the method is empty for a plain run folder."""
     path, colon, method = text.rpartition(":")
     return (path, method) if colon and not user_path(text).exists() else (text, "")
 
 
 def main(config: CompareConfig) -> list[Difference]:
-    """`transfer compare`: print a table."""
+    """Run `transfer compare`: print a table of differences and return them."""
     config = check_config(config, CompareConfig)
-    given = [_path_and_method(text) for text in config.runs]
-    runs = finished_runs([path for path, _ in given], stderr_console())
+    arguments = [_path_and_method(text) for text in config.runs]
+    runs = finished_runs([path for path, _ in arguments], stderr_console())
     if len(runs) != 2:
-        raise UserError(f"compare takes two run folders that have finished, got {len(runs)}")
+        raise UserError(f"compare takes two finished run folders, got {len(runs)}")
     first, second = (
         select_method(result, method) if method else result
-        for (_, result), (_, method) in zip(runs, given, strict=True)
+        for (_, result), (_, method) in zip(runs, arguments, strict=True)
     )
     differences = compare(first, second, config.resamples, config.level, config.seed)
     rows, spec = {}, load_metric_spec(first.protocol)
@@ -134,7 +134,7 @@ def main(config: CompareConfig) -> list[Difference]:
         interval = Text(f"{show(d.low, '+')} … {show(d.high, '+')}", style)
         name = d.metric if is_percent or not show.unit else f"{d.metric}, {show.unit}"
         rows[name] = [show(d.first), show(d.second), show(d.first - d.second, "+"), interval]
-    head = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % interval"]
+    head = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % CI"]
     names = [first.backbone, second.backbone]
     if names[0] == names[1]:
         names = [f"{name} ({run})" for name, run in zip(names, config.runs, strict=True)]

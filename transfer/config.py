@@ -1,4 +1,5 @@
-"""Keys that protocols share, and those of the commands on finished runs. No torch here: help is quick."""
+"""Config keys shared by protocols, and configs of the commands on finished runs. Does not import torch, to keep
+``--help`` fast."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from crosschannel.config.types import (
 
 Pooling = Literal["average", "windows", "vissl", "bilinear", "global", "deepcluster"]
 Cache = Literal["off", "memory", "disk"]
-SETS = Pattern(r"\d{4}:[\w-]+(,\d{4}:[\w-]+)*", "YEAR:SET, such as 2007:trainval, or several by commas")
+SETS = Pattern(r"\d{4}:[\w-]+(,\d{4}:[\w-]+)*", "YEAR:SET, such as 2007:trainval, or several separated by commas")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -36,76 +37,84 @@ class MeasureConfig(CommandConfig):
     protocol: ClassVar[str]
 
     backbone: Annotated[Text, Source()] = ""
-    """a source: run folder, weights file, random:…, timm:…, torchvision:…, package.module:factory"""
+    """source of the backbone: run folder, weights file, random:…, timm:…, torchvision:… or package.module:factory"""
     data: Annotated[Text, Data()] = ""
     """labelled images: a folder with train/CLASS/ and val/CLASS/, ILSVRC, shards, torchvision:imagenette or
     builtin:sample"""
     out: Annotated[Out | None, RUNTIME] = None
-    """run folder; default runs/PROTOCOL-BACKBONE-LAYER-DATA-CONFIG-SEED"""
+    """run folder; default: runs/PROTOCOL-BACKBONE-LAYER-DATA-CONFIG-SEED"""
 
     def default_out(self, name: str, recipe: Mapping[str, Any] = MappingProxyType({})) -> str:
-        """A run folder that names protocol, backbone, images, config and seed, and the layer where it is another than
-        its recipe's."""
+        """Return the default run folder, named after protocol, backbone, data, config and seed.
+
+        The layer is part of the name if it differs from the config's.
+
+        Args:
+            name: name of the packaged config, or of the protocol if there is none.
+            recipe: keys that the packaged config sets.
+        """
         config, data = name if name != self.protocol else "default", slug(self.data.rpartition(":")[2])
         layer = getattr(self, "layer", "")
-        own = [] if layer == recipe.get("layer", "all" if layer else "") else [slug(layer.replace("*", ""))]
-        parts = [slug(self.protocol), slug(self.backbone), *own]
+        layer_part = [] if layer == recipe.get("layer", "all" if layer else "") else [slug(layer.replace("*", ""))]
+        parts = [slug(self.protocol), slug(self.backbone), *layer_part]
         return f"runs/{'-'.join([*parts, *dict.fromkeys([data, config])])}-{self.seed}"
 
 
 @dataclass
 class FrozenConfig(MeasureConfig):
-    """Keys of every protocol that reads layers of a frozen backbone."""
+    """Keys of protocols on layers of a frozen backbone."""
 
     layer: Text = "all"
-    """one layer, several (comma separated), patterns such as conv*, or all"""
+    """layers to measure: names or patterns such as conv*, separated by commas, or all"""
 
 
 @dataclass
 class FeaturesConfig(FrozenConfig):
-    """Keys of every protocol that computes features once and learns from them without a loop."""
+    """Keys of protocols that compute features once and fit models to them without a training loop."""
 
     pooling: Pooling = "average"
-    """to fewer than 10,000 numbers: average or bilinear for any net; windows (the paper's) for AlexNet; vissl (its
-    windows) for AlexNets and ResNets; global, the mean over positions"""
+    """pooling of feature maps to fewer than 10,000 dimensions. average, bilinear: any backbone; windows: AlexNet, the
+    paper's windows; vissl: AlexNet and ResNets, VISSL's windows; global: mean over positions"""
     size: Annotated[int, Interval(ge=0, le=4096)] = 0
-    """side of what the backbone is given; 0: what it was trained on"""
+    """side of the input images, in pixels; 0: the backbone's input size"""
     cache: Literal["memory", "disk"] = "memory"
-    """where features are kept"""
+    """where features are stored; disk: reused by later runs"""
     precision: Precision = "auto"
-    """arithmetic of the forward pass; auto: by device"""
+    """precision of the forward pass; auto: chosen by device"""
     batch: Annotated[Count, RUNTIME] = 64
-    """images a rank computes at once"""
+    """images per batch and rank"""
     workers: Annotated[Workers, RUNTIME] = 2
     """processes per rank that decode images"""
     broken_limit: Annotated[Fraction, RUNTIME] = 0.01
-    """greatest share of broken images, once 1,000 were seen"""
+    """maximum fraction of broken images, checked after the first 1,000"""
 
 
 @dataclass
 class FineTuneConfig(TrainedConfig, MeasureConfig):
-    """Keys of every protocol that trains the backbone, or what stands on it."""
+    """Keys of protocols that fine-tune the backbone or train a new classifier on it."""
 
     train_from: Text = "all"
-    """where gradients start: fc8 (or head, the new classifier alone), fc6 (or pool, all above the last pooled map), all
-    or any layer; what is below stays as it is"""
+    """first trained layer; layers below it are frozen. fc8 or head: only the new classifier; fc6 or pool: all layers
+    above the last pooled map; all; or the name of a layer"""
     random_from: Text = ""
-    """where weights are new: fc6, or any layer of a net of ours; none: the classifier, and what the backbone lacks"""
+    """re-initialise from this layer up (fc6, or any layer of a built-in architecture); default: only the classifier and
+    layers that the backbone lacks"""
     new_layers: Literal["gaussian", "kmeans", "default"] = "gaussian"
-    """N(0, 0.01) with bias 0.1; kmeans: so the classifier, and k-means below it; default: but for the classifier's
-    weights, which are PyTorch's"""
+    """initialisation of new layers. gaussian: N(0, 0.01) weights, biases of 0.1; kmeans: gaussian for the classifier,
+    k-means below it; default: gaussian, but PyTorch's default weights for the classifier"""
     input: Literal["grey", "lab"] | None = None
-    """lab gives a grey net's first convolution ab filters of zero, to be trained; default the backbone's own input"""
+    """colour space of the input; lab adds ab filters, initialised to zero, to the first layer of a greyscale backbone;
+    default: the backbone's own input"""
     absorb: bool = True
-    """fold BatchNorm into the convolutions before it, where that is exact (our AlexNet and VGG-16)"""
+    """fold BatchNorm into the preceding convolutions if that is exact (built-in AlexNet and VGG-16)"""
     calibrate: Literal["auto"] | bool = "auto"
-    """rescale all layers so that they learn alike; auto: where layers follow one another and there is no BatchNorm"""
+    """rescale all layers to equal learning speeds; auto: only built-in architectures without normalisation layers"""
     frozen_norm: bool = False
-    """keep BatchNorm's statistics, scale and shift as they are"""
+    """freeze the statistics, scale and shift of BatchNorm layers"""
     fc: Annotated[int, Interval(ge=1, le=65536)] = 4096
-    """width of the fc6 and fc7 that an AlexNet's trunk is given"""
+    """width of fc6 and fc7, if they have to be added to an AlexNet or VGG-16"""
     dropout: FractionBelowOne = 0.5
-    """after fc6 and fc7"""
+    """dropout probability after fc6 and fc7"""
 
 
 @dataclass
@@ -115,62 +124,63 @@ class CompareConfig(CommandConfig):
     ignored = ("device",)
 
     runs: Annotated[list[str], File()] = field(default_factory=list)
-    """two run folders; of `crosschannel evaluate`: RUN:METHOD"""
+    """two run folders, or RUN:METHOD for runs of `crosschannel evaluate`"""
     resamples: Annotated[int, Interval(ge=1, le=10_000_000)] = 10_000
-    """of the bootstrap over images"""
+    """number of bootstrap resamples of the images"""
     level: ProperFraction = 0.95
-    """of the interval"""
+    """confidence level of the intervals"""
 
 
 @dataclass
 class PredictConfig(CommandConfig):
-    """Say of pictures what a finished run has learned to say: masks, boxes or scores."""
+    """Predict masks, boxes or class scores for pictures with a finished run."""
 
     ignored = ("seed",)
 
     run: Annotated[str, File()]
     """a finished run folder"""
     out: Out
-    """folder for what is predicted"""
+    """output folder"""
     images: Annotated[list[str], File(packaged=("builtin:sample",))] = field(default_factory=list)
-    """picture files, folders of them, or builtin:sample"""
+    """picture files, folders of pictures, or builtin:sample"""
     layer: Text | None = None
-    """of a run on frozen layers; default its best one"""
+    """layer to predict from, for runs on frozen layers; default: the layer with the best metric"""
     size: Annotated[int, Interval(ge=0, le=65536)] = 512
-    """short side at which a fine-tuned segmentation looks at larger pictures; 0: their own. Masks are of full size"""
+    """short side to which larger pictures are resized for a fine-tuned segmentation, in pixels; 0: no resizing. Masks
+    have the size of the picture"""
     overwrite: bool = False
-    """replace files that this command has not written; pictures that are read stay in any case"""
+    """replace files that this command did not write; input pictures are never replaced"""
 
 
 @dataclass
 class ProposalsConfig(PlainConfig):
-    """Find boxes that may hold an object in the images of a VOC devkit, a file an image set."""
+    """Compute object proposals for the images of a VOC devkit, one file per image set."""
 
     data: Annotated[Text, Data()]
-    """the VOCdevkit folder (VOC2007 and the like are in it)"""
+    """VOCdevkit folder, which contains VOC2007 or other years"""
     out: Out
-    """folder for the files, YEAR-SET-METHOD.npz"""
+    """output folder for the files YEAR-SET-METHOD.npz"""
     sets: Annotated[str, SETS] = "2007:trainval,2007:test"
-    """image sets, by commas"""
+    """image sets, separated by commas"""
     method: Literal["selective-search", "selective-search-quality"] = "selective-search"
-    """selective search in its fast mode, or in the one of quality, which takes four times as long"""
+    """selective search in fast mode, or in quality mode, which takes four times as long"""
     workers: Workers = 2
-    """processes that search"""
+    """number of processes"""
     overwrite: bool = False
-    """replace files that this command has not written"""
+    """replace files that this command did not write"""
 
 
 @dataclass
 class ReportConfig(PlainConfig):
-    """Gather finished runs into report.md, report.html and tables.tex, with plots."""
+    """Write report.md, report.html and tables.tex, with plots, from finished runs."""
 
     out: Out
-    """folder for the page; files of an earlier report in it are replaced, others are not"""
+    """output folder; only files of an earlier report are replaced"""
     runs: Annotated[list[str], File()] = field(default_factory=list)
-    """run folders, of any protocol"""
-    title: str = "What the backbones learned"
-    """of the page"""
+    """run folders of any command"""
+    title: str = "Transfer results"
+    """title of the page"""
     label: list[str] = field(default_factory=list)
-    """RUN=TEXT or BACKBONE=TEXT: name of a run on the page; repeat the flag for further runs"""
+    """display name of a run, RUN=TEXT or BACKBONE=TEXT; can be repeated"""
     overwrite: bool = False
-    """replace files that no report has written"""
+    """replace files that no report wrote"""

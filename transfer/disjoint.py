@@ -1,4 +1,4 @@
-"""Check that no image is both learned and scored."""
+"""Check that training and test images are disjoint."""
 
 import math
 import re
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from transfer.protocol import Split
 
 _VOC_NAME = re.compile(r"(?:VOC(\d{4})|SBD)/([^/]+)")
-_REMOTE_SAMPLE = 64  # images to compare if each read waits for a network
+_REMOTE_SAMPLE = 64  # maximum number of images to compare if reads are remote, and therefore slow
 
 
 def voc_name(name: str) -> str | None:
-    """Return the name that an image of VOC or SBD has in all years: later ones call VOC2007's 000032 2007_000032.
+    """Return the name of a VOC or SBD image that is common to all years.
+
+    Image 000032 of VOC2007 is 2007_000032 in later years.
 
     Args:
         name: name in an image set, such as VOC2012/2007_000032.
 
     Returns:
-        the shared name; None for an image of another data set.
+        the common name, such as 2007_000032; None for images of other data sets.
     """
     match = _VOC_NAME.fullmatch(name)
     if match is None:
@@ -36,7 +38,7 @@ def check_disjoint(split: "Split") -> None:
     shared = [] if split.allow_overlap else shared_images(split.train, split.test)
     if not shared:
         return
-    hint = "choose sets that share no image"
+    hint = "choose disjoint sets"
     if any(name.startswith("SBD/") for name in split.train.names):
         hint += "; 2011:seg11valid is VOC2011's val without SBD's training images"
     if split.source == "images from memory":
@@ -50,34 +52,34 @@ def check_disjoint(split: "Split") -> None:
 def shared_images(train: ImageSet, test: ImageSet) -> list[str]:
     """Return the names of test images that are also training images.
 
-    Images of VOC and SBD are the same if their names are equal. Names of other images mean little (``train/dog/1.jpg``
-    and ``val/dog/1.jpg`` differ), so other images are the same if their file names and their bytes are equal.
+    VOC and SBD images are identified by their common name. Names do not identify images of other data sets
+    (``train/dog/1.jpg`` and ``val/dog/1.jpg`` differ), so these must have equal file names and equal bytes.
     """
     keys = [_key(name) for name in test.names]
     candidates: dict[str, list[int]] = {key: [] for key in keys}
     for index, name in enumerate(train.names):
         if (key := _key(name)) in candidates:
             candidates[key].append(index)
-    numbers = [number for number, key in enumerate(keys) if candidates[key]]
+    test_indices = [index for index, key in enumerate(keys) if candidates[key]]
     if train.remote or test.remote:
-        numbers = numbers[:: max(1, math.ceil(len(numbers) / _REMOTE_SAMPLE))]
+        test_indices = test_indices[:: max(1, math.ceil(len(test_indices) / _REMOTE_SAMPLE))]
     train_digests: dict[str, set[bytes]] = defaultdict(set)
     shared = []
-    for number in numbers:
-        name, key = test.names[number], keys[number]
+    for test_index in test_indices:
+        name, key = test.names[test_index], keys[test_index]
         if voc_name(name) is None:
             if key not in train_digests:
                 train_digests[key] = {_digest(train, index) for index in candidates[key]}
-            if _digest(test, number) not in train_digests[key] - {b""}:
+            if _digest(test, test_index) not in train_digests[key] - {b""}:
                 continue
         shared.append(name)
     return shared
 
 
 def _key(name: str) -> str:
-    """Return the lookup key of an image name; a leading slash separates names of VOC and SBD from others."""
-    shared = voc_name(name)
-    return name.rpartition("/")[2] if shared is None else f"/{shared}"
+    """Return the lookup key of an image name; keys of VOC and SBD images begin with a slash, other keys do not."""
+    common_name = voc_name(name)
+    return name.rpartition("/")[2] if common_name is None else f"/{common_name}"
 
 
 def _digest(images: ImageSet, index: int) -> bytes:

@@ -1,7 +1,7 @@
-"""What all fine-tuning shares: a copy of the backbone that may be trained, what stands on it, where gradients start,
-initial values, and the weights that are kept.
+"""Fine-tuning, shared by the protocols that train the backbone: copying, freezing, initialising, saving and loading.
 
-Two choices are apart: ``train_from``, below which nothing moves, and ``random_from``, from which weights are new.
+Two config keys are independent of each other: layers below ``train_from`` are frozen, and layers from ``random_from``
+up are re-initialised.
 """
 
 import fnmatch
@@ -37,49 +37,50 @@ from transfer.prediction import FinishedRun
 from transfer.protocol import Measurement
 
 WEIGHTS, _FORMAT = "net.safetensors", "crosschannel.finetuned"
-N = TypeVar("N", bound="FineTuned")
-_CROPS = 80  # that calibration looks at, and ten times as many that k-means does
+Net = TypeVar("Net", bound="FineTuned")
+_CROPS = 80  # crops for calibration; k-means uses ten times as many
 
 
 class FineTuned(nn.Module):
-    """A backbone with new layers on it, which are its ``score``.
+    """A backbone with a head, stored as ``score``.
 
     Args:
-        backbone: a copy to be trained.
-        score: new layers on top.
-        dropout: after fc6 and fc7, in training mode, whether they are trained or not.
+        backbone: copy of the backbone to train.
+        score: head.
+        dropout: dropout probability after fc6 and fc7 in training mode; applies to frozen layers too.
 
     Attributes:
-        input_scale: scalar that preprocessed images are multiplied by, set by calibration and never trained.
+        layers: backbone layers that the head reads.
+        input_scale: scalar factor of the preprocessed images, set by calibration and never trained.
     """
 
     def __init__(self, backbone: Backbone, score: nn.Module, dropout: float):
         super().__init__()
         self.backbone, self.score, self.dropout = backbone, score, dropout
-        self.layers: tuple[str, ...] = (backbone.top_layer,)  # that are scored
-        self._still: tuple[str, ...] = ()  # modules that stay in eval mode
+        self.layers: tuple[str, ...] = (backbone.top_layer,)
+        self._eval_modules: tuple[str, ...] = ()  # names of the modules that train() leaves in eval mode
         self.register_buffer("input_scale", torch.ones(()))
         self.register_load_state_dict_pre_hook(_default_input_scale)
 
     def preprocess(self, rgb: Tensor) -> Tensor:
-        """RGB (N, 3, H, W), uint8 or float in [0, 1] → the net's input."""
+        """Convert RGB images (N, 3, H, W), uint8 or float in [0, 1], to the input of the net."""
         return self.backbone.preprocess(rgb) * self.input_scale
 
     def train(self, mode: bool = True) -> "FineTuned":
         super().train(mode)
-        for name in self._still:
+        for name in self._eval_modules:
             self.get_submodule(name).eval()
         return self
 
     def freeze(self, parameters: set[str], modules: set[str]) -> None:
-        """Let parameters get no gradients and modules stay in eval mode, by name."""
+        """Disable the gradients of the named parameters, and keep the named modules in eval mode."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in parameters)
-        self._still = tuple(sorted(modules))
+        self._eval_modules = tuple(sorted(modules))
 
 
 def _default_input_scale(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_args: object) -> None:
-    """Set a missing scale to 1: weights of earlier versions have it folded into the first convolution."""
+    """Set a missing input scale to 1: files of earlier versions have it folded into the first convolution."""
     state.setdefault(f"{prefix}input_scale", torch.ones(()))
 
 
@@ -89,11 +90,11 @@ class FineTuning:
 
     Attributes:
         net: net to fine-tune.
-        init_weights: called with the training stream before training; initialises the net.
-        test: images to score.
-        classes: their names.
+        init_weights: initialises the net before training, given the training stream.
+        test: test images.
+        classes: class names.
         world: ranks that share the evaluation.
-        workers: loader workers for evaluation.
+        workers: number of loader workers for evaluation.
     """
 
     net: FineTuned
@@ -110,7 +111,7 @@ class FineTuning:
 
 
 class FineTunedClassifier(FineTuned):
-    """A linear layer on the mean of the backbone's last map, which is fc7's if the backbone has fc7.
+    """A linear classifier on the spatial mean of the backbone's top layer (fc7 if the backbone has one).
 
     Args:
         backbone, dropout: see :class:`FineTuned`.
@@ -118,7 +119,7 @@ class FineTunedClassifier(FineTuned):
         drop_inputs: apply dropout to the inputs of fc6 and fc7 instead of their outputs.
 
     Shape:
-        preprocessed (N, C, H, W) → (N, outputs).
+        preprocessed images (N, C, H, W) → logits (N, outputs).
     """
 
     def __init__(self, backbone: Backbone, outputs: int, dropout: float, drop_inputs: bool = False):
@@ -131,96 +132,101 @@ class FineTunedClassifier(FineTuned):
 
 
 def check_choices(config: FineTuneConfig) -> None:
-    """What can be refused of a config before the net is loaded: where a source says what layers and input it has.
+    """Validate a config before the backbone is loaded, as far as its source states the layers and the input.
 
     Raises:
-        UserError: no such layer to train from, or another input than the source asks for.
+        UserError: ``train_from`` or ``random_from`` names an unknown layer, or ``input`` contradicts the source.
     """
-    if not config.backbone:  # a module from Python
+    if not config.backbone:  # a module passed from Python
         return
     source = parse_source(config.backbone)
-    asked = source.options.get("input")
-    if config.input and asked and asked != config.input:
-        raise UserError(f"input {config.input}: the source {config.backbone!r} says {asked}; say it once")
+    source_input = source.options.get("input")
+    if config.input and source_input and source_input != config.input:
+        raise UserError(
+            f"input {config.input} contradicts input={source_input} in the source {config.backbone!r}; set only one"
+        )
     layers = known_layers(source)
     if layers:
-        fresh = ("fc6", "fc7") if "pool5" in layers and "fc6" not in layers else ()
-        _start((*layers, *fresh), config.train_from)
+        added = ("fc6", "fc7") if "pool5" in layers and "fc6" not in layers else ()
+        _first_index((*layers, *added), config.train_from)
         if config.random_from:
-            _start((*layers, *fresh), config.random_from, "random_from")
+            _first_index((*layers, *added), config.random_from, "random_from")
 
 
 def prepare(backbone: Backbone, config: FineTuneConfig) -> tuple[Backbone, list[str]]:
-    """A copy of a backbone as it is to be fine-tuned, before any initial values are set.
+    """Copy a backbone and adapt the copy's layers and input for fine-tuning, before new layers are initialised.
 
     Args:
-        backbone: stays as it is.
-        config: input, absorb, fc, random_from and train_from.
+        backbone: backbone to copy; not modified.
+        config: provides input, absorb, fc, random_from and train_from.
 
     Returns:
-        the copy, and names of those of its layers whose weights are to be new.
+        the copy, and the names of its layers to initialise.
 
     Raises:
-        UserError: a layer that is not there, or choices that contradict each other.
+        UserError: a layer does not exist, or keys contradict each other.
     """
     copied = with_input(trainable_copy(backbone), config.input or backbone.input.kind)
     if config.absorb:
         copied = absorbed(copied)
-    fresh: set[str] = set()
+    untrained: set[str] = set()
     if lacks_fc(copied):
-        copied, fresh = with_fc(copied, config.fc), {"fc6", "fc7"}
+        copied, untrained = with_fc(copied, config.fc), {"fc6", "fc7"}
     if config.random_from:
-        fresh |= _layers_from(copied, config.random_from)
+        untrained |= _layers_to_reset(copied, config.random_from)
     layers = copied.body_layers
-    new, start = [layer for layer in layers if layer in fresh], _start(layers, config.train_from)
+    new, start = [layer for layer in layers if layer in untrained], _first_index(layers, config.train_from)
     if new and layers.index(new[0]) < start:
         raise UserError(
-            f"train_from {config.train_from}: {new[0]} of this net is new and would never be trained; train from "
+            f"train_from {config.train_from} would freeze the newly initialised layer {new[0]}; set train_from to "
             f"{new[0]} or all"
         )
     if copied.input.kind != backbone.input.kind and start:
-        raise UserError(f"input {config.input}: its new filters are in the first layer; train from all")
+        raise UserError(f"input {config.input} adds filters to the first layer; set train_from to all")
     return copied, new
 
 
-def _start(layers: Sequence[str], name: str, key: str = "train_from") -> int:
-    """The place among the layers from which on they are trained, or new; their number where none is.
+def _first_index(layers: Sequence[str], name: str, key: str = "train_from") -> int:
+    """Return the index of the first layer to train or re-initialise; len(layers) if there is none.
 
     Raises:
-        UserError: no such layer.
+        UserError: unknown layer.
     """
     has_fc = "fc6" in layers
-    named = {"all": 0, "head": len(layers), "pool": layers.index("fc6") if has_fc else len(layers)}
+    indices = {"all": 0, "head": len(layers), "pool": layers.index("fc6") if has_fc else len(layers)}
     if has_fc:
-        named["fc8"] = len(layers)
-    named |= {layer: place for place, layer in enumerate(layers)}
+        indices["fc8"] = len(layers)
+    indices |= {layer: index for index, layer in enumerate(layers)}
     matches = fnmatch.filter(layers, name)
-    if name not in named and matches:
-        return named[matches[0]]
-    if name not in named:
-        words = "fc8, fc6, all" if has_fc else "head, all"
-        raise UserError(f"{key} {name!r}: give {words}, or a layer: {', '.join(layers)}")
-    return named[name]
+    if name not in indices and matches:
+        return indices[matches[0]]
+    if name not in indices:
+        choices = "fc8, fc6, all" if has_fc else "head, all"
+        raise UserError(f"{key} {name!r} is unknown; choose {choices} or a layer: {', '.join(layers)}")
+    return indices[name]
 
 
-def _layers_from(backbone: Backbone, name: str) -> set[str]:
-    """The layers with weights from a place on.
+def _layers_to_reset(backbone: Backbone, name: str) -> set[str]:
+    """Return the names of the layers with weights from ``name`` up.
 
     Raises:
-        UserError: no such layer, or a net whose layers cannot be made anew.
+        UserError: unknown layer, or a backbone whose layers cannot be re-initialised.
     """
     layers = backbone.body_layers
-    found = layers[_start(layers, name, "random_from") :]
-    if found and not backbone.is_sequential:
-        raise UserError(f"random_from {name}: layers of a net of another library cannot be made anew")
-    return {layer for layer in found if any(True for _ in backbone.net.get_submodule(layer).parameters())}
+    selected = layers[_first_index(layers, name, "random_from") :]
+    if selected and not backbone.is_sequential:
+        raise UserError(f"random_from {name}: only layers of the built-in architectures can be re-initialised")
+    return {layer for layer in selected if any(True for _ in backbone.net.get_submodule(layer).parameters())}
 
 
-def frozen_parts(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[str]]:
-    """Names of the parameters that are not trained, and of the modules that stay in eval mode: what is below
-    ``train_from``, what a forward pass never reaches, and BatchNorm where it is frozen. Dropout stays active."""
+def frozen_names(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[str]]:
+    """Return the names of the parameters to freeze and of the modules to keep in eval mode.
+
+    They are those below ``train_from``, parameters that the forward pass does not use and, with ``frozen_norm``, all
+    BatchNorm layers. Dropout is never frozen.
+    """
     backbone, layers = net.backbone, net.backbone.body_layers
-    start = _start(layers, config.train_from)
+    start = _first_index(layers, config.train_from)
     reached = set().union(*map(backbone.parameters_through, net.layers))
     parameters = {name for name, _ in backbone.named_parameters() if name not in reached}
     modules: set[str] = set()
@@ -236,29 +242,29 @@ def frozen_parts(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[
 
 
 def build_trainable(
-    measurement: Measurement, build: Callable[[FineTuneConfig, Backbone, int], N]
-) -> tuple[N, list[str]]:
+    measurement: Measurement, build: Callable[[FineTuneConfig, Backbone, int], Net]
+) -> tuple[Net, list[str]]:
     """Build the network on a copy of the backbone, move it to the run's device, and freeze layers below ``train_from``.
 
     Args:
         measurement: provides the config, the backbone and the classes.
-        build: (config, backbone, number of classes) → the network.
+        build: (config, backbone, number of classes) → network.
 
     Returns:
-        the network, and the names of backbone layers to initialise.
+        the network, and the names of the backbone layers to initialise.
     """
     config = measurement.config
     torch.manual_seed(config.seed)
     backbone, new = prepare(measurement.backbone, config)
     net = build(config, backbone, len(measurement.split.classes)).to(measurement.world.device)
-    net.freeze(*frozen_parts(net, config))
+    net.freeze(*frozen_names(net, config))
     return net, new
 
 
 def announce(measurement: Measurement, net: FineTuned, details: str) -> None:
-    """Print the first trained layer, the number of trainable weights, and details."""
-    trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-    measurement.announce(f"training from {measurement.config.train_from}, {trained:,} weights; {details}")
+    """Print the first trained layer, the number of trainable parameters, and ``details``."""
+    count = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+    measurement.announce(f"training from {measurement.config.train_from}, {count:,} trainable parameters; {details}")
 
 
 def fit(measurement: Measurement, task: FineTuning, stream: Stream, size: int) -> Evaluation:
@@ -266,9 +272,9 @@ def fit(measurement: Measurement, task: FineTuning, stream: Stream, size: int) -
 
     Args:
         measurement: provides the config, the ranks and the run folder.
-        task: task to train.
+        task: fine-tuning task.
         stream: training samples.
-        size: side of the crops, in pixels, stored for predictions.
+        size: side of the crops in pixels, stored with the weights for predictions.
     """
     config, run, world = measurement.config, measurement.run, measurement.world
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
@@ -279,20 +285,23 @@ def fit(measurement: Measurement, task: FineTuning, stream: Stream, size: int) -
 
 @torch.no_grad()
 def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, stream: Stream) -> None:
-    """Set the initial values of new layers, then calibrate, in place.
+    """Initialise the head and the new layers, then calibrate the backbone, in place.
 
     Args:
-        net: on its device.
-        new: layers whose weights are new; what scores is besides.
-        config: new_layers, calibrate and the seed.
-        stream: of training, for what looks at images.
+        net: network, on its device.
+        new: backbone layers to initialise; the head always is.
+        config: provides new_layers, calibrate and seed.
+        stream: training samples, for k-means and calibration.
+
+    Raises:
+        UserError: ``calibrate`` is true, but the backbone does not support calibration.
     """
-    fresh = [net.backbone.net.get_submodule(layer) for layer in new]
-    for module in (part for layer in (*fresh, net.score) for part in layer.modules()):
+    layers = [net.backbone.net.get_submodule(layer) for layer in new]
+    for module in (submodule for layer in (*layers, net.score) for submodule in layer.modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()
         if isinstance(module, nn.Conv2d | nn.Linear):
-            if not (module in net.score.modules() and config.new_layers == "default"):  # it has PyTorch's own weights
+            if not (module in net.score.modules() and config.new_layers == "default"):  # keep PyTorch's default weights
                 nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.constant_(module.bias, 0.1)
@@ -300,44 +309,44 @@ def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, strea
     if config.new_layers == "kmeans" and new:
         skip = [layer for layer in net.backbone.layers if layer not in new]
         init.kmeans(inner, list(_crops(net, stream, 10)), config.seed, skip=skip)
-    norms = nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm  # over which no factor passes
-    fits = net.backbone.is_sequential and not any(isinstance(module, norms) for module in inner.modules())
-    if config.calibrate is True and not fits:
-        raise UserError("calibrate: only nets whose layers follow one another, without norms, can be")
-    if config.calibrate and fits:
+    norms = nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm  # their output does not scale with their input
+    can_calibrate = net.backbone.is_sequential and not any(isinstance(module, norms) for module in inner.modules())
+    if config.calibrate is True and not can_calibrate:
+        raise UserError("calibrate true needs a built-in architecture without normalisation layers; use auto or false")
+    if config.calibrate and can_calibrate:
         input = net.backbone.input
         scale = calibrate(inner, list(_crops(net, stream, 1)), _centre(input), config.seed, scale=input.scale)
         net.input_scale.fill_(scale)
 
 
 def initialisation_crops(images: ImageSet, input: InputSpec, seed: int) -> Stream:
-    """Crops of a net's own size for :func:`initialise`, where what is learned from is none."""
+    """Return a stream of crops for :func:`initialise`, for protocols that do not train on crops."""
     crop = CropConfig(input.size, input.resize)
     return Stream(images, TrainingCrops(crop, interpolation_of(input)), seed)
 
 
 def _crops(net: FineTuned, stream: Stream, batches: int) -> Iterator[Tensor]:
-    """Preprocessed batches of training samples."""
+    """Yield preprocessed batches of training samples."""
     device = next(net.parameters()).device
     for batch in load_batches(stream, 0, batches * _CROPS, _CROPS):
         yield net.preprocess(batch.images.to(device))
 
 
 def _centre(input: InputSpec) -> tuple[float, ...] | None:
-    """By channel, what was subtracted to make a net's input."""
+    """Return the per-channel offset that preprocessing subtracts, in units of the net's input; None if unknown."""
     if input.kind == "rgb":
         return tuple(mean / std for mean, std in zip(input.mean, input.std, strict=True))
     return {"grey": (50.0,), "lab": (50.0, 0.0, 0.0)}.get(input.kind)
 
 
 def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Path:
-    """Write ``net.safetensors``: all weights, with what it takes to use them again.
+    """Write ``net.safetensors``: all weights, and the metadata needed to rebuild the network.
 
     Args:
-        run: the folder.
-        net: as it ended.
-        classes: what its outputs are.
-        size: side of the crops that it was given.
+        run: run folder.
+        net: trained network.
+        classes: class names of the outputs.
+        size: side of the training crops, in pixels.
     """
     backbone = net.backbone
     metadata = {"format": _FORMAT, "schema": "1", "input": json.dumps(asdict(backbone.input))}
@@ -350,29 +359,31 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
     return run / WEIGHTS
 
 
-def load_net(run: FinishedRun, build: Callable[[Backbone, int], N]) -> tuple[N, list[str], int]:
-    """The net that a run ended with. Where the file describes it, the backbone that it was begun from is not looked at.
+def load_net(run: FinishedRun, build: Callable[[Backbone, int], Net]) -> tuple[Net, list[str], int]:
+    """Load the network that a run trained.
+
+    If the file describes the architecture, the backbone that the run started from is not needed.
 
     Args:
-        run: a finished one.
-        build: (backbone, number of classes) → the net that gets the weights.
+        run: finished run.
+        build: (backbone, number of classes) → network that receives the weights.
 
     Returns:
-        the net at rest on the run's device, its classes, and the side of the crops that it was given.
+        the network in eval mode on the run's device, its class names, and the side of the training crops in pixels.
 
     Raises:
-        UserError: no such weights, or they are damaged.
+        UserError: the weights are missing or damaged.
     """
     path = run.path / WEIGHTS
     if not path.is_file():
-        raise UserError(f"no {WEIGHTS} in {run.path}: it is no finished run that fine-tuned a net")
-    state, told = run.tensors(WEIGHTS, ("classes", "size", "input"), ("net",))
-    classes, size = told["classes"], told["size"]
-    if "net" in told:
-        spec = build_stored(NetSpec, told["net"], f"{path}: net")
+        raise UserError(f"no {WEIGHTS} in {run.path}; only finished fine-tuning runs have this file")
+    state, metadata = run.tensors(WEIGHTS, ("classes", "size", "input"), ("net",))
+    classes, size = metadata["classes"], metadata["size"]
+    if "net" in metadata:
+        spec = build_stored(NetSpec, metadata["net"], f"{path}: net")
         if is_factory(spec.name) and spec.name not in run.config.backbone:
-            load_backbone(run.config.backbone)  # which says what may be called
-        input = build_stored(InputSpec, told["input"], f"{path}: input")
+            load_backbone(run.config.backbone)  # raises unless the source permits this user code to run
+        input = build_stored(InputSpec, metadata["input"], f"{path}: input")
         backbone = build_untrained(spec, input, run.config.backbone)
     else:
         backbone = prepare(run.backbone or load_backbone(run.config.backbone), run.config)[0]

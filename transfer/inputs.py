@@ -1,4 +1,4 @@
-"""Checks of the arguments of a call from Python: a wrong type is a UserError of one sentence."""
+"""Checks and conversions of the arguments of Python calls; wrong types raise a UserError."""
 
 import os
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from transfer.protocol import Protocol
 
 
-def as_text(value: Any, what: str, more: str = "") -> str:
-    """Return a string, or a path as a string.
+def as_text(value: Any, expected: str, hint: str = "") -> str:
+    """Convert a string or a path to a string.
 
     Args:
-        value: the argument.
-        what: accepted types, as the start of the message.
-        more: end of the message.
+        value: value to convert.
+        expected: start of the error message, which describes the accepted types.
+        hint: end of the error message.
 
     Raises:
         UserError: the value is neither a string nor a path.
     """
     if isinstance(value, str | os.PathLike):
         return os.fsdecode(value)
-    raise UserError(f"{what}, got {describe(value)}{more}")
+    raise UserError(f"{expected}, got {describe(value)}{hint}")
 
 
 def as_source(backbone: Any, name: str) -> str | nn.Module:
-    """Return the source of a backbone as a string, or the module itself."""
+    """Return the source of a backbone as a string; return a module unchanged."""
     if isinstance(backbone, nn.Module):
         return backbone
     return as_text(
@@ -44,35 +44,37 @@ def as_source(backbone: Any, name: str) -> str | nn.Module:
 
 
 def as_layers(layers: str | Sequence[str]) -> str:
-    """Return layers as a value of the key ``layer``: names separated by commas."""
+    """Convert layers to a value of the key ``layer``: names or patterns separated by commas."""
     if isinstance(layers, str):
         return layers
     if isinstance(layers, list | tuple) and layers and all(isinstance(layer, str) for layer in layers):
         return ",".join(layers)
-    raise UserError(f"layers are a name, a pattern such as conv*, or a list of these, got {describe(layers)}")
+    raise UserError(f"layers must be a name, a pattern such as conv*, or a list of these, got {describe(layers)}")
 
 
 def as_out(out: Any) -> Path | None:
-    """Return a run folder as a path."""
+    """Convert a run folder to a path; None stays None."""
     return None if out is None else Path(as_text(out, "out takes a folder (a string or a path) or None"))
 
 
 def check_recipe(config: Any, kind: type["MeasureConfig"], name: str) -> "MeasureConfig | str | None":
-    """Return a config, or the name or file of one as a string."""
+    """Return a config object unchanged; return the name or the file of a config as a string."""
     if config is None or isinstance(config, kind):
         return config
     return as_text(
-        config, f"{name} takes as config a packaged one's name, a YAML file or a {kind.__name__}", "; keys are keywords"
+        config,
+        f"{name} takes as config the name of a packaged config, a YAML file or a {kind.__name__}",
+        "; pass other keys as keyword arguments",
     )
 
 
 def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | tuple[ImageSet, ImageSet]":
-    """Return the name of a source, or (training, test) image sets from memory.
+    """Convert data to the text of a source, or to (training, test) image sets.
 
     Args:
-        data: the argument.
-        protocol: protocol that measures on the images.
-        config: if it has the key ``val_share``, this share of a single image set is held out.
+        data: value of ``--data``, or images in memory.
+        protocol: protocol to run on the data.
+        config: config of the protocol; if it has the key ``val_share``, this fraction of a single set is held out.
 
     Raises:
         UserError: the protocol does not accept the data.
@@ -80,7 +82,7 @@ def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | 
     if isinstance(data, str | os.PathLike):
         return as_text(data, "")
     is_pair = isinstance(data, list | tuple) and len(data) == 2
-    if is_pair and all(isinstance(part, ImageSet) for part in data):
+    if is_pair and all(isinstance(images, ImageSet) for images in data):
         return as_image_set(data[0], "training images"), as_image_set(data[1], "test images")
     if not protocol.annotations:
         if is_pair and all(map(holds_images, data)):
@@ -91,12 +93,12 @@ def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | 
 
 
 def _pair(train: Any, test: Any) -> tuple[ImageSet, ImageSet]:
-    parts = ("images", "images") if train is test else ("training images", "test images")
-    return as_image_set(train, parts[0]), as_image_set(test, parts[1])
+    names = ("images", "images") if train is test else ("training images", "test images")
+    return as_image_set(train, names[0]), as_image_set(test, names[1])
 
 
 def _accepted_data(protocol: "Protocol", config: "MeasureConfig") -> str:
-    """Return the start of a message: the data that a protocol accepts."""
+    """Describe the data that a protocol accepts, as the start of an error message."""
     if protocol.annotations:
         return f"{protocol.name} takes as data a folder, or (training, test) ImageSets {protocol.annotations}"
     single_set = " (or one set, which val_share splits)" if hasattr(config, "val_share") else ""
@@ -108,14 +110,14 @@ def _accepted_data(protocol: "Protocol", config: "MeasureConfig") -> str:
 
 def _describe_data(data: Any) -> str:
     if isinstance(data, list | tuple) and len(data) < 5:
-        return f"({', '.join(_describe_data(part) for part in data)})"
+        return f"({', '.join(_describe_data(element) for element in data)})"
     if hasattr(data, "dataset") and hasattr(data, "batch_size"):
-        return f"{describe(data)} (give its .dataset)"
+        return f"{describe(data)} (pass its .dataset)"
     return describe(data)
 
 
 def as_result(run: Any) -> Result:
-    """Return a result, or load that of a finished run folder."""
+    """Return a result unchanged; load the result of a finished run folder."""
     if isinstance(run, Result):
         return run
     return load_result(as_text(run, "compare takes two Results or finished run folders"))

@@ -1,4 +1,4 @@
-"""Images with one label each, for probes and nearest neighbours: parts that agree about their classes."""
+"""Training and validation images with one class per image, for protocols on frozen features."""
 
 from typing import Any
 
@@ -10,24 +10,24 @@ from transfer.protocol import Data, Split
 
 
 def open_labelled(data: Data, config: Any) -> Split:
-    """Open labelled data and check it.
+    """Open labelled images and check their labels.
 
     Args:
-        data: a value of ``--data``, or (training, validation) image sets.
-        config: its ``val_share`` is held out where there is no val/.
+        data: value of ``--data``, or (training, validation) image sets.
+        config: its ``val_share`` is the fraction to hold out for validation if the data has no val/.
 
     Raises:
-        UserError: images without a class, fewer than two classes, or a class that only validation has.
+        UserError: images lack a class, there are fewer than two classes, or a class occurs only in validation.
     """
     if isinstance(data, Split):
         return data
     train, val = open_images(data, config.val_share) if isinstance(data, str) else data
     source = data if isinstance(data, str) else "images from memory"
-    for part, images in (("training", train), ("validation", val)):
-        _check_labels(part, images, in_folders=isinstance(data, str))
+    for split, images in (("training", train), ("validation", val)):
+        _check_labels(split, images, in_folders=isinstance(data, str))
     known = np.unique(train.labels)
     if len(known) < 2:
-        raise UserError(f"the training images of {source!r} are of one class only; a classifier needs two")
+        raise UserError(f"the training images of {source!r} are of one class only; a classifier needs at least two")
     count = max(len(train.classes), int(known[-1]) + 1)
     classes = train.classes if len(train.classes) == count else tuple(str(i) for i in range(count))
     unseen = np.setdiff1d(val.labels, known)
@@ -37,15 +37,17 @@ def open_labelled(data: Data, config: Any) -> Split:
     return Split(train, val, tuple(classes), source)
 
 
-def _check_labels(part: str, images: ImageSet, in_folders: bool) -> None:
+def _check_labels(split: str, images: ImageSet, in_folders: bool) -> None:
     if np.ndim(images.labels) != 1:
-        raise UserError(f"labels of {part} images must be one class number each, (n,), got {np.shape(images.labels)}")
+        raise UserError(
+            f"labels of {split} images must be one class index per image, (n,), got {np.shape(images.labels)}"
+        )
     unlabelled = np.flatnonzero(images.labels < 0)
     if len(unlabelled):
-        remedy = "labels count from 0"
+        hint = "labels count from 0"
         if in_folders:
-            remedy = "classes are folders (train/CLASS/…, val/CLASS/…), in shards KEY.cls; KEY.json is not read"
+            hint = "classes are folders (train/CLASS/…, val/CLASS/…) or, in shards, KEY.cls; KEY.json is not read"
         raise UserError(
-            f"{len(unlabelled)} of {len(images)} {part} images have no class, the first is "
-            f"{images.names[int(unlabelled[0])]}; {remedy}"
+            f"{len(unlabelled)} of {len(images)} {split} images have no class, such as "
+            f"{images.names[int(unlabelled[0])]}; {hint}"
         )

@@ -1,4 +1,4 @@
-"""Next-step suggestions that need more than a template. Does not import torch."""
+"""Suggestions of next commands that need more than a template. Does not import torch."""
 
 import contextlib
 from pathlib import Path
@@ -15,9 +15,9 @@ _REPORT = "transfer report {runs} --out {out}-report"
 def measure(config: Any) -> list[str]:
     trained = config.out.removesuffix("-random")
     if not config.backbone.startswith(UNTRAINED):
-        twin = "transfer {protocol} --config {out}/config.yaml --backbone random:{backbone} --out {out}-random"
-        twin = format_command(twin, protocol=config.protocol, out=config.out, backbone=config.backbone)
-        return [twin, format_command(_REPORT, runs=[config.out], out=config.out)]
+        baseline = "transfer {protocol} --config {out}/config.yaml --backbone random:{backbone} --out {out}-random"
+        baseline = format_command(baseline, protocol=config.protocol, out=config.out, backbone=config.backbone)
+        return [baseline, format_command(_REPORT, runs=[config.out], out=config.out)]
     if trained == config.out or not Path(trained, "result.json").is_file():
         return [format_command(_REPORT, runs=[config.out], out=config.out)]
     pair = [trained, config.out]
@@ -26,8 +26,8 @@ def measure(config: Any) -> list[str]:
 
 def compare(config: Any) -> list[str]:
     runs = dict.fromkeys(run if "/" in run.rpartition(":")[2] else run.rpartition(":")[0] or run for run in config.runs)
-    finer = format_command("transfer compare {runs} --level 0.99 --resamples 100000", runs=config.runs)
-    return [format_command("transfer report {runs} --out report", runs=list(runs)), finer]
+    stricter = format_command("transfer compare {runs} --level 0.99 --resamples 100000", runs=config.runs)
+    return [format_command("transfer report {runs} --out report", runs=list(runs)), stricter]
 
 
 def report(config: Any) -> list[str]:
@@ -35,7 +35,7 @@ def report(config: Any) -> list[str]:
     steps = [format_command("transfer compare {runs}", runs=config.runs)] if is_pair else []
     by_backbone: dict[str, list[str]] = {}
     for run in config.runs:
-        with contextlib.suppress(UserError):  # the report itself names unreadable runs
+        with contextlib.suppress(UserError):  # the report has already printed unreadable runs
             result = read_result(Path(run))
             if result.protocol in PROTOCOLS and not result.backbone.startswith(UNTRAINED):
                 by_backbone.setdefault(result.backbone, []).append(run)

@@ -45,7 +45,7 @@ from transfer.protocols import load_protocol, protocol_command
 from transfer.signatures import call_docstring, call_signature, positional_signature
 from transfer.targets import Classes, Targets
 
-MetricArrays = dict[str, np.ndarray]  # by name, (R,): one for each row of weights
+MetricArrays = dict[str, np.ndarray]  # metric name → (R,), one value per row of weights
 
 
 @dataclass
@@ -53,10 +53,10 @@ class Split:
     """Training and test images of a measurement.
 
     Attributes:
-        train, test: image sets for training and for scoring.
+        train, test: image sets for training and for testing.
         targets: prediction target: Classes (or a tuple of class names), Masks or Values.
         source: data source as the user typed it.
-        allow_overlap: allow test images to be training images, to score training images on purpose.
+        allow_overlap: accept test images that are also training images, for scoring training images on purpose.
     """
 
     train: ImageSet
@@ -71,30 +71,30 @@ class Split:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names by label.
+        """Class names, indexed by label.
 
         Raises:
-            UserError: the targets are values.
+            UserError: the targets are not classes.
         """
         if not isinstance(self.targets, Classes):
             raise UserError(f"this protocol predicts classes; the targets of {self.source!r} are {self.targets}")
         return self.targets.names
 
 
-Data = str | Split | tuple[ImageSet, ImageSet]  # a value of ``--data``, or images from memory
+Data = str | Split | tuple[ImageSet, ImageSet]  # a value of ``--data``, or images in memory
 
 
 @dataclass
 class Measurement:
-    """What a protocol is given.
+    """Inputs of a protocol's ``measure`` function.
 
     Attributes:
-        backbone: at rest (eval mode), on its device; a protocol that trains it copies it.
-        split: the images.
+        backbone: backbone in eval mode, on its device; protocols that train it train a copy.
+        split: training and test images.
         config: config of the protocol, with every ``auto`` resolved.
-        run: the folder, held. The protocol writes the config into it once nothing can be refused any more.
-        world: this process among all.
-        console: for what a person should know; quiet on all ranks but the first.
+        run: locked run folder; the protocol writes the config into it after all checks of its input.
+        world: ranks of the run.
+        console: console for progress and notes; silent except on rank 0.
     """
 
     backbone: Backbone
@@ -105,7 +105,7 @@ class Measurement:
     console: Console
 
     def should_stop(self) -> bool:
-        """Whether a signal has arrived on any rank."""
+        """Return whether a signal has arrived on any rank."""
         return self.world.any(self.run.flag.is_set)
 
     def check_interrupt(self) -> None:
@@ -114,27 +114,30 @@ class Measurement:
             raise Interrupted
 
     def choose_layers(self) -> tuple[str, ...]:
-        """The layers that the config names; what ``all`` leaves out is said."""
-        wanted = self.config.layer
+        """Return the names of the layers that the config selects; print the layers that ``all`` omits."""
+        patterns = self.config.layer
         left_out = getattr(self.backbone.net, "left_out", {})
-        if "all" in wanted.split(",") and left_out:
+        if "all" in patterns.split(",") and left_out:
             self.console.print(f"left out: {'; '.join(left_out.values())}")
-        return self.backbone.choose_layers(wanted)
+        return self.backbone.choose_layers(patterns)
 
-    def announce(self, what: str) -> None:
-        """Say what is about to be measured."""
+    def announce(self, details: str) -> None:
+        """Print the run folder, the size of the data, the targets and ``details``."""
         split = self.split
         self.console.print(
-            f"{self.run.path}: {len(split.train)} training and {len(split.test)} test images, {split.targets}; {what}",
+            f"{self.run.path}: {len(split.train)} training and {len(split.test)} test images, {split.targets}; "
+            f"{details}",
         )
 
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """Printing of a figure: ``factor`` times its value, with so many decimals, in a unit.
+    """Format of a metric in tables and reports; the default is a percentage with one decimal.
 
     Attributes:
-        factor, decimals, unit: default percent.
+        factor: factor between the stored and the printed value.
+        decimals: number of decimals.
+        unit: unit of the printed value; empty if dimensionless.
     """
 
     factor: float = 100
@@ -142,20 +145,20 @@ class NumberFormat:
     unit: str = "%"
 
     def __call__(self, value: float, sign: str = "") -> str:
-        rounded = round(self.factor * value, self.decimals) + 0.0  # without a sign of zero
+        rounded = round(self.factor * value, self.decimals) + 0.0  # turns -0.0 into 0.0
         return f"{rounded:{sign}.{self.decimals}f}"
 
 
 @dataclass(frozen=True, eq=False)
 class MetricSpec:
-    """How to compute and present the figures of a command's runs.
+    """Computation and presentation of the metrics of a command's runs.
 
     Attributes:
-        metrics: (rows, weights (R, n) of the images) → figures by name, (R,) each. The only place where a figure is
-            computed: an evaluation passes ones, intervals pass multinomial weights.
-        section: (groups of runs on the same data, path that plots' names begin with) → blocks of a report.
-        chapter: runs of protocols that share one are shown together; default each its own.
-        formats: of figures that are not percentages, by the last part of their names.
+        metrics: (rows, image weights (R, n)) → values (R,) by metric name. Evaluations call it with weights of 1,
+            confidence intervals with bootstrap weights.
+        section: (groups of runs on the same data, path prefix of the plots) → blocks of the report section.
+        chapter: name of the report section; protocols with equal names share one. Defaults to the protocol's name.
+        formats: formats of the metrics that are not percentages, keyed by the last component of the metric name.
     """
 
     metrics: Callable[[Rows, np.ndarray], MetricArrays]
@@ -163,9 +166,9 @@ class MetricSpec:
     chapter: str = ""
     formats: Mapping[str, NumberFormat] = field(default_factory=dict)
 
-    def format_of(self, figure: str) -> NumberFormat:
-        """Format of a figure; default percent."""
-        return self.formats.get(figure.rpartition("/")[2], NumberFormat())
+    def format_of(self, metric: str) -> NumberFormat:
+        """Return the format of a metric; the default is a percentage."""
+        return self.formats.get(metric.rpartition("/")[2], NumberFormat())
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -173,16 +176,17 @@ class Protocol(MetricSpec):
     """An evaluation protocol, callable as ``transfer.knn(backbone, data)``.
 
     Attributes:
-        config: config dataclass; its ``protocol`` is the command name.
-        open_data: (``--data``, or images from memory; config) → images. It raises for missing images and invalid
-            settings before a net is loaded.
-        measure: trains and scores; returns the last evaluation, with every figure of :attr:`metrics`.
+        config: config dataclass; its ``protocol`` is the name of the command.
+        open_data: (value of ``--data`` or images in memory, config) → :class:`Split`. It raises a UserError for missing
+            files and invalid settings, before the backbone is loaded.
+        measure: trains and scores; returns the final evaluation, with every metric of :attr:`metrics`.
         show: formats a result as a table.
-        returns: names of its figures, for the docstring.
-        positional_key: key that a call also accepts as third argument (``layers`` for ``layer``); empty for none.
-        predict: a finished run → a function of an encoded image; None if runs store no predictor.
-        floor: rows → chance level of the primary figure, as text.
-        annotations: annotations that images from memory need, as part of a message; empty if labels are enough.
+        returns: names of the metrics, for the docstring.
+        positional_key: config key that is also the third argument of a call (``layers`` for ``layer``); may be empty.
+        predict: builds a :data:`~transfer.prediction.Predictor` from a finished run; None if runs store no trained
+            weights.
+        chance_level: rows → one line that names a trivial baseline and its score, printed below the results.
+        annotations: annotations required of images in memory, as part of an error message; empty if labels are enough.
     """
 
     config: type[MeasureConfig]
@@ -226,33 +230,33 @@ class Protocol(MetricSpec):
             keys[self.positional_key] = arguments[self.positional_key]
         source, out = as_source(arguments["backbone"], self.name), as_out(arguments.get("out"))
         recipe = check_recipe(arguments.get("config"), self.config, self.name)
-        is_named = isinstance(source, str)
+        is_source = isinstance(source, str)
         config = override(as_config(self, recipe), keys)
-        config = check_config(replace(config, backbone=source if is_named else "", data=""))
-        module = None if is_named else source
+        config = check_config(replace(config, backbone=source if is_source else "", data=""))
+        module = None if is_source else source
         return measure(self, config, module, arguments["data"], out, arguments.get("quiet", True))
 
 
 def unweighted_metrics(metrics: Callable[[Rows, np.ndarray], MetricArrays], rows: Rows) -> dict[str, float]:
-    """The figures of all images, each counted once."""
+    """Compute the metrics with weight 1 for every image."""
     ones = np.ones((1, len(rows["names"])))
     return {name: float(values[0]) for name, values in metrics(rows, ones).items()}
 
 
-def weighted_mean(row: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means over images: (n,) of numbers, weights (R, n) → (R,); NaN where no image has weight."""
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average values (n,) over images by weights (R, n) → (R,); NaN if all weights of a row are 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return weights @ row.astype(np.float64) / weights.sum(1)
+        return weights @ values.astype(np.float64) / weights.sum(1)
 
 
 def as_config(protocol: Protocol, config: MeasureConfig | str | None) -> MeasureConfig:
-    """A config: itself; a packaged one or a file, as ``--config`` takes it; or for None the keys' defaults, as the
-    command without ``--config`` has them."""
+    """Resolve a config: return a config object unchanged, load a packaged config by name or a YAML file by path, or use
+    the command's defaults for None."""
     if isinstance(config, MeasureConfig):
         return config
-    words = ["--config", config] if config else []
+    argv = ["--config", config] if config else []
     folder = config_folder() / "transfer" / protocol.name
-    return Invocation(protocol_command(protocol.config), protocol.name, words, folder).load(is_partial=True)
+    return Invocation(protocol_command(protocol.config), protocol.name, argv, folder).load(is_partial=True)
 
 
 def measure(
@@ -264,20 +268,20 @@ def measure(
     quiet: bool = True,
     flag: InterruptFlag | None = None,
 ) -> Result:
-    """Measure a backbone inside a run folder.
+    """Run a protocol on a backbone, in a run folder.
 
-    It can be called anywhere in another program: in the middle of training, under ``torch.no_grad()`` or autocast.
-    Figures do not depend on the global state of torch, NumPy or Python. This state and the backbone's weights,
-    statistics and modes are restored. Ranks of an existing process group share the work.
+    Can be called anywhere in another program: in the middle of training, under ``torch.no_grad()`` or autocast. The
+    metrics do not depend on the global state of torch, NumPy or Python. The call restores this state and the backbone's
+    weights, buffers and training modes. The ranks of an existing process group share the work.
 
     Args:
         protocol: protocol to run.
-        config: its config.
-        backbone: a module to measure instead of the source in the config.
-        data: images to measure on instead of the config's; see :func:`~transfer.inputs.as_data`.
-        out: run folder; by default a temporary one, deleted afterwards.
+        config: config of the protocol.
+        backbone: module to measure instead of the source in the config.
+        data: images to use instead of the config's; see :func:`~transfer.inputs.as_data`.
+        out: run folder; by default a temporary folder, deleted afterwards.
         quiet: print nothing.
-        flag: interrupt flag; by default signals are caught for the duration of the call.
+        flag: interrupt flag; by default, signals are caught for the duration of the call.
 
     Raises:
         UserError: bad input.
@@ -310,7 +314,7 @@ def _measure(
     world: World,
     console: Console,
 ) -> Result:
-    """Measure and write the result, or load that of a finished run."""
+    """Measure and write the result, or load the result if the run is finished."""
     if model is None:
         world.broadcast_from_main(lambda: run.check_files(input_files(config)))
     if not (isinstance(data, str) and run.is_done(data)):
@@ -339,17 +343,18 @@ def _measure(
 
 
 def _check_split(split: Split, run: RunFolder) -> None:
-    """Raise a UserError if images are both learned and scored, or differ from those that the run started on."""
+    """Raise a UserError if test images are also training images, or if the images differ from those of an earlier start
+    of the run."""
     check_disjoint(split)
-    parts = {"train": split.train, "val": split.test}
+    image_sets = {"train": split.train, "val": split.test}
     run.check_images(
         name_fingerprints(split.train, split.test),
-        {part: annotation_digest(images) for part, images in parts.items()},
+        {name: annotation_digest(images) for name, images in image_sets.items()},
     )
 
 
 def _crop_of(config: MeasureConfig) -> tuple[int, int]:
-    """Return a config's size and resize of crops; 0 stands for the backbone's."""
+    """Return the crop size and the resize of a config; 0 stands for the backbone's value."""
     crop = getattr(config, "crop", None)
     return (crop.size, max(crop.size, crop.resize)) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
 
@@ -368,12 +373,12 @@ def main(config: MeasureConfig) -> Path:
         if world.is_main:
             print_captioned(f"{result.backbone}: {result.n} test images", protocol.show(result))
             if protocol.chance_level:
-                stdout_console().print(f"to compare with, {protocol.chance_level(result.rows)}")
+                stdout_console().print(protocol.chance_level(result.rows))
     return path
 
 
 def print_captioned(caption: str, table: Table) -> None:
-    """A table below its caption, on stdout."""
+    """Print a table below its caption, on stdout."""
     console = stdout_console(soft_wrap=False)
     console.print(caption, soft_wrap=True)
     console.print(table)

@@ -1,4 +1,4 @@
-"""Signature and docstring of a protocol's Python call, generated from its config dataclass."""
+"""Signature and docstring of a protocol as a Python function, generated from its config dataclass."""
 
 import inspect
 from collections import Counter
@@ -15,16 +15,16 @@ _POSITIONAL, _KEYWORD = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
 _ARGUMENTS = {
     "backbone": "a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).",
     "layers": '"all", names, or patterns such as ``conv*``.',
-    "config": "a packaged config{names}, a YAML file, or a {config}; default the command's "
-    "defaults. Its {ignored} are ignored.",
+    "config": "name of a packaged config{choices}, a YAML file, or a {config}; by default the command's defaults. Its "
+    "{ignored} are ignored.",
     "out": "run folder; by default a temporary one, deleted afterwards.",
     "quiet": "print nothing.",
-    "keys": "config values to override; a key in a group may be shortened to its last part if that is unique.",
+    "keys": "config keys to override; a key in a group may be shortened to its last component if that is unique.",
 }
 
 
 def positional_signature(protocol: "Protocol") -> Signature:
-    """The arguments that a call takes by position; ``**keys`` collects the config keys."""
+    """Return the signature of a call without config keys, which ``**keys`` collects."""
     parameters = [Parameter("backbone", _POSITIONAL), Parameter("data", _POSITIONAL)]
     if protocol.positional_key == "layer":
         parameters.append(Parameter("layers", _POSITIONAL, default="all"))
@@ -36,7 +36,7 @@ def positional_signature(protocol: "Protocol") -> Signature:
 
 
 def call_signature(protocol: "Protocol") -> Signature:
-    """Full signature, with each config key that is a valid identifier, for ``help()`` and completion in notebooks."""
+    """Return the full signature, with all config keys that are valid identifiers, for ``help()`` and completion."""
     signature = positional_signature(protocol)
     *positional, _ = signature.parameters.values()
     keys = [Parameter(name, _KEYWORD, default=value) for name, value, _ in _keys(protocol) if name.isidentifier()]
@@ -44,10 +44,10 @@ def call_signature(protocol: "Protocol") -> Signature:
 
 
 def call_docstring(protocol: "Protocol") -> str:
-    """The docstring of a call: arguments, figures, and every key with its default."""
+    """Return the docstring of a call: arguments, metrics, and every key with its default."""
     title, _, description = (inspect.getdoc(protocol.config) or "").partition("\n")
-    names = sorted(path.stem for path in (config_folder() / "transfer" / protocol.name).glob("*.yaml"))
-    named = f" ({', '.join(names)})" if names else ""
+    config_names = sorted(path.stem for path in (config_folder() / "transfer" / protocol.name).glob("*.yaml"))
+    choices = f" ({', '.join(config_names)})" if config_names else ""
     data = "a value of ``--data``, or (training, test) images and labels; see docs/api.md."
     if protocol.annotations:
         data = f"a value of ``--data``, or (training, test) ImageSets {protocol.annotations}."
@@ -57,23 +57,27 @@ def call_docstring(protocol: "Protocol") -> str:
     texts = {
         **_ARGUMENTS,
         "data": data,
-        protocol.positional_key: f"the key {protocol.positional_key!r}; default the config's.",
-        "config": _ARGUMENTS["config"].format(names=named, config=protocol.config.__name__, ignored=ignored),
+        protocol.positional_key: f"value of the key {protocol.positional_key!r}; by default the config's.",
+        "config": _ARGUMENTS["config"].format(choices=choices, config=protocol.config.__name__, ignored=ignored),
     }
     arguments = [f"    {name}: {texts[name]}" for name in positional_signature(protocol).parameters]
     keys = [f"    {name} (default {value!r}): {text}" for name, value, text in _keys(protocol)]
     lines = [title, *description.splitlines(), "", "Args:", *arguments, "", "Returns:"]
-    lines += [f"    a Result with {protocol.returns or 'its figures'}.", "", "Raises:", "    UserError: bad input."]
+    lines += [f"    a Result with {protocol.returns or 'its metrics'}.", "", "Raises:", "    UserError: bad input."]
     lines += ["    Interrupted: a signal arrived; with ``out``, progress is saved and the same call resumes."]
     return "\n".join([*lines, "", "Keys:", *keys, ""])
 
 
 def _keys(protocol: "Protocol") -> list[tuple[str, Any, str]]:
-    """Name, default and description of each key that is not a positional argument. Keys in a group are shortened to
-    their last part if it is unique."""
+    """Return name, default and description of each key that is not a positional argument.
+
+    Names of keys in a group are shortened to their last component if that is unique.
+    """
     arguments = {*positional_signature(protocol).parameters, protocol.positional_key}
     keys = [key for key in keys_of(protocol.config) if key.name not in arguments]
-    last = {key.name: key.name.rpartition(".")[2] for key in keys}
-    counts = Counter(last.values())
-    short = {name: part if counts[part] == 1 and part not in arguments else name for name, part in last.items()}
-    return [(short[key.name], key.default, key.description) for key in keys]
+    short_names = {key.name: key.name.rpartition(".")[2] for key in keys}
+    counts = Counter(short_names.values())
+    names = {
+        name: short if counts[short] == 1 and short not in arguments else name for name, short in short_names.items()
+    }
+    return [(names[key.name], key.default, key.description) for key in keys]

@@ -1,4 +1,4 @@
-"""Prediction targets of a protocol: per image or per pixel."""
+"""Prediction targets of a protocol, per image or per pixel."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ class Classes:
     """One or several classes per image.
 
     Attributes:
-        names: by label.
+        names: class names, indexed by label.
     """
 
     names: tuple[str, ...]
@@ -22,7 +22,7 @@ class Masks(Classes):
     """One class per pixel: label maps (H, W).
 
     Attributes:
-        ignore_index: label that the loss and the figures ignore.
+        ignore_index: label of pixels that the loss and the metrics ignore.
     """
 
     ignore_index: int = 255
@@ -34,7 +34,7 @@ class Values:
 
     Attributes:
         name: name of the quantity.
-        unit: its unit, such as "m"; empty if dimensionless.
+        unit: unit of the quantity, such as "m"; empty if dimensionless.
     """
 
     name: str

@@ -116,7 +116,7 @@ def test_another_size_after_one_that_does_not_fit(code, photo_folder, capsys):
     assert f"skipped: runs/begun has no result.json: the run has not finished; {resume}" in said
     assert "skipped: runs/notes.txt is not a run folder: it is a file" in said
     assert transfer(["compare", "runs/a", "runs/begun"]) == 2
-    assert "two run folders that have finished, got 1" in capsys.readouterr().err
+    assert "two finished run folders, got 1" in capsys.readouterr().err
     assert transfer(["report", "runs/begun", "--out=other"]) == 2 and not Path("other").exists()
 
 

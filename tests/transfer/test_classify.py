@@ -167,7 +167,7 @@ BAD = [
     ("a set that is none", lambda f: None, ["--test-set=trainval"], "test_set must be YEAR:SET"),
     ("a set that is learned and scored", lambda f: None, ["--test-set=2007:trainval"], "is in both"),
     ("no such place to train from", lambda f: None, ["--train-from=fc9"], "train_from 'fc9'"),
-    ("two inputs", lambda f: None, ["--backbone=random:alexnet,input=grey", "--input=lab"], "say it once"),
+    ("two inputs", lambda f: None, ["--backbone=random:alexnet,input=grey", "--input=lab"], "set only one"),
     ("a batch of more than there is", lambda f: None, ["--train.batch=64"], "training images"),
     ("crops that are too small", lambda f: None, ["--size=32"], "32 px"),
 ]

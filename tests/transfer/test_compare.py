@@ -51,7 +51,7 @@ def test_runs_that_cannot_be_paired_say_why():
     for other, message in (
         (result({"conv1/top1": np.ones(5, bool)}), "different images"),
         (result({"conv1/top1": np.ones(4, bool)}, ["a", "b", "c", "d"]), "different images"),
-        (result({"conv1/knn20": np.ones(4, bool)}), "share no metric"),
+        (result({"conv1/knn20": np.ones(4, bool)}), "have no metric in common"),
         (Result("pretrain", "net", "data", {}, 0, 4, "0", {"kl": 1.0}), "no predictions"),
     ):
         with pytest.raises(UserError, match=message):

@@ -23,7 +23,7 @@ from crosschannel.data.views import SampleRNG
 from crosschannel.models import AlexNet, Backbone, InputSpec
 from crosschannel.models.layers import absorb_batchnorm
 from transfer import finetuning
-from transfer.finetuning import FineTuned, FineTunedClassifier, frozen_parts, initialise, prepare
+from transfer.finetuning import FineTuned, FineTunedClassifier, frozen_names, initialise, prepare
 from transfer.pascal.config import PascalConfig
 from transfer.pascal.devkit import open_devkit
 from transfer.protocols.classify.config import ClassifyConfig
@@ -89,7 +89,7 @@ def test_only_the_intended_parameters_of_an_alexnet_have_gradients_and_move(alex
         config = recipe(train_from=name)
         backbone, new = prepare(alexnet, config)
         net = FineTunedClassifier(backbone, 20, 0.5)
-        net.freeze(*frozen_parts(net, config))
+        net.freeze(*frozen_names(net, config))
         assert trained_parts(net) == expected and new == []
     before = {name: value.clone() for name, value in alexnet.state_dict().items()}
     absorbed = copy.deepcopy(alexnet)
@@ -200,7 +200,7 @@ def test_a_trunk_gets_fresh_fully_connected_layers_in_the_geometry_of_transfer(s
     assert weight.std().item() == pytest.approx(0.01, rel=0.02) and (bias == 0.1).all()
     for more in ({}, {"random_from": "fc8"}, {"random_from": "fc7"}):
         with pytest.raises(
-            UserError, match=r"fc6 of this net is new and would never be trained; train from fc6 or all"
+            UserError, match=r"fc8 would freeze the newly initialised layer fc6; set train_from to fc6 or all"
         ):
             prepare(trunk, recipe(train_from="fc8", **more))
 
@@ -238,7 +238,7 @@ def test_random_from_makes_layers_anew(alexnet, split):
         kept[1], backbone.net.conv5.conv.weight
     )
     assert prepare(alexnet, recipe(random_from="conv4"))[1] == ["conv4", "conv5", "fc6", "fc7"]
-    with pytest.raises(UserError, match="would never be trained"):
+    with pytest.raises(UserError, match="would freeze the newly initialised layer conv4"):
         prepare(alexnet, recipe(random_from="conv4", train_from="fc6"))
 
 
@@ -253,9 +253,9 @@ def test_lab_input_widens_a_grey_net_without_changing_what_it_says(alexnet):
 
 
 REFUSED = [
-    ({"input": "lab", "train_from": "fc6"}, "its new filters are in the first layer; train from all"),
-    ({"train_from": "fc9"}, r"train_from 'fc9': give fc8, fc6, all, or a layer: conv1, pool1"),
-    ({"random_from": "conv9"}, r"random_from 'conv9': give fc8"),
+    ({"input": "lab", "train_from": "fc6"}, "input lab adds filters to the first layer; set train_from to all"),
+    ({"train_from": "fc9"}, r"train_from 'fc9' is unknown; choose fc8, fc6, all or a layer: conv1, pool1"),
+    ({"random_from": "conv9"}, r"random_from 'conv9' is unknown; choose fc8"),
 ]
 
 
@@ -271,7 +271,7 @@ def test_inputs_that_contradict_each_other_are_refused(alexnet, resnet):
         prepare(lab, recipe(input="grey"))
     with pytest.raises(UserError, match="input lab: this backbone takes rgb"):
         prepare(resnet, recipe(input="lab"))
-    with pytest.raises(UserError, match="give head, all, or a layer: stage1"):
+    with pytest.raises(UserError, match="choose head, all or a layer: stage1"):
         prepare(resnet, recipe(train_from="fc8"))
     assert prepare(lab, recipe(input="lab", fc=8))[0].input.kind == "lab"
 
@@ -288,14 +288,14 @@ def test_calibration_is_for_nets_without_norms_whose_layers_follow_one_another(r
     same = lrn.net.conv3.conv.weight.clone()
     initialise(FineTunedClassifier(lrn, 20, 0.5), [], recipe(calibrate="auto"), stream)
     assert torch.equal(lrn.net.conv3.conv.weight, same)
-    with pytest.raises(UserError, match="only nets whose layers follow one another"):
+    with pytest.raises(UserError, match="calibrate true needs a built-in architecture without normalisation layers"):
         initialise(FineTunedClassifier(prepare(resnet, recipe())[0], 20, 0.5), [], recipe(calibrate=True), stream)
 
 
 def test_dropout_stays_active_above_frozen_layers(alexnet):
     backbone, _ = prepare(alexnet, recipe(train_from="fc8"))
     net = FineTunedClassifier(backbone, 20, 0.5)
-    net.freeze(*frozen_parts(net, recipe(train_from="fc8")))
+    net.freeze(*frozen_names(net, recipe(train_from="fc8")))
     x = torch.rand(1, 1, 227, 227)
     assert not torch.equal(net.train()(x), net(x)) and torch.equal(net.eval()(x), net(x))
 
@@ -379,7 +379,7 @@ def test_a_net_with_a_classifier_of_its_own_is_fine_tuned_below_it():
         backbone = load_backbone(f"random:{source},size=64,resize=72")
         assert backbone.top_layer == backbone.trunk_layer == top
         net = FineTunedClassifier(prepare(backbone, recipe())[0], 20, 0.5)
-        frozen, _ = frozen_parts(net, recipe(train_from="all"))
+        frozen, _ = frozen_names(net, recipe(train_from="all"))
         assert frozen and all(".fc." in name or ".classifier." in name for name in frozen)
         assert net.score.in_features == backbone.channels[top] < 1000
     vit = load_backbone("random:torchvision:vit_b_16")
@@ -391,7 +391,7 @@ def test_dropout_of_any_net_stays_active_below_frozen_layers(split):
     module.stem, module.drop, module.last = nn.Conv2d(3, 6, 9, 8), nn.Dropout(0.5), nn.Conv2d(6, 12, 3)
     config = recipe(train_from="head")
     net = FineTunedClassifier(prepare(wrap(module, InputSpec("rgb", 64, 72)), config)[0], 20, 0.5)
-    net.freeze(*frozen_parts(net, config))
+    net.freeze(*frozen_names(net, config))
     assert net.train().backbone.net.model.drop.training and not net.backbone.net.model.stem.training
 
 

@@ -284,7 +284,7 @@ BAD = [
     ("negative k", "knn --k [-1]", "k must be"),
     ("k above the images", "knn --k [41]", "number of training images (40)"),
     ("temperature 0", "knn --temperature [0]", "temperature"),
-    ("compare of one run", "compare {run}", "two run folders"),
+    ("compare of one run", "compare {run}", "two finished run folders"),
     ("compare with a seed below 0", "compare {run} {run} --seed -1", "seed must be at least 0"),
     ("a result that was cut off", "report {tmp}/cut --out {tmp}/o", "damaged"),
     ("compare with nothing", "compare {run} {tmp}/gone", "does not exist"),

@@ -14,7 +14,7 @@ REFUSED = [
     ("transfer", "report {run} --out {run}", "{run}"),
     ("transfer", "report {own} --out new/deep", "it is not a run folder"),
     ("transfer", "report gone --out new", "the run folder 'gone' does not exist"),
-    ("transfer", "compare {run} {own}", "two run folders that have finished"),
+    ("transfer", "compare {run} {own}", "two finished run folders"),
     ("transfer", "knn --backbone gone.pth --data {photos} --out new/deep", "unknown source"),
     ("transfer", "knn --backbone {net} --data gone --out new", "gone"),
     ("transfer", "knn --backbone {net} --data {photos} --k=[1000] --workers=0 --out new", "k must"),

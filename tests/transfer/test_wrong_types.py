@@ -45,7 +45,7 @@ def test_wrong_backbones_data_configs_and_folders_are_refused(function, backbone
             with pytest.raises(UserError, match="takes as data a"):
                 function(backbone, value)
         if value is not None:
-            with pytest.raises(UserError, match="takes as config a packaged one's name"):
+            with pytest.raises(UserError, match="takes as config the name of a packaged config"):
                 function(backbone, (X, Y), config=value)
             with pytest.raises(UserError, match="out takes a folder"):
                 function(backbone, (X, Y), out=value)
@@ -57,7 +57,7 @@ def test_wrong_backbones_data_configs_and_folders_are_refused(function, backbone
 @pytest.mark.parametrize("function", FROZEN, ids=names)
 @pytest.mark.parametrize("layers", [None, 3, [0], [], b"0", NET, np.array(["0"])], ids=names)
 def test_wrong_layers_are_refused(function, layers, backbone):
-    with pytest.raises(UserError, match="layers are a name"):
+    with pytest.raises(UserError, match="layers must be a name"):
         function(backbone, (X, Y), layers)
 
 
@@ -75,7 +75,7 @@ def test_nearly_valid_data_is_refused(function, data, backbone):
 def test_labels_of_the_wrong_shape_are_refused(backbone):
     many = (X, np.stack([Y, 1 - Y], 1))
     for function in (transfer.knn, transfer.linear_probe, transfer.few_shot):
-        with pytest.raises(UserError, match=r"must be one class number each, \(n,\)"):
+        with pytest.raises(UserError, match=r"must be one class index per image, \(n,\)"):
             function(backbone, (many, many))
         with pytest.raises(UserError, match=r"have no class.*labels count from 0"):
             function(backbone, ((X, Y - 1), (X, Y)))
