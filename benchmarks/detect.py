@@ -28,7 +28,7 @@ from crosschannel.models.adapt import trainable_copy
 from crosschannel.runs.resampling import intervals
 from crosschannel.training.device import autocast, find_device
 from crosschannel.training.memory import keep_freed_memory
-from transfer.boxes import clipped, from_voc
+from transfer.boxes import clip_boxes, from_voc
 from transfer.cli import PROGRAM
 from transfer.pascal.detections import detection_metrics, detection_rows
 from transfer.pascal.devkit import CLASSES, Objects, VOCImages
@@ -81,7 +81,7 @@ def random_proposals(images: VOCImages, count: int) -> WithProposals:
         low = generator.uniform(0, 300, (2 * count, 2))
         image = EncodedImage(images.read(index))
         boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 200, low.shape)])])
-        boxes = clipped(boxes, image.height, image.width)
+        boxes = clip_boxes(boxes, image.height, image.width)
         proposals[name] = boxes[(boxes[:, 2:] > boxes[:, :2] + 2).all(1)][:count].astype(np.float32)
     return WithProposals(images, proposals, "random boxes")
 

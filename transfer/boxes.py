@@ -1,50 +1,53 @@
-"""Boxes, x₁ y₁ x₂ y₂ in pixels from 0 with the ends outside (width x₂ - x₁), which is what VOC's files have from 1 with
-both ends inside."""
+"""Operations on boxes (x₁, y₁, x₂, y₂) in pixels.
+
+Coordinates start at 0 and the end is exclusive (the width is x₂ - x₁). In VOC's files, they start at 1 and the end is
+inclusive.
+"""
 
 import numpy as np
 
 from crosschannel.data import ImageSet
 from crosschannel.data.decode import BrokenImage, EncodedImage
 
-_TOLERANCE = 1  # pixel that a box may extend past the picture's edges: tools count pixels from 0 or 1
-_CORNER = 2  # pixels: if all boxes of a picture end within them, they are given as shares of its sides
+_TOLERANCE = 1  # pixels that a box may extend past the image borders, since some tools count from 0 and some from 1
+_CORNER = 2  # pixels; if all boxes of an image end before this coordinate, they are probably in relative coordinates
 
 
 def from_voc(boxes: np.ndarray) -> np.ndarray:
-    """(G, 4) as the devkit's files have them → as boxes are here."""
+    """Convert boxes (N, 4) from the convention of VOC's files."""
     return boxes - np.array([1, 1, 0, 0], boxes.dtype)
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(A, 4), (B, 4) → (A, B) float64 intersection over union; of boxes without an area 0."""
+    """Return the pairwise intersection over union (A, B), float64, of boxes (A, 4) and (B, 4); 0 for empty boxes."""
     first, second = first.astype(np.float64), second.astype(np.float64)
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = (high - low).clip(0).prod(2)
+    intersection = (high - low).clip(0).prod(2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1][None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    union = areas[0][:, None] + areas[1][None] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def clipped(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
-    """The parts of boxes (N, 4) that lie in an image."""
+def clip_boxes(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
+    """Clip boxes (N, 4) to an image."""
     return boxes.clip(0, np.array([width, height, width, height], boxes.dtype))
 
 
 def has_area(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) → (N,) bool."""
+    """Return which boxes (N, 4) have a positive area, as (N,) bool."""
     return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def flip_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
-    """Boxes (N, 4) of an image mirrored left to right."""
-    found = boxes.copy()
-    found[:, 0], found[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
-    return found
+    """Mirror boxes (N, 4) of an image horizontally."""
+    flipped = boxes.copy()
+    flipped[:, 0], flipped[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
+    return flipped
 
 
 def picture_size(images: ImageSet, index: int) -> tuple[int, int] | None:
-    """Return width and height of a picture, upright by its EXIF orientation; None if it cannot be read."""
+    """Return width and height of an image after applying its EXIF orientation; None if it cannot be read."""
     try:
         image = EncodedImage(images.read(index))
     except (BrokenImage, OSError):
@@ -53,26 +56,26 @@ def picture_size(images: ImageSet, index: int) -> tuple[int, int] | None:
 
 
 def invalid_box(boxes: np.ndarray, size: tuple[int, int] | None) -> tuple[int, str] | None:
-    """Find the first box that does not lie in its picture.
+    """Find the first invalid box of an image.
 
     Args:
-        boxes: (N, 4) boxes of one picture.
-        size: width and height of the picture; None: unknown.
+        boxes: boxes (N, 4) of one image.
+        size: width and height of the image; None if unknown.
 
     Returns:
-        its index and the fault, as the end of a sentence; None if all boxes are valid.
+        the index of the box and a description of its fault, to complete an error message; None if all boxes are valid.
     """
     width, height = size or (np.inf, np.inf)
     boxes = boxes.astype(np.float64)
-    inside = clipped(boxes, height, width)
+    inside = clip_boxes(boxes, height, width)
     with np.errstate(all="ignore"):
         areas, visible = ((ends[:, 2:] - ends[:, :2]).clip(0).prod(1) for ends in (boxes, inside))
     outside = (boxes[:, :2] < -_TOLERANCE) | (boxes[:, 2:] > np.array([width, height]) + _TOLERANCE)
     in_corner = boxes[:, 2:].max(initial=0) <= _CORNER < min(width, height) / 8
     faults = {
         "is not finite": ~np.isfinite(boxes).all(1),
-        "has no area: its first corner must be its upper left one": ~has_area(boxes),
-        "is in the corner, as all boxes of the picture are: coordinates must be pixels, not shares of its sides": (
+        "has no area; its first corner must be the upper left one": ~has_area(boxes),
+        "is in the corner, like all boxes of the picture; coordinates must be pixels, not fractions of its sides": (
             np.full(len(boxes), in_corner)
         ),
         f"does not lie in the picture, which is {width} × {height} pixels": outside.any(1) | (2 * visible < areas),

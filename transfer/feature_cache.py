@@ -1,5 +1,8 @@
-"""Features of every image, computed once: kept in memory, or on disk under a key that changes with whatever could
-change them."""
+"""Extraction of frozen features, stored in memory or in an on-disk cache.
+
+The cache key is a hash of everything that affects the features: weights, architecture, input, layers, pooling, images,
+crops, precision and package versions.
+"""
 
 import contextlib
 import hashlib
@@ -36,7 +39,7 @@ _CONTENTS = "features.json"
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a folder of stored features holds: layers in order, rows, and the SHA-256 of its files."""
+    """Table of contents of a cache folder: layers in order, number of rows, and SHA-256 by file name."""
 
     layers: list[str]
     rows: int
@@ -45,12 +48,12 @@ class _Contents:
 
 @dataclass
 class StoredFeatures:
-    """Features of a set of images.
+    """Features of an image set.
 
     Attributes:
-        images: those that could be read.
-        maps: (rows, C, g, g) float32 by layer; on disk they are memory-mapped.
-        indices: (rows,) int64, the image of every row; with ten crops an image has ten rows in a row.
+        images: images that could be read.
+        maps: features (rows, C, g, g) float32 by layer; memory-mapped if they are on disk.
+        indices: image index of each row, (rows,) int64; with ten crops, an image has ten consecutive rows.
     """
 
     images: ImageSet
@@ -61,62 +64,67 @@ class StoredFeatures:
         return len(self.indices)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Columns of a result: names and labels of the images."""
+        """Return names and labels of the images, as columns of a result."""
         return {"names": np.array(list(self.images.names)), "labels": self.images.labels}
 
-    def shares(self, batch: int, world: World, should_stop: Callable[[], bool]) -> Iterator[slice]:
-        """This rank's rows, ``batch`` at once; all ranks get as many parts (some may be empty) and stop alike.
+    def rank_slices(self, batch: int, world: World, should_stop: Callable[[], bool]) -> Iterator[slice]:
+        """Yield slices of this rank's rows, ``batch`` rows each.
+
+        All ranks get the same number of slices, some of which may be empty, and stop at the same slice.
 
         Raises:
-            Interrupted: told to stop.
+            Interrupted: ``should_stop`` returned True.
         """
-        own = world.shard(batch)
+        shard = world.shard(batch)
         for start in range(0, len(self), batch * world.size):
             if should_stop():
                 raise Interrupted
-            first = min(start + own.start, len(self))
+            first = min(start + shard.start, len(self))
             yield slice(first, min(first + batch, len(self)))
 
-    def rows(self, wanted: Tensor | slice, device: torch.device) -> dict[str, Tensor]:
-        """Features of some rows, on a device."""
-        return {layer: maps[wanted].to(device, non_blocking=True) for layer, maps in self.maps.items()}
+    def rows(self, selection: Tensor | slice, device: torch.device) -> dict[str, Tensor]:
+        """Return the features of selected rows by layer, on a device."""
+        return {layer: maps[selection].to(device, non_blocking=True) for layer, maps in self.maps.items()}
 
 
-def features_of_both(
+def extract_features(
     measurement: Measurement, layers: Sequence[str], view: View
 ) -> tuple["StoredFeatures", "StoredFeatures"]:
-    """Features of training and test images, for a protocol that trains on them without a loop.
+    """Extract the features of the training and the test images, for protocols without a training loop.
 
-    The config is written first: from here on nothing is refused any more.
+    Writes the config into the run folder first; all input must have been checked.
 
     Args:
-        measurement: measurement of the protocol.
-        layers: names.
-        view: view with a ``size``.
+        measurement: inputs of the protocol.
+        layers: names of the layers.
+        view: transform of the images; has a ``size``.
+
+    Returns:
+        features of the training images and of the test images.
 
     Raises:
         UserError: see :class:`Extraction`.
-        Interrupted: told to stop.
+        Interrupted: a signal arrived.
     """
-    extract, split = Extraction.of(measurement, layers, view.size), measurement.split
+    extract, split = Extraction.from_measurement(measurement, layers, view.size), measurement.split
     measurement.world.broadcast_from_main(lambda: measurement.run.write_config(measurement.config))
     return extract(Stream(split.train, view), "training"), extract(Stream(split.test, view), "test")
 
 
 @dataclass
 class Extraction:
-    """How features are computed and where they are kept.
+    """Feature extractor with a cache; call it with a stream.
 
     Attributes:
-        features: the frozen backbone.
-        world: its ranks share the work, and each gets all rows.
-        flag: set by the signals that tell the run to stop.
-        precision: of the forward pass, by name.
-        batch: images a rank computes at once.
-        workers: that decode.
+        features: frozen backbone with pooling.
+        world: ranks that share the work; every rank gets all rows.
+        flag: interrupt flag.
+        precision: precision of the forward pass, such as "bfloat16".
+        batch: images per batch and rank.
+        workers: number of loader workers.
         cache: "memory" or "disk".
-        broken_limit: greatest share of broken images.
-        console: says what is kept where.
+        broken_limit: maximum fraction of broken images.
+        console: console for progress, sizes and broken images.
     """
 
     features: FrozenFeatures
@@ -130,8 +138,8 @@ class Extraction:
     console: Console
 
     @classmethod
-    def of(cls, measurement: Measurement, layers: Sequence[str], size: int) -> "Extraction":
-        """That of a protocol's keys, for samples of ``size`` pixels."""
+    def from_measurement(cls, measurement: Measurement, layers: Sequence[str], size: int) -> "Extraction":
+        """Create an extractor from the config of a protocol, for samples with a side of ``size`` pixels."""
         config: FeaturesConfig = measurement.config
         features = FrozenFeatures(measurement.backbone, layers, config.pooling, measurement.world.device, size)
         return cls(
@@ -146,69 +154,72 @@ class Extraction:
             measurement.console,
         )
 
-    def __call__(self, stream: Stream, what: str) -> StoredFeatures:
-        """Compute (or find) the features of all samples of a stream.
+    def __call__(self, stream: Stream, name: str) -> StoredFeatures:
+        """Compute the features of all samples of a stream, or load them from the cache.
 
         Args:
-            stream: of an evaluation.
-            what: the images, in a word, for messages.
+            stream: evaluation stream.
+            name: name of the image set in messages, such as "training".
 
         Raises:
-            UserError: not enough memory or disk, too many broken images, features that are not finite.
-            Interrupted: told to stop.
+            UserError: not enough memory or disk space, too many broken images, or features that are not finite.
+            Interrupted: a signal arrived.
         """
         rows = stream.count
         shapes = self.features.shapes()
         size = 4 * rows * sum(int(np.prod(shape)) for shape in shapes.values())
         key = self.world.broadcast_from_main(lambda: self._key(stream)) if self.cache == "disk" else ""
         folder = cache_folder() / "features" / key if key else None
-        if folder and self.world.broadcast_from_main(lambda: self._is_whole(folder, rows, shapes)):
-            self.console.print(f"{what} features: {_gib(size)} from {folder}")
+        if folder and self.world.broadcast_from_main(lambda: self._is_cached(folder, rows, shapes)):
+            self.console.print(f"{name} features: {_format_size(size)} from {folder}")
             return _open(folder, stream.images)
-        self.world.broadcast_from_main(lambda: self._announce(size, what, folder))
+        self.world.broadcast_from_main(lambda: self._check_space(size, name, folder))
         if folder is None:
             maps = {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
-            return _readable(stream.images, maps, self._fill(maps, stream, what))
-        with self._part_of(folder, rows, shapes) as part:
-            indices = self._fill(self._maps(part, shapes), stream, what)
+            return _drop_unreadable(stream.images, maps, self._fill(maps, stream, name))
+        with self._partial_folder(folder, rows, shapes) as part:
+            indices = self._fill(self._open_maps(part, shapes), stream, name)
             self.world.broadcast_from_main(lambda: _publish(part, folder, indices, list(shapes)))
         return _open(folder, stream.images)
 
-    def _is_whole(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> bool:
-        """Whether features are there as they were written; damaged ones are dropped, to be computed anew."""
+    def _is_cached(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Return whether a cache folder exists and is intact; delete it if it is damaged."""
         if not folder.is_dir():
             return False
         try:
             stored = build_stored(_Contents, read_json(folder / _CONTENTS), str(folder / _CONTENTS))
             names = {"indices.npy", *(f"{i}.npy" for i in range(len(shapes)))}
-            whole = stored.layers == list(shapes) and stored.rows <= rows and stored.files.keys() == names
-            if whole and all(digest(folder / name) == found for name, found in stored.files.items()):
+            is_complete = stored.layers == list(shapes) and stored.rows <= rows and stored.files.keys() == names
+            if is_complete and all(digest(folder / name) == expected for name, expected in stored.files.items()):
                 return True
         except (UserError, OSError):
             pass
-        self.console.print(f"the features in {folder} are damaged; they are computed anew")
+        self.console.print(f"the cached features in {folder} are damaged and will be recomputed")
         shutil.rmtree(folder)
         return False
 
-    def _announce(self, size: int, what: str, folder: Path | None) -> None:
-        """Say how much is to be kept where; refuse what does not fit."""
+    def _check_space(self, size: int, name: str, folder: Path | None) -> None:
+        """Print the size and the location of the features; raise a UserError if there is not enough space."""
         if folder:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            free, place = shutil.disk_usage(folder.parent).free, f"on disk in {folder}"
+            free, location = shutil.disk_usage(folder.parent).free, f"on disk in {folder}"
         else:
             ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world.size)  # on this machine; each holds all rows
-            free, place = _free_memory() // ranks, "in memory" if ranks == 1 else f"in memory on each of {ranks} ranks"
-        self.console.print(f"{what} features: {_gib(size)} {place}")
+            free, location = (
+                _free_memory() // ranks,
+                "in memory" if ranks == 1 else f"in memory on each of {ranks} ranks",
+            )
+        self.console.print(f"{name} features: {_format_size(size)} {location}")
         if size > free:
             raise UserError(
-                f"the {what} features take {_gib(size)} {place} where {_gib(free)} are free; "
-                "ask for fewer layers, or another --cache"
+                f"the {name} features need {_format_size(size)} {location}, but only {_format_size(free)} are free; "
+                "choose fewer layers or another --cache"
             )
 
     @contextlib.contextmanager
-    def _part_of(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[Path]:
-        """A new folder beside one of the cache, with files for maps; rank 0 marks it as in use, and removes it on
-        errors."""
+    def _partial_folder(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[Path]:
+        """Create a temporary folder next to a cache folder, with files for the maps; rank 0 marks it as in use and
+        removes it on errors."""
         part = self.world.broadcast_from_main(lambda: _allocate(folder, rows, list(shapes.values())))
         try:
             with mark_in_use(part) if self.world.is_main else contextlib.nullcontext():
@@ -218,8 +229,8 @@ class Extraction:
                 shutil.rmtree(part, ignore_errors=True)
             raise
 
-    def _maps(self, part: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Maps to be filled: rank 0's are in the files of ``part``, those of other ranks empty."""
+    def _open_maps(self, part: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Return the maps to fill: memory-mapped files of ``part`` on rank 0, empty tensors on other ranks."""
         if not self.world.is_main:
             return {layer: torch.empty(0, *shape) for layer, shape in shapes.items()}
         return {
@@ -227,24 +238,24 @@ class Extraction:
             for i, layer in enumerate(shapes)
         }
 
-    def _fill(self, maps: dict[str, Tensor], stream: Stream, what: str) -> Tensor:
-        """Write the maps row by row; returns the image of every row."""
+    def _fill(self, maps: dict[str, Tensor], stream: Stream, name: str) -> Tensor:
+        """Compute the features and write them to the maps; return the image index of each row."""
         world, names = self.world, stream.images.names
         indices: list[Tensor] = []
         tally = BrokenImages(self.broken_limit)
-        writes = world.is_main or self.cache == "memory"
-        computed = HeldOut(stream, self._batch_features, world, self.batch, self.workers, self._should_stop)
-        for batch, features in progress(computed, f"{what} features", computed.steps, self.console):
+        is_writer = world.is_main or self.cache == "memory"
+        batches = HeldOut(stream, self._batch_features, world, self.batch, self.workers, self._should_stop)
+        for batch, features in progress(batches, f"{name} features", batches.steps, self.console):
             start = sum(map(len, indices))
             indices.append(world.concatenate(batch.indices.to(world.device)).cpu())
             for layer, feature in features.items():
                 rows = world.concatenate(feature)
-                if writes:
+                if is_writer:
                     maps[layer][start : start + len(rows)] = rows.cpu()
             broken = [index for rank in world.gather(batch.broken) for index, _ in rank]
             tally.count(len(indices[-1]), [names[index] for index in broken])
-        for name, reason in sorted(computed.broken.items()):
-            self.console.print(f"broken image {name}: {reason}")
+        for image, reason in sorted(batches.broken.items()):
+            self.console.print(f"broken image {image}: {reason}")
         return torch.cat(indices)
 
     def _should_stop(self) -> bool:
@@ -252,30 +263,29 @@ class Extraction:
 
     def _batch_features(self, batch: ImageBatch) -> dict[str, Tensor]:
         device = self.world.device
-        if not len(batch):  # a rank without a share still takes part in the collectives
+        if not len(batch):  # a rank without images still takes part in the collectives
             return {layer: torch.empty(0, *s, device=device) for layer, s in self.features.shapes().items()}
         with autocast(device, self.precision):
             return self.features(batch.images)
 
     def _key(self, stream: Stream) -> str:
-        """32 hex digits that change with the weights, the net, what it computes, its input, the layers, the pooling,
-        the images and their crops, and the arithmetic."""
+        """Return the cache key of a stream's features, 32 hex digits."""
         backbone = self.features.backbone
         digest = hashlib.sha256()
         for name, tensor in backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        rest = [
+        settings = [
             repr(backbone.net), self.features.fingerprint(), asdict(backbone.input), self.features.layers,
             self.features.pooling, self.precision, self.world.device.type, stream.images.content_key(),
             repr(stream.view), __version__, torch.__version__,
         ]  # fmt: skip
-        digest.update(json.dumps(rest).encode())
+        digest.update(json.dumps(settings).encode())
         return digest.hexdigest()[:32]
 
 
 def _allocate(folder: Path, rows: int, shapes: Sequence[tuple[int, ...]]) -> Path:
-    """Make a folder beside one of the cache, with a file for each map; those of killed runs are removed."""
+    """Create a temporary folder next to a cache folder, with one file per map; remove those of killed runs."""
     remove_partial(folder.parent, rf"{folder.name}\.[0-9a-f]+\.part")
     part = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.part")
     part.mkdir()
@@ -289,7 +299,8 @@ def _allocate(folder: Path, rows: int, shapes: Sequence[tuple[int, ...]]) -> Pat
 
 
 def _publish(part: Path, folder: Path, indices: Tensor, layers: list[str]) -> None:
-    """One rename makes the whole folder there; if another process was faster, its folder stays."""
+    """Rename a complete temporary folder to the cache folder, atomically; keep a folder that another process published
+    meanwhile."""
     np.save(part / "indices.npy", indices.numpy())
     files = {path.name: digest(path) for path in part.glob("*.npy")}
     for path in part.glob("*.npy"):
@@ -305,37 +316,37 @@ def _publish(part: Path, folder: Path, indices: Tensor, layers: list[str]) -> No
 
 
 def _open(folder: Path, images: ImageSet) -> StoredFeatures:
-    """What :func:`_publish` wrote, memory-mapped."""
+    """Open a cache folder that :func:`_publish` wrote, memory-mapped."""
     indices = torch.from_numpy(np.load(folder / "indices.npy"))
     layers = read_json(folder / _CONTENTS)["layers"]
     files = (folder / f"{i}.npy" for i in range(len(layers)))
-    # Copy-on-write: torch knows no read-only tensors, and nothing is to reach the file.
+    # Copy-on-write protects the files: torch has no read-only tensors.
     maps = {layer: torch.from_numpy(np.load(file, mmap_mode="c")) for layer, file in zip(layers, files, strict=True)}
-    return _readable(images, maps, indices)
+    return _drop_unreadable(images, maps, indices)
 
 
-def _readable(images: ImageSet, maps: dict[str, Tensor], indices: Tensor) -> StoredFeatures:
-    """Rows that were filled, and the images that they show."""
-    shown = np.unique(indices.numpy())
-    if len(shown) < len(images):
-        images, indices = Subset(images, shown), torch.from_numpy(np.searchsorted(shown, indices.numpy()))
-    return StoredFeatures(images, {layer: filled[: len(indices)] for layer, filled in maps.items()}, indices)
+def _drop_unreadable(images: ImageSet, maps: dict[str, Tensor], indices: Tensor) -> StoredFeatures:
+    """Return features without the unused rows of ``maps`` and without the images that could not be read."""
+    readable = np.unique(indices.numpy())
+    if len(readable) < len(images):
+        images, indices = Subset(images, readable), torch.from_numpy(np.searchsorted(readable, indices.numpy()))
+    return StoredFeatures(images, {layer: rows[: len(indices)] for layer, rows in maps.items()}, indices)
 
 
 def _free_memory() -> int:
-    """Bytes that this machine, and every control group that this process is in, can still give."""
+    """Return the available memory in bytes: the minimum over the machine and the control groups of this process."""
     lines = _lines(Path("/proc/meminfo"))
     free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     root = Path("/sys/fs/cgroup")
     for line in _lines(Path("/proc/self/cgroup")):
         if line.startswith("0::"):
-            own = root / line.removeprefix("0::/")
-            free += [_free_in_group(group) for group in (own, *own.parents) if group.is_relative_to(root)]
+            cgroup = root / line.removeprefix("0::/")
+            free += [_free_in_group(group) for group in (cgroup, *cgroup.parents) if group.is_relative_to(root)]
     return max(0, min(free, default=2**63))
 
 
 def _free_in_group(group: Path) -> int:
-    """Bytes up to the limit of a control group; files that are only cached give way."""
+    """Return the bytes left below the memory limit of a control group, counting inactive page cache as free."""
     limit = next(iter(_lines(group / "memory.max")), "max")
     used = next(iter(_lines(group / "memory.current")), "0")
     cached = [int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith("inactive_file ")]
@@ -346,5 +357,5 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def _gib(size: int) -> str:
+def _format_size(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 100 else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""A frozen backbone → pooled features per layer, in one pass for all layers."""
+"""Pooled features of a frozen backbone, for several layers in one forward pass."""
 
 import copy
 from collections.abc import Sequence
@@ -18,7 +18,11 @@ from transfer.pooling import pool
 
 
 def resolve_crop(crop: CropConfig, input: InputSpec) -> CropConfig:
-    """The crops of a config; a size or resize of 0 is what the backbone was trained on."""
+    """Replace a size or resize of 0 in a crop config by the backbone's values.
+
+    Raises:
+        UserError: the size is larger than the resize.
+    """
     size = crop.size or input.size
     resize = crop.resize or max(size, round(size * input.resize / input.size))
     if size > resize:
@@ -27,18 +31,18 @@ def resolve_crop(crop: CropConfig, input: InputSpec) -> CropConfig:
 
 
 def centre_crop(input: InputSpec, size: int = 0) -> CentreCrop:
-    """The centre crop that a backbone is given; a size of 0 is what it was trained on."""
+    """Return a centre crop for a backbone; a size of 0 is replaced by the backbone's input size."""
     crop = resolve_crop(CropConfig(size, 0), input)
     return CentreCrop(crop.size, crop.resize, interpolation_of(input))
 
 
 def interpolation_of(input: InputSpec) -> str:
-    """The nearest thing to a backbone's interpolation that torch has with antialiasing."""
+    """Return the closest match to a backbone's interpolation among torch's antialiased modes."""
     return input.interpolation if input.interpolation == "bilinear" else "bicubic"
 
 
 def with_input_size(backbone: Backbone, size: int) -> Backbone:
-    """A backbone that takes squares of a size: itself, or of a ViT a copy that resizes its positions."""
+    """Return the backbone or, for a ViT with another input size, a copy with interpolated position embeddings."""
     if size == backbone.input.size or not hasattr(backbone.net, "take_any_size"):
         return backbone
     resized = copy.deepcopy(backbone)
@@ -47,14 +51,14 @@ def with_input_size(backbone: Backbone, size: int) -> Backbone:
 
 
 class FrozenFeatures:
-    """uint8 RGB crops → pooled features of some layers of a backbone, without gradients.
+    """Compute pooled features of uint8 RGB crops, without gradients.
 
     Args:
-        backbone: in eval mode; nothing past the last layer asked for is computed.
-        layers: names.
-        pooling: how maps become small, see :func:`transfer.pooling.pool`.
-        device: where the backbone is.
-        size: side of the crops; default what the backbone was trained on.
+        backbone: backbone in eval mode; layers above the last one of ``layers`` are not computed.
+        layers: names of the layers.
+        pooling: kind of pooling; see :func:`transfer.pooling.pool`.
+        device: device of the backbone.
+        size: side of the crops in pixels; 0: the backbone's input size.
     """
 
     def __init__(
@@ -65,51 +69,55 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Features (N, C, g, g) float32 by layer.
+        """Return features (N, C, g, g), float32, by layer.
 
         Args:
             images: (N, 3, S, S) uint8.
 
         Raises:
-            UserError: a layer gives numbers that are not finite, or nothing at all.
+            UserError: a layer is not reached, its output is not a feature map, or its features are not finite.
         """
         if self.backbone.runs_user_code:
             with wrap_external_errors("the backbone's forward pass failed"):
-                return self._pooled(images)
-        return self._pooled(images)
+                return self._pooled_features(images)
+        return self._pooled_features(images)
 
-    def _pooled(self, images: Tensor) -> dict[str, Tensor]:
+    def _pooled_features(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.backbone(images.to(self.device, non_blocking=True), self.layers)
-        lacking = [layer for layer in self.layers if layer not in maps]
-        if lacking:
-            raise UserError(f"layer {lacking[0]!r} was not reached in this backbone's forward pass")
+        unreached = [layer for layer in self.layers if layer not in maps]
+        if unreached:
+            raise UserError(f"layer {unreached[0]!r} was not reached in this backbone's forward pass")
         for layer in self.layers:
-            found = maps[layer]
-            if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != len(images) or not found.numel():
-                shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise UserError(f"layer {layer!r} gives no map (N, C, h, w) for each of {len(images)} images: {shape}")
+            output = maps[layer]
+            if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != len(images) or not output.numel():
+                shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise UserError(
+                    f"the output of layer {layer!r} for {len(images)} images must be a map (N, C, h, w), got {shape}"
+                )
         pooled = {layer: pool(maps[layer].float(), layer, self.pooling) for layer in self.layers}
         finite = torch.stack([torch.isfinite(feature).all() for feature in pooled.values()]).tolist()
         if not all(finite):
             layer = self.layers[finite.index(False)]
-            raise UserError(f"layer {layer!r} gives features that are not finite (NaN or infinite)")
+            raise UserError(f"the features of layer {layer!r} are not finite (NaN or infinite)")
         return pooled
 
     def fingerprint(self) -> list[str]:
-        """Mean and deviation of every layer's features of one image of noise, in four digits: nets that are written
-        otherwise give others, whatever they are called."""
+        """Return mean and standard deviation (4 digits) of each layer's features on a noise image.
+
+        Part of the cache key, to detect changed implementations under the same name.
+        """
         noise = torch.randint(256, (1, 3, self.size, self.size), generator=torch.Generator().manual_seed(0))
         with eval_mode(self.backbone):
-            found = self(noise.byte())
-        return [f"{layer} {feature.mean():.4g} {feature.std():.4g}" for layer, feature in found.items()]
+            features = self(noise.byte())
+        return [f"{layer} {feature.mean():.4g} {feature.std():.4g}" for layer, feature in features.items()]
 
     @torch.no_grad()
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """(C, g, g) by layer, from one blank image.
+        """Return the shape (C, g, g) of each layer's features, from a forward pass on a blank image.
 
         Raises:
-            UserError: the backbone cannot take crops of that size.
+            UserError: the backbone does not accept crops of this size.
         """
         blank = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
         with explain_size_errors(self.size), eval_mode(self.backbone):
-            return {layer: tuple(feature.shape[1:]) for layer, feature in self._pooled(blank).items()}
+            return {layer: tuple(feature.shape[1:]) for layer, feature in self._pooled_features(blank).items()}

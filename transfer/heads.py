@@ -1,4 +1,4 @@
-"""What is trained on frozen layers: a head a layer, each with a classifier a learning rate; and its file."""
+"""Heads on frozen layers, one per layer, with one classifier per learning rate; and their file format."""
 
 import copy
 import fnmatch
@@ -19,11 +19,11 @@ HEADS = "heads.safetensors"
 
 
 class LayerHeads(nn.Module):
-    """Features by layer → outputs by layer, a list of one a learning rate.
+    """Apply each layer's head to its features; the outputs of a layer are a list with one tensor per learning rate.
 
     Args:
-        heads: by layer; each has ``classifiers``, one a learning rate, and gives the outputs of each.
-        rates: of learning.
+        heads: heads by layer; a head has ``classifiers``, one per learning rate, and returns the list of their outputs.
+        rates: learning rates of the classifiers.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module], rates: Sequence[float]):
@@ -35,16 +35,20 @@ class LayerHeads(nn.Module):
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):
             return {layer: head(features[layer]) for layer, head in zip(self.layers, self.probes, strict=True)}
 
-    def chosen(self, rates: Mapping[str, float | None]) -> "LayerHeads":
-        """A copy with one classifier a layer: that of a learning rate, or for None the only one."""
-        kept = copy.deepcopy(self)
-        for layer, head in zip(self.layers, kept.probes, strict=True):
+    def select_rates(self, rates: Mapping[str, float | None]) -> "LayerHeads":
+        """Return a copy with one classifier per layer.
+
+        Args:
+            rates: learning rate of the classifier to keep for each layer; None keeps the first.
+        """
+        selected = copy.deepcopy(self)
+        for layer, head in zip(self.layers, selected.probes, strict=True):
             rate = rates[layer]
             head.classifiers = head.classifiers[0 if rate is None else self.rates.index(rate) :][:1]
-        return kept
+        return selected
 
     def rate_factors(self, base: float) -> dict[str, float]:
-        """Factors of the base learning rate by parameter name."""
+        """Return the factor of the base learning rate for each parameter, by name."""
         return {
             f"probes.{i}.classifiers.{j}.{kind}": rate / base
             for i in range(len(self.layers))
@@ -55,12 +59,12 @@ class LayerHeads(nn.Module):
 
 @dataclass(frozen=True)
 class Head:
-    """What a run learned on one frozen layer.
+    """Trained head of one frozen layer.
 
     Attributes:
-        layer: its name.
-        tensors: by name, of that head alone.
-        classes: that it tells apart.
+        layer: name of the layer.
+        tensors: state dict of the head.
+        classes: class names of the outputs.
     """
 
     layer: str
@@ -69,7 +73,7 @@ class Head:
 
 
 def save_heads(run: Path, heads: LayerHeads, classes: Sequence[str]) -> Path:
-    """Write ``heads.safetensors``: what a run learned on frozen layers."""
+    """Write ``heads.safetensors``: the weights of the heads, with layer and class names."""
     with atomic_write(run / HEADS) as part:
         metadata = {"layers": json.dumps(heads.layers), "classes": json.dumps(list(classes))}
         write_tensors(part, heads.state_dict(), metadata)
@@ -77,22 +81,22 @@ def save_heads(run: Path, heads: LayerHeads, classes: Sequence[str]) -> Path:
 
 
 def load_head(run: FinishedRun, kind: str) -> Head:
-    """Load a head that :func:`save_heads` wrote: of the requested layers, the one with the best ``LAYER/kind``.
+    """Load a head that :func:`save_heads` wrote: that of the requested layer with the highest metric ``LAYER/kind``.
 
     Args:
-        run: a finished one.
-        kind: of figure.
+        run: finished run; its ``layer`` is a name or a pattern, or empty for all layers.
+        kind: kind of metric, such as "top1".
 
     Raises:
-        UserError: there is none, it is damaged, or no such layer.
+        UserError: the file is missing or damaged, or has no matching layer.
     """
     if not (run.path / HEADS).is_file():
-        raise UserError(f"no {HEADS} in {run.path}: an earlier version made it; run it again")
-    tensors, told = run.tensors(HEADS, ("layers", "classes"))
-    layers, classes = told["layers"], told["classes"]
+        raise UserError(f"no {HEADS} in {run.path}, which an earlier version wrote; run the protocol again")
+    tensors, metadata = run.tensors(HEADS, ("layers", "classes"))
+    layers, classes = metadata["layers"], metadata["classes"]
     matches = [run.layer] if run.layer in layers else fnmatch.filter(layers, run.layer or "*")
     if not matches:
-        raise UserError(f"layer {run.layer!r}: the run has {', '.join(layers)}")
+        raise UserError(f"unknown layer {run.layer!r}; available: {', '.join(layers)}")
     layer = max(matches, key=lambda name: run.metrics.get(f"{name}/{kind}", 0.0))
-    own = f"probes.{layers.index(layer)}."
-    return Head(layer, {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, classes)
+    prefix = f"probes.{layers.index(layer)}."
+    return Head(layer, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, classes)

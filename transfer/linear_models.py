@@ -1,7 +1,7 @@
-"""Convex classifiers on few images of many numbers, in the few directions that matter.
+"""Linear classifiers on few images with many features: projection onto the span of the images, and parallel fitting.
 
-The weights of an L2-regularised linear model lie in the span of its training images. Rotated onto that span, n images
-of d > n numbers are n images of n numbers with the same inner products, and so the same classifier.
+The weights of an L2-regularised linear model lie in the span of its training images. Projecting n images with d > n
+features onto this span gives n features with the same inner products, and hence the same classifier.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from crosschannel.errors import UserError
 
 
 def project_onto_span(train: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Training images by their coordinates in the directions that they span.
+    """Project training images onto their span.
 
     Args:
-        train: (n, d) float.
+        train: features (n, d), float.
 
     Returns:
-        (n, r) float64, r = min(n, d), with the same inner products; and the directions (d, r), by which other images
-        are to be multiplied, None where n images span everything.
+        features (n, r), float64, with r = min(n, d) and the same inner products; and the projection matrix (d, r) for
+        other images, None if n ≥ d (no projection).
     """
     train = train.astype(np.float64)
     if len(train) >= train.shape[1]:
@@ -41,25 +41,25 @@ def project_onto_span(train: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]
 
 
 class Processes:
-    """Processes of one thread each, to fit classifiers in (liblinear draws from one generator a process).
+    """Pool of single-threaded processes that fit classifiers; a context manager.
 
-    A context. The processes do not import the caller's main module, so a script from stdin, or without the usual guard
-    (``if __name__ == "__main__"``), can use them.
+    liblinear has one random generator per process, which threads would share. The processes do not import the caller's
+    main module, so the pool works in scripts from stdin and in scripts without ``if __name__ == "__main__"``.
 
     Args:
-        jobs: how many; 0 takes one a core of this rank's, 1 none but this process.
+        jobs: number of processes; 0: one per core of this rank; 1: run in this process.
     """
 
     def __init__(self, jobs: int):
-        here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        self.count = jobs or max(1, len(os.sched_getaffinity(0)) // here)
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        self.count = jobs or max(1, len(os.sched_getaffinity(0)) // local_ranks)
         self._pool: ProcessPoolExecutor | None = None
         self._folder = tempfile.TemporaryDirectory()
-        self._kept = 0
+        self._shared_count = 0
 
     def __enter__(self) -> "Processes":
         if self.count > 1:
-            self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _begin)
+            self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _init_worker)
         return self
 
     def __exit__(self, kind: type | None, *_exc: Any) -> None:
@@ -71,40 +71,42 @@ class Processes:
         self._folder.cleanup()
 
     def share(self, array: np.ndarray) -> "np.ndarray | Path":
-        """An array as all of them can read it: a file, until the context ends."""
+        """Make an array readable by all processes, until the context ends.
+
+        Returns:
+            the file of the array, or the array itself if there is no pool; to be passed to :meth:`run`.
+        """
         if not self._pool:
             return array
-        self._kept += 1
-        path = Path(self._folder.name, f"{self._kept}.npy")
+        self._shared_count += 1
+        path = Path(self._folder.name, f"{self._shared_count}.npy")
         np.save(path, array)
         return path
 
     def run(self, call: Callable[..., Any], shared: Sequence["np.ndarray | Path"], tasks: Sequence[tuple]) -> list:
-        """``call(*arrays, *task)`` of every task, in order.
+        """Return ``call(*arrays, *task)`` for each task, in order.
 
         Args:
-            call: it stands at the top of a module, one without torch for a quick start.
-            shared: what :meth:`share` gave.
-            tasks: the other arguments.
+            call: module-level function; its module should not import torch, so that processes start fast.
+            shared: return values of :meth:`share`.
+            tasks: remaining arguments of each call.
 
         Raises:
-            UserError: one of the processes was killed.
+            UserError: a process was killed.
         """
         if not self._pool:
             return [call(*shared, *task) for task in tasks]
         with _hidden_main():  # submit() starts processes
-            waiting = [self._pool.submit(_call, call, shared, task) for task in tasks]
+            futures = [self._pool.submit(_call, call, shared, task) for task in tasks]
         try:
-            return [one.result() for one in waiting]
+            return [future.result() for future in futures]
         except BrokenProcessPool:
-            raise UserError(
-                "a process that fits classifiers was killed (for its memory, most often): give --jobs 1"
-            ) from None
+            raise UserError("a worker process was killed, probably because memory ran out; try --jobs 1") from None
 
 
 @contextlib.contextmanager
 def _hidden_main() -> Iterator[None]:
-    """Replace the main module by an empty one, since `multiprocessing` makes new processes import it."""
+    """Replace the main module by an empty one, because `multiprocessing` makes new processes import it."""
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     try:
         yield
@@ -116,8 +118,8 @@ def _call(call: Callable[..., Any], shared: Sequence[Path], task: tuple) -> Any:
     return call(*(np.load(path, mmap_mode="r") for path in shared), *task)
 
 
-def _begin() -> None:
-    """One thread; signals are left to the main process, and its end is this one's."""
+def _init_worker() -> None:
+    """Limit the process to one thread, leave signals to the main process, and make it exit with the main process."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)

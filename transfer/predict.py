@@ -1,7 +1,7 @@
-"""`transfer predict RUN IMAGE|DIR … --out DIR`: what a finished run says of pictures that it has not seen.
+"""`transfer predict RUN IMAGE|DIR … --out DIR`: predictions of a finished run for pictures.
 
-Masks of a segmentation, with the pictures under their colours; boxes of a detection, drawn and in a table; scores of a
-classification; and of all of them a table of scores and contact sheets.
+A segmentation writes masks and overlays, a detector writes pictures with boxes and a table of boxes. All runs write a
+table of class scores and contact sheets.
 """
 
 import io
@@ -17,6 +17,7 @@ from crosschannel.config.load import check_config
 from crosschannel.console import escape_control, progress, stderr_console
 from crosschannel.csv_files import write_rows
 from crosschannel.data.decode import BrokenImage, EncodedImage
+from crosschannel.data.folder import format_count
 from crosschannel.data.pictures import convert_name_errors, list_pictures, output_paths, picture_bytes
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
@@ -28,17 +29,18 @@ from transfer.prediction import FinishedRun, Prediction, Predictor
 from transfer.protocol import as_config
 from transfer.protocols import PROTOCOLS, load_protocol
 
-_COLUMNS, _ON_A_SHEET, _TILE, _LINES, _LINE = 6, 30, 160, 3, 14  # of a contact sheet, and its pixels
-_LEAST = 0.005  # of what is named on it
-Scored = tuple[str, dict[str, float], dict[str, tuple[int, int, int]], Image.Image]  # name, scores, colours, thumbnail
+_SHEET_COLUMNS, _SHEET_TILES = 6, 30  # columns, and maximum number of pictures, of a contact sheet
+_TILE_SIZE, _LINE_HEIGHT = 160, 14  # in pixels
+_MAX_CLASSES, _MIN_SCORE = 3, 0.005  # class names below a picture, and minimum score of all but the first
+_Tile = tuple[str, dict[str, float], dict[str, tuple[int, int, int]], Image.Image]  # name, scores, colours, thumbnail
 
 
 def main(config: PredictConfig) -> list[Path]:
-    """`transfer predict`: write what is predicted; returns the files.
+    """Run `transfer predict`: write the predictions and return the files.
 
     Raises:
-        UserError: a run that keeps nothing to predict with, no pictures, an output that would replace what is not this
-            command's own; or, after all others are done, pictures that could not be read.
+        UserError: the run stores no weights to predict with, there are no pictures, an output file exists that this
+            command did not write, or pictures could not be read (raised after all others are done).
     """
     config = check_config(config, PredictConfig)
     run, out = user_path(config.run), Path(config.out)
@@ -49,28 +51,28 @@ def main(config: PredictConfig) -> list[Path]:
     outputs = Outputs("transfer predict", inputs, config.overwrite, makes_folders=True)
     console, failed = stderr_console(), []
     with FolderLock(out), torch.inference_mode():
-        sheets = [out / f"sheet-{number + 1}.png" for number in range(-(-len(pictures) // _ON_A_SHEET))]
+        sheets = [out / f"sheet-{number + 1}.png" for number in range(-(-len(pictures) // _SHEET_TILES))]
         for path in (out / "scores.csv", out / "boxes.csv", *sheets):
             outputs.check(path)
         predict = load_predictor(run, config.device, config.layer or "", config.size)
-        scores = Scores(out, outputs)
+        writer = PredictionWriter(out, outputs)
         try:
             for source, target in progress(pictures, "predicting", len(pictures), console):
                 try:
                     data = picture_bytes(source)
-                    found = predict(data)
+                    prediction = predict(data)
                     with convert_name_errors():
-                        scores.written += _save(found, target, outputs)
-                    scores.add(escape_control(source), found, _thumbnail(found, data))
+                        writer.written += _save(prediction, target, outputs)
+                    writer.add(escape_control(source), prediction, _thumbnail(prediction, data))
                 except BrokenImage as error:
                     failed.append(str(source))
-                    console.print(f"nothing of {source}: {error}")
-        finally:  # what was found is not lost with what follows
-            scores.close()
-    console.print(f"{len(pictures) - len(failed)} pictures predicted in {out}")
+                    console.print(f"skipped {source}: {error}")
+        finally:  # write the predictions so far, even after an error
+            writer.close()
+    console.print(f"wrote predictions of {format_count(len(pictures) - len(failed), 'picture')} to {out}")
     if failed:
         raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be read, the first is {failed[0]}")
-    return scores.written
+    return writer.written
 
 
 def load_predictor(
@@ -80,20 +82,20 @@ def load_predictor(
     size: int = 512,
     backbone: Backbone | nn.Module | None = None,
 ) -> Predictor:
-    """What a finished run says of images.
+    """Load a function that predicts for images with a finished run.
 
     Args:
-        run: its folder.
-        device: where to compute.
-        layer: of a run on frozen layers; default its best one.
-        size: short side at which a fine-tuned segmentation looks at larger pictures; 0: their own.
-        backbone: that the run measured, where it was no source but a module of yours.
+        run: run folder.
+        device: device for predictions.
+        layer: layer to predict from, for runs on frozen layers; default: the layer with the best metric.
+        size: short side to which larger pictures are resized for a fine-tuned segmentation, in pixels; 0: no resizing.
+        backbone: measured backbone, if it was passed to the protocol as a module.
 
     Returns:
-        a function of an encoded image (bytes) to a :class:`~transfer.prediction.Prediction`.
+        a function from an encoded image (bytes) to a :class:`~transfer.prediction.Prediction`.
 
     Raises:
-        UserError: the run has not finished, or keeps nothing to predict with.
+        UserError: the run has not finished, or stores no weights to predict with.
 
     Example::
 
@@ -105,25 +107,31 @@ def load_predictor(
     result = read_result(path)
     protocol = load_protocol(result.protocol)
     if protocol is None:
-        raise UserError(f"{path} is a run of {result.protocol}: `transfer predict` takes runs of `transfer`")
+        raise UserError(f"{path} is a run of {result.protocol}; `transfer predict` accepts only runs of `transfer`")
     if protocol.predict is None:
-        able = [name for name, entry in PROTOCOLS.items() if entry.load().predict]
-        raise UserError(f"a {result.protocol} run keeps nothing to predict with; runs of {', '.join(able)} do")
+        supported = [name for name, entry in PROTOCOLS.items() if entry.load().predict]
+        raise UserError(f"{result.protocol} runs store no weights to predict with; use a run of {', '.join(supported)}")
     config = as_config(protocol, str(path / "config.yaml"))
     config.backbone, config.data = result.backbone, result.data
     if hasattr(config, "download"):
         config.download = False
-    found = as_device(device)
-    given = None if backbone is None else wrap(backbone).to(found).eval()
+    torch_device = as_device(device)
+    wrapped = None if backbone is None else wrap(backbone).to(torch_device).eval()
     return torch.inference_mode()(
-        protocol.predict(FinishedRun(path, config, result.metrics, found, layer, size, given))
+        protocol.predict(FinishedRun(path, config, result.metrics, torch_device, layer, size, wrapped))
     )
 
 
-def _save(found: Prediction, target: Path, outputs: Outputs) -> list[Path]:
-    """``NAME-KIND.png`` for every picture of a prediction; ``target`` is that of its mask."""
+def _save(prediction: Prediction, target: Path, outputs: Outputs) -> list[Path]:
+    """Write ``NAME-KIND.png`` for each picture of a prediction and return the files.
+
+    Args:
+        prediction: prediction for an image.
+        target: path of the mask, NAME-mask.png.
+        outputs: outputs of the command.
+    """
     written = []
-    for kind, picture in found.pictures.items():
+    for kind, picture in prediction.pictures.items():
         path = target.with_name(f"{target.name.removesuffix('-mask.png')}-{kind}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         with outputs.write(path) as part:
@@ -132,53 +140,57 @@ def _save(found: Prediction, target: Path, outputs: Outputs) -> list[Path]:
     return written
 
 
-def _thumbnail(found: Prediction, data: bytes) -> Image.Image:
-    """The last picture of a prediction, else the image itself."""
-    shown = [*found.pictures.values()][-1:]
-    picture = shown[0].copy() if shown else Image.fromarray(EncodedImage(data).pixels(2))
-    picture.thumbnail((_TILE, _TILE))
+def _thumbnail(prediction: Prediction, data: bytes) -> Image.Image:
+    """Return a thumbnail of a prediction's last picture, or of the input image if the prediction has no picture."""
+    last = [*prediction.pictures.values()][-1:]
+    picture = last[0].copy() if last else Image.fromarray(EncodedImage(data).pixels(2))
+    picture.thumbnail((_TILE_SIZE, _TILE_SIZE))
     return picture
 
 
-class Scores:
-    """``scores.csv``, a row a picture, ``boxes.csv``, a row a box that is found, and ``sheet-N.png``, the pictures with
-    their likeliest (or largest) classes. Names are escaped by :func:`~crosschannel.console.escape_control`.
+class PredictionWriter:
+    """Writer of ``scores.csv`` (one row per picture), ``boxes.csv`` (one row per box) and ``sheet-N.png``.
+
+    The contact sheets show the pictures with their classes of the highest scores. Names must be escaped by
+    :func:`~crosschannel.console.escape_control`.
 
     Args:
-        out: the folder.
-        outputs: of the command.
+        out: output folder.
+        outputs: outputs of the command.
 
     Attributes:
-        written: files.
+        written: files written so far.
     """
 
     def __init__(self, out: Path, outputs: Outputs):
         self.out, self.outputs, self.written = out, outputs, list[Path]()
-        self._text, self._boxes, self._sheets, self._waiting = io.StringIO(), io.StringIO(), 0, list[Scored]()
+        self._scores, self._boxes, self._sheets, self._tiles = io.StringIO(), io.StringIO(), 0, list[_Tile]()
 
-    def add(self, name: str, found: Prediction, thumbnail: Image.Image) -> None:
-        if found.scores:
-            if not self._text.tell():
-                write_rows(self._text, [["picture", "first", *found.scores]])
-            first = _ranked(found.scores)[0]
-            scores = (f"{value:.4f}" for value in found.scores.values())
-            write_rows(self._text, [[name, first if found.scores[first] else "", *scores]])
-        if found.boxes is not None:
+    def add(self, name: str, prediction: Prediction, thumbnail: Image.Image) -> None:
+        """Add a picture; write a contact sheet if it is full."""
+        if prediction.scores:
+            if not self._scores.tell():
+                write_rows(self._scores, [["picture", "first", *prediction.scores]])
+            first = _ranked(prediction.scores)[0]
+            scores = (f"{value:.4f}" for value in prediction.scores.values())
+            write_rows(self._scores, [[name, first if prediction.scores[first] else "", *scores]])
+        if prediction.boxes is not None:
             if not self._boxes.tell():
                 write_rows(self._boxes, [["picture", "class", "score", "left", "top", "right", "bottom"]])
             rows = (
-                [name, label, f"{score:.4f}", *(f"{edge:.1f}" for edge in box)] for label, score, *box in found.boxes
+                [name, label, f"{score:.4f}", *(f"{edge:.1f}" for edge in box)]
+                for label, score, *box in prediction.boxes
             )
             write_rows(self._boxes, rows)
-        self._waiting.append((name, found.scores, found.colours, thumbnail))
-        if len(self._waiting) == _ON_A_SHEET:
+        self._tiles.append((name, prediction.scores, prediction.colours, thumbnail))
+        if len(self._tiles) == _SHEET_TILES:
             self._write_sheet()
 
     def close(self) -> None:
-        """Write what waits."""
-        if self._waiting:
+        """Write the last contact sheet and the tables."""
+        if self._tiles:
             self._write_sheet()
-        for name, text in (("scores.csv", self._text), ("boxes.csv", self._boxes)):
+        for name, text in (("scores.csv", self._scores), ("boxes.csv", self._boxes)):
             if text.tell():
                 self.written.append(self.outputs.write_text(self.out / name, text.getvalue()))
 
@@ -186,31 +198,33 @@ class Scores:
         self._sheets += 1
         path = self.out / f"sheet-{self._sheets}.png"
         with self.outputs.write(path) as part:
-            _sheet(self._waiting).save(part, "PNG")
+            _draw_sheet(self._tiles).save(part, "PNG")
         self.written.append(path)
-        self._waiting = []
+        self._tiles = []
 
 
-def _ranked(by_class: dict[str, float]) -> list[str]:
-    return sorted(by_class, key=by_class.__getitem__, reverse=True)
+def _ranked(scores: dict[str, float]) -> list[str]:
+    """Return the classes in descending order of score."""
+    return sorted(scores, key=scores.__getitem__, reverse=True)
 
 
-def _sheet(scores: Sequence[Scored]) -> Image.Image:
-    height = _TILE + (_LINES + 1) * _LINE + 8
-    columns = min(_COLUMNS, len(scores))
-    sheet = Image.new("RGB", (columns * (_TILE + 8) + 8, -(-len(scores) // columns) * height + 8), "white")
+def _draw_sheet(tiles: Sequence[_Tile]) -> Image.Image:
+    """Draw a contact sheet: pictures in a grid, with file name and top classes below each."""
+    height = _TILE_SIZE + (_MAX_CLASSES + 1) * _LINE_HEIGHT + 8
+    columns = min(_SHEET_COLUMNS, len(tiles))
+    sheet = Image.new("RGB", (columns * (_TILE_SIZE + 8) + 8, -(-len(tiles) // columns) * height + 8), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (name, by_class, colours, picture) in enumerate(scores):
-        left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * height
-        sheet.paste(picture, (left + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2))
-        top += _TILE + 2
+    for index, (name, scores, colours, picture) in enumerate(tiles):
+        left, top = 8 + index % columns * (_TILE_SIZE + 8), 8 + index // columns * height
+        sheet.paste(picture, (left + (_TILE_SIZE - picture.width) // 2, top + (_TILE_SIZE - picture.height) // 2))
+        top += _TILE_SIZE + 2
         draw.text((left, top), Path(name).name[-24:], fill="#616e7c", font_size=11)
-        ranked = [one for one in _ranked(by_class)[:_LINES] if by_class[one]]
-        shown = [one for number, one in enumerate(ranked) if not number or by_class[one] >= _LEAST]
-        for number, one in enumerate(shown, 1):
-            line = top + number * _LINE
-            if one in colours:
-                draw.rectangle((left, line + 2, left + 9, line + 11), fill=colours[one])
-            words = f"{100 * by_class[one]:3.0f} %  {one[:18]}"
-            draw.text((left + (14 if colours else 0), line), words, fill="black", font_size=11)
+        ranked = [label for label in _ranked(scores)[:_MAX_CLASSES] if scores[label]]
+        labels = [label for rank, label in enumerate(ranked) if not rank or scores[label] >= _MIN_SCORE]
+        for number, label in enumerate(labels, 1):
+            line = top + number * _LINE_HEIGHT
+            if label in colours:
+                draw.rectangle((left, line + 2, left + 9, line + 11), fill=colours[label])
+            text = f"{100 * scores[label]:3.0f} %  {label[:18]}"
+            draw.text((left + (14 if colours else 0), line), text, fill="black", font_size=11)
     return sheet

@@ -1,4 +1,4 @@
-"""What a finished run says of images it has not seen."""
+"""Predictions of finished runs for new images."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +22,14 @@ from crosschannel.runs.folder import RunFolder
 
 @dataclass
 class Prediction:
-    """A prediction for an image.
+    """Prediction for one image.
 
     Attributes:
-        scores: score per class in 0..1: a probability, or the fraction of pixels in a mask; empty without classes.
-        pictures: of the image's own size, by what they are; the last one is to be shown.
-        colours: RGB that stand for classes in them.
-        boxes: (class, score, x₁, y₁, x₂, y₂) of what is found, in pixels from 0, the ends outside; the best first. None
-            of what finds no boxes.
+        scores: score per class in [0, 1]: a probability, or the fraction of pixels in a mask; empty without classes.
+        pictures: output pictures by kind, such as "mask", in the size of the image; contact sheets show the last one.
+        colours: RGB colours of the classes in the pictures.
+        boxes: detections (class, score, x₁, y₁, x₂, y₂) in descending order of score, in pixels from 0 with exclusive
+            ends; None if the run is not a detector.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -38,21 +38,21 @@ class Prediction:
     boxes: list[tuple[str, float, float, float, float, float]] | None = None
 
 
-Predictor = Callable[[bytes], Prediction]  # of an encoded image; raises BrokenImage for one that cannot be read
+Predictor = Callable[[bytes], Prediction]  # encoded image → prediction; raises BrokenImage if it cannot be decoded
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run that is to predict.
+    """A finished run to predict with.
 
     Attributes:
-        path: its folder.
-        config: its keys.
-        metrics: its figures.
-        device: where to compute.
-        layer: of a run on frozen layers; empty: its best one.
-        size: short side at which larger pictures are looked at, where their masks are wanted; 0: their own.
-        backbone: that it measured, where it cannot be loaded by its source.
+        path: run folder.
+        config: config of the run.
+        metrics: metrics of the run.
+        device: device for predictions.
+        layer: name or pattern of the layer, for runs on frozen layers; empty: the layer with the best metric.
+        size: short side to which segmentation resizes larger pictures, in pixels; 0: no resizing.
+        backbone: measured backbone, if it cannot be loaded from its source.
     """
 
     path: Path
@@ -63,65 +63,70 @@ class FinishedRun:
     size: int = 0
     backbone: Backbone | None = None
 
-    def refuse_layer(self) -> None:
-        """Raise a UserError for a layer that was asked of a run which has one output."""
+    def reject_layer(self) -> None:
+        """Raise a UserError if a layer was requested; for runs with a single output."""
         if self.layer:
-            raise UserError(f"layer {self.layer!r}: {self.path} has one output; layers are for runs on frozen layers")
+            raise UserError(
+                f"layer {self.layer!r}: {self.path} has only one output; --layer is for runs on frozen layers"
+            )
 
     def tensors(
         self, name: str, keys: Sequence[str], optional: Sequence[str] = ()
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a file of weights in the run's folder holds.
+        """Load a weights file of the run folder.
 
         Args:
-            name: of the file.
-            keys: of its metadata, each JSON.
-            optional: more of them, which it may lack.
+            name: file name.
+            keys: required metadata keys; their values are JSON.
+            optional: optional metadata keys.
 
         Returns:
-            tensors by name, and the metadata asked for.
+            tensors by name, and the decoded metadata.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the file is damaged.
         """
         path = self.path / name
         try:
             with safe_open(path, "pt") as file:
                 texts = file.metadata() or {}
-                lacking = [key for key in keys if key not in texts]
-                if lacking:
-                    raise ValueError(f"it does not say {lacking[0]!r}")
-                told = {key: json.loads(texts[key]) for key in (*keys, *optional) if key in texts}
-                return {one: file.get_tensor(one) for one in file.keys()}, told  # noqa: SIM118
+                missing = [key for key in keys if key not in texts]
+                if missing:
+                    raise ValueError(f"its metadata has no {missing[0]!r}")
+                metadata = {key: json.loads(texts[key]) for key in (*keys, *optional) if key in texts}
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path} is damaged: {error}") from None
 
-    def measured(self, open_data: Callable[[Any, Any], Any]) -> Backbone:
-        """The backbone that a run on frozen layers measured; the images are opened where a fresh net's statistics are
-        theirs.
+    def load_backbone(self, open_data: Callable[[Any, Any], Any]) -> Backbone:
+        """Load the backbone that a run on frozen layers measured.
+
+        Args:
+            open_data: (``--data``, config) → split; called only if the source computes statistics from the training
+                images.
 
         Raises:
-            UserError: it, or they, cannot be had any more, or it is not what it was.
+            UserError: the backbone or the images are not available, or input files have changed since the run.
         """
         if self.backbone is not None:
             return self.backbone
         self._check_unchanged()
         source, data = parse_source(self.config.backbone), None
-        if "data" in KINDS[source.kind].options - source.options.keys():  # it looks at images, and names none
+        if "data" in KINDS[source.kind].options - source.options.keys():  # needs images, but does not name any
             data = open_data(self.config.data, self.config).train
         return load_backbone(self.config.backbone, device=self.device, data=data)
 
     def _check_unchanged(self) -> None:
-        """Raise a UserError for files that have changed since the run was begun."""
+        """Raise a UserError if an input file has changed since the start of the run."""
         with RunFolder(self.path, self.config.protocol, hold=False) as run:
             run.check_files(input_files(self.config))
 
 
-def views_of(data: bytes, view: View) -> Any:
-    """A batch of all views of an encoded image, as an evaluation makes them.
+def load_views(data: bytes, view: View) -> Any:
+    """Return the batch of all views of an encoded image, as in an evaluation.
 
     Raises:
-        BrokenImage: it cannot be read.
+        BrokenImage: the image cannot be decoded.
     """
     stream = Stream(MemoryImages(["the image"], [-1], [data]), view)
     batch = stream.collate(stream.__getitems__(list(range(view.views))))
@@ -130,6 +135,6 @@ def views_of(data: bytes, view: View) -> Any:
     return batch
 
 
-def scores_of(probabilities: Tensor, classes: Sequence[str]) -> Prediction:
-    """Probabilities (K,) of K classes as a prediction."""
+def class_scores(probabilities: Tensor, classes: Sequence[str]) -> Prediction:
+    """Convert the probabilities (K,) of K classes to a prediction."""
     return Prediction(dict(zip(classes, probabilities.tolist(), strict=True)))

@@ -17,7 +17,7 @@ from crosschannel import UserError, load_backbone
 from crosschannel.config.load import config_folder
 from crosschannel.runs.result import load_result
 from transfer.cli import PROGRAM, main
-from transfer.interpolation import line_weights, pooled_centres, resample, squashed_places
+from transfer.interpolation import line_weights, pooled_centres, resample, resized_positions
 from transfer.neighbours import neighbours
 from transfer.pascal.segmentation import sum_confusions
 from transfer.protocols.dense.linear import DenseHeads
@@ -68,7 +68,7 @@ def test_maps_that_tile_an_image_are_upsampled_as_torch_does_it():
     """Patches of a ViT: the centres of equal tiles."""
     maps = torch.randn(2, 3, 4, 4)
     centres = pooled_centres(7.5, 16, 4, 4)
-    rows, columns = (line_weights(centres, squashed_places(side, 64)) for side in (50, 90))
+    rows, columns = (line_weights(centres, resized_positions(side, 64)) for side in (50, 90))
     expected = F.interpolate(maps, (50, 90), mode="bilinear", align_corners=False)
     assert torch.allclose(resample(maps, rows, columns), expected, atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_heads_start_from_zero_and_one_is_kept_for_each_layer():
     assert set(heads.rate_factors(0.1).values()) == {1, 0.01 / 0.1}
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter)
-    kept = heads.chosen({"a": 0.01, "b": 0.1}).eval()
+    kept = heads.select_rates({"a": 0.01, "b": 0.1}).eval()
     assert torch.equal(kept(maps)["a"][0], heads.eval()(maps)["a"][1])
     assert torch.equal(kept(maps)["b"][0], heads.eval()(maps)["b"][0])
 

@@ -273,7 +273,7 @@ BAD = [
         "has the class 'class2', which is not among the training images",
     ),
     ("images without a class", "--data {tmp}/flat", "KEY.json is not read"),
-    ("pooling that a layer has not", "--layer pool1 --pooling windows", "not for 'pool1'"),
+    ("pooling that a layer has not", "--layer pool1 --pooling windows", "not defined for layer 'pool1'"),
     ("a crop larger than its image", "--crop.size 90 --crop.resize 80", "crop.size (90)"),
     ("a rate of zero", "--rates [0.1,0]", "rates must be above 0"),
     ("a rate twice", "--rates [0.1,0.1]", "rates must differ"),

@@ -34,10 +34,10 @@ from crosschannel.errors import UserError
 from crosschannel.config.types import Positive
 from crosschannel.training.task import Evaluation
 from transfer.config import FeaturesConfig, Pooling
-from transfer.feature_cache import features_of_both
+from transfer.feature_cache import extract_features
 from transfer.features import FrozenFeatures
 from transfer.layers import LayersSection, layers_table
-from transfer.prediction import Prediction, views_of
+from transfer.prediction import Prediction, load_views
 from transfer.protocol import NumberFormat, Protocol, Split, unweighted_metrics, weighted_mean
 from transfer.targets import Values
 
@@ -95,7 +95,7 @@ def with_constant(maps):
 def measure(measurement):
     config, layers = measurement.config, measurement.choose_layers()
     measurement.announce(f"layers {', '.join(layers)}")
-    train, test = features_of_both(measurement, layers, Squashed(measurement.backbone.input.size))
+    train, test = extract_features(measurement, layers, Squashed(measurement.backbone.input.size))
     rows, weights = {"names": np.array(list(test.images.names))}, {}
     for layer in layers:
         x, side = with_constant(train.maps[layer]), train.maps[layer].shape[-1]
@@ -122,11 +122,11 @@ def predictor(run):
 
     solved = load_file(run.path / "regression.safetensors")
     layer = run.layer or min(solved, key=lambda name: run.metrics[f"{name}/rmse"])
-    backbone = run.measured(open_depth)
+    backbone = run.load_backbone(open_depth)
     features = FrozenFeatures(backbone, [layer], run.config.pooling, run.device)
 
     def predict(data):
-        maps = features(views_of(data, Squashed(backbone.input.size)).images)[layer]
+        maps = features(load_views(data, Squashed(backbone.input.size)).images)[layer]
         depth = (with_constant(maps.cpu()) @ solved[layer]).view(maps.shape[-2:])
         return Prediction(pictures={"depth": Image.fromarray((25 * depth).clamp(0, 255).byte().numpy())})
 

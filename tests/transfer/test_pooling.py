@@ -51,7 +51,7 @@ def test_deepclusters_windows_give_its_shapes():
         pooled = pool(maps, layer, "deepcluster")
         assert torch.equal(pooled, torch.nn.AvgPool2d(kernel, stride=kernel, padding=padding)(maps))
         assert pooled[0].numel() == {96: 9600, 256: 9216, 384: 9600}[channels]
-    with pytest.raises(UserError, match="not for 'pool1'"):
+    with pytest.raises(UserError, match="not defined for layer 'pool1'"):
         pool(torch.rand(1, 1, 9, 9), "pool1", "deepcluster")
 
 

@@ -21,7 +21,7 @@ from crosschannel.hub.files import save_backbone
 from crosschannel.runs.result import load_result
 from transfer.cli import main
 from transfer.pascal.segmentation import PALETTE, confusion_of, sum_confusions
-from transfer.predict import Scores, load_predictor
+from transfer.predict import PredictionWriter, load_predictor
 from transfer.prediction import Prediction
 
 pytestmark = pytest.mark.usefixtures("narrow_nets")
@@ -114,7 +114,7 @@ def test_a_name_that_is_not_utf_8_has_its_row(runs, odd_pictures, kind, tmp_path
 
 
 def test_boxes_of_pictures_with_any_name_are_written(tmp_path):
-    scores = Scores(tmp_path, Outputs("transfer predict"))
+    scores = PredictionWriter(tmp_path, Outputs("transfer predict"))
     for name in ODD:
         found = Prediction({"cat": 0.5}, boxes=[("cat", 0.5, 1.0, 2.0, 3.0, 4.0)] * 2)
         scores.add(escape_control(os.fsdecode(name)), found, Image.new("RGB", (8, 8)))
@@ -235,15 +235,15 @@ def refusals(runs: Path, pictures: Path, tmp_path: Path):
     unfinished.mkdir()
     (unfinished / "config.yaml").write_text("# crosschannel run: segment\n")
     return [
-        ([str(runs / "knn"), str(pictures)], "a knn run keeps nothing to predict with; runs of linear-probe, classify"),
+        ([str(runs / "knn"), str(pictures)], "knn runs store no weights to predict with; use a run of linear-probe"),
         ([str(tmp_path / "nowhere"), str(pictures)], "is not a run folder: it does not exist"),
         ([str(unfinished), str(pictures)], "has no result.json"),
         ([str(runs / "segment")], "no pictures; pass files"),
         ([str(runs / "segment"), str(tmp_path / "none.jpg")], "no such picture or folder"),
-        ([str(runs / "linear-probe"), str(pictures), "--layer=conv9"], "layer 'conv9': the run has conv3, conv5"),
+        ([str(runs / "linear-probe"), str(pictures), "--layer=conv9"], "'conv9'; available: conv3, conv5"),
         (
             [str(runs / "segment"), str(pictures), "--layer=conv3"],
-            "has one output; layers are for runs on frozen layers",
+            "has only one output; --layer is for runs on frozen layers",
         ),
         ([str(runs / "segment"), str(pictures), f"--out={tmp_path / 'file'}"], "is a file; --out takes a folder"),
     ]

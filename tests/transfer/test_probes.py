@@ -203,7 +203,7 @@ def test_layers_are_names_lists_and_patterns(alexnet):
 
 def test_features_that_are_not_finite_are_one_sentence(sample, recipe, alexnet):
     alexnet.net.conv2.conv.bias.data[3] = float("nan")
-    with pytest.raises(UserError, match=r"layer 'conv3' gives features that are not finite"):
+    with pytest.raises(UserError, match=r"the features of layer 'conv3' are not finite"):
         transfer.linear_probe(alexnet, sample, "conv1,conv3", recipe)
 
 

@@ -84,7 +84,7 @@ def test_a_proposal_outside_its_picture_is_refused(images, tmp_path, name, case)
 def test_shares_of_the_sides_are_refused(images, tmp_path, name):
     shares = np.array([[0.1, 0.2, 0.9, 0.8], [0, 0, 1, 1], [0.5, 0.5, 0.6, 0.7]])
     path = WRITERS[name](tmp_path / name, dict.fromkeys(images.names, shares))
-    with pytest.raises(UserError, match="coordinates must be pixels, not shares of its sides"):
+    with pytest.raises(UserError, match="coordinates must be pixels, not fractions of its sides"):
         WithProposals(images, load_boxes(path), str(path))
 
 

@@ -484,7 +484,7 @@ def test_labels_are_the_greatest_scores_whatever_the_size_and_in_bands(alexnet, 
         (logits,) = net([x])
         assert torch.equal(net.labels(x), logits.argmax(1))
         large = net.labels(x, 1080, 840)
-        monkeypatch.setattr("transfer.interpolation._SCORES", 5 * 840 * 7)
+        monkeypatch.setattr("transfer.interpolation._MAX_SCORES", 5 * 840 * 7)
         assert torch.equal(net.labels(x, 1080, 840), large) and large.shape == (1, 1080, 840)
     same = F.interpolate(net.labels(x)[None].float(), (1080, 840), mode="nearest")[0] == large
     assert same.float().mean() > 0.95

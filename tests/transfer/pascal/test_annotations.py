@@ -11,7 +11,7 @@ from PIL import Image
 import transfer
 from crosschannel import UserError
 from crosschannel.data.images import MemoryImages
-from transfer.boxes import clipped, from_voc, invalid_box
+from transfer.boxes import clip_boxes, from_voc, invalid_box
 from transfer.pascal.annotations import CLASSES, Objects, read_annotation
 from transfer.pascal.config import PascalConfig
 from transfer.pascal.detections import detection_metrics, detection_rows
@@ -76,7 +76,7 @@ BAD = {
     "in the border alone": (entry(65, 10, 65, 20), "does not lie in the picture"),
     "of a larger picture": (entry(100, 100, 400, 300), "does not lie in the picture"),
     "x and y exchanged": (entry(10, 20, 40, 60), "does not lie in the picture"),
-    "shares of the sides": (entry(0.25, 0.25, 0.75, 0.9), "coordinates must be pixels, not shares"),
+    "shares of the sides": (entry(0.25, 0.25, 0.75, 0.9), "coordinates must be pixels, not fractions"),
     "an edge missing": (entry(1, 2, 3), "is damaged: the box of object 1 has .* ymax missing"),
     "an edge without a number": (entry(1, 2, "right", 4), "xmax right"),
     "no box": ("<object><name>dog</name></object>", "xmin missing"),
@@ -113,7 +113,7 @@ def test_a_perfect_detector_misses_no_accepted_object(path):
             accepted.append(read(path, document(entry(*box))))
         except UserError:
             continue
-    visible = [clipped(from_voc(objects.boxes), HEIGHT, WIDTH) for objects in accepted]
+    visible = [clip_boxes(from_voc(objects.boxes), HEIGHT, WIDTH) for objects in accepted]
     detections = [np.concatenate([[[CLASSES.index("boat"), 0.9]], boxes], 1) for boxes in visible]
     rows = detection_rows([str(i) for i in range(len(accepted))], CLASSES, detections, accepted)
     assert len(accepted) > 30 and detection_metrics(rows, np.ones((1, len(accepted))))["ap50"][0] == 1

@@ -17,7 +17,7 @@ from transfer.features import interpolation_of
 from transfer.finetuning import FineTunedClassifier, announce, build_trainable, check_choices, fit, initialise, load_net
 from transfer.pascal.devkit import open_devkit
 from transfer.pascal.table2 import ap_table, pascal_section
-from transfer.prediction import FinishedRun, Prediction, Predictor, scores_of, views_of
+from transfer.prediction import FinishedRun, Prediction, Predictor, class_scores, load_views
 from transfer.protocol import Data, Measurement, Protocol, Split
 from transfer.protocols.classify.config import ClassifyConfig
 from transfer.protocols.classify.task import Classification, RandomScaleCrops, compute_metrics
@@ -76,14 +76,14 @@ def _check_size(backbone: Backbone, size: int) -> None:
 
 
 def _predictor(run: FinishedRun) -> Predictor:
-    run.refuse_layer()
+    run.reject_layer()
     config: ClassifyConfig = run.config
     net, classes, size = load_net(run, partial(_build, config))
     view = _view(config, net.backbone.input, size, config.test_crops)
 
     def predict(data: bytes) -> Prediction:
-        logits = net(net.preprocess(views_of(data, view).images.to(run.device)))
-        return scores_of(logits.mean(0).sigmoid(), classes)
+        logits = net(net.preprocess(load_views(data, view).images.to(run.device)))
+        return class_scores(logits.mean(0).sigmoid(), classes)
 
     return predict
 

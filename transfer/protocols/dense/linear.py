@@ -136,7 +136,7 @@ class DenseProbe:
         count, device = len(self.classes), self.world.device
         shape = (len(self.net.layers), len(self.net.rates), count, count)
         confusions = torch.zeros(shape, dtype=torch.int64, device=device)
-        for rows in features.shares(TEST_BATCH, self.world, should_stop):
+        for rows in features.rank_slices(TEST_BATCH, self.world, should_stop):
             if rows.start == rows.stop:
                 continue
             truth = masks[features.indices[rows]].to(device)

@@ -10,7 +10,7 @@ from crosschannel.data import ImageSet
 from crosschannel.data.decode import BrokenImage
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
-from transfer.interpolation import greatest, line_weights, nearest, pooled_centres, squashed_places
+from transfer.interpolation import line_weights, nearest_indices, pooled_centres, resampled_argmax, resized_positions
 from transfer.pascal.masks import IGNORED, read_labels
 
 _MASK_BATCH = 64  # masks per chunk of :meth:`Points.histograms`
@@ -45,12 +45,12 @@ class Points:
 
     def weights(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Return the row weights (height, g) and column weights (width, g) that resample the grid to an image."""
-        rows, columns = (line_weights(self.centres, squashed_places(side, self.size)) for side in (height, width))
+        rows, columns = (line_weights(self.centres, resized_positions(side, self.size)) for side in (height, width))
         return rows, columns
 
     def labels(self, scores: Tensor, height: int, width: int) -> Tensor:
         """Resample scores (N, K, g, g) to the pixels of an image, and return the best class: (N, height, width)."""
-        return greatest(scores, *self.weights(height, width))
+        return resampled_argmax(scores, *self.weights(height, width))
 
     def histograms(self, masks: Tensor, classes: int) -> Tensor:
         """Return the class frequencies among the labelled pixels that are nearest to each point.
@@ -64,7 +64,7 @@ class Points:
         """
         if len(masks) > _MASK_BATCH:
             return torch.cat([self.histograms(chunk, classes) for chunk in masks.split(_MASK_BATCH)])
-        positions = squashed_places(masks.shape[1], self.size)
+        positions = resized_positions(masks.shape[1], self.size)
         cell = torch.searchsorted((self.centres[1:] + self.centres[:-1]) / 2, positions).to(masks.device)
         g = len(self.centres)
         owner = (cell[:, None] * g + cell)[None] + g * g * torch.arange(len(masks), device=masks.device)[:, None, None]
@@ -90,5 +90,5 @@ def mask_at(images: ImageSet, index: int, classes: int) -> np.ndarray:
 def small_mask(images: ImageSet, index: int, size: int, classes: int) -> Tensor:
     """Read the mask of an image (see :func:`mask_at`) and squash it to (size, size) uint8, taking nearest pixels."""
     labels = mask_at(images, index, classes)
-    rows, columns = (nearest(length, size) for length in labels.shape)
+    rows, columns = (nearest_indices(length, size) for length in labels.shape)
     return torch.from_numpy(labels[rows][:, columns])

@@ -29,7 +29,7 @@ from transfer.heads import load_head, save_heads
 from transfer.layers import LayersSection, layer_names
 from transfer.pascal.masks import open_masks
 from transfer.pascal.segmentation import mask_predictor
-from transfer.prediction import FinishedRun, Predictor, views_of
+from transfer.prediction import FinishedRun, Predictor, load_views
 from transfer.protocol import Measurement, Protocol, unweighted_metrics
 from transfer.protocols.dense.config import DenseConfig
 from transfer.protocols.dense.linear import DenseHeads, DenseProbe, FeaturesAndMasks, PointHead
@@ -59,7 +59,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     stream = Stream(train_sets[0][0].images, IndexOnly(), config.seed)
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     evaluation = loop.fit()
-    best_heads = loop.evaluated_net.chosen({layer: evaluation.metrics.get(f"{layer}/lr") for layer in layers})
+    best_heads = loop.evaluated_net.select_rates({layer: evaluation.metrics.get(f"{layer}/lr") for layer in layers})
     world.broadcast_from_main(lambda: save_heads(run.path, best_heads, split.classes))
     rows, metrics = dict(evaluation.rows), dict(evaluation.metrics)
     for layer in layers if config.k else ():
@@ -154,7 +154,7 @@ def _evaluate_neighbours(
 def _predictor(run: FinishedRun) -> Predictor:
     config: DenseConfig = run.config
     head = load_head(run, "mean_iu")
-    backbone = run.measured(open_masks)
+    backbone = run.load_backbone(open_masks)
     size = config.size or backbone.input.size
     backbone = with_input_size(backbone, size)
     features = FrozenFeatures(backbone, [head.layer], config.grid, run.device, size)
@@ -164,7 +164,7 @@ def _predictor(run: FinishedRun) -> Predictor:
     load_state(classifier, head.tensors, str(run.path))
 
     def labels(image: EncodedImage) -> torch.Tensor:
-        (scores,) = classifier(features(views_of(image.data, view).images)[head.layer])
+        (scores,) = classifier(features(load_views(image.data, view).images)[head.layer])
         return points.labels(scores, image.height, image.width)[0]
 
     return mask_predictor(labels, head.classes)

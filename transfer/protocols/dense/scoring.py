@@ -34,7 +34,7 @@ def read_masks(
         masks = (small_mask(images, int(index), size, classes)[None] for index in features.indices[rows])
         return torch.cat([batches[0], *masks])
 
-    for rank_masks in world.zip_ranks(read(rows) for rows in features.shares(_MASK_BATCH, world, should_stop)):
+    for rank_masks in world.zip_ranks(read(rows) for rows in features.rank_slices(_MASK_BATCH, world, should_stop)):
         batches.append(world.concatenate(rank_masks.to(world.device)).cpu())
     masks = torch.cat(batches)
     if not (masks != IGNORED).any():
@@ -86,7 +86,7 @@ def score_test_images(
         return by_layer
 
     batch_indices, columns = [torch.empty(0, dtype=torch.int64)], {layer: [none] for layer in points}
-    batches = test.shares(TEST_BATCH, world, should_stop)
+    batches = test.rank_slices(TEST_BATCH, world, should_stop)
     for rows, by_layer in world.zip_ranks((rows, confusions(rows)) for rows in batches):
         batch_indices.append(test.indices[rows])
         for layer, layer_confusions in by_layer.items():

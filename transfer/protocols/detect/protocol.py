@@ -211,7 +211,7 @@ def target_statistics(images: ImageSet, classes: int, config: DetectConfig) -> t
 
 
 def _predictor(run: FinishedRun) -> Predictor:
-    run.refuse_layer()
+    run.reject_layer()
     config: DetectConfig = run.config
     check_engine(config)
     propose = _proposal_function(config)

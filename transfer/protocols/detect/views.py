@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from crosschannel.data import crops
 from crosschannel.data.record import Record
 from crosschannel.data.views import Batch, SampleRNG
-from transfer.boxes import clipped, flip_boxes, from_voc, has_area, overlaps
+from transfer.boxes import clip_boxes, flip_boxes, from_voc, has_area, overlaps
 from transfer.pascal.devkit import Objects
 from transfer.protocols.detect.config import SampleConfig
 
@@ -136,7 +136,7 @@ class AllRegions:
         image, proposals = record.image(), record.fields.get("proposals", np.empty((0, 4), np.float32))
         height, width = image.height, image.width
         pixels = resize_pixels(image.pixels(), resize_factor(height, width, self.scale, self.longest))
-        boxes = clipped(proposals.astype(np.float64), height, width)
+        boxes = clip_boxes(proposals.astype(np.float64), height, width)
         boxes = boxes[has_area(boxes)] * _box_scale(pixels, height, width)
         no_boxes, no_labels = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
         return (
@@ -156,14 +156,14 @@ def trainable_objects(objects: Objects, height: int, width: int, difficult: bool
         height, width: size of the image.
         difficult: include objects marked difficult.
     """
-    boxes = clipped(from_voc(np.asarray(objects.boxes, np.float64)), height, width)
+    boxes = clip_boxes(from_voc(np.asarray(objects.boxes, np.float64)), height, width)
     selected = has_area(boxes) & (difficult | ~objects.difficult)
     return boxes[selected], objects.classes[selected]
 
 
 def candidates(proposals: np.ndarray, objects: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the candidate regions (N, 4) of an image: the boxes of its objects, and its proposals clipped to it."""
-    boxes = clipped(proposals.astype(np.float64), height, width)
+    boxes = clip_boxes(proposals.astype(np.float64), height, width)
     return np.concatenate([objects, boxes[has_area(boxes)]])
 
 

@@ -17,7 +17,7 @@ from crosschannel.errors import UserError
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.chance import majority_class
-from transfer.feature_cache import features_of_both
+from transfer.feature_cache import extract_features
 from transfer.features import centre_crop
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection, layers_table
@@ -35,7 +35,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     settings = [f"shots/{k}" for k in config.shots] or [f"share/{fraction:g}" for fraction in config.share]
     _check_shots(split.train.labels, config, split.classes)
     measurement.announce(f"layers {', '.join(layers)}")
-    train, test = features_of_both(measurement, layers, centre_crop(backbone.input, config.size))
+    train, test = extract_features(measurement, layers, centre_crop(backbone.input, config.size))
     _check_shots(train.images.labels, config, split.classes)  # again, because unreadable images were left out
     rows = test.columns()
     draws = [(setting, draw) for setting in settings for draw in range(config.draws)]

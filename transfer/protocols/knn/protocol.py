@@ -13,7 +13,7 @@ from crosschannel.errors import UserError
 from crosschannel.runs.result import Result, Rows
 from crosschannel.training.task import Evaluation
 from transfer.chance import majority_class
-from transfer.feature_cache import features_of_both
+from transfer.feature_cache import extract_features
 from transfer.features import centre_crop
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection, layers_table
@@ -29,7 +29,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     config: KNNConfig = measurement.config
     _check_k(config, len(split.train))
     measurement.announce(f"layers {', '.join(layers)}")
-    train, test = features_of_both(measurement, layers, centre_crop(backbone.input, config.size))
+    train, test = extract_features(measurement, layers, centre_crop(backbone.input, config.size))
     _check_k(config, len(train))  # again, because unreadable images were left out
     rows = test.columns()
     labels = torch.from_numpy(train.images.labels)

@@ -24,7 +24,7 @@ from transfer.features import FrozenFeatures, interpolation_of, resolve_crop
 from transfer.heads import load_head, save_heads
 from transfer.labelled import open_labelled
 from transfer.layers import LayersSection
-from transfer.prediction import FinishedRun, Prediction, Predictor, scores_of, views_of
+from transfer.prediction import FinishedRun, Prediction, Predictor, class_scores, load_views
 from transfer.protocol import Measurement, Protocol, unweighted_metrics
 from transfer.protocols.linear_probe.config import LinearProbeConfig
 from transfer.protocols.linear_probe.published import ATTRIBUTION, IMAGENET_PROBES
@@ -75,7 +75,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     )
     loop = Loop(task, stream, config, run, world, measurement.console.quiet)
     evaluation = loop.fit()
-    best_probes = loop.evaluated_net.chosen({layer: evaluation.metrics.get(f"{layer}/lr") for layer in layers})
+    best_probes = loop.evaluated_net.select_rates({layer: evaluation.metrics.get(f"{layer}/lr") for layer in layers})
     world.broadcast_from_main(lambda: save_heads(run.path, best_probes, split.classes))
     return replace(evaluation, metrics=evaluation.metrics | unweighted_metrics(accuracy_by_class, evaluation.rows))
 
@@ -88,15 +88,15 @@ def _test_view(config: LinearProbeConfig, input: InputSpec) -> View:
 def _predictor(run: FinishedRun) -> Predictor:
     config: LinearProbeConfig = run.config
     head = load_head(run, "top1")
-    backbone = run.measured(open_labelled)
+    backbone = run.load_backbone(open_labelled)
     view = _test_view(config, backbone.input)
     features = FrozenFeatures(backbone, [head.layer], config.pooling, run.device, view.size)
     probe = LayerProbe(features.shapes()[head.layer], len(head.classes), 1, config.norm).to(run.device).eval()
     load_state(probe, head.tensors, str(run.path))
 
     def predict(data: bytes) -> Prediction:
-        (logits,) = probe(features(views_of(data, view).images)[head.layer])
-        return scores_of(logits.softmax(1).mean(0), head.classes)
+        (logits,) = probe(features(load_views(data, view).images)[head.layer])
+        return class_scores(logits.softmax(1).mean(0), head.classes)
 
     return predict
 

@@ -192,7 +192,7 @@ class LinearProbe:
         All views of an image are in the same batch.
         """
         if isinstance(images, StoredFeatures):
-            for rows in images.shares(self.batch, self.world, should_stop):
+            for rows in images.rank_slices(self.batch, self.world, should_stop):
                 if rows.start < rows.stop:
                     yield images.rows(rows, self.world.device), images.indices[rows]
             return

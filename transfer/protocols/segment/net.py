@@ -17,7 +17,7 @@ from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 from crosschannel.models.module_net import eval_mode
 from transfer.finetuning import FineTuned
-from transfer.interpolation import greatest, line_weights, resample, squashed_places
+from transfer.interpolation import line_weights, resample, resampled_argmax, resized_positions
 
 Upsampling = Literal["deconvolution", "bilinear"]
 
@@ -91,9 +91,9 @@ class Segmenter(FineTuned):
         """
         scores = self._scores(x)
         positions = [
-            squashed_places(length or side, side) for length, side in zip((height, width), x.shape[2:], strict=True)
+            resized_positions(length or side, side) for length, side in zip((height, width), x.shape[2:], strict=True)
         ]
-        return greatest(scores, *self._weights(scores, len(self.layers) - 1, positions))
+        return resampled_argmax(scores, *self._weights(scores, len(self.layers) - 1, positions))
 
     def _logits(self, x: Tensor) -> Tensor:
         scores = self._scores(x)

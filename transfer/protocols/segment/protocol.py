@@ -85,7 +85,7 @@ def _check_sizes(net: Segmenter, crop: int) -> None:
 
 
 def _predictor(run: FinishedRun) -> Predictor:
-    run.refuse_layer()
+    run.reject_layer()
     net, classes, _ = load_net(run, partial(_build, run.config))
 
     def labels(image: EncodedImage) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from crosschannel.data.crops import flip_image
 from crosschannel.data.record import Record
 from crosschannel.data.views import Batch, SampleRNG
-from transfer.interpolation import nearest
+from transfer.interpolation import nearest_indices
 from transfer.pascal.masks import IGNORED, read_labels
 
 # (H, W, 3) uint8 RGB, (H, W) uint8 labels, and (height, width) without padding. Padding lies below the image and to its
@@ -115,7 +115,7 @@ class MaskedCrops:
         height, width = (min(self.size, max(1, round(length * factor))) for length in window)
         patch = torch.from_numpy(pixels[top : top + window[0], left : left + window[1]])[None].permute(0, 3, 1, 2)
         patch = F.interpolate(patch, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-        rows, columns = (nearest(*lengths) for lengths in zip(window, (height, width), strict=True))
+        rows, columns = (nearest_indices(*lengths) for lengths in zip(window, (height, width), strict=True))
         mask = labels[top + rows][:, left + columns]
         if self.mirror and u[3] < 0.5:
             patch, mask = flip_image(patch), mask[:, ::-1]

@@ -20,7 +20,7 @@ from crosschannel.models import InputSpec
 from crosschannel.runs.result import Result, Rows, load_rows, save_rows
 from crosschannel.training.task import Evaluation
 from transfer.chance import random_ranking
-from transfer.feature_cache import features_of_both
+from transfer.feature_cache import extract_features
 from transfer.features import interpolation_of
 from transfer.groups import Group
 from transfer.layers import LayersSection, layers_table
@@ -43,7 +43,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     measurement.announce(f"layers {', '.join(layers)}")
     shots = _feasible_shots(split.train.labels, config, measurement)
     view = _view(config, backbone.input)
-    train, test = features_of_both(measurement, layers, view)
+    train, test = extract_features(measurement, layers, view)
     labels = train.images.labels  # of the images that could be read
     if len(labels) < len(split.train):
         shots = _feasible_shots(labels, config, measurement)
