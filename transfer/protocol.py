@@ -118,7 +118,7 @@ class Measurement:
         patterns = self.config.layer
         left_out = getattr(self.backbone.net, "left_out", {})
         if "all" in patterns.split(",") and left_out:
-            self.console.print(f"left out: {'; '.join(left_out.values())}")
+            self.console.print(f"excluded: {'; '.join(left_out.values())}")
         return self.backbone.choose_layers(patterns)
 
     def announce(self, details: str) -> None:

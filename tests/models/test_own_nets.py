@@ -171,7 +171,7 @@ def test_a_size_that_does_not_fit_says_how_to_say_it(mynets, photo_folder, capsy
 def test_all_on_a_hand_written_net_from_the_command_line(mynets, photo_folder, tmp_path, capsys):
     words = ["knn", "--backbone=mynets:ViT,size=64", f"--data={photo_folder}", "--workers=0", "--k=3"]
     assert transfer_main([*words, "--out=o"]) == 0
-    assert "left out: layer 'auxiliary' is not reached" in capsys.readouterr().err
+    assert "excluded: layer 'auxiliary' is not reached" in capsys.readouterr().err
     result = transfer.load_result(tmp_path / "o")
     assert {name.partition("/")[0] for name in result.metrics} == {
         "stem", "blocks.0", "blocks.1", "blocks.2", "norm", "head",
