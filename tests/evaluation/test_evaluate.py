@@ -209,7 +209,7 @@ def test_bad_input_is_one_sentence(nets, photo_folder, tmp_path, capsys):
         (other, ["--methods", "grey", judge], "has 10 (the first is class0), --data has 3"),
         (grey, ["--methods", "grey", judge], "requires images in class folders"),
         (photo_folder, ["--methods", "grey", f"--classifier={full}"], "no classifier: it was trained on the task"),
-        (photo_folder, ["--methods", "grey", "--lpips=timm:resnet18"], "lpips is defined on torchvision:alexnet"),
+        (photo_folder, ["--methods", "grey", "--lpips=timm:resnet18"], "lpips must be torchvision:alexnet"),
         (photo_folder, ["--methods", "grey", "--prior=imagenet-256"], "too few for a lam of 0"),
         (tmp_path / "nowhere", ["--methods", "grey"], "no data at"),
     ):  # fmt: skip
