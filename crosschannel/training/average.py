@@ -9,11 +9,11 @@ from torch import nn
 class WeightAverage:
     """Exponential moving average of weights and BatchNorm statistics.
 
-    The decay is smaller in the first steps, so that the initial weights fade quickly.
+    The decay is smaller in the first steps, so that the initial weights are forgotten quickly.
 
     Args:
         net: net whose weights are averaged.
-        decay: decay after the first steps.
+        decay: decay per step, after the first steps.
 
     Attributes:
         net: copy of the net with the averaged weights.
@@ -29,7 +29,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Add the weights after a step (counted from 0) to the average."""
+        """Update the average with the weights after a step (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for average, current in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
             if average.is_floating_point():

@@ -18,7 +18,7 @@ _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint, then delete all but the latest ``keep``.
+    """Write a checkpoint, then delete all but the ``keep`` latest ones.
 
     Raises:
         UserError: the file could not be written.
@@ -41,7 +41,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 
 def prune(latest: Path, keep: int) -> None:
-    """Delete checkpoints older than ``latest``, so that ``keep`` remain, including ``latest``."""
+    """Delete all checkpoints before ``latest`` except the last ``keep - 1``."""
     for path in list_checkpoints(latest.parent):
         if _step(path) < _step(latest):
             keep -= 1
@@ -74,7 +74,7 @@ def load_latest(
     for path in paths:
         try:
             accept(load(path))
-        except Damaged as error:
+        except DamagedCheckpoint as error:
             problem = str(error)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             problem = f"it does not fit this run: {(str(error).splitlines() or [''])[0]}"
@@ -86,25 +86,25 @@ def load_latest(
     return None
 
 
-class Damaged(Exception):
-    """Error for a checkpoint that cannot be read; its message is the reason."""
+class DamagedCheckpoint(Exception):
+    """Error for an unreadable checkpoint; the message is the reason."""
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load a state that :func:`save` wrote, on the CPU. Only tensors and plain values are unpickled.
+    """Load the state in a checkpoint onto the CPU. Only tensors and plain values are unpickled.
 
     Raises:
-        Damaged: the file is damaged.
+        DamagedCheckpoint: the file is damaged.
         UserError: the file was written by a newer version.
     """
     if _digest(path) != _NAME.fullmatch(path.name)[2]:
-        raise Damaged("its checksum does not match its name")
+        raise DamagedCheckpoint("its checksum does not match its name")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling damaged bytes can raise any type of error
-        raise Damaged((str(error).splitlines() or [type(error).__name__])[0]) from None
+        raise DamagedCheckpoint((str(error).splitlines() or [type(error).__name__])[0]) from None
     if not isinstance(state, dict) or not isinstance(state.get("schema"), int) or state.get("step") != _step(path):
-        raise Damaged("it does not contain the state of a run")
+        raise DamagedCheckpoint("it does not contain the state of a run")
     if state["schema"] > SCHEMA:
         raise UserError(f"{path} was written by a newer crosschannel (schema {state['schema']}); update crosschannel")
     return state

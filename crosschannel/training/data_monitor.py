@@ -1,4 +1,4 @@
-"""Monitoring of training images: broken images are reported and counted over all ranks, and a run stops if there are
+"""Monitoring of training images: broken images are logged and counted over all ranks, and the run stops if there are
 too many of them or if no images are left."""
 
 from crosschannel.data import Batch, BrokenImages, Stream
@@ -13,9 +13,9 @@ class DataMonitor:
     Args:
         stream: training stream.
         micro_batch_size: samples per micro-batch.
-        world: ranks that share their reports.
+        world: ranks that exchange their reports.
         limit: maximum fraction of broken images.
-        log: log that reports broken images.
+        log: log to which broken images are written.
     """
 
     def __init__(self, stream: Stream, micro_batch_size: int, world: World, limit: float, log: TrainingLog):
@@ -35,7 +35,9 @@ class DataMonitor:
         return bool(self.end_reason) or any(micro_batch.broken for micro_batch in micro_batches or ())
 
     def check(self, micro_batches: list[Batch], has_updates: bool, count: int) -> None:
-        """Report (once per image), count and limit the broken images of all ranks.
+        """Log and count the broken images of all ranks, and raise an error if there are too many.
+
+        Each image is logged only once.
 
         Args:
             micro_batches: this rank's micro-batches of the step.
@@ -47,10 +49,10 @@ class DataMonitor:
         """
         broken: list[tuple[str, str]] = []
         if has_updates:
-            local = [
+            local_broken = [
                 (self.names[index], reason) for micro_batch in micro_batches for index, reason in micro_batch.broken
             ]
-            reports = self.world.gather((local, self.end_reason))
+            reports = self.world.gather((local_broken, self.end_reason))
             broken = [entry for entries, _ in reports for entry in entries]
             self.end_reason = next((end_reason for _, end_reason in reports if end_reason), "")
         for name, reason in broken:

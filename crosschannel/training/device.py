@@ -1,4 +1,4 @@
-"""Choice of the device, and the values that ``auto`` stands for on it (a fixed table, not a benchmark)."""
+"""Choice of the device, and of the values of ``auto`` settings on that device (from a fixed table, not a benchmark)."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ AUTO = {
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device with a name; ``auto`` is the first GPU, or the CPU if there is none.
+    """Return the device of that name; ``auto`` is the first GPU, or the CPU if there is no GPU.
 
     Raises:
         UserError: invalid name, or the device is not available.
@@ -41,7 +41,7 @@ def find_device(name: str) -> torch.device:
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """Convert the name of a device to a device; return a device unchanged.
+    """Convert a device name to a ``torch.device``; return a ``torch.device`` unchanged.
 
     Raises:
         UserError: wrong type, invalid name, or the device is not available.
@@ -71,7 +71,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def resolve_auto(config: C, run: RunFolder, world: World) -> C:
-    """Replace ``auto`` in precision, channels_last and compile by the value stored in a resumed run, or else by the
+    """Replace ``auto`` in precision, channels_last and compile with the value stored in a resumed run, or else with the
     default for the device (:data:`AUTO`). All ranks use rank 0's values."""
 
     def resolve() -> dict[str, Any]:

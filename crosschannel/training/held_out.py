@@ -1,4 +1,4 @@
-"""A pass over held-out images that is divided among ranks, can be interrupted, and collects broken images."""
+"""Pass over held-out images that is divided among ranks, can be interrupted, and collects broken images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ class HeldOut(Generic[T]):
 
     Args:
         stream: evaluation stream.
-        compute: function of a batch that returns its result. A UserError on one rank is raised on all ranks.
+        compute: function that returns the result for a batch. A UserError on one rank is raised on all ranks.
         world: ranks that divide the images among them. All views of an image are in the same batch.
         batch: samples per rank and batch, rounded up to whole images.
         workers: loader workers; 0 decodes in this process.
-        should_stop: called for every batch, on all ranks; stops the pass if it returns True.
+        should_stop: called for every batch, on all ranks; the pass stops if it returns True.
         may_be_empty: accept a pass in which no image is readable.
 
     Attributes:
@@ -93,7 +93,9 @@ def in_order(world: World, indices: list[Tensor], columns: dict[str, list[Tensor
     Returns:
         The sorted indices (n,) and the columns in that order, on the CPU of every rank.
     """
-    all_indices = world.concatenate(torch.cat([torch.empty(0, dtype=torch.int64), *indices]).to(world.device)).cpu()
-    order = all_indices.argsort()
+    gathered_indices = world.concatenate(
+        torch.cat([torch.empty(0, dtype=torch.int64), *indices]).to(world.device)
+    ).cpu()
+    order = gathered_indices.argsort()
     gathered = {name: world.concatenate(torch.cat(batches).to(world.device)).cpu() for name, batches in columns.items()}
-    return all_indices[order], {name: column[order] for name, column in gathered.items()}
+    return gathered_indices[order], {name: column[order] for name, column in gathered.items()}

@@ -1,6 +1,6 @@
 """Isolation of a call from the global state of torch, NumPy and Python.
 
-A user may call a protocol under ``torch.no_grad()``, autocast or another default device, or between two training
+Users may call a protocol under ``torch.no_grad()``, autocast or another default device, or between two training
 steps. The results must not depend on that state, and the call must leave it unchanged.
 """
 
@@ -15,12 +15,12 @@ import torch
 from crosschannel.data.stream import workers_ended
 from crosschannel.models.module_net import no_autocast
 
-_FLAGS: tuple[tuple[Any, str, Any], ...] = (
+_CUDNN_FLAGS: tuple[tuple[Any, str, Any], ...] = (  # owner, attribute, default
     (torch.backends.cudnn, "enabled", True),
     (torch.backends.cudnn, "benchmark", False),
     (torch.backends.cudnn, "deterministic", False),
 )
-_PRECISIONS = ("", "cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn", "mkldnn", "mkldnn.matmul", "mkldnn.conv")
+_PRECISION_BACKENDS = ("", "cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn", "mkldnn", "mkldnn.matmul", "mkldnn.conv")
 
 
 @contextlib.contextmanager
@@ -36,16 +36,16 @@ def isolated(seed: int) -> Iterator[None]:
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(no_autocast())
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
-        stack.enter_context(_default_tensors())
-        stack.enter_context(_algorithms())
-        stack.enter_context(_random_state(seed))
+        stack.enter_context(_default_dtype_and_device())
+        stack.enter_context(_default_algorithms())
+        stack.enter_context(_seeded_rngs(seed))
         stack.enter_context(workers_ended())
         yield
 
 
 @contextlib.contextmanager
-def _default_tensors() -> Iterator[None]:
-    """Set the default dtype to float32 and the default device to the CPU."""
+def _default_dtype_and_device() -> Iterator[None]:
+    """Set the default dtype to float32 and the default device to the CPU, then restore both."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
     try:
@@ -57,12 +57,12 @@ def _default_tensors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _algorithms() -> Iterator[None]:
-    """Reset cuDNN flags, determinism and float32 matmul precision to torch's defaults."""
-    flags = [getattr(owner, name) for owner, name, _ in _FLAGS]
+def _default_algorithms() -> Iterator[None]:
+    """Use torch's defaults for cuDNN flags, determinism and float32 matmul precision, then restore the old values."""
+    flags = [getattr(owner, name) for owner, name, _ in _CUDNN_FLAGS]
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    for owner, name, value in _FLAGS:
+    for owner, name, value in _CUDNN_FLAGS:
         setattr(owner, name, value)
     if deterministic:
         torch.use_deterministic_algorithms(False)
@@ -72,7 +72,7 @@ def _algorithms() -> Iterator[None]:
     finally:
         if torch.are_deterministic_algorithms_enabled() != deterministic:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        for (owner, name, _), value in zip(_FLAGS, flags, strict=True):
+        for (owner, name, _), value in zip(_CUDNN_FLAGS, flags, strict=True):
             setattr(owner, name, value)
 
 
@@ -81,8 +81,8 @@ def _full_precision_matmuls() -> Iterator[None]:
     """Compute float32 matmuls in full float32 precision."""
     try:
         precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # this older setting cannot be combined with the newer `fp32_precision`
-        with _full_precision_backends():
+    except RuntimeError:  # this older setting cannot be read once the newer `fp32_precision` is used
+        with _reset_backend_precisions():
             yield
         return
     torch.set_float32_matmul_precision("highest")
@@ -93,8 +93,8 @@ def _full_precision_matmuls() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_precision_backends() -> Iterator[None]:
-    backends = [_backend(path) for path in _PRECISIONS]
+def _reset_backend_precisions() -> Iterator[None]:
+    backends = [_backend(path) for path in _PRECISION_BACKENDS]
     precisions = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "none"
@@ -114,10 +114,10 @@ def _backend(path: str) -> Any:
 
 
 @contextlib.contextmanager
-def _random_state(seed: int) -> Iterator[None]:
+def _seeded_rngs(seed: int) -> Iterator[None]:
     """Seed all global RNGs, since a user's net may use any of them, then restore their states."""
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(gpus):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -125,5 +125,5 @@ def _random_state(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -15,10 +15,10 @@ from crosschannel.errors import file_problem
 
 
 class TrainingLog:
-    """Log of a training run: messages, metrics and pictures.
+    """Log of messages, metrics and pictures of a training run.
 
     Args:
-        run: run folder, in which TensorBoard events are written.
+        run: run folder, to which TensorBoard events are written.
         steps: optimiser steps of the complete run.
         tensorboard: write TensorBoard events.
         idle: neither print nor write (all ranks except rank 0).
@@ -35,7 +35,7 @@ class TrainingLog:
 
     @contextlib.contextmanager
     def progress(self, step: int) -> Iterator[None]:
-        """Show progress from a step on, until the block ends."""
+        """Show a progress bar, starting at a step, for the duration of the block."""
         self._purge_step = step + 1 if step else None
         self._start_step, self._start_time = step, time.monotonic()
         if self.console.is_terminal and not self.console.quiet:

@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom: set up, resume, then step, log, evaluate, checkpoint and stop."""
+"""The training loop: set up and resume, then step, log, evaluate, save checkpoints and stop."""
 
 import contextlib
 import itertools
@@ -74,21 +74,21 @@ class Loop:
         self.steps_done = 0
         self.losses: list[Tensor] = []  # since the last log line
         self.is_evaluated = True  # False while an evaluation is due at `steps_done`
-        self.evaluation: Evaluation | None = None  # the latest one in this process
-        self.reported_broken: set[str] = set()  # held-out images
+        self.evaluation: Evaluation | None = None  # latest evaluation in this process
+        self.reported_broken: set[str] = set()  # names of held-out images
         self.metrics_complete = True  # False after a failed write to metrics.jsonl
 
     @property
     def evaluated_net(self) -> nn.Module:
-        """Net that is evaluated and saved as the result: the running average if there is one, else ``net``."""
+        """Net that is evaluated and saved as the result: the weight average if there is one, else ``net``."""
         return self.net if self.average is None else self.average.net
 
     def fit(self) -> Evaluation:
         """Train until the last step and return the final evaluation.
 
         Raises:
-            Interrupted: a signal stopped the run; its state is saved.
-            UserError: there are too many broken images; the state is saved.
+            Interrupted: a signal stopped the run, after its state was saved.
+            UserError: there are too many broken images; the state was saved.
         """
         warnings: list[str] = []
         checkpoint = self.world.broadcast_from_main(
@@ -105,12 +105,12 @@ class Loop:
         with self.log.progress(self.steps_done):
             self._start(checkpoint is not None, warnings)
             self._train()
-            if self.evaluation is None:  # the run was killed between its final evaluation and its result
+            if self.evaluation is None:  # the run was killed after its final evaluation, before writing its result
                 self.evaluation = self._compute_evaluation()
         return self.evaluation
 
     def _start(self, resumed: bool, warnings: list[str]) -> None:
-        """Log where a resumed run continues, or set the initial weights of a new one; write the config."""
+        """Log the step at which a run resumes, or set the initial weights of a new run; write the config."""
         for warning in warnings:
             self.log.message(warning)
         if resumed:
@@ -234,7 +234,7 @@ class Loop:
         """Accumulate the gradients of this rank's micro-batches.
 
         Returns:
-            (2,) float64: the summed loss of this rank, and its count, by which :meth:`update` divides.
+            (2,) float64: this rank's summed loss and count; :meth:`update` divides by the count of all ranks.
         """
         config = self.config
         keys = (config.seed, self.steps_done, self.world.rank, *([phase] if phase else []))
@@ -250,7 +250,7 @@ class Loop:
             with sync_context:
                 with self.autocast():
                     loss, count = step(model, micro_batch)
-                # Dividing by the batch size keeps float16 gradients in range; `update` replaces it by the count.
+                # Dividing by the batch size keeps float16 gradients in range; `update` divides by the count instead.
                 self.scaler.scale(loss / config.train.batch).backward()
             sums += torch.stack((loss.detach().double(), count.double()))
         if self.phases and self.world.size > 1:
@@ -308,7 +308,7 @@ class Loop:
         self.log.scalars(self.steps_done, values, text)
 
     def _log_metrics(self, values: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl. Write errors do not stop the run; only the first one is reported."""
+        """Append a line to metrics.jsonl. Write errors do not stop the run, and only the first is reported."""
         try:
             self.run.log_metrics(self.steps_done, **values)
         except OSError as error:
@@ -384,9 +384,9 @@ class Loop:
 
         Raises:
             UserError: the checkpoint belongs to other training images.
-            KeyError, TypeError, ValueError, RuntimeError: the checkpoint does not fit this run; an earlier one may.
+            KeyError, TypeError, ValueError, RuntimeError: the checkpoint does not fit this run, but an earlier one may.
         """
-        if state["images"] != self.stream.images.names.fingerprint():  # older runs have no images.json
+        if state["images"] != self.stream.images.names.fingerprint():  # older runs have no images.json to check
             raise UserError(
                 f"{self.run.path} was started on other images than those of --data; pass the original --data or "
                 "another --out"

@@ -1,4 +1,4 @@
-"""malloc settings. This module does not import torch, because they must be set before torch allocates memory."""
+"""malloc settings. They must be made before torch allocates memory, so this module does not import torch."""
 
 import contextlib
 import ctypes

@@ -12,13 +12,13 @@ from crosschannel.config.training import OptimConfig, ScheduleConfig
 def build_optimizer(
     net: nn.Module, config: OptimConfig, factors: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """Build an optimiser with separate parameter groups for weights (two or more dimensions) and for biases and norms,
-    and for each learning-rate factor.
+    """Build an optimiser with a parameter group for each learning-rate factor, separately for weights (two or more
+    dimensions) and for biases and norms.
 
     Args:
         net: net whose trainable parameters are optimised.
         config: optimiser config.
-        factors: learning-rate factors by parameter name; default 1. Each group stores its factor as ``scale``.
+        factors: learning-rate factors by parameter name; default 1. Each group stores its factor under ``scale``.
     """
     members: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
@@ -64,6 +64,6 @@ def rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all groups, times the factor of each."""
+    """Set the learning rate of each group to ``lr`` times the factor of the group."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]

@@ -1,4 +1,4 @@
-"""Distributed training: joining the process group that torchrun or SLURM describes, and the collectives in use."""
+"""Distributed training: joining the process group that torchrun or SLURM describes, and collective operations."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from crosschannel.errors import UserError, file_problem
 
 T = TypeVar("T")
 PATIENCE = 60.0  # seconds that a call from Python waits for the other ranks to make the same call
-_STORE_TIMEOUT = timedelta(minutes=30)  # torch's default, for all operations after the ranks have met
+_STORE_TIMEOUT = timedelta(minutes=30)  # torch's default, for all operations after all ranks have joined
 
 
 @dataclass
@@ -52,13 +52,13 @@ class World:
     def sum_and_any(self, sums: Tensor, *flags: bool) -> list[bool]:
         """Sum a 1-D float tensor over all ranks, in place, and return for each flag whether any rank has set it.
 
-        Both take a single collective.
+        This needs only one collective operation.
         """
         if self.size == 1:
             return list(flags)
-        row = torch.cat((sums, torch.tensor(flags, device=sums.device).to(sums)))
-        sums.copy_(self.sum(row)[: len(sums)])
-        return (row[len(sums) :] > 0).tolist()
+        packed = torch.cat((sums, torch.tensor(flags, device=sums.device).to(sums)))
+        sums.copy_(self.sum(packed)[: len(sums)])
+        return (packed[len(sums) :] > 0).tolist()
 
     def any(self, flag: bool) -> bool:
         """Return whether any rank has set its flag."""
@@ -98,7 +98,7 @@ class World:
         return result
 
     def gather_results(self, function: Callable[[], Any]) -> list[Any]:
-        """Call a function on every rank and return all results, in order of rank.
+        """Call a function on every rank and return all results, in rank order.
 
         Raises:
             UserError: the function failed with a UserError on any rank; raised on all ranks.
@@ -125,7 +125,7 @@ class World:
             yield batch
 
     def concatenate(self, rows: Tensor) -> Tensor:
-        """Concatenate tensors (N, …) of all ranks, in order of rank; N may differ between ranks."""
+        """Concatenate tensors (N, …) of all ranks, in rank order; N may differ between ranks."""
         if self.size == 1:
             return rows
         counts = torch.zeros(self.size, dtype=torch.int64, device=self.device)
@@ -138,7 +138,7 @@ class World:
         return torch.cat([tensor[:count] for tensor, count in zip(gathered, counts.tolist(), strict=True)])
 
     def gather(self, value: object) -> list:
-        """Gather a picklable value from every rank; return the values in order of rank."""
+        """Gather a picklable value from every rank; return the values in rank order."""
         if self.size == 1:
             return [value]
         values: list = [None] * self.size
@@ -149,12 +149,12 @@ class World:
 @contextlib.contextmanager
 def joined_world(device: torch.device, timeout_s: float | None = None) -> Iterator[World]:
     """Call :func:`join_world`; on exit, leave the process group unless it existed before."""
-    existed = dist.is_available() and dist.is_initialized()
+    was_initialized = dist.is_available() and dist.is_initialized()
     world = join_world(device, timeout_s)
     try:
         yield world
     finally:
-        if not existed:
+        if not was_initialized:
             leave_world()
 
 
@@ -213,9 +213,10 @@ def _start_group(rank: int, size: int, backend: str, timeout_s: float | None) ->
 
 
 def _wait_for_ranks(store: dist.Store, rank: int, size: int, timeout_s: float) -> None:
-    """Wait until all ranks have made this call. A collective would wait forever and leave the group unusable.
+    """Wait until all ranks have made this call.
 
-    The last rank to arrive, or the first to time out, decides the outcome for all.
+    Without this check, a collective operation that some rank does not join would block forever and leave the group
+    unusable. The last rank to arrive, or the first to time out, decides the outcome for all.
 
     Raises:
         UserError: some ranks did not make the call in time.
@@ -232,7 +233,7 @@ def _wait_for_ranks(store: dist.Store, rank: int, size: int, timeout_s: float) -
     if store.get(f"{call}/outcome") != b"met":
         raise UserError(
             f"not all of {size} ranks made this call within {timeout_s:g} s of each other (this is rank {rank}): in a "
-            "process group every rank must make it"
+            "process group every rank must make the same calls"
         )
 
 
@@ -244,11 +245,11 @@ def _decide(store: dist.Store, call: str, outcome: str) -> None:
 
 @cache
 def _wait_before_forks() -> None:
-    """Before loader workers are forked, wait until the threads of collectives have freed their tensors.
+    """Make every fork (of a loader worker) wait until the threads of collective operations have freed their tensors.
 
     A thread that frees the last reference to a tensor creates a Python thread state while it holds a lock of the
-    interpreter. A fork at that moment copies the locked lock, and on Python 3.11 the child waits for it forever.
-    Python 3.12 re-initialises the lock in the child.
+    interpreter. A fork at that moment copies the lock in its locked state, and on Python 3.11 the child waits for it
+    forever. Python 3.12 re-initialises the lock in the child.
     """
 
     def wait() -> None:
@@ -268,7 +269,7 @@ def _environment_int(variable: str, default: str = "") -> int:
 
 
 def leave_world() -> None:
-    """Leave the process group. Without an error, wait for all ranks first."""
+    """Leave the process group. Unless an exception is being handled, wait for all ranks first."""
     if dist.is_available() and dist.is_initialized():
         if sys.exc_info()[0] is None:  # gloo's threads may abort a rank that leaves before the others
             dist.barrier()

@@ -16,10 +16,10 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """Open the run folder of a command on all ranks.
 
-    Rank 0 locks the folder, and its errors are raised on every rank. Signals set ``flag`` as long as the lock is held.
+    Rank 0 locks the folder, and its errors are raised on every rank. Until the block ends, signals set ``flag``.
 
     Raises:
-        UserError: the folder is locked by another process, is not a run of this command, or has other settings.
+        UserError: the folder is locked by another process, is not a run of this command, or has a different config.
     """
     run = None
 

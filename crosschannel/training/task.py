@@ -1,4 +1,4 @@
-"""The interface between the training loop and a task, which has ``step`` and ``evaluate``."""
+"""Interface between the training loop and tasks: a task has the methods ``step`` and ``evaluate``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Evaluation:
         rows: per-image data from which the metrics are computed (see :data:`crosschannel.runs.result.Rows`).
         broken: reasons why images could not be read, by image name; these images are not scored.
         line: summary of the metrics, for the log.
-        pictures: returns pictures by name, (H, W, 3) uint8; called only on rank 0.
+        pictures: function that returns pictures by name, (H, W, 3) uint8; called only on rank 0.
     """
 
     metrics: dict[str, float]
@@ -32,23 +32,23 @@ class Evaluation:
 
 
 class Task(Protocol):
-    """Model, loss and evaluation of a command that trains.
+    """Model, loss and evaluation for a training command.
 
     Attributes:
         net: net with the weights to train. The loop passes it to ``step`` and ``evaluate``, possibly wrapped (DDP,
             ``torch.compile``) or with averaged weights.
-        rate_factors: factors of the learning rate by parameter name; 1 for parameters not listed.
+        rate_factors: learning-rate factors by parameter name; 1 for parameters not listed.
     """
 
     net: nn.Module
     rate_factors: Mapping[str, float]
 
     def initialise(self, stream: Stream) -> bool:
-        """Set the initial weights; return whether that was slow enough to save them at once."""
+        """Set the initial weights; return whether this took so long that they should be saved at once."""
         ...
 
     def step(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of a batch and the count to divide it by, both scalars.
+        """Return the summed loss of a batch and the count by which the loop divides it, both scalars.
 
         A task may have an attribute ``phases``: a tuple of module names for each phase of a step. Each phase updates
         its modules with a separate optimiser, and ``step`` takes the index of the phase as ``phase=0``, ….
@@ -60,6 +60,6 @@ class Task(Protocol):
 
         Raises:
             Interrupted: ``should_stop`` returned True.
-            UserError: there is nothing to evaluate on; raised on all ranks.
+            UserError: there are no images to evaluate on; raised on all ranks.
         """
         ...

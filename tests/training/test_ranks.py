@@ -99,7 +99,7 @@ def test_a_call_of_only_one_rank_is_refused_and_the_group_still_works(tmp_path):
     by_rank = run_ranks(ALONE, tmp_path)
     for rank, (outcomes, total, is_initialized) in enumerate(by_rank):
         assert outcomes[0].startswith("not all of 2 ranks made this call within 1 s of each other")
-        assert f"this is rank {rank}" in outcomes[0] and "every rank must make it" in outcomes[0]
+        assert f"this is rank {rank}" in outcomes[0] and "every rank must make the same calls" in outcomes[0]
         assert outcomes[1].keys() == {"0/knn1"} and total == 2 and is_initialized
     assert by_rank[0][0][1] == by_rank[1][0][1]
 
