@@ -21,14 +21,14 @@ def with_input(backbone: Backbone, kind: str) -> Backbone:
     """Change the input of a backbone from grey to Lab, in place: its first convolution gets zero ab filters.
 
     Raises:
-        UserError: any other change of input.
+        UserError: any other change of the input kind.
     """
     current = backbone.input.kind
     if kind == current:
         return backbone
     if kind != "lab" or current != "grey" or not backbone.is_sequential:
         raise UserError(
-            f"input {kind}: this backbone takes {current}, and only built-in nets with grey input can change, to lab"
+            f"input {kind}: this backbone has input {current}; only built-in nets can change it, from grey to lab"
         )
     widen_to_lab(backbone.net)
     backbone.input = replace(backbone.input, kind="lab")
@@ -47,10 +47,10 @@ def absorbed(backbone: Backbone) -> Backbone:
 
 @torch.no_grad()
 def fold_input_scale(net: LayeredNet, input: InputSpec) -> InputSpec:
-    """Fold the scale of an input into the net's first convolution, in place; return the input with scale 1.
+    """Fold the scale of the input into the net's first convolution, in place; return the input with scale 1.
 
     This is for export and inference. For fine-tuning, keep the scale in the input: with a folded scale, the first
-    convolution would learn 1 / scale² times too fast.
+    convolution would learn too fast, by a factor of 1 / scale².
     """
     if input.scale == 1:
         return input
@@ -59,12 +59,12 @@ def fold_input_scale(net: LayeredNet, input: InputSpec) -> InputSpec:
 
 
 def without_input_scale(backbone: Backbone) -> Backbone:
-    """Return the backbone, or a copy with its input's scale folded into the first convolution."""
+    """Return a copy with the input's scale folded into the first convolution; the backbone itself if the scale is 1."""
     if backbone.input.scale == 1:
         return backbone
-    copied = copy.deepcopy(backbone)
-    copied.input = fold_input_scale(copied.net, copied.input)
-    return copied
+    result = copy.deepcopy(backbone)
+    result.input = fold_input_scale(result.net, result.input)
+    return result
 
 
 def lacks_fc(backbone: Backbone) -> bool:

@@ -1,8 +1,8 @@
 """AlexNet for representation learning: CaffeNet without LRN in two geometries that share weights, and its variants in
 the literature.
 
-"padded" is the geometry of pretraining: fully convolutional, with maps on the pixel grid (position i of conv1 is
-centred on pixel 4i, of pool1 on 8i, of pool2 on 16i). "probe" is the geometry of transfer protocols, for 227 px crops.
+"padded" is the geometry of pretraining: fully convolutional, with maps on the pixel grid (position i is centred on
+pixel 4i in conv1, 8i in pool1 and 16i in pool2). "probe" is the geometry of transfer protocols, for 227 px crops.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from crosschannel.models.nets import Geometry, NetSpec
 
 @dataclass(frozen=True)
 class Variant:
-    """Architecture options in which published AlexNets differ.
+    """Architecture options that differ between published AlexNets.
 
     Attributes:
         widths: output channels of conv1 to conv5.
@@ -29,7 +29,7 @@ class Variant:
         fc_norm: whether fc6 and fc7 have BatchNorm.
         fc_bias: whether fc6 and fc7 have biases.
         slope: negative slope of LeakyReLU; 0 for ReLU.
-        halves: split every layer into two independent halves: one sees only L, the other only ab (split-brain).
+        halves: split every layer into two independent halves: one uses only L, the other only ab (split-brain).
     """
 
     widths: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
@@ -116,7 +116,7 @@ class AlexNet(LayeredNet):
     ):
         self.variant, self.variant_name = VARIANTS[variant], variant
         if self.variant.halves and in_channels != 3:
-            raise UserError(f"a {variant} net takes Lab input (3 channels), not {in_channels}; pass input=lab")
+            raise UserError(f"a {variant} net requires Lab input (3 channels), not {in_channels}; pass input=lab")
         super().__init__(_rows(geometry, fc, fc7, self.variant), in_channels, norm, affine=self.variant.affine)
         self.geometry, self.fc, self.fc7_width = geometry, fc, fc7
         for name in ("fc6", "fc7") if fc else ():

@@ -1,4 +1,4 @@
-"""The interface of backbones, through which all other code uses nets."""
+"""The interface through which all other code uses nets: a backbone with named layers."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ class Provenance:
 
     Attributes:
         source: source string.
-        details: further facts about the weights.
+        details: further information about the weights.
     """
 
     source: str = ""
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
 
     Args:
         net: module with ``layers`` (names in order) and ``forward_features(x, layers)``.
-        input: input that the net was trained on; ``preprocess`` converts RGB to it.
+        input: specification of the input that the net was trained on; ``preprocess`` converts RGB to it.
         layers: names or patterns of the layers that ``features`` returns by default; default: all layers.
         provenance: origin of the weights.
 
@@ -100,8 +100,8 @@ class Backbone(nn.Module):
         if not isinstance(net, nn.Module) or not hasattr(net, "layers") or not hasattr(net, "forward_features"):
             problem = f"{type(net).__name__} without them" if isinstance(net, nn.Module) else describe(net)
             raise UserError(
-                f"Backbone takes a net with layers and forward_features, not {problem}; crosschannel.wrap(net) turns "
-                "any nn.Module into a backbone"
+                f"Backbone requires a net with layers and forward_features, not {problem}; crosschannel.wrap(net) "
+                "turns any nn.Module into a backbone"
             )
         check_input(input)
         if not isinstance(provenance, Provenance | None):
@@ -114,7 +114,7 @@ class Backbone(nn.Module):
     def _resolve_layers(self, layers: str | Sequence[str]) -> tuple[str, ...]:
         """Resolve names and patterns to layer names.
 
-        The order of ``layers`` is kept; layers that match the same pattern are in the net's order.
+        The result follows the order of ``layers``; layers that match the same pattern follow the net's order.
         """
         if (
             layers
@@ -240,7 +240,7 @@ class Backbone(nn.Module):
     def take_any_size(self) -> None:
         """Let a timm ViT accept images of any size, in place: position embeddings are resized for each batch.
 
-        For wrapped modules this is always the case.
+        For wrapped modules, they are always resized.
         """
         if hasattr(self.net, "take_any_size"):
             self.net.take_any_size()
@@ -367,8 +367,8 @@ class Backbone(nn.Module):
     def forward(self, rgb: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return ``features(preprocess(rgb))``, computed in the dtype of the weights."""
         x = self.preprocess(rgb)
-        first = next(self.parameters(), x)
-        return self.features(x.to(first.dtype), layers)
+        reference = next(self.parameters(), x)
+        return self.features(x.to(reference.dtype), layers)
 
     @property
     def channels(self) -> dict[str, int]:
@@ -412,7 +412,7 @@ class Backbone(nn.Module):
     def _measure(self) -> dict[str, tuple[int, int]]:
         """Return channels and stride by layer; measured unless the net is built-in.
 
-        A map that is 1×1 for any input (a global mean) gets a stride of 128.
+        A map that is 1×1 for any input size (a global mean) gets a stride of 128.
         """
         if self.is_sequential:
             return self.net.shapes  # not cached, because they depend on the geometry
@@ -442,8 +442,8 @@ class Backbone(nn.Module):
 
     def _blank(self, side: int) -> Tensor:
         """Return zeros in the shape of a preprocessed image."""
-        first = next(self.parameters(), torch.zeros(0, device="cpu"))
-        return first.new_zeros(1, self.input.channels, side, side)
+        reference = next(self.parameters(), torch.zeros(0, device="cpu"))
+        return reference.new_zeros(1, self.input.channels, side, side)
 
 
 def wrap(
@@ -457,17 +457,18 @@ def wrap(
     """Turn any module into a backbone.
 
     Args:
-        module: module that takes (N, C, H, W). If it has ``layers`` (names) and ``forward_features(x, layers)``, these
-            are used. For any other module, the layers are the named submodules that a forward pass reaches and whose
-            outputs are feature maps (see :class:`~crosschannel.models.module_net.ModuleNet`). A Backbone is returned
-            unchanged. DataParallel, DistributedDataParallel and torch.compile wrappers are removed.
-        input: input that the module was trained on; default: RGB with ImageNet's mean and std at 224 px.
+        module: module that accepts (N, C, H, W). If it has ``layers`` (names) and ``forward_features(x, layers)``,
+            these are used. For any other module, the layers are the named submodules that a forward pass reaches and
+            whose outputs are feature maps (see :class:`~crosschannel.models.module_net.ModuleNet`). A Backbone is
+            returned unchanged. DataParallel, DistributedDataParallel and torch.compile wrappers are removed.
+        input: specification of the input that the module was trained on; default: RGB at 224 px, with ImageNet's
+            mean and std.
         layers: layer names → submodule names, or submodule names, in order of execution; default: see ``module``.
         source: name of the backbone in results; default: the name of the module's class.
         resize_positions: only for ViTs with a fixed image size whose position embeddings lack a common name such as
             ``pos_embed``: their name or names (``"embed.table"``), or a function (module, height, width) → tensors by
             dotted name, which replace the module's own tensors in a forward pass on images of that size.
-        overrides: attributes that override those of the input: ``size=128, mean=0.5, interpolation="bicubic"``.
+        overrides: attributes that override those of ``input``: ``size=128, mean=0.5, interpolation="bicubic"``.
 
     Raises:
         UserError: not an nn.Module, no named submodules, or an invalid input.
@@ -479,7 +480,7 @@ def wrap(
     """
     if not isinstance(module, nn.Module):
         hint = "; crosschannel.load_backbone(source) loads a backbone by name" if isinstance(module, str) else ""
-        raise UserError(f"crosschannel.wrap takes an nn.Module, not {describe(module)}{hint}")
+        raise UserError(f"crosschannel.wrap requires an nn.Module, not {describe(module)}{hint}")
     if input is not None:
         check_input(input)
     if not isinstance(layers, Mapping | list | tuple | None):
@@ -494,15 +495,15 @@ def wrap(
         return Backbone(module, input, provenance=provenance)
     net = ModuleNet(module, layers, resize_positions)
     if layers is None:
-        first = next(module.parameters(), torch.zeros(0, device="cpu"))
-        net.discover_layers(first.new_zeros(2, input.channels, input.size, input.size))
+        reference = next(module.parameters(), torch.zeros(0, device="cpu"))
+        net.discover_layers(reference.new_zeros(2, input.channels, input.size, input.size))
     return Backbone(net, input, provenance=provenance)
 
 
 def _with_input(
     backbone: Backbone, input: InputSpec, layers: object, resize_positions: ResizePositions | None
 ) -> Backbone:
-    """Return a backbone with another input; the same backbone if the input is equal."""
+    """Return a backbone with another input; the backbone itself if its input is the same."""
     if layers is not None or resize_positions is not None:
         raise UserError("layers and resize_positions are for a module, not for a Backbone; wrap its module instead")
     if input == backbone.input:

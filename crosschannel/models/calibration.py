@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from crosschannel.models.initialisation import WeightLayer, weight_layers
 
-_TOP_WIDTH = 1000  # outputs of the new layer on top
+_TOP_WIDTH = 1000  # number of outputs of the new layer on top
 
 
 class _Stack(nn.Module):
-    """A net with a layer below it that centres and scales its raw input, and a new linear layer on top."""
+    """A net between a layer that centres and scales the raw input and a new linear layer on top."""
 
     def __init__(self, net: nn.Module, example: Tensor, centre: Tensor, scale: float, generator: torch.Generator):
         super().__init__()
@@ -48,9 +48,9 @@ def calibrate(
 
     The ratio of a layer is sqrt(mean(grad²) / mean(w²)), with N(0, 1) noise as the gradient at the top. The target is
     the geometric mean of all ratios times std^(1/n), where std is the output's standard deviation, averaged over
-    channels; it tends to 1. Steps towards the mean ratio shrink as 1 / t, which averages over several noise samples.
-    With the full steps of the release, which rely on a single sample, the first layers of a k-means net end up about
-    15 % off.
+    channels; std tends to 1. Iteration t takes 1 / t of the step to the mean ratio, which averages over several noise
+    samples. With full steps, as in the release, which rely on a single sample, the first layers of a k-means net end up
+    about 15 % off.
 
     Biases are scaled with the input of their layer. The n layers include a 1×1 layer that centres and scales the raw
     input, and a new layer with 1,000 outputs on top (N(0, 0.01) weights, biases 1), which is discarded at the end. In a
@@ -87,7 +87,7 @@ def calibrate(
     input_means = [0.0] * len(layers)  # mean |input| of each layer; 0 before the first pass
     _rescale(stack, batches[0], layers, input_means, torch.ones(len(layers)))
     for step in range(1, iterations + 1):
-        ratios, std = _learning_rates(stack, layers, batches, generator)
+        ratios, std = _gradient_ratios(stack, layers, batches, generator)
         target = ratios.log().mean().exp() * std ** (1 / len(layers))
         if ((ratios.log() / target.log() - 1).abs() < tolerance).all():
             break
@@ -105,7 +105,7 @@ def _rescale(
 ) -> None:
     """Scale the layers during a forward pass, each when its new input is known; update ``input_means`` in place."""
 
-    def rescaler(i: int):
+    def make_hook(i: int):
         def rescale(module: WeightLayer, inputs: tuple[Tensor, ...]) -> None:
             input_mean, scale = inputs[0].abs().mean().item(), float(scales[i])
             module.weight.mul_(scale)
@@ -115,7 +115,7 @@ def _rescale(
 
         return rescale
 
-    handles = [layer.register_forward_pre_hook(rescaler(i)) for i, layer in enumerate(layers)]
+    handles = [layer.register_forward_pre_hook(make_hook(i)) for i, layer in enumerate(layers)]
     try:
         stack(batch)
     finally:
@@ -123,17 +123,17 @@ def _rescale(
             handle.remove()
 
 
-def _learning_rates(
-    stack: nn.Module, layers: Sequence[WeightLayer], batches: Sequence[Tensor], noise: torch.Generator
+def _gradient_ratios(
+    stack: nn.Module, layers: Sequence[WeightLayer], batches: Sequence[Tensor], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return sqrt(mean(grad²) / mean(w²)) of each layer, and the mean over channels of the output's std."""
+    """Return sqrt(mean(grad²) / mean(w²)) of each layer, and the output's std, averaged over channels."""
     squares = torch.zeros(len(layers), dtype=torch.float64)
     moments: Tensor | float = 0.0
     for batch in batches:
         with torch.enable_grad():
             output = stack(batch)
-            top = torch.randn(output.shape, generator=noise).to(output)
-            gradients = torch.autograd.grad(output, [layer.weight for layer in layers], top)
+            top_gradient = torch.randn(output.shape, generator=generator).to(output)
+            gradients = torch.autograd.grad(output, [layer.weight for layer in layers], top_gradient)
         squares += torch.stack([gradient.double().square().mean() for gradient in gradients]).cpu()
         y = output.detach().double().transpose(0, 1).flatten(1)
         moments = moments + torch.stack((torch.full_like(y[:, 0], y.shape[1]), y.sum(1), y.square().sum(1)))

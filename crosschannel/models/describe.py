@@ -1,10 +1,10 @@
-"""Description of a backbone's preprocessing and weights, which commands print first."""
+"""Description of a backbone's preprocessing and weights, printed at the start of a command."""
 
 from crosschannel.models.backbone import Backbone
 
 
 def describe_input(backbone: Backbone, size: int = 0, resize: int = 0) -> list[str]:
-    """Describe the preprocessing of a backbone, its origin and the source options that change it, as lines of text.
+    """Describe the preprocessing of a backbone, its origin, and the source options that change it, as lines of text.
 
     If the weights file needed conversion (names with a prefix, or unused weights), another line describes that.
 

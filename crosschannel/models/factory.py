@@ -17,7 +17,7 @@ class FactoryNet(ModuleNet):
     """A net from a user's factory function, up to its last feature map.
 
     If the factory has a parameter ``in_channels`` or ``in_chans``, the number of input channels is passed to it.
-    Otherwise the first convolution is replaced by a newly initialised one with that number of input channels.
+    Otherwise the net's first convolution is replaced by a newly initialised one with that number of input channels.
 
     Args:
         name: package.module:factory.
@@ -30,7 +30,7 @@ class FactoryNet(ModuleNet):
         last_origin: input pixel on which the first position of the last map is centred.
 
     Raises:
-        UserError: the factory fails, or its net rejects such inputs or has no feature map.
+        UserError: the factory fails, or its net does not accept inputs of this shape or has no feature map.
     """
 
     computes_past_its_layers: ClassVar[bool] = True  # for example, a classifier
@@ -71,7 +71,7 @@ class FactoryNet(ModuleNet):
 
 
 def _set_input_channels(model: nn.Module, channels: int, name: str) -> None:
-    """Replace the first convolution, in place, by one with that number of input channels, unless it has it already."""
+    """Replace the first convolution, in place, if its number of input channels is not ``channels``."""
     for path, conv in model.named_modules():
         if isinstance(conv, nn.Conv2d):
             if conv.in_channels != channels and conv.groups == 1 and path:

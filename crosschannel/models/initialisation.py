@@ -1,4 +1,4 @@
-"""Weight initialisation: Gaussian, and from data by k-means or unit variance; estimation of BatchNorm statistics.
+"""Weight initialisation (Gaussian, k-means or unit variance), and estimation of BatchNorm statistics.
 
 Krähenbühl, Doersch, Donahue, Darrell, "Data-dependent initializations of convolutional neural networks", ICLR 2016.
 Batches are preprocessed net inputs (N, C, H, W). All functions modify the net in place.
@@ -47,7 +47,7 @@ def _mask_split_weights(module: WeightLayer) -> None:
 
 def _is_listed(name: str, names: Sequence[str]) -> bool:
     """Return whether a component of a dotted name is in ``names``."""
-    return any(part in names for part in name.split("."))
+    return any(component in names for component in name.split("."))
 
 
 def weight_layers(net: nn.Module, batch: Tensor) -> list[tuple[str, WeightLayer]]:
@@ -90,7 +90,7 @@ def _inputs(net: nn.Module, module: nn.Module, batches: Iterable[Tensor]) -> Ite
 def unit_variance(net: nn.Module, batches: Sequence[Tensor], skip: Sequence[str] = SKIPPED) -> None:
     """Rescale layers so that every output channel has unit standard deviation and mean 0.1 on the batches.
 
-    This changes the function of the net, so it is meant for untrained layers.
+    This changes the function that the net computes, so it is meant for untrained layers.
     """
     net.train()
     for name, module in weight_layers(net, batches[0]):
@@ -125,11 +125,11 @@ def kmeans(
     max_bytes: int = 500 << 20,
     skip: Sequence[str] = SKIPPED,
 ) -> None:
-    """Initialise each layer in turn with k-means centres of whitened random patches of its input, then with unit
-    variance.
+    """Initialise each layer in turn: set its weights to k-means centres of whitened random patches of its input, then
+    rescale it to unit variance.
 
     A layer with more outputs than patches (usually fc6 and fc7) gets N(0, 1) weights instead of k-means centres.
-    Transposed convolutions keep their weights up to the scaling to unit variance.
+    Transposed convolutions keep their weights and are only rescaled to unit variance.
 
     Args:
         net: net of convolutions and linear layers; convolutions may be grouped and dilated.

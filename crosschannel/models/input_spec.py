@@ -25,7 +25,7 @@ LUMA = (0.299, 0.587, 0.114)  # RGB weights of luma in ITU-R BT.601
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Input that a net was trained on.
+    """Specification of the input that a net was trained on.
 
     Attributes:
         kind: "grey" (L - 50), "lab" (L - 50, a, b), "rgb" (normalised by mean and std), "sobel" (horizontal and
@@ -33,11 +33,11 @@ class InputSpec:
             mean of normalised RGB, as in Larsson et al.) or "luma" (luma in all three channels, normalised as RGB).
         size: side of square crops, in pixels.
         resize: length to which the short side of an image is resized before the centre crop, in pixels.
-        interpolation: interpolation of the resize.
+        interpolation: interpolation mode of the resize.
         mean: mean of RGB in [0, 1]; not used for "grey" and "lab".
         std: standard deviation of RGB in [0, 1]; not used for "grey" and "lab".
-        scale: factor of all channels of "grey" and "lab"; differs from 1 for rescaled nets from the literature. It is
-            part of the input and never trained.
+        scale: factor applied to all channels of "grey" and "lab"; differs from 1 for rescaled nets from the literature.
+            It is part of the input and never trained.
 
     Raises:
         UserError: an invalid value, such as a mean for RGB in 0..255, or a crop larger than ``resize``.
@@ -54,7 +54,7 @@ class InputSpec:
     def __post_init__(self) -> None:
         for key in ("size", "resize"):
             if isinstance(getattr(self, key), Integral) and not isinstance(getattr(self, key), bool):
-                object.__setattr__(self, key, int(getattr(self, key)))  # NumPy integers too
+                object.__setattr__(self, key, int(getattr(self, key)))  # accept NumPy integers
         for key in ("mean", "std"):
             object.__setattr__(self, key, _as_tuple(getattr(self, key)))
         for key in keys_of(InputSpec):
@@ -72,7 +72,7 @@ class InputSpec:
 
     @staticmethod
     def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Convert attributes stored by an earlier version, which read ``resize`` as at least the crop size."""
+        """Convert attributes stored by an earlier version, which ignored a ``resize`` below the crop size."""
         tree = dict(tree)
         size, resize = tree.get("size"), tree.get("resize")
         if isinstance(size, int) and isinstance(resize, int):

@@ -1,4 +1,4 @@
-"""Sequential nets that are defined by a table with one row per layer."""
+"""Sequential nets, each defined by a table with one row per layer."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ Row = Conv | Pool | LRN
 
 
 class SplitConv(nn.Conv2d):
-    """A convolution of Lab in which the first half of the filters sees only L and the second half only ab.
+    """A convolution of Lab input in which the first half of the filters uses only L, and the second half only ab.
 
     All other weights are zero and remain zero in training.
     """
@@ -79,7 +79,7 @@ class SplitConv(nn.Conv2d):
 
     @torch.no_grad()
     def mask_weights(self) -> None:
-        """Set the weights between the halves to zero; needed after all weights have been re-initialised."""
+        """Set the weights between the halves to zero; needed after the weights have been re-initialised."""
         self.weight.mul_(self.mask)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def dense(block: nn.Sequential, x: Tensor) -> Tensor:
 
 
 class LayeredNet(nn.Module):
-    """A sequence of named layers that is defined by a table.
+    """A sequential net of named layers, defined by a table.
 
     ``forward`` can be scripted and traced symbolically (``torch.jit.script``, ``torch.fx``).
 
@@ -266,13 +266,19 @@ def widen_to_lab(net: LayeredNet) -> LayeredNet:
         ValueError: the net does not have exactly one input channel.
     """
     block = net._modules[net.layers[0]]
-    grey = block.conv
-    if grey.in_channels != 1:
-        raise ValueError(f"only a grey net can be widened to Lab; this one has {grey.in_channels} input channels")
-    wide = nn.Conv2d(3, grey.out_channels, grey.kernel_size, grey.stride, grey.padding, grey.dilation, grey.groups).to(
-        grey.weight
-    )
-    wide.weight.zero_()[:, :1] = grey.weight
-    wide.bias.copy_(grey.bias)
-    block.conv = wide
+    grey_conv = block.conv
+    if grey_conv.in_channels != 1:
+        raise ValueError(f"only a grey net can be widened to Lab; this one has {grey_conv.in_channels} input channels")
+    wide_conv = nn.Conv2d(
+        3,
+        grey_conv.out_channels,
+        grey_conv.kernel_size,
+        grey_conv.stride,
+        grey_conv.padding,
+        grey_conv.dilation,
+        grey_conv.groups,
+    ).to(grey_conv.weight)
+    wide_conv.weight.zero_()[:, :1] = grey_conv.weight
+    wide_conv.bias.copy_(grey_conv.bias)
+    block.conv = wide_conv
     return net

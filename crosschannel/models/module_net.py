@@ -1,4 +1,4 @@
-"""Layers of an arbitrary ``nn.Module``, whose features are read by forward hooks."""
+"""An arbitrary ``nn.Module`` as a net with named layers, whose features are read by forward hooks."""
 
 import contextlib
 import copy
@@ -21,7 +21,7 @@ from crosschannel.models.positions import (
 from crosschannel.models.tokens import Layout, Survey, survey_outputs, tensor_of
 
 # Like torch's optimisers, load the compiler (whose import takes a second) at the first call.
-_uncompiled = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+_disable_compile = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -58,8 +58,8 @@ def _child_names(module: nn.Module, prefix: str = "") -> Iterator[str]:
 @contextlib.contextmanager
 def no_autocast() -> Iterator[None]:
     """Turn off autocast and its cache: an enclosing autocast would reuse weights that were cast without gradients."""
-    off = {"enabled": False, "cache_enabled": False}
-    with torch.autocast("cpu", **off), torch.autocast("cuda", **off):
+    disabled = {"enabled": False, "cache_enabled": False}
+    with torch.autocast("cpu", **disabled), torch.autocast("cuda", **disabled):
         yield
 
 
@@ -77,7 +77,7 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 class ModuleNet(nn.Module):
-    """A net whose layers are the named submodules of a module, read by forward hooks.
+    """A net whose layers are the named submodules of a module; forward hooks read their outputs.
 
     All outputs are converted to maps (N, C, h, w). Vectors (N, C) become 1×1 maps. Tokens (N, L, C) or (L, N, C) become
     maps of the patches, and ``NAME_class`` is the class token of layer ``NAME``. Channels-last maps (N, h, w, C) are
@@ -85,7 +85,7 @@ class ModuleNet(nn.Module):
     :func:`crosschannel.models.tokens.survey_outputs`. Requests for outputs of other types raise an error.
 
     Args:
-        model: module that takes (N, C, H, W). It is not modified; its forward pass stops after the last requested
+        model: module that accepts (N, C, H, W). It is not modified; its forward pass stops after the last requested
             layer.
         layers: layer names → submodule names, or submodule names, in order of execution. Default: all direct children,
             where ModuleLists and ModuleDicts are replaced by their members (``blocks.3``), and a module with a single
@@ -94,7 +94,7 @@ class ModuleNet(nn.Module):
 
     Attributes:
         model: the module.
-        left_out: listed layers without features → reason; filled in by :meth:`discover_layers`.
+        left_out: reasons why excluded layers have no features, by layer name; filled in by :meth:`discover_layers`.
     """
 
     uses_hooks: ClassVar[bool] = True
@@ -126,7 +126,7 @@ class ModuleNet(nn.Module):
                 f"resize_positions must be a name, names or a function, got {type(resize_positions).__name__}"
             )
         self._survey: Survey | None = None
-        self._size_error: str | None = None  # determined for the first images of another size
+        self._size_error: str | None = None  # determined for the first batch of another size
 
     def _default_names(self) -> list[str]:
         names = list(_child_names(self.model))
@@ -146,19 +146,19 @@ class ModuleNet(nn.Module):
         if self._survey.failed:
             self._survey = None
             return
-        names = {name: self._path(name) for name in self.layers}
+        paths = {name: self._path(name) for name in self.layers}
         reasons = {
-            name: layouts.get(path, f"layer {name!r} is not reached in a forward pass") for name, path in names.items()
+            name: layouts.get(path, f"layer {name!r} is not reached in a forward pass") for name, path in paths.items()
         }
         self.left_out = {name: reason for name, reason in reasons.items() if isinstance(reason, str)}
         order = {path: index for index, path in enumerate(layouts)}
         reached = [name for name in self.layers if name not in self.left_out]
-        self.layers = tuple(sorted(reached, key=lambda name: order[names[name]]))
+        self.layers = tuple(sorted(reached, key=lambda name: order[paths[name]]))
         if not self.layers:
             raise UserError(f"no submodule of {type(self.model).__name__} returns a feature map (N, C, h, w)")
 
     def _run_survey(self, x: Tensor) -> dict[str, Layout | str]:
-        """Detect the layouts of all outputs for images of the shape of ``x``."""
+        """Detect the layouts of all outputs for images with the shape of ``x``."""
         with eval_mode(self.model), torch.random.fork_rng([x.device] if x.is_cuda else []):
             self._survey = survey_outputs(self.model, x.detach())
         return self._survey.layouts
@@ -173,7 +173,7 @@ class ModuleNet(nn.Module):
         """Patch size in pixels, vertically and horizontally; (1, 1) for nets without tokens."""
         return self._survey.patch if self._survey else (1, 1)
 
-    @_uncompiled  # compilers do not support hooks that abort the forward pass
+    @_disable_compile  # compilers do not support hooks that abort the forward pass
     def forward_features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Return the maps of the requested layers; the forward pass stops after the last of them.
 
@@ -216,7 +216,7 @@ class ModuleNet(nn.Module):
             raise UserError(self._size_message(*x.shape[2:], _summarise(error))) from error
 
     def _replacements_for(self, x: Tensor) -> list[Replacement]:
-        """List replacements for attributes of a ViT that depend on the image size, such as position embeddings.
+        """List replacements for the attributes of a ViT that depend on the image size, such as position embeddings.
 
         Raises:
             UserError: the model accepts only one image size and has no position embeddings with a known name.
@@ -265,7 +265,7 @@ class ModuleNet(nn.Module):
         )
 
     def exclude_layers(self, layers: Mapping[str, str]) -> None:
-        """Remove layers from ``layers``; the argument maps their names to reasons."""
+        """Move layers from ``self.layers`` to ``left_out``; ``layers`` maps their names to reasons."""
         self.left_out |= {name: reason for name, reason in layers.items() if name in self.layers}
         self.layers = tuple(name for name in self.layers if name not in layers)
 
@@ -305,7 +305,7 @@ class ModuleNet(nn.Module):
         """Return the submodule of a layer."""
         return self.model.get_submodule(self._path(name))
 
-    def _is_token(self, name: str) -> bool:
+    def _is_class_token(self, name: str) -> bool:
         """Return whether a name refers to the class token of a submodule, and not to a submodule."""
         try:
             self.model.get_submodule(self._paths.get(name, name))
@@ -316,7 +316,7 @@ class ModuleNet(nn.Module):
     def _path(self, name: str) -> str:
         """Return the dotted name of a layer's submodule."""
         path = self._paths.get(name, name)
-        return path.removesuffix("_class") if self._is_token(name) else path
+        return path.removesuffix("_class") if self._is_class_token(name) else path
 
     def _as_map(self, name: str, output: object, x: Tensor) -> Tensor:
         """Convert the output of a submodule to (N, C, h, w)."""
@@ -326,7 +326,9 @@ class ModuleNet(nn.Module):
         height, width = x.shape[2:]
         feature_map = None
         if tensor is not None and layout is not None:
-            feature_map = layout.class_token(tensor) if self._is_token(name) else layout.as_map(tensor, height, width)
+            feature_map = (
+                layout.class_token(tensor) if self._is_class_token(name) else layout.as_map(tensor, height, width)
+            )
         if feature_map is None or len(feature_map) != len(x):
             raise UserError(f"layer {name!r} has no feature map (N, C, h, w) for images of {width} × {height} px")
         return feature_map

@@ -1,5 +1,5 @@
-"""Registry of backbone families, and the specification of a net. Does not import torch, so that commands can check
-names quickly.
+"""Registry of backbone families, and the specification of a net. This module does not import torch, so that commands
+can check names quickly.
 
 Nets have attributes that :class:`~crosschannel.models.backbone.Backbone` and pretext tasks read: ``spec`` (the current
 specification, after any absorbed BatchNorm or widened input), ``layers``, ``shapes``, ``last_stride`` and
@@ -26,9 +26,9 @@ Geometry = Literal["padded", "probe"]
 
 @dataclass(frozen=True)
 class NetOptions:
-    """Base of the options of a family, which are the fields of a subclass.
+    """Base class for the options of a family; each option is a field of the subclass.
 
-    The class attributes are the values for families that lack an option.
+    The class attributes are the values of options that a family lacks.
     """
 
     norm: ClassVar[bool] = True
@@ -125,7 +125,7 @@ _FACTORY = Family("factory:FactoryNet")
 
 
 def family(name: str) -> Family:
-    """Return the family of a net name.
+    """Return the family of a net, by the net's name.
 
     Raises:
         UserError: invalid net name.
@@ -141,7 +141,7 @@ def family(name: str) -> Family:
 
 @dataclass(frozen=True, init=False)
 class NetSpec:
-    """Specification from which a net can be built, without its weights; stored in files and as ``net.spec``.
+    """Specification for building a net (without its weights), stored in files and as ``net.spec``.
 
     Args:
         name: family, timm:NAME or package.module:factory.
@@ -167,7 +167,7 @@ class NetSpec:
         return NetSpec(self.name, channels, **(asdict(self.options) | options))
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to a flat dict for files, with all options that earlier versions expect."""
+        """Convert to a flat dict for files, including all options that earlier versions expect."""
         stored = {name: getattr(self.options, name) for name in _STORED_OPTIONS}
         return {"name": self.name, "in_channels": self.in_channels, **stored, **asdict(self.options)}
 
@@ -183,10 +183,10 @@ class NetSpec:
         header = build(_SpecHeader, values)
         net_family = family(header.name)
         options = {key: value for key, value in tree.items() if key not in values}
-        known = {
+        supported = {
             key: value for key, value in options.items() if key not in _STORED_OPTIONS or net_family.has_option(key)
         }
-        return cls(header.name, header.in_channels, **asdict(build(net_family.options, known)))
+        return cls(header.name, header.in_channels, **asdict(build(net_family.options, supported)))
 
 
 @dataclass
@@ -197,11 +197,11 @@ class _SpecHeader:
     in_channels: Annotated[int, Interval(ge=1, le=64)] = 1
 
 
-_STORED_OPTIONS = ("norm", "fc", "geometry", "variant", "affine", "fc7")  # earlier versions store them in every file
+_STORED_OPTIONS = ("norm", "fc", "geometry", "variant", "affine", "fc7")  # earlier versions stored them in every file
 
 
 def is_registered(spec: NetSpec) -> bool:
-    """Return whether :mod:`crosschannel.timm` registers a spec (only grey input)."""
+    """Return whether :mod:`crosschannel.timm` registers a net with this spec (only nets with grey input)."""
     options = {name: getattr(spec.options, name) for name in ("norm", "fc", "geometry")}
     return spec.name in FAMILIES and spec == NetSpec(spec.name, **family(spec.name).supported_options(**options))
 

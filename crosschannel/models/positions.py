@@ -1,7 +1,7 @@
 """Resizing of position embeddings to the image size, for the duration of a forward pass.
 
 The module is not modified. During the forward pass, resized tensors shadow the module's own tensors (and pass gradients
-on to them), and attributes that store the image size have the current size.
+on to them), and attributes that store the image size are set to the current size.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from crosschannel.models.tokens import Survey, TokenGrid
 ResizePositions = str | Sequence[str] | Callable[[nn.Module, int, int], Mapping[str, Tensor]]
 Replacement = tuple[nn.Module, str, Any]  # module, attribute, value
 
-_POSITIONS = re.compile(r"(^|_)pos(ition(al|s)?)?(_|$)|(^|_)pos_?(emb|enc)|^w?pe$")
-_SIZES = re.compile(
+_POSITION_NAMES = re.compile(r"(^|_)pos(ition(al|s)?)?(_|$)|(^|_)pos_?(emb|enc)|^w?pe$")
+_SIZE_NAMES = re.compile(
     r"(^|_)(image|img|input|grid|patches|spatial|feature|feat)_?(size|shape|resolution|dims?)$|^(resolution|grid)$"
     r"|^(num|n)_(patches|positions|tokens)$|^(seq|sequence)_?(len|length)$"
 )
@@ -119,7 +119,7 @@ def resize(positions: Tensor, old: TokenGrid, new: TokenGrid) -> Tensor | None:
 
 
 def candidates(model: nn.Module, survey: Survey, names: Sequence[str]) -> list[str]:
-    """List the tensors that have the shape of position embeddings, but not a name of position embeddings."""
+    """List the tensors that have the shape of position embeddings, but no common name for them."""
     return [
         name
         for name, _, _, tensor in _named_tensors(model)
@@ -167,8 +167,10 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tens
 
 
 def _is_position(name: str, names: Sequence[str]) -> bool:
-    parts = [part.lower() for part in name.split(".")[-2:]]
-    is_common = any(_POSITIONS.search(part) for part in parts) and not any("rel" in part for part in parts)
+    components = [component.lower() for component in name.split(".")[-2:]]
+    is_common = any(_POSITION_NAMES.search(component) for component in components) and not any(
+        "rel" in component for component in components
+    )
     return is_common or any(_has_name(name, target) for target in names)
 
 
@@ -198,17 +200,20 @@ def _size_replacements(
     module: nn.Module, survey: Survey, grid: TokenGrid, height: int, width: int
 ) -> list[Replacement]:
     """List replacements for attributes that store the image size, grid size or number of tokens of the survey."""
-    old, changes = survey.grid, []
-    pairs = {(survey.height, survey.width): (height, width), (old.height, old.width): (grid.height, grid.width)}
-    patches, new_patches = old.height * old.width, grid.height * grid.width
-    counts = {patches + extra: new_patches + extra for extra in {0, old.extra}}
+    old_grid, changes = survey.grid, []
+    new_sizes = {
+        (survey.height, survey.width): (height, width),
+        (old_grid.height, old_grid.width): (grid.height, grid.width),
+    }
+    patches, new_patches = old_grid.height * old_grid.width, grid.height * grid.width
+    new_counts = {patches + extra: new_patches + extra for extra in {0, old_grid.extra}}
     for name, value in vars(module).items():
-        if not _SIZES.search(name) or isinstance(value, bool):
+        if not _SIZE_NAMES.search(name) or isinstance(value, bool):
             continue
-        if isinstance(value, tuple | list) and tuple(value) in pairs:
-            changes.append((module, name, type(value)(pairs[tuple(value)])))
-        elif isinstance(value, int) and (value, value) in pairs:
-            changes.append((module, name, _Side(*pairs[value, value])))
-        elif isinstance(value, int) and value in counts:
-            changes.append((module, name, counts[value]))
+        if isinstance(value, tuple | list) and tuple(value) in new_sizes:
+            changes.append((module, name, type(value)(new_sizes[tuple(value)])))
+        elif isinstance(value, int) and (value, value) in new_sizes:
+            changes.append((module, name, _Side(*new_sizes[value, value])))
+        elif isinstance(value, int) and value in new_counts:
+            changes.append((module, name, new_counts[value]))
     return changes

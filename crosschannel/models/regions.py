@@ -1,4 +1,4 @@
-"""Region features for detection: the layer that boxes are pooled from, the pooling, and the head on pooled maps."""
+"""Region features for detection: the layer to pool within boxes, the pooling, and the head on pooled maps."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from crosschannel.models.nets import family, find_spec
 Head = Literal["auto", "fc", "c4", "mlp"]
 Pooling = Literal["max", "align"]
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)  # standard deviations by which R-CNNs divide box regression targets
-_MAX_STRIDE = 16  # preferred maximum stride of the map that boxes are pooled from, in input pixels
+_MAX_STRIDE = 16  # preferred maximum stride of the pooled layer, in input pixels
 
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """How region features are computed from a backbone.
+    """Plan for computing region features with a backbone.
 
     Attributes:
-        layer: layer whose map boxes are pooled from.
+        layer: layer whose map is pooled within boxes.
         head: part of the backbone that is applied to pooled maps: "fc" (fc6 and fc7), "c4" (the last stage, then the
             mean over positions) or "mlp" (none; two new layers are used).
         parts: layers of the backbone in the head, in order.
@@ -34,8 +34,8 @@ class RegionPlan:
         stride: stride of the map, in input pixels.
         origin: input pixel on which the first position of the map is centred.
         pooling: "max" (as in Fast R-CNN, with rounded box edges) or "align" (RoIAlign, without rounding).
-        aligned: whether positions of the map are taken to be where they are centred. False: the first cell of the map
-            is assumed to start at the image corner, as in detectron2.
+        aligned: whether boxes are shifted to account for the pixels on which map positions are centred. False: the
+            first cell of the map is assumed to start at the image corner, as in detectron2.
         step: images are padded to multiples of this number of pixels; 1 for nets that do not discard partial patches.
     """
 
@@ -64,11 +64,11 @@ def plan_regions(
     pooling: Pooling = "max",
     aligned: bool = True,
 ) -> RegionPlan:
-    """Plan how region features are computed from a backbone.
+    """Choose the layer, head and pooling for region features of a backbone.
 
     Args:
         backbone: AlexNet or VGG with fc6 and fc7, a ResNet, or any other backbone with feature maps.
-        layer: layer whose map boxes are pooled from. Default: the layer below the last pool for the head "fc", the
+        layer: layer whose map is pooled within boxes. Default: the layer below the last pool for the head "fc", the
             second-last stage of a ResNet for "c4", and the last layer with a stride of at most 16 for "mlp".
         head: see :class:`RegionPlan`. "auto" selects "fc" for nets with fc6, "c4" for ResNets, else "mlp".
         resolution: side of pooled maps. 0 selects the kernel size of fc6 for "fc", 14 for "c4" and 7 for "mlp".
@@ -150,7 +150,7 @@ def align_boxes(boxes: Tensor, plan: RegionPlan) -> Tensor:
         return boxes
     if plan.pooling == "align":  # RoIAlign assumes that position i of a map is centred on (i + 1/2) · stride
         return boxes + (plan.stride / 2 - 0.5 - plan.origin)
-    shift = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(boxes)  # RoI max pooling takes inclusive ends
+    shift = torch.tensor([0.0, 0.0, 1.0, 1.0]).to(boxes)  # RoI max pooling expects inclusive ends
     return boxes - plan.origin - shift
 
 
@@ -194,7 +194,7 @@ def head_maps(parts: Sequence[nn.Module], pooled: Tensor, dropout: float, traini
 class Neck(nn.Sequential):
     """New layers between the backbone's part of a head and the box predictors.
 
-    These are two fully connected layers for the head "mlp", BatchNorm if requested, and otherwise none.
+    For the head "mlp", these are two fully connected layers; for other heads, BatchNorm if requested, else no layers.
 
     Args:
         plan: region plan.
@@ -217,7 +217,7 @@ class Neck(nn.Sequential):
         self.channels = width if plan.head == "mlp" else plan.channels
 
     def reset(self) -> None:
-        """Re-initialise the weights as in He et al. (2015)."""
+        """Re-initialise the weights, as in He et al. (2015)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")

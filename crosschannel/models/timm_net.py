@@ -13,7 +13,8 @@ class TimmNet(nn.Module):
     """A timm model with its stages or blocks as layers.
 
     The layers of a CNN are its stages: ``stage1``, …. The layers of a ViT are its blocks, after the model's final norm:
-    ``block1``, … are maps of the patch tokens. If the model has a class token, ``block1_class``, … are 1×1 maps of it.
+    ``block1``, … are maps of the patch tokens. If the model has a class token, ``block1_class``, … are 1×1
+    maps of that token.
 
     Args:
         name: timm's model name.

@@ -47,7 +47,7 @@ class Layout:
             (L, N, C).
         patch: pixels per token, vertically and horizontally.
         before, after: see :class:`TokenGrid`.
-        repeat: number of copies of each row and column, so that non-square patches have the same stride in both
+        repeat: numbers of copies of each row and each column, so that non-square patches have the same stride in both
             directions.
     """
 
@@ -142,12 +142,12 @@ class Survey:
 def survey_outputs(model: nn.Module, x: Tensor) -> Survey:
     """Detect the layouts of all outputs of a module in eval mode, in one forward pass.
 
-    Changes of single pixels locate tokens in the image, as long as tokens have not been mixed: the first pixel lies in
-    the first patch, the last pixel of the first row in the last patch of that row, and the last pixel in the last
-    patch. Tokens that are not affected are class and register tokens.
+    Changing single pixels locates tokens in the image, as long as tokens have not been mixed: the first pixel affects
+    the first patch, the last pixel of the first row affects the last patch of that row, and the last pixel affects the
+    last patch. Tokens that no pixel affects are class and register tokens.
 
     Args:
-        model: module that takes (N, C, H, W).
+        model: module that accepts (N, C, H, W).
         x: (N, C, H, W); only its shape, dtype and device matter.
     """
     images = _images(x)
@@ -180,8 +180,10 @@ def survey_outputs(model: nn.Module, x: Tensor) -> Survey:
     finally:
         for handle in handles:
             handle.remove()
-    first = next(iter(grids.values()), None)  # before class and register tokens are added
-    same_size = [g for g in grids.values() if first and (g.height, g.width) == (first.height, first.width)]
+    first_grid = next(iter(grids.values()), None)  # before class and register tokens are added
+    same_size = [
+        g for g in grids.values() if first_grid and (g.height, g.width) == (first_grid.height, first_grid.width)
+    ]
     survey.grid = max(same_size, key=lambda grid: grid.extra, default=None)
     is_ambiguous = any(shape and _is_ambiguous(shape, survey) for shape in shapes.values())
     other_shapes = _shapes_at_other_height(model, images[:1]) if is_ambiguous else {}
@@ -255,10 +257,10 @@ def _layout(
 
 
 def _map_layout(name: str, shape: tuple[int, ...], survey: Survey, other_shape: tuple[int, ...] | None) -> Layout | str:
-    is_first, is_last = _fits(shape[2:], survey), _fits(shape[1:3], survey)
-    if is_first and is_last and other_shape is not None and len(other_shape) == 4:
-        is_first, is_last = other_shape[1] == shape[1], other_shape[1] != shape[1]
-    channels_last = is_last and not is_first
+    fits_first, fits_last = _fits(shape[2:], survey), _fits(shape[1:3], survey)
+    if fits_first and fits_last and other_shape is not None and len(other_shape) == 4:
+        fits_first, fits_last = other_shape[1] == shape[1], other_shape[1] != shape[1]
+    channels_last = fits_last and not fits_first
     sides = shape[1:3] if channels_last else shape[2:]
     grid = next((grid for grid in survey.levels() if (grid.height, grid.width) == sides), None)
     repeat = _repeats(grid, survey) if grid else None
@@ -291,7 +293,7 @@ def _grid_of_length(length: int, survey: Survey, grids: dict[int, TokenGrid]) ->
 
 
 def _repeats(grid: TokenGrid, survey: Survey) -> tuple[int, int] | None:
-    """Return the number of copies of rows and columns that make patches square; None if too many are needed."""
+    """Return the numbers of copies of rows and columns that make patches square; None if too many are needed."""
     height, width = survey.height / grid.height, survey.width / grid.width
     if abs(height - width) < 0.1 * max(height, width):
         return 1, 1
@@ -302,7 +304,7 @@ def _repeats(grid: TokenGrid, survey: Survey) -> tuple[int, int] | None:
 
 
 def _shapes_at_other_height(model: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of outputs by name for an image of half or twice the height; empty if both are rejected."""
+    """Return the shapes of outputs by name for an image of half or twice the height; empty if both fail."""
     for resized in (image[:, :, : image.shape[2] // 2], image.repeat(1, 1, 2, 1)):
         shapes: dict[str, tuple[int, ...]] = {}
 

@@ -267,9 +267,9 @@ def test_choices_that_cannot_be_are_one_sentence(alexnet, keys, words):
 
 def test_inputs_that_contradict_each_other_are_refused(alexnet, resnet):
     lab = load_backbone("random:alexnet,fc=0,input=lab,size=64,resize=72,norm=false")
-    with pytest.raises(UserError, match="input grey: this backbone takes lab"):
+    with pytest.raises(UserError, match="input grey: this backbone has input lab"):
         prepare(lab, recipe(input="grey"))
-    with pytest.raises(UserError, match="input lab: this backbone takes rgb"):
+    with pytest.raises(UserError, match="input lab: this backbone has input rgb"):
         prepare(resnet, recipe(input="lab"))
     with pytest.raises(UserError, match="choose head, all or a layer: stage1"):
         prepare(resnet, recipe(train_from="fc8"))

@@ -132,7 +132,7 @@ def test_wrong_runs_sources_and_configs_are_refused(value):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: crosschannel.wrap("random:alexnet"), "wrap takes an nn.Module, not 'random:alexnet'"),
+        (lambda: crosschannel.wrap("random:alexnet"), "wrap requires an nn.Module, not 'random:alexnet'"),
         (lambda: crosschannel.wrap(nn.Conv2d), r"not the class Conv2d \(pass an instance\)"),
         (lambda: crosschannel.wrap(NET, input="rgb"), "an input must be an InputSpec"),
         (lambda: crosschannel.wrap(NET, layers=3), "layers must map layer names to submodules"),
