@@ -180,6 +180,13 @@ class Backbone(nn.Module):
         listed = [layer for layer in self.layers if layer in matches]
         return (*listed, *(layer for layer in matches if layer not in listed))
 
+    def __repr__(self) -> str:
+        """Summarise the backbone in one line; ``print(backbone.net)`` shows its modules."""
+        millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        layers = f"{len(self.layers)} layers ({self.layers[0]} … {self.layers[-1]})"
+        image = f"{self.input.kind} input of {self.input.size} px"
+        return f"Backbone({self.provenance.source}: {image}, {layers}, {millions:.1f} M parameters)"
+
     def preprocess(self, rgb: Tensor) -> Tensor:
         """Convert RGB (N, 3, H, W), float in [0, 1] or uint8, to the input that the net was trained on.
 

@@ -5,7 +5,7 @@ from skimage.color import rgb2lab
 from torch import nn
 
 from crosschannel import UserError
-from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, InputSpec
+from crosschannel.models import VGG16, AlexNet, Backbone, ColorNet, InputSpec, wrap
 from crosschannel.models.module_net import ModuleNet
 from crosschannel.models.timm_net import TimmNet
 
@@ -24,6 +24,12 @@ def test_preprocessing_is_what_each_kind_says():
 def test_mid_grey_is_zero():
     grey = torch.full((1, 3, 4, 4), 0.46633)  # L = 50
     assert InputSpec("grey").preprocess(grey).abs().max() < 0.01
+
+
+def test_repr_is_one_line_with_source_input_layers_and_size():
+    net = nn.Sequential(nn.Conv2d(3, 100, 3), nn.Conv2d(100, 100, 10))
+    text = repr(wrap(net, size=64))
+    assert text == "Backbone(Sequential: rgb input of 64 px, 2 layers (0 … 1), 1.0 M parameters)"
 
 
 def test_calling_it_is_features_of_preprocess():
