@@ -32,7 +32,7 @@ TASKS: dict[str, Entry] = {
     "split-brain": _entry("split_brain:SplitBrain", "SplitBrainConfig", "ab from L and L from ab (Zhang et al. 2017)"),
     "rotation": _entry("rotation:Rotation", "RotationConfig", "angle of a rotated image (Gidaris et al. 2018)"),
     "jigsaw": _entry("jigsaw:Jigsaw", "JigsawConfig", "order of shuffled image tiles (Noroozi and Favaro 2016)"),
-    "labels": _entry("labels:Labels", "LabelsConfig", "supervised classes, named by the image folders"),
+    "labels": _entry("labels:Labels", "LabelsConfig", "supervised classification; image folders are the classes"),
 }
 
 
@@ -45,7 +45,9 @@ def find_task(name: str) -> Entry:
     entry = find_entry(name, TASKS, ENTRY_POINTS, _user_entry)
     if entry is not None:
         return entry
-    known = "; ".join([f"{task} ({row.help})" for task, row in TASKS.items()] + sorted(entry_point_names(ENTRY_POINTS)))
+    known = "; ".join(
+        [f"{task} ({builtin.help})" for task, builtin in TASKS.items()] + sorted(entry_point_names(ENTRY_POINTS))
+    )
     raise UserError(f"unknown pretext task {name!r}; available: {known}; or package.module:Task")
 
 
@@ -57,7 +59,9 @@ def _user_entry(import_path: str) -> Entry:
     is_task = isinstance(task_class, type) and issubclass(task_class, Pretext)
     keys = getattr(task_class, "keys", None)
     if not is_task or not isinstance(keys, type) or not is_dataclass(keys):
-        raise UserError(f"{import_path!r} must be a crosschannel.pretext.task.Pretext whose keys is a dataclass")
+        raise UserError(
+            f"{import_path!r} must be a subclass of crosschannel.pretext.task.Pretext with a dataclass as keys"
+        )
     missing = [name for name in ("primary_metric", "score_length") if not hasattr(task_class, name)]
     missing += [name for name in ("build", "metrics") if getattr(task_class, name) is getattr(Pretext, name)]
     if missing:

@@ -29,9 +29,9 @@ _WIDTHS = (256, 128, 96, 64, 32)
 
 
 class EncoderDecoder(nn.Module):
-    """A backbone with its last map subsampled to stride 32, and five transposed convolutions.
+    """A backbone, whose last map is subsampled to stride 32, and a decoder of five transposed convolutions.
 
-    For AlexNet at 180 px the bottleneck is 6×6×256, about a tenth of the values of the input.
+    For AlexNet at 180 px the bottleneck is 6×6×256, about a tenth as many values as the input.
 
     Shape:
         (N, 3, H, W) → (N, 3, H, W).
@@ -44,7 +44,8 @@ class EncoderDecoder(nn.Module):
         self.net, self.subsampling = net, 32 // net.last_stride
         widths = (net.out_channels, *_WIDTHS)
         self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
+            nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1)
+            for channels_in, channels_out in pairwise(widths)
         )
         self.out = nn.Conv2d(_WIDTHS[-1], 3, 3, padding=1)
 

@@ -1,7 +1,7 @@
 """Rebalanced classification over the 313 ab bins (Eq. 2–4), from sparse soft targets.
 
-A dense N × 313 × h × w target is never built: the cross-entropy of a soft target with k bins needs only k of the logits
-and the log-sum-exp of all.
+A dense N × 313 × h × w target is never built: the cross-entropy of a soft target with k bins needs only k logits
+and the log-sum-exp of all logits.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from crosschannel.pretext.task import PrimaryMetric, check_contrast, constant_cr
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
-    """Cross-entropy that saves only its inputs and recomputes the softmax in the backward pass.
+    """Cross-entropy that saves only its inputs for the backward pass, which recomputes the softmax.
 
-    The gradient is the only other array of the logits' size. On a CPU, intermediate results are computed in chunks that
-    fit into its cache.
+    The gradient is the only other array as large as the logits. On a CPU, intermediate results are computed in
+    chunks that fit into its cache.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(logits, indices, weights)
         losses = [
-            -(chunk.float().log_softmax(1).gather(1, bins) * soft).sum(1)
-            for chunk, bins, soft in _chunks(logits, logits, indices, weights)
+            -(chunk.float().log_softmax(1).gather(1, bins) * bin_weights).sum(1)
+            for chunk, bins, bin_weights in _chunks(logits, logits, indices, weights)
         ]
         return torch.cat(losses).view(len(logits), *logits.shape[2:])
 
@@ -36,11 +36,11 @@ class _SparseCrossEntropy(torch.autograd.Function):
         logits, indices, weights = ctx.saved_tensors
         memory_format = torch.channels_last if _is_channels_last(logits) else torch.contiguous_format
         logits_gradient = torch.empty_like(logits, memory_format=memory_format)
-        for out, chunk, bins, soft, scale in _chunks(
+        for out, chunk, bins, bin_weights, scale in _chunks(
             logits, logits_gradient, logits, indices, weights, gradient[:, None]
         ):
             softmax = chunk.float().softmax(1)
-            out.copy_(softmax.scatter_add_(1, bins, -soft).mul_(scale))
+            out.copy_(softmax.scatter_add_(1, bins, -bin_weights).mul_(scale))
         return logits_gradient, None, None
 
 
@@ -75,9 +75,9 @@ class Classification(nn.Module):
 
     Args:
         prior: p̃ (313,).
-        lam: λ of the weights; 1 is plain classification.
-        uniform: bins that λ is spread over: "all", or those "seen" in the prior.
-        neighbours, sigma: number of bins and std of the soft-encoding.
+        lam: λ of the weights; with 1 the classes are not rebalanced.
+        uniform: bins over which λ is spread: "all", or those "seen" in the prior.
+        neighbours, sigma: number of bins and std of the soft encoding.
         grey_threshold: crops in which no target |a| or |b| exceeds this value give no gradient (the release: 5);
             0 keeps all crops.
 
@@ -113,11 +113,11 @@ class Classification(nn.Module):
         """Return sums over pixels for :meth:`metrics`, float64: pixel count, v·CE, v·H(z), then v·z (313,)."""
         indices, weights = self.quantizer.encode(ab)
         v = self.weights[indices[:, 0]].double()
-        cross = (v * sparse_cross_entropy(logits, indices, weights)).sum()
+        cross_entropy = (v * sparse_cross_entropy(logits, indices, weights)).sum()
         entropy = -(v[:, None] * torch.special.xlogy(weights, weights)).sum()
         histogram = torch.zeros(Q, dtype=v.dtype, device=v.device)
         histogram.scatter_add_(0, indices.flatten(), (v[:, None] * weights).flatten())
-        return torch.cat((torch.stack((torch.tensor(float(v.numel())).to(v), cross, entropy)), histogram))
+        return torch.cat((torch.stack((torch.tensor(float(v.numel())).to(v), cross_entropy, entropy)), histogram))
 
     @staticmethod
     def metrics(sums: Tensor) -> dict[str, float]:
@@ -127,13 +127,13 @@ class Classification(nn.Module):
         ``target_entropy``. ``kl_constant`` is the KL divergence of the best constant distribution for these images.
         ``kl_share`` is ``kl / kl_constant``: below 1 the net predicts better than a constant.
         """
-        pixels, cross, entropy = sums[:3].tolist()
+        pixels, cross_entropy, entropy = sums[:3].tolist()
         histogram = sums[3:]
         constant = constant_cross_entropy(histogram)
-        kl, kl_constant = (cross - entropy) / pixels, (constant - entropy) / pixels
+        kl, kl_constant = (cross_entropy - entropy) / pixels, (constant - entropy) / pixels
         check_contrast(kl_constant)
         return {
-            "loss": cross / pixels,
+            "loss": cross_entropy / pixels,
             "target_entropy": entropy / pixels,
             "kl": kl,
             "kl_constant": kl_constant,
@@ -142,8 +142,8 @@ class Classification(nn.Module):
 
 
 def without_grey_gradient(loss: Tensor, ab: Tensor, threshold: float) -> Tensor:
-    """Detach the loss of crops in which no |a| or |b| exceeds the threshold; the values do not change."""
+    """Detach the loss of crops in which no |a| or |b| exceeds the threshold; its values do not change."""
     if not threshold:
         return loss
-    coloured = (ab.abs() > threshold).flatten(1).any(1)[:, None, None]
-    return torch.where(coloured, loss, loss.detach())
+    has_colour = (ab.abs() > threshold).flatten(1).any(1)[:, None, None]
+    return torch.where(has_colour, loss, loss.detach())

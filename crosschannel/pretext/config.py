@@ -20,11 +20,11 @@ class ColorizationConfig:
     kind: Literal["class", "l2"] = "class"
     """class: classification into 313 ab bins; l2: regression of ab, in units of 110 as in the released nets"""
     lam: Fraction = 0.5
-    """λ of the class weights: 0.5 rebalances rare colours, 1 is plain classification; 0 needs a prior of many images"""
+    """λ of the class weights: 0.5 rebalances rare colours, 1 disables rebalancing; 0 requires a prior of many images"""
     uniform: Literal["all", "seen"] = "all"
-    """bins that λ is spread over: all (the paper), or those seen in the prior (the release)"""
+    """bins over which λ is spread: all (the paper), or those seen in the prior (the release)"""
     neighbours: Annotated[int, Interval(ge=1, le=313)] = 5
-    """number of nearest bins that a target colour is spread over (the release: 10)"""
+    """number of nearest bins over which a target colour is spread (the release: 10)"""
     sigma: Annotated[float, Interval(gt=0, le=1000)] = 5.0
     """std of the Gaussian weights of these bins, in ab units"""
     prior: Annotated[Text, File(packaged=PRIORS)] = "imagenet-256"
@@ -32,13 +32,13 @@ class ColorizationConfig:
     grey_threshold: NonNegative = 0.0
     """ignore crops in which no |a| or |b| exceeds this value, in ab units (the release: 5); 0 keeps all crops"""
     normalise: Normalise = "pixels"
-    """pixels: average the loss over all target pixels of a batch; images: sum it per image, average over images"""
+    """pixels: average the loss over all target pixels of a batch; images: sum it per image and average over images"""
 
     def check(self) -> None:
         if self.kind == "class" and self.lam == 0 and self.prior in PRIORS:
             raise UserError(
-                f"the packaged prior {self.prior} is of 600 photographs, too few for a lam of 0; estimate a prior of "
-                "your images with `crosschannel prior`"
+                f"the packaged prior {self.prior} is from 600 photographs, too few for a lam of 0; estimate a prior "
+                "on your images with `crosschannel prior`"
             )
 
 
@@ -47,17 +47,17 @@ class LarssonConfig:
     """Hypercolumn classifier of hue and chroma."""
 
     locations: Count = 128
-    """number of random pixels per crop that the loss is computed at"""
+    """number of random pixels per crop at which the loss is computed"""
     margin: Annotated[float, Interval(ge=0, le=0.49)] = 0.2727
-    """border without such pixels, as a fraction of the crop's side (the release: pixels 96 to 255 of 352)"""
+    """border in which no pixels are sampled, as a fraction of the crop's side (the release samples 96 to 255 of 352)"""
     window: Annotated[int, Interval(ge=1, le=63)] = 7
-    """side of the square around a pixel whose colour histogram is the target, in pixels"""
+    """side of the window around a pixel, in pixels; the colour histogram of the window is the target"""
     width: Count = 1024
-    """units of the hidden layer between hypercolumn and output"""
+    """number of units of the hidden layer between hypercolumn and output"""
     dropout: FractionBelowOne = 0.5
     """dropout rate after fc6, fc7 and the hidden layer"""
     normalise: Normalise = "pixels"
-    """pixels: average the loss over all sampled pixels of a batch; images: sum it per image, average over images"""
+    """pixels: average the loss over all sampled pixels of a batch; images: sum it per image and average over images"""
 
 
 @dataclass
@@ -65,9 +65,9 @@ class DahlConfig:
     """Regression loss on UV."""
 
     blurs: bool = True
-    """average the loss over UV and its 3×3 and 5×5 blurs"""
+    """average the loss over UV and two blurred versions of it (3×3 and 5×5)"""
     normalise: Normalise = "pixels"
-    """pixels: average the loss over all pixels of a batch; images: sum it per image, average over images"""
+    """pixels: average the loss over all pixels of a batch; images: sum it per image and average over images"""
 
 
 @dataclass
@@ -75,21 +75,21 @@ class AutoencoderConfig:
     """Reconstruction loss."""
 
     normalise: Normalise = "pixels"
-    """pixels: average the loss over all pixels of a batch; images: sum it per image, average over images"""
+    """pixels: average the loss over all pixels of a batch; images: sum it per image and average over images"""
 
 
 @dataclass
 class SplitBrainConfig:
-    """Targets and loss of the two halves."""
+    """Targets and loss of the two halves of the net."""
 
     neighbours: Annotated[int, Interval(ge=1, le=313), LegacyDefault(5)] = 1
-    """number of nearest ab bins that a target colour is spread over; 1 (as published) is one-hot"""
+    """number of nearest ab bins over which a target colour is spread; 1 (as published) is one-hot"""
     sigma: Annotated[float, Interval(gt=0, le=1000)] = 5.0
     """std of the Gaussian weights of these bins, in ab units"""
     lightness_bins: Annotated[int, Interval(ge=2, le=1000), LegacyDefault(100)] = 50
-    """number of equally wide bins of L in 0..100 (published: 50)"""
+    """number of equal-width bins of L in 0..100 (published: 50)"""
     normalise: Normalise = "pixels"
-    """pixels: average the loss over all target pixels of a batch; images: sum it per image, average over images"""
+    """pixels: average the loss over all target pixels of a batch; images: sum it per image and average over images"""
 
 
 @dataclass
@@ -114,16 +114,16 @@ class RotationConfig:
 
 @dataclass
 class JigsawConfig:
-    """Jigsaw puzzles and classifier."""
+    """Jigsaw puzzles and their classifier."""
 
     tile: Annotated[int, Interval(ge=8, le=1024)] = 64
-    """side of a tile, in pixels; each tile is placed at random in its cell, a third of the crop wide and high"""
+    """side of a tile, in pixels; each tile is cut at random from its cell, a third of the crop wide and high"""
     permutations: Annotated[int, Interval(ge=2, le=10000)] = 1000
     """number of permutations (classes), chosen for large Hamming distances"""
     width: Count = 1024
-    """units of fc6, which is applied to each tile"""
+    """width of fc6, which is applied to each tile"""
     hidden: Annotated[int, Ge(0)] = 4096
-    """units of fc7, which combines all tiles; 0 removes it"""
+    """width of fc7, which combines all tiles; 0 removes it"""
     dropout: FractionBelowOne = 0.5
     """dropout rate after fc6 and fc7"""
     tile_norm: Literal["mean", "mean-std", "none"] = "mean-std"

@@ -1,7 +1,7 @@
-"""UV from grey by a residual decoder on VGG-16, after Dahl, "Automatic Colorization" (2016).
+"""Predict UV from grey with a residual decoder on VGG-16 (Dahl, "Automatic Colorization", 2016).
 
-The method was published without a paper or a model definition; the architecture follows what re-implementations agree
-on.
+The method was published without a paper or a model definition; the architecture is the one on which reimplementations
+agree.
 """
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class ResidualDecoder(nn.Module):
 
 
 class Dahl(PairTask):
-    """Predict UV from luma, repeated to three channels; the loss compares UV itself and after two blurs."""
+    """Predict UV from luma, repeated to three channels; the loss averages the errors of UV and two blurred versions."""
 
     name = "dahl"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:DahlDecoder"
@@ -76,7 +76,7 @@ class Dahl(PairTask):
         blurs = [_gaussian(size) for size in (3, 5)] if config.blurs else []
         for index, kernel in enumerate(blurs):
             self.register_buffer(f"blur{index}", kernel, persistent=False)
-        self.blurs = len(blurs)
+        self.blur_count = len(blurs)
 
     @staticmethod
     def input_of(config: DahlConfig, crop: CropConfig) -> InputSpec:
@@ -97,14 +97,12 @@ class Dahl(PairTask):
         error = outputs.float().sigmoid() - targets
         errors = [error]
         with torch.autocast(error.device.type, enabled=False):
-            for index in range(self.blurs):
+            for index in range(self.blur_count):
                 kernel = getattr(self, f"blur{index}")
                 padding = kernel.shape[2] // 2
                 padded = nn.functional.pad(error, (padding,) * 4, "replicate")
-                errors.append(
-                    nn.functional.conv2d(padded, kernel, groups=2)
-                )  # blurring the error is blurring both images
-        return torch.stack([difference.square().mean(1) for difference in errors]).mean(0)
+                errors.append(nn.functional.conv2d(padded, kernel, groups=2))  # equivalent to blurring both images
+        return torch.stack([error.square().mean(1) for error in errors]).mean(0)
 
     @torch.no_grad()
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -118,14 +116,14 @@ class Dahl(PairTask):
         ratio ``loss_share`` of the last two."""
         loss, error, count, *other_moments = sums.tolist()
         constant, mse = constant_error(count, *other_moments) / count, error / count
-        check_contrast(constant * 100**2)  # UV is in 0..1; the check is for a scale of about 100, like that of ab
+        check_contrast(constant * 100**2)  # UV is in 0..1; the check expects a scale of about 100, like that of ab
         return {"loss": loss / count, "mse": mse, "mse_constant": constant, "loss_share": mse / constant}
 
 
 def _gaussian(size: int) -> Tensor:
     """Return a Gaussian kernel for both channels of UV, (2, 1, size, size), with std size / 5 pixels."""
-    line = torch.exp(-((torch.arange(size) - size // 2) ** 2) / (2 * (size / 5) ** 2))
-    kernel = torch.outer(line, line)
+    profile = torch.exp(-((torch.arange(size) - size // 2) ** 2) / (2 * (size / 5) ** 2))
+    kernel = torch.outer(profile, profile)
     return (kernel / kernel.sum()).expand(2, 1, size, size).contiguous()
 
 

@@ -10,17 +10,17 @@ def bilinear(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     Returns:
         (N, C, R, W).
     """
-    axes = [2 * at / max(1, count - 1) - 1 for at, count in ((x, maps.shape[3]), (y, maps.shape[2]))]
+    axes = [2 * points / max(1, count - 1) - 1 for points, count in ((x, maps.shape[3]), (y, maps.shape[2]))]
     grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1)[None].to(maps)
     grid = grid.expand(len(maps), -1, -1, -1)
     return nn.functional.grid_sample(maps, grid, align_corners=True, padding_mode="border")
 
 
 def corners(positions: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return the two points around each position on an axis and their weights: (lower, weight), (upper, weight).
+    """Return the grid points on both sides of each position and their weights: (lower, weight), (upper, weight).
 
     Args:
-        positions: positions in grid steps from the first point.
+        positions: positions on an axis, in grid steps from the first point.
         count: number of points on the axis.
     """
     lower = positions.floor().long().clamp(max=max(0, count - 2))

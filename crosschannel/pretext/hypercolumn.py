@@ -20,8 +20,8 @@ _STRIDE = 4  # output stride in eval mode
 _SKIPPED = ("pool1", "pool2", "pool3", "pool4", "pool5")
 
 
-class Located(NamedTuple):
-    """Logits at K pixels of each image.
+class SampledLogits(NamedTuple):
+    """Logits at K sampled pixels of each image.
 
     Attributes:
         logits: (N, 64, K): 32 bins of hue, then 32 of chroma.
@@ -43,7 +43,7 @@ class HypercolumnNet(nn.Module):
         config: see :class:`~crosschannel.pretext.config.LarssonConfig`.
 
     Shape:
-        (N, 1, H, W) → in training mode :class:`Located` at random pixels; in eval mode logits of every 4th pixel,
+        (N, 1, H, W) → in training mode :class:`SampledLogits` at random pixels; in eval mode logits of every 4th pixel,
         (N, 64, ⌈H/4⌉, ⌈W/4⌉).
     """
 
@@ -65,7 +65,7 @@ class HypercolumnNet(nn.Module):
         nn.init.normal_(self.hidden.weight, std=1e-4)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the maps of the hypercolumn by layer; "" is the input."""
+        """Return the maps that form the hypercolumn, by layer; "" is the input."""
         maps, dropout = {"": x}, self.config.dropout
         for name in self.net.layers:
             if name == "fc6":
@@ -78,20 +78,20 @@ class HypercolumnNet(nn.Module):
         return maps
 
     def grid(self, layer: str) -> tuple[float, float]:
-        """Return the stride of a layer's map, in pixels, and the pixel that its first point is centred on."""
+        """Return the stride of a layer's map, in pixels, and the pixel on which its first point is centred."""
         if not layer:
             return 1.0, 0.0
         reference = "pool5" if layer in ("fc6", "fc7") else layer  # padding aligns fc6 and fc7 with pool5
         return float(self.net.shapes[reference][1]), self.net.origins[reference]
 
-    def forward(self, x: Tensor) -> Located | Tensor:
+    def forward(self, x: Tensor) -> SampledLogits | Tensor:
         maps = self.maps(x)
         if not self.training:
             return self._dense_logits(maps, x.shape[2], x.shape[3])
         rows, columns = (self._random_coordinates(side, len(x), x.device) for side in x.shape[2:])
         hypercolumn = [_sample_points(values, rows, columns, self.grid(layer)) for layer, values in maps.items()]
         hidden = self.activation(self.hidden(torch.cat(hypercolumn, 1)))
-        return Located(self.out(nn.functional.dropout(hidden, self.config.dropout, True)), rows, columns)
+        return SampledLogits(self.out(nn.functional.dropout(hidden, self.config.dropout, True)), rows, columns)
 
     def _random_coordinates(self, side: int, images: int, device: torch.device) -> Tensor:
         """Draw pixel coordinates along one axis, (images, locations)."""
@@ -119,7 +119,7 @@ class HypercolumnNet(nn.Module):
 
 
 def _sample_grid(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
-    """Sample maps (N, C, h, w) bilinearly, in float32, at the pixels of rows (R,) and columns (K,): (N, C, R, K)."""
+    """Sample maps (N, C, h, w) bilinearly, in float32, at all pixels in rows (R,) and columns (K,): (N, C, R, K)."""
     y, x = (
         _grid_positions(pixels, points, grid) for pixels, points in ((rows, maps.shape[2]), (columns, maps.shape[3]))
     )
@@ -127,7 +127,7 @@ def _sample_grid(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float,
 
 
 def _sample_points(maps: Tensor, rows: Tensor, columns: Tensor, grid: tuple[float, float]) -> Tensor:
-    """Sample maps (N, C, h, w) bilinearly at single pixels, given by rows and columns (N, K): (N, C, K).
+    """Sample maps (N, C, h, w) bilinearly at the pixels with coordinates rows and columns (N, K): (N, C, K).
 
     Uses indexing, whose gradient is deterministic on GPUs too.
     """

@@ -26,7 +26,7 @@ from crosschannel.pretext.task import Pretext, PrimaryMetric, as_arrays, stack_r
 GRID = 3
 TILES = GRID * GRID
 _CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)
-_GAP = 2  # white border of each tile in pictures, in pixels
+_GAP = 2  # width of the white border around each tile in pictures, in pixels
 _MAX_FLATTENED = 9  # maps with at most this many positions are flattened, larger ones are average-pooled
 
 
@@ -43,7 +43,7 @@ class TileBatch(Batch):
 
 @dataclass(frozen=True)
 class Tiles:
-    """View of nine tiles: a crop is divided into 3×3 cells, and a tile is cut at random from each, which leaves gaps.
+    """View of nine tiles, each cut at a random position from one of 3×3 cells of a crop, which leaves gaps.
 
     Attributes:
         crop: settings of the crop.
@@ -73,7 +73,7 @@ class Tiles:
 def distant_permutations(count: int) -> np.ndarray:
     """Select permutations of nine tiles with large Hamming distances between them, (count, 9) int64.
 
-    Greedy, as in the paper: each next permutation has the largest sum of Hamming distances to all selected before.
+    Greedy, as in the paper: each permutation has the largest sum of Hamming distances to those selected before it.
     """
     candidates = np.array(list(itertools.permutations(range(TILES))), np.int8).T.copy()
     distances = np.zeros(candidates.shape[1], np.int32)
@@ -81,7 +81,7 @@ def distant_permutations(count: int) -> np.ndarray:
     while len(selected) < count:
         for row in candidates:
             distances += row != row[selected[-1]]
-        distances[selected[-1]] = -len(distances) * TILES  # exclude it from later maxima
+        distances[selected[-1]] = -len(distances) * TILES  # never select it again
         selected.append(int(distances.argmax()))
     return candidates[:, selected].T.astype(np.int64)
 
@@ -138,7 +138,7 @@ def shuffle_tiles(tiles: Tensor, permutations: Tensor) -> Tensor:
 
 
 class Jigsaw(Pretext):
-    """Classify by which permutation nine tiles are shuffled."""
+    """Predict the permutation by which nine tiles are shuffled."""
 
     name = "jigsaw"
     rows: ClassVar[tuple[str, ...]] = ("shuffled tiles", "reordered as predicted", "truth")
@@ -185,13 +185,13 @@ class Jigsaw(Pretext):
 
     def _tiles_and_labels(self, batch: TileBatch) -> tuple[Tensor, Tensor]:
         """Return normalised tiles and the indices of the permutations to shuffle them by, (N,)."""
-        draws = batch.uniforms(2).to(batch.tiles.device, non_blocking=True)
+        uniforms = batch.uniforms(2).to(batch.tiles.device, non_blocking=True)
         if self.config.grey:
             luma = sum(weight * channel for weight, channel in zip(LUMA, batch.tiles.split(1, 2), strict=True))
             luma = luma.round().byte().expand_as(batch.tiles)
-            is_grey = (draws[:, 1] < self.config.grey)[:, None, None, None, None]
+            is_grey = (uniforms[:, 1] < self.config.grey)[:, None, None, None, None]
             batch = replace(batch, tiles=torch.where(is_grey, luma, batch.tiles))
-        return self.net_inputs(batch), (draws[:, 0] * self.config.permutations).long()
+        return self.net_inputs(batch), (uniforms[:, 0] * self.config.permutations).long()
 
     def losses(self, net: nn.Module, batch: TileBatch, phase: int = 0) -> tuple[Tensor, Tensor]:
         tiles, labels = self._tiles_and_labels(batch)
@@ -200,7 +200,7 @@ class Jigsaw(Pretext):
 
     @torch.no_grad()
     def scores(self, net: nn.Module, batch: TileBatch) -> Tensor:
-        """Return sums over images: count, cross-entropy, correct permutations, fraction of correctly placed tiles."""
+        """Return sums over images: count, cross-entropy, correct permutations, fractions of correctly placed tiles."""
         tiles, labels = self._tiles_and_labels(batch)
         logits = net(tiles, labels).double()
         predicted = logits.argmax(1)

@@ -1,6 +1,6 @@
-"""Labels: supervised classification. Classes are image folders.
+"""Labels: supervised classification, with image folders as classes.
 
-Trains the supervised baselines of the paper's tables and its greyscale classifier.
+Used for the supervised baselines in the paper's tables and for its greyscale classifier.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def build_classifier(spec: NetSpec, size: int | None, classes: int, dropout: flo
 
 
 class Labels(PairTask):
-    """Classify an image by softmax and cross-entropy. Images without a class give no gradient."""
+    """Predict the class of an image; the loss is cross-entropy. Images without a class give no gradient."""
 
     name = "labels"
     needs_fc: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Predict hue and chroma from grey by hypercolumns (Larsson, Maire, Shakhnarovich, "Learning Representations for
+"""Predict hue and chroma from grey with hypercolumns (Larsson, Maire, Shakhnarovich, "Learning Representations for
 Automatic Colorization", ECCV 2016).
 """
 
@@ -12,7 +12,7 @@ from crosschannel.config.training import CropConfig
 from crosschannel.errors import UserError
 from crosschannel.models import InputSpec, NetSpec, build_net
 from crosschannel.pretext.config import LarssonConfig
-from crosschannel.pretext.hypercolumn import BINS, HypercolumnNet, Located
+from crosschannel.pretext.hypercolumn import BINS, HypercolumnNet, SampledLogits
 from crosschannel.pretext.task import (
     PairTask,
     PrimaryMetric,
@@ -25,7 +25,7 @@ _MEAN_GREY = 0.4488  # mean intensity of photographs, in 0..1
 
 
 class _Targets(NamedTuple):
-    """Values per pixel, (N, H, W): indices of the hue and chroma bins, chroma, and grey."""
+    """Targets of each pixel, (N, H, W): indices of the hue and chroma bins, chroma, and grey."""
 
     hue_bin: Tensor
     chroma_bin: Tensor
@@ -37,11 +37,11 @@ class Larsson(PairTask):
     """Predict distributions of hue and chroma from grey.
 
     The targets are histograms of hue and chroma in a window around a pixel, and the loss is the KL divergence. The
-    divergence of hue is weighted by 5 · chroma, that of chroma by min(3x, 1, 3(1 - x)), where x is the grey of the
-    pixel.
+    divergence of hue is weighted by 5 · chroma, that of chroma by min(3x, 1, 3(1 - x)), where x is the grey value of
+    the pixel.
 
-    Two differences from the release: hue is computed from RGB instead of BGR, which only renames the hues, and coloured
-    pictures keep the lightness of the input instead of its mean of RGB.
+    Two differences from the release: hue is computed from RGB instead of BGR, which only relabels the hues, and
+    coloured pictures keep the lightness of the input instead of its mean of RGB.
     """
 
     name = "larsson"
@@ -69,14 +69,14 @@ class Larsson(PairTask):
         bins = ((hue * BINS).long() % BINS, (chroma * BINS).long().clamp(max=BINS - 1))
         return _Targets(*bins, chroma, rgb.mean(1))
 
-    def _histograms(self, outputs: Located | Tensor, targets: _Targets) -> tuple[Tensor, ...]:
+    def _histograms(self, outputs: SampledLogits | Tensor, targets: _Targets) -> tuple[Tensor, ...]:
         """Return logits (N, 64, K), target histograms of hue and chroma (N, 32, K), and their loss weights (N, K)."""
         height, width = targets.grey.shape[1:]
         if isinstance(outputs, Tensor):
             n, _, h, w = outputs.shape
             rows = torch.arange(0, height, self.stride, device=outputs.device).repeat_interleave(w).expand(n, -1)
             columns = torch.arange(0, width, self.stride, device=outputs.device).repeat(h).expand(n, -1)
-            outputs = Located(outputs.flatten(2), rows, columns)
+            outputs = SampledLogits(outputs.flatten(2), rows, columns)
         offsets = torch.arange(self.config.window, device=targets.grey.device) - self.config.window // 2
         rows = (outputs.rows[:, :, None, None] + offsets[:, None]).clamp(0, height - 1)
         columns = (outputs.columns[:, :, None, None] + offsets).clamp(0, width - 1)
@@ -86,17 +86,17 @@ class Larsson(PairTask):
             return pixels.flatten(1).gather(1, window_indices).unflatten(1, (outputs.rows.shape[1], -1))
 
         histograms = [_histogram(windows(bins)) for bins in (targets.hue_bin, targets.chroma_bin)]
-        centres = outputs.rows * width + outputs.columns
-        chroma, grey = (pixels.flatten(1).gather(1, centres) for pixels in (targets.chroma, targets.grey))
+        centre_indices = outputs.rows * width + outputs.columns
+        chroma, grey = (pixels.flatten(1).gather(1, centre_indices) for pixels in (targets.chroma, targets.grey))
         weights = (5 * chroma, torch.minimum(3 * grey, 3 * (1 - grey)).clamp(max=1))
         return outputs.logits.float(), *histograms, *weights
 
-    def loss(self, outputs: Located | Tensor, targets: _Targets) -> Tensor:
+    def loss(self, outputs: SampledLogits | Tensor, targets: _Targets) -> Tensor:
         logits, hue, chroma, hue_weight, chroma_weight = self._histograms(outputs, targets)
         return hue_weight * _kl(hue, logits[:, :BINS]) + chroma_weight * _kl(chroma, logits[:, BINS:])
 
     @torch.no_grad()
-    def score(self, outputs: Located | Tensor, targets: _Targets) -> Tensor:
+    def score(self, outputs: SampledLogits | Tensor, targets: _Targets) -> Tensor:
         """Return sums over pixels: count, weighted divergences, weighted entropies of the targets, weighted histograms
         of hue and of chroma."""
         logits, *histograms_and_weights = self._histograms(outputs, targets)

@@ -7,7 +7,7 @@ from crosschannel.models.nets import NetSpec, build_net, family
 
 
 class LinearHead(nn.Module):
-    """A 1×1 convolution on the last map. It is zero-initialised if the backbone is initialised by k-means.
+    """A 1×1 convolution on the last map, zero-initialised if the backbone is initialised by k-means.
 
     Shape:
         (N, C, h, w) → (N, out, h, w).
@@ -46,14 +46,14 @@ class Decoder(nn.Module):
 
 
 class PretextNet(nn.Module):
-    """A backbone and a head, with the outputs interpolated at every ``stride``-th pixel.
+    """A backbone and a head, whose outputs are interpolated to every ``stride``-th pixel.
 
     Args:
         net: the backbone; its input is L - 50.
         head: module that maps the backbone's last map to (N, out, h, w).
-        stride: output stride, in input pixels; the first output is on pixel 0.
+        stride: output stride, in input pixels; the first output is at pixel 0.
         head_stride: stride of the head's map, in input pixels.
-        origin: input pixel that the first point of the head's map is centred on.
+        origin: input pixel on which the first point of the head's map is centred.
 
     Shape:
         (N, 1, H, W) → (N, out, ceil(H / stride), ceil(W / stride)).
@@ -72,7 +72,7 @@ class PretextNet(nn.Module):
         grids = self.stride, self.head_stride, self.origin, outputs.device
         rows = interpolation(height, outputs.shape[2], *grids).to(outputs.dtype)
         columns = interpolation(width, outputs.shape[3], *grids).to(outputs.dtype)
-        x = outputs.permute(0, 2, 3, 1)  # channels-last, so that both products are of few, large matrices
+        x = outputs.permute(0, 2, 3, 1)  # channels-last, so that both products multiply a few large matrices
         x = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])
         return (columns @ x).permute(0, 3, 1, 2)
 
@@ -80,7 +80,7 @@ class PretextNet(nn.Module):
 def interpolation(
     targets: int, points: int, stride: int, head_stride: int, origin: float, device: torch.device | None = None
 ) -> Tensor:
-    """Return the matrix of linear interpolation from points on pixels origin + head_stride·i to pixels stride·j.
+    """Return the matrix that interpolates linearly from points at pixels origin + head_stride·i to pixels stride·j.
 
     Returns:
         (targets, points) float32 with rows that sum to 1; targets beyond the outermost points repeat their values.
@@ -90,8 +90,8 @@ def interpolation(
 
 
 def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) -> PretextNet:
-    """Build a colorization net: ColorNet with its decoder predicts every 4th pixel, other backbones every 8th by a 1×1
-    convolution on their last map.
+    """Build a colorization net. ColorNet with its decoder predicts every 4th pixel; other backbones predict every 8th
+    with a 1×1 convolution on their last map.
 
     Args:
         spec: architecture of the backbone.
@@ -101,16 +101,16 @@ def build_pretext(spec: NetSpec, outputs: int, image_size: int | None = None) ->
     net = build_net(spec, image_size)
     if family(spec.name).has_decoder:
         return PretextNet(net, Decoder(net.out_channels, outputs), stride=4, head_stride=4)
-    pretext = PretextNet(net, LinearHead(net.out_channels, outputs), 8, net.last_stride, net.last_origin)
+    pretext_net = PretextNet(net, LinearHead(net.out_channels, outputs), 8, net.last_stride, net.last_origin)
     if getattr(net, "computes_past_its_layers", False):
-        freeze_unused(pretext, torch.zeros(1, spec.in_channels, image_size or 224, image_size or 224))
-    return pretext
+        freeze_unused(pretext_net, torch.zeros(1, spec.in_channels, image_size or 224, image_size or 224))
+    return pretext_net
 
 
-def freeze_unused(pretext: nn.Module, inputs: Tensor) -> None:
-    """Freeze parameters that the outputs do not depend on, such as a final norm; DDP raises for parameters without a
-    gradient."""
-    pretext.eval()(inputs).sum().backward()
-    for parameter in pretext.train().parameters():
+def freeze_unused(net: nn.Module, inputs: Tensor) -> None:
+    """Freeze parameters that do not affect the outputs, such as a final norm; DDP raises an error for parameters
+    without a gradient."""
+    net.eval()(inputs).sum().backward()
+    for parameter in net.train().parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None

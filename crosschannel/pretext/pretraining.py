@@ -29,10 +29,10 @@ class Pretraining:
         net: the net of the pretext task.
         pretext: the pretext task.
         val: held-out images for evaluation.
-        crop: settings of their crops.
-        world: ranks that share the evaluation.
+        crop: settings of the evaluation crops.
+        world: ranks among which the evaluation is divided.
         initial: initialisation method: "default", "gaussian", "kmeans" or "unit-variance".
-        start_state: state dict of a pretext net to initialise from instead; see :func:`load_initial_weights`.
+        start_state: state dict of a pretext net, used instead of ``initial``; see :func:`load_initial_weights`.
         seed: seed of the k-means initialisation.
         batch: evaluation batch size per rank.
         workers: loader workers for evaluation.
@@ -58,7 +58,7 @@ class Pretraining:
         self.held_out = Stream(self.val, self.pretext.view(self.crop, train=False))
 
     def initialise(self, stream: Stream) -> bool:
-        """Initialise the net; return whether that was slow enough for a checkpoint to be saved at once."""
+        """Initialise the net; return whether that took so long that a checkpoint should be saved at once."""
         if self.start_state is not None:
             load_initial_weights(self.net, self.start_state)
             return False
@@ -93,8 +93,8 @@ class Pretraining:
 
         held_out = HeldOut(self.held_out, score, self.world, self.batch, self.workers, should_stop)
         sums = torch.zeros(length, dtype=torch.float64, device=self.world.device)
-        for _, scored in held_out:
-            sums += scored
+        for _, batch_sums in held_out:
+            sums += batch_sums
         metrics = pretext.metrics(self.world.sum(sums))
         primary = pretext.primary_metric
         for name in ("loss", primary.name):

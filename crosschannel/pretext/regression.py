@@ -11,11 +11,11 @@ from crosschannel.pretext.task import (
     moments,
 )
 
-_UNIT = 110.0  # ab units per unit of the outputs, as in the released nets
+_UNIT = 110.0  # factor from outputs to ab, as in the released nets
 
 
 class Regression(nn.Module):
-    """Loss ½‖ab − âb‖² at every pixel, in ab units; outputs are in units of 110, as in the PyTorch release.
+    """Loss ½‖ab − âb‖² at every pixel, in squared ab units; outputs are ab / 110, as in the PyTorch release.
 
     Args:
         grey_threshold: see :class:`~crosschannel.pretext.classification.Classification`.

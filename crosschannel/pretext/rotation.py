@@ -21,7 +21,7 @@ _ROTATIONS = 4
 
 
 class Rotation(Pretext):
-    """Classify whether RGB is rotated by 0°, 90°, 180° or 270°; a batch contains every image at all four angles."""
+    """Predict the rotation of an image: 0°, 90°, 180° or 270°. A batch contains every image at all four angles."""
 
     name = "rotation"
     needs_fc: ClassVar[bool] = True
@@ -60,18 +60,18 @@ class Rotation(Pretext):
     @torch.inference_mode()
     def pictures(self, net: nn.Module, batch: ImageBatch) -> np.ndarray:
         """Draw each image at one of the four angles, and rotated back by the predicted angle."""
-        turns = [index % _ROTATIONS for index in range(len(batch))]
-        rotated = torch.stack([image.rot90(turn, (1, 2)) for image, turn in zip(batch.images, turns, strict=True)])
+        rotations = [index % _ROTATIONS for index in range(len(batch))]
+        rotated = torch.stack([image.rot90(k, (1, 2)) for image, k in zip(batch.images, rotations, strict=True)])
         predicted = net(self.input.preprocess(rotated)).argmax(1).tolist()
-        restored = torch.stack([image.rot90(-turn, (1, 2)) for image, turn in zip(rotated, predicted, strict=True)])
+        restored = torch.stack([image.rot90(-k, (1, 2)) for image, k in zip(rotated, predicted, strict=True)])
         return stack_rows(as_arrays(rotated), as_arrays(restored))
 
 
 def rotate_all(x: Tensor) -> Tensor:
     """Rotate a batch (N, C, S, S) by 0°, 90°, 180° and 270° counter-clockwise and concatenate: (4N, C, S, S)."""
-    return torch.cat([x.rot90(turn, (2, 3)) for turn in range(_ROTATIONS)])
+    return torch.cat([x.rot90(k, (2, 3)) for k in range(_ROTATIONS)])
 
 
 def rotation_labels(logits: Tensor) -> Tensor:
-    """Return the labels for logits of :func:`rotate_all`, (4N,)."""
+    """Return the labels of a batch from :func:`rotate_all`, (4N,), given its logits."""
     return torch.arange(_ROTATIONS, device=logits.device).repeat_interleave(len(logits) // _ROTATIONS)

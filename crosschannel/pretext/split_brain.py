@@ -33,7 +33,7 @@ class Halves(NamedTuple):
 
 
 class SplitBrainNet(nn.Module):
-    """AlexNet in two halves, each with a 1×1 convolution on its last map.
+    """AlexNet split into two halves, each with a 1×1 convolution on its last map.
 
     Shape:
         (N, 3, H, W) → :class:`Halves` at every 16th pixel (180 px: 12×12).
@@ -129,7 +129,7 @@ class SplitBrain(PairTask):
 
 
 def _cross_entropy(logits: Tensor, bins: Tensor) -> Tensor:
-    """Compute the cross-entropy at every pixel, (N, K, h, w) and (N, h, w) → (N, h, w).
+    """Compute the cross-entropy of logits (N, K, h, w) and bins (N, h, w) at every pixel, (N, h, w).
 
     ``torch.nn.functional.cross_entropy`` is not deterministic on GPUs.
     """

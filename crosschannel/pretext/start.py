@@ -9,7 +9,7 @@ from crosschannel.errors import UserError
 from crosschannel.models import Backbone, InputSpec, family, spec_of
 from crosschannel.models.adapt import fold_input_scale
 
-# (source input, target input) → factor of the first convolution's weights. Lightness is about 100 × grey in 0..1.
+# (source input, target input) → factor for the weights of the first convolution. Lightness is about 100 × grey in 0..1.
 _SCALES = {
     ("rgb", "intensity"): 1.0,
     ("rgb", "grey"): 0.01,
@@ -19,7 +19,7 @@ _SCALES = {
 
 
 def load_initial_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load matching weights into a pretext net, in place: all of its backbone, and the tensors of its head that match.
+    """Load matching weights into a pretext net, in place: all of the backbone, and matching tensors of the head.
 
     If ``state`` has no BatchNorm, the net's BatchNorm layers keep their initial values.
 
@@ -54,8 +54,8 @@ def convert_input(input: InputSpec, backbone: Backbone) -> Backbone:
     """Adapt the first convolution of a backbone to another input, in place, so that its outputs change little.
 
     Normalised RGB is converted to one channel of grey: the weights, rescaled for RGB in 0..1, are summed over channels.
-    Grey in 0..1 is converted to lightness in 0..100 and vice versa by a factor. Three channels of luma need no change
-    from RGB.
+    For grey in 0..1 instead of lightness in 0..100, or vice versa, the weights are multiplied by a constant. Luma in
+    three channels needs no conversion from RGB.
 
     Raises:
         UserError: any other conversion.

@@ -39,7 +39,7 @@ class PrimaryMetric:
 
     @classmethod
     def ratio(cls, name: str, baseline_name: str) -> "PrimaryMetric":
-        """Create the metric for a loss divided by that of the best constant prediction."""
+        """Create the metric that divides a loss by that of the best constant prediction."""
         description = "× the loss of the best constant prediction (1 = nothing learned)"
         return cls(name, description, 1.0, baseline_name, is_ratio=True)
 
@@ -58,7 +58,7 @@ class Pretext(nn.Module):
         classes: class names of the images, by label.
 
     Attributes:
-        name: name by which :func:`crosschannel.pretext.find_task` finds the task.
+        name: name under which :func:`crosschannel.pretext.find_task` looks up the task.
         keys: config dataclass of a user-defined task.
         primary_metric: the metric by which runs are compared.
         decoder: ``module:class`` of the decoder of a task that predicts colours; empty for other tasks.
@@ -107,7 +107,7 @@ class Pretext(nn.Module):
 
     @staticmethod
     def inference_config(config: Any) -> Any:
-        """Return the config for inference, without references to files that only training reads."""
+        """Return the config for inference, without references to files that are only needed for training."""
         return config
 
     def view(self, crop: CropConfig, train: bool) -> View:
@@ -123,7 +123,7 @@ class Pretext(nn.Module):
         raise NotImplementedError
 
     def losses(self, net: nn.Module, batch: Batch, phase: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of a batch and the count to divide it by, both scalars.
+        """Return the summed loss of a batch and the count by which to divide it, both scalars.
 
         Args:
             net: net that :meth:`build` returned; DDP may wrap it, unless the task has phases.
@@ -146,27 +146,27 @@ class Pretext(nn.Module):
         return None
 
     def details(self) -> dict[str, Any]:
-        """Return the entries of this task in the net's provenance."""
+        """Return the provenance entries of nets trained on this task."""
         return {"pretext": self.name}
 
 
 class PairTask(Pretext):
-    """Base class of tasks whose net maps ``inputs`` of a crop to outputs, to be compared with its ``targets``."""
+    """Base class of tasks that compare the net's outputs for ``inputs`` of a crop with the crop's ``targets``."""
 
     def inputs(self, rgb: Tensor) -> Tensor:
         """Convert RGB (N, 3, H, W), uint8 or float in [0, 1], to the net's input."""
         return self.input.preprocess(rgb)
 
     def targets(self, rgb: Tensor, labels: Tensor) -> Any:
-        """Compute the targets of the outputs from RGB (N, 3, H, W) uint8 and class labels (N,)."""
+        """Compute the targets from RGB (N, 3, H, W) uint8 and class labels (N,)."""
         raise NotImplementedError
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Compute the loss of every prediction, (N, …)."""
+        """Compute the loss per prediction, (N, …)."""
         raise NotImplementedError
 
     def count(self, loss: Tensor, targets: Any) -> Tensor:
-        """Return the scalar that the summed loss of a batch is divided by."""
+        """Return the scalar by which the summed loss of a batch is divided."""
         return loss.new_full((), loss.numel() if self.config.normalise == "pixels" else len(loss))
 
     def score(self, outputs: Any, targets: Any) -> Tensor:
@@ -189,7 +189,7 @@ class PairTask(Pretext):
 
 
 def check_contrast(constant_loss: float) -> None:
-    """Raise a UserError if the best constant prediction has no loss, as for images that are all grey."""
+    """Raise a UserError if the best constant prediction is perfect, as for images that are all grey."""
     if constant_loss < 1e-6:
         raise UserError(
             "the held-out images are all of one colour (perhaps grey) and cannot be scored; use colour images"
@@ -203,9 +203,9 @@ def moments(x: Tensor) -> Tensor:
     return torch.stack((count, x.square().sum(), *x.sum((0, 2, 3))))
 
 
-def constant_error(count: float, square: float, *sums: float) -> float:
+def constant_error(count: float, squares: float, *sums: float) -> float:
     """Return half the summed squared distance of pixels to their mean, given their :func:`moments`."""
-    return (square - sum(total * total for total in sums) / count) / 2
+    return (squares - sum(total * total for total in sums) / count) / 2
 
 
 def constant_cross_entropy(histogram: Tensor) -> float:
@@ -215,7 +215,7 @@ def constant_cross_entropy(histogram: Tensor) -> float:
 
 
 def require_family(spec: NetSpec, name: str, task: str) -> None:
-    """Raise a UserError unless the backbone is the architecture that a task is defined for."""
+    """Raise a UserError unless the backbone has the architecture for which a task is defined."""
     if spec.name != name:
         raise UserError(f"the task {task} requires model.name {name}, got {spec.name}")
 

@@ -104,7 +104,7 @@ def test_a_package_names_its_task_by_an_entry_point(narrow_nets, photo_folder, m
         ("json:loads", "json is in the standard library"),
         ("halves:NoMetric", "the task 'halves:NoMetric' must define primary_metric, score_length, build, metrics"),
         ("halves:NoDecoder", "cannot import 'halves:Nothing': AttributeError"),
-        ("halves:KeysOfAnInstance", "must be a crosschannel.pretext.task.Pretext whose keys is a dataclass"),
+        ("halves:KeysOfAnInstance", "must be a subclass of crosschannel.pretext.task.Pretext with a dataclass as keys"),
     ],
 )
 def test_invalid_tasks_are_refused(task, words, capsys):

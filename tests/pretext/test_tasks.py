@@ -23,7 +23,7 @@ from crosschannel.pretext.config import (
     SplitBrainConfig,
 )
 from crosschannel.pretext.dahl import rgb_to_yuv
-from crosschannel.pretext.hypercolumn import Located
+from crosschannel.pretext.hypercolumn import SampledLogits
 
 SPECS = {
     "colorization": (ColorizationConfig(), NetSpec("alexnet", 1, fc=0)),
@@ -143,7 +143,7 @@ def test_hue_chroma_and_their_histograms_are_those_of_a_loop(rgb):
     assert (apart == 0).mean() > 0.95 and (np.minimum(apart, 32 - apart) <= 1).all()  # hues on a border of bins
     logits = torch.randn(2, 64, 3)
     rows, columns = torch.tensor([[0, 50, 95]] * 2), torch.tensor([[2, 60, 95]] * 2)
-    loss = task.loss(Located(logits, rows, columns), targets)
+    loss = task.loss(SampledLogits(logits, rows, columns), targets)
     for image in range(2):
         for k in range(3):
             rs = [min(max(int(rows[0, k]) + d, 0), 95) for d in range(-3, 4)]
