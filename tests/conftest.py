@@ -118,14 +118,14 @@ def few_initial_crops() -> Iterator[None]:
     """Initialise untrained nets from 2 batches of crops instead of 10, except in tests that use ``all_crops``."""
     from crosschannel.hub import untrained
 
-    original = untrained.real_batches
+    original = untrained.training_batches
 
     @functools.wraps(original)
     def few_batches(data, input, count=10, batch=16, seed=0):
         return original(data, input, min(count, 2), batch, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(untrained, "real_batches", few_batches)
+        patch.setattr(untrained, "training_batches", few_batches)
         yield
 
 
@@ -133,7 +133,7 @@ def few_initial_crops() -> Iterator[None]:
 def all_crops(monkeypatch) -> None:
     from crosschannel.hub import untrained
 
-    monkeypatch.setattr(untrained, "real_batches", untrained.real_batches.__wrapped__)
+    monkeypatch.setattr(untrained, "training_batches", untrained.training_batches.__wrapped__)
 
 
 @pytest.fixture(scope="session", autouse=True)

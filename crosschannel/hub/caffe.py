@@ -13,7 +13,7 @@ import numpy as np
 
 from crosschannel.errors import UserError
 
-# Numeric parameters to read, by the layer's field that holds them: ConvolutionParameter, LRNParameter,
+# Numeric parameters to read, by the field number of their message in a layer: ConvolutionParameter, LRNParameter,
 # PoolingParameter, ReLUParameter and BatchNormParameter.
 _PARAMETER_FIELDS = {
     106: {3: "pad", 4: "kernel", 5: "groups", 6: "stride", 18: "dilation"},
@@ -35,13 +35,13 @@ class _ParseError(Exception):
 
 @dataclass
 class CaffeLayer:
-    """A layer of a net.
+    """A layer of a Caffe net.
 
     Attributes:
         name: name of the layer.
         type: Caffe's layer type.
         blobs: weight arrays.
-        parameters: the parameters in ``_PARAMETER_FIELDS`` that the file states.
+        parameters: numeric parameters by name (see ``_PARAMETER_FIELDS``), if the file contains them.
     """
 
     name: str = ""
@@ -90,7 +90,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
 
 
 def _read_varint(data: memoryview, offset: int) -> tuple[int, int]:
-    """Return the integer at an offset, and the offset after it."""
+    """Return the integer at an offset, and the offset of the next byte."""
     value = shift = 0
     while True:
         if offset >= len(data) or shift > 63:
@@ -129,7 +129,7 @@ def _parse_layer(data: memoryview) -> CaffeLayer:
 
 
 def _parse_v1_layer(data: memoryview) -> CaffeLayer:
-    """Parse a V1LayerParameter, which models from before 2015 contain."""
+    """Parse a V1LayerParameter, the layer message of models from before 2015."""
     layer = CaffeLayer()
     for number, _, value in _fields(data):
         if number == 4:
@@ -154,7 +154,7 @@ def _parse_parameters(data: memoryview, names: dict[int, str]) -> dict[str, floa
 
 
 def _parse_blob(data: memoryview) -> np.ndarray:
-    """Parse a BlobProto to a float32 array of the shape that it states."""
+    """Parse a BlobProto to a float32 array of the stored shape."""
     legacy_shape: dict[int, int] = {}
     shape: list[int] | None = None
     chunks: list[np.ndarray] = []
@@ -168,8 +168,8 @@ def _parse_blob(data: memoryview) -> np.ndarray:
     values = np.concatenate(chunks) if chunks else np.empty(0, np.float32)
     if shape is None:
         shape = [legacy_shape.get(i, 1) for i in (1, 2, 3, 4)]
-    is_sane = len(shape) <= 8 and all(0 < size <= _MAX_DIMENSION for size in shape)
-    if not is_sane or math.prod(shape) != len(values):
+    is_valid = len(shape) <= 8 and all(0 < size <= _MAX_DIMENSION for size in shape)
+    if not is_valid or math.prod(shape) != len(values):
         raise _ParseError(f"an array of shape {shape} has {len(values)} values")
     return values.reshape(shape)
 

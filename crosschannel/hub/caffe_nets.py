@@ -1,7 +1,7 @@
 """Convert caffemodels to this library's nets, by layer name: AlexNets and the released colorization nets.
 
-BatchNorm and Scale of an AlexNet are folded into the preceding convolution. Grouped weights become block-diagonal ones
-if our layer has fewer groups. The scale of an input layer becomes the scale of the net's
+BatchNorm and Scale of an AlexNet are folded into the preceding convolution. Grouped weights become block-diagonal if
+our layer has fewer groups. The scale of an input layer becomes the scale of the net's
 :class:`~crosschannel.models.InputSpec`.
 """
 
@@ -15,7 +15,7 @@ from crosschannel.color.quantizer import ab_bins
 from crosschannel.colorize.decoders import BinDecoder
 from crosschannel.errors import UserError
 from crosschannel.hub.caffe import CaffeLayer
-from crosschannel.hub.imported import INPUT_KINDS, Imported, load_imported_state
+from crosschannel.hub.imported import INPUT_KINDS, ImportedNet, load_imported_state
 from crosschannel.models import AlexNet, InputSpec, NetSpec, build_net
 from crosschannel.models.alexnet import VARIANTS
 from crosschannel.models.colornet import colornet_rows
@@ -27,15 +27,15 @@ CAFFE_MEAN = (122.679, 116.669, 104.007)  # ImageNet mean in 0..255, RGB, which 
 _CONVS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _FC = ("fc6", "fc7")
 _EPS = 1e-5  # Caffe's default for BatchNorm
-# Layers that centre and scale the input, with the channels of Lab that they take.
+# Layers that centre and scale the input, and the indices of their Lab channels.
 _INPUT_LAYERS = {"data_l": (0,), "data_l_meansub": (0,), "data_lab": (0, 1, 2), "data_ab": (1, 2)}
-_TARGET_LAYERS = ("data_ab_ss",)  # part of the training targets, not of the net
-# Unsupported layer types: the only non-linearity of our nets is the ReLU.
+_TARGET_LAYERS = ("data_ab_ss",)  # layers that compute the training targets, not part of the net
+# Unsupported layer types: the ReLU is the only non-linearity of our nets.
 _UNSUPPORTED_TYPES = ("Sigmoid", "TanH", "ELU", "PReLU", "BNLL", "AbsVal", "Power", "Exp", "Log", "MVN")
 _SHARPENING = 2.606  # factor on the release's logits before the softmax: T = 0.3837
 
 
-def from_caffe(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imported:
+def from_caffe(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> ImportedNet:
     """Build the net of a caffemodel: ColorNet if the file has a layer ``conv8_313``, otherwise an AlexNet.
 
     Args:
@@ -48,7 +48,7 @@ def from_caffe(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> I
     """
     if any(layer.name == "conv8_313" for layer in layers):
         if input not in (None, "grey"):
-            raise UserError(f"{path}: a colorization net takes lightness only (input grey), not input {input!r}")
+            raise UserError(f"{path}: a colorization net has lightness input (grey), not input {input!r}")
         return _colornet(path, layers)
     return _alexnet(path, layers, input)
 
@@ -57,7 +57,7 @@ def _tensors(layer: CaffeLayer) -> list[Tensor]:
     return [torch.from_numpy(blob.copy()) for blob in layer.blobs]
 
 
-def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imported:
+def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> ImportedNet:
     """Build an AlexNet from the layers conv1 … conv5, fc6 and fc7; the other layers determine its variant."""
     state, input_layers, left_out = _alexnet_state(path, layers)
     missing = [name for name in _CONVS if f"{name}.conv.weight" not in state]
@@ -73,7 +73,7 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
         spec = spec.replace(variant="split-brain")
     kind = input or ("lab" if is_lab else INPUT_KINDS.get(spec.in_channels))
     if kind not in ("grey", "lab", "rgb") or InputSpec(kind).channels != spec.in_channels or (is_lab and kind == "rgb"):
-        raise UserError(f"{path}: conv1 takes {spec.in_channels} channels, which does not match input {kind!r}")
+        raise UserError(f"{path}: conv1 has {spec.in_channels} input channels, which does not match input {kind!r}")
     if kind == "rgb":  # Caffe stores channels as BGR
         state["conv1.conv.weight"] = state["conv1.conv.weight"].flip(1)
     net = build_net(spec)
@@ -85,7 +85,7 @@ def _alexnet(path: Path, layers: Sequence[CaffeLayer], input: str | None) -> Imp
         mean, std = (0.5,) * 3, (0.5,) * 3
     size = 224 if VARIANTS[spec.options.variant].pad else 227
     input = InputSpec(kind, size, 256, mean=mean, std=std, scale=scale)
-    return Imported(net.eval(), spec, input, "caffe", left_out)
+    return ImportedNet(net.eval(), spec, input, "caffe", left_out)
 
 
 def _alexnet_state(
@@ -93,7 +93,7 @@ def _alexnet_state(
 ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]], list[str]]:
     """Return the weights under our names, the input layers, and the names of the layers left out.
 
-    Norms are absorbed. Layers left out belong to a branch that shares weights (``conv1_p``) or follow the net.
+    Norms are absorbed. The layers left out belong to a branch that shares weights (``conv1_p``) or follow the net.
     """
     state: dict[str, Tensor] = {}
     input_layers: dict[str, list[Tensor]] = {}
@@ -159,7 +159,7 @@ def _conv_state(name: str, blobs: list[Tensor]) -> dict[str, Tensor]:
 
 
 def _statistics(blobs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of a BatchNorm, which stores their sums over batches and the number of batches."""
+    """Return the mean and variance of a BatchNorm, which stores sums over batches and the number of batches."""
     factor = 1 / blobs[2].item() if blobs[2].item() else 0.0
     return blobs[0].flatten() * factor, blobs[1].flatten() * factor
 
@@ -182,7 +182,7 @@ def _absorb(state: dict[str, Tensor], name: str, layer: CaffeLayer, blobs: list[
 def _has_fc(state: dict[str, Tensor], groups: dict[str, int]) -> bool:
     """Whether fc6 and fc7 apply to a single image of 227 px and are not all zeros.
 
-    BiGAN's are zeros; fc6 of context prediction takes a 96 px patch, and its fc7 two patches.
+    In BiGAN they are zeros; in context prediction fc6 applies to a 96 px patch, and fc7 to two patches.
     """
     outputs = 36 * len(state["conv5.conv.weight"])
     for name in _FC:
@@ -197,7 +197,7 @@ def _fold_input(path: Path, state: dict[str, Tensor], input_layers: dict[str, li
     """Fold the input layers (y = w · x + b per channel), divided by their scale of L, into conv1, in place.
 
     Returns:
-        Whether the net takes Lab, and the scale of L.
+        Whether the input is Lab, and the scale of L.
     """
     weight, bias = "conv1.conv.weight", "conv1.conv.bias"
     ab_conv = input_layers.pop("conv1_ab", None)  # a separate conv1 for ab, whose output is added
@@ -211,7 +211,7 @@ def _fold_input(path: Path, state: dict[str, Tensor], input_layers: dict[str, li
     for name, matrix in matrices.items():
         channels = list(_INPUT_LAYERS[name])
         if max(channels) >= state[weight].shape[1]:
-            raise UserError(f"{path}: {name} outputs more channels than conv1 takes")
+            raise UserError(f"{path}: {name} has more output channels than conv1 has input channels")
         folded = state[weight].clone()
         folded[:, channels] = torch.einsum("okhw,kc->ochw", state[weight][:, channels], matrix)
         state[weight] = folded
@@ -236,7 +236,7 @@ def _input_matrix(path: Path, name: str, blobs: list[Tensor]) -> Tensor:
     weight = blobs[0].flatten(1) if blobs[0].ndim == 4 else blobs[0].reshape(-1, 1)
     matrix = weight if weight.shape[1] == len(channels) else torch.diag(weight.flatten())
     if matrix.shape[1] != len(channels):
-        raise UserError(f"{path}: {name} takes {matrix.shape[1]} channels instead of {len(channels)}")
+        raise UserError(f"{path}: {name} has {matrix.shape[1]} input channels instead of {len(channels)}")
     bias = blobs[1].flatten() if len(blobs) > 1 else torch.zeros(len(matrix))
     centre = torch.tensor([50.0 if channel == 0 else 0.0 for channel in channels])
     if bias.shape != matrix.shape[:1] or not torch.allclose(bias, -matrix @ centre, rtol=1e-2, atol=1e-2):
@@ -268,7 +268,7 @@ def _alexnet_spec(path: Path, layers: Sequence[CaffeLayer], state: dict[str, Ten
 
 
 def _expand_groups(state: dict[str, Tensor], groups: dict[str, int], net: AlexNet) -> None:
-    """Make weights block-diagonal, in place, if they have more groups than our layer (some split-brain nets do)."""
+    """Make weights block-diagonal, in place, if they have more groups than our layer, as in some split-brain nets."""
     for name in (*_CONVS, *_FC):
         weight = state.get(f"{name}.conv.weight")
         if weight is None or weight.ndim != 4:
@@ -287,7 +287,7 @@ def _expand_groups(state: dict[str, Tensor], groups: dict[str, int], net: AlexNe
 def _is_split(state: dict[str, Tensor], groups: dict[str, int]) -> bool:
     """Whether a Lab net consists of independent halves for L and ab.
 
-    It does if conv1 filters see either L or ab and all other layers have two groups.
+    This is the case if each filter of conv1 reads either L or ab, and all other layers have two groups.
     """
     weight = state["conv1.conv.weight"]
     half = len(weight) // 2
@@ -310,11 +310,11 @@ def _check_strides(path: Path, layers: Sequence[CaffeLayer], net: AlexNet) -> No
                     raise UserError(f"{path}: {layer.name} has {key} {value}; expected {expected}")
 
 
-def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
+def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> ImportedNet:
     """Build a released colorization net (v0, v1 or v2, with or without rebalancing).
 
-    Its layers are conv1_1 (or bw_conv1_1) … conv8_3 and conv8_313, with BatchNorm as conv1_2norm etc. If the file has
-    them, ab bins are checked and the sharpening of the logits is read.
+    Its layers are conv1_1 (or bw_conv1_1) … conv8_3 and conv8_313, with BatchNorm as conv1_2norm etc. The ab
+    bins and the sharpening factor of the logits are optional; the bins are checked, and the factor is read.
     """
     modules = {row.name: f"net.{row.name}" for row in colornet_rows()}
     normalised = [row.name for row in colornet_rows() if row.norm]
@@ -355,7 +355,7 @@ def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
     load_imported_state(net, state, str(path))
     if not scale > 0:
         raise UserError(f"{path}: the input layer scales L by {scale:g}; the factor must be positive")
-    return Imported(
+    return ImportedNet(
         net.eval(),
         spec,
         InputSpec("grey", 256, 256, scale=scale),
@@ -368,7 +368,7 @@ def _colornet(path: Path, layers: Sequence[CaffeLayer]) -> Imported:
 def _check_bins(path: Path, name: str, weight: Tensor) -> None:
     """Raise a UserError unless the ab bins are the 313 published ones, in the same order."""
     grid = ab_bins().T
-    if not weight.any():  # zeros, which the release's script fills in
+    if not weight.any():  # all zeros: placeholders that the release's script overwrites
         return
     if weight.numel() != grid.numel() or not torch.allclose(weight.reshape(grid.shape), grid.to(weight), atol=0.1):
         raise UserError(f"{path}: the ab bins in {name} differ from the 313 published ones")

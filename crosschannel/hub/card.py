@@ -50,16 +50,16 @@ def write_card(
     write: Writer = atomic_write,
     hub: str = "",
 ) -> Path:
-    """Write a model card, ``README.md``, for exported weights, with a sample picture of the pretraining run.
+    """Write a model card, ``README.md``, for exported weights, with sample pictures from the pretraining run.
 
     Args:
         folder: folder of the weights.
-        backbone: exported backbone; its provenance includes the licence.
+        backbone: exported backbone, with the licence in its provenance.
         usage: lines of Python that load the weights from that folder and run the net.
-        run: run folder of the pretraining, for its metrics and sample picture; None without one.
+        run: run folder of the pretraining, for its metrics and sample picture, or None.
         probes: finished probe runs of this backbone, for the evaluation tables.
         write: opens the output files.
-        hub: Hub repository for which the card is written, ``owner/name``; empty if it is not yet known.
+        hub: Hub repository of the weights, ``owner/name``; empty if it is not yet known.
 
     Returns:
         Path of the card.
@@ -77,7 +77,9 @@ def write_card(
     name = markdown(folder.resolve().name)
     header += [*_model_index(folder.resolve().name, probes), "---", ""]
     input = backbone.input
-    resizing = f"{input.interpolation}, values times {input.scale:g}" if input.scale != 1 else input.interpolation
+    resizing = (
+        f"{input.interpolation}, values multiplied by {input.scale:g}" if input.scale != 1 else input.interpolation
+    )
     lines = [
         f"# {name}",
         "",
@@ -115,25 +117,25 @@ def write_card(
     if run is not None and (run / "result.json").is_file():
         metrics = read_result(run).metrics
         names = (details.get("headline", "kl_share"), "loss_share", "loss")
-        selected = {key: value for key, value in metrics.items() if key in names}
-        values = ", ".join(f"{key} {value:.4f}" for key, value in selected.items())
+        pretext_metrics = {key: value for key, value in metrics.items() if key in names}
+        values = ", ".join(f"{key} {value:.4f}" for key, value in pretext_metrics.items())
         lines += [f"Pretext task on held-out images: {markdown(values)}.", ""]
     lines += _probe_table(probes)
     picture = last_pictures(run) if run else None
     if picture:
-        with write(folder / PICTURE) as part:
-            shutil.copyfile(picture, part)
+        with write(folder / PICTURE) as partial_file:
+            shutil.copyfile(picture, partial_file)
         rows = markdown(details.get("rows of its pictures", "lightness, predicted colours, ground truth"))
         lines += [f"![held-out images: {rows}]({PICTURE})", "", f"Held-out images (rows: {rows}).", ""]
     lines += ["## Citation", "", "```bibtex", *_CITATION, "```", ""]
-    with write(folder / CARD) as part:
-        part.write_text("\n".join(header + lines), encoding="utf-8")
+    with write(folder / CARD) as partial_file:
+        partial_file.write_text("\n".join(header + lines), encoding="utf-8")
     return folder / CARD
 
 
 def _training_data(details: dict[str, Any]) -> str:
     if "data" not in details:
-        return "Unknown: the weights file does not state it."
+        return "Unknown: not recorded in the weights file."
     images = f", {details['images']} images" if "images" in details else ""
     labels = "with labels" if details.get("pretext") == "labels" else "without labels"
     return f"{markdown(Path(str(details['data'])).name)}{images}, {labels}."
@@ -173,7 +175,7 @@ def _model_index(name: str, probes: Sequence[Path]) -> list[str]:
 
 
 def _top1(result: Result) -> dict[str, float]:
-    """Return top-1 accuracy by layer: that of linear probes, otherwise that of nearest neighbours with the first k."""
+    """Return top-1 accuracy by layer: of linear probes if there are any, else of k-NN with the first value of k."""
     accuracies = {k.removesuffix("/top1"): v for k, v in result.metrics.items() if k.endswith("/top1")}
     if not accuracies:
         for name, value in result.metrics.items():

@@ -20,7 +20,7 @@ class ImageClassifier(nn.Module):
     Args:
         net: maps a preprocessed batch to logits (N, K).
         preprocess: maps RGB in [0, 1] to a preprocessed batch.
-        input: input specification, for the crop size and the resize.
+        input: input specification, which provides the resize and crop sizes.
         classes: class names by index; empty if they are unknown.
         device: device of the net.
 
@@ -71,17 +71,17 @@ def load_classifier(source: str, device: torch.device | str = "cpu") -> ImageCla
         loaded = torchvision_model(parsed) if parsed.kind == "torchvision" else timm_model(parsed)
         if loaded.missing:
             raise UserError(f"{source} has no classifier: its file has no weights for {', '.join(loaded.missing)}")
-        return _freeze(loaded.model, loaded.input, (), device)
+        return _frozen_classifier(loaded.model, loaded.input, (), device)
     if has_head(source):
         checkpoint = load_pretext(source)
         if not checkpoint.task.is_classifier:
             raise UserError(f"{source} has no classifier: it was trained on the task {checkpoint.task.name}")
-        return _freeze(checkpoint.net, checkpoint.input, checkpoint.task.classes, device)
+        return _frozen_classifier(checkpoint.net, checkpoint.input, checkpoint.task.classes, device)
     backbone = load_backbone(source, device=device)
     return ImageClassifier(backbone.logits, backbone.preprocess, backbone.input, (), device)
 
 
-def _freeze(
+def _frozen_classifier(
     model: nn.Module, input: InputSpec, classes: tuple[str, ...], device: torch.device | str
 ) -> ImageClassifier:
     model = model.to(device).eval().requires_grad_(False)
@@ -89,7 +89,7 @@ def _freeze(
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """Return the WordNet ids of ImageNet's 1,000 classes in the usual order; empty if timm is not installed."""
+    """Return the WordNet ids of ImageNet's 1,000 classes in the standard order; empty if timm is not installed."""
     try:
         from timm.data import ImageNetInfo
     except ImportError:

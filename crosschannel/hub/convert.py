@@ -1,4 +1,4 @@
-"""Import third-party weights: state dicts by tables of names (``.pth``, ``.safetensors``), and caffemodels by layer."""
+"""Import third-party weights: state dicts by name tables (``.pth``, ``.safetensors``), and caffemodels by layer."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -13,25 +13,24 @@ from crosschannel.errors import UserError
 from crosschannel.hub.caffe import read_caffemodel
 from crosschannel.hub.caffe_nets import from_caffe
 from crosschannel.hub.formats import FAMILIES, FORMATS, Format
-from crosschannel.hub.imported import INPUT_KINDS, Imported, load_imported_state
+from crosschannel.hub.imported import INPUT_KINDS, ImportedNet, load_imported_state
 from crosschannel.hub.state_dicts import choose_net, has_net, read_state
 from crosschannel.models import build_net, family
 from crosschannel.pretext import create
 from crosschannel.pretext.config import ColorizationConfig
 
-_AB_SCALE = 110.0  # nets of the PyTorch release take (L - 50) / 100 and predict ab / 110
+_AB_SCALE = 110.0  # nets of the PyTorch release map (L - 50) / 100 to ab / 110
 _L_SCALE = 100.0
 _RESIZE_SPEC = ResizeSpec("bicubic", squash=True, half_pixel=True)  # resizing in the PyTorch release
 
 
-def import_weights(path: Path, name: str | None = None, input: str | None = None, key: str = "") -> Imported:
+def import_weights(path: Path, name: str | None = None, input: str | None = None, key: str = "") -> ImportedNet:
     """Import the net of a weights file in any supported format.
 
     Args:
         path: a ``.pth``, ``.safetensors`` or ``.caffemodel`` file.
         name: format or family (alexnet, vgg16, colornet) of the file; default: detected from its tensor names.
-        input: "grey", "lab" or "rgb", if the channels do not determine it; by default, three channels are RGB and one
-            is grey.
+        input: "grey", "lab" or "rgb"; default: RGB for three input channels, grey for one.
         key: see :func:`~crosschannel.hub.state_dicts.choose_net`.
 
     Raises:
@@ -61,7 +60,11 @@ def import_weights(path: Path, name: str | None = None, input: str | None = None
 
 def _required_names(format: Format) -> list[str]:
     """Return the parameter names that a file of the format must contain, as written in the file."""
-    return [f"{stored}.weight" for module, stored in format.names.items() if not module.startswith(format.optional)]
+    return [
+        f"{stored_name}.weight"
+        for module, stored_name in format.names.items()
+        if not module.startswith(format.optional)
+    ]
 
 
 @contextlib.contextmanager
@@ -75,7 +78,7 @@ def _explain_shape_errors(path: Path) -> Iterator[None]:
 
 
 def _detect_format(path: Path, tensors: Mapping[str, Tensor], name: str | None, key: str) -> str:
-    """Return the format with the most modules, among those whose required names are all in the file."""
+    """Return the largest format whose required names are all in the file."""
     candidates = FAMILIES.get(name, (name,)) if name else tuple(FORMATS)
     matches = [format for format in candidates if has_net(tensors, _required_names(FORMATS[format]), str(path), key)]
     if matches:
@@ -87,7 +90,7 @@ def _detect_format(path: Path, tensors: Mapping[str, Tensor], name: str | None, 
     raise UserError(f"the names in {path} ({examples}, …) do not match {kind}; available formats: {', '.join(FORMATS)}")
 
 
-def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str | None = None) -> Imported:
+def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str | None = None) -> ImportedNet:
     """Import a state dict of a supported format.
 
     Args:
@@ -104,27 +107,29 @@ def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str
     has_head = any(module.startswith("head.") for module in format.names)
     renamed: dict[str, Tensor] = {}
     used: set[str] = set()
-    modules = {key.rpartition(".")[0] for key in state}
+    stored_modules = {key.rpartition(".")[0] for key in state}
     has_optional = all(
-        stored in modules for module, stored in format.names.items() if module.startswith(format.optional)
+        stored_name in stored_modules
+        for module, stored_name in format.names.items()
+        if module.startswith(format.optional)
     )
-    for module, stored in format.names.items():
+    for module, stored_name in format.names.items():
         if module.startswith(format.optional) and not has_optional:
-            continue  # an incomplete set is the head of another task
-        for key in [key for key in state if key.rpartition(".")[0] == stored]:
+            continue  # an incomplete set belongs to the head of another task
+        for key in [key for key in state if key.rpartition(".")[0] == stored_name]:
             renamed[f"{module}.{key.rpartition('.')[2]}"] = state[key]
             used.add(key)
-    first = next((value for value in renamed.values() if value.ndim == 4), None)
+    first_weight = next((value for value in renamed.values() if value.ndim == 4), None)
     native = renamed.pop("native.weight", None)
-    if first is None or (has_head and native is None):
+    if first_weight is None or (has_head and native is None):
         missing = format.names["native"] if renamed else next(iter(format.names.values()))
         raise UserError(f"{source} lacks {missing}, which the format {name} requires")
-    spec, spec_input = _net_and_input_spec(source, format, renamed, first.shape[1], input)
+    spec, spec_input = _net_and_input_spec(source, format, renamed, first_weight.shape[1], input)
     extra = [key for key in state if key not in used]
     unknown = [key for key in extra if not key.startswith(tuple(f"{prefix}." for prefix in format.ignored))]
     if unknown:
         raise UserError(
-            f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which the format {name} does not have"
+            f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which the format {name} does not include"
         )
     net, task = create("colorization", ColorizationConfig(), spec) if has_head else (build_net(spec), None)
     decoder = None
@@ -135,17 +140,17 @@ def import_state(state: Mapping[str, Tensor], name: str, source: str, input: str
         decoder = BinDecoder(task.objective.quantizer, native=native[:, :, 0, 0] * _AB_SCALE)
     load_imported_state(net, renamed, source)
     left_out = sorted({key.rpartition(".")[0] for key in extra})
-    return Imported(
+    return ImportedNet(
         net.eval(), spec, spec_input, name, left_out, task, _RESIZE_SPEC if task else ResizeSpec(), decoder=decoder
     )
 
 
 def _net_and_input_spec(source: str, format: Format, state: dict[str, Tensor], channels: int, input: str | None):
-    """Return the specs of the net and of its input for the shapes of the tensors."""
+    """Derive the specs of the net and its input from the shapes of the tensors."""
     kind = input or INPUT_KINDS.get(channels)
     if kind is None or replace(format.input, kind=kind).channels != channels:
         raise UserError(
-            f"{source}: the first convolution takes {channels} channels, which does not match input {kind!r}"
+            f"{source}: the first convolution has {channels} input channels, which does not match input {kind!r}"
         )
     fc = len(state["fc6.conv.weight"]) if "fc6.conv.weight" in state else 0
     options = family(format.net.name).supported_options(fc=fc)

@@ -31,7 +31,7 @@ class ExportedFile:
 
     Attributes:
         usage: lines of Python that load the file from the working directory and run the net.
-        notes: remarks for the user, one per item.
+        notes: remarks for the user.
     """
 
     usage: list[str]
@@ -98,11 +98,13 @@ def to_torchvision(backbone: Backbone, out: Path, write: Writer = atomic_write) 
         )
     state: dict[str, Tensor] = {}
     tensors = net.state_dict()
-    for module, stored in FORMATS[name].names.items():
-        state |= {f"{stored}.{k.rpartition('.')[2]}": v for k, v in tensors.items() if k.rpartition(".")[0] == module}
-        if f"{stored}.running_var" in state:  # BatchNorm is always affine in torchvision
-            state.setdefault(f"{stored}.weight", torch.ones_like(state[f"{stored}.running_var"]))
-            state.setdefault(f"{stored}.bias", torch.zeros_like(state[f"{stored}.running_var"]))
+    for module, stored_name in FORMATS[name].names.items():
+        state |= {
+            f"{stored_name}.{k.rpartition('.')[2]}": v for k, v in tensors.items() if k.rpartition(".")[0] == module
+        }
+        if f"{stored_name}.running_var" in state:  # BatchNorm is always affine in torchvision
+            state.setdefault(f"{stored_name}.weight", torch.ones_like(state[f"{stored_name}.running_var"]))
+            state.setdefault(f"{stored_name}.bias", torch.zeros_like(state[f"{stored_name}.running_var"]))
     state = {k: v.flatten(1) if k.startswith("classifier") and v.ndim == 4 else v for k, v in state.items()}
     _save_state(state, out, write)
     model = name.removeprefix("torchvision-")
@@ -119,7 +121,7 @@ def to_torchvision(backbone: Backbone, out: Path, write: Writer = atomic_write) 
 
 
 def _imports(out: Path, *modules: str) -> list[str]:
-    """Return lines that import some modules and the one that reads the file."""
+    """Return lines that import the modules, and safetensors if the file requires it."""
     names = sorted([*modules, *(["safetensors.torch"] if out.suffix == ".safetensors" else [])])
     return [*(f"import {module}" for module in names), ""]
 
@@ -132,7 +134,7 @@ def _load_call(out: Path) -> str:
 
 
 def _torchvision_format(spec: NetSpec) -> str:
-    """Return the torchvision format of a net, whether or not BatchNorm is affine; empty if there is none."""
+    """Return the torchvision format of a net, with or without affine BatchNorm; empty if there is none."""
     matches = (
         name
         for name, format in FORMATS.items()
@@ -162,7 +164,7 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = atomic_write) -> Expo
         copied_keys = {"classifier", "first_conv", "license", "fixed_input_size"}
         overrides = {key: value for key, value in net.model.pretrained_cfg.items() if key in copied_keys}
         overrides["input_size"] = [net.in_channels, backbone.input.size, backbone.input.size]
-        if backbone.input.kind != "rgb":  # timm's transforms produce RGB only
+        if backbone.input.kind != "rgb":  # timm's transforms produce only RGB
             overrides |= {"mean": [0.0] * net.in_channels, "std": [1.0] * net.in_channels}
         notes = write_config(out, backbone, backbone.timm_name.partition(".")[0], arguments, overrides, write)
         return ExportedFile([*usage, *_random_input(backbone), "features = model.eval()(x)"], notes)
@@ -170,17 +172,19 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = atomic_write) -> Expo
     if not is_registered(spec):
         raise UserError("crosschannel.timm does not register this architecture; use --format safetensors")
     _save_state(net.state_dict(), out, write)
-    row, options = family(spec.name), spec.options
+    net_family, options = family(spec.name), spec.options
     is_default = options.geometry == "probe" and options.fc  # nets without fc layers can have either geometry
-    needs_geometry = row.has_option("geometry") and not is_default
+    needs_geometry = net_family.has_option("geometry") and not is_default
     arguments: dict[str, object] = {"geometry": options.geometry} if needs_geometry else {}
     arguments |= {} if options.norm else {"norm": False}
-    arguments |= {"fc_width": options.fc} if options.fc != row.fc else {}
-    extra = "".join(f", {key}={json.dumps(value) if key == 'geometry' else value}" for key, value in arguments.items())
+    arguments |= {"fc_width": options.fc} if options.fc != net_family.fc else {}
+    extra_arguments = "".join(
+        f", {key}={json.dumps(value) if key == 'geometry' else value}" for key, value in arguments.items()
+    )
     file, architecture = json.dumps(out.name), f"crosschannel_{spec.name}"
-    overrides = {"mean": [0.0] * 3, "std": [1.0] * 3, "classifier": "fc", "first_conv": f"net.{row.first}"}
+    overrides = {"mean": [0.0] * 3, "std": [1.0] * 3, "classifier": "fc", "first_conv": f"net.{net_family.first}"}
     notes = write_config(out, backbone, architecture, arguments, overrides, write)
-    call = f'timm.create_model("{architecture}", num_classes=0, checkpoint_path={file}{extra})'
+    call = f'timm.create_model("{architecture}", num_classes=0, checkpoint_path={file}{extra_arguments})'
     rgb = f"rgb = torch.rand({_shape(3, backbone)})  # RGB images in [0, 1]"
     usage = ["import timm", "import torch", "", "import crosschannel.timm  # registers the net", "", f"model = {call}"]
     return ExportedFile([*usage, rgb, "maps = model.eval().forward_features(rgb)"], notes)
@@ -188,16 +192,16 @@ def to_timm(backbone: Backbone, out: Path, write: Writer = atomic_write) -> Expo
 
 def _save_state(state: dict[str, Tensor], out: Path, write: Writer) -> None:
     """Write a state dict as safetensors or with ``torch.save``, depending on the suffix."""
-    with write(out) as part:
+    with write(out) as partial_file:
         if out.suffix == ".safetensors":
-            write_tensors(part, state)
+            write_tensors(partial_file, state)
         else:
-            with part.open("wb") as file:
+            with partial_file.open("wb") as file:
                 torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
 
 
 class _MapExtractor(nn.Module):
-    """Map RGB to a tuple of feature maps, since ONNX outputs are a sequence."""
+    """Backbone that returns a tuple of feature maps, since ONNX outputs are a sequence."""
 
     def __init__(self, backbone: Backbone, layers: Sequence[str]):
         super().__init__()
@@ -226,8 +230,8 @@ def _with_floor_pools(module: nn.Module) -> nn.Module:
 def to_onnx(backbone: Backbone, out: Path, write: Writer = atomic_write, layers: Sequence[str] = ()) -> ExportedFile:
     """Write an ONNX model of a backbone and verify it with onnxruntime.
 
-    It maps RGB in [0, 1], (N, 3, H, W), to one feature map per layer. N, H and W are dynamic, but H and W are fixed for
-    nets with a fixed input size.
+    The model maps RGB in [0, 1], (N, 3, H, W), to one feature map per layer. N, H and W are dynamic, but H and W are
+    fixed for nets with a fixed input size.
 
     Args:
         backbone: the backbone.
@@ -264,7 +268,7 @@ def _onnx_session(out: Path) -> list[str]:
 
 
 class Decoded(nn.Module):
-    """Map lightness to predicted ab and, if the net predicts one, the distribution over ab bins."""
+    """Net that maps lightness to predicted ab and, if the task predicts it, the distribution over ab bins."""
 
     def __init__(self, colorizer: Colorizer):
         super().__init__()
@@ -272,8 +276,8 @@ class Decoded(nn.Module):
 
     def forward(self, lightness: Tensor) -> tuple[Tensor, ...]:
         grey = lab_to_rgb(torch.cat((lightness, torch.zeros_like(lightness), torch.zeros_like(lightness)), 1))
-        takes_lightness = self.task.input.kind == "grey"
-        outputs = self.net(lightness - 50 if takes_lightness else self.task.inputs(grey))
+        is_lightness_input = self.task.input.kind == "grey"
+        outputs = self.net(lightness - 50 if is_lightness_input else self.task.inputs(grey))
         stride = self.task.stride
         ab = self.decoder.to_ab(self.decoder.to_maps(outputs), grey[:, :, ::stride, ::stride])
         distribution = self.decoder.distribution(outputs)
@@ -283,8 +287,8 @@ class Decoded(nn.Module):
 def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = atomic_write) -> ExportedFile:
     """Write an ONNX model of a colorizer and verify it with onnxruntime.
 
-    It maps L in 0..100, (N, 1, H, W), to ab at every ``stride``-th pixel and, if the net predicts one, the distribution
-    over the 313 ab bins. N, H and W are dynamic, but H and W are fixed for nets with a fixed input size.
+    The model maps L in 0..100, (N, 1, H, W), to ab at every ``stride``-th pixel and, if the task predicts it, the
+    distribution over the 313 ab bins. N, H and W are dynamic, but H and W are fixed for nets with a fixed input size.
 
     Raises:
         UserError: onnx is not installed, the net cannot be exported, or the outputs of the exported model differ.
@@ -309,14 +313,14 @@ def colorizer_to_onnx(colorizer: Colorizer, out: Path, write: Writer = atomic_wr
 def _write_onnx(
     module: nn.Module, input: str, example: Tensor, outputs: Sequence[str], any_size: bool, out: Path, write: Writer
 ) -> None:
-    """Export a module with one input, and compare it with onnxruntime at several batch and image sizes.
+    """Export a module with one input, and verify it with onnxruntime at several batch and image sizes.
 
     Args:
         module: module to export.
         input: name of the input.
         example: example batch (N, C, S, S).
         outputs: names of the outputs.
-        any_size: make the image size dynamic, as well as the batch size.
+        any_size: whether the image size is dynamic, in addition to the batch size.
         out: output file.
         write: opens the output file.
 
@@ -347,9 +351,9 @@ def _write_onnx(
         ) from error
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(f"torch could not export this net: {str(error).splitlines()[0]}") from error
-    with write(out) as part:
-        program.save(str(part), external_data=False)
-        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+    with write(out) as partial_file:
+        program.save(str(partial_file), external_data=False)
+        session = onnxruntime.InferenceSession(str(partial_file), providers=["CPUExecutionProvider"])
         channels, side = example.shape[1:3]
         sizes = [(2, side, side), (1, side, side), *([(3, side + 32, side + 64)] if any_size else [])]
         for count, height, width in sizes:
@@ -366,7 +370,7 @@ def _write_onnx(
 
 
 def to_detectron2(backbone: Backbone, out: Path, write: Writer = atomic_write) -> ExportedFile:
-    """Write weights for a detectron2 detector with the same architecture (see :mod:`crosschannel.detectron2`).
+    """Write weights for a detectron2 detector built from the same architecture (see :mod:`crosschannel.detectron2`).
 
     The layers up to the map from which regions are pooled become the backbone, and the layers above it the box head.
     BatchNorm is absorbed if possible.
@@ -380,7 +384,7 @@ def to_detectron2(backbone: Backbone, out: Path, write: Writer = atomic_write) -
     for name, tensor in backbone.state_dict().items():
         tensors[_detectron2_name(name, backbone, plan.parts)] = tensor.detach().cpu().contiguous().numpy()
     content = {"model": tensors, "__author__": "crosschannel", "matching_heuristics": False}
-    with write(out) as part, part.open("wb") as file:
+    with write(out) as partial_file, partial_file.open("wb") as file:
         pickle.dump(content, file)
     usage = [
         "from detectron2.checkpoint import DetectionCheckpointer",
@@ -427,11 +431,11 @@ def _detectron2_name(name: str, backbone: Backbone, head_layers: Sequence[str]) 
         backbone: the backbone.
         head_layers: layers that become the box head.
     """
-    for number, layer in enumerate(head_layers):
+    for index, layer in enumerate(head_layers):
         module = backbone.get_module(layer)
         prefix = next(path for path, submodule in backbone.named_modules() if submodule is module)
         if name.startswith(f"{prefix}."):
-            return f"roi_heads.box_head.parts.{number}.{name.removeprefix(f'{prefix}.')}"
+            return f"roi_heads.box_head.parts.{index}.{name.removeprefix(f'{prefix}.')}"
     return f"backbone.source.{name}"
 
 

@@ -34,7 +34,7 @@ from crosschannel.stored import parse_json
 
 LICENCE = "bsd-2-clause"  # licence of weights that this library trained from scratch
 _HEAD_KEYS = ("task", "objective", "classes", "temperature", "look")
-SCHEMA = 4  # 1: fc is 4096 for nets that have no fc6; 2: only colorization; 3: no input scale
+SCHEMA = 4  # earlier: 1 has fc 4096 for nets without fc6; 2 has only colorization; 3 has no input scale
 COLORIZER, PRETEXT = "colorizer.safetensors", "pretext.safetensors"  # net with a colorization head or another head
 
 
@@ -72,7 +72,7 @@ class Metadata:
 def save_backbone(
     path: Path, net: nn.Module, spec: NetSpec, input: InputSpec, provenance: Provenance, write: Writer = atomic_write
 ) -> None:
-    """Write a backbone as trained, including its BatchNorm layers.
+    """Write a backbone as it was trained, including its BatchNorm layers.
 
     Args:
         path: output file.
@@ -122,13 +122,13 @@ def save_pretext(
 def _write(path: Path, state: Mapping[str, Tensor], meta: Metadata, write: Writer) -> None:
     values = asdict(meta) | {"net": meta.net.to_dict()}
     values = {key: value for key, value in values.items() if meta.objective is not None or key not in _HEAD_KEYS}
-    texts = {key: value if key == "format" else json.dumps(value) for key, value in values.items()}
-    with write(path) as part:
-        write_tensors(part, state, texts)
+    metadata = {key: value if key == "format" else json.dumps(value) for key, value in values.items()}
+    with write(path) as partial_file:
+        write_tensors(partial_file, state, metadata)
 
 
 def write_tensors(file: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file directly: a killed ``save_file`` of safetensors would leave a temporary file."""
+    """Write a safetensors file directly, since a killed ``safetensors.torch.save_file`` leaves a temporary file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     file.write_bytes(save(tensors, metadata))
 
@@ -137,7 +137,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:
     """Read the tensors and metadata of one of this library's files.
 
     Raises:
-        UserError: the file is missing, truncated, not a safetensors file, or was not written by this library.
+        UserError: the file is missing, truncated, not in safetensors format, or not written by this library.
     """
     meta = read_metadata(path)
     with _open_safetensors(path) as file:
@@ -164,11 +164,11 @@ def read_metadata(path: Path) -> Metadata:
         UserError: see :func:`read_weights`.
     """
     with _open_safetensors(path) as file:
-        texts = file.metadata() or {}
-    if not texts.get("format", "").startswith("crosschannel."):
+        metadata = file.metadata() or {}
+    if not metadata.get("format", "").startswith("crosschannel."):
         raise UserError(f"{path} was not written by crosschannel: its metadata lacks a crosschannel format")
     origin = f"the metadata of {path}"
-    known = {key: text for key, text in texts.items() if key in {entry.name for entry in fields(Metadata)}}
+    known = {key: text for key, text in metadata.items() if key in {entry.name for entry in fields(Metadata)}}
     tree = {key: text if key == "format" else parse_json(text, f"{origin}: {key}") for key, text in known.items()}
     if isinstance(tree.get("schema"), int) and tree["schema"] > SCHEMA:
         raise UserError(f"{path} was written by a newer crosschannel (schema {tree['schema']}); update crosschannel")
@@ -178,16 +178,16 @@ def read_metadata(path: Path) -> Metadata:
     if (meta.format == "crosschannel.backbone") != (meta.objective is None):
         fault = "lacks an objective" if meta.objective is None else "cannot have an objective"
         raise UserError(f"{origin} is damaged: a {meta.format} file {fault}")
-    if meta.objective is not None and meta.task in TASKS:  # only load_pretext imports user code
+    if meta.objective is not None and meta.task in TASKS:  # user-defined tasks: only load_pretext imports their code
         meta = replace(meta, objective=build_stored(TASKS[meta.task].keys, meta.objective, f"{origin}: objective"))
-    row = family(meta.net.name)
-    if meta.schema == 1 and not row.fc:
-        meta = replace(meta, net=meta.net.replace(**row.supported_options(fc=0)))
+    net_family = family(meta.net.name)
+    if meta.schema == 1 and not net_family.fc:
+        meta = replace(meta, net=meta.net.replace(**net_family.supported_options(fc=0)))
     return meta
 
 
 def _check_shapes(spec: NetSpec, state: dict[str, Tensor], prefix: str, path: Path) -> None:
-    """Raise a UserError unless the tensors match the net in the metadata; checked before memory for it is allocated."""
+    """Raise a UserError unless the tensors match the net in the metadata, before memory for it is allocated."""
     if spec.name not in FAMILIES:
         return
     with torch.device("meta"):
@@ -197,7 +197,7 @@ def _check_shapes(spec: NetSpec, state: dict[str, Tensor], prefix: str, path: Pa
 
 
 def is_crosschannel_file(path: Path) -> bool:
-    """Whether the metadata of a file states a format of this library."""
+    """Whether a file is in one of this library's formats, according to its metadata."""
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("format", "").startswith("crosschannel.")
@@ -208,8 +208,8 @@ def is_crosschannel_file(path: Path) -> bool:
 def is_own_format(path: Path) -> bool:
     """Whether :func:`read_weights` should read a file.
 
-    It reads safetensors files of this library and those whose tensor names match no third-party format. Damaged ones
-    count too, so that :func:`read_weights` reports the damage.
+    It should read safetensors files of this library and those whose tensor names match no third-party format, even if
+    they are damaged, so that :func:`read_weights` reports the damage.
     """
     if path.suffix != ".safetensors":
         return False
@@ -217,14 +217,16 @@ def is_own_format(path: Path) -> bool:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             names = [f".{name}" for name in file.keys()]  # noqa: SIM118
-            is_known = any(part in name for part in (".features.", "._feature_blocks.", ".model1.") for name in names)
+            is_third_party = any(
+                key in name for key in (".features.", "._feature_blocks.", ".model1.") for name in names
+            )
     except (SafetensorError, OSError, ValueError):
         return True
-    return ("format" in metadata and metadata["format"].startswith("crosschannel.")) or not is_known
+    return ("format" in metadata and metadata["format"].startswith("crosschannel.")) or not is_third_party
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load a state dict into a module, with strict checks of names, shapes, dtypes and values.
+    """Load a state dict into a module after checking names, shapes, dtypes and values.
 
     Args:
         module: module to load into, in place.
@@ -239,7 +241,9 @@ def load_state(module: nn.Module, state: dict[str, Tensor], origin: str) -> None
     _compare(expected, state, origin)
     for name, tensor in state.items():
         if expected[name].is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
-            raise UserError(f"{origin} has {name} as {tensor.dtype}, but the net has it as {expected[name].dtype}")
+            raise UserError(
+                f"{origin} has the wrong dtype for {name}: {tensor.dtype}, but the net has {expected[name].dtype}"
+            )
         tensor = tensor.to(expected[name].dtype)
         if not tensor.isfinite().all():
             raise UserError(f"{origin} has values that are not finite in {name}")
@@ -252,7 +256,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], origin: str) -> None
 
 
 def _compare(expected: dict[str, Tensor], state: dict[str, Tensor], origin: str) -> None:
-    """Raise a UserError unless names and shapes of a state dict match."""
+    """Raise a UserError unless the names and shapes of a state dict match."""
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     for problem, keys in (("lacks", missing), ("has the unexpected tensor", unexpected)):
         if keys:

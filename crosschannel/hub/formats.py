@@ -1,4 +1,4 @@
-"""Formats of third-party weights: one table per format that maps our module names to the stored ones.
+"""Formats of third-party weights: one table per format that maps our module names to those in the file.
 
 Import and export share these tables. Conversions of values are in :mod:`crosschannel.hub.convert`.
 """
@@ -16,15 +16,15 @@ _VGG_BN_INDICES = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
 
 @dataclass(frozen=True)
 class Format:
-    """Names of the weights in the files of a publication or a library.
+    """Weight names in the files of a publication or a library.
 
     Attributes:
         net: spec of the net; input channels and the width of fc6 are read from the tensors.
-        input: input of the net; its kind follows from the channels of the first convolution.
-        names: stored module names by ours.
-        authors: authors of the format.
+        input: input of the net; its kind depends on the channels of the first convolution.
+        names: stored module names by our module names.
+        authors: library or publication that uses the format.
         optional: prefixes of our modules that a file may omit together (fully connected layers).
-        ignored: stored prefixes that a backbone does not need.
+        ignored: prefixes of stored names that a backbone does not need.
     """
 
     net: NetSpec
@@ -36,14 +36,14 @@ class Format:
 
 
 def _alexnet(convs: tuple[int, ...], norms: tuple[int, ...] = (), prefix: str = "features") -> dict[str, str]:
-    """Return the names of an AlexNet, by the indices of its convolutions and norms."""
+    """Return the name table of an AlexNet, given the indices of its convolutions and norms."""
     names = {f"conv{i}.conv": f"{prefix}.{index}" for i, index in enumerate(convs, 1)}
     names |= {f"conv{i}.norm": f"{prefix}.{index}" for i, index in enumerate(norms, 1)}
     return names | {"fc6.conv": "classifier.1", "fc7.conv": "classifier.4"}
 
 
 def _vgg(convs: tuple[int, ...], norm: bool) -> dict[str, str]:
-    """Return the names of a VGG-16, by the indices of its convolutions."""
+    """Return the name table of a VGG-16, given the indices of its convolutions."""
     layers = dict(zip(_VGG, convs, strict=True))
     names = {f"conv{layer}.conv": f"features.{index}" for layer, index in layers.items()}
     norms = {f"conv{layer}.norm": f"features.{index + 1}" for layer, index in layers.items()} if norm else {}
@@ -59,7 +59,8 @@ def _rotnet() -> dict[str, str]:
 
 
 def _eccv16() -> dict[str, str]:
-    counts = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3, 6: 3, 7: 3}  # convolutions per block, each with a ReLU; then BatchNorm
+    # Convolutions per block, each followed by a ReLU; BatchNorm follows the last one.
+    counts = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3, 6: 3, 7: 3}
     names = {
         f"net.conv{block}_{i}.conv": f"model{block}.{2 * (i - 1)}"
         for block, count in counts.items()

@@ -20,7 +20,7 @@ from crosschannel.models.backbone import Provenance
 from crosschannel.runs.result import missing_file
 from crosschannel.stored import read_yaml
 
-Loaded = tuple[nn.Module, InputSpec, Provenance]
+LoadedNet = tuple[nn.Module, InputSpec, Provenance]
 
 
 def weights_path(source: Source, name: str) -> Path:
@@ -28,7 +28,7 @@ def weights_path(source: Source, name: str) -> Path:
 
     Args:
         source: a file or a run folder.
-        name: file to choose in a run folder.
+        name: name of the file in a run folder.
 
     Raises:
         UserError: the file does not exist or is not a weights file.
@@ -51,7 +51,7 @@ def weights_path(source: Source, name: str) -> Path:
 
 
 def _suggest_source(name: str) -> str:
-    """Suggest a source for a name without a prefix; empty if there is none."""
+    """Return a suggested source for a name without a prefix, as text; empty if there is none."""
     import torchvision
 
     if name in FAMILIES:
@@ -89,12 +89,12 @@ def read_own_file(path: Path, source: Source) -> tuple[dict[str, Tensor], Metada
 
 
 def check_user_code(path: Path, source: Source, name: str, key: str) -> None:
-    """Refuse user code that a weights file names, unless the file is in a run folder whose config names it too.
+    """Refuse user-defined code that a weights file requires, unless the config of its run folder names it, too.
 
     Args:
         path: weights file.
         source: source of the file.
-        name: name of a net or a task; built-in names are accepted.
+        name: name of the net or task; built-in names are always accepted.
         key: config key of the net or the task.
 
     Raises:
@@ -109,7 +109,7 @@ def check_user_code(path: Path, source: Source, name: str, key: str) -> None:
         raise UserError(f"{source.text} needs the user-defined code {name}, {rule}")
 
 
-def load_path(source: Source, _data: object) -> Loaded:
+def load_path(source: Source, _data: object) -> LoadedNet:
     """Load a weights file or the backbone of a run folder."""
     path = weights_path(source, "backbone.safetensors")
     if not is_own_format(path):
@@ -130,7 +130,7 @@ def load_path(source: Source, _data: object) -> Loaded:
     return net, input, Provenance(source.text, meta.provenance.details)
 
 
-def _load_third_party(path: Path, source: Source) -> Loaded:
+def _load_third_party(path: Path, source: Source) -> LoadedNet:
     """Load a third-party file; the option ``input=lab`` marks three input channels as Lab."""
     kind = source.options.get("input") and source.choice("input", ("grey", "lab", "rgb"), "rgb")
     imported = import_weights(path, input=kind, key=source.options.get("key", ""))
@@ -148,20 +148,20 @@ def apply_source_options(source: Source, spec: NetSpec, input: InputSpec) -> tup
     """Apply the geometry and input options of a source.
 
     Without a geometry option, an AlexNet with fc6 gets the geometry of the transfer protocols and 227 px crops; a trunk
-    keeps the geometry it was trained in.
+    keeps the geometry in which it was trained.
     """
     options = spec.options
     geometry = source.choice("geometry", ("probe", "padded"), "probe" if options.fc else options.geometry)
-    row = family(spec.name)
-    if row.has_option("geometry"):
+    net_family = family(spec.name)
+    if net_family.has_option("geometry"):
         spec = spec.replace(geometry=geometry)
         if options.fc and options.geometry == "padded" and geometry == "probe":
-            input = replace(input, size=row.size, resize=256)
+            input = replace(input, size=net_family.size, resize=256)
     return spec, resize_input(source, input)
 
 
 def resize_input(source: Source, input: InputSpec) -> InputSpec:
-    """Apply the input options of a source. A ``size`` option alone keeps ``resize``, unless it exceeds ``resize``."""
+    """Apply the input options of a source. If only ``size`` is set, ``resize`` is raised to it if necessary."""
     options = source.input_options()
     if "size" in options:
         options.setdefault("resize", max(options["size"], input.resize))

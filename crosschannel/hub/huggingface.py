@@ -1,4 +1,4 @@
-"""Load from and push to repositories of the Hugging Face Hub, with the ``huggingface_hub`` library and its cache."""
+"""Download from and upload to the Hugging Face Hub, with the ``huggingface_hub`` library and its cache."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ FILES = ("backbone.safetensors", "colorizer.safetensors", "pretext.safetensors",
 
 
 def fetch_repository(name: str) -> Path:
-    """Download the weights of a repository, or take them from the local cache if the Hub is unreachable.
+    """Download the weights of a repository, or use the local cache if the Hub is unreachable.
 
     Returns:
         Folder of the files.
@@ -51,7 +51,7 @@ def push_folder(folder: Path, name: str, private: bool = False) -> str:
         URL of the repository.
 
     Raises:
-        UserError: not logged in, no permission, or the Hub is unreachable.
+        UserError: the user is not logged in or lacks permission, or the Hub is unreachable.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError

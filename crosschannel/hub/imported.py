@@ -18,7 +18,7 @@ INPUT_KINDS = {1: "grey", 2: "sobel", 3: "rgb"}  # default input kind by the cha
 
 
 @dataclass
-class Imported:
+class ImportedNet:
     """A net of this library with the weights of a third-party file.
 
     Attributes:
@@ -26,7 +26,7 @@ class Imported:
         spec: spec of the net.
         input: input specification of the net.
         format: detected format of the file.
-        left_out: names in the file that were not used.
+        left_out: names of modules in the file that are not used.
         prefix_note: description of the chosen net; empty if the file holds one net without a prefix.
         task: pretext task of the head; None for a backbone.
         resize_spec: resizing of pictures before the net (colorization only).
@@ -67,7 +67,7 @@ class Imported:
 
 
 def load_imported_state(net: nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load a state dict, reshaping matrices of fc6 and fc7 to kernels and adding missing batch counters of norms.
+    """Load a state dict; reshape matrices of fc6 and fc7 to kernels, and add batch counters that norms lack.
 
     Args:
         net: net to load into, in place.

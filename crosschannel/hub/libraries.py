@@ -1,4 +1,4 @@
-"""Load sources that are models of torchvision and timm, and user-defined factories."""
+"""Load sources that are models of torchvision or timm, or user-defined factories."""
 
 import contextlib
 import inspect
@@ -18,7 +18,7 @@ from crosschannel.factories import call_factory
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_state
 from crosschannel.hub.formats import FORMATS, IMAGENET
-from crosschannel.hub.from_files import Loaded, resize_input
+from crosschannel.hub.from_files import LoadedNet, resize_input
 from crosschannel.hub.library_weights import from_file, load_weights
 from crosschannel.hub.network import downloading, downloading_from_hub
 from crosschannel.hub.sources import Source, has_weights_file
@@ -55,24 +55,26 @@ def torchvision_model(source: Source) -> LibraryModel:
 
     if source.name not in torchvision.models.list_models():
         raise UserError(f"torchvision has no model {source.name!r}")
-    known = torchvision.models.get_model_weights(source.name)
+    available = torchvision.models.get_model_weights(source.name)
     weights = source.options.get("weights", "DEFAULT")
-    entry = known.__members__.get(weights.rpartition(".")[2], known.DEFAULT)
+    entry = available.__members__.get(weights.rpartition(".")[2], available.DEFAULT)
     input = _torchvision_input(entry.transforms())
     details = {"library": f"torchvision {torchvision.__version__}", "weights": weights}
-    if has_weights_file(source) and (local := _local_weights(source)):
-        checkpoint = read_checkpoint(local)
+    if has_weights_file(source) and (weights_path := _local_weights(source)):
+        checkpoint = read_checkpoint(weights_path)
         input, details["preprocessing"] = _stored_input(source, checkpoint, input, f"torchvision's {entry.name}")
         if source.untrained:
             return LibraryModel(_torchvision_net(source.name), input, details)
-        model, loaded = from_file(partial(_torchvision_net, source.name), checkpoint, source.options.get("key", ""))
-        return LibraryModel(model, input, details | loaded.details, loaded.missing)
+        model, loaded_weights = from_file(
+            partial(_torchvision_net, source.name), checkpoint, source.options.get("key", "")
+        )
+        return LibraryModel(model, input, details | loaded_weights.details, loaded_weights.missing)
     _refuse_key(source)
     input, details["preprocessing"] = resize_input(source, input), f"torchvision's {entry.name}"
     if source.untrained or weights.lower() == "none":
         return LibraryModel(_torchvision_net(source.name), input, details)
-    if weights != "DEFAULT" and weights.rpartition(".")[2] not in known.__members__:
-        names = ", ".join(known.__members__)
+    if weights != "DEFAULT" and weights.rpartition(".")[2] not in available.__members__:
+        names = ", ".join(available.__members__)
         raise UserError(f"{source.text!r}: weights {weights!r} are neither a file nor one of torchvision's: {names}")
     is_cached = (Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]).is_file()
     with (
@@ -92,22 +94,24 @@ def _torchvision_net(name: str, **options: object) -> nn.Module:
         return torchvision.models.get_model(name, **options)
 
 
-def load_torchvision(source: Source, _data: object) -> Loaded:
+def load_torchvision(source: Source, _data: object) -> LoadedNet:
     """Load a torchvision model as a backbone."""
-    loaded = torchvision_model(source)
-    provenance = Provenance(source.text, loaded.details)
-    format = f"torchvision-{source.name}"  # AlexNet and VGG-16 become our nets, with the usual layers up to fc7
+    library_model = torchvision_model(source)
+    provenance = Provenance(source.text, library_model.details)
+    format = f"torchvision-{source.name}"  # AlexNet and VGG-16 are converted to our nets, with layers up to fc7
     if format in FORMATS:
-        return import_state(loaded.model.state_dict(), format, source.text).net, loaded.input, provenance
-    net = wrap(loaded.model, loaded.input).net
-    heads = {name.partition(".")[0] for name in loaded.missing}
-    empty = [name for name in net.layers if name in heads and not list(net.get_module(name).parameters())]
-    net.exclude_layers({name: f"layer {name!r} has no weights in {source.options['weights']}" for name in empty})
-    return net, loaded.input, provenance
+        return import_state(library_model.model.state_dict(), format, source.text).net, library_model.input, provenance
+    net = wrap(library_model.model, library_model.input).net
+    heads = {name.partition(".")[0] for name in library_model.missing}
+    removed_heads = [name for name in net.layers if name in heads and not list(net.get_module(name).parameters())]
+    net.exclude_layers(
+        {name: f"layer {name!r} has no weights in {source.options['weights']}" for name in removed_heads}
+    )
+    return net, library_model.input, provenance
 
 
 def _torchvision_input(transform: Any) -> InputSpec:
-    """Return the input that a classifier was trained on; other models get the usual ImageNet input."""
+    """Return the input on which a classifier was trained, or the usual ImageNet input for other models."""
     if len(getattr(transform, "crop_size", None) or ()) != 1:
         return IMAGENET
     interpolation, mean, std = transform.interpolation.value, tuple(transform.mean), tuple(transform.std)
@@ -123,17 +127,17 @@ def timm_model(source: Source) -> LibraryModel:
     check_timm_name(source.name)
     import timm
 
-    local = _local_weights(source)
+    weights_path = _local_weights(source)
 
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         with wrap_external_errors(f"timm could not create {source.name!r}"):
             return timm.create_model(source.name, pretrained=pretrained, **options)
 
     details = {"library": "timm", "weights": source.options.get("weights", "timm")}
-    if local:
-        checkpoint = read_checkpoint(local)
-        model, loaded = from_file(build, checkpoint, source.options.get("key", ""))
-        return LibraryModel(model, _timm_input(source, model, checkpoint)[0], details, loaded.missing)
+    if weights_path:
+        checkpoint = read_checkpoint(weights_path)
+        model, loaded_weights = from_file(build, checkpoint, source.options.get("key", ""))
+        return LibraryModel(model, _timm_input(source, model, checkpoint)[0], details, loaded_weights.missing)
     _refuse_key(source)
     with _timm_download(source) as pretrained:
         model = build(pretrained)
@@ -149,13 +153,13 @@ def _timm_download(source: Source) -> Iterator[bool]:
 
 
 def _refuse_key(source: Source) -> None:
-    """Raise a UserError for the option ``key`` of a source without a weights file."""
+    """Raise a UserError if a source without a weights file has the option ``key``."""
     if "key" in source.options:
         raise UserError(f"{source.text!r}: key= selects a net in a weights file, but weights= does not name a file")
 
 
 def _local_weights(source: Source) -> Path | None:
-    """Return the path in the option ``weights``; None without one, or if the file of an untrained net is missing."""
+    """Return the path in the option ``weights``; None without one, or if the net is untrained and has no such file."""
     weights = source.options.get("weights", "none")
     path = None if weights.lower() == "none" else user_path(weights)
     if path and not path.is_file() and source.untrained:
@@ -166,10 +170,10 @@ def _local_weights(source: Source) -> Path | None:
 
 
 def _stored_input(source: Source, checkpoint: Checkpoint, default: InputSpec, origin: str) -> tuple[InputSpec, str]:
-    """Return the input stored with a checkpoint, or the default if there is none, and its origin."""
+    """Return the input stored with a checkpoint, or the default if none is stored, and its origin."""
     if checkpoint.config and checkpoint.config.get("architecture") in (None, source.name.partition(".")[0]):
         return _parse_input(source, checkpoint.config, default.kind, checkpoint.config_origin), checkpoint.config_origin
-    return resize_input(source, default), f"{origin}, since {checkpoint.path.name} states none"
+    return resize_input(source, default), f"{origin}, since {checkpoint.path.name} has none"
 
 
 def _parse_input(source: Source, config: Mapping[str, Any], kind: str, origin: str) -> InputSpec:
@@ -196,19 +200,19 @@ def _timm_input(source: Source, model: nn.Module, checkpoint: Checkpoint | None 
     return _stored_input(source, checkpoint, input, origin) if checkpoint else (input, origin)
 
 
-def load_timm(source: Source, _data: object) -> Loaded:
+def load_timm(source: Source, _data: object) -> LoadedNet:
     """Load a timm model as a backbone."""
-    local, size = _local_weights(source), source.options.get("size", 0) or None
+    weights_path, size = _local_weights(source), source.options.get("size", 0) or None
     check_timm_name(source.name)
     kind = source.choice("input", ("rgb", "grey", "lab"), "rgb")
     with _timm_download(source) as pretrained:
         net = TimmNet(source.name, 1 if kind == "grey" else 3, pretrained)
     config = net.model.pretrained_cfg
     details = {"library": "timm", "weights": source.options.get("weights") or config.get("hf_hub_id") or "timm"}
-    checkpoint = read_checkpoint(local) if local else _refuse_key(source)
+    checkpoint = read_checkpoint(weights_path) if weights_path else _refuse_key(source)
     if checkpoint and not source.untrained:
         if not _has_same_positions(net.model, checkpoint):
-            net.set_image_size(size)  # assume that the file was trained at this size
+            net.set_image_size(size)  # assume that the stored net was trained at this size
         classifiers = config.get("classifier") or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
         heads = {name.partition(".")[0] for name in classifiers}
@@ -225,21 +229,21 @@ def _has_same_positions(model: nn.Module, checkpoint: Checkpoint) -> bool:
     return all(shape == shapes[key] for name, shape in stored for key in shapes if name.endswith(key))
 
 
-def load_factory(source: Source, _data: object) -> Loaded:
+def load_factory(source: Source, _data: object) -> LoadedNet:
     """Load the result of a user-defined factory: a Backbone, or an nn.Module for RGB with ImageNet's normalisation."""
     module, details = call_factory(source.name), {}
     if not isinstance(module, nn.Module):
         raise UserError(f"{source.name} returned {type(module).__name__}, not an nn.Module or a Backbone")
-    local = _local_weights(source)
-    checkpoint = read_checkpoint(local) if local else _refuse_key(source)
+    weights_path = _local_weights(source)
+    checkpoint = read_checkpoint(weights_path) if weights_path else _refuse_key(source)
     if checkpoint and not source.untrained:
-        loaded = load_weights(_unwrap(module), checkpoint, source.options.get("key", ""))
-        details |= {"weights": source.options["weights"], **loaded.details}
+        loaded_weights = load_weights(_unwrap(module), checkpoint, source.options.get("key", ""))
+        details |= {"weights": source.options["weights"], **loaded_weights.details}
     if isinstance(module, Backbone):
         if not isinstance(module.input, InputSpec) or not isinstance(module.provenance, Provenance):
             raise UserError(f"{source.name} returned a Backbone without an InputSpec or a Provenance")
         module.provenance.details |= details
-        json.dumps(module.provenance.to_dict())  # raises if it cannot be stored
+        json.dumps(module.provenance.to_dict())  # raises an error if the provenance cannot be stored
         return module.net, module.input.changed(**source.input_options()), module.provenance
     input = replace(IMAGENET, kind=source.choice("input", ("rgb", "grey", "lab"), "rgb")).changed(
         **source.input_options()
@@ -251,5 +255,5 @@ def load_factory(source: Source, _data: object) -> Loaded:
 
 
 def _unwrap(module: nn.Module) -> nn.Module:
-    """Return the user's module inside a Backbone, or any other module itself."""
+    """Return the user's module that a Backbone wraps; return any other module unchanged."""
     return module.wrapped_module if isinstance(module, Backbone) else module

@@ -1,4 +1,7 @@
-"""Load weights files into models of other libraries; the head may be missing or different, names may have a prefix."""
+"""Load weights files into models of other libraries.
+
+Tensor names may have a prefix, and the head may be missing or different.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -15,7 +18,7 @@ class LoadedWeights:
     """Result of loading a weights file into a model.
 
     Attributes:
-        note: description of the chosen net and of unused weights; empty if there is nothing to report.
+        note: description of the chosen net and of unused weights; may be empty.
         missing: modules of the head without weights in the file, replaced by identities.
     """
 
@@ -37,8 +40,8 @@ def load_weights(
         module: module to load into, in place.
         checkpoint: content of the weights file.
         key: see :func:`~crosschannel.hub.state_dicts.choose_net`.
-        heads: children of the module that may be missing or different in the file; weights of modules that do not exist
-            in ``module`` are then ignored, too. None: the file must hold exactly the module's weights.
+        heads: children of the module that may be missing or different in the file; weights of other modules that
+            ``module`` does not have are then ignored. None: the file must hold exactly the module's weights.
 
     Raises:
         UserError: missing or unexpected weights, or weights of the wrong shape.
@@ -48,8 +51,8 @@ def load_weights(
     counters = {name for name in expected if name.endswith("num_batches_tracked")}  # missing in old files
     net = choose_net(checkpoint.tensors, expected.keys() - optional - counters, file, key)
     state, known = net.tensors, {_top_level(name) for name in expected} - set(heads or ())
-    fits = {name: name in state and state[name].shape == expected[name].shape for name in optional - counters}
-    missing = sorted({_parent(name) for name, fit in fits.items() if not fit})
+    matches = {name: name in state and state[name].shape == expected[name].shape for name in optional - counters}
+    missing = sorted({_parent(name) for name, is_match in matches.items() if not is_match})
     unused = set() if heads is None else {n for n in state.keys() - expected.keys() if _top_level(n) not in known}
     unused |= {name for name in state if _parent(name) in missing}
     unchanged = {n: t for n, t in expected.items() if _parent(n) in missing or (n in counters and n not in state)}
@@ -57,36 +60,44 @@ def load_weights(
     for name in missing:
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, nn.Identity())
-    left_out = sorted({_parent(name) if _top_level(name) in (heads or ()) else _top_level(name) for name in unused})
-    notes = [net.note, f"unused: {', '.join(left_out)}" if left_out else ""]
+    unused_modules = sorted(
+        {_parent(name) if _top_level(name) in (heads or ()) else _top_level(name) for name in unused}
+    )
+    notes = [net.note, f"unused: {', '.join(unused_modules)}" if unused_modules else ""]
     return LoadedWeights("; ".join(filter(None, notes)), missing)
 
 
 def from_file(
     build: Callable[..., nn.Module], checkpoint: Checkpoint, key: str = ""
 ) -> tuple[nn.Module, LoadedWeights]:
-    """Build a model with the weights of a file: with the file's number of classes, or without a head.
+    """Build a model with the weights of a file: with the file's number of classes, or without a head if it has none.
 
-    The head consists of the children with weights whose shape depends on the number of classes.
+    The head consists of all children with weights whose shape depends on the number of classes.
 
     Args:
-        build: builds the model; takes ``num_classes``, or no arguments for the default model.
+        build: function that builds the model, optionally with ``num_classes``.
         checkpoint, key: see :func:`load_weights`.
 
     Raises:
         UserError: see :func:`load_weights`.
     """
     net = build()
-    default = net.state_dict()
+    default_state = net.state_dict()
     try:
-        binary = build(num_classes=2).state_dict()
+        two_class_state = build(num_classes=2).state_dict()
     except UserError:  # not a classifier
         return net, load_weights(net, checkpoint, key)
-    per_class = [name for name, tensor in binary.items() if name not in default or default[name].shape != tensor.shape]
+    per_class = [
+        name
+        for name, tensor in two_class_state.items()
+        if name not in default_state or default_state[name].shape != tensor.shape
+    ]
     heads = {_top_level(name) for name in per_class}
-    required = [name for name in default if _top_level(name) not in heads]
+    required = [name for name in default_state if _top_level(name) not in heads]
     state = choose_net(checkpoint.tensors, required, str(checkpoint.path), key).tensors
-    weights = [state[name] for name in per_class if name in state and state[name].shape[1:] == binary[name].shape[1:]]
+    weights = [
+        state[name] for name in per_class if name in state and state[name].shape[1:] == two_class_state[name].shape[1:]
+    ]
     counts = {len(weight) for weight in weights if weight.ndim}
     if len(counts) == 1:
         net = build(num_classes=counts.pop())

@@ -44,7 +44,7 @@ def load_backbone(
             ``torchvision:``, ``timm:``, ``zoo:``, ``hf-hub:`` or ``package.module:factory``; see
             :mod:`crosschannel.hub.sources`.
         layers: names or patterns, such as ``conv*``, of the layers that ``features`` returns by default; default: all.
-        frozen: return the backbone in eval mode without gradients, otherwise in training mode with gradients.
+        frozen: whether to return the backbone in eval mode without gradients, or in training mode with gradients.
         device: device of the returned backbone.
         dtype: dtype of the returned backbone; default: as stored.
         data: images for the BatchNorm statistics or k-means filters of an untrained net, if the source does not name
@@ -86,7 +86,7 @@ def _note_input_options(source: Source, input: InputSpec, provenance: Provenance
     """
     options = sorted(source.input_options())
     if input.kind in ("grey", "lab") and set(options) & {"mean", "std"}:
-        raise UserError(f"{source.text!r}: mean and std apply to RGB, but this net takes {input.kind}")
+        raise UserError(f"{source.text!r}: mean and std apply to RGB, but this net has {input.kind} input")
     if options:
         origin = provenance.details.get("preprocessing", "the net's own")
         provenance.details["preprocessing"] = f"{origin}, with {' and '.join(options)} from the source"
@@ -133,17 +133,17 @@ def load_pretext(source: str | os.PathLike[str]) -> PretextCheckpoint:
     if meta.objective is None:
         raise UserError(f"{source} holds a backbone without its head; pass its run folder")
     check_user_code(path, parsed, meta.task, "task")
-    row, objective = find_task(meta.task), meta.objective
+    entry, objective = find_task(meta.task), meta.objective
     if meta.task not in TASKS:
-        objective = build_stored(row.keys, objective, f"the metadata of {path}: objective")
-    config = row.load().inference_config(objective)
+        objective = build_stored(entry.keys, objective, f"the metadata of {path}: objective")
+    config = entry.load().inference_config(objective)
     net, task = create(meta.task, config, meta.net, meta.input.size, meta.classes)
     weights = net.state_dict().keys()
     decoder = build_decoder(task) if task.decoder else None
     if decoder is not None:
         decoder.load_decoder_state({name: state.pop(name) for name in state.keys() - weights}, meta.temperature, source)
     load_state(net, state, source)
-    input = fold_input_scale(net.net, meta.input)  # the inputs that the task computes have no scale
+    input = fold_input_scale(net.net, meta.input)  # the task computes unscaled inputs
     return PretextCheckpoint(net, task, input, meta.look, Provenance(source, meta.provenance.details), decoder)
 
 
@@ -155,7 +155,7 @@ def load_colorizer(
     Args:
         source: a run folder, a ``colorizer.safetensors`` file, ``zoo:eccv16`` or ``hf-hub:``.
         device: device of the returned colorizer.
-        size: short side to which pictures are resized for the net, in pixels; 0: the ``resize`` of the net's input.
+        size: short side to which pictures are resized for the net, in pixels; 0 means ``resize`` of the net's input.
         options: ``saturation``, ``gamut`` and ``upsample`` of :class:`Colorizer`.
 
     Raises:
@@ -197,7 +197,7 @@ def has_head(source: str) -> bool:
 
 
 def _checkpoint_name(name: str) -> str:
-    """Return the name of the file with net and head in a run folder."""
+    """Return the name of the file in a run folder that holds the net with its head."""
     return PRETEXT if (user_path(name) / PRETEXT).exists() else COLORIZER
 
 

@@ -1,4 +1,4 @@
-"""Connection checks, so that downloads without a network fail at once instead of retrying for a minute."""
+"""Connection checks, so that downloads without a connection fail at once instead of retrying for a minute."""
 
 import contextlib
 import socket
@@ -14,7 +14,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def no_connection(url: str, source: str, reason: object) -> UserError:
-    """Create the error for a failed connection; its message suggests a remedy.
+    """Create the error for a failed connection, with a message that suggests a remedy.
 
     Args:
         url: URL of the download.
@@ -30,7 +30,7 @@ def no_connection(url: str, source: str, reason: object) -> UserError:
 
 
 def connection_problem(url: str) -> str:
-    """Return the reason why a web server, or the proxy for it, is unreachable; empty if it is reachable."""
+    """Return the reason why a web server (or the proxy for it) is unreachable; empty if it is reachable."""
     target = urlsplit(url)
     proxy = urllib.request.getproxies().get(target.scheme)
     if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
@@ -45,9 +45,9 @@ def connection_problem(url: str) -> str:
         except OSError as error:
             problems.append(error.strerror or str(error))
 
-    attempt = threading.Thread(target=connect, daemon=True)  # DNS lookups have no timeout
-    attempt.start()
-    attempt.join(_CONNECT_TIMEOUT)
+    thread = threading.Thread(target=connect, daemon=True)  # DNS lookups have no timeout
+    thread.start()
+    thread.join(_CONNECT_TIMEOUT)
     return problems[-1]
 
 
@@ -80,7 +80,7 @@ def downloading(url: str, source: str) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def downloading_from_hub(source: str) -> Iterator[None]:
-    """Do the same for ``huggingface_hub``, which without a connection reads only its cache."""
+    """Run a block in which ``huggingface_hub`` downloads files; without a connection, it only reads its cache."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

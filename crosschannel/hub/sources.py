@@ -1,4 +1,4 @@
-"""Source strings, which name a backbone in configs, commands and Python; options follow after commas.
+"""Source strings, which specify backbones in configs, commands and Python. Commas separate the options.
 
 runs/alexnet-0          FILE.safetensors, .pth, .caffemodel      random:alexnet,input=grey,seed=1
 gaussian:alexnet,input=grey            kmeans:alexnet,input=lab,data=DIR      random:SOURCE
@@ -32,7 +32,7 @@ class SourceKind:
     Attributes:
         loader: ``module:function`` that maps (source, images for statistics) to (net, input, provenance).
         options: names of the supported options.
-        is_untrained: untrained nets; the name may be another source.
+        is_untrained: nets without trained weights; the name may be another source.
         is_fetched: loading downloads weights, unless the option ``weights`` is a file or ``none``.
         is_library: nets of other libraries or user code.
         is_user_code: nets of a user-defined factory.
@@ -90,7 +90,7 @@ class Source:
     Attributes:
         kind: path, random, gaussian, kmeans, torchvision, timm, factory, zoo or hf-hub.
         name: name without the kind and the options.
-        text: the string as the user wrote it.
+        text: the original string.
         options: options by name, with values of the types in :data:`OPTION_TYPES`.
         licence: licence of published weights, once they are downloaded.
         untrained: build the net with the input of its weights, but do not load the weights.
@@ -104,7 +104,7 @@ class Source:
     untrained: bool = False
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
-        """Return the value of an option that must be one of several.
+        """Return the value of an option that has a fixed set of values.
 
         Raises:
             UserError: any other value.
@@ -142,7 +142,7 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
     if not name:
         raise UserError(f"the source {text!r} has an empty name")
     options, known = {}, KINDS[kind].options
-    if KINDS[kind].is_untrained:  # the options of the inner source apply, too
+    if KINDS[kind].is_untrained:  # options of the inner source are allowed, too
         known |= KINDS[parse_source(name).kind].options
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -155,7 +155,7 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
 
 
 def _parse_option(key: str, text: str, source: str) -> Any:
-    """Parse the value of an option according to its type; mean and std are one number or three, separated by colons."""
+    """Parse the value of an option according to its type; mean and std are one number or three, joined by colons."""
     name, hint = f"{source!r}: {key}", OPTION_TYPES.get(key, str)
     if key not in ("mean", "std"):
         return check_value(name, parse_text(text, hint, name), hint)
@@ -169,12 +169,12 @@ def _parse_option(key: str, text: str, source: str) -> Any:
 
 
 def inner_source(source: Source) -> Source:
-    """Return the source whose architecture an untrained net has; any other source unchanged."""
+    """Return the source that defines the architecture of an untrained net; return any other source unchanged."""
     return parse_source(source.name) if KINDS[source.kind].is_untrained else source
 
 
 def source_paths(source: Source) -> list[str]:
-    """Return the weights that a source names by path, whether or not they exist."""
+    """Return the paths of weights in a source, whether or not they exist."""
     from crosschannel.models import FAMILIES
 
     inner = inner_source(source)
@@ -186,7 +186,7 @@ def source_paths(source: Source) -> list[str]:
 def is_fetched(source: Source) -> bool:
     """Whether loading a source downloads its weights."""
     inner = inner_source(source)
-    if inner is not source:  # an untrained net needs at most the spec stored with the inner source's weights
+    if inner is not source:  # an untrained net needs at most the spec that is stored with the weights
         return KINDS[inner.kind].is_fetched and not KINDS[inner.kind].is_library
     is_local = source.options.get("weights", "").lower() == "none" or has_weights_file(source)
     return KINDS[source.kind].is_fetched and not is_local
@@ -202,13 +202,13 @@ def known_layers(source: Source) -> tuple[str, ...]:
 
     if KINDS[source.kind].is_untrained and source.name in FAMILIES:
         channels = CHANNELS.get(source.options.get("input", "grey"), 1)
-        row = FAMILIES[source.name]
+        net_family = FAMILIES[source.name]
         options = {
-            "fc": source.options.get("fc", row.fc),
-            "variant": source.options.get("variant", row.options.variant),
+            "fc": source.options.get("fc", net_family.fc),
+            "variant": source.options.get("variant", net_family.options.variant),
         }
         with torch.device("meta"):
-            return tuple(build_net(NetSpec(source.name, channels, **row.supported_options(**options))).layers)
+            return tuple(build_net(NetSpec(source.name, channels, **net_family.supported_options(**options))).layers)
     inner = inner_source(source)
     path = user_path(inner.name) if inner.kind == "path" else Path()
     path = path / "backbone.safetensors" if path.is_dir() else path
@@ -261,9 +261,9 @@ def input_files(config: Any) -> dict[str, Path]:
     """Return the existing files other than images that a command reads, by config key."""
     files = {f"{key} {name}": path for key, _, source in sources(config) for name, path in source_files(source).items()}
     paths = {
-        f"{key} {number}" if number else key: user_path(name)
+        f"{key} {index}" if index else key: user_path(name)
         for key, names in input_paths(config).items()
-        for number, name in enumerate(names)
+        for index, name in enumerate(names)
     }
     for key, import_path in user_imports(config).items():
         files |= {f"{key} {name}": path for name, path in source_files(import_path).items()}

@@ -1,7 +1,7 @@
 """Read state dicts of other libraries from ``.pth`` and ``.safetensors`` files; only tensors are loaded.
 
 A checkpoint may hold several nets (raw weights and their average, student and teacher) under any prefix.
-:func:`choose_net` finds the one whose names match those of the net to load.
+:func:`choose_net` finds the one whose parameter names match the net to be loaded.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from torch import Tensor
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes
 
-_WRAPPERS = ("module", "_orig_mod")  # name parts that DataParallel, DDP and torch.compile insert, at any depth
+_WRAPPERS = ("module", "_orig_mod")  # parts of names that DataParallel, DDP and torch.compile insert, at any depth
 _MAX_DEPTH = 5  # maximum depth of nested dictionaries in a checkpoint
-# Nets that authors evaluate, in order of preference if a file holds several; averaged weights take precedence.
-_EVALUATED = ("teacher", "encoder_q", "base_encoder", "backbone")
+# Nets that their authors evaluate, in order of preference; averaged weights take precedence over them.
+_PREFERRED_PARTS = ("teacher", "encoder_q", "base_encoder", "backbone")
 
 
 @dataclass
@@ -134,8 +134,8 @@ def _read_config(path: Path, content: Any) -> tuple[dict[str, Any], str]:
 def choose_net(tensors: Mapping[str, Tensor], required: Collection[str], file: str, key: str = "") -> NetState:
     """Find a net in a checkpoint by its parameter names, under any prefix.
 
-    Of raw weights and their moving average it chooses the average, as timm does; the prefix of an average has a part
-    such as ``ema``, ``state_dict_ema`` or ``model_ema``.
+    A moving average of the weights is preferred to the raw weights, as in timm. Its prefix has a part such as ``ema``,
+    ``state_dict_ema`` or ``model_ema``.
 
     Args:
         tensors: see :attr:`Checkpoint.tensors`.
@@ -144,28 +144,28 @@ def choose_net(tensors: Mapping[str, Tensor], required: Collection[str], file: s
         key: prefix of the net to choose, or consecutive parts of that prefix.
 
     Returns:
-        State dict of the net. If no net has all names, that of the net with the most.
+        State dict of the net. If no net has all required names, the one with the most of them.
 
     Raises:
         UserError: several nets match and none is preferred, or none matches ``key``.
     """
     clean = _without_wrappers(tensors, required, file)
     counts = _count_names(clean, set(required))
-    raw = {prefix: _raw_prefix(prefix, clean, required) for prefix in counts}
-    candidates = [prefix for prefix in counts if _matches_key(key, prefix, raw[prefix])]
+    raw_prefixes = {prefix: _raw_prefix(prefix, clean, required) for prefix in counts}
+    candidates = [prefix for prefix in counts if _matches_key(key, prefix, raw_prefixes[prefix])]
     if key and not candidates:
-        raise UserError(f"{file} has no matching net at key={key}; available: {_join_prefixes(raw.values())}")
+        raise UserError(f"{file} has no matching net at key={key}; available: {_join_prefixes(raw_prefixes.values())}")
     max_count = max((counts[prefix] for prefix in candidates), default=0)
     matches = sorted((prefix for prefix in candidates if counts[prefix] == max_count), key=_preference)
     if max_count == len(required) and len(matches) > 1 and _preference(matches[0]) == _preference(matches[1]):
-        options = _join_prefixes(raw[prefix] for prefix in matches)
+        options = _join_prefixes(raw_prefixes[prefix] for prefix in matches)
         raise UserError(f"{file} holds several matching nets ({options}); choose one with key=")
     prefix, rejected = (matches[0], matches[1:]) if matches else ("", [])
-    nested = tuple(other for other in rejected if other.startswith(prefix))
-    names = [name for name in clean if name.startswith(prefix) and not name.startswith(nested)]
-    note = f"net {_join_prefixes([raw[prefix]])}" if matches and (raw[prefix] or rejected) else ""
+    nested_prefixes = tuple(candidate for candidate in rejected if candidate.startswith(prefix))
+    names = [name for name in clean if name.startswith(prefix) and not name.startswith(nested_prefixes)]
+    note = f"net {_join_prefixes([raw_prefixes[prefix]])}" if matches and (raw_prefixes[prefix] or rejected) else ""
     if rejected and max_count == len(required):
-        note += f" (not {_join_prefixes(raw[other] for other in rejected)}; key= selects another)"
+        note += f" (not {_join_prefixes(raw_prefixes[candidate] for candidate in rejected)}; key= selects another)"
     return NetState({name.removeprefix(prefix): tensors[clean[name]] for name in names}, note)
 
 
@@ -189,19 +189,19 @@ def _join_prefixes(prefixes: Iterable[str]) -> str:
 
 
 def _without_wrappers(tensors: Mapping[str, Tensor], required: Collection[str], file: str) -> dict[str, str]:
-    """Map cleaned names to the names in the file.
+    """Map clean names to the names in the file.
 
-    Cleaned names lack the parts that frameworks insert, unless the net itself has such parts.
+    Clean names lack the parts that frameworks insert, unless the net itself has such parts.
     """
     if any(part in _WRAPPERS for name in required for part in name.split(".")):
         return {name: name for name in tensors}
     clean: dict[str, str] = {}
     for name in tensors:
-        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-        if short in clean:
-            raise UserError(f"{file} holds two tensors with the same name: {clean[short]} and {name}")
-        if not short.endswith("n_averaged"):  # counter that torch.optim.swa_utils adds to its models
-            clean[short] = name
+        clean_name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if clean_name in clean:
+            raise UserError(f"{file} holds two tensors with the same name: {clean[clean_name]} and {name}")
+        if not clean_name.endswith("n_averaged"):  # counter that torch.optim.swa_utils adds to its models
+            clean[clean_name] = name
     return clean
 
 
@@ -224,27 +224,27 @@ def _raw_prefix(prefix: str, clean: Mapping[str, str], required: Collection[str]
 
 
 def _preference(prefix: str) -> int:
-    """Rank a net of a file: averaged weights first, then the top level, nets that authors evaluate, and any other."""
+    """Return the rank of a net: averaged weights first, then the top level, the preferred parts, and all others."""
     parts = prefix.lower().split(".")
     if any("ema" in re.split(r"[_-]", part) for part in parts):
         return 0
-    ranks = (rank for rank, name in enumerate(_EVALUATED, 2) if name in parts)
-    return next(ranks, 2 + len(_EVALUATED)) if prefix else 1
+    ranks = (rank for rank, name in enumerate(_PREFERRED_PARTS, 2) if name in parts)
+    return next(ranks, 2 + len(_PREFERRED_PARTS)) if prefix else 1
 
 
 def _is_compressed(path: Path) -> bool:
-    """Whether a zip file has compressed members, unlike those of torch: it could expand to any size."""
+    """Whether a file is a zip archive with compressed members (torch writes none): it could expand to any size."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError):
-        return False  # not a zip file, or an invalid one that torch rejects, too
+        return False  # not a zip file, or an invalid one, which torch rejects, too
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether all values of a tensor are stored real numbers.
+    """Whether a tensor is real-valued and stores all of its values.
 
-    They are not if the tensor is sparse, quantised, complex, on the meta device or expanded by strides.
+    This is not the case if it is sparse, quantised, complex, on the meta device or expanded by strides.
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
         return False

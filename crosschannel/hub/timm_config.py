@@ -26,13 +26,13 @@ def write_config(
     Args:
         out: path of the weights file.
         backbone: the exported backbone.
-        architecture: timm's name of the net.
+        architecture: timm's name for the net.
         arguments: arguments of ``timm.create_model`` that build the net.
         overrides: entries of ``pretrained_cfg`` that differ from the backbone's input.
         write: opens the output file.
 
     Returns:
-        Notes: how to load the folder, or why timm would not read these weights.
+        Notes on how to load the folder, or on why timm would not read these weights.
     """
     input = backbone.input
     config = {
@@ -47,18 +47,18 @@ def write_config(
         **overrides,
     }
     content = {"architecture": architecture, "num_classes": 0, "model_args": arguments, "pretrained_cfg": config}
-    with write(out.parent / CONFIG) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    first = _read_by_timm(out.parent)
+    with write(out.parent / CONFIG) as partial_file:
+        partial_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    file_name = _timm_weights_file(out.parent)
     if out.suffix not in _SUFFIXES:
         return [f"timm's local-dir: reads {', '.join(_SUFFIXES)} files, not {out.name}"]
-    if first != out.name:
-        return [f"timm's local-dir: reads {first} in this folder, not {out.name}; export to an empty folder"]
+    if file_name != out.name:
+        return [f"timm's local-dir: reads {file_name} in this folder, not {out.name}; export to an empty folder"]
     return ['timm.create_model("local-dir:FOLDER", pretrained=True) also loads this folder']
 
 
-def _read_by_timm(folder: Path) -> str:
+def _timm_weights_file(folder: Path) -> str:
     """Return the name of the weights file that timm reads from a folder; empty if there is none."""
     preferred = [name for name in _PREFERRED if (folder / name).exists()]
-    others = [path.name for suffix in _SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
-    return next(iter([*preferred, *others]), "")
+    other_files = [path.name for suffix in _SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
+    return next(iter([*preferred, *other_files]), "")

@@ -1,4 +1,4 @@
-"""Load sources that are untrained nets, which serve as baselines."""
+"""Load sources that are untrained nets, for baselines."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from crosschannel.factories import is_factory
 from crosschannel.files import user_path
 from crosschannel.hub.convert import import_weights
 from crosschannel.hub.files import is_own_format
-from crosschannel.hub.from_files import Loaded, apply_source_options, fetch_weights, read_own_file, weights_path
+from crosschannel.hub.from_files import LoadedNet, apply_source_options, fetch_weights, read_own_file, weights_path
 from crosschannel.hub.sources import KINDS, Source, parse_source
 from crosschannel.models import FAMILIES, InputSpec, NetSpec, build_net, family
 from crosschannel.models import initialisation as init
@@ -22,11 +22,11 @@ from crosschannel.models.backbone import Provenance
 
 
 def _build_untrained(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, dict[str, Any]]:
-    """Build an untrained net, by the name of its family or with the architecture of another source.
+    """Build an untrained net, from the name of a family or with the architecture of another source.
 
     Args:
         source: a random, gaussian or kmeans source.
-        norm: whether a net named by its family has BatchNorm by default.
+        norm: default for BatchNorm if the source has the name of a family.
 
     Returns:
         Net, input specification and provenance details.
@@ -46,9 +46,9 @@ def _build_untrained(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, 
     elif source.kind == "gaussian" and source.name not in FAMILIES:
         raise UserError(f"{source.text!r}: gaussian supports only {', '.join(FAMILIES)} and files of these nets")
     else:
-        row = family(source.name)
-        spec = NetSpec(source.name, **row.supported_options(norm=norm, fc=row.fc, geometry="probe"))
-        input = InputSpec("grey", row.size)
+        net_family = family(source.name)
+        spec = NetSpec(source.name, **net_family.supported_options(norm=norm, fc=net_family.fc, geometry="probe"))
+        input = InputSpec("grey", net_family.size)
     if source.kind == "gaussian" and spec.name not in FAMILIES:
         raise UserError(f"{source.text!r}: gaussian supports only {', '.join(FAMILIES)} and files of these nets")
     if "input" in source.options:
@@ -66,11 +66,11 @@ def _build_untrained(source: Source, norm: bool) -> tuple[nn.Module, InputSpec, 
     spec, input = apply_source_options(source, spec, input)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        redrawn = dict(build_net(spec, input.size).named_parameters()) if is_factory(spec.name) else {}
+        second_parameters = dict(build_net(spec, input.size).named_parameters()) if is_factory(spec.name) else {}
         torch.manual_seed(seed)
         net = build_net(spec, input.size)
         if is_factory(spec.name):
-            _reinitialise(net, redrawn, source)
+            _reinitialise(net, second_parameters, source)
         if spec.name in FAMILIES:  # timm nets keep their own initialisation
             init.gaussian(net, ones=init.CAFFENET_ONES if source.kind == "gaussian" else ())
     return net, input, {"seed": seed}
@@ -91,21 +91,23 @@ def _build_untrained_library_net(
     untrained = Source(inner.kind, inner.name, source.text, options, untrained=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        redrawn = dict(KINDS[inner.kind].load(untrained, None)[0].named_parameters()) if inner.kind == "factory" else {}
+        second_parameters = (
+            dict(KINDS[inner.kind].load(untrained, None)[0].named_parameters()) if inner.kind == "factory" else {}
+        )
         torch.manual_seed(seed)
         net, input, provenance = KINDS[inner.kind].load(untrained, None)
         if inner.kind == "factory":
-            _reinitialise(net, redrawn, source)
+            _reinitialise(net, second_parameters, source)
     preprocessing = {key: value for key, value in provenance.details.items() if key == "preprocessing"}
     return net, input, {"seed": seed} | preprocessing
 
 
-def _reinitialise(net: nn.Module, redrawn: Mapping[str, nn.Parameter], source: Source) -> None:
+def _reinitialise(net: nn.Module, second_parameters: Mapping[str, nn.Parameter], source: Source) -> None:
     """Re-initialise the net of a user-defined factory, in place.
 
     Args:
         net: result of the factory; it may hold pretrained weights.
-        redrawn: parameters by name of a second net from the factory, built with another seed.
+        second_parameters: parameters, by name, of a second net from the factory, built with another seed.
         source: source of the net, for messages.
 
     Raises:
@@ -119,18 +121,18 @@ def _reinitialise(net: nn.Module, redrawn: Mapping[str, nn.Parameter], source: S
                 module.reset_parameters()
             continue
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if torch.equal(parameter, redrawn[name]) and not (parameter == parameter.flatten()[0]).all():
+            if torch.equal(parameter, second_parameters[name]) and not (parameter == parameter.flatten()[0]).all():
                 raise UserError(f"{source.text!r}: cannot re-initialise {kind}, which has no reset_parameters method")
 
 
-def load_random(source: Source, data: str | ImageSet | None) -> Loaded:
+def load_random(source: Source, data: str | ImageSet | None) -> LoadedNet:
     """Load a randomly initialised net; BatchNorm statistics are estimated on images."""
     net, input, details = _build_untrained(source, norm=True)
     details = {"initialisation": "random", **details}
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
         images = source.options.get("data") or data or "builtin:sample"
         with _explain_crop_errors(source, input):
-            init.estimate_batchnorm(net, real_batches(images, input, seed=details["seed"]))
+            init.estimate_batchnorm(net, training_batches(images, input, seed=details["seed"]))
         details["statistics"] = _describe_images(images)
     return net, input, Provenance(source.text, details)
 
@@ -142,19 +144,19 @@ def _explain_crop_errors(source: Source, input: InputSpec) -> Iterator[None]:
         yield
 
 
-def load_gaussian(source: Source, _data: object) -> Loaded:
+def load_gaussian(source: Source, _data: object) -> LoadedNet:
     """Load the "Gaussian" baseline of the literature: a net without BatchNorm, with CaffeNet's initial biases."""
     net, input, details = _build_untrained(source, norm=False)
     return net, input, Provenance(source.text, {"initialisation": "gaussian", **details})
 
 
-def load_kmeans(source: Source, data: str | ImageSet | None) -> Loaded:
+def load_kmeans(source: Source, data: str | ImageSet | None) -> LoadedNet:
     """Load a net whose filters are k-means centres of image patches, see :mod:`crosschannel.models.initialisation`."""
     net, input, details = _build_untrained(source, norm=False)
     images = source.options.get("data") or data or "builtin:sample"
     with _explain_crop_errors(source, input):
         seed = details["seed"]
-        init.kmeans(net, real_batches(images, input, batch=80, seed=seed), seed, skip=())
+        init.kmeans(net, training_batches(images, input, batch=80, seed=seed), seed, skip=())
     details = {"initialisation": "k-means", **details, "images": _describe_images(images)}
     return net.eval(), input, Provenance(source.text, details)
 
@@ -163,10 +165,10 @@ def _describe_images(images: str | ImageSet) -> str:
     return images if isinstance(images, str) else f"{len(images)} images, starting with {images.names[0]}"
 
 
-def real_batches(
+def training_batches(
     data: str | ImageSet, input: InputSpec, count: int = 10, batch: int = 16, seed: int = 0
 ) -> list[Tensor]:
-    """Return preprocessed training batches for data-dependent initialisation.
+    """Return preprocessed batches of training crops for data-dependent initialisation.
 
     Args:
         data: a value of ``--data``, or an image set.

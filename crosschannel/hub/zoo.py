@@ -25,8 +25,8 @@ class Entry:
 
     Attributes:
         url: URL at which the authors publish the weights.
-        checksum: checksum that the authors publish: the first digits of the SHA-256 (in the file name), or the complete
-            SHA-1 or SHA-512.
+        checksum: published checksum: the first digits of the SHA-256 (in the file name), or the complete SHA-1 or
+            SHA-512.
         description: one-line description.
         licence: licence of the weights.
         format: import format.
@@ -96,17 +96,17 @@ ZOO: dict[str, Entry] = {
 
 
 def weights_folder() -> Path:
-    """Return the folder of downloaded weights."""
+    """Return the cache folder of downloaded weights."""
     return cache_folder() / "weights"
 
 
 def cached_path(entry: Entry) -> Path:
-    """Return the path of an entry's file after the download."""
+    """Return the path at which the file of an entry is cached."""
     return weights_folder() / entry.url.rpartition("/")[2]
 
 
 def fetch(name: str) -> Path:
-    """Return the local file of an entry, downloaded if necessary.
+    """Return the local file of an entry; download it if necessary.
 
     Raises:
         UserError: unknown entry; see also :func:`fetch_into`.
@@ -117,9 +117,9 @@ def fetch(name: str) -> Path:
 
 
 def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:
-    """Download a published file unless it exists, and verify its checksum before it appears at its path.
+    """Download a published file unless it exists, and verify its checksum before moving it to its path.
 
-    Interrupted downloads resume.
+    Interrupted downloads are resumed.
 
     Args:
         path: target path.
@@ -130,12 +130,12 @@ def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:
         The target path.
 
     Raises:
-        UserError: no connection, a server that refuses the download, or a wrong checksum.
+        UserError: there is no connection, the server refuses the download, or the checksum is wrong.
     """
     if path.is_file() and entry.matches(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    partial_file = path.with_name(path.name + ".part")
     with path.with_name(path.name + ".lock").open("w") as lock:  # one rank downloads while the others wait
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if path.is_file() and entry.matches(path):
@@ -144,39 +144,39 @@ def fetch_into(path: Path, entry: Entry, source: str = "") -> Path:
         if problem:
             raise no_connection(entry.url, source, problem)
         stderr_console().print(f"downloading {entry.url} to {path}")
-        _download(entry.url, part)
-        if not entry.matches(part):
-            checksum, algorithm = digest(part, entry.algorithm)[:16], entry.algorithm.upper()
-            part.unlink()
+        _download(entry.url, partial_file)
+        if not entry.matches(partial_file):
+            checksum, algorithm = digest(partial_file, entry.algorithm)[:16], entry.algorithm.upper()
+            partial_file.unlink()
             raise UserError(
                 f"{entry.url} is not the file that its authors published: its {algorithm} starts with {checksum}, not "
                 f"{entry.checksum[:16]}"
             )
-        part.replace(path)
+        partial_file.replace(path)
     return path
 
 
-def _download(url: str, part: Path) -> None:
-    """Download to the file ``part``, resuming from its current size."""
+def _download(url: str, partial_file: Path) -> None:
+    """Download to ``partial_file``, resuming from its current size."""
     for attempt in range(1, _MAX_ATTEMPTS + 1):
-        done = part.stat().st_size if part.is_file() else 0
-        request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+        offset = partial_file.stat().st_size if partial_file.is_file() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-                resumes = response.status == 206
-                length = int(response.headers.get("Content-Length") or 0) + (done if resumes else 0)
-                bar = progress_in_bytes(url.rpartition("/")[2], length, done if resumes else 0)
-                with part.open("ab" if resumes else "wb") as file, bar as advance:
+                is_resumed = response.status == 206
+                length = int(response.headers.get("Content-Length") or 0) + (offset if is_resumed else 0)
+                bar = progress_in_bytes(url.rpartition("/")[2], length, offset if is_resumed else 0)
+                with partial_file.open("ab" if is_resumed else "wb") as file, bar as advance:
                     while chunk := response.read(_CHUNK):
                         file.write(chunk)
                         advance(len(chunk))
                     file.flush()
                     os.fsync(file.fileno())
-            if part.stat().st_size >= length:
+            if partial_file.stat().st_size >= length:
                 return
-            problem: object = f"the connection closed after {part.stat().st_size} of {length} bytes"
+            problem: object = f"the connection closed after {partial_file.stat().st_size} of {length} bytes"
         except urllib.error.HTTPError as error:
-            if error.code == 416 and done:  # range not satisfiable: the file is complete
+            if error.code == 416 and offset:  # range not satisfiable: the file is complete
                 return
             problem = f"the server responded with status {error.code}"
             if error.code < 500:

@@ -343,7 +343,7 @@ def test_the_released_colornet_colours_as_caffe_does(tmp_path):
     renamed = [("conv1_1", *entry[1:]) if entry[0] == "bw_conv1_1" else entry for entry in net.layers[:-3]]
     path.write_bytes(model(renamed))  # as the older ones are, and a training's own snapshots
     assert close(load_colorizer(str(path)).predict_ab(lightness), colorizer.predict_ab(lightness))
-    with pytest.raises(UserError, match=r"takes lightness only \(input grey\), not input 'lab'"):
+    with pytest.raises(UserError, match=r"has lightness input \(grey\), not input 'lab'"):
         load_backbone(f"{path},input=lab")
     assert main(["import", str(path), "--as=alexnet", f"--out={tmp_path / 'no.safetensors'}"]) == 2
     for change, message in (

@@ -46,14 +46,14 @@ def cfg(name: str) -> dict:
 @pytest.mark.parametrize(
     ("source", "tag", "origin"),
     [
-        (f"timm:{VIT},weights=vit.pth", VIT, "timm's default tag augreg_in21k_ft_in1k, since vit.pth states none"),
+        (f"timm:{VIT},weights=vit.pth", VIT, "timm's default tag augreg_in21k_ft_in1k, since vit.pth has none"),
         (f"timm:{VIT}.augreg_in21k,weights=vit.pth", f"{VIT}.augreg_in21k", "timm's tag augreg_in21k, since vit.pth"),
-        ("timm:resnet10t,weights=resnet.pth", "resnet10t", "timm's default tag c3_in1k, since resnet.pth states none"),
+        ("timm:resnet10t,weights=resnet.pth", "resnet10t", "timm's default tag c3_in1k, since resnet.pth has none"),
         (f"timm:{VIT},weights=none", VIT, "timm's default tag augreg_in21k_ft_in1k"),
         (
             f"random:timm:{VIT},weights=vit.pth",
             VIT,
-            "timm's default tag augreg_in21k_ft_in1k, since vit.pth states none",
+            "timm's default tag augreg_in21k_ft_in1k, since vit.pth has none",
         ),
     ],
 )
@@ -137,7 +137,7 @@ def test_unrelated_config_json_is_ignored(weights, tmp_path, content):
     (tmp_path / "w.pth").write_bytes((weights / "resnet.pth").read_bytes())
     (tmp_path / "config.json").write_text(content)
     backbone = load_backbone(f"timm:resnet10t,weights={tmp_path / 'w.pth'}")
-    assert backbone.input.mean == cfg("resnet10t")["mean"] and "w.pth states none" in describe_input(backbone)[0]
+    assert backbone.input.mean == cfg("resnet10t")["mean"] and "w.pth has none" in describe_input(backbone)[0]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_invalid_stored_preprocessing_is_reported_in_one_sentence(weights, tmp_p
 
 @pytest.mark.parametrize("source", ["random:alexnet,fc=0,size=64,norm=false", "timm:resnet10t,weights=none,input=grey"])
 def test_mean_is_refused_for_a_grey_input(source):
-    with pytest.raises(UserError, match="mean and std apply to RGB, but this net takes grey"):
+    with pytest.raises(UserError, match="mean and std apply to RGB, but this net has grey input"):
         load_backbone(f"{source},mean=0.5")
 
 
@@ -170,7 +170,7 @@ def test_input_is_printed_before_a_measurement_and_by_the_layers_command(weights
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if line.startswith("input: ")]
     first = next(number for number, text in enumerate(lines) if "training and" in text)
-    assert lines.index(line) < first and "size 64" in line and "since resnet.pth states none" in line
+    assert lines.index(line) < first and "size 64" in line and "since resnet.pth has none" in line
     assert json.loads((tmp_path / "run" / "backbone.json").read_text())["details"]["preprocessing"].startswith("timm's")
     assert main(["layers", source]) == 0
     assert line in capsys.readouterr().err

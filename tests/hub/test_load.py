@@ -157,13 +157,13 @@ def test_random_of_somebody_elses_file_is_its_fresh_twin(tmp_path, photo_folder)
 @pytest.fixture
 def fewer_crops(monkeypatch):
     """What k-means asks for, batches and their size; it gets two of sixteen, since its time goes with the patches."""
-    asked, whole = [], untrained.real_batches
+    asked, whole = [], untrained.training_batches
 
     def fewer(data, input, count=10, batch=16, seed=0):
         asked.append((count, batch))
         return whole(data, input, 2, 16, seed)
 
-    monkeypatch.setattr(untrained, "real_batches", fewer)
+    monkeypatch.setattr(untrained, "training_batches", fewer)
     return asked
 
 

@@ -370,13 +370,13 @@ def test_images_that_are_there_can_be_measured_too(photo_folder):
 def test_fresh_nets_get_their_statistics_from_the_training_images_alone(voc, command, tmp_path, monkeypatch):
     from crosschannel.hub import untrained
 
-    seen, original = [], untrained.real_batches
+    seen, original = [], untrained.training_batches
 
     def batches(data, *arguments, **options):
         seen.append(list(data.names))
         return original(data, *arguments, **options)
 
-    monkeypatch.setattr(untrained, "real_batches", batches)
+    monkeypatch.setattr(untrained, "training_batches", batches)
     assert main([*command, "--train.steps=1", f"--out={tmp_path / 'run'}"]) == 0
     assert seen == [[f"VOC2007/{i:06d}" for i in range(40)]]
 
