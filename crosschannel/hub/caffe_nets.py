@@ -251,15 +251,17 @@ def _alexnet_spec(path: Path, layers: Sequence[CaffeLayer], state: dict[str, Ten
     slopes = {round(layer.parameters.get("slope", 0.0), 6) for layer in layers if layer.type == "ReLU"} or {0.0}
     widths = tuple(len(state[f"{name}.conv.weight"]) for name in _CONVS)
     groups = widths[0] / max(1, state["conv2.conv.weight"].shape[1])
-    known = {name: variant for name, variant in VARIANTS.items() if variant.ceil}
+    caffe_variants = {name: variant for name, variant in VARIANTS.items() if variant.ceil}
     matches = (
-        name for name, v in known.items() if (v.widths, v.groups, v.lrn, {v.slope}) == (widths, groups, lrn, slopes)
+        name
+        for name, v in caffe_variants.items()
+        if (v.widths, v.groups, v.lrn, {v.slope}) == (widths, groups, lrn, slopes)
     )
     variant = next(matches, None)
     if variant is None:
         shape = f"{'-'.join(map(str, widths))}, {groups:g} groups in conv2, " + (f"LRN {lrn}" if lrn else "no LRN")
         shape += "" if slopes == {0.0} else f", ReLUs of slope {', '.join(f'{slope:g}' for slope in sorted(slopes))}"
-        raise UserError(f"{path}: unsupported AlexNet ({shape}); supported variants: {', '.join(known)}")
+        raise UserError(f"{path}: unsupported AlexNet ({shape}); supported variants: {', '.join(caffe_variants)}")
     fc, fc7 = (len(state.get(f"{name}.conv.weight", ())) for name in _FC)
     channels = state["conv1.conv.weight"].shape[1]
     return NetSpec(

@@ -72,7 +72,7 @@ class Metadata:
 def save_backbone(
     path: Path, net: nn.Module, spec: NetSpec, input: InputSpec, provenance: Provenance, write: Writer = atomic_write
 ) -> None:
-    """Write a backbone as it was trained, including its BatchNorm layers.
+    """Write a backbone as trained, including its BatchNorm layers.
 
     Args:
         path: output file.

@@ -149,9 +149,9 @@ def choose_net(tensors: Mapping[str, Tensor], required: Collection[str], file: s
     Raises:
         UserError: several nets match and none is preferred, or none matches ``key``.
     """
-    clean = _without_wrappers(tensors, required, file)
-    counts = _count_names(clean, set(required))
-    raw_prefixes = {prefix: _raw_prefix(prefix, clean, required) for prefix in counts}
+    clean_names = _without_wrappers(tensors, required, file)
+    counts = _count_names(clean_names, set(required))
+    raw_prefixes = {prefix: _raw_prefix(prefix, clean_names, required) for prefix in counts}
     candidates = [prefix for prefix in counts if _matches_key(key, prefix, raw_prefixes[prefix])]
     if key and not candidates:
         raise UserError(f"{file} has no matching net at key={key}; available: {_join_prefixes(raw_prefixes.values())}")
@@ -162,19 +162,19 @@ def choose_net(tensors: Mapping[str, Tensor], required: Collection[str], file: s
         raise UserError(f"{file} holds several matching nets ({options}); choose one with key=")
     prefix, rejected = (matches[0], matches[1:]) if matches else ("", [])
     nested_prefixes = tuple(candidate for candidate in rejected if candidate.startswith(prefix))
-    names = [name for name in clean if name.startswith(prefix) and not name.startswith(nested_prefixes)]
+    names = [name for name in clean_names if name.startswith(prefix) and not name.startswith(nested_prefixes)]
     note = f"net {_join_prefixes([raw_prefixes[prefix]])}" if matches and (raw_prefixes[prefix] or rejected) else ""
     if rejected and max_count == len(required):
         note += f" (not {_join_prefixes(raw_prefixes[candidate] for candidate in rejected)}; key= selects another)"
-    return NetState({name.removeprefix(prefix): tensors[clean[name]] for name in names}, note)
+    return NetState({name.removeprefix(prefix): tensors[clean_names[name]] for name in names}, note)
 
 
 def has_net(tensors: Mapping[str, Tensor], required: Collection[str], file: str, key: str = "") -> bool:
     """Whether a checkpoint holds a net with all required names; for the arguments see :func:`choose_net`."""
-    clean = _without_wrappers(tensors, required, file)
-    counts = _count_names(clean, set(required))
+    clean_names = _without_wrappers(tensors, required, file)
+    counts = _count_names(clean_names, set(required))
     return any(
-        count == len(required) and _matches_key(key, prefix, _raw_prefix(prefix, clean, required))
+        count == len(required) and _matches_key(key, prefix, _raw_prefix(prefix, clean_names, required))
         for prefix, count in counts.items()
     )
 
@@ -195,14 +195,14 @@ def _without_wrappers(tensors: Mapping[str, Tensor], required: Collection[str], 
     """
     if any(part in _WRAPPERS for name in required for part in name.split(".")):
         return {name: name for name in tensors}
-    clean: dict[str, str] = {}
+    clean_names: dict[str, str] = {}
     for name in tensors:
         clean_name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-        if clean_name in clean:
-            raise UserError(f"{file} holds two tensors with the same name: {clean[clean_name]} and {name}")
+        if clean_name in clean_names:
+            raise UserError(f"{file} holds two tensors with the same name: {clean_names[clean_name]} and {name}")
         if not clean_name.endswith("n_averaged"):  # counter that torch.optim.swa_utils adds to its models
-            clean[clean_name] = name
-    return clean
+            clean_names[clean_name] = name
+    return clean_names
 
 
 def _count_names(names: Iterable[str], required: set[str]) -> Counter[str]:
@@ -216,11 +216,11 @@ def _count_names(names: Iterable[str], required: set[str]) -> Counter[str]:
     return counts
 
 
-def _raw_prefix(prefix: str, clean: Mapping[str, str], required: Collection[str]) -> str:
+def _raw_prefix(prefix: str, clean_names: Mapping[str, str], required: Collection[str]) -> str:
     """Return a prefix as written in the file."""
-    name = next(name for name in clean if name.startswith(prefix) and name.removeprefix(prefix) in required)
+    name = next(name for name in clean_names if name.startswith(prefix) and name.removeprefix(prefix) in required)
     suffix = name.removeprefix(prefix)
-    return clean[name].removesuffix(suffix) if clean[name].endswith(suffix) else prefix
+    return clean_names[name].removesuffix(suffix) if clean_names[name].endswith(suffix) else prefix
 
 
 def _preference(prefix: str) -> int:

@@ -100,7 +100,7 @@ def test_a_package_names_its_task_by_an_entry_point(narrow_nets, photo_folder, m
     [
         ("nowhere:Task", "cannot import 'nowhere:Task': ModuleNotFoundError"),
         ("mytasks:Nothing", "cannot import 'mytasks:Nothing': AttributeError"),
-        ("mytasks:PairNet", "'mytasks:PairNet' must be a crosschannel.pretext.task.Pretext"),
+        ("mytasks:PairNet", "'mytasks:PairNet' must be a subclass of crosschannel.pretext.task.Pretext"),
         ("json:loads", "json is in the standard library"),
         ("halves:NoMetric", "the task 'halves:NoMetric' must define primary_metric, score_length, build, metrics"),
         ("halves:NoDecoder", "cannot import 'halves:Nothing': AttributeError"),

@@ -321,7 +321,7 @@ def test_import_says_what_it_cannot_do(tmp_path, capsys):
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=vgg16"], "of the family vgg16"),
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=rotnet-alexnet"], "lacks _feature_blocks.0.0"),
         ([f"--out={tmp_path / 'o.safetensors'}", "--as=eccv16"], "lacks model1.0"),
-        ([f"--out={tmp_path / 'o.safetensors'}", "--input=grey"], "takes 3 channels"),
+        ([f"--out={tmp_path / 'o.safetensors'}", "--input=grey"], "has 3 input channels"),
     ):
         assert main([*base, *flags]) == 2
         assert message in capsys.readouterr().err
