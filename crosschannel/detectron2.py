@@ -1,6 +1,6 @@
-"""Register any source as a detectron2 backbone with its box head.
+"""Register a detectron2 backbone and RoI heads that are built from any source.
 
-The following config trains Fast R-CNN, or Faster R-CNN with ``MODEL.PROPOSAL_GENERATOR.NAME: RPN``::
+The following config trains Fast R-CNN, or, with ``MODEL.PROPOSAL_GENERATOR.NAME: RPN``, Faster R-CNN::
 
     import crosschannel.detectron2
     from detectron2.config import get_cfg
@@ -12,8 +12,8 @@ The following config trains Fast R-CNN, or Faster R-CNN with ``MODEL.PROPOSAL_GE
     cfg.MODEL.CROSSCHANNEL.SOURCE = "runs/alexnet-imagenet-0"  # any source
     cfg.INPUT.FORMAT = "RGB"
 
-``ROI_BOX_HEAD.POOLER_TYPE`` must be ROIPool or ROIAlignV2; the resolution follows from the net. The backbone undoes
-``PIXEL_MEAN`` and ``PIXEL_STD`` and preprocesses RGB for its net. Set ``PIXEL_MEAN`` to :func:`pixel_mean`, so that
+``ROI_BOX_HEAD.POOLER_TYPE`` must be ROIPool or ROIAlignV2; the resolution follows from the net. The backbone reverts
+``PIXEL_MEAN`` and ``PIXEL_STD`` and applies its own preprocessing. Set ``PIXEL_MEAN`` to :func:`pixel_mean`, so that
 padding is zero after preprocessing.
 """
 
@@ -47,24 +47,24 @@ def add_crosschannel_config(cfg: CfgNode) -> None:
     """Add the keys of ``MODEL.CROSSCHANNEL`` to a config."""
     cfg.MODEL.CROSSCHANNEL = CfgNode()
     cfg.MODEL.CROSSCHANNEL.SOURCE = ""  # any source
-    cfg.MODEL.CROSSCHANNEL.LAYER = ""  # layer from whose map regions are pooled; default: depends on the net
+    cfg.MODEL.CROSSCHANNEL.LAYER = ""  # layer from whose map regions are pooled; empty: depends on the net
     cfg.MODEL.CROSSCHANNEL.HEAD = "auto"  # box head: auto, fc, c4 or mlp
     cfg.MODEL.CROSSCHANNEL.GEOMETRY = "padded"  # geometry of AlexNet's trunk: padded or probe
     cfg.MODEL.CROSSCHANNEL.ALIGNED = True  # align boxes with the pixels on which map positions are centred
-    cfg.MODEL.CROSSCHANNEL.FC = 4096  # width of fc6 and fc7 that are added to a trunk without them
+    cfg.MODEL.CROSSCHANNEL.FC = 4096  # width of fc6 and fc7, if they are added to a trunk without them
     cfg.MODEL.CROSSCHANNEL.DROPOUT = 0.5  # dropout probability after fc6 and fc7
     cfg.MODEL.CROSSCHANNEL.NORM = False  # add a BatchNorm after the last stage of a ResNet
 
 
 class SourceBackbone(DetectronBackbone):
-    """detectron2 backbone: the layers of a source up to the map from which regions are pooled.
+    """detectron2 backbone that consists of a source's layers up to the map from which regions are pooled.
 
     Args:
         source: the backbone; the layers of the box head are removed from it, in place.
         plan: region plan of the backbone.
         mean: values that ``GeneralizedRCNN`` subtracts, one per channel, in 0..255.
         std: values by which ``GeneralizedRCNN`` divides, one per channel.
-        format: "RGB" or "BGR".
+        format: channel order of the images, "RGB" or "BGR".
 
     Shape:
         (N, 3, H, W) → {layer: (N, C, h, w)}.
@@ -106,11 +106,11 @@ def _remove(net: nn.Module, submodule: nn.Module) -> None:
 
 
 class NormalisedOutputs(FastRCNNOutputLayers):
-    """Class scores and box regression with targets normalised per class.
+    """Output layers for class scores and box deltas, with box targets normalised per class.
 
     Attributes:
         target_mean: mean of the box targets, (K, 4); by default zero.
-        target_std: std of the box targets, (K, 4); by default the usual values of R-CNNs.
+        target_std: std of the box targets, (K, 4); by default the values that R-CNNs use.
     """
 
     def __init__(self, input_shape: ShapeSpec, **options):
@@ -119,11 +119,11 @@ class NormalisedOutputs(FastRCNNOutputLayers):
         self.register_buffer("target_std", torch.tensor(BOX_STDS).repeat(self.num_classes, 1))
 
     def box_reg_loss(self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor) -> Tensor:
-        rows = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
-        classes = gt_classes[rows]
-        targets = self.box2box_transform.get_deltas(proposal_boxes[rows], gt_boxes[rows])
+        foreground = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
+        classes = gt_classes[foreground]
+        targets = self.box2box_transform.get_deltas(proposal_boxes[foreground], gt_boxes[foreground])
         targets = (targets - self.target_mean[classes]) / self.target_std[classes]
-        deltas = pred_deltas.view(-1, self.num_classes, 4)[rows, classes]
+        deltas = pred_deltas.view(-1, self.num_classes, 4)[foreground, classes]
         loss = nn.functional.smooth_l1_loss(deltas, targets, reduction="sum", beta=self.smooth_l1_beta)
         return loss / max(gt_classes.numel(), 1.0)
 
@@ -135,11 +135,11 @@ class NormalisedOutputs(FastRCNNOutputLayers):
 
 @ROI_HEADS_REGISTRY.register()
 class CrosschannelROIHeads(ROIHeads):
-    """RoI heads that pool regions from one map and apply the backbone's own layers above it.
+    """RoI heads that pool regions from a single map and apply the backbone's layers above that map.
 
     Args:
         plan: region plan of the backbone.
-        box_head: the backbone's layers above the map, (R, C, s, s) → (R, D, s', s'); None if it is set later.
+        box_head: the backbone's layers above the map, (R, C, s, s) → (R, D, s', s'); None if it is assigned later.
         neck: new layers on top of the box head, (R, D, s', s') → features (R, D').
         box_predictor: predicts scores and boxes from the features.
         options: arguments of ``ROIHeads``.
@@ -186,13 +186,13 @@ class CrosschannelROIHeads(ROIHeads):
     def predictions(self, features: Mapping[str, Tensor], proposals: Sequence[Instances]) -> tuple[Tensor, Tensor]:
         """Return scores (R, K + 1) and box deltas (R, 4 K) for the proposals of all images."""
         boxes = [instances.proposal_boxes.tensor for instances in proposals]
-        # Equivalent to ROIPooler with a single map, but for any stride.
+        # Equivalent to ROIPooler with a single map, but supports any stride.
         pooled = pool_regions(features[self.plan.layer], boxes, self.plan)
         return self.box_predictor(self.neck(self.box_head(pooled)))
 
 
 class SourceHead(nn.Module):
-    """Box head: the layers of a backbone above the map from which regions are pooled.
+    """Box head that consists of a backbone's layers above the map from which regions are pooled.
 
     Args:
         source: the backbone.
@@ -212,7 +212,7 @@ class SourceHead(nn.Module):
 
 
 class PixelCentreAnchors(DefaultAnchorGenerator):
-    """Anchors centred on the same pixels as the positions of the map.
+    """Anchor generator that centres anchors on the same pixels as the positions of the map.
 
     Args:
         shift: distance of the first anchor's centre from the corner of the image, in pixels.
@@ -229,15 +229,15 @@ class PixelCentreAnchors(DefaultAnchorGenerator):
 
 @BACKBONE_REGISTRY.register()
 def build_crosschannel_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SourceBackbone:
-    """Build the backbone of the source ``MODEL.CROSSCHANNEL.SOURCE``."""
+    """Build the backbone from the source ``MODEL.CROSSCHANNEL.SOURCE``."""
     source, plan = _load_source(cfg)
     return SourceBackbone(source, plan, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
 
 
 def _load_source(cfg: CfgNode) -> tuple[Backbone, RegionPlan]:
-    """Load a config's backbone for training, and plan its regions."""
+    """Load the trainable backbone of a config and its region plan."""
     options, box_head = cfg.MODEL.CROSSCHANNEL, cfg.MODEL.ROI_BOX_HEAD
-    with torch.random.fork_rng():  # backbone and heads are built by separate calls, which need the same new weights
+    with torch.random.fork_rng():  # backbone and heads are built by separate calls, which need identical new weights
         torch.manual_seed(max(0, cfg.SEED))
         source = absorbed(trainable_copy(load_backbone(options.SOURCE)))
         if lacks_fc(source):
@@ -255,7 +255,7 @@ def _load_source(cfg: CfgNode) -> tuple[Backbone, RegionPlan]:
 def pixel_mean(backbone: Backbone) -> list[float]:
     """Return the RGB value, in 0..255, that preprocessing maps to zero.
 
-    With this ``PIXEL_MEAN``, the zeros with which detectron2 pads batches are zeros to the net.
+    With this ``PIXEL_MEAN``, the zeros with which detectron2 pads batches are also zeros in the input of the net.
     """
     if backbone.input.kind not in ("grey", "lab"):
         return [255 * value for value in backbone.input.mean]

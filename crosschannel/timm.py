@@ -8,10 +8,10 @@ Example::
     timm.create_model("crosschannel_alexnet", num_classes=10, pretrained=True, pretrained_cfg_overlay=weights)
 
 The options of the net (``norm``, ``fc_width``, ``geometry``) are read from the metadata of the file. With
-``checkpoint_path=`` timm passes only the tensors, so these options must be arguments.
+``checkpoint_path=`` timm passes only the tensors, so these options must be passed as arguments.
 
-The models take RGB in [0, 1] (mean 0 and std 1 in their default configs) and convert it to L - 50. With
-``in_chans=1`` they take L - 50.
+The models accept RGB in [0, 1] (mean 0 and std 1 in their default configs) and convert it to L - 50. With
+``in_chans=1`` they accept L - 50.
 """
 
 import inspect
@@ -30,13 +30,13 @@ from crosschannel.models import LayeredNet, NetSpec, build_net, family
 from crosschannel.models.nets import is_registered
 
 _MAX_FC_WIDTH = 65536
-# By name: crop size, side of the last map at that size, layers of the feature maps
+# Name → (crop size, side of the last map at that size, layers of the feature maps)
 _NETS = {
     "alexnet": (227, 1, ("conv1", "conv2", "conv3", "conv4", "conv5")),
     "vgg16": (224, 14, ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")),
     "colornet": (224, 28, ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "conv6_3", "conv7_3")),
 }
-_MIN_SIZE = 199  # pixels, the smallest input for which the map below AlexNet's fc6 has 6 × 6 positions
+_MIN_SIZE = 199  # smallest input, in pixels, for which the map below AlexNet's fc6 has 6 × 6 positions
 
 default_cfgs = generate_default_cfgs(
     {
@@ -70,10 +70,11 @@ class CrosschannelNet(nn.Module):
         in_chans: 3 (RGB in [0, 1]) or 1 (L - 50).
         global_pool: "avg", or "" to return feature maps instead of logits.
         drop_rate: dropout probability before the classifier.
-        norm: whether the net has BatchNorm, as in pretraining; False if BatchNorm is absorbed.
-        fc_width: width of fc6 and fc7, default 4096 for AlexNet and 0 for VGG-16; 0 omits them.
+        norm: whether the net has BatchNorm, as in pretraining; False for nets with absorbed BatchNorm.
+        fc_width: width of fc6 and fc7; 0 omits them. Default: 4096 for AlexNet, 0 for VGG-16.
         geometry: geometry of AlexNet: "probe" (conv1 without padding), or "padded", in which trunks without fc6 are
-            trained. None means "probe", but then weights of a trunk, which do not determine the geometry, are refused.
+            trained. None means "probe", but then the weights of a trunk are refused, since they do not determine the
+            geometry.
 
     Raises:
         ValueError: an invalid argument.
@@ -133,11 +134,11 @@ class CrosschannelNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^net\.conv1", "blocks": r"^net\.(?:conv|fc)(\d+)"}
 
-    def _input(self, x: Tensor) -> Tensor:
+    def _preprocess(self, x: Tensor) -> Tensor:
         return self.lightness(x) - 50 if self.in_chans == 3 else x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.net(self._input(x))
+        return self.net(self._preprocess(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if not self.global_pool:
@@ -161,11 +162,11 @@ class CrosschannelNet(nn.Module):
 
         Args:
             x: batch of images.
-            indices: indices of the maps in ``feature_info``; an int: the last ``indices`` maps; None: all.
+            indices: indices of the maps in ``feature_info``. An int selects that many last maps, None all maps.
             norm: ignored.
-            stop_early: ignored; the forward pass always stops after the last required layer.
+            stop_early: ignored, since the forward pass always stops after the last required layer.
             output_fmt: "NCHW".
-            intermediates_only: omit the features of the last layer.
+            intermediates_only: whether to omit the features of the last layer.
 
         Returns:
             The maps, or (features of the last layer, maps).
@@ -173,7 +174,7 @@ class CrosschannelNet(nn.Module):
         _require("output_fmt", output_fmt, output_fmt == "NCHW", "'NCHW'")
         layers = [self._feature_layers[i] for i in self._map_indices(indices)]
         required = layers if intermediates_only else [*layers, self.net.layers[-1]]
-        features = self.net.forward_features(self._input(x), required)
+        features = self.net.forward_features(self._preprocess(x), required)
         maps = [features[layer] for layer in layers]
         return maps if intermediates_only else (features[self.net.layers[-1]], maps)
 
@@ -197,8 +198,8 @@ class CrosschannelNet(nn.Module):
         count = len(self._feature_layers)
         if indices is None:
             return list(range(count))
-        is_last = isinstance(indices, int) and not isinstance(indices, bool)
-        if is_last and 1 <= indices <= count:
+        is_int = isinstance(indices, int) and not isinstance(indices, bool)
+        if is_int and 1 <= indices <= count:
             return list(range(count - indices, count))
         is_list = isinstance(indices, Sequence) and len(indices) > 0
         is_valid = is_list and all(_is_count(i, -count) and i < count for i in indices)
@@ -220,7 +221,7 @@ class CrosschannelNet(nn.Module):
             raise ValueError(f"pass geometry='padded' or 'probe' for a trunk without fc6; {_HINT}")
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
-        """Load the state dict of this model or of a backbone file; the latter leaves the classifier unchanged."""
+        """Load the state dict of this model, or that of a backbone file, which leaves the classifier unchanged."""
         if not any(key.startswith("net.") for key in state):
             self.check_state(state.keys())
             classifier = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
@@ -269,7 +270,7 @@ def _stored_options(file: str | None) -> dict[str, Any]:
 def _filter_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Convert a state dict that timm has read to the names of the model.
 
-    Names are checked here, since timm would load any subset.
+    The names are checked here, since timm would load any subset of the tensors.
     """
     if not any(key.startswith("net.") for key in state):
         model.check_state(state.keys())
@@ -282,7 +283,7 @@ def _filter_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
 
 
 def _check_names(name: str, options: Mapping[str, object]) -> None:
-    """Raise a TypeError for an argument that neither the net nor timm's builder accepts."""
+    """Raise a TypeError for an argument that neither the net nor timm's model builder accepts."""
     arguments = [key for key in inspect.signature(CrosschannelNet).parameters if key != "name"]
     builder = inspect.signature(build_model_with_cfg).parameters.values()
     known = {*arguments, "features_only", *(entry.name for entry in builder if entry.kind is not entry.VAR_KEYWORD)}
@@ -325,7 +326,7 @@ def _add_wrapper_prefix(model: nn.Module, state: dict[str, Tensor], prefix: str,
 
 @register_model
 def crosschannel_alexnet(pretrained: bool = False, **options: Any) -> nn.Module:
-    """AlexNet without LRN, for 227 px images."""
+    """AlexNet without LRN, for inputs of 227 px."""
     return _create("alexnet", pretrained, **options)
 
 
