@@ -139,7 +139,7 @@ def _finish(config: PretrainConfig, loop: Loop, evaluation: Evaluation, console:
     save_pretext(pretext_path, net, pretext, spec, input, provenance)
     metric = pretext.primary_metric
     baseline = None if metric.baseline is None else (metric.baseline, metric.baseline_name)
-    curve = validation_curve(run.path, run.path / "curve.png", metric.name, baseline)
+    curve = validation_curve(run.path, run.path / "curve.png", metric.name, baseline, metric.label)
     finish(run, config, str(run.path / "backbone.safetensors"), config.data, evaluation.n, evaluation.metrics)
     tally = loop.monitor.tally
     if tally.broken:

@@ -86,7 +86,7 @@ class Classification(nn.Module):
     """
 
     outputs = Q
-    primary_metric = PrimaryMetric.ratio("kl_share", "best constant colour")
+    primary_metric = PrimaryMetric.ratio("kl_share", "best constant colour", "KL divergence")
     score_length = 3 + Q
 
     def __init__(

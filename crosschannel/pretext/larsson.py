@@ -47,7 +47,7 @@ class Larsson(PairTask):
     name = "larsson"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:LarssonDecoder"
     needs_fc: ClassVar[bool] = True
-    primary_metric = PrimaryMetric.ratio("kl_share", "best constant histograms")
+    primary_metric = PrimaryMetric.ratio("kl_share", "best constant histograms", "KL divergence")
     score_length = 3 + 2 * BINS
 
     @staticmethod

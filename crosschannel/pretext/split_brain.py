@@ -61,7 +61,7 @@ class SplitBrain(PairTask):
 
     name = "split-brain"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:SplitBrainDecoder"
-    primary_metric = PrimaryMetric.ratio("kl_share", "best constant distributions")
+    primary_metric = PrimaryMetric.ratio("kl_share", "best constant distributions", "KL divergence")
 
     def __init__(self, config: SplitBrainConfig, stride: int, classes: Sequence[str] = ()):
         super().__init__(config, stride, classes)

@@ -29,6 +29,7 @@ class PrimaryMetric:
         baseline: value at chance level; None if unknown.
         baseline_name: label of the baseline in plots.
         is_ratio: whether the value is a loss divided by the baseline's loss (1: nothing learned, 0: perfect).
+        label: axis label in plots; default: the name.
     """
 
     name: str
@@ -36,12 +37,14 @@ class PrimaryMetric:
     baseline: float | None = None
     baseline_name: str = ""
     is_ratio: bool = False
+    label: str = ""
 
     @classmethod
-    def ratio(cls, name: str, baseline_name: str) -> "PrimaryMetric":
-        """Create the metric that divides a loss by that of the best constant prediction."""
-        description = "× the loss of the best constant prediction (1 = nothing learned)"
-        return cls(name, description, 1.0, baseline_name, is_ratio=True)
+    def ratio(cls, name: str, baseline_name: str, quantity: str = "loss") -> "PrimaryMetric":
+        """Create the metric that divides a quantity, such as the loss, by that of the best constant prediction."""
+        description = f"× the {quantity} of the best constant prediction (1 = nothing learned)"
+        label = f"{quantity[0].upper()}{quantity[1:]} relative to a constant"
+        return cls(name, description, 1.0, baseline_name, is_ratio=True, label=label)
 
     def describe(self, value: float) -> str:
         """Format a value with its description."""

@@ -6,7 +6,9 @@ from crosschannel.files import atomic_write
 from crosschannel.runs.folder import read_metrics
 
 
-def validation_curve(run: Path, out: Path, metric: str, baseline: tuple[float, str] | None = None) -> Path:
+def validation_curve(
+    run: Path, out: Path, metric: str, baseline: tuple[float, str] | None = None, label: str = ""
+) -> Path:
     """Plot training and validation loss, and in a second panel the primary metric, by step.
 
     Args:
@@ -14,6 +16,7 @@ def validation_curve(run: Path, out: Path, metric: str, baseline: tuple[float, s
         out: the PNG to write.
         metric: name of the primary metric, such as "kl_share".
         baseline: baseline value of the metric, and its label.
+        label: axis label of the metric; default: its name.
 
     Returns:
         ``out``.
@@ -32,7 +35,7 @@ def validation_curve(run: Path, out: Path, metric: str, baseline: tuple[float, s
     _draw_line(right, rows, f"val/{metric}", "Validation", "#c0392b")
     if baseline:
         right.axhline(baseline[0], color="#9aa5b1", linestyle=":", label=f"Baseline: {baseline[1]}")
-    right.set(xlabel="Step", ylabel=metric, title="Primary metric on held-out images")
+    right.set(xlabel="Step", ylabel=label or metric, title="Primary metric on held-out images")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)

@@ -160,7 +160,7 @@ def test_a_pretraining_says_what_it_has_written_and_what_it_means(photo_folder, 
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "weights: runs/a/backbone.safetensors, runs/a/colorizer.safetensors" in said
-    assert re.search(r"held-out images: [\d.]+ × the loss of the best constant .*: no better than a constant", said)
+    assert re.search(r"held-out images: [\d.]+ × the KL divergence of the best constant .*: no better than a constant", said)
     colour, probe = following(said)
     assert colour == ["crosschannel", "colorize", "photo.jpg", "--model", "runs/a"]
     assert probe[:2] == ["transfer", "linear-probe"] and probe[-1] == str(photo_folder)
@@ -170,5 +170,5 @@ def test_a_primary_metric_is_read_the_right_way_round():
     from crosschannel.pretext.task import PrimaryMetric
 
     assert PrimaryMetric.ratio("kl_share", "best constant").describe(1.11).endswith("no better than a constant")
-    assert PrimaryMetric.ratio("kl_share", "best constant").describe(0.86).startswith("0.86 × the loss of the best")
+    assert PrimaryMetric.ratio("kl_share", "best constant", "KL").describe(0.86).startswith("0.86 × the KL of the best")
     assert PrimaryMetric("top1", "of the turns", 0.25).describe(0.9) == "0.9 of the turns"
