@@ -49,13 +49,14 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
-    """Cell after cell, as a person would; with fewer steps."""
+    """Cell after cell, with fewer steps; every cell has stored outputs, except those that only import."""
     monkeypatch.chdir(tmp_path)
     cells = json.loads((ROOT / "docs" / "first-steps.ipynb").read_text())["cells"]
-    found: dict = {}
+    names: dict = {}
     for cell in cells:
-        assert cell["source"] and not cell.get("outputs")
+        assert cell["source"]
         if cell["cell_type"] == "code":
-            source = "".join(cell["source"]).replace('"100"', '"2"')
-            exec(compile(source, "first-steps.ipynb", "exec"), found)
-    assert found["maps"]["conv5"].ndim == 4 and set(found["ours"].metrics) & set(found["twin"].metrics)
+            source = "".join(cell["source"])
+            assert cell["outputs"] or all(line.startswith(("import", "from", "#")) for line in source.splitlines())
+            exec(compile(source.replace('"600"', '"2"'), "first-steps.ipynb", "exec"), names)
+    assert names["maps"]["conv5"].ndim == 4 and set(names["pretrained"].metrics) & set(names["untrained"].metrics)
