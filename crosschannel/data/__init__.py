@@ -1,8 +1,8 @@
 """Image sets, and the batches of samples that are drawn from them.
 
 ``open_images`` opens a data source as one :class:`ImageSet` per split. A :class:`Stream` applies a *view* (usually a
-crop) to an ImageSet; its order and random numbers are pure functions of (seed, epoch, position). ``load_batches`` loads
-the samples in batches.
+crop) to the images of an ImageSet; its order and random numbers are pure functions of (seed, epoch, position).
+``load_batches`` loads the samples in batches.
 """
 
 from typing import TYPE_CHECKING

@@ -23,7 +23,7 @@ def scale_to_8_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     """Scale samples to 8 bits.
 
     Args:
-        values: floats in [0, 1], or unsigned integers of at most 16 bits, whose largest value is white. Signed and
+        values: floats in [0, 1], or unsigned integers of at most 16 bits, the largest of which is white. Signed and
             wider integers are not supported: they rarely use their full range, so their white level is unknown.
         bits: bit depth of integer samples; it may be smaller than that of the dtype.
 
@@ -59,13 +59,13 @@ def to_8_bit_picture(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # mode I: before Pillow 11
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow before 11: mode I
         values = values.astype(np.uint16)
     grey = Image.fromarray(scale_to_8_bit(values))
     grey.info = dict(image.info)
-    transparent = grey.info.pop("transparency", None)
-    if isinstance(transparent, int):
-        grey.putalpha(Image.fromarray(values != transparent).convert("L"))
+    transparent_value = grey.info.pop("transparency", None)
+    if isinstance(transparent_value, int):
+        grey.putalpha(Image.fromarray(values != transparent_value).convert("L"))
     return grey
 
 
@@ -111,12 +111,14 @@ def read_tiff(data: bytes, check_size: Callable[[int, int], None]) -> tuple[Imag
 
 
 def _pillow_reads(page: "tifffile.TiffPage") -> bool:
-    """Whether Pillow reads a page correctly or raises an error.
+    """Whether Pillow reads a page correctly, or fails instead of misreading it.
 
     True for unsigned samples of at most 8 bits, and for 16-bit samples unless they are inverted or stored in separate
     uncompressed planes.
     """
     if page.sampleformat != 1 or not isinstance(page.bitspersample, int):
         return False
-    planes = page.planarconfig == 2 and page.compression == 1
-    return page.bitspersample <= 8 or (page.bitspersample == 16 and page.photometric != _WHITE_IS_ZERO and not planes)
+    is_raw_planar = page.planarconfig == 2 and page.compression == 1
+    return page.bitspersample <= 8 or (
+        page.bitspersample == 16 and page.photometric != _WHITE_IS_ZERO and not is_raw_planar
+    )

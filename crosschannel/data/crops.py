@@ -1,4 +1,4 @@
-"""Crop boxes, and the extraction of square crops from encoded images."""
+"""Crop boxes, and extraction of square crops from encoded images."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def centre_box(width: int, height: int, size: int, resize: int) -> Box:
 
 
 def random_box(width: int, height: int, crop: CropConfig, u: list[float]) -> Box:
-    """Return the box of a training crop, a function of four uniform random numbers u in [0, 1)."""
+    """Return the box of a training crop, as a function of four uniform random numbers u in [0, 1)."""
     if crop.kind == "centre":
         return centre_box(width, height, crop.size, crop.resize)
     if crop.kind == "random":
@@ -37,12 +37,12 @@ def random_box(width: int, height: int, crop: CropConfig, u: list[float]) -> Box
 
 
 def _square(width: int, height: int, size: int, resize: int, x: float, y: float) -> Box:
-    """Return a square at the relative position (x, y) in [0, 1], with integer coordinates.
+    """Return the box of a square at the relative position (x, y) in [0, 1], with integer coordinates.
 
     If the short side is already ``resize``, the crop is an exact copy of pixels, without resampling.
     """
     side = max(1, round(min(width, height) * min(1, size / resize)))
-    left, top = (int(min(at * (length - side + 1), length - side)) for at, length in ((x, width), (y, height)))
+    left, top = (int(min(p * (length - side + 1), length - side)) for p, length in ((x, width), (y, height)))
     return left, top, left + side, top + side
 
 
@@ -58,7 +58,7 @@ def ten_crop_box(width: int, height: int, size: int, resize: int, index: int) ->
 def crop_and_resize(
     image: EncodedImage, box: Box, out: int, mirror: bool = False, interpolation: str = "bilinear"
 ) -> np.ndarray:
-    """Decode an image, and resize a box of it to a square (antialiased).
+    """Decode an image, crop a box and resize it to a square (antialiased).
 
     Args:
         image: the encoded image.
@@ -78,7 +78,7 @@ def crop_and_resize(
     left, top, right, bottom = (round(edge / shrink) for edge in box)
     crop = pixels[top:bottom, left:right]
     if crop.shape[:2] != (out, out):
-        batch = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)  # channels_last: resampled fastest by torch
+        batch = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)  # channels_last, which torch resamples fastest
         batch = nn.functional.interpolate(batch, (out, out), mode=interpolation, antialias=True)
         crop = batch[0].permute(1, 2, 0).numpy()
     return flip_image(crop) if mirror else crop
@@ -98,10 +98,10 @@ def squash(image: EncodedImage, out: int, resize: int = 0, interpolation: str = 
     """
     if not resize:
         return crop_and_resize(image, (0, 0, image.width, image.height), out, interpolation=interpolation)
-    short = min(image.width, image.height)
-    pixels = image.pixels(max(k for k in (1, 2, 4, 8) if k == 1 or short >= k * resize))
+    short_side = min(image.width, image.height)
+    pixels = image.pixels(max(k for k in (1, 2, 4, 8) if k == 1 or short_side >= k * resize))
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    for size in ((round(image.height * resize / short), round(image.width * resize / short)), (out, out)):
+    for size in ((round(image.height * resize / short_side), round(image.width * resize / short_side)), (out, out)):
         batch = nn.functional.interpolate(batch, size, mode=interpolation, antialias=True)
     return batch[0].permute(1, 2, 0).numpy()
 

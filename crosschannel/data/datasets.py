@@ -1,6 +1,6 @@
-"""The kinds of ``--data``, one row each.
+"""The kinds of data sources that ``--data`` accepts.
 
-This module does not import torch, because the job launcher and the suggested next commands use it too.
+This module does not import torch, because the job launcher and the code that suggests next commands import it too.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from crosschannel.errors import UserError, wrap_external_errors
 from crosschannel.factories import entry_point_names, import_object, is_factory
 from crosschannel.files import cache_folder, user_path
 
-ENTRY_POINTS = "crosschannel.datasets"  # entry-point group: data prefix → function of another package
+ENTRY_POINTS = "crosschannel.datasets"  # entry-point group: prefix of --data → function in another package
 TrainVal = tuple[ImageSet, ImageSet | None, str]  # training images, validation images if any, one-line summary
 
 
@@ -31,7 +31,7 @@ class DataKind:
     Attributes:
         matches: returns whether a value of ``--data`` is of this kind; the first match wins.
         open: opens the images of a source.
-        paths: returns the local files and folders that the images are read from.
+        paths: returns the local files and folders that contain the images.
         needs_download: whether opening downloads the images into the cache.
         has_classes: returns whether the images are known to have classes.
     """
@@ -59,7 +59,7 @@ def _open_torchvision(data: str) -> TrainVal:
 
 
 def _open_function(data: str) -> TrainVal:
-    """Call a user's function, which returns training images or a pair (training images, validation images)."""
+    """Call a user-defined function, which returns training images or a pair (training images, validation images)."""
     from crosschannel.data.memory import as_image_set, holds_images  # imports torch
 
     prefix, _, argument = data.partition(":")
@@ -72,7 +72,7 @@ def _open_function(data: str) -> TrainVal:
 
 
 def import_path_of(data: str) -> str:
-    """Return the ``module:name`` of the function behind a value of ``--data``; empty for other kinds of data."""
+    """Return the ``module:name`` of the function that opens a value of ``--data``; empty for other kinds of data."""
     prefix, colon, _ = data.partition(":")
     if not colon or any(DATASETS[name].matches(data) for name in ("builtin", "torchvision", "remote")):
         return ""

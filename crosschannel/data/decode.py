@@ -37,7 +37,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 class BrokenImage(Exception):
-    """Raised for bytes that cannot be decoded to an image; the message is the reason."""
+    """Failure to read, decode or write an image; the message is the reason."""
 
 
 class EncodedImage:
@@ -57,7 +57,7 @@ class EncodedImage:
 
     def __init__(self, data: bytes):
         self.data = data
-        size = _plain_jpeg_size(data)
+        size = _upright_jpeg_size(data)
         self._picture = None if size else read_picture(data)
         self.width, self.height = size or self._picture.size
         check_size(self.height, self.width)
@@ -75,7 +75,7 @@ class EncodedImage:
             BrokenImage: the data is truncated or damaged.
         """
         if self._picture is None:
-            # libjpeg-turbo has fast inverse DCTs only for these fractions; 7/8 would be slower than full size.
+            # libjpeg-turbo has fast inverse DCTs only for 1/2, 1/4 and 1/8; 7/8 would be slower than full size.
             min_size = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
             try:
                 return simplejpeg.decode_jpeg(self.data, "RGB", **(min_size if shrink > 1 else {}))
@@ -95,7 +95,7 @@ def decode(data: bytes) -> np.ndarray:
 def read_picture(data: bytes) -> Image.Image:
     """Decode a picture to at most 8 bits per sample and turn it upright, keeping its mode and ``info``.
 
-    Of a file with several pictures, only the first is read. The orientation is read from EXIF, or else from XMP.
+    Only the first picture of a file is read. The orientation is read from EXIF, or else from XMP.
 
     Raises:
         BrokenImage: the data is not an image, is truncated or damaged, or has more than 178 million pixels.
@@ -164,21 +164,21 @@ def check_size(height: int, width: int) -> None:
         raise BrokenImage(f"{width} × {height} pixels exceed the limit of {MAX_PIXELS // 10**6} million")
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+def _upright_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) of an upright JPEG; None for CMYK and other files that libjpeg-turbo cannot decode."""
     if data[:2] != b"\xff\xd8":
         return None
     try:
         if _has_metadata(data) and _orientation(open_picture(data)) != 1:
             return None
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except Exception:  # read by Pillow, which tolerates more
+        height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+    except Exception:  # Pillow tolerates more damage
         return None
-    return None if space in ("CMYK", "YCCK") else (width, height)
+    return None if colour_space in ("CMYK", "YCCK") else (width, height)
 
 
 def _has_metadata(data: bytes) -> bool:
-    """Whether a JPEG has EXIF or XMP data before its scan, or a header that only Pillow can parse."""
+    """Whether a JPEG has EXIF or XMP data before its pixels, or a header that only Pillow can parse."""
     offset = 2
     while data[offset : offset + 1] == b"\xff":
         marker = data[offset + 1 : offset + 2]

@@ -35,7 +35,7 @@ def is_hidden(name: str) -> bool:
 
 @dataclass
 class Listing:
-    """The images below a folder, and counts of skipped files and folders.
+    """Images below a folder, and counts of skipped files and folders.
 
     Attributes:
         files: relative paths of the images, '/'-separated, sorted.
@@ -87,7 +87,7 @@ def list_folder(root: Path) -> Listing:
     commands (runs, studies, coloured pictures) are skipped, unless ``root`` is such a folder or has no other images.
 
     Raises:
-        UserError: a folder cannot be read, or can be reached on too many paths through links.
+        UserError: a folder cannot be read, or is reachable by too many paths through links.
     """
     listing, outputs = Listing(), []
     path_counts: Counter[tuple[int, int]] = Counter()  # by (device, inode) of the folder
@@ -95,17 +95,17 @@ def list_folder(root: Path) -> Listing:
     while stack:
         folder, parents = stack.pop()
         folder_id, entries = _scan_folder(folder)
-        recorded: set[str] = set()
+        recorded_names: set[str] = set()
         if any(entry.name in MARKERS for entry in entries):
             if folder != root and is_output_folder(folder):
                 listing.folders[folder.name] += 1
                 continue
-            recorded = recorded_files(folder)
+            recorded_names = recorded_files(folder)
         if folder_id in parents:
             continue
         path_counts[folder_id] += 1
         if path_counts[folder_id] > _MAX_PATHS:
-            raise UserError(f"links below {root} lead to the folder {folder} on more than {_MAX_PATHS} paths")
+            raise UserError(f"links below {root} lead to the folder {folder} by more than {_MAX_PATHS} paths")
         prefix = "" if folder == root else folder.relative_to(root).as_posix() + "/"
         for entry in entries:
             if is_hidden(entry.name):
@@ -116,7 +116,7 @@ def list_folder(root: Path) -> Listing:
             elif not entry.name.lower().endswith(EXTENSIONS):
                 listing.extensions[Path(entry.name).suffix.lower() or "without extension"] += 1
             else:
-                (outputs if entry.name in recorded else listing.files).append(prefix + entry.name)
+                (outputs if entry.name in recorded_names else listing.files).append(prefix + entry.name)
     if listing.files:
         listing.outputs = len(outputs)
     else:
@@ -156,9 +156,9 @@ class FolderImages(ImageSet):
 
     Args:
         root: folder of the images.
-        labels: class name by file stem, for layouts that store labels in separate files (ILSVRC's validation images).
-        classes: class names in label order, which gives validation images the labels of the training images; by
-            default the sorted names of the subfolders.
+        labels: class name by file stem, for layouts that store labels in separate files (ILSVRC validation images).
+        classes: class names in label order, such as those of the training images for validation images; by default
+            the sorted names of the subfolders.
 
     Attributes:
         listing: image files, and counts of skipped files.
@@ -174,9 +174,9 @@ class FolderImages(ImageSet):
             class_names = [labels.get(Path(f).stem) for f in files]
         self.classes = tuple(sorted({c for c in class_names if c})) if classes is None else classes
         class_index = {c: i for i, c in enumerate(self.classes)}
-        unknown = sorted({c for c in class_names if c and c not in class_index})
-        if unknown:
-            raise UserError(f"{root} has the class {unknown[0]!r}, which is not among the training images")
+        unknown_classes = sorted({c for c in class_names if c and c not in class_index})
+        if unknown_classes:
+            raise UserError(f"{root} has the class {unknown_classes[0]!r}, which is not among the training images")
         self.names = Names(files)
         self.labels = np.array([class_index[c] if c else -1 for c in class_names], np.int64)
 

@@ -1,4 +1,4 @@
-"""ImageSet, the interface to encoded images by index, for any kind of storage."""
+"""ImageSet, the interface to encoded images by index, independent of their storage."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b, sha256
@@ -12,7 +12,7 @@ from crosschannel.data.record import Record
 class Names(Sequence[str]):
     """A read-only list of strings in one buffer.
 
-    It takes little more memory than the bytes of the names, and forked workers share it.
+    It needs little more memory than the bytes of the names, and forked workers share the buffer.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -47,11 +47,11 @@ class ImageSet:
     Subclasses define the attributes below, :meth:`read` and :meth:`content_key`; the other methods have defaults.
 
     Attributes:
-        names: unique image names, used in logs and results.
+        names: unique image names, for logs and results.
         labels: (len,) int64 class indices, -1 if unknown; for multi-label images one row per image, in the format of
             the protocol.
         classes: class names in label order; empty if the images have no classes.
-        remote: whether reading waits for a network; remote sets override :meth:`files_of`.
+        remote: whether images are read over a network; remote sets override :meth:`files_of`.
     """
 
     names: Names

@@ -14,24 +14,28 @@ SPLITS = {
     "val": r"val(?:id|idation)?|dev",
     "test": r"test(?:ing)?|eval(?:uation)?",
 }
-_FILLERS = r"(?:set|data|images?|imgs?|split|[\W\d_])*"  # allowed around the split's word, as in train2017 or test_set
+_FILLERS = r"(?:set|data|images?|imgs?|split|[\W\d_])*"  # allowed around a split, as in train2017 or test_set
 
 
 def split_of(name: str) -> str:
     """Return the split that a folder is named after ("train", "val" or "test"); empty for other names."""
-    matches = (split for split, word in SPLITS.items() if re.fullmatch(f"{_FILLERS}(?:{word}){_FILLERS}", name, re.I))
+    matches = (
+        split for split, pattern in SPLITS.items() if re.fullmatch(f"{_FILLERS}(?:{pattern}){_FILLERS}", name, re.I)
+    )
     return next(matches, "")
 
 
 def split_word(name: str) -> str:
-    """Return the split whose word occurs anywhere in a name, as in imagenet-train-0.tar; empty if none does."""
-    matches = (split for split, word in SPLITS.items() if re.search(f"(?:^|[^a-z])(?:{word})(?:[^a-z]|$)", name, re.I))
+    """Return the split that appears as a word in a file name, as in imagenet-train-0.tar; empty if there is none."""
+    matches = (
+        split for split, pattern in SPLITS.items() if re.search(f"(?:^|[^a-z])(?:{pattern})(?:[^a-z]|$)", name, re.I)
+    )
     return next(matches, "")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders of training and validation images.
+    """Folders of training and validation images.
 
     Attributes:
         train: folder of training images.
@@ -73,7 +77,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def _check_incomplete_splits(root: Path, names: list[str], other_names: list[str]) -> None:
-    """Raise an error for a split without its counterpart, unless it is train/ and no other folder has images."""
+    """Raise an error if splits are missing, unless only train/ exists and no other folder has images."""
     classes = sorted(_folders_with_images(root) & {*other_names})
     if classes:
         raise UserError(
@@ -108,9 +112,9 @@ def open_folder(root: Path) -> tuple[FolderImages, FolderImages | None, str]:
     Raises:
         UserError: the layout is ambiguous, or the validation images have classes that the training images lack.
     """
-    for ilsvrc in (root, root / "ILSVRC"):
-        if (ilsvrc / "Data" / "CLS-LOC" / "train").is_dir():
-            train, val = _open_ilsvrc(ilsvrc)
+    for ilsvrc_root in (root, root / "ILSVRC"):
+        if (ilsvrc_root / "Data" / "CLS-LOC" / "train").is_dir():
+            train, val = _open_ilsvrc(ilsvrc_root)
             return train, val, _summary(train, val, "Data/CLS-LOC/train", "Data/CLS-LOC/val", ())
     layout = find_layout(root)
     train, val, unused = FolderImages(layout.train), None, layout.unused
@@ -135,7 +139,7 @@ def _open_val(folder: Path, train: FolderImages) -> FolderImages | None:
 
 
 def _check_depth(root: Path, files: list[str]) -> None:
-    """Raise an error if the splits are one level down, in a single subfolder or in a folder per class."""
+    """Raise an error if the splits are one level down, in a single subfolder or in every class folder."""
     if any(file.count("/") < 2 for file in files):
         return
     parents = {tuple(file.split("/", 2)[:2]) for file in files}
@@ -170,7 +174,7 @@ def _summary(
 
 
 def _open_ilsvrc(root: Path) -> tuple[FolderImages, FolderImages | None]:
-    """Open ILSVRC as distributed: images in Data/CLS-LOC/{train/WNID/, val/}, validation labels in other files."""
+    """Open ILSVRC as distributed: images in Data/CLS-LOC/{train/WNID/, val/}, validation labels in separate files."""
     data = root / "Data" / "CLS-LOC"
     train = FolderImages(data / "train")
     if not (data / "val").is_dir():
@@ -190,5 +194,5 @@ def _ilsvrc_val_labels(root: Path) -> dict[str, str]:
                     f"{table} is damaged: every row needs an ImageId, and a PredictionString that starts with a class"
                 ) from None
     annotations = root / "Annotations" / "CLS-LOC" / "val"
-    names = ((path.stem, re.search(r"<name>(n\d+)</name>", read_text(path))) for path in annotations.glob("*.xml"))
-    return {stem: match[1] for stem, match in names if match}
+    matches = ((path.stem, re.search(r"<name>(n\d+)</name>", read_text(path))) for path in annotations.glob("*.xml"))
+    return {stem: match[1] for stem, match in matches if match}

@@ -1,4 +1,4 @@
-"""Selection of the input image of each sample in a tar shard, and detection of compressed archives."""
+"""Choice of the input images in a tar shard, and detection of compressed archives."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from crosschannel.data.remote import is_remote
 from crosschannel.errors import UserError
 
 _INPUT_ROLES = ("input", "image", "img", "rgb", "photo")  # names of the input image, as in 0001.input.jpg
-_SYSTEM_PREFIXES = ("PaxHeader", ".ipynb_checkpoints")  # of folders that archivers and notebooks create
+_SYSTEM_PREFIXES = ("PaxHeader", ".ipynb_checkpoints")  # prefixes of folders that archivers and notebooks create
 # Compressed archives: extension, magic bytes and unpacking program
 _COMPRESSED = (
     (".gz", b"\x1f\x8b", "gunzip"),
@@ -22,7 +22,7 @@ _COMPRESSED = (
 
 
 class Member(NamedTuple):
-    """An image in a tar: the offset and size of its data in bytes, and its name."""
+    """An image in a tar file: the offset and size of its data in bytes, and its name."""
 
     offset: int
     size: int
@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
 
 def is_data(name: str) -> bool:
-    """Whether a member may be data, as opposed to files of archivers and operating systems (._x, __MACOSX/x)."""
+    """Whether a member may be data, rather than a file of an archiver or operating system (._x, __MACOSX/x)."""
     *folders, base = name.split("/")
     is_system = any(name.casefold() in SYSTEM_NAMES or name.startswith(_SYSTEM_PREFIXES) for name in folders)
     return not is_system and not is_hidden(base)
@@ -43,7 +43,7 @@ def select_input_images(shard: Path, samples: dict[str, list[Member]]) -> list[M
     images.
 
     Args:
-        shard: path of the tar, for error messages.
+        shard: path of the tar file, for error messages.
         samples: image members by sample key.
 
     Raises:
@@ -63,9 +63,9 @@ def select_input_images(shard: Path, samples: dict[str, list[Member]]) -> list[M
         if len(roles) > 1:
             other_roles |= {role for name, role in roles.items() if name not in inputs}
         images += [m for m in members if m.name not in roles or len(roles) == 1 or m.name in inputs]
-    stray = next((image.name for image in images if _role(image.name) in other_roles), None)
-    if stray:
-        raise UserError(f"{shard}: the sample of {stray} lacks the input image that other samples have")
+    unpaired_name = next((image.name for image in images if _role(image.name) in other_roles), None)
+    if unpaired_name:
+        raise UserError(f"{shard}: the sample of {unpaired_name} lacks the input image that other samples have")
     return images
 
 
@@ -79,14 +79,14 @@ def _role(name: str) -> str:
 
 
 def unpack_hint(name: str) -> str:
-    """Return how to unpack a compressed archive, judging by its name; empty for other files."""
+    """Return the command that unpacks a compressed archive, chosen by its extension; empty for other files."""
     program = next((program for suffix, _, program in _COMPRESSED if name.lower().endswith(suffix)), "")
     advice = "download it and unpack it: " if is_remote(name) else "unpack it: "
     return f"{advice}{program} {name.rpartition('/')[2] if is_remote(name) else name}" if program else ""
 
 
 def check_uncompressed(path: Path) -> None:
-    """Check by its first bytes that a file is not a compressed archive.
+    """Check that a file does not start with the magic bytes of a compressed archive.
 
     Raises:
         UserError: the file is compressed; the message includes the command that unpacks it.

@@ -23,7 +23,7 @@ class PixelImages(ImageSet):
     """An ImageSet of decoded images, in memory or computed by index. Reading an image encodes it losslessly.
 
     Args:
-        load_pixels: function from an index to the pixels of the image, (H, W, 3) uint8.
+        load_pixels: function that returns the pixels of an image by index, (H, W, 3) uint8.
         names: unique image names.
         labels: class indices, (n,), or multi-label rows, (n, classes).
         classes: class names in label order.
@@ -45,7 +45,7 @@ class PixelImages(ImageSet):
 
 
 def _check_image_set(images: ImageSet, name: str) -> ImageSet:
-    """Check an ImageSet of the user's, and convert lists of names and labels.
+    """Check a user-defined ImageSet, and convert its names and labels if they are lists.
 
     Raises:
         UserError: names or labels are missing or differ in length, or the set is empty.
@@ -68,7 +68,7 @@ def _check_image_set(images: ImageSet, name: str) -> ImageSet:
 
 def holds_images(value: object) -> bool:
     """Whether :func:`as_image_set` supports the type of a value; its contents may still be invalid."""
-    return isinstance(value, ImageSet) or _is_dataset(value) or _is_labelled(value)
+    return isinstance(value, ImageSet) or _is_dataset(value) or _is_pair(value)
 
 
 def as_image_set(value: Any, name: str = "images") -> ImageSet:
@@ -79,7 +79,7 @@ def as_image_set(value: Any, name: str = "images") -> ImageSet:
             map-style PyTorch dataset, or a list, of (image, label). An image is a Pillow image, or an array or tensor,
             uint8 or floats in [0, 1], of shape (H, W, 3), (3, H, W), (H, W) or (1, H, W). Labels are class indices,
             (n,), or multi-label rows, (n, classes).
-        name: name of the images, such as "train", for image names and error messages.
+        name: name of the set, such as "train", for image names and error messages.
 
     Raises:
         UserError: the value has another type, or its images or labels are invalid.
@@ -90,7 +90,7 @@ def as_image_set(value: Any, name: str = "images") -> ImageSet:
         images = _from_dataset(value, name) if _is_dataset(value) else _from_pair(*value, name)
         if not len(images):
             raise UserError(f"{name}: no images")
-        images.read(0)  # raises for invalid images before they are used
+        images.read(0)  # fail early if the images are invalid
         return images
     raise UserError(
         f"{name} must be an ImageSet, (images, labels) or a map-style Dataset of (image, label), got {describe(value)}"
@@ -117,14 +117,14 @@ def _is_image(value: object) -> bool:
     return isinstance(value, Image.Image) or (isinstance(value, Tensor | np.ndarray) and value.ndim in (2, 3))
 
 
-def _is_labelled(value: object) -> bool:
+def _is_pair(value: object) -> bool:
     """Whether a value is (images, labels)."""
     if not (isinstance(value, list | tuple) and len(value) == 2):
         return False
     images, labels = value
-    are_labels = isinstance(labels, Tensor | np.ndarray) and labels.ndim in (1, 2)
-    are_labels |= isinstance(labels, list | tuple | range) and not any(_is_image(label) for label in labels)
-    return are_labels and (isinstance(images, Tensor | np.ndarray) or _is_list_of_images(images))
+    has_labels = isinstance(labels, Tensor | np.ndarray) and labels.ndim in (1, 2)
+    has_labels |= isinstance(labels, list | tuple | range) and not any(_is_image(label) for label in labels)
+    return has_labels and (isinstance(images, Tensor | np.ndarray) or _is_list_of_images(images))
 
 
 def _is_list_of_images(value: object) -> bool:
@@ -132,7 +132,7 @@ def _is_list_of_images(value: object) -> bool:
 
 
 def _from_pair(images: Any, labels: Any, name: str) -> PixelImages:
-    """Build an ImageSet of (images, labels), with a digest of the pixels in the names to detect changes on resume."""
+    """Build an ImageSet from (images, labels). Names include a digest of the pixels, to detect changes on resume."""
     labels = _as_labels(labels, name)
     if len(labels) != len(images):
         raise UserError(f"{name}: {len(images)} images and {len(labels)} labels")
@@ -147,9 +147,9 @@ def _from_dataset(dataset: Any, name: str) -> PixelImages:
     """Build an ImageSet of a dataset of (image, label), whose images are loaded on demand."""
     labels = _dataset_labels(dataset, name)
     classes = getattr(dataset, "classes", ())
-    are_names = isinstance(classes, list | tuple) and all(isinstance(class_name, str) for class_name in classes)
+    has_class_names = isinstance(classes, list | tuple) and all(isinstance(class_name, str) for class_name in classes)
     num_classes = labels.shape[1] if labels.ndim == 2 else labels.max(initial=-1) + 1
-    if not are_names or len(classes) < num_classes:
+    if not has_class_names or len(classes) < num_classes:
         classes = ()
     names = [f"{name}/{i:06d}" for i in range(len(labels))]
     return PixelImages(partial(_load_example, dataset, name), names, labels, classes)
@@ -170,8 +170,10 @@ def _dataset_labels(dataset: Any, name: str) -> np.ndarray:
     for attribute in ("targets", "labels"):
         label_array = _as_array(getattr(dataset, attribute, None))
         if np.ndim(label_array) in (1, 2) and len(label_array) == count and label_array.dtype.kind in "iu":
-            checked = sorted({0, count - 1}) if count else []
-            if all(np.array_equal(label_array[i], _as_array(_get_example(dataset, i, name)[1])) for i in checked):
+            checked_indices = sorted({0, count - 1}) if count else []
+            if all(
+                np.array_equal(label_array[i], _as_array(_get_example(dataset, i, name)[1])) for i in checked_indices
+            ):
                 return label_array.astype(np.int64)
     return _as_labels([_as_array(_get_example(dataset, i, name)[1]) for i in range(count)], name)
 
@@ -198,8 +200,10 @@ def _as_labels(labels: Any, name: str) -> np.ndarray:
     """Convert labels to int64, (n,) or (n, classes)."""
     array = _as_array(labels)
     if array is None or array.ndim not in (1, 2) or (array.size and array.dtype.kind not in "iu"):
-        kind = "rows of different lengths" if array is None else f"{array.dtype} of shape {array.shape}"
-        raise UserError(f"{name}: labels must be integer class indices (n,), or integers (n, classes); got {kind}")
+        description = "rows of different lengths" if array is None else f"{array.dtype} of shape {array.shape}"
+        raise UserError(
+            f"{name}: labels must be integer class indices (n,), or integers (n, classes); got {description}"
+        )
     return array.astype(np.int64)
 
 
@@ -218,7 +222,7 @@ def _as_array(value: Any) -> np.ndarray | None:
 def _channels_last(images: Any, name: str) -> np.ndarray:
     """Convert a batch to (N, H, W, 3) or (N, H, W).
 
-    If the shape fits both layouts, a tensor is taken as channels-first and an array as channels-last.
+    If the shape fits both layouts, a tensor is assumed to be channels-first and an array channels-last.
     """
     pixels = _as_array(images)
     is_tensor = isinstance(images, Tensor)

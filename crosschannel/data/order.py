@@ -1,7 +1,7 @@
 """Counter-based random numbers: order and augmentation as pure functions of (seed, epoch, position, attempt).
 
-Because there is no state, the numbers depend neither on the workers and ranks nor on restarts. The generator is
-SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), implemented here so that no library update changes it.
+As the generator has no state, the random numbers depend neither on workers and ranks nor on restarts. It is SplitMix64
+(Steele, Lea, Flood, OOPSLA 2014), implemented here so that no library update changes it.
 """
 
 import numpy as np

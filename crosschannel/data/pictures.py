@@ -19,7 +19,7 @@ _NAME_ERRORS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, e
 
 
 def list_pictures(names: Sequence[str]) -> list[PictureSource]:
-    """List the pictures that a user passes: files, folders or builtin:sample. Print how many files are skipped.
+    """List the pictures that a user passes: files, folders or builtin:sample. Also print the number of skipped files.
 
     Returns:
         (source, name) of each picture; the name has no extension and is relative to the folder that was passed.
@@ -42,7 +42,7 @@ def list_pictures(names: Sequence[str]) -> list[PictureSource]:
             if skipped:
                 print_stderr(f"{name}: {format_count(len(listing.files), 'picture')}{skipped}")
             pictures += ((path / file, str(Path(file).with_suffix(""))) for file in listing.files)
-        elif path.exists():  # reading it reports anything but a regular file
+        elif path.exists():  # if it is not a regular file, reading it fails
             pictures.append((path, path.stem))
         else:
             raise UserError(f"no such picture or folder: {name!r}")
@@ -65,7 +65,7 @@ def picture_bytes(source: Path | str) -> bytes:
 
 
 def output_paths(pictures: Iterable[tuple[Path | str, Path]], suffix: str) -> list[tuple[Path | str, Path]]:
-    """Return (source, output path) of each picture; paths that would collide are numbered.
+    """Return (source, output path) of each picture; colliding paths are numbered.
 
     Args:
         pictures: (source, output path without suffix) of each picture.
@@ -76,22 +76,22 @@ def output_paths(pictures: Iterable[tuple[Path | str, Path]], suffix: str) -> li
     """
     pictures = list(pictures)
     inputs = {os.path.realpath(source) for source, _ in pictures}
-    used: set[str] = set()  # output paths with links resolved
+    used_paths: set[str] = set()  # output paths with links resolved
     outputs = []
     for source, stem in pictures:
         target, number = stem.with_name(f"{stem.name}{suffix}"), 1
-        while os.path.realpath(target) in used:
+        while os.path.realpath(target) in used_paths:
             target, number = stem.with_name(f"{stem.name}-{number}{suffix}"), number + 1
         if os.path.realpath(target) in inputs:
             raise UserError(f"{target} would overwrite an input picture; choose another --out")
-        used.add(os.path.realpath(target))
+        used_paths.add(os.path.realpath(target))
         outputs.append((source, target))
     return outputs
 
 
 @contextlib.contextmanager
 def convert_name_errors() -> Iterator[None]:
-    """Convert errors that are due to the file name to BrokenImage, so that only this picture fails."""
+    """Convert errors caused by the file name to BrokenImage, so that only this picture fails."""
     try:
         yield
     except (UserError, OSError) as error:

@@ -15,8 +15,8 @@ class Record:
     """One item of a dataset.
 
     Attributes:
-        files: encoded files by name: ``image``, and any others of the dataset, such as a second frame.
-        label: class index, -1 if unknown; for multi-label images a row of the labels of the image set.
+        files: encoded files by name: ``image``, and others if the dataset has them, such as a second frame.
+        label: class index, -1 if unknown; for multi-label images a row of the image set's ``labels``.
         fields: annotations, such as boxes or a mask.
     """
 

@@ -1,6 +1,6 @@
 """Byte-range reads over http(s) with libcurl.
 
-Requests are sent concurrently over persistent connections, and repeated while a server is unavailable.
+Requests are sent concurrently over persistent connections, and retried while a server is unavailable.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from crosschannel.errors import UserError
 
-PATIENCE = 300.0  # seconds that a server may be unavailable
+PATIENCE = 300.0  # seconds for which a server may be unavailable
 _CONNECTIONS = 16
 
 
@@ -59,7 +59,7 @@ def read_file(url: str, patience: float | None = None) -> bytes | None:
 def _request(ranges: Sequence[Range], patience: float | None) -> list[tuple[int, bytes]]:
     """Return (status, body) of every request.
 
-    Requests that fail or get the status 429 or 5xx are repeated, with growing pauses.
+    Requests that fail or return status 429 or 5xx are retried with exponential backoff.
 
     Raises:
         UserError: a server is unavailable for ``patience`` seconds.
@@ -96,7 +96,7 @@ class _Client:
             import pycurl
         except ImportError:
             raise UserError("shards over http need pycurl: pip install 'crosschannel[http]'") from None
-        self._curl, self._multi, self._idle = pycurl, pycurl.CurlMulti(), []
+        self._curl, self._multi, self._idle_handles = pycurl, pycurl.CurlMulti(), []
         self._multi.setopt(pycurl.M_MAXCONNECTS, _CONNECTIONS)
         for _ in range(_CONNECTIONS):
             handle = pycurl.Curl()
@@ -104,7 +104,7 @@ class _Client:
                 handle.setopt(getattr(pycurl, option), value)
             handle.setopt(pycurl.LOW_SPEED_LIMIT, 1)  # a connection is lost after a minute without data
             handle.setopt(pycurl.LOW_SPEED_TIME, 60)
-            self._idle.append(handle)
+            self._idle_handles.append(handle)
 
     def run(self, ranges: Sequence[Range]) -> list[tuple[int, bytes, str]]:
         """Return (status, body, libcurl's error message or "") of every request."""
@@ -112,9 +112,9 @@ class _Client:
         queue = deque(enumerate(ranges))
         active: dict[object, tuple[int, io.BytesIO]] = {}
         while queue or active:
-            while queue and self._idle:
+            while queue and self._idle_handles:
                 index, byte_range = queue.popleft()
-                handle, body = self._idle.pop(), io.BytesIO()
+                handle, body = self._idle_handles.pop(), io.BytesIO()
                 handle.setopt(curl.URL, byte_range.url)
                 handle.setopt(curl.WRITEDATA, body)
                 if byte_range.size:
@@ -129,7 +129,7 @@ class _Client:
                 index, body = active.pop(handle)
                 results[index] = (handle.getinfo(curl.RESPONSE_CODE), body.getvalue(), message)
                 self._multi.remove_handle(handle)
-                self._idle.append(handle)
+                self._idle_handles.append(handle)
             if active and not done and not failed:
                 self._multi.select(1.0)
         return [results[i] for i in range(len(ranges))]

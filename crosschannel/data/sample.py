@@ -1,7 +1,7 @@
 """The built-in sample dataset: crops of colour photographs that ship with scikit-image and scikit-learn.
 
-Each of the ten photographs is a class. Training crops come from its left 70 %, validation crops from its right 30 %, so
-that the splits share no pixels.
+Each of the ten photographs is a class. Training crops come from the left 70 % of the photograph, validation crops from
+the right 30 %, so that the splits share no pixels.
 """
 
 import io
@@ -28,14 +28,15 @@ PHOTOGRAPHS = {
     "china": ("sklearn", "datasets/images/china.jpg"),
     "flower": ("sklearn", "datasets/images/flower.jpg"),
 }
-_SHORT_SIDE, _CROP, _TRAIN_FRACTION = 448, 128, 0.7
+_SHORT_SIDE, _CROP_SIDE, _TRAIN_FRACTION = 448, 128, 0.7
 _TRAIN_CROPS, _VAL_CROPS = 48, 12
 
 
 @lru_cache(maxsize=1)
 def photographs() -> MemoryImages:
-    """Return the ten original photographs, for colorization."""
-    folders = {name: find_spec(name).submodule_search_locations[0] for name in ("skimage", "sklearn")}  # no import
+    """Return the ten photographs uncropped, for colorization."""
+    # find_spec does not import the packages
+    folders = {name: find_spec(name).submodule_search_locations[0] for name in ("skimage", "sklearn")}
     blobs = [Path(folders[package], name).read_bytes() for package, name in PHOTOGRAPHS.values()]
     names = [f"{key}{name[name.rindex('.') :]}" for key, (_, name) in PHOTOGRAPHS.items()]
     return MemoryImages(names, range(len(blobs)), blobs, tuple(PHOTOGRAPHS))
@@ -58,11 +59,11 @@ def sample_images() -> tuple[MemoryImages, MemoryImages]:
             names, labels, blobs = splits[split]
             for i in range(count):
                 u = uniforms(2, label, split == "val", i)
-                x = left + int(u[0] * (right - left - _CROP + 1))
-                y = int(u[1] * (photo.height - _CROP + 1))
+                x = left + int(u[0] * (right - left - _CROP_SIDE + 1))
+                y = int(u[1] * (photo.height - _CROP_SIDE + 1))
                 names.append(f"{split}/{name}/{i:03d}.png")
                 labels.append(label)
-                blobs.append(_png(np.asarray(photo.crop((x, y, x + _CROP, y + _CROP)))))
+                blobs.append(_png(np.asarray(photo.crop((x, y, x + _CROP_SIDE, y + _CROP_SIDE)))))
     return MemoryImages(*splits["train"], tuple(PHOTOGRAPHS)), MemoryImages(*splits["val"], tuple(PHOTOGRAPHS))
 
 

@@ -40,11 +40,11 @@ class Row(NamedTuple):
 class ShardImages(ImageSet):
     """An ImageSet of the images in tar shards. The label of ``key.jpg`` is the content of ``key.cls``.
 
-    The index of a shard is read from ``SHARD.idx`` if it matches the shard, otherwise built by scanning the tar.
+    The index of a shard is read from ``SHARD.idx`` if it matches the shard, otherwise built by scanning the tar file.
 
     Args:
         shards: paths or URLs of the shards.
-        classes: class names in label order; by default the labels themselves.
+        classes: class names in label order; by default the class indices.
     """
 
     def __init__(self, shards: list[str], classes: tuple[str, ...] = ()):
@@ -60,7 +60,7 @@ class ShardImages(ImageSet):
                 f"{CLASSES} next to {shards[0]} has {len(classes)} names, but the largest label is {self.labels.max()}"
             )
         self.classes = classes or tuple(str(i) for i in range(int(self.labels.max(initial=-1)) + 1))
-        self._files: dict[tuple[int, int], int] = {}
+        self._descriptors: dict[tuple[int, int], int] = {}
 
     def read(self, index: int) -> bytes:
         shard = int(np.searchsorted(self._ends, index, "right"))
@@ -68,11 +68,11 @@ class ShardImages(ImageSet):
         if is_remote(self._shards[shard]):
             return self.read_many([index])[0]
         key = (os.getpid(), shard)
-        if key not in self._files:
-            if len(self._files) >= _MAX_OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[key] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._files[key], size, offset)
+        if key not in self._descriptors:
+            if len(self._descriptors) >= _MAX_OPEN_FILES:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            self._descriptors[key] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self._descriptors[key], size, offset)
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
@@ -97,7 +97,7 @@ def _unique_names(shards: list[str], tables: list[list[Row]]) -> Iterator[str]:
     """Yield a unique name for each image: the shard's file name and the member name.
 
     Names stay the same if the shards are moved. Shards with the same file name are distinguished by as many parent
-    folders as necessary, members with the same name by a suffix such as "~2".
+    folders as necessary, and members with the same name by a suffix such as "~2".
 
     Raises:
         UserError: a shard is listed twice.
@@ -117,7 +117,7 @@ def _unique_names(shards: list[str], tables: list[list[Row]]) -> Iterator[str]:
 
 
 def _load_index(shard: str) -> list[Row]:
-    """Return the images of a shard, in the order of the tar."""
+    """Load or build the index of a shard, in the order of the tar file."""
     if is_remote(shard):
         text = read_file(shard + ".idx")
         rows = None if text is None else parse_index(text.decode(errors="replace"))
@@ -142,7 +142,7 @@ def format_index(rows: list[Row], size: int) -> str:
 
 
 def parse_index(text: str, size: int | None = None) -> list[Row] | None:
-    """Return the rows of an index; None if it is damaged or belongs to a shard of another size."""
+    """Parse an index; return None if it is damaged or belongs to a shard of another size."""
     header, _, body = text.partition("\n")
     version, stored_size, *checks = header.split("\t") if header.count("\t") == 3 else ("", "")
     if (
@@ -176,18 +176,18 @@ def _is_member(path: Path, row: Row) -> bool:
 
 
 def scan(path: Path) -> list[Row]:
-    """Index a tar by reading its headers and labels. A damaged tar is read up to the damage, with a warning.
+    """Index a tar file by reading its headers and labels. A damaged file is read up to the damage, with a warning.
 
     Raises:
         UserError: the file is not an uncompressed tar, a label is invalid, or the input image of a sample is ambiguous.
     """
     samples: dict[str, list[Member]] = {}  # images by key
     labels: dict[str, int] = {}
-    total = path.stat().st_size
+    file_size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := _next_member(tar)) is not None:
-                if not member.isfile() or member.offset_data + member.size > total or not is_data(member.name):
+                if not member.isfile() or member.offset_data + member.size > file_size or not is_data(member.name):
                     continue
                 key = _sample_key(member.name)
                 if member.name.lower().endswith(EXTENSIONS):
@@ -200,10 +200,10 @@ def scan(path: Path) -> list[Row]:
         raise UserError(f"{path} is not an uncompressed tar shard: {error}") from None
     with path.open("rb") as file:
         file.seek(end)
-        if file.read(512).strip(b"\0") or end > total:
+        if file.read(512).strip(b"\0") or end > file_size:
             count = sum(map(len, samples.values()))
             warnings.warn(
-                f"{path} is damaged or truncated at byte {min(end, total)} (readable images: {count})", stacklevel=2
+                f"{path} is damaged or truncated at byte {min(end, file_size)} (readable images: {count})", stacklevel=2
             )
     images = select_input_images(path, samples)
     return sorted(
@@ -219,7 +219,7 @@ def _parse_label(path: Path, name: str, text: bytes) -> int:
 
 
 def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """Return the next member; None at the end of the file, even if it is truncated."""
+    """Return the next member; None at the end of the file, which may be truncated."""
     try:
         return tar.next()
     except tarfile.ReadError:
@@ -241,7 +241,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Expand a brace pattern to at most one name more than the limit."""
+    """Expand a brace pattern to at most ``_MAX_SHARDS + 1`` names."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
         return [pattern]

@@ -1,7 +1,7 @@
 """Streams of samples, whose order depends only on (seed, epoch, position).
 
-A training stream is endless: sample number c is position c mod N of epoch c div N. Every rank requests its samples by
-number, so that they depend neither on the number of ranks and workers nor on restarts.
+A training stream is endless: sample number c is position c mod N of epoch c div N, for N images. Every rank requests
+its samples by number, so that they depend neither on the number of ranks and workers nor on restarts.
 """
 
 import atexit
@@ -29,14 +29,14 @@ from crosschannel.data.views import Batch, Broken, SampleRNG, View
 from crosschannel.errors import WORKER_ERROR_PREFIX, UserError, is_worker_loss
 
 _MAX_ATTEMPTS = 20  # images to try for a training sample
-_EVALUATION = 2  # separates the random numbers of evaluation from those of training
+_EVALUATION_KEY = 2  # separates the random numbers of evaluation from those of training
 _GRACE = 3.0  # seconds for a worker to finish its batch
-_running: dict[Any, tuple[int, int]] = {}  # iterators of loaders with workers → process and thread of the caller
+_iterators: dict[Any, tuple[int, int]] = {}  # iterators of loaders with workers → process and thread of the caller
 
 
 @dataclass
 class _IndexedSample:
-    """A sample of the view (None if no image was readable), its image index and RNG, and broken images before it."""
+    """A sample of the view (None if no image was readable), its image index and RNG, and the broken images tried."""
 
     content: Any
     index: int
@@ -51,9 +51,9 @@ class Stream(Dataset):
     Args:
         images: image set to read.
         view: converts records to samples.
-        seed: seed of the order and the random numbers of training, which is shuffled and endless, and replaces broken
-            images by others. None for evaluation: sample c is view c mod V of image c div V, with the same random
-            numbers in every run.
+        seed: seed of the order and the random numbers in training. The stream is then shuffled and endless, and broken
+            images are replaced. None for evaluation: sample c is view c mod V of image c div V, for V views per
+            image, with the same random numbers in every run.
     """
 
     def __init__(self, images: ImageSet, view: View, seed: int | None = None):
@@ -92,7 +92,7 @@ class Stream(Dataset):
             return error
 
     def collate(self, samples: list[_IndexedSample] | UserError) -> Batch | UserError:
-        """Collate samples to a batch of the view; return errors unchanged."""
+        """Collate samples into a batch of the view; return errors unchanged."""
         if isinstance(samples, UserError):
             return samples
         readable = [sample for sample in samples if sample.is_readable]
@@ -104,7 +104,7 @@ class Stream(Dataset):
         return self.view.collate([sample.content for sample in readable], base)
 
     def _sample(self, number: int, first_record: Record | str) -> _IndexedSample:
-        """Make a sample of the first readable image; ``first_record`` is the result of the first read."""
+        """Make a sample from the first readable image; ``first_record`` is the result of the first read."""
         broken: Broken = []
         for attempt in range(1 if self.seed is None else _MAX_ATTEMPTS):
             index, rng = self.image_index(number, attempt), self.rng(number, attempt)
@@ -119,7 +119,7 @@ class Stream(Dataset):
         return _IndexedSample(None, index, rng, False, broken)
 
     def _read(self, index: int) -> Record | str:
-        """Return a record, or the reason why the image cannot be read."""
+        """Return a record, or the reason if the image cannot be read."""
         try:
             return self.images.record(index)
         except OSError as error:
@@ -128,7 +128,7 @@ class Stream(Dataset):
             return str(error)
 
     def image_index(self, number: int, attempt: int) -> int:
-        """Return the index of the image of a sample, after ``attempt`` broken images."""
+        """Return the image index of a sample, after ``attempt`` broken images."""
         if self.seed is None:
             return number // self.view.views
         epoch, position = divmod(number, len(self.images))
@@ -139,16 +139,16 @@ class Stream(Dataset):
         return int(self._order[1][position])
 
     def rng(self, number: int, attempt: int) -> SampleRNG:
-        """Return the random numbers of a sample, after ``attempt`` broken images."""
+        """Return the RNG of a sample, after ``attempt`` broken images."""
         if self.seed is None:
             index, view = divmod(number, self.view.views)
-            return SampleRNG(view, (0, index, view, _EVALUATION))
+            return SampleRNG(view, (0, index, view, _EVALUATION_KEY))
         epoch, position = divmod(number, len(self.images))
         return SampleRNG(0, (self.seed, epoch, position, attempt, 1))
 
 
 class BrokenImages:
-    """Counts broken images, and raises an error when there are too many.
+    """Counter of broken images, which raises an error if there are too many.
 
     Args:
         limit: maximum fraction of broken images.
@@ -160,7 +160,7 @@ class BrokenImages:
         self.seen = self.broken = 0
 
     def count(self, seen: int, broken: list[str]) -> None:
-        """Add images to the counts, unless they exceed the limit.
+        """Add images to the counts, unless the new total exceeds the limit.
 
         Args:
             seen: number of readable images.
@@ -179,7 +179,7 @@ class BrokenImages:
 
 
 class _RankBatchSampler:
-    """A batch sampler of one rank: the slice ``rank_slice`` of every batch of range(start, stop).
+    """Batch sampler for one rank: the slice ``rank_slice`` of every batch of range(start, stop).
 
     The last slice may be empty, so that all ranks have the same number of batches.
     """
@@ -207,7 +207,7 @@ def load_batches(
     """Load the samples with numbers in range(start, stop) in batches.
 
     Args:
-        stream: samples to load.
+        stream: stream of the samples.
         start, stop: half-open range of sample numbers.
         batch: batch size over all ranks.
         rank_slice: slice of every batch that this rank loads.
@@ -235,7 +235,7 @@ def load_batches(
     try:
         iterator = iter(loader)
         if workers:
-            _running[iterator] = _caller()
+            _iterators[iterator] = _caller()
         for loaded in iterator:
             if isinstance(loaded, UserError):
                 raise loaded
@@ -252,11 +252,11 @@ def workers_ended() -> Iterator[None]:
 
     Otherwise an abandoned loader runs as long as something refers to it, such as the traceback of an error.
     """
-    before = set(_running)
+    before = set(_iterators)
     try:
         yield
     finally:
-        for iterator, caller in list(_running.items()):
+        for iterator, caller in list(_iterators.items()):
             if iterator not in before and caller == _caller():
                 _end_workers(iterator)
 
@@ -267,8 +267,8 @@ def _caller() -> tuple[int, int]:
 
 
 def _end_workers(iterator: Any) -> None:
-    """End the workers of a loader, if any. Those still busy after ``_GRACE`` are killed, as they ignore SIGTERM."""
-    if _running.pop(iterator, None) is None:
+    """End the workers of a loader, if any. Those still busy after ``_GRACE`` seconds are killed."""
+    if _iterators.pop(iterator, None) is None:
         return
     killer = threading.Timer(_GRACE, _kill, [iterator])
     killer.start()
@@ -290,11 +290,12 @@ def _kill(iterator: Any) -> None:
 @atexit.register
 def _kill_all() -> None:
     """Kill all workers at exit, because Python waits for its child processes, which ignore signals."""
-    iterators = [iterator for iterator, (process, _) in _running.items() if process == os.getpid()]  # not a parent's
+    # A forked process also has the iterators of its parent.
+    iterators = [iterator for iterator, (process, _) in _iterators.items() if process == os.getpid()]
     if iterators:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each worker
     for iterator in iterators:
-        del _running[iterator]  # its generator is closed later, when no thread can be started
+        del _iterators[iterator]  # its generator is closed later, when no thread can be started
         _kill(iterator)
 
 
@@ -306,5 +307,5 @@ def _start_worker(worker: int) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != multiprocessing.parent_process().pid:  # it is already dead, which torch would not notice
+    if os.getppid() != multiprocessing.parent_process().pid:  # already dead, which torch would not notice
         os._exit(1)

@@ -1,7 +1,7 @@
-"""Views, which convert records to samples and collate samples to batches.
+"""Views, which convert records to samples and collate samples into batches.
 
 Every :class:`~crosschannel.data.stream.Stream` has one view, chosen by the task or protocol. In evaluation a view may
-make several samples of each record.
+make several samples from each record.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,11 +33,11 @@ class SampleRNG:
     keys: tuple[int, ...]
 
     def uniforms(self, count: int) -> list[float]:
-        """Return the first ``count`` uniform random numbers in [0, 1)."""
+        """Return the first ``count`` values of a fixed sequence of uniform random numbers in [0, 1)."""
         return uniforms(count, *self.keys)
 
     def generator(self) -> np.random.Generator:
-        """Return a generator, for other distributions and any number of values."""
+        """Return a NumPy generator, for other distributions and any number of values."""
         return np.random.default_rng(mix(*self.keys))
 
 
@@ -100,7 +100,7 @@ S = TypeVar("S")
 
 
 class View(Protocol[S]):
-    """The interface of views. A view is sent to the loader's workers, so it should contain settings but no pixels.
+    """Interface of views. A view is sent to the loader's workers, so it should contain settings but no pixels.
 
     A view with ``reads = False`` is never called, and its batches have no pixels.
 
@@ -119,7 +119,7 @@ class View(Protocol[S]):
         ...
 
     def collate(self, samples: Sequence[S], base: Batch) -> Batch:
-        """Collate samples, possibly none, to a batch; ``base`` contains the fields that all batches have."""
+        """Collate samples, possibly none, into a batch; ``base`` contains the fields that all batches have."""
         ...
 
 
@@ -135,19 +135,19 @@ class ImageBatch(Batch):
 
 
 def stack_crops(crops: Sequence[np.ndarray]) -> Tensor:
-    """Stack crops (S, S, 3) uint8 of the same size to (N, 3, S, S), channels_last in memory."""
+    """Stack crops (S, S, 3) uint8 of the same size into (N, 3, S, S), channels_last in memory."""
     stacked = np.stack(crops) if len(crops) else np.empty((0, 1, 1, 3), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def collate_crops(samples: Sequence[np.ndarray], base: Batch) -> ImageBatch:
-    """Collate crops (S, S, 3) uint8 of the same size to a batch."""
+    """Collate crops (S, S, 3) uint8 of the same size into a batch."""
     return ImageBatch(**vars(base), images=stack_crops(samples))
 
 
 @dataclass(frozen=True)
 class TrainingCrops:
-    """Training crops of the kind ``crop.kind``; in evaluation ``views`` random crops per image."""
+    """Training crops as configured by ``crop``; in evaluation ``views`` random crops per image."""
 
     crop: CropConfig
     interpolation: str = "bilinear"
@@ -219,7 +219,7 @@ class Squashed:
 
 @dataclass(frozen=True)
 class IndexOnly:
-    """Yield indices only, for tasks with cached features."""
+    """A view that reads no images, for tasks with cached features."""
 
     views: ClassVar[int] = 1
     reads: ClassVar[bool] = False

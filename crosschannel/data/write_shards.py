@@ -30,10 +30,10 @@ def write_shards(
         images: images to write.
         out: output folder, which must exist.
         split: prefix of the file names.
-        size: short side that larger images are reduced to (JPEG, quality 95); None copies every file unchanged.
-        shard_bytes: image bytes at which a shard is closed.
-        seed: seed of the order.
-        progress: called with 1 after every image.
+        size: short side to which larger images are reduced (as JPEG, quality 95); None copies every file unchanged.
+        shard_bytes: size at which a shard is closed, in bytes of image data.
+        seed: seed of the shuffle.
+        progress: called with 1 for every image.
 
     Returns:
         Paths of the shards, and (name, reason) of every broken image, which is skipped.
