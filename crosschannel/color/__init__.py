@@ -1,4 +1,4 @@
-"""Colour conversion (sRGB ↔ Lab), the quantizer of ab into 313 bins, and the ab prior, for batches on any device."""
+"""Colour conversion (sRGB ↔ Lab), quantization of ab into 313 bins, and the ab prior, for batches on any device."""
 
 from crosschannel.color.lab import fit_gamut, lab_to_rgb, rgb_to_lab, rgb_to_lightness
 from crosschannel.color.prior import ABPrior, PriorEstimator, load_prior, rebalancing_weights

@@ -1,4 +1,4 @@
-"""Splitting of large batches into chunks whose intermediate results fit in the CPU cache.
+"""Split large batches into chunks whose intermediate results fit in the CPU cache.
 
 Otherwise elementwise operations on a CPU are limited by memory bandwidth.
 """
@@ -6,14 +6,14 @@ Otherwise elementwise operations on a CPU are limited by memory bandwidth.
 import torch
 from torch import Tensor
 
-_MAX_ELEMENTS = 1 << 19  # whose float32 intermediate results fit in a few megabytes of cache
+_MAX_ELEMENTS = 1 << 19  # their float32 intermediate results fit in a few megabytes of cache
 
 
 def cache_sized_chunks(*batches: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split batches of equal length at the same points of their first dimension; do not split them on a GPU.
+    """Split batches of equal length at the same points of the first dimension. On a GPU they are not split.
 
     Args:
-        batches: tensors (N, ...). The largest one determines the length of the chunks.
+        batches: tensors (N, ...); the one with the most elements determines the length of the chunks.
 
     Returns:
         The chunks of each batch.

@@ -18,7 +18,7 @@ _RGB_TO_XYZ = torch.tensor(
 _WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
 _TO_XYZ = (_RGB_TO_XYZ / _WHITE[:, None]).tolist()  # linear RGB → XYZ relative to the white point
 _FROM_XYZ = (torch.linalg.inv(_RGB_TO_XYZ) * _WHITE).tolist()  # XYZ relative to the white point → linear RGB
-_EPSILON = 0.008856  # XYZ value below which a line replaces the cube root
+_EPSILON = 0.008856  # XYZ value up to which a line replaces the cube root
 _EPSILON_ROOT = 0.2068966  # the same threshold after the cube root
 _SLOPE = 7.787
 _KNEE = 0.04045  # sRGB value up to which the sRGB curve is a line
@@ -30,7 +30,7 @@ def _check_shape(image: Tensor, name: str) -> None:
 
 
 def _apply_matrix(image: Tensor, matrix: list[list[float]]) -> Tensor:
-    """Apply a colour matrix to every pixel, as sums because a GPU may compute matrix products in TF32."""
+    """Apply a colour matrix to every pixel, as sums, because a GPU may compute matrix products in TF32."""
     x, y, z = image.unbind(1)
     rows = [(x * row[0]).add_(y, alpha=row[1]).add_(z, alpha=row[2]) for row in matrix]
     return torch.stack(rows, 1)
@@ -42,10 +42,10 @@ def _power(x: Tensor, exponent: float) -> Tensor:
 
 
 def _linearise(rgb: Tensor) -> Tensor:
-    """Convert sRGB to linear RGB, by a line up to the knee and a power above it.
+    """Convert sRGB to linear RGB: a line up to the knee, then a power.
 
-    The branches are summed, each clamped to its value at the knee in the range of the other. Selecting with a mask
-    would take longer than all the arithmetic.
+    Each branch is clamped to its value at the knee outside its range, and the branches are summed. Selecting with a
+    mask would take longer than the arithmetic.
     """
     curved = _power(rgb.clamp(min=_KNEE).add_(0.055).mul_(1 / 1.055), 2.4)
     return (rgb.clamp(max=_KNEE) * (1 / 12.92)).add_(curved).sub_(_KNEE / 12.92)
@@ -67,8 +67,8 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
         rgb: (N, 3, H, W), float in [0, 1] or uint8 in [0, 255].
 
     Returns:
-        (N, 3, H, W), with L in [0, 100] and a and b within about ±110. The dtype is that of the input, and float32 for
-        uint8. Half precision is computed in float32 and rounded at the end.
+        (N, 3, H, W), with L in [0, 100] and a and b within about ±110. The dtype is that of the input, or float32 for
+        uint8. Half-precision input is converted in float32, and the result is rounded.
 
     Raises:
         ValueError: the shape is not (N, 3, H, W).
@@ -92,7 +92,7 @@ def rgb_to_lightness(rgb: Tensor) -> Tensor:
 
 
 class Lightness(nn.Module):
-    """:func:`rgb_to_lightness` for float images as a simple module, for ``torch.jit.script`` and ``torch.fx``.
+    """Module version of :func:`rgb_to_lightness` for float images, for ``torch.jit.script`` and ``torch.fx``.
 
     Shape:
         (N, 3, H, W) float in [0, 1] → (N, 1, H, W), L in [0, 100], of the same dtype.
@@ -156,8 +156,8 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
         ValueError: the shape is not (N, 3, H, W).
     """
     _check_shape(lab, "lab")
-    work = lab.to(torch.promote_types(lab.dtype, torch.float32))
-    return _lab_to_rgb_unclipped(work).clamp(0, 1).to(lab.dtype)
+    promoted_lab = lab.to(torch.promote_types(lab.dtype, torch.float32))
+    return _lab_to_rgb_unclipped(promoted_lab).clamp(0, 1).to(lab.dtype)
 
 
 def fit_gamut(lab: Tensor, steps: int = 10) -> Tensor:
@@ -171,12 +171,12 @@ def fit_gamut(lab: Tensor, steps: int = 10) -> Tensor:
         (N, 3, H, W), with the same L, and ab scaled per pixel by a factor in [0, 1].
     """
     _check_shape(lab, "lab")
-    tolerance = 2e-4  # for the rounding of the matrices; a twentieth of an 8-bit step
+    tolerance = 2e-4  # allows for rounded matrices; a twentieth of an 8-bit step
     rgb = _lab_to_rgb_unclipped(lab)
-    outside = ((rgb < -tolerance) | (rgb > 1 + tolerance)).any(1)
-    if not outside.any():
+    is_outside = ((rgb < -tolerance) | (rgb > 1 + tolerance)).any(1)
+    if not is_outside.any():
         return lab
-    pixels = lab.permute(0, 2, 3, 1)[outside].T[None, :, :, None]
+    pixels = lab.permute(0, 2, 3, 1)[is_outside].T[None, :, :, None]
     low, high = torch.zeros_like(pixels[:, :1]), torch.ones_like(pixels[:, :1])
     for _ in range(steps):
         factor = (low + high) / 2
@@ -184,5 +184,5 @@ def fit_gamut(lab: Tensor, steps: int = 10) -> Tensor:
         fits = ((rgb >= -tolerance) & (rgb <= 1 + tolerance)).all(1, keepdim=True)
         low, high = torch.where(fits, factor, low), torch.where(fits, high, factor)
     fitted = lab.permute(0, 2, 3, 1).clone()
-    fitted[outside] = torch.cat((pixels[:, :1], pixels[:, 1:] * low), 1)[0, :, :, 0].T
+    fitted[is_outside] = torch.cat((pixels[:, :1], pixels[:, 1:] * low), 1)[0, :, :, 0].T
     return fitted.permute(0, 3, 1, 2).contiguous()

@@ -16,7 +16,7 @@ from crosschannel.errors import UserError
 from crosschannel.files import Writer, atomic_write, user_path
 from crosschannel.stored import parse_json, read_arrays
 
-_MAX_BYTES = 1 << 20  # size of the arrays of a prior file
+_MAX_BYTES = 1 << 20  # maximum size of the arrays in a prior file
 
 
 @dataclass
@@ -24,8 +24,8 @@ class ABPrior:
     """Distributions over the 313 ab bins.
 
     Attributes:
-        empirical: p (313,), the fraction of pixels for which a bin is the nearest one.
-        smoothed: p̃ (313,), the mean soft encoding of the pixels.
+        empirical: p (313,), the fraction of pixels that are nearest to each bin.
+        smoothed: p̃ (313,), the soft encoding averaged over pixels.
         provenance: origin of the prior (data, images, pixels, neighbours, sigma, library version).
         packaged_name: name of the prior if it ships with the package, otherwise empty.
     """
@@ -36,7 +36,7 @@ class ABPrior:
     packaged_name: str = ""
 
     def check_lam(self, lam: float) -> "ABPrior":
-        """Check that the prior is accurate enough for λ in Eq. 4, and return it.
+        """Check that the prior is accurate enough for a value of λ in Eq. 4, and return the prior.
 
         Raises:
             UserError: λ is 0 and the prior is a packaged one. Its 600 photographs hardly determine the frequencies of
@@ -62,7 +62,7 @@ class ABPrior:
 
 
 class PriorEstimator:
-    """Estimates p and p̃ from batches of images, in constant memory.
+    """Estimator of p and p̃ from batches of images, in constant memory.
 
     Example::
 
@@ -87,7 +87,7 @@ class PriorEstimator:
         self.pixels += rgb.shape[0] * rgb.shape[2] * rgb.shape[3]
 
     def prior(self, **provenance: Any) -> ABPrior:
-        """Return the distributions of all images added so far."""
+        """Return the prior estimated from all images added so far."""
         if not self.pixels:
             raise ValueError("no images were added")
         return ABPrior(
@@ -106,13 +106,13 @@ class PriorEstimator:
 def rebalancing_weights(prior: Tensor, lam: float = 0.5, uniform: str = "all") -> Tensor:
     """Return the weights w ∝ ((1 - λ)·p̃ + λ/Q)⁻¹, scaled so that Σ p̃·w = 1 (Eq. 4).
 
-    λ = 1 gives every bin the weight 1. If both terms of a bin are 0, its weight would be infinite; it gets the largest
+    λ = 1 gives every bin the weight 1. A bin whose terms are both 0 would have an infinite weight; it gets the largest
     finite weight instead.
 
     Args:
         prior: p̃ (313,), non-negative.
         lam: λ in [0, 1].
-        uniform: bins that λ is spread over: "all" Q bins (paper), or the bins "seen" in the prior, p̃ ≠ 0 (release).
+        uniform: bins of the uniform term: "all" Q bins (paper), or those "seen" in the prior, p̃ > 0 (release).
 
     Returns:
         (313,) float64 weights.
@@ -147,9 +147,9 @@ def load_prior(source: str = "imagenet-256") -> ABPrior:
     try:
         arrays = read_arrays(path, _MAX_BYTES)
     except UserError as error:
-        raise UserError(f"{source} is not a prior file of `crosschannel prior`: {error}") from None
+        raise UserError(f"{source} is not a file written by `crosschannel prior`: {error}") from None
     if arrays.keys() != {"empirical", "smoothed", "provenance"}:
-        raise UserError(f"{source} is not a prior file of `crosschannel prior`: it contains {', '.join(arrays)}")
+        raise UserError(f"{source} is not a file written by `crosschannel prior`: it contains {', '.join(arrays)}")
     distributions = []
     for p in (arrays["empirical"], arrays["smoothed"]):
         if p.shape != (Q,) or p.dtype != np.float64 or not np.isfinite(p).all() or (p < 0).any() or not p.sum() > 0:

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-# a: (lowest b, highest b), in steps of 10. These are the published in-gamut bins, which differ from the nearest bins of
-# all sRGB colours (261 bins).
+# a: (lowest b, highest b), in steps of 10. These are the published in-gamut bins, which differ from the set of
+# bins that are nearest to some sRGB colour (261 bins).
 _ROWS = {
     -90: (50, 90),
     -80: (20, 90),
@@ -44,7 +44,7 @@ def ab_bins() -> Tensor:
 
 @lru_cache(maxsize=4)
 def _candidates(neighbours: int) -> Tensor:
-    """Return, for every cell of the grid, the bins that can be among the k nearest to any point of the cell.
+    """Return, for every cell of the look-up grid, the bins that can be among the k nearest to any point of the cell.
 
     If d is the distance from the cell's centre to its k-th nearest bin, and r is half the cell's diagonal, then the k
     bins nearest to any point of the cell are within d + r of the point, hence within d + 2r of the centre.
@@ -56,10 +56,10 @@ def _candidates(neighbours: int) -> Tensor:
     axis = torch.arange(-_EXTENT, _EXTENT, _CELL, dtype=torch.float64) + _CELL / 2
     centres = torch.cartesian_prod(axis, axis)
     distance = torch.cdist(centres, bins)
-    reach = distance.kthvalue(neighbours, dim=1, keepdim=True).values + 2 * (_CELL / 2) * 2**0.5 + 1e-9
-    inside = distance <= reach
-    order = torch.where(inside, torch.arange(Q), Q).sort(1).values
-    return order[:, : int(inside.sum(1).max())].contiguous()
+    max_distance = distance.kthvalue(neighbours, dim=1, keepdim=True).values + 2 * (_CELL / 2) * 2**0.5 + 1e-9
+    is_candidate = distance <= max_distance
+    order = torch.where(is_candidate, torch.arange(Q), Q).sort(1).values
+    return order[:, : int(is_candidate.sum(1).max())].contiguous()
 
 
 def annealed_mean(logits: Tensor, bins: Tensor, temperature: float) -> Tensor:
@@ -90,7 +90,7 @@ class ABQuantizer(nn.Module):
     """Quantizer with the 313 published bins of the ab plane.
 
     Args:
-        neighbours: number k of bins that a colour is spread over (paper: 5, release: 10).
+        neighbours: number k of bins that encode a colour (paper: 5, release: 10).
         sigma: standard deviation of the Gaussian weights, in ab units.
 
     Shape:
@@ -115,13 +115,13 @@ class ABQuantizer(nn.Module):
         self.neighbours, self.sigma = neighbours, float(sigma)
         self.register_buffer("bins", ab_bins(), persistent=False)
         candidates = _candidates(neighbours)
-        far = torch.full((1, 2), 1e6)
+        padding = torch.full((1, 2), 1e6)
         self.register_buffer("_candidates", candidates, persistent=False)
-        self.register_buffer("_positions", torch.cat((ab_bins(), far))[candidates].double(), persistent=False)
+        self.register_buffer("_positions", torch.cat((ab_bins(), padding))[candidates].double(), persistent=False)
 
     @torch.no_grad()
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode colours softly (H⁻¹): the k nearest bins of every point, with normalised weights exp(-d² / 2σ²).
+        """Soft-encode colours (H⁻¹): the k nearest bins of every pixel, with normalised weights exp(-d² / 2σ²).
 
         The result is exact for all ab values; distances are compared in float64. Bins at the same distance are sorted
         by index.
@@ -139,11 +139,11 @@ class ABQuantizer(nn.Module):
         cell = ((points + _EXTENT) / _CELL).floor().nan_to_num(0).clamp(0, 2 * _EXTENT / _CELL - 1).long()
         cell = cell[:, 0] * (2 * _EXTENT // _CELL) + cell[:, 1]
         indices, distances = self._nearest(points, self._candidates[cell], self._positions[cell])
-        outside = (points.abs() >= _EXTENT).any(1)
-        if outside.any():  # never for sRGB colours
-            all_bins = torch.arange(Q, device=ab.device).expand(int(outside.sum()), Q)
-            indices[outside], distances[outside] = self._nearest(
-                points[outside], all_bins, self.bins.double()[all_bins]
+        is_outside = (points.abs() >= _EXTENT).any(1)
+        if is_outside.any():  # does not happen for sRGB colours
+            all_bins = torch.arange(Q, device=ab.device).expand(int(is_outside.sum()), Q)
+            indices[is_outside], distances[is_outside] = self._nearest(
+                points[is_outside], all_bins, self.bins.double()[all_bins]
             )
         weights = (-(distances - distances[:, :1]) / (2 * self.sigma**2)).exp()
         weights = (weights / weights.sum(1, keepdim=True)).float()
@@ -156,7 +156,7 @@ class ABQuantizer(nn.Module):
     def _nearest(self, points: Tensor, candidates: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the k nearest candidates of each point: (P, k) bin indices and squared distances."""
         squared = (positions - points[:, None]).square().sum(2)
-        # Candidates ascend, so a stable sort breaks ties in favour of the lower bin.
+        # Candidates are in ascending order, so a stable sort breaks ties in favour of the lower bin.
         distances, order = squared.sort(dim=1, stable=True)
         return candidates.gather(1, order[:, : self.neighbours]), distances[:, : self.neighbours]
 
