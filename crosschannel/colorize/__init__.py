@@ -1,1 +1,1 @@
-"""Colouring of pictures with the predictions of a pretext task."""
+"""Colorization of pictures with the predictions of a pretext net."""

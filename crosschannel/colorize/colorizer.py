@@ -22,14 +22,14 @@ from crosschannel.models.backbone import Provenance
 from crosschannel.models.pictures import check_pictures
 from crosschannel.pretext.task import Pretext, as_arrays, stack_rows
 
-_STRIP_ELEMENTS = 1 << 21  # upsampled values in memory at a time
-MAX_ASPECT_RATIO = 4  # of the net's input, long side : short side
+_STRIP_ELEMENTS = 1 << 21  # upsampled values held in memory at a time
+MAX_ASPECT_RATIO = 4  # maximum long side / short side of the net's input
 Gamut = Literal["map", "clip"]
 
 
 @dataclass(frozen=True)
 class ResizeSpec:
-    """How pictures are resized for a net, and how its outputs are aligned. Published nets keep their authors' settings.
+    """Resizing of pictures for a net, and alignment of its outputs. Published nets use their authors' settings.
 
     Attributes:
         interpolation: "bilinear" or "bicubic", for resizing pictures to the input of the net.
@@ -47,13 +47,13 @@ class Colorizer(nn.Module):
     """A pretext net with the decoder that converts its outputs to colours.
 
     Args:
-        net: net from inputs of the task to predictions at every ``task.stride``-th pixel.
+        net: net that maps inputs of the task to predictions at every ``task.stride``-th pixel.
         task: pretext task of the net.
         size: short side that pictures are resized to for the net, in pixels.
-        provenance: provenance of the weights.
+        provenance: origin of the weights.
         resize_spec: resizing and alignment settings.
         decoder: decoder of the outputs to ab; by default the task's decoder.
-        saturation: factor on ab; 1 keeps the predicted values.
+        saturation: factor by which ab is multiplied; 1 keeps the predicted values.
         gamut: "map" moves colours outside sRGB towards grey at the same lightness, "clip" clips the channels.
         upsample: "edges" upsamples predictions so that colours stop at edges, "bilinear" as in the paper.
 
@@ -111,7 +111,7 @@ class Colorizer(nn.Module):
             ab (N, 2, h, w).
 
         Raises:
-            UserError: the net has a different input; also see :meth:`predict`.
+            UserError: the input of the net is not lightness; for other errors see :meth:`predict`.
         """
         if not isinstance(lightness, Tensor) or lightness.ndim != 4 or lightness.shape[1] != 1 or not lightness.numel():
             shape = tuple(lightness.shape) if isinstance(lightness, Tensor) else describe(lightness)
@@ -134,7 +134,7 @@ class Colorizer(nn.Module):
 
     @torch.inference_mode()
     def ab(self, rgb: Tensor, temperature: float | None = None) -> Tensor:
-        """Return ab for every pixel of a batch, on its device, including colours outside the sRGB gamut.
+        """Return ab for every pixel of a batch, on the same device. Colours may be outside the sRGB gamut.
 
         Args:
             rgb: (N, 3, H, W), uint8 or float in [0, 1].
@@ -160,7 +160,7 @@ class Colorizer(nn.Module):
             temperature: T > 0 of the annealed mean; None selects the net's default decoding.
 
         Returns:
-            The coloured pictures as the same type, tensors on the same device; a Pillow image for a file name.
+            The coloured pictures in the type of the input (tensors on the same device); a Pillow image for a file name.
 
         Raises:
             UserError: an unsupported type, an empty or damaged picture, an invalid temperature, or a temperature for a
@@ -175,8 +175,8 @@ class Colorizer(nn.Module):
         if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != 3 and image.shape[3] == 3:
             return self(image.permute(0, 3, 1, 2), temperature).permute(0, 2, 3, 1)
         if not isinstance(image, Tensor):
-            kinds = "a Pillow image, a file name, an array or a tensor"
-            raise UserError(f"image must be {kinds}, got {describe(image)}")
+            types = "a Pillow image, a file name, an array or a tensor"
+            raise UserError(f"image must be {types}, got {describe(image)}")
         check_pictures(image)
         rgb = image if image.dtype == torch.uint8 else image.float().clamp(0, 1)
         return self._colour(rgb, temperature).to(image.dtype)
@@ -202,7 +202,7 @@ class Colorizer(nn.Module):
         return out
 
     def _strips(self, rgb: Tensor, temperature: float | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield strips of pictures: their rows, lightness (N, 1, R, W) and predicted ab (N, 2, R, W)."""
+        """Yield strips of coloured pictures: rows, lightness (N, 1, R, W) and predicted ab (N, 2, R, W)."""
         resized = self._resize_for_net(rgb)
         resized_lightness = rgb_to_lightness(resized)
         maps = self._predict_resized(resized, resized_lightness, temperature)
@@ -217,7 +217,7 @@ class Colorizer(nn.Module):
             yield rows, lightness, self.decoder.to_ab(strip_maps, strip / 255 if strip.dtype == torch.uint8 else strip)
 
     def _predict_resized(self, resized: Tensor, lightness: Tensor, temperature: float | None) -> Tensor:
-        """Return predictions for resized pictures, upsampled to every pixel; ``lightness`` is theirs."""
+        """Return predictions for resized pictures, upsampled to every pixel; ``lightness`` is the pictures' own."""
         maps, stride = self._predict_maps(self.task.inputs(resized), temperature), self.task.stride
         height, width = resized.shape[2:]
         guides = None
@@ -227,7 +227,7 @@ class Colorizer(nn.Module):
         return upsample_rows(maps, slice(0, height), width, (1 / stride, 1 / stride), offset, guides)
 
     def _resize_for_net(self, rgb: Tensor) -> Tensor:
-        """Resize pictures to the input of the net: uint8 pictures with Pillow, to uint8, floats with torch."""
+        """Resize pictures to the input of the net: uint8 pictures with Pillow, float pictures with torch."""
         width, height = self._input_size(rgb.shape[3], rgb.shape[2])
         if (height, width) == rgb.shape[2:]:
             return rgb
@@ -246,15 +246,15 @@ class Colorizer(nn.Module):
         if self.resize_spec.squash:
             return self.size, self.size
         factor = self.size / min(width, height)
-        longest = MAX_ASPECT_RATIO * self.size
-        w, h = (min(longest, max(8, round(side * factor / 8) * 8)) for side in (width, height))
+        max_side = MAX_ASPECT_RATIO * self.size
+        w, h = (min(max_side, max(8, round(side * factor / 8) * 8)) for side in (width, height))
         return w, h
 
 
 def validation_pictures(net: nn.Module, task: Pretext, batch: Batch) -> np.ndarray | None:
     """Return rows of pictures for a held-out batch.
 
-    These are grey, coloured and original crops if the task has a decoder, otherwise the pictures of the task.
+    The rows are grey, coloured and original crops if the task has a decoder, otherwise the output of ``task.pictures``.
     """
     if not task.decoder:
         return task.pictures(net, batch)
@@ -265,7 +265,7 @@ def validation_pictures(net: nn.Module, task: Pretext, batch: Batch) -> np.ndarr
 
 
 def _read_pixels(path: str | os.PathLike) -> np.ndarray:
-    """Read a picture file as upright pixels (H, W, 3) uint8."""
+    """Read a picture file; return its upright pixels, (H, W, 3) uint8."""
     try:
         return decode(read_bytes(user_path(os.fspath(path))))
     except (BrokenImage, OSError, ValueError) as error:
@@ -283,7 +283,7 @@ def _to_pixels(picture: Image.Image) -> np.ndarray:
 
 
 def _strip_rows(maps: Tensor, rgb: Tensor) -> Iterator[slice]:
-    """Yield the rows of strips whose upsampled maps are small enough to hold in memory."""
+    """Split the rows of pictures into strips whose upsampled maps are small enough to hold in memory."""
     rows = max(1, _STRIP_ELEMENTS // (rgb.shape[3] * maps.shape[0] * maps.shape[1]))
     for top in range(0, rgb.shape[2], rows):
         yield slice(top, min(rgb.shape[2], top + rows))

@@ -19,14 +19,14 @@ from crosschannel.pretext.split_brain import Halves, SplitBrain
 from crosschannel.pretext.task import Pretext
 
 TEMPERATURE = 0.38  # T of the annealed mean in the paper
-_FADING = 0.03  # chroma is faded if the mean of p · e^{iθ} over bins is shorter
+_FADING_THRESHOLD = 0.03  # the chroma is faded if the mean of p · e^{iθ} over the bins has a smaller magnitude
 
 
 class Decoder(nn.Module):
-    """Converts the outputs of a net to maps, and the maps, upsampled to the size of a picture, to ab.
+    """Base class of decoders, which convert the outputs of a net to maps, and upsampled maps to ab.
 
     Args:
-        task: task that the decoder belongs to.
+        task: task of the net.
 
     Attributes:
         temperature: default T of the annealed mean; None for decoders without a temperature.
@@ -58,11 +58,11 @@ class Decoder(nn.Module):
         return maps
 
     def distribution(self, outputs: Any) -> Tensor | None:
-        """Return the probabilities of the 313 ab bins, (N, 313, h, w); None if the net predicts something else."""
+        """Return the probabilities of the 313 ab bins, (N, 313, h, w); None if the net does not predict them."""
         return None
 
     def decoder_state(self) -> dict[str, Tensor]:
-        """Return the tensors of the decoder that are stored in files together with the weights."""
+        """Return the tensors of the decoder that are saved together with the weights."""
         return {}
 
     def load_decoder_state(self, tensors: dict[str, Tensor], temperature: float | None, source: str) -> None:
@@ -72,19 +72,19 @@ class Decoder(nn.Module):
             UserError: a tensor is unexpected or invalid; the message starts with ``source``.
         """
         if tensors:
-            raise UserError(f"{source} has the unexpected tensor {min(tensors)}; it may be for another net")
+            raise UserError(f"{source} has the unexpected tensor {min(tensors)}; the file may belong to another net")
         if self.temperature is not None and temperature is not None:
             self.temperature = temperature
 
 
 class BinDecoder(Decoder):
-    """Converts logits of the 313 ab bins to ab, by the annealed mean.
+    """Decoder of logits of the 313 ab bins, by the annealed mean.
 
     Args:
         quantizer: quantizer with the bins.
         temperature: default T of the annealed mean.
-        native: (2, 313) ab values of the bins. If set, and no temperature is passed, decoding takes the mean of these
-            values under the softmax.
+        native: (2, 313) ab values of the bins. If set, and no temperature is passed, the mean of these values under
+            the softmax is used instead of the annealed mean.
     """
 
     def __init__(self, quantizer: ABQuantizer, temperature: float = TEMPERATURE, native: Tensor | None = None):
@@ -114,7 +114,7 @@ class BinDecoder(Decoder):
 
 
 class RegressionDecoder(Decoder):
-    """Decodes regressed ab, in the units of :class:`~crosschannel.pretext.regression.Regression`."""
+    """Decoder of regressed ab, in the units of :class:`~crosschannel.pretext.regression.Regression`."""
 
     def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         refuse_temperature(temperature, "this net regresses ab")
@@ -129,7 +129,7 @@ def colorization_decoder(task: Colorization) -> Decoder:
 
 
 class SplitBrainDecoder(BinDecoder):
-    """Decodes the ab predictions of the half with lightness input."""
+    """Decoder of the ab predictions of the half-net with lightness input."""
 
     def __init__(self, task: SplitBrain):
         super().__init__(task.quantizer)
@@ -142,15 +142,15 @@ class SplitBrainDecoder(BinDecoder):
 
 
 class LarssonDecoder(Decoder):
-    """Decodes distributions of hue and chroma to ab, as in Larsson et al. (2016).
+    """Decoder of distributions of hue and chroma, as in Larsson et al. (2016).
 
-    The median chroma and the circular mean of the hue are used, with the chroma faded if the hue is uncertain. They are
-    converted to RGB with V = L + C/2 and S = C/V, and RGB is shifted to its original mean.
+    The hue is the circular mean. The chroma is the median, faded if the hue is uncertain. Both are converted to RGB
+    with V = L + C/2 and S = C/V, and RGB is shifted to the mean of the input.
     """
 
     def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         """Return the probabilities of hue and chroma, (N, 64, h, w)."""
-        refuse_temperature(temperature, "this net decodes by the median chroma and the mean hue")
+        refuse_temperature(temperature, "this net decodes to the median chroma and the mean hue")
         return torch.cat([logits.softmax(1) for logits in outputs.float().split(BINS, 1)], 1)
 
     def to_ab(self, maps: Tensor, rgb: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class LarssonDecoder(Decoder):
         grey = rgb.mean(1)
         angles = (torch.arange(BINS, device=maps.device) + 0.5) * (2 * math.pi / BINS)
         x, y = torch.einsum("nqhw,q->nhw", hue, angles.cos()), torch.einsum("nqhw,q->nhw", hue, angles.sin())
-        certainty = (x * x + y * y).sqrt().clamp(max=_FADING * BINS) / (_FADING * BINS)
+        certainty = (x * x + y * y).sqrt().clamp(max=_FADING_THRESHOLD * BINS) / (_FADING_THRESHOLD * BINS)
         faded_chroma = median(chroma) * certainty
         value = grey + faded_chroma / 2
         saturation = torch.where(value > 0, faded_chroma / value.clamp(min=1e-6), 0).clamp(0, 1)
@@ -167,7 +167,7 @@ class LarssonDecoder(Decoder):
 
 
 class DahlDecoder(Decoder):
-    """Decodes regressed UV in 0..1 to ab, with the luma of the picture."""
+    """Decoder of regressed UV in 0..1, combined with the luma of the picture."""
 
     def to_maps(self, outputs: Tensor, temperature: float | None = None) -> Tensor:
         refuse_temperature(temperature, "this net regresses UV")
@@ -196,14 +196,14 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def median(probabilities: Tensor) -> Tensor:
-    """Return the medians of distributions over equally wide bins in 0..1: (N, Q, H, W) → (N, H, W), linear in a bin."""
+    """Return medians of distributions over equal bins in 0..1, interpolated within bins: (N, Q, H, W) → (N, H, W)."""
     q = probabilities.shape[1]
-    total = probabilities.cumsum(1)
-    index = (total < 0.5).sum(1, keepdim=True).clamp(max=q - 1)
+    cumulative = probabilities.cumsum(1)
+    index = (cumulative < 0.5).sum(1, keepdim=True).clamp(max=q - 1)
     mass = probabilities.gather(1, index)
-    below = total.gather(1, index) - mass
-    within = ((0.5 - below) / mass.clamp(min=1e-12)).clamp(0, 1)
-    return ((index + within) / q)[:, 0]
+    mass_below = cumulative.gather(1, index) - mass
+    fraction = ((0.5 - mass_below) / mass.clamp(min=1e-12)).clamp(0, 1)
+    return ((index + fraction) / q)[:, 0]
 
 
 def yuv_to_rgb(yuv: Tensor) -> Tensor:

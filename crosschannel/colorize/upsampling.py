@@ -1,7 +1,7 @@
-"""Upsampling of a net's predictions to every pixel of a picture, bilinearly or so that colours stop at edges.
+"""Bilinear and edge-aware upsampling of a net's predictions to every pixel of a picture.
 
 At an edge, bilinear interpolation mixes the colours of both sides. Joint bilateral upsampling (Kopf et al., SIGGRAPH
-2007) uses the same four points, but gives more weight to points with a lightness close to that of the pixel.
+2007) uses the same four points, but gives more weight to points whose lightness is close to that of the pixel.
 """
 
 from typing import Literal
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from crosschannel.pretext.grids import bilinear, corners
 
 Upsample = Literal["edges", "bilinear"]
-# Lightness differences, chosen by the error of true colours near edges in benchmarks/upsampling.py
+# Values of ``sigma``, tuned on the error of upsampled true colours near edges (see benchmarks/upsampling.py)
 GRID_SIGMA = 9.0  # from the grid of a net to its input picture
 PICTURE_SIGMA = 14.0  # from the input picture of a net to the full picture
-_MIN_WEIGHT = 1e-6  # added to the lightness weight, so that points count by distance if none matches the pixel
+_MIN_WEIGHT = 1e-6  # added to lightness weights, so that only distance counts if all differ from the pixel
 
 
 def upsample_rows(
@@ -27,21 +27,21 @@ def upsample_rows(
     lightness: tuple[Tensor, Tensor] | None = None,
     sigma: float = GRID_SIGMA,
 ) -> Tensor:
-    """Upsample maps to some rows of a larger picture, from the four grid points around each pixel.
+    """Upsample maps to rows of a larger picture, from the four grid points around each pixel.
 
     Args:
         maps: (N, C, h, w) values at the grid points.
         rows: rows of the picture.
         width: width of the picture.
         scale: grid points per pixel of the picture, vertically and horizontally.
-        offset: centre of the first point, in steps of the grid from its edge: 0.5 if points are the centres of blocks,
-            0.5 / stride if they are the first pixels of blocks.
+        offset: position of the first point, in grid steps from the edge of the grid: 0.5 if points are the centres of
+            blocks, 0.5 / stride if they are the first pixels of blocks.
         lightness: lightness in 0..100 of the grid points (N, 1, h, w) and of the rows (N, 1, R, width); None weights
             points by distance only.
         sigma: lightness difference at which the weight of a point is multiplied by exp(-½).
 
     Returns:
-        (N, C, R, width); pixels beyond the outermost points repeat their values.
+        (N, C, R, width); pixels beyond the outermost points get the values of those points.
     """
     h, w = maps.shape[2:]
     y = _positions(torch.arange(rows.start, rows.stop, device=maps.device), scale[0], offset, h)
@@ -66,7 +66,7 @@ def _positions(pixels: Tensor, scale: float, offset: float, count: int) -> Tenso
 
 
 def lightness_at_points(lightness: Tensor, stride: int, average_blocks: bool) -> Tensor:
-    """Return lightness (N, 1, H, W) at the grid points, as the mean of blocks or the first pixel of blocks."""
+    """Reduce lightness (N, 1, H, W) to the grid points, by the mean or the first pixel of each block."""
     if not average_blocks:
         return lightness[:, :, ::stride, ::stride]
     return nn.functional.avg_pool2d(lightness, stride, ceil_mode=True, count_include_pad=False)
