@@ -183,6 +183,6 @@ def fit_gamut(lab: Tensor, steps: int = 10) -> Tensor:
         rgb = _lab_to_rgb_unclipped(torch.cat((pixels[:, :1], pixels[:, 1:] * factor), 1))
         fits = ((rgb >= -tolerance) & (rgb <= 1 + tolerance)).all(1, keepdim=True)
         low, high = torch.where(fits, factor, low), torch.where(fits, high, factor)
-    fitted = lab.permute(0, 2, 3, 1).clone()
-    fitted[is_outside] = torch.cat((pixels[:, :1], pixels[:, 1:] * low), 1)[0, :, :, 0].T
-    return fitted.permute(0, 3, 1, 2).contiguous()
+    fitted_lab = lab.permute(0, 2, 3, 1).clone()
+    fitted_lab[is_outside] = torch.cat((pixels[:, :1], pixels[:, 1:] * low), 1)[0, :, :, 0].T
+    return fitted_lab.permute(0, 3, 1, 2).contiguous()

@@ -124,9 +124,9 @@ def rebalancing_weights(prior: Tensor, lam: float = 0.5, uniform: str = "all") -
         raise ValueError(f"lam must be within 0..1, got {lam}")
     p = prior.double() / prior.double().sum()
     support = (p > 0).double() if uniform == "seen" else torch.ones_like(p)
-    mixed = (1 - lam) * p + lam * support / support.sum()
-    mixed = mixed.clamp(min=mixed[mixed > 0].min())
-    weights = 1 / mixed
+    mixture = (1 - lam) * p + lam * support / support.sum()
+    mixture = mixture.clamp(min=mixture[mixture > 0].min())
+    weights = 1 / mixture
     return weights / (p * weights).sum()
 
 
@@ -147,9 +147,9 @@ def load_prior(source: str = "imagenet-256") -> ABPrior:
     try:
         arrays = read_arrays(path, _MAX_BYTES)
     except UserError as error:
-        raise UserError(f"{source} is not a file written by `crosschannel prior`: {error}") from None
+        raise UserError(f"{source} is not a prior written by `crosschannel prior`: {error}") from None
     if arrays.keys() != {"empirical", "smoothed", "provenance"}:
-        raise UserError(f"{source} is not a file written by `crosschannel prior`: it contains {', '.join(arrays)}")
+        raise UserError(f"{source} is not a prior written by `crosschannel prior`: it contains {', '.join(arrays)}")
     distributions = []
     for p in (arrays["empirical"], arrays["smoothed"]):
         if p.shape != (Q,) or p.dtype != np.float64 or not np.isfinite(p).all() or (p < 0).any() or not p.sum() > 0:

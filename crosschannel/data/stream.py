@@ -236,10 +236,10 @@ def load_batches(
         iterator = iter(loader)
         if workers:
             _iterators[iterator] = _caller()
-        for loaded in iterator:
-            if isinstance(loaded, UserError):
-                raise loaded
-            yield loaded
+        for loaded_batch in iterator:
+            if isinstance(loaded_batch, UserError):
+                raise loaded_batch
+            yield loaded_batch
     except (ConnectionError, EOFError) as error:  # a worker died while it was sending data
         raise RuntimeError(f"{WORKER_ERROR_PREFIX} exited unexpectedly: {error}") from error
     finally:

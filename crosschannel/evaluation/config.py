@@ -1,4 +1,4 @@
-"""Config of `crosschannel evaluate`, and parsing of its methods. Does not import torch, to keep ``--help`` fast."""
+"""Config of `crosschannel evaluate`, and parser of its methods. Does not import torch, to keep ``--help`` fast."""
 
 import re
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from crosschannel.config.types import RUNTIME, Count, Data, File, Out, Source, T
 from crosschannel.errors import UserError
 
 BASELINES = ("grey", "random", "truth")
-OWN = "own"  # value of ``prior``: the colours of the evaluated images
+OWN = "own"  # value of ``prior`` for the colours of the evaluated images
 
 
 @dataclass(frozen=True)
 class Method:
-    """A colorization method as typed: ``[NAME=]SOURCE[,temperature=T]``, or a baseline.
+    """A colorization method as passed by the user: ``[NAME=]SOURCE[,temperature=T]``, or a baseline.
 
     Attributes:
         name: prefix of the method's metrics.
         source: source of the net, or name of the baseline.
-        temperature: temperature of the annealed mean; None: the default of the net's decoder.
+        temperature: temperature of the annealed mean; None for the default of the net's decoder.
     """
 
     name: str
@@ -96,10 +96,10 @@ class EvaluateConfig(CommandConfig):
     out: Annotated[Out | None, RUNTIME] = None
     """run folder; default runs/evaluate-DATA-SEED"""
     random_from: Annotated[Text | None, Data()] = None
-    """images whose colours the baseline random copies; default other images of --data"""
+    """images from which the baseline random copies colours; default other images of --data"""
     prior: Annotated[Text, File(packaged=(OWN,))] = OWN
-    """colour distribution that rebalanced AuC corrects for: own, that of the evaluated images (every bin counts the
-    same), or a file written by `crosschannel prior`"""
+    """colour distribution that rebalanced AuC corrects for: own, that of the evaluated images (all bins have equal
+    weight), or a file written by `crosschannel prior`"""
     classifier: Annotated[Text | None, Source("classifier")] = None
     """classifier whose top-1 accuracy on the coloured images is reported (semantic interpretability): a run of the
     task labels, timm:NAME or torchvision:NAME; its classes are matched to the folders of --data"""

@@ -44,35 +44,35 @@ def cost(colorizer: Colorizer, size: int, device: torch.device) -> dict[str, flo
 
 
 class _NewTensors(TorchDispatchMode):
-    """Records floating-point tensors with new storage; in-place operations and views create none.
+    """Recorder of floating-point tensors with new storage; in-place operations and views create none.
 
     Args:
-        known: tensors whose storage is not recorded.
+        known_tensors: tensors whose storage is not recorded.
     """
 
-    def __init__(self, known: Iterable[Tensor]):
+    def __init__(self, known_tensors: Iterable[Tensor]):
         super().__init__()
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self.recorded: list[Tensor] = []  # keeps the tensors alive, so that no address occurs twice
+        self.known_addresses = {tensor.untyped_storage().data_ptr() for tensor in known_tensors}
+        self.new_tensors: list[Tensor] = []  # keeps the tensors alive, so that no address is reused
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         output = function(*arguments, **(keywords or {}))
         for tensor in output if isinstance(output, tuple | list) else (output,):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 address = tensor.untyped_storage().data_ptr()
-                if address not in self.known:
-                    self.known.add(address)
-                    self.recorded.append(tensor)
+                if address not in self.known_addresses:
+                    self.known_addresses.add(address)
+                    self.new_tensors.append(tensor)
         return output
 
 
 @torch.inference_mode()
 def features(colorizer: Colorizer, rgb: Tensor) -> int:
-    """Count the values of all feature maps that a net computes for an image, outputs included."""
+    """Count the elements of all feature maps that a net computes for an image, including its outputs."""
     inputs = colorizer.task.inputs(rgb)
-    with _NewTensors([*colorizer.net.parameters(), *colorizer.net.buffers(), inputs]) as new_tensors:
+    with _NewTensors([*colorizer.net.parameters(), *colorizer.net.buffers(), inputs]) as recorder:
         colorizer.net(inputs)
-    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in new_tensors.recorded)
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in recorder.new_tensors)
 
 
 def _synchronise(device: torch.device) -> None:

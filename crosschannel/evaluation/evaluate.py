@@ -1,6 +1,6 @@
-"""`crosschannel evaluate`: colour and score every batch by all methods, in one pass over the images.
+"""`crosschannel evaluate`: colour every batch with all methods and score it, in one pass over the images.
 
-Rows are saved in parts during the pass, so that a stopped run resumes at the first missing part.
+Rows are saved in parts during the pass, so that an interrupted run resumes at the first missing part.
 """
 
 import csv
@@ -50,14 +50,14 @@ _EXPLANATION = (
 
 
 def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
-    """Score (or resume scoring) colorization methods; returns the run folder.
+    """Evaluate colorization methods, or resume the evaluation, and return the run folder.
 
     Args:
         config: keys of the command.
-        flag: stop signals; default: those received during the call.
+        flag: flag that stop signals set; by default a new one for signals received during the call.
 
     Raises:
-        UserError: bad input.
+        UserError: the config or its input files are invalid.
         Interrupted: stopped by a signal; progress is saved, and the same command resumes the run.
     """
     config = check_config(config, EvaluateConfig)
@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig, flag: InterruptFlag | None = None) -> Path:
         with open_run(path, "evaluate", config, world, flag) as run:
             world.broadcast_from_main(lambda: run.check_files(input_files(config)))
             if not run.is_done(config.data):
-                images = _images(config)
+                images = _open_images(config)
                 donors = open_training_images(config.random_from) if config.random_from else images
                 world.broadcast_from_main(partial(run.check_images, name_fingerprints(donors, images)))
             if run.finished:
@@ -83,7 +83,7 @@ def main(config: EvaluateConfig) -> Path:
     return evaluate(config, InterruptFlag(last=True))
 
 
-def _images(config: EvaluateConfig) -> ImageSet:
+def _open_images(config: EvaluateConfig) -> ImageSet:
     images = open_evaluated_images(config.data)
     if config.limit and config.limit < len(images):
         images = Subset(images, np.sort(epoch_order(len(images), config.seed, 0)[: config.limit]))
@@ -97,26 +97,26 @@ def _measure(
     max_images = int(0.9 * LARGEST) // (4 * Q * (len(methods) + 1))  # float32 rows (n, 313): pixels, AuC per method
     if len(images) > max_images:
         raise UserError(
-            f"the rows of {len(images)} images and {len(methods)} methods exceed the size of a result file; "
+            f"the rows of {len(images)} images and {len(methods)} methods exceed the maximum size of a result file; "
             f"use --limit {max_images}"
         )
     stream = Stream(images, Pairs(config.size))
     if any(method.source == "random" for method in methods):
         stream = Stream(WithDonors(images, donors, config.seed), Pairs(config.size, donors))
-    loaded = load_methods(methods, config.upsample, world.device)
+    loaded_methods = load_methods(methods, config.upsample, world.device)
     fooled = read_fooled_rates(config.realism) if config.realism else {}
     names = [method.name for method in methods]
     if fooled and not fooled.keys() & set(names):
         raise UserError(
             f"{config.realism} has rates of {', '.join(fooled)}, but the methods are {', '.join(names)}; "
-            "name them by NAME=SOURCE"
+            "name them with NAME=SOURCE"
         )
     interpretability = lpips = None
     if config.classifier:
         interpretability = Interpretability(config.classifier, images.classes, world.device)
     if config.lpips:
         lpips = LPIPS(config.lpips, world.device)
-    evaluator = Evaluator(config, loaded, interpretability, lpips, world.device)
+    evaluator = Evaluator(config, loaded_methods, interpretability, lpips, world.device)
     console.print(f"{run.path}: {len(images)} images, {len(methods)} methods")
     world.broadcast_from_main(lambda: run.write_config(config))
     parts = run.path / "parts"
@@ -133,7 +133,7 @@ def _has_part(parts: Path, start: int) -> bool:
 
 
 def _score_part(evaluator: Evaluator, stream: Stream, start: int, parts: Path, run: RunFolder, world: World) -> None:
-    """Score the images of a part, and write their rows."""
+    """Score the images of a part, and write its rows."""
     config, images = evaluator.config, stream.images
     part_indices = np.arange(start, min(len(images), start + _PART_SIZE))
     held_out = HeldOut(
@@ -147,18 +147,18 @@ def _score_part(evaluator: Evaluator, stream: Stream, start: int, parts: Path, r
     )
     indices: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {}
-    curves: dict[str, Tensor] = {}
+    level_counts: dict[str, Tensor] = {}
     for batch, (rows, counts) in held_out:
         indices.append(batch.indices)
         for name, column in rows.items():
             columns.setdefault(name, []).append(column)
         for name, levels in counts.items():
-            curves[name] = curves.get(name, 0) + levels
+            level_counts[name] = level_counts.get(name, 0) + levels
     _add_missing_columns(world, columns)
     scored_indices, rows = in_order(world, indices, columns)
     no_pixels = torch.zeros(Q, LEVELS, dtype=torch.int64, device=world.device)
     levels = {
-        f"{name}/levels": world.sum(curves.get(name, no_pixels).clone()).cpu().numpy()
+        f"{name}/levels": world.sum(level_counts.get(name, no_pixels).clone()).cpu().numpy()
         for name in (method.method.name for method in evaluator.methods)
     }
     arrays = {
@@ -178,26 +178,26 @@ def _add_missing_columns(world: World, columns: dict[str, list[Tensor]]) -> None
 
 
 def _write_part(parts: Path, start: int, arrays: dict[str, np.ndarray], broken: dict[str, str]) -> None:
-    with atomic_write(parts / f"{start:09d}.npz") as part, part.open("wb") as file:
+    with atomic_write(parts / f"{start:09d}.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    with atomic_write(parts / f"{start:09d}.json") as part:
-        part.write_text(json.dumps(broken), encoding="utf-8")
+    with atomic_write(parts / f"{start:09d}.json") as temporary:
+        temporary.write_text(json.dumps(broken), encoding="utf-8")
 
 
 def _read_parts(parts: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, str]]:
-    """Read all parts: columns by name, pixel counts by method, and errors by broken image."""
+    """Read all parts: columns by name, pixel counts by method, and reasons by broken image."""
     columns: dict[str, list[np.ndarray]] = {}
-    curves: dict[str, np.ndarray] = {}
+    level_counts: dict[str, np.ndarray] = {}
     broken: dict[str, str] = {}
     for path in sorted(parts.glob("*.json")):
         broken |= read_json(path)
         for name, array in read_arrays(path.with_suffix(".npz")).items():
             if name.endswith("/levels"):
                 name = name.removesuffix("/levels")
-                curves[name] = curves.get(name, 0) + array
+                level_counts[name] = level_counts.get(name, 0) + array
             else:
                 columns.setdefault(name, []).append(array)
-    return {name: np.concatenate(arrays) for name, arrays in columns.items()}, curves, broken
+    return {name: np.concatenate(arrays) for name, arrays in columns.items()}, level_counts, broken
 
 
 def _finish(
@@ -208,8 +208,8 @@ def _finish(
     run: RunFolder,
     console: Console,
 ) -> None:
-    """Compute the metrics and costs after the pass, and write the report and the result."""
-    rows, curves, broken = _read_parts(run.path / "parts")
+    """Compute the metrics and costs after the last part, and write the report and the result."""
+    rows, level_counts, broken = _read_parts(run.path / "parts")
     for name, reason in broken.items():
         console.print(f"broken image {name}: {reason}")
     indices = rows.pop("indices", np.empty(0, np.int64))
@@ -219,7 +219,7 @@ def _finish(
     elif (rows["pixels"].sum(0) > 0).sum() < 2:
         problem = f"the images of {config.data} are all grey; use colour images"
     if problem:
-        shutil.rmtree(run.path / "parts")  # there is nothing to resume
+        shutil.rmtree(run.path / "parts")  # there is no progress to resume from
         raise UserError(problem)
     rows = {"names": np.array([stream.images.names[int(index)] for index in indices]), **rows}
     values = {name: float(value[0]) for name, value in metrics(rows, np.ones((1, len(indices)))).items()}
@@ -229,7 +229,7 @@ def _finish(
             costs = cost(method.colorizer, config.size, evaluator.device)
             values |= {f"{method.method.name}/{name}": value for name, value in costs.items()}
     values |= {f"{name}/fooled": rate for name, rate in fooled.items() if name in names}
-    page = write_page(run.path, config, rows, curves, values, evaluator, stream, indices)
+    page = write_page(run.path, config, rows, level_counts, values, evaluator, stream, indices)
     options = {"prior": config.prior, "random from": config.random_from, "classifier": config.classifier}
     source = ", ".join(
         [*config.methods, *(f"{key} {value}" for key, value in options.items() if value not in (None, OWN))]
@@ -244,7 +244,7 @@ def read_fooled_rates(path: str) -> dict[str, float]:
     """Read the fraction of people fooled by each method, from a ``fooled.csv`` of `crosschannel study report`.
 
     Raises:
-        UserError: it is not such a file.
+        UserError: the file has another format or invalid rates.
     """
     lines = read_text(user_path(path)).splitlines()
     try:

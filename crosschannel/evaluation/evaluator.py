@@ -1,4 +1,4 @@
-"""Evaluator: colours a batch with every method and scores the results, all on the device."""
+"""Evaluator, which colours batches with every method and scores the results, all on the device."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ from crosschannel.evaluation.scores import auc_weights, colourfulness, error_lev
 
 @dataclass
 class Evaluator:
-    """Colours and scores batches.
+    """Colorization and scoring of batches.
 
     Args:
         config: config of the evaluation.
@@ -47,14 +47,14 @@ class Evaluator:
             self.bin_weights = rebalancing_weights(prior, 0).to(self.device)
 
     def pictures(self, batch: PairBatch) -> Pictures:
-        """Move a batch to the device, and compute its ab."""
+        """Move a batch to the device, and compute its true ab."""
         images = batch.images.to(self.device, non_blocking=True)
         donors = None if batch.donors is None else batch.donors.to(self.device, non_blocking=True)
         return Pictures(images.float() / 255, rgb_to_lab(images)[:, 1:], donors)
 
     @staticmethod
     def lightness(pictures: Pictures) -> Tensor:
-        """Return L of a batch, which all methods keep."""
+        """Return L of a batch, which all methods preserve."""
         return rgb_to_lightness(pictures.rgb)
 
     def coloured(self, lightness: Tensor, ab: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ class Evaluator:
         """Score a batch.
 
         Returns:
-            columns with one row per image (see :func:`crosschannel.evaluation.metrics.metrics`), and for every method
-            the pixel counts by true bin and error level, (313, 152).
+            columns with one row per image (see :func:`crosschannel.evaluation.metrics.metrics`), and pixel counts by
+            true bin and error level, (313, 152), for every method.
         """
         if not len(batch):
             return {}, {}
@@ -76,7 +76,7 @@ class Evaluator:
         lightness = self.lightness(pictures)
         bins = self.quantizer.encode(pictures.ab)[0][:, 0]
         rows: dict[str, Tensor] = {}
-        curves: dict[str, Tensor] = {}
+        level_counts: dict[str, Tensor] = {}
         for method in self.methods:
             name = method.method.name
             ab = method(pictures)
@@ -87,7 +87,7 @@ class Evaluator:
             if self.bin_weights is not None:
                 rows["pixels_weighted"] = pixels.double() @ self.bin_weights
                 rows[f"{name}/auc_weighted"] = auc @ self.bin_weights
-            curves[name] = levels.sum(0)
+            level_counts[name] = levels.sum(0)
             rgb = self.coloured(lightness, ab)
             rows[f"{name}/mse"] = squared_error(rgb, pictures.rgb)
             rows[f"{name}/colourfulness"] = colourfulness(rgb)
@@ -95,4 +95,4 @@ class Evaluator:
                 rows[f"{name}/lpips"] = self.lpips(rgb, pictures.rgb)
             if self.interpretability is not None:
                 rows[f"{name}/top1"] = self.interpretability.correct(rgb, batch.labels.to(self.device))
-        return rows, curves
+        return rows, level_counts

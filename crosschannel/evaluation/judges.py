@@ -1,4 +1,4 @@
-"""Nets that judge coloured images: a classifier (semantic interpretability), and LPIPS."""
+"""Nets that score coloured images: a classifier (semantic interpretability), and LPIPS."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ _LPIPS_FILES = {"alexnet": "alex", "vgg16": "vgg"}
 
 
 class Interpretability:
-    """Semantic interpretability: whether a classifier recognises the class of a coloured image.
+    """Semantic interpretability: whether a classifier predicts the class of a coloured image correctly.
 
     Args:
         source: source of the classifier.
@@ -69,28 +69,28 @@ class LPIPS(nn.Module):
         device: device of the net.
 
     Raises:
-        UserError: LPIPS is not defined for this net, or weights are not available.
+        UserError: LPIPS is not defined for this net, or its weights are not available.
     """
 
     def __init__(self, source: str, device: torch.device):
         super().__init__()
-        parsed = parse_source(source)
-        if parsed.kind != "torchvision" or parsed.name not in _LPIPS_LAYERS:
+        parsed_source = parse_source(source)
+        if parsed_source.kind != "torchvision" or parsed_source.name not in _LPIPS_LAYERS:
             raise UserError(f"lpips must be torchvision:alexnet or torchvision:vgg16, got {source!r}")
-        self.layers = _LPIPS_LAYERS[parsed.name]
+        self.layers = _LPIPS_LAYERS[parsed_source.name]
         self.backbone = load_backbone(source, self.layers, device=device)
-        self.weights = [weight.to(device) for weight in lpips_weights(parsed.name)]
+        self.weights = [weight.to(device) for weight in lpips_weights(parsed_source.name)]
 
     @torch.inference_mode()
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Compute the distances of two batches of RGB (N, 3, H, W) in [0, 1], (N,)."""
+        """Compute the distances between two batches of RGB (N, 3, H, W) in [0, 1], (N,)."""
         with wrap_external_errors(f"LPIPS cannot be computed for {first.shape[3]} × {first.shape[2]} pixels"):
             first_features, second_features = self.backbone(first), self.backbone(second)
-        total = torch.zeros(len(first), device=first.device)
+        distances = torch.zeros(len(first), device=first.device)
         for layer, weight in zip(self.layers, self.weights, strict=True):
             error = (_normalise(first_features[layer]) - _normalise(second_features[layer])).square()
-            total += torch.einsum("nchw,c->nhw", error, weight).mean((1, 2))
-        return total
+            distances += torch.einsum("nchw,c->nhw", error, weight).mean((1, 2))
+        return distances
 
 
 def _normalise(maps: Tensor) -> Tensor:

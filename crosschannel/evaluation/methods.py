@@ -22,7 +22,7 @@ from crosschannel.errors import UserError
 from crosschannel.evaluation.config import Method
 from crosschannel.hub import load_colorizer
 
-_MAX_DONORS = 20  # donors per image to try until one can be read
+_MAX_DONORS = 20  # maximum number of donors to try per image
 
 
 @dataclass
@@ -56,7 +56,7 @@ class ColorizationMethod:
     """A loaded colorization method.
 
     Attributes:
-        method: the method as typed.
+        method: the method as passed by the user.
         colorizer: the net; None for a baseline.
     """
 
@@ -81,7 +81,7 @@ def load_methods(methods: Sequence[Method], upsample: Upsample, device: torch.de
     Raises:
         UserError: a source cannot be loaded, or is not a colorization net.
     """
-    loaded = []
+    loaded_methods = []
     for method in methods:
         try:
             colorizer = None if method.is_baseline else load_colorizer(method.source, device, upsample=upsample)
@@ -89,17 +89,17 @@ def load_methods(methods: Sequence[Method], upsample: Upsample, device: torch.de
                 raise UserError("the net does not support a temperature")
         except UserError as error:
             raise UserError(f"the method {method.name}: {error}") from None
-        loaded.append(ColorizationMethod(method, colorizer))
-    return loaded
+        loaded_methods.append(ColorizationMethod(method, colorizer))
+    return loaded_methods
 
 
 class WithDonors(AnnotatedImages):
-    """Image set with the field ``donors``: indices of images to copy colours from, in the order to try them.
+    """Image set with a field ``donors``: indices of images to copy colours from, in the order in which to try them.
 
     Args:
         images: evaluated images.
-        donors: images to copy colours from. A donor is never the image itself, nor an image of the same name.
-        seed: random seed of the donors.
+        donors: images to copy colours from. A donor is neither the image itself nor an image with the same name.
+        seed: seed of the choice of donors.
     """
 
     def __init__(self, images: ImageSet, donors: ImageSet, seed: int):
@@ -109,11 +109,11 @@ class WithDonors(AnnotatedImages):
             raise UserError("the baseline random copies the colours of another image, but there is only one image")
 
     def fields(self, index: int) -> Mapping[str, Any]:
-        draws = [mix(self._seed, index, attempt) for attempt in range(_MAX_DONORS)]
+        hashes = [mix(self._seed, index, attempt) for attempt in range(_MAX_DONORS)]
         if self.donors is self._images:  # skip the image itself
-            donors = [(index + 1 + draw % (len(self) - 1)) % len(self) for draw in draws]
+            donors = [(index + 1 + hash_value % (len(self) - 1)) % len(self) for hash_value in hashes]
         else:
-            donors = [draw % len(self.donors) for draw in draws]
+            donors = [hash_value % len(self.donors) for hash_value in hashes]
         donors = [donor for donor in donors if self.donors.names[donor] != self.names[index]]
         return {**super().fields(index), "donors": donors}
 
@@ -127,7 +127,7 @@ class PairBatch(ImageBatch):
 
 @dataclass(frozen=True)
 class Pairs:
-    """View of the centre square of an image and of its first readable donor.
+    """View that yields the centre squares of an image and of its first readable donor.
 
     Attributes:
         size: side of the squares, in pixels.

@@ -1,4 +1,4 @@
-"""Metrics of an evaluation, computed from its rows, for all images or for bootstrap resamples."""
+"""Metrics of an evaluation, computed from its rows for all images or for bootstrap resamples."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ from crosschannel.runs.result import Rows
 
 _AUC = "auc"  # columns METHOD/auc, (n, 313): AuC summed over the pixels of each true bin
 _AUC_WEIGHTED = "auc_weighted"  # columns METHOD/auc_weighted, (n,): the sum over bins, weighted by a prior
-_MEANS = ("lpips", "colourfulness", "top1")  # columns METHOD/…, (n,): metrics that are averaged over images
-_MIN_ERROR = 1 / 12 / 255**2  # mean squared error of rounding to 8 bits; limits PSNR to 58.9 dB
+_MEANS = ("lpips", "colourfulness", "top1")  # columns METHOD/…, (n,): scores to average over images
+_MIN_ERROR = 1 / 12 / 255**2  # mean squared error due to rounding to 8 bits; limits PSNR to 58.9 dB
 FIGURES = {  # metric → (column title, factor, decimals)
     "auc_raw": ("Raw AuC, %", 100, 1),
     "auc_rebalanced": ("Rebalanced AuC, %", 100, 1),
@@ -23,12 +23,12 @@ FIGURES = {  # metric → (column title, factor, decimals)
 
 
 def method_prefixes(rows: Rows) -> list[str]:
-    """Return the column prefix of every method: ``NAME/``, or "" if the rows are those of a single method."""
+    """Return the column prefix of every method: ``NAME/``, or "" if the rows belong to a single method."""
     return [name.removesuffix(_AUC) for name in rows if name == _AUC or name.endswith(f"/{_AUC}")]
 
 
 def metrics(rows: Rows, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute the metrics by name, (R,) each.
+    """Compute all metrics, (R,) each, by name.
 
     Without a prior, a pixel of a bin has the weight 1 / (number of pixels of this bin in all images). Resamples use the
     same weights: with their own counts, in which rare colours are often missing, AuC would be overestimated.

@@ -21,8 +21,8 @@ from crosschannel.runs.resampling import intervals
 from crosschannel.runs.result import Rows
 
 GALLERY = "gallery.png"
-TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.01)  # those of the paper's Fig. 4; its last is the mode
-_LEVEL = 0.95  # of the confidence intervals
+TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14, 0.01)  # as in the paper's Fig. 4, where the last one is the mode
+_CONFIDENCE = 0.95  # level of the confidence intervals
 _QUANTILES = {"best": 1.0, "median": 0.5, "worst": 0.0}  # images of the gallery, by quantile of the raw AuC
 
 
@@ -30,7 +30,7 @@ def write_page(
     folder: Path,
     config: EvaluateConfig,
     rows: Rows,
-    curves: Mapping[str, np.ndarray],
+    level_counts: Mapping[str, np.ndarray],
     values: Mapping[str, float],
     evaluator: Evaluator,
     stream: Stream,
@@ -42,23 +42,23 @@ def write_page(
         folder: the run folder.
         config: config of the evaluation.
         rows: columns with one row per image.
-        curves: pixel counts by true bin and error level, (313, 152), for every method.
+        level_counts: pixel counts by true bin and error level, (313, 152), for every method.
         values: metrics by name.
-        evaluator: the evaluator, which colours the images of the gallery.
+        evaluator: evaluator that colours the images of the gallery.
         stream: stream of the images.
         indices: indices of the rows in the stream.
 
     Returns:
-        the path of ``report.html``.
+        Path of ``report.html``.
     """
     page = Page("Evaluation of colorization methods")
     names = [method.method.name for method in evaluator.methods]
-    page.add(Text(_setting(config, len(rows["names"]))))
+    page.add(Text(_introduction(config, len(rows["names"]))))
     page.add(*_tables(config, rows, values, names))
     weights = None if evaluator.bin_weights is None else evaluator.bin_weights.cpu().numpy()
 
     def draw(write: Writer) -> None:
-        error_curves(folder / "curves.png", curves, weights, write)
+        error_curves(folder / "curves.png", level_counts, weights, write)
 
     page.add(
         Heading("Error curves"),
@@ -67,17 +67,17 @@ def write_page(
     if config.prior == OWN and len(rows["names"]) >= 20:
         plot = folder / "photographs.png"
         caption = "Rebalanced AuC of random subsets of the images. It is usually too high if rare colours are missing."
-        plotted = [method.method.name for method in evaluator.methods if method.method.source != "truth"]
-        page.add(Figure(plot, caption, lambda write: auc_by_image_count(plot, rows, plotted, config.seed, write)))
+        plotted_names = [method.method.name for method in evaluator.methods if method.method.source != "truth"]
+        page.add(Figure(plot, caption, lambda write: auc_by_image_count(plot, rows, plotted_names, config.seed, write)))
     page.add(*_gallery(folder, rows, evaluator, stream, indices))
     page.add(Listing("Config of this run", to_yaml(config)))
     page.write(folder)
     return folder / "report.html"
 
 
-def _setting(config: EvaluateConfig, images: int) -> str:
+def _introduction(config: EvaluateConfig, images: int) -> str:
     prior = (
-        "the colours of the evaluated images, so that every bin counts the same"
+        "the colours of the evaluated images, so that all bins have equal weight"
         if config.prior == OWN
         else f"the prior {config.prior}"
     )
@@ -86,31 +86,31 @@ def _setting(config: EvaluateConfig, images: int) -> str:
         f"whose ab is within a distance t of the true ab, averaged over t = 0 … {MAX_THRESHOLD}. Rebalanced AuC "
         f"corrects for {prior}. The published results are for 10,000 ImageNet images. Their top-1 accuracy is that of "
         "Caffe's VGG-16, which reaches 68.3 % on the true images (torchvision's VGG-16: about 71.6 %), so compare "
-        "ratios to the top-1 accuracy on the true images."
+        "values relative to the true images."
     )
 
 
 def cells(values: Mapping[str, float], method: str, intervals: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Format the metrics of a method, in the order of :data:`~crosschannel.evaluation.metrics.FIGURES`."""
-    texts = []
+    """Format the metrics of a method as cells, in the order of :data:`~crosschannel.evaluation.metrics.FIGURES`."""
+    formatted_values = []
     for name, (_, factor, decimals) in FIGURES.items():
         key = f"{method}/{name}"
         text = f"{factor * values[key]:.{decimals}f}" if key in values else "–"
         low, high = (factor * bound for bound in intervals.get(key, (0.0, 0.0)))
-        texts.append(text if low == high else f"{text} ({low:.{decimals}f} to {high:.{decimals}f})")
-    return texts
+        formatted_values.append(text if low == high else f"{text} ({low:.{decimals}f} to {high:.{decimals}f})")
+    return formatted_values
 
 
 def measured(caption: str, rows: Mapping[str, Sequence[str]]) -> Table:
-    """Create a table of methods from :func:`cells` by label, without columns that are empty for all methods."""
-    filled = [index for index in range(len(FIGURES)) if any(row[index] != "–" for row in rows.values())]
-    head = ["Method", *(list(FIGURES.values())[index][0] for index in filled)]
-    return Table(caption, head, [[label, *(row[index] for index in filled)] for label, row in rows.items()])
+    """Create a table of methods from :func:`cells` by label, omitting columns that are empty for all methods."""
+    columns = [index for index in range(len(FIGURES)) if any(row[index] != "–" for row in rows.values())]
+    head = ["Method", *(list(FIGURES.values())[index][0] for index in columns)]
+    return Table(caption, head, [[label, *(row[index] for index in columns)] for label, row in rows.items()])
 
 
 def _tables(config: EvaluateConfig, rows: Rows, values: Mapping[str, float], names: Sequence[str]) -> list[Block]:
     bounds = intervals(
-        lambda weights: metrics(rows, weights), len(rows["names"]), config.resamples, _LEVEL, config.seed
+        lambda weights: metrics(rows, weights), len(rows["names"]), config.resamples, _CONFIDENCE, config.seed
     )
     published_rows = [
         [name, *map(published.cell, published.HEAD, (*row, published.FOOLED.get(name)))]
@@ -118,7 +118,7 @@ def _tables(config: EvaluateConfig, rows: Rows, values: Mapping[str, float], nam
     ]
     return [
         measured(
-            f"Measured results, with {_LEVEL:.0%} confidence intervals (bootstrap over images) in parentheses",
+            f"Measured results, with {_CONFIDENCE:.0%} confidence intervals (bootstrap over images) in parentheses",
             {name: cells(values, name, bounds) for name in names},
         ),
         Table(
@@ -136,9 +136,9 @@ def _gallery(folder: Path, rows: Rows, evaluator: Evaluator, stream: Stream, ind
     reference = (nets or evaluator.methods)[0].method.name
     auc = rows[f"{reference}/auc"].sum(1) / rows["pixels"].sum(1)
     order = np.argsort(auc, kind="stable")
-    selected = {title: int(order[round(quantile * (len(order) - 1))]) for title, quantile in _QUANTILES.items()}
+    selected_rows = {title: int(order[round(quantile * (len(order) - 1))]) for title, quantile in _QUANTILES.items()}
     labels, pictures = [], []
-    for title, row in selected.items():
+    for title, row in selected_rows.items():
         coloured = _colour_image(evaluator, stream, int(indices[row]))
         labels.append(f"{title}: {rows['names'][row]}, raw AuC {100 * auc[row]:.1f} %")
         pictures.append(list(coloured.values()))
@@ -149,16 +149,16 @@ def _gallery(folder: Path, rows: Rows, evaluator: Evaluator, stream: Stream, ind
         Heading("Gallery"),
         Figure(gallery, caption, lambda write: labelled_rows(gallery, pictures, heads, labels, write)),
     ]
-    annealed = next((method for method in nets if method.colorizer.decoder.temperature is not None), None)
-    if annealed is not None:
+    annealed_method = next((method for method in nets if method.colorizer.decoder.temperature is not None), None)
+    if annealed_method is not None:
         strip, path = (
-            _anneal(annealed, evaluator, stream, int(indices[selected["median"]])),
+            _colour_at_temperatures(annealed_method, evaluator, stream, int(indices[selected_rows["median"]])),
             folder / "temperatures.png",
         )
         strip_heads = [f"T = {temperature:g}" for temperature in TEMPERATURES]
         caption = (
-            f"The median image by {annealed.method.name} at several temperatures of the annealed mean, from the mean "
-            "(T = 1) towards the mode (T → 0), as in Fig. 4 of the paper."
+            f"The median image by {annealed_method.method.name} at several temperatures of the annealed mean, "
+            "from the mean (T = 1) towards the mode (T → 0), as in Fig. 4 of the paper."
         )
         blocks.append(Figure(path, caption, lambda write: labelled_rows(path, [strip], strip_heads, [""], write)))
     return blocks
@@ -177,8 +177,10 @@ def _colour_image(evaluator: Evaluator, stream: Stream, index: int) -> dict[str,
 
 
 @torch.inference_mode()
-def _anneal(method: ColorizationMethod, evaluator: Evaluator, stream: Stream, index: int) -> list[np.ndarray]:
-    """Colour an image at every temperature."""
+def _colour_at_temperatures(
+    method: ColorizationMethod, evaluator: Evaluator, stream: Stream, index: int
+) -> list[np.ndarray]:
+    """Colour an image at each of :data:`TEMPERATURES`."""
     pictures = evaluator.pictures(stream.collate([stream[index]]))
     lightness = evaluator.lightness(pictures)
     predictions = (method.colorizer.ab(pictures.rgb, temperature) for temperature in TEMPERATURES)

@@ -13,20 +13,20 @@ from crosschannel.report.plots import COLOURS
 from crosschannel.runs.result import Rows
 
 
-def error_curves(out: Path, curves: Mapping[str, np.ndarray], weights: np.ndarray | None, write: Writer) -> None:
-    """Plot the percentage of pixels within a distance to the true ab, in a raw and a rebalanced panel.
+def error_curves(out: Path, level_counts: Mapping[str, np.ndarray], weights: np.ndarray | None, write: Writer) -> None:
+    """Plot the percentage of pixels by distance to the true ab, in a raw and a rebalanced panel.
 
     Args:
         out: the PNG to write.
-        curves: pixel counts by true bin and error level, (313, 152), for every method.
-        weights: weight of a pixel of each bin, (313,); None: every bin counts the same.
+        level_counts: pixel counts by true bin and error level, (313, 152), for every method.
+        weights: weight of the pixels of each bin, (313,); None gives all bins equal weight.
         write: context manager that opens the output file.
     """
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(11, 4.2), layout="constrained")
     panels = canvas.subplots(1, 2)
-    for index, (name, levels) in enumerate(curves.items()):
+    for index, (name, levels) in enumerate(level_counts.items()):
         within, total = levels.cumsum(1)[:, : MAX_THRESHOLD + 1], levels.sum(1)
         bin_weights = np.where(total > 0, 1 / np.maximum(total, 1), 0) if weights is None else weights
         for axes, w in zip(panels, (np.ones(len(total)), bin_weights), strict=True):
@@ -43,8 +43,8 @@ def error_curves(out: Path, curves: Mapping[str, np.ndarray], weights: np.ndarra
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e4e7eb")
     panels[-1].legend(frameon=False)
-    with write(out) as part:
-        canvas.savefig(part, dpi=120, format="png")
+    with write(out) as temporary:
+        canvas.savefig(temporary, dpi=120, format="png")
 
 
 def auc_by_image_count(out: Path, rows: Rows, names: Sequence[str], seed: int, write: Writer) -> None:
@@ -71,8 +71,8 @@ def auc_by_image_count(out: Path, rows: Rows, names: Sequence[str], seed: int, w
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e7eb")
     axes.legend(frameon=False)
-    with write(out) as part:
-        canvas.savefig(part, dpi=120, format="png")
+    with write(out) as temporary:
+        canvas.savefig(temporary, dpi=120, format="png")
 
 
 def labelled_rows(
@@ -84,7 +84,7 @@ def labelled_rows(
         out: the PNG to write.
         pictures: rows of pictures.
         heads: titles of the columns.
-        labels: labels below the rows; empty for none.
+        labels: labels below the rows; empty for rows without a label.
         write: context manager that opens the output file.
     """
     from matplotlib.figure import Figure as Canvas
@@ -103,5 +103,5 @@ def labelled_rows(
                 0, -0.04, escape_control(label), transform=grid[row, 0].transAxes, fontsize=8, va="top"
             )
             text.set_in_layout(False)
-    with write(out) as part:
-        canvas.savefig(part, dpi=110, format="png")
+    with write(out) as temporary:
+        canvas.savefig(temporary, dpi=110, format="png")

@@ -1,6 +1,6 @@
 """Published results of Zhang, Isola, Efros (ECCV 2016), Table 1: ImageNet at 256 × 256 pixels, one Titan X."""
 
-# Trials in which people were fooled, %; indistinguishable colours would reach 50 %.
+# Percentage of trials in which people were fooled; indistinguishable colours would reach 50 %.
 FOOLED = {
     "random": 13.0,
     "Dahl 2016": 18.3,

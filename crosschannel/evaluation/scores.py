@@ -1,4 +1,4 @@
-"""Scores of coloured images, as tensor functions on batches."""
+"""Scores of batches of coloured images."""
 
 import numpy as np
 import torch
@@ -7,11 +7,11 @@ from torch import Tensor
 from crosschannel.color.quantizer import Q
 
 MAX_THRESHOLD = 150  # thresholds of the error curve are 0, 1, … 150, in ab units
-LEVELS = MAX_THRESHOLD + 2  # error levels: ⌈distance⌉ in 0 … 150, or larger
+LEVELS = MAX_THRESHOLD + 2  # error levels: ⌈distance⌉ in 0 … 150, and one for larger distances
 
 
 def auc_weights(device: torch.device | str = "cpu") -> Tensor:
-    """Return by error level the fraction of thresholds that are not exceeded, (152,) float64."""
+    """Return the fraction of thresholds that an error of each level does not exceed, (152,) float64."""
     level = torch.arange(LEVELS, dtype=torch.float64, device=device)
     return (MAX_THRESHOLD + 1 - level) / (MAX_THRESHOLD + 1)
 
@@ -29,8 +29,8 @@ def error_levels(ab: Tensor, truth: Tensor, bins: Tensor) -> Tensor:
     """
     level = (ab - truth).norm(dim=1).ceil().clamp(max=LEVELS - 1).long()
     image = torch.arange(len(ab), device=ab.device)[:, None, None]
-    cells = (image * Q + bins) * LEVELS + level
-    return torch.bincount(cells.flatten(), minlength=len(ab) * Q * LEVELS).view(len(ab), Q, LEVELS)
+    flat_indices = (image * Q + bins) * LEVELS + level
+    return torch.bincount(flat_indices.flatten(), minlength=len(ab) * Q * LEVELS).view(len(ab), Q, LEVELS)
 
 
 def colourfulness(rgb: Tensor) -> Tensor:
