@@ -160,7 +160,8 @@ def test_a_pretraining_says_what_it_has_written_and_what_it_means(photo_folder, 
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "weights: runs/a/backbone.safetensors, runs/a/colorizer.safetensors" in said
-    assert re.search(r"held-out images: [\d.]+ × the KL divergence of the best constant .*: no better than a constant", said)
+    pattern = r"held-out images: [\d.]+ × the KL divergence of the best constant .*: no better than a constant"
+    assert re.search(pattern, said)
     colour, probe = following(said)
     assert colour == ["crosschannel", "colorize", "photo.jpg", "--model", "runs/a"]
     assert probe[:2] == ["transfer", "linear-probe"] and probe[-1] == str(photo_folder)
