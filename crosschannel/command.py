@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from crosschannel.config.flags import CommandParser, docstring_title, read_common, terminal_width
+from crosschannel.config.flags import CommandParser, docstring_title, parse_common_flags, terminal_width
 from crosschannel.config.keys import flatten, items, keys_of
 from crosschannel.config.load import MissingKeysError, build, find_config, merge, nest, read_config, to_yaml
 from crosschannel.errors import UserError
@@ -103,7 +103,7 @@ class Invocation:
 
     def __init__(self, command: Command, name: str, argv: Sequence[str], configs: Path):
         self.command, self.name, self.argv, self.configs = command, name, argv, configs
-        self.common = read_common(argv, command.config_flag, command.selector)
+        self.common = parse_common_flags(argv, command.config_flag, command.selector)
         self.path, self.file_values = None, {}
         for name_or_file in self.common.config or ():
             self.path = find_config(name_or_file, configs, command.config_flag)

@@ -1,4 +1,4 @@
-"""Command lines of configs. argparse splits arguments and formats help; key types determine how values are parsed."""
+"""Command-line flags of configs. argparse splits arguments and formats help; the type of a key defines its syntax."""
 
 import inspect
 import shutil
@@ -16,7 +16,7 @@ from crosschannel.config.types import Data, File, Source
 from crosschannel.errors import UserError
 from crosschannel.stored import parse_yaml
 
-_COMMON = ("config", "help", "print_config", "debug")  # flags that every command accepts
+_COMMON_FLAGS = ("config", "help", "print_config", "debug")  # flags that every command accepts
 
 
 class _Parser(ArgumentParser):
@@ -28,7 +28,7 @@ class _Parser(ArgumentParser):
             *dict.fromkeys([f"--{config_flag}", "--config"]), dest="config", action="append", help=SUPPRESS
         )
         self.add_argument("-h", "--help", action="store_true", help=SUPPRESS)
-        for name in _COMMON[2:]:
+        for name in _COMMON_FLAGS[2:]:
             self.add_argument(f"--{name}", action="store_true", help=SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
@@ -47,7 +47,7 @@ def split_at_separator(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return argv[:end], argv[end + 1 :]
 
 
-def read_common(argv: Sequence[str], config_flag: str = "config", selector: str = "") -> Namespace:
+def parse_common_flags(argv: Sequence[str], config_flag: str = "config", selector: str = "") -> Namespace:
     """Parse the common flags and the selector, and ignore all other arguments.
 
     Returns:
@@ -58,7 +58,7 @@ def read_common(argv: Sequence[str], config_flag: str = "config", selector: str 
     parser.set_defaults(selector=None)
     if selector:
         parser.add_argument(f"--{selector}", dest="selector")
-    return parser.parse_known_args(_rename_flags(split_at_separator(argv)[0]))[0]
+    return parser.parse_known_args(_normalise_flags(split_at_separator(argv)[0]))[0]
 
 
 class CommandParser(_Parser):
@@ -66,8 +66,8 @@ class CommandParser(_Parser):
 
     Args:
         config: dataclass that declares the keys.
-        positional: names of the keys that are positional arguments. A list key takes all remaining arguments, and a
-            hidden key takes only the arguments after ``--``.
+        positional: names of the keys that are positional arguments. A list key gets all remaining arguments, and a
+            hidden key gets only the arguments after ``--``.
         aliases: key names by alias, without dashes.
         config_flag: name of the flag for config files; ``--config`` is accepted too.
         file_values: values from config files by dotted name, shown in help in place of the defaults.
@@ -102,17 +102,17 @@ class CommandParser(_Parser):
                     section.add_argument(key.name, nargs="*", metavar=key.name.upper(), help=text)
 
     def _sort_key(self, key: Key) -> tuple[bool, bool, bool]:
-        """Sort positional arguments first, then required keys; seed and device last."""
+        """Return the sort key: positional arguments come first, then required keys; seed and device come last."""
         return key.name not in self.positional, not key.is_required, key.name in ("seed", "device")
 
     def _flags(self, key: Key) -> list[str]:
-        entry = [f"--{key.name}.NAME"] if get_origin(key.type) is dict else []
-        return [*entry, f"--{key.name}", *(flag for flag, name in self.aliases.items() if name == key.name)]
+        entry_flag = [f"--{key.name}.NAME"] if get_origin(key.type) is dict else []
+        return [*entry_flag, f"--{key.name}", *(flag for flag, name in self.aliases.items() if name == key.name)]
 
     def _arguments(self, key: Key) -> dict[str, Any]:
         """Return the arguments of ``add_argument`` for a key.
 
-        A list flag takes several values, or only one if a positional argument is a list (several would be ambiguous).
+        A list flag accepts several values, or only one if a positional argument is a list (several would be ambiguous).
         Repeating a flag extends a list of strings.
         """
         arguments: dict[str, Any] = {"metavar": _metavar(key)}
@@ -131,7 +131,7 @@ class CommandParser(_Parser):
             UserError: an unknown flag, a flag without a value, or too many positional arguments.
         """
         options, operands = split_at_separator(argv)
-        options = list(_rename_flags(options, self.aliases, [k for k, key in self.keys.items() if key.type is bool]))
+        options = list(_normalise_flags(options, self.aliases, [k for k, key in self.keys.items() if key.type is bool]))
         last_index = {option.partition("=")[0].removeprefix("--"): index for index, option in enumerate(options)}
         for name in last_index:  # entries of a dict key, such as --extra.NAME
             if "." in name and name.partition(".")[0] in self.keys:
@@ -145,11 +145,12 @@ class CommandParser(_Parser):
             if name in self.positional:
                 raise UserError(f"{name} is a positional argument; pass it without --{name}")
             if name and unknown.startswith("--"):
-                raise UnknownKeyError(name, [*self.keys, *_COMMON])
+                raise UnknownKeyError(name, [*self.keys, *_COMMON_FLAGS])
             raise UserError(f"unrecognized argument {unknown}; put positional arguments with a leading dash after --")
-        values = {name: value for name, value in vars(parsed).items() if name not in _COMMON}
-        in_order = sorted(values, key=lambda name: last_index.get(name, 0))  # so that later flags override earlier ones
-        layer = nest({name: parse_text(values[name], self._hint(name), name) for name in in_order})
+        values = {name: value for name, value in vars(parsed).items() if name not in _COMMON_FLAGS}
+        # Later flags override earlier ones.
+        ordered_names = sorted(values, key=lambda name: last_index.get(name, 0))
+        layer = nest({name: parse_text(values[name], self._hint(name), name) for name in ordered_names})
         hidden = [name for name in self.positional if self.keys[name].is_hidden]
         if hidden:
             return layer | self._assign(remaining, ()) | self._assign(operands, hidden)
@@ -173,20 +174,20 @@ class CommandParser(_Parser):
         return values
 
 
-def _rename_flags(
+def _normalise_flags(
     argv: Sequence[str], aliases: Mapping[str, str] = MappingProxyType({}), switches: Sequence[str] = ()
 ) -> Iterator[str]:
     """Normalise the flags of a command line.
 
-    ``--val-share`` becomes ``--val_share``, aliases and old names become keys, ``--no-mirror`` becomes
+    ``--val-share`` becomes ``--val_share``, aliases and old names become current key names, ``--no-mirror`` becomes
     ``--mirror=false``, and ``--mirror`` becomes ``--mirror=true`` unless true or false follows.
     """
-    for argument, following in pairwise([*argv, ""]):
+    for argument, next_argument in pairwise([*argv, ""]):
         flag, equals, value = argument.partition("=")
         name = aliases.get(flag, flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else "")
         name = RENAMED.get(name, name)
         if name.removeprefix("no_") in switches and not equals:
-            is_explicit = name in switches and following.lower() in ("true", "false")
+            is_explicit = name in switches and next_argument.lower() in ("true", "false")
             yield f"--{name}" if is_explicit else f"--{name.removeprefix('no_')}={str(name in switches).lower()}"
         else:
             yield f"--{name}{equals}{value}" if name else argument
@@ -203,23 +204,23 @@ def parse_text(text: str | list[str], hint: Any, name: str) -> Any:
         name: name of the value in error messages.
     """
     arguments = text if isinstance(text, list) else [text]
-    base_type, joined = unwrap_optional(hint), ",".join(arguments)
+    base_type, joined_text = unwrap_optional(hint), ",".join(arguments)
     if is_optional(hint):
-        if joined == "":
+        if joined_text == "":
             raise UserError(f"{name} must not be empty")
-        if joined == "null":
+        if joined_text == "null":
             return None
     if _includes_string_list(hint):
-        lists = [index for index, argument in enumerate(arguments) if argument.startswith("[")]
-        if lists:  # the last YAML list replaces the arguments before it
-            return [*parse_yaml(arguments[lists[-1]], name), *arguments[lists[-1] + 1 :]]
-        return joined if len(arguments) == 1 and element_type(base_type) is None else arguments
+        list_indices = [index for index, argument in enumerate(arguments) if argument.startswith("[")]
+        if list_indices:  # the last YAML list replaces the arguments before it
+            return [*parse_yaml(arguments[list_indices[-1]], name), *arguments[list_indices[-1] + 1 :]]
+        return joined_text if len(arguments) == 1 and element_type(base_type) is None else arguments
     if base_type is str or (
         get_origin(base_type) is Literal and all(isinstance(choice, str) for choice in get_args(base_type))
     ):
-        return joined
+        return joined_text
     is_sequence = element_type(base_type) is not None
-    return parse_yaml(f"[{joined}]" if is_sequence and not joined.startswith("[") else joined, name)
+    return parse_yaml(f"[{joined_text}]" if is_sequence and not joined_text.startswith("[") else joined_text, name)
 
 
 def _includes_string_list(hint: Any) -> bool:
@@ -272,13 +273,13 @@ def _metavar(key: Key) -> str:
 
 def _help_text(key: Key, default: Any) -> str:
     """Format the help of a key for argparse: its description, then range and default (or "required") in parentheses."""
-    allowed = "" if str in (key.element, key.type) else describe_range(key.hint)
-    facts = [allowed] if allowed else []
+    allowed_range = "" if str in (key.element, key.type) else describe_range(key.hint)
+    details = [allowed_range] if allowed_range else []
     if key.is_required:
-        facts.append("required")
+        details.append("required")
     elif default not in (None, "", [], {}, MISSING) and default is not False and "default" not in key.description:
-        facts.append(f"default {_format_value(default)}")
-    text = f"{key.description} ({'; '.join(facts)})" if facts else key.description
+        details.append(f"default {_format_value(default)}")
+    text = f"{key.description} ({'; '.join(details)})" if details else key.description
     return text.replace("%", "%%")
 
 

@@ -43,7 +43,7 @@ class Key:
         return getattr(self.hint, "__metadata__", ())
 
     def role(self, kind: type[R]) -> R | None:
-        """Return the key's role of a kind, or None."""
+        """Return the key's role of the given class, or None."""
         return next((item for item in self.metadata if isinstance(item, kind)), None)
 
     @property
@@ -54,7 +54,7 @@ class Key:
 
     @property
     def is_required(self) -> bool:
-        """Whether a value must be set. Backbone and data may default to "", since Python calls pass them separately."""
+        """Whether a value must be set, also if backbone or data default to "" (Python callers pass them separately)."""
         input_role = self.role(Source) or self.role(Data)
         return self.default is MISSING or (input_role is not None and self.default == "")
 
@@ -106,10 +106,10 @@ def describe_fields(config: type) -> dict[str, str]:
             (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body if is_dataclass(base) else (None,)
         except (OSError, TypeError):  # class created by make_dataclass
             continue
-        for field, following in pairwise(getattr(tree, "body", ())):
-            is_literal = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+        for field, next_node in pairwise(getattr(tree, "body", ())):
+            is_literal = isinstance(next_node, ast.Expr) and isinstance(next_node.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_literal:
-                descriptions[field.target.id] = " ".join(str(following.value.value).split())
+                descriptions[field.target.id] = " ".join(str(next_node.value.value).split())
     return descriptions
 
 
@@ -125,7 +125,7 @@ def values_of_role(config: Any, role: type) -> dict[str, Any]:
 
 
 def sources(config: Any) -> Iterator[tuple[str, Source, str]]:
-    """Yield (name, role, source) for every source in a config. Names of list elements end in a number, from 1."""
+    """Yield (name, role, source) for every source in a config. Elements of a list are numbered from 1."""
     for key, value in items(config):
         role = key.role(Source)
         if role and value not in (None, "", []):
@@ -171,7 +171,7 @@ def _is_input(key: Key, value: Any) -> bool:
 
 
 def legacy_defaults(config: type) -> dict[str, Any]:
-    """Return the legacy or current default of every key, by dotted name, for stored configs that lack the key."""
+    """Return the legacy default of every key, else its current one, by dotted name; for keys that stored configs lack."""
     values = {}
     for key in keys_of(config):
         legacy = key.role(LegacyDefault)
@@ -192,7 +192,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unwrap_optional(hint: Any) -> Any:
-    """Return a type without metadata, and ``X`` for ``X | None``."""
+    """Strip metadata and None from a type, so that ``X | None`` becomes ``X``."""
     while True:
         if get_origin(hint) is Annotated:
             hint = get_args(hint)[0]
@@ -227,7 +227,7 @@ def describe_type(hint: Any) -> str:
     if origin is tuple and ... not in arguments:
         return f"{ {2: 'two', 3: 'three'}.get(len(arguments), len(arguments)) } numbers such as 0.5,1.0"
     if origin in (list, tuple):
-        return f"a list, each {describe_type(arguments[0])}"
+        return f"a list, each element {describe_type(arguments[0])}"
     if origin is dict:
         return f"a dictionary, each value {describe_type(arguments[1])}"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}

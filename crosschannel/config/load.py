@@ -35,7 +35,7 @@ class UnknownKeyError(UserError):
 
 
 class MissingKeysError(UserError):
-    """Required keys without a value. Raised before the rules between keys are checked."""
+    """Required keys without a value. Raised before cross-key rules are checked."""
 
     def __init__(self, names: Iterable[str]):
         super().__init__(f"the following keys are required: {', '.join(names)}")
@@ -44,10 +44,10 @@ class MissingKeysError(UserError):
 def build(cls: type[T], tree: Mapping[str, Any]) -> T:
     """Build a config from a nested mapping of values, and validate it.
 
-    Missing keys take their defaults. A group takes its defaults from the config that contains it.
+    Missing keys get their defaults. The config that contains a group defines the defaults of its keys.
 
     Raises:
-        UserError: an unknown key, a missing required key, an invalid value, or values that violate a rule between keys
+        UserError: an unknown key, a missing required key, an invalid value, or values that violate a cross-key rule
             (``check`` methods).
     """
     config = _construct(cls, tree)
@@ -193,7 +193,7 @@ def require(condition: bool, rule: str, value: object) -> None:
 
 
 def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge ``layer`` over ``base``. Groups, i.e. nested mappings, are merged key by key."""
+    """Return ``base`` updated with ``layer``. Groups, i.e. nested mappings, are merged key by key."""
     merged = dict(base)
     for name, value in layer.items():
         is_group = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
@@ -211,7 +211,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(config: T, overrides: Mapping[str, Any]) -> T:
-    """Return a copy of a config with some values replaced. Types and ranges are validated, rules between keys are not.
+    """Return a copy of a config with some values replaced. Types and ranges are validated, cross-key rules are not.
 
     Args:
         config: config to copy.
@@ -255,7 +255,7 @@ def to_yaml(config: Any) -> str:
 
 
 def config_folder() -> Path:
-    """Return the folder of packaged configs, in the wheel or at the top of a checkout."""
+    """Return the folder of packaged configs, in the installed package or at the top of a checkout."""
     packaged = Path(__file__).parents[1] / "configs"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
 

@@ -86,11 +86,11 @@ class OptimConfig:
     weight_decay: NonNegative = 0.01
     """weight decay of convolutions and linear layers"""
     bias_lr: NonNegative = 1.0
-    """multiplier of the learning rate for biases; 2 for AlexNet in the paper's release"""
+    """learning-rate multiplier for biases; 2 for AlexNet in the paper's release"""
     bias_decay: bool = False
     """apply the weight decay to biases too"""
     clip: NonNegative = 0.0
-    """maximum norm of the gradient over all parameters; 0 turns clipping off"""
+    """maximum norm of the gradient over all parameters; 0 disables clipping"""
 
     def check(self) -> None:
         has_momentum = self.name == "sgd" and self.momentum > 0
@@ -134,9 +134,9 @@ class ScheduleConfig:
             lengths,
         )
         require(self.kind != "step" or self.every > 0, "schedule.every must be above 0 for step", self.every)
-        has_step_warmup = self.kind in ("constant", "step", "multistep", "poly")
+        allows_warmup_steps = self.kind in ("constant", "step", "multistep", "poly")
         rule = "schedule.warmup_steps applies only to schedules constant, step, multistep and poly"
-        require(not self.warmup_steps or has_step_warmup, rule, self.kind)
+        require(not self.warmup_steps or allows_warmup_steps, rule, self.kind)
         require(self.milestones == sorted(self.milestones), "schedule.milestones must ascend", self.milestones)
 
 
@@ -153,7 +153,7 @@ class TrainConfig:
     steps: Annotated[int, Interval(ge=0, le=10**12)] = 0
     """optimiser steps; 0 computes them from train.epochs"""
     ema: FractionBelowOne = 0.0
-    """decay of the exponential moving average of the weights, which is evaluated and saved; 0 turns it off"""
+    """decay of the exponential moving average of the weights, which is evaluated and saved; 0 disables it"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the forward pass; auto chooses by device"""
     channels_last: Literal["auto"] | bool = "auto"
@@ -211,5 +211,5 @@ def check_ranks(train: TrainConfig, ranks: int) -> None:
 
 
 def slug(text: str) -> str:
-    """Convert a text to part of a folder name: directories of paths are dropped, unsafe characters become dashes."""
+    """Make text safe for a folder name: the directories of paths are dropped, and unsafe characters become dashes."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", re.sub(r"[\w.~-]*/+(?=.)", "", text)).strip("-/")[:60]

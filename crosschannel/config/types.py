@@ -3,9 +3,8 @@
     lr: Annotated[float, Gt(0)] = 1e-3
     data: Annotated[Text, Data()] = ""
 
-Keys are fixed for the lifetime of a run, since they affect its results, unless they are marked ``RUNTIME``: a resumed
-run rejects other values. Roles mark the keys that name a backbone, images or files, so that code does not depend on key
-names.
+Keys affect the results of a run, so a resumed run rejects changed values, unless the key is marked ``RUNTIME``. Roles
+mark the keys that name a backbone, images or files, so that code does not depend on key names.
 """
 
 import re
@@ -28,7 +27,7 @@ class Pattern(Predicate):
 
 
 class Mark(Enum):
-    """Marks of a key. Unlike roles, they have no attributes."""
+    """Mark of a key. Unlike a role, a mark has no attributes."""
 
     RUNTIME = "may change when a run is resumed"
     SEED = "random seed; runs that differ only in it are repetitions"
@@ -67,7 +66,7 @@ class File:
     """Role of a key that names input files or folders.
 
     Attributes:
-        packaged: values that name files of the package instead of paths.
+        packaged: values that refer to packaged files instead of paths.
         download: as in :class:`Data`; if it is set, a resumed run may use another path.
     """
 
@@ -77,7 +76,7 @@ class File:
 
 @dataclass(frozen=True)
 class LegacyDefault:
-    """Value that applies to runs older than the key, if it differs from the default."""
+    """Default for runs that are older than the key, if it differs from the current default."""
 
     value: Any
 

@@ -89,7 +89,7 @@ def test_labels_of_the_wrong_shape_are_refused(backbone):
     [
         ("workers", "2", "workers must be a whole number, got '2'"),
         ("batch", 2.5, "batch must be a whole number, got 2.5"),
-        ("k", "5", "k must be a list, each a whole number"),
+        ("k", "5", "k must be a list, each element a whole number"),
         ("val_share", None, "val_share must be a number, got None"),
         ("device", torch.device("cpu"), "device must be a string"),
         ("precision", torch.float32, "precision must be 'auto' or 'float32'"),
