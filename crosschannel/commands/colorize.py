@@ -30,7 +30,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
 
     Raises:
         UserError: no pictures, an invalid key, or an existing output that this command did not write. Pictures that
-            cannot be read or written are skipped, and raise it at the end.
+            cannot be read or written are skipped, and cause this error at the end.
     """
     config = check_config(config, ColorizeConfig)
     pictures, folders, format = _list_outputs(config)
@@ -67,7 +67,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
 
 
 def _list_outputs(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list[Path], str]:
-    """Return pairs of a picture and its output file, the top folders of the output files, and their format.
+    """Return (picture, output file) pairs, the top folders of the output files, and their format.
 
     Raises:
         UserError: no pictures, a missing picture, or a single output file for several pictures.
@@ -111,8 +111,8 @@ def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> 
         try:
             metadata = {key: picture.info[key] for key in ("exif", "icc_profile", "dpi") if key in picture.info}
             picture.save(part, format, **metadata, **({"quality": 95} if format == "jpeg" else {}))
-        except (OSError, ValueError, OverflowError, SystemError, struct.error) as error:  # the format cannot store it
-            if getattr(error, "errno", None):  # an error of the disk, not of the encoder
+        except (OSError, ValueError, OverflowError, SystemError, struct.error) as error:
+            if getattr(error, "errno", None):  # a disk error, not an encoder error
                 raise
             raise BrokenImage(f"it cannot be written as {format}: {error}") from None
 
@@ -120,7 +120,7 @@ def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> 
 def _colour_picture(colorizer: Colorizer, source: Path | str, temperature: float | None, format: str) -> Image.Image:
     """Return the coloured picture: upright, with the original colour space, alpha (PNG only), EXIF and resolution."""
     data = picture_bytes(source)
-    upright, exif = read_picture(data), _exif(data)
+    upright, exif = read_picture(data), _descriptive_exif(data)
     coloured = _from_srgb(colorizer(_to_srgb(upright), temperature), upright.info.get("icc_profile"))
     if format == "png" and ("A" in upright.getbands() or "transparency" in upright.info):
         coloured.putalpha(upright.convert("RGBA").getchannel("A"))
@@ -132,7 +132,7 @@ def _colour_picture(colorizer: Colorizer, source: Path | str, temperature: float
     return coloured
 
 
-def _exif(data: bytes) -> bytes:
+def _descriptive_exif(data: bytes) -> bytes:
     """Return the EXIF tags that describe a picture, without orientation and file layout, or b"" if there are none."""
     try:
         exif, copy = open_picture(data).getexif(), Image.Exif()
@@ -148,7 +148,7 @@ def _exif(data: bytes) -> bytes:
 
 
 def _from_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
-    """Convert an sRGB picture to an RGB profile and embed it. Profiles of other colour spaces become sRGB."""
+    """Convert an sRGB picture to an RGB profile, and embed the profile. For other colour spaces, embed sRGB."""
     if icc is None:
         return picture
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -164,18 +164,18 @@ def _from_srgb(picture: Image.Image, icc: bytes | None) -> Image.Image:
     return picture
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit sRGB: an embedded ICC profile is applied, and alpha is dropped."""
-    icc = image.info.get("icc_profile")
-    if "A" in image.getbands():
-        image = image.convert("L" if image.mode == "LA" else "RGB")
-    if icc and image.mode in ("RGB", "L", "CMYK"):
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """Convert a picture to 8-bit sRGB: apply its embedded ICC profile, and drop alpha."""
+    icc = picture.info.get("icc_profile")
+    if "A" in picture.getbands():
+        picture = picture.convert("L" if picture.mode == "LA" else "RGB")
+    if icc and picture.mode in ("RGB", "L", "CMYK"):
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):
             pass  # a profile that is damaged or does not match the pixels is ignored
     try:
-        return to_rgb(image)
+        return to_rgb(picture)
     except ValueError as error:
         raise broken_image(error) from None

@@ -40,9 +40,9 @@ class ModelConfig:
     fc: FCWidth = 4096
     """width of fc6 and fc7 in AlexNet, and in VGG-16 for tasks that use them; 0 omits these layers"""
     norm: bool = True
-    """use BatchNorm; false for initial weights without it"""
+    """use BatchNorm; set to false for initial weights without BatchNorm"""
     affine: bool = False
-    """ColorNet, VGG-16: use BatchNorm with a scale and a shift, as in the released ColorNet"""
+    """ColorNet, VGG-16: give BatchNorm a learnable scale and shift, as in the released ColorNet"""
     variant: Text = "crosschannel"
     """variant of AlexNet: crosschannel, caffenet (LRN, for norm: false), rotnet (64-192-384-256-256, no groups), …"""
     init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
@@ -51,7 +51,7 @@ class ModelConfig:
     def check(self) -> None:
         from crosschannel.models import FAMILIES, family
 
-        supported = [name for name, row in FAMILIES.items() if row.has_option("affine")]
+        supported = [name for name, entry in FAMILIES.items() if entry.has_option("affine")]
         affine_is_valid = family(self.name).has_option("affine") or not self.affine
         require(affine_is_valid, f"model.affine applies to {' and '.join(supported)} only", self.name)
         variant_is_valid = family(self.name).has_option("variant") or self.variant == ModelConfig.variant
@@ -82,10 +82,10 @@ class PretrainConfig(TrainedConfig):
     def default_out(self, name: str, file_values: Mapping[str, Any] = MappingProxyType({})) -> str:
         """Return the default run folder, named after config, images and seed.
 
-        The images are omitted if the config file sets them or its name contains theirs.
+        The images are omitted if the config file sets ``data``, or if its own name already contains theirs.
         """
-        images = slug(self.data.rpartition(":")[2]).strip(".")
-        suffix = [] if not images or file_values.get("data") == self.data or images in name.split("-") else [images]
+        label = slug(self.data.rpartition(":")[2]).strip(".")
+        suffix = [] if not label or file_values.get("data") == self.data or label in name.split("-") else [label]
         return f"runs/{'-'.join([name, *suffix])}-{self.seed}"
 
     def check(self) -> None:
@@ -130,7 +130,7 @@ class ColorizeConfig(CommandConfig):
     temperature: Positive | None = None
     """temperature of the annealed mean: 1 is the mean, lower is more vivid; default: the model's own, usually 0.38"""
     saturation: Annotated[float, Interval(ge=0, le=10)] = 1.0
-    """factor that multiplies the predicted ab; 1 leaves them unchanged, 0 gives grey"""
+    """factor applied to the predicted ab values; 1 leaves them unchanged, 0 gives grey"""
     upsample: Literal["edges", "bilinear"] = "edges"
     """upsampling of the predictions to full resolution. edges: colours stop at edges of the picture; bilinear: as in
     the paper"""
@@ -153,11 +153,11 @@ class PriorConfig(CommandConfig):
     out: Out
     """output file (.npz)"""
     size: Side = 256
-    """side to which the centre square of larger images is reduced, in pixels"""
+    """side to which the centre square of larger images is downscaled, in pixels"""
     neighbours: Annotated[int, Interval(ge=1, le=313)] = 5
-    """number of bins that each colour is spread over"""
+    """number of nearest bins that each colour is spread over"""
     sigma: Annotated[float, Interval(gt=0, le=1000)] = 5.0
-    """standard deviation of that spread, in ab units"""
+    """standard deviation of the Gaussian that weights these bins, in ab units"""
     limit: Annotated[int, Ge(0)] = 0
     """number of images to use, chosen at random; 0 uses all"""
     overwrite: bool = False
@@ -166,7 +166,7 @@ class PriorConfig(CommandConfig):
 
 @dataclass
 class ShardConfig(CommandConfig):
-    """Pack images into indexed tar shards (webdataset layout), optionally reduced in size."""
+    """Pack images into indexed tar shards (webdataset layout), optionally downscaled."""
 
     ignored = ("device",)
 
@@ -175,7 +175,7 @@ class ShardConfig(CommandConfig):
     out: str
     """output folder, new or empty"""
     size: Annotated[int, Interval(ge=0, le=65536)] = 0
-    """short side to which larger images are reduced, in pixels; 0 copies the files unchanged"""
+    """short side to which larger images are downscaled, in pixels; 0 copies the files unchanged"""
     shard_mb: Annotated[int, Interval(ge=1, le=1 << 20)] = 256
     """size at which a shard is closed and the next one started, in MiB"""
     val_share: ProperFraction = 0.05
@@ -191,8 +191,8 @@ class ExportConfig(PlainConfig):
     out: Out
     """output file"""
     format: Literal["safetensors", "torchvision", "timm", "onnx", "detectron2"] = "safetensors"
-    """output format: safetensors (crosschannel's own), torchvision (VGG-16, and AlexNets of torchvision's shape), timm,
-    onnx or detectron2"""
+    """output format: safetensors (crosschannel's own), torchvision (VGG-16, and AlexNets that match torchvision's),
+    timm, onnx or detectron2"""
     part: Literal["backbone", "colorizer"] = "backbone"
     """part to export. backbone: feature maps; colorizer: the full model with its decoder, from lightness to colour
     distribution and ab, for format onnx"""
@@ -244,7 +244,8 @@ class ImportConfig(PlainConfig):
     input: Literal["grey", "lab", "rgb"] | None = None
     """colour space of the input, if the channels of the first convolution leave it ambiguous"""
     key: str = ""
-    """entry to read from a checkpoint with several models, such as state_dict or teacher; default: averaged weights"""
+    """entry to read from a checkpoint with several models, such as state_dict or teacher; by default averaged weights
+    take precedence"""
     licence: str = "unknown"
     """licence of the weights, stored in the metadata"""
     overwrite: bool = False
@@ -271,7 +272,7 @@ class ConfigsConfig(PlainConfig):
 
 @dataclass
 class FetchConfig(PlainConfig):
-    """Download the weights of a source to its cache, for use on nodes without a network."""
+    """Download the weights of a source to the local cache, for use on nodes without a network."""
 
     source: str
     """source of the weights: zoo:NAME (or NAME), hf-hub:owner/name, torchvision:NAME or timm:NAME"""

@@ -9,7 +9,7 @@ from crosschannel.console import stdout_console
 
 
 def show(_config: Any) -> None:
-    """Print the packaged configs, one per line, below the command that takes them."""
+    """Print the packaged configs, one per line, under the command that accepts them."""
     console, root = stdout_console(), config_folder()
     folders: dict[str, Path] = {}
     for folder in sorted({path.parent for path in root.rglob("*.yaml")}):

@@ -23,15 +23,15 @@ def import_file(config: ImportConfig) -> Path:
     path = user_path(config.file)
     outputs = Outputs("crosschannel import", [path], config.overwrite)
     outputs.check(out)
-    imported = import_weights(path, config.name, config.input, config.key)
-    details = {"format": imported.format, "file": path.name, "licence": config.licence}
-    imported.save(out, Provenance(str(path), details), outputs.write)
-    kind = "colorizer" if imported.has_head else "backbone"
+    weights = import_weights(path, config.name, config.input, config.key)
+    details = {"format": weights.format, "file": path.name, "licence": config.licence}
+    weights.save(out, Provenance(str(path), details), outputs.write)
+    kind = "colorizer" if weights.has_head else "backbone"
     console = stdout_console()
-    authors = f" ({FORMATS[imported.format].authors})" if imported.format in FORMATS else ""
-    console.print(f"{out}: {imported.spec.name} {kind} from {imported.format}{authors}, input {imported.input.kind}")
-    if imported.prefix_note:
-        console.print(f"read: {imported.prefix_note}")
-    if imported.left_out:
-        console.print(f"not imported (not part of a backbone): {', '.join(imported.left_out)}")
+    authors = f" ({FORMATS[weights.format].authors})" if weights.format in FORMATS else ""
+    console.print(f"{out}: {weights.spec.name} {kind} from {weights.format}{authors}, input {weights.input.kind}")
+    if weights.prefix_note:
+        console.print(f"read: {weights.prefix_note}")
+    if weights.left_out:
+        console.print(f"not imported (not part of a backbone): {', '.join(weights.left_out)}")
     return out

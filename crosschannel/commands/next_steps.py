@@ -1,4 +1,4 @@
-"""Suggestions of next steps that depend on the config. Plain templates are in the table of commands (``cli.py``)."""
+"""Suggested next steps that depend on the config. Those that are plain templates are in ``cli.py``."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ def probe_templates(source: str) -> tuple[str, str]:
 
 
 def pretrain(config: Any) -> list[str]:
-    """Suggest to probe the backbone, and to colorize a picture or export the weights."""
+    """Suggest probing the backbone, and colorizing a picture or exporting the weights."""
     from crosschannel.data.datasets import kind_of
 
     data = config.data if kind_of(config.data).has_classes(config.data) else "DATA"
@@ -33,7 +33,7 @@ def pretrain(config: Any) -> list[str]:
 
 
 def evaluate(config: Any) -> list[str]:
-    """Suggest to compare the first two methods, and to write a report."""
+    """Suggest comparing the first two methods, and writing a report."""
     from crosschannel.evaluation.config import parse_methods
 
     names = [method.name for method in parse_methods(config.methods) if method.source != "truth"]
@@ -43,14 +43,14 @@ def evaluate(config: Any) -> list[str]:
 
 
 def export(config: Any) -> list[str]:
-    """Suggest to probe the exported file if it can be loaded, and to upload the backbone."""
+    """Suggest probing the exported file if it can be loaded, and uploading the backbone."""
     probe = format_command(probe_templates("{out}")[0], out=config.out)
     push = format_command("crosschannel push {backbone} OWNER/NAME", backbone=config.backbone)
     return [probe, push] if config.format == "safetensors" else [push]
 
 
 def fetch(config: Any) -> list[str]:
-    """Suggest to use the downloaded weights."""
+    """Suggest commands that use the downloaded weights."""
     source = config.source if ":" in config.source else f"zoo:{config.source}"
     probe, knn = probe_templates("{source}")
     colorize = "crosschannel colorize photo.jpg --model {source}"
@@ -59,7 +59,7 @@ def fetch(config: Any) -> list[str]:
 
 
 def demo(config: Any) -> list[str]:
-    """Suggest to serve the static demo, or to build one."""
+    """Suggest serving the static demo, or building one."""
     serve = "python -m http.server --directory {static}"
     return [
         format_command(serve if config.static else "crosschannel demo --model {model} --static demo", **vars(config))

@@ -106,7 +106,7 @@ def _build(config: PretrainConfig, run: RunFolder, world: World, train: ImageSet
 
 
 def _initial_state(source: str | None, input: InputSpec) -> dict[str, Tensor] | None:
-    """Load the initial state dict of a pretext net from a source, with the weights of a head if the source has one."""
+    """Load the initial state dict of a pretext net from a source, including the head's weights if it has a head."""
     if source is None:
         return None
     backbone = convert_input(input, load_backbone(source))

@@ -19,7 +19,7 @@ from crosschannel.version import __version__
 
 
 def estimate_prior(config: PriorConfig) -> ABPrior:
-    """Estimate the prior in one pass over the (training) images, in constant memory, and write it.
+    """Estimate the prior in one pass over the (training) images, in constant memory, and write it to a file.
 
     Raises:
         UserError: no image can be read, or an invalid output file.
@@ -29,10 +29,10 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
     outputs.check(out)
     device = find_device(config.device)
     images = open_training_images(config.data)
-    selected = epoch_order(len(images), config.seed, 0)[: config.limit or None]
+    indices = epoch_order(len(images), config.seed, 0)[: config.limit or None]
     estimator = PriorEstimator(config.neighbours, config.sigma, device)
     console, broken = stderr_console(), 0
-    for index in progress(selected, "ab prior", len(selected)):
+    for index in progress(indices, "ab prior", len(indices)):
         try:
             image = EncodedImage(images.read(int(index)))
             side = min(image.width, image.height)
@@ -44,7 +44,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
             continue
         estimator.add(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device))
     if not estimator.images:
-        raise UserError(f"none of the {len(selected)} images in {config.data!r} can be read")
+        raise UserError(f"none of the {len(indices)} images in {config.data!r} can be read")
     prior = estimator.prior(
         data=Path(config.data).name or config.data,
         size=config.size,
@@ -54,6 +54,6 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
     )
     prior.save(out, outputs.write)
     occupied = int((prior.smoothed > 0).sum())
-    summary = f"{out}: {estimator.images} images, {estimator.pixels} pixels, {occupied} of 313 bins occur"
+    summary = f"{out}: {estimator.images} images, {estimator.pixels} pixels, {occupied} of 313 bins are occupied"
     console.print(summary)
     return prior

@@ -21,7 +21,7 @@ def shard(config: ShardConfig) -> None:
     The files are written to ``OUT.part``, which is renamed to OUT when it is complete.
 
     Raises:
-        UserError: no data, a non-empty output folder, or no image that can be read.
+        UserError: no data, a non-empty output folder, or no readable image.
     """
     out = Path(config.out)
     splits = dict(zip(("train", "val"), open_images(config.data, config.val_share), strict=True))
@@ -41,7 +41,7 @@ def shard(config: ShardConfig) -> None:
 
 def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None:
     """Write the contents of the output folder to ``part``."""
-    console, written = stderr_console(), []
+    console, shard_paths = stderr_console(), []
     with Progress(console=console, disable=not console.is_terminal) as bars:
         for split, images in splits.items():
             bar = bars.add_task(split, total=len(images))
@@ -59,7 +59,7 @@ def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None
             if not shards:
                 raise UserError(f"none of the {len(images)} {split} images of {config.data!r} can be read")
             console.print(f"{len(images) - len(broken)} {split} images in {len(shards)} shards")
-            written += shards
-    write_text(part / LISTING, "".join(f"{path.name}\n" for path in written))
+            shard_paths += shards
+    write_text(part / LISTING, "".join(f"{path.name}\n" for path in shard_paths))
     if splits["train"].classes:
         write_text(part / CLASSES, "\n".join(splits["train"].classes) + "\n")

@@ -1,4 +1,4 @@
-"""`crosschannel zoo` lists published weights; `crosschannel fetch` downloads weights ahead."""
+"""`crosschannel zoo` lists published weights; `crosschannel fetch` downloads weights in advance."""
 
 from crosschannel.commands.config import FetchConfig, ZooConfig
 from crosschannel.console import stdout_console
@@ -11,8 +11,8 @@ def show(_config: ZooConfig) -> None:
     """Print the published weights, and whether they have been downloaded."""
     console = stdout_console()
     for name, entry in zoo.ZOO.items():
-        fetched = " (fetched)" if zoo.cached_path(entry).is_file() else ""
-        console.print(f"zoo:{name}: {entry.description}{fetched}")
+        status = " (fetched)" if zoo.cached_path(entry).is_file() else ""
+        console.print(f"zoo:{name}: {entry.description}{status}")
         console.print(f"    {entry.url}")
         details = f"{entry.algorithm.upper()} {entry.checksum[:16]}…; importer {entry.format}; {entry.licence}"
         console.print(f"    {details}")
@@ -20,7 +20,7 @@ def show(_config: ZooConfig) -> None:
 
 
 def fetch_source(config: FetchConfig) -> None:
-    """Download the weights of a source to the cache of its library.
+    """Download the weights of a source to the cache of the library that loads it.
 
     Raises:
         UserError: the source does not exist or needs no download, or there is no connection.
@@ -33,7 +33,7 @@ def fetch_source(config: FetchConfig) -> None:
     if not is_fetched(source):
         note = ": it is already on this machine" if source_files(config.source) else ""
         raise UserError(
-            f"nothing to fetch for {config.source!r}{note}; fetch takes zoo:NAME, hf-hub:OWNER/NAME, "
+            f"nothing to fetch for {config.source!r}{note}; fetch accepts zoo:NAME, hf-hub:OWNER/NAME, "
             "torchvision:NAME or timm:NAME"
         )
     load_backbone(config.source)

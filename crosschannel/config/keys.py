@@ -171,7 +171,7 @@ def _is_input(key: Key, value: Any) -> bool:
 
 
 def legacy_defaults(config: type) -> dict[str, Any]:
-    """Return the legacy default of every key, else its current one, by dotted name; for keys that stored configs lack."""
+    """Return the legacy (else current) default of every key by dotted name, for keys that a stored config lacks."""
     values = {}
     for key in keys_of(config):
         legacy = key.role(LegacyDefault)

@@ -131,7 +131,7 @@ def test_fetch_lists_the_sources_that_it_accepts(served, tmp_path, monkeypatch, 
     assert main(["fetch", source]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"nothing to fetch for {source!r}" in line
-    assert "fetch takes zoo:NAME, hf-hub:OWNER/NAME, torchvision:NAME or timm:NAME" in line
+    assert "fetch accepts zoo:NAME, hf-hub:OWNER/NAME, torchvision:NAME or timm:NAME" in line
     assert ("it is already on this machine" in line) == (source == "weights.pth")
 
 
