@@ -91,7 +91,7 @@ PROGRAM = Program(
         "study build": Command(
             "crosschannel.study.config:StudyBuildConfig",
             "crosschannel.study.build:build",
-            "create the pictures of a perception study: real or fake?",
+            "create the pictures of a real-or-fake perception study",
             next_steps=("crosschannel study serve {out}",),
         ),
         "study serve": Command(

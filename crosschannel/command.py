@@ -1,4 +1,4 @@
-"""Commands, each a config dataclass and a function that takes the config, and their invocation from a command line."""
+"""Commands and their invocation from a command line. A command has a config dataclass and a function."""
 
 import contextlib
 import os
@@ -27,14 +27,14 @@ class Command:
         config: config dataclass, or "module:dataclass" in a module that does not import torch, so that help is fast. A
             method ``default_out(name, file_values)`` marks a command with a run folder and returns the default of
             ``out``.
-        function: "module:function" that takes the config.
+        function: "module:function" that runs the command; its argument is the config.
         help: one-line description for the list of commands.
         positional: names of the keys that are positional arguments.
         aliases: key names by alias, without dashes, such as ``{"as": "name"}``.
         next_steps: templates of commands to suggest afterwards, with ``{key}`` for values of the config, or
             "module:function" that returns the commands.
-        selector: key that selects the dataclass, such as ``task``. ``config`` is then a "module:function" that takes
-            the value of that key, or None if it is not set.
+        selector: key that selects the dataclass, such as ``task``. ``config`` is then a "module:function" whose
+            argument is the value of that key, or None if it is not set.
         config_flag: name of the flag for config files, without dashes.
         configs: folder of packaged configs; None uses the program's folder.
         head, tail: parts of the usage line before and after the flags.
@@ -58,7 +58,7 @@ class Command:
         return config(selector_value) if self.selector else config
 
     def run(self, config: Any) -> None:
-        """Call the command's function."""
+        """Run the command with a config."""
         resolve_name(self.function)(config)
 
     def suggest(self, config: Any) -> list[str]:
@@ -127,7 +127,8 @@ class Invocation:
         """Build the config. Flags override config files, which override defaults.
 
         Args:
-            is_partial: allow an empty backbone or data, and leave ``out`` unset. Keys without a default stay required.
+            is_partial: whether to allow an empty backbone or data, and to leave ``out`` unset. Keys without a default
+                remain required.
 
         Raises:
             UserError: an unknown key, an invalid value, or a missing required key.
@@ -146,10 +147,10 @@ class Invocation:
         return config
 
     def config_text(self) -> str:
-        """Return the full config as YAML. Missing values are null, or "" for a backbone or data with that default.
+        """Return the full config as YAML. Missing values are null, or "" for a backbone or data whose default is "".
 
         Raises:
-            UserError: as for :meth:`load`. If a required key is missing, the rules between keys are not checked.
+            UserError: as for :meth:`load`. If a required key is missing, the cross-key rules are not checked.
         """
         tree = self.read()
         with contextlib.suppress(MissingKeysError):
@@ -179,7 +180,7 @@ class Invocation:
 
 
 def list_configs(folder: Path) -> list[str]:
-    """List the configs of a folder, one per line: name, and first sentence of the comment at the top of the file."""
+    """List the configs in a folder, one per line, with the first sentence of the comment at the top of the file."""
     paths = sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
     indent = max((len(path.stem) for path in paths), default=0)
     width = max(20, terminal_width() - indent - 4)

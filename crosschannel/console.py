@@ -24,7 +24,7 @@ _UNSAFE = re.compile(
 
 
 def escape_control(text: object) -> str:
-    """Escape characters that control a terminal. File names and messages of libraries may contain any character."""
+    """Escape characters that control a terminal. File names and library messages may contain any character."""
     return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
@@ -53,7 +53,7 @@ def stdout_console(**options: Any) -> Console:
 
 
 def table(rows: Mapping[str, Sequence[str | Text]], header: Sequence[str]) -> Table:
-    """Build a table from cells by row label. The first column of ``header`` is that of the labels."""
+    """Build a table from cells by row label. The first column of ``header`` contains the labels."""
     result = Table()
     for index, column in enumerate(header):
         result.add_column(column, justify="right" if index else "left")
@@ -63,7 +63,7 @@ def table(rows: Mapping[str, Sequence[str | Text]], header: Sequence[str]) -> Ta
 
 
 def as_text(rows: Mapping[str, Sequence[str]], header: Sequence[str]) -> str:
-    """Format the same rows as :func:`table` in aligned columns of plain text."""
+    """Format rows like :func:`table`, as plain text in aligned columns."""
     lines = [header, *([label, *cells] for label, cells in rows.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -85,12 +85,12 @@ def progress(items: Iterable[T], description: str, total: int, console: Console 
 
 @contextlib.contextmanager
 def progress_in_bytes(description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar of a transfer if stderr is a terminal.
+    """Show a progress bar for a transfer if stderr is a terminal.
 
     Args:
         description: label of the bar.
         total: size in bytes, or 0 if it is unknown.
-        done: number of bytes that were transferred before.
+        done: number of bytes already transferred.
 
     Yields:
         a function to call with the number of bytes of each chunk.

@@ -14,7 +14,7 @@ def write_rows(file: TextIO, rows: Iterable[Iterable[object]]) -> None:
     """Append rows to a CSV file. Text that a spreadsheet would evaluate as a formula gets a leading apostrophe."""
     for row in rows:
         line = io.StringIO(newline="")
-        csv.writer(line).writerow([_escape(value) for value in row])  # the \r\n terminator makes it quote \r and \n
+        csv.writer(line).writerow([_escape(value) for value in row])  # the \r\n terminator makes csv quote \r and \n
         file.write(line.getvalue().removesuffix("\r\n") + "\n")
 
 

@@ -1,15 +1,15 @@
-"""The exception for errors that users can fix, and conversion of other errors to it."""
+"""Exception for errors that users can fix, and conversion of other errors to it."""
 
 import contextlib
 import re
 from collections.abc import Iterator
 
 WORKER_LOST = 71  # exit code if the system killed a DataLoader worker (EX_OSERR of sysexits.h)
-WORKER_ERROR_PREFIX = "DataLoader worker"  # start of torch's message in that case
+WORKER_ERROR_PREFIX = "DataLoader worker"  # start of torch's message for a killed worker
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence that names the offender, the problem and the remedy.
+    """Bad input. The message is one sentence that states the bad value or file, the problem and the remedy.
 
     Command lines print it on stderr without a traceback, and exit with code 2.
     """
@@ -28,9 +28,9 @@ def describe(value: object) -> str:
 
 
 def file_problem(error: BaseException) -> str:
-    """Describe an error about files, disks or memory in one sentence, or return "" for any other error.
+    """Describe a file, disk or memory error in one sentence, or return "" for any other error.
 
-    Libraries wrap operating-system errors in their own: torch in a RuntimeError, safetensors in its message.
+    Libraries wrap operating-system errors in their own exceptions: torch in a RuntimeError, safetensors in its message.
     """
     if isinstance(error, MemoryError):
         return "out of memory"
@@ -51,7 +51,7 @@ def is_worker_loss(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def wrap_external_errors(context: str) -> Iterator[None]:
-    """Convert any exception of third-party code, even ``SystemExit``, to a UserError that starts with ``context``."""
+    """Convert any exception from third-party code, even ``SystemExit``, to a UserError that starts with ``context``."""
     try:
         yield
     except (UserError, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Registries of tasks and protocols, and import of user-defined objects by their path, ``package.module:name``."""
+"""Registry entries of tasks and protocols, and import of user-defined objects by ``package.module:name``."""
 
 import contextlib
 import importlib
@@ -95,7 +95,7 @@ def import_object(name: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     if module.partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{name!r}: {module} is in the standard library; use a module of your own")
+        raise UserError(f"{name!r}: {module} is in the standard library; choose your own module")
     with wrap_external_errors(f"cannot import {name!r}"), working_folder_importable():
         imported = getattr(importlib.import_module(module), attribute)
     if "" not in sys.path:  # for lazy imports in the module, and for unpickling in spawned workers
@@ -105,7 +105,7 @@ def import_object(name: str) -> Any:
 
 def entry_point_names(group: str) -> dict[str, str]:
     """Return the entry points of a group in all installed packages: ``module:name`` by entry-point name."""
-    return {point.name: point.value for point in entry_points(group=group)}
+    return {entry_point.name: entry_point.value for entry_point in entry_points(group=group)}
 
 
 def call_factory(name: str, in_channels: int | None = None) -> Any:

@@ -25,18 +25,18 @@ RECORDS, LOCK, STUDY = ".crosschannel.jsonl", ".lock", "study.json"
 MARKERS = {"config.yaml", STUDY, RECORDS}  # every folder that a command has written to contains one of these
 CONTENT = "content"  # subfolder of OUT.part that becomes OUT
 PART = r"\.crosschannel-[0-9a-f]{12}\.part"  # name of a file that is being written
-Writer = Callable[[Path], contextlib.AbstractContextManager[Path]]  # path → temporary file that replaces it at the end
+Writer = Callable[[Path], contextlib.AbstractContextManager[Path]]  # path → temporary file that finally replaces it
 RUN_HEADER = "# crosschannel run:"  # start of the config.yaml of a run folder
 _MAX_BYTES = 1 << 31  # maximum size of a file that is read into memory
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloads: ``$CROSSCHANNEL_CACHE``, or ``~/.cache/crosschannel``."""
+    """Return the folder for downloads: ``$CROSSCHANNEL_CACHE``, or ``~/.cache/crosschannel``."""
     return Path(os.environ.get("CROSSCHANNEL_CACHE") or Path.home() / ".cache" / "crosschannel")
 
 
 def user_path(text: str | Path) -> Path:
-    """Convert a path from the user to a Path, and expand ``~``.
+    """Convert a user's path to a Path, and expand ``~``.
 
     Raises:
         UserError: ``text`` is not a path, or its ``~`` names an unknown user or a user without a home folder.
@@ -172,7 +172,7 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextlib.contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Create an output folder if it does not exist. A folder that was created is removed if it stays empty."""
+    """Create an output folder if it does not exist. A newly created folder is removed again if it stays empty."""
     is_new = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:
@@ -188,7 +188,7 @@ def atomic_folder(out: Path, command: str, pattern: str) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``out`` when the block succeeds, and is removed if it fails.
 
     The temporary folder is ``OUT.part/content``. ``OUT.part`` also contains the lock and a record of the command, which
-    identifies leftovers if the command is killed. They stay outside ``content``, so that a single rename publishes the
+    identifies leftovers if the command is killed. Both stay outside ``content``, so that a single rename publishes the
     output and nothing else.
 
     Args:
@@ -311,8 +311,8 @@ class Outputs:
     Args:
         command: command as the user types it, such as "crosschannel import". Only its own earlier outputs are replaced.
         inputs: files and folders that the command reads; they are never replaced.
-        overwrite: replace other existing files too, except inputs.
-        makes_folders: the command creates missing folders, so the parent folder of an output need not exist.
+        overwrite: whether to replace other existing files too, except inputs.
+        makes_folders: whether the command creates missing folders; if not, the parent folder of an output must exist.
     """
 
     def __init__(self, command: str, inputs: Iterable[Path] = (), overwrite: bool = False, makes_folders: bool = False):
@@ -322,7 +322,7 @@ class Outputs:
         self._digests: dict[Path, dict[str, set[str]]] = {}  # recorded digests by folder and file name
 
     def check(self, path: Path) -> None:
-        """Raise a UserError if a file may not be written. To be called before any work is done."""
+        """Raise a UserError if a file must not be written. Call this before any work is done."""
         target = Path(os.path.realpath(path))
         records = target.parent / RECORDS
         if os.path.lexists(records) and (records.is_symlink() or not records.is_file()):
@@ -475,7 +475,7 @@ class FolderLock:
         job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}" + (f", SLURM job {job}" if job else ""))
         self._file.flush()
-        os.fsync(handle)  # so that other nodes can read the holder
+        os.fsync(handle)  # so that other nodes can read who holds the lock
 
     def release(self) -> None:
         """Release the lock. Folders that were created for it are removed if they are empty."""

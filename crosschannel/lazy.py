@@ -12,16 +12,16 @@ def lazy_names(
 
     Args:
         package: ``__name__`` of the package.
-        modules: public names, separated by spaces, by the full name of the module that defines them. A public submodule
-            maps to its own name.
+        modules: full names of modules, each mapped to the public names that it defines, separated by spaces. A public
+            submodule is mapped to its own name.
     """
     module_of = {name: module for module, names in modules.items() for name in names.split()}
 
-    def get(name: str) -> Any:
+    def get_attribute(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = import_module(module_of[name])
         return module if module_of[name] == f"{package}.{name}" else getattr(module, name)
 
     names = sorted(module_of)
-    return get, lambda: names, names
+    return get_attribute, lambda: names, names

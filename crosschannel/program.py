@@ -33,7 +33,7 @@ class Program:
         summary: one-line description for its help.
         commands: commands by name.
         configs: subfolder of ``configs/`` with one folder of packaged configs per command.
-        user_command: function that returns the user-defined command of a name, or None.
+        user_command: function that returns the user-defined command with a given name, or None.
         entry_points: entry-point group of user-defined commands.
     """
 
@@ -107,7 +107,7 @@ def run_program(
 
     Args:
         program: program to run.
-        argv: arguments. With None, they are those of this process, and leftover loader workers are killed on exit.
+        argv: arguments; None uses those of this process, and kills leftover loader workers on exit.
         translate: function that rewrites the arguments before they are parsed, such as ``resume RUN`` to ``submit``.
     """
     with open_streams(), _kill_leftover_workers() if argv is None else restore_handlers():
@@ -191,7 +191,7 @@ def _run_command(program: Program, argv: list[str]) -> int:
         print(invocation.config_text(), end="")
         return 0
     config, is_main = invocation.load(), os.environ.get("RANK", "0") == "0"
-    if hasattr(config, "protocol") and is_main:  # results depend on the config, so print which one is used
+    if hasattr(config, "protocol") and is_main:  # results depend on the config, so print which config is used
         names = ", ".join(invocation.common.config or ())
         settings = f"config {names}" if names else "no --config; using the defaults in --help"
         print_stderr(f"{program.name} {invocation.name}: {settings}")
@@ -217,7 +217,7 @@ def _run_command(program: Program, argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def _quiet_hooks() -> Iterator[None]:
-    """Silence errors that are reported elsewhere: killed loader workers in finalizers, and TensorBoard's thread."""
+    """Silence errors that are reported elsewhere: those of killed loader workers, and those of TensorBoard's thread."""
     hook, thread_hook = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = lambda args: None if is_worker_loss(args.exc_value) else hook(args)
     threading.excepthook = lambda args: (

@@ -1,4 +1,4 @@
-"""Readers of JSON, YAML and .npz files that check syntax, types and sizes, since files may be damaged or hostile.
+"""Readers for JSON, YAML and .npz files that check syntax, types and sizes, since files may be damaged or malicious.
 
 A bad file raises a :class:`UserError`. Damaged lines of a log are skipped.
 """
@@ -124,7 +124,7 @@ def _check_duplicates(node: Any, name: str) -> None:
 
 
 def _summarise(error: Exception) -> str:
-    """Return the problem that a YAML error reports, with its line number if known."""
+    """Return the problem that a YAML error describes, with its line number if known."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
     return problem + (f" in line {mark.line + 1}" if mark else "")
