@@ -1,4 +1,4 @@
-"""A run folder: config, log, checkpoints and results of one command, locked by one process group at a time."""
+"""A run folder: config, log, checkpoints and results of one command, locked by one job at a time."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ _IGNORED = {LOCK, "slurm", *(f"{name}.part" for name in _INITIAL_FILES)}  # .par
 
 @dataclass(frozen=True)
 class _InputFile:
-    """State of a file that a run reads by path, at the start of the run."""
+    """Fingerprint of an input file at the start of a run."""
 
     path: str
     size: int
@@ -44,12 +44,12 @@ class _InputFile:
 
 
 class RunFolder:
-    """Open (or create) a run folder, and lock it until :meth:`close` or the end of a ``with`` block.
+    """Run folder, created if it does not exist, and locked until :meth:`close` or the end of a ``with`` block.
 
     Args:
         path: path of the folder.
-        command: command of the run, such as "pretrain"; folders of other commands are refused.
-        hold: whether to take the lock; False if another rank holds it, or to read only.
+        command: command of the run, such as "pretrain"; folders of other commands are rejected.
+        hold: whether to acquire the lock; False if another rank holds it, or for read-only access.
         flag: interrupt flag of the run.
 
     Attributes:
@@ -88,7 +88,7 @@ class RunFolder:
         self.finished = (self.path / "result.json").is_file()
 
     def _entries(self) -> set[str]:
-        """Return the names of the folder's entries, without lock, job files and partial files."""
+        """Return the names of the folder's entries, without the lock, job files and partial files."""
         try:
             names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         except OSError as error:
@@ -142,7 +142,7 @@ class RunFolder:
             )
 
     def is_done(self, data: str) -> bool:
-        """Return whether the run is finished, on data of this name; does not open the data."""
+        """Whether the run is finished and its data have this name; does not open the data."""
         return self.finished and self.stored_config().get("data") == data
 
     def check_images(self, names: Mapping[str, str], annotations: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -174,7 +174,7 @@ class RunFolder:
             )
 
     def forget_annotations(self) -> None:
-        """Accept changed annotations on resume; for runs that failed on bad input, such as a mask to be repaired."""
+        """Accept changed annotations on resume; for runs that failed on bad input, such as a mask that needs repair."""
         record = self.path / "images.json"
         if record.is_file():
             stored = read_json(record)
@@ -193,11 +193,11 @@ class RunFolder:
         recorded = {key: build_stored(_InputFile, entry, f"{record}: {key}") for key, entry in stored.items()}
         for key, path in files.items():
             if path.is_file():
-                before, status = recorded.get(key), path.stat()
-                if before and (before.size, before.mtime_ns) == (status.st_size, status.st_mtime_ns):
+                initial, status = recorded.get(key), path.stat()
+                if initial and (initial.size, initial.mtime_ns) == (status.st_size, status.st_mtime_ns):
                     continue
                 current = _InputFile(str(path), status.st_size, status.st_mtime_ns, digest(path))
-                if before and before.sha256 != current.sha256:
+                if initial and initial.sha256 != current.sha256:
                     raise UserError(
                         f"{path} ({key}) has changed since {self.path} was started; restore it, or choose another --out"
                     )
@@ -209,8 +209,8 @@ class RunFolder:
         """Write the complete ``config.yaml``, and the fingerprints of the images and input files."""
         text = to_yaml(config)
         if not self.resuming or self.stored_config() != yaml.safe_load(text):  # else keep the user's comments
-            head = f"{RUN_HEADER} {self.command} (crosschannel {__version__})\n"
-            self.write("config.yaml", head + text)
+            header = f"{RUN_HEADER} {self.command} (crosschannel {__version__})\n"
+            self.write("config.yaml", header + text)
         if self._images:
             self.write("images.json", self._images)
         if self._inputs:
@@ -238,7 +238,7 @@ class RunFolder:
 
 
 def last_pictures(run: Path) -> Path | None:
-    """Return the latest pictures of held-out images of a run, or None."""
+    """Return the path of a run's latest pictures of held-out images, or None."""
     return max((run / "samples").glob("*.png"), default=None)
 
 

@@ -1,4 +1,4 @@
-"""Interrupts: SIGTERM, SIGUSR2 and Ctrl-C set a flag, which the training loop checks at step boundaries."""
+"""Interrupt handling: SIGTERM, SIGUSR2 and Ctrl-C set a flag, which the training loop checks between steps."""
 
 import contextlib
 import signal
@@ -17,7 +17,8 @@ class Interrupted(Exception):
 class InterruptFlag:
     """Context manager that stores the name of a received signal in ``name``.
 
-    An ``Interrupted`` raised in the block without arguments gets this name. A second Ctrl-C raises KeyboardInterrupt.
+    If the block raises ``Interrupted`` without arguments, the exception gets this name. A second Ctrl-C raises
+    KeyboardInterrupt.
 
     Args:
         last: whether to ignore signals after the block, to preserve the exit code of a process that is about to end.

@@ -6,7 +6,7 @@ import numpy as np
 
 MetricArrays = dict[str, np.ndarray]  # metrics by name, (R,): one value per row of weights (R, n)
 
-_MAX_WEIGHTS = 10_000_000  # number of weights drawn at once
+_MAX_WEIGHTS = 10_000_000  # maximum number of weights drawn at once
 
 
 def intervals(

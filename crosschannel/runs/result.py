@@ -1,4 +1,4 @@
-"""Results of finished runs: metrics in ``result.json``, rows per image in ``predictions.npz``."""
+"""Results of finished runs: metrics in ``result.json``, per-image rows in ``predictions.npz``."""
 
 import json
 import shlex
@@ -55,7 +55,7 @@ Rows = Mapping[str, Column]
 
 @dataclass(repr=False)
 class Result:
-    """Result of a run; prints as a table of its metrics.
+    """Result of a run; its repr is a table of its metrics.
 
     Attributes:
         protocol: name of the protocol, such as "linear-probe".
@@ -103,12 +103,12 @@ def finish(
 
     Args:
         run: locked run folder, with its config written.
-        config: config of the run; has a ``seed``.
+        config: config of the run, with a key ``seed``.
         backbone: source of the backbone.
         data: source of the images.
         n: number of images that the metrics are computed on.
         metrics: metrics by name.
-        rows: columns with one row per image; see :data:`Rows`.
+        rows: columns by name; see :data:`Rows`.
 
     Returns:
         the result, with its rows.
@@ -211,7 +211,7 @@ def load_result(run: Path | str) -> Result:
 
 
 def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Result]]:
-    """Load the results of run folders; those without a result are skipped with a message.
+    """Load the results of run folders; those without a result are reported and skipped.
 
     Raises:
         UserError: a path does not exist, a result is damaged, or no run has finished.
@@ -232,7 +232,7 @@ def finished_runs(paths: Iterable[str], console: Console) -> list[tuple[Path, Re
 
 
 def missing_file(run: Path, name: str) -> str:
-    """Explain why a path lacks a file that finished runs have, and how to remedy it."""
+    """Explain why a path lacks a file that finished runs have, and how to get it."""
     if not run.is_dir():
         return f"{run} is not a run folder: it {'is a file' if run.exists() else 'does not exist'}"
     if not is_run_folder(run):
