@@ -1,4 +1,4 @@
-"""Plot of the losses and the primary metric of a pretraining run."""
+"""Plot of the losses and the primary metric of a run."""
 
 from pathlib import Path
 
@@ -6,10 +6,8 @@ from crosschannel.files import atomic_write
 from crosschannel.runs.folder import read_metrics
 
 
-def validation_curve(
-    run: Path, out: Path, metric: str, baseline: tuple[float, str] | None = None, label: str = ""
-) -> Path:
-    """Plot training and validation loss, and in a second panel the primary metric, by step.
+def validation_curve(run: Path, out: Path, metric: str, baseline: tuple[float, str] | None = None) -> Path:
+    """Plot training and validation loss by step, and the primary metric in a second panel.
 
     Args:
         run: the run folder.
@@ -25,7 +23,7 @@ def validation_curve(
 
     rows = read_metrics(run)
     figure = Figure(figsize=(9, 3.6))
-    # Fixed margins, since automatic layout takes twice the time.
+    # Fixed margins, since automatic layout takes twice as long.
     left, right = figure.subplots(
         1, 2, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.14, "top": 0.9, "wspace": 0.25}
     )

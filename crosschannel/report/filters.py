@@ -8,7 +8,7 @@ from crosschannel.color import lab_to_rgb
 from crosschannel.errors import UserError
 from crosschannel.models import Backbone
 
-_EXTENT = 50.0  # offset of L, a or b from mid-grey that represents the largest weight of a filter
+_EXTENT = 50.0  # offset of L, a or b from mid-grey for the largest weight of a filter
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def filter_picture(backbone: Backbone, columns: int = 16, zoom: int = 4) -> Imag
         zoom: side of a weight, in pixels.
 
     Returns:
-        an RGB picture, in which a light line of one pixel separates the filters.
+        an RGB picture, with light lines of one pixel between the filters.
 
     Raises:
         UserError: the first convolution is grouped, or does not have one or three input channels.
@@ -35,8 +35,8 @@ def filter_picture(backbone: Backbone, columns: int = 16, zoom: int = 4) -> Imag
     tiles = _to_rgb(weight / weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12), backbone.input.kind)
     tiles = tiles.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     tiles = nn.functional.pad(tiles, (0, 1, 0, 1), value=0.9)
-    missing = -len(tiles) % columns
-    tiles = torch.cat((tiles, torch.full((missing, *tiles.shape[1:]), 0.9)))
+    padding = -len(tiles) % columns
+    tiles = torch.cat((tiles, torch.full((padding, *tiles.shape[1:]), 0.9)))
     count, channels, height, width = tiles.shape
     rows = tiles.reshape(count // columns, columns, channels, height, width)
     picture = rows.permute(0, 3, 1, 4, 2).reshape(count // columns * height, columns * width, channels)

@@ -1,4 +1,4 @@
-"""Report pages of headings, text, tables and figures, written as Markdown, HTML and LaTeX tables."""
+"""Report pages with headings, text, tables and figures, written as Markdown, HTML and LaTeX tables."""
 
 import base64
 import re
@@ -36,7 +36,7 @@ class Table:
         caption: caption above the table.
         head: column titles.
         rows: cells, row by row.
-        published: number of leading rows with published results, which are set apart.
+        published: number of leading rows with published results, which are formatted differently.
     """
 
     caption: str
@@ -192,8 +192,8 @@ class Page:
             + "\n</body></html>\n"
         )
         tables = [block.latex() for block in self.blocks if isinstance(block, Table)]
-        markdowns = "\n".join(block.markdown() for block in blocks)
-        texts = (markdowns, html, "% requires \\usepackage{booktabs}\n" + "\n".join(tables))
+        markdown_text = "\n".join(block.markdown() for block in blocks)
+        texts = (markdown_text, html, "% requires \\usepackage{booktabs}\n" + "\n".join(tables))
         for name, text in zip(FILES, texts, strict=True):
             with write(folder / name) as part:
                 part.write_text(escape_control(text), encoding="utf-8")

@@ -9,7 +9,7 @@ from crosschannel.files import Writer, atomic_write
 Curve = Mapping[str, tuple[float, float]]  # layer → (mean, standard deviation over seeds), in percent
 
 COLOURS = ("#c0392b", "#2980b9", "#27ae60", "#8e44ad", "#d35400", "#16a085", "#2c3e50", "#b7950b")
-_MUTED = (
+_MUTED_COLOURS = (
     "#1f2933", "#9aa5b1", "#b8860b", "#6b8e23", "#8b5a8b", "#4682b4", "#cd5c5c", "#20b2aa", "#d2691e", "#c71585",
 )  # fmt: skip
 
@@ -32,7 +32,7 @@ def accuracy_by_layer(
         ylabel: title of the y axis; may contain a line break.
         published: published curves by label, over some or all of the layers.
         published_ylabel: title of the y axis of a second panel, for published curves that are not comparable with the
-            measured ones. Empty: a single panel for all curves.
+            measured ones. If it is empty, all curves share one panel.
         write: context manager that opens the output file.
 
     Returns:
@@ -47,7 +47,7 @@ def accuracy_by_layer(
     panels[0].set_ylabel(ylabel)
     if published:
         published_layers = [layer for layer in layers if any(layer in curve for curve in published.values())]
-        _draw(panels[-1], published, _MUTED, ":", _layer_positions(published_layers if two_panels else layers))
+        _draw(panels[-1], published, _MUTED_COLOURS, ":", _layer_positions(published_layers if two_panels else layers))
     if two_panels:
         panels[1].set_ylabel(published_ylabel)
     for axes, ticks in zip(panels, (layers, published_layers) if two_panels else (layers,), strict=True):
@@ -59,7 +59,7 @@ def accuracy_by_layer(
 
 
 def accuracy_by_depth(out: Path, measured: Mapping[str, Curve], ylabel: str, write: Writer = atomic_write) -> Path:
-    """Plot accuracy by relative depth, for nets whose layers differ: 0 is the first layer of a curve, 1 the last.
+    """Plot accuracy by relative depth, for nets with different layers: 0 is the first layer of a curve, 1 the last.
 
     Args:
         out: the PNG to write.
