@@ -27,8 +27,8 @@ def validation_curve(run: Path, out: Path, metric: str, baseline: tuple[float, s
     left, right = figure.subplots(
         1, 2, gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.14, "top": 0.9, "wspace": 0.25}
     )
-    for key, label, colour in (("train/loss", "Training", "#9aa5b1"), ("val/loss", "Validation", "#c0392b")):
-        _draw_line(left, rows, key, label, colour)
+    for key, series, colour in (("train/loss", "Training", "#9aa5b1"), ("val/loss", "Validation", "#c0392b")):
+        _draw_line(left, rows, key, series, colour)
     left.set(xlabel="Step", ylabel="Loss", title="Loss")
     _draw_line(right, rows, f"val/{metric}", "Validation", "#c0392b")
     if baseline:
