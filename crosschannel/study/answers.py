@@ -1,4 +1,7 @@
-"""Sessions and answers of a study, in SQLite. Acknowledged answers are on disk, and sessions can resume."""
+"""Sessions and answers of a study, in SQLite.
+
+An answer is on disk before it is acknowledged, and interrupted sessions can be resumed.
+"""
 
 import random
 import secrets
@@ -23,7 +26,7 @@ Side = Literal["left", "right"]
 SIDES: tuple[Side, Side] = ("left", "right")
 ColourVision = Literal["normal", "deficient", "unknown"]
 _BUSY_S = 5  # seconds to wait for a locked database
-_CODE = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # no characters that look alike
+_CODE_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # without characters that look alike
 
 
 class Refused(Exception):
@@ -41,7 +44,7 @@ class Timing:
     Attributes:
         first_ms, second_ms: display time of each picture.
         response_ms: time from the end of the second picture to the answer.
-        hidden: whether the page was not visible for some of the time.
+        hidden: whether the page was hidden at any time.
     """
 
     first_ms: float
@@ -105,7 +108,7 @@ class Answers:
     def _open(self) -> None:
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA synchronous = FULL")
-        with self._writing() as db:
+        with self._transaction() as db:
             create_tables(db)
             check_answers(db, self.path, self.manifest, self.digest)
             if db.execute("SELECT 1 FROM study").fetchone() is None:
@@ -115,13 +118,12 @@ class Answers:
     def close(self) -> None:
         """Merge the write-ahead log into the database file, so that a copy of this file is complete."""
         try:
-            with self._locked() as db:
+            with self._connection() as db:
                 busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                 if busy:
                     raise Unavailable("another program is reading it")
-                with suppress(
-                    sqlite3.OperationalError
-                ):  # if a reader is connected, the empty log is removed when it disconnects
+                # If a reader is still connected, the empty log is removed when it disconnects.
+                with suppress(sqlite3.OperationalError):
                     db.execute("PRAGMA journal_mode = DELETE")
         except Unavailable as error:
             print_stderr(f"{self.path}: {error}; copy it together with {self.path.name}-wal")
@@ -129,8 +131,8 @@ class Answers:
             self._db.close()
 
     @contextmanager
-    def _locked(self) -> Iterator[sqlite3.Connection]:
-        """Lend the connection to one thread at a time.
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Give one thread at a time access to the connection.
 
         Raises:
             Unavailable: SQLite failed, or other threads held the connection for too long.
@@ -145,9 +147,9 @@ class Answers:
             self._lock.release()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Run a block in a transaction. Changes are on disk after the block, or rolled back if it raises."""
-        with self._locked() as db:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run a block in a transaction: its changes are on disk afterwards, or rolled back if it raises."""
+        with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -160,7 +162,7 @@ class Answers:
     def begin(self, participant: str, colour_vision: ColourVision | None = None) -> str:
         """Begin a session with the method that has the fewest sessions, and return its token.
 
-        A session that has not loaded a picture yet is reused, because its reply may have been lost.
+        A session that has not loaded a picture yet is reused, since the response with its token may have been lost.
 
         Args:
             participant: code of the participant.
@@ -170,24 +172,26 @@ class Answers:
             Refused: the participant already has a session.
             Unavailable: the session cannot be saved at the moment.
         """
-        with self._writing() as db:
-            known = db.execute(
+        with self._transaction() as db:
+            existing = db.execute(
                 "SELECT sessions.token AS token, SUM(loads) AS loads FROM sessions JOIN trials ON session = id "
                 "WHERE participant = ? GROUP BY id",
                 (participant,),
             ).fetchone()
-            if known is not None:
-                if not known["loads"]:
-                    db.execute("UPDATE sessions SET colour_vision = ? WHERE token = ?", (colour_vision, known["token"]))
-                    return known["token"]
+            if existing is not None:
+                if not existing["loads"]:
+                    db.execute(
+                        "UPDATE sessions SET colour_vision = ? WHERE token = ?", (colour_vision, existing["token"])
+                    )
+                    return existing["token"]
                 raise Refused(
                     "This code has already taken part. If you were interrupted, continue in the browser you started in."
                 )
             sessions = Counter(dict.fromkeys(self.manifest.methods, 0))
             sessions.update(dict(db.execute("SELECT method, COUNT(*) FROM sessions GROUP BY method")))
-            method = self._select_rarest(self.manifest.methods, sessions, 1)[0]
+            method = self._select_least_frequent(self.manifest.methods, sessions, 1)[0]
             token = secrets.token_urlsafe(32)
-            code = "-".join("".join(self._random.choices(_CODE, k=4)) for _ in range(3))
+            code = "-".join("".join(self._random.choices(_CODE_ALPHABET, k=4)) for _ in range(3))
             row = (token, participant, method, code, time.time(), colour_vision)
             session = db.execute(
                 "INSERT INTO sessions (token, participant, method, code, begun, colour_vision) "
@@ -213,8 +217,8 @@ class Answers:
                 )
             )
         )
-        selected = self._select_rarest(self._judged, judgements, self.manifest.pairs)
-        pair_count = len(selected) - self.manifest.checks  # the most often judged photographs become attention checks
+        selected = self._select_least_frequent(self._judged, judgements, self.manifest.pairs)
+        pair_count = len(selected) - self.manifest.checks  # the photographs judged most often become attention checks
         trials = [("pair" if rank < pair_count else "check", photograph) for rank, photograph in enumerate(selected)]
         self._random.shuffle(trials)
         practice = self._random.sample(self._practice, self.manifest.practice)
@@ -223,13 +227,13 @@ class Answers:
             first = "left" if self.manifest.first == "left" else self._random.choice(SIDES)
             yield kind, photograph, self._random.choice(SIDES), first, secrets.token_urlsafe(16)
 
-    def _select_rarest(self, items: Any, counts: Counter, number: int) -> list:
-        """Return the items with the lowest counts, in ascending order; ties are broken at random."""
-        return sorted(items, key=lambda item: (counts[item], self._random.random()))[:number]
+    def _select_least_frequent(self, items: Any, counts: Counter, size: int) -> list:
+        """Return the ``size`` items with the lowest counts, in ascending order; ties are broken at random."""
+        return sorted(items, key=lambda item: (counts[item], self._random.random()))[:size]
 
     def state(self, session: str) -> State | None:
         """Return the progress of a session; None if it does not exist."""
-        with self._locked():
+        with self._connection():
             return self._state(session)
 
     def _state(self, session: str) -> State | None:
@@ -247,8 +251,8 @@ class Answers:
         return State(next_row["number"], len(rows), practice, next_row["token"], next_row["first"])
 
     def picture(self, session: str, trial: str, side: str) -> str | None:
-        """Return the file of a picture, and count that it was loaded; None if it does not belong to the next pair."""
-        with self._writing() as db:
+        """Return the file of a picture and count the request; None if the picture is not part of the next pair."""
+        with self._transaction() as db:
             state = self._state(session)
             if state is None or not trial or state.trial != trial or side not in SIDES:
                 return None
@@ -271,12 +275,12 @@ class Answers:
             timing: times measured by the browser.
 
         Returns:
-            the progress of the session, and whether the answer was right; None unless the pair is for practice.
+            the progress of the session, and whether the answer was right (None unless the pair is for practice).
 
         Raises:
             Refused: the session does not exist, or the pair is not its next one.
         """
-        with self._writing() as db:
+        with self._transaction() as db:
             state = self._state(session)
             row = db.execute(
                 "SELECT kind, fake, answer, session FROM trials JOIN sessions ON session = id "
@@ -309,13 +313,13 @@ class Answers:
 
     def participant(self, session: str) -> str | None:
         """Return the participant code of a session; None if it does not exist."""
-        with self._locked() as db:
+        with self._connection() as db:
             row = db.execute("SELECT participant FROM sessions WHERE token = ?", (session,)).fetchone()
         return row["participant"] if row else None
 
     def code(self, session: str) -> str | None:
         """Return the completion code of a session; None if it has not finished."""
-        with self._locked() as db:
+        with self._connection() as db:
             row = db.execute(
                 "SELECT code FROM sessions WHERE token = ? AND finished IS NOT NULL", (session,)
             ).fetchone()
@@ -323,7 +327,7 @@ class Answers:
 
 
 def read_answers(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read the sessions and trials of a study, which a server may be writing at the same time.
+    """Read the sessions and trials of a study. A server may be writing to the database at the same time.
 
     Returns:
         the rows of the tables ``sessions`` and ``trials``.

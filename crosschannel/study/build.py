@@ -26,8 +26,8 @@ from crosschannel.study.manifest import CHECK, MANIFEST, PICTURES, TRUTH, Manife
 from crosschannel.training.device import find_device
 from crosschannel.version import __version__
 
-_GREY_CHROMA = 10.0  # chroma up to which a pixel counts as grey
-_MIN_COLOURED = 0.01  # minimum fraction of pixels above it in a photograph that is not grey
+_GREY_CHROMA = 10.0  # pixels up to this chroma count as grey
+_MIN_COLOURED = 0.01  # photographs with a smaller fraction of coloured pixels count as grey
 _CHECK = ColorizationMethod(Method(CHECK, "random"), None)
 
 
@@ -39,13 +39,13 @@ def build(config: StudyBuildConfig) -> Path:
             or the output folder is not empty.
     """
     out, methods, device = Path(config.out), parse_methods(config.methods), find_device(config.device)
-    with atomic_folder(out, "crosschannel study build", rf"{PICTURES}|{re.escape(MANIFEST)}") as part:
+    with atomic_folder(out, "crosschannel study build", rf"{PICTURES}|{re.escape(MANIFEST)}") as temp_folder:
         images = open_evaluated_images(config.data)
-        loaded = load_methods(methods, config.upsample, device)
+        loaded_methods = load_methods(methods, config.upsample, device)
         checks = max(round(config.pairs * config.checks), int(config.checks > 0))
-        fakes = [*loaded, *[_CHECK] * bool(checks)]
+        fakes = [*loaded_methods, *[_CHECK] * bool(checks)]
         required = config.images + config.practice
-        (part / PICTURES).mkdir()
+        (temp_folder / PICTURES).mkdir()
         manifest = Manifest(
             data=config.data,
             methods=dict(zip((method.name for method in methods), config.methods, strict=True)),
@@ -74,26 +74,26 @@ def build(config: StudyBuildConfig) -> Path:
             photograph = Photograph(name, len(manifest.photographs) < config.practice, {})
             for key, data in _encode_versions(evaluator, pictures):
                 photograph.files[key] = f"{secrets.token_hex(16)}.png"
-                (part / PICTURES / photograph.files[key]).write_bytes(data)
+                (temp_folder / PICTURES / photograph.files[key]).write_bytes(data)
                 manifest.sha256[photograph.files[key]] = hashlib.sha256(data).hexdigest()
             manifest.photographs.append(photograph)
-        manifest.write(part)
+        manifest.write(temp_folder)
     console = stderr_console()
     for name, reason in manifest.left_out.items():
         console.print(f"excluded {name}: {reason}")
     console.print(
-        f"{out}: {format_count(config.images, 'photograph')} by {format_count(len(methods), 'method')}, "
-        f"{config.practice} more for practice",
+        f"{out}: {format_count(config.images, 'photograph')} coloured by {format_count(len(methods), 'method')}, "
+        f"and {config.practice} for practice",
     )
     return out
 
 
 def _select_photographs(
-    config: StudyBuildConfig, images: ImageSet, evaluator: Evaluator, left_out: dict[str, str]
+    config: StudyBuildConfig, images: ImageSet, evaluator: Evaluator, exclusion_reasons: dict[str, str]
 ) -> Iterator[tuple[str, Pictures]]:
-    """Yield name and pictures (a batch of one) of colour photographs, in random order.
+    """Yield the names and pictures (batches of one) of colour photographs, in random order.
 
-    The reasons for excluding other images are added to ``left_out``.
+    The reasons for excluding other images are added to ``exclusion_reasons``, by name.
     """
     stream = Stream(WithDonors(images, images, config.seed), Pairs(config.size, images))
     for index in map(int, epoch_order(len(images), config.seed, 0)):
@@ -101,21 +101,21 @@ def _select_photographs(
         if isinstance(batch, UserError):
             raise batch
         if not len(batch):
-            left_out[escape_control(images.names[index])] = batch.broken[0][1]
+            exclusion_reasons[escape_control(images.names[index])] = batch.broken[0][1]
             continue
         pictures = evaluator.pictures(batch)
         chroma = pictures.ab.norm(dim=1)
         if (chroma > _GREY_CHROMA).float().mean() < _MIN_COLOURED:
-            left_out[escape_control(images.names[index])] = "it is grey"
+            exclusion_reasons[escape_control(images.names[index])] = "it is grey"
         else:
             yield escape_control(images.names[index]), pictures
 
 
 @torch.inference_mode()
 def _encode_versions(evaluator: Evaluator, pictures: Pictures) -> Iterator[tuple[str, bytes]]:
-    """Yield the photograph and its coloured versions as PNG files, by :attr:`Photograph.files` key.
+    """Yield the photograph and its coloured versions, as keys of :attr:`Photograph.files` and contents of PNG files.
 
-    The files are uncompressed and equally long, so that their size does not reveal which one is fake.
+    The files are uncompressed and of equal length, so that their size does not reveal the fake.
     """
     lightness = evaluator.lightness(pictures)
     versions = {TRUTH: pictures.rgb}
@@ -127,4 +127,4 @@ def _encode_versions(evaluator: Evaluator, pictures: Pictures) -> Iterator[tuple
         lengths.add(len(file.getvalue()))
         yield key, file.getvalue()
     if len(lengths) != 1:
-        raise RuntimeError(f"versions of a photograph have files of different lengths: {sorted(lengths)}")
+        raise RuntimeError(f"the files of a photograph's versions differ in length: {sorted(lengths)}")

@@ -26,11 +26,11 @@ class StudyBuildConfig(CommandConfig):
     methods: Annotated[list[str], Source("colorizer", source_of)] = field(default_factory=list)
     """colorization models, as [NAME=]SOURCE[,temperature=T], and the baselines random and grey"""
     images: Annotated[int, Interval(ge=1, le=100_000)] = 100
-    """number of photographs to judge, chosen at random; photographs for practice are additional"""
+    """number of photographs to judge, chosen at random, in addition to those for practice"""
     pairs: Annotated[int, Interval(ge=1, le=1000)] = 40
-    """pairs that each participant judges"""
+    """number of pairs that each participant judges after the practice pairs"""
     practice: Annotated[int, Interval(ge=0, le=100)] = 10
-    """practice pairs, with feedback, that precede them"""
+    """number of practice pairs, which come first and give feedback"""
     checks: Annotated[float, Interval(ge=0, le=0.5)] = 0.1
     """fraction of the pairs that are attention checks, in which the fake has the colours of another photograph"""
     size: Annotated[int, Interval(ge=32, le=1024)] = 256
@@ -48,8 +48,8 @@ class StudyBuildConfig(CommandConfig):
     """pause between the two pictures of a pair, in ms"""
 
     def check(self) -> None:
-        chosen = parse_methods(self.methods)
-        for method in chosen:
+        methods = parse_methods(self.methods)
+        for method in methods:
             is_fake = method.source != "truth" and method.name not in ("truth", "check")
             require(
                 is_fake,
@@ -64,7 +64,7 @@ class StudyBuildConfig(CommandConfig):
 
 @dataclass
 class StudyServeConfig(PlainConfig):
-    """Serve a study as web pages: consent, practice, pairs, completion code. Answers are stored in its folder."""
+    """Serve a study as web pages: consent, practice, pairs, completion code. Answers are stored in the study folder."""
 
     study: Annotated[str, File()]
     """study folder written by `crosschannel study build`"""
@@ -77,7 +77,7 @@ class StudyServeConfig(PlainConfig):
     contact: Line = ""
     """name and contact of the researcher, shown on all pages"""
     consent: Annotated[str, File()] = ""
-    """text file with the paragraphs of the first page, which replace the default text"""
+    """text file with paragraphs for the first page, in place of the default text"""
     codes: Annotated[str, File()] = ""
     """text file with the accepted participant codes, one per line; default: accept any code"""
 
@@ -93,7 +93,7 @@ class StudyReportConfig(CommandConfig):
     out: Out
     """folder for the page and its tables; files of an earlier report are replaced, other files are not"""
     attention: Fraction = 0.5
-    """exclude participants who recognise a smaller fraction of the attention checks"""
+    """minimum fraction of attention checks that participants must recognise to be included"""
     unfinished: bool = False
     """include participants who did not finish"""
     resamples: Annotated[int, Interval(ge=100, le=1_000_000)] = 10_000

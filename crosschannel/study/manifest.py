@@ -1,4 +1,4 @@
-"""Study folder: its pictures, and a manifest that lists them with their checksums."""
+"""Study folder, with pictures and a manifest that lists them with their checksums."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ class Photograph:
     Attributes:
         name: name in the image set.
         practice: whether it is used for practice.
-        files: files below ``pictures``, by method, :data:`TRUTH` and :data:`CHECK` (the colours of another photograph).
+        files: files below ``pictures``, by :data:`TRUTH`, method name and :data:`CHECK` (fake for attention checks).
     """
 
     name: str
@@ -86,10 +86,10 @@ def read_study(folder: str | Path) -> tuple[Path, Manifest]:
             f"{folder} is not a study: it has no {MANIFEST}; create a study with `crosschannel study build`"
         )
     manifest = build_stored(Manifest, read_json(path), str(path))
-    listed = {file for photograph in manifest.photographs for file in photograph.files.values()}
-    required = {TRUTH, *manifest.methods, *[CHECK] * bool(manifest.checks)}
-    is_complete = all(required <= photograph.files.keys() for photograph in manifest.photographs)
-    if not is_complete or listed != manifest.sha256.keys() or any(Path(file).name != file for file in listed):
+    files = {file for photograph in manifest.photographs for file in photograph.files.values()}
+    required_keys = {TRUTH, *manifest.methods, *[CHECK] * bool(manifest.checks)}
+    is_complete = all(required_keys <= photograph.files.keys() for photograph in manifest.photographs)
+    if not is_complete or files != manifest.sha256.keys() or any(Path(file).name != file for file in files):
         raise UserError(f"{path} is damaged: it does not list all pictures")
     practice = sum(photograph.practice for photograph in manifest.photographs)
     if practice < manifest.practice or len(manifest.photographs) - practice < manifest.pairs:

@@ -9,12 +9,12 @@ import numpy as np
 from crosschannel.runs.resampling import bootstrap_weights
 from crosschannel.study.config import Test
 
-SHOWN_MS, TOLERANCE_MS = 1000, 34  # intended display time of a picture, and tolerance
+DISPLAY_MS, TOLERANCE_MS = 1000, 34  # intended display time of a picture, and its tolerance
 
 
 @dataclass
 class Participant:
-    """Answers of a participant.
+    """Answers of a participant, without practice pairs.
 
     Attributes:
         session: id of the session.
@@ -45,7 +45,7 @@ class FoolingRate:
     Attributes:
         rate: fraction of pairs in which the true photograph was called the fake.
         error: bootstrapped standard error; NaN for a single participant.
-        low, high: ends of the confidence interval; NaN for a single participant.
+        low, high: bounds of the confidence interval; NaN for a single participant.
         participants, pairs: number of participants and of pairs.
     """
 
@@ -69,13 +69,13 @@ def collect_participants(
     Returns:
         participants with at least one answered pair that is not an attention check.
     """
-    answered: dict[int, list[Mapping[str, Any]]] = {}
+    rows_by_session: dict[int, list[Mapping[str, Any]]] = {}
     for trial in trials:
         if trial["answer"] is not None and trial["kind"] != "practice":
-            answered.setdefault(trial["session"], []).append(trial)
+            rows_by_session.setdefault(trial["session"], []).append(trial)
     participants = []
     for session in sessions:
-        rows = answered.get(session["id"], [])
+        rows = rows_by_session.get(session["id"], [])
         if (session["finished"] is None and not unfinished) or not any(row["kind"] == "pair" for row in rows):
             continue
         pairs, checks = ([row for row in rows if row["kind"] == kind] for kind in ("pair", "check"))
@@ -108,27 +108,32 @@ def fooling_rates(
         resamples: number of bootstrap resamples, see :func:`resample_rates`.
         level: confidence level of the intervals, such as 0.95.
         seed: seed of the resamples.
-        test: kind of p-values.
+        test: two-sided or one-sided p-values.
 
     Returns:
         fooling rates by method, and p-values by ordered pair of methods. The null hypothesis is that both methods fool
         equally often (two-sided), or that the first does not fool more often than the second (one-sided). Methods with
         a single participant have no p-values.
     """
-    by_method, samples = {}, {}
-    for number, method in enumerate(methods):
-        members = [participant for participant in participants if participant.method == method]
-        if not members:
+    by_method, resampled_rates = {}, {}
+    for index, method in enumerate(methods):
+        group = [participant for participant in participants if participant.method == method]
+        if not group:
             continue
-        fooled, pairs = (np.array([count(member.fooled) for member in members]) for count in (np.sum, len))
-        values = resample_rates(fooled, pairs, resamples, seed + number)
+        fooled, pairs = (np.array([count(participant.fooled) for participant in group]) for count in (np.sum, len))
+        values = resample_rates(fooled, pairs, resamples, seed + index)
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
         rate = float(fooled.sum() / pairs.sum())
-        spread = (float(values.std(ddof=1)), float(low), float(high)) if len(members) > 1 else (float("nan"),) * 3
-        by_method[method] = FoolingRate(rate, *spread, len(members), int(pairs.sum()))
-        if len(members) > 1:
-            samples[method] = values
-    one_sided = {(a, b): _one_sided_p(samples[a], samples[b]) for a in samples for b in samples if a != b}
+        uncertainty = (float(values.std(ddof=1)), float(low), float(high)) if len(group) > 1 else (float("nan"),) * 3
+        by_method[method] = FoolingRate(rate, *uncertainty, len(group), int(pairs.sum()))
+        if len(group) > 1:
+            resampled_rates[method] = values
+    one_sided = {
+        (a, b): _one_sided_p(resampled_rates[a], resampled_rates[b])
+        for a in resampled_rates
+        for b in resampled_rates
+        if a != b
+    }
     if test == "one-sided":
         return by_method, one_sided
     return by_method, {(a, b): min(1.0, 2 * min(p, one_sided[b, a])) for (a, b), p in one_sided.items()}
@@ -178,7 +183,7 @@ class TimingSummary:
     """Display times of pictures, in ms.
 
     Attributes:
-        within: fraction of pictures within :data:`TOLERANCE_MS` of :data:`SHOWN_MS`.
+        within: fraction of pictures within :data:`TOLERANCE_MS` of :data:`DISPLAY_MS`.
         median, shortest, longest: statistics of the display times.
         hidden: number of pairs during which the page was not visible.
         reloaded: number of pairs whose pictures were loaded more than once, usually because the page was reloaded.
@@ -202,7 +207,7 @@ def summarise_timing(trials: Sequence[Mapping[str, Any]]) -> TimingSummary | Non
         return None
     display_ms = np.array([[row["first_ms"], row["second_ms"]] for row in rows], np.float64).ravel()
     return TimingSummary(
-        float((np.abs(display_ms - SHOWN_MS) <= TOLERANCE_MS).mean()),
+        float((np.abs(display_ms - DISPLAY_MS) <= TOLERANCE_MS).mean()),
         float(np.median(display_ms)),
         float(display_ms.min()),
         float(display_ms.max()),

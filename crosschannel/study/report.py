@@ -1,4 +1,4 @@
-"""`crosschannel study report`: a report page, and CSV files of fooling rates and of all answers."""
+"""`crosschannel study report`: write a report page, and CSV files of the fooling rates and of all answers."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from crosschannel.study.answers import DATABASE, read_answers
 from crosschannel.study.config import StudyReportConfig
 from crosschannel.study.manifest import MANIFEST, PICTURES, TRUTH, Manifest, check_pictures, read_study
 from crosschannel.study.metrics import (
-    SHOWN_MS,
+    DISPLAY_MS,
     TOLERANCE_MS,
     FoolingRate,
     Participant,
@@ -31,7 +31,7 @@ from crosschannel.study.metrics import (
 )
 
 RATES, TRIALS = "fooled.csv", "trials.csv"
-_EXAMPLES = 6  # pictures that fooled most often, and as many that fooled least often
+_EXAMPLES = 6  # photographs to show whose fakes fooled most often, and as many that fooled least often
 _MIN_PARTICIPANTS = 10  # with fewer, the bootstrap underestimates the errors
 
 
@@ -75,7 +75,7 @@ def report(config: StudyReportConfig) -> list[Path]:
         written += [outputs.write_text(out / TRIALS, _trials_csv(manifest, sessions, trials))]
     console = stdout_console()
     for method, rate in rates.items():
-        console.print(f"{method}: {_cell(rate)} % fooled, {format_count(rate.participants, 'participant')}")
+        console.print(f"{method}: {_format_rate(rate)} % fooled, {format_count(rate.participants, 'participant')}")
     console.print(f"report: {out / 'report.html'} (and report.md, {RATES}, {TRIALS})")
     return written
 
@@ -88,33 +88,33 @@ def _describe(
     normal_vision: Sequence[Participant],
     included: Sequence[Participant],
 ) -> str:
-    """Describe participants and set-up of the study."""
-    finished = sum(session["finished"] is not None for session in sessions)
-    judged = sum(not photograph.practice for photograph in manifest.photographs)
-    not_asked = sum(person.colour_vision is None for person in included)
+    """Summarise the participants and the settings of the study in a paragraph."""
+    finished_count = sum(session["finished"] is not None for session in sessions)
+    photograph_count = sum(not photograph.practice for photograph in manifest.photographs)
+    not_asked_count = sum(person.colour_vision is None for person in included)
     gamut = "moved towards grey" if manifest.gamut == "map" else "clipped channel by channel"
     order = "the left one first" if manifest.first == "left" else "in random order"
     return (
-        f"{format_count(len(sessions), 'person', 'people')} started and {finished} finished; "
+        f"{format_count(len(sessions), 'person', 'people')} started and {finished_count} finished; "
         f"{len(included)} {'is' if len(included) == 1 else 'are'} included"
         + (", even if they did not finish" if config.unfinished else "")
         + f" ({len(normal_vision) - len(included)} recognised fewer than {config.attention:.0%} of the attention "
         f"checks; {len(participants) - len(normal_vision)} did not report normal colour vision"
-        + (f"; {not_asked} of those included were not asked about it" if not_asked else "")
-        + f"). Each judged {manifest.pairs} of {judged} photographs of {manifest.data} "
-        f"({manifest.size} px), coloured by one method; {manifest.checks} of these pairs were attention checks. Each "
-        f"picture was meant to be shown for one second, {order}, after pauses of {manifest.before_ms} and "
-        f"{manifest.between_ms} ms. "
-        f"Colours outside sRGB were {gamut}. Fooled means that the true photograph was called the fake. A perfect "
-        "method fools people half of the time; colours that are more typical than the true ones can fool more often."
+        + (f"; {not_asked_count} of those included were not asked about it" if not_asked_count else "")
+        + f"). Each judged {manifest.pairs} of {photograph_count} photographs of {manifest.data} "
+        f"({manifest.size} px), coloured by one method; {manifest.checks} of these pairs were attention checks. "
+        f"Pictures were scheduled for one second each, {order}, after pauses of {manifest.before_ms} ms before the "
+        f"first and {manifest.between_ms} ms between the two. Colours outside sRGB were {gamut}. Fooled means that "
+        "the true photograph was called the fake. A perfect method fools people half of the time; colours that are "
+        "more typical than the true ones can fool them more often."
     )
 
 
-def _cell(rate: FoolingRate) -> str:
+def _format_rate(rate: FoolingRate) -> str:
     return f"{100 * rate.rate:.1f}" + ("" if np.isnan(rate.error) else f" ± {100 * rate.error:.1f}")
 
 
-def _interval(rate: FoolingRate) -> str:
+def _format_interval(rate: FoolingRate) -> str:
     return "–" if np.isnan(rate.low) else f"{100 * rate.low:.1f} to {100 * rate.high:.1f}"
 
 
@@ -127,7 +127,8 @@ def _tables(
 ) -> list[Block]:
     """Build the tables of fooling rates, published rates and p-values."""
     rows = [
-        [name, _cell(rate), _interval(rate), str(rate.participants), str(rate.pairs)] for name, rate in rates.items()
+        [name, _format_rate(rate), _format_interval(rate), str(rate.participants), str(rate.pairs)]
+        for name, rate in rates.items()
     ]
     head = ["method", "fooled, %", f"{config.level:.0%} interval", "participants", "pairs"]
     published_rows = [[name, f"{rate:.1f}"] for name, rate in FOOLED.items()]
@@ -158,7 +159,7 @@ def _tables(
 def _attention(
     candidates: Sequence[Participant], included: Sequence[Participant], config: StudyReportConfig
 ) -> list[Block]:
-    """Report how many attention checks were passed, before and after excluding inattentive participants."""
+    """Report the pass rate of attention checks, before and after excluding inattentive participants."""
 
     def pass_rate(participants: Sequence[Participant]) -> str:
         checks = np.concatenate([np.empty(0, bool), *(participant.checks for participant in participants)])
@@ -182,7 +183,7 @@ def _timing(included: Sequence[Participant], trials: Sequence[Mapping[str, Any]]
         return []
     text = (
         f"{100 * timing.within:.1f} % of the {timing.pictures} pictures seen by included participants were displayed "
-        f"for {SHOWN_MS} ± {TOLERANCE_MS} ms, measured by the browser (median {timing.median:.0f} ms, range "
+        f"for {DISPLAY_MS} ± {TOLERANCE_MS} ms, measured by the browser (median {timing.median:.0f} ms, range "
         f"{timing.shortest:.0f} to {timing.longest:.0f} ms). The page was hidden during {timing.hidden} of "
         f"{timing.pairs} pairs, and the pictures of {timing.reloaded} were loaded more than once. All of these pairs "
         "are included."
@@ -193,58 +194,58 @@ def _timing(included: Sequence[Participant], trials: Sequence[Mapping[str, Any]]
 def _pictures(
     folder: Path, manifest: Manifest, included: Sequence[Participant], method: str, out: Path
 ) -> Iterator[Block]:
-    """Show the photographs whose fakes fooled most and least often, like the paper's Fig. 6."""
+    """Show the photographs whose fakes fooled participants most and least often, like the paper's Fig. 6."""
     counts = count_by_photograph(included, method)
     rates = {index: fooled / judged for index, (fooled, judged) in counts.items()}
     count = min(_EXAMPLES, len(counts) // 2)
     if not count:
         return
     # Among equal rates, photographs that were judged more often come first.
-    highest = sorted(counts, key=lambda n: (-rates[n], -counts[n][1]))[:count]
-    lowest = sorted(counts.keys() - set(highest), key=lambda n: (rates[n], -counts[n][1]))[:count]
+    most_fooling = sorted(counts, key=lambda n: (-rates[n], -counts[n][1]))[:count]
+    least_fooling = sorted(counts.keys() - set(most_fooling), key=lambda n: (rates[n], -counts[n][1]))[:count]
 
     def label(index: int) -> str:
         fooled, judged = counts[index]
         return f"{Path(manifest.photographs[index].name).name}: fooled {fooled} of {judged}"
 
     labels, rows = [], []
-    for pair in zip(highest, lowest, strict=True):
+    for pair in zip(most_fooling, least_fooling, strict=True):
         labels.append(";  ".join(map(label, pair)))
         files = [manifest.photographs[index].files[key] for index in pair for key in (TRUTH, method)]
-        rows.append([_pixels(folder / PICTURES / file) for file in files])
+        rows.append([_read_picture(folder / PICTURES / file) for file in files])
     path = out / f"fooled-{method}.png"
 
     def draw(write: Writer) -> None:
         labelled_rows(path, rows, ["true", method, "true", method], labels, write)
 
-    yield Heading(f"Pictures that fooled most and least often: {method}")
+    yield Heading(f"Pictures that fooled participants most and least often: {method}")
     yield Figure(
         path,
-        f"Left: the {format_count(count, 'picture')} that fooled most often. Right: the {count} that fooled least. "
-        "Each is next to its true photograph.",
+        f"Left: the {format_count(count, 'picture')} that fooled participants most often. Right: the {count} that "
+        "fooled them least often. Each fake is next to its true photograph.",
         draw,
     )
 
 
-def _pixels(path: Path) -> np.ndarray:
+def _read_picture(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def _as_csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _format_csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     file = io.StringIO()
     write_rows(file, [head, *rows])
     return file.getvalue()
 
 
 def _fooled_csv(rates: Mapping[str, FoolingRate]) -> str:
-    """Format the fooling rates as CSV for `crosschannel evaluate --realism`."""
+    """Format the fooling rates as CSV, as input for `crosschannel evaluate --realism`."""
     head = ["method", "fooled", "standard_error", "low", "high", "participants", "pairs"]
     rows = []
     for name, rate in rates.items():
-        spread = ["" if np.isnan(value) else value for value in (rate.error, rate.low, rate.high)]
-        rows.append([name, rate.rate, *spread, rate.participants, rate.pairs])
-    return _as_csv(head, rows)
+        uncertainty = ["" if np.isnan(value) else value for value in (rate.error, rate.low, rate.high)]
+        rows.append([name, rate.rate, *uncertainty, rate.participants, rate.pairs])
+    return _format_csv(head, rows)
 
 
 def _trials_csv(manifest: Manifest, sessions: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]]) -> str:
@@ -272,4 +273,4 @@ def _trials_csv(manifest: Manifest, sessions: Sequence[Mapping[str, Any]], trial
         for trial in trials
         if trial["answer"] is not None
     ]
-    return _as_csv(head, rows)
+    return _format_csv(head, rows)

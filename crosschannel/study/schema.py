@@ -1,4 +1,4 @@
-"""Schema of the database of a study's answers: creates, migrates and validates its tables."""
+"""Database schema of a study's answers: creation, migration and validation of the tables."""
 
 import sqlite3
 from contextlib import closing
@@ -37,7 +37,7 @@ CREATE TABLE trials (
     PRIMARY KEY (session, number)
 ) WITHOUT ROWID
 """
-# Conditions on valid rows; NULL counts as false.
+# Conditions that valid rows fulfil; NULL counts as false.
 _SESSION = """
     typeof(id) = 'integer' AND typeof(token) = 'text' AND typeof(participant) = 'text' AND typeof(code) = 'text'
     AND typeof(begun) IN ('real', 'integer') AND typeof(finished) IN ('real', 'integer', 'null')
@@ -60,12 +60,12 @@ def check_file(path: Path) -> None:
     """Raise a UserError if a file is neither empty nor an SQLite database, since SQLite may overwrite a short file."""
     try:
         with path.open("rb") as file:
-            head = file.read(16)
+            signature = file.read(16)
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror}") from None
-    if head and head != b"SQLite format 3\0":
+    if signature and signature != b"SQLite format 3\0":
         raise UserError(f"{path} is not an SQLite database; restore a backup")
 
 
@@ -100,14 +100,14 @@ def check_answers(db: sqlite3.Connection, path: Path, manifest: Manifest, digest
         raise UserError(f"{path} has answers for other pictures than those in {MANIFEST}")
     methods = list(manifest.methods)
     vision = "colour_vision" if "colour_vision" in columns["sessions"] else "NULL"
-    rule = _SESSION.format(methods=", ".join("?" * len(methods)), vision=vision)
-    row = db.execute(f"SELECT id FROM sessions WHERE NOT IFNULL({rule}, 0)", methods).fetchone()
+    condition = _SESSION.format(methods=", ".join("?" * len(methods)), vision=vision)
+    row = db.execute(f"SELECT id FROM sessions WHERE NOT IFNULL({condition}, 0)", methods).fetchone()
     if row is not None:
         raise UserError(f"{path} is damaged: session {row[0]} has a value out of range; restore a backup")
     kinds = "'practice', 'pair'" + ", 'check'" * bool(manifest.checks)
-    rule = _TRIAL.format(kinds=kinds, photographs=len(manifest.photographs))
+    condition = _TRIAL.format(kinds=kinds, photographs=len(manifest.photographs))
     row = db.execute(
-        f"SELECT session, number FROM trials JOIN sessions ON session = id WHERE NOT IFNULL({rule}, 0)"
+        f"SELECT session, number FROM trials JOIN sessions ON session = id WHERE NOT IFNULL({condition}, 0)"
     ).fetchone()
     if row is not None:
         trial = f"pair {row[1]} of session {row[0]}"

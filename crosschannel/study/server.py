@@ -1,4 +1,4 @@
-"""`crosschannel study serve`: web pages of a study. They do not reveal which picture of a pair is fake."""
+"""`crosschannel study serve`: serve the web pages of a study, which do not reveal which picture of a pair is fake."""
 
 import re
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ try:
 except ImportError:
     raise UserError("the web server requires extra packages: pip install 'crosschannel[web]'") from None
 
-_CODE = re.compile(r"[\w.@+-]{1,100}")  # participant codes
-_LIMIT = 4096  # size limit of a request body, in bytes
+_PARTICIPANT_CODE = re.compile(r"[\w.@+-]{1,100}")
+_MAX_BODY = 4096  # maximum size of a request body, in bytes
 _RETRY_S = 5  # seconds until a failed page is requested again
 _STATIC = {"study.css": "text/css", "study.js": "text/javascript", "retry.js": "text/javascript"}
-_PAGES = {"", "begin", "pairs", "end"}  # HTML pages; the other addresses are for study.js
-_VISIONS: dict[ColourVision, str] = {"normal": "Yes", "deficient": "No", "unknown": "I do not know"}
+_PAGES = {"", "begin", "pairs", "end"}  # addresses of HTML pages; the others are for study.js
+_VISION_LABELS: dict[ColourVision, str] = {"normal": "Yes", "deficient": "No", "unknown": "I do not know"}
 _PAIRS_PER_MINUTE = 5  # estimate, including the time to read and think
-_MAX_MS = 1e7  # limit of measured times
+_MAX_MS = 1e7  # maximum of the measured times
 
 Milliseconds = Annotated[float, Field(ge=0, le=_MAX_MS, allow_inf_nan=False)]
 
@@ -67,7 +67,7 @@ def run(config: StudyServeConfig) -> None:
         answers = Answers(folder, manifest)
         try:
             app = create(folder, manifest, answers, config, paragraphs, codes)
-            serve(GuardedApp(app, _LIMIT), config.host, config.port, f"study {folder}")
+            serve(GuardedApp(app, _MAX_BODY), config.host, config.port, f"study {folder}")
         finally:
             answers.close()
 
@@ -80,7 +80,7 @@ def read_codes(path: str) -> set[str]:
     """
     lines = read_text(user_path(path)).removeprefix("\ufeff").splitlines()
     codes = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
-    invalid = next((number for number, code in codes.items() if not _CODE.fullmatch(code)), None)
+    invalid = next((number for number, code in codes.items() if not _PARTICIPANT_CODE.fullmatch(code)), None)
     if invalid is not None:
         raise UserError(
             f"{path}, line {invalid}: invalid participant code {codes[invalid]!r}; codes may contain letters, digits "
@@ -105,7 +105,7 @@ def create(
         folder: study folder.
         manifest: manifest of the study.
         answers: database of the study.
-        config: config with the title and the contact.
+        config: config of the server, with the title and contact.
         consent: paragraphs of the first page; the default text is used if all are empty.
         codes: accepted participant codes; None: accept any code.
     """
@@ -113,7 +113,7 @@ def create(
     pages = Environment(loader=PackageLoader("crosschannel.study", "pages"), autoescape=True, undefined=StrictUndefined)
     static = {name: (files("crosschannel.study") / "static" / name).read_bytes() for name in _STATIC}
     common = {"title": config.title, "contact": config.contact, "manifest": manifest}
-    reported: set[str] = set()
+    logged_errors: set[str] = set()
     # Browsers send cookies to all ports of a host, so the cookie name differs between studies.
     cookie = f"study-{answers.digest[:8]}"
     Session = Annotated[str, Cookie(alias=cookie, max_length=100)]
@@ -122,8 +122,8 @@ def create(
         return HTMLResponse(pages.get_template(name).render(**common, **values), status)
 
     def report(error: Unavailable) -> None:
-        if str(error) not in reported:
-            reported.add(str(error))
+        if str(error) not in logged_errors:
+            logged_errors.add(str(error))
             print_stderr(
                 f"{answers.path.parent}: {error}; participants are asked to wait until the problem is resolved"
             )
@@ -138,7 +138,7 @@ def create(
         minutes = max(1, round((manifest.practice + manifest.pairs) / _PAIRS_PER_MINUTE))
         duration = "one minute" if minutes == 1 else f"{minutes} minutes"
         paragraphs = [paragraph for paragraph in consent if paragraph]
-        values = {"code": code, "vision": vision, "problem": problem, "visions": _VISIONS}
+        values = {"code": code, "vision": vision, "problem": problem, "visions": _VISION_LABELS}
         return page("first.html", status, consent=paragraphs, minutes=duration, **values)
 
     @app.exception_handler(Unavailable)
@@ -150,12 +150,12 @@ def create(
         return JSONResponse(problem, 503, {"Retry-After": str(_RETRY_S)})
 
     @app.exception_handler(RequestValidationError)
-    def unreadable(_request: Request, _error: RequestValidationError) -> JSONResponse:
+    def invalid_request(_request: Request, _error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"problem": "The request is invalid."}, 422)
 
     @app.get("/")
-    def consent_page(code: str | None = None, study: Session = "") -> Response:
-        participant = answers.participant(study)
+    def consent_page(code: str | None = None, session: Session = "") -> Response:
+        participant = answers.participant(session)
         if participant is not None and code in (None, participant):
             return _redirect("pairs")
         return first_page(code=(code or "")[:100])
@@ -178,9 +178,9 @@ def create(
 
         if form.get("agreed") != ["yes"]:
             return refuse(400, "Please agree to take part first.")
-        if not _CODE.fullmatch(code):
+        if not _PARTICIPANT_CODE.fullmatch(code):
             return refuse(400, "Please enter your participant code: letters and digits, without spaces.")
-        if vision not in _VISIONS:
+        if vision not in _VISION_LABELS:
             return refuse(400, "Please answer whether you have normal colour vision.")
         if codes is not None and code not in codes:
             return refuse(403, "This code is not valid for this study.")
@@ -202,22 +202,22 @@ def create(
         return response
 
     @app.get("/pairs")
-    def pairs_page(study: Session = "") -> Response:
-        state = answers.state(study)
+    def pairs_page(session: Session = "") -> Response:
+        state = answers.state(session)
         if state is None:
             return _redirect("./")
         return page("pairs.html") if state.trial else _redirect("end")
 
     @app.get("/state")
-    def state(study: Session = "") -> Response:
-        progress = answers.state(study)
+    def state(session: Session = "") -> Response:
+        progress = answers.state(session)
         return (
             JSONResponse({"problem": "This session does not exist."}, 404) if progress is None else _as_json(progress)
         )
 
     @app.get("/picture/{trial}/{side}")
-    def picture(trial: str, side: str, study: Session = "") -> Response:
-        file = answers.picture(study, trial, side)
+    def picture(trial: str, side: str, session: Session = "") -> Response:
+        file = answers.picture(session, trial, side)
         if file is None:
             return JSONResponse({"problem": "This picture does not exist."}, 404)
         try:
@@ -226,17 +226,17 @@ def create(
             raise Unavailable(f"{PICTURES}/{file}: {error.strerror}") from None
 
     @app.post("/answer")
-    def answer(answer: Answer, study: Session = "") -> Response:
+    def answer(answer: Answer, session: Session = "") -> Response:
         timing = Timing(answer.first_ms, answer.second_ms, answer.response_ms, answer.hidden)
         try:
-            state, right = answers.answer(study, answer.trial, answer.side, timing)
+            state, right = answers.answer(session, answer.trial, answer.side, timing)
         except Refused as error:
             return JSONResponse({"problem": str(error)}, 409)
         return _as_json(state, right)
 
     @app.get("/end")
-    def end_page(study: Session = "") -> Response:
-        code = answers.code(study)
+    def end_page(session: Session = "") -> Response:
+        code = answers.code(session)
         return _redirect("./") if code is None else page("end.html", code=code)
 
     @app.get("/static/{name}")

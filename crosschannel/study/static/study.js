@@ -1,11 +1,11 @@
 // Pairs of a session: load the pictures, show each for a second, send the answer. The server stores the progress.
 "use strict";
 
-const SHOWN_MS = 1000;
+const DISPLAY_MS = 1000;
 const BEFORE_MS = Number(document.getElementById("stage").dataset.before); // pause before the first picture
 const BETWEEN_MS = Number(document.getElementById("stage").dataset.between); // pause between the two pictures
-const TIMEOUT_MS = 60000; // of a request; a picture has about 200 KB
-const MAX_MS = 1e7; // limit of the times that are sent, for participants who return much later
+const TIMEOUT_MS = 60000; // timeout of a request; a picture has about 200 KB
+const MAX_MS = 1e7; // times are capped at this value, in case a participant returns much later
 const SIDES = ["left", "right"];
 const find = (id) => document.getElementById(id);
 const buttons = { left: find("choose-left"), right: find("choose-right") };
@@ -14,7 +14,7 @@ const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const nextFrame = () => new Promise((done) => requestAnimationFrame(done));
 
 let pair = null; // current pair: {trial, first, number, …}
-let timing = null; // times of the current pair; null until it can be answered
+let timing = null; // times of the current pair; null until the participant can answer
 let wasHidden = false;
 
 function showMessage(text, kind = "") {
@@ -24,17 +24,17 @@ function showMessage(text, kind = "") {
 
 // Send a request, and return the response as "json" or "blob"; null if the server rejects the request. Requests are
 // repeated after lost connections and server errors, until a response is complete.
-async function request(path, kind, options = {}) {
-  for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
+async function request(path, format, options = {}) {
+  for (let delay = 500; ; delay = Math.min(2 * delay, 8000)) {
     try {
       const signal = AbortSignal.timeout(TIMEOUT_MS);
       const response = await fetch(path, { cache: "no-store", credentials: "same-origin", signal, ...options });
-      if (response.status < 500) return response.ok ? await response[kind]() : null;
+      if (response.status < 500) return response.ok ? await response[format]() : null;
       showMessage("The server cannot save answers at the moment; trying again …", "problem");
     } catch (_error) {
       showMessage("The connection was lost; trying again …", "problem"); // possibly during the response
     }
-    await sleep(wait);
+    await sleep(delay);
   }
 }
 
@@ -58,23 +58,23 @@ async function frameAfter(start, ms) {
 async function show(side, start, pause) {
   const begin = await frameAfter(start, pause);
   canvases[side].classList.add("visible");
-  const end = await frameAfter(begin, SHOWN_MS);
+  const end = await frameAfter(begin, DISPLAY_MS);
   canvases[side].classList.remove("visible");
   return { begin, end };
 }
 
-async function present() {
+async function presentPair() {
   showPosition();
   find("next").hidden = true;
   showMessage("Loading …");
   const pictures = await Promise.all(SIDES.map(loadPicture));
-  if (pictures.some((picture) => picture === null)) return load(); // the pair was answered in another tab
+  if (pictures.some((picture) => picture === null)) return loadState(); // the pair was answered in another tab
   SIDES.forEach((side, number) => canvases[side].getContext("2d").drawImage(pictures[number], 0, 0));
   showMessage("Look …");
   wasHidden = document.hidden;
   const first = await show(pair.first, await nextFrame(), BEFORE_MS);
   const second = await show(pair.first === "left" ? "right" : "left", first.end, BETWEEN_MS);
-  timing = { first_ms: first.end - first.begin, second_ms: second.end - second.begin, answerable: performance.now() };
+  timing = { first_ms: first.end - first.begin, second_ms: second.end - second.begin, answerStart: performance.now() };
   for (const side of SIDES) {
     const canvas = canvases[side];
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
@@ -83,35 +83,35 @@ async function present() {
   showMessage("Which one is fake?");
 }
 
-async function choose(side) {
+async function sendChoice(side) {
   if (timing === null) return;
   const body = {
     trial: pair.trial,
     side,
     first_ms: Math.min(timing.first_ms, MAX_MS),
     second_ms: Math.min(timing.second_ms, MAX_MS),
-    response_ms: Math.min(performance.now() - timing.answerable, MAX_MS),
+    response_ms: Math.min(performance.now() - timing.answerStart, MAX_MS),
     hidden: wasHidden,
   };
   timing = null;
   for (const button of Object.values(buttons)) button.disabled = true;
   const headers = { "Content-Type": "application/json" };
   const state = await request("answer", "json", { method: "POST", headers, body: JSON.stringify(body) });
-  if (state === null) return load();
+  if (state === null) return loadState();
   if (state.right === undefined) {
-    advance(state);
-    if (pair) present();
+    setPair(state);
+    if (pair) presentPair();
     return;
   }
   const other = side === "left" ? "right" : "left";
-  if (state.right) showMessage(`Right: the ${side} one was fake.`, "right");
+  if (state.right) showMessage(`Correct: the ${side} one was fake.`, "right");
   else showMessage(`Wrong: the ${other} one was fake.`, "wrong");
-  advance(state);
+  setPair(state);
   if (pair) offerNext(state.number === state.practice ? "Practice is over. Show the first pair" : "Show the next pair");
 }
 
 // Set the current pair, or go to the last page if there is none.
-function advance(state) {
+function setPair(state) {
   pair = state.trial ? state : null;
   if (!pair) location.assign("end");
 }
@@ -133,13 +133,13 @@ function offerNext(label) {
   find("next").focus({ preventScroll: true });
 }
 
-async function load() {
+async function loadState() {
   const state = await request("state", "json");
   if (state === null) {
     location.assign("./");
     return;
   }
-  advance(state);
+  setPair(state);
   if (!pair) return;
   showPosition();
   showMessage("");
@@ -154,9 +154,9 @@ document.addEventListener("keydown", (event) => {
   const side = { ArrowLeft: "left", ArrowRight: "right" }[event.key];
   if (side && timing) {
     event.preventDefault();
-    choose(side);
+    sendChoice(side);
   }
 });
-for (const side of SIDES) buttons[side].addEventListener("click", () => choose(side));
-find("next").addEventListener("click", present);
-load();
+for (const side of SIDES) buttons[side].addEventListener("click", () => sendChoice(side));
+find("next").addEventListener("click", presentPair);
+loadState();
