@@ -1,1 +1,1 @@
-"""Demo page that colours pictures in a browser, with a prediction server or as static files."""
+"""Demo page that colours a visitor's pictures, with predictions from a server or, as static files, in the browser."""

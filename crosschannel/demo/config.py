@@ -16,7 +16,7 @@ class DemoConfig(CommandConfig):
     ignored = ("seed",)
 
     model: Annotated[str, Source("colorizer")] = "zoo:eccv16"
-    """colorization model: run folder, colorizer.safetensors, zoo:eccv16 (the paper's, downloaded once) or
+    """colorization model: run folder, colorizer.safetensors, zoo:eccv16 (the paper's model, downloaded once) or
     hf-hub:owner/name"""
     static: Out | None = None
     """write static files to this new folder instead of serving the page; the model runs in the visitor's browser"""
@@ -29,4 +29,4 @@ class DemoConfig(CommandConfig):
     size: Annotated[int, Interval(ge=0, le=4096)] = 0
     """short side of the model's input, in pixels; 0: the model's default"""
     megapixels: Annotated[float, Interval(ge=0.01, le=1000)] = 50.0
-    """largest accepted picture, in megapixels; larger pictures are rejected before they are decoded"""
+    """maximum size of a picture, in megapixels; larger pictures are rejected before decoding"""

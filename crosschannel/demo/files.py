@@ -1,4 +1,4 @@
-"""Files of the demo page, used by the server and by ``--static``."""
+"""Files of the demo page, for the server and for ``--static``."""
 
 from importlib.resources import files
 from typing import Any
@@ -32,7 +32,7 @@ def page_file(name: str, config: DemoConfig, policy: str, notice: str) -> bytes:
         name: name of the file.
         config: config with the title of the page.
         policy: Content-Security-Policy of the page.
-        notice: notice to visitors about where their pictures are processed.
+        notice: privacy notice for visitors.
     """
     data = (files("crosschannel.demo") / "page" / name).read_bytes()
     if name != "index.html":

@@ -19,10 +19,15 @@ from crosschannel.hub import load_colorizer
 from crosschannel.hub.export import Decoded
 from crosschannel.training.device import find_device
 
-TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".json": "application/json"}
-_ROUNDING = 4  # pixels by which the short side may exceed the configured size, since sides are multiples of 8
-_MIN_PROBABILITY = 2.0**-20  # smaller probabilities are raised to it
-_MAX_WAITING = 30  # pictures that wait or are processed at a time
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
+}
+_ROUNDING = 4  # pixels by which rounding to multiples of 8 can increase the short side
+_MIN_PROBABILITY = 2.0**-20  # lower bound, since log-probabilities must be finite
+_MAX_WAITING = 30  # maximum number of pictures in the queue, including the one in progress
 _NOTICE = (
     "Your browser sends a small greyscale copy of each picture to the server, which predicts likely colours and stores "
     "nothing. Everything else stays on your machine."
@@ -49,7 +54,7 @@ def demo(config: DemoConfig) -> None:
 
 
 def body_limit(size: int) -> int:
-    """Return the size limit of a request, in bytes, for models with inputs of short side ``size``."""
+    """Return the maximum size of a request, in bytes, for a model whose input has the short side ``size``."""
     return 8 + 4 * (size + _ROUNDING) * MAX_ASPECT_RATIO * size
 
 
@@ -70,19 +75,19 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
     app, decoded = create_app(), Decoded(colorizer).eval()
     lock, waiting = asyncio.Lock(), 0
     device = next(colorizer.parameters()).device
-    pages = {name: page_file(name, config, meta_policy(policy), _NOTICE) for name in PAGE}
-    pages["net.js"] = (files("crosschannel.demo") / "page" / "net-server.js").read_bytes()
-    pages["net.json"] = json.dumps(model_settings(colorizer, config)).encode()
+    page_files = {name: page_file(name, config, meta_policy(policy), _NOTICE) for name in PAGE}
+    page_files["net.js"] = (files("crosschannel.demo") / "page" / "net-server.js").read_bytes()
+    page_files["net.json"] = json.dumps(model_settings(colorizer, config)).encode()
 
     @app.get("/")
     async def index() -> Response:
-        return Response(pages["index.html"], media_type=TYPES[".html"])
+        return Response(page_files["index.html"], media_type=MEDIA_TYPES[".html"])
 
     @app.get("/{name}")
     async def file(name: str) -> Response:
-        if name not in pages:
+        if name not in page_files:
             return Response("this file does not exist", 404, media_type="text/plain")
-        return Response(pages[name], media_type=TYPES[Path(name).suffix])
+        return Response(page_files[name], media_type=MEDIA_TYPES[Path(name).suffix])
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
@@ -94,9 +99,9 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
         try:
             lightness = _parse_lightness(body, colorizer.size)
             async with lock:  # one picture at a time, since each uses all cores
-                if await request.is_disconnected():  # do not let other visitors wait for it
+                if await request.is_disconnected():  # do not make other visitors wait for it
                     return Response(status_code=400)
-                data = await run_in_threadpool(answer, lightness)
+                data = await run_in_threadpool(encode_prediction, lightness)
         except UserError as error:
             return Response(str(error), 400, media_type="text/plain")
         finally:
@@ -104,8 +109,8 @@ def create(colorizer: Colorizer, config: DemoConfig, policy: str) -> Any:
         return Response(data, media_type="application/octet-stream")
 
     @torch.inference_mode()
-    def answer(lightness: torch.Tensor) -> bytes:
-        """Encode the prediction: number of bins, height, width, ab, and the log-probabilities of the bins if any."""
+    def encode_prediction(lightness: torch.Tensor) -> bytes:
+        """Predict and encode: number of bins, height, width, ab, and the log-probabilities of the bins if any."""
         with wrap_external_errors(f"the model cannot process {lightness.shape[3]} × {lightness.shape[2]} pixels"):
             *distribution, ab = (output[0].float().cpu().numpy() for output in decoded(lightness.to(device)))
         if not np.isfinite(ab).all():

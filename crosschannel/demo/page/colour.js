@@ -7,13 +7,14 @@ const RGB_TO_XYZ = [
   [0.212671, 0.71516, 0.072169],
   [0.019334, 0.119193, 0.950227],
 ];
-const FROM_XYZ = inverse(RGB_TO_XYZ).map((row) => row.map((value, column) => value * WHITE[column]));
+const XYZ_TO_RGB = inverse(RGB_TO_XYZ).map((row) => row.map((value, column) => value * WHITE[column]));
 const LUMINANCE = RGB_TO_XYZ[1];
-const GRID_SIGMA = 9.0; // standard deviation of lightness differences, when upsampling the prediction grid …
-const PICTURE_SIGMA = 14.0; // … and when upsampling from the input to the picture
-const MIN_WEIGHT = 1e-6; // added to the weights, for pixels without a similar point
-const GAMUT_TOLERANCE = 2e-4; // by which sRGB values in 0..1 may exceed their range
-const BISECTIONS = 10;
+// Standard deviations of the Gaussian weights of lightness differences.
+const GRID_SIGMA = 9.0; // for upsampling from the prediction grid to the input
+const PICTURE_SIGMA = 14.0; // for upsampling from the input to the picture
+const MIN_WEIGHT = 1e-6; // added to all weights, for pixels whose neighbours all differ in lightness
+const GAMUT_TOLERANCE = 2e-4; // margin by which in-gamut sRGB values may lie outside 0..1
+const BISECTIONS = 10; // steps of the search for the largest chroma in the gamut
 const MAX_ASPECT = 4; // maximum ratio of the long to the short side of the input
 
 function inverse(m) {
@@ -31,7 +32,7 @@ const LINEAR = Float64Array.from({ length: 256 }, (_, level) => {
   return x > 0.04045 ? ((x + 0.055) / 1.055) ** 2.4 : x / 12.92;
 });
 
-// Lightness L in 0..100 of interleaved pixels with four (or three) channels.
+// Return the lightness L (0..100) of interleaved RGBA pixels, or of RGB pixels with `channels` = 3.
 export function lightnessOf(pixels, channels = 4) {
   const lightness = new Float32Array(pixels.length / channels);
   for (let i = 0, j = 0; i < lightness.length; i++, j += channels) {
@@ -42,7 +43,7 @@ export function lightnessOf(pixels, channels = 4) {
   return lightness;
 }
 
-// Width and height of the model's input.
+// Return the width and height of the model's input for a picture.
 export function inputSize(width, height, net) {
   if (net.squash) return [net.size, net.size];
   const factor = net.size / Math.min(width, height);
@@ -69,7 +70,7 @@ const FILTERS = {
   },
 };
 
-// First source pixel and weights for each target pixel, when a line of pixels is resized.
+// Return the first source pixel and the weights of source pixels, for each target pixel of a resized line.
 function resizeWeights(from, to, { support, kernel }) {
   const scale = from / to;
   const stretch = Math.max(1, scale);
@@ -85,13 +86,13 @@ function resizeWeights(from, to, { support, kernel }) {
 
 const toByte = (x) => (x < 0 ? 0 : x > 255 ? 255 : Math.floor(x + 0.5));
 
-// Resizes a picture like Pillow, with rounding to 8 bits after each direction. Rows are added one strip at a time.
+// Picture resizing like Pillow's, with rounding to 8 bits after each direction. Rows are added one strip at a time.
 export class Resizer {
   constructor(width, height, toWidth, toHeight, interpolation) {
     const filter = FILTERS[interpolation];
     Object.assign(this, { width, height, toWidth, toHeight, row: 0 });
-    this.across = width === toWidth ? null : resizeWeights(width, toWidth, filter);
-    this.down = height === toHeight ? null : resizeWeights(height, toHeight, filter);
+    this.horizontal = width === toWidth ? null : resizeWeights(width, toWidth, filter);
+    this.vertical = height === toHeight ? null : resizeWeights(height, toHeight, filter);
     this.rows = new Uint8ClampedArray(toWidth * height * 3);
   }
 
@@ -102,11 +103,11 @@ export class Resizer {
       let to = this.row * this.toWidth * 3;
       for (let x = 0; x < this.toWidth; x++) {
         for (let channel = 0; channel < 3; channel++, to++) {
-          if (!this.across) {
+          if (!this.horizontal) {
             this.rows[to] = pixels[(y * this.width + x) * 4 + channel];
             continue;
           }
-          const { first, weights } = this.across[x];
+          const { first, weights } = this.horizontal[x];
           let sum = 0;
           for (let i = 0, j = (y * this.width + first) * 4 + channel; i < weights.length; i++, j += 4) {
             sum += weights[i] * pixels[j];
@@ -119,10 +120,10 @@ export class Resizer {
 
   // Return the resized picture as RGB pixels.
   finish() {
-    if (!this.down) return this.rows;
+    if (!this.vertical) return this.rows;
     const line = this.toWidth * 3;
     const resized = new Uint8ClampedArray(line * this.toHeight);
-    this.down.forEach(({ first, weights }, y) => {
+    this.vertical.forEach(({ first, weights }, y) => {
       for (let x = 0; x < line; x++) {
         let sum = 0;
         for (let i = 0; i < weights.length; i++) sum += weights[i] * this.rows[(first + i) * line + x];
@@ -133,7 +134,7 @@ export class Resizer {
   }
 }
 
-// ab (2, points) of a distribution over bins (bins, points): the annealed mean at a temperature.
+// Return the annealed mean at a temperature, ab (2, points), of a distribution (bins, points).
 export function annealedMean(distribution, bins, points, temperature) {
   const ab = new Float32Array(2 * points);
   const powers = new Float64Array(bins.length);
@@ -157,7 +158,7 @@ export function annealedMean(distribution, bins, points, temperature) {
   return ab;
 }
 
-// For each pixel of a line, the grid point before it, and the fraction of the way to the next point.
+// Return the grid point before each pixel of a line, and the fraction of the way to the next point.
 function locateOnGrid(start, count, scale, offset, points) {
   const first = new Int32Array(count);
   const fraction = new Float32Array(count);
@@ -169,22 +170,22 @@ function locateOnGrid(start, count, scale, offset, points) {
   return { first, fraction };
 }
 
-// Upsample ab from a grid of points to rows of a picture; points with similar lightness have more weight.
+// Upsample ab from a grid of points to rows of a picture. Points that match a pixel's lightness have more weight.
 //   grid: {ab, width, height, lightness} of the points
 //   rows: {start, count, width, lightness} of the rows
 export function upsample(grid, rows, scale, offset, sigma) {
   const pixels = rows.count * rows.width;
   const points = grid.width * grid.height;
   const ab = new Float32Array(2 * pixels);
-  const down = locateOnGrid(rows.start, rows.count, scale[0], offset, grid.height);
-  const across = locateOnGrid(0, rows.width, scale[1], offset, grid.width);
+  const vertical = locateOnGrid(rows.start, rows.count, scale[0], offset, grid.height);
+  const horizontal = locateOnGrid(0, rows.width, scale[1], offset, grid.width);
   const factor = -0.5 / (sigma * sigma);
   for (let y = 0, pixel = 0; y < rows.count; y++) {
-    const lines = [down.first[y], Math.min(down.first[y] + 1, grid.height - 1)];
-    const lineWeights = [1 - down.fraction[y], down.fraction[y]];
+    const lines = [vertical.first[y], Math.min(vertical.first[y] + 1, grid.height - 1)];
+    const lineWeights = [1 - vertical.fraction[y], vertical.fraction[y]];
     for (let x = 0; x < rows.width; x++, pixel++) {
-      const columns = [across.first[x], Math.min(across.first[x] + 1, grid.width - 1)];
-      const columnWeights = [1 - across.fraction[x], across.fraction[x]];
+      const columns = [horizontal.first[x], Math.min(horizontal.first[x] + 1, grid.width - 1)];
+      const columnWeights = [1 - horizontal.fraction[x], horizontal.fraction[x]];
       let total = 0;
       let a = 0;
       let b = 0;
@@ -205,7 +206,7 @@ export function upsample(grid, rows, scale, offset, sigma) {
   return ab;
 }
 
-// Lightness at the points of the prediction grid: the mean of the block of each point, or its first pixel.
+// Return the lightness at each point of the prediction grid: the mean of its block, or the first pixel of the block.
 export function gridLightness(lightness, width, height, stride, averageBlocks) {
   const columns = Math.ceil(width / stride);
   const rows = Math.ceil(height / stride);
@@ -230,7 +231,7 @@ function toRgb(lightness, a, b, rgb) {
   const f = [y + a / 500, y, Math.max(0, y - b / 200)];
   const xyz = f.map((root) => (root > 0.2068966 ? root * root * root : (root - 16 / 116) / 7.787));
   for (let i = 0; i < 3; i++) {
-    const linear = FROM_XYZ[i][0] * xyz[0] + FROM_XYZ[i][1] * xyz[1] + FROM_XYZ[i][2] * xyz[2];
+    const linear = XYZ_TO_RGB[i][0] * xyz[0] + XYZ_TO_RGB[i][1] * xyz[1] + XYZ_TO_RGB[i][2] * xyz[2];
     rgb[i] = linear > 0.0031308 ? 1.055 * linear ** (1 / 2.4) - 0.055 : 12.92 * linear;
   }
 }

@@ -1,8 +1,8 @@
-// The page: file input, slider between original and result, downloads. A worker processes the pictures.
+// User interface: file input, slider between original and result, downloads. A worker processes the pictures.
 
 const find = (id) => document.getElementById(id);
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
-const MAX_PICTURES = 50; // limits the memory for predictions
+const MAX_PICTURES = 50; // limits the memory of the stored predictions
 const pendingRequests = new Map(); // requests to the worker, by id: {resolve, reject}
 const pictures = []; // {key, name, width, height, before, button}
 let net = null; // settings of the model
@@ -12,7 +12,7 @@ let drawCount = 0;
 let addQueue = Promise.resolve();
 let waitingFiles = 0; // files added while the page was loading
 let isLoading = true;
-let loaded = null; // promise of whether the settings were loaded
+let settingsPromise = null; // resolves to whether the settings could be loaded
 let workerError = null; // error that stopped the worker
 
 worker.onmessage = ({ data }) => {
@@ -45,7 +45,7 @@ function showMessage(text, isProblem = false) {
   find("message").className = isProblem ? "problem" : "";
 }
 
-// Width and height of a picture, without decoding it.
+// Return the width and height of a picture, without decoding it.
 async function readSize(file) {
   const image = new Image();
   const address = URL.createObjectURL(file);
@@ -61,13 +61,13 @@ async function readSize(file) {
   }
 }
 
-// Colour pictures one at a time, after the settings of the model are loaded and earlier pictures are done.
+// Colour pictures one at a time, once the settings of the model are loaded and earlier pictures are finished.
 function addFiles(files) {
   if (!files.length) return;
   waitingFiles += files.length;
   if (isLoading) showLoading();
   addQueue = addQueue.then(async () => {
-    if (!(await loaded)) return;
+    if (!(await settingsPromise)) return;
     const problems = [];
     for (const file of files) {
       showMessage(`Colouring ${file.name} …`);
@@ -116,7 +116,7 @@ async function select(picture) {
   current = picture;
   find("result").hidden = false;
   for (const other of pictures) other.button.setAttribute("aria-pressed", String(other === picture));
-  const maxWidth = Math.max(480, picture.width); // further limited by the height of the window
+  const maxWidth = Math.max(480, picture.width); // also limited by the height of the window
   find("compare").style.maxWidth = `min(${maxWidth}px, ${(75 * picture.width) / picture.height}vh)`;
   const canvas = find("before");
   canvas.width = picture.width;
@@ -125,7 +125,7 @@ async function select(picture) {
   await render();
 }
 
-// Selected temperature; null: default decoding of the model.
+// Return the selected temperature; null: default decoding of the model.
 function temperature() {
   const input = find("temperature");
   return input.dataset.touched ? Number(input.value) : null;
@@ -135,7 +135,7 @@ function settings() {
   return { temperature: temperature(), saturation: Number(find("saturation").value) };
 }
 
-// Render the selected picture with the current settings. Calls during a rendering cause one further rendering.
+// Render the selected picture with the current settings. Any number of calls while it renders cause one more rendering.
 let isRendering = false;
 let isStale = false;
 async function render() {
@@ -163,7 +163,7 @@ async function render() {
 function updateSplit() {
   const percent = Number(find("split").value);
   find("before").style.clipPath = `inset(0 ${100 - percent}% 0 0)`;
-  find("after").style.clipPath = `inset(0 0 0 ${percent}%)`; // else it would show through transparent pixels
+  find("after").style.clipPath = `inset(0 0 0 ${percent}%)`; // otherwise it would show through transparent pixels
   find("line").style.left = `${percent}%`;
 }
 
@@ -195,7 +195,7 @@ async function runAction(button, action) {
   }
 }
 
-// Output file names of pictures, unique on case-insensitive file systems too.
+// Return the output file names of pictures, which are unique even on case-insensitive file systems.
 function uniqueNames(files) {
   const counts = new Map();
   return files.map(({ name }) => {
@@ -261,7 +261,7 @@ function addSelectedFiles() {
   find("files").value = "";
 }
 
-// Load the settings of the model, and return whether that succeeded.
+// Load the settings of the model, and return whether this succeeded.
 async function loadSettings() {
   try {
     const response = await fetch("net.json");
@@ -283,5 +283,5 @@ async function loadSettings() {
 }
 
 showLoading();
-loaded = loadSettings();
-addSelectedFiles(); // selected before this script ran
+settingsPromise = loadSettings();
+addSelectedFiles(); // files that were selected before this script ran

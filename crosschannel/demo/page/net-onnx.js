@@ -1,4 +1,4 @@
-// Predictions for a lightness channel, computed in the browser by onnxruntime-web.
+// Prediction from a lightness channel in the browser, with onnxruntime-web.
 
 import * as ort from "./ort/ort.js";
 

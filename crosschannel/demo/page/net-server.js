@@ -1,4 +1,4 @@
-// Predictions of the server for a lightness channel. The server receives only this small channel and does not store it.
+// Prediction from a lightness channel on the server, which receives only this small channel and does not store it.
 
 export async function predict(lightness, width, height) {
   const body = new Uint8Array(8 + 4 * lightness.length);
@@ -14,14 +14,14 @@ export async function predict(lightness, width, height) {
   const points = rows * columns;
   const ab = new Float32Array(bytes.slice(12, 12 + 8 * points));
   if (!bins) return { distribution: null, ab };
-  const logarithms = new Uint16Array(bytes.slice(12 + 8 * points));
+  const logProbabilities = new Uint16Array(bytes.slice(12 + 8 * points));
   const table = halfPrecisionTable();
-  return { distribution: Float32Array.from(logarithms, (half) => Math.exp(table[half])), ab };
+  return { distribution: Float32Array.from(logProbabilities, (half) => Math.exp(table[half])), ab };
 }
 
 let halfPrecisionValues = null;
 
-// Values of half-precision floats, by bit pattern.
+// Return the values of half-precision floats, by bit pattern.
 function halfPrecisionTable() {
   halfPrecisionValues ??= Float32Array.from({ length: 1 << 16 }, (_, pattern) => {
     const sign = pattern & 0x8000 ? -1 : 1;

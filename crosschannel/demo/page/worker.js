@@ -1,4 +1,4 @@
-// Worker of the page: predicts the colours of each picture once, and renders them whenever the settings change.
+// Web worker: predicts the colours of each picture once, and renders them whenever the settings change.
 
 import {
   Resizer,
@@ -11,7 +11,7 @@ import {
 } from "./colour.js";
 import { predict } from "./net.js";
 
-const STRIP_PIXELS = 1 << 20; // pixels processed at a time
+const STRIP_PIXELS = 1 << 20; // number of pixels processed at a time
 const PREVIEW_SIDE = 1200; // longest side of the previews
 const pictures = new Map();
 let net = null;
@@ -20,7 +20,7 @@ function createContext(width, height) {
   return new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
 }
 
-// Strips of a picture resized to width × height, over a background colour if any: first row, row count, RGBA pixels.
+// Yield the strips of a resized picture, over a background colour if any: first row, row count, RGBA pixels.
 function* strips(bitmap, width, height, background = null) {
   const maxRows = Math.max(1, Math.floor(STRIP_PIXELS / width));
   for (let start = 0; start < height; start += maxRows) {
@@ -36,8 +36,8 @@ function* strips(bitmap, width, height, background = null) {
   }
 }
 
-async function open(key, file, description) {
-  net = description;
+async function open(key, file, settings) {
+  net = settings;
   const bitmap = await createImageBitmap(file);
   const { width, height } = bitmap;
   const [inputWidth, inputHeight] = inputSize(width, height, net);
@@ -59,7 +59,7 @@ async function open(key, file, description) {
   return { width: preview.width, height: preview.height, before: original.canvas.transferToImageBitmap() };
 }
 
-// ab of each input pixel, decoded at a temperature; null: with the default decoding of the model.
+// Return the ab of each input pixel, decoded at a temperature; null: default decoding of the model.
 function decodeInput(picture, temperature) {
   if (picture.temperature !== temperature) {
     const { distribution, ab } = picture.prediction;
@@ -84,7 +84,7 @@ function render(key, temperature, saturation) {
   return { after: context.canvas.transferToImageBitmap() };
 }
 
-// Whether a canvas can store pixels: browsers, especially on phones, silently ignore drawing above a size limit.
+// Return whether a canvas can store pixels. Browsers, especially on phones, silently ignore drawing above a size limit.
 function isUsable(context, { width, height }) {
   if (!context) return false;
   context.fillRect(width - 1, height - 1, 1, 1);
@@ -112,7 +112,7 @@ async function save(key, temperature, saturation) {
 }
 
 const tasks = {
-  open: ({ key, file, net: description }) => open(key, file, description),
+  open: ({ key, file, net: settings }) => open(key, file, settings),
   render: ({ key, temperature, saturation }) => render(key, temperature, saturation),
   save: ({ key, temperature, saturation }) => save(key, temperature, saturation),
 };

@@ -1,4 +1,4 @@
-// Uncompressed ZIP files, for pictures that are already compressed.
+// ZIP files without compression, since the pictures in them are already compressed.
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   let value = n;
@@ -12,7 +12,7 @@ function crc32(bytes) {
   return (value ^ 0xffffffff) >>> 0;
 }
 
-// A record of little-endian fields: [size in bytes, value].
+// Encode a record with a signature and little-endian fields [size in bytes, value].
 function record(signature, fields) {
   const size = fields.reduce((sum, [bytes]) => sum + bytes, 4);
   const view = new DataView(new ArrayBuffer(size));
@@ -28,13 +28,13 @@ function record(signature, fields) {
 
 // Pack files [{name, blob}] into a ZIP Blob.
 export async function createZip(files) {
-  const parts = [];
+  const chunks = [];
   const directory = [];
   let offset = 0;
   for (const { name, blob } of files) {
     const bytes = new Uint8Array(await blob.arrayBuffer());
-    const label = new TextEncoder().encode(name);
-    const shared = [
+    const nameBytes = new TextEncoder().encode(name);
+    const commonFields = [
       [2, 20], // version needed to extract
       [2, 0x0800], // names are UTF-8
       [2, 0], // no compression
@@ -43,16 +43,16 @@ export async function createZip(files) {
       [4, crc32(bytes)],
       [4, bytes.length],
       [4, bytes.length],
-      [2, label.length],
+      [2, nameBytes.length],
       [2, 0],
     ];
-    const head = record(0x04034b50, shared);
-    parts.push(head, label, blob);
-    directory.push(record(0x02014b50, [[2, 20], ...shared, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]), label);
-    offset += head.byteLength + label.length + bytes.length;
+    const header = record(0x04034b50, commonFields);
+    chunks.push(header, nameBytes, blob);
+    directory.push(record(0x02014b50, [[2, 20], ...commonFields, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]), nameBytes);
+    offset += header.byteLength + nameBytes.length + bytes.length;
     if (offset > 0xf0000000) throw new Error("the pictures exceed 4 GB in total; download them one by one");
   }
-  const length = directory.reduce((sum, part) => sum + part.byteLength, 0);
+  const length = directory.reduce((sum, entry) => sum + entry.byteLength, 0);
   const end = [[2, 0], [2, 0], [2, files.length], [2, files.length], [4, length], [4, offset], [2, 0]];
-  return new Blob([...parts, ...directory, record(0x06054b50, end)], { type: "application/zip" });
+  return new Blob([...chunks, ...directory, record(0x06054b50, end)], { type: "application/zip" });
 }
