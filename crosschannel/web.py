@@ -1,4 +1,4 @@
-"""Web server of the study and the demo, with security headers, limited request bodies and graceful shutdown.
+"""Web server of the study and the demo, with security headers, a size limit for requests, and graceful shutdown.
 
 It requires FastAPI and uvicorn, from the extra ``web``.
 """
@@ -26,12 +26,12 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Pages may load only files of the same origin, and cannot be framed by other pages.
+# Pages may load files of the same origin only, and cannot be embedded in frames.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_SHUTDOWN_S = 5  # seconds for requests in flight at shutdown
+_SHUTDOWN_S = 5  # grace period for requests in flight at shutdown, in seconds
 
 
 def create_app() -> FastAPI:
@@ -42,7 +42,7 @@ def create_app() -> FastAPI:
 class GuardedApp:
     """ASGI middleware that adds security headers and limits request bodies.
 
-    A request with a longer body gets status 413, and its connection is closed without reading all of it.
+    Requests with longer bodies get status 413, and their connections are closed before the body is read completely.
 
     Args:
         app: ASGI application to wrap.
@@ -77,13 +77,13 @@ class GuardedApp:
             await send(message)
 
         body = b""
-        more = _declared_length(scope) <= self.limit
-        while more:
+        has_more = _declared_length(scope) <= self.limit
+        while has_more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             body += message.get("body", b"")
-            more = bool(message.get("more_body")) and len(body) <= self.limit
+            has_more = bool(message.get("more_body")) and len(body) <= self.limit
         if max(len(body), _declared_length(scope)) > self.limit:
             text = f"request body exceeds {self.limit} bytes".encode()
             headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
