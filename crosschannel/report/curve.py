@@ -6,7 +6,9 @@ from crosschannel.files import atomic_write
 from crosschannel.runs.folder import read_metrics
 
 
-def validation_curve(run: Path, out: Path, metric: str, baseline: tuple[float, str] | None = None) -> Path:
+def validation_curve(
+    run: Path, out: Path, metric: str, baseline: tuple[float, str] | None = None, label: str = ""
+) -> Path:
     """Plot training and validation loss by step, and the primary metric in a second panel.
 
     Args:
