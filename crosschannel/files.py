@@ -39,7 +39,7 @@ def user_path(text: str | Path) -> Path:
     """Convert a user's path to a Path, and expand ``~``.
 
     Raises:
-        UserError: ``text`` is not a path, or its ``~`` names an unknown user or a user without a home folder.
+        UserError: ``text`` is not a path, or its ``~`` refers to an unknown user or a user without a home folder.
     """
     if not isinstance(text, str | os.PathLike):
         raise UserError(f"expected a file or folder (a string or a path), got {describe(text)}")
@@ -228,7 +228,7 @@ def atomic_folder(out: Path, command: str, pattern: str) -> Iterator[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove everything but the lock from a locked folder, the record of the command last."""
+    """Remove everything except the lock from a locked folder; the record of the command is removed last."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORDS):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -268,7 +268,7 @@ def _is_left_by(part: Path, command: str, pattern: str) -> bool:
 
 @contextlib.contextmanager
 def mark_in_use(path: Path) -> Iterator[bool]:
-    """Mark a file or folder as being written, so that :func:`remove_partial` skips it. The mark ends with the process.
+    """Mark a file or folder as being written, so that :func:`remove_partial` skips it until the process ends.
 
     Yields:
         True if no other process had marked it (and the file system supports locks).
@@ -357,8 +357,8 @@ class Outputs:
         return path
 
     def _is_own(self, target: Path) -> bool:
-        recorded = self._recorded_digests(target)
-        return bool(recorded) and digest(target) in recorded
+        digests = self._recorded_digests(target)
+        return bool(digests) and digest(target) in digests
 
     def _recorded_digests(self, target: Path) -> set[str]:
         """Return the digests of all files that this command has written under the name of ``target``.
@@ -388,7 +388,7 @@ class Outputs:
 
 
 def append_line(path: Path, row: dict[str, object]) -> None:
-    """Append a JSON object to a JSON Lines file in a single write, so that lines of several processes do not mix.
+    """Append a JSON object to a JSON Lines file in a single write, so that lines from different processes do not mix.
 
     If the last line is incomplete, a new line is started.
     """

@@ -36,7 +36,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
     pictures, folders, format = _list_outputs(config)
     inputs = [*source_files(config.model).values(), *(source for source, _ in pictures if isinstance(source, Path))]
     outputs = Outputs("crosschannel colorize", inputs, config.overwrite, makes_folders=True)
-    console, written, failed = stderr_console(), [], []
+    console, written_files, failures = stderr_console(), [], []
     with contextlib.ExitStack() as locks:
         for folder in folders:
             try:
@@ -55,15 +55,17 @@ def colorize(config: ColorizeConfig) -> list[Path]:
                 with convert_name_errors():
                     _save(coloured, target, format, outputs)
             except BrokenImage as error:
-                failed.append(str(source))
+                failures.append(str(source))
                 console.print(f"cannot colour {source}: {error}")
                 continue
-            written.append(target)
-    destination = written[0] if len(written) == 1 else ", ".join(map(str, folders))
-    console.print(f"{len(written)} coloured: {destination}")
-    if failed:
-        raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be coloured; the first is {failed[0]}")
-    return written
+            written_files.append(target)
+    destination = written_files[0] if len(written_files) == 1 else ", ".join(map(str, folders))
+    console.print(f"{len(written_files)} coloured: {destination}")
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(pictures)} pictures could not be coloured; the first is {failures[0]}"
+        )
+    return written_files
 
 
 def _list_outputs(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]], list[Path], str]:
@@ -93,16 +95,16 @@ def _list_outputs(config: ColorizeConfig) -> tuple[list[tuple[Path | str, Path]]
         if out.exists() and not out.is_dir():
             raise UserError(f"{out} is a file; --out must be a folder, or a name that ends in .png, .jpg or .jpeg")
         return output_paths(((source, out / stem) for source, stem in pictures), extension), [out], format
-    stems, folders = [], {}
+    output_stems, folders = [], {}
     for name, listing in listings:
         path = Path(name.rpartition(":")[2]) if name == SAMPLE else user_path(name)
         path = path if path.name not in ("", "..") else path.resolve()
         is_file = path.exists() and not path.is_dir() and name != SAMPLE
         folder = path.parent if is_file else path.with_name(f"{path.name}-coloured")
         for source, stem in listing:
-            stems.append((source, folder / (f"{stem}-coloured" if is_file else stem)))
+            output_stems.append((source, folder / (f"{stem}-coloured" if is_file else stem)))
         folders[folder] = None
-    return output_paths(stems, extension), list(folders), format
+    return output_paths(output_stems, extension), list(folders), format
 
 
 def _save(picture: Image.Image, target: Path, format: str, outputs: Outputs) -> None:

@@ -50,16 +50,16 @@ def export(config: ExportConfig) -> Path:
     _set_licence(backbone, config.licence)
     with output_folder(out.parent):
         if config.part == "colorizer":
-            exported = colorizer_to_onnx(load_colorizer(config.backbone), out, outputs.write)
+            exported_file = colorizer_to_onnx(load_colorizer(config.backbone), out, outputs.write)
         else:
-            exported = EXPORTERS[config.format](backbone, out, outputs.write)
-    notes = [f"# {note}" for note in exported.notes]
+            exported_file = EXPORTERS[config.format](backbone, out, outputs.write)
+    notes = [f"# {note}" for note in exported_file.notes]
     console = stdout_console()
     console.print(f"{out}: {config.format}")
-    for line in [*notes, *([] if config.card else exported.usage)]:
+    for line in [*notes, *([] if config.card else exported_file.usage)]:
         console.print(line)
     if config.card:
-        card = write_card(out.parent, backbone, [*notes, *exported.usage], run, probes, outputs.write)
+        card = write_card(out.parent, backbone, [*notes, *exported_file.usage], run, probes, outputs.write)
         console.print(f"model card: {card}")
     return out
 

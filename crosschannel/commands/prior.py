@@ -53,7 +53,7 @@ def estimate_prior(config: PriorConfig) -> ABPrior:
         date=datetime.date.today().isoformat(),
     )
     prior.save(out, outputs.write)
-    occupied = int((prior.smoothed > 0).sum())
-    summary = f"{out}: {estimator.images} images, {estimator.pixels} pixels, {occupied} of 313 bins are occupied"
+    occupied_bins = int((prior.smoothed > 0).sum())
+    summary = f"{out}: {estimator.images} images, {estimator.pixels} pixels, {occupied_bins} of 313 bins are occupied"
     console.print(summary)
     return prior

@@ -42,9 +42,9 @@ def shard(config: ShardConfig) -> None:
 def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None:
     """Write the contents of the output folder to ``part``."""
     console, shard_paths = stderr_console(), []
-    with Progress(console=console, disable=not console.is_terminal) as bars:
+    with Progress(console=console, disable=not console.is_terminal) as progress:
         for split, images in splits.items():
-            bar = bars.add_task(split, total=len(images))
+            task = progress.add_task(split, total=len(images))
             shards, broken = write_shards(
                 images,
                 part,
@@ -52,7 +52,7 @@ def _write(config: ShardConfig, splits: dict[str, ImageSet], part: Path) -> None
                 config.size or None,
                 config.shard_mb << 20,
                 config.seed,
-                lambda n, bar=bar: bars.advance(bar, n),
+                lambda n, task=task: progress.advance(task, n),
             )
             for name, reason in broken:
                 console.print(f"broken image {name}: {reason}")

@@ -29,8 +29,8 @@ _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_e
 class UnknownKeyError(UserError):
     """Unknown key. The message suggests the closest match."""
 
-    def __init__(self, name: str, known: Iterable[str]):
-        matches = get_close_matches(name, list(known), 1)
+    def __init__(self, name: str, known_names: Iterable[str]):
+        matches = get_close_matches(name, list(known_names), 1)
         super().__init__(f"unknown key {name[:80]!r}" + (f"; did you mean {matches[0]}?" if matches else ""))
 
 
@@ -71,7 +71,7 @@ def build_stored(cls: type[T], tree: Any, file: str) -> T:
 
 
 def check_config(config: T, kind: type[T] | None = None) -> T:
-    """Validate a config created in Python, and return a copy in which sequences have their declared type.
+    """Validate a config created in Python, and return a copy with sequences converted to their declared type.
 
     Raises:
         UserError: ``config`` is not an instance of ``kind``, or as for :func:`build`.
@@ -90,12 +90,12 @@ def _construct(cls: type, tree: Any, defaults: Any = None, prefix: str = "") -> 
         raise UserError(_mapping_error(cls, prefix.rstrip("."), tree))
     tree = getattr(cls, "upgrade", dict)(tree)
     hints = get_type_hints(cls, include_extras=True)
-    known = {field.name: field for field in fields(cls) if field.init and field.metadata.get("stored", True)}
+    fields_by_name = {field.name: field for field in fields(cls) if field.init and field.metadata.get("stored", True)}
     for name in tree:
-        if name not in known:
-            raise UnknownKeyError(f"{prefix}{name}", [prefix + name for name in known])
+        if name not in fields_by_name:
+            raise UnknownKeyError(f"{prefix}{name}", [prefix + name for name in fields_by_name])
     values, missing = {}, []
-    for name, field in known.items():
+    for name, field in fields_by_name.items():
         default = default_of(field) if defaults is None else getattr(defaults, name)
         if name in tree:
             values[name] = _convert(tree[name], hints[name], default, prefix + name)
@@ -156,7 +156,7 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
         if isinstance(leaf, str) and "\0" in leaf:
             raise UserError(f"{name} contains a NUL character: {leaf!r}")
     try:
-        checked = _validator(hint).validate_python(value, strict=True)
+        valid_value = _validator(hint).validate_python(value, strict=True)
     except ValidationError as error:
         is_out_of_range = any(detail["type"] in _RANGE_ERRORS for detail in error.errors(include_url=False))
         expected = describe_range(hint) if is_out_of_range else describe_type(hint)
@@ -164,7 +164,7 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
     too_large = next((leaf for leaf in _leaves(value) if isinstance(leaf, int | float) and abs(leaf) > _MAX_INT), None)
     if too_large is not None:
         raise UserError(f"{name} must be a number of at most 63 bits, got {str(too_large)[:20]}")
-    return checked
+    return valid_value
 
 
 @cache
@@ -276,8 +276,8 @@ def find_config(name: str, folder: Path, flag: str = "config") -> Path:
         return path
     if (folder / f"{name}.yaml").is_file():
         return folder / f"{name}.yaml"
-    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-    raise UserError(f"unknown {flag} {name!r}: not a file, and not a packaged {flag} ({known})")
+    packaged_names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+    raise UserError(f"unknown {flag} {name!r}: not a file, and not a packaged {flag} ({packaged_names})")
 
 
 def read_config(path: Path, flag: str = "config") -> dict[str, Any]:

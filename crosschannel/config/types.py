@@ -98,7 +98,7 @@ Line = Annotated[str, Pattern(r"[^\n\r]*", "one line")]
 Host = Annotated[
     str,
     Pattern(
-        # An IPv4 address in full, an IPv6 address, or a host name. The last label of a host name must not look like a
+        # A complete IPv4 address, an IPv6 address, or a host name. The last label of a host name must not look like a
         # number, since the system also parses 0, 127.1 and 0x7f000001 as addresses.
         r"((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(\.(?!$)|$)){4}|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[\w.-]+)?"
         r"|([A-Za-z0-9_-]{1,63}\.)*(?=[A-Za-z_]|[A-Za-z0-9_-]*[g-wyzG-WYZ_-])[A-Za-z0-9_-]{1,63}",

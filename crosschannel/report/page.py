@@ -203,7 +203,7 @@ class Page:
 def markdown(text: object) -> str:
     """Escape text for one line of Markdown, so that it cannot form HTML, links, images, references or table cells.
 
-    Brackets become entities, because a backslash in front of an escape would undo it.
+    Brackets become entities, because a backslash before an escaped bracket would undo the escape.
     """
     line = " ".join(escape_control(text).split())
     line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
@@ -213,8 +213,8 @@ def markdown(text: object) -> str:
 
 def latex_escape(text: str) -> str:
     """Escape the special characters of LaTeX."""
-    special = {
+    escapes = {
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--",
     }  # fmt: skip
-    return "".join(special.get(character, character) for character in text)
+    return "".join(escapes.get(character, character) for character in text)
