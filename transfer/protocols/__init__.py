@@ -1,9 +1,9 @@
 """Registry of the built-in and user-defined evaluation protocols.
 
-A built-in protocol is a package in this folder: ``config`` defines its config dataclass, and ``protocol`` its
-:class:`~transfer.protocol.Protocol`, a variable with the name of the package. The command line, the lazy names of
-``transfer``, reports, comparisons and the launcher read this registry. It does not import torch, to keep ``--help``
-fast.
+Each built-in protocol is a package in this folder. Its module ``config`` defines the config dataclass. Its module
+``protocol`` defines the :class:`~transfer.protocol.Protocol`, in a variable named after the package. The command line,
+the lazily imported names of ``transfer``, reports, comparisons and the launcher read this registry. It does not import
+torch, to keep ``--help`` fast.
 """
 
 from pkgutil import resolve_name
@@ -29,18 +29,22 @@ PROTOCOLS = {
     "linear-probe": _entry(
         "linear_probe", "LinearProbeConfig", "train linear classifiers on the layers of a frozen backbone"
     ),
-    "knn": _entry("knn", "KNNConfig", "classify by nearest neighbours in the features of a frozen backbone"),
+    "knn": _entry(
+        "knn", "KNNConfig", "classify images by nearest neighbours in the feature space of a frozen backbone"
+    ),
     "few-shot": _entry("few_shot", "FewShotConfig", "fit logistic regressions to frozen features with few labels"),
-    "svm": _entry("svm", "SVMConfig", "train linear SVMs on frozen PASCAL VOC features, with all labels and low-shot"),
+    "svm": _entry("svm", "SVMConfig", "train linear SVMs on frozen PASCAL VOC features, with all or few labels"),
     "classify": _entry("classify", "ClassifyConfig", "fine-tune a backbone for PASCAL VOC classification"),
     "detect": _entry("detect", "DetectConfig", "fine-tune a backbone for PASCAL VOC detection"),
     "segment": _entry("segment", "SegmentConfig", "fine-tune a backbone for PASCAL VOC segmentation"),
-    "dense": _entry("dense", "DenseConfig", "segment by linear and nearest-neighbour classifiers on frozen layers"),
+    "dense": _entry(
+        "dense", "DenseConfig", "segment images with linear and nearest-neighbour classifiers on frozen layers"
+    ),
 }
 
 
 def find_protocol(name: str) -> Entry | None:
-    """Look up a protocol by name: built in, from an entry point, or ``package.module:protocol``; None for other names.
+    """Look up a built-in protocol, an entry point or ``package.module:protocol`` by name; None if there is none.
 
     Raises:
         UserError: the protocol cannot be imported, or its config declares a different name.

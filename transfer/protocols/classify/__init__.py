@@ -1,1 +1,1 @@
-"""Fine-tuning for PASCAL VOC classification: 20 classes, of which an image may show several."""
+"""Fine-tuning for PASCAL VOC multi-label classification (20 classes)."""

@@ -22,13 +22,13 @@ class ClassifyConfig(PascalConfig, FineTuneConfig):
     """kind of crop, for training and test images. random-scale: a random window of the image with up to two source
     pixels per crop pixel; random-resized: a square with a random fraction of the image's area"""
     area: tuple[AreaFraction, AreaFraction] = (0.1, 0.5)
-    """random-resized: minimum and maximum fraction of the image's area"""
+    """minimum and maximum fraction of the image's area that a random-resized crop covers"""
     dropout_on: Literal["outputs", "inputs"] = "outputs"
     """where dropout is applied: to the outputs of fc6 and fc7, or to their inputs (DeepCluster)"""
     size: Annotated[int, Interval(ge=0, le=4096)] = 0
     """side of the crops, in pixels; 0: the size that the backbone was trained on"""
     mirror: bool = True
-    """mirror half of the crops, of training and test images"""
+    """mirror half of the crops, in training and at test time"""
     test_crops: Count = 10
     """number of random crops per test image, whose logits are summed"""
     score_train: bool = False

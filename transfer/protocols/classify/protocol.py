@@ -1,7 +1,7 @@
 """PASCAL VOC classification, the columns "fc8", "fc6-8" and "all" of the paper's Table 2.
 
-Like the paper, it follows Krähenbühl et al., "Data-dependent initializations of convolutional neural networks" (ICLR
-2016). The config ``deepcluster`` has the settings of Caron et al., "Deep clustering" (ECCV 2018).
+Like the paper, the protocol follows Krähenbühl et al., "Data-dependent initializations of convolutional neural
+networks" (ICLR 2016). The config ``deepcluster`` has the settings of Caron et al., "Deep clustering" (ECCV 2018).
 """
 
 from functools import partial

@@ -21,7 +21,7 @@ from transfer.pascal.annotations import IGNORED, POSITIVE
 from transfer.pascal.metrics import average_precision, break_ties_against_positives
 from transfer.protocol import MetricArrays, unweighted_metrics
 
-_TOP, _TILE, _FRAME = 5, 96, 4  # images drawn per class; side of a tile and width of its frame, in pixels
+_TOP, _TILE, _FRAME = 5, 96, 4  # images shown per class; side of a tile and width of its frame, in pixels
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class RandomScaleCrops:
     """Random crops of Krähenbühl et al.: a square window of the image, resized to the crop size.
 
     The side of the window is s · ``size`` source pixels, with s uniform from min(½, s₂) to s₂ = min(2, H / size,
-    W / size). Its position is uniform over whole pixels. It is resized bilinearly without antialiasing, and mirrored
-    half of the time.
+    W / size). Its position is uniform over whole pixels. The window is resized bilinearly without antialiasing, and
+    mirrored half of the time.
 
     Attributes:
         size: side of the crops, in pixels.
         mirror: whether to mirror half of the crops.
-        views: number of crops per image in evaluations.
+        views: number of crops per image.
     """
 
     size: int
@@ -65,7 +65,7 @@ class Classification(FineTuning):
     Attributes:
         train: training images.
         view: view of the test images; the logits of an image's crops are summed.
-        train_view: view of the training images for their evaluation; None if they are not evaluated.
+        train_view: view of the training images when they are evaluated; None to evaluate only test images.
         batch: evaluation batch size per rank.
     """
 
@@ -78,8 +78,8 @@ class Classification(FineTuning):
     def step(self, net: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         logits = net(self._preprocess(batch))
         labels = batch.labels.to(self.world.device, non_blocking=True)
-        counted, target = labels != IGNORED, (labels == POSITIVE).float()
-        loss = F.binary_cross_entropy_with_logits(logits.float(), target, counted.float(), reduction="sum")
+        valid, target = labels != IGNORED, (labels == POSITIVE).float()
+        loss = F.binary_cross_entropy_with_logits(logits.float(), target, valid.float(), reduction="sum")
         return loss, loss.new_full((), len(batch))
 
     def _preprocess(self, batch: ImageBatch) -> Tensor:
@@ -98,18 +98,18 @@ class Classification(FineTuning):
     def _score(
         self, net: nn.Module, images: ImageSet, view: View, should_stop: Callable[[], bool]
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Return the names, labels and logits of images, and the reasons for broken images by name.
+        """Return the names, labels and logits of images, and the error message of each broken image by name.
 
         The column ``logits`` is summed over the crops of each image; ``one_crop`` has the logits of the first crop.
         """
-        none = torch.empty(0, len(self.classes))
+        empty = torch.empty(0, len(self.classes))
 
         def compute(batch: ImageBatch) -> Tensor:
-            return net(self._preprocess(batch)).float().cpu() if len(batch) else none
+            return net(self._preprocess(batch)).float().cpu() if len(batch) else empty
 
         held_out = HeldOut(Stream(images, view), compute, self.world, self.batch, self.workers, should_stop)
         batch_indices: list[Tensor] = []
-        batches: dict[str, list[Tensor]] = {"logits": [none], "one_crop": [none]}
+        batches: dict[str, list[Tensor]] = {"logits": [empty], "one_crop": [empty]}
         for batch, logits in held_out:
             image_indices, counts = torch.unique_consecutive(batch.indices, return_counts=True)
             owner = torch.repeat_interleave(torch.arange(len(image_indices)), counts)
@@ -126,7 +126,7 @@ class Classification(FineTuning):
         return rows, held_out.broken
 
     def _top_images(self, rows: Rows) -> np.ndarray:
-        """Draw the highest-scoring test images of each class in a row.
+        """Show the highest-scoring test images of each class in one row.
 
         Frames are green for positives, red for negatives, and grey for images with only difficult objects of the class.
         """
@@ -149,10 +149,10 @@ class Classification(FineTuning):
     def _thumbnail(self, index: int) -> np.ndarray:
         side = _TILE - 2 * _FRAME
         try:
-            picture = Image.fromarray(EncodedImage(self.test.read(index)).pixels(4))
+            thumbnail = Image.fromarray(EncodedImage(self.test.read(index)).pixels(4))
         except (BrokenImage, OSError):  # the file was removed or changed after it was scored
-            picture = Image.new("RGB", (side, side))
-        return np.asarray(picture.resize((side, side)))
+            thumbnail = Image.new("RGB", (side, side))
+        return np.asarray(thumbnail.resize((side, side)))
 
 
 def _text_tile(text: str) -> np.ndarray:
@@ -172,10 +172,10 @@ def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
         by_class = {}
         for label, class_name in enumerate(rows["classes"]):
             labels = rows["labels"][:, label]
-            counted, positive = labels != IGNORED, labels == POSITIVE
+            valid, positive = labels != IGNORED, labels == POSITIVE
             if positive.any():
-                scores = break_ties_against_positives(rows[column][counted, label], positive[counted])
-                by_class[f"ap/{class_name}"] = average_precision(scores, positive[counted], weights[:, counted])
+                scores = break_ties_against_positives(rows[column][valid, label], positive[valid])
+                by_class[f"ap/{class_name}"] = average_precision(scores, positive[valid], weights[:, valid])
         aps = np.stack(list(by_class.values()))
         defined = ~np.isnan(aps)  # the AP of a class is undefined in resamples without positives of that class
         metrics[name] = np.where(defined, aps, 0.0).sum(0) / defined.sum(0)

@@ -14,7 +14,7 @@ from transfer.pascal.config import MasksConfig, SetsWithMasks
 
 @dataclass
 class DenseConfig(MasksConfig, TrainedConfig, FrozenConfig):
-    """Segment images by linear classifiers and nearest neighbours on the feature maps of a frozen backbone."""
+    """Segment images with linear and nearest-neighbour classifiers on the feature maps of a frozen backbone."""
 
     protocol: ClassVar[str] = "dense"
 

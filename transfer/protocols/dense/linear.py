@@ -23,7 +23,7 @@ from transfer.protocols.dense.scoring import TEST_BATCH, compute_metrics, score_
 
 
 class PointHead(nn.Module):
-    """Affine-free BatchNorm, followed by one linear classifier of map points per learning rate.
+    """BatchNorm without scale and shift, followed by one linear classifier of map points per learning rate.
 
     BatchNorm uses the statistics of all training images. The classifiers are initialised with zeros.
 
@@ -40,7 +40,7 @@ class PointHead(nn.Module):
 
     def train(self, mode: bool = True) -> "PointHead":
         super().train(mode)
-        self.norm.eval()  # its statistics are fixed by set_statistics, independently of batches and ranks
+        self.norm.eval()  # its statistics are fixed by set_statistics, so they do not depend on batches and ranks
         return self
 
     @torch.no_grad()
@@ -57,7 +57,11 @@ class PointHead(nn.Module):
 
 
 class DenseHeads(LayerHeads):
-    """One :class:`PointHead` per layer: maps by layer → by layer, a list of scores, one per learning rate."""
+    """One :class:`PointHead` per layer.
+
+    Shape:
+        dict of maps by layer → dict of lists of scores by layer, one per learning rate.
+    """
 
     def __init__(self, channels: Mapping[str, int], classes: int, rates: Sequence[float]):
         super().__init__({layer: PointHead(width, classes, len(rates)) for layer, width in channels.items()}, rates)
@@ -77,7 +81,7 @@ class DenseProbe:
         net: heads to train.
         points: sampling points of each layer's map.
         train: features and masks of the training images.
-        held_out: features and masks of the held-out training images that select the learning rate; None for a single
+        held_out: features and masks of the held-out training images for selecting the learning rate; None for a single
             rate.
         test: features of the test images.
         classes: class names.

@@ -1,6 +1,7 @@
-"""Dense nearest neighbours: each point takes the labels of the most similar points of the training images.
+"""Dense nearest neighbours: each point is labelled by the most similar points of the training images.
 
-Balazevic et al., "Towards in-context scene understanding" (NeurIPS 2023), with exact instead of approximate search.
+The method of Balazevic et al., "Towards in-context scene understanding" (NeurIPS 2023), with exact instead of
+approximate search.
 """
 
 from collections.abc import Sequence
@@ -41,20 +42,20 @@ class PointMemory:
         temperature: float,
         device: torch.device,
     ) -> "PointMemory":
-        """Store the points that have labelled pixels.
+        """Build the memory from the points that have labelled pixels.
 
         Args:
             maps_and_histograms: maps (n, C, g, g) of training images, and the histograms (n, g, g, K) of their labels.
             max_points: maximum number of points, drawn at random; 0: all.
             seed: seed of the draw.
-            k, temperature: see the class.
+            k, temperature: see the attributes.
             device: device of the search.
         """
         histograms = torch.cat([histogram.flatten(0, 2) for _, histogram in maps_and_histograms])
         labelled = (histograms.sum(1) > 0).nonzero()[:, 0]
         if max_points and len(labelled) > max_points:
-            drawn = np.sort(epoch_order(len(labelled), seed, 0)[:max_points])
-            labelled = labelled[torch.from_numpy(drawn)]
+            sample = np.sort(epoch_order(len(labelled), seed, 0)[:max_points])
+            labelled = labelled[torch.from_numpy(sample)]
         # Maps may be on disk, so they are read one by one.
         images = [image for maps, _ in maps_and_histograms for image in maps]
         features = torch.empty(len(labelled), images[0].shape[0])

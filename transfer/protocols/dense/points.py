@@ -29,19 +29,19 @@ class Points:
     size: int
 
     @classmethod
-    def from_layer(cls, backbone: Backbone, layer: str, pooled: int, size: int) -> "Points":
+    def from_layer(cls, backbone: Backbone, layer: str, pooled_side: int, size: int) -> "Points":
         """Locate the points of a layer's map of a square image.
 
         Args:
             backbone: backbone of the layer.
             layer: name of the layer.
-            pooled: side of the map after average pooling, in points.
+            pooled_side: side of the map after average pooling, in points.
             size: side of the image, in pixels.
         """
         blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=next(backbone.parameters()).device)
         with torch.no_grad():
             points = backbone(blank, [layer])[layer].shape[3]
-        return cls(pooled_centres(backbone.origin(layer), backbone.stride(layer), points, pooled), size)
+        return cls(pooled_centres(backbone.origin(layer), backbone.stride(layer), points, pooled_side), size)
 
     def weights(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Return the row weights (height, g) and column weights (width, g) that resample the grid to an image."""
@@ -78,17 +78,18 @@ def mask_at(images: ImageSet, index: int, classes: int) -> np.ndarray:
     """Read the mask of an image at its original size, (H, W) uint8.
 
     Raises:
-        UserError: the mask is missing or does not fit the image, or the image has become unreadable.
+        UserError: the mask is missing or does not fit the image, or the image became unreadable.
     """
     try:
         record = images.record(index)
         return read_labels(record.fields.get("mask"), record.image(), classes)
     except (BrokenImage, OSError) as error:
-        raise UserError(f"the image {images.names[index]} has become unreadable during the run: {error}") from None
+        raise UserError(f"the image {images.names[index]} became unreadable during the run: {error}") from None
 
 
 def small_mask(images: ImageSet, index: int, size: int, classes: int) -> Tensor:
-    """Read the mask of an image (see :func:`mask_at`) and squash it to (size, size) uint8, taking nearest pixels."""
+    """Read the mask of an image (see :func:`mask_at`) and squash it to (size, size) uint8 with nearest-neighbour
+    interpolation."""
     labels = mask_at(images, index, classes)
     rows, columns = (nearest_indices(length, size) for length in labels.shape)
     return torch.from_numpy(labels[rows][:, columns])

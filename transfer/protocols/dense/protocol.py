@@ -1,8 +1,8 @@
 """Dense probes: segmentation by simple classifiers on the feature maps of a frozen backbone.
 
 Each point of a map is classified by a linear classifier, as in DINOv2 (Oquab et al., 2023), and by its nearest
-neighbours among the points of training images (Balazevic et al., 2023). Neither can learn much by itself, so the
-results reflect the features. Any backbone with feature maps can be measured, including ViTs.
+neighbours among the points of training images (Balazevic et al., 2023). Both classifiers are simple, so the results
+mainly reflect the features. Any backbone with feature maps can be measured, including ViTs.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from transfer.protocols.dense.scoring import compute_metrics, read_masks, score_
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """Extract features and read masks, then evaluate linear classifiers and nearest neighbours."""
+    """Extract features and read masks, then evaluate linear and nearest-neighbour classifiers."""
     split, world, run = measurement.split, measurement.world, measurement.run
     config: DenseConfig = measurement.config
     size = config.size or measurement.backbone.input.size
@@ -99,11 +99,11 @@ def _features_and_masks(
     image_sets = {"training": split.train}
     if hold_out_images:
         image_sets["training"], image_sets["held-out"] = hold_out(split.train, config.held_out, split.source)
-    stored = [extract(Stream(images, view), name) for name, images in image_sets.items()]
+    train_features = [extract(Stream(images, view), name) for name, images in image_sets.items()]
     test = extract(Stream(split.test, view), "test")
     count = len(split.classes)
-    masks = [read_masks(entry, config.mask_size, count, world, measurement.should_stop) for entry in stored]
-    return list(zip(stored, masks, strict=True)), test
+    masks = [read_masks(cached, config.mask_size, count, world, measurement.should_stop) for cached in train_features]
+    return list(zip(train_features, masks, strict=True)), test
 
 
 def _layers_with_maps(measurement: Measurement, backbone: Backbone, size: int) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def _evaluate_neighbours(
     train_sets: Sequence[FeaturesAndMasks],
     test: StoredFeatures,
 ) -> Evaluation:
-    """Evaluate nearest neighbours on one layer; they are searched among all training images, held-out ones included."""
+    """Evaluate nearest neighbours on one layer; the search covers all training images, including held-out ones."""
     world, count = measurement.world, len(measurement.split.classes)
     pairs = [(features.maps[layer], points.histograms(masks, count)) for features, masks in train_sets]
     memory = PointMemory.from_maps(pairs, config.memory, config.seed, config.k, config.temperature, world.device)

@@ -38,7 +38,7 @@ def read_masks(
         batches.append(world.concatenate(rank_masks.to(world.device)).cpu())
     masks = torch.cat(batches)
     if not (masks != IGNORED).any():
-        raise UserError(f"no pixel of the {len(masks)} training images is labelled: all of their masks are {IGNORED}")
+        raise UserError(f"none of the {len(masks)} training images has a labelled pixel: all mask values are {IGNORED}")
     return masks
 
 
@@ -55,7 +55,7 @@ def score_test_images(
 
     Args:
         test: features of the test images.
-        score: returns the scores (N, K, g, g) by layer of a slice of the features.
+        score: computes scores (N, K, g, g) by layer for a slice of the features.
         points: sampling points of the maps by layer.
         classes: K class names.
         world: ranks that share the images.
@@ -63,7 +63,7 @@ def score_test_images(
         kind: kind of classifier, "linear" or "knn".
 
     Returns:
-        names, classes and ``LAYER/kind``: confusion matrices from
+        names, classes, and as ``LAYER/kind`` the confusion matrices, from
         :func:`~transfer.pascal.segmentation.sparse_confusions`.
 
     Raises:
@@ -71,11 +71,11 @@ def score_test_images(
         Interrupted: ``should_stop`` returned True.
     """
     count = len(classes)
-    none = torch.empty(0, count, count, dtype=torch.int64)
+    empty = torch.empty(0, count, count, dtype=torch.int64)
 
     def confusions(rows: slice) -> dict[str, Tensor]:
         if rows.start == rows.stop:
-            return dict.fromkeys(points, none)
+            return dict.fromkeys(points, empty)
         masks = [torch.from_numpy(mask_at(test.images, int(i), count)).to(world.device) for i in test.indices[rows]]
         by_layer = {}
         for layer, scores in score(rows).items():
@@ -85,7 +85,7 @@ def score_test_images(
             ).cpu()
         return by_layer
 
-    batch_indices, columns = [torch.empty(0, dtype=torch.int64)], {layer: [none] for layer in points}
+    batch_indices, columns = [torch.empty(0, dtype=torch.int64)], {layer: [empty] for layer in points}
     batches = test.rank_slices(TEST_BATCH, world, should_stop)
     for rows, by_layer in world.zip_ranks((rows, confusions(rows)) for rows in batches):
         batch_indices.append(test.indices[rows])
@@ -98,7 +98,7 @@ def score_test_images(
         **{f"{layer}/{kind}": sparse_confusions(column.numpy()) for layer, column in ordered.items()},
     }
     if not any(len(column.values) for column in rows.values() if isinstance(column, Ragged)):
-        raise UserError(f"no pixel of the {len(indices)} test images is labelled: all of their masks are {IGNORED}")
+        raise UserError(f"none of the {len(indices)} test images has a labelled pixel: all mask values are {IGNORED}")
     return rows
 
 

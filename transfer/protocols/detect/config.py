@@ -1,7 +1,7 @@
 """Config of `transfer detect`.
 
-The defaults are Fast R-CNN on selective search, with the rules of py-faster-rcnn for difficult objects and for
-filtering detections. The config ``paper`` has the rules of Fast R-CNN.
+The defaults are Fast R-CNN on selective-search proposals, with difficult objects and detection filtering handled as in
+py-faster-rcnn. The config ``paper`` handles both as in Fast R-CNN.
 """
 
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ class SampleConfig:
 
 @dataclass
 class FilterConfig:
-    """Detection filter."""
+    """Filtering of detections."""
 
     rule: Literal["score", "adaptive"] = "score"
     """rule for keeping detections. score: those with a score above keep.score (py-faster-rcnn); adaptive: per class,
@@ -91,9 +91,9 @@ class RPNConfig:
     """Region proposal network (Faster R-CNN)."""
 
     before: tuple[Count, Count] = (12000, 6000)
-    """maximum number of proposals per image before non-maximum suppression, in training and in tests"""
+    """maximum number of proposals per image before non-maximum suppression, in training and at test time"""
     after: tuple[Count, Count] = (2000, 1000)
-    """maximum number of proposals per image after non-maximum suppression, in training and in tests"""
+    """maximum number of proposals per image after non-maximum suppression, in training and at test time"""
     nms: Fraction = 0.7
     """maximum IoU of two proposals (non-maximum suppression)"""
     anchors: list[Count] = field(default_factory=lambda: [32, 64, 128, 256, 512])
@@ -107,7 +107,7 @@ class DetectConfig(PascalConfig, FineTuneConfig):
     protocol: ClassVar[str] = "detect"
 
     engine: Literal["torchvision", "detectron2"] = "torchvision"
-    """library whose operations and heads are used; both give the same results, but Faster R-CNN needs detectron2"""
+    """library that provides the operations and heads; both give the same results, but Faster R-CNN needs detectron2"""
     proposals: Annotated[str | list[str], File(packaged=METHODS)] = "selective-search"
     """source of the proposals: selective-search, selective-search-quality, rpn (Faster R-CNN), or one or more files
     (.npz of `transfer proposals`, or published .mat files)"""
@@ -142,12 +142,12 @@ class DetectConfig(PascalConfig, FineTuneConfig):
 
     @property
     def proposal_files(self) -> list[str]:
-        """Files of proposals; with a built-in method, only its name."""
+        """Proposal files; for a built-in method, a list that contains only its name."""
         return [self.proposals] if isinstance(self.proposals, str) else list(self.proposals)
 
     @property
     def method(self) -> str:
-        """Method that computes the proposals, one of ``METHODS``; empty if they are in files."""
+        """Method that computes the proposals, one of ``METHODS``; empty if they are read from files."""
         sources = self.proposal_files
         return sources[0] if len(sources) == 1 and sources[0] in METHODS else ""
 

@@ -91,7 +91,7 @@ class Detector(FineTuned):
         backbone: copy of a backbone to train.
         classes: number of classes, K.
         config: config of the protocol.
-        score: (plan, neck) → module of the new layers, with the attributes ``neck`` and ``box_predictor``.
+        score: builds the module of new layers from (plan, neck); it has the attributes ``neck`` and ``box_predictor``.
 
     Attributes:
         plan: RoI pooling and head of the backbone.
@@ -171,7 +171,7 @@ class Detector(FineTuned):
         return self.score.neck(self.backbone_head(pool_regions(maps, boxes, self.plan)))
 
     def backbone_head(self, pooled: Tensor) -> Tensor:
-        """Apply the backbone's layers of the head to pooled maps."""
+        """Apply the backbone layers that belong to the head to pooled maps."""
         layers = [self.backbone.get_module(name) for name in self.plan.parts]
         return head_maps(layers, pooled, self.dropout, self.training)
 
@@ -196,14 +196,14 @@ class FastRCNN(Detector):
         boxes = torch.cat([r.boxes for r in regions])
         labels, targets = torch.cat([r.labels for r in regions]), torch.cat([r.targets for r in regions])
         loss = F.cross_entropy(scores, labels, reduction="sum")
-        rows = (labels < self.classes).nonzero()[:, 0]
-        classes = labels[rows]
+        foreground = (labels < self.classes).nonzero()[:, 0]
+        classes = labels[foreground]
         predictor = self.score.box_predictor
         target_deltas = (
-            encode_boxes(boxes[rows], targets[rows]) - predictor.target_mean[classes]
+            encode_boxes(boxes[foreground], targets[foreground]) - predictor.target_mean[classes]
         ) / predictor.target_std[classes]
-        predicted = deltas.view(-1, self.classes, 4)[rows, classes]
-        box_loss = F.smooth_l1_loss(predicted, target_deltas, reduction="sum", beta=self.config.sample.beta)
+        predicted_deltas = deltas.view(-1, self.classes, 4)[foreground, classes]
+        box_loss = F.smooth_l1_loss(predicted_deltas, target_deltas, reduction="sum", beta=self.config.sample.beta)
         return loss + box_loss, loss.new_tensor(float(len(labels)))
 
     def predict(self, inputs: Inputs, regions: Sequence[Regions]) -> list[tuple[Tensor, Tensor]]:
@@ -226,7 +226,7 @@ class FastRCNN(Detector):
 def encode_boxes(boxes: Tensor, targets: Tensor) -> Tensor:
     """Encode the offsets from boxes to targets as R-CNN does: (N, 4), (N, 4) → (N, 4).
 
-    They are the shifts of the centre, in widths and heights of the box, and the log ratios of the widths and heights.
+    The offsets are the shift of the centre, relative to the size of the box, and the log ratios of the sides.
     """
     size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shift = (targets[:, :2] + target_size / 2 - boxes[:, :2] - size / 2) / size
@@ -236,7 +236,7 @@ def encode_boxes(boxes: Tensor, targets: Tensor) -> Tensor:
 def decode_boxes(boxes: Tensor, deltas: Tensor) -> Tensor:
     """Apply encoded offsets to boxes, the inverse of :func:`encode_boxes`: (N, 1, 4), (N, K, 4) → (N, K, 4).
 
-    The scale of a side is limited to 62.5.
+    Sides are scaled by at most 62.5.
     """
     size = boxes[..., 2:] - boxes[..., :2]
     centre = boxes[..., :2] + size / 2 + deltas[..., :2] * size

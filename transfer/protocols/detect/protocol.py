@@ -1,7 +1,7 @@
 """PASCAL VOC detection, a column of the paper's Table 2.
 
-Fast R-CNN (Girshick, ICCV 2015) on proposals of selective search. For ResNets also the protocol of MoCo and VISSL:
-Faster R-CNN (Ren et al., NeurIPS 2015) with the last stage as its head.
+The detector is Fast R-CNN (Girshick, ICCV 2015) on selective-search proposals. ResNets can also be evaluated as in MoCo
+and VISSL: with Faster R-CNN (Ren et al., NeurIPS 2015), whose head is the last stage.
 """
 
 import importlib
@@ -49,7 +49,7 @@ from transfer.protocols.detect.task import (
 )
 from transfer.protocols.detect.views import AllRegions, SampledRegions, candidates, trainable_objects
 
-_MIN_STD = 0.01  # lower bound for the std of box targets, for classes with few of them
+_MIN_STD = 0.01  # lower bound for the std of box targets, for classes with few targets
 
 
 def _open(data: Data, config: DetectConfig) -> Split:
@@ -131,7 +131,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     view = SampledRegions(len(classes), config.sample, tuple(config.scales), config.longest, config.mirror)
 
     def init_weights(_stream: Stream) -> None:
-        torch.manual_seed(config.seed)  # the engines have consumed different amounts of randomness
+        torch.manual_seed(config.seed)  # again, because the engines draw different numbers of random values
         initialise(net, new, config, initialisation_crops(train, net.backbone.input, config.seed))
         net.reset_scores()
 
@@ -172,7 +172,7 @@ def _sync_batch_norm(net: Detector) -> Detector:
 
 @torch.no_grad()
 def _check_sizes(net: Detector) -> None:
-    """Raise a UserError if the backbone does not take images of any size."""
+    """Raise a UserError if the backbone only accepts images of a fixed size."""
     side, step = net.backbone.input.size, net.plan.step
     height, width = (-(-length // step) * step for length in (side, side + 3 * net.plan.stride))
     blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))
@@ -183,8 +183,8 @@ def _check_sizes(net: Detector) -> None:
 def target_statistics(images: ImageSet, classes: int, config: DetectConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean and std of the box targets per class, (K, 4) each.
 
-    They are computed over all foreground regions, which include the objects themselves, and their mirrored versions if
-    images are mirrored. Classes without foreground regions get mean 0 and the fixed stds of R-CNN.
+    They are computed over all foreground regions, including the objects themselves and, if images are mirrored, the
+    mirrored regions. Classes without foreground regions get mean 0 and the fixed stds of R-CNN.
     """
     sums, squares, counts = np.zeros((classes, 4)), np.zeros((classes, 4)), np.zeros(classes)
     for index in range(len(images)):
@@ -231,7 +231,7 @@ def _predictor(run: FinishedRun) -> Predictor:
 def _proposal_function(config: DetectConfig) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return a function that computes the proposals of a new picture; None if the detector proposes regions itself.
 
-    If the run used files of proposals, selective search runs in its fast mode.
+    If the run used proposal files, selective search runs in its fast mode.
     """
     if config.method == "rpn":
         return None

@@ -22,8 +22,8 @@ from transfer.protocols.detect.config import FilterConfig
 from transfer.protocols.detect.net import Detector
 from transfer.protocols.detect.views import AllRegions, DetectionBatch
 
-_DETECTIONS_PER_IMAGE = 40  # limit of the adaptive rule, per class and on average over images
-_PICTURES = 8  # test images drawn after an evaluation
+_DETECTIONS_PER_IMAGE = 40  # adaptive rule: maximum number of detections per class, averaged over images
+_MAX_EXAMPLES = 8  # test images visualised after an evaluation
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,8 +31,8 @@ class Detection(FineTuning):
     """Fine-tuning task for object detection.
 
     Attributes:
-        train: training images, to be evaluated as well; None to evaluate test images only.
-        view: view of the images in evaluations.
+        train: training images, to be evaluated as well; None to evaluate only test images.
+        view: view of the evaluation images.
         filter_config: thresholds for filtering detections.
     """
 
@@ -52,13 +52,15 @@ class Detection(FineTuning):
             train_metrics = unweighted_metrics(detection_metrics, self._detect(net, self.train, should_stop)[0])
             metrics |= {"train/map": train_metrics["map"]}
             line += f"  training images {100 * train_metrics['map']:.1f}"
-        return Evaluation(metrics, len(rows["names"]), rows, broken, line, lambda: self._pictures(net))
+        return Evaluation(metrics, len(rows["names"]), rows, broken, line, lambda: self._visualise(net))
 
     def _detect(self, net: Detector, images: ImageSet, should_stop: Callable[[], bool]) -> tuple[Rows, dict[str, str]]:
-        """Return the detections and objects of images, and the reasons for broken images by name."""
+        """Return the detections and objects of images, and the error message of each broken image by name."""
 
         def compute(batch: DetectionBatch) -> list[Tensor]:
-            return [self._filter(*image) for image in detect_in_original_coordinates(net, batch)] if len(batch) else []
+            return (
+                [self._filter(*output) for output in detect_in_original_coordinates(net, batch)] if len(batch) else []
+            )
 
         # The batch size is 1, because padding in a batch would affect the scores.
         held_out = HeldOut(Stream(images, self.view), compute, self.world, 1, self.workers, should_stop)
@@ -81,18 +83,18 @@ class Detection(FineTuning):
         return detection_rows([images.names[i] for i in ordered], self.classes, detections, objects), held_out.broken
 
     def _filter(self, boxes: Tensor, probabilities: Tensor) -> Tensor:
-        """Filter the boxes (R, K, 4) and probabilities (R, K) of one image: (D, 6) detections.
+        """Filter the boxes (R, K, 4) and probabilities (R, K) of one image, and return its detections (D, 6).
 
-        For the adaptive rule, these are only candidates.
+        With the adaptive rule, these are candidates for :func:`filter_adaptively`.
         """
         return (class_candidates if self.filter_config.rule == "adaptive" else filter_by_score)(
             boxes, probabilities, self.filter_config
         )
 
-    def _pictures(self, net: Detector) -> dict[str, np.ndarray]:
+    def _visualise(self, net: Detector) -> dict[str, np.ndarray]:
         """Draw the objects and the detections of test images side by side, two images per row."""
         pairs = []
-        for index in np.linspace(0, len(self.test) - 1, min(_PICTURES, len(self.test))).astype(int):
+        for index in np.linspace(0, len(self.test) - 1, min(_MAX_EXAMPLES, len(self.test))).astype(int):
             try:
                 record = self.test.record(int(index))
                 batch, pixels = single_image_batch(record, self.view), record.image().pixels()
@@ -180,7 +182,7 @@ def filter_adaptively(detections: Sequence[np.ndarray], classes: int, config: Fi
             thresholds[label] = np.partition(scores, len(scores) - limit)[len(scores) - limit]
     filtered = []
     for rows in detections:
-        above = torch.from_numpy(rows[rows[:, 1] > thresholds[rows[:, 0].astype(int)]])
-        best = ops.batched_nms(above[:, 2:], above[:, 1], above[:, 0], config.nms)
-        filtered.append(above[best].numpy())
+        above_threshold = torch.from_numpy(rows[rows[:, 1] > thresholds[rows[:, 0].astype(int)]])
+        best = ops.batched_nms(above_threshold[:, 2:], above_threshold[:, 1], above_threshold[:, 0], config.nms)
+        filtered.append(above_threshold[best].numpy())
     return filtered

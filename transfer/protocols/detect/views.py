@@ -1,4 +1,4 @@
-"""Views for detection: a resized image with its proposals, and in training with a sample of labelled regions."""
+"""Views for detection: resized images with all of their proposals or, in training, a sample of labelled regions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Regions:
 
     Attributes:
         boxes: (R, 4) float32 boxes of the regions.
-        labels: (R,) int64 class index of each region, the number of classes for background; only in training.
+        labels: (R,) int64 class index of each region; K, the number of classes, for background; only in training.
         targets: (R, 4) float32 box of the object in each region, arbitrary for background; only in training.
         objects: (G, 4) float32 boxes of the objects to train on.
         classes: (G,) int64 class indices of the objects.
@@ -62,12 +62,12 @@ def collate_regions(samples: Sequence[RegionSample], base: Batch) -> DetectionBa
 
 
 def resize_factor(height: int, width: int, short: int, longest: int) -> float:
-    """Return the factor that resizes the short side to ``short``, but the long side to ``longest`` at most."""
+    """Return the factor that resizes the short side to ``short``, or the long side to ``longest`` if smaller."""
     return min(short / min(height, width), longest / max(height, width))
 
 
 def resize_pixels(pixels: np.ndarray, factor: float) -> Tensor:
-    """Resize an image (H, W, 3) uint8 by a factor: (3, h, w) uint8."""
+    """Resize an image by a factor: (H, W, 3) uint8 → (3, h, w) uint8."""
     size = [max(1, round(side * factor)) for side in pixels.shape[:2]]
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return F.interpolate(image, size, mode="bilinear", antialias=True)[0]
@@ -75,9 +75,9 @@ def resize_pixels(pixels: np.ndarray, factor: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SampledRegions:
-    """Training image at a random scale, with a sample of its regions.
+    """Training image resized to a random scale, with a sample of its regions.
 
-    Records without ``proposals`` get no regions: the detector proposes them.
+    Records without ``proposals`` get no regions, because the detector proposes them itself.
 
     Attributes:
         classes: number of classes, which is also the label of background.
@@ -121,7 +121,7 @@ class SampledRegions:
 
 @dataclass(frozen=True)
 class AllRegions:
-    """Image at a fixed scale, with all of its proposals.
+    """Image resized to a fixed scale, with all of its proposals.
 
     Attributes:
         scale: short side, in pixels.
@@ -185,17 +185,17 @@ def sample_regions(
         generator: random generator.
 
     Returns:
-        (R, 4) boxes of the regions, (R,) their labels, and (R, 4) target boxes: that of the matched object, or the
-        region's own box for background.
+        (R, 4) boxes of the regions, (R,) their labels, and (R, 4) target boxes: the box of the matched object, or
+        the region's own box for background.
     """
     if not len(objects):
-        matched, best = np.zeros(len(boxes), np.int64), np.zeros(len(boxes))
+        matched, best_ious = np.zeros(len(boxes), np.int64), np.zeros(len(boxes))
     else:
         ious = overlaps(boxes, objects)
-        matched, best = ious.argmax(1), ious.max(1)
+        matched, best_ious = ious.argmax(1), ious.max(1)
     low, high = sample.background
-    foreground = np.flatnonzero(best >= sample.overlap)
-    background = np.flatnonzero((best >= low) & (best < high))
+    foreground = np.flatnonzero(best_ious >= sample.overlap)
+    background = np.flatnonzero((best_ious >= low) & (best_ious < high))
     n_foreground = min(round(sample.foreground * sample.regions), len(foreground))
     foreground = generator.choice(foreground, n_foreground, replace=False) if n_foreground else foreground[:0]
     n_background = min(sample.regions - n_foreground, len(background))

@@ -20,8 +20,8 @@ from transfer.protocols.detect.config import DetectConfig, SampleConfig
 from transfer.protocols.detect.net import REGION_BATCH, Detector, Inputs
 from transfer.protocols.detect.views import Regions
 
-_ASPECT_RATIOS = [0.5, 1.0, 2.0]  # of anchors
-_ANCHORS = 256  # anchors per image and step that train the proposal network
+_ASPECT_RATIOS = [0.5, 1.0, 2.0]  # heights of the anchors, divided by their widths
+_ANCHORS = 256  # number of anchors per image and step to train the proposal network on
 
 
 class DetectronRCNN(Detector):
@@ -29,18 +29,18 @@ class DetectronRCNN(Detector):
     :class:`~transfer.protocols.detect.net.FastRCNN`."""
 
     def __init__(self, backbone: Backbone, classes: int, config: DetectConfig):
-        def heads(plan: RegionPlan, neck: Neck) -> CrosschannelROIHeads:
-            return _heads(plan, neck, classes, config.sample)
+        def build_heads(plan: RegionPlan, neck: Neck) -> CrosschannelROIHeads:
+            return _build_heads(plan, neck, classes, config.sample)
 
-        super().__init__(backbone, classes, config, heads)
+        super().__init__(backbone, classes, config, build_heads)
         self.score.box_head = self.backbone_head  # a method, so that the backbone's layers are not registered twice
-        self.rpn = _proposal_network(self.plan, self.map_channels, config) if config.method == "rpn" else None
+        self.rpn = _build_proposal_network(self.plan, self.map_channels, config) if config.method == "rpn" else None
 
     def losses(self, inputs: Inputs, regions: Sequence[Regions]) -> tuple[Tensor, Tensor]:
-        """Return detectron2's losses and a count.
+        """Return the summed loss of a batch, and the count to divide it by.
 
-        detectron2 averages its losses. They are multiplied by the count, which is the number of regions for Fast R-CNN
-        and the number of images for Faster R-CNN.
+        The count is the number of regions for Fast R-CNN, and the number of images for Faster R-CNN. detectron2
+        averages its losses, so they are multiplied by the count.
         """
         features = {self.plan.layer: self.feature_map(inputs.x)}
         with EventStorage():  # required by detectron2, which logs statistics to it
@@ -79,7 +79,7 @@ class DetectronRCNN(Detector):
         return predictions
 
     def _propose(self, inputs: Inputs, features: dict[str, Tensor], truth: list[Instances] | None = None):
-        """Run the proposal network in float32: with the precision of bfloat16, many of its scores would tie."""
+        """Run the proposal network in float32, because many of its scores would tie in bfloat16."""
         features = {name: maps.float() for name, maps in features.items()}
         try:
             with torch.autocast(inputs.x.device.type, enabled=False):
@@ -88,7 +88,7 @@ class DetectronRCNN(Detector):
             raise UserError("the proposals are no longer finite; lower optim.lr or set optim.clip") from None
 
 
-def _heads(plan: RegionPlan, neck: Neck, classes: int, sample: SampleConfig) -> CrosschannelROIHeads:
+def _build_heads(plan: RegionPlan, neck: Neck, classes: int, sample: SampleConfig) -> CrosschannelROIHeads:
     predictor = NormalisedOutputs(
         ShapeSpec(channels=neck.channels),
         box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
@@ -103,12 +103,12 @@ def _heads(plan: RegionPlan, neck: Neck, classes: int, sample: SampleConfig) -> 
         num_classes=classes,
         batch_size_per_image=sample.regions,
         positive_fraction=sample.foreground,
-        proposal_matcher=_matcher(sample),
+        proposal_matcher=_build_matcher(sample),
     )
 
 
-def _matcher(sample: SampleConfig) -> Matcher:
-    """Return a matcher that labels regions by their IoU: 1 for foreground, 0 for background, -1 to ignore."""
+def _build_matcher(sample: SampleConfig) -> Matcher:
+    """Build a matcher that labels regions by their IoU: 1 for foreground, 0 for background, -1 to ignore."""
     low, high = sample.background
     bounds, labels = ([low], [-1, 0]) if low else ([], [0])
     bounds.append(high)
@@ -118,7 +118,7 @@ def _matcher(sample: SampleConfig) -> Matcher:
     return Matcher(bounds, [*labels, 1], allow_low_quality_matches=False)
 
 
-def _proposal_network(plan: RegionPlan, channels: int, config: DetectConfig) -> RPN:
+def _build_proposal_network(plan: RegionPlan, channels: int, config: DetectConfig) -> RPN:
     sizes, rpn = [float(side) for side in config.rpn.anchors], config.rpn
     return RPN(
         in_features=[plan.layer],

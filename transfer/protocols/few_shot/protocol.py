@@ -36,15 +36,17 @@ def _measure(measurement: Measurement) -> Evaluation:
     _check_shots(split.train.labels, config, split.classes)
     measurement.announce(f"layers {', '.join(layers)}")
     train, test = extract_features(measurement, layers, centre_crop(backbone.input, config.size))
-    _check_shots(train.images.labels, config, split.classes)  # again, because unreadable images were left out
+    _check_shots(train.images.labels, config, split.classes)  # again, because unreadable images are skipped
     rows = test.columns()
     draws = [(setting, draw) for setting in settings for draw in range(config.draws)]
     rank_draws, labels = draws[world.rank :: world.size], train.images.labels
-    drawn = {draw: draw_images(labels, draw[0], config.seed, draw[1]) for draw in rank_draws}
+    drawn_images = {draw: draw_images(labels, draw[0], config.seed, draw[1]) for draw in rank_draws}
     with Processes(config.jobs) as processes:
         for layer in layers:
             measurement.check_interrupt()
-            predict_rank = partial(_predict, train.maps[layer], test.maps[layer], drawn, labels, config, processes)
+            predict_rank = partial(
+                _predict, train.maps[layer], test.maps[layer], drawn_images, labels, config, processes
+            )
             predictions = {draw: row for rank in world.gather_results(predict_rank) for draw, row in rank.items()}
             for setting in settings:
                 hits = [predictions[setting, draw] == rows["labels"] for draw in range(config.draws)]
@@ -55,7 +57,7 @@ def _measure(measurement: Measurement) -> Evaluation:
 def _predict(
     train: Tensor,
     test: Tensor,
-    drawn: dict[tuple[str, int], np.ndarray],
+    drawn_images: dict[tuple[str, int], np.ndarray],
     labels: np.ndarray,
     config: FewShotConfig,
     processes: Processes,
@@ -64,19 +66,19 @@ def _predict(
 
     Args:
         train, test: feature maps of one layer.
-        drawn: indices of the drawn training images, by (setting, draw).
+        drawn_images: indices of the drawn training images, by (setting, draw).
         labels: class indices of all training images.
         config: config of the protocol.
-        processes: where the regressions are fitted.
+        processes: process pool that fits the regressions.
 
     Returns:
         (m,) predicted class indices, by (setting, draw).
     """
-    used = np.unique(np.concatenate([np.empty(0, np.int64), *drawn.values()]))
-    shared = [processes.share(maps.flatten(1).numpy()) for maps in (train[torch.from_numpy(used)], test)]
+    unique_indices = np.unique(np.concatenate([np.empty(0, np.int64), *drawn_images.values()]))
+    shared = [processes.share(maps.flatten(1).numpy()) for maps in (train[torch.from_numpy(unique_indices)], test)]
     settings = (config.costs, config.folds, config.seed)
-    tasks = [(np.searchsorted(used, images), labels[images], *settings) for images in drawn.values()]
-    return dict(zip(drawn, processes.run(predict, shared, tasks), strict=True))
+    tasks = [(np.searchsorted(unique_indices, images), labels[images], *settings) for images in drawn_images.values()]
+    return dict(zip(drawn_images, processes.run(predict, shared, tasks), strict=True))
 
 
 def _check_shots(labels: np.ndarray, config: FewShotConfig, classes: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ def predict(
         bank: (N, d) features of training images.
         test: (m, d) features of test images.
         indices: (n,) indices into ``bank`` of the images to train on.
-        labels: (n,) their class indices, from two or more classes.
+        labels: (n,) class indices of these images, with at least two classes.
         costs: candidate values of C.
         folds: number of cross-validation folds.
         seed: seed of the folds.
@@ -45,9 +45,11 @@ def predict(
         cost = costs[0]
     elif folds >= 2:
         correct = np.zeros(len(costs))
-        for fitted, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(x, labels):
+        for fit_rows, held_out_rows in StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32).split(x, labels):
             for i, c in enumerate(costs):
-                correct[i] += (_fit(x[fitted], labels[fitted], c).predict(x[held_out]) == labels[held_out]).sum()
+                correct[i] += (
+                    _fit(x[fit_rows], labels[fit_rows], c).predict(x[held_out_rows]) == labels[held_out_rows]
+                ).sum()
         cost = costs[int(correct.argmax())]
     model, predictions = _fit(x, labels, cost), []
     for start in range(0, len(test), _TEST_BATCH):

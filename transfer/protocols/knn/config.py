@@ -17,13 +17,17 @@ class KNNConfig(FeaturesConfig):
     val_share: ProperFraction = 0.05
     """fraction of the images held out for validation if the data has no val/"""
     k: list[Count] = field(default_factory=lambda: [20])
-    """number of neighbours that vote; each value is evaluated"""
+    """numbers of neighbours that vote, each evaluated separately"""
     temperature: list[Positive] = field(default_factory=lambda: [0.07])
-    """temperature of the vote weights, exp(cosine / temperature); each value is evaluated"""
+    """temperatures of the vote weights, exp(cosine / temperature), each evaluated separately"""
     pooling: Pooling = "global"
-    """pooling of the feature maps: global, the mean over positions; average or bilinear, to a grid with fewer than
-    10,000 values per layer"""
+    """pooling of the feature maps. global: mean over positions; average or bilinear: to a grid with fewer than 10,000
+    values per layer"""
 
     def check(self) -> None:
-        require(len(self.k) > 0 and len(set(self.k)) == len(self.k), "k must be one or more distinct numbers", self.k)
-        require(len(self.temperature) > 0, "temperature must be one or more numbers", self.temperature)
+        require(
+            len(self.k) > 0 and len(set(self.k)) == len(self.k),
+            "k must have at least one value and no value twice",
+            self.k,
+        )
+        require(len(self.temperature) > 0, "temperature must have at least one value", self.temperature)

@@ -30,7 +30,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     _check_k(config, len(split.train))
     measurement.announce(f"layers {', '.join(layers)}")
     train, test = extract_features(measurement, layers, centre_crop(backbone.input, config.size))
-    _check_k(config, len(train))  # again, because unreadable images were left out
+    _check_k(config, len(train))  # again, because unreadable images are skipped
     rows = test.columns()
     labels = torch.from_numpy(train.images.labels)
     for layer in layers:
@@ -41,9 +41,9 @@ def _measure(measurement: Measurement) -> Evaluation:
         indices, cosines = (world.concatenate(tensor.to(world.device)).cpu() for tensor in rank_neighbours)
         for k in config.k:
             for temperature in config.temperature:
-                ranked = vote(labels[indices[:, :k]], cosines[:, :k], temperature, len(split.classes))
+                top_classes = vote(labels[indices[:, :k]], cosines[:, :k], temperature, len(split.classes))
                 name = f"{layer}/knn{k}" + ("" if temperature == config.temperature[0] else f"/t{temperature:g}")
-                rows[name] = ranked[:, 0].numpy() == rows["labels"]
+                rows[name] = top_classes[:, 0].numpy() == rows["labels"]
     return Evaluation(unweighted_metrics(compute_metrics, rows), len(rows["names"]), rows)
 
 
@@ -68,7 +68,7 @@ def vote(labels: Tensor, cosines: Tensor, temperature: float, classes: int) -> T
     Returns:
         (N, ≤ 5) class indices, highest total weight first.
     """
-    # Subtracting the greatest cosine scales all weights alike, and avoids overflow.
+    # Subtracting the highest cosine scales all weights by the same factor, and avoids overflow.
     weights = ((cosines - cosines[:, :1]) / temperature).double().exp()
     votes = torch.zeros(len(labels), classes, dtype=torch.float64).scatter_add_(1, labels, weights)
     return votes.topk(min(5, classes), 1).indices
@@ -86,7 +86,7 @@ knn = Protocol(
     metrics=compute_metrics,
     show=_show,
     section=LayersSection("Nearest neighbours", r"knn\d+(/t.*)?"),
-    returns="``LAYER/knnK``, the top-1 accuracy; for all temperatures but the first, ``LAYER/knnK/tT``",
+    returns="the top-1 accuracies ``LAYER/knnK`` (first temperature) and ``LAYER/knnK/tT`` (other temperatures)",
     positional_key="layer",
     chance_level=majority_class,
 )

@@ -20,10 +20,11 @@ class LinearProbeConfig(TrainedConfig, FrozenConfig):
     val_share: ProperFraction = 0.05
     """fraction of the images held out for validation if the data has no val/"""
     pooling: Pooling = "average"
-    """pooling of the feature maps to fewer than 10,000 values per layer: average or bilinear (the release), for any
-    net; windows (the paper), for AlexNet; global, the mean over positions; deepcluster, an alias of windows"""
+    """pooling of the feature maps to fewer than 10,000 values per layer. average and bilinear (the released code): for
+    any net; windows (the paper): for AlexNet; global: mean over positions; deepcluster: alias of windows"""
     norm: Norm = "channel"
-    """statistics of the affine-free BatchNorm before each classifier: per channel or per feature; none: no BatchNorm"""
+    """statistics of the BatchNorm (without scale and shift) before each classifier: per channel or per feature; none: no
+    BatchNorm"""
     zero: bool = True
     """initialise the classifiers with zeros instead of PyTorch's default"""
     rates: list[Positive] = field(default_factory=list)
@@ -35,7 +36,7 @@ class LinearProbeConfig(TrainedConfig, FrozenConfig):
     cache: Cache = "off"
     """where features are cached: off, memory or disk; training features are only cached if crops are not augmented"""
     crop: CropConfig = field(default_factory=lambda: CropConfig(0, 0, "random"))
-    """crops; a size or resize of 0 stands for the value of the backbone's input spec"""
+    """crops of the images; if size or resize is 0, the backbone's input spec determines it"""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig("sgd", 0.01, weight_decay=5e-4))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(compile=False))
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(eval_every=5000, checkpoint_every=1000))

@@ -1,4 +1,4 @@
-"""Linear probes as in the paper's Fig. 7, or in DeepCluster with its config.
+"""Linear probes as in the paper's Fig. 7 or, with the config ``deepcluster``, as in DeepCluster.
 
 The classifiers of all layers are trained in one pass over the frozen backbone. With several learning rates, each layer
 has one classifier per rate, and the best rate is selected on held-out training images, never on validation images.
@@ -109,14 +109,14 @@ def _show(result: Result) -> Table:
         ("top5", "top-5, %", "{:.1f}", 100),
         ("lr", "learning rate", "{:g}", 1),
     ]
-    present = [column for column in columns if f"{layers[0]}/{column[0]}" in result.metrics]
+    available = [column for column in columns if f"{layers[0]}/{column[0]}" in result.metrics]
     rows = {
         layer: [
-            template.format(factor * result.metrics[f"{layer}/{metric}"]) for metric, _, template, factor in present
+            template.format(factor * result.metrics[f"{layer}/{metric}"]) for metric, _, template, factor in available
         ]
         for layer in layers
     }
-    return table(rows, ["layer", *(title for _, title, _, _ in present)])
+    return table(rows, ["layer", *(title for _, title, _, _ in available)])
 
 
 linear_probe = Protocol(

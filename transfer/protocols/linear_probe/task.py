@@ -24,14 +24,14 @@ Images = ImageSet | StoredFeatures  # images, or cached features of images
 
 
 class LayerProbe(nn.Module):
-    """Affine-free BatchNorm, followed by one linear classifier per learning rate.
+    """BatchNorm without scale and shift, followed by one linear classifier per learning rate.
 
     Args:
         shape: shape (C, g, g) of the features.
         classes: number of classes.
         count: number of classifiers.
         norm: BatchNorm statistics per "channel" (the paper) or per "feature"; "none" for no BatchNorm.
-        zero: initialise the classifiers with zeros (the release) instead of PyTorch's default.
+        zero: initialise the classifiers with zeros (the released code) instead of PyTorch's default.
 
     Shape:
         (N, C, g, g) → list of ``count`` logits (N, classes).
@@ -58,7 +58,11 @@ class LayerProbe(nn.Module):
 
 
 class Probes(LayerHeads):
-    """One :class:`LayerProbe` per layer: features by layer → by layer, a list of logits, one per learning rate."""
+    """One :class:`LayerProbe` per layer.
+
+    Shape:
+        dict of features by layer → dict of lists of logits by layer, one per learning rate.
+    """
 
     def __init__(self, shapes: dict[str, Sequence[int]], classes: int, rates: Sequence[float], norm: Norm, zero: bool):
         count = len(rates)
@@ -78,7 +82,7 @@ class LinearProbe:
         held_out: held-out training images for selecting the learning rate; None for a single rate.
         test: test images, or their cached features.
         classes: class names.
-        view: view of the images in evaluations.
+        view: view of the evaluation images.
         rate_factors: factors of the learning rate by parameter name.
         world: ranks that share the evaluation.
         batch: evaluation batch size per rank.
@@ -114,37 +118,37 @@ class LinearProbe:
         layers, broken = self.net.layers, {}
         best, rate_metrics = dict.fromkeys(layers, 0), {}
         if self.held_out is not None:
-            ranked, columns = self._rank(net, self.held_out, should_stop, broken)
+            top_classes, columns = self._rank_classes(net, self.held_out, should_stop, broken)
             for layer in layers:
                 accuracies = [
                     unweighted_metrics(accuracy, self._rows({layer: classes}, columns))[f"{layer}/top1"]
-                    for classes in ranked[layer]
+                    for classes in top_classes[layer]
                 ]
                 best[layer] = int(np.argmax(accuracies))
                 rate_metrics |= {f"{layer}/held_out_top1": max(accuracies), f"{layer}/lr": self.net.rates[best[layer]]}
-        ranked, columns = self._rank(net, self.test, should_stop, broken)
-        rows = self._rows({layer: ranked[layer][best[layer]] for layer in layers}, columns)
+        top_classes, columns = self._rank_classes(net, self.test, should_stop, broken)
+        rows = self._rows({layer: top_classes[layer][best[layer]] for layer in layers}, columns)
         # Per-class accuracies are computed once, after training.
         metrics = rate_metrics | unweighted_metrics(accuracy, rows)
         line = "top-1 " + "  ".join(f"{layer} {100 * metrics[f'{layer}/top1']:.1f}" for layer in layers)
         return Evaluation(metrics, len(rows["names"]), {**rows, "classes": np.array(self.classes)}, broken, line)
 
-    def _rows(self, ranked: dict[str, np.ndarray], columns: dict[str, np.ndarray]) -> Rows:
-        """Return the per-image rows: ``LAYER/prediction``, ``LAYER/top1`` and, from five classes on, ``LAYER/top5``.
+    def _rows(self, top_classes: dict[str, np.ndarray], columns: dict[str, np.ndarray]) -> Rows:
+        """Return the per-image rows ``LAYER/prediction``, ``LAYER/top1`` and, for five or more classes, ``LAYER/top5``.
 
         Args:
-            ranked: (n, ≤ 5) class indices by layer, the most likely first.
+            top_classes: (n, ≤ 5) class indices by layer, the most likely first.
             columns: names and labels of the n images.
         """
         rows = dict(columns)
-        for layer, classes in ranked.items():
+        for layer, classes in top_classes.items():
             hits = classes == columns["labels"][:, None]
             rows |= {f"{layer}/prediction": classes[:, 0], f"{layer}/top1": hits[:, 0]}
             if classes.shape[1] >= 5:
                 rows[f"{layer}/top5"] = hits[:, :5].any(1)
         return rows
 
-    def _rank(
+    def _rank_classes(
         self, net: nn.Module, images: Images, should_stop: Callable[[], bool], broken: dict[str, str]
     ) -> tuple[dict[str, list[np.ndarray]], dict[str, np.ndarray]]:
         """Rank the classes of each image by their softmax outputs, averaged over its views (ten crops).
@@ -156,13 +160,13 @@ class LinearProbe:
             broken: filled with the reason for each unreadable image, by name.
 
         Returns:
-            ranked: by layer, for each learning rate, (n, ≤ 5) class indices, the most likely first.
+            top_classes: by layer, for each learning rate, (n, ≤ 5) class indices, the most likely first.
             columns: names and labels of the n images.
         """
         layers, rates = self.net.layers, self.net.rates
         width = min(5, self.net.probes[0].classifiers[0].out_features)
-        none = torch.empty(0, width, dtype=torch.int64, device=self.world.device)
-        top_classes = {(layer, rate): [none] for layer in layers for rate in range(len(rates))}
+        empty = torch.empty(0, width, dtype=torch.int64, device=self.world.device)
+        top_classes = {(layer, rate): [empty] for layer in layers for rate in range(len(rates))}
         batch_indices: list[Tensor] = []
         for features, view_indices in self._batches(images, should_stop, broken):
             image_indices, views = torch.unique_consecutive(view_indices, return_counts=True)
@@ -170,10 +174,10 @@ class LinearProbe:
             owner = torch.repeat_interleave(torch.arange(len(image_indices)), views).to(self.world.device)
             for layer, layer_logits in net(features).items():
                 for rate, logits in enumerate(layer_logits):
-                    votes = logits.new_zeros(len(image_indices), logits.shape[1]).index_add_(
+                    probabilities = logits.new_zeros(len(image_indices), logits.shape[1]).index_add_(
                         0, owner, logits.softmax(1)
                     )
-                    top_classes[layer, rate].append(votes.topk(width).indices)
+                    top_classes[layer, rate].append(probabilities.topk(width).indices)
         indices, ordered = in_order(self.world, batch_indices, top_classes)
         if not len(indices):
             raise UserError("none of the validation images can be read")

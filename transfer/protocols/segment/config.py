@@ -29,8 +29,8 @@ class SegmentConfig(MasksConfig, FineTuneConfig):
     pad: Annotated[int, Interval(ge=0, le=1024)] = 100
     """zero padding around the preprocessed image, including that of the first convolution; only for nets with fc6"""
     upsampling: Literal["deconvolution", "bilinear"] = "deconvolution"
-    """upsampling of the scores beyond the outermost points of the map: fading to zero, as in FCN's fixed deconvolution
-    (deconvolution), or constant (bilinear)"""
+    """upsampling of the scores beyond the outermost points of the map. deconvolution: fade to zero, as in FCN's fixed
+    deconvolution; bilinear: constant"""
     crop: Annotated[int, Interval(ge=0, le=4096)] = 0
     """side of random square crops of the training images, in pixels; 0: whole images at their original size"""
     scale: tuple[_Factor, _Factor] = (0.5, 2.0)

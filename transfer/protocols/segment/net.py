@@ -149,7 +149,7 @@ def last_map(backbone: Backbone) -> str:
 
 
 def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> list[str]:
-    """Return the layers whose scores are added to those of the last one, from coarse to fine.
+    """Return the skip layers, whose scores are added to those of the last layer, from coarse to fine.
 
     Args:
         backbone: backbone of the layers.
@@ -175,8 +175,10 @@ def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> 
             )
         return by_stride
     if stride and stride not in strides.values():
-        known = ", ".join(str(step) for step in sorted(set(strides.values())) if step <= coarsest)
-        raise UserError(f"stride {stride}: the layers of this backbone have strides {known}; 0 uses only the last one")
+        available = ", ".join(str(step) for step in sorted(set(strides.values())) if step <= coarsest)
+        raise UserError(
+            f"stride {stride}: the layers of this backbone have strides {available}; 0 uses only the last one"
+        )
     last = {step: layer for layer, step in strides.items()}  # the last layer of each stride
     return [last[step] for step in sorted(last, reverse=True) if stride and stride <= step < coarsest]
 
@@ -192,7 +194,7 @@ def _min_side(backbone: Backbone, layer: str, step: int) -> int:
         x = torch.zeros(1, backbone.input.channels, side, side).to(next(backbone.parameters()))
         try:
             backbone.features(x, [layer])
-        except Exception:  # modules from users may raise anything
+        except Exception:  # users' modules may raise any exception
             return False
         return True
 

@@ -75,7 +75,7 @@ def _build(config: SegmentConfig, backbone: Backbone, classes: int) -> Segmenter
 
 
 def _check_sizes(net: Segmenter, crop: int) -> None:
-    """Raise a UserError if the backbone does not take images of any size, or the crops are too small for it."""
+    """Raise a UserError if the backbone only accepts images of a fixed size, or the crops are too small for it."""
     side = net.backbone.input.size
     for height, width in ((side, side + 40), (crop or 1, crop or 1)):
         blank = torch.zeros(1, net.backbone.input.channels, height, width).to(next(net.parameters()))

@@ -23,7 +23,7 @@ from transfer.protocols.segment.net import Segmenter
 from transfer.protocols.segment.views import MaskBatch, SizeGroup, WholeImages, group_sizes
 
 _BATCH = 4  # images per evaluation batch and rank; images of the same size share a forward pass
-_PICTURES = 8  # test images drawn after an evaluation
+_MAX_EXAMPLES = 8  # test images visualised after an evaluation
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,10 +55,10 @@ class Segmentation(FineTuning):
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         count = len(self.classes)
-        none = torch.zeros(0, count, count, dtype=torch.int64)
+        empty = torch.zeros(0, count, count, dtype=torch.int64)
 
         def compute(batch: MaskBatch) -> Tensor:
-            confusions = none.new_zeros(len(batch), count, count)
+            confusions = empty.new_zeros(len(batch), count, count)
             for group in batch.groups:
                 predicted = net.labels(self.preprocess_group(group))
                 truth = group.masks.to(predicted.device, non_blocking=True)
@@ -68,7 +68,7 @@ class Segmentation(FineTuning):
 
         stream = Stream(self.test, WholeImages(count))
         held_out = HeldOut(stream, compute, self.world, _BATCH, self.workers, should_stop)
-        batch_indices, batch_confusions = [], [none]
+        batch_indices, batch_confusions = [], [empty]
         for batch, confusions in held_out:
             batch_indices.append(batch.indices)
             batch_confusions.append(confusions)
@@ -79,15 +79,17 @@ class Segmentation(FineTuning):
             "confusion": sparse_confusions(columns["confusion"].numpy()),
         }
         if not len(rows["confusion"].values):
-            raise UserError(f"no pixel of the {len(rows['names'])} test images is labelled: all of their masks are 255")
+            raise UserError(
+                f"none of the {len(rows['names'])} test images has a labelled pixel: all mask values are 255"
+            )
         metrics = unweighted_metrics(compute_metrics, rows)
         line = f"mean IU {100 * metrics['mean_iu']:.1f}  pixel accuracy {100 * metrics['pixel_accuracy']:.1f}"
-        return Evaluation(metrics, len(rows["names"]), rows, held_out.broken, line, lambda: self._pictures(net))
+        return Evaluation(metrics, len(rows["names"]), rows, held_out.broken, line, lambda: self._visualise(net))
 
-    def _pictures(self, net: nn.Module) -> dict[str, np.ndarray]:
-        """Draw test images, their ground truth and the predictions in PASCAL's colours, two images per row."""
+    def _visualise(self, net: nn.Module) -> dict[str, np.ndarray]:
+        """Show test images, their ground truth and the predictions in PASCAL's colours, two images per row."""
         triplets, view = [], WholeImages(len(self.classes))
-        for index in np.linspace(0, len(self.test) - 1, min(_PICTURES, len(self.test))).astype(int):
+        for index in np.linspace(0, len(self.test) - 1, min(_MAX_EXAMPLES, len(self.test))).astype(int):
             try:
                 pixels, labels, size = view(self.test.record(int(index)), SampleRNG(0, ()))
             except (BrokenImage, OSError):

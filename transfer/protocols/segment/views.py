@@ -45,7 +45,7 @@ class MaskBatch(Batch):
 
 
 def group_sizes(samples: Sequence[MaskSample]) -> list[SizeGroup]:
-    """Stack samples of the same size."""
+    """Group samples by size, and stack each group."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for position, (_, labels, _) in enumerate(samples):
         by_size.setdefault(labels.shape, []).append(position)
@@ -89,8 +89,8 @@ class WholeImages:
 class MaskedCrops:
     """Random square crops of images that are resized by a random factor.
 
-    Masks are resized by taking nearest pixels. Crops that are larger than the resized image are padded, and the padding
-    is labelled as ignored.
+    Masks are resized with nearest-neighbour interpolation. Crops that are larger than the resized image are padded, and
+    the padding is labelled as ignored.
 
     Attributes:
         classes: number of classes.

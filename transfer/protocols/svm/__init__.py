@@ -1,1 +1,1 @@
-"""Linear SVMs on frozen features of PASCAL VOC, with all labels and low-shot."""
+"""Linear SVMs on frozen features of PASCAL VOC, with all or few labels."""

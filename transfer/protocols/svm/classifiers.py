@@ -1,4 +1,4 @@
-"""VISSL's linear SVMs on liblinear, one per class, with C selected by cross-validated average precision."""
+"""VISSL's linear SVMs, trained by liblinear, one per class, with C selected by cross-validated average precision."""
 
 import warnings
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def cross_validated_scores(
     Returns:
         (m,) decision values of the test images.
     """
-    used = labels >= 0
-    x, y = train[used], labels[used] == 1
+    valid = labels >= 0
+    x, y = train[valid], labels[valid] == 1
     return fit(x, y, choose_cost(x, y, costs, folds, seed), seed).decision_function(test)
 
 
@@ -40,8 +40,8 @@ def scores_by_cost(
     Returns:
         (costs, m) decision values of the test images.
     """
-    used = labels >= 0
-    return np.stack([fit(train[used], labels[used] == 1, cost, seed).decision_function(test) for cost in costs])
+    valid = labels >= 0
+    return np.stack([fit(train[valid], labels[valid] == 1, cost, seed).decision_function(test) for cost in costs])
 
 
 def fit(x: np.ndarray, positive: np.ndarray, cost: float, seed: int):
@@ -77,8 +77,8 @@ def choose_cost(x: np.ndarray, positive: np.ndarray, costs: Sequence[float], fol
     if folds < 2:
         return 1.0
     precisions = np.zeros(len(costs))
-    for fitted, held_out in StratifiedKFold(folds).split(x, positive):
+    for fit_rows, held_out_rows in StratifiedKFold(folds).split(x, positive):
         for i, cost in enumerate(costs):
-            scores = fit(x[fitted], positive[fitted], cost, seed).decision_function(x[held_out])
-            precisions[i] += average_precision(scores, positive[held_out], np.ones((1, len(held_out))))[0]
+            scores = fit(x[fit_rows], positive[fit_rows], cost, seed).decision_function(x[held_out_rows])
+            precisions[i] += average_precision(scores, positive[held_out_rows], np.ones((1, len(held_out_rows))))[0]
     return costs[int(precisions.argmax())]

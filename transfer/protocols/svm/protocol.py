@@ -1,5 +1,5 @@
-"""Linear SVMs on the layers of a frozen backbone, with all labels and low-shot, as in VISSL and in FAIR's benchmark
-(Goyal et al., "Scaling and benchmarking self-supervised visual representation learning", ICCV 2019).
+"""Linear SVMs on the layers of a frozen backbone, with all or few (low-shot) labels, as in VISSL and in FAIR's
+benchmark (Goyal et al., "Scaling and benchmarking self-supervised visual representation learning", ICCV 2019).
 
 C is selected by cross-validation on training images. Both benchmarks select the C of low-shot SVMs on the test images;
 for low-shot results that are comparable with theirs, set ``choose: test``.
@@ -36,7 +36,7 @@ _NEGATIVES = 19  # negatives per positive of a low-shot SVM
 
 
 def _measure(measurement: Measurement) -> Evaluation:
-    """Extract features of both splits, then train SVMs layer by layer; finished layers are saved for resumption."""
+    """Extract features of both splits, then train SVMs layer by layer; finished layers are saved to resume from."""
     backbone, split, world, run = measurement.backbone, measurement.split, measurement.world, measurement.run
     layers = measurement.choose_layers()
     config: SVMConfig = measurement.config
@@ -44,7 +44,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     shots = _feasible_shots(split.train.labels, config, measurement)
     view = _view(config, backbone.input)
     train, test = extract_features(measurement, layers, view)
-    labels = train.images.labels  # of the images that could be read
+    labels = train.images.labels  # labels of the readable images only
     if len(labels) < len(split.train):
         shots = _feasible_shots(labels, config, measurement)
     rows = {
@@ -82,7 +82,7 @@ def _save_layer(folder: Path, rows: Rows) -> None:
 
 
 def _load_layer(folder: Path, names: np.ndarray) -> Rows:
-    """Load the saved scores of a layer; empty if there are none for these images."""
+    """Load the saved scores of a layer; return {} if there are none for these images."""
     try:
         rows = load_rows(folder, len(names))
     except UserError:
@@ -114,7 +114,7 @@ def _feasible_shots(labels: np.ndarray, config: SVMConfig, measurement: Measurem
             label = int(infeasible.argmax())
             measurement.console.print(
                 f"low-shot {k} is skipped: {measurement.split.classes[label]} has {positives[label]} positives and "
-                f"{negatives[label]} negatives, {k} and {_NEGATIVES * k} are needed",
+                f"{negatives[label]} negatives, but needs {k} and {_NEGATIVES * k}",
             )
         else:
             feasible.append(k)
@@ -140,7 +140,7 @@ def _classify(
         test_rows: names, classes and labels of the test images.
         shots: numbers of positives of the low-shot SVMs.
         measurement: the measurement in progress.
-        processes: where the SVMs are fitted.
+        processes: process pool that fits the SVMs.
 
     Returns:
         decision values of the test images: ``svm`` (n, K), and ``low_shot/k`` (n, draws, K).
@@ -154,7 +154,7 @@ def _classify(
     def score_classes(labels: np.ndarray, all_costs: bool) -> np.ndarray:
         settings = (config.costs, config.seed) if all_costs else (config.costs, config.folds, config.seed)
         score_class, by_class = scores_by_cost if all_costs else cross_validated_scores, {}
-        for start in range(0, classes_per_rank, chunk):  # in chunks, to check for interrupts in between
+        for start in range(0, classes_per_rank, chunk):  # in chunks, to check for interrupts between them
             measurement.check_interrupt()
             classes = range(labels.shape[1])
             by_rank = [classes[rank :: world.size][start : start + chunk] for rank in range(world.size)]
@@ -168,10 +168,12 @@ def _classify(
     if config.full:
         binary = np.where(labels == POSITIVE, 1, 0)  # images with only difficult objects count as negatives
         scores["svm"] = score_classes(binary, all_costs=False).astype(np.float32)
-    on_test = config.choose == "test"
+    select_on_test = config.choose == "test"
     for k in shots:
-        draws = [score_classes(draw_labels(labels, k, config.seed, draw), on_test) for draw in range(config.draws)]
-        by_draw = best_on_test(np.stack(draws), test_rows["labels"]) if on_test else np.stack(draws)
+        draws = [
+            score_classes(draw_labels(labels, k, config.seed, draw), select_on_test) for draw in range(config.draws)
+        ]
+        by_draw = best_on_test(np.stack(draws), test_rows["labels"]) if select_on_test else np.stack(draws)
         scores[f"low_shot/{k}"] = by_draw.swapaxes(0, 1).astype(np.float32)
     return scores
 
@@ -199,13 +201,13 @@ def draw_labels(labels: np.ndarray, k: int, seed: int, draw: int) -> np.ndarray:
     Returns:
         (n, K) int8: 1 for the positives, 0 for the negatives, -1 for all other images.
     """
-    drawn = np.full(labels.shape, -1, np.int8)
+    drawn_labels = np.full(labels.shape, -1, np.int8)
     for label in range(labels.shape[1]):
         order = epoch_order(len(labels), mix(seed, draw, k), label)
         positives, negatives = (order[labels[order, label] == value] for value in (POSITIVE, 0))
-        drawn[positives[:k], label] = 1
-        drawn[negatives[: _NEGATIVES * k], label] = 0
-    return drawn
+        drawn_labels[positives[:k], label] = 1
+        drawn_labels[negatives[: _NEGATIVES * k], label] = 0
+    return drawn_labels
 
 
 def compute_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
@@ -236,18 +238,18 @@ def _mean_ap(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.
 
 def _show(result: Result) -> Table:
     """Format the mAP by layer."""
-    on_test = result.config.get("choose") == "test"
+    select_on_test = result.config.get("choose") == "test"
 
     def title(kind: str) -> str:
         if kind == "svm_map":
             return "all labels, mAP %"
-        return f"{kind.replace('_', '-')}, mAP %" + (" (C selected on test images)" if on_test else "")
+        return f"{kind.replace('_', '-')}, mAP %" + (" (C selected on test images)" if select_on_test else "")
 
     return layers_table(result, title)
 
 
 def _selection_note(kind: str, groups: Sequence[Group]) -> str:
-    """Return the end of a table's caption if the C of any of its runs was selected on the test images."""
+    """Return a note for a table's caption if any of its runs selected C on the test images, otherwise ""."""
     choices = {entry.first.config.get("choose") for entry in groups} if kind.startswith("low_shot") else set()
     if "test" not in choices:
         return ""
