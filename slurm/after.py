@@ -14,7 +14,7 @@ from slurm.job_folder import JobFolder
 from slurm.verdict import INTERRUPTED, Verdict, judge
 
 
-def settle(
+def judge_attempt(
     folder: JobFolder, job: str, attempt: int, ranks: int, limit: int, write: bool = True
 ) -> tuple[bool, Verdict]:
     """Determine the outcome of an attempt and whether to restart the job.
@@ -35,7 +35,10 @@ def settle(
 
 
 def decide(folder: JobFolder, job: str, attempt: int, verdict: Verdict, limit: int, write: bool = True) -> bool:
-    """Return whether to restart the job after an attempt with this verdict; see :func:`settle` for the arguments."""
+    """Return whether to restart the job after an attempt with this verdict.
+
+    For the arguments, see :func:`judge_attempt`.
+    """
     kills, cancelled = 0, False  # kills in a row: an interrupted attempt saved its progress and resets the count
     for event in folder.events(job):
         cancelled |= event["event"] == "cancelled"
@@ -52,7 +55,7 @@ def decide(folder: JobFolder, job: str, attempt: int, verdict: Verdict, limit: i
 
 
 def main(arguments: list[str]) -> int:
-    """Settle the attempt of the surrounding batch script, and return its exit code."""
+    """Judge the attempt of the surrounding batch script, requeue its job if necessary, and return the exit code."""
     code, ranks, limit = map(int, arguments[:3])
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
     job = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
@@ -84,7 +87,7 @@ def _wait_for_ends(folder: JobFolder, job: str, attempt: int, ranks: int, second
 
 
 def _needs_requeue(job: str, attempt: int) -> bool:
-    """Return whether the job is still running, i.e. SLURM is not cancelling it and has not requeued it by itself."""
+    """Return whether the job is still running: SLURM is not cancelling it, and has not requeued it already."""
     record = queue.job_record(job)
     return record.get("JobState", "RUNNING") == "RUNNING" and int(record.get("Restarts", attempt)) == attempt
 

@@ -71,7 +71,7 @@ def _translate(argv: list[str]) -> list[str]:
     options, command = split_at_separator(argv)
     if options[:1] not in (["submit"], ["resume"]) or {"-h", "--help"} & set(options):
         return argv
-    programs = [index for index, word in enumerate(options) if Path(word).name in ("crosschannel", "transfer")]
+    programs = [index for index, argument in enumerate(options) if Path(argument).name in ("crosschannel", "transfer")]
     if options[0] == "submit" and not command and programs:
         corrected = [*options[: programs[0]], "--", *options[programs[0] :]]
         raise UserError(f"put -- before the command: crosschannel-slurm {shlex.join(corrected)}")

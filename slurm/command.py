@@ -1,4 +1,4 @@
-"""Wrapped commands, given after ``--``. They are parsed and checked at submission as they will be in the job."""
+"""Wrapped commands, which follow ``--``. They are parsed and checked at submission as they will be in the job."""
 
 import importlib.util
 import re
@@ -90,7 +90,7 @@ class WrappedCommand:
         return [name for name in user_packages(self.config) if is_local(name)]
 
     def freeze(self, folder: Path) -> list[str]:
-        """Return module and arguments of the job.
+        """Return the module and the arguments that the job runs.
 
         The config of a command with a run folder is written to a file in ``folder``, so that later edits of the
         original config do not affect queued jobs.
@@ -107,16 +107,16 @@ def read_command(argv: Sequence[str]) -> WrappedCommand:
     """Parse a command, and check its values.
 
     Raises:
-        UserError: the error that the command itself would raise.
+        UserError: the command is invalid; the message is the same as when it is run directly.
     """
-    program, *rest = argv or [""]
-    if Path(program).name not in PROGRAMS or not rest:
+    path, *arguments = argv or [""]
+    if Path(path).name not in PROGRAMS or not arguments:
         raise UserError("a command must follow --, such as: -- crosschannel pretrain --config imagenette")
-    module, table = PROGRAMS[Path(program).name]
-    invocation = table.invocation(rest)
+    module, program = PROGRAMS[Path(path).name]
+    invocation = program.invocation(arguments)
     for flag in ("help", "print_config"):
         if getattr(invocation.common, flag):
-            raise UserError(f"--{flag} cannot be submitted; run {Path(program).name} {invocation.name} --{flag}")
+            raise UserError(f"--{flag} cannot be submitted; run {Path(path).name} {invocation.name} --{flag}")
     return WrappedCommand(module, invocation, invocation.load())
 
 
@@ -158,7 +158,7 @@ def _parse_axis(text: str) -> list[tuple[str, str]]:
 
 
 def check_run_folder(command: WrappedCommand, ranks: int) -> RunFolder | None:
-    """Check what can be checked before a job starts: run folder, number of ranks and batch size.
+    """Check the run folder, the number of ranks and the batch size before a job starts.
 
     Returns:
         the run folder; None if the command has none.
@@ -182,7 +182,7 @@ def check_paths(command: WrappedCommand) -> None:
     """Check that data, weights, packages and input files exist on this machine.
 
     Raises:
-        UserError: one of them does not exist.
+        UserError: one of these does not exist.
     """
     config, hint = command.config, "on this machine; --no-path-check skips this check"
     data_by_key = {} if allows_download(config) else values_of_role(config, Data)
@@ -211,7 +211,7 @@ def check_paths(command: WrappedCommand) -> None:
 
 
 def prefetch(command: WrappedCommand) -> None:
-    """Download weights and data here, because compute nodes may not have network access.
+    """Download weights and data on this machine, because compute nodes may not have network access.
 
     Raises:
         UserError: a download failed.

@@ -1,4 +1,4 @@
-"""Config keys of the `crosschannel-slurm` commands. A profile is a YAML file of the keys of `submit`."""
+"""Config keys of the `crosschannel-slurm` commands. A profile is a YAML file with keys of `submit`."""
 
 import math
 import re
@@ -12,13 +12,13 @@ from crosschannel.config.load import require
 from crosschannel.config.training import PlainConfig
 from crosschannel.config.types import HIDDEN, Count, Line, NonNegative
 
-_KEY_OPTIONS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}  # sbatch options that have keys
+_KEY_OPTIONS = {"job-name", "nodes", "ntasks-per-node", "signal", "time"}  # sbatch options set by other keys
 _LAUNCHER_OPTIONS = {"array", "error", "open-mode", "output"}  # sbatch options that the launcher sets
 
 
 @dataclass
 class SubmitConfig(PlainConfig):
-    """Submit a command to SLURM. The command itself is typed as it would be on this machine."""
+    """Submit a command to SLURM. The command is the one that you would run on this machine."""
 
     command: Annotated[list[str], HIDDEN] = field(default_factory=list)
     """command that the job runs, after --"""
@@ -33,7 +33,7 @@ class SubmitConfig(PlainConfig):
     tasks_per_node: Annotated[int, Interval(ge=0, le=1024)] = 0
     """ranks per node; 0: one per GPU, or one without GPUs"""
     cpus_per_task: Annotated[int, Interval(ge=0, le=4096)] = 0
-    """CPU cores per rank, for its loader workers too; 0: the cluster's default"""
+    """CPU cores per rank, shared with its loader workers; 0: the cluster's default"""
     mem_gb: NonNegative = 0.0
     """memory per node, in GB; 0: the cluster's default"""
     hours: Annotated[float, Interval(gt=0, le=100_000)] = 24.0
@@ -41,7 +41,7 @@ class SubmitConfig(PlainConfig):
     partition: Line = ""
     """partition to queue in"""
     account: Line = ""
-    """account that is charged"""
+    """account to charge"""
     qos: Line = ""
     """quality of service (QOS)"""
     constraint: Line = ""
@@ -59,14 +59,14 @@ class SubmitConfig(PlainConfig):
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     """torch.distributed backend; auto: nccl with GPUs, else gloo"""
     interface: Line = ""
-    """network interface for NCCL and gloo, such as ib0; default: they choose one"""
+    """network interface for NCCL and gloo, such as ib0; default: chosen by NCCL and gloo"""
     scratch: Line = ""
     """folder on a node-local disk, such as $SLURM_TMPDIR, to which the data are copied before the run"""
     signal_before_s: Count = 180
     """seconds before the time limit at which the job is asked to save and stop"""
     restarts: Annotated[int, Ge(0)] = 3
-    """how often to restart a job after a rank was killed (out of memory, kill -9); preemption and time-outs do not
-    count"""
+    """maximum number of restarts in a row after a rank was killed (out of memory, kill -9); preemption and time-outs do
+    not count"""
     sweep: list[str] = field(default_factory=list)
     """KEY=VALUE,VALUE…: submit one run for every combination of values, as a job array; may be repeated"""
     parallel: Annotated[int, Interval(ge=0, le=100_000)] = 0
@@ -76,9 +76,9 @@ class SubmitConfig(PlainConfig):
     code: list[str] = field(default_factory=list)
     """additional packages to copy for the job; packages named in the command are always copied"""
     cwd: str = ""
-    """working directory of the command; default: the current one"""
+    """working directory of the command; default: the current directory"""
     code_copy: str = ""
-    """earlier copy of the code to run; default: make a new copy"""
+    """existing copy of the code to run; default: make a new copy"""
     dry_run: bool = False
     """print the batch script and submit nothing"""
     path_check: bool = True
@@ -115,7 +115,7 @@ class SubmitConfig(PlainConfig):
         rule = "sbatch must not contain options that have their own keys or that the launcher sets"
         invalid = [key for key in self.sbatch if not re.fullmatch(r"[a-z][a-z0-9_-]*", key)]
         invalid += [key for key in self.env if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key)]
-        require(not invalid, "keys of sbatch must be option names, and keys of env variable names", invalid)
+        require(not invalid, "keys of sbatch must be option names, and keys of env must be names of variables", invalid)
         require(not reserved, rule, ", ".join(sorted(reserved)))
         require(not self.cwd or Path(self.cwd).is_dir(), "cwd must be an existing folder", self.cwd)
         exists = not self.code_copy or Path(self.code_copy).is_dir()

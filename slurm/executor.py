@@ -16,7 +16,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from crosschannel.errors import UserError
 from slurm.config import SubmitConfig
 
-# Variables with a site's defaults → sbatch options. They are passed to sbatch unless submit sets the option.
+# Environment variables with a site's defaults → sbatch options. sbatch gets them unless submit sets the option.
 _SITE_DEFAULTS = {
     "SBATCH_ACCOUNT": "account", "SBATCH_CLUSTERS": "clusters", "SLURM_CLUSTERS": "clusters",
     "SBATCH_CONSTRAINT": "constraint", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos",
@@ -47,7 +47,7 @@ class _SlurmExecutor(submitit.SlurmExecutor):
         return ["timeout", str(SBATCH_S), *super()._make_submission_command(submission_file_path)]
 
 
-submitit.slurm.slurm.SlurmExecutor = _SlurmExecutor  # used by submitit to build the executor of an array
+submitit.slurm.slurm.SlurmExecutor = _SlurmExecutor  # submitit looks this class up to build the executor of an array
 
 
 def check_job_dir(job_dir: Path, cluster: str) -> None:
@@ -93,7 +93,7 @@ def build_executor(
     path = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
     runs = " ".join(shlex.quote(str(run_dir.absolute())) for run_dir in run_dirs)
     after = f"{shlex.quote(sys.executable)} -m slurm.after $? {config.ranks} {config.restarts} {runs}"
-    cores = (
+    cpu_options = (
         [f"--cpus-per-task={config.cpus_per_task}"] if config.cpus_per_task else []
     )  # srun does not inherit the option from sbatch
     parameters = {
@@ -106,7 +106,7 @@ def build_executor(
         # The shell ignores SIGTERM, so that it can still run slurm.after.
         "setup": ["trap : TERM", *config.setup, *exports, path],
         "teardown": [after, "exit $?"],
-        "srun_args": ["--kill-on-bad-exit=1", "--export=ALL", *cores, *config.srun],
+        "srun_args": ["--kill-on-bad-exit=1", "--export=ALL", *cpu_options, *config.srun],
         "additional_parameters": {"requeue": True, **{key: value or True for key, value in config.sbatch.items()}},
         "wckey": None,
     }
@@ -126,33 +126,33 @@ def build_executor(
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the duration of a block, and restore the whole environment afterwards."""
-    before = dict(os.environ)
+    """Set environment variables for the duration of a block, and restore the environment afterwards."""
+    original = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(original)
 
 
 def describe_sbatch_variables(config: SubmitConfig) -> list[str]:
-    """Return messages about the SBATCH variables in the environment that are passed on, and about ignored ones."""
-    with outside_of_jobs(config, Path()) if config.cluster == "slurm" else environment({}):
+    """Return messages that list the SBATCH variables in the environment that are passed on or ignored."""
+    with submission_environment(config, Path()) if config.cluster == "slurm" else environment({}):
         remaining = set(os.environ)
     passed_on = sorted(_SITE_DEFAULTS.keys() & remaining)
     ignored = sorted(key for key in os.environ if key.startswith("SBATCH_") and key not in remaining)
     lines = [f"from the environment: {', '.join(f'{key}={os.environ[key]}' for key in passed_on)}"] * bool(passed_on)
-    return lines + [f"ignored: {', '.join(ignored)}; set these options by keys of submit"] * bool(ignored)
+    return lines + [f"ignored: {', '.join(ignored)}; set these options with keys of submit"] * bool(ignored)
 
 
 @contextlib.contextmanager
-def outside_of_jobs(config: SubmitConfig, code: Path) -> Iterator[None]:
+def submission_environment(config: SubmitConfig, code: Path) -> Iterator[None]:
     """Set up the environment in which a job is submitted, for the duration of a block.
 
     SLURM's variables are removed, because they would override options of the batch script, or belong to the job in
     which this process runs. Local jobs inherit this environment, so the variables that a batch script would set are
-    added for them. They are also detached from the terminal.
+    added for them. Local jobs are also detached from the terminal.
     """
     site_defaults = {
         key for key, option in _SITE_DEFAULTS.items() if not (getattr(config, option, "") or option in config.sbatch)

@@ -1,6 +1,6 @@
-"""The ``slurm`` folder of a run: its submission, jobs, events, and how each rank ended.
+"""The ``slurm`` folder of a run: its submission, jobs and events, and how each rank ended.
 
-Uses only the standard library, because the batch script imports it and may run outside the job's container.
+The module uses only the standard library, because the batch script imports it and may run outside the job's container.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class End:
 
 @dataclass(frozen=True)
 class Event:
-    """Event in the life of a job.
+    """Event of a job.
 
     Attributes:
         time: seconds since the epoch.
@@ -85,9 +85,9 @@ class Job:
 
 
 def _parse_rows(kind: type[T], rows: Iterable[dict[str, Any]]) -> Iterator[T]:
-    """Yield a dataclass instance per valid row. Rows with missing, unknown or wrongly typed fields are skipped.
+    """Yield a dataclass instance for each valid row. Rows with missing, unknown or wrongly typed fields are skipped.
 
-    pydantic may not be available to a batch script.
+    pydantic is not used, because it may not be available to a batch script.
     """
     hints = get_type_hints(kind)
     for row in rows:
@@ -110,8 +110,8 @@ def no_jobs_reason(run: str) -> str:
     runs = sorted(path.parents[1] for path in Path(run).glob("*/slurm/jobs.jsonl"))
     if runs:
         return f"{run} is a folder of runs ({len(runs)} with jobs); choose one, such as {shlex.quote(str(runs[0]))}"
-    reason = "it was not submitted by crosschannel-slurm" if Path(run).is_dir() else "the folder does not exist"
-    return f"{run} has no jobs: {reason}"
+    cause = "it was not submitted by crosschannel-slurm" if Path(run).is_dir() else "the folder does not exist"
+    return f"{run} has no jobs: {cause}"
 
 
 class JobFolder:
@@ -144,7 +144,7 @@ class JobFolder:
         append_line(self.path / "events.jsonl", asdict(Event(time.time(), job, attempt, event, cause)))
 
     def ends(self, job: str, attempt: int) -> dict[int, End]:
-        """Return the ends of an attempt's ranks that have ended so far, by rank."""
+        """Return the ends of the ranks of an attempt that have ended so far, by rank."""
         paths = (self.path / "ends").glob(f"{job}-{attempt}-*.json")
         return {end.rank: end for end in _parse_rows(End, chain.from_iterable(map(read_rows, paths)))}
 
@@ -154,9 +154,9 @@ class JobFolder:
         write_text(folder / f"{job}-{attempt}-{end.rank}.json", json.dumps(asdict(end)))
 
     def failure_marker(self, job: str, attempt: int) -> Path:
-        """Return a file that exists once a rank of an attempt ended badly, so that others need not read all ends."""
+        """Return the path of a file that exists once a rank failed or was killed; it saves reading all end files."""
         return self.path / "ends" / f"{job}-{attempt}.bad"
 
     def attempts(self, job: str, rank: int) -> int:
-        """Return how many attempts of a job have ended on a rank."""
+        """Return the number of attempts of a job that have ended on a rank."""
         return len(list((self.path / "ends").glob(f"{job}-*-{rank}.json")))

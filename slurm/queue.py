@@ -1,6 +1,6 @@
-"""Wrappers of SLURM commands: list the queue, show, requeue and cancel jobs.
+"""Wrappers around SLURM commands that list the queue, and that show, requeue and cancel jobs.
 
-Uses only the standard library, and does not require SLURM's accounting.
+The module uses only the standard library, and does not require SLURM's accounting.
 """
 
 import contextlib
@@ -9,17 +9,17 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-PATIENCE_S = 15  # time limit for squeue, short because a user waits for the result
+SQUEUE_TIMEOUT_S = 15  # time limit for squeue, short because a user waits for the result
 _FILTERS = ("SQUEUE_", "SCANCEL_", "SCONTROL_")  # prefixes of the user's variables for filters and output formats
 
 
 @dataclass(frozen=True)
-class Queued:
-    """A job in the queue.
+class QueuedJob:
+    """Job in SLURM's queue.
 
     Attributes:
         state: state as printed by squeue, such as PENDING.
-        reason: why the job waits, or the nodes on which it runs.
+        reason: reason why the job waits, or nodes on which it runs.
     """
 
     state: str
@@ -61,18 +61,18 @@ def _succeeds(*command: str) -> bool:
     return False
 
 
-def queue() -> tuple[dict[str, Queued] | None, str]:
+def queue() -> tuple[dict[str, QueuedJob] | None, str]:
     """Return this user's jobs by id (``12`` or ``12_3``) and ""; or None and the reason if squeue fails."""
     try:
         output = run_slurm(
-            "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%R", seconds=PATIENCE_S
+            "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%R", seconds=SQUEUE_TIMEOUT_S
         )
     except SlurmError as problem:
         return None, str(problem)
     jobs = {}
     for line in output.splitlines():
         job, state, reason = line.split("|", 2)
-        jobs[job] = Queued(state, reason)
+        jobs[job] = QueuedJob(state, reason)
     return jobs, ""
 
 

@@ -24,34 +24,34 @@ def snapshot(target: Path, user_packages: Sequence[str] = ()) -> None:
 
     Args:
         target: folder to create, which the job puts on PYTHONPATH.
-        user_packages: top-level packages and modules of the user that the job imports.
+        user_packages: names of the user's top-level packages and modules that the job imports.
 
     Raises:
         UserError: a package was not found.
     """
-    sources = {name: _source(name) for name in (*PACKAGES, *user_packages)}  # before any file is written
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    states = {}
+    sources = {name: _source(name) for name in (*PACKAGES, *user_packages)}  # checked before any file is written
+    temp_dir = target.with_name(target.name + ".part")
+    shutil.rmtree(temp_dir, ignore_errors=True)
+    temp_dir.mkdir(parents=True)
+    git_states = {}
     for name, source in sources.items():
         if source.is_dir():
-            shutil.copytree(source, part / name, ignore=_ignored_names)
+            shutil.copytree(source, temp_dir / name, ignore=_ignored_names)
         else:
-            shutil.copy(source, part / source.name)
-        states |= _git_state(source.parent, part)
-    if not (part / "crosschannel" / "configs").is_dir():
-        shutil.copytree(config_folder(), part / "configs")
-    metadata = {"version": __version__, "packages": [*PACKAGES, *user_packages], "git": states}
-    (part / "code.json").write_text(json.dumps(metadata, indent=2) + "\n")
-    compileall.compile_dir(part, quiet=2)  # so that not every rank compiles it
+            shutil.copy(source, temp_dir / source.name)
+        git_states |= _git_state(source.parent, temp_dir)
+    if not (temp_dir / "crosschannel" / "configs").is_dir():
+        shutil.copytree(config_folder(), temp_dir / "configs")
+    metadata = {"version": __version__, "packages": [*PACKAGES, *user_packages], "git": git_states}
+    (temp_dir / "code.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    compileall.compile_dir(temp_dir, quiet=2)  # so that the ranks need not compile it
     shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    temp_dir.rename(target)
 
 
 def _source(name: str) -> Path:
     source = _find_source(name)
-    if source is None or name == "configs":  # the copy may contain a folder of that name
+    if source is None or name == "configs":  # this name is reserved for the copy of the library's configs
         raise UserError(f"no package {name!r} to copy; code must list your top-level packages or modules")
     return source
 
@@ -66,7 +66,7 @@ def _find_source(name: str) -> Path | None:
 
 
 def _ignored_names(folder: str, names: list[str]) -> set[str]:
-    """Select compiled files, and run folders, which may contain the copy itself."""
+    """Select the names to ignore: compiled files and run folders, which may contain the copy itself."""
     runs = {name for name in names if is_run_folder(Path(folder, name)) or Path(folder, name, "slurm").is_dir()}
     return runs | set(fnmatch.filter(names, "*.pyc")) | {"__pycache__"} & set(names)
 

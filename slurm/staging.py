@@ -21,7 +21,7 @@ def stage(data: str, scratch: str, attempt: str = "") -> str:
         attempt: id of the attempt. Copies made in the same attempt are not checked again.
 
     Returns:
-        path of the copied data, in the form of ``data``.
+        path of the copied data: a folder, shard or brace pattern, like ``data``.
 
     Raises:
         OSError: the data cannot be copied.
@@ -45,7 +45,7 @@ def stage(data: str, scratch: str, attempt: str = "") -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy the files that are missing or outdated, each atomically."""
+    """Copy files that are missing or outdated. Each file is copied atomically."""
     root = source if source.is_dir() else source.parent
     if source.is_dir():
         files = [Path(top, name) for top, _, names in os.walk(source, followlinks=True) for name in names]
@@ -60,13 +60,13 @@ def _copy(source: Path, target: Path) -> None:
     for path in outdated:
         copy = target / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        part = copy.with_name(copy.name + ".part")
-        shutil.copy2(path, part)
-        part.replace(copy)
+        temp_file = copy.with_name(copy.name + ".part")
+        shutil.copy2(path, temp_file)
+        temp_file.replace(copy)
 
 
 def _is_copy(path: Path, copy: Path) -> bool:
-    """Return whether a file exists and has the size and mtime of the original."""
+    """Return whether ``copy`` exists and has the size and mtime of ``path``."""
     if not copy.is_file():
         return False
     copied, original = copy.stat(), path.stat()

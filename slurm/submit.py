@@ -29,7 +29,7 @@ from slurm.executor import (
     check_job_dir,
     describe_sbatch_variables,
     environment,
-    outside_of_jobs,
+    submission_environment,
 )
 from slurm.job_folder import Job, JobFolder
 from slurm.snapshot import snapshot
@@ -65,7 +65,7 @@ def _submit(config: SubmitConfig) -> list[Path]:
 
 
 def _submit_locked(config: SubmitConfig, locks: contextlib.ExitStack) -> list[Path]:
-    """Lock the job folders and submit. The locks let concurrent submissions see each other's jobs."""
+    """Lock the job folders, and submit the jobs. The locks let concurrent submissions see each other's jobs."""
     pending, (queued, problem) = [], queue.queue()
     if config.cluster == "slurm" and queued is None and shutil.which("squeue") and not config.dry_run:
         raise UserError(f"SLURM did not respond: {problem}; nothing was submitted, try again later")
@@ -82,7 +82,7 @@ def _submit_locked(config: SubmitConfig, locks: contextlib.ExitStack) -> list[Pa
             locks.enter_context(FolderLock(JobFolder(run_dir).path))
         for job in JobFolder(run_dir).jobs()[-1:]:
             if is_active(job, queued):
-                raise UserError(f"{run_dir} already has job {job.id}; crosschannel-slurm cancel stops it")
+                raise UserError(f"{run_dir} already has job {job.id}; cancel it with crosschannel-slurm cancel")
             is_unknown = job.cluster == "slurm" and state_of(job, JobFolder(run_dir), queued) == "UNKNOWN"
             if is_unknown and not config.dry_run:
                 raise UserError(f"job {job.id} of {run_dir} may still be queued: {problem}; try again on a login node")
@@ -96,22 +96,22 @@ def _submit_locked(config: SubmitConfig, locks: contextlib.ExitStack) -> list[Pa
     if config.dry_run:
         _print_script(config, job_dir, run_dirs, code)
         return run_dirs
-    missing = next((program for program in ("sbatch", "srun") if not shutil.which(program)), None)
-    if config.cluster == "slurm" and missing:
-        raise UserError(f"{missing} is not installed here: submit on a login node, or pass --profile local")
+    missing_program = next((program for program in ("sbatch", "srun") if not shutil.which(program)), None)
+    if config.cluster == "slurm" and missing_program:
+        raise UserError(f"{missing_program} is not installed here: submit on a login node, or pass --profile local")
     for line in describe_sbatch_variables(config):
         print_stderr(line)
     with environment(config.env):
         for _, command in pending:
             prefetch(command)
-    new = [path for path in {job_dir, *(JobFolder(run_dir).path for run_dir in run_dirs)} if _is_empty(path)]
+    new_folders = [path for path in {job_dir, *(JobFolder(run_dir).path for run_dir in run_dirs)} if _is_empty(path)]
     try:
         if not code.is_dir():
             local_packages = [name for _, command in pending for name in command.local_packages]
             snapshot(code, list(dict.fromkeys([*config.code, *local_packages])))
         return _queue(config, job_dir, pending, code)
     except UserError:
-        for path in new:
+        for path in new_folders:
             for entry in path.iterdir() if path.is_dir() else ():
                 if entry.is_dir():
                     shutil.rmtree(entry)
@@ -141,7 +141,7 @@ def _print_script(config: SubmitConfig, job_dir: Path, run_dirs: Sequence[Path],
 def _queue(
     config: SubmitConfig, job_dir: Path, pending: Sequence[tuple[Path, WrappedCommand]], code: Path
 ) -> list[Path]:
-    """Submit commands with submitit, as one job or one array, and record the jobs in their run folders.
+    """Submit commands with submitit, as one job or one job array, and record the jobs in their run folders.
 
     Args:
         config: config of the submission.
@@ -167,7 +167,7 @@ def _queue(
             parallel=config.parallel or 1,
         )
         tasks.append(task)
-    with outside_of_jobs(config, code):
+    with submission_environment(config, code):
         try:
             jobs: list[submitit.Job] = []
             if config.sweep and config.cluster == "slurm":
@@ -194,8 +194,8 @@ def _queue(
 def _working_dir() -> str:
     """Return the working directory as the shell spells it ($PWD). Under an automounter, its resolved path may not exist
     on other nodes."""
-    name = os.environ.get("PWD", "")
-    return name if name and Path(name).is_dir() and Path(name).samefile(Path.cwd()) else str(Path.cwd())
+    path = os.environ.get("PWD", "")
+    return path if path and Path(path).is_dir() and Path(path).samefile(Path.cwd()) else str(Path.cwd())
 
 
 def _sbatch_error(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Process that runs on each rank: it starts the command as a child, forwards signals to it, and records its end.
 
-submitit starts one :class:`Task` per rank. Its signal handlers would checkpoint and requeue inside the handler, so they
-are replaced. Instead, the command saves a checkpoint on all ranks at the next step boundary and exits with code 75.
+submitit starts one :class:`Task` per rank. Its signal handlers are replaced, because they would checkpoint and requeue
+inside the handler. Instead, the command saves a checkpoint on all ranks at the next step boundary, and exits with
+code 75.
 """
 
 import ctypes
@@ -21,12 +22,12 @@ from typing import IO
 from submitit.core.job_environment import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-from slurm.after import settle
+from slurm.after import judge_attempt
 from slurm.job_folder import End, JobFolder
-from slurm.verdict import INTERRUPTED, ended_badly
+from slurm.verdict import INTERRUPTED, failed_or_killed
 
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-_GRACE_S = 2.0  # seconds until a rank is killed after another rank ended badly; below SLURM's KillWait
+_GRACE_S = 2.0  # seconds until a rank is killed after another rank failed or was killed; below SLURM's KillWait
 
 
 @dataclass
@@ -39,9 +40,9 @@ class Task:
         run: run folder.
         cwd: working directory of the command.
         command: module of the program, and its arguments.
-        scratch: node-local folder to copy the data to, or "".
-        data: data to copy, or "".
-        interface: network interface for NCCL and gloo, or "" to let them choose.
+        scratch: node-local folder to copy the data to; "" to read the data in place.
+        data: data to copy; "" if there are none.
+        interface: network interface for NCCL and gloo; "" to let them choose one.
         backend: torch.distributed backend, "auto", "nccl" or "gloo".
         limit: maximum number of restarts in a row after a kill.
         turns: folder of a local sweep, whose runs wait for each other; "" for other runs.
@@ -83,14 +84,14 @@ class Task:
         end = End(
             rank, None if code < 0 else code, signal_name, self._stop_requested, time.time(), socket.gethostname()
         )
-        if ended_badly(end):
+        if failed_or_killed(end):
             end = End(**{**vars(end), "words": _last_line(job.paths.stderr)})
         folder.write_end(job.job_id, attempt, end)
-        if ended_badly(end):
+        if failed_or_killed(end):
             folder.failure_marker(job.job_id, attempt).touch()
         if local:
-            self._settle_locally(folder, job, attempt)
-        if ended_badly(end):
+            self._judge_locally(folder, job, attempt)
+        if failed_or_killed(end):
             sys.exit(code if code > 0 else 128 - code)
 
     def _run_command(self, job: JobEnvironment, folder: JobFolder, attempt: int, local: bool) -> int:
@@ -98,10 +99,10 @@ class Task:
         command, environment = [sys.executable, "-m", *self.command], self._environment(job, attempt, local)
         if self.scratch and self.data:
             environment["CROSSCHANNEL_STAGED_DATA"] = f"{self.data}\n{self._stage(job, folder, attempt)}"
-        if self._stop_requested:  # while staging: there is nothing to save yet
+        if self._stop_requested:  # stopped while staging: there is nothing to save yet
             return INTERRUPTED
         self._child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
-        if self._stop_requested:  # while the child was starting
+        if self._stop_requested:  # stopped while the child was starting
             self._child.send_signal(signal.SIGTERM)
         failure, failed_at = folder.failure_marker(job.job_id, attempt), None
         while True:
@@ -114,12 +115,12 @@ class Task:
                     self._child.kill()
 
     def _wait_for_turn(self, folder: JobFolder, job: str, attempt: int, rank: int) -> None:
-        """Wait for one of the sweep's slots, and hold it until this process ends. Other ranks wait for rank 0."""
+        """Wait until rank 0 gets one of the sweep's slots, and hold the slot until this process ends."""
         marker = folder.path / "turns" / f"{job}-{attempt}"
         marker.parent.mkdir(parents=True, exist_ok=True)
         while not self._stop_requested:
-            for number in range(self.parallel) if rank == 0 else ():
-                slot = Path(self.turns, f"turn-{number}").open("a")  # noqa: SIM115  (closed when the process ends)
+            for index in range(self.parallel) if rank == 0 else ():
+                slot = Path(self.turns, f"turn-{index}").open("a")  # noqa: SIM115  (closed when the process ends)
                 try:
                     fcntl.lockf(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
@@ -133,8 +134,8 @@ class Task:
             time.sleep(0.5)
 
     def _stage(self, job: JobEnvironment, folder: JobFolder, attempt: int) -> str:
-        """Copy the data to this node, and wait for the other nodes, since torch.distributed would time out waiting."""
-        from slurm.staging import stage  # imports numpy and Pillow
+        """Copy the data to this node, and wait for the other nodes, so that torch.distributed does not time out."""
+        from slurm.staging import stage  # imported here, because it imports numpy and Pillow
 
         staged = stage(self.data, self.scratch, f"{job.job_id}-{attempt}")
         markers = folder.path / "staged"
@@ -147,8 +148,8 @@ class Task:
     def _environment(self, job: JobEnvironment, attempt: int, local: bool) -> dict[str, str]:
         """Return the environment of the command, including the variables of torch.distributed.
 
-        Rank 0 runs on the node that started srun. The address to which the other nodes send their output is therefore
-        an address of rank 0 that all nodes can reach.
+        Rank 0 runs on the node that started srun. All nodes can reach its address SLURM_LAUNCH_NODE_IPADDR, because
+        they send their output to it.
         """
         job_number = int(job.raw_job_id)
         address = "127.0.0.1" if local else os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or job.hostnames[0]
@@ -178,12 +179,14 @@ class Task:
         if self._child is not None:
             self._child.send_signal(signum)
 
-    def _settle_locally(self, folder: JobFolder, job: JobEnvironment, attempt: int) -> None:
-        """Settle an attempt without a batch script: every rank derives the same verdict from all end files."""
+    def _judge_locally(self, folder: JobFolder, job: JobEnvironment, attempt: int) -> None:
+        """Judge an attempt without a batch script: every rank derives the same verdict from all end files."""
         deadline = time.monotonic() + 30
         while len(folder.ends(job.job_id, attempt)) < job.num_tasks and time.monotonic() < deadline:
             time.sleep(0.1)
-        should_restart, _ = settle(folder, job.job_id, attempt, job.num_tasks, self.limit, write=job.global_rank == 0)
+        should_restart, _ = judge_attempt(
+            folder, job.job_id, attempt, job.num_tasks, self.limit, write=job.global_rank == 0
+        )
         if should_restart:
             sys.exit(LOCAL_REQUEUE_RETURN_CODE)
 

@@ -1,4 +1,4 @@
-"""Outcome of an attempt, derived from how its ranks ended. Uses only the standard library."""
+"""Outcome of an attempt, derived from how its ranks ended. The module uses only the standard library."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from crosschannel.errors import WORKER_LOST
 from slurm.job_folder import End
 
 INTERRUPTED = 75  # exit code of a run that was asked to stop and saved a checkpoint
-_STOP_SIGNALS = {"SIGTERM", "SIGUSR2", "SIGINT"}  # they end a process that has not installed its handlers yet
+_STOP_SIGNALS = {"SIGTERM", "SIGUSR2", "SIGINT"}  # these end a process that has not installed its handlers yet
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Verdict:
     Attributes:
         event: "finished", "interrupted" (asked to stop, can resume), "killed" (a rank was killed externally) or
             "failed".
-        cause: description of the rank that first ended in this way.
+        cause: description of the first rank that ended in this way.
         code: exit code of the attempt.
     """
 
@@ -37,7 +37,7 @@ def judge(ends: dict[int, End], ranks: int) -> Verdict:
     """
     missing = sorted(set(range(ranks)) - set(ends))
     killed = [end for end in ends.values() if _killed(end)]
-    errors = [end for end in ends.values() if end not in killed and ended_badly(end)]
+    errors = [end for end in ends.values() if end not in killed and failed_or_killed(end)]
     # A stop signal may end ranks that have no handlers yet, so that the other ranks lose their connections.
     stopped_early = any(end.told and end.signal in _STOP_SIGNALS for end in ends.values()) and all(
         end.told for end in errors
@@ -57,8 +57,8 @@ def judge(ends: dict[int, End], ranks: int) -> Verdict:
     return Verdict("interrupted", "saved and stopped", INTERRUPTED)
 
 
-def ended_badly(end: End) -> bool:
-    """Return whether a rank ended by an error or a kill, so that the other ranks must end too."""
+def failed_or_killed(end: End) -> bool:
+    """Return whether a rank failed or was killed, so that the other ranks must be stopped."""
     return end.code != 0 and not _stopped(end)
 
 

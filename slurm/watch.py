@@ -1,4 +1,5 @@
-"""`crosschannel-slurm status`, `logs` and `cancel`. They read SLURM's queue and the run folders, not its accounting."""
+"""`crosschannel-slurm status`, `logs` and `cancel`. They read the run folders and SLURM's queue; SLURM's
+accounting is not needed."""
 
 import os
 import re
@@ -23,13 +24,13 @@ from crosschannel.training.log import clock
 from slurm import queue
 from slurm.config import CancelConfig, LogsConfig, StatusConfig
 from slurm.job_folder import Job, JobFolder, no_jobs_reason
-from slurm.queue import Queued
+from slurm.queue import QueuedJob
 
 _LOG = re.compile(r"_(\d+)_log\.\w+$")
 
 
-def is_active(job: Job, queued: dict[str, Queued] | None) -> bool:
-    """Return whether a job is pending or running, as far as this machine can tell.
+def is_active(job: Job, queued: dict[str, QueuedJob] | None) -> bool:
+    """Return whether a job is pending or running, as far as can be determined on this machine.
 
     Args:
         job: job of a run.
@@ -41,7 +42,7 @@ def is_active(job: Job, queued: dict[str, Queued] | None) -> bool:
     return job.host == socket.gethostname() and command.is_file() and b"submitit" in command.read_bytes()
 
 
-def state_of(job: Job, folder: JobFolder, queued: dict[str, Queued] | None) -> str:
+def state_of(job: Job, folder: JobFolder, queued: dict[str, QueuedJob] | None) -> str:
     """Return the state of a job.
 
     For active jobs it is squeue's state, such as PENDING or RUNNING. For ended jobs it is FINISHED, FAILED, CANCELLED,
@@ -82,14 +83,14 @@ def status(config: StatusConfig) -> None:
     """
     folders, (queued, problem) = runs_below(config.runs), queue.queue()
     table, reasons = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)), []
-    for head in ("run", "job", "state", "nodes", "step", "loss", "images/s", "left", "starts"):
-        table.add_column(head, overflow="fold" if head == "run" else "ellipsis", no_wrap=head != "run")
+    for title in ("run", "job", "state", "nodes", "step", "loss", "images/s", "left", "starts"):
+        table.add_column(title, overflow="fold" if title == "run" else "ellipsis", no_wrap=title != "run")
     for folder in folders:
         *cells, reason = map(escape_control, _row(folder, queued))
         table.add_row(*cells)
         reasons += [f"{folder.run}: {reason}"] if reason else []
-    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = stdout_console(width=None if has_width else 200, soft_wrap=False)
+    has_known_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = stdout_console(width=None if has_known_width else 200, soft_wrap=False)
     console.print(table if folders else f"no jobs below {', '.join(config.runs)}")
     for line in reasons:
         console.print(line, soft_wrap=True)
@@ -104,7 +105,7 @@ def suggest_after_status(config: StatusConfig) -> list[str]:
     return [format_command(step, run=run) for run in runs for step in steps]
 
 
-def _row(folder: JobFolder, queued: dict[str, Queued] | None) -> list[str]:
+def _row(folder: JobFolder, queued: dict[str, QueuedJob] | None) -> list[str]:
     """Return the table cells of a run, and the reason why it waits or failed."""
     job = folder.jobs()[-1]
     state, events = state_of(job, folder, queued), folder.events(job.id)
@@ -135,7 +136,7 @@ def _progress(run: Path, state: str) -> tuple[str, str, str, str]:
 
 
 def logs(config: LogsConfig) -> None:
-    """Print the logs of all ranks, with each line prefixed by its rank; with ``follow``, until the job ends.
+    """Print the logs of all ranks, with each line prefixed by its rank; with ``follow``, continue until the job ends.
 
     Raises:
         UserError: the run has no job.

@@ -12,7 +12,7 @@ import pytest
 
 from slurm import queue
 from slurm.config import SubmitConfig
-from slurm.executor import outside_of_jobs
+from slurm.executor import submission_environment
 from slurm.job_folder import Job, JobFolder
 from slurm.submit import submit
 
@@ -101,7 +101,7 @@ def test_options_of_the_key_sbatch_override_variables_too(submitted, monkeypatch
 def test_a_submission_from_inside_a_job_inherits_nothing_from_it(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    with outside_of_jobs(SubmitConfig(), None):
+    with submission_environment(SubmitConfig(), None):
         assert not {"SLURM_JOB_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys()
 
 
@@ -146,7 +146,7 @@ def test_a_controller_that_does_not_answer_is_reported_within_seconds(
 ):
     from crosschannel.errors import UserError
 
-    monkeypatch.setattr(queue, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(queue, "SQUEUE_TIMEOUT_S", 0.5)
     programs("squeue", program)
     began = time.monotonic()
     words = "Unable to contact slurm controller" if program == FAILING else "squeue did not respond within 0.5 s"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slurm.after import settle
+from slurm.after import judge_attempt
 from slurm.job_folder import End, JobFolder
 from slurm.verdict import judge
 
@@ -42,13 +42,13 @@ def test_killed_ranks_start_again_so_often_and_interrupted_ones_for_ever(tmp_pat
     folder, again = JobFolder(tmp_path), []
     for attempt in range(4):
         folder.write_end("7", attempt, end(0, None, "SIGKILL"))
-        again.append(settle(folder, "7", attempt, 1, limit=2)[0])
+        again.append(judge_attempt(folder, "7", attempt, 1, limit=2)[0])
     assert again == [True, True, False, False]
     for attempt in range(4, 9):
         folder.write_end("7", attempt, end(0, 75, told=True))
-        assert settle(folder, "7", attempt, 1, limit=2)[0]
+        assert judge_attempt(folder, "7", attempt, 1, limit=2)[0]
     folder.write_end("7", 9, end(0, 1, words="ZeroDivisionError"))
-    assert not settle(folder, "7", 9, 1, limit=2)[0]
+    assert not judge_attempt(folder, "7", 9, 1, limit=2)[0]
     assert [event["event"] for event in folder.events("7")][:4] == ["killed", "killed", "killed", "failed"]
 
 
@@ -56,4 +56,4 @@ def test_a_cancelled_job_is_not_started_again(tmp_path):
     folder = JobFolder(tmp_path)
     folder.add_event("7", 0, "cancelled")
     folder.write_end("7", 0, end(0, 75, told=True))
-    assert not settle(folder, "7", 0, 1, limit=2)[0]
+    assert not judge_attempt(folder, "7", 0, 1, limit=2)[0]

@@ -29,8 +29,8 @@ class FewShotConfig(FeaturesConfig):
     costs: list[Positive] = field(default_factory=lambda: [0.01, 0.1, 1.0, 10.0, 100.0])
     """candidate values of C, the inverse strength of the L2 penalty; a single value is used without cross-validation"""
     folds: Annotated[int, Interval(ge=2, le=100)] = 3
-    """number of cross-validation folds for selecting C, at most the number of images of the smallest class; C = 1 if that
-    class has only one image"""
+    """number of cross-validation folds for selecting C, at most the number of images of the smallest class; C = 1 if
+    that class has only one image"""
     jobs: Annotated[int, Interval(ge=0, le=4096), RUNTIME] = 0
     """number of regressions that each rank fits in parallel; 0: one per CPU core"""
 

@@ -20,8 +20,8 @@ class SVMConfig(PascalConfig, FeaturesConfig):
     costs: list[Positive] = field(default_factory=lambda: [0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000])
     """candidate values of C (default: VISSL's); a single value is used without cross-validation"""
     folds: Annotated[int, Interval(ge=2, le=100)] = 3
-    """number of cross-validation folds for selecting C, at most the number of positives of the class; C = 1 if the class
-    has only one positive"""
+    """number of cross-validation folds for selecting C, at most the number of positives of the class; C = 1 if the
+    class has only one positive"""
     choose: Literal["cross-validation", "test"] = "cross-validation"
     """how low-shot SVMs select C. cross-validation: per class, on training images; test: one C per k, by the test mAP
     averaged over draws, which is optimistic (FAIR and VISSL)"""
@@ -30,8 +30,8 @@ class SVMConfig(PascalConfig, FeaturesConfig):
     full: bool = True
     """train SVMs with all labels"""
     low_shot: list[Count] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 96])
-    """numbers of positives per class (k) for low-shot SVMs, which also get 19 k negatives; a k that is too large for any
-    class is skipped"""
+    """numbers of positives per class (k) for low-shot SVMs, which also get 19 k negatives; a k that is too large for
+    any class is skipped"""
     draws: Count = 5
     """number of random draws of training images for each k; APs are averaged over the draws"""
     jobs: Annotated[int, Interval(ge=0, le=4096), RUNTIME] = 0
