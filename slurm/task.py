@@ -104,12 +104,12 @@ class Task:
         self._child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
         if self._stop_requested:  # stopped while the child was starting
             self._child.send_signal(signal.SIGTERM)
-        failure, failed_at = folder.failure_marker(job.job_id, attempt), None
+        failure_marker, failed_at = folder.failure_marker(job.job_id, attempt), None
         while True:
             try:
                 return self._child.wait(1.0)
             except subprocess.TimeoutExpired:
-                if (local or self._stop_requested) and failure.exists():
+                if (local or self._stop_requested) and failure_marker.exists():
                     self._stop_requested, failed_at = True, failed_at or time.monotonic()
                 if failed_at and time.monotonic() - failed_at > _GRACE_S:
                     self._child.kill()

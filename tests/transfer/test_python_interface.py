@@ -48,7 +48,7 @@ def test_help_names_every_key(name):
         short = last[key] if list(last.values()).count(last[key]) == 1 else key
         assert f"\n    {short} (default {value!r}): " in function.__doc__
         assert short == key != last[key] or taken[short].default == value
-    assert "k (default [20]): number of neighbours that vote" in transfer.knn.__doc__
+    assert "k (default [20]): numbers of neighbours that vote" in transfer.knn.__doc__
 
 
 def test_keys_of_groups_go_by_their_last_part():

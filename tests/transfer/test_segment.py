@@ -455,7 +455,7 @@ def test_masks_of_255_alone_are_neither_learned_nor_scored(voc, command, finishe
         if path.stem >= "000040":
             save_mask(path, np.full_like(np.array(Image.open(path)), 255))
     assert main([*command, data, f"--out={tmp_path / 'none'}"]) == 2
-    assert "all of their masks are 255" in capsys.readouterr().err
+    assert "all mask values are 255" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["random:timm:test_resnet,size=64,resize=72", "random:timm:vit_tiny_patch16_224"])

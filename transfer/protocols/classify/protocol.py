@@ -34,14 +34,14 @@ def _measure(measurement: Measurement) -> Evaluation:
     """Fine-tune a classifier on a copy of the backbone."""
     split, world = measurement.split, measurement.world
     config: ClassifyConfig = measurement.config
-    net, new = build_trainable(measurement, _build)
+    net, layers_to_init = build_trainable(measurement, _build)
     input = net.backbone.input
     size = config.size or input.size
     _check_size(net.backbone, size)
     announce(measurement, net, f"crops of {size} px")
     task = Classification(
         net=net,
-        init_weights=partial(initialise, net, new, config),
+        init_weights=partial(initialise, net, layers_to_init, config),
         train=split.train,
         test=split.test,
         classes=split.classes,

@@ -23,7 +23,7 @@ from transfer.protocols.dense.scoring import TEST_BATCH, compute_metrics, score_
 
 
 class PointHead(nn.Module):
-    """BatchNorm without scale and shift, followed by one linear classifier of map points per learning rate.
+    """Non-affine BatchNorm, followed by one linear classifier of map points per learning rate.
 
     BatchNorm uses the statistics of all training images. The classifiers are initialised with zeros.
 
@@ -118,16 +118,16 @@ class DenseProbe:
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         layers = self.net.layers
-        best, metrics = dict.fromkeys(layers, 0), {}
+        best_rates, metrics = dict.fromkeys(layers, 0), {}
         if self.held_out is not None:
             mean_ius = self._mean_iu_by_rate(net, should_stop)
-            best = {layer: int(np.argmax(by_rate)) for layer, by_rate in mean_ius.items()}
-            for layer, rate in best.items():
+            best_rates = {layer: int(np.argmax(by_rate)) for layer, by_rate in mean_ius.items()}
+            for layer, rate in best_rates.items():
                 metrics |= {f"{layer}/held_out_iu": mean_ius[layer][rate], f"{layer}/lr": self.net.rates[rate]}
 
         def score(indices: slice) -> dict[str, Tensor]:
             scores = net(self.test.rows(indices, self.world.device))
-            return {layer: by_rate[best[layer]] for layer, by_rate in scores.items()}
+            return {layer: by_rate[best_rates[layer]] for layer, by_rate in scores.items()}
 
         rows = score_test_images(self.test, score, self.points, self.classes, self.world, should_stop, "linear")
         metrics |= unweighted_metrics(compute_metrics, rows)

@@ -114,12 +114,14 @@ def _layers_with_maps(measurement: Measurement, backbone: Backbone, size: int) -
     """
     layers, config = measurement.choose_layers(), measurement.config
     shapes = FrozenFeatures(backbone, layers, config.grid, measurement.world.device, size).shapes()
-    spatial = tuple(layer for layer, shape in shapes.items() if min(shape[1:]) > 1)
-    explicit = [name.strip() for name in config.layer.split(",")]
-    flat = [layer for layer in shapes if layer not in spatial and (layer in explicit or not spatial)]
-    if flat:
-        raise UserError(f"layer {flat[0]!r} has a 1 × 1 output; a dense probe needs a larger feature map")
-    return spatial
+    spatial_layers = tuple(layer for layer, shape in shapes.items() if min(shape[1:]) > 1)
+    requested = [name.strip() for name in config.layer.split(",")]
+    invalid_layers = [
+        layer for layer in shapes if layer not in spatial_layers and (layer in requested or not spatial_layers)
+    ]
+    if invalid_layers:
+        raise UserError(f"layer {invalid_layers[0]!r} has a 1 × 1 output; a dense probe needs a larger feature map")
+    return spatial_layers
 
 
 def _evaluate_neighbours(

@@ -115,7 +115,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     if config.train.deterministic and on_gpu and config.roi.pooling == "max":
         raise UserError("train.deterministic: RoI max pooling is not deterministic on GPUs; set --roi.pooling align")
     check_ranks(config.train, world.size)
-    net, new = build_trainable(measurement, _build)
+    net, layers_to_init = build_trainable(measurement, _build)
     _check_sizes(net)
     if config.sync_norm and world.size > 1 and on_gpu:
         net = _sync_batch_norm(net)
@@ -132,7 +132,7 @@ def _measure(measurement: Measurement) -> Evaluation:
 
     def init_weights(_stream: Stream) -> None:
         torch.manual_seed(config.seed)  # again, because the engines draw different numbers of random values
-        initialise(net, new, config, initialisation_crops(train, net.backbone.input, config.seed))
+        initialise(net, layers_to_init, config, initialisation_crops(train, net.backbone.input, config.seed))
         net.reset_scores()
 
     task = Detection(

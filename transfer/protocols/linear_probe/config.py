@@ -23,8 +23,7 @@ class LinearProbeConfig(TrainedConfig, FrozenConfig):
     """pooling of the feature maps to fewer than 10,000 values per layer. average and bilinear (the released code): for
     any net; windows (the paper): for AlexNet; global: mean over positions; deepcluster: alias of windows"""
     norm: Norm = "channel"
-    """statistics of the BatchNorm (without scale and shift) before each classifier: per channel or per feature; none:
-    no BatchNorm"""
+    """statistics of the non-affine BatchNorm before each classifier: per channel or per feature; none: no BatchNorm"""
     zero: bool = True
     """initialise the classifiers with zeros instead of PyTorch's default"""
     rates: list[Positive] = field(default_factory=list)

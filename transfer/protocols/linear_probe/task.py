@@ -24,7 +24,7 @@ Images = ImageSet | StoredFeatures  # images, or cached features of images
 
 
 class LayerProbe(nn.Module):
-    """BatchNorm without scale and shift, followed by one linear classifier per learning rate.
+    """Non-affine BatchNorm, followed by one linear classifier per learning rate.
 
     Args:
         shape: shape (C, g, g) of the features.
@@ -116,7 +116,7 @@ class LinearProbe:
 
     def evaluate(self, net: nn.Module, should_stop: Callable[[], bool]) -> Evaluation:
         layers, broken = self.net.layers, {}
-        best, rate_metrics = dict.fromkeys(layers, 0), {}
+        best_rates, rate_metrics = dict.fromkeys(layers, 0), {}
         if self.held_out is not None:
             top_classes, columns = self._rank_classes(net, self.held_out, should_stop, broken)
             for layer in layers:
@@ -124,10 +124,13 @@ class LinearProbe:
                     unweighted_metrics(accuracy, self._rows({layer: classes}, columns))[f"{layer}/top1"]
                     for classes in top_classes[layer]
                 ]
-                best[layer] = int(np.argmax(accuracies))
-                rate_metrics |= {f"{layer}/held_out_top1": max(accuracies), f"{layer}/lr": self.net.rates[best[layer]]}
+                best_rates[layer] = int(np.argmax(accuracies))
+                rate_metrics |= {
+                    f"{layer}/held_out_top1": max(accuracies),
+                    f"{layer}/lr": self.net.rates[best_rates[layer]],
+                }
         top_classes, columns = self._rank_classes(net, self.test, should_stop, broken)
-        rows = self._rows({layer: top_classes[layer][best[layer]] for layer in layers}, columns)
+        rows = self._rows({layer: top_classes[layer][best_rates[layer]] for layer in layers}, columns)
         # Per-class accuracies are computed once, after training.
         metrics = rate_metrics | unweighted_metrics(accuracy, rows)
         line = "top-1 " + "  ".join(f"{layer} {100 * metrics[f'{layer}/top1']:.1f}" for layer in layers)

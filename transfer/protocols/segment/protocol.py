@@ -46,7 +46,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     """Fine-tune a fully convolutional network on a copy of the backbone."""
     split = measurement.split
     config: SegmentConfig = measurement.config
-    net, new = build_trainable(measurement, _build)
+    net, layers_to_init = build_trainable(measurement, _build)
     _check_sizes(net, config.crop)
     announce(measurement, net, f"stride {net.strides[-1]} ({', '.join(net.layers)})")
     view = WholeImages(len(split.classes), config.mirror)
@@ -54,7 +54,7 @@ def _measure(measurement: Measurement) -> Evaluation:
         view = MaskedCrops(len(split.classes), config.crop, config.scale, config.mirror)
 
     def init_weights(_stream: Stream) -> None:
-        initialise(net, new, config, initialisation_crops(split.train, net.backbone.input, config.seed))
+        initialise(net, layers_to_init, config, initialisation_crops(split.train, net.backbone.input, config.seed))
         net.zero_scores()
 
     task = Segmentation(

@@ -188,8 +188,8 @@ def best_on_test(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Returns:
         (draws, n, K) decision values.
     """
-    ones = np.ones((1, len(truth)))
-    mean_aps = np.array([[_mean_ap(cost_scores, truth, ones)[0] for cost_scores in draw] for draw in scores])
+    unit_weights = np.ones((1, len(truth)))
+    mean_aps = np.array([[_mean_ap(cost_scores, truth, unit_weights)[0] for cost_scores in draw] for draw in scores])
     return scores[:, int(mean_aps.mean(0).argmax())]
 
 
