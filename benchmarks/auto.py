@@ -1,4 +1,4 @@
-"""Held-out KL of short trainings with each row of the `auto` table: `python benchmarks/auto.py [--seeds 0 1]`.
+"""Held-out KL of short training runs with each row of the `auto` table: `python benchmarks/auto.py [--seeds 0 1]`.
 
 The precisions and memory formats that `auto` selects should train equally well. All rows start from the same weights
 and see the same crops.
@@ -52,7 +52,7 @@ def main() -> None:
     ]
     print_table(
         "KL ratio to the best constant prediction on held-out images",
-        ("row of the table", "precision", "channels_last", "compile", "per seed", "mean"),
+        ("row of `auto`", "precision", "channels_last", "compile", "per seed", "mean"),
         rows,
     )
 

@@ -39,7 +39,7 @@ SIZE, BATCH = 227, 16
 
 
 class BaselineImages(Dataset):
-    """The input pipeline of a typical script: Pillow and torchvision's functional transforms, on the same windows."""
+    """Input pipeline of a typical script: Pillow and torchvision's transforms on the same crop windows."""
 
     def __init__(self, images: VOCImages, length: int):
         self.paths = [images.image_path(i) for i in range(len(images))]
@@ -78,7 +78,7 @@ def compare_input(images: VOCImages, workers: int) -> None:
 
 
 class BaselineNet(nn.Module):
-    """The paper's AlexNet on lightness, as a script would define it."""
+    """The paper's AlexNet on lightness, as a minimal script would define it."""
 
     def __init__(self, fc: int):
         super().__init__()
@@ -95,17 +95,17 @@ class BaselineNet(nn.Module):
 
 
 def time_script(images: VOCImages, steps: int, fc: int, device: torch.device, workers: int) -> tuple[float, float]:
-    """Return the seconds of all steps after the first five, and how many of these are spent waiting for images."""
+    """Return the time of all steps after the first five, and how much of it is spent waiting for images, in seconds."""
     net = BaselineNet(fc).to(device).train()
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=1e-6)
     loader = iter(DataLoader(BaselineImages(images, BATCH * steps), BATCH, num_workers=workers))
-    start, waiting = 0.0, 0.0
+    start, wait_seconds = 0.0, 0.0
     for step in range(steps):
         if step == 5:
-            start, waiting = time.perf_counter(), 0.0
+            start, wait_seconds = time.perf_counter(), 0.0
         wait_start = time.perf_counter()
         pixels, labels = next(loader)
-        waiting += time.perf_counter() - wait_start
+        wait_seconds += time.perf_counter() - wait_start
         labels = labels.to(device)
         losses = nn.functional.binary_cross_entropy_with_logits(
             net(pixels.to(device).float()), (labels == 1).float(), (labels >= 0).float(), reduction="sum"
@@ -114,26 +114,26 @@ def time_script(images: VOCImages, steps: int, fc: int, device: torch.device, wo
         (losses / BATCH).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 10.0)
         optimizer.step()
-    return time.perf_counter() - start, waiting
+    return time.perf_counter() - start, wait_seconds
 
 
 def time_protocol(
     devkit: Path, steps: int, fc: int, device: torch.device, workers: int, precision: str
 ) -> tuple[float, float]:
-    """Return the seconds of all steps after the first five, and of their forward passes."""
+    """Return the time of all steps after the first five, and of their forward passes, in seconds."""
     starts: list[float] = []
     forward: list[float] = []
-    original, evaluate = Classification.step, Classification.evaluate
+    original_step, original_evaluate = Classification.step, Classification.evaluate
 
     def timed_step(*arguments):
         starts.append(time.perf_counter())
-        result = original(*arguments)
+        result = original_step(*arguments)
         forward.append(time.perf_counter() - starts[-1])
         return result
 
     def timed_evaluate(*arguments):
         starts.append(time.perf_counter())
-        return evaluate(*arguments)
+        return original_evaluate(*arguments)
 
     config = ClassifyConfig(
         "", "", test_crops=1, calibrate=False, fc=fc, device=str(device), test_set="2007:test",
@@ -148,18 +148,25 @@ def time_protocol(
         with tempfile.TemporaryDirectory() as out:
             transfer.classify(backbone, split, "all", config, out=Path(out) / "run")
     finally:
-        Classification.step, Classification.evaluate = original, evaluate
+        Classification.step, Classification.evaluate = original_step, original_evaluate
     return starts[-1] - starts[5], sum(forward[5:])
 
 
 def compare_training(devkit: Path, images: VOCImages, steps: int, fc: int, device: torch.device, workers: int) -> None:
     rows, count = [], BATCH * (steps - 5)
-    baseline, waiting = time_script(images, steps, fc, device, workers)
-    rows.append(["script, float32", count / baseline, 1.0, f"{100 * waiting / baseline:.0f} % waiting for images"])
+    baseline_seconds, wait_seconds = time_script(images, steps, fc, device, workers)
+    rows.append(
+        [
+            "script, float32",
+            count / baseline_seconds,
+            1.0,
+            f"{100 * wait_seconds / baseline_seconds:.0f} % waiting for images",
+        ]
+    )
     for precision in ("float32", "auto"):
         seconds, forward = time_protocol(devkit, steps, fc, device, workers, precision)
         fraction = f"{100 * forward / seconds:.0f} % forward pass"
-        rows.append([f"transfer classify, {precision}", count / seconds, baseline / seconds, fraction])
+        rows.append([f"transfer classify, {precision}", count / seconds, baseline_seconds / seconds, fraction])
     title = f"Fine-tuning all layers of AlexNet (fc {fc}), batch {BATCH}"
     print_table(title, ["", "images/s", "speed-up", "fraction of the time"], rows)
 
@@ -185,9 +192,9 @@ def compare_svms(images: tuple[VOCImages, VOCImages], costs: list[float]) -> Non
             for c in costs
         ]
         LinearSVC(C=costs[int(np.argmax(scores))], **options).fit(features[0], y).decision_function(features[1])
-    baseline = time.perf_counter() - start
+    baseline_seconds = time.perf_counter() - start
 
-    rows = [["a scikit-learn loop", baseline, 1.0]]
+    rows = [["a scikit-learn loop", baseline_seconds, 1.0]]
     for jobs in (1, 2):
         start = time.perf_counter()
         with Processes(jobs) as processes:
@@ -196,7 +203,7 @@ def compare_svms(images: tuple[VOCImages, VOCImages], costs: list[float]) -> Non
             tasks = [(labels[:, number].astype(np.int8), costs, 3, 0) for number in range(20)]
             processes.run(cross_validated_scores, shared, tasks)
         seconds = time.perf_counter() - start
-        rows.append([f"crosschannel, {jobs} process{'es' * (jobs > 1)}", seconds, baseline / seconds])
+        rows.append([f"crosschannel, {jobs} process{'es' * (jobs > 1)}", seconds, baseline_seconds / seconds])
     title = f"20 SVMs on {len(images[0])} images × 9,216 features, {len(costs)} values of C by cross-validation"
     print_table(title, ["", "s", "speed-up"], rows)
 

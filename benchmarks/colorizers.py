@@ -1,7 +1,7 @@
 """Cost of colorization compared with the paper's Table 1: `python benchmarks/colorizers.py`.
 
-Measures ColorNet and our implementation of Larsson et al. on one picture of 256². Weights are random, which does not
-change the cost. Then measures the memory of training Larsson's net with 128 pixels per crop, compared with a
+Measures ColorNet and our implementation of Larsson et al. on one picture of 256² pixels. Weights are random, since they
+do not affect the cost. Then measures the memory of training Larsson's net with 128 pixels per crop, compared with a
 hypercolumn at every 4th pixel.
 """
 
@@ -39,7 +39,7 @@ def print_costs() -> None:
             name, measured["parameters_mb"], parameters, measured["features_mb"], features, measured["runtime_ms"],
             measured["runtime_ms"] / costs["full"]["runtime_ms"], runtime / TABLE_1["full"][5],
         ])  # fmt: skip
-    print_table(f"One picture of 256², float32, batch 1. {describe_machine()}", HEAD, rows)
+    print_table(f"One picture of 256² pixels, float32, batch 1. {describe_machine()}", HEAD, rows)
 
 
 def print_step_memory(dense: bool) -> None:

@@ -5,7 +5,7 @@ opencv-contrib for part 3.
 
 1. A training step of two images with 64 regions each, and a test image with 2,000 regions, at 600 px on torchvision's
    AlexNet: both of our engines, and torchvision's RoIHeads on the same layers.
-2. Average precisions of as many images as VOC2007's test set has, and their confidence intervals.
+2. Average precisions on random detections for as many images as in VOC2007's test set, and confidence intervals.
 3. Selective search: recall, and images/s with one and two processes.
 """
 
@@ -72,15 +72,15 @@ class _Predictor(nn.Module):
 
 
 def random_proposals(images: VOCImages, count: int) -> WithProposals:
-    """Draw up to ``count`` boxes per image: near the objects first, then anywhere."""
+    """Draw up to ``count`` boxes per image, first near the objects, then anywhere."""
     generator, proposals = np.random.default_rng(0), {}
     for index, name in enumerate(images.names):
         truth = from_voc(images.fields(index)["objects"].boxes)
-        near = np.repeat(truth, 40, 0)
-        near = near + generator.normal(0, 0.15, near.shape) * np.tile(near[:, 2:] - near[:, :2], 2)
-        low = generator.uniform(0, 300, (2 * count, 2))
+        jittered = np.repeat(truth, 40, 0)
+        jittered = jittered + generator.normal(0, 0.15, jittered.shape) * np.tile(jittered[:, 2:] - jittered[:, :2], 2)
+        top_left = generator.uniform(0, 300, (2 * count, 2))
         image = EncodedImage(images.read(index))
-        boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 200, low.shape)])])
+        boxes = np.concatenate([jittered, np.hstack([top_left, top_left + generator.uniform(20, 200, top_left.shape)])])
         boxes = clip_boxes(boxes, image.height, image.width)
         proposals[name] = boxes[(boxes[:, 2:] > boxes[:, :2] + 2).all(1)][:count].astype(np.float32)
     return WithProposals(images, proposals, "random boxes")
@@ -88,14 +88,16 @@ def random_proposals(images: VOCImages, count: int) -> WithProposals:
 
 def detectors(device: torch.device) -> dict[str, Detector]:
     config = PROGRAM.parse("detect", ["--config=paper", "--data=x", "--backbone=x"])
-    kinds = {"--engine torchvision": FastRCNN}
+    engines = {"--engine torchvision": FastRCNN}
     try:
         from transfer.protocols.detect.with_detectron2 import DetectronRCNN
 
-        kinds["--engine detectron2"] = DetectronRCNN
+        engines["--engine detectron2"] = DetectronRCNN
     except ImportError:
-        print("\ndetectron2 is not installed; install it or put its sources on PYTHONPATH for its rows")
-    return {name: kind(trainable_copy(load_backbone(_SOURCE)), 20, config).to(device) for name, kind in kinds.items()}
+        print("\ndetectron2 is not installed; for its rows, install it or put its sources on PYTHONPATH")
+    return {
+        name: engine(trainable_copy(load_backbone(_SOURCE)), 20, config).to(device) for name, engine in engines.items()
+    }
 
 
 def compare_steps(images: WithProposals, device: torch.device, rounds: int, precision: str) -> None:
@@ -123,7 +125,7 @@ def compare_steps(images: WithProposals, device: torch.device, rounds: int, prec
 
         return step
 
-    def test_pass(net: nn.Module, detect) -> object:
+    def test_step(net: nn.Module, detect) -> object:
         def run() -> None:
             net.eval()
             with torch.inference_mode(), autocast(device, precision):
@@ -142,13 +144,19 @@ def compare_steps(images: WithProposals, device: torch.device, rounds: int, prec
 
     script = "a script on torchvision's RoIHeads"
     training = {script: training_step(baseline, lambda: baseline(inputs[0], boxes[0], truth))}
-    testing = {script: test_pass(baseline, lambda: baseline(inputs[1], boxes[1]))}
+    testing = {script: test_step(baseline, lambda: baseline(inputs[1], boxes[1]))}
     for name, net in nets.items():
         training[name] = training_step(net, lambda net=net: mean_loss(net))
-        testing[name] = test_pass(net, lambda net=net: detect_objects(net))
-    trained, tested = race(training, rounds), race(testing, rounds)
+        testing[name] = test_step(net, lambda net=net: detect_objects(net))
+    training_times, test_times = race(training, rounds), race(testing, rounds)
     rows = [
-        [name, trained[name], trained[script] / trained[name], tested[name], tested[script] / tested[name]]
+        [
+            name,
+            training_times[name],
+            training_times[script] / training_times[name],
+            test_times[name],
+            test_times[script] / test_times[name],
+        ]
         for name in training
     ]
     regions = f"{len(boxes[1][0]):,} regions"
@@ -166,12 +174,12 @@ def time_metrics(count: int, resamples: int) -> None:
     generator = np.random.default_rng(0)
     detections, objects = [], []
     for _ in range(count):
-        low = generator.integers(1, 300, (3, 2))
-        truth = np.hstack([low, low + generator.integers(20, 150, (3, 2))]).astype(float)
+        top_left = generator.integers(1, 300, (3, 2))
+        truth = np.hstack([top_left, top_left + generator.integers(20, 150, (3, 2))]).astype(float)
         objects.append(Objects(truth, generator.integers(0, 20, 3), generator.random(3) < 0.1))
-        near = from_voc(np.repeat(truth, 10, 0)) + generator.normal(0, 8, (30, 4))
-        low = generator.uniform(0, 300, (30, 2))
-        boxes = np.concatenate([near, np.hstack([low, low + generator.uniform(20, 150, (30, 2))])])
+        jittered = from_voc(np.repeat(truth, 10, 0)) + generator.normal(0, 8, (30, 4))
+        top_left = generator.uniform(0, 300, (30, 2))
+        boxes = np.concatenate([jittered, np.hstack([top_left, top_left + generator.uniform(20, 150, (30, 2))])])
         labels = np.concatenate([np.repeat(objects[-1].classes, 10), generator.integers(0, 20, 30)])
         detections.append(np.concatenate([labels[:, None], generator.random((60, 1)), boxes], 1))
     start = time.perf_counter()

@@ -24,14 +24,14 @@ print(json.dumps(time.perf_counter() - start))
 
 
 def time_code(code: str, runs: int, setup: str = "") -> float:
-    """Return the median seconds that a piece of code takes in a new process, after ``setup``."""
+    """Return the median time of a piece of code in a new process, in seconds; ``setup`` is not timed."""
     script = setup + _TIMED.format(code=code)
     outputs = [subprocess.check_output([sys.executable, "-c", script], text=True) for _ in range(runs)]
     return statistics.median(json.loads(output.splitlines()[-1]) for output in outputs)
 
 
 def time_process(*arguments: str, runs: int) -> float:
-    """Return the median seconds from starting Python with these arguments to its exit."""
+    """Return the median duration of a Python process with these arguments, in seconds."""
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -70,7 +70,7 @@ def main() -> None:
             setup = "import crosschannel; load = crosschannel.load_backbone\n"
             seconds = time_code(f"load({str(path)!r})", options.runs, setup)
             rows.append((f"AlexNet {name}", path.stat().st_size / 2**20, seconds))
-    print_table("load_backbone, without the imports", ("", "MiB", "s"), rows)
+    print_table("load_backbone, imports excluded", ("", "MiB", "s"), rows)
 
 
 if __name__ == "__main__":

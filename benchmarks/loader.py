@@ -35,15 +35,15 @@ CROPS = {
 
 
 class BaselineImages(Dataset):
-    """The input pipeline of a typical script: Pillow and torchvision's transforms."""
+    """Input pipeline of a typical script: Pillow and torchvision's transforms."""
 
     def __init__(self, folder: Path, crop: CropConfig):
         self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if crop.kind == "random":
-            cut = [v2.Resize(crop.resize), v2.RandomCrop(crop.size)]
+            crops = [v2.Resize(crop.resize), v2.RandomCrop(crop.size)]
         else:
-            cut = [v2.RandomResizedCrop(crop.size, crop.area)]
-        self.transform = v2.Compose([*cut, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+            crops = [v2.RandomResizedCrop(crop.size, crop.area)]
+        self.transform = v2.Compose([*crops, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,9 +69,9 @@ def best_speeds(
     """Return the highest images/s of each loader over alternating rounds, start-up excluded."""
     best = dict.fromkeys(loaders, 0.0)
     for _ in range(rounds):
-        for name, make in loaders.items():
-            loader = iter(make())
-            for _ in range(4):  # workers start, caches fill
+        for name, create_loader in loaders.items():
+            loader = iter(create_loader())
+            for _ in range(4):  # workers start and caches fill
                 next(loader)
             start = time.perf_counter()
             count = sum(len(images) for images in islice(loader, batches))
@@ -114,13 +114,13 @@ def compare_http(options: argparse.Namespace, shards: Path, port: int = 8765) ->
     server = start_server(shards, port)
     try:
         for workers in options.workers:
-            before, start = cpu_seconds(server.pid), time.perf_counter()
+            cpu_before, start = cpu_seconds(server.pid), time.perf_counter()
             loaders = {
                 "disk": lambda w=workers: load_ours(shards, crop, w),
                 "http": lambda w=workers: load_ours(address, crop, w),
             }
             best = best_speeds(loaders, options.batches, options.rounds)
-            cpu_load = (cpu_seconds(server.pid) - before) / (time.perf_counter() - start)
+            cpu_load = (cpu_seconds(server.pid) - cpu_before) / (time.perf_counter() - start)
             rows = [(name, round(speed), speed / best["disk"]) for name, speed in best.items()]
             title = f"256 px shards from disk and from a local HTTP server; workers: {workers}"
             print_table(
@@ -137,25 +137,25 @@ def cpu_seconds(pid: int) -> float:
 
 
 def proportional_set_size(pid: int) -> int:
-    """Return the memory of a process in bytes, with shared pages divided by the number of processes that share them."""
+    """Return the memory of a process in bytes, where shared pages count proportionally."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
 
 
 def measure_memory(shards: Path) -> None:
-    """Print the memory of this process and its workers in the course of ten epochs, as JSON.
+    """Print the memory of this process and its workers over ten epochs, as JSON.
 
     Must run in a new process.
     """
     stream = Stream(open_training_images(str(shards)), TrainingCrops(CROPS["random"]), 0)
-    per_epoch = len(stream.images) // BATCH
+    batches_per_epoch = len(stream.images) // BATCH
     measurements = []
-    for number, _ in enumerate(load_batches(stream, 0, 10**9, BATCH, workers=2)):
-        if number in (5, per_epoch // 2, per_epoch, 2 * per_epoch, 10 * per_epoch):
+    for step, _ in enumerate(load_batches(stream, 0, 10**9, BATCH, workers=2)):
+        if step in (5, batches_per_epoch // 2, batches_per_epoch, 2 * batches_per_epoch, 10 * batches_per_epoch):
             children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
             pids = (os.getpid(), *children)
-            measurements.append((number * BATCH, sum(proportional_set_size(int(pid)) for pid in pids) / 2**20))
-        if number > 10 * per_epoch:
+            measurements.append((step * BATCH, sum(proportional_set_size(int(pid)) for pid in pids) / 2**20))
+        if step > 10 * batches_per_epoch:
             break
     print(json.dumps({"memory": measurements}))
 

@@ -1,6 +1,6 @@
 """Linear probes compared with one run per layer and with a minimal script: `python benchmarks/probe.py`.
 
-The script trains on the same layers of the same torchvision net. Then measures what cached features save. Needs
+The script trains on the same layers of the same torchvision net. Also measures the speed-up from cached features. Needs
 imagenette below $CROSSCHANNEL_TEST_DATA.
 """
 
@@ -36,7 +36,7 @@ BATCH = 64
 
 
 class BaselineImages(Dataset):
-    """The input pipeline of a typical script: Pillow and torchvision's transforms."""
+    """Input pipeline of a typical script: Pillow and torchvision's transforms."""
 
     def __init__(self, root: Path, images: ImageSet):
         self.paths, self.labels = [root / "train" / name for name in images.names], images.labels
@@ -58,7 +58,7 @@ class BaselineImages(Dataset):
 
 
 def time_script(root: Path, images: ImageSet, classes: int, device: torch.device, workers: int) -> float:
-    """Return the seconds of the second epoch of a minimal script.
+    """Return the time of the second epoch of a minimal script, in seconds.
 
     It has a forward hook, a pool and a linear layer per probed layer, and one optimiser.
     """
@@ -100,23 +100,23 @@ def time_script(root: Path, images: ImageSet, classes: int, device: torch.device
 def time_probe(
     images: tuple[ImageSet, ImageSet], layers: str, precision: str, cache: str, epochs: int, workers: int
 ) -> tuple[float, list[float]]:
-    """Return the seconds of a complete probe and of each epoch. Caching the features counts towards the first epoch."""
+    """Return the time of a complete probe and of each epoch, in seconds. Feature caching is part of the first epoch."""
     ends: list[float] = []
-    per_epoch = len(images[0]) // BATCH
-    original, steps = LinearProbe.step, 0
+    steps_per_epoch = len(images[0]) // BATCH
+    original_step, steps = LinearProbe.step, 0
 
     def counted_step(*arguments):
         nonlocal steps
-        result = original(*arguments)
+        result = original_step(*arguments)
         steps += 1
-        if steps % per_epoch == 0:
+        if steps % steps_per_epoch == 0:
             ends.append(time.perf_counter())
         return result
 
     config = replace(
         as_config(transfer.linear_probe, "imagenette"),
         cache=cache,
-        train=TrainConfig(BATCH, steps=epochs * per_epoch, precision=precision, compile=False),
+        train=TrainConfig(BATCH, steps=epochs * steps_per_epoch, precision=precision, compile=False),
         runtime=RuntimeConfig(workers, eval_every=10**9, checkpoint_every=10**9, log_every=10**9, tensorboard=False),
     )
     LinearProbe.step = counted_step
@@ -125,8 +125,8 @@ def time_probe(
         transfer.linear_probe("torchvision:alexnet,weights=none", images, layers, config)
         total = time.perf_counter() - start
     finally:
-        LinearProbe.step = original
-    return total, [end - begin for begin, end in zip([start, *ends], ends, strict=False)]
+        LinearProbe.step = original_step
+    return total, [end - epoch_start for epoch_start, end in zip([start, *ends], ends, strict=False)]
 
 
 def main() -> None:

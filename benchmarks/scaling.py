@@ -1,7 +1,7 @@
 """Scaling with the number of images and with training settings: `python benchmarks/scaling.py [--images 10000 …]`.
 
-Part 1 opens, shuffles and resumes data sets of different sizes. Their images are empty files and their shards sparse
-files, since only names and offsets are read. Part 2 trains with different batch sizes, crop sizes and numbers of
+Part 1 opens, shuffles and resumes data sets of different sizes. Image files are empty and shards are sparse files,
+since only names and offsets are read. Part 2 trains with different batch sizes, crop sizes and numbers of
 workers and ranks.
 """
 
@@ -22,12 +22,12 @@ from crosschannel.data import CropConfig, Stream, TrainingCrops, open_training_i
 from crosschannel.data.shards import Row, format_index
 from crosschannel.runs.folder import read_metrics
 
-BYTES = 110_000  # size of a typical ImageNet photograph
-PER_SHARD = 10_000
+IMAGE_BYTES = 110_000  # size of a typical ImageNet photograph
+IMAGES_PER_SHARD = 10_000
 
 
-def make_folder(root: Path, count: int) -> None:
-    """Make ``count`` empty files in 1,000 classes, with names like ImageNet's."""
+def create_folder(root: Path, count: int) -> None:
+    """Create ``count`` empty files in 1,000 class folders, with names like ImageNet's."""
     for label in range(1000):
         folder = root / f"n{label:08d}"
         folder.mkdir(parents=True)
@@ -35,17 +35,17 @@ def make_folder(root: Path, count: int) -> None:
             (folder / f"n{label:08d}_{i}.JPEG").touch()
 
 
-def make_shards(root: Path, count: int) -> None:
-    """Make sparse tars, with a valid header for the last member only, and their indices."""
+def create_shards(root: Path, count: int) -> None:
+    """Create sparse tar files, in which only the last member has a valid header, and their index files."""
     root.mkdir()
-    step = 512 + (BYTES + 511) // 512 * 512
-    for shard, first in enumerate(range(0, count, PER_SHARD)):
+    step = 512 + (IMAGE_BYTES + 511) // 512 * 512
+    for shard, first in enumerate(range(0, count, IMAGES_PER_SHARD)):
         rows = []
-        for i in range(min(PER_SHARD, count - first)):
-            rows.append(Row(512 + i * step, BYTES, i % 1000, f"{first + i:08d}_n{i % 1000:08d}_{i}.jpg"))
+        for i in range(min(IMAGES_PER_SHARD, count - first)):
+            rows.append(Row(512 + i * step, IMAGE_BYTES, i % 1000, f"{first + i:08d}_n{i % 1000:08d}_{i}.jpg"))
         path = root / f"train-{shard:06d}.tar"
         info = tarfile.TarInfo(rows[-1].name)
-        info.size = BYTES
+        info.size = IMAGE_BYTES
         with path.open("wb") as file:
             file.truncate(rows[-1].offset + step)
             file.seek(rows[-1].offset - 512)
@@ -58,8 +58,8 @@ def measure_opening(data: str) -> None:
 
     Must run in a new process.
     """
-    open_training_images("builtin:sample")  # runs the imports first
-    before, seconds = peak_memory(), []
+    open_training_images("builtin:sample")  # loads the modules, which should not count
+    initial_memory, seconds = peak_memory(), []
 
     def measure(call) -> object:
         start = time.perf_counter()
@@ -72,16 +72,16 @@ def measure_opening(data: str) -> None:
     stream = Stream(images, TrainingCrops(CropConfig()), 0)
     measure(lambda: stream.image_index(0, 0))
     measure(lambda: stream.image_index(30 * len(images) + len(images) // 2, 0))  # the middle of another epoch
-    extra = [(after_opening - before) / 2**20, (peak_memory() - after_opening) / 2**20]
+    extra = [(after_opening - initial_memory) / 2**20, (peak_memory() - after_opening) / 2**20]
     print(json.dumps({"images": len(images), "seconds": seconds, "mib": extra}))
 
 
 def compare_sizes(counts: list[int]) -> None:
     rows = []
     for count in counts:
-        for kind, make in (("folder", make_folder), ("shards", make_shards)):
+        for kind, create_data in (("folder", create_folder), ("shards", create_shards)):
             with tempfile.TemporaryDirectory() as folder:
-                make(Path(folder) / "data", count)
+                create_data(Path(folder) / "data", count)
                 result = run_in_subprocess(sys.argv[0], "--opening", str(Path(folder) / "data"))
             mib = (round(value, 1) for value in result["mib"])
             rows.append((f"{result['images']:,}", kind, *result["seconds"], *mib))

@@ -2,9 +2,9 @@
 
 Needs voc-mini below $CROSSCHANNEL_TEST_DATA, and faiss-cpu for part 3.
 
-1. Evaluation on whole images compared with the forward passes only, and its memory.
+1. Evaluation on whole images, compared with its forward passes only, and its memory.
 2. Training step on crops, by `transfer segment` and by a minimal script.
-3. Nearest neighbours of test feature vectors among training feature vectors, by our search and by faiss's exact index.
+3. Nearest training feature vectors of test feature vectors, by our search and by faiss's exact index.
 """
 
 import argparse
@@ -66,11 +66,14 @@ def compare_evaluation(images: MaskedImages, count: int, fc: int, device: torch.
         return False
 
     with torch.inference_mode():
-        forward = time_forward(task, net, images, count, device)
+        forward_seconds = time_forward(task, net, images, count, device)
         start = time.perf_counter()
         task.evaluate(net, record_memory)
-        total = time.perf_counter() - start
-    rows = [["forward passes only", count / forward, 1.0], ["complete evaluation", count / total, total / forward]]
+        total_seconds = time.perf_counter() - start
+    rows = [
+        ["forward passes only", count / forward_seconds, 1.0],
+        ["complete evaluation", count / total_seconds, total_seconds / forward_seconds],
+    ]
     title = f"{count} whole test images, FCN-8s on AlexNet (fc {fc}); workers: {workers}"
     print_table(title, ["", "images/s", "relative time"], rows)
     print(
@@ -80,26 +83,26 @@ def compare_evaluation(images: MaskedImages, count: int, fc: int, device: torch.
 
 
 def time_forward(task: Segmentation, net: Segmenter, images: MaskedImages, count: int, device: torch.device) -> float:
-    """Return the seconds of the forward passes of ``count`` images, up to the logits of all classes.
+    """Return the time of the forward passes of ``count`` images, up to the logits of all classes, in seconds.
 
-    The images are preprocessed before, and grouped by size as in an evaluation.
+    The images are preprocessed beforehand, and grouped by size as in an evaluation.
     """
     groups = []
     for batch in load_batches(Stream(images, WholeImages(CLASSES)), 0, min(count, len(images)), 4):
         groups += [task.preprocess_group(group) for group in batch.groups]
     net([groups[0]])
-    start, done, index = time.perf_counter(), 0, 0
-    while done < count:
+    start, image_count, index = time.perf_counter(), 0, 0
+    while image_count < count:
         x = groups[index % len(groups)]
         net([x])
-        done, index = done + len(x), index + 1
+        image_count, index = image_count + len(x), index + 1
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * count / done
+    return (time.perf_counter() - start) * count / image_count
 
 
 class BaselineImages(Dataset):
-    """The input pipeline of a typical script: Pillow, and torchvision's joint transforms of image and mask."""
+    """Input pipeline of a typical script: Pillow, and torchvision's joint transforms of image and mask."""
 
     def __init__(self, images: MaskedImages, length: int):
         self.images, self.length = images, length
@@ -122,7 +125,7 @@ class BaselineImages(Dataset):
 
 
 class BaselineNet(nn.Module):
-    """FCN-32s on the paper's AlexNet, as a script would define it."""
+    """FCN-32s on the paper's AlexNet, as a minimal script would define it."""
 
     def __init__(self, fc: int):
         super().__init__()
@@ -142,7 +145,7 @@ class BaselineNet(nn.Module):
 
 
 def time_script(images: MaskedImages, steps: int, fc: int, device: torch.device, workers: int) -> float:
-    """Return the seconds of all steps after the first five."""
+    """Return the time of all steps after the first five, in seconds."""
     net = BaselineNet(fc).to(device).train()
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1e-4, momentum=0.9, weight_decay=5e-4)
     start = 0.0
@@ -160,17 +163,17 @@ def time_script(images: MaskedImages, steps: int, fc: int, device: torch.device,
 
 
 def time_protocol(devkit: Path, steps: int, fc: int, device: torch.device, workers: int, precision: str) -> float:
-    """Return the seconds of all steps after the first five."""
+    """Return the time of all steps after the first five, in seconds."""
     starts: list[float] = []
-    original, evaluate = Segmentation.step, Segmentation.evaluate
+    original_step, original_evaluate = Segmentation.step, Segmentation.evaluate
 
     def timed_step(*arguments):
         starts.append(time.perf_counter())
-        return original(*arguments)
+        return original_step(*arguments)
 
     def timed_evaluate(*arguments):
         starts.append(time.perf_counter())
-        return evaluate(*arguments)
+        return original_evaluate(*arguments)
 
     config = PROGRAM.parse("segment", ["--config=voc-mini", f"--data={devkit}", "--backbone=x", f"--device={device}"])
     config.crop, config.pad, config.stride, config.upsampling, config.scale = CROP, 100, 0, "deconvolution", (0.5, 2.0)
@@ -186,7 +189,7 @@ def time_protocol(devkit: Path, steps: int, fc: int, device: torch.device, worke
         with tempfile.TemporaryDirectory() as out:
             transfer.segment(backbone, (split.train, test), config, out=Path(out) / "run")
     finally:
-        Segmentation.step, Segmentation.evaluate = original, evaluate
+        Segmentation.step, Segmentation.evaluate = original_step, original_evaluate
     return starts[-1] - starts[5]
 
 
@@ -194,11 +197,11 @@ def compare_training(
     devkit: Path, images: MaskedImages, steps: int, fc: int, device: torch.device, workers: int
 ) -> None:
     count = BATCH * (steps - 5)
-    baseline = time_script(images, steps, fc, device, workers)
-    rows = [["script with torchvision, float32", count / baseline, 1.0]]
+    baseline_seconds = time_script(images, steps, fc, device, workers)
+    rows = [["script with torchvision, float32", count / baseline_seconds, 1.0]]
     for precision in ("float32", "auto"):
         seconds = time_protocol(devkit, steps, fc, device, workers, precision)
-        rows.append([f"transfer segment, {precision}", count / seconds, baseline / seconds])
+        rows.append([f"transfer segment, {precision}", count / seconds, baseline_seconds / seconds])
     title = f"FCN-32s on AlexNet (fc {fc}), crops of {CROP} px, batch {BATCH}"
     print_table(title, ["", "images/s", "speed-up"], rows)
 

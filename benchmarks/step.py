@@ -95,7 +95,7 @@ class NetworkOnly:
 
 
 def time_best(call, device: torch.device, seconds: float) -> float:
-    """Return the seconds of the fastest call within ``seconds``, after two warm-up calls."""
+    """Return the time of the fastest call within ``seconds``, after two warm-up calls."""
     best, deadline, count = float("inf"), None, 0
     while deadline is None or time.perf_counter() < deadline or count < 5:
         if device.type == "cuda":
@@ -127,14 +127,14 @@ def main() -> None:
     print(describe_machine(), f"{torch.get_num_threads()} threads; best step within {options.seconds:g} s", sep="; ")
     print(f"`auto` on this device ({kind}): precision, channels_last, compile = {AUTO[kind]}")
     for net in options.nets:
-        rows, first = [], None
+        rows, base_speed = [], None
         for variant in options.variants:
             row = run_in_subprocess(
                 sys.argv[0], "--row", net, variant, "--device", options.device, "--seconds", str(options.seconds)
             )
-            first = first or row["images_per_s"]
+            base_speed = base_speed or row["images_per_s"]
             speed, outside = row["images_per_s"], f"{row['outside_network']:.1%}"
-            rows.append((variant, speed, speed / first, outside, f"{row['peak_gib']:.2f}"))
+            rows.append((variant, speed, speed / base_speed, outside, f"{row['peak_gib']:.2f}"))
         _, crop, _, _ = NETS[net]
         head = ("", "images/s", "speed-up", "outside the network", "peak memory, GiB")
         print_table(f"{net}, {crop} px, batch {row['batch']:g}", head, rows)

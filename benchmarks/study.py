@@ -6,9 +6,9 @@ Builds a study of the embedded photographs and starts `crosschannel study serve`
 as the server allows, each with its own connection. Half-way, the server is killed with SIGKILL and restarted. Prints
 the latency of requests, and checks that no answer was lost or duplicated.
 
-With --pause the participants arrive within that many seconds and take 0.5 to 1.5 times as many seconds per pair; people
-who look at two pictures take more than 2 s. With --browser a further participant judges all pairs in Chromium, and the
-display times of the pictures are printed.
+With --pause, the participants arrive within that many seconds and take 0.5 to 1.5 times as long per pair; people take
+more than 2 s, since they look at two pictures. With --browser, one more participant judges all pairs in Chromium, and
+the display times of the pictures are printed.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from rich.table import Table
 
 from crosschannel.data.sample import photographs
 from crosschannel.study.answers import read_answers
-from crosschannel.study.metrics import SHOWN_MS, TOLERANCE_MS, summarise_timing
+from crosschannel.study.metrics import DISPLAY_MS, TOLERANCE_MS, summarise_timing
 
 CONNECTION_LOST = (ConnectionError, http.client.HTTPException, OSError)
 
 
 class SimulatedParticipant(threading.Thread):
-    """A participant who answers every pair and retries requests while the server is down."""
+    """A participant who answers every pair and repeats requests while the server is down."""
 
     def __init__(self, port: int, code: str, latencies: dict[str, list[float]], pause: float):
         super().__init__()
@@ -105,10 +105,10 @@ def complete_session_in_browser(port: int) -> None:
         page.get_by_label("Yes").check()
         page.get_by_label("I am 18 or older").check()
         page.get_by_role("button", name="Begin").click()
-        page.wait_for_selector("#go:not([hidden])")
+        page.wait_for_selector("#next:not([hidden])")
         while not page.url.endswith("/end"):
-            if page.is_visible("#go"):
-                page.click("#go")
+            if page.is_visible("#next"):
+                page.click("#next")
             page.click("#choose-left")  # waits until it is enabled
             page.wait_for_timeout(300)
 
@@ -174,7 +174,7 @@ def main() -> None:
     console.print(f"{len(answers)} answers, none lost or duplicated; sessions per method: {dict(methods)}")
     if timing is not None:
         console.print(
-            f"{timing.pictures} pictures in Chromium: {100 * timing.within:.1f} % within {SHOWN_MS} ± {TOLERANCE_MS} "
+            f"{timing.pictures} pictures in Chromium: {100 * timing.within:.1f} % within {DISPLAY_MS} ± {TOLERANCE_MS} "
             f"ms (median {timing.median:.1f}, {timing.shortest:.1f} to {timing.longest:.1f})"
         )
 

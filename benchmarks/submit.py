@@ -2,8 +2,8 @@
 
     python benchmarks/submit.py --out FOLDER [--nodes 2] [--model alexnet] [--partition NAME …]
 
-Run it on a login node, with FOLDER on the shared file system; unknown flags are passed on to `submit`. Without a
-cluster, `--test-cluster` starts the cluster of the tests (requires root).
+Run it on a login node, with FOLDER on the shared file system; other flags are passed on to `submit`. Without a
+cluster, `--test-cluster` starts the two-node cluster of the tests (requires root).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from slurm.job_folder import JobFolder  # noqa: E402
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 600) -> float:
-    """Wait until a condition holds and return the seconds that this took."""
+    """Wait until a condition holds, and return the waiting time in seconds."""
     start = time.monotonic()
     while not condition():
         if time.monotonic() - start > timeout:
@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = 600) -> float:
 
 
 def measure(out: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Submit a job, wait for its first step, and send it SIGUSR2."""
+    """Submit a job, wait for its first step, send it SIGUSR2, and return the latencies in seconds."""
     command = [
         sys.executable, "-m", "slurm.cli", "submit", f"--nodes={options.nodes}", *options.submit_flags,
         "--", "crosschannel", "pretrain", "--data=builtin:sample", f"--model.name={options.model}", "--model.fc=0",

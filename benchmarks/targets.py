@@ -58,10 +58,10 @@ def main() -> None:
     ab, logits = real_ab(), torch.randn(N, Q, GRID, GRID, requires_grad=True)
     if options.memory:
         loss = objective if options.memory == "crosschannel" else baseline_loss
-        objective(logits[:1].detach(), ab[:1])  # builds the lookup tables, which are not measured
-        before = peak_memory()
+        objective(logits[:1].detach(), ab[:1])  # builds the lookup tables, whose memory is not measured
+        initial_memory = peak_memory()
         backward(loss, logits, ab)
-        print(json.dumps({"extra": (peak_memory() - before) / (4 * logits.numel())}))
+        print(json.dumps({"extra": (peak_memory() - initial_memory) / (4 * logits.numel())}))
         return
     print(
         describe_machine(),
@@ -92,7 +92,7 @@ def main() -> None:
     rows = [(name, 1e3 * s, times["baseline"] / s) for name, s in times.items()]
     print_table("Targets and loss, forward and backward", ("", "ms", "speed-up"), rows)
     extra = [(name, run_in_subprocess(sys.argv[0], "--memory", name)["extra"]) for name in ("baseline", "crosschannel")]
-    print_table("Peak memory in addition to the logits, gradient included", ("", "relative to the logits"), extra)
+    print_table("Peak memory in addition to the logits, including the gradient", ("", "relative to the logits"), extra)
 
 
 if __name__ == "__main__":

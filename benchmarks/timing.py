@@ -1,7 +1,6 @@
 """Timing of alternatives, and Markdown tables.
 
-The alternatives of a comparison run alternately, so that other load on the machine affects all of them. The fastest
-round of each counts.
+Alternatives run in turn, so that other load on the machine affects all of them, and the fastest round of each is used.
 """
 
 import json
@@ -16,11 +15,11 @@ from typing import Any
 
 import torch
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))  # the default is the same on every machine
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))  # the default does not depend on the machine
 
 
 def race(alternatives: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Return the seconds of the fastest of ``rounds`` calls of each alternative, after a warm-up call."""
+    """Return the time of the fastest of ``rounds`` calls of each alternative, in seconds, after a warm-up call."""
     for call in alternatives.values():
         call()
     best = dict.fromkeys(alternatives, float("inf"))
@@ -43,7 +42,7 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) 
 
 
 def describe_machine() -> str:
-    """Return the processor, its number of cores, the GPU if any, and torch's version, in one line."""
+    """Return a line with the processor, its number of cores, the GPU if any, and torch's version."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     model = next((line.split(":")[1].strip() for line in cpuinfo.splitlines() if "model name" in line), "")
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -58,7 +57,10 @@ def peak_memory() -> int:
 
 
 def run_in_subprocess(script: str, *arguments: str) -> dict[str, Any]:
-    """Run a script and return the last line of its output as JSON: for peak memory and process-wide settings."""
+    """Run a script in a new process, and return the last line of its output, parsed as JSON.
+
+    Measurements of peak memory and with process-wide settings require a new process.
+    """
     command = [sys.executable, script, *arguments]
     completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(completed.stdout.splitlines()[-1])

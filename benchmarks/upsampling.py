@@ -2,7 +2,7 @@
 
 No net is needed: the true ab of full-size photographs is reduced to the output grid of a net (every 4th pixel at a
 short side of 256) and upsampled again. The error is the distance in ab, near edges (within 3 pixels of a Lab gradient
-greater than 10) and elsewhere. Then times the upsampling of 12 megapixels.
+greater than 10) and elsewhere. Then measures the time of upsampling to 12 megapixels.
 """
 
 import argparse
@@ -25,7 +25,7 @@ METHODS = ("bilinear", "edges")
 
 
 class PerfectNet(nn.Module):
-    """A stand-in for a net, which returns the true ab / 110 that the caller stores in ``prediction``."""
+    """Stand-in for a net. It returns the true ab / 110, which the caller stores in ``prediction``."""
 
     def __init__(self):
         super().__init__()
@@ -63,30 +63,32 @@ def main() -> None:
             continue
         lab = rgb_to_lab(rgb)
         colorizer.net.prediction = rgb_to_lab(colorizer._resize_for_net(rgb))[:, 1:, ::STRIDE, ::STRIDE] / 110
-        near = near_edges(lab)
+        edge_mask = near_edges(lab)
         for method in METHODS:
             colorizer.upsample = method
             error = (colorizer.ab(rgb) - lab[:, 1:]).norm(dim=1)[0]
-            errors[method].append((error[near].mean().item(), error[~near].mean().item(), error.mean().item()))
+            errors[method].append(
+                (error[edge_mask].mean().item(), error[~edge_mask].mean().item(), error.mean().item())
+            )
     rows = []
     means = {method: np.nanmean(np.array(values), 0) for method, values in errors.items()}
     for method, mean in means.items():
         change = 100 * (mean[0] / means["bilinear"][0] - 1)
         rows.append([method, *mean.tolist(), f"{change:+.1f} %"])
-    better = np.mean([b[0] < a[0] for a, b in zip(errors["bilinear"], errors["edges"], strict=True)])
+    win_rate = np.mean([b[0] < a[0] for a, b in zip(errors["bilinear"], errors["edges"], strict=True)])
     head = ["upsampling", "near edges", "elsewhere", "all pixels", "near edges, change from bilinear"]
-    title = f"ab error over {len(errors['edges'])} photographs; edge-aware is better on {better:.0%} of them"
+    title = f"ab error over {len(errors['edges'])} photographs; edge-aware is better on {win_rate:.0%} of them"
     print_table(f"{title}. {describe_machine()}", head, rows)
 
-    big = torch.randint(0, 256, (1, 3, 3000, 4000), dtype=torch.uint8)
+    large_image = torch.randint(0, 256, (1, 3, 3000, 4000), dtype=torch.uint8)
     colorizer.net.prediction = torch.randn(1, 2, 64, 86) / 10
     calls = {}
     for method in METHODS:
         calls[f"{method}, ab only"] = lambda method=method: (
-            setattr(colorizer, "upsample", method), colorizer.ab(big)
+            setattr(colorizer, "upsample", method), colorizer.ab(large_image)
         )  # fmt: skip
         calls[f"{method}, complete picture"] = lambda method=method: (
-            setattr(colorizer, "upsample", method), colorizer._colour(big, None)
+            setattr(colorizer, "upsample", method), colorizer._colour(large_image, None)
         )  # fmt: skip
     seconds = race(calls, rounds=3)
     print_table("12 megapixels, without the net", ["", "s"], [[name, value] for name, value in seconds.items()])
