@@ -283,7 +283,7 @@ def test_weights_of_other_kinds_of_number_are_said(alexnet_run, tmp_path, dtype)
         if dtype == torch.float8_e4m3fn:
             load_backbone(str(tmp_path / "b.safetensors"))  # coarse, and still numbers
         else:
-            with pytest.raises(UserError, match=f"has {name} as"):
+            with pytest.raises(UserError, match=f"has the wrong dtype for {name}: "):
                 load_backbone(str(tmp_path / "b.safetensors"))
 
 
