@@ -9,8 +9,8 @@ import numpy as np
 from crosschannel.data import ImageSet
 from crosschannel.data.decode import BrokenImage, EncodedImage
 
-_TOLERANCE = 1  # pixels that a box may extend past the image borders, since some tools count from 0 and some from 1
-_CORNER = 2  # pixels; if all boxes of an image end before this coordinate, they are probably in relative coordinates
+_TOLERANCE = 1  # pixels by which a box may exceed the image, since some tools count from 0 and some from 1
+_CORNER = 2  # pixels; if all boxes of an image end within this range, their coordinates are probably relative
 
 
 def from_voc(boxes: np.ndarray) -> np.ndarray:
@@ -63,22 +63,22 @@ def invalid_box(boxes: np.ndarray, size: tuple[int, int] | None) -> tuple[int, s
         size: width and height of the image; None if unknown.
 
     Returns:
-        the index of the box and a description of its fault, to complete an error message; None if all boxes are valid.
+        the index of the box and a description of the fault, to complete an error message; None if all boxes are valid.
     """
     width, height = size or (np.inf, np.inf)
     boxes = boxes.astype(np.float64)
-    inside = clip_boxes(boxes, height, width)
+    clipped = clip_boxes(boxes, height, width)
     with np.errstate(all="ignore"):
-        areas, visible = ((ends[:, 2:] - ends[:, :2]).clip(0).prod(1) for ends in (boxes, inside))
+        areas, visible_areas = ((corners[:, 2:] - corners[:, :2]).clip(0).prod(1) for corners in (boxes, clipped))
     outside = (boxes[:, :2] < -_TOLERANCE) | (boxes[:, 2:] > np.array([width, height]) + _TOLERANCE)
     in_corner = boxes[:, 2:].max(initial=0) <= _CORNER < min(width, height) / 8
     faults = {
         "is not finite": ~np.isfinite(boxes).all(1),
         "has no area; its first corner must be the upper left one": ~has_area(boxes),
-        "is in the corner, like all boxes of the picture; coordinates must be pixels, not fractions of its sides": (
+        "is in the corner, like all boxes of the image; coordinates must be in pixels, not fractions of its sides": (
             np.full(len(boxes), in_corner)
         ),
-        f"does not lie in the picture, which is {width} × {height} pixels": outside.any(1) | (2 * visible < areas),
+        f"does not lie in the image, which is {width} × {height} pixels": outside.any(1) | (2 * visible_areas < areas),
     }
     for fault, invalid in faults.items():
         if invalid.any():

@@ -1,4 +1,4 @@
-"""The `transfer` program: one command per protocol, and the commands on finished runs."""
+"""The `transfer` program: one command per protocol, and commands for finished runs."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """`transfer compare RUN RUN`: paired bootstrap confidence intervals of the differences between two runs.
 
-Both runs must be scored on the same images. Every bootstrap resample applies the same image weights to both runs. This
-works for any metric, for means as well as for average precisions.
+Both runs must be evaluated on the same images. Every bootstrap resample applies the same image weights to both runs.
+This works for any metric: means as well as average precisions.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ def compare(
         seed: seed of the bootstrap.
 
     Raises:
-        UserError: the runs have no such metric in common, or were scored on different images.
+        UserError: the runs have no such metric in common, or were evaluated on different images.
     """
     check_config(CompareConfig([], resamples, level, seed=seed))
     first, second = as_result(first), as_result(second)
@@ -120,7 +120,7 @@ def main(config: CompareConfig) -> list[Difference]:
     arguments = [_path_and_method(text) for text in config.runs]
     runs = finished_runs([path for path, _ in arguments], stderr_console())
     if len(runs) != 2:
-        raise UserError(f"compare takes two finished run folders, got {len(runs)}")
+        raise UserError(f"compare needs two finished run folders, got {len(runs)}")
     first, second = (
         select_method(result, method) if method else result
         for (_, result), (_, method) in zip(runs, arguments, strict=True)
@@ -130,14 +130,14 @@ def main(config: CompareConfig) -> list[Difference]:
     is_percent = all(spec.format_of(d.metric).unit == "%" for d in differences)
     for d in differences:
         style = "bold" if d.low > 0 or d.high < 0 else ""
-        show = spec.format_of(d.metric)
-        interval = Text(f"{show(d.low, '+')} … {show(d.high, '+')}", style)
-        name = d.metric if is_percent or not show.unit else f"{d.metric}, {show.unit}"
-        rows[name] = [show(d.first), show(d.second), show(d.first - d.second, "+"), interval]
-    head = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % CI"]
+        number_format = spec.format_of(d.metric)
+        interval = Text(f"{number_format(d.low, '+')} … {number_format(d.high, '+')}", style)
+        name = d.metric if is_percent or not number_format.unit else f"{d.metric}, {number_format.unit}"
+        rows[name] = [number_format(d.first), number_format(d.second), number_format(d.first - d.second, "+"), interval]
+    header = ["metric", "A", "B", "A − B", f"{100 * config.level:g} % CI"]
     names = [first.backbone, second.backbone]
     if names[0] == names[1]:
         names = [f"{name} ({run})" for name, run in zip(names, config.runs, strict=True)]
     unit = ", in %" if is_percent else ""
-    print_captioned(f"A {names[0]}\nB {names[1]}\n{first.n} images{unit}", table(rows, head))
+    print_captioned(f"A {names[0]}\nB {names[1]}\n{first.n} images{unit}", table(rows, header))
     return differences

@@ -1,4 +1,4 @@
-"""Config keys shared by protocols, and configs of the commands on finished runs. Does not import torch, to keep
+"""Config keys shared by protocols, and configs of the commands for finished runs. Does not import torch, to keep
 ``--help`` fast."""
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ class MeasureConfig(CommandConfig):
 
 @dataclass
 class FrozenConfig(MeasureConfig):
-    """Keys of protocols on layers of a frozen backbone."""
+    """Keys of protocols that measure layers of a frozen backbone."""
 
     layer: Text = "all"
     """layers to measure: names or patterns such as conv*, separated by commas, or all"""
@@ -70,7 +70,7 @@ class FrozenConfig(MeasureConfig):
 
 @dataclass
 class FeaturesConfig(FrozenConfig):
-    """Keys of protocols that compute features once and fit models to them without a training loop."""
+    """Keys of protocols that compute features once and then fit models to them, without a training loop."""
 
     pooling: Pooling = "average"
     """pooling of feature maps to fewer than 10,000 dimensions. average, bilinear: any backbone; windows: AlexNet, the
@@ -78,7 +78,7 @@ class FeaturesConfig(FrozenConfig):
     size: Annotated[int, Interval(ge=0, le=4096)] = 0
     """side of the input images, in pixels; 0: the backbone's input size"""
     cache: Literal["memory", "disk"] = "memory"
-    """where features are stored; disk: reused by later runs"""
+    """where to store the features; disk: later runs reuse them"""
     precision: Precision = "auto"
     """precision of the forward pass; auto: chosen by device"""
     batch: Annotated[Count, RUNTIME] = 64
@@ -95,7 +95,7 @@ class FineTuneConfig(TrainedConfig, MeasureConfig):
 
     train_from: Text = "all"
     """first trained layer; layers below it are frozen. fc8 or head: only the new classifier; fc6 or pool: all layers
-    above the last pooled map; all; or the name of a layer"""
+    above the last pooled map; all: every layer; or the name of a layer"""
     random_from: Text = ""
     """re-initialise from this layer up (fc6, or any layer of a built-in architecture); default: only the classifier and
     layers that the backbone lacks"""
@@ -104,7 +104,7 @@ class FineTuneConfig(TrainedConfig, MeasureConfig):
     k-means below it; default: gaussian, but PyTorch's default weights for the classifier"""
     input: Literal["grey", "lab"] | None = None
     """colour space of the input; lab adds ab filters, initialised to zero, to the first layer of a greyscale backbone;
-    default: the backbone's own input"""
+    default: the backbone's input"""
     absorb: bool = True
     """fold BatchNorm into the preceding convolutions if that is exact (built-in AlexNet and VGG-16)"""
     calibrate: Literal["auto"] | bool = "auto"
@@ -112,7 +112,7 @@ class FineTuneConfig(TrainedConfig, MeasureConfig):
     frozen_norm: bool = False
     """freeze the statistics, scale and shift of BatchNorm layers"""
     fc: Annotated[int, Interval(ge=1, le=65536)] = 4096
-    """width of fc6 and fc7, if they have to be added to an AlexNet or VGG-16"""
+    """width of fc6 and fc7, if they are added to an AlexNet or VGG-16 that lacks them"""
     dropout: FractionBelowOne = 0.5
     """dropout probability after fc6 and fc7"""
 
@@ -146,8 +146,8 @@ class PredictConfig(CommandConfig):
     layer: Text | None = None
     """layer to predict from, for runs on frozen layers; default: the layer with the best metric"""
     size: Annotated[int, Interval(ge=0, le=65536)] = 512
-    """short side to which larger pictures are resized for a fine-tuned segmentation, in pixels; 0: no resizing. Masks
-    have the size of the picture"""
+    """short side to which larger pictures are resized for a fine-tuned segmentation network, in pixels; 0: no resizing.
+    Masks have the size of the picture"""
     overwrite: bool = False
     """replace files that this command did not write; input pictures are never replaced"""
 

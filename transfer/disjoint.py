@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transfer.protocol import Split
 
 _VOC_NAME = re.compile(r"(?:VOC(\d{4})|SBD)/([^/]+)")
-_REMOTE_SAMPLE = 64  # maximum number of images to compare if reads are remote, and therefore slow
+_REMOTE_SAMPLE = 64  # maximum number of images to compare if they are read from remote storage, which is slow
 
 
 def voc_name(name: str) -> str | None:
@@ -52,8 +52,8 @@ def check_disjoint(split: "Split") -> None:
 def shared_images(train: ImageSet, test: ImageSet) -> list[str]:
     """Return the names of test images that are also training images.
 
-    VOC and SBD images are identified by their common name. Names do not identify images of other data sets
-    (``train/dog/1.jpg`` and ``val/dog/1.jpg`` differ), so these must have equal file names and equal bytes.
+    VOC and SBD images are identified by their common name. In other data sets, different images may have
+    the same file name (``train/dog/1.jpg`` and ``val/dog/1.jpg``), so their content must be equal, too.
     """
     keys = [_key(name) for name in test.names]
     candidates: dict[str, list[int]] = {key: [] for key in keys}

@@ -92,7 +92,7 @@ def extract_features(
 ) -> tuple["StoredFeatures", "StoredFeatures"]:
     """Extract the features of the training and the test images, for protocols without a training loop.
 
-    Writes the config into the run folder first; all input must have been checked.
+    Writes the config into the run folder first, so all inputs must have been validated.
 
     Args:
         measurement: inputs of the protocol.
@@ -117,14 +117,14 @@ class Extraction:
 
     Attributes:
         features: frozen backbone with pooling.
-        world: ranks that share the work; every rank gets all rows.
+        world: ranks that share the work; every rank returns all rows.
         flag: interrupt flag.
         precision: precision of the forward pass, such as "bfloat16".
         batch: images per batch and rank.
         workers: number of loader workers.
         cache: "memory" or "disk".
         broken_limit: maximum fraction of broken images.
-        console: console for progress, sizes and broken images.
+        console: console for progress, feature sizes and broken images.
     """
 
     features: FrozenFeatures
@@ -177,9 +177,9 @@ class Extraction:
         if folder is None:
             maps = {layer: torch.empty(rows, *shape) for layer, shape in shapes.items()}
             return _drop_unreadable(stream.images, maps, self._fill(maps, stream, name))
-        with self._partial_folder(folder, rows, shapes) as part:
-            indices = self._fill(self._open_maps(part, shapes), stream, name)
-            self.world.broadcast_from_main(lambda: _publish(part, folder, indices, list(shapes)))
+        with self._partial_folder(folder, rows, shapes) as partial:
+            indices = self._fill(self._open_maps(partial, shapes), stream, name)
+            self.world.broadcast_from_main(lambda: _publish(partial, folder, indices, list(shapes)))
         return _open(folder, stream.images)
 
     def _is_cached(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> bool:
@@ -212,7 +212,7 @@ class Extraction:
         self.console.print(f"{name} features: {_format_size(size)} {location}")
         if size > free:
             raise UserError(
-                f"the {name} features need {_format_size(size)} {location}, but only {_format_size(free)} are free; "
+                f"the {name} features need {_format_size(size)} {location}, but only {_format_size(free)} is free; "
                 "choose fewer layers or another --cache"
             )
 
@@ -220,21 +220,21 @@ class Extraction:
     def _partial_folder(self, folder: Path, rows: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[Path]:
         """Create a temporary folder next to a cache folder, with files for the maps; rank 0 marks it as in use and
         removes it on errors."""
-        part = self.world.broadcast_from_main(lambda: _allocate(folder, rows, list(shapes.values())))
+        partial = self.world.broadcast_from_main(lambda: _allocate(folder, rows, list(shapes.values())))
         try:
-            with mark_in_use(part) if self.world.is_main else contextlib.nullcontext():
-                yield part
+            with mark_in_use(partial) if self.world.is_main else contextlib.nullcontext():
+                yield partial
         except BaseException:
             if self.world.is_main:
-                shutil.rmtree(part, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _open_maps(self, part: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Return the maps to fill: memory-mapped files of ``part`` on rank 0, empty tensors on other ranks."""
+    def _open_maps(self, partial: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Return the maps to fill: memory-mapped files of ``partial`` on rank 0, empty tensors on other ranks."""
         if not self.world.is_main:
             return {layer: torch.empty(0, *shape) for layer, shape in shapes.items()}
         return {
-            layer: torch.from_numpy(np.lib.format.open_memmap(part / f"{i}.npy", "r+"))
+            layer: torch.from_numpy(np.lib.format.open_memmap(partial / f"{i}.npy", "r+"))
             for i, layer in enumerate(shapes)
         }
 
@@ -242,7 +242,7 @@ class Extraction:
         """Compute the features and write them to the maps; return the image index of each row."""
         world, names = self.world, stream.images.names
         indices: list[Tensor] = []
-        tally = BrokenImages(self.broken_limit)
+        broken_images = BrokenImages(self.broken_limit)
         is_writer = world.is_main or self.cache == "memory"
         batches = HeldOut(stream, self._batch_features, world, self.batch, self.workers, self._should_stop)
         for batch, features in progress(batches, f"{name} features", batches.steps, self.console):
@@ -253,7 +253,7 @@ class Extraction:
                 if is_writer:
                     maps[layer][start : start + len(rows)] = rows.cpu()
             broken = [index for rank in world.gather(batch.broken) for index, _ in rank]
-            tally.count(len(indices[-1]), [names[index] for index in broken])
+            broken_images.count(len(indices[-1]), [names[index] for index in broken])
         for image, reason in sorted(batches.broken.items()):
             self.console.print(f"broken image {image}: {reason}")
         return torch.cat(indices)
@@ -263,7 +263,7 @@ class Extraction:
 
     def _batch_features(self, batch: ImageBatch) -> dict[str, Tensor]:
         device = self.world.device
-        if not len(batch):  # a rank without images still takes part in the collectives
+        if not len(batch):  # a rank without images still participates in collective operations
             return {layer: torch.empty(0, *s, device=device) for layer, s in self.features.shapes().items()}
         with autocast(device, self.precision):
             return self.features(batch.images)
@@ -287,30 +287,30 @@ class Extraction:
 def _allocate(folder: Path, rows: int, shapes: Sequence[tuple[int, ...]]) -> Path:
     """Create a temporary folder next to a cache folder, with one file per map; remove those of killed runs."""
     remove_partial(folder.parent, rf"{folder.name}\.[0-9a-f]+\.part")
-    part = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.part")
-    part.mkdir()
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.part")
+    partial.mkdir()
     try:
         for i, shape in enumerate(shapes):
-            np.lib.format.open_memmap(part / f"{i}.npy", "w+", np.float32, (rows, *shape))
+            np.lib.format.open_memmap(partial / f"{i}.npy", "w+", np.float32, (rows, *shape))
     except OSError:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
-    return part
+    return partial
 
 
-def _publish(part: Path, folder: Path, indices: Tensor, layers: list[str]) -> None:
-    """Rename a complete temporary folder to the cache folder, atomically; keep a folder that another process published
-    meanwhile."""
-    np.save(part / "indices.npy", indices.numpy())
-    files = {path.name: digest(path) for path in part.glob("*.npy")}
-    for path in part.glob("*.npy"):
+def _publish(partial: Path, folder: Path, indices: Tensor, layers: list[str]) -> None:
+    """Rename a complete temporary folder to the cache folder, atomically; keep the folder if another process has
+    published it in the meantime."""
+    np.save(partial / "indices.npy", indices.numpy())
+    files = {path.name: digest(path) for path in partial.glob("*.npy")}
+    for path in partial.glob("*.npy"):
         sync(path)
-    write_text(part / _CONTENTS, json.dumps(asdict(_Contents(layers, len(indices), files))))
+    write_text(partial / _CONTENTS, json.dumps(asdict(_Contents(layers, len(indices), files))))
     try:
-        part.rename(folder)
+        partial.rename(folder)
         sync(folder.parent)
     except OSError:
-        shutil.rmtree(part)
+        shutil.rmtree(partial)
         if not folder.is_dir():
             raise
 

@@ -51,10 +51,10 @@ def with_input_size(backbone: Backbone, size: int) -> Backbone:
 
 
 class FrozenFeatures:
-    """Compute pooled features of uint8 RGB crops, without gradients.
+    """Extractor of pooled features of uint8 RGB crops, without gradients.
 
     Args:
-        backbone: backbone in eval mode; layers above the last one of ``layers`` are not computed.
+        backbone: backbone in eval mode; layers above the last of ``layers`` are not computed.
         layers: names of the layers.
         pooling: kind of pooling; see :func:`transfer.pooling.pool`.
         device: device of the backbone.
@@ -75,7 +75,8 @@ class FrozenFeatures:
             images: (N, 3, S, S) uint8.
 
         Raises:
-            UserError: a layer is not reached, its output is not a feature map, or its features are not finite.
+            UserError: the forward pass does not reach a layer, its output is not a feature map, or its features are not
+                finite.
         """
         if self.backbone.runs_user_code:
             with wrap_external_errors("the backbone's forward pass failed"):

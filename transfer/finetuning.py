@@ -1,7 +1,7 @@
 """Fine-tuning, shared by the protocols that train the backbone: copying, freezing, initialising, saving and loading.
 
-Two config keys are independent of each other: layers below ``train_from`` are frozen, and layers from ``random_from``
-up are re-initialised.
+Layers below ``train_from`` are frozen, and layers from ``random_from`` up are re-initialised; the two config keys are
+independent of each other.
 """
 
 import fnmatch
@@ -132,7 +132,7 @@ class FineTunedClassifier(FineTuned):
 
 
 def check_choices(config: FineTuneConfig) -> None:
-    """Validate a config before the backbone is loaded, as far as its source states the layers and the input.
+    """Validate a config before the backbone is loaded, as far as the layers and the input follow from its source.
 
     Raises:
         UserError: ``train_from`` or ``random_from`` names an unknown layer, or ``input`` contradicts the source.
@@ -222,8 +222,8 @@ def _layers_to_reset(backbone: Backbone, name: str) -> set[str]:
 def frozen_names(net: FineTuned, config: FineTuneConfig) -> tuple[set[str], set[str]]:
     """Return the names of the parameters to freeze and of the modules to keep in eval mode.
 
-    They are those below ``train_from``, parameters that the forward pass does not use and, with ``frozen_norm``, all
-    BatchNorm layers. Dropout is never frozen.
+    They include everything below ``train_from``, parameters that the forward pass does not use and, with
+    ``frozen_norm``, all BatchNorm layers. Dropout layers are never frozen.
     """
     backbone, layers = net.backbone, net.backbone.body_layers
     start = _first_index(layers, config.train_from)
@@ -305,17 +305,19 @@ def initialise(net: FineTuned, new: Sequence[str], config: FineTuneConfig, strea
                 nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.constant_(module.bias, 0.1)
-    inner = net.backbone.net
+    backbone_net = net.backbone.net
     if config.new_layers == "kmeans" and new:
         skip = [layer for layer in net.backbone.layers if layer not in new]
-        init.kmeans(inner, list(_crops(net, stream, 10)), config.seed, skip=skip)
+        init.kmeans(backbone_net, list(_crops(net, stream, 10)), config.seed, skip=skip)
     norms = nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm  # their output does not scale with their input
-    can_calibrate = net.backbone.is_sequential and not any(isinstance(module, norms) for module in inner.modules())
+    can_calibrate = net.backbone.is_sequential and not any(
+        isinstance(module, norms) for module in backbone_net.modules()
+    )
     if config.calibrate is True and not can_calibrate:
         raise UserError("calibrate true needs a built-in architecture without normalisation layers; use auto or false")
     if config.calibrate and can_calibrate:
         input = net.backbone.input
-        scale = calibrate(inner, list(_crops(net, stream, 1)), _centre(input), config.seed, scale=input.scale)
+        scale = calibrate(backbone_net, list(_crops(net, stream, 1)), _centre(input), config.seed, scale=input.scale)
         net.input_scale.fill_(scale)
 
 
@@ -354,8 +356,8 @@ def save_net(run: Path, net: FineTuned, classes: Sequence[str], size: int) -> Pa
     spec = find_spec(backbone.net)
     if spec is not None:
         metadata["net"] = json.dumps(spec.to_dict())
-    with atomic_write(run / WEIGHTS) as part:
-        write_tensors(part, net.state_dict(), metadata)
+    with atomic_write(run / WEIGHTS) as partial:
+        write_tensors(partial, net.state_dict(), metadata)
     return run / WEIGHTS
 
 

@@ -16,7 +16,7 @@ from crosschannel.errors import UserError
 from crosschannel.runs.result import Result
 from transfer.protocols import find_protocol, is_protocol
 
-# Keys whose values follow from the architecture. They distinguish runs of the same backbone only.
+# Keys whose values follow from the architecture. They distinguish only runs with the same backbone.
 _ARCHITECTURE_KEYS = {"layer", "size", "input", "skips"}
 # Keys that do not distinguish runs, for results of versions that did not store the distinguishing keys.
 _IGNORED_KEYS = {"seed", "out", "device", "data", "backbone", "init_from", "batch", "workers", "broken_limit"}
@@ -38,6 +38,7 @@ class Group:
 
     @property
     def first(self) -> Result:
+        """Result of the first run."""
         return self.runs[0][1]
 
     def mean_and_std(self, metric: str) -> tuple[float, float] | None:
@@ -48,7 +49,7 @@ class Group:
         return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
     def cell(self, metric: str, factor: float = 100, digits: int = 1) -> str:
-        """Format a metric as a table cell: the mean, and the standard deviation if there are several seeds."""
+        """Format a metric as a table cell: its mean and, if there are several seeds, its standard deviation."""
         mean_and_std = self.mean_and_std(metric)
         if mean_and_std is None:
             return "–"
@@ -59,8 +60,8 @@ class Group:
 def group(runs: list[tuple[Path, Result]]) -> list[Group]:
     """Group runs that differ only in their seed.
 
-    Labels include the keys in which groups differ: groups of the same backbone, and groups of the same protocol on the
-    same images.
+    Labels include the settings that distinguish a group from others on the same data: with the same backbone or, for
+    protocols, with any backbone.
     """
     members_by_key: dict[str, list[tuple[Path, Result]]] = defaultdict(list)
     for path, result in runs:

@@ -19,7 +19,7 @@ HEADS = "heads.safetensors"
 
 
 class LayerHeads(nn.Module):
-    """Apply each layer's head to its features; the outputs of a layer are a list with one tensor per learning rate.
+    """Heads on the features of several layers; the output for a layer is a list with one tensor per learning rate.
 
     Args:
         heads: heads by layer; a head has ``classifiers``, one per learning rate, and returns the list of their outputs.
@@ -74,14 +74,14 @@ class Head:
 
 def save_heads(run: Path, heads: LayerHeads, classes: Sequence[str]) -> Path:
     """Write ``heads.safetensors``: the weights of the heads, with layer and class names."""
-    with atomic_write(run / HEADS) as part:
+    with atomic_write(run / HEADS) as partial:
         metadata = {"layers": json.dumps(heads.layers), "classes": json.dumps(list(classes))}
-        write_tensors(part, heads.state_dict(), metadata)
+        write_tensors(partial, heads.state_dict(), metadata)
     return run / HEADS
 
 
 def load_head(run: FinishedRun, kind: str) -> Head:
-    """Load a head that :func:`save_heads` wrote: that of the requested layer with the highest metric ``LAYER/kind``.
+    """Load the head with the highest metric ``LAYER/kind`` among the requested layers, as :func:`save_heads` wrote it.
 
     Args:
         run: finished run; its ``layer`` is a name or a pattern, or empty for all layers.

@@ -39,7 +39,7 @@ def as_source(backbone: Any, name: str) -> str | nn.Module:
     if isinstance(backbone, nn.Module):
         return backbone
     return as_text(
-        backbone, f"{name} takes a backbone: a source (a string or a path), a crosschannel.Backbone or an nn.Module"
+        backbone, f"{name}: backbone must be a source (a string or a path), a crosschannel.Backbone or an nn.Module"
     )
 
 
@@ -54,7 +54,7 @@ def as_layers(layers: str | Sequence[str]) -> str:
 
 def as_out(out: Any) -> Path | None:
     """Convert a run folder to a path; None stays None."""
-    return None if out is None else Path(as_text(out, "out takes a folder (a string or a path) or None"))
+    return None if out is None else Path(as_text(out, "out must be a folder (a string or a path) or None"))
 
 
 def check_recipe(config: Any, kind: type["MeasureConfig"], name: str) -> "MeasureConfig | str | None":
@@ -63,13 +63,13 @@ def check_recipe(config: Any, kind: type["MeasureConfig"], name: str) -> "Measur
         return config
     return as_text(
         config,
-        f"{name} takes as config the name of a packaged config, a YAML file or a {kind.__name__}",
+        f"{name}: config must be the name of a packaged config, a YAML file or a {kind.__name__}",
         "; pass other keys as keyword arguments",
     )
 
 
 def as_data(data: Any, protocol: "Protocol", config: "MeasureConfig") -> "str | tuple[ImageSet, ImageSet]":
-    """Convert data to the text of a source, or to (training, test) image sets.
+    """Convert data to a source string, or to (training, test) image sets.
 
     Args:
         data: value of ``--data``, or images in memory.
@@ -100,10 +100,10 @@ def _pair(train: Any, test: Any) -> tuple[ImageSet, ImageSet]:
 def _accepted_data(protocol: "Protocol", config: "MeasureConfig") -> str:
     """Describe the data that a protocol accepts, as the start of an error message."""
     if protocol.annotations:
-        return f"{protocol.name} takes as data a folder, or (training, test) ImageSets {protocol.annotations}"
+        return f"{protocol.name}: data must be a folder, or (training, test) ImageSets {protocol.annotations}"
     single_set = " (or one set, which val_share splits)" if hasattr(config, "val_share") else ""
     return (
-        f"{protocol.name} takes as data a source, or (training, test){single_set}, each (images, labels), a map-style "
+        f"{protocol.name}: data must be a source, or (training, test){single_set}, each (images, labels), a map-style "
         "Dataset of (image, label) or an ImageSet"
     )
 
@@ -120,4 +120,4 @@ def as_result(run: Any) -> Result:
     """Return a result unchanged; load the result of a finished run folder."""
     if isinstance(run, Result):
         return run
-    return load_result(as_text(run, "compare takes two Results or finished run folders"))
+    return load_result(as_text(run, "compare needs two Results or finished run folders"))

@@ -49,7 +49,7 @@ def resampled_argmax(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def resized_positions(length: int, size: int) -> Tensor:
-    """Return the positions (length,) of the pixels of a side after it is resized from ``length`` to ``size`` pixels."""
+    """Return the positions (length,) of the pixels of a side, in the coordinates after a resize to ``size`` pixels."""
     return (torch.arange(length, dtype=torch.float64) + 0.5) * size / length - 0.5
 
 

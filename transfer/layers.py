@@ -21,7 +21,7 @@ _TITLES = {
     "knn_mean_iu": "Nearest-neighbour mean IU",
     "svm_map": "Linear SVM mAP",
 }
-_NUMBERED_TITLES = {  # kinds with a number after a slash
+_NUMBERED_TITLES = {  # kinds that end in a slash and a number
     "shots": "Few-shot top-1 accuracy at k = {}",
     "share": "Top-1 accuracy with {} of the labels",
     "low_shot": "Low-shot SVM mAP at k = {}",
@@ -97,8 +97,8 @@ class LayersSection:
 
     Args:
         title: title of the section.
-        kinds: regular expression of the kinds of metrics to show; a kind is the metric name without the layer.
-        published: published ImageNet top-1 accuracies (%) of conv1 … conv5, by method.
+        kinds: regular expression for the kinds of metrics to show; a kind is the metric name without the layer.
+        published: published ImageNet top-1 accuracies (%) for conv1 … conv5, by method.
         what: metric in the introduction of the section.
         attribution: source of the published results.
         note: (kind of metric, runs of a table) → text appended to the table's caption.
@@ -118,7 +118,7 @@ class LayersSection:
 
 
 def _section(section: LayersSection, groups: Sequence[Group], plots: Path) -> Iterator[Block]:
-    """Yield the blocks of runs with equal numbers of test images."""
+    """Yield the blocks for runs with equal numbers of test images."""
     first, what = groups[0].first, section.what
     metrics = dict.fromkeys(metric for entry in groups for metric in entry.first.metrics)
     kinds = [k for k in dict.fromkeys(m.partition("/")[2] for m in metrics) if re.fullmatch(section.kinds, k)]
@@ -163,8 +163,8 @@ def _section(section: LayersSection, groups: Sequence[Group], plots: Path) -> It
 
 def _curve(entry: Group, kind: str, factor: float) -> dict[str, tuple[float, float]]:
     """Return mean and standard deviation over seeds per layer, times ``factor``."""
-    spreads = {layer: entry.mean_and_std(f"{layer}/{kind}") for layer in layer_names(entry.first.metrics)}
-    return {layer: (factor * spread[0], factor * spread[1]) for layer, spread in spreads.items() if spread is not None}
+    by_layer = {layer: entry.mean_and_std(f"{layer}/{kind}") for layer in layer_names(entry.first.metrics)}
+    return {layer: (factor * value[0], factor * value[1]) for layer, value in by_layer.items() if value is not None}
 
 
 def _same_layers(
@@ -177,7 +177,7 @@ def _same_layers(
     has_1000_classes: bool,
     plot: Path,
 ) -> Iterator[Block]:
-    """Yield a plot and tables of runs whose networks have the same layer names, with published results if there are
+    """Yield a plot and tables for runs whose networks have the same layer names, with published results if there are
     any for these layers."""
     first, main = groups[0].first, kinds[0]
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))

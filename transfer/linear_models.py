@@ -62,11 +62,11 @@ class Processes:
             self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _init_worker)
         return self
 
-    def __exit__(self, kind: type | None, *_exc: Any) -> None:
+    def __exit__(self, exc_type: type | None, *_exc: Any) -> None:
         if self._pool:
             workers = list((self._pool._processes or {}).values())
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
-            for worker in workers if kind else ():
+            self._pool.shutdown(wait=exc_type is None, cancel_futures=True)
+            for worker in workers if exc_type else ():
                 worker.kill()
         self._folder.cleanup()
 
@@ -74,7 +74,7 @@ class Processes:
         """Make an array readable by all processes, until the context ends.
 
         Returns:
-            the file of the array, or the array itself if there is no pool; to be passed to :meth:`run`.
+            an argument for :meth:`run`: the file of the array, or the array itself if there is no pool.
         """
         if not self._pool:
             return array

@@ -25,10 +25,10 @@ def neighbours(
     for start in range(0, len(bank), chunk):
         rows = F.normalize(bank[start : start + chunk].to(device).float(), dim=1).T
         merged: list[tuple[Tensor, Tensor]] = []
-        for query, best, best_indices in zip(
+        for query_chunk, best, best_indices in zip(
             queries.split(chunk), cosines.split(chunk), indices.split(chunk), strict=True
         ):
-            products = F.normalize(query.to(device).float(), dim=1) @ rows
+            products = F.normalize(query_chunk.to(device).float(), dim=1) @ rows
             merged.append(_merge_chunk(best, best_indices, products, start, k))
         cosines, indices = (torch.cat(chunks) for chunks in zip(*merged, strict=True))
     return indices.cpu(), cosines.cpu()

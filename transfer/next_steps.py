@@ -1,4 +1,4 @@
-"""Suggestions of next commands that need more than a template. Does not import torch."""
+"""Suggestions for the next command, if a template is not enough. Does not import torch."""
 
 import contextlib
 from pathlib import Path
@@ -13,15 +13,15 @@ _REPORT = "transfer report {runs} --out {out}-report"
 
 
 def measure(config: Any) -> list[str]:
-    trained = config.out.removesuffix("-random")
+    trained_run = config.out.removesuffix("-random")
     if not config.backbone.startswith(UNTRAINED):
         baseline = "transfer {protocol} --config {out}/config.yaml --backbone random:{backbone} --out {out}-random"
         baseline = format_command(baseline, protocol=config.protocol, out=config.out, backbone=config.backbone)
         return [baseline, format_command(_REPORT, runs=[config.out], out=config.out)]
-    if trained == config.out or not Path(trained, "result.json").is_file():
+    if trained_run == config.out or not Path(trained_run, "result.json").is_file():
         return [format_command(_REPORT, runs=[config.out], out=config.out)]
-    pair = [trained, config.out]
-    return [format_command("transfer compare {runs}", runs=pair), format_command(_REPORT, runs=pair, out=trained)]
+    pair = [trained_run, config.out]
+    return [format_command("transfer compare {runs}", runs=pair), format_command(_REPORT, runs=pair, out=trained_run)]
 
 
 def compare(config: Any) -> list[str]:
@@ -35,7 +35,7 @@ def report(config: Any) -> list[str]:
     steps = [format_command("transfer compare {runs}", runs=config.runs)] if is_pair else []
     by_backbone: dict[str, list[str]] = {}
     for run in config.runs:
-        with contextlib.suppress(UserError):  # the report has already printed unreadable runs
+        with contextlib.suppress(UserError):  # the report has already listed unreadable runs
             result = read_result(Path(run))
             if result.protocol in PROTOCOLS and not result.backbone.startswith(UNTRAINED):
                 by_backbone.setdefault(result.backbone, []).append(run)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from crosschannel.errors import UserError
 from transfer.config import Pooling
 
-MAX_DIMENSIONS = 10_000  # exclusive upper bound of the pooled dimensions of a layer
+MAX_DIMENSIONS = 10_000  # exclusive upper bound on the pooled dimensions per layer
 
 # Layer → (kernel, stride, padding). "windows": the paper ("equal kernel and stride") and DeepCluster. "vissl": FAIR's
 # benchmark and VISSL; timm's stage1 is the stem of a ResNet.
@@ -17,7 +17,8 @@ WINDOWS = {
         **{"stage1": (10, 10, 4), "stage2": (16, 8, 0), "stage3": (13, 5, 0), "stage4": (8, 3, 0), "stage5": (6, 1, 0)},
     },
 }
-_WINDOWS_BY_SIDE = {("vissl", "stage5", 14): (12, 2, 0)}  # exceptions by side of the map: a last stage without stride
+# Exceptions by side of the map, for ResNets whose last stage has no stride.
+_WINDOWS_BY_SIDE = {("vissl", "stage5", 14): (12, 2, 0)}
 WINDOWS["deepcluster"] = WINDOWS["windows"]  # former name, for old configs
 
 
@@ -38,7 +39,8 @@ def pool(maps: Tensor, layer: str, kind: Pooling | int) -> Tensor:
     Kinds of pooling:
 
     - "average": adaptive average pooling to a g × g grid (see :func:`grid`), for any backbone.
-    - "bilinear": bilinear resize to the same grid with aligned corners, like Caffe's interpolation layer (the release).
+    - "bilinear": bilinear resize to the same grid with aligned corners, like Caffe's interpolation layer (the
+      authors' code).
     - "windows" (formerly "deepcluster"): average pooling with equal kernel and stride, padding included in the average
       (the paper and DeepCluster). For AlexNet's conv1 … conv5, it has the same grids as "average" but different values.
     - "vissl": average pooling with VISSL's windows, for AlexNets at 227 px and the stages of ResNets at 224 px.

@@ -1,7 +1,7 @@
 """`transfer predict RUN IMAGE|DIR … --out DIR`: predictions of a finished run for pictures.
 
-A segmentation writes masks and overlays, a detector writes pictures with boxes and a table of boxes. All runs write a
-table of class scores and contact sheets.
+Segmentation runs yield masks and overlays, detection runs yield pictures with boxes and a table of boxes. All runs
+yield a table of class scores and contact sheets.
 """
 
 import io
@@ -31,7 +31,7 @@ from transfer.protocols import PROTOCOLS, load_protocol
 
 _SHEET_COLUMNS, _SHEET_TILES = 6, 30  # columns, and maximum number of pictures, of a contact sheet
 _TILE_SIZE, _LINE_HEIGHT = 160, 14  # in pixels
-_MAX_CLASSES, _MIN_SCORE = 3, 0.005  # class names below a picture, and minimum score of all but the first
+_MAX_CLASSES, _MIN_SCORE = 3, 0.005  # limits of the class names below a picture; the first has no minimum score
 _Tile = tuple[str, dict[str, float], dict[str, tuple[int, int, int]], Image.Image]  # name, scores, colours, thumbnail
 
 
@@ -62,7 +62,7 @@ def main(config: PredictConfig) -> list[Path]:
                     data = picture_bytes(source)
                     prediction = predict(data)
                     with convert_name_errors():
-                        writer.written += _save(prediction, target, outputs)
+                        writer.files += _save(prediction, target, outputs)
                     writer.add(escape_control(source), prediction, _thumbnail(prediction, data))
                 except BrokenImage as error:
                     failed.append(str(source))
@@ -72,7 +72,7 @@ def main(config: PredictConfig) -> list[Path]:
     console.print(f"wrote predictions of {format_count(len(pictures) - len(failed), 'picture')} to {out}")
     if failed:
         raise UserError(f"{len(failed)} of {len(pictures)} pictures could not be read, the first is {failed[0]}")
-    return writer.written
+    return writer.files
 
 
 def load_predictor(
@@ -88,7 +88,8 @@ def load_predictor(
         run: run folder.
         device: device for predictions.
         layer: layer to predict from, for runs on frozen layers; default: the layer with the best metric.
-        size: short side to which larger pictures are resized for a fine-tuned segmentation, in pixels; 0: no resizing.
+        size: short side to which larger pictures are resized for a fine-tuned segmentation network, in pixels; 0: no
+            resizing.
         backbone: measured backbone, if it was passed to the protocol as a module.
 
     Returns:
@@ -130,14 +131,14 @@ def _save(prediction: Prediction, target: Path, outputs: Outputs) -> list[Path]:
         target: path of the mask, NAME-mask.png.
         outputs: outputs of the command.
     """
-    written = []
+    files = []
     for kind, picture in prediction.pictures.items():
         path = target.with_name(f"{target.name.removesuffix('-mask.png')}-{kind}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with outputs.write(path) as part:
-            picture.save(part, "PNG")
-        written.append(path)
-    return written
+        with outputs.write(path) as partial:
+            picture.save(partial, "PNG")
+        files.append(path)
+    return files
 
 
 def _thumbnail(prediction: Prediction, data: bytes) -> Image.Image:
@@ -151,7 +152,7 @@ def _thumbnail(prediction: Prediction, data: bytes) -> Image.Image:
 class PredictionWriter:
     """Writer of ``scores.csv`` (one row per picture), ``boxes.csv`` (one row per box) and ``sheet-N.png``.
 
-    The contact sheets show the pictures with their classes of the highest scores. Names must be escaped by
+    The contact sheets show the pictures with their highest-scoring classes. Names must be escaped by
     :func:`~crosschannel.console.escape_control`.
 
     Args:
@@ -159,11 +160,11 @@ class PredictionWriter:
         outputs: outputs of the command.
 
     Attributes:
-        written: files written so far.
+        files: files written so far.
     """
 
     def __init__(self, out: Path, outputs: Outputs):
-        self.out, self.outputs, self.written = out, outputs, list[Path]()
+        self.out, self.outputs, self.files = out, outputs, list[Path]()
         self._scores, self._boxes, self._sheets, self._tiles = io.StringIO(), io.StringIO(), 0, list[_Tile]()
 
     def add(self, name: str, prediction: Prediction, thumbnail: Image.Image) -> None:
@@ -190,16 +191,16 @@ class PredictionWriter:
         """Write the last contact sheet and the tables."""
         if self._tiles:
             self._write_sheet()
-        for name, text in (("scores.csv", self._scores), ("boxes.csv", self._boxes)):
-            if text.tell():
-                self.written.append(self.outputs.write_text(self.out / name, text.getvalue()))
+        for name, buffer in (("scores.csv", self._scores), ("boxes.csv", self._boxes)):
+            if buffer.tell():
+                self.files.append(self.outputs.write_text(self.out / name, buffer.getvalue()))
 
     def _write_sheet(self) -> None:
         self._sheets += 1
         path = self.out / f"sheet-{self._sheets}.png"
-        with self.outputs.write(path) as part:
-            _draw_sheet(self._tiles).save(part, "PNG")
-        self.written.append(path)
+        with self.outputs.write(path) as partial:
+            _draw_sheet(self._tiles).save(partial, "PNG")
+        self.files.append(path)
         self._tiles = []
 
 
@@ -222,9 +223,9 @@ def _draw_sheet(tiles: Sequence[_Tile]) -> Image.Image:
         ranked = [label for label in _ranked(scores)[:_MAX_CLASSES] if scores[label]]
         labels = [label for rank, label in enumerate(ranked) if not rank or scores[label] >= _MIN_SCORE]
         for number, label in enumerate(labels, 1):
-            line = top + number * _LINE_HEIGHT
+            y = top + number * _LINE_HEIGHT
             if label in colours:
-                draw.rectangle((left, line + 2, left + 9, line + 11), fill=colours[label])
+                draw.rectangle((left, y + 2, left + 9, y + 11), fill=colours[label])
             text = f"{100 * scores[label]:3.0f} %  {label[:18]}"
-            draw.text((left + (14 if colours else 0), line), text, fill="black", font_size=11)
+            draw.text((left + (14 if colours else 0), y), text, fill="black", font_size=11)
     return sheet

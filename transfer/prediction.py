@@ -25,10 +25,10 @@ class Prediction:
     """Prediction for one image.
 
     Attributes:
-        scores: score per class in [0, 1]: a probability, or the fraction of pixels in a mask; empty without classes.
+        scores: score per class in [0, 1]: a probability, or a fraction of the mask's pixels; empty without classes.
         pictures: output pictures by kind, such as "mask", in the size of the image; contact sheets show the last one.
         colours: RGB colours of the classes in the pictures.
-        boxes: detections (class, score, x₁, y₁, x₂, y₂) in descending order of score, in pixels from 0 with exclusive
+        boxes: detections (class, score, x₁, y₁, x₂, y₂) in descending order of score, in 0-based pixels with exclusive
             ends; None if the run is not a detector.
     """
 
@@ -89,11 +89,11 @@ class FinishedRun:
         path = self.path / name
         try:
             with safe_open(path, "pt") as file:
-                texts = file.metadata() or {}
-                missing = [key for key in keys if key not in texts]
+                raw_metadata = file.metadata() or {}
+                missing = [key for key in keys if key not in raw_metadata]
                 if missing:
                     raise ValueError(f"its metadata has no {missing[0]!r}")
-                metadata = {key: json.loads(texts[key]) for key in (*keys, *optional) if key in texts}
+                metadata = {key: json.loads(raw_metadata[key]) for key in (*keys, *optional) if key in raw_metadata}
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path} is damaged: {error}") from None
@@ -112,7 +112,7 @@ class FinishedRun:
             return self.backbone
         self._check_unchanged()
         source, data = parse_source(self.config.backbone), None
-        if "data" in KINDS[source.kind].options - source.options.keys():  # needs images, but does not name any
+        if "data" in KINDS[source.kind].options - source.options.keys():  # needs images, but does not specify any
             data = open_data(self.config.data, self.config).train
         return load_backbone(self.config.backbone, device=self.device, data=data)
 

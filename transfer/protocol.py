@@ -92,7 +92,7 @@ class Measurement:
         backbone: backbone in eval mode, on its device; protocols that train it train a copy.
         split: training and test images.
         config: config of the protocol, with every ``auto`` resolved.
-        run: locked run folder; the protocol writes the config into it after all checks of its input.
+        run: locked run folder; the protocol writes the config into it after it has checked its inputs.
         world: ranks of the run.
         console: console for progress and notes; silent except on rank 0.
     """
@@ -114,7 +114,7 @@ class Measurement:
             raise Interrupted
 
     def choose_layers(self) -> tuple[str, ...]:
-        """Return the names of the layers that the config selects; print the layers that ``all`` omits."""
+        """Return the names of the layers that the config selects; print the layers that ``all`` excludes."""
         patterns = self.config.layer
         left_out = getattr(self.backbone.net, "left_out", {})
         if "all" in patterns.split(",") and left_out:
@@ -182,11 +182,11 @@ class Protocol(MetricSpec):
         measure: trains and scores; returns the final evaluation, with every metric of :attr:`metrics`.
         show: formats a result as a table.
         returns: names of the metrics, for the docstring.
-        positional_key: config key that is also the third argument of a call (``layers`` for ``layer``); may be empty.
+        positional_key: config key that is also the third argument of a call (``layers`` for ``layer``); empty: none.
         predict: builds a :data:`~transfer.prediction.Predictor` from a finished run; None if runs store no trained
             weights.
-        chance_level: rows → one line that names a trivial baseline and its score, printed below the results.
-        annotations: annotations required of images in memory, as part of an error message; empty if labels are enough.
+        chance_level: rows → one line with a trivial baseline and its score, printed below the results.
+        annotations: annotations required of images in memory, as part of an error message; empty if labels suffice.
     """
 
     config: type[MeasureConfig]
@@ -221,8 +221,8 @@ class Protocol(MetricSpec):
     def __repr__(self) -> str:
         return f"<protocol {self.__name__}{positional_signature(self)}>"
 
-    def __call__(self, *args: Any, **keywords: Any) -> Result:
-        arguments = positional_signature(self).bind(*args, **keywords).arguments
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+        arguments = positional_signature(self).bind(*args, **kwargs).arguments
         keys = arguments.get("keys", {})
         if self.positional_key == "layer":
             keys.setdefault("layer", as_layers(arguments.get("layers", "all")))
@@ -270,7 +270,7 @@ def measure(
 ) -> Result:
     """Run a protocol on a backbone, in a run folder.
 
-    Can be called anywhere in another program: in the middle of training, under ``torch.no_grad()`` or autocast. The
+    Can be called at any point of another program: in the middle of training, under ``torch.no_grad()`` or autocast. The
     metrics do not depend on the global state of torch, NumPy or Python. The call restores this state and the backbone's
     weights, buffers and training modes. The ranks of an existing process group share the work.
 
@@ -354,7 +354,7 @@ def _check_split(split: Split, run: RunFolder) -> None:
 
 
 def _crop_of(config: MeasureConfig) -> tuple[int, int]:
-    """Return the crop size and the resize of a config; 0 stands for the backbone's value."""
+    """Return the crop size and the resize of a config; 0 means the backbone's value."""
     crop = getattr(config, "crop", None)
     return (crop.size, max(crop.size, crop.resize)) if isinstance(crop, CropConfig) else (getattr(config, "size", 0), 0)
 

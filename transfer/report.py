@@ -62,9 +62,9 @@ def main(config: ReportConfig) -> list[Path]:
     with FolderLock(out):
         for path in page.files(out):
             outputs.check(path)
-        written = page.write(out, outputs.write)
+        files = page.write(out, outputs.write)
     stdout_console().print(f"report: {out / 'report.html'} (and report.md, tables.tex)")
-    return written
+    return files
 
 
 def _chapter(protocol: str) -> tuple[str, Section]:
@@ -118,8 +118,8 @@ def _apply_labels(groups: list[Group], labels: Sequence[str]) -> list[Group]:
 
 
 def _gains_over_random(groups: Sequence[Group]) -> Iterator[Block]:
-    """Yield tables of the gain of each backbone over the same architecture with random weights, if the report has such
-    runs with the same settings and images."""
+    """Yield tables of the gain of each backbone over the same architecture with random weights, if the report has
+    runs of both with the same settings and images."""
     rows: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
     for entry in groups:
         for baseline in groups:
@@ -130,15 +130,18 @@ def _gains_over_random(groups: Sequence[Group]) -> Iterator[Block]:
                 if differences:
                     spec, cells = load_metric_spec(entry.first.protocol), []
                     for d in differences:
-                        show = spec.format_of(d.metric)
-                        cells.append(f"{show(d.first - d.second, '+')} ({show(d.low, '+')} to {show(d.high, '+')})")
+                        number_format = spec.format_of(d.metric)
+                        cells.append(
+                            f"{number_format(d.first - d.second, '+')} "
+                            f"({number_format(d.low, '+')} to {number_format(d.high, '+')})"
+                        )
                     units = {spec.format_of(d.metric).unit for d in differences}
                     unit = units.pop() if len(units) == 1 else ""
                     unit = {"%": ", percentage points", "": ""}.get(unit, f", {unit}")
                     rows[entry.first.protocol, unit, *(d.metric for d in differences)].append([entry.label, *cells])
-    for (protocol, unit, *metrics), lines in rows.items():
+    for (protocol, unit, *metrics), table_rows in rows.items():
         caption = f"Gain over random initialisation{unit}, 95 % CI ({protocol}; paired bootstrap over images, one seed)"
-        yield Table(caption, ["backbone", *metrics], lines)
+        yield Table(caption, ["backbone", *metrics], table_rows)
 
 
 def _differences(first: Result, second: Result) -> list[Difference]:

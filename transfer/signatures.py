@@ -15,9 +15,9 @@ _POSITIONAL, _KEYWORD = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
 _ARGUMENTS = {
     "backbone": "a source string, a Backbone, or any module with named layers (see :func:`crosschannel.wrap`).",
     "layers": '"all", names, or patterns such as ``conv*``.',
-    "config": "name of a packaged config{choices}, a YAML file, or a {config}; by default the command's defaults. Its "
+    "config": "name of a packaged config{choices}, a YAML file, or a {config}; default: the command's defaults. Its "
     "{ignored} are ignored.",
-    "out": "run folder; by default a temporary one, deleted afterwards.",
+    "out": "run folder; default: a temporary folder, deleted afterwards.",
     "quiet": "print nothing.",
     "keys": "config keys to override; a key in a group may be shortened to its last component if that is unique.",
 }
@@ -57,7 +57,7 @@ def call_docstring(protocol: "Protocol") -> str:
     texts = {
         **_ARGUMENTS,
         "data": data,
-        protocol.positional_key: f"value of the key {protocol.positional_key!r}; by default the config's.",
+        protocol.positional_key: f"value of the key {protocol.positional_key!r}; default: the config's value.",
         "config": _ARGUMENTS["config"].format(choices=choices, config=protocol.config.__name__, ignored=ignored),
     }
     arguments = [f"    {name}: {texts[name]}" for name in positional_signature(protocol).parameters]

@@ -499,7 +499,7 @@ def test_every_packaged_config_is_valid_and_papers_is_the_papers():
 
 BAD = [
     ("proposals of other images", lambda r, p: [f'--proposals=["{p[1]}"]'], "lacks proposals for 40 of the 40", True),
-    ("boxes beyond the images", lambda r, p: [f'--proposals=["{far(r, p)}"]'], "does not lie in the picture", True),
+    ("boxes beyond the images", lambda r, p: [f'--proposals=["{far(r, p)}"]'], "does not lie in the image", True),
     ("no such file", lambda r, p: ['--proposals=["none.npz"]'], "none.npz", True),
     ("a file that is none", lambda r, p: [f'--proposals=["{r / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"}"]'],
      "a proposals file must be .npz", True),

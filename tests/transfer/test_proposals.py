@@ -60,11 +60,11 @@ BAD = {
     "swapped": ([50, 40, 10, 20], "has no area"),
     "swapped in y": ([10, 40, 50, 20], "has no area"),
     "empty": ([10, 20, 10, 40], "has no area"),
-    "x and y exchanged": ([20, 10, 40, 90], r"\(x₁ y₁ x₂ y₂ 20 10 40 90\) does not lie in the picture"),
-    "beyond the right edge": ([60, 10, 102, 50], "does not lie in the picture, which is 100 × 60"),
-    "left of the picture": ([-30, 10, -5, 50], "does not lie in the picture"),
-    "reaching in from the left": ([-3, 10, 50, 50], "does not lie in the picture"),
-    "of a picture three times as large": ([120, 90, 240, 170], "does not lie in the picture"),
+    "x and y exchanged": ([20, 10, 40, 90], r"\(x₁ y₁ x₂ y₂ 20 10 40 90\) does not lie in the image"),
+    "beyond the right edge": ([60, 10, 102, 50], "does not lie in the image, which is 100 × 60"),
+    "left of the picture": ([-30, 10, -5, 50], "does not lie in the image"),
+    "reaching in from the left": ([-3, 10, 50, 50], "does not lie in the image"),
+    "of a picture three times as large": ([120, 90, 240, 170], "does not lie in the image"),
     "corner, width and height": ([80, 40, 15, 15], "has no area"),
 }
 
@@ -84,7 +84,7 @@ def test_a_proposal_outside_its_picture_is_refused(images, tmp_path, name, case)
 def test_shares_of_the_sides_are_refused(images, tmp_path, name):
     shares = np.array([[0.1, 0.2, 0.9, 0.8], [0, 0, 1, 1], [0.5, 0.5, 0.6, 0.7]])
     path = WRITERS[name](tmp_path / name, dict.fromkeys(images.names, shares))
-    with pytest.raises(UserError, match="coordinates must be pixels, not fractions of its sides"):
+    with pytest.raises(UserError, match="coordinates must be in pixels, not fractions of its sides"):
         WithProposals(images, load_boxes(path), str(path))
 
 
@@ -178,7 +178,7 @@ def test_a_file_of_an_earlier_version_is_refused_if_its_boxes_do_not_fit(two_dev
     assert proposals(first, tmp_path, "--overwrite") == 0
     save_boxes(path, {name: array * 3 for name, array in boxes.items()}, {"method": "selective-search-fast"})
     assert proposals(first, tmp_path, "--overwrite") == 2
-    assert "does not lie in the picture" in capsys.readouterr().err
+    assert "does not lie in the image" in capsys.readouterr().err
 
 
 def test_partial_results_for_other_pictures_are_not_used(two_devkits, tmp_path):

@@ -39,15 +39,15 @@ def names(value: object) -> str:
 @pytest.mark.parametrize("function", FUNCTIONS, ids=names)
 def test_wrong_backbones_data_configs_and_folders_are_refused(function, backbone):
     for value in NEITHER:
-        with pytest.raises(UserError, match="takes a backbone: a source"):
+        with pytest.raises(UserError, match="backbone must be a source"):
             function(value, (X, Y))
         if value is not DATASET:
-            with pytest.raises(UserError, match="takes as data a"):
+            with pytest.raises(UserError, match="data must be a"):
                 function(backbone, value)
         if value is not None:
-            with pytest.raises(UserError, match="takes as config the name of a packaged config"):
+            with pytest.raises(UserError, match="config must be the name of a packaged config"):
                 function(backbone, (X, Y), config=value)
-            with pytest.raises(UserError, match="out takes a folder"):
+            with pytest.raises(UserError, match="out must be a folder"):
                 function(backbone, (X, Y), out=value)
     other = transfer.SVMConfig() if function is not transfer.svm else transfer.KNNConfig()
     with pytest.raises(UserError, match=f"got .*{type(other).__name__}"):
@@ -68,7 +68,7 @@ def test_wrong_layers_are_refused(function, layers, backbone):
 )
 @pytest.mark.parametrize("function", FUNCTIONS, ids=names)
 def test_nearly_valid_data_is_refused(function, data, backbone):
-    with pytest.raises(UserError, match=r"takes as data a .*, got "):
+    with pytest.raises(UserError, match=r"data must be a .*, got "):
         function(backbone, data)
 
 
@@ -122,7 +122,7 @@ def test_wrong_runs_sources_and_configs_are_refused(value):
             UserError, match=r"must be a string, such as .*, or a path, not|a string or a path\)?, got "
         ):
             call(value)
-    with pytest.raises(UserError, match="compare takes two Results or finished run folders"):
+    with pytest.raises(UserError, match="compare needs two Results or finished run folders"):
         transfer.compare(value, value)
     for call in (pretrain, evaluate, colorize, export, report.main, predict.main, comparison.main):
         with pytest.raises(UserError, match=r"expected a config, \w+Config\(key=value, …\), got "):
