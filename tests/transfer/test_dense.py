@@ -294,7 +294,7 @@ def test_two_ranks_hear_of_a_mask_that_one_of_them_cannot_read(voc, command, tmp
     words = [*command, f"--data={tmp_path / 'VOCdevkit'}", f"--out={tmp_path / 'run'}"]
     outcomes = run_on_ranks(lambda: main(words))
     assert [status for status, _ in outcomes] == [2, 2]
-    assert "000041.png is 4 × 3, and its image" in outcomes[0][1]
+    assert "000041.png is 4 × 3, but its image" in outcomes[0][1]
 
 
 def test_deeper_layers_than_a_net_lists_can_be_named(voc, tmp_path):
@@ -325,7 +325,7 @@ def test_a_mask_that_does_not_fit_is_named(voc, command, tmp_path, capsys):
     shutil.copytree(voc, tmp_path / "VOCdevkit")
     save_mask(tmp_path / "VOCdevkit" / "VOC2007" / "SegmentationClass" / "000004.png", np.zeros((3, 4), np.uint8))
     assert main([*command, f"--data={tmp_path / 'VOCdevkit'}", f"--out={tmp_path / 'run'}"]) == 2
-    assert "000004.png is 4 × 3, and its image" in capsys.readouterr().err
+    assert "000004.png is 4 × 3, but its image" in capsys.readouterr().err
 
 
 def test_every_packaged_config_is_valid():

@@ -420,7 +420,7 @@ def test_bad_input_is_one_sentence(voc, command, tmp_path, capsys, monkeypatch, 
 @pytest.mark.parametrize(
     ("number", "labels", "words"),
     [
-        ("000045", lambda mask: np.zeros((5, 5), np.uint8), r"is 5 × 5, and its image"),
+        ("000045", lambda mask: np.zeros((5, 5), np.uint8), r"is 5 × 5, but its image"),
         ("000002", lambda mask: np.full_like(mask, 77), "has the label 77; labels must be 0 to 20, or 255"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Annotations of the devkit: the objects of an image, checked against the image file."""
+"""Object annotations of the VOC devkit, checked against the image files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-POSITIVE, NEGATIVE, IGNORED = 1, 0, -1  # labels of an image; IGNORED: all objects of the class are difficult
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1  # image labels per class; IGNORED: all objects of the class are difficult
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _MAX_BYTES = 1 << 22  # size limit of an annotation file
 
@@ -35,7 +35,7 @@ class Objects:
     difficult: np.ndarray
 
     def labels(self) -> np.ndarray:
-        """Return the image's labels: (20,) int8 of POSITIVE, NEGATIVE or IGNORED."""
+        """Return the image's label for each class, (20,) int8: POSITIVE, NEGATIVE or IGNORED."""
         labels = np.full(len(CLASSES), NEGATIVE, np.int8)
         labels[self.classes[self.difficult]] = IGNORED
         labels[self.classes[~self.difficult]] = POSITIVE
@@ -56,9 +56,9 @@ class Objects:
             raise UserError(f"{name}: difficult must be True or False for each object, got {difficult.dtype}")
         invalid = invalid_box(from_voc(boxes.astype(np.float64)), size)
         if invalid:
-            number, fault = invalid
-            box = " ".join(f"{edge:g}" for edge in boxes[number])
-            raise UserError(f"{name}: the box of object {number + 1} ({box}) {fault}")
+            index, fault = invalid
+            box = " ".join(f"{edge:g}" for edge in boxes[index])
+            raise UserError(f"{name}: the box of object {index + 1} ({box}) {fault}")
 
 
 def read_annotation(path: Path, size: tuple[int, int] | None = None) -> Objects:
@@ -66,11 +66,11 @@ def read_annotation(path: Path, size: tuple[int, int] | None = None) -> Objects:
 
     Args:
         path: XML file.
-        size: width and height of the image after its EXIF rotation; None: unknown.
+        size: width and height of the upright image; None: unknown.
 
     Raises:
-        UserError: the file is missing or not an annotation, it states a size other than the image's, or an object
-            has an unknown class or a box that does not lie in the image.
+        UserError: the file is missing or not an annotation, its size differs from the image's, or an object has an
+            unknown class or a box that does not lie in the image.
     """
     root = _read_xml(path)
     if root.tag != "annotation":
@@ -96,7 +96,7 @@ def _read_xml(path: Path) -> ElementTree.Element:
 
 
 def _check_size(root: ElementTree.Element, actual: tuple[int, int] | None, path: Path) -> None:
-    """Raise a UserError if the annotation states a size other than the image's. Some tools write 0 if it is unknown."""
+    """Raise a UserError if the size in the annotation is not the image's. Some tools write 0 for unknown sizes."""
     texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
     if not all(texts):
         return

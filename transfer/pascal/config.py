@@ -10,7 +10,8 @@ from transfer.config import SETS, MeasureConfig
 
 Sets = Annotated[str, SETS]
 _WITH_SBD = Pattern(
-    r"(\d{4}|sbd):[\w-]+(,(\d{4}|sbd):[\w-]+)*", "YEAR:SET or sbd:SET, such as 2012:train, or several, comma separated"
+    r"(\d{4}|sbd):[\w-]+(,(\d{4}|sbd):[\w-]+)*",
+    "YEAR:SET or sbd:SET, such as 2012:train, or several separated by commas",
 )
 SetsWithMasks = Annotated[str, _WITH_SBD]
 
@@ -36,15 +37,15 @@ class PascalConfig(MeasureConfig):
 
 @dataclass
 class MasksConfig(PascalConfig):
-    """Keys of every protocol on PASCAL VOC's segmentation masks."""
+    """Keys of every protocol on the segmentation masks of PASCAL VOC."""
 
     train_set: SetsWithMasks = "sbd:train"
     """image sets to train on: YEAR:SET of the devkit or sbd:SET of SBD"""
     test_set: SetsWithMasks = "2011:seg11valid"
     """image sets to test on; 2011:seg11valid is VOC2011's val minus the images of SBD's train"""
     sbd: Annotated[Text | None, File(download="download")] = None
-    """folder of the Semantic Boundaries Dataset, with img, cls and train.txt in it or in its dataset subfolder;
-    default: benchmark_RELEASE/dataset in or beside the devkit"""
+    """folder of the Semantic Boundaries Dataset, with img, cls and train.txt in it or in its subfolder dataset;
+    default: benchmark_RELEASE/dataset inside or next to the devkit"""
 
     def check(self) -> None:
         super().check()

@@ -17,8 +17,8 @@ from transfer.prediction import Prediction, Predictor
 from transfer.protocol import MetricArrays
 
 THRESHOLDS = tuple(np.arange(10) / 20 + 0.5)  # IoU thresholds .5, .55, … .95 that "ap" averages over
-_MIN_SCORE, _MAX_BOXES = 0.3, 30  # of the detections that are drawn on an image
-# Columns of a detection: class index, score, x₁ y₁ x₂ y₂ (see transfer.boxes). In rows, two more columns: the greatest
+_MIN_SCORE, _MAX_BOXES = 0.3, 30  # limits of the detections drawn on an image
+# Columns of a detection: class index, score, x₁ y₁ x₂ y₂ (see transfer.boxes). In rows, two more columns: the highest
 # IoU with an object of the same class, and the index of that object in its image.
 _CLASS, _SCORE, _BOX, _OVERLAP, _OBJECT = 0, 1, slice(2, 6), 6, 7
 
@@ -34,14 +34,19 @@ def detection_rows(
         detections: for each image (D, 6): class index, score, x₁ y₁ x₂ y₂ in pixels of the original image.
         objects: annotated objects of each image.
     """
-    matched = [_with_overlaps(*pair) for pair in zip(detections, objects, strict=True)]
-    truth = [np.stack([each.classes, each.difficult], 1).astype(np.int64).reshape(-1, 2) for each in objects]
+    rows_by_image = [_with_overlaps(*pair) for pair in zip(detections, objects, strict=True)]
+    truth = [
+        np.stack([image_objects.classes, image_objects.difficult], 1).astype(np.int64).reshape(-1, 2)
+        for image_objects in objects
+    ]
     return {
         "names": np.array(names),
         "classes": np.array(classes),
-        "detections": Ragged(np.concatenate([np.empty((0, 8)), *matched]), np.array([len(each) for each in matched])),
+        "detections": Ragged(
+            np.concatenate([np.empty((0, 8)), *rows_by_image]), np.array([len(array) for array in rows_by_image])
+        ),
         "objects": Ragged(
-            np.concatenate([np.empty((0, 2), np.int64), *truth]), np.array([len(each) for each in truth])
+            np.concatenate([np.empty((0, 2), np.int64), *truth]), np.array([len(array) for array in truth])
         ),
     }
 
@@ -58,7 +63,7 @@ def _with_overlaps(detections: np.ndarray, objects: Objects) -> np.ndarray:
 
 
 def class_overlaps(rows: Rows, label: int) -> Overlaps:
-    """Return the detections of one class from the rows of :func:`detection_rows`."""
+    """Return the detections of one class and their overlaps, from the rows of :func:`detection_rows`."""
     detections, objects = rows["detections"], rows["objects"]
     in_class = np.flatnonzero(detections.values[:, _CLASS] == label)
     ranked = in_class[np.argsort(-detections.values[in_class, _SCORE], kind="stable")]
@@ -68,9 +73,9 @@ def class_overlaps(rows: Rows, label: int) -> Overlaps:
     is_class = objects.values[:, 0] == label
     is_positive = is_class & (objects.values[:, 1] == 0)
     object_images = np.repeat(np.arange(len(objects)), objects.counts)
-    touches = values[:, _OVERLAP] > 0
+    overlapping = values[:, _OVERLAP] > 0
     difficult = np.zeros(len(values), bool)
-    difficult[touches] = objects.values[object_indices[touches], 1] == 1
+    difficult[overlapping] = objects.values[object_indices[overlapping], 1] == 1
     positives = np.bincount(object_images[is_positive], minlength=len(objects))
     return Overlaps(values[:, _SCORE], images, values[:, _OVERLAP], object_indices, difficult, positives)
 
@@ -83,7 +88,7 @@ def detection_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
         weights: (R, n) image weights.
 
     Returns:
-        (R,) arrays by metric name; classes without positives are left out:
+        (R,) arrays by metric name; classes without positives are excluded:
 
         - ``map``, as in VOC 2007: 11-point average precision at IoU .5, averaged over classes; ``ap/CLASS`` per class
         - ``ap50``, ``ap75`` and ``ap`` (averaged over ten IoU thresholds from .5 to .95): area under the
@@ -96,8 +101,8 @@ def detection_metrics(rows: Rows, weights: np.ndarray) -> MetricArrays:
         if not overlaps.positives.any():
             continue
         by_threshold = [detection_ap(overlaps.matches(iou), weights, "11-point", "envelope") for iou in THRESHOLDS]
-        eleven_point.append(np.stack([by_points for by_points, _ in by_threshold]))
-        area.append(np.stack([by_area for _, by_area in by_threshold]))
+        eleven_point.append(np.stack([point_ap for point_ap, _ in by_threshold]))
+        area.append(np.stack([area_ap for _, area_ap in by_threshold]))
         by_class[f"ap/{name}"] = eleven_point[-1][0]
     point_aps, area_aps = (np.stack(values) for values in (eleven_point, area))  # (classes, thresholds, R)
     return {
@@ -173,10 +178,10 @@ def draw_objects(pixels: np.ndarray, objects: Objects, classes: Sequence[str]) -
 
 
 def box_predictor(detect: Callable[[EncodedImage], np.ndarray], classes: Sequence[str]) -> Predictor:
-    """Return a predictor of boxes: it draws them on the image and reports the highest score per class.
+    """Return a predictor that draws boxes on the image and reports the highest score per class.
 
     Args:
-        detect: function of an image that returns detections (D, 6) in pixels of that image.
+        detect: image → detections (D, 6) in pixels of that image.
         classes: class names.
     """
 

@@ -19,7 +19,7 @@ from transfer.pascal.annotations import CLASSES, POSITIVE, Objects, read_annotat
 from transfer.pascal.config import PascalConfig, parse_sets
 from transfer.protocol import Data, Split
 
-_DEVKIT_2011 = Path("TrainVal") / "VOCdevkit"  # in the archive of 2011
+_DEVKIT_2011 = Path("TrainVal") / "VOCdevkit"  # devkit folder in the archive of 2011
 
 
 class VOCImages(ImageSet):
@@ -73,8 +73,8 @@ class VOCImages(ImageSet):
 def find_images(folder: Path, names: Iterable[str]) -> list[Path]:
     """Find the files of images that a set lists without extensions.
 
-    ``.jpg`` takes precedence over other image extensions, which may be in any case. A missing image is returned as
-    its ``.jpg`` path.
+    ``.jpg`` takes precedence over other image extensions, which are case-insensitive. For a missing image, the path
+    that ends in ``.jpg`` is returned.
     """
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
@@ -86,7 +86,7 @@ def find_images(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def check_unique(names: Iterable[str], source: str) -> None:
-    """Raise a UserError if image sets list an image twice, including under two years."""
+    """Raise a UserError if image sets list an image twice, or the same image under two years."""
     known_names: set[str] = set()
     for name in names:
         canonical = voc_name(name) or name
@@ -96,7 +96,7 @@ def check_unique(names: Iterable[str], source: str) -> None:
 
 
 def check_files(paths: Iterable[Path], kind: str) -> None:
-    """Raise a UserError if files of a devkit are missing; ``kind`` is their plural noun for the message."""
+    """Raise a UserError if files of a devkit are missing; ``kind`` is the plural noun for them in the message."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more {kind}" if len(missing) > 1 else ""
@@ -118,10 +118,11 @@ def open_devkit(data: Data, config: PascalConfig) -> Split:
     Args:
         data: VOCdevkit folder, its parent, or image sets from memory with labels (n, classes) of POSITIVE, NEGATIVE
             and IGNORED.
-        config: config with the image sets, and permission to download missing years.
+        config: provides the image sets, and whether to download missing years.
 
     Raises:
-        UserError: a year, a set, an image or an annotation is missing or damaged, or the labels are unusable.
+        UserError: a year, a set, an image or an annotation is missing or damaged, or the labels have the wrong shape or
+            no positives.
     """
     if isinstance(data, str):
         root = devkit_folder(data)
@@ -141,7 +142,7 @@ def open_devkit(data: Data, config: PascalConfig) -> Split:
 
 
 def devkit_folder(data: str) -> Path:
-    """Return the devkit that ``--data`` names, or its copy on this machine's disk.
+    """Return the devkit for a value of ``--data``, or its copy on this machine's disk.
 
     For the folder of a year, return its parent and never a copy, because the names of copies do not contain the year.
     """
@@ -151,16 +152,16 @@ def devkit_folder(data: str) -> Path:
 
 
 def parent_of_year(path: Path) -> Path:
-    """Return the parent of a year's folder, such as VOCdevkit/VOC2007, and any other folder unchanged."""
+    """Return the parent of a year's folder, such as VOCdevkit/VOC2007; return any other folder unchanged."""
     is_year = (path / "ImageSets").is_dir() and re.fullmatch(r"VOC\d{4}", path.resolve().name)
     return path.resolve().parent if is_year else path
 
 
 def find_year_folder(root: Path, year: str) -> Path:
-    """Find the folder of a year: in the root, in a VOCdevkit folder below it, or in the layout of 2011's archive.
+    """Find the folder of a year: in the root, in a VOCdevkit folder below it, or in the layout of the archive of 2011.
 
     Raises:
-        UserError: it was not found.
+        UserError: the folder was not found.
     """
     folder, candidates = _search_year(root, year)
     if folder:
@@ -216,7 +217,7 @@ def read_names(path: Path) -> list[str]:
 def fetch(root: Path, year: str, name: str) -> None:
     """Download and unpack the archive of a year into ``root``, or next to it if it is named VOCdevkit.
 
-    Does nothing if the year is already there.
+    Does nothing if the year already exists.
 
     Raises:
         UserError: the year has no archive, or the download failed.
@@ -236,7 +237,7 @@ def fetch(root: Path, year: str, name: str) -> None:
 
 
 def unpack(title: str, target: Path, unpacked: Path, url: str, filename: str, md5: str) -> None:
-    """Download and unpack an archive, unless its content is already there.
+    """Download and unpack an archive, unless its content already exists.
 
     Args:
         title: name of the data set, for error messages.

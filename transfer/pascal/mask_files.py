@@ -1,4 +1,4 @@
-"""Mask files: PNGs of the devkit and MATLAB files of SBD. Ambiguous files raise an error instead of being converted."""
+"""Mask files: PNGs of the devkit and MATLAB files of SBD. Ambiguous files are rejected, not converted."""
 
 import io
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from PIL import Image
 from crosschannel.errors import UserError
 from crosschannel.files import read_bytes
 
-IGNORED = 255  # label of pixels excluded from training and scoring
+IGNORED = 255  # label of pixels excluded from training and evaluation
 _SMALL_DEPTHS = {2: 85, 4: 17}  # bit depth → factor by which Pillow scales grey values of that depth
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -38,7 +38,7 @@ class MaskFile:
 
     Attributes:
         path: path of the file.
-        is_pascal: whether the classes are PASCAL's, so that PASCAL's colours are accepted as labels.
+        is_pascal: whether the classes are PASCAL's; if so, PASCAL's colours are accepted as labels.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class MaskFile:
             raise UserError(f"the devkit lacks the mask {self.path}") from None
         except PermissionError as error:
             raise UserError(f"could not read the mask {self.path}: {error.strerror}") from None
-        except Exception as error:  # decoders raise any exception on unreadable bytes
+        except Exception as error:  # decoders raise all kinds of exceptions on unreadable bytes
             raise UserError(f"the mask {self.path} is damaged: {error}") from None
 
     def _from_png(self, data: bytes) -> np.ndarray:
@@ -85,7 +85,8 @@ class MaskFile:
         return pixels[..., 0] if mode == "LA" else self._from_colours(pixels[..., :3])
 
     def _from_palette(self, indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
-        """Return the labels of a palette PNG: its indices, unless its palette has PASCAL's colours in another order."""
+        """Return the labels of a palette PNG: its indices or, if the palette has PASCAL's colours in another order, the
+        labels of the colours."""
         padded = np.zeros((256, 3), np.uint8)
         padded[: len(palette)] = palette
         used = np.unique(indices)

@@ -1,4 +1,4 @@
-"""Image sets with segmentation masks from the VOC devkit and SBD, including the non-overlapping set seg11valid."""
+"""Image sets with masks from the VOC devkit and SBD, including seg11valid, which is disjoint from SBD's train."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -41,10 +41,10 @@ def read_labels(mask: Any, image: EncodedImage, classes: int) -> np.ndarray:
     Args:
         mask: a :class:`MaskFile`, or (H, W) integers.
         image: the image that the mask belongs to.
-        classes: number of classes; the label 255 is ignored and does not count.
+        classes: number of classes, not counting the ignored label 255.
 
     Raises:
-        UserError: the mask has another size or type, or contains an invalid label.
+        UserError: the mask has the wrong type, a size other than the image's, or an invalid label.
     """
     if classes > IGNORED:
         raise UserError(f"{classes} classes are too many: labels are 0 to {IGNORED - 1}, and {IGNORED} is ignored")
@@ -54,7 +54,7 @@ def read_labels(mask: Any, image: EncodedImage, classes: int) -> np.ndarray:
         raise UserError(f"the mask {origin} must be (H, W) integers, got {labels.dtype} of shape {labels.shape}")
     if labels.shape != (image.height, image.width):
         size = " × ".join(map(str, labels.shape[::-1]))
-        raise UserError(f"the mask {origin} is {size}, and its image {image.width} × {image.height}")
+        raise UserError(f"the mask {origin} is {size}, but its image is {image.width} × {image.height}")
     invalid = labels[(labels >= classes) & (labels != IGNORED) | (labels < 0)]
     if invalid.size:
         raise UserError(
@@ -77,7 +77,7 @@ class MaskedImages(ImageSet):
     """Images with the field ``mask``.
 
     Args:
-        entries: (name, image file, mask file) of each image, with names such as VOC2012/2007_000032.
+        entries: (name, image file, mask file) of each image; names are like VOC2012/2007_000032.
         classes: class names by label; default: PASCAL's 21.
 
     Raises:
@@ -104,11 +104,11 @@ class MaskedImages(ImageSet):
 
 
 class _RemappedMasks(AnnotatedImages):
-    """Images whose masks are remapped from another ignore label to IGNORED.
+    """Image set that remaps the ignore label of its masks to IGNORED.
 
     Args:
         images: image set with masks.
-        ignored: ignore label of its masks.
+        ignored: ignore label of the original masks.
     """
 
     def __init__(self, images: ImageSet, ignored: int):
@@ -120,7 +120,7 @@ class _RemappedMasks(AnnotatedImages):
         mask = fields.get("mask")
         labels = mask.read() if isinstance(mask, MaskFile) else _as_array(mask)
         if labels.dtype.kind not in "iu":
-            return fields  # read_labels raises an error for it
+            return fields  # read_labels rejects it
         if (labels == IGNORED).any():
             raise UserError(
                 f"the mask of {self.names[index]} contains the label {IGNORED}, which cannot be a class; "
@@ -133,10 +133,10 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
     """Open the image sets of a config, with their masks.
 
     Args:
-        data: VOCdevkit folder, its parent, or image sets from memory. The latter have a field ``mask`` of (H, W)
-            integers, labels of their ``classes`` (default: PASCAL's 21). Pixels labelled 255, or with the
+        data: VOCdevkit folder, its parent, or image sets from memory. The latter have a field ``mask``, (H, W)
+            integers that index their ``classes`` (default: PASCAL's 21). Pixels labelled 255, or with the
             ``ignore_index`` of :class:`~transfer.targets.Masks`, are ignored.
-        config: config with the image sets, SBD's folder, and permission to download missing data.
+        config: provides the image sets, the folder of SBD, and whether to download missing data.
 
     Raises:
         UserError: a set, an image or a mask is missing.
@@ -149,7 +149,7 @@ def open_masks(data: Data, config: MasksConfig) -> Split:
         if ignored == IGNORED:
             return split
         return replace(split, train=_RemappedMasks(split.train, ignored), test=_RemappedMasks(split.test, ignored))
-    # The original folder is searched, too, because staging copies the devkit without the folders beside it.
+    # The original folder is searched, too, because staging copies the devkit without its sibling folders.
     roots = list(dict.fromkeys((devkit_folder(data), parent_of_year(user_path(data)))))
     set_lists = [parse_sets(sets) for sets in (config.train_set, config.test_set)]
     if config.download:
@@ -175,7 +175,7 @@ def _locate_files(
             continue
         folder = _year_folder(roots, year)
         source = folder
-        if year == "2011" and not (folder / "JPEGImages").is_dir():  # 2012's archive has all images and masks of 2011
+        if year == "2011" and not (folder / "JPEGImages").is_dir():  # VOC2012 has all images and masks of VOC2011
             source = _year_folder(roots, "2012")
         images = _seg11valid(roots, config) if name == "seg11valid" else read_set(folder, name, "Segmentation")
         for image, path in zip(images, find_images(source / "JPEGImages", images), strict=True):
@@ -183,10 +183,10 @@ def _locate_files(
 
 
 def _year_folder(roots: Sequence[Path], year: str) -> Path:
-    """Find the folder of a year below any of the roots.
+    """Find the folder of a year in any of the roots.
 
     Raises:
-        UserError: none of the roots has it.
+        UserError: no root has this folder.
     """
     for root in roots[:-1]:
         with contextlib.suppress(UserError):
@@ -195,26 +195,26 @@ def _year_folder(roots: Sequence[Path], year: str) -> Path:
 
 
 def _seg11valid(roots: Sequence[Path], config: MasksConfig) -> list[str]:
-    """Return VOC2011's val without the images of SBD's train: the 736 validation images of fully convolutional nets."""
+    """Return VOC2011's val without the images of SBD's train: the 736 validation images of the FCN paper."""
     sbd_train = set(read_names(_sbd_set(_sbd_folder(roots, config), "train")))
     images = [image for image in read_set(_year_folder(roots, "2011"), "val", "Segmentation") if image not in sbd_train]
     if not images:
-        raise UserError("seg11valid is empty: SBD's train has every image of VOC2011's val")
+        raise UserError("seg11valid is empty: SBD's train contains all images of VOC2011's val")
     return images
 
 
 def _sbd_folder(roots: Sequence[Path], config: MasksConfig) -> Path:
-    """Find the folder of SBD's lists, images and masks.
+    """Find the SBD folder, with image lists, images and masks.
 
     Raises:
-        UserError: it was not found.
+        UserError: the folder was not found.
     """
     bases = [user_path(config.sbd)] if config.sbd else [base for root in roots for base in (root, root.parent)]
     for base in bases:
         for folder in (base, base / "dataset", base / _SBD):
             if (folder / "cls").is_dir() and (folder / "train.txt").is_file():
                 return folder
-    searched = bases[0] if config.sbd else f"or beside {roots[-1]}"
+    searched = bases[0] if config.sbd else f"or next to {roots[-1]}"
     raise UserError(
         f"found no SBD folder (img, cls, train.txt) in {searched}; set --sbd to it, or pass --download true"
     )
@@ -229,7 +229,7 @@ def _sbd_set(folder: Path, name: str) -> Path:
 
 
 def _fetch_sbd(root: Path, config: MasksConfig) -> None:
-    """Download SBD unless it is already there."""
+    """Download SBD unless it already exists."""
     from torchvision.datasets import SBDataset
 
     with contextlib.suppress(UserError):

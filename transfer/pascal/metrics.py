@@ -18,7 +18,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
     """Compute the average precision of a ranking.
 
     Args:
-        scores: (n,) scores, ranked in descending order; items with equal scores share a rank.
+        scores: (n,) scores; the highest has the best rank, and items with equal scores share a rank.
         positive: (n,) bool.
         weights: (R, n) item weights.
         kind: "sum": precisions weighted by the increments of recall, like scikit-learn since 0.19; "11-point": mean of
@@ -26,7 +26,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
             precision (VOC 2010 and later; VISSL).
 
     Returns:
-        (R,) float64; NaN if the positives have no weight.
+        (R,) float64; NaN if the total weight of the positives is 0.
     """
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.diff(scores[order]) != 0, True)[: len(order)]
@@ -36,10 +36,10 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
 def _ranking_area(hits: np.ndarray, ends: np.ndarray, weights: np.ndarray, total: np.ndarray, kind: Kind) -> np.ndarray:
     """Compute the average precision of a sorted ranking.
 
-    Ranks without a positive change none of the three areas, so their weights are summed up to the next hit.
+    Ranks without a positive do not change the area for any ``kind``, so their weights are added to the next hit.
 
     Args:
-        hits: (n,) bool, whether each item is a positive; the best rank first.
+        hits: (n,) bool, whether each item is a positive, best rank first.
         ends: (n,) bool, whether each item is the last of its tie group.
         weights: (n, R) item weights.
         total: (R,) weight of all positives.
@@ -78,16 +78,16 @@ def _curve_area(ranked: np.ndarray, true_positives: np.ndarray, total: np.ndarra
 
 
 def break_ties_against_positives(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Rank positives below negatives with equal scores: score − 1e-5 · label, as in the code for published results."""
+    """Rank positives below negatives with equal scores: score − 1e-5 · label, as for the published results."""
     return scores.astype(np.float64) - 1e-5 * positive
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of one class matched to the ground truth, by descending score.
+    """Detections of one class matched to the ground truth, in descending order of score.
 
     Attributes:
-        scores: (D,) scores, without detections of difficult objects.
+        scores: (D,) scores; detections of difficult objects are excluded.
         images: (D,) image indices.
         hits: (D,) bool, whether the detection is a true positive, i.e. the first to match its object.
         positives: (n,) number of objects per image, not counting difficult ones.
@@ -101,12 +101,12 @@ class Matches:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Detections of one class with the object that each overlaps most, by descending score, then by image.
+    """Detections of one class, each with the object of highest IoU, in descending order of score, then by image.
 
     Attributes:
         scores: (D,) scores.
         images: (D,) image indices.
-        overlaps: (D,) float64, IoU with the object; 0 if the detection overlaps none.
+        overlaps: (D,) float64, IoU with the object; 0 if the detection overlaps no object.
         objects: (D,) int64, index of the object among the objects of all images.
         difficult: (D,) bool, whether the object is difficult.
         positives: (n,) number of objects per image, not counting difficult ones.
@@ -122,7 +122,7 @@ class Overlaps:
     def matches(self, iou: float = 0.5) -> Matches:
         """Match detections to objects by the rule of the VOC devkit.
 
-        The highest-scoring detection of an object with at least the given IoU is a true positive. Detections of
+        For each object, the highest-scoring detection with an IoU of at least ``iou`` is a true positive. Detections of
         difficult objects are ignored, and all others are false positives.
         """
         overlapping = self.overlaps >= iou
@@ -135,7 +135,7 @@ class Overlaps:
 
 
 def best_objects(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the greatest IoU of each box (D, 4) with the objects (G, 4), and the index of that object, (D,) each.
+    """Return the highest IoU of each box (D, 4) with the objects (G, 4), and the index of that object, (D,) each.
 
     Both are 0 if there are no objects.
     """
@@ -148,7 +148,7 @@ def best_objects(boxes: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.
 def detection_ap(matches: Matches, weights: np.ndarray, *kinds: Kind) -> list[np.ndarray]:
     """Compute the average precision of detections, in several variants.
 
-    Like in the devkit, every detection has its own rank, and equal scores are ranked by image. Detections between
+    As in the devkit, every detection has its own rank, and equal scores are ranked by image. Detections between
     two hits are counted per image, which avoids an array with one row per detection.
 
     Args:
@@ -157,29 +157,29 @@ def detection_ap(matches: Matches, weights: np.ndarray, *kinds: Kind) -> list[np
         kinds: variants of average precision, see :func:`average_precision`.
 
     Returns:
-        (R,) for each kind; NaN if the positives have no weight.
+        an array (R,) for each kind; NaN if the total weight of the positives is 0.
     """
     total = weights @ matches.positives.astype(np.float64)
     hits, images = matches.hits, matches.images
     hit_ranks = np.flatnonzero(hits)
     if not len(hit_ranks):
         return [np.where(total > 0, 0.0, np.nan) for _ in kinds]
-    images, gaps = images[: hit_ranks[-1] + 1], np.cumsum(hits[: hit_ranks[-1] + 1]) - hits[: hit_ranks[-1] + 1]
-    counts = csr_array((np.ones(len(images)), (gaps, images)), (len(hit_ranks), weights.shape[1]))
+    images, hit_indices = images[: hit_ranks[-1] + 1], np.cumsum(hits[: hit_ranks[-1] + 1]) - hits[: hit_ranks[-1] + 1]
+    counts = csr_array((np.ones(len(images)), (hit_indices, images)), (len(hit_ranks), weights.shape[1]))
     ranked = np.cumsum(counts @ weights.T, 0)
     true_positives = np.cumsum(weights.T[images[hit_ranks]], 0)
     return [_curve_area(ranked, true_positives, total, kind) for kind in kinds]
 
 
 def segmentation_metrics(confusions: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute the segmentation metrics of fully convolutional nets (Long et al., 2015).
+    """Compute the segmentation metrics of fully convolutional networks (Long et al., CVPR 2015).
 
     Args:
         confusions: (R, K, K) pixel counts by true and predicted class, summed over images.
 
     Returns:
-        ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` (R,), and ``iu`` (R, K). Means are over classes
-        that occur: in the ground truth or the prediction for IU, in the ground truth for accuracy.
+        ``mean_iu``, ``pixel_accuracy``, ``mean_accuracy``, ``fw_iu`` (R,), and ``iu`` (R, K). Means are over the
+        classes in the ground truth or the prediction for IU, and over those in the ground truth for accuracy.
     """
     correct = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)
     true, predicted = confusions.sum(2), confusions.sum(1)

@@ -12,11 +12,11 @@ from crosschannel.runs.result import Result, Rows
 from transfer.groups import Group
 from transfer.pascal.segmentation import sum_confusions
 
-_MAX_CLASSES = 40  # of a confusion matrix; with more, the plot is unreadable
+_MAX_CLASSES = 40  # maximum number of classes of a confusion matrix; the plot is unreadable with more
 
 
 def class_names(result: Result, prefix: str) -> list[str]:
-    """Return the classes that have a metric with a prefix such as ``ap/``."""
+    """Return the names of the classes with a metric that starts with ``prefix``, such as ``ap/``."""
     return [name.removeprefix(prefix) for name in result.metrics if name.startswith(prefix)]
 
 
@@ -77,6 +77,6 @@ def plot_confusion_matrix(out: Path, rows: Rows, write: Writer) -> None:
     for i, j in zip(*np.nonzero(percent >= 1), strict=True):
         colour = "white" if percent[i, j] > 55 else "black"
         text = axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
-        text.set_in_layout(False)  # it lies inside the axes, and measuring it is slow
+        text.set_in_layout(False)  # the text lies inside the axes, and measuring it is slow
     with write(out) as file:
         canvas.savefig(file, dpi=120, format="png")

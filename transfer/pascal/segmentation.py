@@ -17,11 +17,11 @@ from transfer.pascal.metrics import segmentation_metrics
 from transfer.prediction import Prediction, Predictor
 from transfer.protocol import MetricArrays
 
-_SIDE, _GAP = 240, 6  # of pictures shown side by side: largest side, and gap between them, in pixels
+_SIDE, _GAP = 240, 6  # maximum side of pictures shown side by side, and gap between them, in pixels
 
 
 def confusion_of(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Count the pixels of predicted and true labels (H, W) by true and predicted class: (classes, classes) int64.
+    """Return the confusion matrix of labels (H, W), (classes, classes) int64: pixel counts by true and predicted class.
 
     Pixels with the true label 255 are ignored. The result is on the device of the arguments.
     """
@@ -31,7 +31,7 @@ def confusion_of(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 
 def sparse_confusions(confusions: np.ndarray) -> Ragged:
-    """Convert confusion matrices (n, K, K) to a ragged column of non-zero cells, rows (cell, pixels).
+    """Convert confusion matrices (n, K, K) to a ragged column of non-zero cells, rows (cell index, pixel count).
 
     Most images show few classes, so most cells are zero.
     """
@@ -42,12 +42,12 @@ def sparse_confusions(confusions: np.ndarray) -> Ragged:
 
 
 def sum_confusions(column: Ragged, weights: np.ndarray, classes: int) -> np.ndarray:
-    """Sum confusion matrices over weighted images.
+    """Sum confusion matrices over images, with weights.
 
     Args:
         column: column from :func:`sparse_confusions`, n images.
         weights: (R, n) image weights.
-        classes: number K of classes.
+        classes: number of classes, K.
 
     Returns:
         (R, K, K) float64.
@@ -74,9 +74,9 @@ def iou_metrics(column: Ragged, weights: np.ndarray, classes: Sequence[str]) -> 
     """
     metrics = segmentation_metrics(sum_confusions(column, weights, len(classes)))
     total = sum_confusions(column, np.ones((1, len(column))), len(classes))[0]
-    occurs = (total.sum(0) + total.sum(1)) > 0
+    is_present = (total.sum(0) + total.sum(1)) > 0
     by_class = metrics.pop("iu")
-    return metrics | {f"iu/{name}": by_class[:, label] for label, name in enumerate(classes) if occurs[label]}
+    return metrics | {f"iu/{name}": by_class[:, label] for label, name in enumerate(classes) if is_present[label]}
 
 
 def iou_table(result: Result) -> Table:
@@ -103,7 +103,7 @@ def overlay(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def side_by_side(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Arrange rows of pictures (H, W, 3), each fitted into a white square, in one picture (H, W, 3) uint8."""
+    """Arrange rows of pictures (H, W, 3), each in a white square, in one picture (H, W, 3) uint8."""
     height, width = (len(rows) * (_SIDE + _GAP) - _GAP, max(map(len, rows)) * (_SIDE + _GAP) - _GAP)
     sheet = Image.new("RGB", (width, height), "white")
     for i, row in enumerate(rows):
@@ -116,10 +116,10 @@ def side_by_side(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def mask_predictor(predict_labels: Callable[[EncodedImage], Tensor], classes: Sequence[str]) -> Predictor:
-    """Return a predictor of masks: a palette image, an overlay on the image, and the fraction of pixels per class.
+    """Return a predictor of masks, as a palette image and as an overlay on the image, and of pixel fractions per class.
 
     Args:
-        predict_labels: function of an image that returns labels (H, W) of its size.
+        predict_labels: image → labels (H, W) of its size.
         classes: class names by label.
     """
 

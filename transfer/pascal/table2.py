@@ -1,7 +1,7 @@
 """Report section of runs on PASCAL VOC, in the format of Table 2 of Zhang et al. 2016.
 
 The table has columns for classification (fc8, fc6-8, all), detection and segmentation. Published results are included
-for runs on the same images. Per-class metrics follow.
+for runs on the same images. Per-class metrics come after the table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from transfer.groups import Group, data_label, over_seeds, test_set_label
 from transfer.pascal.plots import class_names, plot_class_bars, plot_confusion_matrix
 from transfer.pascal.published import ATTRIBUTION, COLUMNS, TABLE_2, UNCERTAIN
 
-# protocol: (number of test images, training and test sets, metric) of the published results
+# Setup of the published results by protocol: (number of test images, (training sets, test sets), metric).
 _PUBLISHED_SETUP = {
     "classify": (4952, ("2007:trainval", "2007:test"), "map"),
     "detect": (4952, ("2007:trainval", "2007:test"), "map"),
@@ -30,7 +30,7 @@ _CLASS_METRICS = (
     ("detect", "ap/", "Average precision of detection"),
     ("segment", "iu/", "Intersection over union"),
 )
-# Captions of the sample pictures of a run, by the start of their file names.
+# Captions of a run's sample pictures, by the start of the file name.
 _PICTURES = {
     "top": "highest-scoring test images per class; frame colour: green if the class is present, red if absent, grey if "
     "difficult",
@@ -41,7 +41,7 @@ _CLASSIFY_COLUMNS = {"fc8": 0, "head": 0, "fc6": 1, "pool": 1, "all": 2}
 
 
 def table_column(result: Result) -> int | None:
-    """Return the index of a run's column in Table 2."""
+    """Return the index of a run's column in Table 2; None if the table has no such column."""
     if result.protocol == "classify":
         return _CLASSIFY_COLUMNS.get(str(result.config.get("train_from")))
     return {"detect": 3, "segment": 4}.get(result.protocol)
@@ -49,18 +49,18 @@ def table_column(result: Result) -> int | None:
 
 def is_comparable(result: Result) -> bool:
     """Return whether a run has the same training and test images as the published results."""
-    images, sets, _ = _PUBLISHED_SETUP.get(result.protocol, (0, ("", ""), ""))
+    count, sets, _ = _PUBLISHED_SETUP.get(result.protocol, (0, ("", ""), ""))
     run_sets = tuple(
         result.config.get(key, default) for key, default in zip(("train_set", "test_set"), sets, strict=True)
     )
-    return result.n == images and run_sets == sets
+    return result.n == count and run_sets == sets
 
 
 def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
     """Yield the report section of runs on one devkit.
 
-    Runs that are comparable with the published results share a table with them. The others get one table per number of
-    test images.
+    Runs that are comparable with the published results share a table with them. The others share one
+    table per number of test images.
 
     Args:
         groups: groups of runs.

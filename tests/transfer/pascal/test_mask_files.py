@@ -198,7 +198,7 @@ MATLAB = {
     "complex": (changed(1) + 0j, "values of the type complex128"),
     "words": ("boat", "type <U4"),
     "cells": (np.array([[1, "a"]], object), "type object"),
-    "another size": (np.zeros((WIDTH, HEIGHT), np.uint8), "is 6 × 10, and its image 10 × 6"),
+    "another size": (np.zeros((WIDTH, HEIGHT), np.uint8), "is 6 × 10, but its image is 10 × 6"),
     "three dimensions": (np.zeros((HEIGHT, WIDTH, 3), np.uint8), "must be"),
 }
 

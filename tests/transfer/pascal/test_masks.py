@@ -105,7 +105,7 @@ def test_seg11valid_is_what_the_rule_says(years):
     for place in (elsewhere, elsewhere / "dataset"):
         assert len(open_masks(str(years), config(sbd=str(place))).test) == 8
     with pytest.raises(
-        UserError, match=r"found no SBD folder \(img, cls, train\.txt\) in or beside .*; set --sbd to it"
+        UserError, match=r"found no SBD folder \(img, cls, train\.txt\) in or next to .*; set --sbd to it"
     ):
         open_masks(str(years), config())
 
@@ -205,7 +205,7 @@ def test_masks_that_do_not_fit_are_one_sentence_that_names_the_file(tmp_path):
         read_labels(MaskFile(path), image, 21)
     save_mask(path, np.array([[0, 12, 255], [20, 255, 1]], np.uint8))
     assert read_labels(MaskFile(path), image, 21).tolist() == [[0, 12, 255], [20, 255, 1]]
-    with pytest.raises(UserError, match=r"the mask .*a\.png is 3 × 2, and its image 4 × 2"):
+    with pytest.raises(UserError, match=r"the mask .*a\.png is 3 × 2, but its image is 4 × 2"):
         read_labels(MaskFile(path), encoded(2, 4), 21)
     save_mask(path, np.full((2, 3), 21, np.uint8))
     with pytest.raises(UserError, match=r"the mask .*a\.png has the label 21; labels must be 0 to 20, or 255"):
