@@ -18,7 +18,9 @@ from transfer.proposals.selective_search import MODES, check_opencv
 
 
 def main(config: ProposalsConfig) -> list[Path]:
-    """Write ``YEAR-SET-METHOD.npz`` for each image set, and return the files. Existing proposals are not recomputed.
+    """Run `transfer proposals`: write ``YEAR-SET-METHOD.npz`` for each image set, and return the files.
+
+    Existing proposals are not recomputed.
 
     Raises:
         UserError: OpenCV or a file of the devkit is missing, or an output exists that this command did not write.
@@ -31,7 +33,7 @@ def main(config: ProposalsConfig) -> list[Path]:
     sets = {f"{year}-{name}": VOCImages(root, [(year, name)]) for year, name in parse_sets(config.sets)}
     outputs = Outputs("transfer proposals", [root], config.overwrite, makes_folders=True)
     console, world = stderr_console(), World(0, 1, find_device("cpu"))
-    written = []
+    files = []
     with FolderLock(out), InterruptFlag(last=True) as flag:
         for name, images in sets.items():
             path = out / f"{name}-{config.method}.npz"
@@ -46,9 +48,10 @@ def main(config: ProposalsConfig) -> list[Path]:
             indices = [index for index, image in enumerate(images.names) if image in boxes]
             truths = [from_voc(images.fields(index)["objects"].boxes) for index in indices]
             object_recall = recall(truths, [boxes[images.names[index]] for index in indices])
-            count = sum(map(len, boxes.values())) / max(1, len(boxes))
+            mean_count = sum(map(len, boxes.values())) / max(1, len(boxes))
             console.print(
-                f"{path}: {len(boxes)} images, {count:.0f} boxes each, recall {100 * object_recall:.1f} % at IoU .5",
+                f"{path}: {len(boxes)} images, {mean_count:.0f} boxes per image, "
+                f"recall {100 * object_recall:.1f} % at IoU .5",
             )
-            written.append(path)
-    return written
+            files.append(path)
+    return files

@@ -1,4 +1,4 @@
-"""Computation of proposals, distributed over ranks and workers. Partial results are saved, so that it can resume."""
+"""Computation of proposals, distributed over ranks and workers; partial results are saved for resuming."""
 
 import contextlib
 from collections.abc import Callable
@@ -32,11 +32,11 @@ def cached_boxes(
     """Load selective search boxes from the user's cache folder, or compute and cache them.
 
     Args:
-        images: images to search. The cache is keyed by their names, sizes and mtimes.
+        images: images to compute boxes for. The cache is keyed by their names, sizes and mtimes.
         mode: "fast" or "quality".
         world: ranks that share the images.
         workers: worker processes per rank.
-        should_stop: polled between batches, on all ranks.
+        should_stop: whether to stop; called between batches, on all ranks.
         console: console for the progress bar; None: no progress bar.
 
     Raises:
@@ -58,10 +58,10 @@ def compute_boxes(
     console: Console | None = None,
     write: Writer = atomic_write,
 ) -> Boxes:
-    """Add the boxes of missing images to a file, and return all of its boxes.
+    """Compute the boxes of images that a file lacks, add them to the file, and return all of its boxes.
 
-    Partial results are saved in a hidden folder next to the file, which is removed in the end. Unreadable images are
-    reported and left out of the file.
+    Partial results are saved in a hidden folder next to the file, which is removed at the end. Unreadable images are
+    reported and excluded from the file.
 
     Args:
         images, mode, world, workers, should_stop, console: see :func:`cached_boxes`.
@@ -69,14 +69,14 @@ def compute_boxes(
         write: writer of the file.
     """
     check_opencv()
-    parts = out.with_name(f".{out.name}.parts")
+    partial_folder = out.with_name(f".{out.name}.parts")
     existing = _load(out, world)
-    known = existing | world.broadcast_from_main(lambda: _load_parts(parts, images))
-    missing = np.array([index for index, name in enumerate(images.names) if name not in known], np.int64)
+    available = existing | world.broadcast_from_main(lambda: _load_partial(partial_folder, images))
+    missing = np.array([index for index, name in enumerate(images.names) if name not in available], np.int64)
     rank_boxes: dict[str, np.ndarray] = {}
     if len(missing):
-        rank_boxes = _search(Subset(images, missing), mode, parts, world, workers, should_stop, console)
-    all_boxes = known | {name: boxes for rank in world.gather(rank_boxes) for name, boxes in rank.items()}
+        rank_boxes = _search(Subset(images, missing), mode, partial_folder, world, workers, should_stop, console)
+    all_boxes = available | {name: boxes for rank in world.gather(rank_boxes) for name, boxes in rank.items()}
     if len(all_boxes) > len(existing):
 
         def finish() -> None:
@@ -86,15 +86,15 @@ def compute_boxes(
             save_boxes(out, ordered, {"method": f"selective-search-{mode}"}, write, digests)
 
         world.broadcast_from_main(finish)
-    for path in parts.glob("*.npz"):  # not the whole folder: another run may be writing to it
+    for path in partial_folder.glob("*.npz"):  # not the whole folder: another run may be writing to it
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        parts.rmdir()
+        partial_folder.rmdir()
     return all_boxes
 
 
 def _load(path: Path, world: World) -> dict[str, np.ndarray]:
-    """Load the boxes of a file, or an empty dict if it does not exist.
+    """Load the boxes of a file; return an empty dict if it does not exist.
 
     Every rank reads the file if all ranks see it, which avoids a broadcast of the boxes.
     """
@@ -106,7 +106,7 @@ def _load(path: Path, world: World) -> dict[str, np.ndarray]:
 def _search(
     images: ImageSet,
     mode: Mode,
-    parts: Path,
+    partial_folder: Path,
     world: World,
     workers: int,
     should_stop: Callable[[], bool],
@@ -122,9 +122,9 @@ def _search(
         if names:
             boxes = dict(zip(names, batch.boxes, strict=True))
             digest = sha256("\n".join(names).encode()).hexdigest()[:16]
-            parts.mkdir(parents=True, exist_ok=True)
+            partial_folder.mkdir(parents=True, exist_ok=True)
             batch_images = Subset(images, batch.indices.numpy())
-            save_boxes(parts / f"{digest}.npz", boxes, {}, digests=picture_digests(batch_images, boxes))
+            save_boxes(partial_folder / f"{digest}.npz", boxes, {}, digests=picture_digests(batch_images, boxes))
             rank_boxes |= boxes
     for name, reason in held_out.broken.items():
         if console is not None:
@@ -132,15 +132,15 @@ def _search(
     return rank_boxes
 
 
-def _load_parts(parts: Path, images: ImageSet) -> dict[str, np.ndarray]:
+def _load_partial(partial_folder: Path, images: ImageSet) -> dict[str, np.ndarray]:
     """Load the partial results of an interrupted search, except for images that have changed; delete damaged files."""
     boxes: dict[str, np.ndarray] = {}
-    stored: dict[str, str] = {}
-    for path in sorted(parts.glob("*.npz")):
+    stored_digests: dict[str, str] = {}
+    for path in sorted(partial_folder.glob("*.npz")):
         try:
             boxes |= load_boxes(path)
-            stored |= load_digests(path)
+            stored_digests |= load_digests(path)
         except UserError:
             path.unlink(missing_ok=True)
     digests = picture_digests(images, boxes)
-    return {name: boxes[name] for name, digest in digests.items() if stored.get(name) == digest}
+    return {name: boxes[name] for name, digest in digests.items() if stored_digests.get(name) == digest}

@@ -1,4 +1,4 @@
-"""Files of proposals (ours, and the published MATLAB files of selective search), and image sets with proposals."""
+"""Proposals files (our format, and the published MATLAB files of selective search), and image sets with proposals."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from transfer.boxes import invalid_box, overlaps, picture_size
 _FORMAT = "crosschannel.proposals"
 _MAX_BYTES = 1 << 33  # size limit of the arrays in a file
 
-_FROM_MATLAB = np.array([1, 1, 0, 0], np.float32)  # offset of MATLAB's 1-based corners with inclusive ends
+_FROM_MATLAB = np.array([1, 1, 0, 0], np.float32)  # subtracted from MATLAB's 1-based corners with inclusive ends
 
 # Boxes (P, 4) by image name: x₁ y₁ x₂ y₂ in 0-based pixels with exclusive ends, so the full image is 0 0 width height.
 Boxes = Mapping[str, np.ndarray]
@@ -50,12 +50,12 @@ def save_boxes(
         "boxes": np.concatenate([np.empty((0, 4), np.int32), *boxes.values()]).astype(np.int32),
         "told": np.array(json.dumps({"format": _FORMAT, **metadata})),
     }
-    with write(path) as part, part.open("wb") as file:
+    with write(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def picture_digests(images: ImageSet, names: Container[str]) -> dict[str, str]:
-    """Hash each named image file to 16 hex digits; unreadable images are left out."""
+    """Return a digest of each named image's file, 16 hex digits; unreadable images are excluded."""
     digests = {}
     for index, name in enumerate(images.names):
         if name in names:
@@ -78,7 +78,7 @@ def load_digests(path: Path) -> dict[str, str]:
 
 
 def check_pictures(path: Path, images: ImageSet) -> None:
-    """Raise a UserError if a file has proposals for different images with the same names."""
+    """Raise a UserError if a file has proposals for a different image of the same name."""
     boxes, stored = load_boxes(path), load_digests(path)
     digests = picture_digests(images, stored)
     for index, name in enumerate(images.names):
@@ -98,9 +98,9 @@ def check_boxes(boxes: np.ndarray, images: ImageSet, index: int, source: str) ->
     """
     invalid = invalid_box(boxes, picture_size(images, index))
     if invalid:
-        number, fault = invalid
-        box = " ".join(f"{edge:g}" for edge in boxes[number].tolist())
-        raise UserError(f"{source}: proposal {number + 1} for {images.names[index]} (x₁ y₁ x₂ y₂ {box}) {fault}")
+        box_index, fault = invalid
+        box = " ".join(f"{edge:g}" for edge in boxes[box_index].tolist())
+        raise UserError(f"{source}: proposal {box_index + 1} for {images.names[index]} (x₁ y₁ x₂ y₂ {box}) {fault}")
 
 
 def load_boxes(path: Path | str, max_boxes: int = 0) -> dict[str, np.ndarray]:
@@ -109,10 +109,10 @@ def load_boxes(path: Path | str, max_boxes: int = 0) -> dict[str, np.ndarray]:
     Args:
         path: an ``.npz`` file written by :func:`save_boxes`, or a ``.mat`` file with ``images`` and ``boxes``, whose
             boxes are y₁ x₁ y₂ x₂ in 1-based pixels with inclusive ends.
-        max_boxes: keep only the first boxes of each image; 0: all.
+        max_boxes: number of boxes to load per image, from the first; 0: all.
 
     Raises:
-        UserError: the file is missing, damaged, or of another format.
+        UserError: the file is missing or damaged, or has an unknown format.
     """
     path = user_path(path)
     if not path.is_file():
@@ -145,7 +145,7 @@ def _by_name(names: Sequence[str], boxes: Sequence[np.ndarray], path: Path) -> d
     """Map image names to their boxes.
 
     Raises:
-        UserError: a file lists an image twice.
+        UserError: the file lists an image twice.
     """
     by_name = dict(zip(names, boxes, strict=True))
     if len(by_name) < len(names):
@@ -175,7 +175,7 @@ def _read_mat(path: Path) -> dict[str, np.ndarray]:
 
 
 class WithProposals(AnnotatedImages):
-    """An image set with the additional field ``proposals``, boxes (P, 4) float32.
+    """Image set with the additional field ``proposals``, boxes (P, 4) float32.
 
     Args:
         images: image set to wrap.
@@ -193,7 +193,7 @@ class WithProposals(AnnotatedImages):
         if missing:
             raise UserError(
                 f"{source} lacks proposals for {len(missing)} of the {len(images)} images, such as "
-                f"{self.names[missing[0]]}; is it for other images?"
+                f"{self.names[missing[0]]}; was it computed for other images?"
             )
         empty = np.empty((0, 4), np.float32)
         self.boxes = [empty if array is None else array.astype(np.float32, copy=False) for array in by_image]
@@ -205,12 +205,12 @@ class WithProposals(AnnotatedImages):
 
 
 def recall(truths: Sequence[np.ndarray], boxes: Sequence[np.ndarray], iou: float = 0.5) -> float:
-    """Return the fraction of objects that are covered by a box.
+    """Return the fraction of objects that overlap sufficiently with a proposal.
 
     Args:
         truths: object boxes (G, 4) of each image.
         boxes: proposals (P, 4) of each image.
-        iou: minimum IoU of an object and a proposal.
+        iou: minimum IoU of the object and the proposal.
     """
-    best = [overlaps(truth, proposals).max(1, initial=0) for truth, proposals in zip(truths, boxes, strict=True)]
-    return float((np.concatenate(best) >= iou).mean())
+    best_ious = [overlaps(truth, proposals).max(1, initial=0) for truth, proposals in zip(truths, boxes, strict=True)]
+    return float((np.concatenate(best_ious) >= iou).mean())

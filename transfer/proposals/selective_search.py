@@ -11,8 +11,8 @@ from crosschannel.data import Batch, Record, SampleRNG
 from crosschannel.errors import UserError
 
 Mode = Literal["fast", "quality"]
-MODES: dict[str, Mode] = {"selective-search": "fast", "selective-search-quality": "quality"}  # by method
-_SIDE = 500  # pixels; larger images are resized to this long side, that of VOC's images
+MODES: dict[str, Mode] = {"selective-search": "fast", "selective-search-quality": "quality"}  # by name of the method
+_SIDE = 500  # long side, in pixels, to which larger images are resized; VOC's images have this size
 MAX_BOXES = 2000  # per image
 
 
@@ -24,8 +24,8 @@ def check_opencv() -> None:
         cv2.ximgproc.segmentation  # noqa: B018
     except (ImportError, AttributeError):
         raise UserError(
-            "selective search requires OpenCV's contributed modules: pip install opencv-contrib-python-headless (in "
-            "place of any other opencv-python)"
+            "selective search requires OpenCV's contributed modules: pip install opencv-contrib-python-headless "
+            "(instead of any other opencv-python)"
         ) from None
 
 
@@ -55,21 +55,21 @@ def selective_search(pixels: np.ndarray, mode: Mode = "fast", max_boxes: int = M
     corners = np.round(corners * np.tile([width / size[0], height / size[1]], 2)).astype(np.int32)
     corners = corners.clip(0, np.tile([width, height], 2))
     corners = corners[((corners[:, 2:] - corners[:, :2]) >= 2).all(1)]
-    _, first = np.unique(corners, axis=0, return_index=True)
-    return corners[np.sort(first)][:max_boxes].astype(np.int32)
+    _, first_indices = np.unique(corners, axis=0, return_index=True)
+    return corners[np.sort(first_indices)][:max_boxes].astype(np.int32)
 
 
 def _seed_c() -> None:
-    """Seed the C library's random numbers, by which OpenCV ranks the boxes."""
+    """Seed the random numbers of the C library, which OpenCV uses to rank the boxes."""
     try:
         ctypes.CDLL(None).srand(0)
-    except (OSError, TypeError, AttributeError):  # not available on this platform: the order varies between runs
+    except (OSError, TypeError, AttributeError):  # not available on this platform, so the order varies between runs
         return
 
 
 @dataclass
 class BoxesBatch(Batch):
-    """Batch of boxes, (P, 4) int32 for each image."""
+    """Batch of images with their boxes, (P, 4) int32 per image."""
 
     boxes: list[np.ndarray]
 
