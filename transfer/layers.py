@@ -126,9 +126,9 @@ def _section(section: LayersSection, groups: Sequence[Group], plots: Path) -> It
     if not kinds:
         yield Text("These runs have no per-layer metrics.")
         return
-    main = kinds[0]
-    number_format = load_metric_spec(first.protocol).format_of(main)
-    curves = {entry.label: _curve(entry, main, number_format.factor) for entry in groups}
+    main_kind = kinds[0]
+    number_format = load_metric_spec(first.protocol).format_of(main_kind)
+    curves = {entry.label: _curve(entry, main_kind, number_format.factor) for entry in groups}
     classes = sum(metric.count("/") == 2 and "/top1/" in metric for metric in first.metrics)
     classes //= max(1, len(layer_names(first.metrics)))
     test_set = test_set_label(first, classes)
@@ -148,10 +148,10 @@ def _section(section: LayersSection, groups: Sequence[Group], plots: Path) -> It
         names = tuple(curves[entry.label])
         match = next((layers for layers in by_layers if set(names) <= set(layers) or set(layers) <= set(names)), names)
         by_layers.setdefault(match, []).append(entry)
-    axis_title = f"{_title_with_unit(main, number_format.unit)}\n({test_set})"
+    axis_title = f"{_title_with_unit(main_kind, number_format.unit)}\n({test_set})"
     if len(by_layers) > 1:
         plot = plots.with_name(f"{plots.name}-depth.png")
-        caption = f"{_title(main)} by relative depth, for networks with different layer names."
+        caption = f"{_title(main_kind)} by relative depth, for networks with different layer names."
         yield Figure(plot, caption, lambda write: accuracy_by_depth(plot, curves, axis_title, write))
     for number, members in enumerate(by_layers.values()):
         plot_path = plots.with_name(f"{plots.name}{f'-layers-{number}' if len(by_layers) > 1 else ''}.png")
@@ -179,12 +179,12 @@ def _same_layers(
 ) -> Iterator[Block]:
     """Yield a plot and tables for runs whose networks have the same layer names, with published results if there are
     any for these layers."""
-    first, main = groups[0].first, kinds[0]
+    first, main_kind = groups[0].first, kinds[0]
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
     is_imagenet = has_1000_classes and first.n >= 49_000
     published = _published_curves(section.published) if set(LAYERS) <= set(layers) else {}
     plotted = LAYERS if published and all(set(LAYERS) & set(curve) for curve in curves.values()) else layers
-    caption = f"{_title(main)} by layer." + (
+    caption = f"{_title(main_kind)} by layer." + (
         f" Dotted lines: published results, {section.attribution}." if published else ""
     )
     if published and not is_imagenet:

@@ -101,14 +101,14 @@ def _check_size(root: ElementTree.Element, actual: tuple[int, int] | None, path:
     if not all(texts):
         return
     try:
-        stated = tuple(round(float(text)) for text in texts)
+        size = tuple(round(float(text)) for text in texts)
     except (ValueError, OverflowError):
         raise UserError(f"the annotation {path} is damaged: it states the size {' × '.join(texts)}") from None
-    if not actual or not all(stated) or all(abs(a - b) <= 1 for a, b in zip(stated, actual, strict=True)):
+    if not actual or not all(size) or all(abs(a - b) <= 1 for a, b in zip(size, actual, strict=True)):
         return
-    cause = ", rotated by its EXIF orientation or with width and height swapped" if stated[::-1] == actual else ""
+    cause = ", rotated by its EXIF orientation or with width and height swapped" if size[::-1] == actual else ""
     raise UserError(
-        f"the annotation {path} states a size of {stated[0]} × {stated[1]} pixels, but the image is {actual[0]} × "
+        f"the annotation {path} states a size of {size[0]} × {size[1]} pixels, but the image is {actual[0]} × "
         f"{actual[1]}{cause}: size and boxes must be those of the upright image"
     )
 

@@ -189,12 +189,12 @@ def box_predictor(detect: Callable[[EncodedImage], np.ndarray], classes: Sequenc
         image = EncodedImage(data)
         detections = detect(image)
         detections = detections[np.argsort(-detections[:, _SCORE], kind="stable")]
-        best = {name: 0.0 for name in classes}
+        best_scores = {name: 0.0 for name in classes}
         for label, score in detections[::-1, :2].tolist():
-            best[classes[int(label)]] = score
+            best_scores[classes[int(label)]] = score
         picture = Image.fromarray(draw_detections(image.pixels(), detections, classes))
         colours = {name: tuple(PALETTE[label + 1].tolist()) for label, name in enumerate(classes)}
         boxes = [(classes[int(label)], score, *box) for label, score, *box in detections.tolist()]
-        return Prediction(best, {"boxes": picture}, colours, boxes)
+        return Prediction(best_scores, {"boxes": picture}, colours, boxes)
 
     return predict
