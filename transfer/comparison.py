@@ -68,7 +68,7 @@ def compare(
             )
     indices = {name: i for i, name in enumerate(second.rows["names"])}
     if len(indices) != len(first.rows["names"]) or any(name not in indices for name in first.rows["names"]):
-        raise UserError("the two runs were scored on different images; only runs on the same images can be paired")
+        raise UserError("the two runs were evaluated on different images; only runs on the same images can be paired")
     order = np.array([indices[name] for name in first.rows["names"]])
     second_rows = {name: column if name == "classes" else column[order] for name, column in second.rows.items()}
     first_metrics, second_metrics = (load_metric_spec(result.protocol).metrics for result in (first, second))

@@ -52,8 +52,8 @@ def check_disjoint(split: "Split") -> None:
 def shared_images(train: ImageSet, test: ImageSet) -> list[str]:
     """Return the names of test images that are also training images.
 
-    VOC and SBD images are identified by their common name. In other data sets, different images may have
-    the same file name (``train/dog/1.jpg`` and ``val/dog/1.jpg``), so their content must be equal, too.
+    VOC and SBD images are identified by their common name. In other data sets, different images may have the same file
+    name (``train/dog/1.jpg`` and ``val/dog/1.jpg``), so their content must be equal, too.
     """
     keys = [_key(name) for name in test.names]
     candidates: dict[str, list[int]] = {key: [] for key in keys}

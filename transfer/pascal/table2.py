@@ -59,8 +59,8 @@ def is_comparable(result: Result) -> bool:
 def pascal_section(groups: Sequence[Group], plots: Path) -> Iterator[Block]:
     """Yield the report section of runs on one devkit.
 
-    Runs that are comparable with the published results share a table with them. The others share one
-    table per number of test images.
+    Runs that are comparable with the published results share a table with them. The others share a table if
+    they have the same number of test images.
 
     Args:
         groups: groups of runs.
