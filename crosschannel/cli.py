@@ -30,7 +30,7 @@ PROGRAM = Program(
         "evaluate": Command(
             "crosschannel.evaluation.config:EvaluateConfig",
             "crosschannel.evaluation.evaluate:main",
-            "score colorizations: AuC, PSNR, top-1 of a classifier, cost",
+            "score colorizations: AuC, PSNR, classifier top-1, cost",
             next_steps="crosschannel.commands.next_steps:evaluate",
         ),
         "prior": Command(
@@ -91,7 +91,7 @@ PROGRAM = Program(
         "study build": Command(
             "crosschannel.study.config:StudyBuildConfig",
             "crosschannel.study.build:build",
-            "create the pictures of a real-or-fake perception study",
+            "generate the pictures for a real-or-fake perception study",
             next_steps=("crosschannel study serve {out}",),
         ),
         "study serve": Command(

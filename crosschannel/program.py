@@ -107,8 +107,8 @@ def run_program(
 
     Args:
         program: program to run.
-        argv: arguments; None uses those of this process, and kills leftover loader workers on exit.
-        translate: function that rewrites the arguments before they are parsed, such as ``resume RUN`` to ``submit``.
+        argv: arguments. If None, ``sys.argv`` is used and leftover loader workers are killed on exit.
+        translate: function that rewrites the arguments before parsing, for example from ``resume RUN`` to ``submit …``.
     """
     with open_streams(), _kill_leftover_workers() if argv is None else restore_handlers():
         argv = list(sys.argv[1:] if argv is None else argv)

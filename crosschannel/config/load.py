@@ -44,7 +44,7 @@ class MissingKeysError(UserError):
 def build(cls: type[T], tree: Mapping[str, Any]) -> T:
     """Build a config from a nested mapping of values, and validate it.
 
-    Missing keys get their defaults. The config that contains a group defines the defaults of its keys.
+    Missing keys get their defaults. Missing keys of a group take the defaults of the enclosing config.
 
     Raises:
         UserError: an unknown key, a missing required key, an invalid value, or values that violate a cross-key rule
@@ -146,7 +146,7 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
         hint: type annotation.
 
     Raises:
-        UserError: a wrong type, a value out of range, NaN, infinity, a NUL character, or a number of more than 63 bits.
+        UserError: a wrong type, a value out of range, NaN, infinity, a NUL character, or a magnitude above 2**63 - 1.
     """
     from pydantic import ValidationError
 
@@ -163,7 +163,7 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
         raise UserError(f"{name} must be {expected}, got {value!r}") from None
     too_large = next((leaf for leaf in _leaves(value) if isinstance(leaf, int | float) and abs(leaf) > _MAX_INT), None)
     if too_large is not None:
-        raise UserError(f"{name} must be a number of at most 63 bits, got {str(too_large)[:20]}")
+        raise UserError(f"{name} must be at most 2**63 - 1 in magnitude, got {str(too_large)[:20]}")
     return valid_value
 
 
@@ -215,9 +215,9 @@ def override(config: T, overrides: Mapping[str, Any]) -> T:
 
     Args:
         config: config to copy.
-        overrides: values by key, which may be NumPy or torch values. A key in a group is addressed by its dotted name,
-            or by its last component if that is unique (``epochs`` for ``train.epochs``). The value of a group is a
-            mapping or a dataclass.
+        overrides: values by key; NumPy and torch values are converted. A key in a group is addressed by its dotted
+            name, or by its last component if that is unique (``epochs`` for ``train.epochs``). The value of a group is
+            a mapping or a dataclass.
 
     Raises:
         UserError: an unknown key, an ambiguous short name, or an invalid value.

@@ -50,7 +50,7 @@ def kind_of(data: str) -> DataKind:
 
 def _open_builtin(data: str) -> TrainVal:
     if data != "builtin:sample":
-        raise UserError(f"unknown built-in data {data.removeprefix('builtin:')!r}; available: 'builtin:sample'")
+        raise UserError(f"unknown built-in dataset {data.removeprefix('builtin:')!r}; available: 'builtin:sample'")
     return *sample_images(), ""
 
 
@@ -112,7 +112,7 @@ def _open_remote(data: str) -> TrainVal:
 def _download(name: str) -> Path:
     """Download Imagenette (320 px) into the cache with torchvision, and return its folder."""
     if name != "imagenette":
-        raise UserError(f"unknown data 'torchvision:{name}'; available: 'torchvision:imagenette'")
+        raise UserError(f"unknown dataset 'torchvision:{name}'; available: 'torchvision:imagenette'")
     from torchvision.datasets import Imagenette
 
     root = cache_folder() / "imagenette2-320"

@@ -39,7 +39,7 @@ class Layout:
 
     Attributes:
         train: folder of training images.
-        val: folder of validation images, or else of test images; None if there are neither.
+        val: folder of validation images, or else of test images; None if there is neither.
         unused: names of the other folders, which are ignored.
     """
 
@@ -77,7 +77,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def _check_incomplete_splits(root: Path, names: list[str], other_names: list[str]) -> None:
-    """Raise an error if splits are missing, unless only train/ exists and no other folder has images."""
+    """Raise an error if splits are missing; train/ alone is accepted if no other folder has images."""
     classes = sorted(_folders_with_images(root) & {*other_names})
     if classes:
         raise UserError(

@@ -23,7 +23,7 @@ class Format:
         input: input of the net; its kind depends on the channels of the first convolution.
         names: stored module names by our module names.
         authors: library or publication that uses the format.
-        optional: prefixes of our modules that a file may omit together (fully connected layers).
+        optional: prefixes of our modules that a file has all or none of (fully connected layers).
         ignored: prefixes of stored names that a backbone does not need.
     """
 

@@ -93,7 +93,7 @@ class Source:
         text: the original string.
         options: options by name, with values of the types in :data:`OPTION_TYPES`.
         licence: licence of published weights, once they are downloaded.
-        untrained: build the net with the input of its weights, but do not load the weights.
+        untrained: build the net with the input spec stored with its weights, but leave it untrained.
     """
 
     kind: str

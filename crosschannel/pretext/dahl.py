@@ -33,7 +33,7 @@ class ResidualDecoder(nn.Module):
     """Decoder that upsamples from VGG-16's conv4_3 and adds conv3_3, conv2_2 and conv1_2, each after BatchNorm.
 
     Shape:
-        (N, 3, H, W) → (N, 2, H, W), logits of UV in 0..1.
+        (N, 3, H, W) → (N, 2, H, W), logits; their sigmoid is UV in 0..1.
     """
 
     stride = 1

@@ -33,7 +33,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
     with atomic_write(folder / "checkpoint", file_name) as partial_file, partial_file.open("wb") as file:
         torch.save({"schema": SCHEMA, "step": step, **state}, file)
-    for path in list_checkpoints(folder):  # an earlier save of this step, or a damaged checkpoint of a later step
+    for path in list_checkpoints(folder):  # delete other saves of this step, and damaged later steps
         if _step(path) >= step and path.name != name:
             path.unlink()
     prune(folder / name, keep)

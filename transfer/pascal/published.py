@@ -21,5 +21,5 @@ TABLE_2: dict[str, tuple[float | None, ...]] = {
     "Zhang et al. (colorization, Lab)": (52.4, 61.5, 65.6, 47.9, 35.6),
 }
 
-# (pretraining, column) of approximate values; the paper's text calls this one "approximately equal to" its result of 35.0.
+# (pretraining, column) of approximate values. The paper's text calls this one "approximately equal to" its own 35.0.
 UNCERTAIN = {("Donahue et al. (BiGAN) *", "segmentation")}
