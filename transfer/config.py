@@ -108,7 +108,8 @@ class FineTuneConfig(TrainedConfig, MeasureConfig):
     absorb: bool = True
     """fold BatchNorm into the preceding convolutions if that is exact (built-in AlexNet and VGG-16)"""
     calibrate: Literal["auto"] | bool = "auto"
-    """rescale all layers to equal learning speeds; auto: only built-in architectures without normalisation layers"""
+    """rescale weights so that all layers learn at the same rate; auto: only built-in architectures without
+    normalisation layers"""
     frozen_norm: bool = False
     """freeze the statistics, scale and shift of BatchNorm layers"""
     fc: Annotated[int, Interval(ge=1, le=65536)] = 4096

@@ -38,15 +38,16 @@ class ModelConfig:
     name: str = "alexnet"
     """architecture: alexnet, colornet, vgg16, timm:NAME, or a user-defined package.module:factory"""
     fc: FCWidth = 4096
-    """width of fc6 and fc7 in AlexNet, and in VGG-16 for tasks that use them; 0 omits these layers"""
+    """width of fc6 and fc7: AlexNet, and VGG-16 in tasks that keep these layers; 0 omits them"""
     norm: bool = True
     """use BatchNorm; set to false for initial weights without BatchNorm"""
     affine: bool = False
     """ColorNet, VGG-16: give BatchNorm a learnable scale and shift, as in the released ColorNet"""
     variant: Text = "crosschannel"
-    """variant of AlexNet: crosschannel, caffenet (LRN, for norm: false), rotnet (64-192-384-256-256, no groups), …"""
+    """variant of AlexNet: crosschannel, caffenet (with LRN; use with norm: false), rotnet (64-192-384-256-256, no
+    groups), …"""
     init: Literal["default", "gaussian", "kmeans", "unit-variance"] = "default"
-    """weight initialisation; kmeans and unit-variance depend on training images"""
+    """weight initialisation; kmeans and unit-variance are computed from training images"""
 
     def check(self) -> None:
         from crosschannel.models import FAMILIES, family
@@ -194,11 +195,11 @@ class ExportConfig(PlainConfig):
     """output format: safetensors (crosschannel's own), torchvision (VGG-16, and AlexNets that match torchvision's),
     timm, onnx or detectron2"""
     part: Literal["backbone", "colorizer"] = "backbone"
-    """part to export. backbone: feature maps; colorizer: the full model with its decoder, from lightness to colour
-    distribution and ab, for format onnx"""
+    """part to export. backbone: feature maps; colorizer: the full model with its decoder (onnx only): lightness in,
+    colour distribution and ab out"""
     licence: str | None = None
-    """licence of the weights, as spelled on the Hugging Face Hub; default: that of the weights file (crosschannel runs:
-    bsd-2-clause)"""
+    """licence identifier of the weights, as used on the Hugging Face Hub; default: the licence stored in the weights
+    file (crosschannel runs: bsd-2-clause)"""
     layer: Text = "all"
     """outputs of an onnx file: a layer, several separated by commas, a pattern such as conv*, or all"""
     probes: Annotated[list[str], File()] = field(default_factory=list)
@@ -222,8 +223,8 @@ class PushConfig(PlainConfig):
     repository: str
     """repository on the Hub, owner/name"""
     licence: str | None = None
-    """licence of the weights, as spelled on the Hub; default: that of the weights file (crosschannel runs:
-    bsd-2-clause)"""
+    """licence of the weights, as spelled on the Hub; default: the licence stored in the weights file (crosschannel
+    runs: bsd-2-clause)"""
     probes: Annotated[list[str], File()] = field(default_factory=list)
     """run folders of finished probes of this backbone, for a table in the model card"""
     private: bool = False
@@ -242,10 +243,10 @@ class ImportConfig(PlainConfig):
     """(also --as) architecture (alexnet, vgg16, colornet, caffe) or format of the weights; default: inferred from the
     tensor names"""
     input: Literal["grey", "lab", "rgb"] | None = None
-    """colour space of the input, if the channels of the first convolution leave it ambiguous"""
+    """input colour space; needed only if the first convolution does not determine it"""
     key: str = ""
-    """entry to read from a checkpoint with several models, such as state_dict or teacher; by default averaged weights
-    take precedence"""
+    """entry to read from a checkpoint with several models, such as state_dict or teacher; default: averaged weights if
+    present"""
     licence: str = "unknown"
     """licence of the weights, stored in the metadata"""
     overwrite: bool = False

@@ -106,9 +106,9 @@ class ScheduleConfig:
     """Learning-rate schedule."""
 
     kind: Literal["constant", "step", "multistep", "poly", "inverse-sqrt", "cosine", "one-cycle"] = "one-cycle"
-    """shape of the schedule. step: multiply by a factor at regular intervals; multistep: the rates below; poly:
-    lr · (1 - step / steps)^power; inverse-sqrt: lr / sqrt(1 + decay · step); cosine: linear warm-up, then cosine decay
-    to 0; one-cycle: cosine warm-up, then cosine decay to 0"""
+    """shape of the schedule. step: multiply by a factor at regular intervals; multistep: the values in schedule.rates;
+    poly: lr · (1 - step / steps)^power; inverse-sqrt: lr / sqrt(1 + decay · step); cosine: linear warm-up, then cosine
+    decay to 0; one-cycle: cosine warm-up, then cosine decay to 0"""
     warmup: FractionBelowOne = 0.3
     """cosine, one-cycle: fraction of the steps during which the learning rate rises"""
     milestones: list[Annotated[int, Ge(0)]] = field(default_factory=list)

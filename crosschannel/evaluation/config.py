@@ -96,13 +96,13 @@ class EvaluateConfig(CommandConfig):
     out: Annotated[Out | None, RUNTIME] = None
     """run folder; default runs/evaluate-DATA-SEED"""
     random_from: Annotated[Text | None, Data()] = None
-    """images from which the baseline random copies colours; default other images of --data"""
+    """images from which the `random` baseline copies colours; default other images of --data"""
     prior: Annotated[Text, File(packaged=(OWN,))] = OWN
-    """colour distribution that rebalanced AuC corrects for: own, that of the evaluated images (all bins have equal
-    weight), or a file written by `crosschannel prior`"""
+    """colour distribution that rebalanced AuC corrects for. own: the prior of the evaluated images, so that all bins
+    weigh equally, or a file written by `crosschannel prior`"""
     classifier: Annotated[Text | None, Source("classifier")] = None
     """classifier whose top-1 accuracy on the coloured images is reported (semantic interpretability): a run of the
-    task labels, timm:NAME or torchvision:NAME; its classes are matched to the folders of --data"""
+    `labels` task, timm:NAME or torchvision:NAME; its classes are matched to the folders of --data"""
     lpips: Annotated[Text | None, Source()] = None
     """net for LPIPS, torchvision:alexnet or torchvision:vgg16; default: LPIPS is not computed"""
     realism: Annotated[Text | None, File()] = None
@@ -115,7 +115,7 @@ class EvaluateConfig(CommandConfig):
     """upsampling of predictions to all pixels: bilinear, as in the paper, or edges, as in `crosschannel colorize`"""
     gamut: Literal["map", "clip"] = "map"
     """treatment of colours outside sRGB in the coloured images: map moves them towards grey, clip clips RGB channels;
-    AuC is computed from ab as predicted"""
+    AuC always uses the predicted ab"""
     resamples: Annotated[int, Interval(ge=1, le=100000)] = 1000
     """number of bootstrap resamples for the confidence intervals in the report"""
     batch: Annotated[Count, RUNTIME] = 16

@@ -20,11 +20,12 @@ class ColorizationConfig:
     kind: Literal["class", "l2"] = "class"
     """class: classification into 313 ab bins; l2: regression of ab, in units of 110 as in the released nets"""
     lam: Fraction = 0.5
-    """λ of the class weights: 0.5 rebalances rare colours, 1 disables rebalancing; 0 requires a prior of many images"""
+    """λ of the class weights: 0.5 rebalances rare colours, 1 disables rebalancing; 0 requires a prior estimated from
+    many images"""
     uniform: Literal["all", "seen"] = "all"
     """bins over which λ is spread: all (the paper), or those seen in the prior (the release)"""
     neighbours: Annotated[int, Interval(ge=1, le=313)] = 5
-    """number of nearest bins over which a target colour is spread (the release: 10)"""
+    """number of nearest bins over which a target colour is spread (10 in the released code)"""
     sigma: Annotated[float, Interval(gt=0, le=1000)] = 5.0
     """std of the Gaussian weights of these bins, in ab units"""
     prior: Annotated[Text, File(packaged=PRIORS)] = "imagenet-256"

@@ -179,7 +179,7 @@ def test_every_number_of_every_command_has_a_range(module):
 def test_help_shows_the_ranges_and_switches_need_no_value(capsys):
     assert crosschannel.cli.main(["pretrain", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "0 requires a prior of many images (within 0..1; default 0.5)" in said
+    assert "0 requires a prior estimated from many images (within 0..1; default 0.5)" in said
     for words, value in (([], False), (["--overwrite"], True), (["--overwrite", "false"], False)):
         config = crosschannel.cli.PROGRAM.parse("prior", ["--data=x", *words, "--out=y"])
         assert config.overwrite is value

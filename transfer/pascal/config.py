@@ -21,7 +21,7 @@ class PascalConfig(MeasureConfig):
     """Keys of every protocol on PASCAL VOC."""
 
     data: Annotated[Text, Data("download")] = ""
-    """VOCdevkit folder, which contains VOC2007 etc."""
+    """VOCdevkit folder, with VOC2007, VOC2012, …"""
     train_set: Sets = "2007:trainval"
     """image sets to train on, such as 2007:trainval,2012:trainval"""
     test_set: Sets = "2007:test"

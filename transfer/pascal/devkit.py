@@ -26,7 +26,7 @@ class VOCImages(ImageSet):
     """Images of one or several image sets of a devkit, with the field ``objects``.
 
     Args:
-        devkit: VOCdevkit folder, which contains VOC2007 etc., or its parent.
+        devkit: VOCdevkit folder, with VOC2007, VOC2012, …, or its parent.
         sets: pairs (year, image set).
 
     Attributes:

@@ -21,11 +21,11 @@ class SegmentConfig(MasksConfig, FineTuneConfig):
     protocol: ClassVar[str] = "segment"
 
     stride: Annotated[int, Interval(ge=0, le=64)] = 0
-    """stride of the finest scores, in pixels (32, 16 and 8: FCN-32s, FCN-16s and FCN-8s); 0: scores of the last layer
-    only"""
+    """output stride of the finest score map, in pixels (32, 16 and 8: FCN-32s, FCN-16s and FCN-8s); 0: scores of the
+    last layer only"""
     skips: Text | None = None
-    """layers with finer scores to add, comma-separated (VGG-16 as published: pool4,pool3); default: the last layer of
-    each stride"""
+    """lower layers whose score maps are added, comma-separated (VGG-16 as published: pool4,pool3); default: the last
+    layer of each stride"""
     pad: Annotated[int, Interval(ge=0, le=1024)] = 100
     """zero padding around the preprocessed image, including that of the first convolution; only for nets with fc6"""
     upsampling: Literal["deconvolution", "bilinear"] = "deconvolution"

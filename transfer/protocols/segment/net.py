@@ -33,7 +33,7 @@ class Segmenter(FineTuned):
         backbone: copy of a backbone to train.
         classes: number of classes.
         dropout: dropout probability after fc6 and fc7, in training mode.
-        stride: stride of the finest scores; 0: scores of the last layer only.
+        stride: output stride of the finest score map; 0: scores of the last layer only.
         skips: layers with finer scores; default: the last layer of each stride.
         pad: zero padding around the preprocessed image, including that of the first convolution; only for backbones
             with fc6.
@@ -153,7 +153,7 @@ def choose_skips(backbone: Backbone, stride: int, skips: Sequence[str] = ()) -> 
 
     Args:
         backbone: backbone of the layers.
-        stride: stride of the finest scores; 0: that of the finest layer in ``skips``, or no skips.
+        stride: output stride of the finest score map; 0: that of the finest layer in ``skips``, or no skips.
         skips: names or patterns of layers; default: the last layer of each stride.
 
     Raises:
