@@ -135,7 +135,7 @@ PROGRAM = Program(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return the exit code: 0 done, 2 bad input, 75 interrupted after saving."""
+    """Run a command line and return its exit code; see :func:`~crosschannel.program.run_program`."""
     return run_program(PROGRAM, argv)
 
 

@@ -249,7 +249,7 @@ def _stored_options(file: str | None) -> dict[str, Any]:
     """Return the name and options of the net in a crosschannel backbone file; empty for any other file."""
     path = Path(file) if file else None
     if path is not None and not path.is_file():
-        raise ValueError(f"weights file {file} does not exist")
+        raise ValueError(f"no weights file {file}")
     if path is None or not is_crosschannel_file(path):
         return {}
     meta = read_weights(path)[1]

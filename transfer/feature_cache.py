@@ -205,10 +205,8 @@ class Extraction:
             free, location = shutil.disk_usage(folder.parent).free, f"on disk in {folder}"
         else:
             ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world.size)  # on this machine; each holds all rows
-            free, location = (
-                _free_memory() // ranks,
-                "in memory" if ranks == 1 else f"in memory on each of {ranks} ranks",
-            )
+            free = _free_memory() // ranks
+            location = "in memory" if ranks == 1 else f"in memory on each of {ranks} ranks"
         self.console.print(f"{name} features: {_format_size(size)} {location}")
         if size > free:
             raise UserError(

@@ -123,8 +123,8 @@ class ABQuantizer(nn.Module):
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
         """Soft-encode colours (H⁻¹): the k nearest bins of every pixel, with normalised weights exp(-d² / 2σ²).
 
-        The result is exact for all ab values; distances are compared in float64. Bins at the same distance are sorted
-        by index.
+        The result is exact for all finite ab values; distances are compared in float64. Bins at the same distance are
+        sorted by index.
 
         Args:
             ab: (N, 2, h, w) float ab values.

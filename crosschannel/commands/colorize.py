@@ -12,6 +12,7 @@ from crosschannel.commands.config import ColorizeConfig
 from crosschannel.config.load import check_config
 from crosschannel.console import progress, stderr_console
 from crosschannel.data.decode import BrokenImage, broken_image, open_picture, read_picture, to_rgb
+from crosschannel.data.folder import format_count
 from crosschannel.data.pictures import SAMPLE, convert_name_errors, list_pictures, output_paths, picture_bytes
 from crosschannel.errors import UserError
 from crosschannel.files import FolderLock, Outputs, user_path
@@ -60,7 +61,7 @@ def colorize(config: ColorizeConfig) -> list[Path]:
                 continue
             written_files.append(target)
     destination = written_files[0] if len(written_files) == 1 else ", ".join(map(str, folders))
-    console.print(f"{len(written_files)} coloured: {destination}")
+    console.print(f"{format_count(len(written_files), 'picture')} colorized: {destination}")
     if failures:
         raise UserError(
             f"{len(failures)} of {len(pictures)} pictures could not be coloured; the first is {failures[0]}"

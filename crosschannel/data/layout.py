@@ -26,7 +26,7 @@ def split_of(name: str) -> str:
 
 
 def split_word(name: str) -> str:
-    """Return the split that appears as a word in a file name, as in imagenet-train-0.tar; empty if there is none."""
+    """Return the split that appears as a word in a file or folder name, as in imagenet-train-0.tar; empty if none."""
     matches = (
         split for split, pattern in SPLITS.items() if re.search(f"(?:^|[^a-z])(?:{pattern})(?:[^a-z]|$)", name, re.I)
     )

@@ -151,10 +151,8 @@ def _gallery(folder: Path, rows: Rows, evaluator: Evaluator, stream: Stream, ind
     ]
     annealed_method = next((method for method in nets if method.colorizer.decoder.temperature is not None), None)
     if annealed_method is not None:
-        strip, path = (
-            _colour_at_temperatures(annealed_method, evaluator, stream, int(indices[selected_rows["median"]])),
-            folder / "temperatures.png",
-        )
+        strip = _colour_at_temperatures(annealed_method, evaluator, stream, int(indices[selected_rows["median"]]))
+        path = folder / "temperatures.png"
         strip_heads = [f"T = {temperature:g}" for temperature in TEMPERATURES]
         caption = (
             f"The median image by {annealed_method.method.name} at several temperatures of the annealed mean, "

@@ -38,7 +38,7 @@ def import_weights(path: Path, name: str | None = None, input: str | None = None
             missing or unexpected tensor, or one of the wrong shape.
     """
     if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
+        raise UserError(f"no weights file {path}")
     if name and name not in FORMATS and name not in FAMILIES and name != "caffe":
         known = ", ".join([*FAMILIES, *FORMATS, "caffe"])
         raise UserError(f"unknown format {name!r}; available: {known}")

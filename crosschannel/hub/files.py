@@ -149,7 +149,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Metadata]:
 @contextlib.contextmanager
 def _open_safetensors(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
+        raise UserError(f"no weights file {path}")
     try:
         with safe_open(path, "pt") as file:
             yield file

@@ -165,7 +165,7 @@ def _local_weights(source: Source) -> Path | None:
     if path and not path.is_file() and source.untrained:
         return None
     if path and not path.is_file():
-        raise UserError(f"{source.text!r}: weights file {weights!r} does not exist")
+        raise UserError(f"{source.text!r}: no weights file {weights!r}")
     return path
 
 

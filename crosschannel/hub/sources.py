@@ -123,7 +123,7 @@ def parse_source(text: str | os.PathLike[str]) -> Source:
     """Parse a source string or a path.
 
     Raises:
-        UserError: neither a string nor a path, an empty name, an option without a value, or an unknown option.
+        UserError: neither a string nor a path, a NUL character, an empty name, or an unknown or invalid option.
     """
     text = os.fspath(text) if isinstance(text, os.PathLike) else text
     if not isinstance(text, str):

@@ -243,10 +243,8 @@ class ModuleNet(nn.Module):
             resized = x.new_zeros(1, x.shape[1], self._survey.height + step, self._survey.width + 2 * step)
             model = self.model
             if x.is_cuda and any(isinstance(module, nn.Embedding) for module in model.modules()):
-                model, resized = (
-                    copy.deepcopy(model).cpu(),
-                    resized.cpu(),
-                )  # CUDA does not recover from an invalid index
+                # CUDA does not recover from an invalid index.
+                model, resized = copy.deepcopy(model).cpu(), resized.cpu()
             try:
                 with eval_mode(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
                     model(resized)

@@ -84,10 +84,8 @@ def plan_regions(
         if "fc6" not in backbone.layers:
             raise UserError("head fc: this backbone has no fc6; choose c4, mlp or auto")
         parts = tuple(name for name in ("fc6", "fc7") if name in backbone.layers)
-        input_layer, fc6_kernel = (
-            _previous(backbone, backbone.trunk_layer),
-            backbone.get_module("fc6").conv.kernel_size[0],
-        )
+        input_layer = _previous(backbone, backbone.trunk_layer)
+        fc6_kernel = backbone.get_module("fc6").conv.kernel_size[0]
         if resolution not in (0, fc6_kernel):
             raise UserError(f"resolution {resolution}: fc6 of this backbone requires {fc6_kernel} × {fc6_kernel}")
         resolution = fc6_kernel

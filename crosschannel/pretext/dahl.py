@@ -1,4 +1,4 @@
-"""Predict UV from grey with a residual decoder on VGG-16 (Dahl, "Automatic Colorization", 2016).
+"""Predict UV from luma with a residual decoder on VGG-16 (Dahl, "Automatic Colorization", 2016).
 
 The method was published without a paper or a model definition; the architecture is the one on which reimplementations
 agree.
@@ -30,7 +30,7 @@ _MULTIPLE = 8  # sides of the input are padded to a multiple of this
 
 
 class ResidualDecoder(nn.Module):
-    """Decoder that upsamples from VGG-16's conv4_3 and adds conv3_3, conv2_2 and conv1_2, each after BatchNorm.
+    """VGG-16 and a decoder that upsamples conv4_3 and adds conv3_3, conv2_2, conv1_2 and the input, after BatchNorm.
 
     Shape:
         (N, 3, H, W) → (N, 2, H, W), logits; their sigmoid is UV in 0..1.
@@ -64,7 +64,8 @@ class ResidualDecoder(nn.Module):
 
 
 class Dahl(PairTask):
-    """Predict UV from luma, repeated to three channels; the loss averages the errors of UV and two blurred versions."""
+    """Predict UV from luma, repeated to three channels; the loss is the mean squared error, by default averaged over
+    UV and two blurred versions."""
 
     name = "dahl"
     decoder: ClassVar[str] = "crosschannel.colorize.decoders:DahlDecoder"
@@ -128,7 +129,7 @@ def _gaussian(size: int) -> Tensor:
 
 
 def rgb_to_yuv(rgb: Tensor) -> Tensor:
-    """Convert RGB in [0, 1] to YUV with U and V shifted into [0, 1], (N, 3, H, W) each."""
+    """Convert RGB in [0, 1] to YUV with U and V scaled and shifted into [0, 1], (N, 3, H, W) each."""
     red, green, blue = rgb.unbind(1)
     y = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     u, v = (blue - y) / (2 * (1 - LUMA[2])), (red - y) / (2 * (1 - LUMA[0]))

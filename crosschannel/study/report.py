@@ -58,7 +58,7 @@ def report(config: StudyReportConfig) -> list[Path]:
     )
     out = Path(config.out)
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out takes a folder")
+        raise UserError(f"{out} is a file; --out must be a folder")
     inputs = [folder / MANIFEST, folder / DATABASE, folder / PICTURES]
     outputs = Outputs("crosschannel study report", inputs, config.overwrite)
     page = Page("Real or fake")

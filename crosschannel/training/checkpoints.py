@@ -80,9 +80,10 @@ def load_latest(
             problem = f"it does not fit this run: {(str(error).splitlines() or [''])[0]}"
         else:
             return path
-        warn(f"could not load {path} ({problem}); trying the previous checkpoint")
+        warn(f"could not load {path}: {problem}")
     if paths:
-        raise UserError(f"all {len(paths)} checkpoints in {folder} are damaged; start a new run with another --out")
+        tried = f"could not load any of the checkpoints in {folder} ({len(paths)} tried)"
+        raise UserError(f"{tried}; start a new run with another --out")
     return None
 
 

@@ -69,7 +69,7 @@ REFUSED = [
         "import {own}/b.safetensors --out {run}/backbone.safetensors",
         "backbone.safetensors already exists",
     ),
-    ("import of a pipe", "import {own}/pipe.safetensors --out {own}/n.safetensors", "does not exist"),
+    ("import of a pipe", "import {own}/pipe.safetensors --out {own}/n.safetensors", "no weights file"),
     ("import onto a pipe", "import {own}/b.safetensors --out {own}/pipe.safetensors", "not a regular file"),
     ("import of nonsense", "import {own}/w.npz --out {own}/n.safetensors", "w.npz"),
     ("export over its input", "export {own}/b.safetensors --out {own}/b.safetensors --card false", "is an input of"),

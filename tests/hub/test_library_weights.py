@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, net, content, message):
         ),
         ("torchvision:resnet18,key=one,weights=none", "key= selects a net in a weights file"),
         ("timm:resnet18,key=one,weights=none", "key= selects a net in a weights file"),
-        ("torchvision:resnet18,weights=gone.pth", "weights file 'gone.pth' does not exist"),
+        ("torchvision:resnet18,weights=gone.pth", "no weights file 'gone.pth'"),
         ("torchvision:resnet18,weights=IMAGENET1K_V7", "torchvision's: IMAGENET1K_V1, DEFAULT"),
         ("timm:resnet18.nothing", "timm's resnet18 has no tag 'nothing'; available tags: a1_in1k"),
     ],

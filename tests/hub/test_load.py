@@ -306,7 +306,7 @@ def test_a_factory_in_the_working_folder(my_nets):
         ("random:colornet,fc=4096", "has no fully connected layers"),
         ("random:alexnet,input=cmyk", "one of grey, lab, rgb"),
         ("timm:resnet18000", "timm has no model"),
-        ("timm:resnet18,weights=gone.pth", "weights file 'gone.pth' does not exist"),
+        ("timm:resnet18,weights=gone.pth", "no weights file 'gone.pth'"),
         ("torchvision:nothing", "torchvision has no model"),
         ("no_such_package:net", "cannot import"),
     ],

@@ -218,7 +218,7 @@ def test_timms_own_tests_of_models(tmp_path):
         (
             "alexnet",
             {"pretrained": True, "pretrained_cfg_overlay": {"file": "gone.pth"}},
-            "weights file gone.pth does not exist",
+            "no weights file gone.pth",
         ),
         ("vgg16", {"colour": 1}, "crosschannel_vgg16 has no argument 'colour'; available: num_classes, in_chans"),
         ("alexnet", {"img_size": 224}, "has no argument 'img_size'"),

@@ -210,10 +210,8 @@ class FastRCNN(Detector):
         maps, predictor = self.feature_map(inputs.x), self.score.box_predictor
         predictions = []
         for i, image_regions in enumerate(regions):
-            boxes, probabilities = (
-                [image_regions.boxes.new_empty(0, self.classes, 4)],
-                [image_regions.boxes.new_empty(0, self.classes)],
-            )
+            boxes = [image_regions.boxes.new_empty(0, self.classes, 4)]
+            probabilities = [image_regions.boxes.new_empty(0, self.classes)]
             for chunk in image_regions.boxes.split(REGION_BATCH):
                 scores, deltas = predictor(self.region_features(maps[i : i + 1], [chunk]))
                 deltas = deltas.float().view(-1, self.classes, 4) * predictor.target_std + predictor.target_mean

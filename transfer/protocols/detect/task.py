@@ -87,9 +87,8 @@ class Detection(FineTuning):
 
         With the adaptive rule, these are candidates for :func:`filter_adaptively`.
         """
-        return (class_candidates if self.filter_config.rule == "adaptive" else filter_by_score)(
-            boxes, probabilities, self.filter_config
-        )
+        select = class_candidates if self.filter_config.rule == "adaptive" else filter_by_score
+        return select(boxes, probabilities, self.filter_config)
 
     def _visualise(self, net: Detector) -> dict[str, np.ndarray]:
         """Draw the objects and the detections of test images side by side, two images per row."""

@@ -40,7 +40,7 @@ def _measure(measurement: Measurement) -> Evaluation:
     rows = test.columns()
     draws = [(setting, draw) for setting in settings for draw in range(config.draws)]
     rank_draws, labels = draws[world.rank :: world.size], train.images.labels
-    drawn_images = {draw: draw_images(labels, draw[0], config.seed, draw[1]) for draw in rank_draws}
+    drawn_images = {(setting, draw): draw_images(labels, setting, config.seed, draw) for setting, draw in rank_draws}
     with Processes(config.jobs) as processes:
         for layer in layers:
             measurement.check_interrupt()
